@@ -343,7 +343,7 @@ def _fails(guard: Guard | None, before: float | None, after: float | None, error
 
 
 def _copy_dataset(source: Path, out: Path) -> None:
-    """Copy a dataset to a folder beside it, where what it extends is found by the same path."""
+    """Copy a dataset to a folder beside it, so that its reference to its base dataset stays valid."""
     with staged_folder(out) as staging:
         ignored = shutil.ignore_patterns(LOCK_NAME)
         # Files of datasets are replaced, never changed.

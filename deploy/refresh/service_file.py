@@ -27,7 +27,7 @@ from crossfade.base.io.regular_files import read_regular
 from crossfade.base.options import Integer
 from crossfade.base.validation import format_validation_error
 from crossfade.trainer.config.loading import make_job, parse_job_text
-from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.schema import JobConfig, flattened
 from crossfade.trainer.config.sections import Section
 from crossfade.trainer.prepare.option_values import QUARANTINE
 from crossfade.trainer.prepare.options import PrepareOptions
@@ -211,15 +211,6 @@ class ServiceConfig(Section):
 def setting(key: str, value: object) -> str:
     """Return what replaces a key of a job file, as ``KEY=VALUE``."""
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested mappings with their keys, joined by dots."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ stays ``auto`` in it: each worker chooses ``train.engine``, ``train.device`` and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -455,11 +455,11 @@ class JobConfig(Section):
 
     def non_default_values(self) -> dict[str, Any]:
         """Return the values that differ from their defaults as JSON values by dotted key, such as ``train.epochs``."""
-        return dict(_flatten(self.model_dump(mode="json", exclude_defaults=True)))
+        return dict(flattened(self.model_dump(mode="json", exclude_defaults=True)))
 
     def values(self) -> dict[str, Any]:
         """Return all values, defaults included, as JSON values by dotted key, such as ``train.epochs``."""
-        return dict(_flatten(self.model_dump(mode="json")))
+        return dict(flattened(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
         """Return the job as YAML, which ``load_job`` reads back to an equal job."""
@@ -470,10 +470,11 @@ def _absolute(location: str) -> str:
     return location if "://" in location else str(Path(location).absolute())
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings with their keys, joined by dots."""
     for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
