@@ -4,7 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +156,11 @@ def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
         "--set",
         "checkpoint.interval_steps=10",
     )
-    with paced(*arguments, run_dir=run_dir, step_seconds=0.25) as training, opened(browser, address) as visit:
-        page, scraped = visit.page, metrics_address(training)
-        training.wait((run_dir / "state.json").exists, "the run's folder")
+    with ExitStack() as stack:
+        page = (visit := stack.enter_context(opened(browser, address))).page
+        expect(page.locator("#head h1")).to_have_count(1)  # the page has chosen a run before there is a newer one
+        training = stack.enter_context(paced(*arguments, run_dir=run_dir, step_seconds=0.25))
+        scraped = metrics_address(training)
         # A new run appears without a reload.
         page.get_by_role("checkbox", name="cluster").click(timeout=120_000)
         expect(page.locator("#head h1")).to_have_count(2)
