@@ -17,7 +17,8 @@ from pathlib import Path
 
 from crossfade.base.errors import InputError, OptionError, command
 from crossfade.base.io.folder import Folder
-from crossfade.deploy.refresh.versions import ServiceVersions, locked_versions
+from crossfade.deploy.refresh.remote import locked_versions
+from crossfade.deploy.refresh.versions import ServiceVersions
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.forget import ForgetReport, PlannedDeletion, plan_deletion
@@ -47,7 +48,7 @@ def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressRe
     """
     if options.this_dataset_only:
         raise OptionError("this_dataset_only", problem=f"{folder} is a service, not a dataset", fix="leave it out")
-    with locked_versions(folder) as versions:
+    with locked_versions(folder, progress) as versions:
         if versions.current is None:
             _discard_unfinished(versions)
             return ServiceForgetReport([], [])
@@ -98,5 +99,7 @@ def _discard_unfinished(versions: ServiceVersions) -> None:
 
 def _all_datasets(versions: ServiceVersions) -> list[Folder]:
     """Return the datasets of all kept versions, each once, after those that it extends."""
-    found = (folder for number in versions.kept for folder in versions.datasets(number))
+    found = (
+        copy for number in versions.kept for folder in versions.datasets(number) for copy in versions.copies(folder)
+    )
     return list({str(each.path.resolve()) if each.path else each.uri: each for each in found}.values())

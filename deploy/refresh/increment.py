@@ -32,6 +32,7 @@ from crossfade.base.io.output import staged_folder
 from crossfade.base.io.replacing import replace_folder
 from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.base.options import alternatives
+from crossfade.deploy.refresh.remote import locked_versions, set_remote
 from crossfade.deploy.refresh.service_file import Guard, ServiceConfig, setting
 from crossfade.deploy.refresh.versions import (
     PLAN_FILE,
@@ -39,7 +40,6 @@ from crossfade.deploy.refresh.versions import (
     Plan,
     ServiceVersions,
     VersionRecord,
-    locked_versions,
 )
 from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
@@ -71,13 +71,15 @@ class RefreshedService:
         self._process.close()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, progress: ProgressReporter | None = None) -> Iterator[None]:
         """Keep other processes from changing the service while the context lasts.
 
         Raises:
             InputError: one is changing it.
+            StorageUnavailableError: it is kept on S3, which does not answer.
         """
-        with locked_versions(self.folder) as self.versions:
+        set_remote(self.folder, self.config.remote)
+        with locked_versions(self.folder, progress) as self.versions:
             yield
 
     def waiting(self) -> list[Source]:
@@ -120,7 +122,7 @@ class RefreshedService:
             ClusterError: the training failed.
             CrossfadeError: there is not enough memory or disk space.
         """
-        with self.locked():
+        with self.locked(progress):
             self._check_deletion()
             with self._warning_of_failure("cleaned up"):
                 self.versions.clean(self.config.keep_versions)

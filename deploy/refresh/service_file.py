@@ -82,6 +82,9 @@ class ServiceConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(description="name of the service")
     folder: str | None = Field(None, description="local folder of its datasets and versions; default: services/NAME")
+    remote: Annotated[str, Field(pattern=r"^s3://[^/]+/.+")] | None = Field(
+        None, description="keep the service in this folder on S3; any host may make its next version, one at a time"
+    )
     events: Annotated[list[str], Field(min_length=1)] = Field(
         description="event files: paths, s3:// addresses, and patterns (* ? [] **); each file is taken once"
     )
@@ -201,6 +204,8 @@ class ServiceConfig(Section):
                 f"{source}: prepare.on_bad_line: each version would replace the quarantine file of the one before; "
                 "expected fail or skip"
             )
+        if self.remote is not None and not str(self.prepare.get("base") or self.remote).startswith("s3://"):
+            raise InputError(f"{source}: prepare.base: must be on S3 too, since the service is kept at {self.remote}")
         try:
             self.prepare_options(["events"], Path("out"), None)
         except OptionError as error:

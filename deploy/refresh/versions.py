@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -30,10 +30,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crossfade.base.errors import InputError
-from crossfade.base.io.durable_file import create_folder, replace_file
+from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_regular
-from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
 from crossfade.base.json_text import validate_json
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
@@ -186,8 +185,7 @@ class ServiceVersions:
 
     def mark_forgotten(self, *, complete: bool) -> None:
         """Note that all versions so far may have vectors of IDs, and whether these were deleted from all datasets."""
-        mark = Forgotten(through=self.next_number - 1, complete=complete)
-        replace_file(self.folder / FORGOTTEN_FILE, mark.model_dump_json().encode())
+        self._replace(FORGOTTEN_FILE, Forgotten(through=self.next_number - 1, complete=complete))
 
     @property
     def forgotten_through(self) -> int:
@@ -219,9 +217,13 @@ class ServiceVersions:
         return [
             record.number
             for record in self.published
-            if (self.run_path(record.number) / REPORT_FILE).exists()
-            and (self.data_path(record.number) / FILE_NAME).exists()
+            if self._holds(self.run_path(record.number).name, REPORT_FILE)
+            and self._holds(self.data_path(record.number).name, FILE_NAME)
         ]
+
+    def _holds(self, folder: str, last_file: str) -> bool:
+        """Return whether a folder of a version is complete: whether it has the file that is written last."""
+        return (self.folder / folder / last_file).exists()
 
     def discard(self, number: int) -> None:
         """Delete what a version that is not published has left, but its log and its record.
@@ -246,8 +248,12 @@ class ServiceVersions:
         self.repair()
 
     def _write(self, record: VersionRecord) -> None:
-        replace_file(self.folder / f"{_name(record.number)}.json", record.model_dump_json(indent=1).encode())
+        self._replace(f"{_name(record.number)}.json", record)
         self.__dict__.pop("records", None)
+
+    def _replace(self, name: str, record: BaseModel) -> None:
+        """Write a file that others read; if the process is killed, it is the old or the new one."""
+        replace_file(self.folder / name, record.model_dump_json(indent=1).encode())
 
     def withdraw(self, after: int) -> list[int]:
         """Withdraw the published versions after the version ``after``, the newest first; return their numbers."""
@@ -261,10 +267,17 @@ class ServiceVersions:
         """Let servers follow the current version, also if a process was killed before it wrote that."""
         if self.current is None:
             return
-        current = CurrentRun(version=self.current.number, run=_name(self.current.number))
-        path, data = self.folder / CURRENT_FILE, current.model_dump_json().encode()
-        if not path.exists() or path.read_bytes() != data:
-            replace_file(path, data)
+        number = self.current.number
+        current = CurrentRun(version=number, run=self.run_path(number).name, data=self.data_path(number).name)
+        if self._current_run() != current:
+            self._replace(CURRENT_FILE, current)
+
+    def _current_run(self) -> CurrentRun | None:
+        """Return the version that servers follow; None if that is not written, or was damaged."""
+        try:
+            return validate_json(CurrentRun, (self.folder / CURRENT_FILE).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
 
     def run_path(self, number: int) -> Path:
         """Return the run folder of a version."""
@@ -277,7 +290,7 @@ class ServiceVersions:
     def base_path(self, number: int) -> Path:
         """Return the dataset that extends it with the next events: its own, or all of its chain in one."""
         compacted = self._compacted_path(number)
-        return compacted if (compacted / FILE_NAME).exists() else self.data_path(number)
+        return compacted if self._holds(compacted.name, FILE_NAME) else self.data_path(number)
 
     def _compacted_path(self, number: int) -> Path:
         return self.folder / f"{_name(number)}-compacted"
@@ -286,7 +299,7 @@ class ServiceVersions:
         """Return where the datasets of the current version are to be merged; None if they are fewer than ``after``."""
         if after is None or self.current is None:
             return None
-        folder = self.base_path(self.current.number)
+        folder = self._open(self.base_path(self.current.number).name)
         return self._compacted_path(self.current.number) if len(_bases(folder)) >= after else None
 
     def clean(self, keep: int) -> None:
@@ -303,48 +316,49 @@ class ServiceVersions:
         outdated = 0 if self.must_forget else self.forgotten_through
         current = [] if self.current is None else [self.current.number]
         kept = [number for number in {*self.kept[-keep:], *current} if number > outdated]
-        folders = (folder for number in kept for folder in self.datasets(number))
-        needed = {folder.path.resolve() for folder in folders if folder.path}
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.name.count("-")):  # runs before their datasets
-            found = _FOLDER.fullmatch(path.name)
-            if found is None or not path.is_dir() or path.resolve() in needed:
-                continue
-            number, is_data = int(found[1]), found[2] is not None
-            if number < self.next_number and (is_data or number not in kept):
-                self._delete(path)
+        datasets = {folder.name for number in kept for folder in self.datasets(number)}
+        self._keep_only({*datasets, *map(_name, kept)})
         if outdated:
             for log in self.folder.glob(f"{_name('[0-9]' * 6)}.log"):  # their last line has the ID of a customer
                 if log.name <= f"{_name(outdated)}.log":
                     log.unlink()
-            (self.folder / FORGOTTEN_FILE).unlink()
+            self._remove(FORGOTTEN_FILE)
+
+    def _keep_only(self, names: AbstractSet[str]) -> None:
+        """Delete the folders of versions that were decided on, but those with these ``names``."""
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name.count("-")):  # runs before their datasets
+            if path.is_dir() and self._is_decided(path.name) and path.name not in names:
+                self._delete(path)
+
+    def _is_decided(self, name: str) -> bool:
+        """Return whether ``name`` is that of a folder of a version that was decided on."""
+        found = _FOLDER.fullmatch(name)
+        return found is not None and int(found[1]) < self.next_number
+
+    def _remove(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
 
     def datasets(self, number: int) -> Iterator[Folder]:
         """Yield the datasets that a version or its successors read, each after those that it extends."""
-        for path in dict.fromkeys((self.data_path(number), self.base_path(number))):
-            yield from (base.folder for base in _bases(path))
-            yield Folder(str(path))
+        names = self.data_path(number).name, self.base_path(number).name
+        for folder in map(self._open, dict.fromkeys(names)):
+            yield from (base.folder for base in _bases(folder))
+            yield folder
+
+    def _open(self, name: str) -> Folder:
+        """Return a folder of a version."""
+        return Folder(str(self.folder / name))
+
+    def copies(self, dataset: Folder) -> list[Folder]:
+        """Return all copies of one of ``datasets``."""
+        return [dataset]
 
 
-def _bases(path: Path) -> list[EarlierDataset]:
+def _bases(folder: Folder) -> list[EarlierDataset]:
     """Open the base datasets of a dataset."""
     from crossfade.trainer.data.lineage import open_bases  # loads Arrow, which readers of records do not need
 
-    folder = Folder(str(path))
     return open_bases(folder, read_manifest(folder))
-
-
-@contextmanager
-def locked_versions(folder: Path) -> Iterator[ServiceVersions]:
-    """Keep other processes from changing the service in ``folder`` while the context lasts, and yield its versions.
-
-    Raises:
-        InputError: one is changing it.
-    """
-    create_folder(folder)
-    with path_lock(folder / LOCK_NAME, str(folder)):
-        versions = ServiceVersions(folder)
-        versions.repair()
-        yield versions
 
 
 def is_service(location: str) -> bool:

@@ -1,5 +1,6 @@
 """Storage that crashes at a chosen call of those that change something."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,11 +13,16 @@ class Crash(BaseException):
 
 
 class CrashingStorage:
-    """Makes storage crash at call number ``at`` of those that change something."""
+    """Makes storage crash at call number ``at`` of the ``methods``: those that change something."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
+    def __init__(
+        self,
+        patch: pytest.MonkeyPatch,
+        at: int,
+        methods: Sequence[str] = ("write", "write_over", "open_output", "remove"),
+    ) -> None:
         self.calls, self._at, self.down = 0, at, False
-        for name in ("write", "write_over", "open_output", "remove"):
+        for name in methods:
             patch.setattr(Folder, name, self._guarded(getattr(Folder, name)))
 
     def _guarded(self, method: Any) -> Any:

@@ -137,6 +137,11 @@ class ServiceFolder:
         return sorted(pa.concat_tables(tables)["timestamp"].to_pylist())
 
 
+def current(number: int) -> dict[str, Any]:
+    """Return what ``current.json`` has while a version is served."""
+    return {"version": number, "run": f"version-{number:06}", "data": f"version-{number:06}-data"}
+
+
 class _KeptProcess(TrialProcess):
     def close(self) -> None:
         """Keep the process for the next command."""

@@ -1,12 +1,12 @@
 """Follow a folder to the run that it holds at present, such as the published version of a service.
 
-location = current_run("services/music")            # services/music/version-000012
-location = current_run("runs/lastfm")               # itself
+current_run("services/music")       # RunLocation("services/music/version-000012", "services/music/version-000012-data")
+current_run("runs/lastfm")          # RunLocation("runs/lastfm", None)
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,16 +17,27 @@ from crossfade.base.json_text import validate_json
 CURRENT_FILE = "current.json"
 
 
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
 class CurrentRun(BaseModel):
-    """``current.json``: the version that is served, and the folder of its run beside the file."""
+    """``current.json``: the version that is served, and the folders of its run and its dataset beside the file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Annotated[int, Field(ge=1)]
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    run: _Name
+    data: _Name | None = None
 
 
-def current_run(location: str) -> str:
+class RunLocation(NamedTuple):
+    """Where a run is, and its dataset; None: where its job says."""
+
+    run: str
+    data: str | None
+
+
+def current_run(location: str) -> RunLocation:
     """Return the run that the folder at ``location`` names as its current one, or ``location`` if it names none.
 
     Raises:
@@ -34,12 +45,11 @@ def current_run(location: str) -> str:
     """
     folder = Folder(location)
     if folder.path is not None and not folder.path.is_dir():
-        return location
+        return RunLocation(location, None)
     try:
-        data = folder.read(CURRENT_FILE)
+        found = validate_json(CurrentRun, folder.read(CURRENT_FILE))
     except FileNotFoundError:
-        return location
-    try:
-        return folder.child(validate_json(CurrentRun, data).run).uri
+        return RunLocation(location, None)
     except ValueError as error:
         raise InputError(f"{folder.uri}/{CURRENT_FILE}: does not name a run: {error}; restore it") from error
+    return RunLocation(folder.child(found.run).uri, None if found.data is None else folder.child(found.data).uri)

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -278,10 +279,10 @@ class OpenModel(Generic[Made]):
 
     def _open(self) -> TrainedModel:
         with translate_storage_errors(self._source.source, unreachable=InputError):
-            location = current_run(self._source.source)
-            folder = Folder(location)
+            location, data = current_run(self._source.source)
+            folder, change = Folder(location), partial(self._change, data)
             if self._newest is None and not self._from_checkpoint and _has_embeddings(folder):
-                model = _open_embeddings(folder, self._change)
+                model = _open_embeddings(folder, change)
             else:
                 self._newest = self._newest or NewestCheckpoint(locate_checkpoint(location), self._log)
                 model = None
@@ -289,14 +290,15 @@ class OpenModel(Generic[Made]):
             assert self._newest is not None
             self._checkpoint = self._resources.enter_context(closing(self._newest.open()))
             scratch = tempfile.TemporaryDirectory(prefix="crossfade-vectors-")
-            model = _open_checkpoint(self._checkpoint, self._change, Path(self._resources.enter_context(scratch)))
+            model = _open_checkpoint(self._checkpoint, change, Path(self._resources.enter_context(scratch)))
         if self._keep:
             vectors = KeptVectors(model.vectors, model.spec.vectors)
             model = replace(model, vectors=vectors, keep=True, _vocabularies={})
         return model
 
-    def _change(self, job: JobConfig) -> JobConfig:
-        return job.model_copy(update={"data": job.data.model_copy(update=self._source.data_changes)})
+    def _change(self, data: str | None, job: JobConfig) -> JobConfig:
+        changes = {**({} if data is None else {"path": data}), **self._source.data_changes}
+        return job.model_copy(update={"data": job.data.model_copy(update=changes)})
 
 
 def with_trained_model(
@@ -323,7 +325,7 @@ def source_fingerprint(location: str) -> str:
         InputError: there is no model.
     """
     with translate_storage_errors(location):
-        location = current_run(location)
+        location = current_run(location).run
         folder = Folder(location)
         if _has_embeddings(folder):
             return f"{folder.uri} {EmbeddingFiles(folder.child(EMBEDDINGS_FOLDER)).fingerprint()}"

@@ -6,7 +6,8 @@ with folder_writer(Folder("s3://music/plays")) as lock: ...         # in a datas
 
 A lock is a file with a record of its owner. On a file system the kernel locks that file, so that a process that has
 ended holds nothing; where the kernel cannot, the file itself is the lock. On S3 it is an object that a conditional
-request creates; that of a process that has ended on this host, or is a day old, is taken over.
+request creates and that its owner renews; that of a process that has ended on this host, or that has not renewed it for
+a minute, is taken over.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,14 +30,18 @@ from pydantic import BaseModel, ValidationError
 from crossfade.base.errors import InputError
 from crossfade.base.io.file_lock import try_lock
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.s3_conditional import ChangedError, Version
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.processes import started_at
 
 LOCK_NAME = ".writer.lock"
 """The lock of a dataset, in its folder."""
+_RENEWAL_SECONDS = 15.0
+"""Seconds after which the owner of a lock on S3 renews it."""
+_LEASE_SECONDS = 60.0
+"""Age at which a lock on S3 is taken over, if it is not renewed while another process looks on."""
 _STALE_SECONDS = 24 * 3600
-"""Age at which a lock on S3 is taken over. If its owner runs still, it cannot replace a manifest that has changed."""
+"""That of a lock of an earlier release, which does not renew it."""
 _RECORD_SECONDS = 1.0
 """Seconds within which the owner of a locked file writes its record."""
 _POLL_SECONDS = 0.005
@@ -64,6 +70,8 @@ class _Owner(BaseModel):
     machine: str
     started_at: float
     token: str
+    renewals: int | None = None
+    """How often it has renewed its lock; None if it does not."""
 
     @staticmethod
     def this_process() -> _Owner:
@@ -251,11 +259,18 @@ class _FileLock:
 
 
 class _ObjectLock:
-    """A lock on S3."""
+    """A lock on S3, which a thread renews.
+
+    If its owner was stopped for so long that another process took it over, it finds that by ``check``, and it cannot
+    replace a manifest that has changed.
+    """
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
+        self._owner = _Owner.this_process()
         self._version = ""
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
 
     def acquire(self) -> None:
         """Create the object, or take it over.
@@ -264,36 +279,68 @@ class _ObjectLock:
             InputError: another process holds it.
             OSError: it cannot be written.
         """
-        data = _Owner.this_process().model_dump_json().encode()
         record = b""
         for _ in range(_ATTEMPTS):
             with suppress(ChangedError):
-                self._version = self._folder.write_over(LOCK_NAME, data, None)
-                return
+                self._write(None)
+                break
             try:
                 found = self._folder.read_version(LOCK_NAME)
             except FileNotFoundError:
                 continue
-            record, owner = found.data[:_MAX_RECORD_BYTES], _parse(found.data)
-            is_stale = time.time() - found.modified > _STALE_SECONDS
-            if not (is_stale or (owner is not None and owner.has_ended())):
-                break
+            record, reason = found.data[:_MAX_RECORD_BYTES], self._why_free(found)
+            if reason is None:
+                raise _busy(self._folder.uri, record, f"{self._folder.uri}/{LOCK_NAME}")
             with suppress(ChangedError):
-                self._version = self._folder.write_over(LOCK_NAME, data, found.version)
-                reason = "is over a day old" if is_stale else "has ended"
-                _logger.warning(f"{self._folder.uri}: took over the lock of {owner or 'a process'}, which {reason}")
-                return
-        raise _busy(self._folder.uri, record, f"{self._folder.uri}/{LOCK_NAME}")
+                self._write(found.version)
+                owner = _parse(record) or "a process"
+                _logger.warning(f"{self._folder.uri}: took over the lock of {owner}, which {reason}")
+                break
+        else:
+            raise _busy(self._folder.uri, record, f"{self._folder.uri}/{LOCK_NAME}")
+        self._thread.start()
+
+    def _why_free(self, found: Version) -> str | None:
+        """Return why the lock that another process has written is free; None if it is not."""
+        owner, age = _parse(found.data), time.time() - found.modified
+        if owner is not None and owner.has_ended():
+            return "has ended"
+        if owner is None or owner.renewals is None:
+            return "is over a day old" if age > _STALE_SECONDS else None
+        # The clocks of the two hosts may differ: a lock that seems old must also stay as it is for two renewals.
+        if age < _LEASE_SECONDS:
+            return None
+        self._released.wait(2 * _RENEWAL_SECONDS)
+        is_same = self._folder.version(LOCK_NAME) == found.version
+        return f"has not renewed it for {age + 2 * _RENEWAL_SECONDS:.0f} s" if is_same else None
+
+    def _write(self, version: str | None) -> None:
+        renewals = 0 if self._owner.renewals is None else self._owner.renewals + 1
+        owner = self._owner.model_copy(update={"renewals": renewals})
+        self._version = self._folder.write_over(LOCK_NAME, owner.model_dump_json().encode(), version)
+        self._owner = owner
+
+    def _renew(self) -> None:
+        while not self._released.wait(_RENEWAL_SECONDS):
+            try:
+                self._write(self._version)
+            except ChangedError:
+                return  # it was deleted or taken over
+            except OSError as error:
+                _logger.warning(f"{self._folder.uri}/{LOCK_NAME}: could not be renewed: {error}")
 
     def check(self) -> None:
         """Check that the lock is still held."""
         with suppress(FileNotFoundError):
-            if self._folder.read_version(LOCK_NAME).version == self._version:
+            found = _parse(self._folder.read_version(LOCK_NAME).data)
+            if found is not None and found.token == self._owner.token:
                 return
         raise ChangedError(f"the lock {self._folder.uri}/{LOCK_NAME} was deleted or taken over")
 
     def release(self) -> None:
         """Delete the object, unless another process has taken it over."""
+        self._released.set()
+        self._thread.join()
         try:
             self._folder.remove(LOCK_NAME, self._version)
         except ChangedError:

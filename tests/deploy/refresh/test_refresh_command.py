@@ -10,7 +10,7 @@ import pytest
 from command_here import crossfade_here
 from error_table import documented
 from object_store import BUCKET, ObjectStore
-from refreshed_service import EVENTS, ServiceFolder, plays
+from refreshed_service import EVENTS, ServiceFolder, current, plays
 from run_results import assert_same_bits, report_of
 from running_command import records, succeeded
 from serving import running_server
@@ -63,7 +63,7 @@ def test_versions_continue_each_other_and_count_each_event_once(undisturbed: Ser
         assert second[: len(ids(undisturbed, 1, entity))] == ids(undisturbed, 1, entity)
         assert third[: len(second)] == second
     assert len(ids(undisturbed, 3, "customer")) > len(ids(undisturbed, 1, "customer"))
-    assert undisturbed.current() == {"version": 3, "run": "version-000003"}
+    assert undisturbed.current() == current(3)
     assert undisturbed.status()["current"] == 3
     text = succeeded(undisturbed.command("refresh", "--status")).stdout.splitlines()
     assert [line.split()[3] for line in text[1:4]] == ["published", "published", "served"]
@@ -129,7 +129,7 @@ def test_events_of_a_rejected_version_wait_for_the_next_file(
     assert (service.files(5), service.record(5)["events"]) == (["day-003.parquet"], EVENTS)
     assert service.statuses() == ["published", "published", "rejected", "rejected", "published"]
     assert_same_bits(service.run(5), undisturbed.run(3))
-    assert service.current() == {"version": 5, "run": "version-000005"}
+    assert service.current() == current(5)
 
 
 def test_version_is_published_if_it_falls_short_by_less_than_the_standard_error(service: ServiceFolder) -> None:

@@ -12,7 +12,7 @@ from crashing_storage import Crash
 from error_table import documented
 from killed_process import holding
 from paced_training import pace
-from refreshed_service import EVENTS, ServiceFolder, crash_at, plays
+from refreshed_service import EVENTS, ServiceFolder, crash_at, current, plays
 from run_results import assert_same_bits
 from running_command import records, started, succeeded
 from waiting import wait_until
@@ -35,7 +35,7 @@ def assert_as_undisturbed(service: ServiceFolder, undisturbed: ServiceFolder) ->
     for name in ("number", "status", "base", "events", "newest", "before", "after"):
         assert found[name] == expected[name]
     assert (service.statuses(), service.files(3)) == (["published"] * 3, ["day-003.parquet"])
-    assert service.current() == {"version": 3, "run": "version-000003"}
+    assert service.current() == current(3)
     assert {path.name for path in service.path.iterdir()} - {"plan.json"} == {
         path.name for path in undisturbed.path.iterdir()
     }
@@ -64,7 +64,7 @@ def test_servers_follow_a_version_whose_publication_was_interrupted(undisturbed:
     service = undisturbed.copied(tmp_path)
     (service.path / "current.json").unlink()
     succeeded(service.command("refresh"))
-    assert service.current() == {"version": 3, "run": "version-000003"}
+    assert service.current() == current(3)
 
 
 def test_crash_of_a_rollback_is_continued_by_the_same_command(undisturbed: ServiceFolder, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_crash_of_a_rollback_is_continued_by_the_same_command(undisturbed: Servi
             assert service.statuses()[0] == "published"
             succeeded(service.command("rollback", "--to", 1))
             assert service.statuses() == ["published", "withdrawn", "withdrawn"]
-            assert service.current() == {"version": 1, "run": "version-000001"}
+            assert service.current() == current(1)
         else:
             break
     assert call == 4

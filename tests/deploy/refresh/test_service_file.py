@@ -129,6 +129,10 @@ def test_version_fails_below_the_share_by_more_than_the_error() -> None:
 def test_what_would_fail_in_a_later_version_is_rejected_at_once(tmp_path: Path) -> None:
     for cause, keys in (
         ("a condition without events held out", {"prepare": {**VALID["prepare"], "hold_out_valid": "none"}}),
+        (
+            "a base dataset of a service on S3 that is elsewhere",
+            {"remote": "s3://music/services/music", "prepare": {**VALID["prepare"], "base": "data/plays"}},
+        ),
         ("a quarantine file of a service", {"prepare": {**VALID["prepare"], "on_bad_line": "quarantine=bad.jsonl"}}),
     ):
         rejected_here(cause, "refresh", written(tmp_path, **keys))

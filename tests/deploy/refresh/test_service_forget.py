@@ -70,7 +70,8 @@ def test_forgotten_customer_is_nowhere_after_the_next_version(service: ServiceFo
         output = forgotten(service, "c0")
         assert "versions       1, 2: the next 'crossfade refresh' publishes one without them" in output
         assert not [path for path in traces(service, "c0", known) if "-data" in str(path)]
-        assert knows(service, "c0"), "until the next version"
+        assert server.get("recommend", id="c0")[0] == 200, "until it loads the next version"
+        assert (knows(service, "c0"), knows(service, "c1")) == (False, True), "its ID is not in the dataset any more"
         assert "ids were forgotten" in service.command("refresh", "--status").stdout
         line = succeeded(service.command("refresh")).stdout
         assert line.startswith("version 3 published: without the forgotten ids, and without new events, ndcg@10 ")

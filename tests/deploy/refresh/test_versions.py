@@ -44,7 +44,7 @@ def versions(tmp_path: Path) -> ServiceVersions:
 def test_newest_published_version_is_current(versions: ServiceVersions) -> None:
     assert versions.current is not None
     assert (versions.current.number, versions.next_number) == (4, 5)
-    assert current_run(str(versions.folder)) == str(versions.folder / "version-000004")
+    assert current_run(str(versions.folder)) == (str(versions.run_path(4)), str(versions.data_path(4)))
     assert set(versions.taken()) == {f"/events/{name}" for name in "abcd"}
 
 
@@ -70,7 +70,7 @@ def test_servers_follow_the_records_whatever_was_interrupted(versions: ServiceVe
     for damage in (path.unlink, lambda: path.write_text("{}")):
         damage()
         versions.repair()
-        assert current_run(str(versions.folder)).endswith("version-000004")
+        assert current_run(str(versions.folder)).run == str(versions.run_path(4))
 
 
 def test_discarded_version_leaves_its_log(versions: ServiceVersions) -> None:

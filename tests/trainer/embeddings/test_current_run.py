@@ -11,12 +11,14 @@ from crossfade.trainer.embeddings.current_run import current_run
 
 def test_folder_without_a_current_run_is_itself(tmp_path: Path) -> None:
     for location in (tmp_path, tmp_path / "missing"):
-        assert current_run(str(location)) == str(location)
+        assert current_run(str(location)) == (str(location), None)
 
 
 def test_folder_stands_for_the_run_that_it_names(tmp_path: Path) -> None:
     (tmp_path / "current.json").write_text('{"version": 12, "run": "version-000012"}')
-    assert current_run(str(tmp_path)) == str(tmp_path / "version-000012")
+    assert current_run(str(tmp_path)) == (str(tmp_path / "version-000012"), None)
+    (tmp_path / "current.json").write_text('{"version": 12, "run": "version-000012", "data": "data"}')
+    assert current_run(str(tmp_path)).data == str(tmp_path / "data")
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"version": 0, "run": "a"}', '{"version": 1, "run": "a/b"}', "[1]"])
@@ -28,7 +30,7 @@ def test_damaged_name_is_reported(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.slow
 def test_folder_on_s3_stands_for_the_run_that_it_names(s3: ObjectStore) -> None:
-    assert current_run(s3.uri("unnamed")) == s3.uri("unnamed")
+    assert current_run(s3.uri("unnamed")).run == s3.uri("unnamed")
     with s3.client().open_output_stream(f"{BUCKET}/service/current.json") as out:
         out.write(b'{"version": 3, "run": "version-000003"}')
-    assert current_run(s3.uri("service")) == s3.uri("service/version-000003")
+    assert current_run(s3.uri("service")).run == s3.uri("service/version-000003")

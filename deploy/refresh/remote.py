@@ -1,0 +1,305 @@
+"""The versions of a service that is kept on S3, so that any host can make the next one.
+
+    set_remote(Path("services/music"), "s3://music/services/music")     # None: it is kept in the local folder only
+    with locked_versions(Path("services/music"), progress) as versions: ...
+
+The folder on S3 has the files and folders of a service (``versions.py``), but its logs and its plan. The local folder
+is a copy of what the next version needs, and has that version until it is published. A host takes the lock on S3,
+brings its copy in line, and works on it. A version is published by a conditional request that creates its record on S3,
+after its run and its dataset were uploaded; then the local record is written. Wherever a host is killed, the next one
+finds a version that was published, or not.
+
+    FOLDER/remote.json      where the service is kept, and which state of each file and folder on S3 the copy has
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from crossfade.base.errors import InputError
+from crossfade.base.io.durable_file import create_folder, replace_file
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.output import staged_folder
+from crossfade.base.io.regular_files import FoundFile
+from crossfade.base.io.replacing import replace_folder
+from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer, path_lock
+from crossfade.base.json_text import validate_json
+from crossfade.deploy.refresh.versions import FORGOTTEN_FILE, ServiceVersions, VersionRecord
+from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
+from crossfade.trainer.runs.run_folder import REPORT_FILE
+from crossfade.trainer.runs.run_lock import LOCK_FILE
+
+REMOTE_FILE = "remote.json"
+_LAST_FILES = (FILE_NAME, REPORT_FILE)
+"""The file of a dataset, or of a run, that is written last."""
+_NOT_COPIED = {LOCK_NAME, LOCK_FILE}
+_BUFFER_BYTES = 8 << 20
+_STREAMS = 4
+_RECORD = re.compile(r"version-[0-9]{6}\.json")
+_State = tuple[int, float]
+"""Bytes and time of a file on S3."""
+
+
+class _Remote(BaseModel):
+    """``remote.json``: where a service is kept, and of which files on S3 the folder has a copy, by path."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str
+    files: dict[str, _State] = {}
+
+
+class RemoteVersions(ServiceVersions):
+    """The versions of a service on S3, and their copies in a local folder; this process holds the lock of both."""
+
+    def __init__(self, folder: Path, remote: _Remote, lock: WriterLock, progress: ProgressReporter) -> None:
+        super().__init__(folder)
+        self._remote, self._copied, self._lock, self._progress = Folder(remote.uri), remote.files, lock, progress
+        self._found: dict[str, FoundFile] = {}
+
+    # ---- copies
+
+    def pull(self) -> None:
+        """Bring the local folder in line with S3 or, if no version is there yet, S3 with the local folder.
+
+        Raises:
+            InputError: a record was damaged.
+            OSError: S3 does not answer, or the disk is full.
+        """
+        self._found = self._remote.files()
+        if not any(_RECORD.fullmatch(name) for name in self._found):
+            self._push_all()
+            return
+        self._pull_records()
+        for path in list(self.folder.iterdir()):
+            if path.is_dir() and self._is_decided(path.name) and not self._is_same(self._last_file(path.name)):
+                self._delete(path)  # another host has changed or deleted it
+        if self.current is not None:
+            self._pull_version(self.current.number)
+        self.note()
+
+    def _pull_records(self) -> None:
+        for name in self._found:
+            if (_RECORD.fullmatch(name) or name == FORGOTTEN_FILE) and not self._is_same(name):
+                replace_file(self.folder / name, self._remote.read(name))
+        for path in (*self.record_paths(), self.folder / FORGOTTEN_FILE):
+            if path.name not in self._found:
+                path.unlink(missing_ok=True)
+        self.__dict__.pop("records", None)
+
+    def _pull_version(self, number: int) -> None:
+        """Download what the next version needs of the version ``number``: its run, and its datasets."""
+        self._download(self.run_path(number).name)
+        waiting = [self.data_path(number).name, self.base_path(number).name]
+        while waiting:
+            name = waiting.pop()
+            self._download(name)
+            base = read_manifest(Folder(str(self.folder / name))).base
+            location = "" if base is None else base.location
+            if location.startswith("../") and self._is_decided(location.removeprefix("../")):
+                waiting.append(location.removeprefix("../"))
+
+    def _is_same(self, name: str) -> bool:
+        """Return whether the local copy of a file is that on S3."""
+        found = self._found.get(name)
+        return found is not None and self._copied.get(name) == (found.bytes, found.modified)
+
+    def _last_file(self, folder: str) -> str:
+        """Return the file of a folder that is written last, and that differs if the folder does."""
+        return f"{folder}/{FILE_NAME if folder.endswith(('-data', '-compacted')) else REPORT_FILE}"
+
+    def note(self) -> None:
+        """Note which state of the files on S3 this host has copies of."""
+        names = [name for name in self._found if _RECORD.fullmatch(name) or name == FORGOTTEN_FILE]
+        names += [last for last in map(self._last_file, self._local_folders()) if last in self._found]
+        self._copied = {name: (self._found[name].bytes, self._found[name].modified) for name in sorted(names)}
+        note = _Remote(uri=self._remote.uri, files=self._copied)
+        replace_file(self.folder / REMOTE_FILE, note.model_dump_json(indent=1).encode())
+
+    def _local_folders(self) -> list[str]:
+        return [path.name for path in self.folder.iterdir() if path.is_dir() and self._is_decided(path.name)]
+
+    def _push_all(self) -> None:
+        """Upload the versions of a service that was kept in the local folder until now."""
+        local = ServiceVersions(self.folder)
+        for number in local.kept:
+            for folder in local.datasets(number):
+                if folder.path is not None and folder.path.resolve().parent == self.folder.resolve():
+                    self._upload(folder.name)
+            self._upload(self.run_path(number).name)
+        for record in self.records:
+            self._replace(f"{self.run_path(record.number).name}.json", record)
+        self.synchronize()
+
+    def synchronize(self) -> None:
+        """Upload a compacted dataset, and note what was changed on S3."""
+        self._found = self._remote.files()
+        if self.current is not None:
+            name = ServiceVersions(self.folder).base_path(self.current.number).name
+            if self._last_file(name) not in self._found and (self.folder / name).exists():
+                self._upload(name)
+                self._found = self._remote.files()
+        self.note()
+
+    def _upload(self, name: str) -> None:
+        """Upload a folder, and delete what an earlier attempt has left of it; its last file comes last."""
+        target, source = self._remote.child(name), self.folder / name
+        target.delete()
+        paths = [path for path in source.rglob("*") if path.is_file() and path.name not in _NOT_COPIED]
+        last = self.folder / self._last_file(name)
+        self._progress.phase(f"upload {name}", sum(path.stat().st_size for path in paths), "byte")
+
+        def upload(path: Path) -> None:
+            with path.open("rb") as file, target.open_output(path.relative_to(source).as_posix()) as copy:
+                self._copy(file, copy)
+
+        with ThreadPoolExecutor(_STREAMS, thread_name_prefix="upload") as pool:
+            list(pool.map(upload, (path for path in paths if path != last)))
+        upload(last)
+
+    def _download(self, name: str) -> None:
+        """Download a folder, unless it is there: completely, or not at all."""
+        target, prefix = self.folder / name, f"{name}/"
+        if target.exists():
+            return
+        files = {path.removeprefix(prefix): found for path, found in self._found.items() if path.startswith(prefix)}
+        if not files:
+            raise InputError(f"{self._remote.uri}/{name}: is missing; restore it")
+        self._progress.phase(f"download {name}", sum(found.bytes for found in files.values()), "byte")
+        source = self._remote.child(name)
+        with staged_folder(target) as staging:
+
+            def download(path: str) -> None:
+                (staging / path).parent.mkdir(parents=True, exist_ok=True)
+                with closing(source.open_input(path)) as file, (staging / path).open("wb") as copy:
+                    self._copy(file, copy)
+
+            with ThreadPoolExecutor(_STREAMS, thread_name_prefix="download") as pool:
+                list(pool.map(download, files))
+            replace_folder(target, staging)
+
+    def _copy(self, source: Any, target: Any) -> None:
+        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        while count := source.readinto(buffer):
+            target.write(buffer[:count])
+            self._progress.advance(count)
+
+    # ---- versions
+
+    def clean(self, keep: int) -> None:
+        """Delete what is not needed any more, in both folders, after a compacted dataset was uploaded."""
+        self.synchronize()
+        super().clean(keep)
+
+    def _holds(self, folder: str, last_file: str) -> bool:
+        return f"{folder}/{last_file}" in self._found
+
+    def _open(self, name: str) -> Folder:
+        return super()._open(name) if (self.folder / name).exists() else self._remote.child(name)
+
+    def copies(self, dataset: Folder) -> list[Folder]:
+        """Return all copies of one of ``datasets``: in the local folder, and on S3."""
+        path = self.folder / dataset.name
+        is_own = dataset.uri in {str(path), self._remote.child(dataset.name).uri}
+        if not is_own:
+            return [dataset]
+        return [self._remote.child(dataset.name), *([Folder(str(path))] if path.exists() else [])]
+
+    def write(self, record: VersionRecord) -> None:
+        """Upload a version that is published, and write its record, which publishes it; servers follow.
+
+        Raises:
+            ChangedError: another process has made this version.
+        """
+        run, data = self.run_path(record.number).name, self.data_path(record.number).name
+        with translate_storage_errors(self._remote.uri):
+            if record.status == "published":
+                self._upload(data)
+                self._upload(run)
+            self._lock.check()
+            self._remote.write_over(f"{run}.json", record.model_dump_json(indent=1).encode(), None)
+            super().write(record)
+            self.synchronize()
+
+    def _replace(self, name: str, record: BaseModel) -> None:
+        with translate_storage_errors(self._remote.uri):
+            self._lock.check()
+            self._remote.write(name, record.model_dump_json(indent=1).encode())
+        super()._replace(name, record)
+
+    def _remove(self, name: str) -> None:
+        with translate_storage_errors(self._remote.uri):
+            self._lock.check()
+            self._remote.remove(name)
+        super()._remove(name)
+
+    def _current_run(self) -> CurrentRun | None:
+        try:
+            on_s3 = validate_json(CurrentRun, self._remote.read(CURRENT_FILE))
+        except (FileNotFoundError, ValueError):
+            return None
+        return on_s3 if on_s3 == super()._current_run() else None
+
+    def _keep_only(self, names: AbstractSet[str]) -> None:
+        super()._keep_only(names)
+        self._lock.check()
+        for name in sorted({path.partition("/")[0] for path in self._found}):
+            if self._is_decided(name) and name not in names:
+                self._remote.child(name).delete()
+        self.synchronize()
+
+
+def set_remote(folder: Path, uri: str | None) -> None:
+    """Note that the service in ``folder`` is kept at ``uri`` on S3; None: in the folder only."""
+    path = folder / REMOTE_FILE
+    if uri is None:
+        path.unlink(missing_ok=True)
+    elif (known := _read_remote(folder)) is None or known.uri != Folder(uri).uri:
+        create_folder(folder)
+        replace_file(path, _Remote(uri=Folder(uri).uri).model_dump_json().encode())
+
+
+def _read_remote(folder: Path) -> _Remote | None:
+    path = folder / REMOTE_FILE
+    try:
+        return validate_json(_Remote, path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path}: does not name where the service is kept: {error}; delete it") from error
+
+
+@contextmanager
+def locked_versions(folder: Path, progress: ProgressReporter | None = None) -> Iterator[ServiceVersions]:
+    """Keep other processes from changing the service in ``folder`` while the context lasts, and yield its versions.
+
+    Those of a service that is kept on S3 are brought in line before, of which ``progress`` gets the phases.
+
+    Raises:
+        InputError: one is changing it.
+        StorageUnavailableError: S3 does not answer.
+    """
+    create_folder(folder)
+    with ExitStack() as stack:
+        stack.enter_context(path_lock(folder / LOCK_NAME, str(folder)))
+        remote = _read_remote(folder)
+        if remote is None:
+            versions = ServiceVersions(folder)
+        else:
+            with translate_storage_errors(remote.uri):
+                lock = stack.enter_context(folder_writer(Folder(remote.uri)))
+                versions = RemoteVersions(folder, remote, lock, progress or NullReporter())
+                versions.pull()
+        versions.repair()
+        yield versions

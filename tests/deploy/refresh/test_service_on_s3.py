@@ -1,0 +1,199 @@
+"""A service that is kept on S3: any host makes its next version, one at a time, and each event is taken once."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pyarrow.parquet as pq
+import pytest
+from command_here import crossfade_here
+from crashing_storage import Crash, CrashingStorage
+from error_table import documented
+from object_store import ObjectStore
+from refreshed_service import ServiceFolder, current
+from running_command import succeeded
+
+from crossfade.base.io import writer_lock
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.writer_lock import LOCK_NAME, folder_writer
+from crossfade.deploy.refresh import increment
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def remote(s3: ObjectStore, tmp_path: Path) -> Folder:
+    return Folder(s3.uri(f"services/{tmp_path.name}"))
+
+
+@pytest.fixture
+def first(history: ServiceFolder, tmp_path: Path, remote: Folder) -> ServiceFolder:
+    """Return a host whose service with two versions was kept in its folder until now."""
+    (tmp_path / "first").mkdir()
+    return history.copied(tmp_path / "first", remote=remote.uri)
+
+
+def other_host(service: ServiceFolder, folder: Path) -> ServiceFolder:
+    """Return a host without any version, which reads the same event files."""
+    folder.mkdir()
+    keys = json.loads(service.file.read_text())
+    return ServiceFolder(folder, *keys["events"], remote=keys["remote"])
+
+
+def embeddings(folder: Path) -> dict[str, bytes]:
+    """Return the files of vectors in a run."""
+    return {path.name + path.parent.name: path.read_bytes() for path in folder.rglob("embeddings/*/*.parquet")}
+
+
+def message_of(rejected: CompletedProcess[str]) -> str:
+    """Return the message of a command that was rejected."""
+    return rejected.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
+
+
+def on_s3(remote: Folder, number: int) -> list[str]:
+    """Return the names of folders and files of a version on S3."""
+    return sorted({path.partition("/")[0] for path in remote.files() if f"{number:06}" in path.partition("/")[0]})
+
+
+def test_hosts_take_turns_and_end_as_one_host_does(
+    first: ServiceFolder, undisturbed: ServiceFolder, remote: Folder, tmp_path: Path
+) -> None:
+    assert succeeded(first.command("refresh")).stdout == "no new event files\n"
+    assert on_s3(remote, 2) == ["version-000002", "version-000002-data", "version-000002.json"]
+    second = other_host(first, tmp_path / "second")
+    day = first.add(3)
+    day.rename(undisturbed.event_file(3))  # the path by which the other service has taken it
+    second.configure(events=[*json.loads(first.file.read_text())["events"], str(undisturbed.event_file(3))])
+    assert succeeded(second.command("refresh")).stdout.startswith("version 3 published: ")
+    assert embeddings(second.run(3)) == embeddings(undisturbed.run(3)) != {}
+    assert second.files(3) == ["day-003.parquet"]
+    # The first host follows, and a fresh one reads what is served without a folder of its own.
+    first.add(4)
+    assert succeeded(first.command("refresh")).stdout.startswith("version 4 published: ")
+    assert first.statuses() == ["published"] * 4
+    assert first.current() == json.loads(remote.read("current.json")) == current(4)
+    [line] = succeeded(crossfade_here("recommend", remote.uri, "--customer", "c1", "--k", 1)).stdout.splitlines()[-1:]
+    assert (
+        line == succeeded(crossfade_here("recommend", first.path, "--customer", "c1", "--k", 1)).stdout.splitlines()[-1]
+    )
+    third = other_host(first, tmp_path / "third")
+    assert succeeded(third.command("rollback", "--to", 3)).stdout
+    assert json.loads(remote.read("current.json"))["version"] == 3
+    assert succeeded(first.command("refresh", "--publish")).stdout.startswith("version 5 published: ")
+    assert on_s3(remote, 4) == ["version-000004.json"], "it was withdrawn"
+
+
+def test_while_a_host_works_others_are_rejected_and_take_over_when_it_is_gone(
+    first: ServiceFolder, remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeeded(first.command("refresh"))
+    first.add(3)
+    second = other_host(first, tmp_path / "second")
+    gone = writer_lock._Owner.this_process().model_copy(update={"host": "gone", "machine": "gone", "renewals": 3})
+    remote.write(LOCK_NAME, gone.model_dump_json().encode())
+    rejected = second.command("refresh")
+    assert rejected.returncode == 2
+    documented("forget: another process holds a lock on S3 or without file locks", message_of(rejected))
+    assert second.statuses() == []
+    monkeypatch.setattr(writer_lock, "_LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(writer_lock, "_RENEWAL_SECONDS", 0.05)
+    assert succeeded(second.command("refresh")).stdout.startswith("version 3 published: ")
+    assert LOCK_NAME not in remote.names()
+
+
+def test_lock_that_is_renewed_is_not_taken_over(remote: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_lock, "_LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(writer_lock, "_RENEWAL_SECONDS", 0.2)
+    monkeypatch.setattr(writer_lock._Owner, "has_ended", lambda _: False)
+    with folder_writer(remote) as lock:
+        other = writer_lock._ObjectLock(Folder(remote.uri))
+        with pytest.raises(writer_lock.InputError, match="has been writing it since"):
+            other.acquire()
+        lock.check()
+    assert remote.names() == []
+
+
+def test_host_that_crashes_at_any_change_on_s3_leaves_a_service_that_another_continues(
+    first: ServiceFolder, undisturbed: ServiceFolder, remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeeded(first.command("refresh"))
+    first.add(3)
+    at, version, hosts = 0, 2, 0
+    while True:
+        at, hosts = at + 1, hosts + 1
+        host = other_host(first, tmp_path / f"host-{hosts}")
+        with monkeypatch.context() as patch:
+            CrashingStorage(patch, at, ["write", "write_over", "remove"])
+            with suppress(Crash):
+                assert host.command("refresh").returncode == 0
+                break
+        remote.remove(LOCK_NAME)  # as if nobody had renewed it for a minute
+        found, files = json.loads(remote.read("current.json")), remote.files()
+        assert {f"{found['run']}/report.json", f"{found['data']}/manifest.json"} <= files.keys()
+        if version == 2 and "version-000003.json" in files:
+            at, version = 0, 3
+    assert (version, hosts >= 7) == (3, True)
+    assert host.statuses() == ["published"] * 3
+    assert host.files(3) == ["day-003.parquet"]
+    assert embeddings(host.run(3)) == embeddings(undisturbed.run(3)) != {}
+
+
+def test_version_that_another_host_has_published_meanwhile_is_not_replaced(
+    first: ServiceFolder, remote: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeeded(first.command("refresh"))
+    first.add(3)
+    train = increment.TrialRun.train
+
+    def slow(*arguments: object) -> int:
+        remote.write(LOCK_NAME, b"{}")  # this host was stopped for so long that another one has taken its lock over
+        return train(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(increment.TrialRun, "train", slow)
+        rejected = first.command("refresh")
+    assert rejected.returncode == 2
+    documented("a lock of a service on S3 that was taken over", message_of(rejected))
+    assert on_s3(remote, 3) == ["version-000003", "version-000003-data"], "without a record"
+    remote.remove(LOCK_NAME)
+    assert succeeded(first.command("refresh")).stdout.startswith("version 3 published: ")
+
+
+def test_missing_folder_and_damaged_note_are_named(first: ServiceFolder, remote: Folder, tmp_path: Path) -> None:
+    succeeded(first.command("refresh"))
+    remote.child("version-000002").delete()
+    rejected = other_host(first, tmp_path / "second").command("refresh")
+    documented("a folder of a service on S3 that is missing", message_of(rejected))
+    (first.path / "remote.json").write_text("{}")
+    documented("a damaged note of where a service is kept", message_of(first.command("refresh")))
+
+
+def test_forgotten_customer_is_neither_on_s3_nor_on_hosts_that_follow(
+    first: ServiceFolder, remote: Folder, tmp_path: Path
+) -> None:
+    succeeded(first.command("refresh"))
+    second = other_host(first, tmp_path / "second")
+    succeeded(second.command("refresh"))
+    (first.folder / "ids.txt").write_text("c0\n")
+    succeeded(crossfade_here("forget", first.path, "--ids", first.folder / "ids.txt"))
+    assert succeeded(second.command("refresh")).stdout.startswith("version 3 published: without the forgotten ids")
+    for name in remote.files():
+        if name.endswith(".parquet"):
+            data = remote.read(name)
+            assert b"c0" not in data or "c0" not in _values(data), name
+    assert (on_s3(remote, 2), "forgotten.json" in remote.names()) == (["version-000002.json"], False)
+    succeeded(first.command("refresh"))
+    for path in [*first.path.rglob("*.parquet"), *second.path.rglob("*.parquet")]:
+        assert "c0" not in _values(path.read_bytes()), path
+
+
+def _values(data: bytes) -> set[object]:
+    import io
+
+    return {
+        value
+        for column in pq.read_table(io.BytesIO(data)).columns
+        for value in column.to_pylist()
+        if isinstance(value, str)
+    }
