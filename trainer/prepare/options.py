@@ -458,6 +458,12 @@ class SyntheticSpec(Options):
         value="N",
         ge=0,
     )
+    drift: Share = _content(
+        0.0,
+        "have raw events change over time: by the end, this share of customers' genres has been replaced, and this "
+        "share of items and of customers is new: 0.3 or 30% (default: 0)",
+        value="SHARE",
+    )
     likes: Likes = _content(
         "all",
         "have likes and library adds of raw events go to what is played (all), to every other genre, or to one genre "
@@ -494,7 +500,7 @@ class SynthesizeOptions(SyntheticSpec):
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
         of_datasets = ("skip_existing", "overwrite", "work_dir", "valid", "test", "audio")
-        for field in of_datasets if self.raw_events else ("moods", "likes"):
+        for field in of_datasets if self.raw_events else ("moods", "drift", "likes"):
             if field in self.model_fields_set:
                 raw = option_named("raw_events")
                 where = (

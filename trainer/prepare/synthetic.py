@@ -57,7 +57,7 @@ FIRST_ID = 1_000_001  # IDs differ from rows, so that code that mixes them up fa
 
 def synthetic_source(spec: SyntheticSpec, seed: int) -> Facts:
     """Return what the manifest of a dataset of ``spec`` and ``seed`` records under ``source``."""
-    planted = ("audio", "moods")
+    planted = ("audio", "moods", "drift")
     fields = [name for name in SyntheticSpec.model_fields if name != "likes"]
     values = {name: getattr(spec, name) for name in fields if getattr(spec, name) or name not in planted}
     return {"command": "synthetic", "seed": seed, **values}

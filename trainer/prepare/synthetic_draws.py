@@ -9,6 +9,9 @@
 - Query row r is active in proportion to the integral of x^-b from r + 1 to r + 2, and has one to three genres.
 - With moods, a query of raw events, whose positions are in order of time, has one genre at a time instead. It turns to
   another after each of so many parts of the time, the first of which has begun before.
+- With drift, raw events change over time: of the own genres of queries, that share is replaced by others (moods change
+  anyway), and of items and of queries, that share is new, each at a moment of its own. What is drawn before its time is
+  drawn again. The most active query and the most popular item of each genre are always there.
 - Most interactions are with an item of the query's own genres, the others ("stray") with any item.
 - The hash of a (query, item) pair determines its split, so that no pair of train occurs in test.
 
@@ -19,7 +22,7 @@ Shapes: N interactions of a chunk, G genres.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +41,8 @@ OWN_SHARE = 0.9
 START_SECONDS = 1_577_836_800  # 2020-01-01
 SPAN_SECONDS = 366 * 86_400
 CHUNK_ROWS = 131_072
+_MAX_REDRAWS = 32
+"""Draws of a row that is not there yet, before the first row of its genre takes its place."""
 
 _GENRE_NAMES = (
     *("rock", "pop", "jazz", "metal", "hip hop", "electronic", "folk", "classical", "country", "blues"),
@@ -95,14 +100,18 @@ class Generator:
     def chunk(self, start: int, stop: int) -> Chunk:
         """Draw the interactions at the positions from ``start`` to before ``stop``."""
         position_N = np.arange(start, stop, dtype=np.uint64)
-        one = np.ones(1, dtype=np.int64)
-        query_N = _zipf(
-            self.uniform("query", position_N), one.astype(np.float64), one * self.spec.queries, QUERY_EXPONENT
+        queries_1, genres = np.array([self.spec.queries]), self.spec.genres
+        query_N = self._present(
+            "query", position_N, 1, lambda draw_N, _: _zipf(draw_N, np.ones(1), queries_1, QUERY_EXPONENT)
         )
         stray_N = self.uniform("stray", position_N) >= OWN_SHARE
         genre_N = self._genres(query_N, position_N, stray_N)
-        rank_N = _zipf(self.uniform("item", position_N), self._offset_G[genre_N], self._size_G[genre_N], ITEM_EXPONENT)
-        item_N = rank_N * self.spec.genres + genre_N
+
+        def item(draw_N: Floats, at: slice | Integers) -> Integers:
+            of_N = genre_N[at]
+            return _zipf(draw_N, self._offset_G[of_N], self._size_G[of_N], ITEM_EXPONENT) * genres + of_N
+
+        item_N = self._present("item", position_N, genres, item)
         pair_N = mix(query_N.astype(np.uint64) ^ self.salt("pair")) + item_N.astype(np.uint64)
         draw_N = self.uniform("split", pair_N)
         split_N = (draw_N < self.spec.valid + self.spec.test).astype(np.uint8) + (draw_N < self.spec.test)
@@ -114,7 +123,7 @@ class Generator:
         query_counter_N = query_N.astype(np.uint64)
         many_N = 1 + (self.uniform("mixture", query_counter_N) * MAX_OWN_GENRES).astype(np.uint64)
         choice_N = (self.uniform("choice", position_N) * many_N).astype(np.uint64)
-        own_N = self.uniform("own genre", query_counter_N * np.uint64(MAX_OWN_GENRES) + choice_N)
+        own_N = self._own_draws(query_counter_N, choice_N, position_N)
         if self.spec.moods:
             elapsed_N = position_N * (self.spec.moods / self.spec.interactions)
             mood_N = (elapsed_N + self.uniform("turn", query_counter_N)).astype(np.uint64)
@@ -127,10 +136,46 @@ class Generator:
         found_N = np.searchsorted(self._cumulative_G, draw_N, side="right")
         return np.minimum(found_N, self.spec.genres - 1).astype(np.int64)
 
-    def first_genres(self, query_N: Integers) -> Integers:
-        """Return the first of each query's own genres, int64 (N,)."""
-        draw_N = self.uniform("own genre", query_N.astype(np.uint64) * np.uint64(MAX_OWN_GENRES))
-        return self._find_genres(draw_N)
+    def first_genres(self, query_N: Integers, position_N: Unsigned) -> Integers:
+        """Return the first of each query's own genres at each position, int64 (N,)."""
+        return self._find_genres(self._own_draws(query_N.astype(np.uint64), np.zeros_like(position_N), position_N))
+
+    def _own_draws(self, query_N: Unsigned, choice_N: Unsigned, position_N: Unsigned) -> Floats:
+        """Return the number of ``_find_genres`` for one of the own genres of each query: float64 (N,)."""
+        counter_N = query_N * np.uint64(MAX_OWN_GENRES) + choice_N
+        own_N = self.uniform("own genre", counter_N)
+        if not self.spec.drift:
+            return own_N
+        genre_N = self._find_genres(own_N)
+        others_N = 1 - np.diff(self._cumulative_G, prepend=0)[genre_N]
+        # From where the part of the genre ends on, past 1, to where it begins: never in that part.
+        other_N = (self._cumulative_G[genre_N] + self.uniform("other genre", counter_N) * others_N) % 1
+        return np.where(self._begins("change", counter_N) <= self._elapsed(position_N), other_N, own_N)
+
+    def _present(
+        self, side: str, position_N: Unsigned, always: int, rows: Callable[[Floats, slice | Integers], Integers]
+    ) -> Integers:
+        """Draw ``rows`` of a side, and those again that are not there yet; those below ``always`` always are."""
+        row_N = rows(self.uniform(side, position_N), slice(None))
+        if not self.spec.drift:
+            return row_N
+        early_M = np.arange(len(row_N))
+        for attempt in range(_MAX_REDRAWS):
+            begin_M = self._begins(f"{side} release", row_N[early_M].astype(np.uint64))
+            is_there_M = (begin_M <= self._elapsed(position_N[early_M])) | (begin_M >= 1) | (row_N[early_M] < always)
+            early_M = early_M[~is_there_M]
+            if not len(early_M):
+                return row_N
+            row_N[early_M] = rows(self.uniform(f"{side} {attempt}", position_N[early_M]), early_M)
+        row_N[early_M] %= always  # the first row of the same genre
+        return row_N
+
+    def _begins(self, purpose: str, counter_N: Unsigned) -> Floats:
+        """Return the moment at which drift changes each counter, as a share of the time; 1 if never: float64 (N,)."""
+        return np.minimum(self.uniform(purpose, counter_N) / self.spec.drift, 1)
+
+    def _elapsed(self, position_N: Unsigned) -> Floats:
+        return position_N / self.spec.interactions
 
     def salt(self, purpose: str) -> np.uint64:
         """Return a number for ``purpose`` that makes its draws independent of those for others."""

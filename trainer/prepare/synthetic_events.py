@@ -170,7 +170,7 @@ def _kinds(generator: Generator, chunk: Chunk, position_N: npt.NDArray[np.uint64
         case "genre":
             own_N = np.where(genre_N % 2 == 0, liked_N, unliked_N)
         case "customer":
-            own_N = np.where(genre_N == generator.first_genres(chunk.query_N), liked_N, unliked_N)
+            own_N = np.where(genre_N == generator.first_genres(chunk.query_N, position_N), liked_N, unliked_N)
     return pa.array(np.where(chunk.stray_N, stray_N, own_N).astype(np.int8))
 
 

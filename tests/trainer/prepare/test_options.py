@@ -148,6 +148,8 @@ def test_error_of_an_option_is_documented(cause: str, values: dict[str, Any]) ->
         ({"audio": -1}, "audio"),
         ({"query": "track"}, "item"),
         ({"moods": 3}, "moods"),
+        ({"drift": 0.5}, "drift"),
+        ({"raw_events": True, "drift": 2}, "drift"),
         ({"raw_events": True, "overwrite": True}, "overwrite"),
         ({"raw_events": True, "skip_existing": True}, "skip_existing"),
     ],

@@ -18,7 +18,7 @@ from crossfade.cli.main import make_parser
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare import synthetic_events as raw_synthetic
 from crossfade.trainer.prepare.options import Likes, SyntheticSpec
-from crossfade.trainer.prepare.synthetic_draws import START_SECONDS
+from crossfade.trainer.prepare.synthetic_draws import START_SECONDS, Generator
 from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
 pytestmark = pytest.mark.slow
@@ -109,11 +109,36 @@ def test_likes_differ_from_plays_by_genre_or_by_customer(likes: Likes, tmp_path:
         assert np.mean(shares) > 0.85
 
 
+def test_drift_changes_genres_and_brings_items_and_customers(tmp_path: Path) -> None:
+    new: dict[tuple[str, float], float] = {}
+    for drift in (0.0, 0.5):
+        write_raw_events(tmp_path / str(drift), SPEC.model_copy(update={"drift": drift}), seed=1)
+        events = pq.read_table(tmp_path / str(drift) / "events").to_pandas()
+        for side in ("customer", "track"):
+            late = events[side][54_000:].value_counts().loc[lambda times: times > 3].index
+            new[side, drift] = 1 - late.isin(events[side][:30_000]).mean()
+    assert new["customer", 0.0] == new["track", 0.0] == 0
+    assert 0.15 < new["customer", 0.5] < 0.3
+    assert 0.15 < new["track", 0.5] < 0.3
+    # Half of the first genres of customers are planned to change, evenly over time, and events follow.
+    spec, rows = SPEC.model_copy(update={"drift": 0.5}), np.arange(SPEC.queries)
+    drawn = [Generator(spec, 1).first_genres(rows, np.full_like(rows, at, np.uint64)) for at in (0, 30_000, 59_999)]
+    assert [np.mean(drawn[0] != of) for of in drawn[1:]] == pytest.approx([0.25, 0.5], abs=0.06)
+    chunk, stays = Generator(spec, 1).chunk(0, spec.interactions), drawn[0] == drawn[2]
+    last_N = ~chunk.stray_N & (np.arange(spec.interactions) >= 54_000)
+    share_of = [
+        np.mean(chunk.item_N[chosen_N] % spec.genres == drawn[0][chunk.query_N[chosen_N]])
+        for chosen_N in (last_N & stays[chunk.query_N], last_N & ~stays[chunk.query_N])
+    ]
+    assert share_of[0] > 0.6
+    assert share_of[1] < 0.25  # by other genres of the customer that are the same
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("several_files")
 def test_bytes_depend_on_seed_but_not_on_threads(tmp_path: Path) -> None:
     for name, seed, threads in (("a", 1, 1), ("b", 1, 3), ("c", 2, 3)):
-        write_raw_events(tmp_path / name, SPEC, seed, threads=threads)
+        write_raw_events(tmp_path / name, SPEC.model_copy(update={"drift": 0.3}), seed, threads=threads)
     assert checksums(tmp_path / "a") == checksums(tmp_path / "b")
     assert not set(checksums(tmp_path / "a").values()) & set(checksums(tmp_path / "c").values())
 
