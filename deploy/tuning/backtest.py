@@ -6,6 +6,7 @@
 
     FOLDER/  job.yaml  study.lock  backtest.json  window-01.json  window-01/  window-01.log ...
              window-01-full.json  window-01-refresh.json  refresh.json  version-00/ ...      with other strategies
+             strategies.png
 
 The interactions of a dataset are ordered by time. After the first ``first`` of them, the others are cut into windows of
 as many interactions each. A window becomes a dataset of its own: its past is train, with the default valid of prepare
@@ -24,16 +25,17 @@ Shapes: W windows.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError, MissingExtraError, OptionError, option_named
 from crossfade.base.io.durable_file import replace_file
 from crossfade.deploy.tuning.options import STRATEGIES, BacktestOptions, Strategy
 from crossfade.deploy.tuning.strategies import (
@@ -56,7 +58,10 @@ from crossfade.trainer.runs.shown_metrics import error_of, is_metric
 MODEL = "model"
 SECONDS = "seconds"
 """The name of the processor seconds among the means of a strategy."""
+PICTURE_FILE = "strategies.png"
 _REFRESH_FILE = "refresh.json"
+_COLORS: dict[Strategy, str] = {"full": "#4477aa", "refresh": "#ee6677", "fold-in": "#228833"}
+_DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class WindowResult:
 
     window: Window
     metrics: Mapping[str, Mapping[str, float]]
-    strategies: Mapping[str, StrategyResult] = field(default_factory=dict)
+    strategies: Mapping[Strategy, StrategyResult] = field(default_factory=dict)
 
 
 class Backtest:
@@ -144,7 +149,9 @@ class Backtest:
     def _read(self, window: Window) -> WindowResult:
         compared = self.strategies if self._options.is_comparison else []
         texts = {name: self._strategy_path(window, name).read_text() for name in compared}
-        found: dict[str, StrategyResult] = {name: StrategyResult(**json.loads(text)) for name, text in texts.items()}
+        found: dict[Strategy, StrategyResult] = {
+            name: StrategyResult(**json.loads(text)) for name, text in texts.items()
+        }
         return WindowResult(window, json.loads(self._result_path(window).read_text()), found)
 
     def run(
@@ -308,7 +315,7 @@ def compare_strategies(results: Sequence[WindowResult]) -> dict[str, dict[str, d
         }
         for result in results[1:]
     ]
-    found = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for name in results[0].strategies:
         means = dict(_means([window[name] for window in of_windows]))
         ratios: dict[str, float] = {}
@@ -320,6 +327,65 @@ def compare_strategies(results: Sequence[WindowResult]) -> dict[str, dict[str, d
                 ratios[error_of(key)] = float(rest_W.std(ddof=1) / np.sqrt(len(rest_W)) / full)
         found[name] = {"means": means, "of_full": ratios}
     return found
+
+
+def trained_until(strategy: Strategy, window: Window, first: Window) -> int:
+    """Return the first timestamp that the tables of a strategy were not trained on when it predicts ``window``.
+
+    Folding in trains no table after the ``first`` window; the vectors of its customers follow from all earlier events.
+    """
+    return first.since if strategy == "fold-in" else window.since
+
+
+def draw_strategies(results: Sequence[WindowResult], metric: str, *, in_seconds: bool) -> bytes:
+    """Return a PNG with a chart of quality, of processor seconds, and of freshness by window, a line per strategy.
+
+    Args:
+        results: the windows, with several strategies.
+        metric: the metric of the first chart, which also has that of popularity.
+        in_seconds: whether timestamps are in seconds; ages are in days then, otherwise in their unit.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "map", PICTURE_FILE) from error
+
+    figure: Any = Figure(figsize=(8, 7.5), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    quality, cost, age = figure.subplots(3, sharex=True, height_ratios=(2, 1, 1))
+    windows, first = [result.window for result in results], results[0].window
+    number_W = [window.number for window in windows]
+    unit, unit_name = (_DAY_SECONDS, "days") if in_seconds else (1, "in the unit of the timestamps")
+    for name in results[0].strategies:
+        of_W = [result.strategies[name] for result in results]
+        line = {"color": _COLORS[name], "marker": "o", "markersize": 4, "label": name}
+        quality.plot(number_W, [of.metrics[metric] for of in of_W], **line)
+        cost.plot(number_W, [sum(of.seconds.values()) for of in of_W], **line)
+        age_W = [(window.until - trained_until(name, window, first)) / unit for window in windows]
+        # Those of full and refresh are the same: one is seen through the other.
+        age.plot(number_W, age_W, **line, linestyle="--" if name == "refresh" else "-")
+    if all("popularity" in result.metrics for result in results):
+        popularity_W = [result.metrics["popularity"][metric] for result in results]
+        quality.plot(number_W, popularity_W, color="#999999", linestyle=":", label="by popularity")
+    for axes, title in (
+        (quality, f"{metric} of each window"),
+        (cost, "processor seconds of preparing, training, and folding in"),
+        (age, f"age of the newest event that tables were trained on, at the window's end ({unit_name})"),
+    ):
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_ylim(bottom=0)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    age.set_xticks(number_W)
+    age.set_xlabel("window")
+    quality.legend(frameon=False, ncols=4, loc="lower left")
+    written = io.BytesIO()
+    figure.savefig(written, format="png", metadata={"Software": None})
+    return written.getvalue()
 
 
 def gains(results: Sequence[WindowResult], metric: str) -> dict[str, dict[str, float]]:

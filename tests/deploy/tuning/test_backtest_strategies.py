@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_here import crossfade_here
+from matplotlib.image import imread
 from running_command import succeeded
 
 from crossfade.base.errors import InputError
@@ -170,6 +171,12 @@ def test_other_increment_settings_train_only_increments_again(finished: Any, sto
     assert digests(out / "version-00") == tables
     table = text[text.index("strategies, means over windows 2 to 3") :].splitlines()
     assert [line.split()[0] for line in table[2:]] == list(STRATEGIES)
+    assert [line.split("  ")[-1].strip() for line in table[2:]] == ["the window", "the window", "window 1"]
+    windows = found["windows"]
+    for name, of in (("full", windows), ("refresh", windows), ("fold-in", windows[:1] * 3)):
+        assert [each["strategies"][name]["trained_until"] for each in windows] == [each["since"] for each in of]
+    colors = {tuple(color) for color in (imread(out / "strategies.png")[..., :3] * 255).round().reshape(-1, 3).tolist()}
+    assert {(68, 119, 170), (238, 102, 119), (34, 136, 51)} <= colors  # a line for each strategy
     assert f"{found['strategies']['fold-in']['means']['ndcg@10']:.4f} ± " in table[4]
     full = succeeded(crossfade_here("backtest", *words(stopped)[:-6], "--json"))
     alone = json.loads(full.stdout)
