@@ -34,7 +34,7 @@ _EXAMPLES = (
     ("crossfade status", "List the runs in runs/, and the services in services/."),
     ("crossfade status services/music", "Show a service, and list the runs of its versions."),
     ("crossfade status runs/lastfm --watch", "Show one run, again every 2 seconds until Ctrl-C."),
-    ("crossfade status runs/lastfm --json", "Print one line of JSON: a list with an object for each run."),
+    ("crossfade status runs/lastfm --json", "Print one line of JSON: objects in the lists runs and services."),
 )
 _NOTES = """\
 'crossfade dashboard' serves the same and more as a page.
@@ -77,12 +77,12 @@ def _show(runs: Runs, *, as_json: bool) -> None:
     from crossfade.deploy.dashboard.summary import latest_first, read_summaries
 
     found = latest_first(read_summaries(runs))
+    services = [service.summarize(time.time()) for service in runs.services()]
     if as_json:
-        print(json.dumps([summary.to_json() for summary in found]))
+        print(json.dumps({"runs": [run.to_json() for run in found], "services": [each.to_json() for each in services]}))
         return
-    now = time.time()
-    for service in runs.services():
-        print_lines(_service(service.summarize(now)))
+    for service in services:
+        print_lines(_service(service))
     if not found:
         print_line("no runs yet")
     elif len(found) == 1:

@@ -4,7 +4,8 @@
         summary = service.summarize(time.time())
         print(summary.name, summary.served, summary.newest, summary.alerts)
 
-Only the records of versions and ``current.json`` are read. Alerts have the limits of ``docker/prometheus/rules.yml``.
+Only the records of versions, ``current.json``, and ``forgotten.json`` are read. Alerts have the limits of
+``docker/prometheus/rules.yml``.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from crossfade.base.errors import InputError
 from crossfade.base.formatting import decimals, duration, local_time
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.json_text import validate_json
 from crossfade.deploy.dashboard.alert import Alert
 from crossfade.deploy.refresh.record_reader import RecordReader, newest_event
-from crossfade.deploy.refresh.versions import ServiceVersions, VersionRecord
+from crossfade.deploy.refresh.versions import FORGOTTEN_FILE, Forgotten, ServiceVersions, VersionRecord
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
 from crossfade.trainer.monitoring.thresholds import STALE_EVENTS_SECONDS
 
@@ -52,6 +55,8 @@ class ServiceSummary:
     age_seconds: float | None
     """The age of that event."""
     alerts: list[Alert]
+    forgotten: Forgotten | None = None
+    """A deletion of IDs, of which the version that is served may have vectors."""
 
     @property
     def last(self) -> VersionRecord | None:
@@ -78,6 +83,20 @@ class ServiceSummary:
         """Return ``served`` for the version that is served, and the status of any other."""
         return "served" if record.number == self.served else record.status
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields and the state as JSON values, and versions with the number of their files."""
+        versions = [
+            {**record.model_dump(mode="json"), "files": self.file_counts.get(record.number, 0)}
+            for record in self.records
+        ]
+        fields = ("name", "path", "state", "served", "since", "newest", "age_seconds")
+        return {
+            **{name: getattr(self, name) for name in fields},
+            "forgotten": None if self.forgotten is None else self.forgotten.model_dump(),
+            "alerts": [asdict(alert) for alert in self.alerts],
+            "versions": versions,
+        }
+
 
 class ServiceReader:
     """A service in a folder, whose files may be damaged. Thread-safe."""
@@ -85,11 +104,13 @@ class ServiceReader:
     def __init__(self, path: Path, name: str) -> None:
         """Read the folder ``path``; ``name`` is the service's name among those that are shown."""
         self.path, self.name = path, name
-        self._reader = RecordReader(ServiceVersions(path))
+        self._versions = ServiceVersions(path)
+        self._reader = RecordReader(self._versions)
         self._lock = threading.Lock()
         self._records: list[VersionRecord] = []
         self._current: tuple[int, float] | None = None
-        self._problem: str | None = None
+        self._forgotten: Forgotten | None = None
+        self._problems: list[str] = []
         self._refreshed_at = float("-inf")
 
     def summarize(self, now: float) -> ServiceSummary:
@@ -97,12 +118,14 @@ class ServiceReader:
         with self._lock:
             if time.monotonic() - self._refreshed_at >= REFRESH_SECONDS:
                 self._refreshed_at = time.monotonic()
+                self._problems = []
                 self._records, self._current = self._reader.read(), self._read_current()
+                self._forgotten = self._read_forgotten()
             served, since = self._served()
             newest = newest_event(self._records)
             newest = None if newest is None or newest < 0 else newest
             age = None if newest is None else max(0.0, now - newest)
-            problems = [*([self._problem] if self._problem else []), *self._reader.problems]
+            forgotten = self._forgotten if self._forgotten and served and served <= self._forgotten.through else None
             return ServiceSummary(
                 name=self.name,
                 path=str(self.path),
@@ -112,19 +135,35 @@ class ServiceReader:
                 since=since,
                 newest=newest,
                 age_seconds=age,
-                alerts=list(_alerts(self._records[-1:], served, age, problems)),
+                forgotten=forgotten,
+                alerts=[
+                    *_alerts(self._records[-1:], served, age, forgotten),
+                    *(Alert("warning", problem) for problem in (*self._problems, *self._reader.problems)),
+                ],
             )
 
     def _read_current(self) -> tuple[int, float] | None:
         """Return the version that servers follow, and when the file that names it was written."""
-        self._problem, path = None, self.path / CURRENT_FILE
+        path = self.path / CURRENT_FILE
         try:
             return validate_json(CurrentRun, read_regular(path)).version, path.stat().st_mtime
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or error
-            self._problem = f"{CURRENT_FILE} cannot be read: {reason}"
+            self._problems.append(f"{CURRENT_FILE} cannot be read: {reason}")
+        return None
+
+    def _read_forgotten(self) -> Forgotten | None:
+        """Return the note of a deletion of IDs, which the next version follows."""
+        try:
+            return self._versions.forgotten
+        except FileNotFoundError:  # the next version was published meanwhile
+            return None
+        except InputError as error:
+            self._problems.append(str(error))
+        except OSError as error:
+            self._problems.append(f"{FORGOTTEN_FILE} cannot be read: {error.strerror}")
         return None
 
     def _served(self) -> tuple[int | None, float | None]:
@@ -160,7 +199,9 @@ def version_row(service: ServiceSummary, record: VersionRecord) -> list[str]:
     ]
 
 
-def _alerts(last: list[VersionRecord], served: int | None, age: float | None, problems: list[str]) -> Iterator[Alert]:
+def _alerts(
+    last: list[VersionRecord], served: int | None, age: float | None, forgotten: Forgotten | None
+) -> Iterator[Alert]:
     instead = "no version is served" if served is None else f"version {served} is still served"
     for record in last:
         if record.status == "rejected":
@@ -168,4 +209,7 @@ def _alerts(last: list[VersionRecord], served: int | None, age: float | None, pr
             yield Alert("warning", f"version {record.number} was rejected: {fell}; {instead}")
     if age is not None and age > STALE_EVENTS_SECONDS:
         yield Alert("warning", f"the newest event in the served version is {duration(age)} old")
-    yield from (Alert("warning", problem) for problem in problems)
+    if forgotten is not None:
+        yield Alert("info", f"ids were forgotten: version {served} may have vectors of them until the next refresh")
+        if not forgotten.complete:
+            yield Alert("warning", "a deletion of ids was interrupted: repeat it; no version is made before that")

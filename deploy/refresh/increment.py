@@ -79,7 +79,7 @@ class RefreshedService:
             StorageUnavailableError: it is kept on S3, which does not answer.
         """
         set_remote(self.folder, self.config.remote)
-        with locked_versions(self.folder, progress) as self.versions:
+        with locked_versions(self.folder, progress, self.versions.known) as self.versions:
             yield
 
     def waiting(self) -> list[Source]:

@@ -33,7 +33,7 @@ from crossfade.base.io.replacing import replace_folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer, path_lock
 from crossfade.base.json_text import validate_json
-from crossfade.deploy.refresh.versions import FORGOTTEN_FILE, ServiceVersions, VersionRecord
+from crossfade.deploy.refresh.versions import FORGOTTEN_FILE, KnownRecords, ServiceVersions, VersionRecord
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
@@ -281,10 +281,13 @@ def _read_remote(folder: Path) -> _Remote | None:
 
 
 @contextmanager
-def locked_versions(folder: Path, progress: ProgressReporter | None = None) -> Iterator[ServiceVersions]:
+def locked_versions(
+    folder: Path, progress: ProgressReporter | None = None, known: KnownRecords | None = None
+) -> Iterator[ServiceVersions]:
     """Keep other processes from changing the service in ``folder`` while the context lasts, and yield its versions.
 
-    Those of a service that is kept on S3 are brought in line before, of which ``progress`` gets the phases.
+    Those of a service that is kept on S3 are brought in line before, of which ``progress`` gets the phases. Records
+    that are ``known`` are read only if they have changed.
 
     Raises:
         InputError: one is changing it.
@@ -295,11 +298,12 @@ def locked_versions(folder: Path, progress: ProgressReporter | None = None) -> I
         stack.enter_context(path_lock(folder / LOCK_NAME, str(folder)))
         remote = _read_remote(folder)
         if remote is None:
-            versions = ServiceVersions(folder)
+            versions = ServiceVersions(folder, known)
         else:
             with translate_storage_errors(remote.uri):
                 lock = stack.enter_context(folder_writer(Folder(remote.uri)))
                 versions = RemoteVersions(folder, remote, lock, progress or NullReporter())
+                versions.known = {} if known is None else known
                 versions.pull()
         versions.repair()
         yield versions

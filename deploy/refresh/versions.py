@@ -123,11 +123,17 @@ class Forgotten(_Record):
     complete: bool
 
 
+KnownRecords = dict[str, tuple[tuple[int, int, int], VersionRecord]]
+"""Records by the names of their files, each with the state of its file: inode, time, and size."""
+
+
 class ServiceVersions:
     """The versions in the folder of a service, of which one process at a time writes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, known: KnownRecords | None = None) -> None:
+        """Open the versions in ``folder``; ``known`` has records that are read again only if they change."""
         self.folder = folder
+        self.known: KnownRecords = {} if known is None else known
 
     @cached_property
     def records(self) -> list[VersionRecord]:
@@ -136,7 +142,14 @@ class ServiceVersions:
         Raises:
             InputError: a record was damaged.
         """
-        return [read_record(path) for path in self.record_paths()]
+        return [self._record(path) for path in self.record_paths()]
+
+    def _record(self, path: Path) -> VersionRecord:
+        status = path.stat()
+        state = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if path.name not in self.known or self.known[path.name][0] != state:
+            self.known[path.name] = state, read_record(path)
+        return self.known[path.name][1]
 
     def record_paths(self) -> list[Path]:
         """Return the files of the records, the oldest first."""

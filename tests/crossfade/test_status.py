@@ -23,9 +23,8 @@ DIM = 8
 
 
 def status(workspace: Path, *arguments: object) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(
-        succeeded(crossfade_here("status", "--json", *arguments, cwd=workspace)).stdout
-    )
+    printed = json.loads(succeeded(crossfade_here("status", "--json", *arguments, cwd=workspace)).stdout)
+    found: list[dict[str, Any]] = printed["runs"]
     return found
 
 
@@ -123,7 +122,7 @@ def test_diverged_run_shows_its_error_and_what_was_lost(
     result = crossfade_here("train", job, "--run-dir", run_dir, "--set", "optimizer.learning_rate=1e18")
     assert result.returncode == 1
     error = result.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
-    (failed,) = json.loads(printed_by(run_dir, "--json", capsys=capsys))
+    (failed,) = json.loads(printed_by(run_dir, "--json", capsys=capsys))["runs"]
     failure = failed["failure"]
     assert (failed["state"], failure["role"], failure["cause"]) == ("failed", "in-process", "ended with exit code 1")
     assert failure["error"] == error
@@ -191,10 +190,10 @@ def test_watch_repeats_until_signal(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "runs" / "plays", metrics=[step(5, at=9)], state=state("done", at=9))
     with started("status", folder, "--json", "--watch", 0.1, cwd=tmp_path) as watching:
         assert watching.process.stdout is not None
-        assert json.loads(watching.process.stdout.readline())[0]["step"] == 5
+        assert json.loads(watching.process.stdout.readline())["runs"][0]["step"] == 5
         with (folder / "events.jsonl").open("a") as file:
             file.write(json.dumps(step(6, at=10)) + "\n")
-        wait_until(lambda: json.loads(watching.process.stdout.readline())[0]["step"] == 6, "step 6")  # type: ignore[union-attr]
+        wait_until(lambda: json.loads(watching.process.stdout.readline())["runs"][0]["step"] == 6, "step 6")  # type: ignore[union-attr]
         watching.process.send_signal(signal.SIGINT)
         assert watching.finish().returncode == 130
 
@@ -208,4 +207,4 @@ def test_missing_run_is_rejected_in_one_line(tmp_path: Path, capsys: pytest.Capt
         printed_by(tmp_path / "file", capsys=capsys)
     (tmp_path / "runs").mkdir()
     assert printed_by(tmp_path / "runs", capsys=capsys) == "no runs yet\n"
-    assert printed_by(tmp_path / "runs", "--json", capsys=capsys) == "[]\n"
+    assert printed_by(tmp_path / "runs", "--json", capsys=capsys) == '{"runs": [], "services": []}\n'

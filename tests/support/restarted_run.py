@@ -26,7 +26,7 @@ class ShownRun:
     def status(self) -> dict[str, Any]:
         """Return what the command prints as JSON."""
         result = succeeded(crossfade_here("status", "--json", self._run_dir))
-        (found,) = json.loads(result.stdout)
+        (found,) = json.loads(result.stdout)["runs"]
         assert isinstance(found, dict)
         return found
 

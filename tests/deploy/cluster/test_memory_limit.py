@@ -52,7 +52,7 @@ def test_server_killed_for_lack_of_memory_ends_the_run_with_that_cause(tmp_path:
     killed = re.match("crossfade: error: (server-0|worker-0) was killed for lack of memory; restarted 0 times", message)
     assert killed is not None, message
     assert message.endswith("; 'crossfade plan' has the memory that each process needs)")
-    [summary] = json.loads(crossfade_here("status", run_dir, "--json").stdout)
+    [summary] = json.loads(crossfade_here("status", run_dir, "--json").stdout)["runs"]
     failure = summary["failure"]
     assert failure["text"] == f"{killed[1]} on {os.uname().nodename} was killed for lack of memory"
     assert failure["lost_steps"] < failure["step"]

@@ -111,6 +111,22 @@ def test_rejected_version_and_old_events_are_alerts(music: Path) -> None:
     assert look(music).state == "rejected"
 
 
+def test_deletion_of_ids_is_shown_until_the_next_version(music: Path) -> None:
+    versions = ServiceVersions(music)
+    versions.mark_forgotten(complete=True)
+    assert [(alert.level, alert.text) for alert in look(music).alerts] == [
+        ("info", "ids were forgotten: version 3 may have vectors of them until the next refresh")
+    ]
+    assert "ids were forgotten" in json.dumps(shown_parts(client_of(music.parent))["service-alerts.children"])
+    versions.mark_forgotten(complete=False)
+    assert "a deletion of ids was interrupted" in look(music).alerts[1].text
+    versions.write(make_record(4, newest=NEWEST))
+    assert look(music).alerts == []
+    (music / "forgotten.json").write_text("{}")
+    [alert] = look(music).alerts
+    assert f"{music}/forgotten.json: is not the note of a deletion" in alert.text
+
+
 @pytest.mark.parametrize("newest", [None, -1, NEWEST * 1000])
 def test_times_that_are_no_seconds_are_no_age(tmp_path: Path, newest: int | None) -> None:
     found = look(write_music(tmp_path / "music", {"newest": newest}), age=10**9)
@@ -264,3 +280,14 @@ def test_status_has_the_service_and_its_runs(music: Path) -> None:
     assert any(line.startswith("version-000003 ") for line in lines)
     # Without folders named, what is in services/ is shown beside the runs, which need not be there.
     assert "music: fresh  (services/music)" in crossfade_here("status", cwd=music.parents[1]).stdout
+    ServiceVersions(music).mark_forgotten(complete=True)
+    printed = json.loads(crossfade_here("status", music, "--json", cwd=music.parent).stdout)
+    assert "version-000003" in {run["name"] for run in printed["runs"]}
+    [service] = printed["services"]
+    assert [service[key] for key in ("name", "state", "served")] == ["music", "fresh", 4]
+    assert service["forgotten"] == {"through": 4, "complete": True}
+    assert [alert["level"] for alert in service["alerts"]] == ["info"]
+    assert [(each["number"], each["status"], each["files"]) for each in service["versions"][1:3]] == [
+        (2, "rejected", 1),
+        (3, "published", 0),
+    ]

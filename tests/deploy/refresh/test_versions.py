@@ -6,7 +6,15 @@ import pytest
 from error_table import documented
 
 from crossfade.base.errors import InputError
-from crossfade.deploy.refresh.versions import EventFile, ServiceVersions, Status, VersionRecord
+from crossfade.deploy.refresh import versions as versions_module
+from crossfade.deploy.refresh.versions import (
+    EventFile,
+    ServiceVersions,
+    Status,
+    VersionRecord,
+    locked_versions,
+    read_record,
+)
 from crossfade.trainer.embeddings.current_run import current_run
 
 
@@ -46,6 +54,20 @@ def test_newest_published_version_is_current(versions: ServiceVersions) -> None:
     assert (versions.current.number, versions.next_number) == (4, 5)
     assert current_run(str(versions.folder)) == (str(versions.run_path(4)), str(versions.data_path(4)))
     assert set(versions.taken()) == {f"/events/{name}" for name in "abcd"}
+
+
+def test_records_are_read_again_only_if_they_have_changed(
+    versions: ServiceVersions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(versions_module, "read_record", lambda path: (read.append(path.name), read_record(path))[1])
+    with locked_versions(versions.folder) as first:
+        assert first.records == versions.records
+    ServiceVersions(versions.folder).withdraw(after=3)
+    read.clear()
+    with locked_versions(versions.folder, first.known) as second:
+        assert (second.current, read) == (second.records[2], ["version-000004.json"])
+        assert second.records[3].status == "withdrawn"
 
 
 def test_empty_folder_has_no_version(tmp_path: Path) -> None:
