@@ -7,12 +7,12 @@ from error_table import documented
 
 from crossfade.base.errors import InputError
 from crossfade.deploy.refresh import versions as versions_module
+from crossfade.deploy.refresh.remote import locked_versions
 from crossfade.deploy.refresh.versions import (
     EventFile,
     ServiceVersions,
     Status,
     VersionRecord,
-    locked_versions,
     read_record,
 )
 from crossfade.trainer.embeddings.current_run import current_run
@@ -65,7 +65,7 @@ def test_records_are_read_again_only_if_they_have_changed(
         assert first.records == versions.records
     ServiceVersions(versions.folder).withdraw(after=3)
     read.clear()
-    with locked_versions(versions.folder, first.known) as second:
+    with locked_versions(versions.folder, known=first.known) as second:
         assert (second.current, read) == (second.records[2], ["version-000004.json"])
         assert second.records[3].status == "withdrawn"
 
