@@ -4,11 +4,16 @@
     base = open_base_dataset("s3://music/day1")
     base.check_entities("customer", "track")
     load_base(connection, base, "query", "customer", progress)      # the table base_query (row, id, name, …)
-    report = extend_vocabulary(connection, "query", counted_ids_sql("query"))       # the table vocabulary_query
+    entity = base.manifest.entities["customer"]
+    report = extend_vocabulary(connection, "query", entity, counted_ids_sql("query"))   # the table vocabulary_query
 
 So a table trained on the base dataset is the beginning of the new one, and ``checkpoint.warm_start_from`` can load it.
 Vacant rows of the base dataset stay vacant: their ID is null, which no event has. Only where IDs expire
 (``admission.py``) do new IDs reuse such rows, and those of expired IDs, before the vocabulary grows.
+
+A small increment of a large vocabulary has no need of all its rows: ``load_seen`` loads those of the IDs in the events,
+the tables have no others, and ``write_increment`` takes the files of the base dataset over as they are, unread, and
+writes what is new beside them: a file of new rows, and an overlay of the rows that were seen.
 """
 
 from __future__ import annotations
@@ -17,20 +22,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import duckdb
+import pyarrow as pa
 
 from crossfade.base.errors import InputError, OptionError, command, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import refer_to_base
-from crossfade.trainer.data.manifest import BaseReference, DatasetManifest, data_fingerprint, read_manifest
+from crossfade.trainer.data.manifest import (
+    OVERLAY,
+    VOCABULARY,
+    BaseReference,
+    DatasetManifest,
+    Entity,
+    Overlay,
+    data_fingerprint,
+    read_manifest,
+)
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_one
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.option_values import FeatureFile
-from crossfade.trainer.prepare.options import PrepareOptions, name_in_use
-from crossfade.trainer.prepare.vocabulary_tables import IdPolicy, VocabularyKey, last_seen_sql, sql_number
+from crossfade.trainer.prepare.options import PrepareOptions, Side, name_in_use
+from crossfade.trainer.prepare.staging import Staged, take_over_files, write_relation
+from crossfade.trainer.prepare.vocabulary_tables import (
+    OVERLAY_SCHEMA,
+    IdPolicy,
+    VocabularyKey,
+    last_seen_sql,
+    sql_number,
+    vocabulary_schema,
+)
 
+CARRIED_FROM_ROWS = 1 << 17
+"""Rows from which files are taken over: smaller vocabularies are written in a fraction of a second."""
+_OVERLAY_SHARE = 4
+"""One in so many rows may be in the overlay, else writing all costs no more."""
+_MAX_FILES = 64
+"""Files of a vocabulary, about: then it is written as few again."""
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
 
@@ -91,6 +120,16 @@ class BaseDataset:
             of_others = [entity for entity, columns in self.manifest.content.items() if name in columns]
             if name.lower() in features or of_others not in ([], [file.entity]):
                 raise name_in_use("content", f"{file.entity}=…", name)
+
+    def has_use_for_all_rows(self, options: PrepareOptions, entity: str) -> bool:
+        """Return whether an increment with ``options`` needs all rows of ``entity``, rather than those of its events.
+
+        It does if names, features, or content may belong to any row, and if rows may expire.
+        """
+        described = self.manifest.entities[entity]
+        given = {file.entity for file in (*options.features, *options.content)} | {*options.names, *options.catalog}
+        of_base = self.manifest.features_of(entity), self.manifest.content_of(entity)
+        return entity in given or any(of_base) or entity in options.max_ages() or described.has_last_seen
 
     def error(self, problem: str) -> OptionError:
         """Return the error that this dataset cannot be the base."""
@@ -188,10 +227,43 @@ def load_base(
         )
 
 
+def load_seen(
+    connection: duckdb.DuckDBPyConnection, base: BaseDataset, side: Side, name: str, progress: ProgressReporter
+) -> bool:
+    """Create the table ``base_SIDE``, as ``load_base``, of the IDs in ``ids_SIDE`` alone; return False if it is no use.
+
+    That is where the vocabulary is small, or has been changed in many rows or extended often.
+
+    Raises:
+        InputError: a file of the vocabulary is missing or corrupt, or an ID has two rows.
+    """
+    entity, vocabulary = base.manifest.entities[name], Vocabulary(base.folder, base.manifest, name)
+    ids = connection.sql(f"SELECT id FROM ids_{side}").to_arrow_table().column("id").combine_chunks()
+    overlaid = len(ids) + sum(file.rows for file in entity.overlay.files) if entity.overlay else len(ids)
+    if entity.rows < max(CARRIED_FROM_ROWS, _OVERLAY_SHARE * overlaid) or len(entity.files) >= _MAX_FILES:
+        return False
+    progress.phase(f"base {name}", entity.rows, "row")
+    found = vocabulary.find(ids)
+    progress.advance(entity.rows)
+    if len(found) > len(found.column("id").unique()):
+        return False  # all are read, which shows how many are wrong
+    execute_on(
+        connection,
+        found,
+        f"CREATE TABLE base_{side} AS SELECT row, id, NULL::VARCHAR AS name, NULL::BOOL AS warm, "
+        "NULL::BIGINT AS last_seen, 0::BIGINT AS lineage_index FROM part",
+    )
+    return True
+
+
 def extend_vocabulary(
-    connection: duckdb.DuckDBPyConnection, key: VocabularyKey, counted: str, policy: IdPolicy | None = None
+    connection: duckdb.DuckDBPyConnection,
+    key: VocabularyKey,
+    entity: Entity,
+    counted: str,
+    policy: IdPolicy | None = None,
 ) -> ExtensionReport:
-    """Create the table ``vocabulary_KEY`` from ``base_KEY`` and the query ``counted``.
+    """Create the table ``vocabulary_KEY`` from ``base_KEY``, of the ``entity`` of the base, and the query ``counted``.
 
     Its columns: row, number, id, count, warm, last_seen and lineage_index. Rows of the base stay, with their count in
     the new train split, which may be 0; those without an event have no number. New IDs follow by count descending,
@@ -211,19 +283,21 @@ def extend_vocabulary(
         "row_number() OVER (ORDER BY counted.count DESC, id_rank) AS position "
         f"FROM counted{join} ANTI JOIN base_{key} USING (id)"
     )
-    rows, vacant, new = (count_rows(connection, table) for table in ("base_rows", "vacant", "new_ids"))
+    vacant, new = (count_rows(connection, table) for table in ("vacant", "new_ids"))
     connection.execute(
         f"CREATE TABLE vocabulary_{key} AS "
         "SELECT row, number, id, count, warm, last_seen, lineage_index FROM base_rows "
         f"WHERE row NOT IN (SELECT row FROM vacant WHERE position <= {new}) UNION ALL "
-        f"SELECT coalesce(vacant.row, {rows - vacant - 1} + position), number, id, count, count > 0, last_seen, "
+        f"SELECT coalesce(vacant.row, {entity.rows - vacant - 1} + position), number, id, count, count > 0, last_seen, "
         f"{0 if policy is None else policy.lineage_index} FROM new_ids LEFT JOIN vacant USING (position)"
     )
-    kept = count_rows(connection, "base_rows WHERE id IS NOT NULL")
-    before = count_rows(connection, f"base_{key} WHERE id IS NOT NULL")
+    before = entity.rows - len(entity.vacant_rows)
+    expired = count_rows(connection, f"base_{key} WHERE id IS NOT NULL")
+    expired -= count_rows(connection, "base_rows WHERE id IS NOT NULL")
     for table in ("counted", "base_rows", "vacant", "new_ids"):
         connection.execute(f"DROP TABLE {table}")
-    return ExtensionReport(kept=kept, unseen=kept - seen, new=new, expired=before - kept, reused=min(vacant, new))
+    kept, reused = before - expired, min(vacant, new)
+    return ExtensionReport(kept=kept, unseen=kept - seen, new=new, expired=expired, reused=reused)
 
 
 def _make_base_rows(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, policy: IdPolicy | None) -> None:
@@ -256,3 +330,43 @@ def carry_names(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, *, jo
         connection.execute(f"INSERT INTO names_{key} SELECT * FROM ({base_names}) ANTI JOIN names_{key} USING (id)")
     else:
         connection.execute(f"CREATE TABLE names_{key} AS {base_names}")
+
+
+def write_increment(
+    connection: duckdb.DuckDBPyConnection, base: BaseDataset, key: VocabularyKey, name: str, staged: Staged
+) -> Entity:
+    """Write the table ``vocabulary_KEY``, of rows in ``load_seen`` and new ones; return the manifest entry of ``name``.
+
+    Rows that the overlay of the base dataset lists stay in the new one: they are warm, which its files may not say.
+
+    Raises:
+        InputError: a file of the base dataset is missing or corrupt.
+    """
+    old, folder = base.manifest.entities[name], f"{VOCABULARY}/{name}"
+    files = take_over_files(staged, folder, base.folder, old.files)
+    schema = vocabulary_schema(old.id_type, old.has_names, has_warm=True)
+    columns = ", ".join("NULL AS name" if column == "name" else column for column in schema.names)
+    is_new = f"vocabulary_{key} WHERE row >= {old.rows}"
+    ordered, new = connection.sql(f"SELECT {columns} FROM {is_new} ORDER BY row"), count_rows(connection, is_new)
+    own = write_relation(staged, folder, schema, ordered, new, first_part=len(files))
+    row_S, _ = Vocabulary(base.folder, base.manifest, name).overlay
+    execute_on(connection, pa.table({"row": row_S}), "CREATE TABLE overlaid AS SELECT row FROM part")
+    connection.execute(
+        f"INSERT INTO overlaid SELECT row FROM vocabulary_{key} v WHERE row < {old.rows} AND count > 0 "
+        "AND NOT EXISTS (FROM overlaid o WHERE o.row = v.row)"
+    )
+    overlaid = count_rows(connection, "overlaid")
+    counted = connection.sql(
+        f"SELECT row, coalesce(count, 0) AS count FROM overlaid LEFT JOIN vocabulary_{key} USING (row) ORDER BY row"
+    )
+    overlay = write_relation(staged, f"{OVERLAY}/{name}", OVERLAY_SCHEMA, counted, overlaid)
+    connection.execute("DROP TABLE overlaid")
+    return Entity(
+        rows=old.rows + new,
+        id_type=old.id_type,
+        has_names=old.has_names,
+        has_warm=True,
+        files=[*files, *own],
+        vacant_rows=old.vacant_rows,
+        overlay=Overlay(carried=len(files), files=overlay),
+    )

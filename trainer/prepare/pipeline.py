@@ -249,7 +249,7 @@ class _Preparation:
 
     def run(self) -> DatasetManifest:
         """Write all files except the manifest, which is returned."""
-        options, sides = self.options, self.options.sides()
+        options = self.options
         events = self._read_events()
         vocabularies = VocabularyBuilder(
             self.connection,
@@ -260,9 +260,9 @@ class _Preparation:
             self.inputs.names,
             self._faults_of_names,
         )
-        vocabularies.load_base(sides, events.id_types)
+        vocabularies.load_base(options, events.id_types)
         table = self._sum_duplicates("events")
-        policies = self._plan_admission(table, sides, events)
+        policies = self._plan_admission(table, options.sides(), events)
         table = self._filter_admitted(table, policies)
         table = self._filter_rare(table)
         self._hold_out(table, events)

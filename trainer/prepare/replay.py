@@ -180,8 +180,11 @@ class ReplayDraw:
         """
         joins = ""
         for side, name in (("query", self.manifest.query), ("item", self.manifest.item)):
-            joins += f" JOIN vocabulary_{side} {side[0]} ON {side[0]}.row = r.{side} AND {side[0]}.id IS NOT NULL"
+            vacant = pa.table({"row": pa.array(self.manifest.entities[name].vacant_rows, pa.int64())})
+            execute_on(self.connection, vacant, f"CREATE OR REPLACE TABLE vacant_{side} AS SELECT row FROM part")
+            joins += f" ANTI JOIN vacant_{side} ON vacant_{side}.row = r.{side}"
             if self.manifest.entities[name].has_last_seen:
+                joins += f" JOIN vocabulary_{side} {side[0]} ON {side[0]}.row = r.{side}"
                 joins += f" AND {side[0]}.lineage_index <= r.lineage_index"
         contexts = [plan.key for plan in self.options.context_plans()]
         replaced = [f"CASE WHEN {key}.id IS NULL THEN {NO_ROW} ELSE r.{key} END AS {key}" for key in contexts]

@@ -18,7 +18,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ from crossfade.trainer.data.manifest import (
     FEATURES,
     FILE_NAME,
     JOURNAL,
+    OVERLAY,
     PENDING,
     REPLAY,
     VOCABULARY,
@@ -50,17 +51,17 @@ from crossfade.trainer.data.manifest import (
     read_manifest,
     restore_dataset,
 )
-from crossfade.trainer.data.parquet import file_entry, write_options
+from crossfade.trainer.data.parquet import file_entry, storage_errors_of, write_options
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.journal import Journal, kept_folder, open_journal
 
 _OUT, _OVERWRITE = option_named("out"), option_named("overwrite")
 _OF_INTERACTIONS = (*ALL_SPLITS, REPLAY)
-_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, *_OF_INTERACTIONS}
+_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, OVERLAY, *_OF_INTERACTIONS}
 _OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, *_OUR_FOLDERS}
 _OUR_OBJECTS = re.compile(
-    rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
+    rf"(?:(?:{VOCABULARY}|{PENDING}|{OVERLAY})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
     r"/part-[0-9a-z-]+\.parquet"
 )
 
@@ -363,6 +364,26 @@ def _path(folder: Folder) -> Path:
     return folder.path
 
 
+def take_over_files(staged: Staged, folder: str, base: Folder, files: Sequence[DataFile]) -> list[DataFile]:
+    """Take files of the dataset in ``base`` over into ``folder``, unread; return how the manifest lists them.
+
+    Raises:
+        InputError: one is missing or may not be read, or is not the one that is listed.
+        StorageUnavailableError: storage does not answer.
+    """
+    taken = []
+    for number, file in enumerate(files):
+        path = f"{folder}/{staged.file_name(f'part-{number:05d}')}"
+        with storage_errors_of(base, file.path):
+            staged.folder.take_over(path, base, file.path)
+        taken.append(file_entry(staged.folder, path))
+        if taken[-1] != file.model_copy(update={"path": path}):
+            raise InputError(
+                f"{base.uri}/{file.path}: is not the file that the manifest lists; prepare that dataset again"
+            )
+    return taken
+
+
 _TARGET_GROUPS = 64
 GROUP_ROWS_MIN = 1024
 GROUP_ROWS_MAX = 131_072
@@ -386,11 +407,13 @@ def row_group_rows(rows: int) -> int:
 class PartWriter:
     """Writes record batches of any size as ``part-00000.parquet``, … with row groups of exactly ``group_rows`` rows.
 
-    Holds at most one row group and one batch in memory. As a context manager, it discards the open file on errors.
+    Holds at most one row group and one batch in memory. As a context manager, it discards the open file on errors. The
+    first file has the number ``first_part``.
     """
 
-    def __init__(self, staged: Staged, folder: str, schema: pa.Schema, group_rows: int) -> None:
+    def __init__(self, staged: Staged, folder: str, schema: pa.Schema, group_rows: int, first_part: int = 0) -> None:
         self._staged = staged
+        self._first_part = first_part
         self._folder = folder
         self._schema = schema
         self._group_rows = group_rows
@@ -455,7 +478,7 @@ class PartWriter:
 
     def _write_group(self, group: pa.Table) -> None:
         if self._writer is None:
-            path = f"{self._folder}/{self._staged.file_name(f'part-{len(self._paths):05d}')}"
+            path = f"{self._folder}/{self._staged.file_name(f'part-{self._first_part + len(self._paths):05d}')}"
             file = self._file.enter_context(self._staged.folder.open_output(path))
             self._writer = pq.ParquetWriter(file, self._schema, **write_options(self._schema))
             self._paths.append(path)
@@ -479,10 +502,11 @@ def write_relation(
     relation: duckdb.DuckDBPyRelation,
     rows: int,
     progress: ProgressReporter | None = None,
+    first_part: int = 0,
 ) -> list[DataFile]:
     """Write the ``rows`` rows of a query to files in ``folder``, and return these; raises as ``PartWriter.close``."""
     group_rows, progress = row_group_rows(rows), progress or NullReporter()
-    with PartWriter(staged, folder, schema, group_rows) as writer:
+    with PartWriter(staged, folder, schema, group_rows, first_part) as writer:
         for batch in relation.to_arrow_reader(group_rows):
             writer.write(batch)
             progress.advance(batch.num_rows)

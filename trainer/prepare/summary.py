@@ -17,7 +17,7 @@ from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import REPLAY, DatasetManifest
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.database import fetch_one
+from crossfade.trainer.prepare.database import count_rows, fetch_one
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
 COUNTED = (
@@ -60,12 +60,22 @@ _DROPPED = {
 """What was left out, by fact: the noun that is counted, and the reason."""
 
 
-def popularity(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity: str) -> Facts:
-    """Measure the distribution of the counts of ``vocabulary_KEY``: head, median and tail."""
+def popularity(
+    connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity: str, rows: int | None = None
+) -> Facts:
+    """Measure the distribution of the counts of ``vocabulary_KEY``: head, median and tail.
+
+    If there are more ``rows`` than the table has, the others have a count of 0.
+    """
+    listed = count_rows(connection, f"vocabulary_{key}")
+    rows = listed if rows is None else rows
     total, head, median, once, unseen = fetch_one(
         connection,
-        f"SELECT sum(count), sum(count) FILTER (row < ceil((SELECT count(*) FROM vocabulary_{key}) / "
-        f"{_HEAD_FRACTION})), median(count), count(*) FILTER (count = 1), count(*) FILTER (count = 0) "
+        f"SELECT sum(count), sum(count) FILTER (row < {-(-rows // _HEAD_FRACTION)}), "
+        # The middle one of all rows, or the mean of the middle two.
+        f"(coalesce(sum(count) FILTER (row = {(rows - 1) // 2}), 0) + "
+        f"coalesce(sum(count) FILTER (row = {rows // 2}), 0)) / 2, "
+        f"count(*) FILTER (count = 1), count(*) FILTER (count = 0) + {rows - listed} "
         f"FROM (SELECT count, row_number() OVER (ORDER BY count DESC) - 1 AS row FROM vocabulary_{key})",
     )
     return {
@@ -129,13 +139,7 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
 def _top(folder: Folder, manifest: DatasetManifest, entity: str) -> str:
     """Format the first row with the highest count."""
     vocabulary = Vocabulary(folder, manifest, entity)
-    best_row, best_count, first = 0, -1, 0
-    for table in vocabulary.iter_tables(["count"]):
-        count_N = table.column("count").to_numpy()
-        index = int(count_N.argmax())
-        if count_N[index] > best_count:
-            best_row, best_count = first + index, int(count_N[index])
-        first += len(count_N)
+    best_row, best_count = vocabulary.most_frequent()
     best = vocabulary.read(best_row, best_row + 1).to_pylist()[0]
     name = f" '{best['name']}'" if best.get("name") else ""
     return escape_unprintable(f"{best['id']}{name} ({best_count:,})")

@@ -1,7 +1,7 @@
 """Build and write the vocabularies of a preparation: of the two sides, then of their features, then of context.
 
 builder = VocabularyBuilder(connection, staged, progress, base, names, files_of_names, faults)
-builder.load_base({"customer": "query", "track": "item"}, id_types)
+builder.load_base(options, id_types)
 builder.read_features(plans, id_type="auto")
 entity = builder.build_side("item", "track", "int64", in_catalog=False, policy=None)
 entities, features = builder.build_features()
@@ -22,7 +22,14 @@ from crossfade.trainer.prepare.content_columns import read_content, write_conten
 from crossfade.trainer.prepare.database import count_rows
 from crossfade.trainer.prepare.event_context import counted_context_sql
 from crossfade.trainer.prepare.events import IdType
-from crossfade.trainer.prepare.extend import BaseDataset, carry_names, extend_vocabulary, load_base
+from crossfade.trainer.prepare.extend import (
+    BaseDataset,
+    carry_names,
+    extend_vocabulary,
+    load_base,
+    load_seen,
+    write_increment,
+)
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.feature_columns import (
     ColumnPlan,
@@ -35,7 +42,7 @@ from crossfade.trainer.prepare.feature_columns import (
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.option_values import ContextPlan, NamesFile
-from crossfade.trainer.prepare.options import IdChoice, Side
+from crossfade.trainer.prepare.options import IdChoice, PrepareOptions, Side
 from crossfade.trainer.prepare.staging import Staged
 from crossfade.trainer.prepare.summary import Facts, popularity
 from crossfade.trainer.prepare.vocabulary_tables import (
@@ -73,17 +80,24 @@ class VocabularyBuilder:
     _plans: Sequence[ColumnPlan] = ()
     _content: Sequence[ColumnPlan] = ()
     _value_types: dict[str, IdType] = field(default_factory=dict)
+    _increments: set[str] = field(default_factory=set)
 
-    def load_base(self, sides: Mapping[str, Side], id_types: Mapping[str, IdType]) -> None:
+    def load_base(self, options: PrepareOptions, id_types: Mapping[str, IdType]) -> None:
         """Create the tables ``base_query`` and ``base_item`` if there is a base dataset.
+
+        They have all its rows, or those of the IDs in the events if no others are needed.
 
         Raises:
             InputError: its IDs have another type, or one of its files is missing or corrupt.
         """
         if self.base is not None:
-            for entity, side in sides.items():
+            for entity, side in options.sides().items():
                 self.base.check_id_type(entity, id_types[side])
-                load_base(self.connection, self.base, side, entity, self.progress)
+                needs_all = self.base.has_use_for_all_rows(options, entity)
+                if not needs_all and load_seen(self.connection, self.base, side, entity, self.progress):
+                    self._increments.add(entity)
+                else:
+                    load_base(self.connection, self.base, side, entity, self.progress)
 
     def read_features(self, plans: Sequence[ColumnPlan], content: Sequence[ColumnPlan], id_type: IdChoice) -> None:
         """Read the files of the features in ``plans``, and of the columns in ``content``.
@@ -106,10 +120,13 @@ class VocabularyBuilder:
             further = catalog_ids_sql([plan.given_table for plan in files], side, id_type)
             self.facts[f"{entity}_cataloged"] = count_rows(self.connection, f"({further})")
             counted = f"{counted} UNION ALL {further}"
-        self._build(side, entity, counted, policy)
-        self.facts |= popularity(self.connection, side, entity)
-        track_last_seen = policy is not None and policy.track_last_seen
-        written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
+        rows = self._build(side, entity, counted, policy)
+        self.facts |= popularity(self.connection, side, entity, rows)
+        if self.base is not None and entity in self._increments:
+            written = write_increment(self.connection, self.base, side, entity, self.staged)
+        else:
+            track_last_seen = policy is not None and policy.track_last_seen
+            written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
         if policy is None or policy.admit is None:
             return written
         return written.model_copy(update={"pending": write_pending(self.connection, policy, self.staged)})
@@ -167,13 +184,18 @@ class VocabularyBuilder:
             entities[plan.name] = self._write(plan.key, plan.name, types[plan.name])
         return entities
 
-    def _build(self, key: VocabularyKey, entity: str, counted: str, policy: IdPolicy | None = None) -> None:
-        """Create the table ``vocabulary_KEY``, as an extension of the base dataset if that has the entity."""
+    def _build(self, key: VocabularyKey, entity: str, counted: str, policy: IdPolicy | None = None) -> int:
+        """Create the table ``vocabulary_KEY``, as an extension of the base dataset if that has the entity.
+
+        Returns the number of rows of the vocabulary, of which the table may lack some that are in no event.
+        """
         self.progress.phase(f"vocabulary of {entity}", None, "row")
         if self.base is None or entity not in self.base.manifest.entities:
-            self.progress.advance(build_vocabulary(self.connection, key, counted, policy))
-            return
-        report = extend_vocabulary(self.connection, key, counted, policy)
+            rows = build_vocabulary(self.connection, key, counted, policy)
+            self.progress.advance(rows)
+            return rows
+        extended = self.base.manifest.entities[entity]
+        report = extend_vocabulary(self.connection, key, extended, counted, policy)
         self.progress.advance(report.kept + report.new)
         self.facts[f"{entity}_kept"] = report.kept
         self.facts[f"{entity}_unseen"] = report.unseen
@@ -181,6 +203,7 @@ class VocabularyBuilder:
         if policy is not None and policy.expire_before is not None:
             self.facts[f"{entity}_expired"] = report.expired
             self.facts[f"{entity}_reused"] = report.reused
+        return extended.rows + report.new - report.reused
 
     def _write(self, key: VocabularyKey, entity: str, id_type: IdType, has_last_seen: bool = False) -> Entity:
         """Write the table ``vocabulary_KEY`` with the names of its file and of the base dataset."""

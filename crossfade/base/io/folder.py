@@ -29,6 +29,8 @@ from crossfade.base.io.regular_files import SMALL_FILE_BYTES, FoundFile, Unsuita
 from crossfade.base.io.s3 import S3Files
 from crossfade.base.io.s3_conditional import ChangedError, Version
 
+_COPY_BYTES = 8 << 20
+
 
 class InputFile(Protocol):
     """A file opened for sequential reading from a position that ``seek`` may set."""
@@ -110,6 +112,19 @@ class Folder:
         """Write the large file ``name`` in pieces: complete and durable when the block ends, absent after an error."""
         with self._naming(name), self._files.open_output(self._prefix + name) as file:
             yield file
+
+    def take_over(self, name: str, source: Folder, source_name: str) -> None:
+        """Make the complete file ``source_name`` of ``source`` available as ``name``, with no copying where possible.
+
+        That is a hard link on a file system, and a copy by the server on S3. Files that are never written in place stay
+        what they are when the other one is replaced or deleted.
+        """
+        with self._naming(name):
+            if self._files.take_over(self._prefix + name, source._files, source._prefix + source_name):
+                return
+        with closing(source.open_random(source_name)) as file, self.open_output(name) as out:
+            for start in range(0, file.size(), _COPY_BYTES):
+                out.write(file.read_at(start, min(_COPY_BYTES, file.size() - start)))
 
     def read(self, name: str, max_bytes: int = SMALL_FILE_BYTES) -> bytes:
         """Read the small file ``name``.
@@ -249,8 +264,9 @@ class _LocalFiles:
     def open_output(self, path: str) -> Iterator[OutputFile]:
         target = self.root / path
         create_folder(target.parent)
+        target.unlink(missing_ok=True)  # it may be a hard link to a file of another dataset
         try:
-            with target.open("wb") as file:
+            with target.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -258,6 +274,22 @@ class _LocalFiles:
             target.unlink(missing_ok=True)
             raise
         sync_folder(target.parent)
+
+    def take_over(self, path: str, source: object, source_path: str) -> bool:
+        """Link ``path`` to a file of ``source``; return False where that cannot be: it must be copied."""
+        if not isinstance(source, _LocalFiles):
+            return False
+        target, found = self.root / path, (source.root / source_path).resolve()
+        create_folder(target.parent)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(found, target)
+        except FileNotFoundError:
+            raise
+        except OSError:  # another file system, one without hard links, or a file of another user
+            return False
+        sync_folder(target.parent)
+        return True
 
     def read(self, path: str, max_bytes: int) -> bytes:
         return read_regular(self.root / path, max_bytes)

@@ -190,6 +190,18 @@ class S3Files:
             raise translate_s3_error(error, self._bucket, _endpoint_name()) from error
         _unfinished.remove(file)
 
+    def take_over(self, path: str, source: object, source_path: str) -> bool:
+        """Have the server copy an object of ``source``; return False where it cannot: the bytes must be sent."""
+        if not isinstance(source, S3Files):
+            return False
+        try:
+            self.retry(lambda: self._reads.copy_file(source._root + source_path, self._root + path), path)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a bucket in another region, more than 5 GB, or a key that encrypts only what is sent
+            return False
+        return True
+
     def read(self, path: str, max_bytes: int) -> bytes:
         """Read an object of at most ``max_bytes``."""
         with closing(self.open_random(path)) as file:
