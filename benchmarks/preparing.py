@@ -3,10 +3,16 @@
     .venv/bin/python benchmarks/preparing.py                          # 10 million events, about a minute
     .venv/bin/python benchmarks/preparing.py --events 20e6 100e6      # how both grow with the events
     .venv/bin/python benchmarks/preparing.py --at s3://BUCKET/PREFIX  # from and to S3
+    .venv/bin/python benchmarks/preparing.py --increment 100e3 --onto 1e6 100e6 --events-per-customer 10
+                                                                      # new events onto small and large datasets
 
 ``crossfade synthesize --raw-events`` writes the events, with text IDs: one customer per hundred events (or another
 number), half as many tracks. The last event of each customer is held out. Memory excludes the page cache (RssAnon of
 /proc). Processor seconds are the cost of the work on a machine that runs other work too.
+
+The dataset that ``--increment`` extends is one of ``crossfade synthesize`` with text IDs, without features. A hundredth
+of the customers and tracks of the new events are new. Of three runs, with and without
+``--replay 1``, that with the median of processor seconds is printed.
 """
 
 from __future__ import annotations
@@ -19,19 +25,29 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.manifest import VOCABULARY, Entity, Split
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIMESTAMP, write_raw_events
+from crossfade.trainer.prepare.staging import PartWriter, row_group_rows, staged_output, take_over_files
+from crossfade.trainer.prepare.synthetic import write_synthetic
+from crossfade.trainer.prepare.synthetic_draws import Generator
+from crossfade.trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIMESTAMP, hex_ids, write_raw_events
+from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
+_GROWTH = 1.01
 _POLL_SECONDS = 0.1
 _BLOCK_BYTES = 512
 
@@ -54,15 +70,22 @@ def main() -> None:
     )
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="keep temporary files of 'crossfade prepare' here")
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of 'crossfade prepare' (default: its own)")
+    parser.add_argument("--increment", type=float, metavar="N", help="prepare N new events onto datasets instead")
+    parser.add_argument(
+        "--onto", type=float, nargs="+", default=[1e6], metavar="N", help="events of these datasets (default: 1e6)"
+    )
     arguments = parser.parse_args()
+    if arguments.increment is not None:
+        for events in map(int, arguments.onto):
+            _run_increment(int(arguments.increment), events, arguments)
+        return
     for events in map(int, arguments.events):
         _run(events, arguments)
 
 
 def _run(events: int, arguments: argparse.Namespace) -> None:
     """Generate and prepare ``events``, print the results, and delete the data."""
-    queries = max(1, events // arguments.events_per_customer)
-    spec = SyntheticSpec(queries=queries, items=max(50, queries // 2), interactions=events, genres=50)
+    spec = _spec(events, events // arguments.events_per_customer)
     with tempfile.TemporaryDirectory() as folder:
         at = (arguments.at or folder).rstrip("/")
         _print(
@@ -80,6 +103,49 @@ def _run(events: int, arguments: argparse.Namespace) -> None:
                 Folder(f"{at}/{name}").delete()
             if arguments.at and not at.startswith("s3://") and not any(Path(at).iterdir()):
                 shutil.rmtree(at)
+
+
+def _spec(events: int, queries: int) -> SyntheticSpec:
+    queries = max(1, queries)
+    return SyntheticSpec(queries=queries, items=max(50, queries // 2), interactions=events, genres=50, valid=0, test=0)
+
+
+def _run_increment(new: int, events: int, arguments: argparse.Namespace) -> None:
+    """Write a dataset of ``events``, prepare ``new`` events onto it, print the results, and delete the data."""
+    customers = events // arguments.events_per_customer
+    with tempfile.TemporaryDirectory(dir=arguments.work_dir) as work, tempfile.TemporaryDirectory() as folder:
+        at = (arguments.at or folder).rstrip("/")
+        _print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores; {new:,} events onto {events:,}")
+        try:
+            _measured(_write_base, Path(work), at, _spec(events, customers))
+            _measured(_generate, Path(work), at, _spec(new, round(customers * _GROWTH)))
+            for number, replay in enumerate((None, 1.0)):
+                options = {"base": f"{at}/base", "replay": replay, "out": f"{at}/prepared-{number}", "overwrite": True}
+                given = Path(work), at, _spec(new, 1), Path(work), arguments.memory, options
+                repeated = sorted((_measured(_prepare, *given) for _ in range(3)), key=lambda one: one.processors)
+                _print(f"{'with replay 1' if replay else 'increment    '} {repeated[1].describe(new)}")
+            _print(f"base {_size(f'{at}/base')}, increment {_size(f'{at}/prepared-0')}")
+        finally:
+            for name in ("raw", "events", "base", "prepared-0", "prepared-1"):
+                Folder(f"{at}/{name}").delete()
+
+
+def _write_base(at: str, spec: SyntheticSpec) -> None:
+    """Write the dataset ``base`` with the IDs of the raw events: its interactions are those of ``events``."""
+    synthetic, source = write_synthetic(f"{at}/events", spec, seed=1), Folder(f"{at}/events")
+    entities, generator = {}, Generator(spec, seed=1)
+    with staged_output(f"{at}/base", overwrite=False) as staged:
+        for side, name in (("query", spec.query), ("item", spec.item)):
+            entity, schema = synthetic.entities[name], vocabulary_schema("string", has_names=False)
+            with PartWriter(staged, f"{VOCABULARY}/{name}", schema, row_group_rows(entity.rows)) as writer:
+                for table in Vocabulary(source, synthetic, name).iter_tables(["row", "count"]):
+                    row, count = (column.combine_chunks() for column in table.columns)
+                    columns = [row, hex_ids(generator, side, row.to_numpy()), count]
+                    writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
+                entities[name] = Entity(rows=entity.rows, id_type="string", files=writer.close())
+        files = take_over_files(staged, "train", source, synthetic.splits["train"].files)
+        changes = {"entities": entities, "splits": {"train": Split(files=files)}, "features": {}}
+        staged.publish(synthetic.model_copy(update=changes))
 
 
 @dataclass(frozen=True)
@@ -146,11 +212,14 @@ def _generate(at: str, spec: SyntheticSpec) -> None:
     phases.end()
 
 
-def _prepare(at: str, spec: SyntheticSpec, work: Path, memory: float | None) -> None:
-    phases = Phases()
+def _prepare(
+    at: str, spec: SyntheticSpec, work: Path, memory: float | None, options: Mapping[str, Any] | None = None
+) -> None:
+    """Prepare the raw events, as the dataset ``prepared`` if ``options`` say nothing else."""
+    phases = NullReporter() if options else Phases()
     prepare(
         PrepareOptions.of(
-            out=f"{at}/prepared",
+            **{"out": f"{at}/prepared", "hold_out_test": "last-1", **(options or {})},
             train=[f"{at}/raw/{EVENTS_FOLDER}/*.parquet"],
             query=spec.query,
             item=spec.item,
@@ -158,13 +227,13 @@ def _prepare(at: str, spec: SyntheticSpec, work: Path, memory: float | None) -> 
             event_weights=_WEIGHTS,
             timestamp=TIMESTAMP,
             hold_out_valid="none",
-            hold_out_test="last-1",
             work_dir=work,
             memory=memory,
         ),
         phases,
     )
-    phases.end()
+    if isinstance(phases, Phases):
+        phases.end()
 
 
 class Phases:

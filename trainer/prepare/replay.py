@@ -11,14 +11,16 @@ same seed and datasets.
 
 The work follows the number of rows that are drawn, rather than the size of the base datasets: only some of their row
 groups are read, at least ``_MIN_GROUPS`` and ``_READ_ROWS`` times as many rows as are drawn, and more only where many
-IDs have expired. All row groups have the same chance, and so have all rows of those that are read. Unless all are, the
-draw is approximate in two ways. Rows of one row group are drawn together: they are those of a random sample of queries
-if the dataset is grouped, so that not every query takes part. And rows of large row groups are a little less likely
-than others, since there is then more to draw from.
+IDs have expired. If ``_MIN_GROUPS`` hold more than that, only a random share of each goes on to the working database.
+All row groups have the same chance, and so have all rows of those that are read. Unless all are, the draw is
+approximate in two ways. Rows of one row group are drawn together: they are those of a random sample of queries if the
+dataset is grouped, so that not every query takes part. And rows of large row groups are a little less likely than
+others, since there is then more to draw from.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -61,10 +63,11 @@ def find_replayed(base: BaseDataset) -> list[EarlierDataset]:
 
 @dataclass(frozen=True)
 class _Place:
-    """A row group of a base dataset."""
+    """A row group of a base dataset, and its number among all of them."""
 
     base: EarlierDataset
     group: RowGroup
+    number: int
 
 
 @dataclass(frozen=True)
@@ -120,33 +123,45 @@ class ReplayDraw:
         """Fill the table ``replay_kept`` from row groups in random order, until it has enough or all are read."""
         places = self._shuffled_places()
         stored, least = (sum(place.group.rows for place in some) for some in (places, places[:_MIN_GROUPS]))
+        share = min(1.0, _READ_ROWS * rows / max(least, 1))
         self.progress.phase("read base datasets", min(stored, max(least, _READ_ROWS * rows)), "row")
+        if self._fill(places, rows, share) < rows and share < 1:
+            # Most IDs have expired, so that the rows that were left out are needed.
+            self.connection.execute("DELETE FROM replay_kept")
+            self._fill(places, rows, 1.0)
+
+    def _fill(self, places: Sequence[_Place], rows: int, share: float) -> int:
+        """Fill the table ``replay_kept`` with a ``share`` of the rows of each row group; return how many it has."""
         groups, read, kept = 0, 0, 0
         while groups < len(places) and (groups < _MIN_GROUPS or read < _READ_ROWS * rows or kept < rows):
-            first, wanted = groups, max(_READ_ROWS * rows - read, rows - kept)
+            first, wanted = groups, float(max(_READ_ROWS * rows - read, rows - kept))
             while groups < len(places) and (groups < _MIN_GROUPS or wanted > 0):
-                wanted -= places[groups].group.rows
+                wanted -= share * places[groups].group.rows
                 groups += 1
-            for part in self._read(places[first:groups], read):
+            for part in self._read(places[first:groups], read, share):
                 execute_on(self.connection, part, "INSERT INTO replay_read BY NAME SELECT * FROM part")
-                self.progress.advance(part.num_rows)
                 read += part.num_rows
             self._keep()
             kept = count_rows(self.connection, "replay_kept")
+        return kept
 
     def _shuffled_places(self) -> list[_Place]:
         """Return the row groups of all train splits, in a random order that differs from dataset to dataset."""
-        places = [
-            _Place(base, group)
+        groups = [
+            (base, group)
             for base in self.replayed
             if "train" in base.manifest.splits
             for group in row_groups(base.manifest.splits["train"])
         ]
+        places = [_Place(base, group, number) for number, (base, group) in enumerate(groups)]
         random = np.random.default_rng((self.options.seed, len(self.replayed)))
         return [places[index] for index in random.permutation(len(places))]
 
-    def _read(self, places: Sequence[_Place], number: int) -> Iterator[pa.Table]:
-        """Yield the rows of ``places``, one dataset after the other, numbered from ``number`` on."""
+    def _read(self, places: Sequence[_Place], number: int, share: float) -> Iterator[pa.Table]:
+        """Yield a ``share`` of the rows of each of ``places``, numbered from ``number``, one dataset after the other.
+
+        They are drawn here, since the database takes longer for a row than reading does.
+        """
         ordered = sorted(places, key=lambda place: place.base.index)
         for _, of_base in groupby(ordered, key=lambda place: place.base.index):
             chosen = list(of_base)
@@ -155,7 +170,14 @@ class ReplayDraw:
                 explaining_base(base.folder, Folder(self.options.out), _WITHOUT),
                 closing(InteractionReader(base.folder, base.manifest, _THREADS)) as reader,
             ):
-                for part in reader.map(partial(self._table, reader, base), groups):
+                parts = reader.map(partial(self._table, reader, base), groups)
+                for place, read in zip(chosen, parts, strict=True):
+                    self.progress.advance(read.num_rows)
+                    part = read
+                    if share < 1:
+                        random = np.random.default_rng((self.options.seed, len(self.replayed), place.number))
+                        drawn_N = random.choice(len(read), math.ceil(share * len(read)), replace=False)
+                        part = read.take(pa.array(np.sort(drawn_N)))
                     yield part.append_column("number", pa.array(np.arange(number, number + part.num_rows)))
                     number += part.num_rows
 

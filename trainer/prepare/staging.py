@@ -51,7 +51,7 @@ from crossfade.trainer.data.manifest import (
     read_manifest,
     restore_dataset,
 )
-from crossfade.trainer.data.parquet import file_entry, storage_errors_of, write_options
+from crossfade.trainer.data.parquet import ParquetFiles, file_entry, write_options
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.journal import Journal, kept_folder, open_journal
@@ -368,19 +368,15 @@ def take_over_files(staged: Staged, folder: str, base: Folder, files: Sequence[D
     """Take files of the dataset in ``base`` over into ``folder``, unread; return how the manifest lists them.
 
     Raises:
-        InputError: one is missing or may not be read, or is not the one that is listed.
-        StorageUnavailableError: storage does not answer.
+        InputError: one is not the file that is listed.
+        OSError: one cannot be read or written.
     """
-    taken = []
+    taken, copies = [], ParquetFiles(staged.folder)
     for number, file in enumerate(files):
         path = f"{folder}/{staged.file_name(f'part-{number:05d}')}"
-        with storage_errors_of(base, file.path):
-            staged.folder.take_over(path, base, file.path)
-        taken.append(file_entry(staged.folder, path))
-        if taken[-1] != file.model_copy(update={"path": path}):
-            raise InputError(
-                f"{base.uri}/{file.path}: is not the file that the manifest lists; prepare that dataset again"
-            )
+        staged.folder.take_over(path, base, file.path)
+        taken.append(file.model_copy(update={"path": path}))
+        copies.footer(taken[-1])
     return taken
 
 

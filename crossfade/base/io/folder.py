@@ -119,7 +119,7 @@ class Folder:
         That is a hard link on a file system, and a copy by the server on S3. Files that are never written in place stay
         what they are when the other one is replaced or deleted.
         """
-        with self._naming(name):
+        with source._naming(source_name):
             if self._files.take_over(self._prefix + name, source._files, source._prefix + source_name):
                 return
         with closing(source.open_random(source_name)) as file, self.open_output(name) as out:
