@@ -24,9 +24,9 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import OVERLAY, VOCABULARY, DataFile, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles
 
-_FOOTER_THREADS = 8
-_IDS_AT_ONCE = 1 << 21
-"""IDs that are compared at a time, at least: each time, the IDs that are sought are hashed."""
+_THREADS = 8
+_GROUPS_AT_ONCE = 16
+"""Row groups whose IDs are compared at a time: each time, the IDs that are sought are hashed."""
 
 
 class Vocabulary:
@@ -109,19 +109,17 @@ class Vocabulary:
             InputError: a file is missing or corrupt.
             StorageUnavailableError: storage does not answer.
         """
-        found = [pa.table({"row": pa.array([], pa.int64()), "id": pa.array([], ids.type)})]
-        held: list[pa.ChunkedArray] = []
-        first = held_rows = 0
-        groups = [(file, index) for file in self._entity.files for index in range(len(file.row_groups))]
-        for number, (file, index) in enumerate(groups, 1):
-            if file.row_groups[index]:
-                held.append(plain_strings(self._files.read(file, index, ["id"])).column("id"))
-                held_rows += len(held[-1])
-            if held and (held_rows >= _IDS_AT_ONCE or number == len(groups)):
-                of_held = pa.chunked_array([chunk for column in held for chunk in column.chunks], ids.type)
-                place_N = np.flatnonzero(pc.is_in(of_held, value_set=ids).to_numpy())
-                found.append(pa.table({"row": pa.array(place_N + first), "id": of_held.take(pa.array(place_N))}))
-                first, held, held_rows = first + held_rows, [], 0
+        found, first = [pa.table({"row": pa.array([], pa.int64()), "id": pa.array([], ids.type)})], 0
+        groups = [(file, index) for file in self._entity.files for index, rows in enumerate(file.row_groups) if rows]
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="ids") as pool:
+            for at in range(0, len(groups), _GROUPS_AT_ONCE):
+                read = pool.map(
+                    lambda group: self._files.read(group[0], group[1], ["id"]), groups[at : at + _GROUPS_AT_ONCE]
+                )
+                column = pa.concat_tables(map(plain_strings, read), promote_options="default").column("id")
+                place = pa.array(np.flatnonzero(pc.is_in(column, value_set=ids).to_numpy()))
+                found.append(pa.table({"row": pc.add(place, first), "id": column.take(place)}))
+                first += len(column)
         return pa.concat_tables(found)
 
     def most_frequent(self) -> tuple[int, int]:
@@ -291,7 +289,7 @@ def check_vocabularies(folder: Folder, manifest: DatasetManifest) -> None:
         StorageUnavailableError: storage does not answer.
     """
     files = ParquetFiles(folder)
-    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footers") as pool:
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="footers") as pool:
         try:
             for _ in pool.map(
                 files.footer, (file for entity in manifest.entities.values() for file in entity.all_files())

@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -371,15 +372,19 @@ def take_over_files(staged: Staged, folder: str, base: Folder, files: Sequence[D
         InputError: one is not the file that is listed.
         OSError: one cannot be read or written.
     """
-    taken, copies = [], ParquetFiles(staged.folder)
-    for number, file in enumerate(files):
-        path = f"{folder}/{staged.file_name(f'part-{number:05d}')}"
-        staged.folder.take_over(path, base, file.path)
-        taken.append(file.model_copy(update={"path": path}))
-        copies.footer(taken[-1])
-    return taken
+    copies = ParquetFiles(staged.folder)
+
+    def take_over(number: int, file: DataFile) -> DataFile:
+        taken = file.model_copy(update={"path": f"{folder}/{staged.file_name(f'part-{number:05d}')}"})
+        staged.folder.take_over(taken.path, base, file.path)
+        copies.footer(taken)
+        return taken
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="take-over") as pool:
+        return list(pool.map(take_over, range(len(files)), files))
 
 
+_THREADS = 8
 _TARGET_GROUPS = 64
 GROUP_ROWS_MIN = 1024
 GROUP_ROWS_MAX = 131_072

@@ -1,6 +1,8 @@
 """Increments that take over the files of their base: readers see what they see of vocabularies written whole."""
 
+import os
 import shutil
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,10 @@ pytestmark = pytest.mark.slow
 DAYS = ("day1", "day2", "day3", "day4")
 
 
-def prepare_days(folder: Path, *, with_names: bool = True, **options: Any) -> Path:
-    """Prepare four days, each on the one before, of which the last ones have few of the IDs; return ``folder``."""
+def prepare_days(folder: Path, *, days: int = 4, with_names: bool = True, **options: Any) -> Path:
+    """Prepare ``days`` days, each on the one before, of which the last ones have few of the IDs; return ``folder``."""
     names = write_text(folder / "names.csv", "id,name\n" + "".join(f"{id},Song {id}\n" for id in range(1000, 1050)))
-    for number, name in enumerate(DAYS):
+    for number, name in enumerate(DAYS[:days]):
         events = random_events(1500 if number == 0 else 25, seed=number)
         # Each day has a new customer, and a new track that is held out: without a count, and not warm.
         columns = {
@@ -60,9 +62,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def chains(prepared: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def chains(prepared: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     take_over_always(monkeypatch)
-    return [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in prepared]
+    before = [checksums(folder) for folder in prepared]
+    # Linked, as the files of bases are: what writes into a file instead of replacing it changes ``prepared``, too.
+    yield [Path(shutil.copytree(folder, tmp_path / folder.name, copy_function=os.link)) for folder in prepared]
+    assert [checksums(folder) for folder in prepared] == before
 
 
 def take_over_always(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +175,10 @@ def test_admission_and_expiry_extend_an_increment(chains: list[Path]) -> None:
 def test_small_and_much_changed_and_often_extended_vocabularies_are_written_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare_days(tmp_path, with_names=False)
+    prepare_days(tmp_path, days=2, with_names=False)
     assert overlay(tmp_path / "day2") is None
     monkeypatch.setattr(extend, "CARRIED_FROM_ROWS", 0)
-    prepare_days(tmp_path, with_names=False, overwrite=True)
+    prepare_days(tmp_path, days=3, with_names=False, overwrite=True)
     assert overlay(tmp_path / "day2") is None  # 20 of 62 customers
     assert overlay(tmp_path / "day2", "item") is not None  # 22 of 102 items
     assert overlay(tmp_path / "day3", "item") is None
