@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +27,8 @@ from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifes
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reader import InteractionReader, Interactions
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare import pipeline
+from crossfade.trainer.prepare import pipeline, replay
+from crossfade.trainer.prepare.database import execute_on
 from crossfade.trainer.prepare.option_values import MAX_REPLAY
 from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
 from crossfade.trainer.prepare.validate import validate
@@ -191,17 +193,39 @@ def test_work_follows_new_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read.append(len(found))
         return found
 
+    loaded: list[int] = []
+
+    def recorded_load(connection: duckdb.DuckDBPyConnection, part: pa.Table, sql: str) -> None:
+        loaded.append(len(part) if "replay_read" in sql else 0)
+        execute_on(connection, part, sql)
+
     monkeypatch.setattr(InteractionReader, "read", recorded)
+    monkeypatch.setattr(replay, "execute_on", recorded_load)
     for new, share, groups in ((600, 1, 32), (15_000, 1, 40), (15_000, 5, 64)):
         read.clear()
+        loaded.clear()
         raw = write_parquet(tmp_path / "new.parquet", **{name: values[:new] for name, values in columns.items()})
         options = {"base": tmp_path / "base", "replay": share, "hold_out_valid": "none", "overwrite": True}
         manifest = prepare_files(tmp_path / "new", raw, **options)
         assert len(read) == groups
+        assert sum(loaded) <= 4 * new * share + 1500
         assert manifest.replay is not None
         assert manifest.replay.rows == new * share
         customers = {row["customer"] for row in tables(tmp_path / "new", manifest.replay)}
         assert len(customers) > (400 if new == 600 else 2000)
+
+
+def test_all_rows_are_read_where_most_have_expired(tmp_path: Path) -> None:
+    random, count = np.random.default_rng(3), 96_000
+    customer_N = random.integers(0, 4000, count)
+    columns = {"customer": customer_N, "item": random.integers(0, 50, count), "when": np.where(customer_N < 40, 100, 0)}
+    options = {"timestamp": "when", "hold_out_valid": "none"}
+    prepare_files(tmp_path / "base", write_parquet(tmp_path / "base.parquet", **columns), **options)
+    raw = write_parquet(tmp_path / "new.parquet", customer=[0] * 500, item=[0] * 500, when=[100] * 500)
+    options |= {"base": tmp_path / "base", "replay": 1, "expire_after": {"customer": 50}}
+    manifest = prepare_files(tmp_path / "new", raw, **options)
+    assert manifest.replay is not None
+    assert manifest.replay.rows == 500  # a share of row groups that is enough otherwise has about 25
 
 
 def test_base_without_times_or_context_has_none_in_the_replay(tmp_path: Path) -> None:
