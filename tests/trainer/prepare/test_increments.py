@@ -36,11 +36,11 @@ def prepare_days(folder: Path, *, days: int = 4, with_names: bool = True, **opti
     names = write_text(folder / "names.csv", "id,name\n" + "".join(f"{id},Song {id}\n" for id in range(1000, 1050)))
     for number, name in enumerate(DAYS[:days]):
         events = random_events(1500 if number == 0 else 25, seed=number)
-        # Each day has a new customer, and a new track that is held out: without a count, and not warm.
+        # Each day has a new customer, and a new track that is held out, not warm, and first counted on the next day.
         columns = {
-            "customer": [*events["customer"], *[f"new{number}"] * 3],
-            "item": [*events["item"], 2000 + number, 1001, 3000 + number],
-            "when": [*events["when"], 50, 50, 99],
+            "customer": [*events["customer"], *[f"new{number}"] * 4],
+            "item": [*events["item"], 2000 + number, 1001, 3000 + number, 2999 + number],
+            "when": [*events["when"], 50, 50, 99, 50],
         }
         raw = write_parquet(folder / f"{name}.parquet", **columns)
         given = {"names": {"item": NamesFile(names, "id", "name")}} if with_names and number == 0 else {}

@@ -219,10 +219,10 @@ def test_all_rows_are_read_where_most_have_expired(tmp_path: Path) -> None:
     random, count = np.random.default_rng(3), 96_000
     customer_N = random.integers(0, 4000, count)
     columns = {"customer": customer_N, "item": random.integers(0, 50, count), "when": np.where(customer_N < 40, 100, 0)}
-    options = {"timestamp": "when", "hold_out_valid": "none"}
+    options: dict[str, Any] = {"timestamp": "when", "hold_out_valid": "none", "expire_after": "customer=100"}
     prepare_files(tmp_path / "base", write_parquet(tmp_path / "base.parquet", **columns), **options)
     raw = write_parquet(tmp_path / "new.parquet", customer=[0] * 500, item=[0] * 500, when=[100] * 500)
-    options |= {"base": tmp_path / "base", "replay": 1, "expire_after": {"customer": 50}}
+    options |= {"base": tmp_path / "base", "replay": 1, "expire_after": "customer=50"}
     manifest = prepare_files(tmp_path / "new", raw, **options)
     assert manifest.replay is not None
     assert manifest.replay.rows == 500  # a share of row groups that is enough otherwise has about 25
