@@ -25,8 +25,10 @@ from crossfade.trainer.data.manifest import OVERLAY, VOCABULARY, DataFile, Datas
 from crossfade.trainer.data.parquet import ParquetFiles
 
 _THREADS = 8
-_GROUPS_AT_ONCE = 16
+_GROUPS_AT_ONCE = 8
 """Row groups whose IDs are compared at a time: each time, the IDs that are sought are hashed."""
+_LOCAL_THREADS = 2
+"""Threads that read IDs from a file system, where more only take more memory, and time to get it."""
 
 
 class Vocabulary:
@@ -111,7 +113,8 @@ class Vocabulary:
         """
         found, first = [pa.table({"row": pa.array([], pa.int64()), "id": pa.array([], ids.type)})], 0
         groups = [(file, index) for file in self._entity.files for index, rows in enumerate(file.row_groups) if rows]
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="ids") as pool:
+        threads = _THREADS if self._folder.on_s3 else _LOCAL_THREADS
+        with ThreadPoolExecutor(threads, thread_name_prefix="ids") as pool:
             for at in range(0, len(groups), _GROUPS_AT_ONCE):
                 read = pool.map(
                     lambda group: self._files.read(group[0], group[1], ["id"]), groups[at : at + _GROUPS_AT_ONCE]
