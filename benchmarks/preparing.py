@@ -10,9 +10,9 @@
 number), half as many tracks. The last event of each customer is held out. Memory excludes the page cache (RssAnon of
 /proc). Processor seconds are the cost of the work on a machine that runs other work too.
 
-The dataset that ``--increment`` extends is one of ``crossfade synthesize`` with text IDs, without features. A hundredth
-of the customers and tracks of the new events are new. Of three runs, with and without
-``--replay 1``, that with the median of processor seconds is printed.
+The datasets that ``--increment`` extends are of ``crossfade synthesize`` with text IDs, without features. A hundredth
+of the customers and tracks of the new events are new. Datasets take turns, with and without ``--replay 1``; of five
+rounds, the one with the median of processor seconds is printed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -47,7 +47,7 @@ from crossfade.trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIM
 from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
-_GROWTH = 1.01
+_GROWTH, _ROUNDS = 1.01, 5
 _POLL_SECONDS = 0.1
 _BLOCK_BYTES = 512
 
@@ -76,8 +76,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.increment is not None:
-        for events in map(int, arguments.onto):
-            _run_increment(int(arguments.increment), events, arguments)
+        _run_increments(int(arguments.increment), [int(events) for events in arguments.onto], arguments)
         return
     for events in map(int, arguments.events):
         _run(events, arguments)
@@ -110,24 +109,29 @@ def _spec(events: int, queries: int) -> SyntheticSpec:
     return SyntheticSpec(queries=queries, items=max(50, queries // 2), interactions=events, genres=50, valid=0, test=0)
 
 
-def _run_increment(new: int, events: int, arguments: argparse.Namespace) -> None:
-    """Write a dataset of ``events``, prepare ``new`` events onto it, print the results, and delete the data."""
-    customers = events // arguments.events_per_customer
+def _run_increments(new: int, onto: Sequence[int], arguments: argparse.Namespace) -> None:
+    """Write datasets of as many events as in ``onto``, prepare ``new`` events onto each, and delete the data."""
     with tempfile.TemporaryDirectory(dir=arguments.work_dir) as work, tempfile.TemporaryDirectory() as folder:
         at = (arguments.at or folder).rstrip("/")
-        _print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores; {new:,} events onto {events:,}")
+        _print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores; {new:,} events onto a dataset")
         try:
-            _measured(_write_base, Path(work), at, _spec(events, customers))
-            _measured(_generate, Path(work), at, _spec(new, round(customers * _GROWTH)))
-            for number, replay in enumerate((None, 1.0)):
-                options = {"base": f"{at}/base", "replay": replay, "out": f"{at}/prepared-{number}", "overwrite": True}
-                given = Path(work), at, _spec(new, 1), Path(work), arguments.memory, options
-                repeated = sorted((_measured(_prepare, *given) for _ in range(3)), key=lambda one: one.processors)
-                _print(f"{'with replay 1' if replay else 'increment    '} {repeated[1].describe(new)}")
-            _print(f"base {_size(f'{at}/base')}, increment {_size(f'{at}/prepared-0')}")
+            for events in onto:
+                customers = events // arguments.events_per_customer
+                _measured(_write_base, Path(work), f"{at}/{events}", _spec(events, customers))
+                _measured(_generate, Path(work), f"{at}/{events}", _spec(new, round(customers * _GROWTH)))
+            kinds = [(events, replay) for events in onto for replay in (None, 1.0)]
+            measured: dict[tuple[int, float | None], list[Measured]] = {kind: [] for kind in kinds}
+            for events, replay in kinds * _ROUNDS:
+                to = f"{at}/{events}"
+                options = {"base": f"{to}/base", "replay": replay, "out": f"{to}/prepared", "overwrite": True}
+                given = Path(work), to, _spec(new, 1), Path(work), arguments.memory, options
+                measured[events, replay].append(_measured(_prepare, *given))
+            for (events, replay), rounds in measured.items():
+                median = sorted(rounds, key=lambda one: one.processors)[_ROUNDS // 2]
+                _print(f"of {events:11,}{', replay 1' if replay else '          '} {median.describe(new)}")
         finally:
-            for name in ("raw", "events", "base", "prepared-0", "prepared-1"):
-                Folder(f"{at}/{name}").delete()
+            for events in onto:
+                Folder(f"{at}/{events}").delete()
 
 
 def _write_base(at: str, spec: SyntheticSpec) -> None:
