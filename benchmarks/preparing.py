@@ -11,7 +11,7 @@ number), half as many tracks. The last event of each customer is held out. Memor
 /proc). Processor seconds are the cost of the work on a machine that runs other work too.
 
 The datasets that ``--increment`` extends are of ``crossfade synthesize`` with text IDs, without features. A hundredth
-of the customers and tracks of the new events are new. Datasets take turns, with and without ``--replay 1``; of five
+of the customers and tracks of the new events are new. Datasets take turns, with and without ``--replay 1``; of three
 rounds, the one with the median of processor seconds is printed.
 """
 
@@ -47,7 +47,7 @@ from crossfade.trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIM
 from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
-_GROWTH, _ROUNDS = 1.01, 5
+_GROWTH, _ROUNDS = 1.01, 3
 _POLL_SECONDS = 0.1
 _BLOCK_BYTES = 512
 
