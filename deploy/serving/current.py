@@ -116,14 +116,17 @@ class CurrentVersion:
         Raises:
             Exception: none can be opened, whatever the reason.
         """
+        name = self._versions.current()
         try:
-            await self._load(self._versions.current())
+            await self._load(name)
         except Exception as error:
-            previous = self._versions.previous()
-            if self._open is not None or previous is None:
+            current = self._versions.current()
+            # Another one may have been published meanwhile, and this one deleted.
+            other = self._versions.previous() if current == name else current
+            if self._open is not None or other is None:
                 raise
             _report_failure(error)
-            await self._load(previous)
+            await self._load(other)
 
     async def _load(self, name: str | None) -> None:
         """Open the version ``name`` if another one is open."""

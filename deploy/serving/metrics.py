@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest, multiprocess
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -31,6 +31,12 @@ _VERSION = Gauge(
 _REFRESHES = Counter(
     "crossfade_serve_refreshes", "New versions of the model, by whether they were written.", ["result"]
 )
+_WRITTEN = Summary(
+    "crossfade_serve_version_write_seconds",
+    "Time to write a version of the model, by whether it is a complete copy or made from the one before.",
+    ["kind"],
+)
+VersionKind = Literal["complete", "delta"]
 _UNKNOWN_ROUTE = "other"
 _NO_RESPONSE = 500
 _FAILED = Counter("crossfade_serve_versions_failed", "New versions of the model that a process could not open.")
@@ -41,9 +47,15 @@ def record_failed_version() -> None:
     _FAILED.inc()
 
 
-def record_refresh(result: Literal["success", "failure"]) -> None:
-    """Record that a new version was written, or could not be."""
-    _REFRESHES.labels(result).inc()
+def record_failed_refresh() -> None:
+    """Record that a new version could not be written."""
+    _REFRESHES.labels("failure").inc()
+
+
+def record_written(kind: VersionKind, seconds: float) -> None:
+    """Record that a version was written within ``seconds``."""
+    _REFRESHES.labels("success").inc()
+    _WRITTEN.labels(kind).observe(seconds)
 
 
 def record_version(number: int) -> None:

@@ -7,7 +7,8 @@
     FOLDER/current          the name of the version to serve
     FOLDER/000001/          a version (trainer/serving/version_folder.py)
 
-The version before the current one is kept, since a process may be opening it.
+The version before the current one is kept, since a process may be opening it. But a complete copy does not continue it,
+such as when IDs were forgotten: then all before it are deleted as soon as no process has them open.
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from crossfade.base.errors import CrossfadeError, as_typed
 from crossfade.base.io.disk_errors import is_full_disk
+from crossfade.base.io.file_lock import try_lock
 from crossfade.deploy.cluster.role_variables import die_with_agent
-from crossfade.deploy.serving.metrics import record_refresh
+from crossfade.deploy.serving.metrics import VersionKind, record_failed_refresh, record_written
 from crossfade.deploy.serving.options import INDEX_FROM, ServeOptions
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
 from crossfade.trainer.serving.copies_folder import full_work_disk_error
-from crossfade.trainer.serving.version_folder import VersionOptions, write_version
+from crossfade.trainer.serving.version_folder import CARD_FILE, VersionOptions, write_version
 
 _CURRENT = "current"
 _NICENESS = 19
@@ -68,6 +71,16 @@ class Versions:
         shutil.rmtree(path, ignore_errors=True)  # of a version that could not be completed
         return path
 
+    def current_path(self) -> Path | None:
+        """Return the folder of the current version; None before the first."""
+        name = self.current()
+        return None if name is None else self.path(name)
+
+    def delete_earlier(self) -> bool:
+        """Delete the versions before the current one that no process has open; return whether that are all."""
+        earlier = sorted(self._folder.glob("[0-9]" * 6))[:-1]
+        return sum(map(_delete_unused, earlier)) == len(earlier)
+
     def publish(self, path: Path) -> None:
         """Make the version in ``path`` the current one, and delete those before the previous one."""
         partial = self._folder / f"{_CURRENT}.partial"
@@ -75,6 +88,19 @@ class Versions:
         partial.replace(self._folder / _CURRENT)
         for old in sorted(self._folder.glob("[0-9]" * 6))[:-2]:
             shutil.rmtree(old)
+
+
+def _delete_unused(path: Path) -> bool:
+    """Delete the version in ``path`` unless a process has it open; return whether it is deleted."""
+    try:
+        with (path / CARD_FILE).open("rb") as card:
+            try_lock(card)
+            shutil.rmtree(path)
+    except FileNotFoundError:  # an earlier attempt has begun
+        shutil.rmtree(path, ignore_errors=True)
+    except OSError:
+        return False
+    return True
 
 
 class Refresher:
@@ -89,6 +115,7 @@ class Refresher:
         self._source = source
         self._versions = versions
         self._fingerprint: str | None = None
+        self._has_foreign = False
         self._stop = threading.Event()
 
     def write_first(self, reporter: ProgressReporter) -> None:
@@ -99,10 +126,10 @@ class Refresher:
             OSError: the version cannot be written.
         """
         self._fingerprint = source_fingerprint(str(self._source.source))
-        path = self._versions.next_path()
-        _write(self._source, path, reporter)
+        path, start = self._versions.next_path(), time.perf_counter()
+        _write(self._source, path, None, reporter)
         self._versions.publish(path)
-        record_refresh("success")
+        record_written("complete", time.perf_counter() - start)
 
     @contextmanager
     def running(self, seconds: float) -> Iterator[None]:
@@ -123,45 +150,50 @@ class Refresher:
     def _run(self, seconds: float) -> None:
         reported: str | None = None
         while not self._stop.wait(seconds):
+            if self._has_foreign:
+                self._has_foreign = not self._versions.delete_earlier()
             try:
-                is_new = self._refresh()
+                self._refresh()
             except Exception as error:  # whatever is wrong now, the next attempt may succeed
-                record_refresh("failure")
+                record_failed_refresh()
                 if str(error) != reported:
                     details = None if isinstance(error, CrossfadeError | OSError) else error
                     _logger.warning(f"no new version, the last one is still served: {error}", exc_info=details)
                 reported = str(error)
             else:
                 reported = None
-                if is_new:
-                    _logger.info(f"serving a new version of {self._source.source}")
 
-    def _refresh(self) -> bool:
-        """Write and publish a version if the source has changed since the last; return whether it was published.
+    def _refresh(self) -> None:
+        """Write and publish a version if the source has changed since the last.
 
         Raises:
             CrossfadeError: the source cannot be read, or the version not be written.
         """
         fingerprint = source_fingerprint(str(self._source.source))
         if fingerprint == self._fingerprint:
-            return False
-        path = self._versions.next_path()
-        if not self._write_in_process(path):
-            return False
+            return
+        path, start = self._versions.next_path(), time.perf_counter()
+        kind = self._write_in_process(path)
+        if kind is None:
+            return
         self._versions.publish(path)
         self._fingerprint = fingerprint
-        record_refresh("success")
-        return True
+        self._has_foreign = kind == "complete"
+        seconds = time.perf_counter() - start
+        record_written(kind, seconds)
+        how = {"complete": "a complete copy", "delta": "a delta"}[kind]
+        _logger.info(f"serving a new version of {self._source.source}, {how}, written in {seconds:.1f} s")
 
-    def _write_in_process(self, path: Path) -> bool:
-        """Write a version to ``path``; return whether it is complete, False if the server is being stopped.
+    def _write_in_process(self, path: Path) -> VersionKind | None:
+        """Write a version to ``path``, from the current one if possible; return how, None if the server is to stop.
 
         Raises:
             CrossfadeError: it cannot be written.
         """
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_write_and_report, args=(self._source, path, sender), name="refresh")
+        arguments = (self._source, path, self._versions.current_path(), sender)
+        process = context.Process(target=_write_and_report, args=arguments, name="refresh")
         with closing(receiver):
             process.start()
             sender.close()
@@ -169,40 +201,41 @@ class Refresher:
                 if self._stop.is_set():
                     process.kill()
                     process.join()
-                    return False
-            try:
-                problem: str = receiver.recv()
-            except EOFError:
-                problem = "the process that writes it was killed"
+                    return None
+            problem, kind = "the process that writes it was killed", None
+            with suppress(EOFError):
+                problem, kind = receiver.recv()
             process.join()
         if problem:
             raise CrossfadeError(problem)
-        return True
+        return kind
 
 
-def _write_and_report(source: ServeOptions, path: Path, sender: Connection) -> None:
-    """Write a version in this child process, and send the error message, which is empty on success."""
+def _write_and_report(source: ServeOptions, path: Path, earlier: Path, sender: Connection) -> None:
+    """Write a version in this child process; send the error message, which is empty on success, and how."""
     die_with_agent()
     os.nice(_NICENESS)
-    problem = ""
+    problem, kind = "", None
     try:
-        _write(source, path, NullReporter())
+        kind = _write(source, path, earlier, NullReporter())
     except CrossfadeError as error:
         problem = error.worded(as_typed)
     except (OSError, sqlite3.Error) as error:
         problem = str(error)
-    sender.send(problem)
+    sender.send((problem, kind))
 
 
-def _write(source: ServeOptions, path: Path, reporter: ProgressReporter) -> None:
+def _write(source: ServeOptions, path: Path, earlier: Path | None, reporter: ProgressReporter) -> VersionKind:
+    """Write a version to ``path``, from the one in ``earlier`` if possible; return how."""
     options = VersionOptions(source.metadata_file, None if source.exact else INDEX_FROM)
 
-    def write(model: TrainedModel) -> None:
+    def write(model: TrainedModel) -> VersionKind:
         shutil.rmtree(path, ignore_errors=True)  # what an attempt with a corrupt checkpoint has left
-        write_version(model, path, options, reporter)
+        card = write_version(model, path, options, reporter, earlier)
+        return "complete" if card.continues is None else "delta"
 
     try:
-        with_trained_model(source, _logger.info, write)
+        return with_trained_model(source, _logger.info, write)
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)  # its disk may be full
         if not any(is_full_disk(cause) for cause in (error, error.__cause__) if cause is not None):

@@ -132,6 +132,22 @@ class VectorLists:
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
         return VectorLists(index, options)
 
+    @staticmethod
+    def load(path: Path, options: ListOptions) -> VectorLists:
+        """Load the file at ``path``, of flat codes, to change what it has.
+
+        Raises:
+            RuntimeError: it is not an index.
+        """
+        faiss = load_faiss("crossfade serve")
+        from faiss.contrib.inspect_tools import get_invlist
+
+        index = faiss.read_index(str(path))
+        # With the further column, all vectors have the length of the longest.
+        filled = next(number for number in range(index.nlist) if index.invlists.list_size(number))
+        stored_D = get_invlist(index.invlists, filled)[1][0].view(np.float32)
+        return VectorLists(index, options, float(np.linalg.norm(stored_D)))
+
     @property
     def lists(self) -> int:
         """The number of lists."""
@@ -140,6 +156,10 @@ class VectorLists:
     def add(self, rows_N: IntArray, vectors_ND: FloatArray) -> None:
         """Add vectors, which searches will name by ``rows_N``."""
         self._index.add_with_ids(self._stored(vectors_ND), rows_N)
+
+    def remove(self, removed_R: BoolArray) -> None:
+        """Remove the vectors of the rows ``removed_R``, bool (R,)."""
+        self._index.remove_ids(_selector(removed_R))
 
     def write(self, path: Path) -> None:
         """Write the index to ``path``.
@@ -163,7 +183,7 @@ class VectorLists:
         """
         faiss = load_faiss("searching an index")
 
-        selector = None if kept_R is None else faiss.IDSelectorBitmap(np.packbits(kept_R, bitorder="little"))
+        selector = None if kept_R is None else _selector(kept_R)
         parameters = faiss.SearchParametersIVF(nprobe=min(probes, self.lists), sel=selector)
         score_QK, rows_QK = self._index.search(self._searched(query_QD), count, params=parameters)
         if self._options.metric == "euclidean":
@@ -187,6 +207,11 @@ class VectorLists:
         """Append zeros as the further columns."""
         added = self._options.added_columns(vectors_ND.shape[1])
         return np.pad(vectors_ND, ((0, 0), (0, added))) if added else vectors_ND
+
+
+def _selector(rows_R: BoolArray) -> Any:
+    """Return what selects the rows ``rows_R`` in FAISS."""
+    return load_faiss("searching an index").IDSelectorBitmap(np.packbits(rows_R, bitorder="little"))
 
 
 def _new_index(faiss: Any, dim: int, lists: int, options: ListOptions) -> Any:

@@ -70,10 +70,46 @@ def make_histories(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, qu
         queries: number of queries.
         items: number of items.
     """
+    exact = _sum_pairs(query_N, item_N, weight_N, queries, items)
+    return replace(exact, weight_N=exact.weight_N.astype(np.float32))
+
+
+def _sum_pairs(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, queries: int, items: int) -> Histories:
+    """Build the histories of ``make_histories``, with weights in float64."""
     pair_N, inverse_N = np.unique(query_N * items + item_N, return_inverse=True)
-    total_N = np.bincount(inverse_N, weights=weight_N, minlength=len(pair_N)).astype(np.float32)
+    total_N = np.bincount(inverse_N, weights=weight_N, minlength=len(pair_N))
     starts_Q1 = np.searchsorted(pair_N, np.arange(queries + 1) * items)
     return Histories(ItemLists(starts_Q1, pair_N % items), total_N)
+
+
+def extend_histories(
+    known: Histories, query_N: IntArray, item_N: IntArray, weight_N: FloatArray, queries: int, items: int
+) -> Histories:
+    """Return the histories of ``queries`` queries, of which ``known`` has the first, with further interactions.
+
+    Weights are float64, so that the sums are those of all interactions at once. Only the queries with further
+    interactions are grouped again. The other arguments are as of ``make_histories``.
+    """
+    added = queries + 1 - len(known.lists.starts_Q1)
+    starts_Q1 = np.pad(known.lists.starts_Q1, (0, added), mode="edge")
+    is_changed_Q = np.zeros(queries, np.bool_)
+    is_changed_Q[query_N] = True
+    changed_S, count_Q = np.flatnonzero(is_changed_Q), np.diff(starts_Q1)
+    starts_S1, places_M = list_places(starts_Q1, changed_S)
+    changed = _sum_pairs(
+        np.concatenate([np.repeat(np.arange(len(changed_S)), np.diff(starts_S1)), np.searchsorted(changed_S, query_N)]),
+        np.concatenate([known.lists.items_N[places_M], item_N]),
+        np.concatenate([known.weight_N[places_M], weight_N.astype(np.float64)]),
+        len(changed_S),
+        items,
+    )
+    kept_N = ~np.repeat(is_changed_Q, count_Q)
+    count_Q[changed_S] = np.diff(changed.lists.starts_Q1)
+    is_changed_N = np.repeat(is_changed_Q, count_Q)
+    items_N, weight_N = np.empty(len(is_changed_N), np.int64), np.empty(len(is_changed_N))
+    items_N[~is_changed_N], items_N[is_changed_N] = known.lists.items_N[kept_N], changed.lists.items_N
+    weight_N[~is_changed_N], weight_N[is_changed_N] = known.weight_N[kept_N], changed.weight_N
+    return Histories(ItemLists(np.concatenate([[0], np.cumsum(count_Q)]), items_N), weight_N)
 
 
 def make_sequences(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, queries: int, items: int) -> Histories:
@@ -88,7 +124,7 @@ class StoredHistories:
     """Histories of many queries in three arrays, of which some are taken at a time."""
 
     def __init__(self, starts_Q1: IntArray, items_N: IntArray, weights_N: FloatArray) -> None:
-        """Use arrays as of ``Histories``, which may be files that are mapped into memory."""
+        """Use arrays as of ``Histories``, which may be files that are mapped into memory; weights may be float64."""
         self._starts_Q1, self._items_N, self._weights_N = starts_Q1, items_N, weights_N
 
     @staticmethod
@@ -99,7 +135,25 @@ class StoredHistories:
     def load(self, queries_S: IntArray) -> Histories:
         """Return the histories of ``queries_S``, int64, in this order."""
         starts_S1, places_N = list_places(self._starts_Q1, queries_S)
-        return Histories(ItemLists(starts_S1, self._items_N[places_N].astype(np.int64)), self._weights_N[places_N])
+        weight_N = self._weights_N[places_N].astype(np.float32, copy=False)
+        return Histories(ItemLists(starts_S1, self._items_N[places_N].astype(np.int64)), weight_N)
+
+    @property
+    def queries(self) -> int:
+        """How many queries there are."""
+        return len(self._starts_Q1) - 1
+
+    def counts(self) -> IntArray:
+        """Return how many items each history has, int64."""
+        return np.diff(self._starts_Q1)
+
+    def slice(self, first: int, stop: int) -> Histories:
+        """Return the histories of the queries ``first`` to before ``stop`` that are there, with weights as stored."""
+        starts_Q1 = self._starts_Q1[min(first, self.queries) : stop + 1]
+        part = slice(starts_Q1[0], starts_Q1[-1])
+        return Histories(
+            ItemLists(starts_Q1 - starts_Q1[0], self._items_N[part].astype(np.int64)), self._weights_N[part]
+        )
 
 
 def load_histories(
@@ -156,10 +210,22 @@ class DividedHistories:
 
     def load(self, part: int) -> Histories:
         """Load the histories of a part."""
+        interaction_N = self._interactions(part)
+        return _histories(interaction_N, int(self.starts_P1[part + 1] - self.starts_P1[part]), self.manifest)
+
+    def load_added(self, part: int, known: StoredHistories) -> Histories:
+        """Load the histories of a part of all queries, added to those in ``known``, with weights in float64."""
+        first, stop = map(int, self.starts_P1[part : part + 2])
+        columns = [self._interactions(part)[name] for name in _INTERACTION.names or ()]
+        items = self.manifest.entities[self.manifest.item].rows
+        return extend_histories(known.slice(first, stop), *columns, stop - first, items)
+
+    def _interactions(self, part: int) -> NDArray[np.void]:
+        """Return the interactions of a part; its first query is number 0."""
         path = _part_path(self.folder, part)
         interaction_N = np.fromfile(path, _INTERACTION) if path.exists() else np.empty(0, _INTERACTION)
         interaction_N["query"] -= self.starts_P1[part]
-        return _histories(interaction_N, int(self.starts_P1[part + 1] - self.starts_P1[part]), self.manifest)
+        return interaction_N
 
 
 def divide_histories(

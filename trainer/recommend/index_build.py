@@ -6,6 +6,9 @@
 Vectors are read twice: a sample for k-means, and the length of the longest; then all, which are added to the index as
 they are read. The number of lists that a search scans is the smallest power of 2 that reaches the requested recall.
 
+An index of an earlier model may be continued: it keeps its lists, and the vectors that have changed move among them.
+This takes place only while searches scan no more lists than before.
+
 Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,6 +53,7 @@ from crossfade.trainer.recommend.index_folder import (
     check_free,
     describe_model,
     indexed_rows,
+    read_card,
 )
 from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
 from crossfade.trainer.recommend.options import IndexOptions
@@ -56,11 +61,23 @@ from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _MEASURED_QUERIES = 1000
+_MOST_GROWN = 2
+"""How many times as many lists another number of rows may ask for."""
 _SEED = 0
 
 
-def build_index(model: TrainedModel, options: IndexOptions, reporter: ProgressReporter) -> IndexCard:
-    """Build the index, and return its card.
+@dataclass(frozen=True)
+class EarlierIndex:
+    """An index of flat codes, in ``folder``, of an earlier model whose rows have the same IDs."""
+
+    model: TrainedModel
+    folder: Path
+
+
+def build_index(
+    model: TrainedModel, options: IndexOptions, reporter: ProgressReporter, earlier: EarlierIndex | None = None
+) -> IndexCard:
+    """Build the index, and return its card; ``earlier`` is continued if possible.
 
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
@@ -78,12 +95,18 @@ def build_index(model: TrainedModel, options: IndexOptions, reporter: ProgressRe
     table = next(table for table in model.spec.vectors if table.name == entity)
     start = time.perf_counter()
     with staged_export(options.out, lambda: check_free(options.out, options.overwrite)) as folder:
-        kind = ListOptions(metric, options.codes)
-        lists = _train(model, table, rows_N, kind, reporter)
-        for block_N, vectors_ND in _blocks(model, table, indexed_R, "add", reporter):
-            lists.add(block_N, vectors_ND)
-        seconds = time.perf_counter() - start
-        probes, measured = _measure(model, table, lists, indexed_R, metric, options.recall, reporter)
+        kind, found = ListOptions(metric, options.codes), None
+        lists = None if earlier is None else _continue(model, table, earlier, indexed_R, kind, reporter)
+        if earlier is not None and lists is not None:
+            seconds, most = time.perf_counter() - start, read_card(earlier.folder).index.probes
+            found = _measure(model, table, lists, indexed_R, metric, options.recall, reporter, most)
+        if lists is None or found is None:
+            lists = _train(model, table, rows_N, kind, reporter)
+            _add(model, table, lists, indexed_R, reporter)
+            seconds = time.perf_counter() - start
+            found = _measure(model, table, lists, indexed_R, metric, options.recall, reporter)
+        assert found is not None
+        probes, measured = found
         lists.write(folder / INDEX_FILE)
         _write_rows(model, entity, indexed_R, folder / ROWS_FILE)
         card = IndexCard(
@@ -121,6 +144,37 @@ def _blocks(
         reporter.advance(len(block_N))
 
 
+def _add(
+    model: TrainedModel, table: TableSpec, lists: VectorLists, added_R: BoolArray, reporter: ProgressReporter
+) -> None:
+    for block_N, vectors_ND in _blocks(model, table, added_R, "add", reporter):
+        lists.add(block_N, vectors_ND)
+
+
+def _continue(
+    model: TrainedModel,
+    table: TableSpec,
+    earlier: EarlierIndex,
+    indexed_R: BoolArray,
+    options: ListOptions,
+    reporter: ProgressReporter,
+) -> VectorLists | None:
+    """Load the lists of ``earlier``, and move the vectors that have changed; None if lists should be found anew."""
+    had_R = np.zeros(table.rows, np.bool_)
+    earlier_R = indexed_rows(earlier.model, table.name)
+    had_R[: len(earlier_R)] = earlier_R
+    changed_R = indexed_R & ~had_R
+    for block_N, vectors_ND in _blocks(model, table, indexed_R & had_R, "compare", reporter):
+        before_ND = earlier.model.vectors.vectors(table.name, block_N)
+        changed_R[block_N] = (vectors_ND != before_ND).any(axis=1)
+    lists = VectorLists.load(earlier.folder / INDEX_FILE, options)
+    if num_lists(np.count_nonzero(indexed_R)) > _MOST_GROWN * lists.lists:
+        return None
+    lists.remove(had_R & (changed_R | ~indexed_R))
+    _add(model, table, lists, changed_R, reporter)
+    return lists
+
+
 def _train(
     model: TrainedModel, table: TableSpec, rows_N: IntArray, options: ListOptions, reporter: ProgressReporter
 ) -> VectorLists:
@@ -147,10 +201,12 @@ def _measure(
     metric: ScoreKind,
     target: float,
     reporter: ProgressReporter,
-) -> tuple[int, IndexMeasurements]:
+    most: int | None = None,
+) -> tuple[int, IndexMeasurements] | None:
     """Choose the lists that a search scans, by comparison with exact search; return their number, and the figures.
 
-    Items are searched for queries, if by the model's score, and everything else for its own rows.
+    None if ``most`` of the lists are too few. Items are searched for queries, if by the model's score, and everything
+    else for its own rows.
     """
     is_recommending = table == model.spec.item and metric == model.job.model.score
     source = model.spec.query if is_recommending else table
@@ -175,6 +231,8 @@ def _measure(
         recall = _recall(found_QK, truth_QK)
         if recall >= target or probes >= lists.lists:
             break
+        if most is not None and probes >= most:
+            return None
         probes = min(2 * probes, lists.lists)
     return probes, IndexMeasurements(
         query_entity=source.name,

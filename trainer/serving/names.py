@@ -1,6 +1,7 @@
 """IDs and names of all rows in an SQLite database: found, labeled and searched in microseconds.
 
     write_names({"artist": model.vocabulary("artist")}, folder / "names.sqlite", reporter)
+    write_names(vocabularies, copy, reporter, {"artist": changed_names(earlier, vocabularies["artist"])})
     names = StoredNames(folder / "names.sqlite", "artist")
     names.find("radiohead")                         # 7
     names.search("radio", limit=10)                 # [7, 212, ...]
@@ -15,12 +16,15 @@ import json
 import sqlite3
 import threading
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from crossfade.base.arrays import IntArray
+from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.source_columns import SEPARATOR, split_id
@@ -29,10 +33,49 @@ from crossfade.trainer.recommend.row_names import RowLabel, unknown
 _SAME_NAME = 64
 """Rows compared with a name that several rows have without accents and case."""
 _MAX_INTEGER = 2**63
+_COMPARED_ROWS, _CHANGED_ROWS = 1 << 20, 1 << 16
+_NamedRow = tuple[int, int | str, str | None, str]
+"""Row, ID, name, and what is searched."""
 
 
-def write_names(vocabularies: Mapping[str, Vocabulary], path: Path, reporter: ProgressReporter) -> None:
+def changed_names(earlier: Vocabulary, vocabulary: Vocabulary) -> IntArray | None:
+    """Return the rows of ``vocabulary``, sorted, that ``earlier`` lacks or has without an ID or with another name.
+
+    None if an ID of ``earlier`` has lost its row.
+
+    Raises:
+        InputError: a vocabulary cannot be read.
+    """
+    if vocabulary.columns != earlier.columns or vocabulary.rows < earlier.rows:
+        return None
+    found = []
+    for first in range(0, earlier.rows, _COMPARED_ROWS):
+        stop = min(first + _COMPARED_ROWS, earlier.rows)
+        before, now = (each.read(first, stop, each.columns[1:]) for each in (earlier, vocabulary))
+        is_same = [_equal(before.column(name), now.column(name)) for name in before.column_names]
+        if (~is_same[0] & before.column("id").is_valid().to_numpy()).any():
+            return None
+        found.append(first + np.flatnonzero(~np.logical_and.reduce(is_same)))
+    return np.concatenate([*found, np.arange(earlier.rows, vocabulary.rows)])
+
+
+def _equal(before: pa.ChunkedArray, now: pa.ChunkedArray) -> BoolArray:
+    if before.type != now.type:
+        return np.zeros(len(now), np.bool_)
+    both_null = pc.and_(before.is_null(), now.is_null())
+    equal_N: BoolArray = pc.or_(pc.fill_null(pc.equal(before, now), False), both_null).to_numpy()
+    return equal_N
+
+
+def write_names(
+    vocabularies: Mapping[str, Vocabulary],
+    path: Path,
+    reporter: ProgressReporter,
+    changed: Mapping[str, IntArray] | None = None,
+) -> None:
     """Write the IDs and names of ``vocabularies`` to ``path``; rows without an ID are left out.
+
+    With ``changed``, ``path`` is a copy of the file of earlier ones, in which only these rows are written.
 
     Raises:
         InputError: a vocabulary cannot be read.
@@ -42,12 +85,17 @@ def write_names(vocabularies: Mapping[str, Vocabulary], path: Path, reporter: Pr
     try:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("CREATE TABLE entities (name TEXT PRIMARY KEY, number INTEGER, has_names INTEGER)")
+        if changed is None:
+            connection.execute("CREATE TABLE entities (name TEXT PRIMARY KEY, number INTEGER, has_names INTEGER)")
         for number, (entity, vocabulary) in enumerate(vocabularies.items()):
-            has_names = "name" in vocabulary.columns
-            connection.execute("INSERT INTO entities VALUES (?, ?, ?)", (entity, number, has_names))
             reporter.phase(f"names of {entity}", vocabulary.rows, "row")
-            _write_table(connection, number, vocabulary, reporter)
+            if changed is None:
+                has_names = "name" in vocabulary.columns
+                connection.execute("INSERT INTO entities VALUES (?, ?, ?)", (entity, number, has_names))
+                _write_table(connection, number, vocabulary, reporter)
+            else:
+                _change_table(connection, number, vocabulary, changed[entity])
+                reporter.advance(vocabulary.rows)
     except sqlite3.Error as error:
         raise OSError(f"{path}: {error}") from error
     finally:
@@ -57,36 +105,18 @@ def write_names(vocabularies: Mapping[str, Vocabulary], path: Path, reporter: Pr
 def _write_table(
     connection: sqlite3.Connection, number: int, vocabulary: Vocabulary, reporter: ProgressReporter
 ) -> None:
-    has_names = "name" in vocabulary.columns
     connection.execute(f"CREATE TABLE rows_{number:d} (row INTEGER PRIMARY KEY, id, name TEXT, folded TEXT)")
     connection.execute(f"CREATE TABLE joined_{number:d} (folded TEXT, is_part INTEGER, row INTEGER)")
     connection.execute("BEGIN")
     for table in vocabulary.iter_tables():
-        rows, ids = table.column("row").to_pylist(), table.column("id").to_pylist()
-        names = table.column("name").to_pylist() if has_names else [None] * len(rows)
-        connection.executemany(
-            f"INSERT INTO rows_{number:d} VALUES (?, ?, ?, ?)",  # noqa: S608 - a number
-            (
-                (row, id, name, fold(str(id) if name is None else name))
-                for row, id, name in zip(rows, ids, names, strict=True)
-                if id is not None
-            ),
-        )
-        connection.executemany(
-            f"INSERT INTO joined_{number:d} VALUES (?, ?, ?)",  # noqa: S608
-            (
-                (fold(text), is_part, row)
-                for row, id in zip(rows, ids, strict=True)
-                if isinstance(id, str) and SEPARATOR in id
-                for is_part, texts in enumerate(([id], split_id(id)))
-                for text in texts
-            ),
-        )
-        reporter.advance(len(rows))
+        rows = _named_rows(table)
+        _insert(connection, f"rows_{number:d}", rows)
+        _insert(connection, f"joined_{number:d}", _joined_ids(rows))
+        reporter.advance(table.num_rows)
     connection.execute("COMMIT")
     connection.execute(f"CREATE INDEX ids_{number:d} ON rows_{number:d} (id)")
     connection.execute(f"CREATE INDEX parts_{number:d} ON joined_{number:d} (folded, is_part, row)")
-    if has_names:
+    if "name" in vocabulary.columns:
         connection.execute(f"CREATE INDEX names_{number:d} ON rows_{number:d} (folded)")
     # Words of the names and IDs, which matches list in the order of rows, the most frequent first.
     connection.execute(
@@ -94,6 +124,52 @@ def _write_table(
         f"folded, content = 'rows_{number:d}', content_rowid = 'row', detail = none, prefix = '1 2 3')"
     )
     connection.execute(f"INSERT INTO words_{number:d} (words_{number:d}) VALUES ('rebuild')")  # noqa: S608
+
+
+def _change_table(connection: sqlite3.Connection, number: int, vocabulary: Vocabulary, rows_N: IntArray) -> None:
+    """Insert ``rows_N``, or replace their names; their IDs are those of before, or new."""
+    table, words = f"rows_{number:d}", f"words_{number:d}"
+    connection.execute("BEGIN")
+    for first in range(0, len(rows_N), _CHANGED_ROWS):
+        rows = _named_rows(vocabulary.take(rows_N[first : first + _CHANGED_ROWS], vocabulary.columns))
+        is_there = f"SELECT 1 FROM {table} WHERE row = ?"  # noqa: S608
+        known = {row for row, *_ in rows if connection.execute(is_there, [row]).fetchone()}
+        connection.executemany(
+            # To delete from this index, FTS5 needs the text that the row had.
+            f"INSERT INTO {words} ({words}, rowid, folded) SELECT 'delete', row, folded FROM {table} WHERE row = ?",  # noqa: S608
+            ([row] for row in known),
+        )
+        _insert(connection, table, rows)
+        _insert(connection, f"joined_{number:d}", _joined_ids([row for row in rows if row[0] not in known]))
+        connection.executemany(
+            f"INSERT INTO {words} (rowid, folded) VALUES (?, ?)",  # noqa: S608
+            ((row, folded) for row, _, _, folded in rows),
+        )
+    connection.execute("COMMIT")
+
+
+def _named_rows(table: pa.Table) -> list[_NamedRow]:
+    """Return the rows of ``table`` that have an ID."""
+    rows, ids = table.column("row").to_pylist(), table.column("id").to_pylist()
+    names = table.column("name").to_pylist() if "name" in table.column_names else [None] * len(rows)
+    return [
+        (row, id, name, fold(str(id) if name is None else name))
+        for row, id, name in zip(rows, ids, names, strict=True)
+        if id is not None
+    ]
+
+
+def _joined_ids(rows: Iterable[_NamedRow]) -> Iterator[tuple[str, int, int]]:
+    """Yield each joined ID, and each of its parts, without accents and case, whether it is a part, and the row."""
+    for row, id, *_ in rows:
+        if isinstance(id, str) and SEPARATOR in id:
+            for is_part, texts in enumerate(([id], split_id(id))):
+                yield from ((fold(text), is_part, row) for text in texts)
+
+
+def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    marks = "?, ?, ?, ?" if table.startswith("rows") else "?, ?, ?"
+    connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - a number
 
 
 def fold(text: str) -> str:

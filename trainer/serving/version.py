@@ -9,13 +9,16 @@ Shapes: Q queries, N rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, OptionError
+from crossfade.base.io.file_lock import share_lock
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
@@ -29,6 +32,7 @@ from crossfade.trainer.recommend.trained_model import TrainedModel
 from crossfade.trainer.serving.names import StoredNames
 from crossfade.trainer.serving.served_metadata import ServedMetadata
 from crossfade.trainer.serving.version_folder import (
+    CARD_FILE,
     DATA,
     HISTORIES,
     METADATA,
@@ -99,6 +103,8 @@ class Version:
     card: VersionCard
     model: Model
     metadata: ServedMetadata
+    _lock: IO[bytes] = field(repr=False)
+    """Shared as long as the version is open, so that it is not deleted (deploy/serving/versions.py)."""
 
     def warm_up(self) -> None:
         """Answer one request and start the processes for conditions, so that the first of a client finds all loaded."""
@@ -110,6 +116,7 @@ class Version:
     def close(self) -> None:
         """End the processes for conditions; files are closed when nothing refers to them."""
         self.metadata.close()
+        self._lock.close()
 
 
 def open_version(folder: Path) -> Version:
@@ -119,6 +126,34 @@ def open_version(folder: Path) -> Version:
         InputError: it is damaged or cannot be read.
         MissingExtraError: it has an index, and FAISS is not installed.
     """
+    with ExitStack() as stack:
+        lock = stack.enter_context(_shared(folder / CARD_FILE))
+        opened = _open(folder, lock)
+        stack.pop_all()
+    return opened
+
+
+def _shared(path: Path) -> IO[bytes]:
+    """Open the file at ``path``, and share its lock where there are locks.
+
+    Raises:
+        InputError: the file cannot be read, or its version is being deleted.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        share_lock(file)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(f"{path.parent}: is being deleted") from error
+    except OSError:  # the file system has no locks
+        pass
+    return file
+
+
+def _open(folder: Path, lock: IO[bytes]) -> Version:
     card = open_card(folder)
     trained = open_copy(folder, card.model, card.fingerprint)
     item, path = trained.spec.item, folder / METADATA
@@ -129,4 +164,4 @@ def open_version(folder: Path) -> Version:
     for metric in card.indexes:
         indexes[metric] = open_built_index(index_folder(folder, metric), model.trained_rows(item.name))
     model.prepare()
-    return Version(card, model, metadata)
+    return Version(card, model, metadata, lock)

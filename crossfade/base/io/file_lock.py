@@ -40,6 +40,9 @@ if sys.platform == "win32":  # not tried: there was no such machine
         finally:
             os.lseek(descriptor, position, os.SEEK_SET)
 
+    def share_lock(file: IO[Any]) -> None:
+        """Do nothing: what is open cannot be deleted."""
+
     def _open_folder(folder: Path) -> int:
         return os.open(folder / ".crossfade.lock", os.O_RDWR | os.O_CREAT)
 
@@ -61,6 +64,15 @@ else:
             OSError: the file system has no locks.
         """
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def share_lock(file: IO[Any]) -> None:
+        """Lock ``file`` against ``try_lock``, together with others that share its lock.
+
+        Raises:
+            BlockingIOError: another process holds the lock alone.
+            OSError: the file system has no locks.
+        """
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def _open_folder(folder: Path) -> int:
         return os.open(folder, os.O_RDONLY)
