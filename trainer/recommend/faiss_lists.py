@@ -145,7 +145,7 @@ class VectorLists:
         index = faiss.read_index(str(path))
         # With the further column, all vectors have the length of the longest.
         filled = next(number for number in range(index.nlist) if index.invlists.list_size(number))
-        stored_D = get_invlist(index.invlists, filled)[1][0].view(np.float32)
+        stored_D = get_invlist(index.invlists, filled)[1][0].view(np.float32)  # type: ignore[no-untyped-call]
         return VectorLists(index, options, float(np.linalg.norm(stored_D)))
 
     @property

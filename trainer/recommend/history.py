@@ -216,9 +216,10 @@ class DividedHistories:
     def load_added(self, part: int, known: StoredHistories) -> Histories:
         """Load the histories of a part of all queries, added to those in ``known``, with weights in float64."""
         first, stop = map(int, self.starts_P1[part : part + 2])
-        columns = [self._interactions(part)[name] for name in _INTERACTION.names or ()]
+        interaction_N = self._interactions(part)
+        query_N, item_N, weight_N = (interaction_N[name] for name in ("query", "item", "weight"))
         items = self.manifest.entities[self.manifest.item].rows
-        return extend_histories(known.slice(first, stop), *columns, stop - first, items)
+        return extend_histories(known.slice(first, stop), query_N, item_N, weight_N, stop - first, items)
 
     def _interactions(self, part: int) -> NDArray[np.void]:
         """Return the interactions of a part; its first query is number 0."""

@@ -220,7 +220,7 @@ def _measure(
     start = time.perf_counter()
     truth_QK, _ = ranker.rank(query_QD, excluded, MEASURED_DEPTH)
     exact_speed = count / (time.perf_counter() - start)
-    probes = 1
+    probes = max(1, (most or 0) // 2)
     while True:
         reporter.phase(f"search {probes} of {lists.lists} lists", count, source.name)
         start = time.perf_counter()

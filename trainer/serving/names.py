@@ -48,7 +48,7 @@ def changed_names(earlier: Vocabulary, vocabulary: Vocabulary) -> IntArray | Non
     """
     if vocabulary.columns != earlier.columns or vocabulary.rows < earlier.rows:
         return None
-    found = []
+    found = [np.arange(earlier.rows, vocabulary.rows)]
     for first in range(0, earlier.rows, _COMPARED_ROWS):
         stop = min(first + _COMPARED_ROWS, earlier.rows)
         before, now = (each.read(first, stop, each.columns[1:]) for each in (earlier, vocabulary))
@@ -56,7 +56,8 @@ def changed_names(earlier: Vocabulary, vocabulary: Vocabulary) -> IntArray | Non
         if (~is_same[0] & before.column("id").is_valid().to_numpy()).any():
             return None
         found.append(first + np.flatnonzero(~np.logical_and.reduce(is_same)))
-    return np.concatenate([*found, np.arange(earlier.rows, vocabulary.rows)])
+    rows_N: IntArray = np.sort(np.concatenate(found))
+    return rows_N
 
 
 def _equal(before: pa.ChunkedArray, now: pa.ChunkedArray) -> BoolArray:

@@ -61,6 +61,24 @@ def test_all_lists_of_flat_codes_rank_exactly(metric: ScoreKind) -> None:
     np.testing.assert_allclose(scores_QK, truth_scores_QK, rtol=2e-4, atol=2e-3)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_lists_of_a_file_rank_what_has_changed(metric: ScoreKind, tmp_path: Path) -> None:
+    vectors_ND, query_QD = clustered()
+    build(vectors_ND, ListOptions(metric)).write(tmp_path / "index")
+    lists = VectorLists.load(tmp_path / "index", ListOptions(metric))
+    if metric == "dot":
+        assert lists._longest == pytest.approx(np.linalg.norm(vectors_ND, axis=1).max(), rel=1e-6)
+    changed_N = np.arange(0, ROWS, 3)
+    vectors_ND[changed_N] = 1.1 * vectors_ND[changed_N[::-1]]
+    removed_R = np.zeros(2 * ROWS, np.bool_)
+    removed_R[2 * changed_N] = True
+    lists.remove(removed_R)
+    lists.add(2 * changed_N, vectors_ND[changed_N])
+    truth_QK = 2 * exact(metric, vectors_ND, query_QD, 20)[0]
+    assert np.mean(lists.search(query_QD, 20, lists.lists)[0] == truth_QK) > 0.99
+    assert recall(lists.search(query_QD, 20, 64)[0], truth_QK) > 0.8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("codes", get_args(Codes))
 @pytest.mark.parametrize("metric", METRICS)

@@ -77,6 +77,30 @@ def test_divided_histories_equal_loaded_ones(
     assert [query for part in range(3) for query in as_dicts(parts.load(part))] == as_dicts(whole)
 
 
+def test_added_interactions_give_the_histories_of_all_at_once() -> None:
+    """Sums are equal to the last bit, although tenths are none of binary numbers; queries 3 and 6 to 8 have nothing."""
+    draw = np.random.default_rng(1)
+    query_N, item_N = draw.choice([0, 1, 2, 4, 5, 9], 600), draw.integers(0, 7, 600)
+    weight_N = (draw.integers(-20, 30, 600) / np.float32(10)).astype(np.float32)
+    empty = history.make_histories(query_N[:0], item_N[:0], weight_N[:0], 0, 7)
+    early_N = (query_N < 6) & (np.arange(600) < 500)
+    order_N = np.concatenate([np.flatnonzero(early_N), np.flatnonzero(~early_N)])
+    columns = [column[order_N] for column in (query_N, item_N, weight_N)]
+    count = np.count_nonzero(early_N)
+    known = history.extend_histories(empty, *(column[:count] for column in columns), 6, 7)
+    untouched_N = columns[0][count:] != 4
+    added = [column[count:][untouched_N] for column in columns]
+    kept_N = np.concatenate([np.ones(count, np.bool_), untouched_N])
+    whole = history.extend_histories(empty, *(column[kept_N] for column in columns), 10, 7)
+    found = history.extend_histories(known, *added, 10, 7)
+    np.testing.assert_array_equal(found.lists.starts_Q1, whole.lists.starts_Q1)
+    np.testing.assert_array_equal(found.lists.items_N, whole.lists.items_N)
+    np.testing.assert_array_equal(found.weight_N, whole.weight_N)
+    assert np.diff(found.lists.starts_Q1).tolist() == [7, 7, 7, 0, 7, 7, 0, 0, 0, 7]
+    float32 = history.make_histories(*(column[kept_N] for column in columns), 10, 7)
+    np.testing.assert_array_equal(found.weight_N.astype(np.float32), float32.weight_N)
+
+
 def test_favorites_are_the_items_of_the_largest_positive_weights() -> None:
     histories = history.make_histories(
         np.array([1, 1, 1, 1, 0]), np.array([4, 2, 9, 7, 1]), np.array([1.0, 3.0, -5.0, 1.0, -1.0], np.float32), 2, 10
