@@ -6,6 +6,11 @@ A service takes its first version from the events; `crossfade serve` serves it, 
 for more. Then files of new events arrive, one after the other has been served: the time from when a file is complete to
 when the server answers from the version that has it, which is the seconds of its stages, and of copying it to the
 server. The memory is that of each command with its processes once the version is served.
+
+    .venv/bin/python benchmarks/refresh.py --copies [--tracks 1e5] [--events 10e6] [--new 5e4]
+
+With --copies, nothing is trained: vectors are random, and in each increment those of its rows change, replay included.
+Each version is written as a server does that has none, and as one does that serves the version before.
 """
 
 from __future__ import annotations
@@ -21,12 +26,26 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
+
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.io.folder import Folder
+from crossfade.trainer.config.loading import make_job
+from crossfade.trainer.data.reader import InteractionReader
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.embeddings.files import write_table
+from crossfade.trainer.embeddings.listing import write_listing
+from crossfade.trainer.recommend.trained_model import with_trained_model
+from crossfade.trainer.runs.job_inputs import JobInputs, load_inputs
+from crossfade.trainer.runs.options import ModelSource
+from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
 SERVICE = """\
 name: bench
@@ -36,6 +55,9 @@ prepare: {query: customer, item: track, event: event, event_weights: "play=1,lik
 job: {train: {epochs: 1}}
 settle_seconds: 0
 """
+PREPARE = ["--query", "customer", "--item", "track", "--event", "event", "--timestamp", "timestamp", "--event-weights"]
+WEIGHTS = "play=1,like=3,library_add=5,skip=-1"
+DIM, CHANGE = 64, 0.1
 CROSSFADE = [sys.executable, "-m", "crossfade"]
 POLL_SECONDS = 0.1
 GIB = 2**30
@@ -107,23 +129,96 @@ def measure(folder: Path, new: list[Path]) -> list[dict[str, Any]]:
     return found
 
 
+class RandomVectors:
+    """Vectors in memory, around the centers of groups."""
+
+    def __init__(self) -> None:
+        self._draw = np.random.default_rng(0)
+        self._centers_CD = self._draw.standard_normal((100, DIM), np.float32)
+        self._arrays: dict[str, FloatArray] = {}
+
+    def continue_with(self, inputs: JobInputs) -> None:
+        """Draw the vectors of new rows, and change those of the rows that are trained on."""
+        trained = {table.name: np.zeros(table.rows, np.bool_) for table in inputs.model.vectors}
+        with closing(InteractionReader(inputs.folder, inputs.manifest, 1)) as reader:
+            for part in reader.read_all(inputs.manifest.trained_on(), ()):
+                trained[inputs.manifest.query][part.query_N] = trained[inputs.manifest.item][part.item_N] = True
+        for name, trained_R in trained.items():
+            known_RD = self._arrays.get(name, np.empty((0, DIM), np.float32))
+            known_RD[trained_R[: len(known_RD)]] += CHANGE * self._draw.standard_normal(
+                (np.count_nonzero(trained_R[: len(known_RD)]), DIM), np.float32
+            )
+            added = len(trained_R) - len(known_RD)
+            group_N = self._draw.integers(0, len(self._centers_CD), added)
+            new_RD = self._centers_CD[group_N] + 0.6 * self._draw.standard_normal((added, DIM), np.float32)
+            self._arrays[name] = np.concatenate([known_RD, new_RD.astype(np.float32)])
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        """Return the vectors of ``rows_N``."""
+        return self._arrays[entity][rows_N]
+
+
+def measure_copies(folder: Path, earlier: list[Path], new: list[Path]) -> None:
+    """Print how long each version takes as a complete copy and from the one before, in seconds and of a processor."""
+    vectors, names = RandomVectors(), folder / "raw" / "names" / "track.parquet"
+    print(f"{'version':<10}{'complete':>10}{'processor':>10}{'continued':>10}{'processor':>10}")
+    for number, files in enumerate([earlier, *([path] for path in new)]):
+        data, run = folder / f"data-{number}", folder / f"run-{number}"
+        words = ["prepare", "--events", *map(str, files), *PREPARE, WEIGHTS, "--names", f"track={names}:id:name"]
+        extending = ["--base", str(folder / f"data-{number - 1}"), "--replay", "4"] if number else []
+        subprocess.run([*CROSSFADE, *words, *extending, "--out", str(data)], check=True, capture_output=True)
+        job = make_job(f"{{name: bench, data: {{path: {data}}}, model: {{dim: {DIM}}}}}", "job")
+        inputs = load_inputs(job)
+        vectors.continue_with(inputs)
+        run.mkdir()
+        (run / "job.yaml").write_text(inputs.job.to_yaml())
+        for table in inputs.model.vectors:
+            write_table(run / "embeddings", vectors, table, Vocabulary(inputs.folder, inputs.manifest, table.name))
+        write_listing(Folder(run / "embeddings"))
+        seconds = write_copy(run, folder / f"complete-{number}", None)
+        if number:
+            seconds += write_copy(run, folder / f"copy-{number}", folder / f"copy-{number - 1}")
+            shutil.rmtree(folder / f"complete-{number}")
+        else:
+            (folder / "complete-0").rename(folder / "copy-0")
+        print(f"{number:<10}" + "".join(f"{each:>10.1f}" for each in seconds), flush=True)
+
+
+def write_copy(run: Path, out: Path, earlier: Path | None) -> list[float]:
+    """Write a version, and return its seconds, and those of a processor."""
+    start = time.perf_counter(), time.process_time()
+    card = with_trained_model(
+        ModelSource.of(source=str(run)),
+        lambda _: None,
+        lambda model: write_version(model, out, VersionOptions(), NullReporter(), earlier),
+    )
+    assert (card.continues is None) == (earlier is None)
+    return [time.perf_counter() - start[0], time.process_time() - start[1]]
+
+
 def main() -> None:
-    """Measure, and print the stages of each version."""
+    """Measure what the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("customers", 1e6), ("tracks", 2e5), ("events", 20e6), ("new", 1e5), ("files", 3)):
         parser.add_argument(f"--{name}", type=float, default=default, metavar="N", help=f"(default: {default:g})")
+    parser.add_argument("--copies", action="store_true", help="only measure how long the server copies a version")
     arguments = parser.parse_args()
     sizes = {name: int(value) for name, value in vars(arguments).items()}
     with tempfile.TemporaryDirectory(prefix="refresh-") as temporary:
         folder = Path(temporary)
         files = synthesize(folder, sizes["customers"], sizes["tracks"], sizes["events"])
         earlier, new = divide(files, folder, sizes["new"], sizes["files"])
-        (folder / "events").mkdir()
-        for path in earlier:
-            path.rename(folder / "events" / path.name)
-        (folder / "service.yaml").write_text(SERVICE)
-        subprocess.run([*CROSSFADE, "refresh", "service.yaml"], cwd=folder, check=True)
-        found = measure(folder, new)
+        (measure_copies if arguments.copies else measure_service)(folder, earlier, new)
+
+
+def measure_service(folder: Path, earlier: list[Path], new: list[Path]) -> None:
+    """Train and serve a version of the earlier files, and print the stages of each further one."""
+    (folder / "events").mkdir()
+    for path in earlier:
+        path.rename(folder / "events" / path.name)
+    (folder / "service.yaml").write_text(SERVICE)
+    subprocess.run([*CROSSFADE, "refresh", "service.yaml"], cwd=folder, check=True)
+    found = measure(folder, new)
     stages = list(found[0]["seconds"])
     print(
         f"{'version':<10}{'events':>10}" + "".join(f"{stage:>10}" for stage in stages) + "   GiB of refresh, of serve"
