@@ -93,20 +93,10 @@ def build_index(
     if not len(rows_N):
         raise InputError(f"{model.uri}: no row of '{entity}' has a trained vector")
     table = next(table for table in model.spec.vectors if table.name == entity)
-    start = time.perf_counter()
     with staged_export(options.out, lambda: check_free(options.out, options.overwrite)) as folder:
-        kind, found = ListOptions(metric, options.codes), None
-        lists = None if earlier is None else _continue(model, table, earlier, indexed_R, kind, reporter)
-        if earlier is not None and lists is not None:
-            seconds, most = time.perf_counter() - start, read_card(earlier.folder).index.probes
-            found = _measure(model, table, lists, indexed_R, metric, options.recall, reporter, most)
-        if lists is None or found is None:
-            lists = _train(model, table, rows_N, kind, reporter)
-            _add(model, table, lists, indexed_R, reporter)
-            seconds = time.perf_counter() - start
-            found = _measure(model, table, lists, indexed_R, metric, options.recall, reporter)
-        assert found is not None
-        probes, measured = found
+        kind = ListOptions(metric, options.codes)
+        made = _make_lists(model, table, indexed_R, kind, options.recall, earlier, reporter)
+        lists, probes, measured, seconds = made
         lists.write(folder / INDEX_FILE)
         _write_rows(model, entity, indexed_R, folder / ROWS_FILE)
         card = IndexCard(
@@ -142,6 +132,30 @@ def _blocks(
         kept_N = kept_R[block_N]
         yield block_N[kept_N], vectors_ND[kept_N]
         reporter.advance(len(block_N))
+
+
+def _make_lists(
+    model: TrainedModel,
+    table: TableSpec,
+    indexed_R: BoolArray,
+    options: ListOptions,
+    recall: float,
+    earlier: EarlierIndex | None,
+    reporter: ProgressReporter,
+) -> tuple[VectorLists, int, IndexMeasurements, float]:
+    """Continue ``earlier``, or find lists; return them, how many a search scans, the figures, and seconds to build."""
+    start = time.perf_counter()
+    if earlier is not None and (lists := _continue(model, table, earlier, indexed_R, options, reporter)) is not None:
+        seconds, most = time.perf_counter() - start, read_card(earlier.folder).index.probes
+        found = _measure(model, table, lists, indexed_R, options.metric, recall, reporter, most)
+        if found is not None:
+            return lists, *found, seconds
+    lists = _train(model, table, np.flatnonzero(indexed_R), options, reporter)
+    _add(model, table, lists, indexed_R, reporter)
+    seconds = time.perf_counter() - start
+    found = _measure(model, table, lists, indexed_R, options.metric, recall, reporter)
+    assert found is not None, "there is no limit"
+    return lists, *found, seconds
 
 
 def _add(
@@ -211,8 +225,7 @@ def _measure(
     is_recommending = table == model.spec.item and metric == model.job.model.score
     source = model.spec.query if is_recommending else table
     query_QD, excluded = _measured_queries(model, source, excludes_itself=not is_recommending)
-    count = len(query_QD)
-    score = Score.of(metric, 1.0)
+    count, score = len(query_QD), Score.of(metric, 1.0)
     # Compile kernels, which may take longer than the ranking.
     rank_vectors(query_QD[:1], score, 1, lambda _: query_QD[:1], excluded.slice(0, 1), MEASURED_DEPTH)
     reporter.phase("search exactly", count, source.name)
@@ -231,9 +244,9 @@ def _measure(
         recall = _recall(found_QK, truth_QK)
         if recall >= target or probes >= lists.lists:
             break
-        if most is not None and probes >= most:
+        if probes == most:
             return None
-        probes = min(2 * probes, lists.lists)
+        probes = min(2 * probes, most or lists.lists)
     return probes, IndexMeasurements(
         query_entity=source.name,
         queries=count,

@@ -32,7 +32,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -154,22 +154,9 @@ def write_version(
         continued = None if earlier is None else _continued(earlier, model, data, lineage)
         _write_interactions(model, lineage, continued, folder, reporter)
     local = open_copy(folder, model.uri, model.fingerprint)
-    vocabularies = {table.name: local.vocabulary(table.name) for table in model.spec.vectors}
-    if continued is None:
-        write_names(vocabularies, folder / NAMES, reporter)
-    elif any(map(len, continued.changed_names.values())):
-        shutil.copyfile(continued.folder / NAMES, folder / NAMES)
-        write_names(vocabularies, folder / NAMES, reporter, continued.changed_names)
-    else:
-        continued.link(NAMES, folder)
+    _write_names(local, continued, folder, reporter)
     write_metadata(data, local.manifest, item.name, options.metadata, local.counts(item.name), folder / METADATA)
-    metrics: Sequence[ScoreKind] = []
-    if options.index_from is not None and item.rows >= options.index_from:
-        metrics = list(dict.fromkeys([model.job.model.score, "cosine"]))
-        for metric in metrics:
-            out = index_folder(folder, metric)
-            build = IndexOptions(out=out, metric=metric, recall=options.recall)
-            build_index(local, build, reporter, None if continued is None else continued.index(metric))
+    metrics = _build_indexes(local, options, continued, folder, reporter)
     kept = {} if continued is None else continued.linked_files(folder)
     card = VersionCard(
         model=model.uri,
@@ -179,7 +166,7 @@ def write_version(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         continues=None if continued is None else continued.card.fingerprint,
         has_metadata=options.metadata is not None,
-        indexes=list(metrics),
+        indexes=metrics,
         files={**kept, **checksums_of(folder, kept)},
     )
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -411,6 +398,34 @@ def _write_histories(
             histories.lists.items_N.astype(np.int32).tofile(items)
             histories.weight_N.tofile(weights)
             end += len(histories.lists.items_N)
+
+
+def _write_names(model: TrainedModel, continued: _Continued | None, folder: Path, reporter: ProgressReporter) -> None:
+    vocabularies = {table.name: model.vocabulary(table.name) for table in model.spec.vectors}
+    if continued is None:
+        write_names(vocabularies, folder / NAMES, reporter)
+    elif any(map(len, continued.changed_names.values())):
+        shutil.copyfile(continued.folder / NAMES, folder / NAMES)
+        write_names(vocabularies, folder / NAMES, reporter, continued.changed_names)
+    else:
+        continued.link(NAMES, folder)
+
+
+def _build_indexes(
+    model: TrainedModel,
+    options: VersionOptions,
+    continued: _Continued | None,
+    folder: Path,
+    reporter: ProgressReporter,
+) -> list[ScoreKind]:
+    """Build the indexes of the items, if there are many; return what they search by."""
+    if options.index_from is None or model.spec.item.rows < options.index_from:
+        return []
+    metrics: list[ScoreKind] = list(dict.fromkeys([model.job.model.score, "cosine"]))
+    for metric in metrics:
+        index = IndexOptions(out=index_folder(folder, metric), metric=metric, recall=options.recall)
+        build_index(model, index, reporter, None if continued is None else continued.index(metric))
+    return metrics
 
 
 def map_histories(folder: Path) -> StoredHistories:

@@ -134,7 +134,10 @@ def answers(server: RunningServer) -> dict[str, Any]:
         "search": [server.get("search", text=text, k=99) for text in ("t", "t1", "t24")],
         "model": server.get("model"),
     }
-    return {name: re.sub(r'"version": "\d+"|version-\d+|"20\d\d-[^"]+"', "", json.dumps(answer)) for name, answer in found.items()}
+    return {
+        name: re.sub(r'"version": "\d+"|version-\d+|"20\d\d-[^"]+"', "", json.dumps(answer))
+        for name, answer in found.items()
+    }
 
 
 def writer(server: RunningServer) -> psutil.Process | None:

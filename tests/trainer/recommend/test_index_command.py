@@ -3,16 +3,25 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import CUSTOMERS, GENRES, TRACKS, write_job, write_planted
 from command_here import crossfade_here, rejected_here
 from running_command import succeeded
+from written_runs import ArrayVectors
 
-from crossfade.trainer.recommend.faiss_lists import VectorLists
+from crossfade.base.arrays import FloatArray
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
+from crossfade.trainer.recommend.index_build import EarlierIndex, build_index
+from crossfade.trainer.recommend.options import IndexOptions
+from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.trainer.runs.options import ModelSource
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +75,39 @@ def test_folder_has_card_and_rows(workspace: Path) -> None:
     assert card["files"]["index.faiss"]["bytes"] == (workspace / "all" / "index.faiss").stat().st_size
     rows = pq.read_table(workspace / "all" / "rows.parquet").to_pylist()
     assert rows == [{"row": row, "id": 5000 + row, "name": f"Genre {row % GENRES} Song {row}"} for row in range(TRACKS)]
+
+
+def test_index_keeps_its_lists_until_searches_would_scan_more(workspace: Path, tmp_path: Path) -> None:
+    def centroids(name: str) -> FloatArray:
+        index = VectorLists.read(tmp_path / name / "index.faiss", ListOptions("cosine"))._index
+        found: FloatArray = index.quantizer.reconstruct_n(0, index.nlist)
+        return found
+
+    def build(model: TrainedModel) -> None:
+        draw = np.random.default_rng(4)
+        tables = {table.name: np.arange(table.rows) for table in model.spec.vectors}
+        arrays = {name: model.vectors.vectors(name, rows_N) for name, rows_N in tables.items()}
+        before = replace(model, vectors=ArrayVectors(arrays))
+        cards = [build_index(before, IndexOptions(out=tmp_path / "before", recall=0.9), NullReporter())]
+        moved_RD = arrays["track"].copy()
+        moved_RD[::2] += 0.05 * draw.standard_normal(moved_RD[::2].shape)
+        other = {name: draw.standard_normal(array.shape).astype(np.float32) for name, array in arrays.items()}
+        for name, changed in (("moved", {**arrays, "track": moved_RD}), ("other", other)):
+            earlier, options = EarlierIndex(before, tmp_path / "before"), IndexOptions(out=tmp_path / name, recall=0.9)
+            now = replace(model, vectors=ArrayVectors(changed))
+            cards.append(build_index(now, options, NullReporter(), earlier))
+            assert cards[-1].measured.recall_at_100 >= 0.9
+            rows_N = np.arange(TRACKS)
+            lists = VectorLists.read(tmp_path / name / "index.faiss", ListOptions("cosine"))
+            rows_N1, score_N1 = lists.search(changed["track"][:TRACKS], 1, lists.lists)
+            np.testing.assert_array_equal(rows_N1[:, 0], rows_N)
+            np.testing.assert_allclose(score_N1, 1, rtol=1e-6)
+        assert cards[1].index == cards[0].index
+        assert cards[2].index.probes > cards[0].index.probes
+
+    with_trained_model(ModelSource.of(source=str(workspace / "run")), print, build)
+    np.testing.assert_array_equal(centroids("moved"), centroids("before"))
+    assert (centroids("other") != centroids("before")).all()
 
 
 def test_fewer_lists_are_scanned_for_less_recall(workspace: Path) -> None:
