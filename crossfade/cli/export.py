@@ -34,6 +34,10 @@ _EXAMPLES = (
         "crossfade export runs/lastfm --to pgvector --push postgresql://recommender@db.example.com/music",
         "Replace the tables lastfm_customer and lastfm_artist in a database; PGPASSWORD has the password.",
     ),
+    (
+        "crossfade export services/music --since 41 --to pgvector --push",
+        "Change the rows of these tables whose vectors have changed since version 41 of a service.",
+    ),
 )
 _NOTES = """\
 FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. Of several checkpoints the
@@ -65,6 +69,11 @@ In databases, the names are NAME_ENTITY. load.sh and --push replace what an earl
 readers never find a part of it: one transaction in PostgreSQL, an alias in Qdrant and OpenSearch. Other tables are not
 replaced. --push connects by libpq's environment (PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD, ~/.pgpass) and by URI,
 which must not have a password, and writes no files.
+
+--since exports only what has changed since an earlier version: the number of one that the service FROM keeps, a run, or
+a checkpoint. Vectors and names are compared exactly. Parquet is OUT/ENTITY/changed.parquet (row, id, name, vector) and
+deleted.parquet (id). In PostgreSQL, rows are updated, inserted, and deleted in one transaction, in tables that hold the
+earlier version; others are left as they are.
 
 Each export has a model card, OUT/README.md, in the form of Hugging Face's hub: job, dataset, metrics, how to compare
 and load the vectors. For an entity with features (model.item_features: [track, artist]) the vectors are the tower's
@@ -115,4 +124,5 @@ def _print_lines(exported: ExportResult, *, is_pushed: bool) -> None:
     for table in exported.tables:
         place = f"{exported.target}/{exported.names[table.name] if is_pushed else table.name}"
         untrained = f", {table.untrained:,} untrained" if table.untrained else ""
-        print_line(f"{table.name:<{width}}  {table.rows:>13,} x {table.dim:<5}  {place}{untrained}")
+        deleted = "" if table.deleted is None else f", {table.deleted:,} deleted"
+        print_line(f"{table.name:<{width}}  {table.rows:>13,} x {table.dim:<5}  {place}{untrained}{deleted}")

@@ -37,6 +37,11 @@ class RunLocation(NamedTuple):
     data: str | None
 
 
+def run_of_version(location: str, version: int) -> str:
+    """Return the run of a version of the service in the folder at ``location``."""
+    return Folder(location).child(f"version-{version:06}").uri
+
+
 def current_run(location: str) -> RunLocation:
     """Return the run that the folder at ``location`` names as its current one, or ``location`` if it names none.
 

@@ -47,12 +47,14 @@ class ExportedTable:
         rows: the rows that were written.
         dim: the columns of a vector.
         untrained: rows without an ID or a trained vector; None if they were not counted.
+        deleted: of changes, the IDs that are gone; None of a complete table.
     """
 
     name: str
     rows: int
     dim: int
     untrained: int | None = None
+    deleted: int | None = None
 
 
 @dataclass(frozen=True)

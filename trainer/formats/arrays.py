@@ -2,6 +2,9 @@
 
     FOLDER/ENTITY/rows-000000000000.parquet   id, row, vector, and name if the dataset has names (embeddings/files.py)
 
+    FOLDER/ENTITY/changed.parquet             the same of what has changed since an earlier model, and
+    FOLDER/ENTITY/deleted.parquet             id
+
     FOLDER/ENTITY/vectors.npy                 float32 (rows, dim), or
     FOLDER/ENTITY/vectors.safetensors         the tensor "vectors", float32 (rows, dim)
     FOLDER/ENTITY/rows.parquet                row, id, name if the dataset has names, and trained
@@ -17,7 +20,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +38,7 @@ from crossfade.trainer.embeddings.files import write_table
 from crossfade.trainer.embeddings.listing import write_listing
 from crossfade.trainer.formats.exported_model import Block, ExportedModel
 
+CHANGED_FILE, DELETED_FILE = "changed.parquet", "deleted.parquet"
 ROWS_FILE, NUMPY_FILE, SAFETENSORS_FILE = "rows.parquet", "vectors.npy", "vectors.safetensors"
 _ALIGNMENT = 8
 """The values of a safetensors file begin at a multiple of this, as its library writes them."""
@@ -110,6 +114,8 @@ def write_parquet(exported: ExportedModel, folder: Path) -> str:
         InputError: the model has no vectors of a table, or the dataset is corrupt.
         OSError: a file cannot be written.
     """
+    if exported.since is not None:
+        return _write_changes(exported, folder)
     for table in exported.tables:
         exported.reporter.phase(table.name, table.rows, "row")
         write_table(folder, _Reported(exported), table, exported.model.vocabulary(table.name))
@@ -117,6 +123,29 @@ def write_parquet(exported: ExportedModel, folder: Path) -> str:
     return (
         "`ENTITY/rows-*.parquet` have `id`, `row`, `vector`, and `name` if the dataset has names. Vectors of rows "
         f"without an interaction in train are random.\n\n{_example(exported, _PARQUET)}"
+    )
+
+
+def _write_changes(exported: ExportedModel, folder: Path) -> str:
+    """Write the rows that have changed, and the IDs that are gone; return Markdown on both."""
+    for table in exported.tables:
+        (folder / table.name).mkdir()
+        with ExitStack() as stack:
+            writers: dict[str, pq.ParquetWriter] = {}
+            for changes in exported.changes(table, complete=True):
+                vectors = pa.FixedSizeListArray.from_arrays(pa.array(changes.block.vectors_ND.ravel()), table.dim)
+                tables = {
+                    CHANGED_FILE: changes.block.rows.append_column("vector", vectors),
+                    DELETED_FILE: pa.table({"id": changes.deleted}),
+                }
+                for name, rows in tables.items():
+                    if name not in writers:
+                        path = folder / table.name / name
+                        writers[name] = stack.enter_context(pq.ParquetWriter(path, rows.schema, compression="zstd"))
+                    writers[name].write_table(rows)
+    return (
+        f"First delete the IDs in `ENTITY/{DELETED_FILE}`. Then insert the rows of `ENTITY/{CHANGED_FILE}`, or replace "
+        "those of the same ID: `row`, `id`, `name` if the dataset has names, and `vector`."
     )
 
 

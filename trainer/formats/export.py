@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.replacing import check_replaceable
 from crossfade.base.json_text import parse_json
 from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log, locate_checkpoint
+from crossfade.trainer.embeddings.current_run import run_of_version
 from crossfade.trainer.embeddings.files import staged_export
 from crossfade.trainer.embeddings.listing import LISTING_FILE as EMBEDDINGS_LISTING
 from crossfade.trainer.embeddings.listing import is_listing
@@ -37,6 +39,7 @@ from crossfade.trainer.formats import arrays, faiss_indexes, pgvector, search_en
 from crossfade.trainer.formats.exported_model import ExportedModel
 from crossfade.trainer.formats.options import DATABASES, ExportOptions, FormatName
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.trainer.runs.options import ModelSource
 
 LISTING_FILE = "export.json"
 _KIND = "crossfade-export"
@@ -145,19 +148,46 @@ def _export(
     reporter: ProgressReporter,
     write: Callable[[ExportedModel, VectorOrigin], str],
 ) -> ExportResult:
-    def use(model: TrainedModel) -> ExportResult:
+    def use(model: TrainedModel, since: TrainedModel | None = None) -> ExportResult:
         job, step, source = model.job, model.step, options.source
         tables = _tables(model, options)
         entities = [table.name for table in tables] if options.to in DATABASES else []
         names = database_names(options.name or job.name, entities)
         origin = embeddings_origin(source, job) if step is None else checkpoint_origin(source, step)
         log(f"exporting {model.uri}: {origin} of job '{job.name}'")
-        exported = ExportedModel(model, tables, names, datetime.now(UTC), reporter)
+        if since is not None:
+            _check_earlier(model, since)
+        exported = ExportedModel(model, tables, names, datetime.now(UTC), reporter, since)
         target = write(exported, origin)
         written = exported.exported_tables(complete=_is_complete(options.to))
         return ExportResult(target, model.uri, step, job.name, options.to, job.model.score, written, names)
 
-    return with_trained_model(options, log, use, from_checkpoint=options.to == "parquet")
+    def use_since(since: TrainedModel) -> ExportResult:
+        return with_trained_model(options, log, lambda model: use(model, since), from_checkpoint=from_checkpoint)
+
+    from_checkpoint = options.to == "parquet"
+    if options.since is None:
+        return with_trained_model(options, log, use, from_checkpoint=from_checkpoint)
+    location = run_of_version(options.source, int(options.since)) if options.since.isdecimal() else options.since
+    return with_trained_model(ModelSource.of(source=location), log, use_since, from_checkpoint=from_checkpoint)
+
+
+def _check_earlier(model: TrainedModel, since: TrainedModel) -> None:
+    """Check that rows of ``since`` are those of ``model``: one dataset is the other, or extends it.
+
+    Raises:
+        InputError: they are not, or a table has other columns.
+    """
+    fingerprints = [data_fingerprint(each.data) for each in (model, since)]
+    is_related = fingerprints[0] in (fingerprints[1], *since.manifest.lineage)
+    dims = [{table.name: table.dim for table in each.spec.vectors} for each in (model, since)]
+    if not (is_related or fingerprints[1] in model.manifest.lineage) or dims[0] != dims[1]:
+        raise OptionError(
+            "since",
+            found=since.uri,
+            problem=f"its rows or columns are not those of {model.uri}",
+            fix=f"export all rows, without {option_named('since')}",
+        )
 
 
 def _is_complete(to: FormatName) -> bool:
@@ -250,7 +280,7 @@ def _find_foreign(out: Path) -> str | None:
 
 def _write_listing(folder: Path, to: str) -> None:
     """Write the list of the files in ``folder``, which are in the format ``to``, unless it has one of embeddings."""
-    if to == "parquet":
+    if (folder / EMBEDDINGS_LISTING).exists():
         return
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
     # An edited card is recognized by its content, or kept.

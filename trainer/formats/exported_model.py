@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import pyarrow.compute as pc
 from crossfade.base.arrays import BoolArray, FloatArray
 from crossfade.base.errors import InputError
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.embeddings.model_card import ExportedTable
@@ -52,10 +53,15 @@ class Block:
 
     def trained(self) -> Block:
         """Return the rows that have an ID and a trained vector."""
-        if self.trained_N.all():
-            return self
-        kept_N = self.trained_N
-        return Block(self.rows.filter(pa.array(kept_N)), self.vectors_ND[kept_N], kept_N[kept_N])
+        return self if self.trained_N.all() else self.take(self.trained_N)
+
+    def take(self, kept_N: BoolArray) -> Block:
+        """Return the rows ``kept_N``."""
+        return Block(self.rows.filter(pa.array(kept_N)), self.vectors_ND[kept_N], self.trained_N[kept_N])
+
+    def head(self, count: int) -> Block:
+        """Return the first ``count`` rows."""
+        return Block(self.rows.slice(0, count), self.vectors_ND[:count], self.trained_N[:count])
 
     def pieces(self) -> Iterator[Block]:
         """Divide it into blocks that are small enough to be converted to text."""
@@ -79,17 +85,35 @@ class Block:
         yield from zip(ids, names, texts, strict=True)
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What has changed in a block since an earlier model.
+
+    Attributes:
+        block: the rows that are new, or have another vector or name.
+        deleted: the IDs of rows that are gone.
+    """
+
+    block: Block
+    deleted: pa.Array
+
+
 @dataclass
 class ExportedModel:
-    """A trained model during the export of ``tables``; ``names`` has what they are called in databases."""
+    """A trained model during the export of ``tables``; ``names`` has what they are called in databases.
+
+    With ``since``, an earlier model whose tables have the same columns, only changes are exported.
+    """
 
     model: TrainedModel
     tables: Sequence[TableSpec]
     names: dict[str, str]
     date: datetime
     reporter: ProgressReporter
+    since: TrainedModel | None = None
     example_ids: dict[str, Any] = field(default_factory=dict)
     _untrained: dict[str, int] = field(default_factory=dict)
+    _changes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def blocks(self, table: TableSpec) -> Iterator[Block]:
         """Yield the rows of ``table``.
@@ -122,6 +146,21 @@ class ExportedModel:
         if self._untrained[table.name] == table.rows:
             raise InputError(f"{self.model.uri}: no row of '{table.name}' has a trained vector")
 
+    def changes(self, table: TableSpec, *, complete: bool) -> Iterator[Changes]:
+        """Yield what has changed in ``table``: of all rows with an ID if ``complete``, otherwise of the trained ones.
+
+        An ID may be deleted in one row, and have another one: delete it before the rows of ``block`` are written.
+        """
+        assert self.since is not None
+        before = ExportedModel(self.since, [], {}, self.date, NullReporter())
+        earlier = next(each for each in self.since.spec.vectors if each.name == table.name)
+        changed = deleted = 0
+        for now, was in zip_longest(self.blocks(table), before.blocks(earlier)):
+            found = _compare(now or was.head(0), was or now.head(0), complete=complete)
+            changed, deleted = changed + len(found.block.vectors_ND), deleted + len(found.deleted)
+            yield found
+        self._changes[table.name] = changed, deleted
+
     def _block(self, table: TableSpec, vocabulary: Vocabulary, trained_N: BoolArray, first: int, last: int) -> Block:
         rows = vocabulary.read(first, last, vocabulary.columns)
         vectors_ND = self.model.vectors.vectors(table.name, np.arange(first, last, dtype=np.int64))
@@ -144,9 +183,32 @@ class ExportedModel:
         exported = []
         for table in self.tables:
             untrained = self._untrained.get(table.name)
-            rows = table.rows - (0 if complete or untrained is None else untrained)
-            exported.append(ExportedTable(table.name, rows, table.dim, untrained))
+            rows, deleted = table.rows - (0 if complete or untrained is None else untrained), None
+            if table.name in self._changes:
+                rows, deleted = self._changes[table.name]
+            exported.append(ExportedTable(table.name, rows, table.dim, untrained, deleted))
         return exported
+
+
+def _compare(now: Block, was: Block, *, complete: bool) -> Changes:
+    """Compare blocks whose first row is the same."""
+    count = min(len(now.vectors_ND), len(was.vectors_ND))
+    counts_N, counted_N = (np.array(b.rows.column("id").is_valid()) if complete else b.trained_N for b in (now, was))
+    has_id_N = counted_N[:count] & counts_N[:count]
+    has_id_N &= _equal(now.rows.column("id")[:count], was.rows.column("id")[:count])
+    is_same = has_id_N & (now.vectors_ND[:count] == was.vectors_ND[:count]).all(axis=1)
+    if "name" in now.rows.column_names:
+        is_same &= _equal(now.rows.column("name")[:count], was.rows.column("name")[:count])
+    changed_N, deleted_N = counts_N.copy(), counted_N.copy()
+    changed_N[:count] &= ~is_same
+    deleted_N[:count] &= ~has_id_N
+    deleted = was.rows.column("id").filter(pa.array(deleted_N)).combine_chunks()
+    return Changes(now.take(changed_N), deleted)
+
+
+def _equal(some: pa.ChunkedArray, others: pa.ChunkedArray) -> BoolArray:
+    both_null = pc.and_(some.is_null(), others.is_null())
+    return np.array(pc.or_(pc.fill_null(pc.equal(some, others), False), both_null), np.bool_)
 
 
 def write_script(path: Path, text: str) -> None:

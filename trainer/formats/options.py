@@ -15,6 +15,8 @@ from crossfade.trainer.runs.options import ModelSource
 
 FormatName = Literal["parquet", "numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch"]
 DATABASES: tuple[FormatName, ...] = ("qdrant", "pgvector", "opensearch")
+CHANGES: tuple[FormatName, ...] = ("parquet", "pgvector")
+"""The formats that can have what has changed only."""
 _PREFIX = re.compile(r"[a-z][a-z0-9_]*")
 _output, _database = partial(option, group="output"), partial(option, group="database")
 
@@ -30,6 +32,12 @@ class ExportOptions(ModelSource):
 
     group_notes: ClassVar = {"model": ""}  # the formats differ in what they export
 
+    since: str | None = option(
+        None,
+        "export only what has changed since this version of a service, run, or checkpoint (parquet and pgvector)",
+        group="model",
+        value="VERSION",
+    )
     entity: tuple[str, ...] = option((), "export these tables (default: all)", group="model", value="NAME")
     to: FormatName = _output("parquet", "write this format, as described below")
     out: Path | None = _output(
@@ -61,6 +69,8 @@ class ExportOptions(ModelSource):
             raise OptionError("push", problem=problem, expected=option_named("to", "pgvector"))
         if self.push is not None and (self.out is not None or self.overwrite):
             raise OptionError("push", problem="writes no files", fix=f"leave out {out} and {overwriting}")
-        if self.push is None and self.out is None and to != "parquet":
+        if self.since is not None and to not in CHANGES:
+            raise OptionError("since", problem=f"writes changes, but the format is {to}", expected=" or ".join(CHANGES))
+        if self.push is None and self.out is None and (to != "parquet" or self.since is not None):
             raise OptionError("to", found=to, fix=f"name a new local folder with {out}")
         return self

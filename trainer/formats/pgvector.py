@@ -9,6 +9,9 @@ r"""Replace tables of vectors in PostgreSQL with pgvector: by files that psql lo
     FOLDER/replace.sql                          primary keys and HNSW indexes; then the tables replace the previous ones
     FOLDER/ENTITY/rows-000000000000.csv         id, name if the dataset has names, and vector; named by the first row
 
+Of changes since an earlier model, a second table has the changed rows, and the deleted IDs without a vector. They are
+deleted from the first one, and inserted or updated there, if its comment names the dataset of the earlier model.
+
 Both ways run the same statements, in one transaction. Rows are loaded as CSV into a second table, which takes the name
 of the first at the end, so that readers find the previous rows until the transaction commits, and the new ones from
 then on. The second table gets the privileges of the first. A comment marks tables that an export wrote; others are
@@ -21,6 +24,7 @@ imports psycopg, when it pushes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -42,6 +46,7 @@ MAX_COLUMNS = 16_000
 MAX_INDEXED_COLUMNS = 2_000
 """What an index of the type vector can have."""
 _MARK = "crossfade export: "
+_FINGERPRINT = "dataset fingerprint"
 _OPERATOR_CLASSES: dict[ScoreKind, str] = {
     "cosine": "vector_cosine_ops",
     "dot": "vector_ip_ops",
@@ -78,6 +83,7 @@ class VectorTable:
         dim: columns of its vectors.
         score: what its index searches by.
         comment: what it holds, in one line.
+        since: the fingerprint of the dataset whose vectors it must hold for changes; None where it is replaced.
     """
 
     name: str
@@ -86,6 +92,7 @@ class VectorTable:
     dim: int
     score: ScoreKind
     comment: str
+    since: str | None = None
 
     @property
     def staging(self) -> str:
@@ -99,7 +106,9 @@ class VectorTable:
 
     def create(self) -> list[str]:
         """Return the statements that create the table for the rows, after waiting for other exports of this table."""
-        types = {"id": f"{self.id_type} NOT NULL", "name": "text", "vector": f"vector({self.dim}) NOT NULL"}
+        # A change without a vector is an ID that is deleted.
+        vector = f"vector({self.dim}){' NOT NULL' if self.since is None else ''}"
+        types = {"id": f"{self.id_type} NOT NULL", "name": "text", "vector": vector}
         columns = ",\n".join(f"    {column} {types[column]}" for column in self.columns)
         check = f"""\
 DO $check$
@@ -116,20 +125,23 @@ END $check$;"""
 
     def complete(self) -> list[str]:
         """Return the statements that follow the rows: keys, the index, and statistics."""
+        if self.since is not None:
+            return [f"ANALYZE {self.staging};"]
         index = (
             f"CREATE INDEX {self.staging}_vector_idx ON {self.staging} USING hnsw "
             f"(vector {_OPERATOR_CLASSES[self.score]});"
         )
-        comment = f"{_MARK}{self.comment}".replace("'", "''")
         return [
             f"ALTER TABLE {self.staging} ADD CONSTRAINT {self.staging}_pkey PRIMARY KEY (id);",
             *([index] if self._is_indexed else []),
-            f"COMMENT ON TABLE {self.staging} IS '{comment}';",
+            self._comment(self.staging),
             f"ANALYZE {self.staging};",
         ]
 
     def replace(self) -> list[str]:
-        """Return the statements that replace the previous table. Readers wait from here on until the commit."""
+        """Return the statements that change the previous table, or replace it; then readers wait until the commit."""
+        if self.since is not None:
+            return self._apply()
         swap = f"""\
 DO $replace$
 DECLARE
@@ -154,12 +166,37 @@ END $replace$;"""  # noqa: S608 - the name is of letters, digits, and _
             *([f"ALTER INDEX {self.staging}_vector_idx RENAME TO {self.name}_vector_idx;"] if self._is_indexed else []),
         ]
 
+    def _apply(self) -> list[str]:
+        values = ", ".join(f"{column} = excluded.{column}" for column in self.columns[1:])
+        columns = ", ".join(self.columns)
+        return [
+            f"DELETE FROM {self.name} USING {self.staging} changed "  # noqa: S608 - as above
+            f"WHERE {self.name}.id = changed.id AND changed.vector IS NULL;",
+            f"INSERT INTO {self.name} ({columns}) SELECT {columns} FROM {self.staging} "  # noqa: S608
+            f"WHERE vector IS NOT NULL ON CONFLICT (id) DO UPDATE SET {values};",
+            f"DROP TABLE {self.staging};",
+            self._comment(self.name),
+        ]
+
+    def _comment(self, name: str) -> str:
+        comment = f"{_MARK}{self.comment}".replace("'", "''")
+        return f"COMMENT ON TABLE {name} IS '{comment}';"
+
     @property
     def _is_indexed(self) -> bool:
         return self.dim <= MAX_INDEXED_COLUMNS
 
     def _check(self) -> str:
-        """Return PL/pgSQL that raises if another table has the name."""
+        """Return PL/pgSQL that raises if another table has the name, or lacks what changes are made to."""
+        if self.since is not None:
+            return f"""\
+    IF NOT EXISTS (
+        SELECT FROM pg_class previous
+        WHERE previous.relname = '{self.name}' AND previous.relnamespace = quote_ident(current_schema())::regnamespace
+              AND obj_description(previous.oid, 'pg_class') LIKE '{_MARK}%, {_FINGERPRINT} {self.since}, %'
+    ) THEN
+        RAISE EXCEPTION 'the table {self.name} does not hold the version that the changes are of; export it completely';
+    END IF;"""
         return f"""\
     IF EXISTS (
         SELECT FROM pg_class previous
@@ -175,7 +212,7 @@ def _vector_tables(exported: ExportedModel) -> dict[str, VectorTable]:
     model = exported.model
     origin = model.uri.rpartition("/")[2] if model.step is None else f"step {model.step:,}"
     comment = (
-        f"{origin} of job {model.job.name}, score {model.job.model.score}, dataset fingerprint "
+        f"{origin} of job {model.job.name}, score {model.job.model.score}, {_FINGERPRINT} "
         f"{data_fingerprint(model.data):08x}, exported {exported.date.isoformat(timespec='seconds')}"
     )
     tables = {}
@@ -188,6 +225,7 @@ def _vector_tables(exported: ExportedModel) -> dict[str, VectorTable]:
             dim=table.dim,
             score=model.job.model.score,
             comment=comment,
+            since=None if exported.since is None else f"{data_fingerprint(exported.since.data):08x}",
         )
     return tables
 
@@ -217,6 +255,11 @@ def write_pgvector(exported: ExportedModel, folder: Path) -> str:
 
 
 def _loading(exported: ExportedModel) -> str:
+    if exported.since is not None:
+        return (
+            "`load.sh` makes the changes to the tables of an export of the earlier model, in one transaction. Tables "
+            "that hold another one are not changed.\n\n```\nPGHOST=localhost PGDATABASE=music sh load.sh\n```"
+        )
     table, query = exported.example_tables()
     name = exported.names[table.name]
     example = exported.example_ids[query.name]
@@ -246,19 +289,31 @@ def _write_rows(exported: ExportedModel, table: TableSpec, target: VectorTable, 
     paths: list[Path] = []
     writer: Any = None
     try:
-        for block in exported.trained_blocks(table):
-            first = block.rows.column("row")[0].as_py()
+        for first, rows in _csv_tables(exported, table, target):
             if writer is None or first // FILE_ROWS > int(paths[-1].stem.rpartition("-")[2]) // FILE_ROWS:
                 if writer is not None:
                     writer.close()
                 paths.append(folder / f"rows-{first:012d}.csv")
-                writer = pyarrow.csv.CSVWriter(paths[-1], _csv_table(block, target).schema)
-            for piece in block.pieces():
-                writer.write_table(_csv_table(piece, target))
+                writer = pyarrow.csv.CSVWriter(paths[-1], rows.schema)
+            writer.write_table(rows)
     finally:
         if writer is not None:
             writer.close()
     return paths
+
+
+def _csv_tables(exported: ExportedModel, table: TableSpec, target: VectorTable) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of ``table``, or its changes, in pieces, and the number of the first row of each."""
+    if exported.since is None:
+        for block in exported.trained_blocks(table):
+            for piece in block.pieces():
+                yield piece.rows.column("row")[0].as_py(), _csv_table(piece, target)
+        return
+    for changes in exported.changes(table, complete=False):
+        for piece in changes.block.pieces():
+            yield 0, _csv_table(piece, target)
+        nulls = {name: pa.nulls(len(changes.deleted), pa.string()) for name in target.columns[1:]}
+        yield 0, pa.table({"id": changes.deleted, **nulls})
 
 
 def _csv_table(block: Block, target: VectorTable) -> pa.Table:
@@ -341,11 +396,10 @@ def _replace_tables(connection: Any, exported: ExportedModel) -> None:
         for statement in target.create():
             connection.execute(statement)
         with connection.cursor() as cursor, cursor.copy(target.copy("STDIN", header=False)) as copy:
-            for block in exported.trained_blocks(table):
-                for piece in block.pieces():
-                    rows = BytesIO()
-                    pyarrow.csv.write_csv(_csv_table(piece, target), rows, _NO_HEADER)
-                    copy.write(rows.getvalue())
+            for _, piece in _csv_tables(exported, table, target):
+                rows = BytesIO()
+                pyarrow.csv.write_csv(piece, rows, _NO_HEADER)
+                copy.write(rows.getvalue())
         exported.reporter.phase(f"index {target.name}", None, "row")
         for statement in target.complete():
             connection.execute(statement)

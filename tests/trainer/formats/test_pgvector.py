@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -20,9 +21,21 @@ from object_store import free_ports
 from postgres_server import PASSWORD, PostgresServer, binaries, running_postgres
 from running_command import RunningCommand, started, succeeded
 from waiting import wait_until
-from written_runs import TRACK_NAMES, TRAINED, UNTRAINED, WrittenRun, save_checkpoint, write_run
+from written_runs import (
+    CUSTOMER_IDS,
+    TRACK_IDS,
+    TRACK_NAMES,
+    TRAINED,
+    UNTRAINED,
+    WrittenRun,
+    save_checkpoint,
+    write_run,
+    write_vectors,
+)
 
 from crossfade.base.arrays import FloatArray
+from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
 from crossfade.trainer.formats import exported_model, pgvector
 
 pytestmark = pytest.mark.slow
@@ -124,6 +137,43 @@ def test_tables_hold_the_vectors_and_search_by_the_score(
         "euclidean": -np.linalg.norm(vectors_ND - query_D, axis=1),
     }[score]
     assert found == [run.trained_ids(ITEM)[place] for place in np.argsort(-score_N)]
+
+
+@pytest.mark.parametrize("way", [push, load_successfully])
+def test_changes_since_an_earlier_model_give_the_tables_of_the_later_one(
+    database: "psycopg.Connection[Any]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Any
+) -> None:
+    """Track 5 is trained since, track 6 no more; the vectors of a customer and a track are others."""
+    monkeypatch.setattr(exported_model, "GROUP_ROWS", 3)
+    before, later = write_run(tmp_path / "before"), write_run(tmp_path / "later", untrained=[3, 6])
+    manifest = read_manifest(Folder(later.data))
+    lineage = [data_fingerprint(Folder(before.data))]
+    manifest.model_copy(update={"lineage": lineage}).write(Folder(later.data))
+    later.vectors[QUERY][2] += 1
+    later.vectors[ITEM][0] -= 1
+    shutil.rmtree(later.path / "embeddings")
+    write_vectors(later.path / "embeddings", later.data, later.vectors)
+    way(before)
+    writers = "SELECT id, xmin::text FROM planted_customer UNION ALL SELECT id::text, xmin::text FROM planted_track"
+    written = dict(database.execute(writers).fetchall())
+    way(later, "--since", before.path)
+    ids = {str(TRACK_IDS[row]) for row in range(10)}
+    now = dict(database.execute(writers).fetchall())
+    assert {id for id in now if now[id] != written.get(id)} == {CUSTOMER_IDS[2], str(TRACK_IDS[0]), str(TRACK_IDS[5])}
+    assert ids - now.keys() == {str(TRACK_IDS[3]), str(TRACK_IDS[6])}
+    push(later, "--name", "complete")
+    for entity in (QUERY, ITEM):
+        columns = "*" if entity == ITEM else "id, vector"
+        tables = [f"SELECT {columns} FROM {prefix}_{entity}" for prefix in ("planted", "complete")]
+        for some, others in (tables, tables[::-1]):
+            assert database.execute(f"({some}) EXCEPT ({others})").fetchall() == []
+    assert set(ALL_RELATIONS) < set(relations(database))
+    assert not [name for name in relations(database) if "_new" in name]
+    options = ("--to", "pgvector", "--push", "--since", before.path)
+    rejected("--since of what a table does not hold", "export", later.path, *options)
+    other = write_run(tmp_path / "other", untrained=[3])
+    rejected("--since of another dataset", "export", other.path, *options)
+    rejected("--since with another format", "export", later.path, "--to", "numpy", "--out", "x", "--since", "1")
 
 
 @pytest.mark.parametrize("way", [push, load_successfully])
