@@ -108,6 +108,21 @@ def check_seconds(moment: TimeOption, latest: object) -> None:
         )
 
 
+def check_span(option: str, span: TimeSpan, latest: object) -> None:
+    """Reject a span in days or hours where integer timestamps, up to ``latest``, cannot be seconds.
+
+    Raises:
+        OptionError: they cannot.
+    """
+    if span.in_seconds and isinstance(latest, int) and exceed_seconds_range(latest):
+        raise OptionError(
+            option,
+            found=span.text,
+            problem=f"is counted in seconds, but the timestamps reach {latest}, which is not a time in seconds",
+            fix="give an INTEGER in the unit of the column",
+        )
+
+
 @dataclass(frozen=True)
 class EventTimeRange:
     """Events at or after ``since`` and before ``until``; None leaves that end open."""

@@ -24,7 +24,7 @@ import pyarrow as pa
 from crossfade.base.errors import OptionError
 from crossfade.trainer.data.manifest import PENDING, DataFile
 from crossfade.trainer.data.parquet import ParquetFiles
-from crossfade.trainer.data.time_values import TimeSpan, exceed_seconds_range
+from crossfade.trainer.data.time_values import TimeSpan, check_span
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_one
 from crossfade.trainer.prepare.events import IdType
@@ -44,13 +44,7 @@ def _expire_before(max_age: TimeSpan | None, newest: int | None) -> int | None:
     """
     if max_age is None or newest is None:
         return None
-    if max_age.in_seconds and exceed_seconds_range(newest):
-        raise OptionError(
-            "expire_after",
-            found=max_age.text,
-            problem=f"is counted in seconds, but the timestamps reach {newest}, which is not a time in seconds",
-            fix="give an INTEGER in the unit of the column",
-        )
+    check_span("expire_after", max_age, newest)
     return newest - max_age.length
 
 

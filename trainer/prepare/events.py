@@ -46,6 +46,7 @@ from crossfade.trainer.prepare.raw_files import (
     KIND_NAMES,
     Kind,
     close_raw,
+    column_names,
     counted_records,
     find_delimiter,
     open_adjacency,
@@ -55,6 +56,7 @@ from crossfade.trainer.prepare.raw_files import (
 from crossfade.trainer.prepare.source_columns import possible_columns
 from crossfade.trainer.prepare.text_records import DELIMITERS
 from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
+from crossfade.trainer.prepare.yambda import EVENT, PLAYED, YAMBDA, kind_sql
 
 _KEPT_PARTS = 10
 """Reading is kept at the ends of files, after about each such part of the bytes."""
@@ -129,7 +131,8 @@ def read_events(
     done = reader.restore(journal)
     progress.advance(sum(file.bytes for _, file in order[:done]))
     left, unkept = order[done:], 0
-    with fetch_files([file for _, file in left], work, possible_columns(reader.columns)) as local_files:
+    read = possible_columns(reader.columns) | ({PLAYED} if options.format == YAMBDA else set())
+    with fetch_files([file for _, file in left], work, read) as local_files:
         for number, ((code, source), file) in enumerate(zip(left, local_files, strict=True), done + 1):
             try:
                 reader.read(file, code)
@@ -267,7 +270,9 @@ class _Reader:
             file = find_delimiter(replace(file, delimiter=self._options.delimiter), roles)
         ids = {"query", "item", *self._context}
         kept = ids if self._options.id_type == "string" else self._string_id_sides
-        kinds = open_columns(self._connection, file, roles, on_fault=self._faults.add_line, kept_texts=kept)
+        computed = {EVENT: kind_sql(file, column_names(file))} if self._options.format == YAMBDA else {}
+        on_fault = self._faults.add_line
+        kinds = open_columns(self._connection, file, roles, on_fault=on_fault, kept_texts=kept, computed=computed)
         if file.delimiter is not None and file.delimiter != DELIMITERS[file.format]:
             self._stats.delimiters.add(file.delimiter)
         return kinds, file

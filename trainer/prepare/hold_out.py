@@ -10,6 +10,7 @@
     after:TIME        interactions with a timestamp later than TIME, an integer or an ISO date (UTC if it has no zone)
 
 A hold-out leaves every query entity at least one interaction in ``train``: the earliest, or for ``random`` one pair.
+With a gap, ``after`` leaves none that is later: query entities without an earlier one are left out (``drop_gaps``).
 ``random`` moves all interactions of a pair or none.
 
 A dataset without a valid split gets a small one, unless ``none`` is asked for or test comes from files (which are then
@@ -33,7 +34,7 @@ import duckdb
 from crossfade.base.errors import OptionError, option_named
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.data.time_values import TimeOption, check_seconds
+from crossfade.trainer.data.time_values import TimeOption, TimeSpan, check_seconds, check_span
 from crossfade.trainer.prepare.database import fetch_count, fetch_one
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.options import PrepareOptions, needs_timestamp
@@ -137,7 +138,45 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
             )
         if hold_out.kind != "random" and options.timestamp is None:
             raise needs_timestamp(hold_out.option, hold_out.text)
+    if options.hold_out_gap is not None and not _moments(plan):
+        raise OptionError(
+            "hold_out_gap",
+            found=options.hold_out_gap.text,
+            problem="comes before what is held out by time, and nothing is",
+            fix=f"add {option_named('hold_out_test', 'after:TIME')}",
+        )
     return plan
+
+
+def _moments(plan: Mapping[str, HoldOut]) -> list[TimeOption]:
+    return [hold_out.after for hold_out in plan.values() if hold_out.after is not None]
+
+
+def drop_gaps(
+    connection: duckdb.DuckDBPyConnection, table: str, plan: Mapping[str, HoldOut], gap: TimeSpan
+) -> dict[str, object]:
+    """Delete what a strict split by time leaves out of the events in ``table``; return the numbers as facts.
+
+    That is, of train, events within ``gap`` before each time of ``plan``, and all after the first time of query
+    entities without a positive event before: a model that was trained then would have nothing of them.
+
+    Raises:
+        OptionError: a date or the gap is in seconds, and timestamps are not.
+    """
+    moments = _moments(plan)
+    (latest,) = fetch_one(connection, f"SELECT max(timestamp) FROM {table}")
+    check_span("hold_out_gap", gap, latest)
+    for moment in moments:
+        check_seconds(moment, latest)
+    within = " OR ".join(f"timestamp BETWEEN {m.value - gap.length + 1} AND {m.value}" for m in moments)
+    in_gap = fetch_count(connection, f"DELETE FROM {table} WHERE split = 0 AND ({within})")
+    first = min(moment.value for moment in moments)
+    known = f"SELECT query FROM {table} WHERE split = 0 AND weight > 0 AND timestamp <= {first}"
+    late = f"split = 0 AND timestamp > {first} AND query NOT IN ({known})"
+    return {
+        "dropped_gap": in_gap,
+        "dropped_without_history": fetch_count(connection, f"DELETE FROM {table} WHERE {late}"),
+    }
 
 
 def _steps(plan: Mapping[str, HoldOut]) -> list[dict[str, HoldOut]]:

@@ -198,6 +198,13 @@ def _of_all(value: object) -> object:
     return {ALL: value} if isinstance(value, str) and "=" not in value else value
 
 
+def _span(value: object) -> TimeSpan:
+    try:
+        return TimeSpan.parse(value)
+    except ValueError:
+        raise ValueError("expected days or hours, as in 1d or 2h, or an integer from 1") from None
+
+
 def _path_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
@@ -249,6 +256,7 @@ Spans = Annotated[
     ),
     BeforeValidator(_of_all),
 ]
+Span = Annotated[TimeSpan, BeforeValidator(_span)]
 Names = Annotated[
     Mapping[str, NamesFile],
     _by_name(

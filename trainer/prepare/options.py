@@ -6,7 +6,7 @@ options.query.name, options.query.column                # customer, user_id
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -32,11 +32,13 @@ from crossfade.trainer.prepare.option_values import (
     MissingPolicy,
     Names,
     ReplayShare,
+    Span,
     Spans,
     Weights,
 )
+from crossfade.trainer.prepare.yambda import YAMBDA, with_yambda_values
 
-Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn"]
+Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn", "yambda"]
 IdChoice = Literal["auto", "integer", "string"]
 Likes = Literal["all", "genre", "customer"]
 """What is liked: as what is played, items of some genres, or items of one of each query's own genres."""
@@ -136,7 +138,8 @@ class PrepareOptions(Options):
         "faults": "All faults of all files are listed in one pass.",
         "cleaning": "Applied before the hold-outs. The summary counts what was dropped.",
         "hold-outs": "HOW is last-N (the last N of each query entity, by timestamp), random:FRACTION (of the pairs) or "
-        "after:TIME\n(an integer or an ISO date). Every query entity keeps one interaction in train.",
+        "after:TIME\n(an integer or an ISO date). Every query entity keeps one interaction in train, or is left out of "
+        "what is held out\nwith a gap.",
     }
     one_of = (("train", "sample"),)
 
@@ -151,7 +154,11 @@ class PrepareOptions(Options):
     train: tuple[Location, ...] = _input((), "read training events", value="FILE", also="events")
     valid: tuple[Location, ...] = _input((), "read events that select the epoch", value="FILE")
     test: tuple[Location, ...] = _input((), "read events for the evaluation", value="FILE")
-    format: Format | None = _input(None, "set the format of all files (default: by file extension)")
+    format: Format | None = _input(
+        None,
+        "set the format of all files (default: by file extension); yambda: Parquet of Yambda, a file or the folder of a "
+        "size, with its columns, event weights, and split",
+    )
     delimiter: Delimiter = _input(
         None,
         "set what separates the fields of CSV and TSV files, \\t for a tab (default: the first of , ; tab | that gives "
@@ -291,10 +298,21 @@ class PrepareOptions(Options):
         value="HOW",
     )
     hold_out_test: str | None = _hold_outs(None, "hold out test", value="HOW")
+    hold_out_gap: Span | None = _hold_outs(
+        None,
+        "drop the events of this time before each after:TIME, and what is held out of query entities without an "
+        "earlier event: 1d, 2h, or an integer in the unit of the timestamps",
+        value="SPAN",
+    )
 
     work_dir: Path | None = _work_dir()
     memory: Number | None = _memory()
     threads: Integer | None = _threads()
+
+    @property
+    def file_format(self) -> Format | None:
+        """The format of each file of events; None: by its extension."""
+        return "parquet" if self.format == YAMBDA else self.format
 
     @property
     def quarantine(self) -> Path | None:
@@ -318,6 +336,12 @@ class PrepareOptions(Options):
     def time_range(self) -> EventTimeRange:
         """Return the time range of the events to keep."""
         return EventTimeRange.parse(self.since, self.until, self.timestamp is not None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        is_yambda = isinstance(values, Mapping) and values.get("format") == YAMBDA
+        return with_yambda_values(values) if is_yambda else values
 
     @model_validator(mode="after")
     def _check(self) -> Self:

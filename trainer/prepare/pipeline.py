@@ -45,7 +45,7 @@ from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
 from crossfade.trainer.prepare.faults import Faults, Quarantine
 from crossfade.trainer.prepare.feature_columns import plan_columns
-from crossfade.trainer.prepare.hold_out import HoldOut, apply_hold_outs, create_interactions, plan_hold_outs
+from crossfade.trainer.prepare.hold_out import HoldOut, apply_hold_outs, create_interactions, drop_gaps, plan_hold_outs
 from crossfade.trainer.prepare.input_files import (
     FORMATS,
     STANDARD_INPUT,
@@ -63,6 +63,7 @@ from crossfade.trainer.prepare.staging import Staged, staged_output, write_relat
 from crossfade.trainer.prepare.summary import Facts, heavy_weights
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
+from crossfade.trainer.prepare.yambda import YAMBDA, check_yambda_files, yambda_files
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,9 @@ def _find_events(options: PrepareOptions, split: str) -> list[Source]:
     files: list[Source] = []
     for pattern in getattr(options, split):
         if str(pattern) != STANDARD_INPUT:
-            files += find_files(split, [pattern], options.format)
-        elif options.format is None:
+            patterns = yambda_files(split, pattern) if options.format == YAMBDA else [pattern]
+            files += find_files(split, patterns, options.file_format)
+        elif options.file_format is None:
             raise OptionError(
                 split,
                 found=STANDARD_INPUT,
@@ -144,7 +146,9 @@ def _find_events(options: PrepareOptions, split: str) -> list[Source]:
                 fix=f"name its format: {option_named('format', '|'.join(FORMATS))}",
             )
         else:
-            files.append(StandardInput(options.format))
+            files.append(StandardInput(options.file_format))
+    if options.format == YAMBDA:
+        check_yambda_files(split, files)
     return files
 
 
@@ -380,6 +384,8 @@ class _Preparation:
     def _hold_out(self, table: str, events: EventTable) -> None:
         """Create the view ``interactions`` of ``table``, with the hold-outs applied."""
         plan = plan_hold_outs(self.options)
+        if self.options.hold_out_gap is not None:
+            self.facts |= drop_gaps(self.connection, table, plan, self.options.hold_out_gap)
         create_interactions(self.connection, table, plan)
         self.facts["valid_by_default"] = "valid" in plan and plan["valid"].by_default
         self.facts["kept_for_train"] = self._move(plan, events)
@@ -517,6 +523,8 @@ def _describe_options(options: PrepareOptions) -> Facts:
         for name in ("since", "until", "hold_out", "hold_out_valid", "hold_out_test", "base", "replay")
         if getattr(options, name) is not None
     }
+    if options.hold_out_gap is not None:
+        texts["hold_out_gap"] = options.hold_out_gap.text
     sides = (options.query, options.item)
     lists = {
         "joined_columns": [f"{side.name}={side.column}" for side in sides if PLUS in side.column],

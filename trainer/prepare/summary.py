@@ -55,6 +55,8 @@ _DROPPED = {
     "cancelled_pairs": ("pair", "whose weights sum to 0, without any effect"),
     "dropped_pending": ("interaction", "of ids with too few so far"),
     "dropped_rare": ("interaction", "of rare ids"),
+    "dropped_gap": ("interaction", "in the gap before what is held out"),
+    "dropped_without_history": ("interaction", "held out of ids without an earlier one"),
     "dropped_expired": ("interaction", "of base datasets with ids that were forgotten or have expired"),
 }
 """What was left out, by fact: the noun that is counted, and the reason."""

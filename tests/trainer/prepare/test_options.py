@@ -122,6 +122,7 @@ def test_invalid_option_is_named(values: dict[str, Any], field: str) -> None:
         ("--admit with --catalog for one entity", {"admit": "item=2", "catalog": "item", **FEATURES}),
         ("malformed --expire-after", {"expire_after": "90 days", **TIMES}),
         ("--expire-after without --timestamp", {"expire_after": "90d"}),
+        ("malformed --hold-out-gap", {"hold_out_gap": "soon", **TIMES}),
         ("--replay without --base", {"replay": "50%"}),
         ("a replay that is no share", {"replay": "1200%", "base": "data"}),
         ("seed", {"seed": -1}),

@@ -161,6 +161,12 @@ REJECTED: dict[str, Case] = {
     "only events of weight 0": csv_case("customer,item,w\n1,1,0\n", weight="w"),
     "no interactions in --test": train_and_empty_test,
     "--hold-out last-N without --timestamp": csv_case(GOOD, hold_out="last-1"),
+    "--hold-out-gap without a hold-out by time": csv_case(
+        "customer,item,t\n1,1,5\n1,2,6\n", hold_out="last-1", hold_out_gap="1d", timestamp="t"
+    ),
+    "a gap in days of timestamps in milliseconds": csv_case(
+        "customer,item,t\n1,1,5\n1,2,1577836800000\n", hold_out="after:50", hold_out_gap="1d", timestamp="t"
+    ),
     "--hold-out after without --timestamp": csv_case(GOOD, hold_out_test="after:5"),
     "--hold-out with a file for the same split": lambda folder: {
         **csv_case(GOOD)(folder),
