@@ -31,9 +31,10 @@ _EXAMPLES = (
     ("crossfade prepare --sample lastfm --out data/lastfm", "Download real listening data to try things on."),
 )
 _NOTES = """\
---format lightgcn reads published splits: 'user item item …' per line, integers, no header. Other text files have a
-header, or a JSON object in each line (.jsonl, .ndjson); .dat is read as .tsv. They may be compressed with gzip or zstd,
-as in .csv.gz and .jsonl.zst. Files and --out may be on S3, with the credentials and endpoint of the AWS tools.
+--format lightgcn reads published splits: 'user item item …' per line, integers, no header. --format yambda reads
+Parquet of Yambda, and holds out as published: docs/preparing-data.md. Other text files have a header, or a JSON object
+in each line (.jsonl, .ndjson); .dat is read as .tsv. They may be compressed with gzip or zstd, as in .csv.gz and
+.jsonl.zst. Files and --out may be on S3, with the credentials and endpoint of the AWS tools.
 
 OUT appears when everything is done, and not at all after an error. Killed or stopped with 64 MB of events or more, the
 same command continues from what is kept in .OUT.prepare beside it, or in --work-dir. Ids keep their type: integers stay

@@ -154,7 +154,7 @@ def _moments(plan: Mapping[str, HoldOut]) -> list[TimeOption]:
 
 def drop_gaps(
     connection: duckdb.DuckDBPyConnection, table: str, plan: Mapping[str, HoldOut], gap: TimeSpan
-) -> dict[str, object]:
+) -> dict[str, int]:
     """Delete what a strict split by time leaves out of the events in ``table``; return the numbers as facts.
 
     That is, of train, events within ``gap`` before each time of ``plan``, and all after the first time of query

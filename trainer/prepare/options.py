@@ -156,7 +156,7 @@ class PrepareOptions(Options):
     test: tuple[Location, ...] = _input((), "read events for the evaluation", value="FILE")
     format: Format | None = _input(
         None,
-        "set the format of all files (default: by file extension); yambda: Parquet of Yambda, a file or the folder of a "
+        "set the format of all files (default: by file extension); yambda: Parquet of Yambda, files or the folder of a "
         "size, with its columns, event weights, and split",
     )
     delimiter: Delimiter = _input(

@@ -91,7 +91,9 @@ def test_artists_albums_and_audio_are_features_and_content(tmp_path: Path) -> No
     manifest = prepare_yambda(
         tmp_path / "out",
         folder / "likes.parquet",
-        features=[f"track={tmp_path}/{name}_item_mapping.parquet:item_id:{name}={name}_id" for name in ("artist", "album")],
+        features=[
+            f"track={tmp_path}/{name}_item_mapping.parquet:item_id:{name}={name}_id" for name in ("artist", "album")
+        ],
         content=f"track={tmp_path}/embeddings.parquet:item_id:audio=normalized_embed",
         catalog="track",
         hold_out="random:0.1",
@@ -110,7 +112,9 @@ def test_artists_albums_and_audio_are_features_and_content(tmp_path: Path) -> No
         ("a file of Yambda without users", "likes", {"user": [1], "item_id": [1], "timestamp": [5]}),
     ],
 )
-def test_file_of_another_schema_is_rejected(tmp_path: Path, cause: str, name: str, columns: dict[str, list[Any]]) -> None:
+def test_file_of_another_schema_is_rejected(
+    tmp_path: Path, cause: str, name: str, columns: dict[str, list[Any]]
+) -> None:
     if name == "multi_event":
         columns = {**columns, "event_type": ["skip"], "played_ratio_pct": [None]}
     file = write_parquet(tmp_path / f"{name}.parquet", **columns)
