@@ -89,6 +89,18 @@ def test_after_moves_later_events_to_test_except_earliest_of_each_customer(
     assert "1 interaction, since each customer keeps one" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
+def test_gap_ends_at_the_time_and_leaves_out_who_comes_later(tmp_path: Path) -> None:
+    times = [7, 8, 9, 10, 11, 11]
+    train = write_parquet(tmp_path / "e.parquet", customer=[1, 1, 1, 1, 1, 2], item=times, at=times)
+    manifest = prepare_files(
+        tmp_path / "out", train, hold_out="after:10", hold_out_valid="none", hold_out_gap="2", timestamp="at"
+    )
+    found = {split: [row[:2] for row in interactions(tmp_path / "out", split)] for split in manifest.splits}
+    assert {split: sorted(rows) for split, rows in found.items()} == {"train": [(1, 7), (1, 8)], "test": [(1, 11)]}
+    assert (manifest.source["dropped_gap"], manifest.source["dropped_without_history"]) == (2, 1)
+    assert manifest.source["hold_out_gap"] == "2"
+
+
 @pytest.mark.slow
 def test_given_split_stays_and_combines_with_hold_out_of_the_other(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(2000))

@@ -67,6 +67,13 @@ def contents(folder: Folder) -> list[tuple[str, str]]:
     return [(os.path.dirname(file.path), hashlib.sha256(folder.read(file.path)).hexdigest()) for file in files]  # noqa: PTH120
 
 
+def test_kinds_of_yambda_are_known_on_s3(workspace: Folder, tmp_path: Path) -> None:
+    columns = {"uid": [1] * 3, "item_id": [1, 2, 3], "timestamp": [5, 10, 25_913_600], "played_ratio_pct": [50, 49, 50]}
+    file = upload(workspace, "listens.parquet", write_parquet(tmp_path / "listens.parquet", **columns))
+    manifest = prepare_files(tmp_path / "out", file, format="yambda", hold_out_valid="none")
+    assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 1, "test": 1}
+
+
 def test_s3_gives_same_dataset_as_local_files(workspace: Folder, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "query": "customer",
