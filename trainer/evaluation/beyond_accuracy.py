@@ -36,6 +36,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
+from crossfade.trainer.evaluation.exact_sums import AllReduceFunction, ExactSums, sum_over_workers
 from crossfade.trainer.evaluation.held_out import HeldOut, count_owners
 from crossfade.trainer.evaluation.list_kernels import add_exposure, list_diversity, mean_over_ranks
 from crossfade.trainer.evaluation.ranking import recall_and_ndcg
@@ -48,6 +49,8 @@ from crossfade.trainer.runs.shown_metrics import error_of
 _MAX_VECTOR_VALUES = 1 << 24
 """Values of the item vectors that are in memory together."""
 _NAMES = ("recall", "ndcg", "diversity", "novelty")
+_LARGEST = 64.0
+"""No value is above: novelty is in bits."""
 ALL = "all"
 
 SegmentValues = dict[str, float | int | None]
@@ -105,8 +108,9 @@ class SegmentMetrics:
         self._source, self._item, self._segments = source, model.item, segments
         self._self_information_I, self._depths, self._vacant_N = self_information_I, depths, vacant_N
         self._queries_S = np.zeros(len(segments.names), np.int64)
-        self._sums_SKM = np.zeros((len(segments.names), len(depths), len(_NAMES)))
-        self._squares_SKM, self._defined_SKM = np.zeros_like(self._sums_SKM), np.zeros(self._sums_SKM.shape, np.int64)
+        shape = (len(segments.names), len(depths), len(_NAMES))
+        self._sums, self._squares = ExactSums(shape, _LARGEST), ExactSums(shape, _LARGEST**2)
+        self._defined_SKM = np.zeros(shape, np.int64)
         self._exposure_KI = np.zeros((len(depths), model.item.rows), np.int64)
 
     def observe(self, chunk: HeldOut, best_item_QK: IntArray) -> None:
@@ -129,9 +133,16 @@ class SegmentMetrics:
         for segment in range(len(self._queries_S)):
             of_segment_QKM = metrics_QKM[segment_Q == segment]
             self._queries_S[segment] += len(of_segment_QKM)
-            self._sums_SKM[segment] += np.nansum(of_segment_QKM, axis=0)
-            self._squares_SKM[segment] += np.nansum(np.square(of_segment_QKM), axis=0)
             self._defined_SKM[segment] += (~np.isnan(of_segment_QKM)).sum(axis=0)
+            defined_QKM = np.nan_to_num(of_segment_QKM)
+            self._sums.add(defined_QKM, (segment,))
+            self._squares.add(np.square(defined_QKM), (segment,))
+
+    def add_others(self, all_reduce: AllReduceFunction) -> None:
+        """Add what other workers have summed. Every worker calls this."""
+        self._sums, self._squares = self._sums.of_all(all_reduce), self._squares.of_all(all_reduce)
+        for counts in (self._queries_S, self._defined_SKM, self._exposure_KI):
+            counts.flat = sum_over_workers(counts.ravel().astype(np.float64), all_reduce).astype(np.int64)
 
     def _diversity(self, best_item_QK: IntArray, depth_K: IntArray) -> FloatArray:
         row_E = np.unique(best_item_QK)
@@ -156,12 +167,10 @@ class SegmentMetrics:
         """Return the means over the queries of ``segments`` and, of two queries or more, their standard errors."""
         means: SegmentValues = {"queries": int(self._queries_S[segments].sum())}
         errors: SegmentValues = {}
+        of_segments = [array_SKM[list(segments)].sum(axis=0) for array_SKM in (self._sums.values(), self._squares.values(), self._defined_SKM)]
         for m, name in enumerate(_NAMES):
             for k, depth in enumerate(self._depths):
-                total, squares, defined = (
-                    values_SKM[segments, k, m].sum()
-                    for values_SKM in (self._sums_SKM, self._squares_SKM, self._defined_SKM)
-                )
+                total, squares, defined = (array_KM[k, m] for array_KM in of_segments)
                 means[f"{name}@{depth}"] = float(total / defined) if defined else None
                 if defined > 1:
                     variance = max(squares - total**2 / defined, 0.0) / (defined - 1)

@@ -256,6 +256,8 @@ def known_pairs(lineage: LineageReader, splits: Sequence[SplitName], queries_Q: 
 
 def _distinct_pairs(lineage: LineageReader, found: Iterable[Interactions], queries_Q: IntArray | None) -> IntArray:
     items, manifest = _items(lineage), lineage.manifest
+    if queries_Q is not None and not len(queries_Q):
+        return np.empty(0, np.int64)
     selected_R = np.full(manifest.entities[manifest.query].rows, queries_Q is None)
     selected_R[[] if queries_Q is None else queries_Q] = True
     parts = [np.empty(0, dtype=np.int64)]

@@ -2,9 +2,7 @@
 
     metrics_QJM = hit_metrics_per_query(best_item_QK, truth)
 
-Sums of counts run over blocks of queries of a fixed size, so that they do not depend on the number of threads.
-
-Shapes: Q queries, K ranks, J depths, B blocks of queries, M metrics, N items of all lists, I items.
+Shapes: Q queries, K ranks, J depths, M metrics, N items of all lists, I items.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
 
 METRICS = 5
 """Recall, ndcg, map, mrr and hit rate, in this order."""
-_QUERIES_OF_BLOCK = 1024
 
 
 class Truth(NamedTuple):
@@ -83,25 +80,25 @@ def hit_metrics_per_query(best_item_QK, truth):  # type: ignore[no-untyped-def]
 
 
 @inner_kernel()
-def _sum_popularity_of_blocks(begin, end, best_item_QK, counts_I, depth_J, sums_BJ):  # type: ignore[no-untyped-def]
-    for b in range(begin, end):
-        for q in range(b * _QUERIES_OF_BLOCK, min((b + 1) * _QUERIES_OF_BLOCK, best_item_QK.shape[0])):
-            total, ranked, j = 0, 0, 0
-            for k in range(depth_J[-1]):
-                if best_item_QK[q, k] >= 0:
-                    total += counts_I[best_item_QK[q, k]]
-                    ranked += 1
-                if k + 1 == depth_J[j]:
-                    sums_BJ[b, j] += total / max(ranked, 1)
-                    j += 1
+def _mean_counts_of_chunk(begin, end, best_item_QK, counts_I, depth_J, means_QJ):  # type: ignore[no-untyped-def]
+    for q in range(begin, end):
+        total, ranked, j = 0, 0, 0
+        for k in range(depth_J[-1]):
+            if best_item_QK[q, k] >= 0:
+                total += counts_I[best_item_QK[q, k]]
+                ranked += 1
+            if k + 1 == depth_J[j]:
+                means_QJ[q, j] = total / max(ranked, 1)
+                j += 1
 
 
 @njit(cache=True, error_model="numpy")
-def sum_popularity(best_item_QK, counts_I, depth_J):  # type: ignore[no-untyped-def]
-    """Return the mean count of each ranking's items at each depth, summed over each block: float64 (B, J)."""
-    sums_BJ = np.zeros((-(-best_item_QK.shape[0] // _QUERIES_OF_BLOCK), depth_J.shape[0]))
-    for_chunks(_sum_popularity_of_blocks, sums_BJ.shape[0], 1, (best_item_QK, counts_I, depth_J, sums_BJ))
-    return sums_BJ
+def mean_counts(best_item_QK, counts_I, depth_J):  # type: ignore[no-untyped-def]
+    """Return the mean count of each ranking's items at each depth, float64 (Q, J)."""
+    means_QJ = np.empty((best_item_QK.shape[0], depth_J.shape[0]))
+    size = balanced_chunk_size(best_item_QK.shape[0])
+    for_chunks(_mean_counts_of_chunk, best_item_QK.shape[0], size, (best_item_QK, counts_I, depth_J, means_QJ))
+    return means_QJ
 
 
 @njit(cache=True)

@@ -23,14 +23,9 @@ from typing import NamedTuple
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.trainer.evaluation.exact_sums import AllReduceFunction, sum_over_workers
 from crossfade.trainer.evaluation.held_out import HeldOut
-from crossfade.trainer.evaluation.ranking import (
-    QUERY_METRICS,
-    AllReduceFunction,
-    EvalMetrics,
-    metrics_of_queries,
-    sum_over_workers,
-)
+from crossfade.trainer.evaluation.ranking import QUERY_METRICS, EvalMetrics, metrics_of_queries
 from crossfade.trainer.evaluation.sample import query_keys
 
 GROUPS = 256

@@ -46,10 +46,11 @@ With the task ``new``, items that a query has in an excluded split with a positi
 as held out: an item with negative feedback stays, and costs a rank if it is ranked high. With ``repeat``, all items are
 ranked and all held-out ones count. In a dataset with context, a query is a combination of a row and the context of a
 held-out event, whether the model uses context or not, so that models with and without it are measured on the same
-queries. Queries are processed in chunks, so the memory for rankings is bounded, and divided among the workers.
+queries. Queries are processed in chunks, so the memory for rankings is bounded, and divided among the workers. Sums
+are exact (``exact_sums.py``), so metrics are the same to the last bit for any chunks, workers, and shards.
 
-Shapes: Q queries, K ranks or depths, M metrics, N items, I ranked items, T kinds of items, B blocks of queries, V
-numbers of D digits.
+Shapes: Q queries, K ranks or depths, M metrics, N items, I ranked items, T kinds of items, V numbers of D
+digits.
 """
 
 from __future__ import annotations
@@ -66,18 +67,18 @@ import numpy as np
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
-from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, RowStore
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
 from crossfade.trainer.embeddings.query_vectors import query_vectors
+from crossfade.trainer.evaluation.exact_sums import AllReduceFunction, ExactSums, sum_over_workers
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
 from crossfade.trainer.evaluation.metric_kernels import (
     Truth,
     hit_metrics_per_query,
     mark_seen,
-    sum_popularity,
+    mean_counts,
 )
 from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.evaluation.reranking import Reranking
@@ -90,13 +91,35 @@ from crossfade.trainer.runs.shown_metrics import error_of
 _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
 QUERY_METRICS = ("recall", "ndcg", "map", "mrr", "hit_rate")
-_SUMMED_QUERIES = 1024
 _EXACT_BITS = 52
 """Integers of up to this many bits, and their sums, are exact in float64."""
 
 EvalMetrics = dict[str, int | float]
-AllReduceFunction = Callable[[FloatArray], FloatArray]
-"""Sums up to ``MAX_ALL_REDUCE_LENGTH`` float64 values over all workers; every worker calls it."""
+
+
+class Workers(Protocol):
+    """The processes that divide the queries among themselves; a ``RowStore`` is one."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+
+    @property
+    def workers(self) -> int:
+        """How many there are."""
+
+    def all_reduce(self, values_N: FloatArray) -> FloatArray:
+        """Return sums over all; every process calls this."""
+
+
+class Alone:
+    """One process with all queries."""
+
+    rank, workers = 0, 1
+
+    def all_reduce(self, values_N: FloatArray) -> FloatArray:
+        """Return ``values_N``."""
+        return values_N
 
 
 class RankingObserver(Protocol):
@@ -131,19 +154,20 @@ def evaluate(
     depth_K, item_I = np.unique(spec.k), held_out.item_I
     depths: list[int] = depth_K.tolist()
     hits, warm_cold = QuerySums(depths), _WarmColdMetrics(counts_N, depths, item_I)
-    ranked_K, held_out_popularity, seen_KN = 0.0 * depth_K, 0.0, np.zeros((len(depths), model.item.rows), np.bool_)
+    seen_KN, most = np.zeros((len(depths), model.item.rows), np.bool_), float(counts_N.max(initial=1))
+    ranked, of_held_out = ExactSums((len(depths),), most), ExactSums((), most)
     for chunk in held_out.chunks(_chunk_queries(depths[-1], reranking)):
         best_item_QK = _rank(source, model, chunk, depths[-1], reranking, counts_N)
         hits.add(best_item_QK, chunk.truth)
         warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_among(source, model, *ranked))
-        ranked_K += sum_popularity(best_item_QK, counts_N, depth_K).sum(axis=0)
-        held_out_popularity += _means(counts_N[chunk.truth.items_N], chunk.truth.starts_Q1).sum()
+        ranked.add(mean_counts(best_item_QK, counts_N, depth_K))
+        of_held_out.add(_means(counts_N[chunk.truth.items_N], chunk.truth.starts_Q1))
         mark_seen(best_item_QK, depth_K, seen_KN)
         for observer in observers:
             observer.observe(chunk, best_item_QK)
     seen_KN, hits = np.logical_or.accumulate(seen_KN), hits.of_all(all_reduce)
-    counted = np.array([len(held_out.truth.items_N), held_out.dropped, held_out_popularity, *ranked_K])
-    pairs, dropped, held_out_popularity, *popularity_K = sum_over_workers(counted, all_reduce)
+    pairs, dropped = sum_over_workers(np.array([len(held_out.truth.items_N), held_out.dropped], float), all_reduce)
+    popularity_K, held_out_popularity = (sums.of_all(all_reduce).values() for sums in (ranked, of_held_out))
     items = model.item.rows if item_I is None else len(item_I)
     metrics, errors = EvalMetrics(), EvalMetrics()
     for place, k in enumerate(depths):
@@ -162,11 +186,11 @@ def evaluate_embeddings(
     job: JobConfig,
     embeddings: Path | Folder,
     split: SplitName,
-    store: RowStore | None = None,
+    among: Workers | None = None,
     observers: Sequence[RankingObserver] = (),
     reranking: RerankingOptions | None = None,
 ) -> EvalMetrics:
-    """Evaluate embeddings on ``split``, together with all workers of ``store`` or, without a store, alone.
+    """Evaluate embeddings on ``split``, together with all workers of ``among``, or alone.
 
     As many queries are evaluated as ``evaluate.final`` says.
 
@@ -175,22 +199,21 @@ def evaluate_embeddings(
     Raises:
         InputError: the dataset or the embeddings cannot be read, or there is no such split.
     """
-    data, manifest, model, job = load_inputs(job) if store else open_inputs(job)
+    data, manifest, model, job = load_inputs(job) if among else open_inputs(job)
     if split not in manifest.splits:
         raise InputError(f"{data.uri}: has no split '{split}'; it has {', '.join(manifest.splits)}")
-    rank, workers = (store.rank, store.workers) if store else (0, 1)
+    among = among or Alone()
     latest = None
     if model.history is not None and job.evaluate.by == "moment":
         latest = load_latest_histories(job, data, manifest, model.history)
     with closing(open_lineage(job, data, manifest)) as lineage:
         queries = job.evaluate.queries_of(split)
-        held_out = load_held_out(lineage, split, job.evaluate, rank, workers, latest, queries)
+        held_out = load_held_out(lineage, split, job.evaluate, among.rank, among.workers, latest, queries)
         counts_N = lineage.counts(manifest.item)
-    all_reduce = store.all_reduce if store else np.asarray
     source, change = EmbeddingFiles(embeddings), None
     if reranking is not None and reranking.is_reranked:
         change = Reranking.of(reranking, job)
-    return evaluate(source, model, held_out, job.evaluate, counts_N, all_reduce, observers, change)
+    return evaluate(source, model, held_out, job.evaluate, counts_N, among.all_reduce, observers, change)
 
 
 def _chunk_queries(depth: int, reranking: Reranking | None) -> int:
@@ -235,35 +258,32 @@ class QuerySums:
 
     def __init__(self, depths: list[int]) -> None:
         self._depths, self.queries = depths, 0
-        self._sums_KM = np.zeros((len(depths), len(QUERY_METRICS)))
-        self._squares_KM = np.zeros_like(self._sums_KM)
+        self._sums = ExactSums((2, len(depths), len(QUERY_METRICS)), 1.0)
 
     def add(self, best_item_QK: IntArray, truth: ItemLists) -> None:
         """Add the queries of these rankings."""
         metrics_QKM = metrics_of_queries(best_item_QK, truth, self._depths)
         self.queries += len(best_item_QK)
-        self._sums_KM += _sum_queries(metrics_QKM)
-        self._squares_KM += np.square(metrics_QKM).sum(axis=0)
+        self._sums.add(np.stack([metrics_QKM, np.square(metrics_QKM)], axis=1))
 
     def of_all(self, all_reduce: AllReduceFunction) -> QuerySums:
         """Return the sums over the queries of all workers."""
-        values = np.concatenate([[self.queries], self._sums_KM.ravel(), self._squares_KM.ravel()])
-        queries, *sums = sum_over_workers(values, all_reduce)
         found = QuerySums(self._depths)
-        found.queries = int(queries)
-        found._sums_KM, found._squares_KM = np.reshape(sums, (2, *self._sums_KM.shape))
+        found.queries = int(sum_over_workers(np.array([self.queries], float), all_reduce)[0])
+        found._sums = self._sums.of_all(all_reduce)
         return found
 
     def means(self, place: int, suffix: str, names: Sequence[str] = QUERY_METRICS) -> EvalMetrics:
         """Return the mean of each metric at the depth at ``place``, by its name with ``suffix``."""
-        means = (float(value / max(self.queries, 1)) for value in self._sums_KM[place])
+        means = (float(value / max(self.queries, 1)) for value in self._sums.values()[0, place])
         return {f"{name}{suffix}": mean for name, mean in zip(names, means, strict=False)}
 
     def errors(self, place: int, suffix: str, names: Sequence[str] = QUERY_METRICS) -> EvalMetrics:
         """Return the standard error of each mean, by its name; none with fewer than two queries."""
         if self.queries < 2:
             return {}
-        squares_M = self._squares_KM[place] - np.square(self._sums_KM[place]) / self.queries
+        sums_M, squares_M = self._sums.values()[:, place]
+        squares_M = squares_M - np.square(sums_M) / self.queries
         errors_M = np.sqrt(np.maximum(squares_M, 0.0) / (self.queries - 1) / self.queries)
         return {error_of(f"{name}{suffix}"): float(error) for name, error in zip(names, errors_M, strict=False)}
 
@@ -321,14 +341,6 @@ class _WarmColdMetrics:
         return metrics | {f"queries_{kind}": sums[kind].queries for kind in ("warm", "cold")}, errors
 
 
-def _sum_queries(metrics_QKM: FloatArray) -> FloatArray:
-    """Return the sums over queries: of blocks of a fixed size first, so that they are as exact for many queries."""
-    starts = range(0, len(metrics_QKM), _SUMMED_QUERIES)
-    blocks = [metrics_QKM[start : start + _SUMMED_QUERIES].sum(axis=0) for start in starts]
-    sums_KM: FloatArray = np.array([np.zeros(metrics_QKM.shape[1:]), *blocks]).sum(axis=0)
-    return sums_KM
-
-
 def metrics_of_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
     """Return ``QUERY_METRICS`` of each query at each of ``depths``, which rise: float64 (Q, K, M)."""
     metrics_QKM: FloatArray = hit_metrics_per_query(best_item_QK, _truth(truth, depths))
@@ -350,14 +362,6 @@ def _means(values_N: IntArray, starts_Q1: IntArray) -> FloatArray:
     """Return the mean of each query's values, of which there is at least one."""
     means_Q: FloatArray = np.add.reduceat(values_N, starts_Q1[:-1]) / np.diff(starts_Q1)
     return means_Q
-
-
-def sum_over_workers(values_N: FloatArray, all_reduce: AllReduceFunction) -> FloatArray:
-    """Sum any number of values over all workers."""
-    starts = range(0, len(values_N), MAX_ALL_REDUCE_LENGTH)
-    return np.concatenate(
-        [np.empty(0), *(all_reduce(values_N[start : start + MAX_ALL_REDUCE_LENGTH]) for start in starts)]
-    )
 
 
 def _count_seen(seen_N: BoolArray, workers: int, all_reduce: AllReduceFunction) -> int:
