@@ -31,6 +31,10 @@ _EXAMPLES = (
         "crossfade evaluate runs/lastfm --popularity-damping 0.15 --diversity 0.3",
         "Measure what re-ranking costs, and what it gives, beside the model's own rankings.",
     ),
+    (
+        "crossfade evaluate runs/plays --max-queries all --shard 3/16 --out sums/plays",
+        "Rank for a sixteenth of the customers; when all shards are done, repeat it with --merge for the metrics.",
+    ),
     ("crossfade evaluate runs/new --compare runs/old", "Test whether a run ranks better than another."),
     ("crossfade evaluate runs/lastfm --labels artist=tag", "Measure whether neighbors share a tag of the dataset."),
     (
@@ -91,8 +95,12 @@ def run(options: EvaluateCommand) -> int:
             that are compared have different datasets.
     """
     from crossfade.display import print_metrics, progress_bars
-    from crossfade.trainer.evaluation.run_evaluation import evaluate_run
+    from crossfade.trainer.evaluation.run_evaluation import evaluate_run, evaluate_shard
 
+    if options.shard is not None:
+        queries = evaluate_shard(options, options.shard)
+        print_line(f"sums of {counted(queries, 'query', 'queries')}: {options.out}, shard {options.shard}")
+        return 0
     with progress_bars() as bars:
         results = evaluate_run(options, bars)
     if options.json_:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
@@ -40,6 +41,10 @@ _EXAMPLES = (
         "Write twenty tracks for every customer, at most two of an artist.",
     ),
     (
+        "crossfade recommend s3://music/runs/plays --all --shard 3/16 --out s3://music/recs/2026-03-01",
+        "Write the third of sixteen shards of them; when all are written, repeat it with --merge instead.",
+    ),
+    (
         "crossfade recommend s3://music/checkpoints/plays --customers ids.txt --out recs.parquet",
         "Recommend to the customers in a file, by the newest checkpoint on S3.",
     ),
@@ -67,7 +72,10 @@ mean. A --history-file has a column of items and, if there are any, of customers
 With --index, an index of 'crossfade index' is searched: some of the best items may be missing.
 
 --out writes a row per recommendation: CUSTOMER, rank, ITEM, score, and ITEM_name if the dataset has names (columns have
-the names of the dataset's entities). An interrupted command continues when it is repeated."""
+the names of the dataset's entities). An interrupted command continues when it is repeated.
+
+With --shard, OUT is a folder of Parquet files, whose rows are, in the order of their names, those of one file. --merge
+verifies them and writes OUT/_manifest.json."""
 
 
 class RecommendCommand(RecommendToOptions):
@@ -115,7 +123,8 @@ def run(options: RecommendCommand) -> int:
     from crossfade.trainer.recommend.model import open_model
     from crossfade.trainer.recommend.table_files import check_output
 
-    check_output(options.out, overwrite=options.overwrite)
+    if not options.is_divided:
+        check_output(None if options.out is None else Path(options.out), overwrite=options.overwrite)
     with closing(open_model(options, _logger.warning)) as opened:
         opened.use(lambda model: _recommend(model, options))
     return 0
@@ -131,7 +140,9 @@ def _recommend(model: Model, options: RecommendCommand) -> None:
         _print(model, found, options)
         return
     new = "new " if options.is_new else ""
-    print_line(f"{counted(found.rows, 'recommendation')} to {found.queries:,} {new}of {model.query}: {options.out}")
+    shard = "" if options.shard is None else f", shard {options.shard}"
+    made = f"{counted(found.rows, 'recommendation')} to {found.queries:,} {new}of {model.query}"
+    print_line(f"{made}: {options.out}{shard}")
 
 
 def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -207,12 +207,9 @@ class EmbeddingFiles:
         return sum(file.metadata.num_rows for _, file in self._files(entity))
 
     def fingerprint(self) -> str:
-        """Return a text that differs whenever a file has been replaced."""
-        versions = []
-        for file in (file for files in self._listed.values() for file in files):
-            with closing(self._folder.open_random(file.path)) as opened:
-                versions.append(f"{file.path} {opened.version}")
-        return f"{zlib.crc32(' '.join(versions).encode()):08x}"
+        """Return a text that differs between embeddings, and is the same for every copy: of the list of the files."""
+        listed = [(file.path, file.bytes, file.footer_crc32) for files in self._listed.values() for file in files]
+        return f"{zlib.crc32(repr(listed).encode()):08x}"
 
     def read(self, entity: str, columns: list[str] | None = None) -> pa.Table:
         """Read all rows of ``entity`` in order; ``columns`` defaults to all.

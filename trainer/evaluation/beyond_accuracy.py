@@ -142,7 +142,7 @@ class SegmentMetrics:
         """Add what other workers have summed. Every worker calls this."""
         self._sums, self._squares = self._sums.of_all(all_reduce), self._squares.of_all(all_reduce)
         for counts in (self._queries_S, self._defined_SKM, self._exposure_KI):
-            counts.flat = sum_over_workers(counts.ravel().astype(np.float64), all_reduce).astype(np.int64)
+            counts[...] = sum_over_workers(counts.ravel().astype(np.float64), all_reduce).reshape(counts.shape)
 
     def _diversity(self, best_item_QK: IntArray, depth_K: IntArray) -> FloatArray:
         row_E = np.unique(best_item_QK)
@@ -167,7 +167,10 @@ class SegmentMetrics:
         """Return the means over the queries of ``segments`` and, of two queries or more, their standard errors."""
         means: SegmentValues = {"queries": int(self._queries_S[segments].sum())}
         errors: SegmentValues = {}
-        of_segments = [array_SKM[list(segments)].sum(axis=0) for array_SKM in (self._sums.values(), self._squares.values(), self._defined_SKM)]
+        of_segments = [
+            array_SKM[list(segments)].sum(axis=0)
+            for array_SKM in (self._sums.values(), self._squares.values(), self._defined_SKM)
+        ]
         for m, name in enumerate(_NAMES):
             for k, depth in enumerate(self._depths):
                 total, squares, defined = (array_KM[k, m] for array_KM in of_segments)

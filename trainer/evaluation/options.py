@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError, model_valida
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.data.split_names import SplitName
-from crossfade.trainer.runs.options import Location, ModelSource
+from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,10 @@ _CANDIDATES = 100, 10, 1000
 """Candidates of a list: at least, for each item that it shows, and at most, unless it shows more."""
 
 
-class EvaluateOptions(RerankingOptions, ModelSource):
+_NOT_DIVIDED = ("baselines", "compare", "labels")
+
+
+class EvaluateOptions(ShardOptions, RerankingOptions, ModelSource):
     """Which run to evaluate, and how."""
 
     group_notes: ClassVar[Mapping[str, str]] = {"model": "RUN is a local run folder with embeddings."}
@@ -186,6 +189,24 @@ class EvaluateOptions(RerankingOptions, ModelSource):
         value="N",
         ge=1,
     )
+
+    out: Location | None = option(
+        None, "write the sums of the shard to this folder, or read those of all", group="shards", value="OUT"
+    )
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> Self:
+        name = "shard" if self.shard is not None else "merge"
+        if self.is_divided and self.out is None:
+            problem, fix = "needs the folder of all shards", f"name it with {option_named('out', 'OUT')}"
+            raise OptionError(name, problem=problem, fix=fix)
+        if self.out is not None and not self.is_divided:
+            fix = f"add {option_named('shard')}, or leave it out"
+            raise OptionError("out", found=self.out, problem="is the folder of shards", fix=fix)
+        if self.is_divided and (whole := [each for each in _NOT_DIVIDED if getattr(self, each)]):
+            fix = f"leave it out, or {option_named(name)}"
+            raise OptionError(whole[0], problem="is not divided into shards", fix=fix)
+        return self
 
     @model_validator(mode="after")
     def _check_label_min_count(self) -> Self:

@@ -1,12 +1,18 @@
 """Recommend to queries that options name and, into one file, to millions: in parts of bounded memory, resumable.
 
     recommend_to(model, RecommendToOptions.of(source="runs/lastfm", customer=["2"]), reporter, print)
-    recommend_in_bulk(model, options, queries_Q, Path("recs.parquet"), reporter)
+    recommend_in_bulk(Request(model, options, queries_Q, reporter), Path("recs.parquet"))
+    recommend_shard(request, "s3://music/recs", Shard(2, 16))
 
     QUERY, rank int32 (from 1), ITEM, score float32, and ITEM_name if the dataset has names of items
 
 Parts are written next to the file, in ``.NAME.partial/``, with the request that they belong to. The same request
 continues with the first missing part. Histories are first divided among the parts, in one pass over the interactions.
+
+The parts of shards (``trainer/runs/shards.py``) are the result, in a folder:
+
+    OUT/recommendations-00002-of-00016-000000.parquet   in the order of their names, the rows of the file
+    OUT/_manifest.json                                  what they are made from, and all files, once all are complete
 
 Shapes: Q queries, K ranks, R rows, P parts, N elements of anything else.
 """
@@ -31,17 +37,22 @@ from crossfade.base.arrays import IntArray
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, format_names, option_named
 from crossfade.base.io.disk_errors import write_error, write_failure
 from crossfade.base.io.durable_file import sync_folder
+from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import output_lock, staged_file
 from crossfade.base.text import counted
-from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.data.manifest import DataFile, data_fingerprint
+from crossfade.trainer.data.parquet import ListedIn, checked_metadata, file_entry, storage_errors_of
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log
+from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend.candidates import read_lists
-from crossfade.trainer.recommend.history import DividedHistories, Histories, divide_histories
+from crossfade.trainer.recommend.history import Histories, divide_histories
 from crossfade.trainer.recommend.model import Model, Rankings, Selection
 from crossfade.trainer.recommend.options import RecommendOptions, RecommendToOptions
 from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.recommend.table_files import write_output, write_tables
+from crossfade.trainer.runs.options import Shard
+from crossfade.trainer.runs.shards import Result, ShardFolder, check_request, shard_errors
 
 MAX_PART_QUERIES = 1 << 16
 _MAX_PART_INTERACTIONS = 1 << 25
@@ -49,6 +60,9 @@ _MAX_PART_INTERACTIONS = 1 << 25
 _MAX_PART_RANKS = 1 << 24
 """Ranks of a part's queries, unless a single query has more."""
 _REQUEST_FILE = "request.json"
+MANIFEST_FILE = "_manifest.json"
+_PREFIX = "recommendations-"
+_LISTED = ListedIn("its shard", "delete it, and repeat its shard")
 _OPTIONS = set(RecommendOptions.model_fields) - {"allow", "deny"}
 """What parts depend on; the rows that lists of IDs have count as candidates."""
 
@@ -86,11 +100,16 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
         rankings = model.recommend_to_histories(histories, options, reporter)
         if options.out is not None:
             tables = [recommendation_table(model, pa.array(ids), rankings)]
-            return Recommended(len(ids), write_output(options.out, tables))
+            return Recommended(len(ids), write_output(Path(options.out), tables))
         return Recommended(len(ids), 0, [RowLabel(id, None) for id in ids], rankings, histories)
     rows_Q = _find_queries(model, options, log)
     if options.out is not None:
-        return Recommended(len(rows_Q), recommend_in_bulk(model, options, np.sort(rows_Q), options.out, reporter))
+        request = Request.of(model, options, np.sort(rows_Q), reporter)
+        if options.shard is not None:
+            return recommend_shard(request, Folder(options.out), options.shard)
+        if options.merge:
+            return merge_shards(request, Folder(options.out))
+        return Recommended(len(rows_Q), recommend_in_bulk(request, Path(options.out)))
     rankings, histories = model.recommend(rows_Q, options, reporter), model.histories(rows_Q, reporter=reporter)
     labels = model.labels(model.query, rows_Q.tolist())
     return Recommended(len(rows_Q), 0, [labels[row] for row in rows_Q.tolist()], rankings, histories)
@@ -131,25 +150,59 @@ def _find_queries(model: Model, options: RecommendToOptions, log: Log) -> IntArr
     return queries_Q
 
 
-def recommend_in_bulk(
-    model: Model, options: RecommendOptions, queries_Q: IntArray, out: Path, reporter: ProgressReporter
-) -> int:
-    """Recommend to ``queries_Q``, int64, sorted and unique, and write ``out``; return the number of its rows.
+@dataclass(frozen=True)
+class Request:
+    """What is recommended, by ``selection``, which ``options`` make, to ``queries_Q``, int64, sorted and unique."""
+
+    model: Model
+    selection: Selection
+    options: RecommendOptions
+    queries_Q: IntArray
+    reporter: ProgressReporter
+
+    @staticmethod
+    def of(model: Model, options: RecommendOptions, queries_Q: IntArray, reporter: ProgressReporter) -> Request:
+        """Return the request.
+
+        Raises:
+            InputError: a filter is invalid.
+        """
+        return Request(model, model.select_items(options), options, queries_Q, reporter)
+
+    def made_from(self) -> dict[str, Any]:
+        """Return what parts depend on, as JSON: the parts of another request are not continued."""
+        model, queries_Q = self.model, self.queries_Q
+        with closing(model.trained.open_lineage()) as lineage:
+            base_datasets = lineage.fingerprints()
+        request = {
+            "vectors": model.trained.fingerprint,
+            "data": data_fingerprint(model.trained.data),
+            "base_datasets": base_datasets,
+            "options": self.options.model_dump(mode="json", include=_OPTIONS),
+            "candidates": self.selection.fingerprint,
+            "queries": [len(queries_Q), zlib.crc32(queries_Q.tobytes())],
+            "part_queries": part_queries(model, self.options.depth(self.options.k)),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(request))
+        return plain
+
+
+def recommend_in_bulk(request: Request, out: Path) -> int:
+    """Recommend to all queries of ``request``, and write ``out``; return the number of its rows.
 
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
         CrossfadeError: ``out`` cannot be written; complete parts are kept.
-        InputError: the folder of ``out`` cannot be written, another process writes it, parts of another request are in
-            its way, or a filter is invalid.
+        InputError: the folder of ``out`` cannot be written, another process writes it, or parts of another request are
+            in its way.
     """
-    selection = model.select_items(options)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptionError("out", found=out, problem=f"cannot be written: {error.strerror}") from error
     with output_lock(out):
         try:
-            return _recommend_in_parts(model, selection, options, queries_Q, out, reporter)
+            return _recommend_in_parts(request, out)
         except OSError as error:
             complete = len(list(_parts_folder(out).glob("part-*.parquet")))
             raise CrossfadeError(
@@ -158,30 +211,84 @@ def recommend_in_bulk(
             ) from error
 
 
-def _recommend_in_parts(
-    model: Model,
-    selection: Selection,
-    options: RecommendOptions,
-    queries_Q: IntArray,
-    out: Path,
-    reporter: ProgressReporter,
-) -> int:
-    folder = _open_parts(out, _request(model, selection, options, queries_Q))
-    counts_Q = model.trained.counts(model.query)[queries_Q]
-    starts_P1 = part_starts(counts_Q, part_queries(model, options.depth(options.k)))
-    paths = [folder / f"part-{number:06d}.parquet" for number in range(len(starts_P1) - 1)]
-    missing = [number for number, path in enumerate(paths) if not path.exists()]
-    with tempfile.TemporaryDirectory(prefix="histories-", dir=folder) as work:
-        if missing:
-            with closing(model.trained.open_lineage()) as lineage:
-                histories = divide_histories(lineage, options.exclude, queries_Q, starts_P1, Path(work), reporter)
-            _write_parts(model, selection, options, queries_Q, histories, missing, paths, reporter)
+def _recommend_in_parts(request: Request, out: Path) -> int:
+    folder = _open_parts(out, {"model": request.model.trained.uri, **request.made_from()})
+    names = _write_parts(request, request.queries_Q, Folder(folder), "part", folder)
     finished = folder / f"finished{out.suffix}"
-    rows = write_tables(finished, map(_read_part, paths))
+    rows = write_tables(finished, (_read_part(folder / name) for name in names))
     finished.replace(out)
     sync_folder(out.parent)
     shutil.rmtree(folder)
     return rows
+
+
+def recommend_shard(request: Request, out: Folder, shard: Shard) -> Recommended:
+    """Recommend to the queries of ``shard``, into files of ``out``, unless they are there.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupt or cannot be read.
+        CrossfadeError: ``out`` cannot be written; complete parts are kept.
+        InputError: ``out`` is no folder or has shards of another request.
+        StorageUnavailableError: storage does not answer.
+    """
+    shards, queries_Q = ShardFolder(out, "recommend", request.made_from()), request.queries_Q
+    own_Q = queries_Q[shard.part(len(queries_Q))]
+    found = shards.begin(shard)
+    with shard_errors(out):
+        if found is None or not _has_files(out, found):
+            names = _write_parts(request, own_Q, out, f"{_PREFIX}{shards.name(shard)}")
+            files = [file_entry(out, name) for name in names]
+            found = {
+                "model": request.model.trained.uri,
+                "queries": len(own_Q),
+                "rows": sum(file.rows for file in files),
+                "files": [file.model_dump() for file in files],
+            }
+            shards.complete(shard, found)
+    return Recommended(len(own_Q), found["rows"])
+
+
+def _files(result: Result) -> list[DataFile]:
+    return [DataFile.model_validate(file) for file in result["files"]]
+
+
+def _has_files(out: Folder, result: Result) -> bool:
+    """Return whether the files that a shard has written are still there."""
+    entries = out.entries()
+    found = [(entries.get(file.path), file.bytes) for file in _files(result)]
+    return all(entry is not None and entry.bytes == size for entry, size in found)
+
+
+def merge_shards(request: Request, out: Folder) -> Recommended:
+    """Verify that ``out`` has all shards of ``request``, whose files are whole and the only ones; write the manifest.
+
+    Raises:
+        InputError: a shard is missing or incomplete, of another request, or a file is damaged or of something else.
+        StorageUnavailableError: storage does not answer.
+    """
+    made_from = request.made_from()
+    results = ShardFolder(out, "recommend", made_from).results()
+    files = [file for result in results for file in _files(result)]
+    for file in files:
+        with storage_errors_of(out, file.path, _LISTED), closing(out.open_random(file.path)) as source:
+            checked_metadata(source, file, f"{out.uri}/{file.path}", _LISTED)
+    with shard_errors(out):
+        foreign = {name for name in out.names() if name.endswith(".parquet")} - {file.path for file in files}
+        if foreign:
+            problem = f"has files that are of no shard: {format_names(sorted(foreign))}"
+            raise OptionError("out", found=out.uri, problem=problem, fix="move them: readers would read them, too")
+        found = Recommended(*(sum(result[key] for result in results) for key in ("queries", "rows")))
+        manifest = {
+            "format": "crossfade-recommendations",
+            "version": 1,
+            "model": results[0]["model"],
+            "made_from": made_from,
+            "queries": found.queries,
+            "rows": found.rows,
+            "files": [file.model_dump() for file in files],
+        }
+        out.write(MANIFEST_FILE, (json.dumps(manifest, indent=1) + "\n").encode())
+    return found
 
 
 def _read_part(path: Path) -> pa.Table:
@@ -210,25 +317,38 @@ def part_starts(counts_Q: IntArray, max_queries: int | None = None) -> IntArray:
 
 
 def _write_parts(
-    model: Model,
-    selection: Selection,
-    options: RecommendOptions,
-    queries_Q: IntArray,
-    histories: DividedHistories,
-    missing: list[int],
-    paths: list[Path],
-    reporter: ProgressReporter,
-) -> None:
-    starts_P1 = histories.starts_P1
-    reporter.phase("recommend", len(queries_Q), model.query)
-    reporter.advance(len(queries_Q) - sum(int(starts_P1[number + 1] - starts_P1[number]) for number in missing))
-    for number in missing:
-        part_Q = queries_Q[starts_P1[number] : starts_P1[number + 1]]
-        excluded = histories.load(number).lists
-        rankings = selection.rank(model.query_vectors(part_Q, options), excluded, options.k, part_Q)
-        table = recommendation_table(model, model.ids(model.query, part_Q), rankings)
-        write_tables(paths[number], [table])
-        reporter.advance(len(part_Q))
+    request: Request, queries_Q: IntArray, folder: Folder, prefix: str, work: Path | None = None
+) -> list[str]:
+    """Write recommendations to ``queries_Q`` to files of ``folder``, those that it lacks; return the names of all.
+
+    Histories wait in ``work``; None: where temporary files are.
+    """
+    model, options = request.model, request.options
+    counts_Q = model.trained.counts(model.query)[queries_Q]
+    starts_P1 = part_starts(counts_Q, part_queries(model, options.depth(options.k)))
+    names = [f"{prefix}-{number:06d}.parquet" for number in range(len(starts_P1) - 1)]
+    missing = sorted(set(range(len(names))) - {names.index(name) for name in set(folder.names()) & set(names)})
+    with tempfile.TemporaryDirectory(prefix="histories-", dir=work) as temporary:
+        if missing:
+            with closing(model.trained.open_lineage()) as lineage:
+                parts = queries_Q, starts_P1, Path(temporary), request.reporter
+                histories = divide_histories(lineage, options.exclude, *parts)
+        request.reporter.phase("recommend", len(queries_Q), model.query)
+        request.reporter.advance(len(queries_Q) - int(np.diff(starts_P1)[missing].sum()))
+        for number in missing:
+            part_Q = queries_Q[starts_P1[number] : starts_P1[number + 1]]
+            folder.write(names[number], _parquet_of(request, part_Q, histories.load(number).lists))
+            request.reporter.advance(len(part_Q))
+    return names
+
+
+def _parquet_of(request: Request, part_Q: IntArray, excluded: ItemLists) -> bytes:
+    """Recommend to ``part_Q``; return the content of a Parquet file."""
+    model, options = request.model, request.options
+    rankings = request.selection.rank(model.query_vectors(part_Q, options), excluded, options.k, part_Q)
+    table, content = recommendation_table(model, model.ids(model.query, part_Q), rankings), pa.BufferOutputStream()
+    pq.write_table(table, content, compression="zstd", write_page_checksum=True)
+    return content.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
 def recommendation_table(model: Model, ids: pa.Array, rankings: Rankings) -> pa.Table:
@@ -251,24 +371,6 @@ def recommendation_table(model: Model, ids: pa.Array, rankings: Rankings) -> pa.
     return pa.table(columns)
 
 
-def _request(model: Model, selection: Selection, options: RecommendOptions, queries_Q: IntArray) -> dict[str, Any]:
-    """Return what parts depend on, as JSON: the parts of another request are not continued."""
-    with closing(model.trained.open_lineage()) as lineage:
-        base_datasets = lineage.fingerprints()
-    request = {
-        "model": model.trained.uri,
-        "vectors": model.trained.fingerprint,
-        "data": data_fingerprint(model.trained.data),
-        "base_datasets": base_datasets,
-        "options": options.model_dump(mode="json", include=_OPTIONS),
-        "candidates": selection.fingerprint,
-        "queries": [len(queries_Q), zlib.crc32(queries_Q.tobytes())],
-        "part_queries": part_queries(model, options.depth(options.k)),
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(request))
-    return plain
-
-
 def _parts_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
@@ -289,12 +391,5 @@ def _open_parts(out: Path, request: dict[str, Any]) -> Path:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise write_error(option_named("out", out), error, out) from error
-    if earlier != request:
-        changed = ", ".join(key for key in request if earlier.get(key) != request[key])
-        raise OptionError(
-            "out",
-            found=out,
-            problem=f"{folder} holds an unfinished result of another request (different: {changed})",
-            fix=f"repeat that request, delete the folder, or choose another {option_named('out')}",
-        )
+    check_request(out, f"{folder} holds an unfinished result", earlier, request)
     return folder

@@ -17,11 +17,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
-from crossfade.base.options import Integer, Number, Options, option
+from crossfade.base.options import Integer, Number, Options, alternatives, option
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.evaluation.options import Labels, RerankingOptions
-from crossfade.trainer.runs.options import Location, ModelSource
+from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
 
 Codes = Literal["flat", "sq8"]
 
@@ -215,7 +215,7 @@ class RecommendOptions(RerankingOptions, RankingOptions):
             )
 
 
-class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
+class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource):
     """Whom to recommend to, and the file for recommendations."""
 
     one_of = (("customer", "customers", "all", "history", "history_file"),)
@@ -236,10 +236,26 @@ class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
     history_file: Location | None = option(
         None, "recommend to new customers, by the interactions in this file", group=_CUSTOMERS, value="FILE"
     )
-    out: Path | None = option(
-        None, "write recommendations to this file: .parquet, .csv, or .jsonl", group="output", value="FILE"
+    out: Location | None = option(
+        None,
+        "write recommendations to this file: .parquet, .csv, or .jsonl; shards, to a folder of Parquet files",
+        group="output",
+        value="OUT",
     )
     overwrite: bool = option(False, "replace the file", group="output")
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> Self:
+        if self.is_divided and not (self.all or self.customers):
+            named = [option_named(name) for name in ("all", "customers")]
+            raise OptionError(
+                "shard" if self.shard else "merge", problem="divides many customers", expected=alternatives(named)
+            )
+        if self.is_divided and self.overwrite:
+            raise OptionError("overwrite", problem="is for a file", fix="to repeat shards, delete their folder")
+        if self.out is not None and not self.is_divided and "://" in self.out:
+            raise OptionError("out", found=self.out, expected=f"a local path, or {option_named('shard')}")
+        return self
 
     @model_validator(mode="after")
     def _check_out(self) -> Self:
