@@ -155,19 +155,18 @@ def evaluate(
     depths: list[int] = depth_K.tolist()
     hits, warm_cold = QuerySums(depths), _WarmColdMetrics(counts_N, depths, item_I)
     seen_KN, most = np.zeros((len(depths), model.item.rows), np.bool_), float(counts_N.max(initial=1))
-    ranked, of_held_out = ExactSums((len(depths),), most), ExactSums((), most)
+    popularity = ExactSums((len(depths) + 1,), most)
     for chunk in held_out.chunks(_chunk_queries(depths[-1], reranking)):
         best_item_QK = _rank(source, model, chunk, depths[-1], reranking, counts_N)
         hits.add(best_item_QK, chunk.truth)
         warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_among(source, model, *ranked))
-        ranked.add(mean_counts(best_item_QK, counts_N, depth_K))
-        of_held_out.add(_means(counts_N[chunk.truth.items_N], chunk.truth.starts_Q1))
+        popularity.add(np.column_stack([mean_counts(best_item_QK, counts_N, depth_K), _means(counts_N, chunk.truth)]))
         mark_seen(best_item_QK, depth_K, seen_KN)
         for observer in observers:
             observer.observe(chunk, best_item_QK)
     seen_KN, hits = np.logical_or.accumulate(seen_KN), hits.of_all(all_reduce)
     pairs, dropped = sum_over_workers(np.array([len(held_out.truth.items_N), held_out.dropped], float), all_reduce)
-    popularity_K, held_out_popularity = (sums.of_all(all_reduce).values() for sums in (ranked, of_held_out))
+    *popularity_K, held_out_popularity = popularity.of_all(all_reduce).values()
     items = model.item.rows if item_I is None else len(item_I)
     metrics, errors = EvalMetrics(), EvalMetrics()
     for place, k in enumerate(depths):
@@ -358,9 +357,9 @@ def _truth(truth: ItemLists, depths: list[int]) -> Truth:
     return Truth(truth.starts_Q1, truth.items_N, np.array(depths), gain_K, np.cumsum(gain_K))
 
 
-def _means(values_N: IntArray, starts_Q1: IntArray) -> FloatArray:
-    """Return the mean of each query's values, of which there is at least one."""
-    means_Q: FloatArray = np.add.reduceat(values_N, starts_Q1[:-1]) / np.diff(starts_Q1)
+def _means(counts_N: IntArray, truth: ItemLists) -> FloatArray:
+    """Return the mean count of each query's held-out items, of which there is at least one."""
+    means_Q: FloatArray = np.add.reduceat(counts_N[truth.items_N], truth.starts_Q1[:-1]) / np.diff(truth.starts_Q1)
     return means_Q
 
 

@@ -106,9 +106,9 @@ class ShardOptions(Options):
 
     group_notes: ClassVar[Mapping[str, str]] = {
         "shards": "N processes, on any machines, do a shard each into the same OUT, a folder that all of them reach,\n"
-        "local or s3://BUCKET/PREFIX. A shard that is complete is not repeated. The same command with\n"
-        "--merge instead of --shard then completes OUT. With auto/N, I is SLURM_ARRAY_TASK_ID (submit with\n"
-        "--array=1-N), or one more than JOB_COMPLETION_INDEX (Kubernetes) or AWS_BATCH_JOB_ARRAY_INDEX."
+        "local or s3://BUCKET/PREFIX. A shard that is complete is not repeated. Once all are, the same command with a\n"
+        "merge instead of a shard completes OUT. With auto/N, I is SLURM_ARRAY_TASK_ID, of an array 1-N, or one more\n"
+        "than JOB_COMPLETION_INDEX of Kubernetes or AWS_BATCH_JOB_ARRAY_INDEX."
     }
     at_most_one = (("shard", "merge"),)
 
