@@ -29,7 +29,7 @@ from crossfade.base.validation import format_validation_error
 from crossfade.trainer.config.loading import make_job, parse_job_text
 from crossfade.trainer.config.schema import JobConfig, flattened
 from crossfade.trainer.config.sections import Section
-from crossfade.trainer.prepare.option_values import QUARANTINE
+from crossfade.trainer.prepare.option_values import MAX_REPLAY, QUARANTINE
 from crossfade.trainer.prepare.options import PrepareOptions
 
 _MAX_BYTES = 1 << 16
@@ -93,11 +93,13 @@ class ServiceConfig(Section):
     )
     job: dict[str, Any] = Field(default_factory=dict, description="keys of a job file, for every version")
     increment_job: dict[str, Any] = Field(
-        default_factory=lambda: {"train": {"epochs": 2}},
+        default_factory=lambda: {"train": {"epochs": 4}},
         description="keys that replace those of job in versions that continue an earlier one",
     )
-    replay: Annotated[float, Field(ge=0, le=10)] = Field(
-        4.0, description="earlier interactions to train on again, for each new one"
+    replay: Annotated[float, Field(ge=0, le=MAX_REPLAY)] = Field(
+        30.0,
+        description="earlier interactions to train on again, at most, for each new one: first those of the customers "
+        "who have new ones",
     )
     publish_if: str | None = Field(
         "ndcg@10 >= 0.98 * last",

@@ -14,6 +14,7 @@ from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Number, Share, option
 from crossfade.trainer.config.options import JobOptions, OptionalJob
 from crossfade.trainer.data.split_names import SplitName
+from crossfade.trainer.prepare.option_values import MAX_REPLAY
 from crossfade.trainer.runs.options import Location
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ _backtest, _refresh = partial(option, group="backtest"), partial(option, group="
 
 Strategy = Literal["full", "refresh", "fold-in"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-_INCREMENT = ("train.epochs=2",)
+_INCREMENT = ("train.epochs=4",)
 """What a service changes in versions that continue another, by default (``crossfade refresh``)."""
 _DECIDED_KEYS = ("data.path", "train.save_embeddings", "checkpoint.warm_start_from", "checkpoint.path")
 
@@ -99,11 +100,15 @@ class BacktestOptions(OptionalJob):
         min_length=1,
     )
     replay: Number = _refresh(
-        4.0, "refresh: train on N earlier interactions again, for each new one (default: 4)", value="N", ge=0, le=10
+        30.0,
+        "refresh: train on N earlier interactions again, at most, for each new one (default: 30)",
+        value="N",
+        ge=0,
+        le=MAX_REPLAY,
     )
     increment_set: tuple[str, ...] = _refresh(
         (),
-        "refresh: override a key of the job where a training is continued (default: train.epochs=2); repeatable",
+        "refresh: override a key of the job where a training is continued (default: train.epochs=4); repeatable",
         value="KEY=VALUE",
         repeat=True,
     )

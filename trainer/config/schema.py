@@ -487,6 +487,8 @@ _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 0.4
 _BY_DIRECTION: dict[str, Any] = {"learning_rate": 0.2, "weight_decay": 0.0, "max_norm": 1.0}
 """The optimizer where only directions count. Rows that grew would turn ever more slowly."""
 _BY_VALUE: dict[str, Any] = {"learning_rate": 0.015, "weight_decay": 1e-5, "max_norm": None}
+_WARM_RATE = 0.5
+"""Factor of the learning rate in a warm start, whose rows are near their places (docs/fresh-models.md)."""
 _MIN_QUERIES = 2_000
 """Queries with which a standard error is still usable: that of ndcg is about 0.3/√N."""
 _EPOCH_SHARE, _INTERACTION_SCORES = 0.1, 3_000
@@ -518,7 +520,10 @@ def resolve(job: JobConfig, size: DatasetSize) -> JobConfig:
     rate = 0.015 if job.optimizer.learning_rate == "auto" else job.optimizer.learning_rate
     dense = _fill(job.model.dense, learning_rate=rate)
     model = _fill(job.model, temperature=_temperature(job, size)).model_copy(update={"dense": dense})
-    optimizer = _fill(job.optimizer, **(_BY_DIRECTION if job.model.score == "cosine" else _BY_VALUE))
+    update = dict(_BY_DIRECTION if job.model.score == "cosine" else _BY_VALUE)
+    if job.checkpoint.warm_start_from is not None:
+        update["learning_rate"] *= _WARM_RATE
+    optimizer = _fill(job.optimizer, **update)
     data = _fill(job.data, group=group)
     queries = _evaluated_queries(size)
     limit = job.evaluate.max_queries

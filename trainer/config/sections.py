@@ -291,7 +291,7 @@ class OptimizerConfig(Section):
     learning_rate: Auto | Positive = Field(
         "auto",
         description="peak learning rate, per step; auto: 0.2 with cosine scores, whose rows are at most 1 long, and "
-        "0.015 with others",
+        "0.015 with others, or half of that with checkpoint.warm_start_from",
     )
     weight_decay: Auto | NonNegative = Field(
         "auto",

@@ -24,7 +24,7 @@ QUARANTINE = "quarantine="
 HOUR, WEEKDAY, PREVIOUS = "timestamp:hour", "timestamp:weekday", "timestamp:previous"
 DERIVED_CONTEXT = (HOUR, WEEKDAY, PREVIOUS)
 """What context may be derived from the times of events (``event_context.py``)."""
-MAX_REPLAY = 10
+MAX_REPLAY = 100
 """The most interactions of base datasets for each new one."""
 _FLOAT_MAX = 3.4028234663852886e38
 

@@ -272,8 +272,9 @@ class PrepareOptions(Options):
     )
     replay: ReplayShare | None = _base(
         None,
-        "also train on interactions that are drawn at random from the train splits of DATA and its bases, SHARE times "
-        "as many as this dataset has: 0.5 or 50%, at most 10; against forgetting in runs that warm-start",
+        "also train on interactions that are drawn from the train splits of DATA and its bases, SHARE times as many as "
+        "this dataset has, first those of the queries that it has: 0.5 or 50%, at most 100; against forgetting in runs "
+        "that warm-start",
         value="SHARE",
     )
     admit: Minimums = _base(

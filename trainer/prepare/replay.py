@@ -9,29 +9,35 @@ A run that warm-starts and sees new events only forgets what it has learned of o
 its query and its item still have the rows that they had then. The draw is without replacement, and the same for the
 same seed and datasets.
 
+All interactions of a query are drawn, or none, but for the last query: first of those that have new events, then of
+others, each in random order. The vector of a query that is trained on its new events and a part of the others forgets
+the rest (docs/fresh-models.md), while one that is not trained at all loses little.
+
 The work follows the number of rows that are drawn, rather than the size of the base datasets: only some of their row
 groups are read, at least ``_MIN_GROUPS`` and ``_READ_ROWS`` times as many rows as are drawn, and more only where many
-IDs have expired. If ``_MIN_GROUPS`` hold more than that, only a random share of each goes on to the working database.
-All row groups have the same chance, and so have all rows of those that are read. Unless all are, the draw is
-approximate in two ways. Rows of one row group are drawn together: they are those of a random sample of queries if the
-dataset is grouped, so that not every query takes part. And rows of large row groups are a little less likely than
-others, since there is then more to draw from.
+IDs have expired. If ``_MIN_GROUPS`` hold more than that, only the interactions of queries with new events and of a
+random share of the others go on to the working database. All row groups have the same chance, and so have all rows of
+those that are read. Unless all are, the draw is approximate in two ways. Rows of one row group are drawn together: they
+are those of a random sample of queries if the dataset is grouped, so that not every query takes part. And rows of large
+row groups are a little less likely than others, since there is then more to draw from. Interactions of a query in row
+groups that are not read are missing.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
+from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import option_named
+from crossfade.base.hashing import mix
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import BEFORE_ALL, EarlierDataset, explaining_base, open_bases
 from crossfade.trainer.data.manifest import DatasetManifest
@@ -63,11 +69,10 @@ def find_replayed(base: BaseDataset) -> list[EarlierDataset]:
 
 @dataclass(frozen=True)
 class _Place:
-    """A row group of a base dataset, and its number among all of them."""
+    """A row group of a base dataset."""
 
     base: EarlierDataset
     group: RowGroup
-    number: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class ReplayDraw:
     """Draws interactions of base datasets in the working database of a preparation.
 
     Attributes:
-        connection: The database, which has the tables of all vocabularies.
+        connection: The database, which has the tables of all vocabularies, and ``places``, the queries of new events.
         options: The options of the preparation.
         replayed: The datasets to draw from, as ``find_replayed`` returns them.
         manifest: What is known of the new dataset.
@@ -101,9 +106,10 @@ class ReplayDraw:
         for table in ("replay_read", "replay_kept"):
             self.connection.execute(f"CREATE TABLE {table} ({columns}, number BIGINT, lineage_index BIGINT)")
         self._read_groups(rows)
+        seed = self.options.seed + len(self.replayed)  # so that each dataset of a lineage replays others
         self.connection.execute(
-            "CREATE TABLE replay AS SELECT * FROM replay_kept "
-            f"ORDER BY {shuffled(self.options.seed, 'number')} LIMIT {rows:d}"
+            "CREATE TABLE replay AS SELECT * FROM replay_kept ORDER BY query NOT IN (SELECT row FROM places), "
+            f"{shuffled(seed, 'query')}, {shuffled(seed, 'number')} LIMIT {rows:d}"
         )
         for table in ("replay_read", "replay_kept"):
             self.connection.execute(f"DROP TABLE {table}")
@@ -131,7 +137,10 @@ class ReplayDraw:
             self._fill(places, rows, 1.0)
 
     def _fill(self, places: Sequence[_Place], rows: int, share: float) -> int:
-        """Fill the table ``replay_kept`` with a ``share`` of the rows of each row group; return how many it has."""
+        """Fill the table ``replay_kept`` with a ``share`` of the queries of row groups, and those that have new events.
+
+        Returns how many rows it has.
+        """
         groups, read, kept = 0, 0, 0
         while groups < len(places) and (groups < _MIN_GROUPS or read < _READ_ROWS * rows or kept < rows):
             first, wanted = groups, float(max(_READ_ROWS * rows - read, rows - kept))
@@ -147,20 +156,19 @@ class ReplayDraw:
 
     def _shuffled_places(self) -> list[_Place]:
         """Return the row groups of all train splits, in a random order that differs from dataset to dataset."""
-        groups = [
-            (base, group)
+        places = [
+            _Place(base, group)
             for base in self.replayed
             if "train" in base.manifest.splits
             for group in row_groups(base.manifest.splits["train"])
         ]
-        places = [_Place(base, group, number) for number, (base, group) in enumerate(groups)]
         random = np.random.default_rng((self.options.seed, len(self.replayed)))
         return [places[index] for index in random.permutation(len(places))]
 
     def _read(self, places: Sequence[_Place], number: int, share: float) -> Iterator[pa.Table]:
-        """Yield a ``share`` of the rows of each of ``places``, numbered from ``number``, one dataset after the other.
+        """Yield the rows of ``places`` that take part, numbered from ``number``, one dataset after the other.
 
-        They are drawn here, since the database takes longer for a row than reading does.
+        They are chosen here, since the database takes longer for a row than reading does.
         """
         ordered = sorted(places, key=lambda place: place.base.index)
         for _, of_base in groupby(ordered, key=lambda place: place.base.index):
@@ -171,15 +179,26 @@ class ReplayDraw:
                 closing(InteractionReader(base.folder, base.manifest, _THREADS)) as reader,
             ):
                 parts = reader.map(partial(self._table, reader, base), groups)
-                for place, read in zip(chosen, parts, strict=True):
+                for read in parts:
                     self.progress.advance(read.num_rows)
                     part = read
                     if share < 1:
-                        random = np.random.default_rng((self.options.seed, len(self.replayed), place.number))
-                        drawn_N = random.choice(len(read), math.ceil(share * len(read)), replace=False)
-                        part = read.take(pa.array(np.sort(drawn_N)))
+                        part = read.filter(pa.array(self._takes_part(read.column("query").to_numpy(), share)))
                     yield part.append_column("number", pa.array(np.arange(number, number + part.num_rows)))
                     number += part.num_rows
+
+    def _takes_part(self, query_N: IntArray, share: float) -> BoolArray:
+        """Return which rows are those of queries with new events, or of a random ``share`` of the others: bool (N,)."""
+        seed = mix(np.array([self.options.seed + len(self.replayed)]))
+        drawn_N = mix(query_N.astype(np.uint64) ^ seed) < np.uint64(share * 2**64)
+        is_new_N: BoolArray = drawn_N | np.isin(query_N, self._new_queries)
+        return is_new_N
+
+    @cached_property
+    def _new_queries(self) -> IntArray:
+        """The rows of the queries that have new events, int64."""
+        row_Q: IntArray = self.connection.sql("SELECT DISTINCT row FROM places").fetchnumpy()["row"]
+        return row_Q
 
     def _table(self, reader: InteractionReader, base: EarlierDataset, group: RowGroup) -> pa.Table:
         """Read a row group; what a base dataset has no column of is earlier than all else, or no context."""

@@ -202,7 +202,7 @@ def test_options_that_cannot_work_are_rejected(tmp_path: Path) -> None:
         ({"strategies": ["full", "fold-in"], "windows": 2}, "expected at least 3"),
         ({"replay": 1}, "describes the strategy refresh"),
         ({"strategies": ["full", "refresh"], "increment_set": ["data.path=x"]}, "a backtest decides it"),
-        ({"strategies": ["full", "refresh"], "replay": 11}, "replay"),
+        ({"strategies": ["full", "refresh"], "replay": 101}, "replay"),
     ):
         with pytest.raises(InputError, match=message):
             BacktestOptions.of(data=str(tmp_path), **given)

@@ -76,7 +76,7 @@ def test_quarantine_is_a_file() -> None:
             for text in ("0d", "-3", "item=", "item=9d,item=8d", "=9d", "1.5d")
         ),
         ({"context": "device=a", "duplicates": "keep", "item": "device"}, "context"),
-        *(({"replay": share, "base": "data"}, "replay") for share in (0, -0.5, "half", "nan", True, 10.1, "")),
+        *(({"replay": share, "base": "data"}, "replay") for share in (0, -0.5, "half", "nan", True, 100.1, "")),
         ({"memory": -1}, "memory"),
         ({"threads": 0}, "threads"),
         ({"since": "soon", **TIMES}, "since"),
@@ -124,7 +124,7 @@ def test_invalid_option_is_named(values: dict[str, Any], field: str) -> None:
         ("--expire-after without --timestamp", {"expire_after": "90d"}),
         ("malformed --hold-out-gap", {"hold_out_gap": "soon", **TIMES}),
         ("--replay without --base", {"replay": "50%"}),
-        ("a replay that is no share", {"replay": "1200%", "base": "data"}),
+        ("a replay that is no share", {"replay": "12000%", "base": "data"}),
         ("seed", {"seed": -1}),
         ("no files", {"train": None}),
     ],

@@ -208,11 +208,28 @@ def test_work_follows_new_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         options = {"base": tmp_path / "base", "replay": share, "hold_out_valid": "none", "overwrite": True}
         manifest = prepare_files(tmp_path / "new", raw, **options)
         assert len(read) == groups
-        assert sum(loaded) <= 4 * new * share + 1500
+        new_customers = len(np.unique(columns["customer"][:new])) / 4000
+        assert sum(loaded) <= 1.1 * sum(read) * min(1.0, new_customers + 4 * new * share / 48_000)
         assert manifest.replay is not None
         assert manifest.replay.rows == new * share
-        customers = {row["customer"] for row in tables(tmp_path / "new", manifest.replay)}
-        assert len(customers) > (400 if new == 600 else 2000)
+
+
+def test_complete_histories_are_drawn_of_customers_with_new_events_first(tmp_path: Path) -> None:
+    base = {"customer": [f"c{number % 12}" for number in range(120)], "item": [f"i{n // 12}" for n in range(120)]}
+    prepare_files(tmp_path / "day0", write_parquet(tmp_path / "day0.parquet", **base), hold_out_valid="none")
+    others = []
+    for day in range(1, 4):
+        raw = write_parquet(tmp_path / f"day{day}.parquet", customer=["c3", "c5", "new", "c3"], item=["i1"] * 4)
+        options = {"base": tmp_path / f"day{day - 1}", "replay": 35 / 4, "hold_out_valid": "none"}
+        manifest = prepare_files(tmp_path / f"day{day}", raw, **options)
+        ids = [row[1] for row in vocabulary_tuples(tmp_path / f"day{day}", "customer")]
+        drawn = Counter(ids[row["customer"]] for row in tables(tmp_path / f"day{day}", manifest.replay))
+        assert drawn.pop("c3") == 10 + 2 * (day - 1)
+        assert drawn.pop("c5") == 10 + day - 1
+        drawn.pop("new", None)  # who has none before the first day
+        assert [count for count in drawn.values() if count != 10] == [drawn.total() % 10]
+        others.append(frozenset(drawn))
+    assert len(set(others)) > 1
 
 
 def test_all_rows_are_read_where_most_have_expired(tmp_path: Path) -> None:
