@@ -36,14 +36,14 @@ SERVICE is a YAML file:
   events: [s3://music/events/*/*.parquet]
   prepare: {query: customer=user_id, item: track=track_id, timestamp: at}
   job: {train: {epochs: 20}}
-  increment_job: {train: {epochs: 2}}
+  increment_job: {train: {epochs: 4}}
   publish_if: ndcg@10 >= 0.98 * last
 
 The first version trains on all events, by job. Each later one continues it: new files extend the dataset (--base),
-customers and tracks keep their rows, and the model is trained on the new events and on a random choice of earlier ones
-(replay), by job with the keys of increment_job. Before that, the model that it continues is judged by a sample of the
-new events, which no version is trained on; the new version is published if it meets publish_if on the same sample.
-Otherwise its events wait for the next file, and are taken again with it.
+customers and tracks keep their rows, and the model is trained on the new events and on earlier ones (replay), first
+those of the customers who have new ones, by job with the keys of increment_job. Before that, the model that it
+continues is judged by a sample of the new events, which no version is trained on; the new version is published if it
+meets publish_if on the same sample. Otherwise its events wait for the next file, and are taken again with it.
 
 Each file is taken once, by its name. A local file that is being written should have another name until it is complete.
 A command that was killed continues where it was; only one runs at a time. All keys: docs/fresh-models.md; metrics that

@@ -8,7 +8,7 @@ name: music
 events: [s3://music/events/*/*.parquet]
 prepare: {query: customer=user_id, item: track=track_id, timestamp: at}
 job: {train: {epochs: 20}}
-increment_job: {train: {epochs: 2}}
+increment_job: {train: {epochs: 4}}
 """
 
 from __future__ import annotations

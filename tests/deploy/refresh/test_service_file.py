@@ -38,7 +38,7 @@ def test_minimal_file_has_defaults(tmp_path: Path) -> None:
     service = load_service(written(tmp_path))
     assert service.path == Path("services/music")
     assert (service.metric(), service.guard) == ("ndcg@10", Guard("ndcg@10", 0.98))
-    assert service.increment_settings("runs/last") == [*CONTINUED, "train.epochs=2", "train.eval_every_epochs=2"]
+    assert service.increment_settings("runs/last") == [*CONTINUED, "train.epochs=4", "train.eval_every_epochs=4"]
     assert json.loads(service.job_text()) == {"name": "music", "data": {"path": "."}}
     options = service.prepare_options(["a.parquet"], tmp_path / "out", "before")
     assert (options.base, list(options.train)) == ("before", ["a.parquet"])

@@ -57,6 +57,14 @@ def test_given_values_are_kept(overrides: list[str], expected: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(
+    ("overrides", "expected"), [([], 0.1), (["model.score=dot"], 0.0075), (["optimizer.learning_rate=0.3"], 0.3)]
+)
+def test_learning_rate_of_a_warm_start_is_half(overrides: list[str], expected: float) -> None:
+    job = resolved_job(SMALL, *overrides, "checkpoint.warm_start_from=runs/before/checkpoints")
+    assert job.optimizer.learning_rate == expected
+
+
+@pytest.mark.parametrize(
     ("items", "interactions", "queries"),
     [(500_000, 18_000_000, 10_800), (100_000, 3_200_000, 9_600), (1_000_000, 1_000_000, 2_000), (1, 0, 2_000)],
 )
