@@ -15,12 +15,12 @@ the rest (docs/fresh-models.md), while one that is not trained at all loses litt
 
 The work follows the number of rows that are drawn, rather than the size of the base datasets: only some of their row
 groups are read, at least ``_MIN_GROUPS`` and ``_READ_ROWS`` times as many rows as are drawn, and more only where many
-IDs have expired. If ``_MIN_GROUPS`` hold more than that, only the interactions of queries with new events and of a
-random share of the others go on to the working database. All row groups have the same chance, and so have all rows of
-those that are read. Unless all are, the draw is approximate in two ways. Rows of one row group are drawn together: they
-are those of a random sample of queries if the dataset is grouped, so that not every query takes part. And rows of large
-row groups are a little less likely than others, since there is then more to draw from. Interactions of a query in row
-groups that are not read are missing.
+IDs have expired. Of what is read, the interactions of queries with new events and of a random share of the others go on
+to the working database. All row groups have the same chance, and so have all rows of those that are read. Unless all
+are, the draw is approximate in two ways. Rows of one row group are drawn together: they are those of a random sample of
+queries if the dataset is grouped, so that not every query takes part. And rows of large row groups are a little less
+likely than others, since there is then more to draw from. Interactions of a query in row groups that are not read are
+missing.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ _MIN_GROUPS = 32
 """Row groups that are read, if there are as many: each holds the interactions of other queries."""
 _READ_ROWS = 4
 """How many times as many rows are read as are drawn, if there are as many."""
+_SPARE = 1.25
+"""How many times as many rows as are drawn go on to the working database, beside those of queries with new events."""
 _THREADS = 4
 
 
@@ -129,8 +131,9 @@ class ReplayDraw:
         """Fill the table ``replay_kept`` from row groups in random order, until it has enough or all are read."""
         places = self._shuffled_places()
         stored, least = (sum(place.group.rows for place in some) for some in (places, places[:_MIN_GROUPS]))
-        share = min(1.0, _READ_ROWS * rows / max(least, 1))
-        self.progress.phase("read base datasets", min(stored, max(least, _READ_ROWS * rows)), "row")
+        read = min(stored, max(least, _READ_ROWS * rows))
+        share = min(1.0, _SPARE * max(rows, 1) / max(read, 1))
+        self.progress.phase("read base datasets", read, "row")
         if self._fill(places, rows, share) < rows and share < 1:
             # Most IDs have expired, so that the rows that were left out are needed.
             self.connection.execute("DELETE FROM replay_kept")
@@ -141,15 +144,16 @@ class ReplayDraw:
 
         Returns how many rows it has.
         """
-        groups, read, kept = 0, 0, 0
+        groups, read, loaded, kept = 0, 0, 0, 0
         while groups < len(places) and (groups < _MIN_GROUPS or read < _READ_ROWS * rows or kept < rows):
-            first, wanted = groups, float(max(_READ_ROWS * rows - read, rows - kept))
+            first, wanted = groups, max(_READ_ROWS * rows - read, (rows - kept) / share)
             while groups < len(places) and (groups < _MIN_GROUPS or wanted > 0):
-                wanted -= share * places[groups].group.rows
+                wanted -= places[groups].group.rows
                 groups += 1
-            for part in self._read(places[first:groups], read, share):
+            for part in self._read(places[first:groups], loaded, share):
                 execute_on(self.connection, part, "INSERT INTO replay_read BY NAME SELECT * FROM part")
-                read += part.num_rows
+                loaded += part.num_rows
+            read += sum(place.group.rows for place in places[first:groups])
             self._keep()
             kept = count_rows(self.connection, "replay_kept")
         return kept
