@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -176,6 +176,8 @@ class RemoteVersions(ServiceVersions):
         files = {path.removeprefix(prefix): found for path, found in self._found.items() if path.startswith(prefix)}
         if not files:
             raise InputError(f"{self._remote.uri}/{name}: is missing; restore it")
+        if any(".." in PurePosixPath(path).parts or path.startswith("/") for path in files):
+            raise InputError(f"{self._remote.uri}/{name}: has a file whose name leads out of it; delete that")
         self._progress.phase(f"download {name}", sum(found.bytes for found in files.values()), "byte")
         source = self._remote.child(name)
         with staged_folder(target) as staging:

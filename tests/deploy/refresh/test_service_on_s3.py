@@ -16,6 +16,7 @@ from running_command import succeeded
 
 from crossfade.base.io import writer_lock
 from crossfade.base.io.folder import Folder
+from crossfade.base.io.regular_files import FoundFile
 from crossfade.base.io.writer_lock import LOCK_NAME, folder_writer
 from crossfade.deploy.refresh import increment
 
@@ -167,6 +168,17 @@ def test_missing_folder_and_damaged_note_are_named(first: ServiceFolder, remote:
     documented("a folder of a service on S3 that is missing", message_of(rejected))
     (first.path / "remote.json").write_text("{}")
     documented("a damaged note of where a service is kept", message_of(first.command("refresh")))
+
+
+def test_file_that_leads_out_of_its_folder_is_not_downloaded(
+    first: ServiceFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeeded(first.command("refresh"))
+    files = Folder.files
+    strange = {"version-000002/../../escaped": FoundFile(1, 0.0)}
+    monkeypatch.setattr(Folder, "files", lambda self: {**files(self), **strange})
+    rejected = other_host(first, tmp_path / "second").command("refresh")
+    documented("a file of a service on S3 that leads out of its folder", message_of(rejected))
 
 
 def test_forgotten_customer_is_neither_on_s3_nor_on_hosts_that_follow(
