@@ -7,6 +7,10 @@ for more. Then files of new events arrive, one after the other has been served: 
 when the server answers from the version that has it, which is the seconds of its stages, and of copying it to the
 server. The memory is that of each command with its processes once the version is served.
 
+    .venv/bin/python benchmarks/refresh.py --new 3e5 --files 20 --interval 60
+
+With --interval, a file arrives every so many seconds, whether those before are served or not.
+
     .venv/bin/python benchmarks/refresh.py --copies [--tracks 1e5] [--events 10e6] [--new 5e4]
 
 With --copies, nothing is trained: vectors are random, and in each increment those of its rows change, replay included.
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -53,6 +58,7 @@ events: [events/*.parquet]
 prepare: {query: customer, item: track, event: event, event_weights: "play=1,like=3,library_add=5,skip=-1",
           timestamp: timestamp}
 job: {train: {epochs: 1}}
+publish_if: null
 settle_seconds: 0
 """
 PREPARE = ["--query", "customer", "--item", "track", "--event", "event", "--timestamp", "timestamp", "--event-weights"]
@@ -95,38 +101,62 @@ def running(words: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def served_version(address: str) -> int:
-    """Return the number of the version that the server has copied last; 0 before it answers."""
+def served_version(folder: Path, address: str) -> int:
+    """Return the version of the service that the server answers from; 0 before it answers."""
     with suppress(urllib.error.URLError), urllib.request.urlopen(f"{address}healthz") as answer:
-        return int(json.load(answer)["version"])
+        [card] = (folder / "copies").glob(f"**/{json.load(answer)['version']}/version.json")
+        return int(re.findall(r"version-(\d{6})/", json.loads(card.read_text())["model"])[0])
     return 0
 
 
-def measure(folder: Path, new: list[Path]) -> list[dict[str, Any]]:
-    """Let the files arrive, and return the record of each version with its seconds until it was served."""
-    found = []
-    with running(["serve", "services/bench", "--refresh", "0.5", "--port", "0"], folder) as server:
+def tree_gib(process: subprocess.Popen[str]) -> float:
+    """Return the memory of a process and its children."""
+    root = psutil.Process(process.pid)
+    return sum(each.memory_info().rss for each in (root, *root.children(recursive=True))) / GIB
+
+
+def measure(folder: Path, new: list[Path], interval: float | None) -> list[dict[str, Any]]:
+    """Let the files arrive, and return the record of each version with its seconds until it was served.
+
+    A file arrives every ``interval`` seconds or, without, once the one before is served.
+    """
+    versions, found, arrived = folder / "services" / "bench", list[dict[str, Any]](), dict[str, float]()
+    serve = ["serve", "services/bench", "--refresh", "0.5", "--port", "0", "--work-dir", "copies"]
+    with (
+        running(serve, folder) as server,
+        running(["refresh", "service.yaml", "--every", "1s", "--json"], folder) as service,
+    ):
         assert server.stdout is not None
         address = server.stdout.readline().split()[-1]
-        with running(["refresh", "service.yaml", "--every", "1s", "--json"], folder) as service:
-            assert service.stdout is not None
-            while not served_version(address):
-                time.sleep(POLL_SECONDS)
-            for path in new:
-                before = served_version(address)
-                partial = folder / "events" / f".{path.name}"
-                shutil.copy(path, partial)
+        while not served_version(folder, address):
+            time.sleep(POLL_SECONDS)
+        begin = time.monotonic()
+        while sum(len(record["files"]) for record in found) < len(new):
+            served = sum(len(record["files"]) for record in found)
+            is_due = served == len(arrived) if interval is None else time.monotonic() > begin + interval * len(arrived)
+            if is_due and len(arrived) < len(new):
+                path = new[len(arrived)]
+                shutil.copy(path, partial := folder / "events" / f".{path.name}")
                 partial.rename(folder / "events" / path.name)
-                began = time.monotonic()
-                record = json.loads(service.stdout.readline())
-                decided = time.monotonic() - began
-                while served_version(address) == before:
-                    time.sleep(POLL_SECONDS)
-                seconds = {**record["seconds"], "decided": decided, "served": time.monotonic() - began}
-                tree = [psutil.Process(pid) for pid in (service.pid, server.pid)]
-                memory = [sum(each.memory_info().rss for each in (one, *one.children(recursive=True))) for one in tree]
-                found.append({**record, "seconds": seconds, "gib": [round(size / GIB, 2) for size in memory]})
+                arrived[path.name] = time.monotonic()
+            current = served_version(folder, address)
+            for number in range(2 + len(found), current + 1):
+                record = json.loads((versions / f"version-{number:06}.json").read_text())
+                first = min(arrived[Path(file["uri"]).name] for file in record["files"])
+                seconds = {**record["seconds"], "served": time.monotonic() - first}
+                found.append(
+                    {**record, "seconds": seconds, "gib": [round(tree_gib(each), 2) for each in (service, server)]}
+                )
+                print(line_of(found[-1]), flush=True)
+            time.sleep(POLL_SECONDS)
     return found
+
+
+def line_of(record: dict[str, Any]) -> str:
+    """Format the line of a version."""
+    seconds = "".join(f"{stage} {value:.1f} s, " for stage, value in record["seconds"].items())
+    start = f"version {record['number']}: {record['events']:,} interactions of {len(record['files'])} files"
+    return f"{start}, {seconds}GiB of refresh, of serve: {record['gib']}"
 
 
 class RandomVectors:
@@ -202,31 +232,29 @@ def main() -> None:
     for name, default in (("customers", 1e6), ("tracks", 2e5), ("events", 20e6), ("new", 1e5), ("files", 3)):
         parser.add_argument(f"--{name}", type=float, default=default, metavar="N", help=f"(default: {default:g})")
     parser.add_argument("--copies", action="store_true", help="only measure how long the server copies a version")
+    parser.add_argument("--interval", type=float, metavar="SECONDS", help="let a file arrive every so many seconds")
     arguments = parser.parse_args()
-    sizes = {name: int(value) for name, value in vars(arguments).items()}
+    sizes = {name: int(getattr(arguments, name)) for name in ("customers", "tracks", "events", "new", "files")}
     with tempfile.TemporaryDirectory(prefix="refresh-") as temporary:
         folder = Path(temporary)
         files = synthesize(folder, sizes["customers"], sizes["tracks"], sizes["events"])
         earlier, new = divide(files, folder, sizes["new"], sizes["files"])
-        (measure_copies if arguments.copies else measure_service)(folder, earlier, new)
+        if arguments.copies:
+            measure_copies(folder, earlier, new)
+        else:
+            measure_service(folder, earlier, new, arguments.interval)
 
 
-def measure_service(folder: Path, earlier: list[Path], new: list[Path]) -> None:
+def measure_service(folder: Path, earlier: list[Path], new: list[Path], interval: float | None) -> None:
     """Train and serve a version of the earlier files, and print the stages of each further one."""
     (folder / "events").mkdir()
     for path in earlier:
         path.rename(folder / "events" / path.name)
     (folder / "service.yaml").write_text(SERVICE)
     subprocess.run([*CROSSFADE, "refresh", "service.yaml"], cwd=folder, check=True)
-    found = measure(folder, new)
-    stages = list(found[0]["seconds"])
-    print(
-        f"{'version':<10}{'events':>10}" + "".join(f"{stage:>10}" for stage in stages) + "   GiB of refresh, of serve"
-    )
-    for each in found:
-        seconds = "".join(f"{each['seconds'][stage]:>10.1f}" for stage in stages)
-        print(f"{each['number']:<10}{each['events']:>10,}{seconds}   {each['gib']}")
-    print(f"median from file to served vector: {statistics.median(each['seconds']['served'] for each in found):.1f} s")
+    found = measure(folder, new, interval)
+    seconds = [each["seconds"]["served"] for each in found]
+    print(f"from file to served vector: median {statistics.median(seconds):.1f} s, at most {max(seconds):.1f} s")
 
 
 if __name__ == "__main__":
