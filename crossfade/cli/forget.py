@@ -60,14 +60,16 @@ def run(options: ForgetOptions) -> int:
     from crossfade.display import progress_bars
     from crossfade.trainer.prepare.forget import forget
 
-    parent = options.data.rstrip("/").rpartition("/")[0] or "."
-    if is_service(parent) and "://" not in parent:
+    parent, on_s3 = options.data.rstrip("/").rpartition("/")[0] or ".", options.data.startswith("s3://")
+    if on_s3 and is_service(options.data):
         raise OptionError(
             "data",
             found=options.data,
-            problem="is a dataset of a service, whose versions have vectors of its ids",
-            fix=f"delete them from all of it: {command('forget', parent, ids=options.ids)}",
+            problem="is a service on S3",
+            fix="name its folder on a host that has made a version of it, such as services/NAME",
         )
+    if (on_s3 and parent.count("/") > 2) or "://" not in parent:
+        _check_parent(options, parent)
     with progress_bars() as bars:
         if is_service(options.data):
             service = forget_in_service(Path(options.data), options, bars)
@@ -84,6 +86,23 @@ def run(options: ForgetOptions) -> int:
         lines = _other_copies(reports, this_dataset_only=options.this_dataset_only)
         print_lines(["what may still hold them, and how to clear it:", *(f"  {line}" for line in lines)])
     return 0
+
+
+def _check_parent(options: ForgetOptions, parent: str) -> None:
+    """Check that the dataset is not one of a service, in whose folder it would be.
+
+    Raises:
+        OptionError: it is.
+    """
+    from crossfade.deploy.refresh.versions import is_service
+
+    if is_service(parent):
+        raise OptionError(
+            "data",
+            found=options.data,
+            problem="is a dataset of a service, whose versions have vectors of its ids",
+            fix=f"delete them from all of it: {command('forget', parent, ids=options.ids)}",
+        )
 
 
 def _describe(report: ForgetReport, file: str) -> list[str]:
@@ -108,7 +127,7 @@ def _other_copies_of_service(folder: str, report: ServiceForgetReport) -> list[s
     lines = [
         "  event files    delete them there before: those that no version has taken, and those of withdrawn versions",
         "  copies         exports, indexes, and backups: delete them, or make them anew",
-        "  processes      servers and dashboards keep a copy of an earlier version: restart them",
+        "  processes      dashboards keep a copy of an earlier version: restart them; servers delete theirs",
     ]
     if report.versions:
         names = ", ".join(map(str, report.versions))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, as_typed, command
-from crossfade.base.io.durable_file import replace_file
+from crossfade.base.io.durable_file import link_or_copy, replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.replacing import replace_folder
@@ -172,6 +171,8 @@ class RefreshedService:
         current = self.versions.current
         base = None if current is None else current.number
         plan = self.versions.plan()
+        if self.versions.must_forget and plan is not None and plan.files:
+            plan = None  # it may have events of the IDs
         if plan is not None and plan.is_read and (plan.number, plan.base) == (self.versions.next_number, base):
             states = {uri: _state(file) for uri, file in self._found().items()}
             has_data = (self.versions.data_path(plan.number) / FILE_NAME).exists()
@@ -349,7 +350,7 @@ def _copy_dataset(source: Path, out: Path) -> None:
     with staged_folder(out) as staging:
         ignored = shutil.ignore_patterns(LOCK_NAME)
         # Files of datasets are replaced, never changed.
-        shutil.copytree(source, staging, ignore=ignored, copy_function=os.link, dirs_exist_ok=True)
+        shutil.copytree(source, staging, ignore=ignored, copy_function=link_or_copy, dirs_exist_ok=True)
         replace_folder(out, staging)
 
 

@@ -15,6 +15,7 @@ finds a version that was published, or not.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
@@ -24,16 +25,23 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, command
 from crossfade.base.io.durable_file import create_folder, replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.regular_files import FoundFile
 from crossfade.base.io.replacing import replace_folder
+from crossfade.base.io.s3_conditional import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer, path_lock
 from crossfade.base.json_text import validate_json
-from crossfade.deploy.refresh.versions import FORGOTTEN_FILE, KnownRecords, ServiceVersions, VersionRecord
+from crossfade.deploy.refresh.versions import (
+    FORGOTTEN_FILE,
+    PLAN_FILE,
+    KnownRecords,
+    ServiceVersions,
+    VersionRecord,
+)
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
@@ -41,8 +49,6 @@ from crossfade.trainer.runs.run_folder import REPORT_FILE
 from crossfade.trainer.runs.run_lock import LOCK_FILE
 
 REMOTE_FILE = "remote.json"
-_LAST_FILES = (FILE_NAME, REPORT_FILE)
-"""The file of a dataset, or of a run, that is written last."""
 _NOT_COPIED = {LOCK_NAME, LOCK_FILE}
 _BUFFER_BYTES = 8 << 20
 _STREAMS = 4
@@ -74,37 +80,71 @@ class RemoteVersions(ServiceVersions):
         """Bring the local folder in line with S3 or, if no version is there yet, S3 with the local folder.
 
         Raises:
-            InputError: a record was damaged.
+            InputError: a record was damaged, or the folders are those of different services.
             OSError: S3 does not answer, or the disk is full.
         """
+        for path in self.folder.glob(".version-*"):
+            shutil.rmtree(path)  # what a process that was killed has left of a dataset
         self._found = self._remote.files()
-        if not any(_RECORD.fullmatch(name) for name in self._found):
+        records = {name for name in self._found if _RECORD.fullmatch(name)}
+        local = {path.name for path in self.record_paths()}
+        if CURRENT_FILE not in self._found and (not records or records < local or records == local):
             self._push_all()
             return
-        self._pull_records()
+        if CURRENT_FILE not in self._found and records != {f"{self.run_path(1).name}.json"}:
+            raise InputError(
+                f"{self._remote.uri}: another host has begun to move a service there; run {command('refresh')} on it"
+            )
+        if not self._copied and not all(name in records and self._is_equal(name) for name in local):
+            raise InputError(
+                f"{self.folder}: has other versions than {self._remote.uri}; name another folder, or another address"
+            )
+        self._pull_records(records)
         for path in list(self.folder.iterdir()):
             if path.is_dir() and self._is_decided(path.name) and not self._is_same(self._last_file(path.name)):
                 self._delete(path)  # another host has changed or deleted it
         if self.current is not None:
             self._pull_version(self.current.number)
+        self._delete_logs()
         self.note()
 
-    def _pull_records(self) -> None:
-        for name in self._found:
-            if (_RECORD.fullmatch(name) or name == FORGOTTEN_FILE) and not self._is_same(name):
-                replace_file(self.folder / name, self._remote.read(name))
+    def _is_equal(self, name: str) -> bool:
+        return self._remote.read(name) == (self.folder / name).read_bytes()
+
+    def _pull_records(self, records: AbstractSet[str]) -> None:
+        if FORGOTTEN_FILE in self._found and not self._is_same(FORGOTTEN_FILE):
+            # What was prepared here may have events of the IDs.
+            super().discard(self._next_of(records))
+            (self.folder / PLAN_FILE).unlink(missing_ok=True)
+        changed = [name for name in (*records, FORGOTTEN_FILE) if name in self._found and not self._is_same(name)]
+        with ThreadPoolExecutor(_STREAMS, thread_name_prefix="records") as pool:
+            for name, data in zip(changed, pool.map(self._remote.read, changed), strict=True):
+                replace_file(self.folder / name, data)
         for path in (*self.record_paths(), self.folder / FORGOTTEN_FILE):
             if path.name not in self._found:
                 path.unlink(missing_ok=True)
         self.__dict__.pop("records", None)
 
+    def _next_of(self, records: AbstractSet[str]) -> int:
+        return 1 + max(int(name.removeprefix("version-").removesuffix(".json")) for name in records)
+
+    def _delete_logs(self) -> None:
+        """Delete the logs of versions that are deleted, which may have IDs that were forgotten since."""
+        kept = [name for name in self._found if name.endswith(f"/{REPORT_FILE}")]
+        oldest = min(kept, default="").partition("/")[0]
+        for log in self.folder.glob("version-*.log"):
+            if log.stem < oldest:
+                log.unlink()
+
     def _pull_version(self, number: int) -> None:
         """Download what the next version needs of the version ``number``: its run, and its datasets."""
         self._download(self.run_path(number).name)
+        self.note()
         waiting = [self.data_path(number).name, self.base_path(number).name]
         while waiting:
             name = waiting.pop()
             self._download(name)
+            self.note()
             base = read_manifest(Folder(str(self.folder / name))).base
             location = "" if base is None else base.location
             if location.startswith("../") and self._is_decided(location.removeprefix("../")):
@@ -131,15 +171,22 @@ class RemoteVersions(ServiceVersions):
         return [path.name for path in self.folder.iterdir() if path.is_dir() and self._is_decided(path.name)]
 
     def _push_all(self) -> None:
-        """Upload the versions of a service that was kept in the local folder until now."""
+        """Upload the versions of a service that was kept in the local folder until now.
+
+        Their records come last, the first one after all others, and then what servers follow: before, other hosts do
+        not take the service for complete.
+        """
         local = ServiceVersions(self.folder)
         for number in local.kept:
             for folder in local.datasets(number):
                 if folder.path is not None and folder.path.resolve().parent == self.folder.resolve():
                     self._upload(folder.name)
             self._upload(self.run_path(number).name)
-        for record in self.records:
+        if self.forgotten is not None:
+            self._replace(FORGOTTEN_FILE, self.forgotten)
+        for record in reversed(self.records):
             self._replace(f"{self.run_path(record.number).name}.json", record)
+        self.repair()
         self.synchronize()
 
     def synchronize(self) -> None:
@@ -155,12 +202,14 @@ class RemoteVersions(ServiceVersions):
     def _upload(self, name: str) -> None:
         """Upload a folder, and delete what an earlier attempt has left of it; its last file comes last."""
         target, source = self._remote.child(name), self.folder / name
+        self._lock.check()
         target.delete()
         paths = [path for path in source.rglob("*") if path.is_file() and path.name not in _NOT_COPIED]
         last = self.folder / self._last_file(name)
         self._progress.phase(f"upload {name}", sum(path.stat().st_size for path in paths), "byte")
 
         def upload(path: Path) -> None:
+            self._lock.check()
             with path.open("rb") as file, target.open_output(path.relative_to(source).as_posix()) as copy:
                 self._copy(file, copy)
 
@@ -226,13 +275,35 @@ class RemoteVersions(ServiceVersions):
         """
         run, data = self.run_path(record.number).name, self.data_path(record.number).name
         with translate_storage_errors(self._remote.uri):
+            if self._remote.version(f"{run}.json") is not None:
+                raise ChangedError(f"another host has made version {record.number}")
             if record.status == "published":
                 self._upload(data)
                 self._upload(run)
             self._lock.check()
             self._remote.write_over(f"{run}.json", record.model_dump_json(indent=1).encode(), None)
-            super().write(record)
+            super()._replace(f"{run}.json", record)
+            self.__dict__.pop("records", None)
             self.synchronize()
+            self.repair()
+
+    def discard(self, number: int) -> None:
+        """Delete what a version that is not published has left, in both folders.
+
+        Raises:
+            OSError: something cannot be deleted.
+        """
+        super().discard(number)
+        prefix = self.run_path(number).name
+        for name in sorted({path.partition("/")[0] for path in self._found}):
+            if name.startswith(prefix) and not _RECORD.fullmatch(name):
+                self._delete_remote(name)
+
+    def _delete_remote(self, name: str) -> None:
+        """Delete a folder on S3: first the file that makes it complete."""
+        self._lock.check()
+        self._remote.remove(self._last_file(name))
+        self._remote.child(name).delete()
 
     def _replace(self, name: str, record: BaseModel) -> None:
         with translate_storage_errors(self._remote.uri):
@@ -255,19 +326,23 @@ class RemoteVersions(ServiceVersions):
 
     def _keep_only(self, names: AbstractSet[str]) -> None:
         super()._keep_only(names)
-        self._lock.check()
-        for name in sorted({path.partition("/")[0] for path in self._found}):
+        folders = {path.partition("/")[0] for path in self._found}
+        for name in sorted(folders, key=lambda name: name.count("-")):  # runs before their datasets
             if self._is_decided(name) and name not in names:
-                self._remote.child(name).delete()
+                self._delete_remote(name)
         self.synchronize()
 
 
 def set_remote(folder: Path, uri: str | None) -> None:
-    """Note that the service in ``folder`` is kept at ``uri`` on S3; None: in the folder only."""
-    path = folder / REMOTE_FILE
-    if uri is None:
-        path.unlink(missing_ok=True)
-    elif (known := _read_remote(folder)) is None or known.uri != Folder(uri).uri:
+    """Note that the service in ``folder`` is kept at ``uri`` on S3; None: in the folder only.
+
+    Raises:
+        InputError: it was kept on S3 until now.
+    """
+    path, known = folder / REMOTE_FILE, _read_remote(folder)
+    if uri is None and known is not None:
+        raise InputError(f"{folder}: is a copy of the service at {known.uri}; add that as 'remote', or delete {path}")
+    if uri is not None and (known is None or known.uri != Folder(uri).uri):
         create_folder(folder)
         replace_file(path, _Remote(uri=Folder(uri).uri).model_dump_json().encode())
 

@@ -33,6 +33,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
@@ -375,9 +376,17 @@ def _bases(folder: Folder) -> list[EarlierDataset]:
 
 
 def is_service(location: str) -> bool:
-    """Return whether the folder at ``location`` is that of a service that has begun its first version."""
-    folder = Folder(location).path
-    return folder is not None and any((folder / name).is_file() for name in (CURRENT_FILE, PLAN_FILE))
+    """Return whether the folder at ``location`` is that of a service that has begun its first version.
+
+    Raises:
+        InputError: it is on S3, and cannot be read.
+        StorageUnavailableError: S3 does not answer.
+    """
+    folder = Folder(location)
+    if folder.path is None:
+        with translate_storage_errors(location, unreachable=InputError):
+            return CURRENT_FILE in folder.names()
+    return any((folder.path / name).is_file() for name in (CURRENT_FILE, PLAN_FILE))
 
 
 def read_record(path: Path) -> VersionRecord:

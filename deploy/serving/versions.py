@@ -78,7 +78,7 @@ class Versions:
 
     def delete_earlier(self) -> bool:
         """Delete the versions before the current one that no process has open; return whether that are all."""
-        earlier = sorted(self._folder.glob("[0-9]" * 6))[:-1]
+        earlier = [path for path in self._folder.glob("[0-9]" * 6) if path.name < (self.current() or "")]
         return sum(map(_delete_unused, earlier)) == len(earlier)
 
     def publish(self, path: Path) -> None:
@@ -93,14 +93,14 @@ class Versions:
 def _delete_unused(path: Path) -> bool:
     """Delete the version in ``path`` unless a process has it open; return whether it is deleted."""
     try:
-        with (path / CARD_FILE).open("rb") as card:
+        with (path / CARD_FILE).open("r+b") as card:
             try_lock(card)
             shutil.rmtree(path)
     except FileNotFoundError:  # an earlier attempt has begun
         shutil.rmtree(path, ignore_errors=True)
     except OSError:
         return False
-    return True
+    return not path.exists()
 
 
 class Refresher:

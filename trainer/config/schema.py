@@ -517,13 +517,12 @@ def resolve(job: JobConfig, size: DatasetSize) -> JobConfig:
     negatives = job.negatives if job.negatives.kind != "auto" else _negatives(job, size)
     shares_scores = size.is_grouped and not _has_histories(job)
     group: Any = "all" if negatives.kind == "all" and shares_scores else 1
-    rate = 0.015 if job.optimizer.learning_rate == "auto" else job.optimizer.learning_rate
+    warm = 1.0 if job.checkpoint.warm_start_from is None else _WARM_RATE
+    rate = 0.015 * warm if job.optimizer.learning_rate == "auto" else job.optimizer.learning_rate
     dense = _fill(job.model.dense, learning_rate=rate)
     model = _fill(job.model, temperature=_temperature(job, size)).model_copy(update={"dense": dense})
-    update = dict(_BY_DIRECTION if job.model.score == "cosine" else _BY_VALUE)
-    if job.checkpoint.warm_start_from is not None:
-        update["learning_rate"] *= _WARM_RATE
-    optimizer = _fill(job.optimizer, **update)
+    update = _BY_DIRECTION if job.model.score == "cosine" else _BY_VALUE
+    optimizer = _fill(job.optimizer, **{**update, "learning_rate": warm * update["learning_rate"]})
     data = _fill(job.data, group=group)
     queries = _evaluated_queries(size)
     limit = job.evaluate.max_queries

@@ -27,6 +27,8 @@ from crossfade.trainer.data.parquet import ParquetFiles
 _THREADS = 8
 _GROUPS_AT_ONCE = 8
 """Row groups whose IDs are compared at a time: each time, the IDs that are sought are hashed."""
+_MAX_GROUPS_AT_ONCE, _IDS_OF_A_GROUP = 64, 1 << 17
+"""At most, and the IDs that are sought for each of them."""
 _LOCAL_THREADS = 2
 """Threads that read IDs from a file system, where more only take more memory, and time to get it."""
 
@@ -115,10 +117,9 @@ class Vocabulary:
         groups = [(file, index) for file in self._entity.files for index, rows in enumerate(file.row_groups) if rows]
         threads = _THREADS if self._folder.on_s3 else _LOCAL_THREADS
         with ThreadPoolExecutor(threads, thread_name_prefix="ids") as pool:
-            for at in range(0, len(groups), _GROUPS_AT_ONCE):
-                read = pool.map(
-                    lambda group: self._files.read(group[0], group[1], ["id"]), groups[at : at + _GROUPS_AT_ONCE]
-                )
+            at_once = min(max(_GROUPS_AT_ONCE, len(ids) // _IDS_OF_A_GROUP), _MAX_GROUPS_AT_ONCE)
+            for at in range(0, len(groups), at_once):
+                read = pool.map(lambda group: self._files.read(group[0], group[1], ["id"]), groups[at : at + at_once])
                 column = pa.concat_tables(map(plain_strings, read), promote_options="default").column("id")
                 place = pa.array(np.flatnonzero(pc.is_in(column, value_set=ids).to_numpy()))
                 found.append(pa.table({"row": pc.add(place, first), "id": column.take(place)}))

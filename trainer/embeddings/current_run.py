@@ -37,9 +37,10 @@ class RunLocation(NamedTuple):
     data: str | None
 
 
-def run_of_version(location: str, version: int) -> str:
+def run_of_version(location: str, version: int) -> RunLocation:
     """Return the run of a version of the service in the folder at ``location``."""
-    return Folder(location).child(f"version-{version:06}").uri
+    folder, name = Folder(location), f"version-{version:06}"
+    return RunLocation(folder.child(name).uri, folder.child(f"{name}-data").uri)
 
 
 def current_run(location: str) -> RunLocation:

@@ -168,8 +168,10 @@ def _export(
     from_checkpoint = options.to == "parquet"
     if options.since is None:
         return with_trained_model(options, log, use, from_checkpoint=from_checkpoint)
-    location = run_of_version(options.source, int(options.since)) if options.since.isdecimal() else options.since
-    return with_trained_model(ModelSource.of(source=location), log, use_since, from_checkpoint=from_checkpoint)
+    run, data = options.since, None
+    if options.since.isdecimal():
+        run, data = run_of_version(options.source, int(options.since))
+    return with_trained_model(ModelSource.of(source=run, data=data), log, use_since, from_checkpoint=from_checkpoint)
 
 
 def _check_earlier(model: TrainedModel, since: TrainedModel) -> None:
@@ -180,8 +182,11 @@ def _check_earlier(model: TrainedModel, since: TrainedModel) -> None:
     """
     fingerprints = [data_fingerprint(each.data) for each in (model, since)]
     is_related = fingerprints[0] in (fingerprints[1], *since.manifest.lineage)
-    dims = [{table.name: table.dim for table in each.spec.vectors} for each in (model, since)]
-    if not (is_related or fingerprints[1] in model.manifest.lineage) or dims[0] != dims[1]:
+    columns = [
+        {table.name: (table.dim, each.manifest.entities[table.name].has_names) for table in each.spec.vectors}
+        for each in (model, since)
+    ]
+    if not (is_related or fingerprints[1] in model.manifest.lineage) or columns[0] != columns[1]:
         raise OptionError(
             "since",
             found=since.uri,

@@ -10,7 +10,7 @@ r"""Replace tables of vectors in PostgreSQL with pgvector: by files that psql lo
     FOLDER/ENTITY/rows-000000000000.csv         id, name if the dataset has names, and vector; named by the first row
 
 Of changes since an earlier model, a second table has the changed rows, and the deleted IDs without a vector. They are
-deleted from the first one, and inserted or updated there, if its comment names the dataset of the earlier model.
+deleted from the first one, and inserted or updated there, if its comment names the earlier model and its dataset.
 
 Both ways run the same statements, in one transaction. Rows are loaded as CSV into a second table, which takes the name
 of the first at the end, so that readers find the previous rows until the transaction commits, and the new ones from
@@ -24,6 +24,7 @@ imports psycopg, when it pushes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.embeddings.files import FILE_ROWS
 from crossfade.trainer.formats.exported_model import Block, ExportedModel, write_script
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 MAX_COLUMNS = 16_000
 """What the type vector can have."""
@@ -207,13 +209,19 @@ END $replace$;"""  # noqa: S608 - the name is of letters, digits, and _
     END IF;"""
 
 
+def _identity(model: TrainedModel) -> str:
+    """Return a text that two models have in common only if their vectors and their IDs are the same."""
+    digest = hashlib.sha256(model.fingerprint.encode()).hexdigest()
+    return f"{data_fingerprint(model.data):08x}, model {digest[:16]}"
+
+
 def _vector_tables(exported: ExportedModel) -> dict[str, VectorTable]:
     """Return the table in PostgreSQL of each exported table."""
     model = exported.model
     origin = model.uri.rpartition("/")[2] if model.step is None else f"step {model.step:,}"
     comment = (
-        f"{origin} of job {model.job.name}, score {model.job.model.score}, {_FINGERPRINT} "
-        f"{data_fingerprint(model.data):08x}, exported {exported.date.isoformat(timespec='seconds')}"
+        f"{origin} of job {model.job.name}, score {model.job.model.score}, {_FINGERPRINT} {_identity(model)}, "
+        f"exported {exported.date.isoformat(timespec='seconds')}"
     )
     tables = {}
     for table in exported.tables:
@@ -225,7 +233,7 @@ def _vector_tables(exported: ExportedModel) -> dict[str, VectorTable]:
             dim=table.dim,
             score=model.job.model.score,
             comment=comment,
-            since=None if exported.since is None else f"{data_fingerprint(exported.since.data):08x}",
+            since=None if exported.since is None else _identity(exported.since),
         )
     return tables
 

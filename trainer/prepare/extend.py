@@ -58,6 +58,8 @@ CARRIED_FROM_ROWS = 1 << 17
 """Rows from which files are taken over: smaller vocabularies are written in a fraction of a second."""
 _OVERLAY_SHARE = 4
 """One in so many rows may be in the overlay, else writing all costs no more."""
+_MAX_SOUGHT = 1 << 24
+"""IDs of new events that are held in memory to find their rows in a base."""
 _MAX_FILES = 64
 """Files of a vocabulary, about: then it is written as few again."""
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
@@ -232,16 +234,19 @@ def load_seen(
 ) -> bool:
     """Create the table ``base_SIDE``, as ``load_base``, of the IDs in ``ids_SIDE`` alone; return False if it is no use.
 
-    That is where the vocabulary is small, or has been changed in many rows or extended often.
+    That is where the vocabulary is small, or has been changed in many rows or extended often, or where the events have
+    many IDs, which are in memory.
 
     Raises:
         InputError: a file of the vocabulary is missing or corrupt, or an ID has two rows.
     """
     entity, vocabulary = base.manifest.entities[name], Vocabulary(base.folder, base.manifest, name)
-    ids = connection.sql(f"SELECT id FROM ids_{side}").to_arrow_table().column("id").combine_chunks()
-    overlaid = len(ids) + sum(file.rows for file in entity.overlay.files) if entity.overlay else len(ids)
-    if entity.rows < max(CARRIED_FROM_ROWS, _OVERLAY_SHARE * overlaid) or len(entity.files) >= _MAX_FILES:
+    sought = count_rows(connection, f"ids_{side}")
+    overlaid = sought + sum(file.rows for file in entity.overlay.files) if entity.overlay else sought
+    is_much = entity.rows < max(CARRIED_FROM_ROWS, _OVERLAY_SHARE * overlaid) or sought > _MAX_SOUGHT
+    if is_much or len(entity.files) >= _MAX_FILES:
         return False
+    ids = connection.sql(f"SELECT id FROM ids_{side}").to_arrow_table().column("id").combine_chunks()
     progress.phase(f"base {name}", entity.rows, "row")
     found = vocabulary.find(ids)
     progress.advance(entity.rows)

@@ -435,6 +435,12 @@ class PrepareOptions(Options):
                 raise _no_such_entity(field, unknown, existing)
 
     def _check_admission(self) -> None:
+        if self.hold_out_gap is not None and self.base is not None:
+            raise OptionError(
+                "hold_out_gap",
+                problem="drops events of queries without any before it, of which those in a base dataset have some",
+                fix=f"leave it out, or leave out {option_named('base')}",
+            )
         if self.replay is not None and self.base is None:
             raise OptionError(
                 "replay",

@@ -13,14 +13,14 @@ All interactions of a query are drawn, or none, but for the last query: first of
 others, each in random order. The vector of a query that is trained on its new events and a part of the others forgets
 the rest (docs/fresh-models.md), while one that is not trained at all loses little.
 
-The work follows the number of rows that are drawn, rather than the size of the base datasets: only some of their row
-groups are read, at least ``_MIN_GROUPS`` and ``_READ_ROWS`` times as many rows as are drawn, and more only where many
-IDs have expired. Of what is read, the interactions of queries with new events and of a random share of the others go on
-to the working database. All row groups have the same chance, and so have all rows of those that are read. Unless all
-are, the draw is approximate in two ways. Rows of one row group are drawn together: they are those of a random sample of
-queries if the dataset is grouped, so that not every query takes part. And rows of large row groups are a little less
-likely than others, since there is then more to draw from. Interactions of a query in row groups that are not read are
-missing.
+The work follows the number of rows that are drawn, rather than the size of the base datasets: of large ones, only some
+row groups are read, at least ``_LEAST_ROWS``, and ``_READ_ROWS`` times as many rows as are drawn, and more only where
+many IDs have expired. Of what is read, the interactions of queries with new events and of a random share of the others
+go on to the working database. All row groups have the same chance, and so have all rows of those that are read. Unless
+all are, the draw is approximate in two ways. Rows of one row group are drawn together: they are those of a random
+sample of queries if the dataset is grouped, so that not every query takes part. And rows of large row groups are a
+little less likely than others, since there is then more to draw from. Interactions of a query in row groups that are
+not read are missing.
 """
 
 from __future__ import annotations
@@ -49,12 +49,14 @@ from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.options import PrepareOptions
 
 _WITHOUT = f"leave out {option_named('replay')}"
-_MIN_GROUPS = 32
-"""Row groups that are read, if there are as many: each holds the interactions of other queries."""
 _READ_ROWS = 4
 """How many times as many rows are read as are drawn, if there are as many."""
 _SPARE = 1.25
 """How many times as many rows as are drawn go on to the working database, beside those of queries with new events."""
+_LEAST_ROWS = 1 << 25
+"""Rows that are read, if there are as many, so that the histories of queries with new events are complete."""
+_NEW_QUERIES = "SELECT p.row FROM places p JOIN counts_query c USING (number) WHERE c.count > 0"
+"""The rows of the queries that have new events in train."""
 _THREADS = 4
 
 
@@ -110,7 +112,7 @@ class ReplayDraw:
         self._read_groups(rows)
         seed = self.options.seed + len(self.replayed)  # so that each dataset of a lineage replays others
         self.connection.execute(
-            "CREATE TABLE replay AS SELECT * FROM replay_kept ORDER BY query NOT IN (SELECT row FROM places), "
+            f"CREATE TABLE replay AS SELECT * FROM replay_kept ORDER BY query NOT IN ({_NEW_QUERIES}), "
             f"{shuffled(seed, 'query')}, {shuffled(seed, 'number')} LIMIT {rows:d}"
         )
         for table in ("replay_read", "replay_kept"):
@@ -130,8 +132,7 @@ class ReplayDraw:
     def _read_groups(self, rows: int) -> None:
         """Fill the table ``replay_kept`` from row groups in random order, until it has enough or all are read."""
         places = self._shuffled_places()
-        stored, least = (sum(place.group.rows for place in some) for some in (places, places[:_MIN_GROUPS]))
-        read = min(stored, max(least, _READ_ROWS * rows))
+        read = min(sum(place.group.rows for place in places), max(_READ_ROWS * rows, _LEAST_ROWS))
         share = min(1.0, _SPARE * max(rows, 1) / max(read, 1))
         self.progress.phase("read base datasets", read, "row")
         if self._fill(places, rows, share) < rows and share < 1:
@@ -144,10 +145,11 @@ class ReplayDraw:
 
         Returns how many rows it has.
         """
+        least = max(_READ_ROWS * rows, _LEAST_ROWS)
         groups, read, loaded, kept = 0, 0, 0, 0
-        while groups < len(places) and (groups < _MIN_GROUPS or read < _READ_ROWS * rows or kept < rows):
-            first, wanted = groups, max(_READ_ROWS * rows - read, (rows - kept) / share)
-            while groups < len(places) and (groups < _MIN_GROUPS or wanted > 0):
+        while groups < len(places) and (read < least or kept < rows):
+            first, wanted = groups, max(least - read, (rows - kept) / share)
+            while groups < len(places) and wanted > 0:
                 wanted -= places[groups].group.rows
                 groups += 1
             for part in self._read(places[first:groups], loaded, share):
@@ -201,7 +203,7 @@ class ReplayDraw:
     @cached_property
     def _new_queries(self) -> IntArray:
         """The rows of the queries that have new events, int64."""
-        row_Q: IntArray = self.connection.sql("SELECT DISTINCT row FROM places").fetchnumpy()["row"]
+        row_Q: IntArray = self.connection.sql(_NEW_QUERIES).fetchnumpy()["row"]
         return row_Q
 
     def _table(self, reader: InteractionReader, base: EarlierDataset, group: RowGroup) -> pa.Table:

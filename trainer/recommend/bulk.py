@@ -232,11 +232,17 @@ def recommend_shard(request: Request, out: Folder, shard: Shard) -> Recommended:
         StorageUnavailableError: storage does not answer.
     """
     shards, queries_Q = ShardFolder(out, "recommend", request.made_from()), request.queries_Q
-    own_Q = queries_Q[shard.part(len(queries_Q))]
-    found = shards.begin(shard)
+    own_Q, prefix = queries_Q[shard.part(len(queries_Q))], f"{_PREFIX}{shards.name(shard)}"
+    has_begun, found = shards.has_begun(shard), shards.begin(shard)
     with shard_errors(out):
         if found is None or not _has_files(out, found):
-            names = _write_parts(request, own_Q, out, f"{_PREFIX}{shards.name(shard)}")
+            sizes = None if found is None else {file.path: file.bytes for file in _files(found)}
+            for name, entry in out.entries().items():
+                if name.startswith(f"{prefix}-") and entry is not None:
+                    is_own = has_begun and (sizes is None or sizes.get(name) == entry.bytes)
+                    if not is_own:  # of another request, or damaged
+                        out.remove(name)
+            names = _write_parts(request, own_Q, out, prefix)
             files = [file_entry(out, name) for name in names]
             found = {
                 "model": request.model.trained.uri,

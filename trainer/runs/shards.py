@@ -58,6 +58,15 @@ class ShardFolder:
         """Return what the files of ``shard`` begin with; by name, they are in the order of the shards."""
         return f"{shard.number:05d}-of-{shard.count:05d}"
 
+    def has_begun(self, shard: Shard) -> bool:
+        """Return whether ``shard`` has begun, so that the files it has written are its own.
+
+        Raises:
+            InputError: the folder cannot be used.
+        """
+        with shard_errors(self.out):
+            return f"{self.name(shard)}.json" in self._names()
+
     def begin(self, shard: Shard) -> Result | None:
         """Return the result of ``shard`` if it is complete, or write that it has begun.
 

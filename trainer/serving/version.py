@@ -115,8 +115,10 @@ class Version:
 
     def close(self) -> None:
         """End the processes for conditions; files are closed when nothing refers to them."""
-        self.metadata.close()
-        self._lock.close()
+        try:
+            self.metadata.close()
+        finally:
+            self._lock.close()
 
 
 def open_version(folder: Path) -> Version:

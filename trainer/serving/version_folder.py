@@ -29,7 +29,6 @@ Shapes: Q queries, P parts of them, R rows, N rows of a part or items of all his
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -46,6 +45,7 @@ from pydantic import BaseModel, ConfigDict
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.checksums import FileChecksum, checksums_of, verify_files
+from crossfade.base.io.durable_file import link_or_copy
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.storage_errors import translate_storage_errors
@@ -193,10 +193,7 @@ class _Continued:
 
     def link(self, name: str, folder: Path) -> None:
         """Make the file ``name`` part of the version in ``folder``, too; neither may be written from then on."""
-        try:
-            os.link(self.folder / name, folder / name)
-        except OSError:  # the file system has no links
-            shutil.copyfile(self.folder / name, folder / name)
+        link_or_copy(self.folder / name, folder / name)
 
     def linked_files(self, folder: Path) -> dict[str, FileChecksum]:
         """Return the checksums of the files that the version in ``folder`` has in common with it."""
@@ -218,9 +215,9 @@ def _continued(folder: Path, model: TrainedModel, data: Folder, lineage: Lineage
     """
     try:
         card = _read_card(folder)
-        earlier = open_copy(folder, card.model, card.fingerprint)
         used = {name: sum for name, sum in card.files.items() if not name.startswith((VECTORS, METADATA))}
         verify_files(folder, used, CARD_FILE, "a complete copy takes its place")
+        earlier = open_copy(folder, card.model, card.fingerprint)
         if _layout(earlier) != _layout(model):
             return None
         changed = {}
@@ -229,7 +226,7 @@ def _continued(folder: Path, model: TrainedModel, data: Folder, lineage: Lineage
             if (rows_N := changed_names(earlier.vocabulary(table.name), now)) is None:
                 return None
             changed[table.name] = rows_N
-    except (InputError, OSError, ValueError) as error:
+    except (InputError, OSError, ValueError, EOFError) as error:
         _logger.warning(f"a complete copy of {model.uri} is written: {error}")
         return None
     fingerprint = data_fingerprint(earlier.data)

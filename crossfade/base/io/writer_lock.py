@@ -325,7 +325,8 @@ class _ObjectLock:
             try:
                 self._write(self._version)
             except ChangedError:
-                return  # it was deleted or taken over
+                _logger.warning(f"{self._folder.uri}/{LOCK_NAME}: was deleted or taken over; nothing is published")
+                return
             except OSError as error:
                 _logger.warning(f"{self._folder.uri}/{LOCK_NAME}: could not be renewed: {error}")
 

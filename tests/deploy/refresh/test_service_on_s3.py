@@ -11,7 +11,7 @@ from command_here import crossfade_here
 from crashing_storage import Crash, CrashingStorage
 from error_table import documented
 from object_store import ObjectStore
-from refreshed_service import ServiceFolder, current
+from refreshed_service import ServiceFolder, crash_at, current, plays
 from running_command import succeeded
 
 from crossfade.base.io import writer_lock
@@ -156,7 +156,7 @@ def test_version_that_another_host_has_published_meanwhile_is_not_replaced(
         rejected = first.command("refresh")
     assert rejected.returncode == 2
     documented("a lock of a service on S3 that was taken over", message_of(rejected))
-    assert on_s3(remote, 3) == ["version-000003", "version-000003-data"], "without a record"
+    assert on_s3(remote, 3) == [], "it would replace what the other one has uploaded"
     remote.remove(LOCK_NAME)
     assert succeeded(first.command("refresh")).stdout.startswith("version 3 published: ")
 
@@ -168,6 +168,55 @@ def test_missing_folder_and_damaged_note_are_named(first: ServiceFolder, remote:
     documented("a folder of a service on S3 that is missing", message_of(rejected))
     (first.path / "remote.json").write_text("{}")
     documented("a damaged note of where a service is kept", message_of(first.command("refresh")))
+
+
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_move_to_s3_that_is_interrupted_is_completed_by_the_same_host(
+    first: ServiceFolder, remote: Folder, tmp_path: Path, at: int
+) -> None:
+    (first.folder / "ids.txt").write_text("c0\n")
+    assert crossfade_here("forget", first.path, "--ids", first.folder / "ids.txt").returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        CrashingStorage(patch, at, ["write"])
+        with pytest.raises(Crash):
+            first.command("refresh")
+    remote.remove(LOCK_NAME)
+    if at == 3:  # the mark and one of two records are there
+        rejected = other_host(first, tmp_path / "second").command("refresh")
+        documented("a service that another host has begun to move to S3", message_of(rejected))
+        remote.remove(LOCK_NAME)
+    assert succeeded(first.command("refresh")).stdout.startswith("version 3 published: without the forgotten ids")
+    assert first.statuses() == ["published"] * 3
+    assert on_s3(remote, 2) == ["version-000002.json"]
+
+
+def test_folder_and_address_of_different_services_are_not_mixed(first: ServiceFolder, tmp_path: Path) -> None:
+    succeeded(first.command("refresh"))
+    (tmp_path / "second").mkdir()
+    second = first.copied(tmp_path / "second", remote=None)
+    documented("a local folder of a service that is kept on S3", message_of(second.command("refresh")))
+    (second.path / "remote.json").unlink()
+    second.add(3)
+    succeeded(second.command("refresh"))
+    second.configure(remote=json.loads(first.file.read_text())["remote"])
+    documented("a folder and an address of different services", message_of(second.command("refresh")))
+    assert second.statuses() == ["published"] * 3
+
+
+def test_what_a_host_had_prepared_before_a_deletion_is_discarded(
+    first: ServiceFolder, remote: Folder, tmp_path: Path
+) -> None:
+    succeeded(first.command("refresh"))
+    first.add(3, plays(1))  # of customer 0, too
+    second = other_host(first, tmp_path / "second")
+    with crash_at(4), suppress(Crash):  # when it is about to train
+        second.command("refresh")
+    assert second.data(3).exists()
+    (first.folder / "ids.txt").write_text("c0\n")
+    assert crossfade_here("forget", first.path, "--ids", first.folder / "ids.txt").returncode == 0
+    line = succeeded(second.command("refresh")).stdout
+    assert line.startswith("version 3 published: without the forgotten ids")
+    assert not [path for path in second.path.rglob("*.parquet") if "c0" in _values(path.read_bytes())]
 
 
 def test_file_that_leads_out_of_its_folder_is_not_downloaded(
@@ -188,6 +237,10 @@ def test_forgotten_customer_is_neither_on_s3_nor_on_hosts_that_follow(
     second = other_host(first, tmp_path / "second")
     succeeded(second.command("refresh"))
     (first.folder / "ids.txt").write_text("c0\n")
+    rejected = crossfade_here("forget", remote.uri, "--ids", first.folder / "ids.txt")
+    documented("a deletion from a service on S3 by its address", message_of(rejected))
+    rejected = crossfade_here("forget", f"{remote.uri}/version-000002-data", "--ids", first.folder / "ids.txt")
+    documented("a deletion from a dataset of a service", message_of(rejected))
     succeeded(crossfade_here("forget", first.path, "--ids", first.folder / "ids.txt"))
     assert succeeded(second.command("refresh")).stdout.startswith("version 3 published: without the forgotten ids")
     for name in remote.files():

@@ -123,6 +123,7 @@ def test_invalid_option_is_named(values: dict[str, Any], field: str) -> None:
         ("malformed --expire-after", {"expire_after": "90 days", **TIMES}),
         ("--expire-after without --timestamp", {"expire_after": "90d"}),
         ("malformed --hold-out-gap", {"hold_out_gap": "soon", **TIMES}),
+        ("--hold-out-gap with --base", {"hold_out_gap": "1d", "hold_out": "after:50", "base": "data", **TIMES}),
         ("--replay without --base", {"replay": "50%"}),
         ("a replay that is no share", {"replay": "12000%", "base": "data"}),
         ("seed", {"seed": -1}),

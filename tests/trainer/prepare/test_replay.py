@@ -201,6 +201,7 @@ def test_work_follows_new_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(InteractionReader, "read", recorded)
     monkeypatch.setattr(replay, "execute_on", recorded_load)
+    monkeypatch.setattr(replay, "_LEAST_ROWS", 48_000)
     for new, share, groups in ((600, 1, 32), (15_000, 1, 40), (15_000, 5, 64)):
         read.clear()
         loaded.clear()
