@@ -99,6 +99,9 @@ def run(options: EvaluateCommand) -> int:
 
     if options.shard is not None:
         queries = evaluate_shard(options, options.shard)
+        if options.json_:
+            print(json.dumps({"queries": queries, "shard": str(options.shard)}))
+            return 0
         print_line(f"sums of {counted(queries, 'query', 'queries')}: {options.out}, shard {options.shard}")
         return 0
     with progress_bars() as bars:

@@ -270,7 +270,8 @@ class _Reader:
             file = find_delimiter(replace(file, delimiter=self._options.delimiter), roles)
         ids = {"query", "item", *self._context}
         kept = ids if self._options.id_type == "string" else self._string_id_sides
-        computed = {EVENT: kind_sql(file, column_names(file))} if self._options.format == YAMBDA else {}
+        has_kinds = self._options.format == YAMBDA and EVENT in roles.values()
+        computed = {EVENT: kind_sql(file, column_names(file))} if has_kinds else {}
         on_fault = self._faults.add_line
         kinds = open_columns(self._connection, file, roles, on_fault=on_fault, kept_texts=kept, computed=computed)
         if file.delimiter is not None and file.delimiter != DELIMITERS[file.format]:

@@ -1,4 +1,4 @@
-"""Know the layout of Yambda, a public set of music listening: columns, kinds of events, and the published split.
+"""Set the options that read Yambda, a public set of music listening: columns, kinds of events, and published split.
 
     options = PrepareOptions.of(format="yambda", train="yambda/flat/50m/listens.parquet", out="data/listens")
     options.timestamp, options.hold_out_test            # filled in by ``with_yambda_values``, unless they are given
@@ -42,13 +42,13 @@ _SPLIT = {"hold_out_test": "after:25913599", "hold_out_valid": "after:25825399",
 def with_yambda_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ``values`` of options with those of Yambda where there are none.
 
-    The split is left to the user who names files of valid or test, or another hold-out of test.
+    The split is left to the user who names files of valid or test, another hold-out of test, or a base dataset.
     """
     given = {name for name, value in values.items() if value not in (None, (), [], {})}
     filled: dict[str, Any] = dict(_COLUMNS)
     if "weight" not in given:
         filled |= _EVENTS
-    if not given & {"hold_out", "hold_out_test", "valid", "test"}:
+    if not given & {"hold_out", "hold_out_test", "valid", "test", "base"}:
         filled |= _SPLIT
     return {**values, **{name: value for name, value in filled.items() if name not in given}}
 
