@@ -328,7 +328,10 @@ def source_fingerprint(location: str) -> str:
         location = current_run(location).run
         folder = Folder(location)
         if _has_embeddings(folder):
-            return f"{folder.uri} {EmbeddingFiles(folder.child(EMBEDDINGS_FOLDER)).fingerprint()}"
+            embeddings = folder.child(EMBEDDINGS_FOLDER)
+            # Also of a file that was written again, or damaged: their list stays as it is.
+            states = sorted((path, found.bytes, found.modified) for path, found in embeddings.files().items())
+            return f"{folder.uri} {EmbeddingFiles(embeddings).fingerprint()} {states}"
         with closing(NewestCheckpoint(locate_checkpoint(location), lambda _: None).open()) as checkpoint:
             return checkpoint.uri
 

@@ -86,7 +86,13 @@ def test_export_of_run_with_valid_split_is_its_last_step(tmp_path: Path) -> None
     report = json.loads((run / "report.json").read_text())
     assert exported["step"] == report["steps"]
     assert (exported["target"], exported["job"]) == ("out", "planted")
-    assert exported["tables"][0] == {"name": "customer", "rows": CUSTOMERS, "dim": 8, "untrained": None}
+    assert exported["tables"][0] == {
+        "name": "customer",
+        "rows": CUSTOMERS,
+        "dim": 8,
+        "untrained": None,
+        "deleted": None,
+    }
     for entity in ENTITIES:
         np.testing.assert_array_equal(vectors(tmp_path / "out", entity), weights_of_newest(run, entity))
     assert report["best_epoch"] < report["epochs"], "the job must overfit"
