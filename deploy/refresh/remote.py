@@ -83,8 +83,11 @@ class RemoteVersions(ServiceVersions):
             InputError: a record was damaged, or the folders are those of different services.
             OSError: S3 does not answer, or the disk is full.
         """
-        for path in self.folder.glob(".version-*"):
-            shutil.rmtree(path)  # what a process that was killed has left of a dataset
+        for path in self.folder.glob(".version-*"):  # what a process that was killed has left of a dataset or a record
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         self._found = self._remote.files()
         records = {name for name in self._found if _RECORD.fullmatch(name)}
         local = {path.name for path in self.record_paths()}

@@ -63,12 +63,15 @@ def test_hosts_take_turns_and_end_as_one_host_does(
     assert succeeded(first.command("refresh")).stdout == "no new event files\n"
     assert on_s3(remote, 2) == ["version-000002", "version-000002-data", "version-000002.json"]
     second = other_host(first, tmp_path / "second")
+    (second.path / ".version-000003-data.partial-1").mkdir(parents=True)
+    (second.path / ".version-000003.json.1.partial").touch()
     day = first.add(3)
     day.rename(undisturbed.event_file(3))  # the path by which the other service has taken it
     second.configure(events=[*json.loads(first.file.read_text())["events"], str(undisturbed.event_file(3))])
     assert succeeded(second.command("refresh")).stdout.startswith("version 3 published: ")
     assert embeddings(second.run(3)) == embeddings(undisturbed.run(3)) != {}
     assert second.files(3) == ["day-003.parquet"]
+    assert list(second.path.glob(".version-*")) == [], "what a killed process has left"
     # The first host follows, and a fresh one reads what is served without a folder of its own.
     first.add(4)
     assert succeeded(first.command("refresh")).stdout.startswith("version 4 published: ")
