@@ -92,10 +92,12 @@ def _eventbridge(config: ServiceConfig, file: Path, seconds: float) -> str:
 
     Raises:
         OptionError: the interval is not whole minutes.
-        InputError: the service is not on S3, and a task has no disk of its own.
+        InputError: the service is not on S3, and the disk of a task is deleted with it.
     """
     if config.remote is None:
-        raise InputError(f"{file}: remote: is missing: a task has no disk of its own, so keep the service on S3")
+        raise InputError(
+            f"{file}: remote: is missing: the disk of a task is deleted with it, so keep the service on S3"
+        )
     minutes = seconds / _MINUTE
     if minutes < 1 or minutes != int(minutes):
         raise OptionError("every", problem="EventBridge counts in minutes", expected="whole minutes")

@@ -28,7 +28,7 @@ from crossfade.base.arrays import BoolArray, FloatArray
 from crossfade.base.errors import InputError
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.data.vocabulary import Vocabulary, equal_values
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.embeddings.model_card import ExportedTable
 from crossfade.trainer.recommend.trained_model import TrainedModel
@@ -195,20 +195,15 @@ def _compare(now: Block, was: Block, *, complete: bool) -> Changes:
     count = min(len(now.vectors_ND), len(was.vectors_ND))
     counts_N, counted_N = (np.array(b.rows.column("id").is_valid()) if complete else b.trained_N for b in (now, was))
     has_id_N = counted_N[:count] & counts_N[:count]
-    has_id_N &= _equal(now.rows.column("id")[:count], was.rows.column("id")[:count])
+    has_id_N &= equal_values(now.rows.column("id")[:count], was.rows.column("id")[:count])
     is_same = has_id_N & (now.vectors_ND[:count] == was.vectors_ND[:count]).all(axis=1)
     if "name" in now.rows.column_names:
-        is_same &= _equal(now.rows.column("name")[:count], was.rows.column("name")[:count])
+        is_same &= equal_values(now.rows.column("name")[:count], was.rows.column("name")[:count])
     changed_N, deleted_N = counts_N.copy(), counted_N.copy()
     changed_N[:count] &= ~is_same
     deleted_N[:count] &= ~has_id_N
     deleted = was.rows.column("id").filter(pa.array(deleted_N)).combine_chunks()
     return Changes(now.take(changed_N), deleted)
-
-
-def _equal(some: pa.ChunkedArray, others: pa.ChunkedArray) -> BoolArray:
-    both_null = pc.and_(some.is_null(), others.is_null())
-    return np.array(pc.or_(pc.fill_null(pc.equal(some, others), False), both_null), np.bool_)
 
 
 def write_script(path: Path, text: str) -> None:

@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.data.vocabulary import Vocabulary, equal_values
 from crossfade.trainer.prepare.source_columns import SEPARATOR, split_id
 from crossfade.trainer.recommend.row_names import RowLabel, unknown
 
@@ -52,20 +51,12 @@ def changed_names(earlier: Vocabulary, vocabulary: Vocabulary) -> IntArray | Non
     for first in range(0, earlier.rows, _COMPARED_ROWS):
         stop = min(first + _COMPARED_ROWS, earlier.rows)
         before, now = (each.read(first, stop, each.columns[1:]) for each in (earlier, vocabulary))
-        is_same = [_equal(before.column(name), now.column(name)) for name in before.column_names]
+        is_same = [equal_values(before.column(name), now.column(name)) for name in before.column_names]
         if (~is_same[0] & before.column("id").is_valid().to_numpy()).any():
             return None
         found.append(first + np.flatnonzero(~np.logical_and.reduce(is_same)))
     rows_N: IntArray = np.sort(np.concatenate(found))
     return rows_N
-
-
-def _equal(before: pa.ChunkedArray, now: pa.ChunkedArray) -> BoolArray:
-    if before.type != now.type:
-        return np.zeros(len(now), np.bool_)
-    both_null = pc.and_(before.is_null(), now.is_null())
-    equal_N: BoolArray = pc.or_(pc.fill_null(pc.equal(before, now), False), both_null).to_numpy()
-    return equal_N
 
 
 def write_names(
