@@ -7,9 +7,10 @@ for more. Then files of new events arrive, one after the other has been served: 
 when the server answers from the version that has it, which is the seconds of its stages, and of copying it to the
 server. The memory is that of each command with its processes once the version is served.
 
-    .venv/bin/python benchmarks/refresh.py --new 3e5 --files 20 --interval 60
+    .venv/bin/python benchmarks/refresh.py --events 40e6 --new 3e5 --files 60 --interval 60 --replay 4
 
-With --interval, a file arrives every so many seconds, whether those before are served or not.
+With --interval, a file arrives every so many seconds, whether those before are served or not. --replay is
+that of the service, by default 30.
 
     .venv/bin/python benchmarks/refresh.py --copies [--tracks 1e5] [--events 10e6] [--new 5e4]
 
@@ -37,6 +38,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.base.arrays import FloatArray, IntArray
@@ -77,17 +79,20 @@ def synthesize(folder: Path, customers: int, tracks: int, events: int) -> list[P
 
 
 def divide(files: list[Path], folder: Path, new: int, count: int) -> tuple[list[Path], list[Path]]:
-    """Cut the last ``count`` times ``new`` events off the last file; return earlier files, and those of new events."""
-    table = pq.read_table(files[-1])
+    """Cut the last ``count`` times ``new`` events off the files; return earlier files, and those of new events."""
+    earlier = list(files)
+    table = pq.read_table(earlier.pop())
+    while table.num_rows <= new * count:
+        if not earlier:
+            raise SystemExit(f"there are only {table.num_rows:,} events: give fewer new ones")
+        table = pa.concat_tables([pq.read_table(earlier.pop()), table])
     first = table.num_rows - new * count
-    if first <= 0:
-        raise SystemExit(f"the last file has {table.num_rows:,} events: give fewer new ones")
     pq.write_table(table.slice(0, first), folder / "last.parquet")
     parts = []
     for number in range(count):
         parts.append(folder / f"new-{number:02}.parquet")
         pq.write_table(table.slice(first + number * new, new), parts[-1])
-    return [*files[:-1], folder / "last.parquet"], parts
+    return [*earlier, folder / "last.parquet"], parts
 
 
 @contextmanager
@@ -233,6 +238,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float, default=default, metavar="N", help=f"(default: {default:g})")
     parser.add_argument("--copies", action="store_true", help="only measure how long the server copies a version")
     parser.add_argument("--interval", type=float, metavar="SECONDS", help="let a file arrive every so many seconds")
+    parser.add_argument("--replay", type=float, default=30, metavar="N", help="replay of the service (default: 30)")
     arguments = parser.parse_args()
     sizes = {name: int(getattr(arguments, name)) for name in ("customers", "tracks", "events", "new", "files")}
     with tempfile.TemporaryDirectory(prefix="refresh-") as temporary:
@@ -242,15 +248,15 @@ def main() -> None:
         if arguments.copies:
             measure_copies(folder, earlier, new)
         else:
-            measure_service(folder, earlier, new, arguments.interval)
+            measure_service(folder, earlier, new, arguments.interval, arguments.replay)
 
 
-def measure_service(folder: Path, earlier: list[Path], new: list[Path], interval: float | None) -> None:
+def measure_service(folder: Path, earlier: list[Path], new: list[Path], interval: float | None, replay: float) -> None:
     """Train and serve a version of the earlier files, and print the stages of each further one."""
     (folder / "events").mkdir()
     for path in earlier:
         path.rename(folder / "events" / path.name)
-    (folder / "service.yaml").write_text(SERVICE)
+    (folder / "service.yaml").write_text(f"{SERVICE}replay: {replay}\n")
     subprocess.run([*CROSSFADE, "refresh", "service.yaml"], cwd=folder, check=True)
     found = measure(folder, new, interval)
     seconds = [each["seconds"]["served"] for each in found]

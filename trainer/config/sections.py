@@ -358,7 +358,8 @@ class CheckpointConfig(Section):
     warm_start_from: str | None = Field(
         None,
         description="checkpoint, or folder of checkpoints, whose rows initialize a new run; rows that are not in it, "
-        "are vacant in the data or belong to another ID now are initialized at random",
+        "are vacant in the data or belong to another ID now are new: they begin near the rows that they occur with, or "
+        "at random",
     )
 
 
