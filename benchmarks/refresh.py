@@ -7,10 +7,10 @@ for more. Then files of new events arrive, one after the other has been served: 
 when the server answers from the version that has it, which is the seconds of its stages, and of copying it to the
 server. The memory is that of each command with its processes once the version is served.
 
-    .venv/bin/python benchmarks/refresh.py --events 40e6 --new 3e5 --files 60 --interval 60 --replay 4
+    .venv/bin/python benchmarks/refresh.py --events 40e6 --new 3e5 --files 60 --interval 60 --replay 4 --epochs 2
 
-With --interval, a file arrives every so many seconds, whether those before are served or not. --replay is
-that of the service, by default 30.
+With --interval, a file arrives every so many seconds, whether those before are served or not. --replay and
+--epochs are those of the service, by default 30 and 4.
 
     .venv/bin/python benchmarks/refresh.py --copies [--tracks 1e5] [--events 10e6] [--new 5e4]
 
@@ -239,6 +239,7 @@ def main() -> None:
     parser.add_argument("--copies", action="store_true", help="only measure how long the server copies a version")
     parser.add_argument("--interval", type=float, metavar="SECONDS", help="let a file arrive every so many seconds")
     parser.add_argument("--replay", type=float, default=30, metavar="N", help="replay of the service (default: 30)")
+    parser.add_argument("--epochs", type=int, default=4, metavar="N", help="epochs of an increment (default: 4)")
     arguments = parser.parse_args()
     sizes = {name: int(getattr(arguments, name)) for name in ("customers", "tracks", "events", "new", "files")}
     with tempfile.TemporaryDirectory(prefix="refresh-") as temporary:
@@ -248,15 +249,16 @@ def main() -> None:
         if arguments.copies:
             measure_copies(folder, earlier, new)
         else:
-            measure_service(folder, earlier, new, arguments.interval, arguments.replay)
+            keys = f"replay: {arguments.replay}\nincrement_job: {{train: {{epochs: {arguments.epochs}}}}}\n"
+            measure_service(folder, earlier, new, arguments.interval, SERVICE + keys)
 
 
-def measure_service(folder: Path, earlier: list[Path], new: list[Path], interval: float | None, replay: float) -> None:
+def measure_service(folder: Path, earlier: list[Path], new: list[Path], interval: float | None, service: str) -> None:
     """Train and serve a version of the earlier files, and print the stages of each further one."""
     (folder / "events").mkdir()
     for path in earlier:
         path.rename(folder / "events" / path.name)
-    (folder / "service.yaml").write_text(f"{SERVICE}replay: {replay}\n")
+    (folder / "service.yaml").write_text(service)
     subprocess.run([*CROSSFADE, "refresh", "service.yaml"], cwd=folder, check=True)
     found = measure(folder, new, interval)
     seconds = [each["seconds"]["served"] for each in found]
