@@ -5,18 +5,26 @@
 It uses the costs of deploy/capacity/step_time.py, measured on one machine, for both stores: MXNet's servers, one a
 host, and workers that hold the tables. Customers of a step are assumed to differ, and tracks are drawn by Zipf's law,
 each with one uniform negative. The bill has one pass over the events, what comes before it (preparing), beside it
-(checkpoints), and after it (evaluations of valid and test), and the storage meanwhile.
+(checkpoints), and after it (evaluations of valid and test, an index of the tracks, and exact recommendations to all
+customers), and the storage meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from dataclasses import dataclass
 
 import numpy as np
 
+from crossfade.deploy.capacity.stages import (
+    GIB,
+    SAVE_BYTES_PER_CORE_SECOND,
+    Hosts,
+    index_core_seconds,
+    prepare_core_seconds,
+    recommend_core_seconds,
+)
 from crossfade.deploy.capacity.step_time import (
     SERVER,
     SHARDED,
@@ -34,17 +42,11 @@ from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 DIM = 64
 STATE_BYTES = 4
 ZIPF_EXPONENT = 1.1
-GIB, HOUR = 2**30, 3600.0
 STORES = ("mxnet", "sharded")
 PARTS = ("worker", "server", "copies", "messages", "wire", "step")
 """Columns of milliseconds. Those of worker and server are without copies and messages."""
-BILL = ("prepare", "train", "save", "evaluate", "storage")
+BILL = ("prepare", "train", "save", "evaluate", "index", "recommend", "storage")
 
-PREPARE_CORE_SECONDS, PREPARE_EVENTS, PREPARE_GROWTH = 3.53e-6, 1e8, 1.42
-"""Processor seconds to prepare one of 100 million events, and how many times as many with five times the events
-(docs/scale.md, "Preparing data")."""
-SAVE_BYTES_PER_CORE_SECOND = 15.1 * GIB / 58 / 2
-"""What the writer of a checkpoint writes: 15.1 GiB in 50 to 66 s, by two servers (docs/scale.md, "Recovery")."""
 SAVE_INTERVAL_SECONDS, KEPT_CHECKPOINTS = 3600.0, 3
 RAW_EVENT_BYTES, PREPARED_EVENT_BYTES = 19.3, 8.1
 """Bytes of 100 million events on disk, raw and prepared, an event (docs/scale.md, "Preparing data")."""
@@ -63,18 +65,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Hosts:
-    """Hosts that are alike: how many, workers and virtual CPUs of each, Gbit/s, and dollars an hour."""
+class Cluster(Hosts):
+    """Hosts with ``workers_each`` workers and a network card of ``gbit`` Gbit/s."""
 
-    count: int
-    workers_each: int
-    vcpus: int
-    gbit: float
-    price: float
-
-    def dollars(self, seconds: float, hosts: int | None = None) -> float:
-        """Return the price of ``hosts`` of them, None: all, for ``seconds``."""
-        return seconds / HOUR * self.price * (self.count if hosts is None else hosts)
+    workers_each: int = 1
+    gbit: float = 0.0
 
 
 def distinct_tracks(tracks: int, draws: int) -> float:
@@ -86,7 +81,7 @@ def distinct_tracks(tracks: int, draws: int) -> float:
     return float((1.0 - absent_K) @ count_K)
 
 
-def predict(job: Job, hosts: Hosts, store: str) -> dict[str, float]:
+def predict(job: Job, hosts: Cluster, store: str) -> dict[str, float]:
     """Return what a step takes with the tables in ``store``, what each host holds, and the bill in dollars."""
     is_held = store == "sharded"
     tables = [TableSpec("customer", job.customers, DIM, 0.1), TableSpec("track", job.tracks, DIM, 0.1)]
@@ -103,7 +98,7 @@ def predict(job: Job, hosts: Hosts, store: str) -> dict[str, float]:
         + [Role("server", host)] * (not is_held)
         for host in range(hosts.count)
     ]
-    seconds = step_seconds([step] * workers, DIM, roles, cores=hosts.vcpus, keys=keys, wire_seconds=wire_seconds)
+    seconds = step_seconds([step] * workers, DIM, roles, cores=hosts.cores, keys=keys, wire_seconds=wire_seconds)
     server_rows = 0.0 if is_held else rows * hosts.workers_each
     worker = step.core_seconds(SHARDED if is_held else WORKER, DIM)
     server = SERVER.seconds(server_rows, DIM) if server_rows else 0.0
@@ -126,24 +121,28 @@ def predict(job: Job, hosts: Hosts, store: str) -> dict[str, float]:
     }
 
 
-def bill(job: Job, hosts: Hosts, table_bytes: float, train_seconds: float, writers: int) -> dict[str, float]:
+def bill(job: Job, hosts: Cluster, table_bytes: float, train_seconds: float, writers: int) -> dict[str, float]:
     """Return the dollars of each part of ``BILL``; ``writers`` processes write a checkpoint."""
-    growth = PREPARE_GROWTH ** (math.log(max(1.0, job.events / PREPARE_EVENTS)) / math.log(5))
-    prepare_seconds = job.events * PREPARE_CORE_SECONDS * growth / hosts.vcpus
+    prepare_seconds = prepare_core_seconds(job.events) / hosts.cores
     # The processors of a host that training goes without, and the last checkpoint, for which it waits.
     saves = train_seconds / SAVE_INTERVAL_SECONDS
     save_core_seconds = table_bytes / SAVE_BYTES_PER_CORE_SECOND
-    save_seconds = saves * save_core_seconds / (hosts.count * hosts.vcpus) + save_core_seconds / writers
+    save_seconds = saves * save_core_seconds / (hosts.count * hosts.cores) + save_core_seconds / writers
     queries = min(job.customers, QUERIES_PER_EXAMPLE * job.events / job.tracks)
     evaluated = queries + min(job.customers, FINAL_FACTOR * queries)
-    evaluate_seconds = evaluation_seconds(int(evaluated), job.tracks, DIM, hosts.vcpus * hosts.count)
-    seconds = prepare_seconds + train_seconds + save_seconds + evaluate_seconds
+    evaluate_seconds = evaluation_seconds(int(evaluated), job.tracks, DIM, hosts.cores * hosts.count)
+    index_seconds = index_core_seconds(job.tracks, DIM) / hosts.cores
+    recommend_seconds = recommend_core_seconds(job.customers, job.tracks, DIM) / (hosts.cores * hosts.count)
+    after_seconds = evaluate_seconds + index_seconds + recommend_seconds
+    seconds = prepare_seconds + train_seconds + save_seconds + after_seconds
     stored = job.events * (RAW_EVENT_BYTES + PREPARED_EVENT_BYTES) + KEPT_CHECKPOINTS * table_bytes
     return {
         "prepare": hosts.dollars(prepare_seconds, 1),
         "train": hosts.dollars(train_seconds),
         "save": hosts.dollars(save_seconds),
         "evaluate": hosts.dollars(evaluate_seconds),
+        "index": hosts.dollars(index_seconds, 1),
+        "recommend": hosts.dollars(recommend_seconds),
         "storage": stored / 1e9 * S3_DOLLARS_PER_GB_MONTH * seconds / (30 * 86_400),
     }
 
@@ -168,15 +167,17 @@ def main() -> int:
     arguments = parser.parse_args()
     customers, tracks = int(arguments.customers), int(arguments.tracks)
     print(f"{(customers + tracks) * DIM:,} parameters, {arguments.events:,.0f} interactions")
-    heads = "".join(f"{name:>9}" for name in PARTS), "".join(f"{name:>9}" for name in BILL)
+    heads = "".join(f"{name:>9}" for name in PARTS), "".join(f"{name:>10}" for name in BILL)
     print(f"{'store':7}  hosts  workers    batch  GiB/host |{heads[0]} |  events/s   days |{heads[1]}  all USD")
     for batch in arguments.batches:
         for count in arguments.hosts:
-            hosts = Hosts(count, arguments.workers, arguments.vcpus, arguments.gbit, arguments.price)
+            hosts = Cluster(
+                count, arguments.vcpus, price=arguments.price, workers_each=arguments.workers, gbit=arguments.gbit
+            )
             for store in arguments.stores:
                 at = predict(Job(customers, tracks, arguments.events, batch), hosts, store)
                 times = "".join(f"{1e3 * at[name]:9.1f}" for name in PARTS)
-                dollars = "".join(f"{at[name]:9,.0f}" for name in BILL)
+                dollars = "".join(f"{at[name]:10,.0f}" for name in BILL)
                 print(
                     f"{store:7}  {count:5}  {count * arguments.workers:7}  {batch:7,}  {at['memory']:8.0f} |{times} |"
                     f" {at['rate'] / 1e6:7.2f} M  {at['days']:5.1f} |{dollars}  {sum(at[name] for name in BILL):7,.0f}"

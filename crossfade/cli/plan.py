@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Predict the memory and network traffic of each process of a job, and whether the job fits this machine or an EC2 type.
+Predict time, memory, and price of all stages: prepare, train, evaluate, index, recommend.
 
 Nothing is started; the vocabularies of the dataset are read once. 'crossfade train' rejects a job that cannot fit, with
 the same figures. For a dataset that does not exist yet, give its size. With --to, the files that run the job on Slurm
@@ -59,6 +60,11 @@ computing. All hosts count as equal. The time of a step adds what the slowest wo
 the slowest worker alone where the workers hold the tables, from costs that were measured on one machine
 (docs/capacity.md); it is a guide, within about a third. It is not predicted for engines mxnet and torch, nor is the
 memory of a GPU.
+
+The stages are those of the whole work, from raw events to lists for all, each predicted likewise: by core seconds that
+were measured on one machine, and by what each holds. Recommendations and evaluations are divided among the hosts in
+shards; exact recommendations grow with customers times items, and an index takes their place where that is too much.
+An hour of an instance costs what AWS asks in us-east-1; storage, transfer, and disks are left out.
 
 --to slurm and --to kubernetes: docs/schedulers.md. A host requests what it needs at most, a tenth more, and 256 MiB.
 
@@ -121,7 +127,26 @@ def _report(prediction: Prediction) -> Iterator[str]:
                 f"{time.examples_per_second:,.0f} examples/s, with {time.cores} cores a host; " + _evaluation(time)
             )
         yield ""
+    if prediction.stages:
+        yield from _stages(prediction)
+        yield ""
     yield from _verdict(plan, prediction.fit, instance)
+
+
+def _stages(prediction: Prediction) -> Iterator[str]:
+    hosts, price = prediction.hosts, prediction.hosts.price
+    head = ("STAGE", "", "hosts", "time", "memory of each", *([] if price is None else ["US dollars"]))
+    rows: list[Sequence[str]] = [head]
+    for stage in prediction.stages:
+        dollars = [] if price is None else [f"{hosts.dollars(stage.seconds, stage.hosts):,.2f}"]
+        rows.append((stage.name, stage.what, f"{stage.hosts}", _duration(stage.seconds), size(stage.bytes), *dollars))
+    if price is not None:
+        total = sum(hosts.dollars(stage.seconds, stage.hosts) for stage in prediction.stages)
+        seconds = sum(stage.seconds for stage in prediction.stages)
+        rows.append(
+            ("all", f"at {price:,.3f} US dollars an hour of a host", "", _duration(seconds), "", f"{total:,.2f}")
+        )
+    yield from align(rows, left=2)
 
 
 def _evaluation(time: StepTime) -> str:

@@ -7,6 +7,7 @@ prediction.fit.verdict, prediction.time.step_seconds
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from crossfade.deploy.capacity.options import PlannedJob
 from crossfade.deploy.capacity.plan import CapacityPlan, Fit, check_fit, plan_capacity, role_hosts
 from crossfade.deploy.capacity.plan_inputs import PlanInputs, expected_inputs, read_inputs
 from crossfade.deploy.capacity.process_memory import evaluated_queries
+from crossfade.deploy.capacity.stages import Hosts, Stage, Work, plan_stages
 from crossfade.deploy.capacity.step_time import evaluation_seconds, step_seconds
 from crossfade.deploy.capacity.traffic import busiest_bytes
 from crossfade.deploy.cluster.store_choice import choose_store
@@ -66,6 +68,8 @@ class Prediction:
     instance: InstanceType | None
     network: Network | None
     time: StepTime | None
+    hosts: Hosts
+    stages: Sequence[Stage]
 
     def to_json(self) -> dict[str, Any]:
         """Return what is predicted, as JSON has it."""
@@ -79,6 +83,11 @@ class Prediction:
         data["fit"] = asdict(self.fit)
         data["network"] = {**asdict(self.network), "seconds": self.network.seconds} if self.network else None
         data["time"] = asdict(self.time) if self.time else None
+        price = self.hosts.price
+        data["stages"] = [
+            {**asdict(stage), "dollars": price and self.hosts.dollars(stage.seconds, stage.hosts)}
+            for stage in self.stages
+        ]
         return data
 
 
@@ -102,7 +111,26 @@ def predict(options: PlannedJob, progress: ProgressReporter) -> Prediction:
     network = _network(job, plan, options.bandwidth or (instance.bits_per_second if instance else None))
     cores = options.cores or (instance.vcpus if instance else usable_cores())
     time = _step_time(inputs, plan, network, cores)
-    return Prediction(inputs, plan, check_fit(inputs, plan, machine), instance, network, time)
+    hosts = Hosts(job.cluster.host_count, cores, machine.available_bytes, instance.dollars if instance else None)
+    stages = plan_stages(_work(inputs, plan, time), hosts) if time else []
+    return Prediction(inputs, plan, check_fit(inputs, plan, machine), instance, network, time, hosts, stages)
+
+
+def _work(inputs: PlanInputs, plan: CapacityPlan, time: StepTime) -> Work:
+    """Return what the stages of the job are of: events are the interactions, of which there may be fewer."""
+    job, train, queries = inputs.job, inputs.job.train, inputs.model.query.rows
+    evaluations = train.epochs // train.eval_every_epochs if train.eval_every_epochs else 0
+    size = job.evaluate.queries_of("test")
+    return Work(
+        queries=queries,
+        items=inputs.model.item.rows,
+        events=float(sum(split.rows for split in inputs.manifest.splits.values())),
+        dim=job.model.dim,
+        epochs=train.epochs,
+        train_seconds=train.epochs * time.epoch_seconds + evaluations * time.evaluation_seconds,
+        train_bytes=plan.peak_bytes,
+        evaluated_queries=queries if size is None else min(queries, size),
+    )
 
 
 def check_hosts(job: JobConfig) -> JobConfig:

@@ -39,7 +39,7 @@ from crossfade.trainer.recommend.options import Codes
 SAMPLES_PER_LIST = 64
 """Vectors that k-means uses for each list."""
 _MIN_ROWS_PER_LIST = 16
-_ITERATIONS = 10
+ITERATIONS = 10
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class VectorLists:
         """
         faiss = load_faiss("crossfade index")
         index = _new_index(faiss, sample_ND.shape[1], num_lists(rows), options)
-        index.cp.niter = _ITERATIONS
+        index.cp.niter = ITERATIONS
         index.cp.min_points_per_centroid = 1  # otherwise, it writes warnings to stderr
         index.cp.max_points_per_centroid = SAMPLES_PER_LIST
         lists = VectorLists(index, options, longest)

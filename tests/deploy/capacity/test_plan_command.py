@@ -125,6 +125,33 @@ def test_dataset_that_does_not_exist_is_planned_by_its_size(tmp_path: Path, caps
         planned(capsys, job, *EXPECTED, "--set", "model.item_features=[item, artist]")
 
 
+def test_stages_are_priced_and_divided_among_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = write_job(tmp_path / "job.yaml", tmp_path / "no data")
+    price = find_instance("r6i.4xlarge").dollars
+    assert price is not None
+
+    def stages_of(*arguments: object) -> dict[str, dict[str, float]]:
+        found = json.loads(planned(capsys, job, "--json", *EXPECTED, *arguments))["stages"]
+        return {stage["name"]: stage for stage in found}
+
+    of_hosts = ("--instance-type", "r6i.4xlarge", "--workers", 4, "--hosts")
+    two, four = stages_of(*of_hosts, 2), stages_of(*of_hosts, 4)
+    assert list(two) == ["prepare", "train", "evaluate", "index", "recommend"]
+    for name, stage in two.items():
+        divided = 1 if stage["hosts"] == 1 else 2
+        assert (stage["hosts"] == 1) == (name in ("prepare", "index"))
+        assert stage["dollars"] == pytest.approx(stage["seconds"] / 3600 * price * stage["hosts"])
+        if name != "train":
+            assert four[name]["seconds"] == pytest.approx(stage["seconds"] / divided)
+    # 1 million queries times 200,000 items of 8 columns, at 27 GFLOP/s on each of 2 x 16 cores
+    assert two["recommend"]["seconds"] == pytest.approx(2 * 1e6 * 2e5 * 8 / 27e9 / 32)
+    assert two["index"]["bytes"] > two["recommend"]["bytes"] > 200_000 * 8 * 4
+    assert {stage["dollars"] for stage in stages_of("--cores", 2).values()} == {None}
+    printed = planned(capsys, job, *EXPECTED, *of_hosts, 2)
+    assert re.search(r"\nrecommend  to 1,000,000 queries, exactly +2 +3.7 s +[0-9.]+ MiB +0.00\n", printed)
+    assert "US dollars" not in planned(capsys, job, *EXPECTED)
+
+
 def test_expected_size_predicts_the_plan_of_the_dataset(
     zipf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
