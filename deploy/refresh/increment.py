@@ -228,7 +228,7 @@ class RefreshedService:
     def _found(self) -> dict[str, Source]:
         """Return all event files by their URIs, which several patterns or links may name."""
         options = self.config.events, self.config.prepare.get("format")
-        return {_uri(file): file for file in find_files("events", *options, may_be_none=True)}
+        return {_uri(file): file for file in find_files("events", *options, is_stream=True)}
 
     def _train(self, plan: Plan, progress: ProgressReporter, stop_requested: StopRequested) -> dict[str, Any] | None:
         """Train the version, or resume that, and return its report; None if a stop was requested.

@@ -1,4 +1,4 @@
-"""Find input files: local paths, ``file://`` URIs and globs, objects and globs on S3, and standard input.
+"""Find input files: local paths, ``file://`` URIs and globs, objects and globs on S3, tables, and standard input.
 
     find_files("train", ["s3://raw/2024-*/part-*.parquet", "more/*.csv"], file_format=None)
 
@@ -21,6 +21,7 @@ from crossfade.base.errors import InputError, command, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import FoundFile
 from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.trainer.prepare.lake_tables import TableFile, is_table, names_table, table_files
 from crossfade.trainer.prepare.options import Format
 
 Compression = Literal["gzip", "zstd"]
@@ -126,12 +127,13 @@ def find_files(
     file_format: Format | None,
     entity: str = "",
     *,
-    may_be_none: bool = False,
+    is_stream: bool = False,
 ) -> list[Source]:
-    """Find the files that ``patterns`` (paths, ``file://`` and ``s3://`` URIs, globs) match, in order.
+    """Find the files that ``patterns`` (paths, ``file://`` and ``s3://`` URIs, globs, tables) match, in order.
 
     The format of each is inferred from its extension if ``file_format`` is None. Messages name ``option`` and, if it
-    has files of several ones, the ``entity``. With ``may_be_none``, a pattern may match nothing.
+    has files of several ones, the ``entity``. Of a stream, whose files arrive, a pattern may match nothing yet, and
+    none names a table, whose files are replaced by others with the same rows.
 
     Raises:
         InputError: a file is missing, a folder, or of no known format; a glob matches nothing; S3 rejects the request.
@@ -139,8 +141,8 @@ def find_files(
     where = f"{entity} " if entity else ""
     found: list[Source] = []
     for pattern in patterns:
-        with suppress(NoMatchError) if may_be_none else nullcontext():
-            found += _find(option_named(option, f"{where}{pattern}"), str(pattern), file_format)
+        with suppress(NoMatchError) if is_stream else nullcontext():
+            found += _find(option_named(option, f"{where}{pattern}"), str(pattern), file_format, is_stream)
     return found
 
 
@@ -163,13 +165,37 @@ def infer_format(path: str) -> Format:
     return found
 
 
-def _find(option: str, pattern: str, file_format: Format | None) -> list[Source]:
+def _find(option: str, pattern: str, file_format: Format | None, is_stream: bool) -> list[Source]:
+    if names_table(pattern) or (not glob.has_magic(pattern) and _is_table_folder(option, pattern)):
+        if is_stream:
+            raise InputError(
+                f"{option}: is a table, whose files are replaced when it is compacted: their rows would count twice; "
+                "expected files of new events"
+            )
+        return [_table_file(file) for file in table_files(option, pattern)]
     if pattern.startswith(_S3):
         return [
             RemoteFile(bucket, key, found.bytes, file_format or infer_format(f"{bucket.uri}/{key}"), found.modified)
             for bucket, key, found in _find_objects(option, pattern)
         ]
     return [RawFile(path, file_format or infer_format(str(path))) for path in _find_paths(option, pattern)]
+
+
+def _is_table_folder(option: str, pattern: str) -> bool:
+    if not pattern.startswith(_S3):
+        return Path(pattern).is_dir() and is_table(Folder(pattern))
+    if PurePosixPath(pattern).suffix:
+        return False
+    with translate_storage_errors(option, unreachable=InputError):
+        return is_table(Folder(pattern))
+
+
+def _table_file(file: TableFile) -> Source:
+    if not file.uri.startswith(_S3):
+        return RawFile(Path(file.uri), "parquet")
+    bucket, _, key = file.uri.removeprefix(_S3).partition("/")
+    # Its time stays unknown: a file of a table is never written again.
+    return RemoteFile(Folder(_S3 + bucket), key, file.bytes, "parquet", modified=0.0)
 
 
 def _find_paths(option: str, pattern: str) -> list[Path]:
