@@ -38,6 +38,10 @@ _EXAMPLES = (
         "crossfade export services/music --since 41 --to pgvector --push",
         "Change the rows of these tables whose vectors have changed since version 41 of a service.",
     ),
+    (
+        "crossfade export runs/lastfm --to s3-vectors --push music-vectors",
+        "Replace the vectors of the indexes lastfm-customer and lastfm-artist in a vector bucket of Amazon S3.",
+    ),
 )
 _NOTES = """\
 FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. Of several checkpoints the
@@ -60,6 +64,7 @@ checkpoint.
   qdrant       bodies of requests to the REST API, at most 16 MiB each, and load.sh (curl)
   pgvector     CSV files, SQL, and load.sh (psql); tables of up to 2,000 columns get an HNSW index
   opensearch   mappings, bodies of requests to the bulk API, at most 8 MiB each, and load.sh (curl)
+  s3-vectors   no files: --push PLACE names a vector bucket of Amazon S3
 
 numpy and safetensors have every row: rows.parquet has row, id, name and trained, which is false for rows without an ID,
 and for queries and items without an interaction of positive weight in train, unless they have features or `model.start`
@@ -70,10 +75,15 @@ readers never find a part of it: one transaction in PostgreSQL, an alias in Qdra
 replaced. --push connects by libpq's environment (PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD, ~/.pgpass) and by URI,
 which must not have a password, and writes no files.
 
+S3 Vectors has indexes NAME-ENTITY, of at most 4,096 columns, for the scores cosine and euclidean. --push creates what
+is missing, puts all vectors by their IDs, with the name as metadata, and deletes those of other rows; until it ends,
+searches find vectors of both models. It retries what is throttled, and after an interruption the same command goes on
+where it was. Region and credentials are those of AWS_REGION, AWS_PROFILE and so on.
+
 --since exports only what has changed since an earlier version: the number of one that the service FROM keeps, a run, or
 a checkpoint. Vectors and names are compared exactly. Parquet is OUT/ENTITY/changed.parquet (row, id, name, vector) and
 deleted.parquet (id). In PostgreSQL, rows are updated, inserted, and deleted in one transaction, in tables that hold the
-earlier version; others are left as they are.
+earlier version; others are left as they are. In S3 Vectors, vectors are put and deleted likewise.
 
 Each export has a model card, OUT/README.md, in the form of Hugging Face's hub: job, dataset, metrics, how to compare
 and load the vectors. For an entity with features (model.item_features: [track, artist]) the vectors are the tower's

@@ -35,7 +35,7 @@ from crossfade.trainer.embeddings.listing import LISTING_FILE as EMBEDDINGS_LIST
 from crossfade.trainer.embeddings.listing import is_listing
 from crossfade.trainer.embeddings.model_card import CARD_FILE, ExportedTable, ModelCard, is_model_card
 from crossfade.trainer.embeddings.vector_origin import VectorOrigin, checkpoint_origin, embeddings_origin
-from crossfade.trainer.formats import arrays, faiss_indexes, pgvector, search_engines
+from crossfade.trainer.formats import arrays, faiss_indexes, pgvector, s3_vectors, search_engines
 from crossfade.trainer.formats.exported_model import ExportedModel
 from crossfade.trainer.formats.options import DATABASES, ExportOptions, FormatName
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
@@ -58,27 +58,34 @@ _LEFT_OUT = f"Untrained rows are left out: {_UNTRAINED}"
 
 @dataclass(frozen=True)
 class Format:
-    """A format of files.
+    """A format of files, or of what is sent to a server, or both.
 
     Attributes:
         write: writes the tables of a model into a folder, and returns Markdown on how to load them.
+        push: sends the tables of a model to a place, and returns the name of the place.
+        check_place: checks the place before anything is read.
         untrained_note: what became of untrained rows.
         max_columns: what a database allows; None for other systems.
     """
 
-    write: Callable[[ExportedModel, Path], str]
+    write: Callable[[ExportedModel, Path], str] | None
+    push: Callable[[ExportedModel, str], str] | None = None
+    check_place: Callable[[str], None] | None = None
     untrained_note: str = _LEFT_OUT
     max_columns: int | None = None
 
 
 FORMATS: dict[FormatName, Format] = {
-    "parquet": Format(arrays.write_parquet, ""),
-    "numpy": Format(arrays.write_numpy, _INCLUDED),
-    "safetensors": Format(arrays.write_safetensors, _INCLUDED),
+    "parquet": Format(arrays.write_parquet, untrained_note=""),
+    "numpy": Format(arrays.write_numpy, untrained_note=_INCLUDED),
+    "safetensors": Format(arrays.write_safetensors, untrained_note=_INCLUDED),
     "faiss": Format(faiss_indexes.write_faiss),
     "qdrant": Format(search_engines.write_qdrant, max_columns=search_engines.QDRANT_MAX_COLUMNS),
-    "pgvector": Format(pgvector.write_pgvector, max_columns=pgvector.MAX_COLUMNS),
+    "pgvector": Format(
+        pgvector.write_pgvector, pgvector.push, pgvector.check_connection, max_columns=pgvector.MAX_COLUMNS
+    ),
     "opensearch": Format(search_engines.write_opensearch, max_columns=search_engines.OPENSEARCH_MAX_COLUMNS),
+    "s3-vectors": Format(None, s3_vectors.push, s3_vectors.check_bucket, max_columns=s3_vectors.MAX_COLUMNS),
 }
 
 
@@ -108,7 +115,7 @@ class ExportResult:
 
 
 def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> ExportResult:
-    """Export to files, or replace tables in PostgreSQL at the URI of ``push``, which is empty for libpq's environment.
+    """Export to files, or to the place of ``push``: PostgreSQL by URI or libpq's environment, or a vector bucket.
 
     Without a folder, Parquet is written to the folder of embeddings of a run whose job writes none itself. ``log`` gets
     a line for the model and for each checkpoint that is skipped.
@@ -120,10 +127,14 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
             a statement.
         MissingExtraError: a package that the format needs is not installed.
     """
-    if options.push is not None:
-        uri = options.push
-        pgvector.check_connection(uri)
-        return _export(options, log, reporter, lambda exported, _: pgvector.push(exported, uri))
+    form = FORMATS[options.to]
+    if (place := options.push) is not None:
+        assert form.push is not None and form.check_place is not None, "checked by the options"
+        push = form.push
+        form.check_place(place)
+        return _export(options, log, reporter, lambda exported, _: push(exported, place))
+    assert form.write is not None, "checked by the options"
+    write_files = form.write
     target = options.out or locate_checkpoint(options.source).embeddings
     if target is None:
         raise InputError(
@@ -134,7 +145,7 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
 
     def write(exported: ExportedModel, origin: VectorOrigin) -> str:
         with staged_export(target, lambda: _check_free(target, options.overwrite)) as staging:
-            loading = FORMATS[options.to].write(exported, staging)
+            loading = write_files(exported, staging)
             _card(exported, origin, options.to, loading).write(staging)
             _write_listing(staging, options.to)
         return str(target)
@@ -153,6 +164,8 @@ def _export(
         tables = _tables(model, options)
         entities = [table.name for table in tables] if options.to in DATABASES else []
         names = database_names(options.name or job.name, entities)
+        if options.to == "s3-vectors":  # names of its indexes have no _
+            names = {entity: name.replace("_", "-") for entity, name in names.items()}
         origin = embeddings_origin(source, job) if step is None else checkpoint_origin(source, step)
         log(f"exporting {model.uri}: {origin} of job '{job.name}'")
         if since is not None:

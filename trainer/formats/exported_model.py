@@ -13,6 +13,7 @@ Shapes: N rows of a block, D columns.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,6 +28,7 @@ import pyarrow.compute as pc
 from crossfade.base.arrays import BoolArray, FloatArray
 from crossfade.base.errors import InputError
 from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary, equal_values
 from crossfade.trainer.embeddings.files import GROUP_ROWS
@@ -59,16 +61,16 @@ class Block:
         """Return the rows ``kept_N``."""
         return Block(self.rows.filter(pa.array(kept_N)), self.vectors_ND[kept_N], self.trained_N[kept_N])
 
-    def head(self, count: int) -> Block:
-        """Return the first ``count`` rows."""
-        return Block(self.rows.slice(0, count), self.vectors_ND[:count], self.trained_N[:count])
+    def part(self, first: int, count: int) -> Block:
+        """Return up to ``count`` rows from ``first`` on."""
+        kept = slice(first, first + count)
+        return Block(self.rows.slice(first, count), self.vectors_ND[kept], self.trained_N[kept])
 
     def pieces(self) -> Iterator[Block]:
         """Divide it into blocks that are small enough to be converted to text."""
         size = max(1, _TEXT_VALUES // self.vectors_ND.shape[1])
         for first in range(0, len(self.vectors_ND), size):
-            part = slice(first, first + size)
-            yield Block(self.rows.slice(first, size), self.vectors_ND[part], self.trained_N[part])
+            yield self.part(first, size)
 
     def vector_texts(self) -> pa.Array:
         """Return each vector as text, [0.1,-2,3e-05], which reads back as the same float32 values."""
@@ -123,8 +125,7 @@ class ExportedModel:
             InputError: the model has no vectors of the table, or the dataset is corrupt.
         """
         vocabulary = self.model.vocabulary(table.name)
-        is_trained = table in (self.model.spec.query, self.model.spec.item)
-        trained_R = self.model.trained_rows(table) if is_trained else np.ones(table.rows, np.bool_)
+        trained_R = self.trained_rows(table)
         self.reporter.phase(table.name, table.rows, "row")
         untrained = 0
         for first in range(0, table.rows, GROUP_ROWS):
@@ -136,6 +137,11 @@ class ExportedModel:
             yield block
             self.reporter.advance(last - first)
         self._untrained[table.name] = untrained
+
+    def trained_rows(self, table: TableSpec) -> BoolArray:
+        """Return which rows of ``table`` have a trained vector, if they have an ID; of features, all do."""
+        is_trained = table in (self.model.spec.query, self.model.spec.item)
+        return self.model.trained_rows(table) if is_trained else np.ones(table.rows, np.bool_)
 
     def trained_blocks(self, table: TableSpec) -> Iterator[Block]:
         """Yield the rows of ``table`` that have an ID and a trained vector; at least one must."""
@@ -156,7 +162,7 @@ class ExportedModel:
         earlier = next(each for each in self.since.spec.vectors if each.name == table.name)
         changed = deleted = 0
         for now, was in zip_longest(self.blocks(table), before.blocks(earlier)):
-            found = _compare(now or was.head(0), was or now.head(0), complete=complete)
+            found = _compare(now or was.part(0, 0), was or now.part(0, 0), complete=complete)
             changed, deleted = changed + len(found.block.vectors_ND), deleted + len(found.deleted)
             yield found
         self._changes[table.name] = changed, deleted
@@ -204,6 +210,12 @@ def _compare(now: Block, was: Block, *, complete: bool) -> Changes:
     deleted_N[:count] &= ~has_id_N
     deleted = was.rows.column("id").filter(pa.array(deleted_N)).combine_chunks()
     return Changes(now.take(changed_N), deleted)
+
+
+def identity(model: TrainedModel) -> tuple[str, str]:
+    """Return the fingerprints of the dataset and the vectors; two models share both only if they are the same."""
+    digest = hashlib.sha256(model.fingerprint.encode()).hexdigest()
+    return f"{data_fingerprint(model.data):08x}", digest[:16]
 
 
 def write_script(path: Path, text: str) -> None:

@@ -13,10 +13,12 @@ from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import option
 from crossfade.trainer.runs.options import ModelSource
 
-FormatName = Literal["parquet", "numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch"]
-DATABASES: tuple[FormatName, ...] = ("qdrant", "pgvector", "opensearch")
-CHANGES: tuple[FormatName, ...] = ("parquet", "pgvector")
+FormatName = Literal["parquet", "numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch", "s3-vectors"]
+DATABASES: tuple[FormatName, ...] = ("qdrant", "pgvector", "opensearch", "s3-vectors")
+CHANGES: tuple[FormatName, ...] = ("parquet", "pgvector", "s3-vectors")
 """The formats that can have what has changed only."""
+PUSHES: tuple[FormatName, ...] = ("pgvector", "s3-vectors")
+"""The formats that can be sent to a server."""
 _PREFIX = re.compile(r"[a-z][a-z0-9_]*")
 _output, _database = partial(option, group="output"), partial(option, group="database")
 
@@ -34,7 +36,7 @@ class ExportOptions(ModelSource):
 
     since: str | None = option(
         None,
-        "export only what has changed since this version of a service, run, or checkpoint (parquet and pgvector)",
+        "export only what has changed since this version of a service, run, or checkpoint (parquet, pgvector, s3-vectors)",
         group="model",
         value="VERSION",
     )
@@ -52,9 +54,9 @@ class ExportOptions(ModelSource):
     )
     push: str | None = _database(
         None,
-        "replace tables in PostgreSQL instead of writing files, if the format is pgvector (default URI: that of PGHOST "
-        "and so on)",
-        value="URI",
+        "replace the vectors there instead of writing files: in PostgreSQL by URI, if the format is pgvector (default: "
+        "that of PGHOST and so on), or in a vector bucket by name, if it is s3-vectors",
+        value="PLACE",
         without_value="",
     )
 
@@ -64,13 +66,15 @@ class ExportOptions(ModelSource):
         if self.name is not None and to not in DATABASES:
             fits = option_named("to", ", ".join(DATABASES))
             raise OptionError("name", found=self.name, problem="is for databases", expected=fits)
-        if self.push is not None and to != "pgvector":
-            problem = f"writes to PostgreSQL, but the format is {to}"
-            raise OptionError("push", problem=problem, expected=option_named("to", "pgvector"))
+        if self.push is not None and to not in PUSHES:
+            problem = f"writes to a database, but the format is {to}"
+            raise OptionError("push", problem=problem, expected=option_named("to", " or ".join(PUSHES)))
+        if self.push is None and to == "s3-vectors":
+            raise OptionError("to", found=to, problem="has no files", fix=f"name a bucket with {option_named('push')}")
         if self.push is not None and (self.out is not None or self.overwrite):
             raise OptionError("push", problem="writes no files", fix=f"leave out {out} and {overwriting}")
         if self.since is not None and to not in CHANGES:
-            raise OptionError("since", problem=f"writes changes, but the format is {to}", expected=" or ".join(CHANGES))
+            raise OptionError("since", problem=f"writes changes, but the format is {to}", expected=", ".join(CHANGES))
         if self.push is None and self.out is None and (to != "parquet" or self.since is not None):
             raise OptionError("to", found=to, fix=f"name a new local folder with {out}")
         return self

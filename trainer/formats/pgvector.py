@@ -24,7 +24,6 @@ imports psycopg, when it pushes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,9 +37,8 @@ import pyarrow.csv
 from crossfade.base.errors import CrossfadeError, MissingExtraError, OptionError, command, option_named
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.embeddings.files import FILE_ROWS
-from crossfade.trainer.formats.exported_model import Block, ExportedModel, write_script
+from crossfade.trainer.formats.exported_model import Block, ExportedModel, identity, write_script
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 MAX_COLUMNS = 16_000
@@ -211,8 +209,7 @@ END $replace$;"""  # noqa: S608 - the name is of letters, digits, and _
 
 def _identity(model: TrainedModel) -> str:
     """Return a text that two models have in common only if their vectors and their IDs are the same."""
-    digest = hashlib.sha256(model.fingerprint.encode()).hexdigest()
-    return f"{data_fingerprint(model.data):08x}, model {digest[:16]}"
+    return ", model ".join(identity(model))
 
 
 def _vector_tables(exported: ExportedModel) -> dict[str, VectorTable]:
