@@ -129,7 +129,8 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
     """
     form = FORMATS[options.to]
     if (place := options.push) is not None:
-        assert form.push is not None and form.check_place is not None, "checked by the options"
+        assert form.push is not None, "checked by the options"
+        assert form.check_place is not None
         push = form.push
         form.check_place(place)
         return _export(options, log, reporter, lambda exported, _: push(exported, place))

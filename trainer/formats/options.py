@@ -36,7 +36,8 @@ class ExportOptions(ModelSource):
 
     since: str | None = option(
         None,
-        "export only what has changed since this version of a service, run, or checkpoint (parquet, pgvector, s3-vectors)",
+        "export only what has changed since this version of a service, run, or checkpoint (parquet, pgvector, "
+        "s3-vectors)",
         group="model",
         value="VERSION",
     )

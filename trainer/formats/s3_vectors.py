@@ -183,12 +183,11 @@ class _Index:
             self._create(metric)
             found = self.client.get_index(**self.place)["index"]
         if (found["dimension"], found["distanceMetric"]) != (self.table.dim, metric):
-            raise OptionError(
-                "push",
-                problem=f"the index {self.uri} has {found['dimension']} columns and the metric {found['distanceMetric']}, "
-                f"but the vectors have {self.table.dim} and need {metric}",
-                fix=f"delete it, or choose another {option_named('name')}",
+            problem = (
+                f"the index {self.uri} has {found['dimension']} columns and the metric {found['distanceMetric']}, but "
+                f"the vectors have {self.table.dim} and need {metric}"
             )
+            raise OptionError("push", problem=problem, fix=f"delete it, or choose another {option_named('name')}")
         self.arn = found["indexArn"]
         state = self.client.list_tags_for_resource(resourceArn=self.arn)["tags"].get(TAG)
         self.requests = self._requests_before(state)
@@ -262,12 +261,13 @@ class _Index:
             blocks = self._changed_blocks()
         zeros = 0
         for block in blocks:
-            if self.exported.model.job.model.score == "cosine" and not (kept_N := block.vectors_ND.any(axis=1)).all():
-                zero = block.take(~kept_N)
-                zeros += len(zero.vectors_ND)
-                self._delete(map(str, zero.rows.column("id").to_pylist()))
-                block = block.take(kept_N)
-            yield block
+            kept_N = block.vectors_ND.any(axis=1)
+            if kept_N.all() or self.exported.model.job.model.score != "cosine":
+                yield block
+                continue
+            zeros += int(np.count_nonzero(~kept_N))
+            self._delete(map(str, block.take(~kept_N).rows.column("id").to_pylist()))
+            yield block.take(kept_N)
         if zeros:
             _logger.warning("%s: %s rows have a zero vector, which has no cosine: left out", self.uri, f"{zeros:,}")
 
@@ -287,8 +287,8 @@ class _Index:
             if not 0 < len(key := str(row_id)) <= _MAX_KEY_LETTERS:
                 raise InputError(
                     f"{self.exported.model.data.uri}: the ID '{key[:40]}…' of '{self.table.name}' has {len(key):,} "
-                    f"characters, but S3 Vectors allows 1 to {_MAX_KEY_LETTERS:,}; export to another format, or prepare "
-                    "the data with other IDs"
+                    f"characters, but S3 Vectors allows 1 to {_MAX_KEY_LETTERS:,}; export to another format, or "
+                    "prepare the data with other IDs"
                 )
             # By way of its text a value has as many digits as a float32 needs, instead of those of a float64.
             metadata = {} if name is None else {"metadata": {"name": name}}
