@@ -42,6 +42,10 @@ _EXAMPLES = (
         "crossfade export runs/lastfm --to s3-vectors --push music-vectors",
         "Replace the vectors of the indexes lastfm-customer and lastfm-artist in a vector bucket of Amazon S3.",
     ),
+    (
+        "crossfade export runs/lastfm --to mlflow --push models:/music",
+        "Register a model in MLflow that answers with recommendations.",
+    ),
 )
 _NOTES = """\
 FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. Of several checkpoints the
@@ -65,6 +69,7 @@ checkpoint.
   pgvector     CSV files, SQL, and load.sh (psql); tables of up to 2,000 columns get an HNSW index
   opensearch   mappings, bodies of requests to the bulk API, at most 8 MiB each, and load.sh (curl)
   s3-vectors   no files: --push PLACE names a vector bucket of Amazon S3
+  mlflow       a model of MLflow (flavor python_function) that recommends, with the histories of all customers
 
 numpy and safetensors have every row: rows.parquet has row, id, name and trained, which is false for rows without an ID,
 and for queries and items without an interaction of positive weight in train, unless they have features or `model.start`
@@ -79,6 +84,9 @@ S3 Vectors has indexes NAME-ENTITY, of at most 4,096 columns, for the scores cos
 is missing, puts all vectors by their IDs, with the name as metadata, and deletes those of other rows; until it ends,
 searches find vectors of both models. It retries what is throttled, and after an interruption the same command goes on
 where it was. Region and credentials are those of AWS_REGION, AWS_PROFILE and so on.
+
+For mlflow, --push models:/NAME logs the model in the run of MLflow that recorded the training, or in a new one, and
+registers it as a new version. The server is that of MLFLOW_TRACKING_URI, or the one that the job names.
 
 --since exports only what has changed since an earlier version: the number of one that the service FROM keeps, a run, or
 a checkpoint. Vectors and names are compared exactly. Parquet is OUT/ENTITY/changed.parquet (row, id, name, vector) and
@@ -132,7 +140,9 @@ def run(options: ExportCommand) -> int:
 def _print_lines(exported: ExportResult, *, is_pushed: bool) -> None:
     width = max(len(table.name) for table in exported.tables)
     for table in exported.tables:
-        place = f"{exported.target}/{exported.names[table.name] if is_pushed else table.name}"
+        place = exported.target
+        if exported.to != "mlflow":
+            place += f"/{exported.names[table.name] if is_pushed else table.name}"
         untrained = f", {table.untrained:,} untrained" if table.untrained else ""
         deleted = "" if table.deleted is None else f", {table.deleted:,} deleted"
         print_line(f"{table.name:<{width}}  {table.rows:>13,} x {table.dim:<5}  {place}{untrained}{deleted}")

@@ -35,7 +35,7 @@ from crossfade.trainer.embeddings.listing import LISTING_FILE as EMBEDDINGS_LIST
 from crossfade.trainer.embeddings.listing import is_listing
 from crossfade.trainer.embeddings.model_card import CARD_FILE, ExportedTable, ModelCard, is_model_card
 from crossfade.trainer.embeddings.vector_origin import VectorOrigin, checkpoint_origin, embeddings_origin
-from crossfade.trainer.formats import arrays, faiss_indexes, pgvector, s3_vectors, search_engines
+from crossfade.trainer.formats import arrays, faiss_indexes, mlflow_model, pgvector, s3_vectors, search_engines
 from crossfade.trainer.formats.exported_model import ExportedModel
 from crossfade.trainer.formats.options import DATABASES, ExportOptions, FormatName
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
@@ -86,6 +86,7 @@ FORMATS: dict[FormatName, Format] = {
     ),
     "opensearch": Format(search_engines.write_opensearch, max_columns=search_engines.OPENSEARCH_MAX_COLUMNS),
     "s3-vectors": Format(None, s3_vectors.push, s3_vectors.check_bucket, max_columns=s3_vectors.MAX_COLUMNS),
+    "mlflow": Format(mlflow_model.write_mlflow, mlflow_model.push, mlflow_model.check_place),
 }
 
 
@@ -115,7 +116,7 @@ class ExportResult:
 
 
 def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> ExportResult:
-    """Export to files, or to the place of ``push``: PostgreSQL by URI or libpq's environment, or a vector bucket.
+    """Export to files, or to the place of ``push``: PostgreSQL, a vector bucket, or a registered model.
 
     Without a folder, Parquet is written to the folder of embeddings of a run whose job writes none itself. ``log`` gets
     a line for the model and for each checkpoint that is skipped.

@@ -13,11 +13,13 @@ from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import option
 from crossfade.trainer.runs.options import ModelSource
 
-FormatName = Literal["parquet", "numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch", "s3-vectors"]
+FormatName = Literal[
+    "parquet", "numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch", "s3-vectors", "mlflow"
+]
 DATABASES: tuple[FormatName, ...] = ("qdrant", "pgvector", "opensearch", "s3-vectors")
 CHANGES: tuple[FormatName, ...] = ("parquet", "pgvector", "s3-vectors")
 """The formats that can have what has changed only."""
-PUSHES: tuple[FormatName, ...] = ("pgvector", "s3-vectors")
+PUSHES: tuple[FormatName, ...] = ("pgvector", "s3-vectors", "mlflow")
 """The formats that can be sent to a server."""
 _PREFIX = re.compile(r"[a-z][a-z0-9_]*")
 _output, _database = partial(option, group="output"), partial(option, group="database")
@@ -56,7 +58,8 @@ class ExportOptions(ModelSource):
     push: str | None = _database(
         None,
         "replace the vectors there instead of writing files: in PostgreSQL by URI, if the format is pgvector (default: "
-        "that of PGHOST and so on), or in a vector bucket by name, if it is s3-vectors",
+        "that of PGHOST and so on), or in a vector bucket by name, if it is s3-vectors; if it is mlflow, register the "
+        "model as models:/NAME",
         value="PLACE",
         without_value="",
     )
@@ -68,8 +71,8 @@ class ExportOptions(ModelSource):
             fits = option_named("to", ", ".join(DATABASES))
             raise OptionError("name", found=self.name, problem="is for databases", expected=fits)
         if self.push is not None and to not in PUSHES:
-            problem = f"writes to a database, but the format is {to}"
-            raise OptionError("push", problem=problem, expected=option_named("to", " or ".join(PUSHES)))
+            problem = f"writes to a server, but the format is {to}"
+            raise OptionError("push", problem=problem, expected=option_named("to", ", ".join(PUSHES)))
         if self.push is None and to == "s3-vectors":
             raise OptionError("to", found=to, problem="has no files", fix=f"name a bucket with {option_named('push')}")
         if self.push is not None and (self.out is not None or self.overwrite):

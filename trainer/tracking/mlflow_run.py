@@ -55,7 +55,7 @@ class MlflowRun:
         """Find the run if it was recorded before, else create it; record the job."""
         from mlflow.tracking import MlflowClient
 
-        with _tracking_errors():
+        with tracking_errors():
             self._client = client = MlflowClient(tracking_uri=self._job.tracking.mlflow)
             run = self._find_or_create(client)
             self._id = run.info.run_id
@@ -103,7 +103,7 @@ class MlflowRun:
             if isinstance(record, Point)
             for name, value in record.values.items()
         ]
-        with _tracking_errors():
+        with tracking_errors():
             for start in range(0, len(metrics), _MAX_METRICS):
                 self._client.log_batch(self._id, metrics=metrics[start : start + _MAX_METRICS], synchronous=True)
 
@@ -112,7 +112,7 @@ class MlflowRun:
         assert self._client is not None, "not started"
         if report is not None:
             self.write([report_point(report, time.time())])
-        with _tracking_errors():
+        with tracking_errors():
             if report is not None:
                 self._client.log_artifact(self._id, str(self._folder.path / REPORT_FILE))
                 if self._uploads_embeddings():
@@ -131,7 +131,7 @@ class MlflowRun:
 
 
 @contextmanager
-def _tracking_errors() -> Iterator[None]:
+def tracking_errors() -> Iterator[None]:
     """Turn errors of MLflow and of the network into TrackingErrors, temporary ones unless the server rejects."""
     from mlflow.exceptions import MlflowException
 

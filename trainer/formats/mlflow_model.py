@@ -1,0 +1,281 @@
+"""Write a model in MLflow's format, which recommends by its flavor ``python_function``, or register it.
+
+    write_mlflow(exported, folder)
+    place = push(exported, "models:/music")             # models:/music/3
+
+    frame = mlflow.pyfunc.load_model(folder).predict(pandas.DataFrame({"customer": ["2"]}), params={"k": 5})
+
+    FOLDER/MLmodel, conda.yaml, python_env.yaml, requirements.txt       as MLflow writes them
+    FOLDER/version/                                                     what answers need (trainer/serving/version.py)
+
+The flavor answers what ``crossfade recommend`` does: a row for each item, with the customer, its rank from 1, its ID,
+its score, and its name if there are names. It ranks all items exactly, without the run, its dataset, or a network.
+
+``MLmodel`` names this module as what loads the model, so ``_load_pyfunc`` must stay here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from crossfade.base.errors import (
+    CrossfadeError,
+    InputError,
+    MissingExtraError,
+    OptionError,
+    format_names,
+    option_named,
+)
+from crossfade.base.io.disk_errors import write_failure
+from crossfade.kvstore import __version__
+from crossfade.trainer.formats.exported_model import ExportedModel
+from crossfade.trainer.recommend.bulk import part_queries, recommendation_table
+from crossfade.trainer.recommend.options import RecommendOptions
+from crossfade.trainer.recommend.trained_model import TrainedModel
+from crossfade.trainer.runs.run_folder import RunFolder
+from crossfade.trainer.serving.version import open_version
+from crossfade.trainer.serving.version_folder import VersionOptions, write_version
+from crossfade.trainer.tracking.background import TrackingError
+from crossfade.trainer.tracking.mlflow_run import RUN_TAG, tracking_errors
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.models import ModelSignature
+    from mlflow.tracking import MlflowClient
+
+_VERSION, _ARTIFACT = "version", "model"
+_PLACE = re.compile(r"models:/([^/:]+)")
+_MAX_LOGGED = 5
+_logger = logging.getLogger(__name__)
+
+
+def check_place(place: str) -> None:
+    """Check that MLflow is installed, and that ``place`` names a registered model.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        OptionError: it does not.
+    """
+    _check_installed()
+    if not _PLACE.fullmatch(place):
+        raise OptionError("push", found=place, expected="models:/NAME, without a version")
+
+
+def _check_installed() -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of MLflow about its own types
+            import mlflow.pyfunc  # noqa: F401
+    except ImportError as error:
+        missing = error.name or "mlflow"
+        how = "pip install 'crossfade[mlflow]' pandas"
+        raise MissingExtraError(missing, extra="mlflow", purpose=option_named("to", "mlflow"), how=how) from error
+
+
+def write_mlflow(exported: ExportedModel, folder: Path, run: Run | None = None) -> str:
+    """Write the model, as one of ``run``, to the empty ``folder``, and return Markdown on how to load it.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupt or cannot be read.
+        InputError: not all tables are exported, or the dataset is corrupt.
+        MissingExtraError: MLflow is not installed.
+        OSError: a file cannot be written.
+    """
+    _check_installed()
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    model = exported.model
+    if len(exported.tables) < len(model.spec.vectors):
+        raise OptionError(
+            "entity", problem="a model of MLflow needs all tables", fix=f"leave out {option_named('entity')}"
+        )
+    described = Model() if run is None else Model(artifact_path=_ARTIFACT, run_id=run.info.run_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no example, which would be the ID of a customer
+        mlflow.pyfunc.save_model(
+            folder,
+            loader_module=__name__,
+            mlflow_model=described,
+            signature=_signature(model),
+            pip_requirements=[f"crossfade=={__version__}", "pandas"],
+        )
+    write_version(model, folder / _VERSION, VersionOptions(index_from=None), exported.reporter)
+    query = model.spec.query.name
+    return (
+        "This folder is a model of MLflow with the flavor `python_function`. It also has what its customers have "
+        "interacted with.\n\n"
+        "```python\nimport mlflow.pyfunc, pandas\n\n"
+        'model = mlflow.pyfunc.load_model(".")\n'
+        f'model.predict(pandas.DataFrame({{"{query}": [...]}}), params={{"k": 5}})\n```'
+    )
+
+
+def _signature(model: TrainedModel) -> ModelSignature:
+    """Return the columns of the input and the output, and the parameters."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    query, item = (model.manifest.entities[table.name] for table in (model.spec.query, model.spec.item))
+    query_type, item_type = (DataType.string if each.id_type == "string" else DataType.long for each in (query, item))
+    name = model.spec.item.name
+    names = [ColSpec(DataType.string, f"{name}_name", required=False)] if item.has_names else []
+    columns: list[Any] = [
+        ColSpec(query_type, model.spec.query.name),
+        ColSpec(DataType.integer, "rank"),
+        ColSpec(item_type, name),
+        ColSpec(DataType.float, "score"),
+        *names,
+    ]
+    parameters = ParamSchema([ParamSpec("k", DataType.long, RecommendOptions().k)])
+    return ModelSignature(Schema(columns[:1]), Schema(columns), parameters)
+
+
+def push(exported: ExportedModel, place: str) -> str:
+    """Log the model in the run of MLflow that has the training, or a new one, and register it as a new version.
+
+    The tracking server is that of MLFLOW_TRACKING_URI, otherwise the one of the job.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupt or cannot be read.
+        CrossfadeError: the server cannot be reached, or the disk for temporary files is full.
+        InputError: no server is known, or it rejects a request.
+    """
+    from mlflow.tracking import MlflowClient
+
+    model = exported.model
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or model.job.tracking.mlflow
+    if uri is None:
+        fix = "set MLFLOW_TRACKING_URI, or train with tracking.mlflow"
+        raise OptionError("push", problem="no tracking server of MLflow is known", fix=fix)
+    with tempfile.TemporaryDirectory(prefix="crossfade-mlflow-") as work:
+        folder = Path(work) / _ARTIFACT
+        with _errors(uri):
+            client = MlflowClient(tracking_uri=uri)
+            known = _find_run(client, model)
+            run = known or _create_run(client, model)
+        state = "FAILED"
+        try:
+            try:
+                write_mlflow(exported, folder, run)
+            except OSError as error:
+                raise CrossfadeError(f"{folder}: could not be written: {write_failure(error, folder)}") from error
+            with _errors(uri):
+                version = _register(client, run, folder, place.removeprefix("models:/"))
+            state = "FINISHED"
+        finally:
+            if known is None:
+                with _errors(uri):
+                    client.set_terminated(run.info.run_id, state)
+    return f"{place}/{version}"
+
+
+def _register(client: MlflowClient, run: Run, folder: Path, name: str) -> str:
+    """Log the model in ``folder`` as an artifact of ``run``, and return its version in the registry."""
+    from mlflow.exceptions import MlflowException
+
+    client.log_artifacts(run.info.run_id, str(folder), _ARTIFACT)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return str(client.create_model_version(name, f"{run.info.artifact_uri}/{_ARTIFACT}", run.info.run_id).version)
+
+
+@contextmanager
+def _errors(uri: str) -> Iterator[None]:
+    try:
+        with tracking_errors():
+            yield
+    except TrackingError as error:
+        problem = f"{option_named('push')}: {uri}: {error}"
+        raise (CrossfadeError if error.temporary else InputError)(problem) from error
+
+
+def _find_run(client: MlflowClient, model: TrainedModel) -> Run | None:
+    """Return the run that was recorded while the model trained, if it was."""
+    experiment = client.get_experiment_by_name(model.job.tracking.experiment)
+    folder = Path(model.uri).parent
+    if experiment is None or model.step is not None or not folder.is_dir():
+        return None
+    try:
+        run_id = RunFolder(folder).run_id()
+    except InputError:
+        return None
+    found: list[Run] = client.search_runs([experiment.experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'")
+    return found[0] if found else None
+
+
+def _create_run(client: MlflowClient, model: TrainedModel) -> Run:
+    name = model.job.tracking.experiment
+    experiment = client.get_experiment_by_name(name)
+    number = client.create_experiment(name) if experiment is None else experiment.experiment_id
+    return client.create_run(number, run_name=model.job.name, tags={"crossfade.job": model.job.name})
+
+
+def _load_pyfunc(path: str) -> _Recommender:
+    """Open the model in the folder ``path``; MLflow calls it."""
+    return _Recommender(Path(path) / _VERSION)
+
+
+class _Recommender:
+    """Answers with recommendations."""
+
+    def __init__(self, folder: Path) -> None:
+        version = open_version(folder)
+        self._model = version.model
+        self._close = weakref.finalize(self, version.close)
+
+    def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
+        """Return the recommendations for the IDs or names in ``frame``; unknown ones are left out, and logged.
+
+        Args:
+            frame: a data frame of pandas with a column, named as the query entity, such as customer.
+            params: ``k``, the number of items for each.
+
+        Raises:
+            InputError: the column is missing or has an empty value, ``k`` is invalid, or no ID has a trained vector.
+        """
+        model, options = self._model, RecommendOptions.of(**params or {})
+        if model.query not in frame:
+            raise InputError(f"expected the column '{model.query}', but found {format_names(frame.columns)}")
+        column = frame[model.query]
+        if len(empty := np.flatnonzero(column.isna())):
+            raise InputError(f"{model.query}: row {int(empty[0])} is empty; expected an ID or a name in every row")
+        rows_Q = self._rows([str(id) for id in column])
+        step = part_queries(model, options.depth(options.k))
+        tables = [
+            recommendation_table(model, model.ids(model.query, part_Q), model.recommend(part_Q, options))
+            for part_Q in (rows_Q[start : start + step] for start in range(0, max(len(rows_Q), 1), step))
+        ]
+        return pa.concat_tables(tables).to_pandas()
+
+    def _rows(self, texts: list[str]) -> Any:
+        """Return the distinct rows of ``texts`` that have a trained vector, in order."""
+        model = self._model
+        each = dict.fromkeys(texts)
+        found = model.files.names(model.query).found(list(each))
+        trained_R = model.trained_rows(model.query)
+        rows = dict.fromkeys(found[text] for text in each if text in found and trained_R[found[text]])
+        left_out = [text for text in each if text not in found or not trained_R[found[text]]]
+        if left_out:
+            shown = format_names(left_out[:_MAX_LOGGED])
+            problem = f"{len(left_out):,} of {len(each):,} of {model.query} have no trained vector, such as {shown}"
+            if not rows:
+                raise InputError(problem)
+            _logger.warning("%s; left out", problem)
+        return np.array(list(rows), np.int64)
