@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cache
 from html import escape
@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -93,6 +93,7 @@ _DOCUMENTATION_HEADERS = security_headers(
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
 """The page of /docs has an inline script, but nothing that a client or a model could choose."""
+_LINES = "application/jsonlines"
 _NO_LISTS: dict[str, Any] = {"allow": [], "deny": [], "max_per": None}
 
 
@@ -210,6 +211,23 @@ def _check_sender(request: Request, query: RecommendQuery | SimilarQuery, has_to
         )
 
 
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _answer_lines(body: bytes, bodies: Bodies, rank: Callable[[Any], Awaitable[Results]]) -> AsyncIterator[bytes]:
+    """Yield a line for each request in the lines of ``body``: its results or, instead of a status, what is wrong with it."""
+    for line in filter(bytes.strip, body.split(b"\n")):
+        try:
+            answer = _json(await rank(await bodies.read("recommend", line)))
+        except InvalidRequestError as error:
+            answer = JSONResponse({"detail": error.problems})
+        except (InputError, OverloadedError) as error:
+            answer = JSONResponse({"detail": str(error)})
+        yield bytes(answer.body) + b"\n"
+        await asyncio.sleep(0)  # other requests are answered between two lines
+
+
 async def _read_body(request: Request, bodies: Bodies, kind: str) -> Any:
     """Return the request in the body.
 
@@ -217,8 +235,7 @@ async def _read_body(request: Request, bodies: Bodies, kind: str) -> Any:
         BodyTypeError: it is not said to be JSON.
         InvalidRequestError: it is not valid.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if _media_type(request) != "application/json":
         raise BodyTypeError("the body is of another type; expected the header Content-Type: application/json")
     return await bodies.read(kind, await request.body())
 
@@ -332,7 +349,10 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_
     recommend_body, similar_body = _body_of(KnownRequest, NewRequest), _body_of(SimilarRequest)
     many: dict[str, Any] = {"response_model": Results, "responses": BODY_PROBLEMS}
 
-    as_recommend = "Recommend items, as POST /recommend does: the route that SageMaker endpoints call."
+    as_recommend = (
+        "Recommend items, as POST /recommend does: the route that SageMaker calls. Both also take many requests, one "
+        f"in each line of a body of the type {_LINES}, and answer each in a line."
+    )
 
     @app.post(
         "/invocations",
@@ -345,6 +365,8 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_
     @app.post("/recommend", **many, tags=["rankings"], openapi_extra=recommend_body)
     async def recommend_to_many(request: Request) -> Response:
         """Recommend items to several customers by ID, or to new ones by their histories."""
+        if _media_type(request) == _LINES:
+            return StreamingResponse(_answer_lines(await request.body(), bodies, rank), media_type=_LINES)
         return _json(await rank(await _read_body(request, bodies, "recommend")))
 
     @app.post("/similar", **many, tags=["rankings"], openapi_extra=similar_body)

@@ -1,7 +1,8 @@
-"""Deploy the model of a training job as a SageMaker endpoint, and update the endpoint with a newer one.
+"""Deploy the model of a training job as a SageMaker endpoint, or let it transform files on S3 in batches.
 
     deployment = plan_deployment(aws, SubmitSageMakerOptions.of(deploy="plays-1", endpoint="plays"))
     deploy(aws, deployment)
+    transform(aws, plan_transform(aws, SubmitSageMakerOptions.of(transform="plays-1", input=…, output=…)))
 
 SageMaker starts the image of training with the argument ``serve``, and the content of the job's ``model.tar.gz`` in
 ``/opt/ml/model``. The archive has no dataset, so that the endpoint reads IDs and interactions where the job read them:
@@ -21,7 +22,7 @@ from crossfade.deploy.aws.aws_errors import CloudError, translate_aws_errors
 from crossfade.deploy.aws.sagemaker.container import TRAINING_CHANNEL, Paths
 from crossfade.deploy.aws.sagemaker.jobs import describe_job
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
-from crossfade.deploy.aws.sagemaker.request import check_name, default_image, role_arn, timed_name
+from crossfade.deploy.aws.sagemaker.request import check_name, check_s3, default_image, role_arn, timed_name
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
@@ -31,6 +32,10 @@ DATA_VARIABLE = "CROSSFADE_SERVE_DATA"
 _VARIANT = "crossfade"
 _STARTUP_SECONDS = 1800
 """Time for a host to copy the model and build its index."""
+_LINES = "application/jsonlines"
+_TRANSFORM_SECONDS = 3600
+"""Time for the answer to a part of a file, of a megabyte at most."""
+_FAILED = ("Failed", "OutOfService", "RollingBack", "Stopped", "UpdateRollbackFailed")
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,10 @@ def plan_deployment(aws: Aws, options: SubmitSageMakerOptions) -> Deployment:
         CloudRequestError, CloudError: AWS rejects a request or cannot serve it.
     """
     assert options.deploy is not None, "a training job is named"
-    image = options.image or default_image(aws, options.endpoint_type)
-    role = role_arn(aws, options.role) if options.role else None
-    description = describe_job(aws, options.deploy)
     endpoint = options.endpoint or options.deploy
-    name = options.name or timed_name(options.deploy)
     check_name("endpoint", endpoint)
-    check_name("name", name)
-    model = _model_request(description, options, image, role, name)
+    model = _plan_model(aws, options, options.deploy)
+    name, image = model["ModelName"], model["PrimaryContainer"]["Image"]
     variant = {
         "VariantName": _VARIANT,
         "ModelName": name,
@@ -87,27 +88,29 @@ def plan_deployment(aws: Aws, options: SubmitSageMakerOptions) -> Deployment:
     }
     configuration = {"EndpointConfigName": name, "ProductionVariants": [variant]}
     request = {"EndpointName": endpoint, "EndpointConfigName": name}
-    aws.check_request(aws.sagemaker, "CreateModel", model)
     aws.check_request(aws.sagemaker, "CreateEndpointConfig", configuration)
     aws.check_request(aws.sagemaker, "CreateEndpoint", request)
     return Deployment(model, configuration, request, image, _exists(aws, endpoint))
 
 
-def _model_request(
-    description: dict[str, Any], options: SubmitSageMakerOptions, image: str, role: str | None, name: str
-) -> dict[str, Any]:
-    """Return the request for a model of the training job in ``description``; without ``role``, with the job's."""
-    job = description["TrainingJobName"]
+def _plan_model(aws: Aws, options: SubmitSageMakerOptions, job: str) -> dict[str, Any]:
+    """Return the request for a model of the training ``job``, checked; without a role, with that of the job."""
+    image = options.image or default_image(aws, options.endpoint_type)
+    role = role_arn(aws, options.role) if options.role else None
+    description = describe_job(aws, job)
+    name = options.name or timed_name(job)
+    check_name("name", name)
+    option = "deploy" if options.transform is None else "transform"
     artifacts = description.get("ModelArtifacts", {}).get("S3ModelArtifacts")
     if not artifacts or description.get("TrainingJobStatus") != "Completed":
         status = description.get("TrainingJobStatus", "unknown").lower()
         raise OptionError(
-            "deploy", found=job, problem=f"has no model: it is {status}", expected="a completed training job"
+            option, found=job, problem=f"has no model: it is {status}", expected="a completed training job"
         )
     container = {
         "Image": image,
         "ModelDataUrl": artifacts,
-        "Environment": {DATA_VARIABLE: options.data or _data_of(description)},
+        "Environment": {DATA_VARIABLE: options.data or _data_of(description, option)},
     }
     request: dict[str, Any] = {
         "ModelName": name,
@@ -116,11 +119,12 @@ def _model_request(
     }
     if "VpcConfig" in description:
         request["VpcConfig"] = description["VpcConfig"]
+    aws.check_request(aws.sagemaker, "CreateModel", request)
     return request
 
 
-def _data_of(description: dict[str, Any]) -> str:
-    """Return the dataset of a training job on S3."""
+def _data_of(description: dict[str, Any], option: str) -> str:
+    """Return the dataset on S3 of the training job that ``option`` names."""
     for channel in description.get("InputDataConfig", []):
         if channel["ChannelName"] == TRAINING_CHANNEL:
             uri: str = channel["DataSource"]["S3DataSource"]["S3Uri"]
@@ -129,7 +133,7 @@ def _data_of(description: dict[str, Any]) -> str:
     if not path.startswith("s3://"):
         fix = f"name a copy there with {option_named('data', 's3://BUCKET/PREFIX')}"
         problem = f"its dataset is not on S3 ('{path}')"
-        raise OptionError("deploy", found=description["TrainingJobName"], problem=problem, fix=fix)
+        raise OptionError(option, found=description["TrainingJobName"], problem=problem, fix=fix)
     return path
 
 
@@ -155,6 +159,68 @@ def deploy(aws: Aws, deployment: Deployment) -> None:
         send(**deployment.endpoint)
 
 
+@dataclass(frozen=True)
+class Transform:
+    """The requests of a batch transform, of CreateModel and CreateTransformJob, and the image that serves the model."""
+
+    model: dict[str, Any]
+    job: dict[str, Any]
+
+    @property
+    def image(self) -> str:
+        """The image that answers."""
+        return str(self.model["PrimaryContainer"]["Image"])
+
+    @property
+    def name(self) -> str:
+        """The name of the transform job."""
+        return str(self.job["TransformJobName"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the requests by operation."""
+        return {"CreateModel": self.model, "CreateTransformJob": self.job}
+
+
+def plan_transform(aws: Aws, options: SubmitSageMakerOptions) -> Transform:
+    """Return the requests that let the model of the training job ``options.transform`` answer files, not sent.
+
+    A line of a file is a request as of POST /recommend, and the line of the answer is its response.
+
+    Raises:
+        InputError: an option is invalid, or the training job has no model.
+        CloudRequestError, CloudError: AWS rejects a request or cannot serve it.
+    """
+    assert options.transform is not None, "a training job is named"
+    check_s3("input", options.input or "")
+    check_s3("output", options.output or "")
+    model = _plan_model(aws, options, options.transform)
+    source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": options.input}}
+    job = {
+        "TransformJobName": model["ModelName"],
+        "ModelName": model["ModelName"],
+        "ModelClientConfig": {"InvocationsTimeoutInSeconds": _TRANSFORM_SECONDS, "InvocationsMaxRetries": 3},
+        "BatchStrategy": "MultiRecord",
+        "MaxPayloadInMB": 1,
+        "TransformInput": {"DataSource": source, "ContentType": _LINES, "SplitType": "Line"},
+        "TransformOutput": {"S3OutputPath": options.output, "Accept": _LINES, "AssembleWith": "Line"},
+        "TransformResources": {"InstanceType": options.endpoint_type, "InstanceCount": options.endpoint_hosts},
+    }
+    aws.check_request(aws.sagemaker, "CreateTransformJob", job)
+    return Transform(model, job)
+
+
+def transform(aws: Aws, planned: Transform) -> None:
+    """Send the requests.
+
+    Raises:
+        CloudRequestError, CloudError: AWS does not accept one of them.
+    """
+    with translate_aws_errors(f"creating the model {planned.name}", aws.region):
+        aws.sagemaker.create_model(**planned.model)
+    with translate_aws_errors(f"starting the transform job {planned.name}", aws.region):
+        aws.sagemaker.create_transform_job(**planned.job)
+
+
 def wait_until_in_service(
     aws: Aws, name: str, pause: Callable[[float], None], poll_seconds: float, on_status: Callable[[str], None]
 ) -> None:
@@ -164,17 +230,45 @@ def wait_until_in_service(
         CloudError: it failed; the message has AWS's reason.
         CloudRequestError: AWS does not describe it.
     """
+
+    def describe() -> tuple[str, str | None]:
+        with translate_aws_errors(f"describing the endpoint {name}", aws.region):
+            found = aws.sagemaker.describe_endpoint(EndpointName=name)
+        return found["EndpointStatus"], found.get("FailureReason")
+
+    _wait_until("InService", f"endpoint {name}", describe, pause, poll_seconds, on_status)
+
+
+def wait_until_transformed(
+    aws: Aws, name: str, pause: Callable[[float], None], poll_seconds: float, on_status: Callable[[str], None]
+) -> None:
+    """Wait until the transform job ``name`` is complete, otherwise as ``wait_until_in_service``."""
+
+    def describe() -> tuple[str, str | None]:
+        with translate_aws_errors(f"describing the transform job {name}", aws.region):
+            found = aws.sagemaker.describe_transform_job(TransformJobName=name)
+        return found["TransformJobStatus"], found.get("FailureReason")
+
+    _wait_until("Completed", f"transform job {name}", describe, pause, poll_seconds, on_status)
+
+
+def _wait_until(
+    reached: str,
+    what: str,
+    describe: Callable[[], tuple[str, str | None]],
+    pause: Callable[[float], None],
+    poll_seconds: float,
+    on_status: Callable[[str], None],
+) -> None:
+    """Call ``describe``, which returns a status and why it failed, until ``what`` has the status ``reached``."""
     last = ""
     while True:
-        with translate_aws_errors(f"describing the endpoint {name}", aws.region):
-            description = aws.sagemaker.describe_endpoint(EndpointName=name)
-        status: str = description["EndpointStatus"]
+        status, reason = describe()
         if status != last:
             on_status(status)
             last = status
-        if status == "InService":
+        if status == reached:
             return
-        if status in ("Failed", "OutOfService", "RollingBack", "UpdateRollbackFailed"):
-            reason = description.get("FailureReason", "AWS gives no reason")
-            raise CloudError(f"the endpoint {name} is {status}: {reason}", "fault")
+        if status in _FAILED:
+            raise CloudError(f"the {what} is {status}: {reason or 'AWS gives no reason'}", "fault")
         pause(poll_seconds)

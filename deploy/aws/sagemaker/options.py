@@ -32,7 +32,7 @@ _endpoint = partial(option, group="endpoint")
 class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     """The job to run on SageMaker, or what to do with a training job that exists."""
 
-    one_of = (("job", "follow", "stop", "deploy"),)
+    one_of = (("job", "follow", "stop", "deploy", "transform"),)
 
     role: str | None = _job(None, "run with this IAM role, a name or ARN (required)", value="ROLE")
     output: str | None = _job(None, "write results below s3://BUCKET/PREFIX (required)", value="URI")
@@ -55,6 +55,9 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     follow: str | None = _action(None, "follow a submitted job to its end", value="NAME")
     stop: str | None = _action(None, "stop a job after a checkpoint", value="NAME")
     deploy: str | None = _action(None, "serve the model of a completed job at an endpoint", value="NAME")
+    transform: str | None = _action(
+        None, "recommend to the customers in files on S3, by the model of a completed job", value="NAME"
+    )
     poll_seconds: Number = _action(10.0, "poll the job at this interval", value="SECONDS", gt=0)
     max_hours: Number = _limits(24.0, "stop training after H hours", value="H", gt=0)
     spot: bool = _limits(False, "use spot capacity, which costs less and may be interrupted")
@@ -75,8 +78,9 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     endpoint: str | None = _endpoint(
         None, "create this endpoint, or update it (default: the name of the training job)", value="NAME"
     )
-    endpoint_type: str = _endpoint("ml.m5.large", "serve on this instance type", value="TYPE")
-    endpoint_hosts: Integer = _endpoint(1, "serve on N hosts", value="N", ge=1)
+    endpoint_type: str = _endpoint("ml.m5.large", "serve or transform on this instance type", value="TYPE")
+    endpoint_hosts: Integer = _endpoint(1, "serve or transform on N hosts", value="N", ge=1)
+    input: str | None = _endpoint(None, "transform the files of JSON lines below s3://BUCKET/PREFIX", value="URI")
     data: str | None = _endpoint(
         None, "read IDs and interactions on S3 here (default: where the training job read them)", value="URI"
     )

@@ -133,6 +133,16 @@ def check_name(option: str, name: str) -> None:
         raise OptionError(option, found=name, expected=expected)
 
 
+def check_s3(option: str, uri: str) -> None:
+    """Check that ``uri``, the value of ``option``, is a place on S3.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if not _S3.fullmatch(uri):
+        raise OptionError(option, found=uri, expected="an S3 URI, as in s3://BUCKET/PREFIX")
+
+
 def check_submission(submission: Submission) -> None:
     """Check the options before any request is sent.
 
@@ -142,8 +152,7 @@ def check_submission(submission: Submission) -> None:
     options = submission.options
     check_name("name", submission.name)
     for option, uri in (("output", submission.output), *(("channel", uri) for uri in submission.channels.values())):
-        if not _S3.fullmatch(uri):
-            raise OptionError(option, found=uri, expected="an S3 URI, as in s3://BUCKET/PREFIX")
+        check_s3(option, uri)
     if bool(options.subnet) != bool(options.security_group):
         raise OptionError("subnet", problem=f"a job in a VPC needs both it and {option_named('security_group')}")
     if options.max_wait_hours is not None:

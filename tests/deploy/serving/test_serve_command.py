@@ -219,6 +219,23 @@ def test_pages_of_other_sites_send_no_request(server: RunningServer) -> None:
             assert connection.getresponse().status == 415, media_type
 
 
+def test_json_lines_are_answered_line_by_line(server: RunningServer) -> None:
+    requests = [{"ids": ["c011", "c010"], "k": 5}, {"histories": [[{"id": 5008}]], "k": 2}, {"ids": ["c999"]}]
+    bad = b'{"ids": [\n\r\n{"id": 2}\n{"ids": ["c010"], "where": "nothing = 1"}'
+    body = b"".join(json.dumps(request).encode() + b"\n" for request in requests) + bad
+    address = Address.parse(server.url.split("/")[2], "the server")
+    for route in ("/invocations", "/recommend"):
+        with closing(http.client.HTTPConnection(address.host, address.port, timeout=60)) as connection:
+            connection.request("POST", route, body, {"Content-Type": "application/jsonlines"})
+            response = connection.getresponse()
+            assert (response.status, response.headers["Content-Type"]) == (200, "application/jsonlines")
+            lines = response.read().decode().splitlines()
+        assert len(lines) == 6
+        assert [json.loads(line) for line in lines[:3]] == [server.post("recommend", each)[1] for each in requests]
+        for line, part in zip(lines[3:], bad.replace(b"\r\n", b"").splitlines(), strict=True):
+            assert json.loads(line) == server.post("recommend", part)[1]
+
+
 def test_front_page_says_what_is_served(server: RunningServer) -> None:
     with browsing() as browser, visiting(browser, server.url) as visit:
         expect(visit.page.get_by_text("recommends track to customer")).to_be_visible()

@@ -1,4 +1,4 @@
-"""``crossfade submit sagemaker --deploy``: requests that create or update an endpoint, and input that it rejects."""
+"""``crossfade submit sagemaker --deploy`` and ``--transform``: requests that they send, and input that they reject."""
 
 import json
 from pathlib import Path
@@ -111,3 +111,31 @@ def test_jobs_that_cannot_be_deployed_are_rejected(trained: AwsServer) -> None:
     trained.answer("DescribeTrainingJob", {**local, "RoleArn": ROLE, "HyperParameters": {"data.path": "/opt/ml/data"}})
     message = "--deploy plays-1: its dataset is not on S3 ('/opt/ml/data'); name a copy there with --data"
     rejected(message, command(trained, "--deploy", "plays-1"))
+
+
+def test_transform_is_started_and_followed(trained: AwsServer) -> None:
+    places = ("--input", "s3://music/customers", "--output", "s3://music/recs")
+    arguments = ("--transform", "plays-1", "--name", "plays-1-t", *places, "--endpoint-hosts", 2)
+    requests = json.loads(succeeded(command(trained, *arguments, "--dry-run")).stdout)
+    assert requests["CreateModel"]["PrimaryContainer"]["Environment"] == {"CROSSFADE_SERVE_DATA": "s3://music/plays"}
+    job = requests["CreateTransformJob"]
+    assert (job["BatchStrategy"], job["TransformInput"]["SplitType"], job["TransformOutput"]["AssembleWith"]) == (
+        "MultiRecord",
+        "Line",
+        "Line",
+    )
+    assert job["TransformInput"]["ContentType"] == job["TransformOutput"]["Accept"] == "application/jsonlines"
+    assert job["TransformResources"] == {"InstanceType": "ml.m5.large", "InstanceCount": 2}
+    trained.calls.clear()
+    described = {"TransformJobStatus": "Completed", "TransformJobName": "plays-1-t", "CreationTime": 1.0}
+    trained.answer("DescribeTransformJob", {**described, "TransformJobStatus": "InProgress"}, described)
+    followed = succeeded(command(trained, *arguments, "--wait", "--poll-seconds", 0.01))
+    assert followed.stdout == "plays-1-t\n"
+    assert messages(followed.stderr)[-2:] == ["crossfade: plays-1-t: InProgress", "crossfade: plays-1-t: Completed"]
+    [sent] = trained.calls_of("CreateTransformJob")
+    assert sent.body == job
+    assert trained.actions() == policy("transform") - {("iam", "PassRole")} | {("sts", "GetCallerIdentity")}
+    trained.answer("DescribeTransformJob", {**described, "TransformJobStatus": "Failed", "FailureReason": "no ping"})
+    failed = command(trained, *arguments[:-1], 3, "--name", "plays-1-u", "--wait")
+    rejected("the transform job plays-1-u is Failed: no ping", failed, exit_code=1)
+    rejected("--input: expected an S3 URI", command(trained, "--transform", "plays-1", "--output", "s3://music/recs"))
