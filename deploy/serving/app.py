@@ -216,7 +216,7 @@ def _media_type(request: Request) -> str:
 
 
 async def _answer_lines(body: bytes, bodies: Bodies, rank: Callable[[Any], Awaitable[Results]]) -> AsyncIterator[bytes]:
-    """Yield a line for each request in the lines of ``body``: its results or, instead of a status, what is wrong with it."""
+    """Yield a line for each request in the lines of ``body``: its results, or what is wrong with it."""
     for line in filter(bytes.strip, body.split(b"\n")):
         try:
             answer = _json(await rank(await bodies.read("recommend", line)))
