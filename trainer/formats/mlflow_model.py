@@ -52,10 +52,10 @@ from crossfade.trainer.tracking.mlflow_run import RUN_TAG, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.tracking import MlflowClient
 
-_VERSION, _ARTIFACT = "version", "model"
+_VERSION = "version"
 _PLACE = re.compile(r"models:/([^/:]+)")
 _MAX_LOGGED = 5
 _logger = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ def _check_installed() -> None:
         raise MissingExtraError(missing, extra="mlflow", purpose=option_named("to", "mlflow"), how=how) from error
 
 
-def write_mlflow(exported: ExportedModel, folder: Path, run: Run | None = None) -> str:
-    """Write the model, as one of ``run``, to the empty ``folder``, and return Markdown on how to load it.
+def write_mlflow(exported: ExportedModel, folder: Path, described: Model | None = None) -> str:
+    """Write the model to the empty ``folder``, and return Markdown on how to load it; ``described`` has where it goes.
 
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
@@ -96,14 +96,12 @@ def write_mlflow(exported: ExportedModel, folder: Path, run: Run | None = None) 
     """
     _check_installed()
     import mlflow.pyfunc
-    from mlflow.models import Model
 
     model = exported.model
     if len(exported.tables) < len(model.spec.vectors):
         raise OptionError(
             "entity", problem="a model of MLflow needs all tables", fix=f"leave out {option_named('entity')}"
         )
-    described = Model() if run is None else Model(artifact_path=_ARTIFACT, run_id=run.info.run_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no example, which would be the ID of a customer
         mlflow.pyfunc.save_model(
@@ -154,15 +152,18 @@ def push(exported: ExportedModel, place: str) -> str:
         CrossfadeError: the server cannot be reached, or the disk for temporary files is full.
         InputError: no server is known, or it rejects a request.
     """
+    from mlflow.models import Model
     from mlflow.tracking import MlflowClient
 
     model = exported.model
+    # Versions do not share files.
+    path = f"model-{exported.date:%Y%m%dT%H%M%S%f}"
     uri = os.environ.get("MLFLOW_TRACKING_URI") or model.job.tracking.mlflow
     if uri is None:
         fix = "set MLFLOW_TRACKING_URI, or train with tracking.mlflow"
         raise OptionError("push", problem="no tracking server of MLflow is known", fix=fix)
     with tempfile.TemporaryDirectory(prefix="crossfade-mlflow-") as work:
-        folder = Path(work) / _ARTIFACT
+        folder = Path(work) / path
         with _errors(uri):
             client = MlflowClient(tracking_uri=uri)
             known = _find_run(client, model)
@@ -170,7 +171,7 @@ def push(exported: ExportedModel, place: str) -> str:
         state = "FAILED"
         try:
             try:
-                write_mlflow(exported, folder, run)
+                write_mlflow(exported, folder, Model(artifact_path=path, run_id=run.info.run_id))
             except OSError as error:
                 raise CrossfadeError(f"{folder}: could not be written: {write_failure(error, folder)}") from error
             with _errors(uri):
@@ -187,13 +188,13 @@ def _register(client: MlflowClient, run: Run, folder: Path, name: str) -> str:
     """Log the model in ``folder`` as an artifact of ``run``, and return its version in the registry."""
     from mlflow.exceptions import MlflowException
 
-    client.log_artifacts(run.info.run_id, str(folder), _ARTIFACT)
+    client.log_artifacts(run.info.run_id, str(folder), folder.name)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return str(client.create_model_version(name, f"{run.info.artifact_uri}/{_ARTIFACT}", run.info.run_id).version)
+    return str(client.create_model_version(name, f"{run.info.artifact_uri}/{folder.name}", run.info.run_id).version)
 
 
 @contextmanager

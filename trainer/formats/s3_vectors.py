@@ -155,6 +155,8 @@ class _Index:
     requests: int | None = 0
     """Requests that have replaced vectors before; None if all have."""
     arn: str = ""
+    is_new: bool = False
+    """Whether it was empty when this push began."""
 
     def __post_init__(self) -> None:
         self.model = "/".join(identity(self.exported.model))
@@ -209,7 +211,8 @@ class _Index:
             self.client.create_vector_bucket(vectorBucketName=self.bucket)
             self.client.create_index(**request)
         except conflict:  # another process, or an attempt that was repeated
-            pass
+            return
+        self.is_new = True
 
     def _requests_before(self, state: str | None) -> int | None:
         """Return how many requests of this push an index in ``state`` has had; None for all."""
@@ -245,7 +248,7 @@ class _Index:
                     if before // _TAGGED_REQUESTS != sent // _TAGGED_REQUESTS:
                         self._tag(f"{self.push} at {sent}")
         if done is not None:
-            if self.earlier is None:
+            if self.earlier is None and not self.is_new:
                 self._delete_absent(self._keys())
             self._tag(f"holds {self.model}")
 

@@ -114,7 +114,8 @@ def test_model_is_registered_in_the_run_of_its_training(
     found = client.get_model_version("music", "2")
     assert found.run_id == trained.info.run_id
     assert client.get_run(found.run_id).info.end_time == trained.info.end_time
-    path = mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path="model", tracking_uri=server.uri)
+    assert client.get_model_version("music", "1").source != found.source, "versions do not share files"
+    path = mlflow.artifacts.download_artifacts(artifact_uri=found.source, tracking_uri=server.uri)
     described = yaml.safe_load((Path(path) / "MLmodel").read_text())
     assert described["run_id"] == trained.info.run_id
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
