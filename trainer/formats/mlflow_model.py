@@ -45,8 +45,6 @@ from crossfade.trainer.recommend.bulk import part_queries, recommendation_table
 from crossfade.trainer.recommend.options import RecommendOptions
 from crossfade.trainer.recommend.trained_model import TrainedModel
 from crossfade.trainer.runs.run_folder import RunFolder
-from crossfade.trainer.serving.version import open_version
-from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 from crossfade.trainer.tracking.background import TrackingError
 from crossfade.trainer.tracking.mlflow_run import RUN_TAG, tracking_errors
 
@@ -96,6 +94,8 @@ def write_mlflow(exported: ExportedModel, folder: Path, described: Model | None 
     """
     _check_installed()
     import mlflow.pyfunc
+
+    from crossfade.trainer.serving.version_folder import VersionOptions, write_version  # with DuckDB, which takes long
 
     model = exported.model
     if len(exported.tables) < len(model.spec.vectors):
@@ -237,6 +237,8 @@ class _Recommender:
     """Answers with recommendations."""
 
     def __init__(self, folder: Path) -> None:
+        from crossfade.trainer.serving.version import open_version  # with DuckDB, which takes long
+
         version = open_version(folder)
         self._model = version.model
         self._close = weakref.finalize(self, version.close)
