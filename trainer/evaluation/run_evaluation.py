@@ -133,13 +133,15 @@ def evaluate_shard(options: EvaluateOptions, shard: Shard) -> int:
     shards = ShardFolder(out, "evaluate", _made_from(options, job, folder))
     found, name = shards.begin(shard), f"sums-{shards.name(shard)}.npy"
     with shard_errors(out):
-        if found is None or name not in out.names():
-            sums = _ShardSums(shard)
-            ranked, content = _rank(options, job, folder, sums), BytesIO()
-            np.save(content, np.concatenate(sums.recorded))
+        is_there = out.exists(name)
+    if found is None or not is_there:
+        sums = _ShardSums(shard)
+        ranked, content = _rank(options, job, folder, sums), BytesIO()
+        np.save(content, np.concatenate(sums.recorded))
+        with shard_errors(out):
             out.write(name, content.getvalue())
-            found = {"queries": ranked.metrics["queries"], "file": name, "crc32": zlib.crc32(content.getvalue())}
-            shards.complete(shard, found)
+        found = {"queries": ranked.metrics["queries"], "file": name, "crc32": zlib.crc32(content.getvalue())}
+        shards.complete(shard, found)
     queries: int = found["queries"]
     return queries
 

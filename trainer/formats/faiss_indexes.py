@@ -37,7 +37,7 @@ def write_faiss(exported: ExportedModel, folder: Path) -> str:
     """
     load_faiss(command("export", to="faiss"))
     for table in exported.tables:
-        options = IndexOptions(out=folder / table.name, entity=table.name)
+        options = IndexOptions(out=str(folder / table.name), entity=table.name)
         card = build_index(exported.model, options, exported.reporter)
         exported.count(table, table.rows - card.rows)
     return _loading(exported, folder)

@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, command, option_named
+from crossfade.base.io.disk_errors import full_disk_errors
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import (
     SCHEMA,
@@ -65,7 +66,6 @@ from crossfade.trainer.prepare.database import (
     PREPARING_ADVICE,
     execute_on,
     fetch_one,
-    full_disk_errors,
     identifier,
     warn_low_disk,
     working_database,
@@ -120,7 +120,7 @@ def compact(options: CompactOptions, progress: ProgressReporter | None = None) -
     fingerprint = data_fingerprint(folder)
     manifest = read_manifest(folder)
     with (
-        full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir())),
+        full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir()), PREPARING_ADVICE),
         closing(LineageReader(folder, manifest, without=_WITHOUT_BASES)) as lineage,
     ):
         _check_output(lineage, options)

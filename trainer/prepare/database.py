@@ -22,7 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from crossfade.base.errors import CrossfadeError, escape_unprintable, option_named
-from crossfade.base.io.disk_errors import disk_of, is_full_disk
+from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_error, is_full_disk
 from crossfade.base.machine import limit_bytes
 from crossfade.trainer.prepare.input_files import RemoteFile, Source
 
@@ -71,34 +71,6 @@ PREPARING_ADVICE = (
 
 class ResourceError(CrossfadeError):
     """The preparation needs more memory than it may use: with more, the same command continues."""
-
-
-TEMPORARY_ADVICE = "name another disk for temporary files with TMPDIR"
-
-
-def full_disk_error(path: Path, advice: str = PREPARING_ADVICE) -> CrossfadeError:
-    """Return the error that the disk of ``path`` is full; ``advice`` is how to use another one."""
-    disk = disk_of(path)
-    usage = shutil.disk_usage(disk)
-    return CrossfadeError(
-        f"the disk at {disk} is full: {usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free; make room, or "
-        f"{advice}; nothing was written"
-    )
-
-
-@contextmanager
-def full_disk_errors(out: Path) -> Iterator[None]:
-    """Raise an ``OSError`` of a full disk as one that names the disk: of its file, or else of ``out``.
-
-    Raises:
-        CrossfadeError: a disk is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        if not is_full_disk(error):
-            raise
-        raise full_disk_error(Path(error.filename or out)) from error
 
 
 def identifier(name: str) -> str:

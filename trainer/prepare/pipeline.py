@@ -22,6 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.io.disk_errors import full_disk_errors
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import EarlierDataset
 from crossfade.trainer.data.manifest import REPLAY, CoOccurrence, DatasetManifest, Entity, Feature, Split
@@ -36,7 +37,6 @@ from crossfade.trainer.prepare.database import (
     estimate_temp_bytes,
     fetch_count,
     fetch_one,
-    full_disk_errors,
     warn_low_disk,
     working_database,
 )
@@ -217,7 +217,7 @@ def prepare(
     replayed = find_replayed(base) if base is not None and options.replay is not None else []
     identity = _identify(options, inputs, base) if keep else None
     with (
-        full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir())),
+        full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir()), PREPARING_ADVICE),
         staged_output(options.out, options.overwrite, options.work_dir, identity) as staged,
         ExitStack() as opened,
     ):

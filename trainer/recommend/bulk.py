@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,13 @@ import pyarrow.parquet as pq
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, format_names, option_named
-from crossfade.base.io.disk_errors import write_error, write_failure
+from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors, write_error, write_failure
 from crossfade.base.io.durable_file import sync_folder
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import output_lock, staged_file
 from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import DataFile, data_fingerprint
-from crossfade.trainer.data.parquet import ListedIn, checked_metadata, file_entry, storage_errors_of
+from crossfade.trainer.data.parquet import checked_metadata, file_entry, open_parquet, storage_errors_of
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.evaluation.held_out import ItemLists
@@ -52,7 +52,7 @@ from crossfade.trainer.recommend.options import RecommendOptions, RecommendToOpt
 from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.recommend.table_files import write_output, write_tables
 from crossfade.trainer.runs.options import Shard
-from crossfade.trainer.runs.shards import Result, ShardFolder, check_request, shard_errors
+from crossfade.trainer.runs.shards import LISTED_BY_SHARD, Result, ShardFolder, check_request, shard_errors
 
 MAX_PART_QUERIES = 1 << 16
 _MAX_PART_INTERACTIONS = 1 << 25
@@ -62,7 +62,6 @@ _MAX_PART_RANKS = 1 << 24
 _REQUEST_FILE = "request.json"
 MANIFEST_FILE = "_manifest.json"
 _PREFIX = "recommendations-"
-_LISTED = ListedIn("its shard", "delete it, and repeat its shard")
 _OPTIONS = set(RecommendOptions.model_fields) - {"allow", "deny"}
 """What parts depend on; the rows that lists of IDs have count as candidates."""
 
@@ -235,22 +234,24 @@ def recommend_shard(request: Request, out: Folder, shard: Shard) -> Recommended:
     own_Q, prefix = queries_Q[shard.part(len(queries_Q))], f"{_PREFIX}{shards.name(shard)}"
     has_begun, found = shards.has_begun(shard), shards.begin(shard)
     with shard_errors(out):
-        if found is None or not _has_files(out, found):
+        is_complete = found is not None and _has_files(out, found)
+        if not is_complete:
             sizes = None if found is None else {file.path: file.bytes for file in _files(found)}
             for name, entry in out.entries().items():
                 if name.startswith(f"{prefix}-") and entry is not None:
                     is_own = has_begun and (sizes is None or sizes.get(name) == entry.bytes)
                     if not is_own:  # of another request, or damaged
                         out.remove(name)
-            names = _write_parts(request, own_Q, out, prefix)
-            files = [file_entry(out, name) for name in names]
-            found = {
-                "model": request.model.trained.uri,
-                "queries": len(own_Q),
-                "rows": sum(file.rows for file in files),
-                "files": [file.model_dump() for file in files],
-            }
-            shards.complete(shard, found)
+    if found is None or not is_complete:
+        names = _write_parts(request, own_Q, out, prefix)
+        files = [file_entry(out, name) for name in names]
+        found = {
+            "model": request.model.trained.uri,
+            "queries": len(own_Q),
+            "rows": sum(file.rows for file in files),
+            "files": [file.model_dump() for file in files],
+        }
+        shards.complete(shard, found)
     return Recommended(len(own_Q), found["rows"])
 
 
@@ -268,6 +269,8 @@ def _has_files(out: Folder, result: Result) -> bool:
 def merge_shards(request: Request, out: Folder) -> Recommended:
     """Verify that ``out`` has all shards of ``request``, whose files are whole and the only ones; write the manifest.
 
+    All files are read to their ends: their pages have checksums.
+
     Raises:
         InputError: a shard is missing or incomplete, of another request, or a file is damaged or of something else.
         StorageUnavailableError: storage does not answer.
@@ -275,9 +278,13 @@ def merge_shards(request: Request, out: Folder) -> Recommended:
     made_from = request.made_from()
     results = ShardFolder(out, "recommend", made_from).results()
     files = [file for result in results for file in _files(result)]
+    request.reporter.phase("verify", len(files), "file")
     for file in files:
-        with storage_errors_of(out, file.path, _LISTED), closing(out.open_random(file.path)) as source:
-            checked_metadata(source, file, f"{out.uri}/{file.path}", _LISTED)
+        with storage_errors_of(out, file.path, LISTED_BY_SHARD), closing(out.open_random(file.path)) as source:
+            uri = f"{out.uri}/{file.path}"
+            metadata, _ = checked_metadata(source, file, uri, LISTED_BY_SHARD)
+            _check_pages(open_parquet(source, metadata=metadata, page_checksum_verification=True), uri)
+        request.reporter.advance(1)
     with shard_errors(out):
         foreign = {name for name in out.names() if name.endswith(".parquet")} - {file.path for file in files}
         if foreign:
@@ -295,6 +302,23 @@ def merge_shards(request: Request, out: Folder) -> Recommended:
         }
         out.write(MANIFEST_FILE, (json.dumps(manifest, indent=1) + "\n").encode())
     return found
+
+
+def _check_pages(file: pq.ParquetFile, uri: str) -> None:
+    """Read all of ``file``, whose pages have checksums.
+
+    Raises:
+        ConnectionError: storage does not answer.
+        InputError: a page is damaged.
+    """
+    try:
+        for group in range(file.num_row_groups):
+            file.read_row_group(group, use_threads=False)
+    except ConnectionError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        problem = f"is damaged: {' '.join(str(error).split()).rstrip('.')}"
+        raise InputError(f"{uri}: {problem}; {LISTED_BY_SHARD.fix}") from error
 
 
 def _read_part(path: Path) -> pa.Table:
@@ -327,23 +351,32 @@ def _write_parts(
 ) -> list[str]:
     """Write recommendations to ``queries_Q`` to files of ``folder``, those that it lacks; return the names of all.
 
-    Histories wait in ``work``; None: where temporary files are.
+    Histories wait in ``work``; None: where temporary files are. Then ``folder`` is that of shards.
     """
+
+    def writing() -> AbstractContextManager[None]:
+        return shard_errors(folder) if work is None else nullcontext()
+
     model, options = request.model, request.options
     counts_Q = model.trained.counts(model.query)[queries_Q]
     starts_P1 = part_starts(counts_Q, part_queries(model, options.depth(options.k)))
     names = [f"{prefix}-{number:06d}.parquet" for number in range(len(starts_P1) - 1)]
-    missing = sorted(set(range(len(names))) - {names.index(name) for name in set(folder.names()) & set(names)})
+    with writing():
+        present = set(folder.names())
+    missing = [number for number, name in enumerate(names) if name not in present]
     with tempfile.TemporaryDirectory(prefix="histories-", dir=work) as temporary:
         if missing:
             with closing(model.trained.open_lineage()) as lineage:
                 parts = queries_Q, starts_P1, Path(temporary), request.reporter
-                histories = divide_histories(lineage, options.exclude, *parts)
+                with nullcontext() if work else full_disk_errors(Path(temporary), TEMPORARY_ADVICE):
+                    histories = divide_histories(lineage, options.exclude, *parts)
         request.reporter.phase("recommend", len(queries_Q), model.query)
         request.reporter.advance(len(queries_Q) - int(np.diff(starts_P1)[missing].sum()))
         for number in missing:
             part_Q = queries_Q[starts_P1[number] : starts_P1[number + 1]]
-            folder.write(names[number], _parquet_of(request, part_Q, histories.load(number).lists))
+            content = _parquet_of(request, part_Q, histories.load(number).lists)
+            with writing():
+                folder.write(names[number], content)
             request.reporter.advance(len(part_Q))
     return names
 

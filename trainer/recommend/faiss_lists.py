@@ -15,6 +15,16 @@ codes. Scores are those of ``crossfade.trainer.model.spec.Score`` without a temp
   al., "Speeding up the Xbox recommender system using a Euclidean transformation for inner-product spaces", RecSys
   2014).
 
+Product quantization ("pq") stores what a vector differs by from the centroid of its list: for each few columns, which
+of 256 typical values is nearest, in a byte. Its scores are those of the stored values.
+
+Lists that are found once can be filled in parts, by several processes, which ``write_merged`` puts together:
+
+    content = lists.content()                            # before vectors are added
+    part = VectorLists.of_content(content, options, longest)
+    part.add(rows_N, vectors_ND)
+    write_merged(content, [Path("part-1"), Path("part-2")], Path("index.faiss"))
+
 Only this module imports FAISS.
 
 Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
@@ -23,6 +33,8 @@ Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +43,7 @@ import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError
+from crossfade.base.io.folder import OutputFile
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.evaluation.top_k import unit_rows
@@ -38,6 +51,8 @@ from crossfade.trainer.recommend.options import Codes
 
 SAMPLES_PER_LIST = 64
 """Vectors that k-means uses for each list."""
+MIN_PQ_ROWS = 256
+"""Vectors that product quantization is learned from, at least: as many as a byte has values."""
 _MIN_ROWS_PER_LIST = 16
 ITERATIONS = 10
 
@@ -48,20 +63,29 @@ class ListOptions:
 
     Attributes:
         metric: the score that is searched.
-        codes: ``flat``: float32; ``sq8``: 8 bits per column.
+        codes: ``flat``: float32; ``sq8``: 8 bits per column; ``pq``: 8 bits for ``columns_per_byte`` columns.
+        columns_per_byte: of product quantization.
     """
 
     metric: ScoreKind
     codes: Codes = "flat"
+    columns_per_byte: int = 2
 
     def added_columns(self, dim: int) -> int:
         """Return the columns that vectors of ``dim`` columns get in addition.
 
-        With 8-bit codes, they fill up to a multiple of 8, which FAISS compares four times as fast.
+        Beside that of dot products, with 8-bit codes, they fill up to a multiple of 8, which FAISS compares four times
+        as fast; with product quantization, to a multiple of the columns of a byte.
         """
-        if self.metric != "dot":
-            return 0
-        return 1 if self.codes == "flat" else 8 - dim % 8
+        needed = 1 if self.metric == "dot" else 0
+        if self.codes == "pq":
+            return needed + -(dim + needed) % self.columns_per_byte
+        return 8 - dim % 8 if needed and self.codes == "sq8" else needed
+
+    def code_bytes(self, dim: int) -> int:
+        """Return the bytes of a stored vector of ``dim`` columns."""
+        width = dim + self.added_columns(dim)
+        return 4 * width if self.codes == "flat" else width if self.codes == "sq8" else width // self.columns_per_byte
 
 
 def load_faiss(purpose: str) -> Any:
@@ -85,7 +109,7 @@ def num_lists(rows: int) -> int:
 
 def bytes_per_row(dim: int, options: ListOptions) -> int:
     """Return the bytes of a vector and its row number."""
-    return (1 if options.codes == "sq8" else 4) * (dim + options.added_columns(dim)) + 8
+    return options.code_bytes(dim) + 8
 
 
 class VectorLists:
@@ -109,6 +133,8 @@ class VectorLists:
         index.cp.niter = ITERATIONS
         index.cp.min_points_per_centroid = 1  # otherwise, it writes warnings to stderr
         index.cp.max_points_per_centroid = SAMPLES_PER_LIST
+        if options.codes == "pq":
+            index.pq.cp.niter, index.pq.cp.min_points_per_centroid = _ITERATIONS, 1
         lists = VectorLists(index, options, longest)
         index.train(lists._stored(sample_ND))
         return lists
@@ -133,6 +159,20 @@ class VectorLists:
         return VectorLists(index, options)
 
     @staticmethod
+    def of_content(content: bytes, options: ListOptions, longest: float) -> VectorLists:
+        """Return lists from their ``content``.
+
+        Raises:
+            InputError: it is not an index.
+            MissingExtraError: FAISS is not installed.
+        """
+        faiss = load_faiss("crossfade index")
+        try:
+            return VectorLists(faiss.deserialize_index(np.frombuffer(content, np.uint8)), options, longest)
+        except RuntimeError as error:
+            raise InputError("is no index that FAISS can read") from error
+
+    @staticmethod
     def load(path: Path, options: ListOptions) -> VectorLists:
         """Load the file at ``path``, of flat codes, to change what it has.
 
@@ -147,6 +187,15 @@ class VectorLists:
         filled = next(number for number in range(index.nlist) if index.invlists.list_size(number))
         stored_D = get_invlist(index.invlists, filled)[1][0].view(np.float32)  # type: ignore[no-untyped-call]
         return VectorLists(index, options, float(np.linalg.norm(stored_D)))
+
+    def content(self) -> bytes:
+        """Return what ``of_content`` makes the same lists from."""
+        return load_faiss("crossfade index").serialize_index(self._index).tobytes()  # type: ignore[no-any-return]
+
+    @property
+    def longest(self) -> float:
+        """The length of the longest vector, as it was given."""
+        return self._longest
 
     @property
     def lists(self) -> int:
@@ -174,6 +223,15 @@ class VectorLists:
         except RuntimeError as error:
             raise OSError(f"{path}: {' '.join(str(error).split())}") from error
 
+    def write_to(self, file: OutputFile) -> None:
+        """Write the index to ``file``.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        faiss = load_faiss("crossfade index")
+        faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))
+
     def search(
         self, query_QD: FloatArray, count: int, probes: int, kept_R: BoolArray | None = None
     ) -> tuple[IntArray, FloatArray]:
@@ -192,21 +250,17 @@ class VectorLists:
         return rows_QK, score_QK
 
     def _stored(self, vectors_ND: FloatArray) -> FloatArray:
-        if self._options.metric == "cosine":
-            return unit_rows(vectors_ND)
-        stored_ND = self._widened(vectors_ND)
+        stored_ND = self._searched(vectors_ND)
         if self._options.metric == "dot":
             rest_N = np.float32(self._longest) ** 2 - np.square(vectors_ND).sum(axis=1)
             stored_ND[:, vectors_ND.shape[1]] = np.sqrt(np.maximum(rest_N, 0))
         return stored_ND
 
     def _searched(self, query_QD: FloatArray) -> FloatArray:
-        return unit_rows(query_QD) if self._options.metric == "cosine" else self._widened(query_QD)
-
-    def _widened(self, vectors_ND: FloatArray) -> FloatArray:
-        """Append zeros as the further columns."""
-        added = self._options.added_columns(vectors_ND.shape[1])
-        return np.pad(vectors_ND, ((0, 0), (0, added))) if added else vectors_ND
+        """Append zeros as the further columns, to vectors of length 1 for cosines."""
+        unit_QD = unit_rows(query_QD) if self._options.metric == "cosine" else query_QD
+        added = self._index.d - query_QD.shape[1]
+        return np.pad(unit_QD, ((0, 0), (0, added))) if added else unit_QD
 
 
 def _selector(rows_R: BoolArray) -> Any:
@@ -214,15 +268,47 @@ def _selector(rows_R: BoolArray) -> Any:
     return load_faiss("searching an index").IDSelectorBitmap(np.packbits(rows_R, bitorder="little"))
 
 
+def write_merged(content: bytes, parts: Sequence[Path], path: Path) -> None:
+    """Write an index with the vectors of ``parts``, files of indexes that were made from lists of the same ``content``.
+
+    FAISS merges in memory, or into a second file. Instead, what each list has in the parts, which are mapped, is copied
+    behind the header of the index that FAISS would write: its lists are last, and sizes before them.
+
+    Raises:
+        InputError: a part is none.
+        OSError: the file cannot be written.
+    """
+    faiss = load_faiss("crossfade index")
+    from faiss.contrib.inspect_tools import get_invlist
+
+    merged = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+    shape = b"ilar" + struct.pack("<QQ", merged.nlist, merged.code_size)
+    opened = [VectorLists.read(part, ListOptions("cosine"))._index for part in parts]
+    merged.ntotal = sum(index.ntotal for index in opened)
+    header, empty = faiss.serialize_index(merged).tobytes(), shape + b"sprs" + struct.pack("<Q", 0)
+    assert header.endswith(empty), "FAISS writes empty lists in another way"
+    all_lists = [index.invlists for index in opened]
+    sizes = [sum(lists.list_size(number) for lists in all_lists) for number in range(merged.nlist)]
+    with path.open("wb") as file:
+        file.write(header.removesuffix(empty) + shape + b"full" + struct.pack(f"<Q{len(sizes)}Q", len(sizes), *sizes))
+        for number in range(merged.nlist):
+            found = [get_invlist(lists, number) for lists in all_lists]  # type: ignore[no-untyped-call]
+            file.writelines(codes.tobytes() for _, codes in found)
+            file.writelines(rows.tobytes() for rows, _ in found)
+
+
 def _new_index(faiss: Any, dim: int, lists: int, options: ListOptions) -> Any:
     """Return an empty index of FAISS for vectors of ``dim`` columns."""
     inner_product, width = faiss.METRIC_INNER_PRODUCT, dim + options.added_columns(dim)
     if options.metric != "dot":
         metric = faiss.METRIC_L2 if options.metric == "euclidean" else inner_product
-        return faiss.index_factory(width, f"IVF{lists},{'SQ8' if options.codes == 'sq8' else 'Flat'}", metric)
+        names = {"flat": "Flat", "sq8": "SQ8", "pq": f"PQ{options.code_bytes(dim)}np"}
+        return faiss.index_factory(width, f"IVF{lists},{names[options.codes]}", metric)
     quantizer = faiss.IndexFlatL2(width)
     if options.codes == "flat":
         index = faiss.IndexIVFFlat(quantizer, width, lists, inner_product)
+    elif options.codes == "pq":
+        index = faiss.IndexIVFPQ(quantizer, width, lists, options.code_bytes(dim), 8, inner_product)
     else:
         # Without residuals, since these would be of distances.
         bits = faiss.ScalarQuantizer.QT_8bit

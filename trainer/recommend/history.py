@@ -260,7 +260,8 @@ def _append(folder: Path, starts_P1: IntArray, interaction_N: NDArray[np.void]) 
     bounds_P1 = np.searchsorted(part_N[order_N], np.arange(len(starts_P1)))
     for part in np.flatnonzero(np.diff(bounds_P1)):
         with _part_path(folder, int(part)).open("ab") as file:
-            interaction_N[order_N[bounds_P1[part] : bounds_P1[part + 1]]].tofile(file)
+            # Not tofile(), which ignores that the last bytes find no room.
+            file.write(interaction_N[order_N[bounds_P1[part] : bounds_P1[part + 1]]].tobytes())
 
 
 def _part_path(folder: Path, part: int) -> Path:

@@ -23,7 +23,7 @@ from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.evaluation.options import Labels, RerankingOptions
 from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
 
-Codes = Literal["flat", "sq8"]
+Codes = Literal["flat", "sq8", "pq"]
 
 
 @dataclass(frozen=True)
@@ -273,14 +273,21 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
         return bool(self.history) or self.history_file is not None
 
 
-class IndexOptions(Options):
+class IndexOptions(ShardOptions, Options):
     """Which vectors of a model to index, and how."""
 
     entity: str | None = option(
         None, "index this table (default: the item entity of the run's job)", group="index", value="NAME"
     )
     metric: ScoreKind | None = option(None, "search by this score (default: model.score of the job)", group="index")
-    codes: Codes = option("flat", "store vectors as float32 (flat) or in 8 bits per column (sq8)", group="index")
+    codes: Codes = option(
+        "flat",
+        "store vectors as float32 (flat), in 8 bits per column (sq8), or by product quantization (pq)",
+        group="index",
+    )
+    columns_per_byte: Integer = option(
+        2, "with pq, store N columns in a byte, at a loss of recall", group="index", value="N", ge=1, le=64
+    )
     recall: Number = option(
         0.95,
         "scan as many lists as a recall@100 of R needs, measured by 1,000 queries",
@@ -289,8 +296,18 @@ class IndexOptions(Options):
         gt=0,
         le=1,
     )
-    out: Path = option(..., "write to this local folder", group="output", value="FOLDER")
+    out: Location = option(
+        ..., "write to this folder, which is local unless there are shards", group="output", value="FOLDER"
+    )
     overwrite: bool = option(False, "replace the index in the folder", group="output")
+
+    @model_validator(mode="after")
+    def _check_out(self) -> Self:
+        if self.is_divided and self.overwrite:
+            raise OptionError("overwrite", problem="replaces a whole index", fix="for shards, choose another folder")
+        if not self.is_divided and "://" in self.out:
+            raise OptionError("out", found=self.out, expected=f"a local path, or {option_named('shard')}")
+        return self
 
 
 class SequenceOptions(ListFiles, ModelSource):

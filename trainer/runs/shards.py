@@ -27,9 +27,11 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
 from crossfade.kvstore import __version__
+from crossfade.trainer.data.parquet import ListedIn
 from crossfade.trainer.runs.options import Shard
 
 SHARDS_FOLDER = "_shards"
+LISTED_BY_SHARD = ListedIn("its shard", "delete it, and repeat its shard")
 _ENTRY = re.compile(r"(\d{5})-of-(\d{5})\.json")
 
 Result = dict[str, Any]

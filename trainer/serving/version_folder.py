@@ -342,7 +342,7 @@ def _copy_vectors(source: VectorSource, table: TableSpec, path: Path, reporter: 
             vectors_ND = source.vectors(table.name, rows_N)
             if (bad := find_non_finite_row(vectors_ND)) is not None:
                 raise InputError(f"the vector of row {first + bad} of '{table.name}' is not finite; train it again")
-            vectors_ND.astype("<f4").tofile(file)
+            file.write(vectors_ND.astype("<f4").tobytes())
             reporter.advance(len(rows_N))
 
 
@@ -388,12 +388,12 @@ def _write_histories(
             stack.enter_context((folder / name).open("wb")) for name in (_STARTS, _ITEMS, _WEIGHTS)
         )
         end = 0
-        np.zeros(1, np.int64).tofile(starts)
+        starts.write(np.zeros(1, np.int64).tobytes())
         for part in range(len(starts_P1) - 1):
             histories = divided.load_added(part, known)
-            (end + histories.lists.starts_Q1[1:]).tofile(starts)
-            histories.lists.items_N.astype(np.int32).tofile(items)
-            histories.weight_N.tofile(weights)
+            starts.write((end + histories.lists.starts_Q1[1:]).tobytes())
+            items.write(histories.lists.items_N.astype(np.int32).tobytes())
+            weights.write(histories.weight_N.tobytes())
             end += len(histories.lists.items_N)
 
 
@@ -420,7 +420,7 @@ def _build_indexes(
         return []
     metrics: list[ScoreKind] = list(dict.fromkeys([model.job.model.score, "cosine"]))
     for metric in metrics:
-        index = IndexOptions(out=index_folder(folder, metric), metric=metric, recall=options.recall)
+        index = IndexOptions(out=str(index_folder(folder, metric)), metric=metric, recall=options.recall)
         build_index(model, index, reporter, None if continued is None else continued.index(metric))
     return metrics
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from crossfade.base.errors import CrossfadeError, InputError
 
+TEMPORARY_ADVICE = "name another disk for temporary files with TMPDIR"
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FULL_TEXT = re.compile(
     "|".join([*(re.escape(os.strerror(number)) for number in _FULL), "database or disk is full"])
@@ -48,6 +52,31 @@ def describe_disk_error(error: OSError) -> str:
     if is_full_disk(error) and isinstance(error.filename, str):
         return f"{error.filename}: could not be written: {write_failure(error, Path(error.filename))}"
     return str(error)
+
+
+def full_disk_error(path: Path, advice: str) -> CrossfadeError:
+    """Return the error that the disk of ``path`` is full; ``advice`` is how to use another one."""
+    disk = disk_of(path)
+    usage = shutil.disk_usage(disk)
+    return CrossfadeError(
+        f"the disk at {disk} is full: {usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free; make room, or "
+        f"{advice}; nothing was written"
+    )
+
+
+@contextmanager
+def full_disk_errors(path: Path, advice: str) -> Iterator[None]:
+    """Raise an ``OSError`` of a full disk as one that names the disk: of its file, or else of ``path``.
+
+    Raises:
+        CrossfadeError: a disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        raise full_disk_error(Path(error.filename or path), advice) from error
 
 
 def disk_of(path: Path) -> Path:

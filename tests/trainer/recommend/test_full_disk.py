@@ -103,8 +103,11 @@ def test_temporary_files_of_histories_on_a_full_disk(
     fill(disk)
     command = ("recommend", run, "--history-file", tmp_path / "plays.csv", "--out", tmp_path / "recs.csv")
     failed("a history file without room for temporary files", *command, cwd=tmp_path)
-    assert [path.name for path in disk.iterdir()] == ["filler"]
     assert not (tmp_path / "recs.csv").exists()
+    fill(disk, leave=0)
+    shard = ("recommend", run, "--all", "--shard", "1/1", "--out", tmp_path / "recs")
+    failed("a shard without room for temporary files", *shard, cwd=tmp_path)
+    assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
 @pytest.mark.parametrize("leave", [0, 8192])

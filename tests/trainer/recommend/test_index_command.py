@@ -88,14 +88,14 @@ def test_index_keeps_its_lists_until_searches_would_scan_more(workspace: Path, t
         tables = {table.name: np.arange(table.rows) for table in model.spec.vectors}
         arrays = {name: model.vectors.vectors(name, rows_N) for name, rows_N in tables.items()}
         before = replace(model, vectors=ArrayVectors(arrays))
-        cards = [build_index(before, IndexOptions(out=tmp_path / "before", recall=0.9), NullReporter())]
+        cards = [build_index(before, IndexOptions(out=str(tmp_path / "before"), recall=0.9), NullReporter())]
         moved_RD = arrays["track"].copy()
         moved_RD[::2] += 0.05 * draw.standard_normal(moved_RD[::2].shape)
         other = {name: draw.standard_normal(array.shape).astype(np.float32) for name, array in arrays.items()}
         for name, changed in (("moved", {**arrays, "track": moved_RD}), ("other", other)):
-            earlier, options = EarlierIndex(before, tmp_path / "before"), IndexOptions(out=tmp_path / name, recall=0.9)
+            options = IndexOptions(out=str(tmp_path / name), recall=0.9)
             now = replace(model, vectors=ArrayVectors(changed))
-            cards.append(build_index(now, options, NullReporter(), earlier))
+            cards.append(build_index(now, options, NullReporter(), EarlierIndex(before, tmp_path / "before")))
             assert cards[-1].measured.recall_at_100 >= 0.9
             rows_N = np.arange(TRACKS)
             lists = VectorLists.read(tmp_path / name / "index.faiss", ListOptions("cosine"))
@@ -202,6 +202,28 @@ def test_index_of_another_entity_and_metric_is_searched(workspace: Path, tmp_pat
     assert (euclidean["metric"], euclidean["measured"]["query_entity"]) == ("euclidean", "track")
 
 
+def test_product_quantization_has_a_recall_that_more_lists_do_not_raise(workspace: Path, tmp_path: Path) -> None:
+    command = ("index", "run", "--codes", "pq", "--metric", "cosine", "--out", tmp_path / "pq")
+    rejected_here("product quantization of few vectors", *command, cwd=workspace)
+    of_customers = (*command, "--entity", "customer", "--columns-per-byte", 4, "--recall", 1, "--json")
+    result = crossfade_here(*of_customers, cwd=workspace)
+    card = json.loads(succeeded(result).stdout)
+    assert card == card_of(tmp_path / "pq")
+    index, measured = card["index"], card["measured"]
+    assert (index["codes"], index["columns"]) == ("pq", 8)
+    assert 0.5 < measured["recall_at_10"] < measured["recall_at_100"] < 1
+    assert index["probes"] < index["lists"]
+    assert f"with {index['probes']} of {index['lists']} lists; --codes flat is exact" in result.stderr
+    # Two bytes and the row, beside the lists and the values of a byte.
+    assert card["files"]["index.faiss"]["bytes"] - CUSTOMERS * 10 < 2 * 4 * 8 * (index["lists"] + 256)
+    similar = ("similar", "run", "c010", "--entity", "customer", "-k", 20)
+    found, exact = (
+        {line.split()[1] for line in output(*similar, *more, cwd=workspace).splitlines()[1:]}
+        for more in (("--index", tmp_path / "pq"), ())
+    )
+    assert len(found & exact) > 10
+
+
 def test_corrupt_checkpoint_is_skipped(run: Path, workspace: Path, tmp_path: Path) -> None:
     older, newest = sorted((run / "checkpoints").glob("step-*"))
     [file] = (newest / "track").glob("weights.*")
@@ -257,6 +279,10 @@ def test_invalid_options_are_rejected(workspace: Path, tmp_path: Path, monkeypat
     rejected_here("an existing index", *command, "all", cwd=workspace)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
+    rejected_here(
+        "shards of an index with --overwrite", *command, "new", "--shard", "1/2", "--overwrite", cwd=workspace
+    )
+    rejected_here("shards beside other files", *command, "all", "--shard", "1/2", cwd=workspace)
     rejected_here("--overwrite of another folder", *command, tmp_path / "other", "--overwrite", cwd=workspace)
     assert (tmp_path / "other" / "notes.txt").exists()
     monkeypatch.setitem(sys.modules, "faiss", None)

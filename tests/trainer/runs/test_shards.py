@@ -1,4 +1,4 @@
-"""Shards of recommendations and evaluations: together they are the whole, and what is not is rejected."""
+"""Shards of recommendations, evaluations, and indexes: together they are the whole, and what is not is rejected."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,11 @@ from running_command import succeeded
 from written_runs import write_vectors
 
 from crossfade.base.errors import OptionError
+from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.recommend import bulk
+from crossfade.trainer.recommend.faiss_lists import VectorLists
+from crossfade.trainer.recommend.index_build import Indexing
 from crossfade.trainer.recommend.model import Selection
 from crossfade.trainer.runs.job_inputs import load_inputs
 from crossfade.trainer.runs.options import Shard, ShardOptions
@@ -130,6 +133,8 @@ def test_damaged_and_foreign_files_are_found_by_the_merge(workspace: Path, tmp_p
     (out / "more.parquet").unlink()
     file.write_bytes(content[:-40] + bytes(32) + content[-8:])
     rejected_here("a damaged file of a shard", *command, "--merge", cwd=workspace)
+    file.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    rejected_here("a damaged page of a shard", *command, "--merge", cwd=workspace)
     file.unlink()
     succeeded(crossfade_here(*command, "--shard", "1/1", cwd=workspace))
     assert file.read_bytes() == content
@@ -160,20 +165,86 @@ def test_shards_of_an_evaluation_are_the_whole_to_the_last_bit(workspace: Path, 
 
 
 @pytest.mark.slow
+def test_shards_of_an_index_are_the_whole(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, out = ("index", "run", "--entity", "customer", "--codes", "pq", "--out"), tmp_path / "index"
+    succeeded(crossfade_here(*command, tmp_path / "whole", cwd=workspace))
+    found: list[int] = []
+    find, write = Indexing.find_lists, VectorLists.write_to
+
+    def counted(self: Indexing) -> VectorLists:
+        found.append(1)
+        return find(self)
+
+    def interrupted(self: VectorLists, file: Any) -> None:
+        monkeypatch.setattr(VectorLists, "write_to", write)
+        write(self, file)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Indexing, "find_lists", counted)
+    monkeypatch.setattr(VectorLists, "write_to", interrupted)
+    assert crossfade_here(*command, out, "--shard", "3/3", cwd=workspace).returncode == 1
+    rejected_here("a missing shard", *command, out, "--merge", cwd=workspace)
+    for number in (3, 1, 2, 2):
+        printed = succeeded(crossfade_here(*command, out, "--shard", f"{number}/3", cwd=workspace)).stdout
+        assert printed == f"100 vectors: {out}, shard {number}/3\n"
+    assert found == [1]
+    rejected_here("shards of another request", *command, out, "--merge", "--columns-per-byte", 4, cwd=workspace)
+    part = out / "_shards" / "00002-of-00003.faiss"
+    content = part.read_bytes()
+    part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    rejected_here("a damaged part of an index", *command, out, "--merge", cwd=workspace)
+    part.unlink()
+    (out / "_shards" / "lists.npz").unlink()
+    succeeded(crossfade_here(*command, out, "--shard", "2/3", cwd=workspace))
+    assert part.read_bytes() == content  # the sample, and so the lists, are the same
+    succeeded(crossfade_here(*command, out, "--merge", cwd=workspace))
+    assert sorted(path.name for path in out.iterdir()) == ["card.json", "index.faiss", "rows.parquet"]
+    assert (out / "index.faiss").read_bytes() == (tmp_path / "whole" / "index.faiss").read_bytes()
+    merged, whole = (json.loads((folder / "card.json").read_text()) for folder in (out, tmp_path / "whole"))
+    for name in ("recall_at_10", "recall_at_100"):
+        assert merged["measured"][name] == whole["measured"][name]
+    similar = ("similar", "run", "c010", "--entity", "customer", "--index")
+    results = [crossfade_here(*similar, folder, cwd=workspace) for folder in (out, tmp_path / "whole")]
+    assert succeeded(results[0]).stdout == succeeded(results[1]).stdout
+
+
+@pytest.mark.slow
+def test_shards_of_other_lists_are_not_merged(workspace: Path, tmp_path: Path) -> None:
+    command = ("index", "run", "--out", tmp_path)
+    for number in (1, 2):
+        succeeded(crossfade_here(*command, "--shard", f"{number}/2", cwd=workspace))
+    lists = tmp_path / "_shards" / "lists.npz"
+    content = lists.read_bytes()
+    with np.load(lists) as found:
+        np.savez(lists, index=found["index"], longest=1 + found["longest"])
+    rejected_here("shards of other lists", *command, "--merge", cwd=workspace)
+    lists.write_bytes(content[:-9])
+    rejected_here("damaged lists of shards", *command, "--merge", cwd=workspace)
+    lists.unlink()
+    rejected_here("shards without their lists", *command, "--merge", cwd=workspace)
+
+
+@pytest.mark.slow
 def test_shards_are_written_to_s3(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command, ranked = ("recommend", "run", "--all", "--out"), ("evaluate", "run", "--json")
+    indexed = ("index", "run", "--out")
+    succeeded(crossfade_here(*indexed, tmp_path / "index", cwd=workspace))
     succeeded(crossfade_here(*command, tmp_path / "whole.parquet", cwd=workspace))
     whole = json.loads(succeeded(crossfade_here(*ranked, cwd=workspace)).stdout)
     with running_object_store(tmp_path) as server:
         for name, value in server.variables.items():
             monkeypatch.setenv(name, value)
-        recs, sums = server.uri("recs"), server.uri("sums")
+        recs, sums, index = server.uri("recs"), server.uri("sums"), server.uri("index")
         for last in (("--shard", "1/2"), ("--shard", "2/2"), ("--merge",)):
             succeeded(crossfade_here(*command, recs, *last, cwd=workspace))
+            succeeded(crossfade_here(*indexed, index, *last, cwd=workspace))
             printed = succeeded(crossfade_here(*ranked, "--out", sums, *last, cwd=workspace)).stdout
         assert json.loads(printed) == whole
+        assert Folder(index).names() == ["card.json", "index.faiss", "rows.parquet"]
+        merged = Folder(index).read("index.faiss")
         found = pq.read_table(recs.removeprefix("s3://"), filesystem=server.client())
     assert found.equals(pq.read_table(tmp_path / "whole.parquet"))
+    assert merged == (tmp_path / "index" / "index.faiss").read_bytes()
 
 
 def test_options_that_contradict_shards_are_rejected(tmp_path: Path) -> None:
