@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
+from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.terminal import print_line
 from crossfade.trainer.formats.options import ExportOptions
@@ -21,6 +22,10 @@ _EXAMPLES = (
     (
         "crossfade export runs/large",
         "Write the embeddings of a job with save_embeddings: none to its run folder.",
+    ),
+    (
+        "crossfade export s3://music/checkpoints/plays --shard 3/16 --out s3://music/exports/plays",
+        "Write the third of sixteen shards of the Parquet files; when all are written, repeat it with --merge instead.",
     ),
     (
         "crossfade export s3://music/checkpoints/plays --out exports/plays --entity track",
@@ -56,6 +61,8 @@ still be training.
 with id, row, vector and optionally name, but of the checkpoint's step instead of the best one. For a run without
 embeddings (train.save_embeddings: none), OUT defaults to its run folder, where 'crossfade similar' and 'crossfade
 evaluate' find them.
+
+With --shard, a process writes every N-th file of a table, of a million rows each, and --merge completes the folder.
 
 The other formats export what 'crossfade recommend' uses: the embeddings of a run, which are those of the best epoch, if
 it has written any, otherwise the newest complete checkpoint. A folder of checkpoints, RUN/checkpoints, exports the
@@ -126,10 +133,17 @@ def run(options: ExportCommand) -> int:
         InputError: there is no model, its dataset is missing, or OUT exists.
     """
     from crossfade.display import progress_bars
-    from crossfade.trainer.formats.export import export
+    from crossfade.trainer.formats.export import export, export_shard, merge_export
 
     with progress_bars() as bars:
-        exported = export(options, _logger.info, bars)
+        if options.shard is not None:
+            rows = export_shard(options, options.shard, _logger.info, bars)
+            if options.json_:
+                print(json.dumps({"rows": rows, "shard": str(options.shard)}))
+            else:
+                print_line(f"{counted(rows, 'row')}: {options.out}, shard {options.shard}")
+            return 0
+        exported = (merge_export if options.merge else export)(options, _logger.info, bars)
     if options.json_:
         print(json.dumps({**vars(exported), "tables": [vars(table) for table in exported.tables]}))
     else:

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,15 +31,16 @@ import pyarrow.parquet as pq
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError, option_named
 from crossfade.base.io.disk_errors import write_failure
-from crossfade.base.io.folder import Folder
+from crossfade.base.io.folder import Folder, OutputFile
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.replacing import replace_folder, restore_folder
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.manifest import DataFile
-from crossfade.trainer.data.parquet import checked_metadata, open_parquet, storage_errors_of
+from crossfade.trainer.data.parquet import checked_metadata, file_entry, open_parquet, storage_errors_of
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.listing import AGAIN, LISTED, read_listing, write_listing
+from crossfade.trainer.runs.options import Shard
 
 FILE_ROWS = 1 << 20
 GROUP_ROWS = 1 << 16
@@ -109,8 +110,27 @@ def write_table(
     entity_folder = folder / table.name
     entity_folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, table.rows, FILE_ROWS)[rank::workers]:
-        path = entity_folder / file_name(start)
-        _write_file(path, source, table, vocabulary, start, min(start + FILE_ROWS, table.rows))
+        _write_file(entity_folder / file_name(start), source, table, vocabulary, start)
+
+
+def write_shard(
+    folder: Folder, source: VectorSource, table: TableSpec, vocabulary: Vocabulary, shard: Shard, kept: Container[str]
+) -> list[DataFile]:
+    """Write the files of ``table`` that are of ``shard`` into ``folder/ENTITY``, and list them.
+
+    Those in ``kept`` are of an earlier attempt, and are written again only if they are incomplete.
+    """
+    files = []
+    for start in range(0, table.rows, FILE_ROWS)[shard.number - 1 :: shard.count]:
+        path = f"{table.name}/{file_name(start)}"
+        if path in kept:
+            with suppress(InputError):
+                files.append(file_entry(folder, path))
+                continue
+        with folder.open_output(path) as file:
+            _write_file(file, source, table, vocabulary, start)
+        files.append(file_entry(folder, path))
+    return files
 
 
 @contextmanager
@@ -158,8 +178,9 @@ def _on_first(store: RowStore, action: Callable[[], None]) -> None:
 
 
 def _write_file(
-    path: Path, source: VectorSource, table: TableSpec, vocabulary: Vocabulary, start: int, stop: int
+    where: Path | OutputFile, source: VectorSource, table: TableSpec, vocabulary: Vocabulary, start: int
 ) -> None:
+    stop = min(start + FILE_ROWS, table.rows)
     writer: pq.ParquetWriter | None = None
     try:
         for first in range(start, stop, GROUP_ROWS):
@@ -172,7 +193,7 @@ def _write_file(
             if "name" in names.column_names:
                 columns["name"] = names.column("name")
             group = pa.table(columns)
-            writer = writer or pq.ParquetWriter(path, group.schema, **_WRITE_OPTIONS)
+            writer = writer or pq.ParquetWriter(where, group.schema, **_WRITE_OPTIONS)
             writer.write_table(group, row_group_size=GROUP_ROWS)
     finally:
         if writer is not None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +33,12 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.data.manifest import data_fingerprint
-from crossfade.trainer.embeddings.files import write_table
+from crossfade.trainer.data.manifest import DataFile, data_fingerprint
+from crossfade.trainer.embeddings.files import write_shard, write_table
 from crossfade.trainer.embeddings.listing import write_listing
 from crossfade.trainer.formats.exported_model import Block, ExportedModel
+from crossfade.trainer.recommend.trained_model import PartVectors
+from crossfade.trainer.runs.options import Shard
 
 CHANGED_FILE, DELETED_FILE = "changed.parquet", "deleted.parquet"
 ROWS_FILE, NUMPY_FILE, SAFETENSORS_FILE = "rows.parquet", "vectors.npy", "vectors.safetensors"
@@ -120,6 +122,24 @@ def write_parquet(exported: ExportedModel, folder: Path) -> str:
         exported.reporter.phase(table.name, table.rows, "row")
         write_table(folder, _Reported(exported), table, exported.model.vocabulary(table.name))
     write_listing(Folder(folder))
+    return parquet_loading(exported)
+
+
+def write_parquet_shard(
+    exported: ExportedModel, folder: Folder, shard: Shard, kept: Container[str]
+) -> Iterator[DataFile]:
+    """Write the files of embeddings that are of ``shard``, unless an earlier attempt has ``kept`` them; yield all.
+
+    Raises as ``write_parquet``.
+    """
+    for table in exported.tables:
+        exported.reporter.phase(table.name, None, "row")
+        source, vocabulary = PartVectors(_Reported(exported)), exported.model.vocabulary(table.name)
+        yield from write_shard(folder, source, table, vocabulary, shard, kept)
+
+
+def parquet_loading(exported: ExportedModel) -> str:
+    """Return Markdown on how to load embeddings."""
     return (
         "`ENTITY/rows-*.parquet` have `id`, `row`, `vector`, and `name` if the dataset has names. Vectors of rows "
         f"without an interaction in train are random.\n\n{_example(exported, _PARQUET)}"

@@ -22,24 +22,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.replacing import check_replaceable
 from crossfade.base.json_text import parse_json
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.data.manifest import data_fingerprint
+from crossfade.trainer.data.manifest import DataFile, data_fingerprint
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log, locate_checkpoint
 from crossfade.trainer.embeddings.current_run import run_of_version
 from crossfade.trainer.embeddings.files import staged_export
 from crossfade.trainer.embeddings.listing import LISTING_FILE as EMBEDDINGS_LISTING
-from crossfade.trainer.embeddings.listing import is_listing
+from crossfade.trainer.embeddings.listing import is_listing, write_listing
 from crossfade.trainer.embeddings.model_card import CARD_FILE, ExportedTable, ModelCard, is_model_card
 from crossfade.trainer.embeddings.vector_origin import VectorOrigin, checkpoint_origin, embeddings_origin
 from crossfade.trainer.formats import arrays, faiss_indexes, mlflow_model, pgvector, s3_vectors, search_engines
 from crossfade.trainer.formats.exported_model import ExportedModel
 from crossfade.trainer.formats.options import DATABASES, ExportOptions, FormatName
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
-from crossfade.trainer.runs.options import ModelSource
+from crossfade.trainer.runs.options import ModelSource, Shard
+from crossfade.trainer.runs.shards import SHARDS_FOLDER, ShardFolder, check_files, shard_errors
 
 LISTING_FILE = "export.json"
 _KIND = "crossfade-export"
@@ -137,7 +139,7 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
         return _export(options, log, reporter, lambda exported, _: push(exported, place))
     assert form.write is not None, "checked by the options"
     write_files = form.write
-    target = options.out or locate_checkpoint(options.source).embeddings
+    target = Path(options.out) if options.out else locate_checkpoint(options.source).embeddings
     if target is None:
         raise InputError(
             f"{options.source}: name a new folder for the embeddings with {option_named('out')}; only a run with "
@@ -155,6 +157,78 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
     return _export(options, log, reporter, write)
 
 
+def export_shard(options: ExportOptions, shard: Shard, log: Log, reporter: ProgressReporter) -> int:
+    """Write the Parquet files of ``shard`` to the folder ``out``, unless they are there; return how many rows it has.
+
+    Raises:
+        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CrossfadeError: a file cannot be written.
+        InputError: there is no model, its dataset is another one, or the folder has shards of another request.
+        StorageUnavailableError: storage does not answer.
+    """
+
+    def use(model: TrainedModel) -> int:
+        _log_origin(model, options, log)
+        out, shards, exported = _open_shards(model, options, reporter)
+        has_begun, found = shards.has_begun(shard), shards.begin(shard)
+        with shard_errors(out):
+            sizes = out.sizes()
+        listed = None if found is None else {file["path"]: file["bytes"] for file in found["files"]}
+        kept = {path for path, size in sizes.items() if has_begun and (listed is None or listed.get(path) == size)}
+        if listed is None or not kept.issuperset(listed):
+            with shard_errors(out):
+                files = list(arrays.write_parquet_shard(exported, out, shard, kept))
+            found = {"rows": sum(file.rows for file in files), "files": [file.model_dump() for file in files]}
+            shards.complete(shard, found)
+        assert found is not None, "it is complete"
+        return int(found["rows"])
+
+    return with_trained_model(options, log, use, from_checkpoint=True)
+
+
+def merge_export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> ExportResult:
+    """Verify that the folder ``out`` has all shards, whole, and complete it by the list of files and the model card.
+
+    Raises:
+        CheckpointError: every checkpoint is corrupt or cannot be read.
+        InputError: a shard is missing, incomplete, or of another request, or a file is damaged or of something else.
+        StorageUnavailableError: storage does not answer.
+    """
+
+    def write(exported: ExportedModel, origin: VectorOrigin) -> str:
+        out, shards, _ = _open_shards(exported.model, options, reporter)
+        files = [DataFile.model_validate(file) for result in shards.results() for file in result["files"]]
+        check_files(out, files, pages=False)  # whoever reads a page of embeddings verifies it
+        card = _card(exported, origin, options.to, arrays.parquet_loading(exported))
+        with shard_errors(out):
+            out.write(CARD_FILE, card.text().encode())
+            write_listing(out)
+            out.child(SHARDS_FOLDER).delete()
+        return out.uri
+
+    return _export(options, log, reporter, write)
+
+
+def _open_shards(
+    model: TrainedModel, options: ExportOptions, reporter: ProgressReporter
+) -> tuple[Folder, ShardFolder, ExportedModel]:
+    """Return the folder of the shards of ``model``, the shards, and what they write.
+
+    Raises:
+        OptionError: the folder has an export.
+    """
+    out, tables = Folder(str(options.out)), _tables(model, options)
+    with shard_errors(out):
+        is_complete = out.exists(EMBEDDINGS_LISTING)
+    if is_complete:
+        fix = f"choose another {option_named('out')}"
+        raise OptionError("out", found=out.uri, problem="holds embeddings", fix=fix)
+    entities = [table.name for table in tables]
+    made_from = {"vectors": model.fingerprint, "data": data_fingerprint(model.data), "entities": entities}
+    exported = ExportedModel(model, tables, {}, datetime.now(UTC), reporter)
+    return out, ShardFolder(out, "export", made_from), exported
+
+
 def _export(
     options: ExportOptions,
     log: Log,
@@ -162,20 +236,18 @@ def _export(
     write: Callable[[ExportedModel, VectorOrigin], str],
 ) -> ExportResult:
     def use(model: TrainedModel, since: TrainedModel | None = None) -> ExportResult:
-        job, step, source = model.job, model.step, options.source
+        job, origin = model.job, _log_origin(model, options, log)
         tables = _tables(model, options)
         entities = [table.name for table in tables] if options.to in DATABASES else []
         names = database_names(options.name or job.name, entities)
         if options.to == "s3-vectors":  # names of its indexes have no _
             names = {entity: name.replace("_", "-") for entity, name in names.items()}
-        origin = embeddings_origin(source, job) if step is None else checkpoint_origin(source, step)
-        log(f"exporting {model.uri}: {origin} of job '{job.name}'")
         if since is not None:
             _check_earlier(model, since)
         exported = ExportedModel(model, tables, names, datetime.now(UTC), reporter, since)
         target = write(exported, origin)
         written = exported.exported_tables(complete=_is_complete(options.to))
-        return ExportResult(target, model.uri, step, job.name, options.to, job.model.score, written, names)
+        return ExportResult(target, model.uri, model.step, job.name, options.to, job.model.score, written, names)
 
     def use_since(since: TrainedModel) -> ExportResult:
         return with_trained_model(options, log, lambda model: use(model, since), from_checkpoint=from_checkpoint)
@@ -187,6 +259,14 @@ def _export(
     if options.since.isdecimal():
         run, data = run_of_version(options.source, int(options.since))
     return with_trained_model(ModelSource.of(source=run, data=data), log, use_since, from_checkpoint=from_checkpoint)
+
+
+def _log_origin(model: TrainedModel, options: ExportOptions, log: Log) -> VectorOrigin:
+    """Log what is exported, and return it."""
+    step, source = model.step, options.source
+    origin = embeddings_origin(source, model.job) if step is None else checkpoint_origin(source, step)
+    log(f"exporting {model.uri}: {origin} of job '{model.job.name}'")
+    return origin
 
 
 def _check_earlier(model: TrainedModel, since: TrainedModel) -> None:

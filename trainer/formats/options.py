@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import option
-from crossfade.trainer.runs.options import ModelSource
+from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
 
 FormatName = Literal[
     "parquet", "numpy", "safetensors", "faiss", "qdrant", "pgvector", "opensearch", "s3-vectors", "mlflow"
@@ -31,7 +30,7 @@ def _prefix(value: Any) -> Any:
     return value
 
 
-class ExportOptions(ModelSource):
+class ExportOptions(ShardOptions, ModelSource):
     """Which vectors to export, in which format, and to where."""
 
     group_notes: ClassVar = {"model": ""}  # the formats differ in what they export
@@ -45,10 +44,10 @@ class ExportOptions(ModelSource):
     )
     entity: tuple[str, ...] = option((), "export these tables (default: all)", group="model", value="NAME")
     to: FormatName = _output("parquet", "write this format, as described below")
-    out: Path | None = _output(
+    out: Location | None = _output(
         None,
-        "write to this folder, which must not exist (default: RUN/embeddings if train.save_embeddings is none and the "
-        "format is parquet)",
+        "write to this folder, which must not exist and is local unless there are shards (default: RUN/embeddings if "
+        "train.save_embeddings is none and the format is parquet)",
         value="OUT",
     )
     overwrite: bool = _output(False, "replace an export at OUT")
@@ -63,6 +62,24 @@ class ExportOptions(ModelSource):
         value="PLACE",
         without_value="",
     )
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> Self:
+        if not self.is_divided:
+            if self.out is not None and "://" in self.out:
+                raise OptionError("out", found=self.out, expected=f"a local path, or {option_named('shard')}")
+            return self
+        name = "shard" if self.shard is not None else "merge"
+        if self.out is None:
+            fix = f"name it with {option_named('out', 'OUT')}"
+            raise OptionError(name, problem="needs the folder of all shards", fix=fix)
+        if self.to != "parquet" or self.since is not None:
+            raise OptionError(
+                name, problem="divides the Parquet files of all rows", expected=option_named("to", "parquet")
+            )
+        if self.overwrite:
+            raise OptionError("overwrite", problem="replaces a whole export", fix="for shards, choose another folder")
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:

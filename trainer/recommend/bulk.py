@@ -41,7 +41,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import output_lock, staged_file
 from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import DataFile, data_fingerprint
-from crossfade.trainer.data.parquet import checked_metadata, file_entry, open_parquet, storage_errors_of
+from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.evaluation.held_out import ItemLists
@@ -52,7 +52,7 @@ from crossfade.trainer.recommend.options import RecommendOptions, RecommendToOpt
 from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.recommend.table_files import write_output, write_tables
 from crossfade.trainer.runs.options import Shard
-from crossfade.trainer.runs.shards import LISTED_BY_SHARD, Result, ShardFolder, check_request, shard_errors
+from crossfade.trainer.runs.shards import Result, ShardFolder, check_files, check_request, shard_errors
 
 MAX_PART_QUERIES = 1 << 16
 _MAX_PART_INTERACTIONS = 1 << 25
@@ -278,18 +278,8 @@ def merge_shards(request: Request, out: Folder) -> Recommended:
     made_from = request.made_from()
     results = ShardFolder(out, "recommend", made_from).results()
     files = [file for result in results for file in _files(result)]
-    request.reporter.phase("verify", len(files), "file")
-    for file in files:
-        with storage_errors_of(out, file.path, LISTED_BY_SHARD), closing(out.open_random(file.path)) as source:
-            uri = f"{out.uri}/{file.path}"
-            metadata, _ = checked_metadata(source, file, uri, LISTED_BY_SHARD)
-            _check_pages(open_parquet(source, metadata=metadata, page_checksum_verification=True), uri)
-        request.reporter.advance(1)
+    check_files(out, files, pages=True)
     with shard_errors(out):
-        foreign = {name for name in out.names() if name.endswith(".parquet")} - {file.path for file in files}
-        if foreign:
-            problem = f"has files that are of no shard: {format_names(sorted(foreign))}"
-            raise OptionError("out", found=out.uri, problem=problem, fix="move them: readers would read them, too")
         found = Recommended(*(sum(result[key] for result in results) for key in ("queries", "rows")))
         manifest = {
             "format": "crossfade-recommendations",
@@ -302,23 +292,6 @@ def merge_shards(request: Request, out: Folder) -> Recommended:
         }
         out.write(MANIFEST_FILE, (json.dumps(manifest, indent=1) + "\n").encode())
     return found
-
-
-def _check_pages(file: pq.ParquetFile, uri: str) -> None:
-    """Read all of ``file``, whose pages have checksums.
-
-    Raises:
-        ConnectionError: storage does not answer.
-        InputError: a page is damaged.
-    """
-    try:
-        for group in range(file.num_row_groups):
-            file.read_row_group(group, use_threads=False)
-    except ConnectionError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        problem = f"is damaged: {' '.join(str(error).split()).rstrip('.')}"
-        raise InputError(f"{uri}: {problem}; {LISTED_BY_SHARD.fix}") from error
 
 
 def _read_part(path: Path) -> pa.Table:

@@ -58,14 +58,13 @@ from crossfade.trainer.recommend.index_folder import (
 from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
 from crossfade.trainer.recommend.options import Codes, IndexOptions
 from crossfade.trainer.recommend.ranker import Ranker
-from crossfade.trainer.recommend.trained_model import TrainedModel
+from crossfade.trainer.recommend.trained_model import PartVectors, TrainedModel
 
 _MEASURED_QUERIES = 1000
 _MOST_GROWN = 2
 """How many times as many lists another number of rows may ask for."""
 _LEAST_GAIN = 0.002
 """How much more recall twice as many lists must give with product quantization."""
-_PART_ROWS = GROUP_ROWS // 2
 _SEED = 0
 
 
@@ -116,14 +115,15 @@ class Indexing:
     def blocks(self, kept_R: BoolArray, phase: str, part: slice | None = None) -> Iterator[tuple[IntArray, FloatArray]]:
         """Yield the rows in ``kept_R`` and their vectors, from front to back, so that checksums are verified.
 
-        Of a ``part`` of the table, blocks are smaller: a checkpoint verifies its files before it reads such rows.
+        Or those of a ``part`` of the table.
         """
-        begin, stop, step = (0, self.table.rows, GROUP_ROWS) if part is None else (part.start, part.stop, _PART_ROWS)
+        source = self.model.vectors if part is None else PartVectors(self.model.vectors)
+        begin, stop, _ = (part or slice(None)).indices(self.table.rows)
         self.reporter.phase(phase, stop - begin, "row")
-        for first in range(begin, stop, step):
-            block_N = np.arange(first, min(first + step, stop), dtype=np.int64)
+        for first in range(begin, stop, GROUP_ROWS):
+            block_N = np.arange(first, min(first + GROUP_ROWS, stop), dtype=np.int64)
             kept_N = kept_R[block_N]
-            vectors_ND = self.model.vectors.vectors(self.table.name, block_N)
+            vectors_ND = source.vectors(self.table.name, block_N)
             yield block_N[kept_N], vectors_ND[kept_N]
             self.reporter.advance(len(block_N))
 

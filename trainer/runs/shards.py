@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, format_names, option_named
@@ -27,7 +29,8 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
 from crossfade.kvstore import __version__
-from crossfade.trainer.data.parquet import ListedIn
+from crossfade.trainer.data.manifest import DataFile
+from crossfade.trainer.data.parquet import ListedIn, checked_metadata, open_parquet, storage_errors_of
 from crossfade.trainer.runs.options import Shard
 
 SHARDS_FOLDER = "_shards"
@@ -129,6 +132,43 @@ class ShardFolder:
         made_from = {**self._made_from, "shards": shard.count}
         entry = _Entry(format="crossfade-shard", version=1, made_from=made_from, result=result)
         self._entries.write(f"{self.name(shard)}.json", (json.dumps(entry.model_dump(), indent=1) + "\n").encode())
+
+
+def check_files(out: Folder, files: Sequence[DataFile], *, pages: bool) -> None:
+    """Check that ``files`` are whole, and the only Parquet files in and below ``out``; of ``pages``, read all.
+
+    Raises:
+        InputError: they are not.
+        StorageUnavailableError: storage does not answer.
+    """
+    for file in files:
+        with storage_errors_of(out, file.path, LISTED_BY_SHARD), closing(out.open_random(file.path)) as source:
+            uri = f"{out.uri}/{file.path}"
+            metadata, _ = checked_metadata(source, file, uri, LISTED_BY_SHARD)
+            if pages:
+                _check_pages(open_parquet(source, metadata=metadata, page_checksum_verification=True), uri)
+    with shard_errors(out):
+        foreign = {path for path in out.sizes() if path.endswith(".parquet")} - {file.path for file in files}
+    if foreign:
+        problem = f"has files that are of no shard: {format_names(sorted(foreign))}"
+        raise OptionError("out", found=out.uri, problem=problem, fix="move them: readers would read them, too")
+
+
+def _check_pages(file: pq.ParquetFile, uri: str) -> None:
+    """Read all of ``file``, whose pages have checksums.
+
+    Raises:
+        ConnectionError: storage does not answer.
+        InputError: a page is damaged.
+    """
+    try:
+        for group in range(file.num_row_groups):
+            file.read_row_group(group, use_threads=False)
+    except ConnectionError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        problem = f"is damaged: {' '.join(str(error).split()).rstrip('.')}"
+        raise InputError(f"{uri}: {problem}; {LISTED_BY_SHARD.fix}") from error
 
 
 def check_request(out: object, found: str, earlier: Mapping[str, Any], request: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -366,7 +367,9 @@ def _write_interactions(
         known = map_histories(continued.folder / HISTORIES)
         before_R = continued.model.counts(model.spec.item.name)
         count_R[: len(before_R)] += before_R
-    np.save(folder / COUNTS, count_R)
+    content = BytesIO()
+    np.save(content, count_R)  # into memory: it ignores that the last bytes of a file find no room
+    (folder / COUNTS).write_bytes(content.getvalue())
     _write_histories(model, lineage, known, folder / HISTORIES, reporter)
 
 

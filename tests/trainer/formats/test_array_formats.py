@@ -242,6 +242,8 @@ def test_invalid_options_are_rejected(run: WrittenRun, tmp_path: Path, monkeypat
     command, out = ("export", run.path, "--to"), ("--out", tmp_path / "out")
     rejected("an export without a folder", *command, "numpy")
     rejected("an export to S3", *command, "numpy", "--out", "s3://music/exports")
+    rejected("shards of another format", *command, "numpy", *out, "--shard", "1/2")
+    rejected("shards of an export with --overwrite", *command, "parquet", *out, "--merge", "--overwrite")
     rejected("an export of an unknown entity", *command, "numpy", *out, "--entity", "artist")
     rejected("a name in databases with other letters", *command, "qdrant", *out, "--name", "Music-1")
     rejected("a name in databases that is too long", *command, "qdrant", *out, "--name", "a" * 43)
