@@ -27,7 +27,8 @@ Predict time, memory, and price of all stages: prepare, train, evaluate, index, 
 
 Nothing is started; the vocabularies of the dataset are read once. 'crossfade train' rejects a job that cannot fit, with
 the same figures. For a dataset that does not exist yet, give its size. With --to, the files that run the job on Slurm
-or Kubernetes are written, with requests for that much memory, instead of the plan.
+or Kubernetes are written, with requests for that much memory, instead of the plan; with --array, those that do another
+command in shards.
 """
 _EXAMPLES = (
     ("crossfade plan jobs/lastfm.yaml --servers 2 --workers 2", "Plan for this machine, with servers."),
@@ -46,6 +47,11 @@ _EXAMPLES = (
     (
         "crossfade plan jobs/lastfm.yaml --servers 2 --workers 4 --to kubernetes --data s3://music/lastfm --out k8s",
         "Write manifests for seven pods.",
+    ),
+    (
+        "crossfade plan jobs/plays.yaml --to slurm --out slurm \\\n"
+        "      --array 'recommend runs/plays --all --shard auto/16 --out recs'",
+        "Write batch scripts for sixteen shards and their merge.",
     ),
 )
 _NOTES = """\
@@ -66,7 +72,7 @@ were measured on one machine, and by what each holds. Recommendations and evalua
 shards; exact recommendations grow with customers times items, and an index takes their place where that is too much.
 An hour of an instance costs what AWS asks in us-east-1; storage, transfer, and disks are left out.
 
---to slurm and --to kubernetes: docs/schedulers.md. A host requests what it needs at most, a tenth more, and 256 MiB.
+--to: docs/schedulers.md. A host requests what it needs at most, a tenth more, and 256 MiB.
 
 Exit codes: 0 the job fits, or may fit; 1 it does not fit; 2 invalid input.
 """

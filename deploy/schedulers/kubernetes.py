@@ -35,6 +35,15 @@ START_SECONDS = 1800
 _USER = 10001
 """The image's user crossfade (docker/Dockerfile)."""
 _PROBE_SECONDS = 10
+CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": _USER,
+    "runAsGroup": _USER,
+    "fsGroup": _USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 
 Manifest = dict[str, Any]
 
@@ -134,7 +143,7 @@ class PodMaker:
             "livenessProbe": {**health, "timeoutSeconds": 5, "failureThreshold": 6},
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "volumeMounts": [{"name": "runs", "mountPath": RUNS_FOLDER}],
-            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            "securityContext": CONTAINER_SECURITY,
         }
 
     def _variables(self) -> list[Manifest]:
@@ -160,14 +169,7 @@ class PodMaker:
                 # An agent looks the coordinator up before each heartbeat, which must not take longer than its lease.
                 "dnsConfig": {"options": [{"name": "timeout", "value": "1"}, {"name": "attempts", "value": "1"}]},
                 "terminationGracePeriodSeconds": self._linger_seconds + math.ceil(EXIT_TIMEOUT_SECONDS),
-                "securityContext": {
-                    "runAsNonRoot": True,
-                    "runAsUser": _USER,
-                    "runAsGroup": _USER,
-                    "fsGroup": _USER,
-                    "fsGroupChangePolicy": "OnRootMismatch",
-                    "seccompProfile": {"type": "RuntimeDefault"},
-                },
+                "securityContext": POD_SECURITY,
                 "containers": [container],
                 "volumes": volumes,
             },
@@ -232,7 +234,7 @@ def kubernetes_files(job: JobConfig, sizes: Sequence[HostSize], options: Schedul
     files = {f"base/{name}": manifests for name, manifests in base.items()}
     files["base/kustomization.yaml"] = [kustomization]
     files["overlays/example/kustomization.yaml"] = [_overlay(job, options)]
-    return {path: _to_yaml(manifests) for path, manifests in files.items()}
+    return {path: to_yaml(manifests) for path, manifests in files.items()}
 
 
 def resource_name(job: JobConfig) -> str:
@@ -245,7 +247,7 @@ def _base(job: JobConfig, sizes: Sequence[HostSize], options: SchedulerFiles) ->
     pods = PodMaker(
         name,
         job,
-        _image(options, job),
+        image_of(options, job),
         service_account=options.service_account or name,
         secret=options.secret,
         claim=options.claim or f"{name}-runs",
@@ -270,7 +272,7 @@ def _base(job: JobConfig, sizes: Sequence[HostSize], options: SchedulerFiles) ->
     return files
 
 
-def _image(options: SchedulerFiles, job: JobConfig) -> str:
+def image_of(options: SchedulerFiles, job: JobConfig) -> str:
     """Return the image; by default the variant that has the engine of ``job``, for a GPU if the job requests one."""
     if options.image is not None:
         return options.image
@@ -339,7 +341,7 @@ def _network_policy(name: str) -> Manifest:
 
 def _overlay(job: JobConfig, options: SchedulerFiles) -> Manifest:
     """Return an overlay that shows what differs between clusters: registry, AWS role, storage class, kind of node."""
-    name, image = resource_name(job), re.sub(r"[:@][^/]*$", "", _image(options, job))
+    name, image = resource_name(job), re.sub(r"[:@][^/]*$", "", image_of(options, job))
     patches = []
     if options.service_account is None:
         role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/crossfade"}
@@ -378,5 +380,6 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def _to_yaml(manifests: Sequence[Manifest]) -> str:
+def to_yaml(manifests: Sequence[Manifest]) -> str:
+    """Return the text of a file with ``manifests``."""
     return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)

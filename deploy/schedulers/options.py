@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +19,7 @@ from crossfade.deploy.capacity.options import DATASET_SIZE, PlannedJob
 ONLY: dict[str, tuple[str, ...]] = {
     "slurm": ("partition", "time", "run_dir"),
     "kubernetes": ("image", "namespace", "service_account", "secret", "claim", "storage"),
+    "aws-batch": ("image",),
 }
 """The options that belong to one scheduler."""
 _PRINTED = ("instance_type", "bandwidth", "json_", *DATASET_SIZE)
@@ -31,6 +34,40 @@ def _matching(pattern: str, expected: str) -> Callable[[Any], Any]:
         return value
 
     return check
+
+
+_VERBS = ("recommend", "evaluate", "index", "export")
+_EXAMPLE = "recommend runs/plays --all --shard auto/16 --out recs"
+_SHARD = re.compile(r" --shard[ =]auto/(\d{1,5})(?= |$)")
+_MOST_SHARDS = 10_000
+"""The largest array of AWS Batch."""
+
+
+@dataclass(frozen=True)
+class ShardedCommand:
+    """The words of a command that does a shard, of one that merges all, and how many shards there are."""
+
+    shard: tuple[str, ...]
+    merge: tuple[str, ...]
+    shards: int
+
+    @staticmethod
+    def parse(text: str) -> ShardedCommand:
+        """Parse a command with ``--shard auto/N``.
+
+        Raises:
+            ValueError: it is none.
+        """
+        words = shlex.join(shlex.split(text))
+        found = _SHARD.search(words)
+        if found is None or words.split()[0] not in _VERBS or not 2 <= int(found[1]) <= _MOST_SHARDS:
+            raise ValueError(f"expected {', '.join(_VERBS)} with 2 to {_MOST_SHARDS:,} shards, such as '{_EXAMPLE}'")
+        merge = words.replace(found[0], " --merge", 1)
+        return ShardedCommand(tuple(shlex.split(words)), tuple(shlex.split(merge)), int(found[1]))
+
+
+def _sharded(value: Any) -> Any:
+    return ShardedCommand.parse(value) if isinstance(value, str) else value
 
 
 _Time = Annotated[
@@ -54,9 +91,16 @@ _kubernetes = partial(option, group="Kubernetes")
 class SchedulerFiles(Options):
     """Which files are written for a scheduler, and what the job runs with there."""
 
-    to: Literal["slurm", "kubernetes"] | None = _schedulers(
+    to: Literal["slurm", "kubernetes", "aws-batch"] | None = _schedulers(
         None, "write files that run the job there, sized by the plan, instead of the plan"
     )
+    array: Annotated[ShardedCommand, BeforeValidator(_sharded)] | None = _schedulers(
+        None,
+        "write files that do this command in shards instead, as an array of tasks, such as 'recommend runs/plays --all "
+        "--shard auto/16 --out recs', and then merge them",
+        value="COMMAND",
+    )
+    memory: _Quantity = _schedulers("8Gi", "request so much for each task of an array", value="SIZE")
     out: Path | None = _schedulers(None, "write the files to FOLDER (required with a scheduler)", value="FOLDER")
     data: str | None = _schedulers(
         None, "read the dataset from this path or s3:// address there (default: data.path)", value="PATH"
@@ -91,7 +135,7 @@ class PlanOptions(SchedulerFiles, PlannedJob):
     def _check_scheduler(self) -> Self:
         given = [name for name in self.model_fields_set if getattr(self, name) not in (None, False)]
         if self.to is None:
-            for name in ("out", "data", *(name for names in ONLY.values() for name in names)):
+            for name in ("out", "data", "array", "memory", *(name for names in ONLY.values() for name in names)):
                 if name in given:
                     fix = f"add {option_named('to', 'slurm')} or {option_named('to', 'kubernetes')}"
                     raise OptionError(name, problem="is for the files of a scheduler", fix=fix)
@@ -99,8 +143,12 @@ class PlanOptions(SchedulerFiles, PlannedJob):
         if self.out is None:
             problem = f"name the folder of the files, as in {option_named('out', self.to)}"
             raise OptionError("to", found=self.to, problem=problem)
-        others = [name for scheduler, names in ONLY.items() if scheduler != self.to for name in names]
-        for name in (*others, *_PRINTED, *(["hosts"] if self.to == "kubernetes" else [])):
+        if self.to == "aws-batch" and self.array is None:
+            fix = f"name the command with {option_named('array')}"
+            raise OptionError("to", found=self.to, problem="is for an array of shards", fix=fix)
+        others = {name for names in ONLY.values() for name in names} - {*ONLY[self.to]}
+        without_array = ("memory",) if self.array is None else ("data", "run_dir", "storage", "hosts")
+        for name in (*sorted(others), *_PRINTED, *(["hosts"] if self.to == "kubernetes" else []), *without_array):
             if name in given:
                 problem = f"has no meaning with {option_named('to', self.to)}"
                 raise OptionError(name, problem=problem, fix="leave one of them out")

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.io.disk_errors import is_full_disk, write_error
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
+from crossfade.deploy.schedulers.arrays import array_files
 from crossfade.deploy.schedulers.kubernetes import kubernetes_files, on_kubernetes, resource_name
 from crossfade.deploy.schedulers.options import PlanOptions
 from crossfade.deploy.schedulers.sizes import HostSize, size_hosts
@@ -29,6 +31,12 @@ def write_files(options: PlanOptions, job: JobConfig, progress: ProgressReporter
     """
     out = options.out
     assert out is not None, "the options require a folder"
+    if options.array is not None:
+        files, next_steps = array_files(job, options, options.cores)
+        _write(files, out)
+        yield f"wrote {', '.join(files)} to {out}"
+        yield from next_steps
+        return
     job = on_slurm(job) if options.to == "slurm" else on_kubernetes(job)
     inputs = read_inputs(job, progress).with_counts()
     sizes = size_hosts(job, plan_capacity(inputs), options.cores)
@@ -43,6 +51,13 @@ def write_files(options: PlanOptions, job: JobConfig, progress: ProgressReporter
         files = kubernetes_files(job, sizes, options)
         hosts = {"coordinator": sizes[:1], "server": sizes[1 : 1 + servers], "worker": sizes[1 + servers :]}
         next_steps = [*_token_steps(options, job), f"start it: kubectl apply -k {out / 'base'}"]
+    _write(files, out)
+    yield from _table(hosts)
+    yield f"wrote {', '.join(files)} to {out}"
+    yield from next_steps
+
+
+def _write(files: Mapping[str, str], out: Path) -> None:
     for path, text in files.items():
         try:
             (out / path).parent.mkdir(parents=True, exist_ok=True)
@@ -52,9 +67,6 @@ def write_files(options: PlanOptions, job: JobConfig, progress: ProgressReporter
                 raise write_error(option_named("out", out), error, out) from error
             problem = f"cannot be written: {error.strerror}"
             raise OptionError("out", found=out, problem=problem, fix="name a folder") from error
-    yield from _table(hosts)
-    yield f"wrote {', '.join(files)} to {out}"
-    yield from next_steps
 
 
 def _token_steps(options: PlanOptions, job: JobConfig) -> Iterator[str]:
