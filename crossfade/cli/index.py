@@ -47,7 +47,7 @@ cosine. Another model, dataset, entity or metric is rejected.
 
 Memory, for vectors of D columns: index.faiss has 4·D + 8 bytes per row, D + 8 with --codes sq8, or D/2 + 8 with pq (D/N
 with --columns-per-byte N); for dot, D is one larger, or up to eight with sq8. Building takes up to twice as much, since
-lists grow by doubling: 410 and 140 bytes per row for 64 columns. Vectors are read in blocks, twice: a sample for
+lists grow by doubling: 410, 140, and 90 bytes per row for 64 columns. Vectors are read in blocks, twice: a sample for
 k-means, then all of them. A search maps the file, and reads the lists that it scans.
 
 pq is product quantization: for each N columns, a byte says which of 256 typical values is nearest to the difference

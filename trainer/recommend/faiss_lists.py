@@ -134,7 +134,7 @@ class VectorLists:
         index.cp.min_points_per_centroid = 1  # otherwise, it writes warnings to stderr
         index.cp.max_points_per_centroid = SAMPLES_PER_LIST
         if options.codes == "pq":
-            index.pq.cp.niter, index.pq.cp.min_points_per_centroid = _ITERATIONS, 1
+            index.pq.cp.niter, index.pq.cp.min_points_per_centroid = ITERATIONS, 1
         lists = VectorLists(index, options, longest)
         index.train(lists._stored(sample_ND))
         return lists
@@ -160,7 +160,7 @@ class VectorLists:
 
     @staticmethod
     def of_content(content: bytes, options: ListOptions, longest: float) -> VectorLists:
-        """Return lists from their ``content``.
+        """Return lists from their ``content``, to add vectors and to write them: searches by distance take longer.
 
         Raises:
             InputError: it is not an index.
@@ -168,7 +168,10 @@ class VectorLists:
         """
         faiss = load_faiss("crossfade index")
         try:
-            return VectorLists(faiss.deserialize_index(np.frombuffer(content, np.uint8)), options, longest)
+            # Without the sums of centroids and values, up to 2 GiB, that searches of "pq" by distance use.
+            reader = faiss.VectorIOReader()
+            faiss.copy_array_to_vector(np.frombuffer(content, np.uint8), reader.data)
+            return VectorLists(faiss.read_index(reader, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE), options, longest)
         except RuntimeError as error:
             raise InputError("is no index that FAISS can read") from error
 
@@ -275,15 +278,15 @@ def write_merged(content: bytes, parts: Sequence[Path], path: Path) -> None:
     behind the header of the index that FAISS would write: its lists are last, and sizes before them.
 
     Raises:
-        InputError: a part is none.
         OSError: the file cannot be written.
+        RuntimeError: a part is no index.
     """
     faiss = load_faiss("crossfade index")
     from faiss.contrib.inspect_tools import get_invlist
 
-    merged = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+    merged = VectorLists.of_content(content, ListOptions("cosine"), 0.0)._index
     shape = b"ilar" + struct.pack("<QQ", merged.nlist, merged.code_size)
-    opened = [VectorLists.read(part, ListOptions("cosine"))._index for part in parts]
+    opened = [faiss.read_index(str(part), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE) for part in parts]
     merged.ntotal = sum(index.ntotal for index in opened)
     header, empty = faiss.serialize_index(merged).tobytes(), shape + b"sprs" + struct.pack("<Q", 0)
     assert header.endswith(empty), "FAISS writes empty lists in another way"

@@ -48,6 +48,7 @@ def test_command_of_an_array_is_one_of_crossfade(variable: str, monkeypatch: pyt
         assert hasattr(parsed, "shard") == (words is SHARD)
 
 
+@pytest.mark.slow
 def test_batch_scripts_of_an_array_do_the_shards_and_the_merge(folder: Path) -> None:
     files, printed = written(folder, "slurm", "--partition", "long", "--time", "4:00:00")
     shards, merge = "planted-recommend.sbatch", "planted-recommend-merge.sbatch"
@@ -64,6 +65,7 @@ def test_batch_scripts_of_an_array_do_the_shards_and_the_merge(folder: Path) -> 
     assert printed[-1] == f"start it: {submitted}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["1.31", "1.34"])
 def test_indexed_job_is_valid(folder: Path, version: str) -> None:
     options = ("--image", "registry/crossfade:1", "--namespace", "music", "--claim", "runs", "--secret", "aws")

@@ -358,6 +358,7 @@ def rejected(cause: str, *arguments: object) -> None:
     documented(cause, result.stderr.splitlines()[-1].removeprefix("crossfade: error: "), result.returncode)
 
 
+@pytest.mark.slow
 def test_shards_of_an_export_are_the_whole(
     written: Path, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +406,7 @@ def test_shard_of_a_corrupt_checkpoint_is_not_exported(
     assert f"{victim}: its CRC-32 does not match its content" in result.stderr
 
 
+@pytest.mark.slow
 def test_shards_are_exported_to_s3(written: Path, tmp_path: Path) -> None:
     with running_object_store(tmp_path) as server, pytest.MonkeyPatch.context() as environment:
         for name, value in server.variables.items():
