@@ -286,7 +286,7 @@ class IndexOptions(ShardOptions, Options):
         group="index",
     )
     columns_per_byte: Integer = option(
-        2, "with pq, store N columns in a byte, at a loss of recall", group="index", value="N", ge=1, le=64
+        2, "store N columns in a byte, if the codes are pq, at a loss of recall", group="index", value="N", ge=1, le=64
     )
     recall: Number = option(
         0.95,
@@ -303,6 +303,9 @@ class IndexOptions(ShardOptions, Options):
 
     @model_validator(mode="after")
     def _check_out(self) -> Self:
+        if self.codes != "pq" and "columns_per_byte" in self.model_fields_set:
+            problem, expected = "is for product quantization", option_named("codes", "pq")
+            raise OptionError("columns_per_byte", found=self.columns_per_byte, problem=problem, expected=expected)
         if self.is_divided and self.overwrite:
             raise OptionError("overwrite", problem="replaces a whole index", fix="for shards, choose another folder")
         if not self.is_divided and "://" in self.out:

@@ -275,6 +275,8 @@ def test_failed_build_keeps_the_previous_index(
 def test_invalid_options_are_rejected(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("index", "run", "--out")
     rejected_here("a recall above 1", *command, tmp_path / "new", "--recall", 2, cwd=workspace)
+    columns = ("--columns-per-byte", 4)
+    rejected_here("columns of a byte without product quantization", *command, "new", *columns, cwd=workspace)
     rejected_here("an index on S3", *command, "s3://music/index", cwd=workspace)
     rejected_here("an existing index", *command, "all", cwd=workspace)
     (tmp_path / "other").mkdir()
