@@ -117,11 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hiding: AbstractContextManager[None] = nullcontext()
     if arguments is None:
         arguments = sys.argv[1:]
-        # For no command, pyarrow needs pandas, which it would import to return arrays: 40 MiB and a fifth of a second.
+        # Pyarrow, which never needs pandas here, would import it to return arrays: 40 MiB and a fifth of a second.
         hiding = hidden("pandas", *(["scipy"] if _WITHOUT_SCIPY.intersection(arguments[:1]) else []))
         # Crossfade has no plugins for pydantic, which would look for them in the metadata of all packages.
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     parsed = _parse(arguments)
+    if getattr(parsed, "to", None) == "mlflow":  # the format, which needs pandas
+        hiding = nullcontext()
     stopper.listen()
     try:
         if arguments[0] not in _ROLES:  # they report errors to their agents
