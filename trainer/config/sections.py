@@ -502,8 +502,13 @@ class MetricsConfig(Section):
     )
 
 
+def has_credentials(uri: str) -> bool:
+    """Return whether the address may have credentials: a user, a query, or a fragment."""
+    return not set(uri).isdisjoint("@?#")
+
+
 def _check_no_credentials(uri: str) -> str:
-    if set(uri) & set("@?#"):
+    if has_credentials(uri):
         raise ValueError(
             "expected an address without credentials and query, since job.yaml keeps it: set MLFLOW_TRACKING_USERNAME "
             "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"

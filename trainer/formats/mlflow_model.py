@@ -40,6 +40,7 @@ from crossfade.base.errors import (
 )
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.kvstore import __version__
+from crossfade.trainer.config.sections import has_credentials
 from crossfade.trainer.formats.exported_model import ExportedModel
 from crossfade.trainer.recommend.bulk import part_queries, recommendation_table
 from crossfade.trainer.recommend.options import RecommendOptions
@@ -150,7 +151,7 @@ def push(exported: ExportedModel, place: str) -> str:
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
         CrossfadeError: the server cannot be reached, or the disk for temporary files is full.
-        InputError: no server is known, or it rejects a request.
+        InputError: no server is known, its address has credentials, or it rejects a request.
     """
     from mlflow.models import Model
     from mlflow.tracking import MlflowClient
@@ -158,10 +159,7 @@ def push(exported: ExportedModel, place: str) -> str:
     model = exported.model
     # Versions do not share files.
     path = f"model-{exported.date:%Y%m%dT%H%M%S%f}"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or model.job.tracking.mlflow
-    if uri is None:
-        fix = "set MLFLOW_TRACKING_URI, or train with tracking.mlflow"
-        raise OptionError("push", problem="no tracking server of MLflow is known", fix=fix)
+    uri = _tracking_server(model)
     with tempfile.TemporaryDirectory(prefix="crossfade-mlflow-") as work:
         folder = Path(work) / path
         with _errors(uri):
@@ -182,6 +180,24 @@ def push(exported: ExportedModel, place: str) -> str:
                 with _errors(uri):
                     client.set_terminated(run.info.run_id, state)
     return f"{place}/{version}"
+
+
+def _tracking_server(model: TrainedModel) -> str:
+    """Return the address of the tracking server, which messages show.
+
+    Raises:
+        OptionError: none is known, or it has credentials.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or model.job.tracking.mlflow
+    if uri is None:
+        fix = "set MLFLOW_TRACKING_URI, or train with tracking.mlflow"
+        raise OptionError("push", problem="no tracking server of MLflow is known", fix=fix)
+    if has_credentials(uri):
+        fix = (
+            "leave them out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+        raise OptionError("push", problem="MLFLOW_TRACKING_URI has credentials or a query", fix=fix)
+    return uri
 
 
 def _register(client: MlflowClient, run: Run, folder: Path, name: str) -> str:
@@ -244,10 +260,11 @@ class _Recommender:
         self._close = weakref.finalize(self, version.close)
 
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
-        """Return the recommendations for the IDs or names in ``frame``; unknown ones are left out, and logged.
+        """Return the recommendations for the IDs in ``frame``; unknown ones are left out, and logged.
 
         Args:
-            frame: a data frame of pandas with a column, named as the query entity, such as customer.
+            frame: a data frame of pandas with a column, named as the query entity, such as customer. Where IDs are
+                texts, names are taken too; where they are integers, MLflow rejects texts by the signature.
             params: ``k``, the number of items for each.
 
         Raises:
@@ -258,7 +275,7 @@ class _Recommender:
             raise InputError(f"expected the column '{model.query}', but found {format_names(frame.columns)}")
         column = frame[model.query]
         if len(empty := np.flatnonzero(column.isna())):
-            raise InputError(f"{model.query}: row {int(empty[0])} is empty; expected an ID or a name in every row")
+            raise InputError(f"{model.query}: row {int(empty[0])} is empty; expected an ID in every row")
         rows_Q = self._rows([str(id) for id in column])
         step = part_queries(model, options.depth(options.k))
         tables = [

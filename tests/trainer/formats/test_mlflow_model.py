@@ -131,6 +131,8 @@ def test_model_of_a_run_that_was_not_tracked_gets_a_run(
 ) -> None:
     run: WrittenRun = write_run(tmp_path / "made")
     rejected("--push to MLflow without a server", *exported(run.path), "--push", "models:/other")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("://", "://dj:hunter2@"))
+    rejected("--push to MLflow with credentials in the address", *exported(run.path), "--push", "models:/other")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     rejected("--push to MLflow of another name", *exported(run.path), "--push", "models:/other/1")
     result = succeeded(crossfade_here("export", run.path, "--to", "mlflow", "--push", "models:/other"))
