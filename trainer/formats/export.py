@@ -239,9 +239,7 @@ def _export(
         job, origin = model.job, _log_origin(model, options, log)
         tables = _tables(model, options)
         entities = [table.name for table in tables] if options.to in DATABASES else []
-        names = database_names(options.name or job.name, entities)
-        if options.to == "s3-vectors":  # names of its indexes have no _
-            names = {entity: name.replace("_", "-") for entity, name in names.items()}
+        names = database_names(options.name or job.name, entities, options.to)
         if since is not None:
             _check_earlier(model, since)
         exported = ExportedModel(model, tables, names, datetime.now(UTC), reporter, since)
@@ -325,18 +323,22 @@ def _card(exported: ExportedModel, origin: VectorOrigin, to: FormatName, loading
     )
 
 
-def database_names(prefix: str, entities: Iterable[str]) -> dict[str, str]:
-    """Return the name of each entity, which begins with ``prefix``, the name of the option or of the job.
+def database_names(prefix: str, entities: Iterable[str], to: FormatName) -> dict[str, str]:
+    """Return the name of each entity for ``to``, which begins with ``prefix``, the name of the option or of the job.
 
     Raises:
         InputError: a name is too long or occurs twice.
     """
     names = {entity: f"{_plain(prefix)}_{_plain(entity)}" for entity in entities}
+    most, system = _MAX_LENGTH, "PostgreSQL"
+    if to == "s3-vectors":
+        names = {entity: name.replace("_", "-") for entity, name in names.items()}
+        most, system = s3_vectors.MAX_NAME_LETTERS, "S3 Vectors"
     for entity, name in names.items():
-        if len(name) > _MAX_LENGTH:
+        if len(name) > most:
             raise InputError(
-                f"'{name}' would have {len(name)} characters, of {_MAX_LENGTH} at most in PostgreSQL; choose a shorter "
-                f"prefix with {option_named('name')}"
+                f"'{name}' would have {len(name)} characters, of {most} at most in {system}; choose a shorter prefix "
+                f"with {option_named('name')}"
             )
         if list(names.values()).count(name) > 1:
             alone = option_named("entity", entity)

@@ -193,9 +193,7 @@ def _tracking_server(model: TrainedModel) -> str:
         fix = "set MLFLOW_TRACKING_URI, or train with tracking.mlflow"
         raise OptionError("push", problem="no tracking server of MLflow is known", fix=fix)
     if has_credentials(uri):
-        fix = (
-            "leave them out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        )
+        fix = "leave them out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         raise OptionError("push", problem="MLFLOW_TRACKING_URI has credentials or a query", fix=fix)
     return uri
 

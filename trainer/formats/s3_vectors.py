@@ -13,7 +13,10 @@ what it holds, in one of three forms:
     MODEL since EARLIER at N        N requests have replaced those that have changed since EARLIER
 
 So a push that is repeated after an interruption goes on where it was, and changes are rejected by an index that does
-not hold what they are changes of. Indexes without the tag are only used if they are empty.
+not hold what they are changes of. Indexes without the tag are only used if they are empty. A push that finds another
+one's tag instead of its own ends with an error, after it has tagged the index as mixed, which only a complete push
+repairs. The service has no conditional writes: two that read the tag before either writes it do not find each other
+until the next time, and not at all if it was the last.
 
 Limits: https://docs.aws.amazon.com/AmazonS3/latest/userguide/s3-vectors-limitations.html
 """
@@ -40,6 +43,8 @@ from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.formats.exported_model import Block, ExportedModel, identity
 
 MAX_COLUMNS = 4096
+MAX_NAME_LETTERS = 63
+"""What the name of an index may have, which has no underscore."""
 TAG = "crossfade-export"
 _METRICS: dict[ScoreKind, str] = {"cosine": "cosine", "euclidean": "euclidean"}
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
@@ -61,6 +66,7 @@ _TRANSIENT = {
     "ThrottlingException",
     "TooManyRequestsException",
 }
+_MIXED = "mixed"
 _AGAIN = "the same command goes on where it was"
 _logger = logging.getLogger(__name__)
 
@@ -154,6 +160,9 @@ class _Index:
     table: TableSpec
     requests: int | None = 0
     """Requests that have replaced vectors before; None if all have."""
+    state: str | None = None
+    """The tag, as this push read it or wrote it last."""
+    has_tagged: bool = False
     arn: str = ""
     is_new: bool = False
     """Whether it was empty when this push began."""
@@ -191,8 +200,8 @@ class _Index:
             )
             raise OptionError("push", problem=problem, fix=f"delete it, or choose another {option_named('name')}")
         self.arn = found["indexArn"]
-        state = self.client.list_tags_for_resource(resourceArn=self.arn)["tags"].get(TAG)
-        self.requests = self._requests_before(state)
+        self.state = self._read_tag()
+        self.requests = self._requests_before(self.state)
 
     def _create(self, metric: str) -> None:
         conflict, missing = self.client.exceptions.ConflictException, self.client.exceptions.NotFoundException
@@ -218,14 +227,18 @@ class _Index:
         """Return how many requests of this push an index in ``state`` has had; None for all."""
         if state == f"holds {self.model}":
             return None
-        if state is not None and (done := re.fullmatch(rf"{re.escape(self.push)} at (\d+)", state)):
-            return int(done[1])
+        if (done := self._own_requests(state)) is not None:
+            return done
         if self.earlier is not None and state != f"holds {self.earlier}":
             raise self._not_held()
         if state is None and self.client.list_vectors(**self.place, maxResults=1)["vectors"]:
             problem = f"the index {self.uri} is not one that {command('export')} wrote"
             raise OptionError("push", problem=problem, fix=f"choose another {option_named('name')}")
         return 0
+
+    def _own_requests(self, state: str | None) -> int | None:
+        found = re.fullmatch(rf"{re.escape(self.push)} at (\d+)", state or "")
+        return int(found[1]) if found else None
 
     def _not_held(self) -> OptionError:
         problem = f"the index {self.uri} does not hold the version that the changes are of"
@@ -320,8 +333,28 @@ class _Index:
         while some := list(islice(left, _MAX_VECTORS)):
             self.client.delete_vectors(**self.place, keys=some)
 
+    def _read_tag(self) -> str | None:
+        found: str | None = self.client.list_tags_for_resource(resourceArn=self.arn)["tags"].get(TAG)
+        return found
+
     def _tag(self, state: str) -> None:
+        """Write the tag, unless another push has written its own since.
+
+        Raises:
+            CrossfadeError: one has.
+        """
+        found = self._read_tag()
+        # Another process may push the same, to the same end.
+        is_own = found in (self.state, f"holds {self.model}") or self._own_requests(found) is not None
+        if not is_own and self.has_tagged:  # and put vectors since
+            self.client.tag_resource(resourceArn=self.arn, tags={TAG: _MIXED})
+        if not is_own:
+            raise CrossfadeError(
+                f"{option_named('push')}: another process pushes to the index {self.uri}, too, which may now have "
+                "vectors of both; push completely when no other process does"
+            )
         self.client.tag_resource(resourceArn=self.arn, tags={TAG: state})
+        self.state, self.has_tagged = state, True
 
 
 def _integers(keys: Iterable[str]) -> list[int]:

@@ -10,6 +10,7 @@ import pytest
 from builders import ITEM, QUERY
 from written_runs import TRAINED, UNTRAINED, ArrayVectors, WrittenRun, write_run
 
+from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import load_job
@@ -60,5 +61,8 @@ def test_text_of_vectors_reads_back_as_the_same_values() -> None:
 
 
 def test_names_in_databases_are_those_of_job_and_entity() -> None:
-    assert database_names("Day-2", ["Track"]) == {"Track": "day_2_track"}
-    assert database_names("music", ["a", "b-c"]) == {"a": "music_a", "b-c": "music_b_c"}
+    assert database_names("Day-2", ["Track"], "pgvector") == {"Track": "day_2_track"}
+    assert database_names("music", ["a", "b-c"], "pgvector") == {"a": "music_a", "b-c": "music_b_c"}
+    assert database_names("m" * 57, ["track"], "s3-vectors") == {"track": "m" * 57 + "-track"}
+    with pytest.raises(InputError, match="64 characters, of 63 at most in S3 Vectors"):
+        database_names("m" * 58, ["track"], "s3-vectors")

@@ -172,6 +172,30 @@ def test_interrupted_push_goes_on_where_it_was(server: AwsServer, tmp_path: Path
     assert_holds(server, later, [0, 1, 2, 4, 5, 7, 8, 9], [ITEM])
 
 
+def test_push_beside_another_is_stopped_and_repaired(server: AwsServer, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "before")
+    succeeded(push(run))
+    later = later_run(tmp_path / "later", run)
+    client = server.client("s3vectors")
+
+    def interfere() -> None:
+        client.put_vectors(**INDEX, vectors=[{"key": str(TRACK_IDS[1]), "data": {"float32": [9, 9, 9, 9]}}])
+        arn = client.get_index(**INDEX)["index"]["indexArn"]
+        client.tag_resource(resourceArn=arn, tags={s3_vectors.TAG: "holds another"})
+
+    server.before(PUT, nth(1, interfere))
+    rejected("another --push to an index at the same time", push(later), 1)
+    assert state(server, ITEM) == "holds another", "nothing was put into it"
+    for number in (3, 5):  # in the midst and at the end
+        server.before(PUT, nth(number, interfere))
+        rejected("another --push to an index at the same time", push(later, "--entity", ITEM), 1)
+        assert state(server, ITEM) == "mixed"
+    rejected("--since of what an index does not hold", push(later, "--entity", ITEM, "--since", run.path))
+    server.before(PUT, lambda _: None)
+    succeeded(push(later))
+    assert_holds(server, later, [0, 1, 2, 4, 5, 7, 8, 9])
+
+
 def test_killed_push_goes_on(server: AwsServer, tmp_path: Path) -> None:
     run = write_run(tmp_path)
     arguments = ("export", run.path, "--to", "s3-vectors", "--push", BUCKET)
