@@ -94,6 +94,8 @@ _DOCUMENTATION_HEADERS = security_headers(
 )
 """The page of /docs has an inline script, but nothing that a client or a model could choose."""
 _LINES = "application/jsonlines"
+_RETRY_SECONDS = 1
+"""Seconds after which a client, or a line of a body, tries again when too much is waiting."""
 _NO_LISTS: dict[str, Any] = {"allow": [], "deny": [], "max_per": None}
 
 
@@ -168,7 +170,7 @@ def _prepare_process() -> None:
 
 def _problem(status: int) -> Any:
     def respond(_: Request, error: Exception) -> Response:
-        headers = {"Retry-After": "1"} if status == 503 else None
+        headers = {"Retry-After": str(_RETRY_SECONDS)} if status == 503 else None
         return JSONResponse({"detail": str(error)}, status, headers)
 
     return respond
@@ -215,17 +217,37 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _answer_lines(body: bytes, bodies: Bodies, rank: Callable[[Any], Awaitable[Results]]) -> AsyncIterator[bytes]:
-    """Yield a line for each request in the lines of ``body``: its results, or what is wrong with it."""
-    for line in filter(bytes.strip, body.split(b"\n")):
+async def _answer_lines(body: bytes, bodies: Bodies, rank: Callable[[Any], Awaitable[Results]]) -> Response:
+    """Respond with a line for each of ``body``: the results of its request, or what is wrong with it.
+
+    Raises:
+        OverloadedError: too much is waiting already. Later, when the status is sent, lines wait instead.
+    """
+    lines = body.removesuffix(b"\n").split(b"\n") if body else []
+
+    async def answer(line: bytes) -> bytes:
         try:
-            answer = _json(await rank(await bodies.read("recommend", line)))
+            found = _json(await rank(await bodies.read("recommend", line)))
         except InvalidRequestError as error:
-            answer = JSONResponse({"detail": error.problems})
-        except (InputError, OverloadedError) as error:
-            answer = JSONResponse({"detail": str(error)})
-        yield bytes(answer.body) + b"\n"
-        await asyncio.sleep(0)  # other requests are answered between two lines
+            found = JSONResponse({"detail": error.problems})
+        except InputError as error:
+            found = JSONResponse({"detail": str(error)})
+        return bytes(found.body) + b"\n"
+
+    async def answers(first: list[bytes]) -> AsyncIterator[bytes]:
+        for each in first:
+            yield each
+        for line in lines[1:]:
+            await asyncio.sleep(0)  # other requests are answered between two lines
+            answered = None
+            while answered is None:
+                try:
+                    answered = await answer(line)
+                except OverloadedError:
+                    await asyncio.sleep(_RETRY_SECONDS)
+            yield answered
+
+    return StreamingResponse(answers([await answer(line) for line in lines[:1]]), media_type=_LINES)
 
 
 async def _read_body(request: Request, bodies: Bodies, kind: str) -> Any:
@@ -366,7 +388,7 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_
     async def recommend_to_many(request: Request) -> Response:
         """Recommend items to several customers by ID, or to new ones by their histories."""
         if _media_type(request) == _LINES:
-            return StreamingResponse(_answer_lines(await request.body(), bodies, rank), media_type=_LINES)
+            return await _answer_lines(await request.body(), bodies, rank)
         return _json(await rank(await _read_body(request, bodies, "recommend")))
 
     @app.post("/similar", **many, tags=["rankings"], openapi_extra=similar_body)

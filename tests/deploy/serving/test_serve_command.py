@@ -1,5 +1,6 @@
 """The serve command: routes, limits, versions that are swapped under load, processes, signals, and rejected input."""
 
+import asyncio
 import http.client
 import json
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from browser import browsing, visiting
@@ -18,12 +20,17 @@ from error_table import documented
 from playwright.sync_api import expect
 from running_command import succeeded
 from serving import RunningServer, running_server
+from starlette.responses import StreamingResponse
 from strangers import idle_strangers, send_garbage
 from waiting import wait_until
 
 from crossfade.base.io.checksums import FileChecksum
+from crossfade.deploy.serving import app
+from crossfade.deploy.serving.bodies import Bodies
+from crossfade.deploy.serving.schemas import Results
 from crossfade.deploy.topology import Address
 from crossfade.deploy.web.middleware import MAX_BODY_BYTES
+from crossfade.trainer.serving.served_metadata import OverloadedError
 from crossfade.trainer.serving.version_folder import CARD_FILE, NAMES
 
 TOKEN = "a-secret-of-this-test-alone"
@@ -230,10 +237,27 @@ def test_json_lines_are_answered_line_by_line(server: RunningServer) -> None:
             response = connection.getresponse()
             assert (response.status, response.headers["Content-Type"]) == (200, "application/jsonlines")
             lines = response.read().decode().splitlines()
-        assert len(lines) == 6
+        assert len(lines) == 7
         assert [json.loads(line) for line in lines[:3]] == [server.post("recommend", each)[1] for each in requests]
-        for line, part in zip(lines[3:], bad.replace(b"\r\n", b"").splitlines(), strict=True):
+        for line, part in zip(lines[3:], bad.split(b"\n"), strict=True):
             assert json.loads(line) == server.post("recommend", part)[1]
+
+
+def test_overload_delays_lines_and_rejects_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_RETRY_SECONDS", 0)
+    results = Results(version="1", results=[])
+    overloaded = OverloadedError("64 requests are waiting")
+
+    async def respond(*outcomes: Results | OverloadedError) -> bytes:
+        rank = mock.AsyncMock(side_effect=outcomes)
+        response = await app._answer_lines(b'{"ids": ["a"]}\n\n{"ids": ["b"]}\n', Bodies(), rank)
+        assert isinstance(response, StreamingResponse)
+        return b"".join([bytes(part) async for part in response.body_iterator])
+
+    lines = [json.loads(line) for line in asyncio.run(respond(results, overloaded, overloaded, results)).splitlines()]
+    assert [list(line) for line in lines] == [["version", "results"], ["detail"], ["version", "results"]]
+    with pytest.raises(OverloadedError):
+        asyncio.run(respond(overloaded))
 
 
 def test_front_page_says_what_is_served(server: RunningServer) -> None:
