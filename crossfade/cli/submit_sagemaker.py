@@ -143,8 +143,9 @@ def _transform(aws: Aws, options: SubmitSageMakerOptions) -> int:
     if not options.wait:
         _logger.info(f"the transform job {name} has started; --wait waits for it")
         return 0
-    wait_until_transformed(aws, name, _pause, options.poll_seconds, lambda status: _logger.info(f"{name}: {status}"))
-    return 0
+    return wait_until_transformed(
+        aws, name, _pause, options.poll_seconds, lambda status: _logger.info(f"{name}: {status}")
+    )
 
 
 def _deploy(aws: Aws, options: SubmitSageMakerOptions) -> int:

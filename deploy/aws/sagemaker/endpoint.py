@@ -13,11 +13,12 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import OptionError, option_named
+from crossfade.base.exit_codes import STOPPED_EXIT_CODE
 from crossfade.deploy.aws.aws_errors import CloudError, translate_aws_errors
 from crossfade.deploy.aws.sagemaker.container import TRAINING_CHANNEL, Paths
 from crossfade.deploy.aws.sagemaker.jobs import describe_job
@@ -35,7 +36,7 @@ _STARTUP_SECONDS = 1800
 _LINES = "application/jsonlines"
 _TRANSFORM_SECONDS = 3600
 """Time for the answer to a part of a file, of a megabyte at most."""
-_FAILED = ("Failed", "OutOfService", "RollingBack", "Stopped", "UpdateRollbackFailed")
+_FAILED = ("Failed", "OutOfService", "RollingBack", "UpdateRollbackFailed")
 
 
 @dataclass(frozen=True)
@@ -236,39 +237,45 @@ def wait_until_in_service(
             found = aws.sagemaker.describe_endpoint(EndpointName=name)
         return found["EndpointStatus"], found.get("FailureReason")
 
-    _wait_until("InService", f"endpoint {name}", describe, pause, poll_seconds, on_status)
+    _wait_until(("InService",), f"endpoint {name}", describe, pause, poll_seconds, on_status)
 
 
 def wait_until_transformed(
     aws: Aws, name: str, pause: Callable[[float], None], poll_seconds: float, on_status: Callable[[str], None]
-) -> None:
-    """Wait until the transform job ``name`` is complete, otherwise as ``wait_until_in_service``."""
+) -> int:
+    """Wait until the transform job ``name`` has ended; return the exit code, 0 or, if it was stopped, 143.
+
+    Raises:
+        CloudError: it failed; the message has AWS's reason.
+        CloudRequestError: AWS does not describe it.
+    """
 
     def describe() -> tuple[str, str | None]:
         with translate_aws_errors(f"describing the transform job {name}", aws.region):
             found = aws.sagemaker.describe_transform_job(TransformJobName=name)
         return found["TransformJobStatus"], found.get("FailureReason")
 
-    _wait_until("Completed", f"transform job {name}", describe, pause, poll_seconds, on_status)
+    ends = {"Completed": 0, "Stopped": STOPPED_EXIT_CODE}
+    return ends[_wait_until(tuple(ends), f"transform job {name}", describe, pause, poll_seconds, on_status)]
 
 
 def _wait_until(
-    reached: str,
+    reached: Sequence[str],
     what: str,
     describe: Callable[[], tuple[str, str | None]],
     pause: Callable[[float], None],
     poll_seconds: float,
     on_status: Callable[[str], None],
-) -> None:
-    """Call ``describe``, which returns a status and why it failed, until ``what`` has the status ``reached``."""
+) -> str:
+    """Call ``describe``, which returns a status and why it failed, until ``what`` has one of ``reached``; return it."""
     last = ""
     while True:
         status, reason = describe()
         if status != last:
             on_status(status)
             last = status
-        if status == reached:
-            return
+        if status in reached:
+            return status
         if status in _FAILED:
             raise CloudError(f"the {what} is {status}: {reason or 'AWS gives no reason'}", "fault")
         pause(poll_seconds)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
-from crossfade.base.options import Integer, Number, option
+from crossfade.base.errors import OptionError, option_named
+from crossfade.base.options import Integer, Number, option, shown
 from crossfade.deploy.aws.clients import AccountOptions
 from crossfade.trainer.config.options import OptionalJob
 
@@ -27,6 +28,17 @@ _action = partial(option, group="action")
 _limits = partial(option, group="limits")
 _network = partial(option, group="network and encryption")
 _endpoint = partial(option, group="endpoint")
+
+
+_ANY = {"region", "profile", "poll_seconds"}
+_MODEL = {"role", "name", "image", "dry_run", "wait", "endpoint_type", "endpoint_hosts", "data"}
+_OPTIONS_OF: dict[str, set[str]] = {
+    "follow": {"wait"},
+    "stop": set(),
+    "deploy": {*_MODEL, "endpoint"},
+    "transform": {*_MODEL, "input", "output"},
+}
+"""The options of each action that needs no job file. A job takes all but those of the group of endpoints."""
 
 
 class SubmitSageMakerOptions(AccountOptions, OptionalJob):
@@ -84,3 +96,18 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     data: str | None = _endpoint(
         None, "read IDs and interactions on S3 here (default: where the training job read them)", value="URI"
     )
+
+    @model_validator(mode="after")
+    def _check_action(self) -> Self:
+        """Reject options that the action would ignore.
+
+        Raises:
+            OptionError: there is one.
+        """
+        given = [name for name in type(self).model_fields if name in self.model_fields_set - _ANY]
+        action = next((name for name in _OPTIONS_OF if getattr(self, name) is not None), "job")
+        for name in given:
+            group = shown(type(self).model_fields[name]).group
+            if name != action and (group == "endpoint" if action == "job" else name not in _OPTIONS_OF[action]):
+                raise OptionError(name, problem=f"does not apply to {option_named(action)}", fix="leave it out")
+        return self

@@ -101,6 +101,11 @@ def test_jobs_that_cannot_be_deployed_are_rejected(trained: AwsServer) -> None:
     for message, arguments in (
         ("--endpoint a_b: expected up to 63 letters", ("--deploy", "plays-1", "--endpoint", "a_b")),
         ("there is no training job 'other'", ("--deploy", "other")),
+        ("--output: does not apply to --deploy", ("--deploy", "plays-1", "--output", "s3://music/recs")),
+        ("--endpoint: does not apply to --transform", ("--transform", "plays-1", "--endpoint", "plays")),
+        ("--hosts: does not apply to --transform", ("--transform", "plays-1", "--hosts", 4)),
+        ("--dry-run: does not apply to --stop; leave it out", ("--stop", "plays-1", "--dry-run")),
+        ("--input: does not apply to JOB; leave it out", ("job.yaml", "--input", "s3://music/customers")),
         ("--deploy: was given, and so was --follow; expected one of", ("--deploy", "plays-1", "--follow", "plays-1")),
     ):
         rejected(message, command(trained, *arguments))
@@ -138,4 +143,7 @@ def test_transform_is_started_and_followed(trained: AwsServer) -> None:
     trained.answer("DescribeTransformJob", {**described, "TransformJobStatus": "Failed", "FailureReason": "no ping"})
     failed = command(trained, *arguments[:-1], 3, "--name", "plays-1-u", "--wait")
     rejected("the transform job plays-1-u is Failed: no ping", failed, exit_code=1)
+    trained.answer("DescribeTransformJob", {**described, "TransformJobStatus": "Stopped"})
+    stopped = command(trained, *arguments[:-1], 3, "--name", "plays-1-v", "--wait")
+    assert stopped.returncode == 143, stopped.stderr
     rejected("--input: expected an S3 URI", command(trained, "--transform", "plays-1", "--output", "s3://music/recs"))
