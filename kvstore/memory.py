@@ -32,7 +32,7 @@ def empty_rows(rows: int, dim: int) -> Any:
 
 def release_free_memory() -> None:
     """Return to the system what the allocators keep of arrays and tables of Arrow that are gone."""
-    import pyarrow as pa
+    import pyarrow as pa  # takes time to import
 
     gc.collect()
     pa.default_memory_pool().release_unused()
