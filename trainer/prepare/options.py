@@ -47,10 +47,7 @@ Side = Literal["query", "item"]
 
 MAX_BAD = 0.1
 """The share of rows that may be left out by default: beyond it, an option names the wrong column or format."""
-Engine = Literal["duckdb", "spark"]
-"""What prepares: this process, or the tasks of a cluster."""
 _MAX_SEED = 2**63 - 1
-
 
 _dataset = partial(option, group="dataset")
 _ids = partial(option, group="ids")
@@ -308,11 +305,7 @@ class PrepareOptions(Options):
         value="SPAN",
     )
 
-    engine: Engine = _resources(
-        "duckdb",
-        "prepare in this process (default), or the same dataset on a Spark cluster, whose tasks can read the input and "
-        "write DIR; limits of memory and threads are then those of a task (default: 0.5 GiB, one thread)",
-    )
+    engine: Literal["duckdb", "spark"] = _resources("duckdb", "prepare in this process (default), or on Spark")
     work_dir: Path | None = _work_dir()
     memory: Number | None = _memory()
     threads: Integer | None = _threads()

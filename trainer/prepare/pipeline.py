@@ -219,6 +219,8 @@ def prepare(
             f"'{options.item.column}', so that every interaction is of an ID with itself; name another column for one"
         )
     inputs = find_inputs(options)
+    if options.engine == "spark":
+        _check_engine(options, inputs)
     base = find_base(options)
     replayed = find_replayed(base) if base is not None and options.replay is not None else []
     identity = _identify(options, inputs, base) if keep and options.engine != "spark" else None
@@ -244,6 +246,26 @@ def prepare(
             quarantine.publish()
         staged.publish(manifest)
     return manifest
+
+
+_NOT_ON_SPARK = ("features", "content", "catalog", "context", "min_count", "base", "replay", "admit", "expire_after")
+
+
+def _check_engine(options: PrepareOptions, inputs: Inputs) -> None:
+    """Check that nothing is asked for that Spark does not do here.
+
+    Raises:
+        OptionError: something is.
+    """
+    given = [option_named(name) for name in _NOT_ON_SPARK if getattr(options, name)]
+    given += [option_named("order", "random")] if options.order == "random" else []
+    given += [option_named("on_bad_line", "quarantine=FILE")] if options.quarantine is not None else []
+    for split, files in inputs.events.items():
+        given += [option_named(split, STANDARD_INPUT) for file in files if isinstance(file, StandardInput)]
+    if given:
+        duckdb_engine = option_named("engine", "duckdb")
+        problem = f"does not support {', '.join(given)}"
+        raise OptionError("engine", found="spark", problem=problem, fix=f"leave them out, or use {duckdb_engine}")
 
 
 def _spark_preparation(

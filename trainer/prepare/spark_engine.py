@@ -337,7 +337,7 @@ class SparkPreparation:
             self._connection.unregister("part")
 
     def _write_vocabularies(self, held: DataFrame, events: int, table: EventTable) -> dict[str, _Ids]:
-        """Number and write the IDs of both sides, which are in so many ``events``."""
+        """Write the vocabularies of both sides, whose IDs are in so many ``events``."""
         positive = F.when(F.expr("split = 0 AND weight > 0"), 1).otherwise(0)
         in_splits = [
             F.sum(F.when(F.col("split") == code, 1).otherwise(0)).alias(split) for code, split in enumerate(ALL_SPLITS)
@@ -398,7 +398,7 @@ class SparkPreparation:
         (found,) = ranked.selectExpr(
             "sum(count)",
             f"sum(CASE WHEN row < {head} THEN count ELSE 0 END)",
-            f"sum(CASE WHEN row = {middle[0]} THEN count ELSE 0 END + CASE WHEN row = {middle[1]} THEN count ELSE 0 END)",
+            " + ".join(f"sum(CASE WHEN row = {row} THEN count ELSE 0 END)" for row in middle),
             "sum(CASE WHEN count = 1 THEN 1 ELSE 0 END)",
             "sum(CASE WHEN count = 0 THEN 1 ELSE 0 END)",
             named,

@@ -12,10 +12,10 @@ reports in a column of their own: JSON, in rows that have nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain, groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -246,8 +246,8 @@ def hold_out(step: HoldOutStep, resources: Resources, batches: Batches) -> Batch
             return
         place = f"row_number() OVER (PARTITION BY e.split, e.query ORDER BY {shuffled(step.seed, 'e.seq')}) - 1"
         sql = (
-            f"SELECT q.id AS query, i.id AS item, weight, timestamp, split, seq AS position, 0 AS file, {place} AS place, "
-            "NULL AS report FROM interactions e JOIN ids_query q ON q.number = e.query "
+            "SELECT q.id AS query, i.id AS item, weight, timestamp, split, seq AS position, 0 AS file, "
+            f"{place} AS place, NULL AS report FROM interactions e JOIN ids_query q ON q.number = e.query "
             "JOIN ids_item i ON i.number = e.item"
         )
         yield from _query(connection, sql, schema)
@@ -352,7 +352,7 @@ class Output:
 
 
 def write_parts(output: Output, batches: Batches) -> Batches:
-    """Write the rows, which are ordered, as the files that their column ``part`` names; yield their manifest entries."""
+    """Write the rows, in their order, as the files that their column ``part`` names; yield their manifest entries."""
     folder = Folder(output.uri)
     staged = Staged(folder, overwrite=False, folder=folder, work=Path(), lock=None, tag=output.tag)
     for number, pieces in groupby(_pieces(batches, output.schema.names), itemgetter(0)):
@@ -370,7 +370,7 @@ def _pieces(batches: Batches, columns: Sequence[str]) -> Iterator[tuple[int, pa.
         part_N = batch.column("part").to_numpy()
         starts = [0, *(np.flatnonzero(np.diff(part_N)) + 1).tolist(), len(part_N)]
         selected = batch.select(list(columns))
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in pairwise(starts):
             if end > start:
                 yield int(part_N[start]), selected.slice(start, end - start)
 
@@ -413,6 +413,3 @@ def _report(schema: str, report: Mapping[str, Any]) -> pa.RecordBatch:
     arrow = _arrow_schema(schema)
     values = [pa.array([json.dumps(report) if field.name == "report" else None], field.type) for field in arrow]
     return pa.RecordBatch.from_arrays(values, schema=arrow)
-
-
-Task = Callable[[Batches], Batches]
