@@ -207,7 +207,8 @@ class SparkPreparation:
 
     def _partitions(self, rows: int) -> int:
         """Return in how many partitions to divide ``rows``: enough for all cores, and for a task to hold one."""
-        return max(-(-rows // _TASK_ROWS), min(self._spark.sparkContext.defaultParallelism, -(-rows // _FEW_ROWS)))
+        cores = int(self._spark.sparkContext.defaultParallelism)
+        return max(-(-rows // _TASK_ROWS), min(cores, -(-rows // _FEW_ROWS)))
 
     def _keep(self, table: DataFrame) -> DataFrame:
         """Keep ``table`` in the memory and on the disks of the cluster: it is used more than once."""
@@ -290,7 +291,7 @@ class SparkPreparation:
         self._add_statistics(found, "valid" in plan and plan["valid"].by_default)
         self.progress.advance(len(plan))
         counts = [row for report in found for row in report["splits"]]
-        rows = {}
+        rows: dict[str, int] = {}
         for code, split in enumerate(ALL_SPLITS):
             rows[split], positives = (sum(row[at] for row in counts if row[0] == code) for at in (1, 2))
             check_split(split, rows[split], positives, has_files=bool(self.events.get(split)))
@@ -342,7 +343,7 @@ class SparkPreparation:
         in_splits = [
             F.sum(F.when(F.col("split") == code, 1).otherwise(0)).alias(split) for code, split in enumerate(ALL_SPLITS)
         ]
-        sides = {}
+        sides: dict[str, _Ids] = {}
         for entity, side in self.options.sides().items():
             self.progress.phase(f"vocabulary of {entity}", None, "row")
             ids = held.groupBy(F.col(side).alias("id")).agg(

@@ -173,7 +173,8 @@ def _read_file(
     number, file = numbered
     faults = new_faults(options, first_row)
     reader = _FileReader(connection, options, (), faults)
-    kept, positives, latest = 0, 0, None
+    kept, positives = 0, 0
+    latest: int | None = None
     with file.local(work, reader.columns_to_fetch()) as local:
         try:
             reader.read(local, file.split)
@@ -192,7 +193,7 @@ def _read_file(
             for batch in _query(connection, sql, READ_SCHEMA):
                 kept += batch.num_rows
                 positives += pc.sum(pc.greater(batch.column("weight"), 0)).as_py() or 0
-                latest = max(filter(lambda time: time is not None, (latest, _latest(batch))), default=None)
+                latest = max((time for time in (latest, _latest(batch)) if time is not None), default=None)
                 yield batch
     found = {"file": number, "rows": reader.rows, "has_events": reader.kept is not None}
     counts = {"kept": kept, "positives": positives, "latest": latest}
