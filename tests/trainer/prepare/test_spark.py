@@ -136,7 +136,7 @@ def test_spark_lists_the_faults_of_duckdb(tmp_path: Path) -> None:
     assert found[0] == found[1]
     assert len(found[0][1]) > 8
     three = write_text(tmp_path / "three.csv", "customer,item,at\na,b,1\na,c,3\n")
-    with pytest.raises(InputError, match=r"after:9 takes no interaction for test \(timestamps run from 1 to 3"):
+    with pytest.raises(InputError, match=r"after:9: takes no interaction for test \(timestamps run from 1 to 3"):
         prepare_files(tmp_path / "out", three, engine="spark", timestamp="at", hold_out="after:9")
     assert not (tmp_path / "out").exists()
 
