@@ -11,6 +11,7 @@ from ranges of the sorted IDs, numbered on from the sums of the ranges before.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -55,6 +56,7 @@ from crossfade.trainer.prepare.spark_tasks import (
     NAMES_SCHEMA,
     PARTS_SCHEMA,
     READ_SCHEMA,
+    FilesStep,
     HoldOutStep,
     Output,
     Part,
@@ -82,10 +84,17 @@ from crossfade.trainer.prepare.summary import (
 from crossfade.trainer.prepare.vocabulary_tables import check_named, vocabulary_schema
 
 _TASK_MEMORY = 512 << 20
+_TASK_BYTES, _FEW_BYTES, _TEXT_PER_PARQUET = 16 << 20, 1 << 20, 4
+"""Those of Parquet, of which a task has the events of some query entities; text has more bytes by this factor."""
 _TASK_ROWS, _FEW_ROWS = 1_000_000, 50_000
 """The most rows of a task on average, and those that are not worth two tasks."""
-_COALESCE_CACHED = "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning"
-"""Whether small partitions are put together in what is kept, too: the default since Spark 4."""
+_SETTINGS = {
+    "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",
+    "spark.sql.inMemoryColumnarStorage.compressed": "false",
+}
+"""Small partitions are put together in what is kept, too, as since Spark 4; blocks are compressed already."""
+_SHUFFLES = "spark.sql.shuffle.partitions"
+_ARE_EVENTS = "query IS NOT NULL AND item IS NOT NULL"
 _LAST_LINE = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception): (.+)$", re.MULTILINE)
 """The last line of a traceback of Python, or the first of one of Java."""
 
@@ -102,12 +111,14 @@ def spark_session() -> Iterator[SparkSession]:
     try:
         builder = SparkSession.builder.appName("crossfade prepare").config("spark.ui.showConsoleProgress", "false")
         spark = active or builder.getOrCreate()
+        before = {name: spark.conf.get(name) for name in (*_SETTINGS, _SHUFFLES)}
         try:
-            before = spark.conf.get(_COALESCE_CACHED)
-            spark.conf.set(_COALESCE_CACHED, "true")
+            for name, value in _SETTINGS.items():
+                spark.conf.set(name, value)
             yield spark
-            spark.conf.set(_COALESCE_CACHED, before)
         finally:
+            for name, value in before.items():
+                spark.conf.set(name, value)
             if active is None:
                 spark.stop()
     except (PySparkException, Py4JError) as error:
@@ -205,6 +216,18 @@ class SparkPreparation:
         work = None if options.work_dir is None else options.work_dir.absolute()
         return Resources(memory_bytes(options.memory) or _TASK_MEMORY, options.threads or 1, work)
 
+    def _keys(self, files: Sequence[TaskFile]) -> list[int]:
+        """Return the keys of the groups of query entities: one that Spark's hash puts into each partition."""
+        size = sum(file.bytes // (1 if file.is_dense else _TEXT_PER_PARQUET) for file in files)
+        cores = int(self._spark.sparkContext.defaultParallelism)
+        count = max(-(-size // _TASK_BYTES), min(cores, -(-size // _FEW_BYTES)), 1)
+        enough = int(count * (math.log(count) + 20))
+        hashed = self._spark.range(enough).selectExpr("id", f"pmod(hash(CAST(id AS INT)), {count}) AS partition")
+        keys = {row["partition"]: int(row["id"]) for row in hashed.collect()}
+        assert len(keys) == count
+        self._spark.conf.set(_SHUFFLES, max(count, cores))
+        return list(keys.values())
+
     def _partitions(self, rows: int) -> int:
         """Return in how many partitions to divide ``rows``: enough for all cores, and for a task to hold one."""
         cores = int(self._spark.sparkContext.defaultParallelism)
@@ -222,7 +245,8 @@ class SparkPreparation:
         ]
         sizes = [file.bytes for split in ALL_SPLITS for file in self.events.get(split, ())]
         self.progress.phase("read events", sum(sizes), "B")
-        task = partial(read_files, self.options, files, self._resources(), self.first_row)
+        step = FilesStep(self.options, files, self._keys(files), self.first_row)
+        task = partial(read_files, step, self._resources())
         numbers = self._spark.range(0, len(files), 1, len(files))
         read = self._keep(numbers.mapInArrow(task, READ_SCHEMA))
         reports = sorted(_reports(read), key=lambda report: int(report["file"]))
@@ -241,10 +265,8 @@ class SparkPreparation:
             raise OptionError(
                 "train", problem="the files hold no interaction with a weight above 0", expected="at least one"
             )
-        types = ("integer" if table.id_types[side] == "int64" else "string" for side in SIDES)
-        ids = [F.col(f"{side}_{found}").alias(side) for side, found in zip(SIDES, types, strict=True)]
-        events = read.where("report IS NULL").select(*ids, "weight", "timestamp", "split", "position", "file")
-        return table, events, [{**report, "split": file.split} for report, file in zip(reports, files, strict=True)]
+        blocks = read.where("report IS NULL").select("key", "block").repartition(len(step.keys), "key")
+        return table, blocks, [{**report, "split": file.split} for report, file in zip(reports, files, strict=True)]
 
     def _check_times(
         self, plan: Mapping[str, HoldOut], table: EventTable, reports: Sequence[Mapping[str, Any]]
@@ -284,7 +306,12 @@ class SparkPreparation:
                 held, found = self._apply(replace(step, plan=others), events)
                 self._add_facts(found)
                 train = sum(rows for report in found for code, rows, _ in report["splits"] if code == 0)
-                events, step = held, replace(step, first_places=[0], sums=False, gap=None)
+                ids = [F.col(side).alias(f"{side}_id") for side in SIDES]
+                columns = ["weight", "timestamp", "split", "position", F.lit(0).alias("file")]
+                events = (
+                    held.where(_ARE_EVENTS).select(*ids, *columns).repartition(self._partitions(step.rows), "query_id")
+                )
+                step = replace(step, first_places=[0], sums=False, gap=None)
             step = replace(step, plan={split: each.bounded(train) for split, each in by_default.items()})
         held, found = self._apply(step, events)
         self._add_facts(found)
@@ -299,9 +326,7 @@ class SparkPreparation:
 
     def _apply(self, step: HoldOutStep, events: DataFrame) -> tuple[DataFrame, list[dict[str, Any]]]:
         task = partial(hold_out, step, self._resources())
-        held = self._keep(
-            events.repartition(self._partitions(step.rows), "query").mapInArrow(task, held_out_schema(*step.id_types))
-        )
+        held = self._keep(events.mapInArrow(task, held_out_schema(*step.id_types)))
         reports = _reports(held)
         for report in reports:
             if "error" in report:
@@ -339,16 +364,19 @@ class SparkPreparation:
 
     def _write_vocabularies(self, held: DataFrame, events: int, table: EventTable) -> dict[str, _Ids]:
         """Write the vocabularies of both sides, whose IDs are in so many ``events``."""
-        positive = F.when(F.expr("split = 0 AND weight > 0"), 1).otherwise(0)
         in_splits = [
-            F.sum(F.when(F.col("split") == code, 1).otherwise(0)).alias(split) for code, split in enumerate(ALL_SPLITS)
+            F.sum(F.expr(f"CASE WHEN split = {code} THEN position ELSE 0 END")).alias(split)
+            for code, split in enumerate(ALL_SPLITS)
         ]
+        count = F.sum(F.expr("CASE WHEN split <> 0 THEN 0 ELSE place END")).alias("count")
+        counted = {
+            "query": held.where("item IS NULL").groupBy(F.col("query").alias("id")).agg(count, *in_splits),
+            "item": held.where("query IS NULL").groupBy(F.col("item").alias("id")).agg(count),
+        }
         sides: dict[str, _Ids] = {}
         for entity, side in self.options.sides().items():
             self.progress.phase(f"vocabulary of {entity}", None, "row")
-            ids = held.groupBy(F.col(side).alias("id")).agg(
-                F.sum(positive).alias("count"), *(in_splits if side == "query" else [])
-            )
+            ids = counted[side]
             has_names = entity in self.names
             found: Mapping[str, Any] = {}
             if has_names:
@@ -450,9 +478,11 @@ class SparkPreparation:
         parts = {split: _parts(split, rows[split]) for split in ALL_SPLITS if rows[split]}
         firsts = dict(zip(parts, [0, *accumulate(map(len, parts.values()))], strict=False))
         columns = [f"{split}_before" for split in ALL_SPLITS]
-        joined = held.join(
-            queries.select(F.col("id").alias("query"), F.col("row").alias("query_row"), *columns), "query"
-        ).join(items.select(F.col("id").alias("item"), F.col("row").alias("item_row")), "item")
+        joined = (
+            held.where(_ARE_EVENTS)
+            .join(queries.select(F.col("id").alias("query"), F.col("row").alias("query_row"), *columns), "query")
+            .join(items.select(F.col("id").alias("item"), F.col("row").alias("item_row")), "item")
+        )
         place, part = "place + CASE split", "CASE split"
         for code, split in enumerate(ALL_SPLITS):
             place += f" WHEN {code} THEN {split}_before"

@@ -1,12 +1,14 @@
 # ruff: noqa: S608  (what is put into SQL is of this program, or a number of it)
 """What a preparation does in the tasks of Spark: read files, hold out, number rows, and write parts.
 
-    read = partial(read_files, options, files, resources, first_row)
+    read = partial(read_files, FilesStep(options, files, keys, first_row), resources)
     spark.range(0, len(files), 1, len(files)).mapInArrow(read, READ_SCHEMA)     # a task for each file
 
 Each function takes and yields record batches. DuckDB reads, checks, sums, holds out, and hashes as in a preparation
 without Spark, by the same code, over a file or over all events of some query entities. Next to rows, tasks yield
 reports in a column of their own: JSON, in rows that have nothing else.
+
+Events that were read go on as blocks of the Arrow format, each of some query entities, so that Spark moves few values.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from crossfade.trainer.prepare.hold_out import (
     drop_gaps,
     train_span,
 )
-from crossfade.trainer.prepare.id_encoder import SIDES, IdEncoder
+from crossfade.trainer.prepare.id_encoder import IdEncoder
 from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, StandardInput
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import Format, PrepareOptions
@@ -54,23 +56,31 @@ from crossfade.trainer.prepare.vocabulary_tables import read_names
 Batches = Iterator[pa.RecordBatch]
 
 _BATCH_ROWS = 100_000
-_ARROW_TYPES = {"bigint": pa.int64(), "int": pa.int32(), "float": pa.float32(), "string": pa.string()}
+_BLOCK_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+_ARROW_TYPES = {
+    "binary": pa.binary(),
+    "bigint": pa.int64(),
+    "int": pa.int32(),
+    "float": pa.float32(),
+    "string": pa.string(),
+}
 SPARK_TYPES = {"integer": "bigint", "string": "string"}
 """The types of IDs."""
 
-READ_SCHEMA = (
-    "query_integer bigint, query_string string, item_integer bigint, item_string string, "
-    "weight float, timestamp bigint, split int, position bigint, file int, report string"
-)
-"""Of the IDs of a side, one column is null throughout: the type is known once all files are read."""
+READ_SCHEMA = "key int, block binary, report string"
+"""Events of the query entities of a key, whose hash chooses it: those of one have the same."""
 NAMES_SCHEMA = "id string, name string, report string"
 PARTS_SCHEMA = "part bigint, file string"
 
 
 def held_out_schema(query_type: str, item_type: str) -> str:
-    """Return the schema of ``hold_out``: events, and the ``place`` of each among those of its query and split."""
+    """Return the schema of ``hold_out``: events, and the ``place`` of each among those of its query and split.
+
+    Rows without an item have the number of the interactions of a query entity in a split, ``position``, and of positive
+    ones, ``place``; rows without a query have the number of the positive ones of an item in train.
+    """
     ids = f"query {SPARK_TYPES[query_type]}, item {SPARK_TYPES[item_type]}"
-    return f"{ids}, weight float, timestamp bigint, split int, position bigint, file int, place bigint, report string"
+    return f"{ids}, weight float, timestamp bigint, split int, position bigint, place bigint, report string"
 
 
 @dataclass(frozen=True)
@@ -118,8 +128,13 @@ class TaskFile:
         """Return ``source``, with events of ``split``, as tasks open it."""
         assert not isinstance(source, StandardInput)
         if isinstance(source, RawFile):
-            return TaskFile(str(source), split, source.format, source.path.absolute())
+            return TaskFile(str(source), split, source.format, source.path.absolute(), bytes=source.bytes)
         return TaskFile(str(source), split, source.format, None, source.bucket.uri, source.key, source.bytes)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the file has few bytes per event."""
+        return self.format == "parquet" or self.name.endswith((".gz", ".zst"))
 
     @contextmanager
     def local(self, work: Path, columns: Collection[str]) -> Iterator[RawFile]:
@@ -154,25 +169,26 @@ def new_faults(options: PrepareOptions, first_row: int) -> Faults:
     return Faults(skip, drop, max_bad=options.max_bad, first_row=first_row)
 
 
-def read_files(
-    options: PrepareOptions, files: Sequence[TaskFile], resources: Resources, first_row: int, numbers: Batches
-) -> Batches:
-    """Read the ``files`` at the places that ``numbers`` has: their events, and a report on each file."""
+@dataclass(frozen=True)
+class FilesStep:
+    """What to read: files of events, the keys of the groups of query entities, and how rows of Parquet are counted."""
+
+    options: PrepareOptions
+    files: Sequence[TaskFile]
+    keys: Sequence[int]
+    first_row: int
+
+
+def read_files(step: FilesStep, resources: Resources, numbers: Batches) -> Batches:
+    """Read the files at the places that ``numbers`` has: blocks of their events, and a report on each file."""
     for number in _values(numbers):
         with resources.open() as (connection, work):
-            yield from _read_file(connection, work, options, (number, files[number]), first_row)
+            yield from _read_file(connection, work, step, number)
 
 
-def _read_file(
-    connection: duckdb.DuckDBPyConnection,
-    work: Path,
-    options: PrepareOptions,
-    numbered: tuple[int, TaskFile],
-    first_row: int,
-) -> Batches:
-    number, file = numbered
-    faults = new_faults(options, first_row)
-    reader = _FileReader(connection, options, (), faults)
+def _read_file(connection: duckdb.DuckDBPyConnection, work: Path, step: FilesStep, number: int) -> Batches:
+    file, faults = step.files[number], new_faults(step.options, step.first_row)
+    reader = _FileReader(connection, step.options, (), faults)
     kept, positives = 0, 0
     latest: int | None = None
     with file.local(work, reader.columns_to_fetch()) as local:
@@ -181,24 +197,43 @@ def _read_file(
         except InputError as error:
             faults.add_error(error)
         if reader.kept is not None and not faults.rejected:
-            types = {side: found for side, (found, _) in reader.types.items() if side in SIDES}
-            ids = ", ".join(
-                f"{f'{side}_id' if types[side] == each else 'NULL'} AS {side}_{each}"
-                for side in SIDES
-                for each in ("integer", "string")
-            )
-            sql = (
-                f"SELECT {ids}, weight, timestamp, split, position, {number} AS file, NULL AS report FROM {reader.kept}"
-            )
-            for batch in _query(connection, sql, READ_SCHEMA):
+            columns = f"query_id, item_id, weight, timestamp, split, position, {number}::INTEGER AS file"
+            key = f"(hash(query_id) % {len(step.keys)})::INTEGER"
+            sql = f"SELECT {key} AS part, {columns} FROM {reader.kept} ORDER BY part"
+            for batch in connection.sql(sql).to_arrow_reader(_BATCH_ROWS):
                 kept += batch.num_rows
                 positives += pc.sum(pc.greater(batch.column("weight"), 0)).as_py() or 0
                 latest = max((time for time in (latest, _latest(batch)) if time is not None), default=None)
-                yield batch
+                yield _blocks(batch, step.keys)
     found = {"file": number, "rows": reader.rows, "has_events": reader.kept is not None}
     counts = {"kept": kept, "positives": positives, "latest": latest}
     faults_before = faults.state() if reader.faults_before is None else reader.faults_before
     yield _report(READ_SCHEMA, {**found, **counts, "state": reader.state(), "faults_before": faults_before})
+
+
+def _blocks(batch: pa.RecordBatch, keys: Sequence[int]) -> pa.RecordBatch:
+    """Return the events of ``batch``, which are ordered by their column ``part``, as blocks."""
+    found, blocks = [], []
+    for part, piece in _pieces(iter([batch]), batch.schema.names[1:]):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, piece.schema, options=_BLOCK_OPTIONS) as stream:
+            stream.write_batch(piece)
+        found.append(keys[part])
+        blocks.append(sink.getvalue().to_pybytes())
+    nothing = pa.nulls(len(found), pa.string())
+    columns = [pa.array(found, pa.int32()), pa.array(blocks, pa.binary()), nothing]
+    return pa.RecordBatch.from_arrays(columns, schema=_arrow_schema(READ_SCHEMA))
+
+
+def _unpacked(batches: Batches) -> Batches:
+    """Yield the events in blocks, or rows of events as they are, without empty batches."""
+    for batch in batches:
+        if "block" not in batch.schema.names:
+            yield from [batch] if batch.num_rows else []
+            continue
+        for block in batch.column("block"):
+            with pa.ipc.open_stream(block.as_buffer()) as stream:
+                yield from stream
 
 
 def _latest(batch: pa.RecordBatch) -> int | None:
@@ -233,12 +268,13 @@ class HoldOutStep:
 
 def hold_out(step: HoldOutStep, resources: Resources, batches: Batches) -> Batches:
     """Sum, clean, and split events, all those of some query entities; yield them, and a report."""
-    first = next((batch for batch in batches if batch.num_rows), None)
+    arriving = _unpacked(batches)
+    first = next(arriving, None)
     if first is None:
         return
     schema = held_out_schema(*step.id_types)
     with resources.open() as (connection, _):
-        _encode(connection, step, pa.RecordBatchReader.from_batches(first.schema, chain([first], batches)))
+        _encode(connection, step, pa.RecordBatchReader.from_batches(first.schema, chain([first], arriving)))
         report: dict[str, Any] = {}
         try:
             _apply(connection, step, report)
@@ -246,12 +282,17 @@ def hold_out(step: HoldOutStep, resources: Resources, batches: Batches) -> Batch
             yield _report(schema, {"error": str(error.args[0])})
             return
         place = f"row_number() OVER (PARTITION BY e.split, e.query ORDER BY {shuffled(step.seed, 'e.seq')}) - 1"
-        sql = (
-            "SELECT q.id AS query, i.id AS item, weight, timestamp, split, seq AS position, 0 AS file, "
-            f"{place} AS place, NULL AS report FROM interactions e JOIN ids_query q ON q.number = e.query "
-            "JOIN ids_item i ON i.number = e.item"
+        events = (
+            f"q.id, i.id, weight, timestamp, split, seq, {place}, NULL FROM interactions e "
+            "JOIN ids_query q ON q.number = e.query JOIN ids_item i ON i.number = e.item"
         )
-        yield from _query(connection, sql, schema)
+        queries = (
+            "q.id, NULL, NULL, NULL, split, count(*), count(*) FILTER (weight > 0), NULL FROM interactions e "
+            "JOIN ids_query q ON q.number = e.query GROUP BY q.id, split"
+        )
+        items = "NULL, id, NULL, NULL, NULL, 0, count, NULL FROM counts_item JOIN ids_item USING (number)"
+        for rows in (events, queries, items):
+            yield from _query(connection, f"SELECT {rows}", schema)
         yield _report(schema, report)
 
 
@@ -261,8 +302,8 @@ def _encode(connection: duckdb.DuckDBPyConnection, step: HoldOutStep, arriving: 
     connection.register("arriving", arriving)
     connection.register("firsts", firsts)
     connection.execute(
-        "CREATE TABLE arrived AS SELECT query AS query_id, item AS item_id, weight, timestamp, "
-        "split::UTINYINT AS split, position + first AS position FROM arriving JOIN firsts USING (file)"
+        "CREATE TABLE arrived AS SELECT query_id, item_id, weight, timestamp, split::UTINYINT AS split, "
+        "position + first AS position FROM arriving JOIN firsts USING (file)"
     )
     encoder = IdEncoder(connection, *step.id_types)
     encoder.add("arrived", step.rows, None)

@@ -66,6 +66,7 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     from crossfade.trainer.prepare import spark_engine
 
     monkeypatch.setattr(spark_engine, "_TASK_ROWS", EVENTS // 2)
+    monkeypatch.setattr(spark_engine, "_FEW_BYTES", 1_000)
     for module in (spark_engine, staging):
         monkeypatch.setattr(module, "GROUPS_PER_FILE", 2)
     for module in (spark_engine, hold_out):
