@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
         # For no command, pyarrow needs pandas, which it would import to return arrays: 40 MiB and a fifth of a second.
-        hiding = hidden("pandas", *(["scipy"] if _WITHOUT_SCIPY.intersection(arguments[:1]) else []))
+        hiding = hidden(*_unneeded(arguments))
         # Crossfade has no plugins for pydantic, which would look for them in the metadata of all packages.
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     parsed = _parse(arguments)
@@ -134,6 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return failed
     return code
+
+
+def _unneeded(arguments: Sequence[str]) -> list[str]:
+    """Return the packages that the command in ``arguments`` does not need, though others would load them."""
+    needs_pandas = arguments[:1] == ["prepare"] and any(word.endswith("spark") for word in arguments)
+    without_scipy = _WITHOUT_SCIPY.intersection(arguments[:1])
+    return [*([] if needs_pandas else ["pandas"]), *(["scipy"] if without_scipy else [])]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

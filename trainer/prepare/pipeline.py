@@ -10,6 +10,7 @@ byte, whatever the number of threads.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -277,6 +278,7 @@ def _spark_preparation(
         MissingExtraError: it is not installed.
     """
     try:
+        importlib.import_module("pandas")  # PySpark needs it, and does not require it
         from crossfade.trainer.prepare.spark_engine import SparkPreparation
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "pyspark", "spark", option_named("engine", "spark")) from error
