@@ -16,6 +16,7 @@ from preparing import prepare_files, random_events, write_parquet, write_text
 
 from crossfade.base.errors import InputError, MissingExtraError, OptionError
 from crossfade.base.io.folder import Folder
+from crossfade.cli.main import _unneeded
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.prepare import hold_out, staging
 from crossfade.trainer.prepare.faults import EventFaultsError
@@ -156,3 +157,10 @@ def test_missing_pyspark_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=r"needs the package .* pip install 'crossfade\[spark\]'"):
         prepare_files(tmp_path / "out", events, engine="spark")
+
+
+def test_command_line_shows_pandas_to_spark_alone() -> None:
+    """PySpark imports pandas, which other commands are spared."""
+    assert "pandas" not in _unneeded(["prepare", "--events", "plays.csv", "--engine", "spark"])
+    assert "pandas" not in _unneeded(["prepare", "--engine=spark"])
+    assert "pandas" in _unneeded(["prepare", "--events", "plays.csv"])
