@@ -149,9 +149,7 @@ def _stages(prediction: Prediction) -> Iterator[str]:
     if price is not None:
         total = sum(hosts.dollars(stage.seconds, stage.hosts) for stage in prediction.stages)
         seconds = sum(stage.seconds for stage in prediction.stages)
-        rows.append(
-            ("all", f"at {price:,.3f} US dollars an hour of a host", "", _rough(seconds), "", f"{total:,.2f}")
-        )
+        rows.append(("all", f"at {price:,.3f} US dollars an hour of a host", "", _rough(seconds), "", f"{total:,.2f}"))
     yield from align(rows, left=2)
 
 
