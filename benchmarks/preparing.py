@@ -3,12 +3,15 @@
     .venv/bin/python benchmarks/preparing.py                          # 10 million events, about a minute
     .venv/bin/python benchmarks/preparing.py --events 20e6 100e6      # how both grow with the events
     .venv/bin/python benchmarks/preparing.py --at s3://BUCKET/PREFIX  # from and to S3
+    .venv/bin/python benchmarks/preparing.py --events 1e6 --engine spark     # on Spark, and that it writes the same
     .venv/bin/python benchmarks/preparing.py --increment 100e3 --onto 1e6 100e6 --events-per-customer 10
                                                                       # new events onto small and large datasets
 
 ``crossfade synthesize --raw-events`` writes the events, with text IDs: one customer per hundred events (or another
 number), half as many tracks. The last event of each customer is held out. Memory excludes the page cache (RssAnon of
 /proc). Processor seconds are the cost of the work on a machine that runs other work too.
+
+``--engine spark`` prepares the events and a file with faults on local[2], after DuckDB, and compares all files.
 
 The datasets that ``--increment`` extends are of ``crossfade synthesize`` with text IDs, without features. A hundredth
 of the customers and tracks of the new events are new. Datasets take turns, with and without ``--replay 1``; of three
@@ -23,6 +26,7 @@ import os
 import platform
 import resource
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +36,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 
 from crossfade.base.io.folder import Folder
@@ -70,6 +75,7 @@ def main() -> None:
     )
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="keep temporary files of 'crossfade prepare' here")
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of 'crossfade prepare' (default: its own)")
+    parser.add_argument("--engine", choices=["duckdb", "spark"], default="duckdb", help="compare with this engine")
     parser.add_argument("--increment", type=float, metavar="N", help="prepare N new events onto datasets instead")
     parser.add_argument(
         "--onto", type=float, nargs="+", default=[1e6], metavar="N", help="events of these datasets (default: 1e6)"
@@ -94,14 +100,45 @@ def _run(events: int, arguments: argparse.Namespace) -> None:
         try:
             with tempfile.TemporaryDirectory(dir=arguments.work_dir) as work:
                 _print(f"generated {_measured(_generate, Path(work), at, spec).describe(events)}")
+                if arguments.engine == "spark":
+                    _write_faults(f"{at}/raw", spec)
                 measured = _measured(_prepare, Path(work), at, spec, Path(work), arguments.memory)
                 _print(f"prepared  {measured.describe(events)}, {measured.spilled / 2**30:.2f} GiB spilled")
+                if arguments.engine == "spark":
+                    on_spark = {"engine": "spark", "out": f"{at}/spark"}
+                    other = _measured(_prepare, Path(work), at, spec, Path(work), arguments.memory, on_spark)
+                    ratio = other.seconds / measured.seconds
+                    _print(f"on Spark  {other.describe(events)}, {ratio:.2f} times the seconds of DuckDB")
+                    _compare(f"{at}/prepared", f"{at}/spark")
             _print(f"raw {_size(f'{at}/raw')}, prepared {_size(f'{at}/prepared')}")
         finally:
-            for name in ("raw", "prepared"):
+            for name in ("raw", "prepared", "spark"):
                 Folder(f"{at}/{name}").delete()
             if arguments.at and not at.startswith("s3://") and not any(Path(at).iterdir()):
                 shutil.rmtree(at)
+
+
+def _write_faults(raw: str, spec: SyntheticSpec) -> None:
+    """Write a file with a row of each fault that a column can have, and with other rows."""
+    lines = [f"{spec.query},{spec.item},{EVENT},{TIMESTAMP}"]
+    times = [f"2024-05-{number % 28 + 1:02}T10:00:00" for number in range(1_000)]
+    lines += [f"customer{number % 7},track{number},play,{time}" for number, time in enumerate(times)]
+    lines += [f",track1,play,{times[0]}", f"customer1,,play,{times[0]}", "customer1,track1,play,soon", "customer1"]
+    Folder(f"{raw}/{EVENTS_FOLDER}").write("with-faults.csv", "\n".join(lines).encode())
+
+
+def _compare(one: str, other: str) -> None:
+    """Print whether two datasets are of the same files with the same bytes.
+
+    Raises:
+        SystemExit: they are not.
+    """
+    folders = Folder(one), Folder(other)
+    names = [sorted(folder.sizes()) for folder in folders]
+    differing = [name for name in names[0] if names[0] != names[1] or folders[0].read(name) != folders[1].read(name)]
+    if differing:
+        raise SystemExit(f"these files differ: {', '.join(differing)}")
+    _print(f"all {len(names[0])} files are the same")
 
 
 def _spec(events: int, queries: int) -> SyntheticSpec:
@@ -203,11 +240,18 @@ def _bytes_below(folder: Path) -> int:
 
 
 def _anonymous_bytes(pid: int) -> int:
-    try:
+    """Return the memory of a process and of those that it has started, which may end meanwhile."""
+    with suppress(psutil.Error, OSError):
+        started = [process.pid for process in psutil.Process(pid).children(recursive=True)]
+        return sum(map(_anonymous_bytes_of, [pid, *started]))
+    return 0
+
+
+def _anonymous_bytes_of(pid: int) -> int:
+    with suppress(OSError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    return 0
 
 
 def _generate(at: str, spec: SyntheticSpec) -> None:
@@ -220,11 +264,19 @@ def _prepare(
     at: str, spec: SyntheticSpec, work: Path, memory: float | None, options: Mapping[str, Any] | None = None
 ) -> None:
     """Prepare the raw events, as the dataset ``prepared`` if ``options`` say nothing else."""
-    phases = NullReporter() if options else Phases()
+    on_spark = options is not None and options.get("engine") == "spark"
+    if on_spark:
+        from pyspark.sql import SparkSession
+
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        SparkSession.builder.master("local[2]").config("spark.ui.showConsoleProgress", "false").getOrCreate()
+    phases = Phases() if on_spark or not options else NullReporter()
     prepare(
         PrepareOptions.of(
             **{"out": f"{at}/prepared", "hold_out_test": "last-1", **(options or {})},
-            train=[f"{at}/raw/{EVENTS_FOLDER}/*.parquet"],
+            train=[f"{at}/raw/{EVENTS_FOLDER}/*"],
+            on_bad_line="skip",
+            on_missing="drop",
             query=spec.query,
             item=spec.item,
             event=EVENT,

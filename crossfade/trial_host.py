@@ -17,6 +17,7 @@ from typing import TextIO
 
 from crossfade.base.signals import stopper
 from crossfade.cli.main import main
+from crossfade.kvstore.memory import release_free_memory
 
 
 def serve(requests: TextIO, answers: TextIO) -> int:
@@ -26,6 +27,7 @@ def serve(requests: TextIO, answers: TextIO) -> int:
         request = json.loads(line)
         before = sum(os.times()[:4])  # of this process, and of children that have ended
         code = _train(request["arguments"], request["log"])
+        release_free_memory()
         answers.write(f"{code} {sum(os.times()[:4]) - before:.2f}\n")
         answers.flush()
         if stopper.number is not None:

@@ -7,6 +7,7 @@ until it is written. Linux only: elsewhere the advice is skipped.
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import sys
 from typing import Any
@@ -27,6 +28,17 @@ def empty_rows(rows: int, dim: int) -> Any:
     table_ND = values_B[begin : begin + rows * dim * 4].view(np.float32).reshape(rows, dim)
     advise_huge_pages(table_ND)
     return table_ND
+
+
+def release_free_memory() -> None:
+    """Return to the system what the allocators keep of arrays and tables of Arrow that are gone."""
+    import pyarrow as pa  # takes time to import
+
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc has it, musl does not
+        trim(0)
 
 
 def release_pages(array: Any) -> None:

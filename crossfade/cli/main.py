@@ -117,13 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hiding: AbstractContextManager[None] = nullcontext()
     if arguments is None:
         arguments = sys.argv[1:]
-        # Pyarrow, which never needs pandas here, would import it to return arrays: 40 MiB and a fifth of a second.
-        hiding = hidden("pandas", *(["scipy"] if _WITHOUT_SCIPY.intersection(arguments[:1]) else []))
+        # For no command, pyarrow needs pandas, which it would import to return arrays: 40 MiB and a fifth of a second.
+        hiding = hidden(*_unneeded(arguments))
         # Crossfade has no plugins for pydantic, which would look for them in the metadata of all packages.
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     parsed = _parse(arguments)
-    if getattr(parsed, "to", None) == "mlflow":  # the format, which needs pandas
-        hiding = nullcontext()
     stopper.listen()
     try:
         if arguments[0] not in _ROLES:  # they report errors to their agents
@@ -136,6 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return failed
     return code
+
+
+def _unneeded(arguments: Sequence[str]) -> list[str]:
+    """Return the packages that the command in ``arguments`` does not need, though others would load them."""
+    user = {"prepare": "spark", "export": "mlflow"}.get(arguments[0]) if arguments else None
+    needs_pandas = user is not None and any(word.endswith(user) for word in arguments)
+    without_scipy = _WITHOUT_SCIPY.intersection(arguments[:1])
+    return [*([] if needs_pandas else ["pandas"]), *(["scipy"] if without_scipy else [])]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

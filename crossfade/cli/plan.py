@@ -145,14 +145,17 @@ def _stages(prediction: Prediction) -> Iterator[str]:
     rows: list[Sequence[str]] = [head]
     for stage in prediction.stages:
         dollars = [] if price is None else [f"{hosts.dollars(stage.seconds, stage.hosts):,.2f}"]
-        rows.append((stage.name, stage.what, f"{stage.hosts}", _duration(stage.seconds), size(stage.bytes), *dollars))
+        rows.append((stage.name, stage.what, f"{stage.hosts}", _rough(stage.seconds), size(stage.bytes), *dollars))
     if price is not None:
         total = sum(hosts.dollars(stage.seconds, stage.hosts) for stage in prediction.stages)
         seconds = sum(stage.seconds for stage in prediction.stages)
-        rows.append(
-            ("all", f"at {price:,.3f} US dollars an hour of a host", "", _duration(seconds), "", f"{total:,.2f}")
-        )
+        rows.append(("all", f"at {price:,.3f} US dollars an hour of a host", "", _rough(seconds), "", f"{total:,.2f}"))
     yield from align(rows, left=2)
+
+
+def _rough(seconds: float) -> str:
+    """Format the duration of a stage, of which the start of a process is no part."""
+    return _duration(seconds) if seconds >= 1 else "< 1 s"
 
 
 def _evaluation(time: StepTime) -> str:

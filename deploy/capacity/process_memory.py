@@ -29,6 +29,7 @@ from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.model.given_vectors import BLOCK_ROWS, JOIN_BYTES
 from crossfade.trainer.model.negatives import needs_counts
+from crossfade.trainer.model.neighbor_start import BYTES_PER_PAIR, MAX_PAIRS, has_neighbor_start
 from crossfade.trainer.model.spectral_start import BYTES_PER_INTERACTION, COPIES_OF_VECTORS, columns_of
 from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
 
@@ -166,6 +167,9 @@ def _given_vectors(inputs: PlanInputs) -> Iterable[MemoryItem]:
         rows, columns = inputs.model.query.rows + inputs.model.item.rows, columns_of(inputs.job.model.dim)
         pairs = BYTES_PER_INTERACTION * inputs.manifest.trained_on().rows
         yield MemoryItem("spectral start", pairs + COPIES_OF_VECTORS * VALUE_BYTES * rows * columns, "start")
+    if inputs.job.checkpoint.warm_start_from is not None and has_neighbor_start(inputs.model):
+        pairs = BYTES_PER_PAIR * min(2 * MAX_PAIRS, inputs.selection.rows)
+        yield MemoryItem("start of new rows", pairs, "start", required=False)
 
 
 def _weights_of_rows(inputs: PlanInputs) -> Iterable[MemoryItem]:

@@ -1,34 +1,38 @@
 """Neighbor start: what the new rows of a warm start begin with, from the rows that they occur with.
 
-    neighbors = find_neighbors(reader, groups, is_new_Q, is_new_I)
-    for part in neighbors["track"].parts():
-        known_AD = store.pull({"customer": part.known_A}, exact=True)["customer"]
-        store.assign("track", *part.start(known_AD))
+    of_queries, of_items = find_neighbors(reader, groups, new_queries, new_items, progress)
+    for part in of_items.parts():
+        known_BD = store.pull({"customer": part.known_B}, exact=True)["customer"]
+        store.assign("track", *part.start(known_BD))
 
 A new item begins with the direction in which the queries that have interacted with it lie, the sum of their vectors at
 length 1; a new query likewise. With cosine scores, that is the unit vector whose scores with them have the largest sum.
 Neighbors that are new too do not count: their vectors are random. Few epochs from there reach more than from random
 vectors: docs/fresh-models.md has figures.
 
-Shapes: N pairs of a new and a known row, A rows of a part, D columns.
+Shapes: N pairs of a new and a known row, A new and B known rows of a part, D columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.trainer.data.reader import InteractionReader, RowGroup
+from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.model.spec import ModelSpec
 
 _MAX_NEIGHBORS = 1 << 10
 """Known rows that a new row begins from, at most: those with the lowest numbers, which are the oldest."""
 _PART_PAIRS = 1 << 16
-_MAX_INTERACTIONS, _MAX_PAIRS = 1 << 28, 1 << 24
-"""What one process reads, and keeps, at most: about a minute and 256 MiB. Further new rows begin with random values."""
+_MAX_INTERACTIONS, MAX_PAIRS = 1 << 28, 1 << 22
+"""What one process reads, and keeps of each table, at most. Further new rows begin with random values."""
+BYTES_PER_PAIR = 64
+"""Memory at the peak, while pairs are put in order; 58 were measured."""
 _MIN_LENGTH = 1e-6
 
 
@@ -40,6 +44,27 @@ def has_neighbor_start(model: ModelSpec) -> bool:
     """
     has_parts = model.towers or model.dense or model.query_sum is not None
     return model.score.normalized and not has_parts and not model.frozen
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """The rows of a table from ``first`` on, and ``reset_N`` before it, int64 and sorted."""
+
+    first: int
+    rows: int
+    reset_N: IntArray
+
+    def __bool__(self) -> bool:
+        """Return whether there is one."""
+        return self.first < self.rows or len(self.reset_N) > 0
+
+    def contains(self, row_N: IntArray) -> BoolArray:
+        """Return which of ``row_N`` are new, bool (N,)."""
+        is_new_N = row_N >= self.first
+        if len(self.reset_N):
+            place_N = np.minimum(np.searchsorted(self.reset_N, row_N), len(self.reset_N) - 1)
+            is_new_N |= self.reset_N[place_N] == row_N
+        return is_new_N
 
 
 @dataclass(frozen=True)
@@ -78,7 +103,7 @@ class Neighbors:
     @staticmethod
     def of(pairs: Sequence[tuple[IntArray, IntArray]]) -> Neighbors:
         """Join the pairs, in any order."""
-        new_N, known_N = (np.concatenate([np.empty(0, np.int64), *rows]) for rows in zip(*pairs, strict=True))
+        new_N, known_N = (np.concatenate(rows) for rows in zip(*pairs, strict=True))
         order_N = np.lexsort((known_N, new_N))
         new_N, known_N = new_N[order_N], known_N[order_N]
         is_first_N = (np.diff(new_N, prepend=-1) != 0) | (np.diff(known_N, prepend=-1) != 0)
@@ -86,42 +111,55 @@ class Neighbors:
         kept_N = np.arange(len(new_N)) - np.searchsorted(new_N, new_N) < _MAX_NEIGHBORS
         return Neighbors(new_N[kept_N], known_N[kept_N])
 
+    def bounds(self) -> IntArray:
+        """Return where the parts begin, and where the last one ends: all pairs of a new row are in the same part."""
+        cut_P = np.append(np.arange(0, len(self.new_N), _PART_PAIRS), len(self.new_N))
+        within = cut_P < len(self.new_N)
+        cut_P[within] = np.searchsorted(self.new_N, self.new_N[cut_P[within]])
+        bounds_P: IntArray = np.unique(cut_P)
+        return bounds_P
+
     def parts(self) -> Iterator[NeighborPart]:
-        """Yield the pairs in parts, all of a new row in the same."""
-        start = 0
-        while start < len(self.new_N):
-            last = self.new_N[min(start + _PART_PAIRS, len(self.new_N)) - 1]
-            end = int(np.searchsorted(self.new_N, last, side="right"))
+        """Yield the pairs in parts."""
+        for start, end in pairwise(self.bounds().tolist()):
             new_A, place_in_new_N = np.unique(self.new_N[start:end], return_inverse=True)
             known_B, place_in_known_N = np.unique(self.known_N[start:end], return_inverse=True)
             yield NeighborPart(new_A, known_B, place_in_new_N, place_in_known_N)
-            start = end
+
+
+NO_NEIGHBORS = Neighbors(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def find_neighbors(
-    reader: InteractionReader, groups: Sequence[RowGroup], is_new_Q: BoolArray, is_new_I: BoolArray
+    reader: InteractionReader,
+    groups: Sequence[RowGroup],
+    new_queries: NewRows,
+    new_items: NewRows,
+    progress: ProgressReporter,
 ) -> tuple[Neighbors, Neighbors]:
     """Find the neighbors of new queries, and those of new items, in the interactions of ``groups``.
 
-    Only interactions with a positive weight count.
+    Only interactions with a positive weight count. ``progress`` is advanced at each row group.
 
     Raises:
         InputError: a file is missing or corrupt.
         StorageUnavailableError: storage does not answer.
     """
-    found: tuple[list[tuple[IntArray, IntArray]], list[tuple[IntArray, IntArray]]] = ([], [])
+    progress.phase("start of new rows", len(groups), "row group")
+    of_queries, of_items = [_NO_PAIRS], [_NO_PAIRS]
     read = kept = 0
     for part in reader.map(reader.read, groups):
         liked_N = part.weight_N > 0.0
         query_N, item_N = part.query_N[liked_N], part.item_N[liked_N]
-        is_new_query_N, is_new_item_N = is_new_Q[query_N], is_new_I[item_N]
+        is_new_query_N, is_new_item_N = new_queries.contains(query_N), new_items.contains(item_N)
         of_query_N, of_item_N = is_new_query_N & ~is_new_item_N, is_new_item_N & ~is_new_query_N
-        found[0].append((query_N[of_query_N], item_N[of_query_N]))
-        found[1].append((item_N[of_item_N], query_N[of_item_N]))
-        read, kept = read + len(part), kept + np.count_nonzero(of_query_N) + np.count_nonzero(of_item_N)
-        if read >= _MAX_INTERACTIONS or kept >= _MAX_PAIRS:
+        of_queries.append((query_N[of_query_N], item_N[of_query_N]))
+        of_items.append((item_N[of_item_N], query_N[of_item_N]))
+        progress.advance(1)
+        read, kept = read + len(part), kept + max(np.count_nonzero(of_query_N), np.count_nonzero(of_item_N))
+        if read >= _MAX_INTERACTIONS or kept >= MAX_PAIRS:
             break
-    return Neighbors.of(found[0] or [_NO_PAIRS]), Neighbors.of(found[1] or [_NO_PAIRS])
+    return Neighbors.of(of_queries), Neighbors.of(of_items)
 
 
 _NO_PAIRS = np.empty(0, np.int64), np.empty(0, np.int64)

@@ -41,14 +41,27 @@ def measure_co_occurrence(connection: duckdb.DuckDBPyConnection) -> CoOccurrence
     )
     assert isinstance(queries, int)
     assert isinstance(positives, int)
+    last = last_place(queries, positives, fetch_count(connection, "SELECT count(*) FROM places"))
+    return measure_pairs(
+        connection,
+        "(SELECT q.place, i.row FROM train_interactions e JOIN places q ON q.number = e.query "
+        f"JOIN vocabulary_item i ON i.number = e.item WHERE weight > 0 AND place <= {last})",
+    )
+
+
+def last_place(queries: int, positives: int, places: int) -> int:
+    """Return the last place of the sample, of so many ``places``; ``queries`` have ``positives`` in train."""
     share = max(_MAX_INTERACTIONS / max(positives, 1), _MIN_QUERIES / max(queries, 1))
-    last = math.ceil(share * fetch_count(connection, "SELECT count(*) FROM places"))
-    sampled = connection.execute(
-        "SELECT DISTINCT q.place, i.row FROM train_interactions e JOIN places q ON q.number = e.query "
-        f"JOIN vocabulary_item i ON i.number = e.item WHERE weight > 0 AND place <= {last} "
-        f"QUALIFY dense_rank() OVER (PARTITION BY q.place ORDER BY hash(i.row)) <= {_MAX_ITEMS}"
+    return math.ceil(share * places)
+
+
+def measure_pairs(connection: duckdb.DuckDBPyConnection, sampled: str) -> CoOccurrence | None:
+    """Measure it in the relation ``sampled``: the ``place`` of a query and the ``row`` of an item."""
+    pairs = connection.execute(
+        f"SELECT DISTINCT place, row FROM {sampled} "
+        f"QUALIFY dense_rank() OVER (PARTITION BY place ORDER BY hash(row)) <= {_MAX_ITEMS}"
     ).fetchnumpy()
-    return co_occurrence(sampled["place"], sampled["row"])
+    return co_occurrence(pairs["place"], pairs["row"])
 
 
 def co_occurrence(query_N: IntArray, item_N: IntArray, seed: int = 0) -> CoOccurrence | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import duckdb
 from pydantic import TypeAdapter
@@ -87,6 +87,12 @@ class ReadStats:
     delimiters: set[str] = field(default_factory=set)
     times_without_zone: bool = False
 
+    def add(self, other: ReadStats) -> None:
+        """Add those of other files."""
+        for name, value in vars(other).items():
+            own = getattr(self, name)
+            setattr(self, name, own | value if isinstance(own, set | bool) else own + value)
+
 
 @dataclass(frozen=True)
 class EventTable:
@@ -124,15 +130,14 @@ def read_events(
             of the timestamp; there is no event at all.
     """
     check_formats(connection, options.timestamp_format)
-    reader = _Reader(connection, options, string_id_sides, faults)
+    reader = EventReader(connection, options, string_id_sides, faults)
     order = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in files.get(split, ())]
     total = sum(file.bytes for _, file in order)
     progress.phase("read events", total, "B")
     done = reader.restore(journal)
     progress.advance(sum(file.bytes for _, file in order[:done]))
     left, unkept = order[done:], 0
-    read = possible_columns(reader.columns) | ({PLAYED} if options.format == YAMBDA else set())
-    with fetch_files([file for _, file in left], work, read) as local_files:
+    with fetch_files([file for _, file in left], work, reader.columns_to_fetch()) as local_files:
         for number, ((code, source), file) in enumerate(zip(left, local_files, strict=True), done + 1):
             try:
                 reader.read(file, code)
@@ -169,8 +174,12 @@ _TYPES_FOUND: TypeAdapter[dict[str, tuple[str, RawFile]]] = TypeAdapter(dict[str
 _STATS = TypeAdapter(ReadStats)
 
 
-class _Reader:
-    """Appends one file after another to the table ``events``."""
+class EventReader:
+    """Appends one file after another to the table ``events``.
+
+    Readers in other processes, each of one file, can be put together in the order of their files: one ``absorb``s what
+    the ``state`` of each has.
+    """
 
     def __init__(
         self,
@@ -189,13 +198,17 @@ class _Reader:
         self._context = list(context)
         self.columns = _columns_by_role(options, context)
         # The type of each ID and of the timestamp, and the first file that has it.
-        self._types: dict[str, tuple[str, RawFile]] = {}
+        self.types: dict[str, tuple[str, RawFile]] = {}
         self._text_roles: set[str] = set()
         self._encoder: IdEncoder | None = None
         self._stats = ReadStats()
         # The lines or rows of all files, those at fault included: a line of adjacency text has several rows.
         self.records = 0
         self._ambiguity = TimestampAmbiguity(options.timestamp_format)
+
+    def columns_to_fetch(self) -> set[str]:
+        """Return all columns that reading a file may need."""
+        return possible_columns(self.columns) | ({PLAYED} if self._options.format == YAMBDA else set())
 
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events, unless the preparation is to end because of a fault."""
@@ -231,23 +244,42 @@ class _Reader:
         """Keep what was read, the first ``done`` of the ``files``, unless a fault is to end the preparation."""
         if self._encoder is None or self._faults.rejected or not journal.is_on:
             return
-        state = {
-            "done": done,
-            "progress": f"{done} of {files} files are read",
-            "types": _TYPES_FOUND.dump_python(self._types, mode="json"),
+        progress = {"done": done, "progress": f"{done} of {files} files are read"}
+        self._encoder.keep(journal, {**progress, **self.state()})
+
+    def state(self) -> dict[str, Any]:
+        """Return what was read, except events and IDs, as JSON."""
+        return {
+            "types": _TYPES_FOUND.dump_python(self.types, mode="json"),
             "stats": _STATS.dump_python(self._stats, mode="json"),
             "records": self.records,
             "ambiguity": self._ambiguity.state(),
             "faults": self._faults.state(),
         }
-        self._encoder.keep(journal, state)
+
+    def absorb(self, state: Mapping[str, Any], faults_before: Any) -> None:
+        """Add the ``state`` of a reader of the next file; it had ``faults_before`` it checked types and values.
+
+        Raises:
+            InputError: a type differs from the one in files before.
+        """
+        self._stats.add(_STATS.validate_python(state["stats"]))
+        self.records += state["records"]
+        try:
+            for role, (found, file) in _TYPES_FOUND.validate_python(state["types"]).items():
+                self._check_same_type(file, role, found)
+        except InputError:
+            self._faults.absorb(faults_before)
+            raise
+        self._ambiguity.absorb(state["ambiguity"])
+        self._faults.absorb(state["faults"])
 
     def restore(self, journal: Journal) -> int:
         """Continue from what was kept; return how many files it is of."""
         state = journal.state(READ_STEP)
         if state is None:
             return 0
-        self._types = _TYPES_FOUND.validate_python(state["types"])
+        self.types = _TYPES_FOUND.validate_python(state["types"])
         self._stats = _STATS.validate_python(state["stats"])
         self.records = state["records"]
         self._ambiguity.restore(state["ambiguity"])
@@ -257,7 +289,7 @@ class _Reader:
         return int(state["done"])
 
     def _new_encoder(self) -> IdEncoder:
-        query_type, item_type = (self._types[side][0] for side in SIDES)
+        query_type, item_type = (self.types[side][0] for side in SIDES)
         return IdEncoder(self._connection, query_type, item_type, self._context)
 
     def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
@@ -284,18 +316,28 @@ class _Reader:
         Raises:
             InputError: there was no event.
         """
-        if self._encoder is None:
-            raise InputError(f"the files given hold no interaction; expected at least one in {option_named('train')}")
+        table = self.describe(has_events=self._encoder is not None)
+        assert self._encoder is not None
         for side in SIDES:
             self._connection.execute(f"DROP TABLE IF EXISTS file_{side}")
         self._encoder.finish()
+        return table
+
+    def describe(self, has_events: bool) -> EventTable:
+        """Describe the events of all files, wherever they are.
+
+        Raises:
+            InputError: there are none.
+        """
+        if not has_events:
+            raise InputError(f"the files given hold no interaction; expected at least one in {option_named('train')}")
         self._ambiguity.warn()
         self._stats.times_without_zone = self._ambiguity.without_zone
         id_types: dict[str, IdType] = {
-            role: "int64" if self._types[role][0] == "integer" else "string"
+            role: "int64" if self.types[role][0] == "integer" else "string"
             for role in ("query", "item", *self._context)
         }
-        timestamp = self._types.get("timestamp")
+        timestamp = self.types.get("timestamp")
         timestamps: Literal["integer", "datetime"] | None = None
         if timestamp is not None:
             timestamps = "integer" if timestamp[0] == "integer" else "datetime"
@@ -348,7 +390,7 @@ class _Reader:
         return bool(count_rows(self._connection, f"(SELECT 1 FROM raw WHERE {condition} LIMIT 1)"))
 
     def _check_same_type(self, file: RawFile, role: str, found: str) -> None:
-        expected, first = self._types.setdefault(role, (found, file))
+        expected, first = self.types.setdefault(role, (found, file))
         if expected != found:
             fix = "make them the same, or "
             if role == "timestamp":
@@ -435,8 +477,6 @@ class _Reader:
     def _insert(
         self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int, has_few: bool
     ) -> None:
-        if self._encoder is None:
-            self._encoder = self._new_encoder()
         selected = ", ".join(
             (
                 f"{id_sql('query', types['query'])} AS query_id",
@@ -450,7 +490,13 @@ class _Reader:
         )
         ids = {side: f"SELECT {id_sql(side, types[side])} FROM file_{side} WHERE is_kept" for side in SIDES}
         kept = f"(SELECT {selected} FROM {sound} WHERE {self._kept_sql(timestamp)})"
-        self._encoder.add(kept, rows, None if has_few else ids)
+        self._append(kept, rows, None if has_few else ids)
+
+    def _append(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
+        """Append the relation ``events`` of a file with ``rows`` data rows, as ``IdEncoder.add`` does."""
+        if self._encoder is None:
+            self._encoder = self._new_encoder()
+        self._encoder.add(events, rows, ids)
 
     def _column(self, role: str) -> str:
         return self.columns[role]

@@ -185,6 +185,11 @@ class Faults:
         """Continue from a ``state``."""
         self._problems = _PROBLEMS.validate_python(state)
 
+    def absorb(self, state: Any) -> None:
+        """Add the faults of other files, their ``state``."""
+        for text, found in _PROBLEMS.validate_python(state).items():
+            self.add(text, found.places, found.count, found.message, found.missing, found.fatal)
+
     def add(
         self,
         problem: str,

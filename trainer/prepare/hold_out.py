@@ -23,9 +23,10 @@ follow the time or the draw of their pair, and evaluation never treats them as r
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -39,12 +40,17 @@ from crossfade.trainer.prepare.database import fetch_count, fetch_one
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.options import PrepareOptions, needs_timestamp
 
+_logger = logging.getLogger(__name__)
+
 Kind = Literal["last", "random", "after"]
 
 _FORMS = "last-N, random:FRACTION or after:TIMESTAMP, such as last-1, random:0.1 or after:2024-05-31"
+CheckTaken = Callable[[duckdb.DuckDBPyConnection, "HoldOut", str], None]
 DEFAULT_FRACTION = 0.05
 DEFAULT_PAIRS = 100_000
 NONE, DEFAULT = "none", "default"
+_FEW_HELD_OUT = 100
+"""A metric on fewer held-out interactions is mostly chance."""
 _MOST_KEPT = 16
 """The largest N of last-N for which the latest times of each query entity are found first: they are kept in memory."""
 _COLUMNS = "query, item, weight, timestamp, split, seq"
@@ -70,6 +76,10 @@ class HoldOut:
     fraction: float = 0.0
     after: TimeOption | None = None
     by_default: bool = False
+
+    def bounded(self, rows: int) -> HoldOut:
+        """Return a default for ``rows`` interactions in train; for some of them, it is the same as for all."""
+        return replace(self, fraction=min(self.fraction, DEFAULT_PAIRS / max(rows, 1)))
 
     @staticmethod
     def parse(option: str, text: str) -> HoldOut:
@@ -240,11 +250,13 @@ def apply_hold_outs(
     seed: int,
     timestamps: str | None,
     progress: ProgressReporter,
+    check: CheckTaken | None = None,
 ) -> int:
     """Move interactions from train to the splits of ``plan``, in its order.
 
     ``timestamps`` is their type, 'integer' or 'datetime'. Returns how many interactions were kept in train only because
-    each query entity needs one there, except by a default.
+    each query entity needs one there, except by a default. ``check`` receives the database and each hold-out that was
+    applied, and raises an error if it took nothing; by default, nothing of the interactions of this database.
 
     Raises:
         InputError: a hold-out takes nothing, or its time cannot be compared with the timestamps.
@@ -261,23 +273,56 @@ def apply_hold_outs(
             kept_for_it = _take_chosen(connection, hold_out, next(iter(step)), seed, timestamps)
             kept += 0 if hold_out.by_default else kept_for_it
         for split in step:
-            _check_taken(connection, step[split], split)
+            (check or _check_taken)(connection, step[split], split)
             progress.advance(1)
     return kept
 
 
 def _check_taken(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: str) -> None:
+    if not hold_out.by_default and not count_taken(connection, split):
+        raise nothing_taken(hold_out, split, *train_span(connection))
+
+
+def count_taken(connection: duckdb.DuckDBPyConnection, split: str) -> int:
+    """Count the positive interactions that hold-outs have moved to ``split``."""
     taken = f"SELECT count(*) FROM moved WHERE split = {ALL_SPLITS.index(split)} AND weight > 0"
-    if hold_out.by_default or fetch_count(connection, taken):
-        return
+    return fetch_count(connection, taken)
+
+
+def train_span(connection: duckdb.DuckDBPyConnection) -> tuple[object, object]:
+    """Return the first and the last timestamp of what is left in train."""
     first, last = fetch_one(connection, "SELECT min(timestamp), max(timestamp) FROM train_interactions")
+    return first, last
+
+
+def nothing_taken(hold_out: HoldOut, split: str, first: object, last: object) -> OptionError:
+    """Return the error that ``hold_out`` takes nothing for ``split``, with train from ``first`` to ``last``."""
     span = f" (timestamps run from {first} to {last})" if hold_out.kind == "after" else ""
-    raise OptionError(
+    return OptionError(
         hold_out.option,
         found=hold_out.text,
         problem=f"takes no interaction for {split}{span}",
         fix=f"{_REASONS[hold_out.kind]}: choose another hold-out",
     )
+
+
+def check_split(split: str, rows: int, positives: int, has_files: bool) -> None:
+    """Check the numbers of the interactions of ``split``, and of its positive ones; warn of few that are held out.
+
+    Raises:
+        OptionError: one with files, or train, has no positive one.
+    """
+    if split != "train" and 0 < rows < _FEW_HELD_OUT:
+        _logger.warning(
+            f"{split}: has {rows} interactions, so that a metric on it is mostly chance; hold out at least "
+            f"{_FEW_HELD_OUT}"
+        )
+    if (has_files or split == "train") and not positives:
+        raise OptionError(
+            split,
+            problem="the files hold no interaction with a weight above 0",
+            fix=f"add one, or leave out {option_named(split)}",
+        )
 
 
 def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int], is_first: bool) -> int:
@@ -347,10 +392,8 @@ def _later_sql(time: int) -> str:
 
 def _drawn_sql(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: str, seed: int) -> str:
     """Return SQL of the interactions of train that are drawn, each with its draw as ``place``."""
-    fraction = hold_out.fraction
     if hold_out.by_default:
-        rows = fetch_count(connection, "SELECT count(*) FROM train_interactions")
-        fraction = min(fraction, DEFAULT_PAIRS / max(rows, 1))
+        hold_out = hold_out.bounded(fetch_count(connection, "SELECT count(*) FROM train_interactions"))
     # The draw is hash(hash(seed, split, query ID, item ID)). DuckDB combines hashes so that the last is an operand of
     # xor: that of each ID is computed once, and not for each interaction. The split is part of it: with one draw for
     # both, the second hold-out would find nothing left to take.
@@ -360,5 +403,5 @@ def _drawn_sql(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: 
         "i AS (SELECT number, hash(id) AS part FROM ids_item) "
         "SELECT query, item, weight, timestamp, seq, hash(xor(q.part, i.part)) AS place FROM train_interactions "
         "JOIN q ON q.number = query JOIN i ON i.number = item "
-        f"WHERE place < {int(fraction * 2**64)}::UBIGINT"
+        f"WHERE place < {int(hold_out.fraction * 2**64)}::UBIGINT"
     )

@@ -166,6 +166,8 @@ def infer_format(path: str) -> Format:
 
 
 def _find(option: str, pattern: str, file_format: Format | None, is_stream: bool) -> list[Source]:
+    if pattern.startswith("file://"):
+        pattern = unquote(urlsplit(pattern).path)
     if names_table(pattern) or (not glob.has_magic(pattern) and _is_table_folder(option, pattern)):
         if is_stream:
             raise InputError(
@@ -184,7 +186,7 @@ def _find(option: str, pattern: str, file_format: Format | None, is_stream: bool
 def _is_table_folder(option: str, pattern: str) -> bool:
     if not pattern.startswith(_S3):
         return Path(pattern).is_dir() and is_table(Folder(pattern))
-    if PurePosixPath(pattern).suffix:
+    if PurePosixPath(pattern).suffix.lower() in (*EXTENSIONS, *_COMPRESSED_EXTENSIONS):
         return False
     with translate_storage_errors(option, unreachable=InputError):
         return is_table(Folder(pattern))
@@ -200,9 +202,7 @@ def _table_file(file: TableFile) -> Source:
 
 def _find_paths(option: str, pattern: str) -> list[Path]:
     uri = urlsplit(pattern)
-    if uri.scheme == "file":
-        pattern = unquote(uri.path)
-    elif len(uri.scheme) > 1 and pattern.startswith(f"{uri.scheme}://"):
+    if len(uri.scheme) > 1 and pattern.startswith(f"{uri.scheme}://"):
         raise InputError(f"{option}: expected a local file or s3://BUCKET/KEY; copy the file to one of the two")
     path = Path(pattern)
     if path.is_dir():

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from crossfade.base.errors import InputError, MissingExtraError
 from crossfade.base.io.folder import Folder
@@ -81,17 +82,25 @@ def _delta_files(option: str, location: str) -> list[TableFile]:
     with _extra("deltalake", option):
         from deltalake import DeltaTable
     with _errors(option, "Delta"):
+        if "%" in location:
+            raise ValueError("the package deltalake reads % in an address as an escape; rename the folder")
         table = DeltaTable(location, storage_options=_delta_storage(location))
         features = table.protocol().reader_features or []
         mapping = table.metadata().configuration.get("delta.columnMapping.mode", "none")
         added = table.get_add_actions(flatten=True)
-        uris, sizes = table.file_uris(), added.column("size_bytes").to_pylist()
+        paths, sizes = (added.column(name).to_pylist() for name in ("path", "size_bytes"))
         has_deleted = "deletionVectors" in features and any(part.num_rows for part in table.deletion_vectors())
     if has_deleted:
         raise _rewrite(option, "deletion vectors", "REORG TABLE … APPLY (PURGE)")
     if mapping != "none":
         raise _rewrite(option, f"columns mapped by {mapping}", "a copy of the table without delta.columnMapping.mode")
-    return [TableFile(uri, size) for uri, size in zip(uris, sizes, strict=True)]
+    if absolute := next((path for path in paths if "://" in path or path.startswith("/")), None):
+        raise InputError(
+            f"{option}: the table has files of another one, such as {absolute}; expected a copy of its own"
+        )
+    # The log has paths as parts of URIs.
+    root = location.rstrip("/")
+    return [TableFile(f"{root}/{unquote(path)}", size) for path, size in zip(paths, sizes, strict=True)]
 
 
 def _iceberg_files(option: str, location: str) -> list[TableFile]:
@@ -105,19 +114,30 @@ def _iceberg_files(option: str, location: str) -> list[TableFile]:
         else:
             table = StaticTable.from_metadata(location, _iceberg_storage(location))
         tasks = list(table.scan().plan_files())
-        names = {(field.field_id, field.name) for schema in table.schemas().values() for field in schema.fields}
+        columns = {(field.field_id, field.name) for schema in table.schemas().values() for field in schema.fields}
     if any(task.delete_files for task in tasks):
         raise _rewrite(option, "deleted rows in files of their own", "rewrite_data_files")
-    if len(names) > len({number for number, _ in names}):
-        raise _rewrite(option, "columns that were renamed", "rewrite_data_files")
+    if len(columns) > min(len(set(part)) for part in zip(*columns, strict=True)):
+        raise _rewrite(option, "columns that were renamed, or dropped and added again", "a copy as a new table")
     if formats := {task.file.file_format for task in tasks} - {"PARQUET"}:
         raise InputError(f"{option}: the table has files of {', '.join(map(str, formats))}; expected Parquet")
-    uris = (task.file.file_path.removeprefix("file://") for task in tasks)
-    return [TableFile(uri, task.file.file_size_in_bytes) for uri, task in zip(uris, tasks, strict=True)]
+    return [TableFile(_location(option, task.file.file_path), task.file.file_size_in_bytes) for task in tasks]
+
+
+def _location(option: str, uri: str) -> str:
+    """Return a path, or an address as other files have it: Hadoop and Spark call it s3a, and write one / for a file."""
+    scheme, separator, rest = uri.partition(":")
+    if not separator or uri.startswith("/"):
+        return uri
+    if scheme == "file":
+        return "/" + rest.lstrip("/")
+    if scheme not in ("s3", "s3a", "s3n"):
+        raise InputError(f"{option}: the table has files at {scheme}://; expected local files or s3://")
+    return f"s3:{rest}"
 
 
 def _rewrite(option: str, what: str, how: str) -> InputError:
-    return InputError(f"{option}: the table has {what}, which its files do not show; rewrite them first, by {how}")
+    return InputError(f"{option}: the table has {what}, which its files do not show; rewrite them first: {how}")
 
 
 @contextmanager
@@ -155,5 +175,5 @@ def _delta_storage(location: str) -> dict[str, str] | None:
 
 
 def _iceberg_storage(location: str) -> dict[str, str]:
-    endpoint = s3_endpoint() if location.startswith(_S3) else None
+    endpoint = s3_endpoint() if location.startswith(("s3:", "s3a:", "s3n:")) else None
     return {"s3.endpoint": endpoint} if endpoint else {}

@@ -49,7 +49,6 @@ MAX_BAD = 0.1
 """The share of rows that may be left out by default: beyond it, an option names the wrong column or format."""
 _MAX_SEED = 2**63 - 1
 
-
 _dataset = partial(option, group="dataset")
 _ids = partial(option, group="ids")
 _output = partial(option, group="output")
@@ -306,6 +305,7 @@ class PrepareOptions(Options):
         value="SPAN",
     )
 
+    engine: Literal["duckdb", "spark"] = _resources("duckdb", "prepare in this process (default), or on Spark")
     work_dir: Path | None = _work_dir()
     memory: Number | None = _memory()
     threads: Integer | None = _threads()

@@ -10,6 +10,7 @@ byte, whatever the number of threads.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -17,11 +18,11 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
-import pyarrow as pa
 
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError, MissingExtraError, OptionError, option_named
 from crossfade.base.io.disk_errors import full_disk_errors
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import EarlierDataset
@@ -41,11 +42,18 @@ from crossfade.trainer.prepare.database import (
     working_database,
 )
 from crossfade.trainer.prepare.event_context import check_base_context, context_columns_sql, create_context_values
-from crossfade.trainer.prepare.events import EventTable, ReadStats, read_events
+from crossfade.trainer.prepare.events import EventTable, read_events
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
 from crossfade.trainer.prepare.faults import Faults, Quarantine
 from crossfade.trainer.prepare.feature_columns import plan_columns
-from crossfade.trainer.prepare.hold_out import HoldOut, apply_hold_outs, create_interactions, drop_gaps, plan_hold_outs
+from crossfade.trainer.prepare.hold_out import (
+    HoldOut,
+    apply_hold_outs,
+    check_split,
+    create_interactions,
+    drop_gaps,
+    plan_hold_outs,
+)
 from crossfade.trainer.prepare.input_files import (
     FORMATS,
     STANDARD_INPUT,
@@ -57,13 +65,15 @@ from crossfade.trainer.prepare.input_files import (
 from crossfade.trainer.prepare.journal import KEPT_FROM_BYTES, identify
 from crossfade.trainer.prepare.options import PrepareOptions, Side, memory_bytes
 from crossfade.trainer.prepare.replay import ReplayDraw, find_replayed
-from crossfade.trainer.prepare.source_columns import PLUS
 from crossfade.trainer.prepare.split_files import SplitLayout
 from crossfade.trainer.prepare.staging import Staged, staged_output, write_relation
-from crossfade.trainer.prepare.summary import Facts, heavy_weights
+from crossfade.trainer.prepare.summary import Facts, describe_options, describe_stats, heavy_weights
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 from crossfade.trainer.prepare.yambda import YAMBDA, check_yambda_files, yambda_files
+
+if TYPE_CHECKING:
+    from crossfade.trainer.prepare.spark_engine import SparkPreparation
 
 
 @dataclass(frozen=True)
@@ -180,15 +190,12 @@ def _identify(options: PrepareOptions, inputs: Inputs, base: BaseDataset | None)
     versions = [file.version() for file in [*events, *inputs.names.values(), *chain(*inputs.features, *inputs.content)]]
     if None in versions:
         return None
-    resources = {"memory", "threads", "work_dir", "overwrite", "skip_existing"}
+    resources = {"memory", "threads", "work_dir", "overwrite", "skip_existing", "engine"}
     reference = base.reference(Folder(options.out)).model_dump(mode="json") if base else None
     return identify(options.model_dump(mode="json", exclude=resources), versions, reference)
 
 
 _logger = logging.getLogger(__name__)
-
-_FEW_HELD_OUT = 100
-"""A metric on fewer held-out interactions is mostly chance."""
 
 
 def prepare(
@@ -213,14 +220,19 @@ def prepare(
             f"'{options.item.column}', so that every interaction is of an ID with itself; name another column for one"
         )
     inputs = find_inputs(options)
+    if options.engine == "spark":
+        _check_engine(options, inputs)
     base = find_base(options)
     replayed = find_replayed(base) if base is not None and options.replay is not None else []
-    identity = _identify(options, inputs, base) if keep else None
+    identity = _identify(options, inputs, base) if keep and options.engine != "spark" else None
     with (
         full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir()), PREPARING_ADVICE),
         staged_output(options.out, options.overwrite, options.work_dir, identity) as staged,
         ExitStack() as opened,
     ):
+        if options.engine == "spark":
+            staged.publish(manifest := _spark_preparation(options, inputs, staged, progress, first_row).run())
+            return manifest
         warn_low_disk(staged.work, estimate_temp_bytes([file for files in inputs.events.values() for file in files]))
         quarantine = None
         if options.quarantine is not None:
@@ -235,6 +247,42 @@ def prepare(
             quarantine.publish()
         staged.publish(manifest)
     return manifest
+
+
+_NOT_ON_SPARK = ("features", "content", "catalog", "context", "min_count", "base", "replay", "admit", "expire_after")
+
+
+def _check_engine(options: PrepareOptions, inputs: Inputs) -> None:
+    """Check that nothing is asked for that Spark does not do here.
+
+    Raises:
+        OptionError: something is.
+    """
+    given = [option_named(name) for name in _NOT_ON_SPARK if getattr(options, name)]
+    given += [option_named("order", "random")] if options.order == "random" else []
+    given += [option_named("on_bad_line", "quarantine=FILE")] if options.quarantine is not None else []
+    for split, files in inputs.events.items():
+        given += [option_named(split, STANDARD_INPUT) for file in files if isinstance(file, StandardInput)]
+    if given:
+        duckdb_engine = option_named("engine", "duckdb")
+        problem = f"does not support {', '.join(given)}"
+        raise OptionError("engine", found="spark", problem=problem, fix=f"leave them out, or use {duckdb_engine}")
+
+
+def _spark_preparation(
+    options: PrepareOptions, inputs: Inputs, staged: Staged, progress: ProgressReporter, first_row: int
+) -> SparkPreparation:
+    """Return a preparation on Spark, which is optional.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        importlib.import_module("pandas")  # PySpark needs it, and does not require it
+        from crossfade.trainer.prepare.spark_engine import SparkPreparation
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "pyspark", "spark", option_named("engine", "spark")) from error
+    return SparkPreparation(options, inputs.events, inputs.names, staged, progress, first_row)
 
 
 @dataclass
@@ -293,7 +341,7 @@ class _Preparation:
             is_grouped=layout.is_grouped,
             co_occurrence=self._measure_co_occurrence(),
             source={
-                **_describe_options(options),
+                **describe_options(options),
                 "timestamps_are_dates": events.timestamps == "datetime",
                 **self.facts,
             },
@@ -323,7 +371,7 @@ class _Preparation:
             self.progress,
             self.staged.journal,
         )
-        self.facts |= _describe_stats(events.stats, self.faults)
+        self.facts |= describe_stats(events.stats, self.faults)
         if not fetch_count(self.connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
             raise OptionError(
                 "train",
@@ -422,18 +470,9 @@ class _Preparation:
                 f"WHERE split = {code}",
             )
             assert isinstance(found, int)
+            assert isinstance(positives, int)
             rows[split] = found
-            if split != "train" and 0 < found < _FEW_HELD_OUT:
-                _logger.warning(
-                    f"{split}: has {found} interactions, so that a metric on it is mostly chance; hold out at least "
-                    f"{_FEW_HELD_OUT}"
-                )
-            if (self.inputs.events[split] or split == "train") and not positives:
-                raise OptionError(
-                    split,
-                    problem="the files hold no interaction with a weight above 0",
-                    fix=f"add one, or leave out {option_named(split)}",
-                )
+            check_split(split, found, positives, has_files=bool(self.inputs.events[split]))
         return rows
 
     def _write_vocabularies(
@@ -497,53 +536,3 @@ class _Preparation:
         )
         columns = f"q.row AS query, i.row AS item, e.weight{timestamp}{context}"
         return layout.write(self.connection, self.staged, split, columns, joined, rows, self.progress)
-
-
-def _describe_stats(stats: ReadStats, faults: Faults) -> Facts:
-    lists = {"delimiters": sorted(stats.delimiters), "dropped_faults": faults.lines()}
-    return {
-        "files_read": stats.files,
-        "empty_files": stats.empty_files,
-        "rows_read": stats.rows,
-        "dropped_bad_lines": faults.count(missing=False),
-        "dropped_missing": faults.count(missing=True),
-        **{name: values for name, values in lists.items() if values},
-        "dropped_before_since": stats.before_since,
-        "dropped_from_until": stats.from_until,
-        "dropped_zero_weight": stats.zero_weight,
-        "lines_without_items": stats.lines_without_items,
-        **({"times_without_zone": True} if stats.times_without_zone else {}),
-    }
-
-
-def _describe_options(options: PrepareOptions) -> Facts:
-    """Return what the manifest records of the options under ``source``."""
-    texts = {
-        name: getattr(options, name)
-        for name in ("since", "until", "hold_out", "hold_out_valid", "hold_out_test", "base", "replay")
-        if getattr(options, name) is not None
-    }
-    if options.hold_out_gap is not None:
-        texts["hold_out_gap"] = options.hold_out_gap.text
-    sides = (options.query, options.item)
-    lists = {
-        "joined_columns": [f"{side.name}={side.column}" for side in sides if PLUS in side.column],
-        "timestamp_formats": list(options.timestamp_format),
-        "event_weights": [f"{event}={weight:g}" for event, weight in options.event_weights.items()],
-        "min_count": [f"{entity}={minimum}" for entity, minimum in options.min_count.items()],
-        "admit": [f"{entity}={minimum}" for entity, minimum in options.admit.items()],
-        "expire_after": [f"{entity}={max_age.text}" for entity, max_age in options.max_ages().items()],
-        "context": [f"{name}={source}" for name, source in options.context.items()],
-        "features": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.features],
-        "content": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.content],
-    }
-    return {
-        "command": "prepare",
-        **{split: list(getattr(options, split)) for split in ALL_SPLITS},
-        **texts,
-        **{name: values for name, values in lists.items() if values},
-        "duplicates": options.duplicates,
-        "seed": options.seed,
-        "duckdb": duckdb.__version__,
-        "pyarrow": pa.__version__,
-    }

@@ -483,7 +483,8 @@ class PartWriter:
             file = self._file.enter_context(self._staged.folder.open_output(path))
             self._writer = pq.ParquetWriter(file, self._schema, **write_options(self._schema))
             self._paths.append(path)
-        self._writer.write_table(group, row_group_size=self._group_rows)
+        # Pages end where chunks do: of one chunk, the bytes do not depend on the batches that the rows came in.
+        self._writer.write_table(group.combine_chunks(), row_group_size=self._group_rows)
         self._rows += group.num_rows
         self._groups_in_file += 1
         if self._groups_in_file == GROUPS_PER_FILE:

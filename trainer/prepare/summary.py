@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from crossfade.base.errors import escape_unprintable
 from crossfade.base.io.folder import Folder
@@ -18,6 +20,10 @@ from crossfade.trainer.data.manifest import REPLAY, DatasetManifest
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import count_rows, fetch_one
+from crossfade.trainer.prepare.events import ReadStats
+from crossfade.trainer.prepare.faults import Faults
+from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.source_columns import PLUS
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
 COUNTED = (
@@ -35,7 +41,7 @@ COUNTED = (
 Facts = dict[str, str | int | float | bool | list[str] | None]
 """What the manifest records under ``source``."""
 
-_HEAD_FRACTION = 100  # the head is one row, or one interaction, in this many
+HEAD_FRACTION = 100  # the head is one row, or one interaction, in this many
 _HEAVY_SHARE = 0.2
 """Share of all weight from which on the heaviest interactions are mentioned: numbers of plays on Last.fm have 0.29.
 
@@ -73,32 +79,97 @@ def popularity(
     rows = listed if rows is None else rows
     total, head, median, once, unseen = fetch_one(
         connection,
-        f"SELECT sum(count), sum(count) FILTER (row < {-(-rows // _HEAD_FRACTION)}), "
+        f"SELECT sum(count), sum(count) FILTER (row < {-(-rows // HEAD_FRACTION)}), "
         # The middle one of all rows, or the mean of the middle two.
         f"(coalesce(sum(count) FILTER (row = {(rows - 1) // 2}), 0) + "
         f"coalesce(sum(count) FILTER (row = {rows // 2}), 0)) / 2, "
         f"count(*) FILTER (count = 1), count(*) FILTER (count = 0) + {rows - listed} "
         f"FROM (SELECT count, row_number() OVER (ORDER BY count DESC) - 1 AS row FROM vocabulary_{key})",
     )
+    return popularity_facts(entity, *(float(str(value)) for value in (total, head, median, once, unseen)))
+
+
+def popularity_facts(entity: str, total: float, head: float, median: float, once: float, unseen: float) -> Facts:
+    """Return the facts of the counts of ``entity``: all, those of the head, the median, and how many are 1 and 0."""
     return {
-        f"{entity}_head_share": float(str(head)) / max(1.0, float(str(total))),
-        f"{entity}_median_count": float(str(median)),
-        f"{entity}_seen_once": int(str(once)),
-        f"{entity}_not_in_train": int(str(unseen)),
+        f"{entity}_head_share": head / max(1.0, total),
+        f"{entity}_median_count": median,
+        f"{entity}_seen_once": int(once),
+        f"{entity}_not_in_train": int(unseen),
     }
 
 
-def heavy_weights(connection: duckdb.DuckDBPyConnection) -> Facts:
-    """Measure what share of all positive weight in train its heaviest interactions have; no fact if it is ordinary."""
-    share = fetch_one(  # by weights within a percent of each other, of which there are few
+WEIGHTS_SQL = (
+    "(SELECT round(100 * ln(weight)) AS part, sum(weight::DOUBLE) AS total, count(*)::BIGINT AS count "
+    "FROM train_interactions WHERE weight > 0 GROUP BY part)"
+)
+"""Weights of train for ``heavy_weights``, of which there are few."""
+
+
+def heavy_weights(connection: duckdb.DuckDBPyConnection, weights: str = WEIGHTS_SQL) -> Facts:
+    """Measure what share of all positive weight in train its heaviest interactions have; no fact if it is ordinary.
+
+    ``weights`` is what follows FROM: the ``total`` and the ``count`` of weights within a percent of each other.
+    """
+    share = fetch_one(
         connection,
         "SELECT sum(weight * greatest(0, least(count, head - heavier))) / sum(weight * count) FROM ("
         f"SELECT weight, count, sum(count) OVER (ORDER BY weight DESC) - count AS heavier, "
-        f"sum(count) OVER () // {_HEAD_FRACTION} AS head FROM (SELECT avg(weight::DOUBLE) AS weight, count(*) AS count "
-        "FROM train_interactions WHERE weight > 0 GROUP BY round(100 * ln(weight))))",
+        f"sum(count) OVER () // {HEAD_FRACTION} AS head FROM (SELECT total / count AS weight, count FROM {weights}))",
     )[0]
     found = 0.0 if share is None else round(float(str(share)), 4)  # threads add in any order
     return {"heaviest_weight_share": found} if found >= _HEAVY_SHARE else {}
+
+
+def describe_stats(stats: ReadStats, faults: Faults) -> Facts:
+    """Return what the manifest records of what was read and left out."""
+    lists = {"delimiters": sorted(stats.delimiters), "dropped_faults": faults.lines()}
+    return {
+        "files_read": stats.files,
+        "empty_files": stats.empty_files,
+        "rows_read": stats.rows,
+        "dropped_bad_lines": faults.count(missing=False),
+        "dropped_missing": faults.count(missing=True),
+        **{name: values for name, values in lists.items() if values},
+        "dropped_before_since": stats.before_since,
+        "dropped_from_until": stats.from_until,
+        "dropped_zero_weight": stats.zero_weight,
+        "lines_without_items": stats.lines_without_items,
+        **({"times_without_zone": True} if stats.times_without_zone else {}),
+    }
+
+
+def describe_options(options: PrepareOptions) -> Facts:
+    """Return what the manifest records of the options under ``source``."""
+    texts = {
+        name: getattr(options, name)
+        for name in ("since", "until", "hold_out", "hold_out_valid", "hold_out_test", "base", "replay")
+        if getattr(options, name) is not None
+    }
+    if options.hold_out_gap is not None:
+        texts["hold_out_gap"] = options.hold_out_gap.text
+    sides = (options.query, options.item)
+    lists = {
+        "joined_columns": [f"{side.name}={side.column}" for side in sides if PLUS in side.column],
+        "timestamp_formats": list(options.timestamp_format),
+        "event_weights": [f"{event}={weight:g}" for event, weight in options.event_weights.items()],
+        "min_count": [f"{entity}={minimum}" for entity, minimum in options.min_count.items()],
+        "admit": [f"{entity}={minimum}" for entity, minimum in options.admit.items()],
+        "expire_after": [f"{entity}={max_age.text}" for entity, max_age in options.max_ages().items()],
+        "context": [f"{name}={source}" for name, source in options.context.items()],
+        "features": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.features],
+        "content": [f"{file.entity}={Path(file.path).name}:{file.id_column}" for file in options.content],
+    }
+    return {
+        "command": "prepare",
+        **{split: list(getattr(options, split)) for split in ALL_SPLITS},
+        **texts,
+        **{name: values for name, values in lists.items() if values},
+        "duplicates": options.duplicates,
+        "seed": options.seed,
+        "duckdb": duckdb.__version__,
+        "pyarrow": pa.__version__,
+    }
 
 
 def is_synthetic(manifest: DatasetManifest) -> bool:
@@ -206,7 +277,7 @@ def _popularity_line(manifest: DatasetManifest, name: str) -> list[str]:
     share, median = facts.get(f"{name}_head_share"), facts.get(f"{name}_median_count")
     if not isinstance(share, float) or not isinstance(median, float):
         return []
-    head = -(-rows // _HEAD_FRACTION)
+    head = -(-rows // HEAD_FRACTION)
     line = (
         f"the most frequent {head:,} (1 %) have {share:.1%} of train; median {median:,.0f}; "
         f"{facts[f'{name}_seen_once']:,} occur once"

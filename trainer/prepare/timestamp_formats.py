@@ -10,7 +10,7 @@ A value is read in the first format that fits it. Of several epoch units, the si
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -257,6 +257,12 @@ class TimestampAmbiguity:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a ``state``."""
         self.without_zone, self._undecided, self._used = state["without_zone"], state["undecided"], set(state["used"])
+
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Add what was read of another file, its ``state``."""
+        self.without_zone |= state["without_zone"]
+        self._undecided = {text: other for text, other in self._undecided.items() if text in state["undecided"]}
+        self._used |= set(state["used"])
 
     def warn(self) -> None:
         """Log a warning for each format that day and month could be swapped in, as far as the values show."""

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, ClusterError, InputError, command, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.validation import format_validation_error
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.kvstore.store import NO_RESETS, RowStore, TableSpec
+from crossfade.kvstore.store import NO_RESETS, RowStore
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, data_fingerprint
@@ -31,7 +31,7 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.model.given_vectors import GivenVectors, open_given_vectors
-from crossfade.trainer.model.neighbor_start import Neighbors, find_neighbors, has_neighbor_start
+from crossfade.trainer.model.neighbor_start import NO_NEIGHBORS, NewRows, find_neighbors, has_neighbor_start
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.spectral_start import SpectralVectors, spectral_start
 from crossfade.trainer.runs.events import EventSink, KernelsDiffer
@@ -96,7 +96,7 @@ def create_tables(
 
     New rows begin with the vectors of ``model.start``, with those of a spectral start or, in a warm start, of a
     neighbor start on the interactions of ``selection``, or with random values. Every worker calls this. Returns the
-    checkpoint that rows come from, if any. ``progress`` is advanced while a spectral start is computed.
+    checkpoint that rows come from, if any. ``progress`` is advanced while what rows begin with is computed.
 
     Raises:
         InputError: the warm start or the given vectors cannot be used.
@@ -109,7 +109,7 @@ def create_tables(
     resets = warm_start.rows_to_reset(inputs.folder, inputs.manifest) if warm_start else NO_RESETS
     store.create(metadata.tables, metadata.optimizer, metadata.job.train.seed, rows_from, resets)
     if warm_start and has_neighbor_start(inputs.model):
-        _assign_neighbor_start(inputs, selection, store, warm_start.rows, resets)
+        _assign_neighbor_start(inputs, selection, store, warm_start, resets, progress)
     if not checkpoint:
         given = _open_given_vectors(inputs, selection, progress) if store.rank == 0 else {}
         _assign_given_vectors(inputs, given, store, warm_start.rows if warm_start else {}, resets)
@@ -148,7 +148,8 @@ def _assign_given_vectors(
         name, count = table.name, 0
         blocks: Iterator[tuple[IntArray, FloatArray]] = iter(())
         if store.rank == 0:
-            wanted_R = _new_rows(table, loaded, resets)
+            wanted_R = np.arange(table.rows) >= loaded.get(name, 0)
+            wanted_R[resets.get(name, [])] = True
             blocks, count = given[name].blocks(wanted_R), given[name].count_blocks()
         no_rows = np.empty(0, np.int64), np.empty((0, table.dim), np.float32)
         for _ in range(int(store.all_reduce(np.array([float(count)]))[0])):
@@ -159,38 +160,41 @@ def _assign_neighbor_start(
     inputs: JobInputs,
     selection: RowSelection,
     store: RowStore,
-    loaded: Mapping[str, int],
+    warm_start: WarmStart,
     resets: Mapping[str, IntArray],
+    progress: ProgressReporter,
 ) -> None:
-    """Replace the random values of rows that are not ``loaded`` by the directions of the rows that they occur with.
+    """Replace the random values of rows that the checkpoint lacks by the directions of the rows that they occur with.
 
     Every worker takes part in each pull and assignment, since stores wait for all; rank 0 has the rows.
     """
-    query, item = inputs.model.query, inputs.model.item
-    found: Sequence[Neighbors] = ()
-    if store.rank == 0:
-        is_new_Q, is_new_I = (_new_rows(table, loaded, resets) for table in (query, item))
-        if is_new_Q.any() or is_new_I.any():
-            # What is replayed is earlier, so that it has no new row.
-            files = {file.path for file in inputs.manifest.splits["train"].files}
-            groups = [group for group in selection.groups if group.file.path in files]
-            with closing(InteractionReader(inputs.folder, inputs.manifest, inputs.job.data.reader_threads)) as reader:
-                found = find_neighbors(reader, groups, is_new_Q, is_new_I)
-    parts = [list(neighbors.parts()) for neighbors in found] or [[], []]
-    none = np.empty(0, np.int64)
-    for table, known, of_table in ((query, item, parts[0]), (item, query, parts[1])):
-        for number in range(int(store.all_reduce(np.array([float(len(of_table))]))[0])):
-            known_B = of_table[number].known_B if of_table else none
-            known_BD = store.pull({known.name: known_B}, exact=True)[known.name]
-            new_A, start_AD = of_table[number].start(known_BD) if of_table else (none, known_BD)
-            store.assign(table.name, new_A, start_AD)
+    query, item, manifest = inputs.model.query, inputs.model.item, inputs.manifest
+    found = NO_NEIGHBORS, NO_NEIGHBORS
+    new_queries, new_items = (
+        NewRows(
+            warm_start.rows[table.name],
+            table.rows,
+            np.setdiff1d(resets.get(table.name, _NO_ROWS), manifest.entities[table.name].vacant_rows),
+        )
+        for table in (query, item)
+    )
+    if store.rank == 0 and (new_queries or new_items):
+        groups = selection.groups
+        if warm_start.lineage_index == len(manifest.lineage) - 1:
+            # What is replayed is of the dataset of the checkpoint, or earlier, so that it has no new row.
+            files = {file.path for file in manifest.splits["train"].files}
+            groups = [group for group in groups if group.file.path in files]
+        with closing(InteractionReader(inputs.folder, manifest, inputs.job.data.reader_threads)) as reader:
+            found = find_neighbors(reader, groups, new_queries, new_items, progress)
+    for table, known, neighbors in ((query, item, found[0]), (item, query, found[1])):
+        parts, count = neighbors.parts(), len(neighbors.bounds()) - 1
+        for _ in range(int(store.all_reduce(np.array([float(max(count, 0))]))[0])):
+            part = next(parts, None)
+            known_BD = store.pull({known.name: part.known_B if part else _NO_ROWS}, exact=True)[known.name]
+            store.assign(table.name, *(part.start(known_BD) if part else (_NO_ROWS, known_BD)))
 
 
-def _new_rows(table: TableSpec, loaded: Mapping[str, int], resets: Mapping[str, IntArray]) -> BoolArray:
-    """Return which rows of ``table`` are not ``loaded`` from the checkpoint of a warm start."""
-    is_new_R = np.arange(table.rows) >= loaded.get(table.name, 0)
-    is_new_R[resets.get(table.name, [])] = True
-    return is_new_R
+_NO_ROWS = np.empty(0, np.int64)
 
 
 def check_dense_in_sync(dense: DenseLayers, store: RowStore) -> None:

@@ -111,6 +111,23 @@ def test_new_rows_of_a_warm_start_begin_near_their_neighbors(workspace: Path) ->
 
 
 @pytest.mark.slow
+def test_new_rows_of_an_earlier_increment_begin_near_what_is_replayed(tmp_path: Path) -> None:
+    columns = ("--query", "customer", "--item", "track", "--timestamp", "at", "--hold-out-valid", "none")
+    for day, tracks in enumerate(("ab", "bcd", "ab")):
+        lines = [f"u{user},{track},{day * 1000 + user}" for user in range(6) for track in tracks]
+        (tmp_path / f"{day}.csv").write_text("\n".join(["customer,track,at", *lines]))
+        earlier = ("--base", f"data{day - 1}", "--replay", "9") if day else ()
+        words = ("prepare", "--events", f"{day}.csv", *columns, *earlier, "--out", f"data{day}")
+        succeeded(crossfade_here(*words, cwd=tmp_path))
+        write_job(tmp_path / f"job{day}.yaml", f"data{day}")
+    succeeded(crossfade_here("train", "job0.yaml", "--run-dir", "old", cwd=tmp_path))
+    succeeded(crossfade_here("train", "job2.yaml", *warm("new"), cwd=tmp_path))
+    # The tracks c and d are new since the checkpoint, but not in the last dataset.
+    weights = checkpoint_arrays(tmp_path / "new", "track")["weights"]
+    assert_allclose(np.linalg.norm(weights[2:], axis=1), [1.0, 1.0], rtol=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["model.score=dot", "model.frozen=[track]"])
 def test_rows_that_are_not_compared_by_their_cosine_begin_at_random(workspace: Path, change: str) -> None:
     model = load_inputs(load_job(workspace / "after" / "job.yaml", [change])).model

@@ -14,10 +14,12 @@ from error_table import documented
 from object_store import running_object_store
 from preparing import vocabulary_tuples
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.types import LongType
 from running_command import crossfade, succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
+from crossfade.trainer.prepare import lake_tables
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.lake_tables import table_files
 
@@ -104,6 +106,26 @@ def test_tables_on_s3_are_read_with_the_credentials_of_aws(
         for path in (folder / "delta").rglob("*.*"):
             Folder(store.uri("lake")).write(str(path.relative_to(folder)), path.read_bytes())
         assert prepared(folder, "of-s3", store.uri("lake/delta")) == expected
+        files = {"s3.endpoint": store.variables["AWS_ENDPOINT_URL"]}
+        with SqlCatalog("s3", uri="sqlite:///:memory:", warehouse=store.uri("warehouse"), **files) as catalog:
+            catalog.create_namespace("lake")
+            table = catalog.create_table("lake.plays", schema=DAYS[0].schema)
+            for day in DAYS:
+                table.append(day)
+        assert prepared(folder, "of-s3", table.metadata_location) == expected
+
+
+def test_names_of_folders_and_partitions_are_decoded_once(tmp_path: Path, expected: list[object]) -> None:
+    plays = DAYS[0].append_column("genre", pa.array(["a b", "100%", "ü/x"]))
+    write_deltalake(tmp_path / "my läke.v2", plays, partition_by=["genre"])
+    files = table_files("events", str(tmp_path / "my läke.v2"))
+    assert [Path(file.uri).stat().st_size for file in files] == [file.bytes for file in files]
+    [first, *others] = find_files("events", [(tmp_path / "my läke.v2").as_uri()], None)
+    assert len(others) == 2
+    assert pq.read_table(first.path).num_rows == 1  # type: ignore[union-attr]
+    (tmp_path / "100%20").mkdir()
+    with pytest.raises(InputError, match="reads % in an address as an escape"):
+        table_files("events", str(delta_log(tmp_path / "100%20")))
 
 
 def delta_log(folder: Path, *entries: dict[str, object]) -> Path:
@@ -157,8 +179,30 @@ def test_renamed_columns_of_iceberg_are_rejected(tmp_path: Path) -> None:
         table.append(DAYS[0])
         with table.update_schema() as update:
             update.rename_column("customer", "listener")
-    with pytest.raises(InputError, match="columns that were renamed"):
-        table_files("events", table.metadata_location)
+        again = catalog.create_table("lake.again", schema=DAYS[0].schema)
+        again.append(DAYS[0])
+        with again.update_schema(allow_incompatible_changes=True) as update:
+            update.delete_column("at")
+        with again.update_schema() as update:
+            update.add_column("at", LongType())
+    for changed in (table, again):
+        with pytest.raises(InputError, match="columns that were renamed, or dropped and added again"):
+            table_files("events", changed.metadata_location)
+
+
+@pytest.mark.parametrize(
+    ("uri", "location"),
+    [
+        ("s3a://lake/a", "s3://lake/a"),
+        ("file:/lake/a", "/lake/a"),
+        ("file:///lake/a", "/lake/a"),
+        ("/lake/a", "/lake/a"),
+    ],
+)
+def test_locations_of_iceberg_are_those_of_other_files(uri: str, location: str) -> None:
+    assert lake_tables._location("events", uri) == location
+    with pytest.raises(InputError, match="files at gs://; expected local files or s3://"):
+        lake_tables._location("events", "gs://lake/a")
 
 
 def test_unclear_and_streamed_tables_are_rejected(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,560 @@
+"""Prepare a dataset on Spark: the same files as DuckDB in one process writes, of events beyond one machine.
+
+    manifest = SparkPreparation(options, events, names, staged, NullReporter(), first_row=1).run()
+
+Spark moves rows between tasks, counts, ranks, and joins; what is done with rows is in ``spark_tasks.py``, where DuckDB
+does it as without Spark. No step holds all events or all IDs in one process: files are read in a task each; events are
+brought together by query entity, whose tasks sum and hold out; rows of vocabularies and places of interactions come
+from ranges of the sorted IDs, numbered on from the sums of the ranges before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql.types import LongType, StructType
+
+from crossfade.base.errors import CrossfadeError, InputError, OptionError
+from crossfade.trainer.data.column_names import WEIGHT
+from crossfade.trainer.data.manifest import VOCABULARY, CoOccurrence, DataFile, DatasetManifest, Entity, Split
+from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.split_names import ALL_SPLITS
+from crossfade.trainer.data.time_values import check_seconds, check_span
+from crossfade.trainer.prepare.co_occurrence import last_place, measure_pairs
+from crossfade.trainer.prepare.database import working_database
+from crossfade.trainer.prepare.events import EventReader, EventTable
+from crossfade.trainer.prepare.hold_out import (
+    DEFAULT_FRACTION,
+    DEFAULT_PAIRS,
+    HoldOut,
+    check_split,
+    nothing_taken,
+    plan_hold_outs,
+)
+from crossfade.trainer.prepare.id_encoder import SIDES
+from crossfade.trainer.prepare.input_files import Source
+from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
+from crossfade.trainer.prepare.spark_tasks import (
+    NAMES_SCHEMA,
+    PARTS_SCHEMA,
+    READ_SCHEMA,
+    FilesStep,
+    HoldOutStep,
+    Output,
+    Part,
+    Resources,
+    TaskFile,
+    add_order,
+    add_running_sums,
+    held_out_schema,
+    hold_out,
+    new_faults,
+    read_files,
+    read_names_file,
+    write_parts,
+)
+from crossfade.trainer.prepare.split_files import SplitLayout
+from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, Staged, row_group_rows
+from crossfade.trainer.prepare.summary import (
+    HEAD_FRACTION,
+    Facts,
+    describe_options,
+    describe_stats,
+    heavy_weights,
+    popularity_facts,
+)
+from crossfade.trainer.prepare.vocabulary_tables import check_named, vocabulary_schema
+
+_TASK_MEMORY = 512 << 20
+_TASK_BYTES, _FEW_BYTES, _TEXT_PER_PARQUET = 16 << 20, 1 << 20, 4
+"""Those of Parquet, of which a task has the events of some query entities; text has more bytes by this factor."""
+_TASK_ROWS, _FEW_ROWS = 1_000_000, 50_000
+"""The most rows of a task on average, and those that are not worth two tasks."""
+_SETTINGS = {
+    "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",
+    "spark.sql.inMemoryColumnarStorage.compressed": "false",
+}
+"""Small partitions are put together in what is kept, too, as since Spark 4; blocks are compressed already."""
+_SHUFFLES = "spark.sql.shuffle.partitions"
+_ARE_EVENTS = "query IS NOT NULL AND item IS NOT NULL"
+_LAST_LINE = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception): (.+)$", re.MULTILINE)
+"""The last line of a traceback of Python, or the first of one of Java."""
+
+
+@contextmanager
+def spark_session() -> Iterator[SparkSession]:
+    """Use the active session, or open one, as ``spark-submit``, its files, and its environment configure it.
+
+    Raises:
+        CrossfadeError: Spark failed.
+    """
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    active = SparkSession.getActiveSession()
+    try:
+        builder = SparkSession.builder.appName("crossfade prepare").config("spark.ui.showConsoleProgress", "false")
+        spark = active or builder.getOrCreate()
+        before = {name: spark.conf.get(name) for name in (*_SETTINGS, _SHUFFLES)}
+        try:
+            for name, value in _SETTINGS.items():
+                spark.conf.set(name, value)
+            yield spark
+        finally:
+            for name, value in before.items():
+                spark.conf.set(name, value)
+            if active is None:
+                spark.stop()
+    except (PySparkException, Py4JError) as error:
+        raise CrossfadeError(f"the preparation failed in Spark: {_cause(str(error))}") from error
+
+
+def _cause(text: str) -> str:
+    """Return the line of a traceback that has the error, the innermost of Python if there is one."""
+    found = [match for match in _LAST_LINE.findall(text) if not match.startswith("Job aborted")]
+    return str(found[0]) if found else text.strip().partition("\n")[0]
+
+
+@dataclass
+class _Ids:
+    """The IDs of one side: the rows of its vocabulary, and how many there are."""
+
+    table: DataFrame
+    rows: int
+    entity: Entity
+
+
+@dataclass
+class SparkPreparation:
+    """The steps of one preparation.
+
+    Attributes:
+        options: What to prepare.
+        events: The files of events, by split.
+        names: The file of names of each entity that has one.
+        staged: Where files are written.
+        progress: Receives a phase for each step.
+        first_row: The number of the first row of Parquet files in messages.
+    """
+
+    options: PrepareOptions
+    events: Mapping[str, Sequence[Source]]
+    names: Mapping[str, Source]
+    staged: Staged
+    progress: ProgressReporter
+    first_row: int
+    facts: Facts = field(default_factory=dict)
+    _kept: list[DataFrame] = field(default_factory=list)
+
+    def run(self) -> DatasetManifest:
+        """Write all files except the manifest, which is returned.
+
+        Raises:
+            InputError: a file is wrong.
+            CrossfadeError: Spark failed.
+        """
+        options = self.options
+        with (
+            spark_session() as self._spark,
+            working_database(self.staged.work, memory_bytes(options.memory), options.threads) as self._connection,
+        ):
+            try:
+                return self._run()
+            finally:
+                for table in self._kept:
+                    table.unpersist()
+
+    def _run(self) -> DatasetManifest:
+        options, plan = self.options, plan_hold_outs(self.options)
+        table, read, reports = self._read_files()
+        self._check_times(plan, table, reports)
+        held, rows = self._hold_out(plan, table, read, reports)
+        sides = self._write_vocabularies(held, sum(rows.values()), table)
+        layout = SplitLayout(
+            options.query.name,
+            options.item.name,
+            has_timestamp=table.timestamps is not None,
+            context=(),
+            is_grouped=True,
+            seed=options.seed,
+        )
+        placed = self._place_queries(sides["query"])
+        splits = self._write_splits(held, placed, sides["item"].table, rows, layout)
+        return DatasetManifest(
+            query=options.query.name,
+            item=options.item.name,
+            entities={entity: sides[side].entity for entity, side in options.sides().items()},
+            splits=splits,
+            has_timestamp=layout.has_timestamp,
+            is_grouped=layout.is_grouped,
+            co_occurrence=self._measure_co_occurrence(placed, splits["train"]),
+            source={
+                **describe_options(options),
+                "timestamps_are_dates": table.timestamps == "datetime",
+                **self.facts,
+            },
+        )
+
+    def _resources(self) -> Resources:
+        options = self.options
+        work = None if options.work_dir is None else options.work_dir.absolute()
+        return Resources(memory_bytes(options.memory) or _TASK_MEMORY, options.threads or 1, work)
+
+    def _keys(self, files: Sequence[TaskFile]) -> list[int]:
+        """Return the keys of the groups of query entities: one that Spark's hash puts into each partition."""
+        size = sum(file.bytes // (1 if file.is_dense else _TEXT_PER_PARQUET) for file in files)
+        cores = int(self._spark.sparkContext.defaultParallelism)
+        count = max(-(-size // _TASK_BYTES), min(cores, -(-size // _FEW_BYTES)), 1)
+        enough = int(count * (math.log(count) + 20))
+        hashed = self._spark.range(enough).selectExpr("id", f"pmod(hash(CAST(id AS INT)), {count}) AS partition")
+        keys = {row["partition"]: int(row["id"]) for row in hashed.collect()}
+        assert len(keys) == count
+        self._spark.conf.set(_SHUFFLES, max(count, cores))
+        return list(keys.values())
+
+    def _partitions(self, rows: int) -> int:
+        """Return in how many partitions to divide ``rows``: enough for all cores, and for a task to hold one."""
+        cores = int(self._spark.sparkContext.defaultParallelism)
+        return max(-(-rows // _TASK_ROWS), min(cores, -(-rows // _FEW_ROWS)))
+
+    def _keep(self, table: DataFrame) -> DataFrame:
+        """Keep ``table`` in the memory and on the disks of the cluster: it is used more than once."""
+        self._kept.append(table.persist())
+        return table
+
+    def _read_files(self) -> tuple[EventTable, DataFrame, list[dict[str, Any]]]:
+        """Read all files, a task each, and check what was found as if one reader had read them in order."""
+        files = [
+            TaskFile.of(file, code) for code, split in enumerate(ALL_SPLITS) for file in self.events.get(split, ())
+        ]
+        sizes = [file.bytes for split in ALL_SPLITS for file in self.events.get(split, ())]
+        self.progress.phase("read events", sum(sizes), "B")
+        step = FilesStep(self.options, files, self._keys(files), self.first_row)
+        task = partial(read_files, step, self._resources())
+        numbers = self._spark.range(0, len(files), 1, len(files))
+        read = self._keep(numbers.mapInArrow(task, READ_SCHEMA))
+        reports = sorted(_reports(read), key=lambda report: int(report["file"]))
+        faults = new_faults(self.options, self.first_row)
+        reader = EventReader(self._connection, self.options, (), faults)
+        for report, size in zip(reports, sizes, strict=True):
+            try:
+                reader.absorb(report["state"], report["faults_before"])
+            except InputError as error:
+                faults.add_error(error)
+            self.progress.advance(size)
+        faults.check(reader.records)
+        table = reader.describe(has_events=any(report["has_events"] for report in reports))
+        self.facts |= describe_stats(table.stats, faults)
+        if not any(report["positives"] for report, file in zip(reports, files, strict=True) if file.split == 0):
+            raise OptionError(
+                "train", problem="the files hold no interaction with a weight above 0", expected="at least one"
+            )
+        blocks = read.where("report IS NULL").select("key", "block").repartition(len(step.keys), "key")
+        return table, blocks, [{**report, "split": file.split} for report, file in zip(reports, files, strict=True)]
+
+    def _check_times(
+        self, plan: Mapping[str, HoldOut], table: EventTable, reports: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Check times of hold-outs against the latest of all events, which no task has."""
+        latest = max((report["latest"] for report in reports if report["latest"] is not None), default=None)
+        gap = self.options.hold_out_gap
+        if gap is not None:
+            check_span("hold_out_gap", gap, latest)
+        for each in plan.values():
+            if each.after is not None and (gap is not None or table.timestamps == "integer"):
+                check_seconds(each.after, latest)
+
+    def _hold_out(
+        self, plan: dict[str, HoldOut], table: EventTable, events: DataFrame, reports: Sequence[Mapping[str, Any]]
+    ) -> tuple[DataFrame, dict[str, int]]:
+        """Sum duplicates and hold out; return the events, and the rows of each split."""
+        options = self.options
+        self.progress.phase("hold out", len(plan), "split")
+        train = sum(report["kept"] for report in reports if report["split"] == 0)
+        query_type, item_type = ("integer" if table.id_types[side] == "int64" else "string" for side in SIDES)
+        step = HoldOutStep(
+            (query_type, item_type),
+            [0, *accumulate(report["rows"] for report in reports)][:-1],
+            sum(report["rows"] for report in reports),
+            sums=options.duplicates == "sum",
+            gap=options.hold_out_gap,
+            plan=plan,
+            timestamps=table.timestamps,
+            seed=options.seed,
+        )
+        by_default = {split: each for split, each in plan.items() if each.by_default}
+        if by_default and train > DEFAULT_PAIRS / DEFAULT_FRACTION:
+            # It takes a number of pairs, and so needs to know how many are left in train.
+            others = {split: each for split, each in plan.items() if split not in by_default}
+            if others or step.sums or step.gap is not None:
+                held, found = self._apply(replace(step, plan=others), events)
+                self._add_facts(found)
+                train = sum(rows for report in found for code, rows, _ in report["splits"] if code == 0)
+                ids = [F.col(side).alias(f"{side}_id") for side in SIDES]
+                columns = ["weight", "timestamp", "split", "position", F.lit(0).alias("file")]
+                events = (
+                    held.where(_ARE_EVENTS).select(*ids, *columns).repartition(self._partitions(step.rows), "query_id")
+                )
+                step = replace(step, first_places=[0], sums=False, gap=None)
+            step = replace(step, plan={split: each.bounded(train) for split, each in by_default.items()})
+        held, found = self._apply(step, events)
+        self._add_facts(found)
+        self._add_statistics(found, "valid" in plan and plan["valid"].by_default)
+        self.progress.advance(len(plan))
+        counts = [row for report in found for row in report["splits"]]
+        rows: dict[str, int] = {}
+        for code, split in enumerate(ALL_SPLITS):
+            rows[split], positives = (sum(row[at] for row in counts if row[0] == code) for at in (1, 2))
+            check_split(split, rows[split], positives, has_files=bool(self.events.get(split)))
+        return held, rows
+
+    def _apply(self, step: HoldOutStep, events: DataFrame) -> tuple[DataFrame, list[dict[str, Any]]]:
+        task = partial(hold_out, step, self._resources())
+        held = self._keep(events.mapInArrow(task, held_out_schema(*step.id_types)))
+        reports = _reports(held)
+        for report in reports:
+            if "error" in report:
+                raise InputError(report["error"])
+        for split, each in step.plan.items():
+            taken = [report["taken"][split] for report in reports]
+            if not each.by_default and not sum(count for count, *_ in taken):
+                firsts, lasts = ([row[at] for row in taken if row[at] is not None] for at in (1, 2))
+                raise nothing_taken(each, split, min(firsts, default=None), max(lasts, default=None))
+        return held.where("report IS NULL").drop("report"), reports
+
+    def _add_facts(self, reports: Sequence[Mapping[str, Any]]) -> None:
+        """Add what was left out."""
+        for name in ("merged_duplicates", "cancelled_pairs", "dropped_gap", "dropped_without_history"):
+            if any(name in report for report in reports):
+                self.facts[name] = sum(report[name] for report in reports)
+        kept = sum(report["kept_for_train"] for report in reports)
+        self.facts["kept_for_train"] = int(str(self.facts.get("kept_for_train", 0))) + kept
+
+    def _add_statistics(self, reports: Sequence[Mapping[str, Any]], valid_by_default: bool) -> None:
+        kept = self.facts.pop("kept_for_train")
+        negative = sum(report["negative"] for report in reports)
+        self.facts |= {"valid_by_default": valid_by_default, "kept_for_train": kept, "negative": negative}
+        firsts, lasts = ([r["span"][at] for r in reports if r["span"][at] is not None] for at in (0, 1))
+        if firsts and lasts:
+            self.facts |= {"first_timestamp": min(firsts), "last_timestamp": max(lasts)}
+        if self.options.weight is not None or self.options.duplicates == "sum":
+            weights = [row for report in reports for row in report["weights"]]
+            columns = [[row[at] for row in weights] for at in range(3)]
+            part = pa.table(columns, schema=_WEIGHTS_SCHEMA)
+            self._connection.register("part", part)
+            summed = "(SELECT sum(total) AS total, sum(count)::BIGINT AS count FROM part GROUP BY part)"
+            self.facts |= heavy_weights(self._connection, summed)
+            self._connection.unregister("part")
+
+    def _write_vocabularies(self, held: DataFrame, events: int, table: EventTable) -> dict[str, _Ids]:
+        """Write the vocabularies of both sides, whose IDs are in so many ``events``."""
+        in_splits = [
+            F.sum(F.expr(f"CASE WHEN split = {code} THEN position ELSE 0 END")).alias(split)
+            for code, split in enumerate(ALL_SPLITS)
+        ]
+        count = F.sum(F.expr("CASE WHEN split <> 0 THEN 0 ELSE place END")).alias("count")
+        counted = {
+            "query": held.where("item IS NULL").groupBy(F.col("query").alias("id")).agg(count, *in_splits),
+            "item": held.where("query IS NULL").groupBy(F.col("item").alias("id")).agg(count),
+        }
+        sides: dict[str, _Ids] = {}
+        for entity, side in self.options.sides().items():
+            self.progress.phase(f"vocabulary of {entity}", None, "row")
+            ids = counted[side]
+            has_names = entity in self.names
+            found: Mapping[str, Any] = {}
+            if has_names:
+                ids, found = self._join_names(ids, entity)
+            ranked, (rows,) = self._running_sums(
+                ids.withColumn("row", F.lit(1)), events, [F.desc("count"), F.asc("id")], ["row"]
+            )
+            ranked = self._keep(ranked.drop("row", "partition").withColumnRenamed("row_before", "row"))
+            self.progress.advance(rows)
+            self._add_popularity(ranked, entity, rows, found)
+            schema = vocabulary_schema(table.id_types[side], has_names)
+            group_rows = row_group_rows(rows)
+            part = F.expr(f"row DIV {group_rows * GROUPS_PER_FILE}")
+            files = self._write(
+                ranked.select(*schema.names, part.alias("part"), F.col("row").alias("place")),
+                schema,
+                _parts(f"{VOCABULARY}/{entity}", rows),
+                rows,
+            )
+            described = Entity(rows=rows, id_type=table.id_types[side], has_names=has_names, files=files)
+            sides[side] = _Ids(ranked, rows, described)
+        return sides
+
+    def _join_names(self, ids: DataFrame, entity: str) -> tuple[DataFrame, Mapping[str, Any]]:
+        """Add the names of the ``ids`` of ``entity``; return what was found in the file, too."""
+        names = self.options.names[entity]
+        task = partial(
+            read_names_file,
+            TaskFile.of(self.names[entity]),
+            names,
+            new_faults(self.options, self.first_row),
+            self._resources(),
+        )
+        read = self._keep(self._spark.range(0, 1, 1, 1).mapInArrow(task, NAMES_SCHEMA))
+        (report,) = _reports(read)
+        if "error" in report:
+            raise InputError(report["error"])
+        faults = new_faults(self.options, self.first_row)
+        faults.restore(report["faults"])
+        faults.check(report["lines"])
+        given = read.where("report IS NULL").select(F.col("id").alias("text"), "name")
+        joined = ids.join(given, F.col("id").cast("string") == F.col("text"), "left").drop("text")
+        return joined, {**report, "bad_lines": faults.count(missing=False)}
+
+    def _add_popularity(self, ranked: DataFrame, entity: str, rows: int, names: Mapping[str, Any]) -> None:
+        head, middle = -(-rows // HEAD_FRACTION), [(rows - 1) // 2, rows // 2]
+        named = "count(name)" if names else "0"
+        (found,) = ranked.selectExpr(
+            "sum(count)",
+            f"sum(CASE WHEN row < {head} THEN count ELSE 0 END)",
+            " + ".join(f"sum(CASE WHEN row = {row} THEN count ELSE 0 END)" for row in middle),
+            "sum(CASE WHEN count = 1 THEN 1 ELSE 0 END)",
+            "sum(CASE WHEN count = 0 THEN 1 ELSE 0 END)",
+            named,
+        ).collect()
+        total, of_head, of_middle, once, unseen, count = found
+        self.facts |= popularity_facts(entity, total, of_head, of_middle / 2, once, unseen)
+        if names:
+            check_named(self.names[entity], self.options.names[entity], count, names["given"])
+            self.facts |= {f"{entity}_names_ignored": names["given"] - count, f"{entity}_named": count}
+            self.facts |= {f"{entity}_names_bad_lines": names["bad_lines"]} if names["bad_lines"] else {}
+
+    def _running_sums(
+        self, table: DataFrame, rows: int, order: Sequence[Any], columns: Sequence[str]
+    ) -> tuple[DataFrame, list[int]]:
+        """Add, for each of ``columns``, the sum of the rows before in this ``order``; return the sums of all, too.
+
+        The ``rows`` of ``table`` need not be exact.
+
+        Tasks sort a range each, and add up on from the sums of the ranges before: nothing is in one task.
+        """
+        ranges = self._keep(
+            table.repartitionByRange(self._partitions(rows), *order)
+            .sortWithinPartitions(*order)
+            .withColumn("partition", F.spark_partition_id())
+        )
+        sums = ranges.groupBy("partition").agg(*(F.sum(name).alias(name) for name in columns)).collect()
+        starts, total = {}, [0] * len(columns)
+        for row in sorted(sums, key=lambda row: int(row["partition"])):
+            starts[row["partition"]] = total
+            total = [before + row[name] for before, name in zip(total, columns, strict=True)]
+        schema = StructType(list(ranges.schema.fields))
+        for name in columns:
+            schema = schema.add(f"{name}_before", LongType())
+        return ranges.mapInArrow(partial(add_running_sums, columns, starts), schema), total
+
+    def _place_queries(self, queries: _Ids) -> DataFrame:
+        """Add the ``place`` of query entities in the order of the files, and the rows before it of each split."""
+        schema = StructType(list(queries.table.schema.fields)).add("shuffled", LongType())
+        ordered = queries.table.mapInArrow(partial(add_order, self.options.seed), schema).withColumn("place", F.lit(1))
+        placed, _ = self._running_sums(ordered, queries.rows, ["shuffled", "row"], ["place", *ALL_SPLITS])
+        return self._keep(placed.drop("partition", "shuffled", "place"))
+
+    def _write_splits(
+        self, held: DataFrame, queries: DataFrame, items: DataFrame, rows: Mapping[str, int], layout: SplitLayout
+    ) -> dict[str, Split]:
+        """Write all splits: the number of a row is that of the first of its query, and its place among those."""
+        schema = layout.schema()
+        parts = {split: _parts(split, rows[split]) for split in ALL_SPLITS if rows[split]}
+        firsts = dict(zip(parts, [0, *accumulate(map(len, parts.values()))], strict=False))
+        columns = [f"{split}_before" for split in ALL_SPLITS]
+        joined = (
+            held.where(_ARE_EVENTS)
+            .join(queries.select(F.col("id").alias("query"), F.col("row").alias("query_row"), *columns), "query")
+            .join(items.select(F.col("id").alias("item"), F.col("row").alias("item_row")), "item")
+        )
+        place, part = "place + CASE split", "CASE split"
+        for code, split in enumerate(ALL_SPLITS):
+            place += f" WHEN {code} THEN {split}_before"
+            if split in parts:
+                part_rows = parts[split][0].group_rows * GROUPS_PER_FILE
+                part += f" WHEN {code} THEN {firsts[split]} + in_split DIV {part_rows}"
+        placed = joined.withColumn("in_split", F.expr(f"{place} END")).withColumn("part", F.expr(f"{part} END"))
+        self.progress.phase("write interactions", sum(rows.values()), "row")
+        files = self._write(
+            placed.select(
+                F.col("query_row").alias(layout.query),
+                F.col("item_row").alias(layout.item),
+                *schema.names[2:],
+                "part",
+                F.col("in_split").alias("place"),
+            ),
+            schema,
+            [part for of_split in parts.values() for part in of_split],
+            sum(rows.values()),
+        )
+        self.progress.advance(sum(rows.values()))
+        return {split: Split(files=files[firsts[split] : firsts[split] + len(parts[split])]) for split in parts}
+
+    def _write(self, table: DataFrame, schema: pa.Schema, parts: Sequence[Part], rows: int) -> list[DataFile]:
+        """Write ``table``, with the columns of the ``schema``, its ``part``, and its ``place`` in the files."""
+        output = Output(self.staged.folder.uri, self.staged.tag, schema, parts)
+        divided = table.repartition(1) if len(parts) == 1 else table.repartitionByRange(len(parts), "part")
+        written = divided.sortWithinPartitions("part", "place").mapInArrow(partial(write_parts, output), PARTS_SCHEMA)
+        files = {row["part"]: DataFile.model_validate_json(row["file"]) for row in written.collect()}
+        found = sum(file.rows for file in files.values())
+        if found != rows or len(files) != len(parts):
+            raise CrossfadeError(
+                f"{output.uri}/{parts[0].folder}: the files hold {found} rows, but {rows} were counted; prepare again"
+            )
+        return [files[number] for number in range(len(parts))]
+
+    def _measure_co_occurrence(self, queries: DataFrame, train: Split) -> CoOccurrence | None:
+        """Measure it in the first queries of train, whose interactions are first in its files."""
+        self.progress.phase("co-occurrence", None, "row")
+        having, positives, places = queries.selectExpr(
+            "coalesce(sum(CASE WHEN count > 0 THEN 1 ELSE 0 END), 0)", "coalesce(sum(count), 0)", "count(*)"
+        ).collect()[0]
+        last = last_place(having, positives, places)
+        (left,) = queries.where(f"place_before < {last}").selectExpr("coalesce(sum(train), 0)").collect()[0]
+        reader, sampled = ParquetFiles(self.staged.folder), []
+        query, item = self.options.query.name, self.options.item.name
+        for file in train.files:
+            for group, count in enumerate(file.row_groups):
+                if left > 0:
+                    sampled.append(reader.read(file, group, [query, item, WEIGHT]).slice(0, left))
+                left -= count
+        table = pa.concat_tables(sampled)
+        query_N = table.column(query).to_numpy()
+        place_N = np.cumsum(np.diff(query_N, prepend=query_N[:1]) != 0)
+        pairs = pa.table({"place": place_N, "row": table.column(item)})
+        pairs = pairs.filter(pc.greater(table.column(WEIGHT), 0))
+        self._connection.register("part", pairs)
+        found = measure_pairs(self._connection, "part")
+        self._connection.unregister("part")
+        return found
+
+
+_WEIGHTS_SCHEMA = pa.schema([("part", pa.float64()), ("total", pa.float64()), ("count", pa.int64())])
+
+
+def _parts(folder: str, rows: int) -> list[Part]:
+    """Return the files that ``rows`` in ``folder`` make."""
+    group_rows = row_group_rows(rows)
+    return [Part(folder, number, group_rows) for number in range(-(-rows // (group_rows * GROUPS_PER_FILE)))]
+
+
+def _reports(table: DataFrame) -> list[dict[str, Any]]:
+    """Return what the tasks that make ``table`` report."""
+    rows = table.where("report IS NOT NULL").select("report").collect()
+    return [json.loads(row["report"]) for row in rows]

@@ -1,0 +1,457 @@
+# ruff: noqa: S608  (what is put into SQL is of this program, or a number of it)
+"""What a preparation does in the tasks of Spark: read files, hold out, number rows, and write parts.
+
+    read = partial(read_files, FilesStep(options, files, keys, first_row), resources)
+    spark.range(0, len(files), 1, len(files)).mapInArrow(read, READ_SCHEMA)     # a task for each file
+
+Each function takes and yields record batches. DuckDB reads, checks, sums, holds out, and hashes as in a preparation
+without Spark, by the same code, over a file or over all events of some query entities. Next to rows, tasks yield
+reports in a column of their own: JSON, in rows that have nothing else.
+
+Events that were read go on as blocks of the Arrow format, each of some query entities, so that Spark moves few values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, groupby, pairwise
+from operator import itemgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crossfade.base.errors import InputError
+from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.data.time_values import TimeSpan
+from crossfade.trainer.prepare.cleaning import sum_duplicates
+from crossfade.trainer.prepare.database import count_rows, execute, fetch_one, shuffled, working_database
+from crossfade.trainer.prepare.events import EventReader
+from crossfade.trainer.prepare.faults import Faults
+from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.hold_out import (
+    HoldOut,
+    apply_hold_outs,
+    count_taken,
+    create_interactions,
+    drop_gaps,
+    train_span,
+)
+from crossfade.trainer.prepare.id_encoder import IdEncoder
+from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, StandardInput
+from crossfade.trainer.prepare.option_values import NamesFile
+from crossfade.trainer.prepare.options import Format, PrepareOptions
+from crossfade.trainer.prepare.staging import PartWriter, Staged
+from crossfade.trainer.prepare.summary import WEIGHTS_SQL
+from crossfade.trainer.prepare.vocabulary_tables import read_names
+
+Batches = Iterator[pa.RecordBatch]
+
+_BATCH_ROWS = 100_000
+_BLOCK_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+_ARROW_TYPES = {
+    "binary": pa.binary(),
+    "bigint": pa.int64(),
+    "int": pa.int32(),
+    "float": pa.float32(),
+    "string": pa.string(),
+}
+SPARK_TYPES = {"integer": "bigint", "string": "string"}
+"""The types of IDs."""
+
+READ_SCHEMA = "key int, block binary, report string"
+"""Events of the query entities of a key, whose hash chooses it: those of one have the same."""
+NAMES_SCHEMA = "id string, name string, report string"
+PARTS_SCHEMA = "part bigint, file string"
+
+
+def held_out_schema(query_type: str, item_type: str) -> str:
+    """Return the schema of ``hold_out``: events, and the ``place`` of each among those of its query and split.
+
+    Rows without an item have the number of the interactions of a query entity in a split, ``position``, and of positive
+    ones, ``place``; rows without a query have the number of the positive ones of an item in train.
+    """
+    ids = f"query {SPARK_TYPES[query_type]}, item {SPARK_TYPES[item_type]}"
+    return f"{ids}, weight float, timestamp bigint, split int, position bigint, place bigint, report string"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The bytes of memory and the threads of the database of a task, and the folder of its temporary files."""
+
+    memory: int
+    threads: int
+    work: Path | None
+
+    @contextmanager
+    def open(self) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
+        """Open a database, and a folder for temporary files."""
+        with (
+            TemporaryDirectory(prefix="crossfade-prepare-", dir=self.work) as folder,
+            working_database(Path(folder), self.memory, self.threads) as connection,
+        ):
+            yield connection, Path(folder)
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """An input file as a task opens it: at ``path``, or the object ``key`` of the ``bucket``; ``name`` is for messages.
+
+    Attributes:
+        name: How messages call it.
+        split: The index of its split.
+        format: Its format.
+        path: Where all tasks find it; None on S3.
+        bucket: The URI of its bucket.
+        key: Its key there.
+        bytes: Its size.
+    """
+
+    name: str
+    split: int
+    format: Format
+    path: Path | None
+    bucket: str = ""
+    key: str = ""
+    bytes: int = 0
+
+    @staticmethod
+    def of(source: Source, split: int = 0) -> TaskFile:
+        """Return ``source``, with events of ``split``, as tasks open it."""
+        assert not isinstance(source, StandardInput)
+        if isinstance(source, RawFile):
+            return TaskFile(str(source), split, source.format, source.path.absolute(), bytes=source.bytes)
+        return TaskFile(str(source), split, source.format, None, source.bucket.uri, source.key, source.bytes)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the file has few bytes per event."""
+        return self.format == "parquet" or self.name.endswith((".gz", ".zst"))
+
+    @contextmanager
+    def local(self, work: Path, columns: Collection[str]) -> Iterator[RawFile]:
+        """Open the file; the ``columns`` of one on S3 are fetched to ``work``."""
+        if self.path is not None:
+            yield RawFile(self.path, self.format, origin=self.name)
+            return
+        remote = RemoteFile(Folder(self.bucket), self.key, self.bytes, self.format, modified=0)
+        with fetch_files([remote], work, columns) as files:
+            yield next(files)
+
+
+class _FileReader(EventReader):
+    """Reads one file; ``kept`` is the relation of its events, if there are any, and ``rows`` counts all rows."""
+
+    kept: str | None = None
+    rows = 0
+    faults_before: Any = None
+
+    def _append(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
+        self.kept, self.rows = events, rows
+
+    def _check_same_type(self, file: RawFile, role: str, found: str) -> None:
+        if self.faults_before is None:
+            self.faults_before = self._faults.state()
+        super()._check_same_type(file, role, found)
+
+
+def new_faults(options: PrepareOptions, first_row: int) -> Faults:
+    """Return what collects the faults of files; rows of Parquet count from ``first_row``."""
+    skip, drop = options.on_bad_line != "fail", options.on_missing == "drop"
+    return Faults(skip, drop, max_bad=options.max_bad, first_row=first_row)
+
+
+@dataclass(frozen=True)
+class FilesStep:
+    """What to read: files of events, the keys of the groups of query entities, and how rows of Parquet are counted."""
+
+    options: PrepareOptions
+    files: Sequence[TaskFile]
+    keys: Sequence[int]
+    first_row: int
+
+
+def read_files(step: FilesStep, resources: Resources, numbers: Batches) -> Batches:
+    """Read the files at the places that ``numbers`` has: blocks of their events, and a report on each file."""
+    for number in _values(numbers):
+        with resources.open() as (connection, work):
+            yield from _read_file(connection, work, step, number)
+
+
+def _read_file(connection: duckdb.DuckDBPyConnection, work: Path, step: FilesStep, number: int) -> Batches:
+    file, faults = step.files[number], new_faults(step.options, step.first_row)
+    reader = _FileReader(connection, step.options, (), faults)
+    kept, positives = 0, 0
+    latest: int | None = None
+    with file.local(work, reader.columns_to_fetch()) as local:
+        try:
+            reader.read(local, file.split)
+        except InputError as error:
+            faults.add_error(error)
+        if reader.kept is not None and not faults.rejected:
+            columns = f"query_id, item_id, weight, timestamp, split, position, {number}::INTEGER AS file"
+            key = f"(hash(query_id) % {len(step.keys)})::INTEGER"
+            sql = f"SELECT {key} AS part, {columns} FROM {reader.kept} ORDER BY part"
+            for batch in connection.sql(sql).to_arrow_reader(_BATCH_ROWS):
+                kept += batch.num_rows
+                positives += pc.sum(pc.greater(batch.column("weight"), 0)).as_py() or 0
+                latest = max((time for time in (latest, _latest(batch)) if time is not None), default=None)
+                yield _blocks(batch, step.keys)
+    found = {"file": number, "rows": reader.rows, "has_events": reader.kept is not None}
+    counts = {"kept": kept, "positives": positives, "latest": latest}
+    faults_before = faults.state() if reader.faults_before is None else reader.faults_before
+    yield _report(READ_SCHEMA, {**found, **counts, "state": reader.state(), "faults_before": faults_before})
+
+
+def _blocks(batch: pa.RecordBatch, keys: Sequence[int]) -> pa.RecordBatch:
+    """Return the events of ``batch``, which are ordered by their column ``part``, as blocks."""
+    found, blocks = [], []
+    for part, piece in _pieces(iter([batch]), batch.schema.names[1:]):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, piece.schema, options=_BLOCK_OPTIONS) as stream:
+            stream.write_batch(piece)
+        found.append(keys[part])
+        blocks.append(sink.getvalue().to_pybytes())
+    nothing = pa.nulls(len(found), pa.string())
+    columns = [pa.array(found, pa.int32()), pa.array(blocks, pa.binary()), nothing]
+    return pa.RecordBatch.from_arrays(columns, schema=_arrow_schema(READ_SCHEMA))
+
+
+def _unpacked(batches: Batches) -> Batches:
+    """Yield the events in blocks, or rows of events as they are, without empty batches."""
+    for batch in batches:
+        if "block" not in batch.schema.names:
+            yield from [batch] if batch.num_rows else []
+            continue
+        for block in batch.column("block"):
+            with pa.ipc.open_stream(block.as_buffer()) as stream:
+                yield from stream
+
+
+def _latest(batch: pa.RecordBatch) -> int | None:
+    latest: int | None = pc.max(batch.column("timestamp")).as_py()
+    return latest
+
+
+@dataclass(frozen=True)
+class HoldOutStep:
+    """What to do with the events of some query entities.
+
+    Attributes:
+        id_types: The types of the query and the item IDs, 'integer' or 'string'.
+        first_places: The place of the first row of each file in the order of all rows.
+        rows: How many rows there are.
+        sums: Whether to sum duplicates first.
+        gap: What is left out before times of ``plan``.
+        plan: The hold-outs.
+        timestamps: The type of the timestamps, if any.
+        seed: The seed of draws and of the order.
+    """
+
+    id_types: tuple[str, str]
+    first_places: Sequence[int]
+    rows: int
+    sums: bool
+    gap: TimeSpan | None
+    plan: Mapping[str, HoldOut]
+    timestamps: str | None
+    seed: int
+
+
+def hold_out(step: HoldOutStep, resources: Resources, batches: Batches) -> Batches:
+    """Sum, clean, and split events, all those of some query entities; yield them, and a report."""
+    arriving = _unpacked(batches)
+    first = next(arriving, None)
+    if first is None:
+        return
+    schema = held_out_schema(*step.id_types)
+    with resources.open() as (connection, _):
+        _encode(connection, step, pa.RecordBatchReader.from_batches(first.schema, chain([first], arriving)))
+        report: dict[str, Any] = {}
+        try:
+            _apply(connection, step, report)
+        except InputError as error:
+            yield _report(schema, {"error": str(error.args[0])})
+            return
+        place = f"row_number() OVER (PARTITION BY e.split, e.query ORDER BY {shuffled(step.seed, 'e.seq')}) - 1"
+        events = (
+            f"q.id, i.id, weight, timestamp, split, seq, {place}, NULL FROM interactions e "
+            "JOIN ids_query q ON q.number = e.query JOIN ids_item i ON i.number = e.item"
+        )
+        queries = (
+            "q.id, NULL, NULL, NULL, split, count(*), count(*) FILTER (weight > 0), NULL FROM interactions e "
+            "JOIN ids_query q ON q.number = e.query GROUP BY q.id, split"
+        )
+        items = "NULL, id, NULL, NULL, NULL, 0, count, NULL FROM counts_item JOIN ids_item USING (number)"
+        for rows in (events, queries, items):
+            yield from _query(connection, f"SELECT {rows}", schema)
+        yield _report(schema, report)
+
+
+def _encode(connection: duckdb.DuckDBPyConnection, step: HoldOutStep, arriving: pa.RecordBatchReader) -> None:
+    """Create the table ``events`` of what arrives, in the order of files and rows."""
+    firsts = pa.table({"file": range(len(step.first_places)), "first": step.first_places})
+    connection.register("arriving", arriving)
+    connection.register("firsts", firsts)
+    connection.execute(
+        "CREATE TABLE arrived AS SELECT query_id, item_id, weight, timestamp, split::UTINYINT AS split, "
+        "position + first AS position FROM arriving JOIN firsts USING (file)"
+    )
+    encoder = IdEncoder(connection, *step.id_types)
+    encoder.add("arrived", step.rows, None)
+    encoder.finish()
+    connection.execute("DROP TABLE arrived")
+
+
+def _apply(connection: duckdb.DuckDBPyConnection, step: HoldOutStep, report: dict[str, Any]) -> None:
+    """Create the view ``interactions`` of the table ``events``, and add to the ``report`` what was done."""
+    table = "events"
+    if step.sums:
+        summed = sum_duplicates(connection, table, "distinct_events")
+        report |= {"merged_duplicates": summed.merged, "cancelled_pairs": summed.cancelled}
+        table = "distinct_events"
+    if step.gap is not None:
+        report |= drop_gaps(connection, table, step.plan, step.gap)
+    create_interactions(connection, table, step.plan)
+    taken: dict[str, Any] = {}
+
+    def count(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: str) -> None:
+        taken[split] = [count_taken(connection, split), *train_span(connection)]
+
+    report["kept_for_train"] = apply_hold_outs(
+        connection, step.plan, seed=step.seed, timestamps=step.timestamps, progress=NullReporter(), check=count
+    )
+    report["taken"] = taken
+    negative, first, last = fetch_one(
+        connection, f"SELECT count(*) FILTER (weight < 0), min(timestamp), max(timestamp) FROM {table}"
+    )
+    report |= {"negative": negative, "span": [first, last]}
+    report["splits"] = execute(connection, "SELECT split, count::BIGINT, positives::BIGINT FROM counts_split")
+    report["weights"] = execute(connection, f"SELECT part, total, count FROM {WEIGHTS_SQL}")
+
+
+def add_running_sums(columns: Sequence[str], starts: Mapping[int, Sequence[int]], batches: Batches) -> Batches:
+    """Add, for each of ``columns``, the sum of the rows before as ``COLUMN_before``.
+
+    ``starts`` has the sums before the first row of each partition, whose number is in the column ``partition``.
+    """
+    sums: list[int] | None = None
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        if sums is None:
+            sums = list(starts[batch.column("partition")[0].as_py()])
+        before = []
+        for index, name in enumerate(columns):
+            value_N = batch.column(name).to_numpy()
+            sum_N = np.cumsum(value_N)
+            before.append(pa.array(sums[index] + sum_N - value_N))
+            sums[index] += int(sum_N[-1])
+        names = [*batch.schema.names, *(f"{name}_before" for name in columns)]
+        yield pa.RecordBatch.from_arrays([*batch.columns, *before], names=names)
+
+
+def add_order(seed: int, batches: Batches) -> Batches:
+    """Add the column ``shuffled``: with it, then by ``row``, rows are in the random order of query entities."""
+    connection = duckdb.connect()
+    first_key, _, number = shuffled(seed, "row").rpartition(", ")
+    assert number == "row"
+    for batch in batches:
+        rows = pa.table({"row": batch.column("row")})
+        connection.register("part", rows)
+        # Of 64 bits without a sign: Spark's integers have one.
+        key = connection.sql(f"SELECT ({first_key}::HUGEINT - {1 << 63})::BIGINT AS key FROM part").to_arrow_table()
+        connection.unregister("part")
+        keys = key.column("key").combine_chunks()
+        yield pa.RecordBatch.from_arrays([*batch.columns, keys], names=[*batch.schema.names, "shuffled"])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a split or of a vocabulary: its folder, its number there, and the rows of its row groups."""
+
+    folder: str
+    number: int
+    group_rows: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where tasks write files: the URI of the folder, the suffix of file names, the columns, and the parts."""
+
+    uri: str
+    tag: str
+    schema: pa.Schema
+    parts: Sequence[Part]
+
+
+def write_parts(output: Output, batches: Batches) -> Batches:
+    """Write the rows, in their order, as the files that their column ``part`` names; yield their manifest entries."""
+    folder = Folder(output.uri)
+    staged = Staged(folder, overwrite=False, folder=folder, work=Path(), lock=None, tag=output.tag)
+    for number, pieces in groupby(_pieces(batches, output.schema.names), itemgetter(0)):
+        part = output.parts[number]
+        with PartWriter(staged, part.folder, output.schema, part.group_rows, part.number) as writer:
+            for _, piece in pieces:
+                writer.write(piece)
+            (file,) = writer.close()
+        yield pa.RecordBatch.from_arrays([[number], [file.model_dump_json()]], names=["part", "file"])
+
+
+def _pieces(batches: Batches, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield the ``columns`` of the rows of one part after another."""
+    for batch in batches:
+        part_N = batch.column("part").to_numpy()
+        starts = [0, *(np.flatnonzero(np.diff(part_N)) + 1).tolist(), len(part_N)]
+        selected = batch.select(list(columns))
+        for start, end in pairwise(starts):
+            if end > start:
+                yield int(part_N[start]), selected.slice(start, end - start)
+
+
+def read_names_file(
+    file: TaskFile, names: NamesFile, faults: Faults, resources: Resources, batches: Batches
+) -> Batches:
+    """Read a file of names, for the only row of ``batches``."""
+    for _ in _values(batches):
+        with resources.open() as (connection, work), file.local(work, [names.id_column, names.name_column]) as local:
+            try:
+                lines = read_names(connection, local, names, faults)
+            except InputError as error:
+                yield _report(NAMES_SCHEMA, {"error": str(error.args[0])})
+                return
+            yield from _query(connection, "SELECT id, name, NULL AS report FROM given", NAMES_SCHEMA)
+            given = count_rows(connection, "given")
+            yield _report(NAMES_SCHEMA, {"lines": lines, "given": given, "faults": faults.state()})
+
+
+def _values(batches: Batches) -> Iterator[int]:
+    return (value for batch in batches for value in batch.column(0).to_pylist())
+
+
+def _arrow_schema(schema: str) -> pa.Schema:
+    columns = (column.split() for column in schema.split(", "))
+    return pa.schema([(name, _ARROW_TYPES[data_type]) for name, data_type in columns])
+
+
+def _query(connection: duckdb.DuckDBPyConnection, sql: str, schema: str) -> Batches:
+    """Yield the rows of a query with the types of a ``schema`` of Spark, whose columns it has."""
+    arrow = _arrow_schema(schema)
+    for batch in connection.sql(sql).to_arrow_reader(_BATCH_ROWS):
+        columns = [column.cast(field.type) for column, field in zip(batch.columns, arrow, strict=True)]
+        yield pa.RecordBatch.from_arrays(columns, schema=arrow)
+
+
+def _report(schema: str, report: Mapping[str, Any]) -> pa.RecordBatch:
+    """Return a row with nothing but a ``report``."""
+    arrow = _arrow_schema(schema)
+    values = [pa.array([json.dumps(report) if field.name == "report" else None], field.type) for field in arrow]
+    return pa.RecordBatch.from_arrays(values, schema=arrow)
