@@ -70,17 +70,19 @@ def assert_loads(checkpoint: Checkpoint, expected: dict[str, Arrays]) -> None:
         np.testing.assert_array_equal(join_shards(shards)["weights"], expected[table.name]["weights"])
 
 
-def save_large(checkpoints: str, step: int) -> dict[str, Arrays]:
-    arrays = {table.name: random_table(table, SGD, seed=step) for table in (SMALL, LARGE)}
-    shards = [shard for table in (SMALL, LARGE) for shard in split_table(table, arrays[table.name], 3)]
-    save_shards(checkpoints, step, [SMALL, LARGE], SGD, [shards[::2], shards[1::2]])
+def save(checkpoints: str, step: int, *tables: TableSpec) -> dict[str, Arrays]:
+    """Write a checkpoint of ``tables``, by default of a small one, in two parts."""
+    saved = tables or (SMALL,)
+    arrays = {table.name: random_table(table, SGD, seed=step) for table in saved}
+    shards = [shard for table in saved for shard in split_table(table, arrays[table.name], 3)]
+    save_shards(checkpoints, step, list(saved), SGD, [shards[::2], shards[1::2]])
     return arrays
 
 
 @pytest.mark.slow
 def test_checkpoints_on_s3_are_written_found_loaded_and_pruned(checkpoints: str) -> None:
-    for step in (1, 2):
-        arrays = save_large(checkpoints, step)
+    for step, tables in ((1, (SMALL,)), (2, (SMALL, LARGE))):
+        arrays = save(checkpoints, step, *tables)
     Folder(checkpoints).child("step-000000003").write("part-00000-of-00001.json", b"{}")
     checkpoint, skipped = latest_checkpoint(checkpoints)
     assert checkpoint is not None
@@ -118,7 +120,7 @@ def test_object_of_a_truncated_snapshot_is_absent(checkpoints: str, sent: int) -
 
 @pytest.mark.slow
 def test_corruption_on_s3_is_detected(checkpoints: str) -> None:
-    save_large(checkpoints, 1)
+    save(checkpoints, 1)
     step = Folder(checkpoints).child("step-000000001")
     path = "small/weights.00001-of-00003.npy"
     data = step.read(path)
@@ -135,7 +137,7 @@ def test_corruption_on_s3_is_detected(checkpoints: str) -> None:
 def test_wrong_secret_fails_at_once_and_does_not_mark_a_checkpoint_corrupt(
     checkpoints: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_large(checkpoints, 1)
+    save(checkpoints, 1)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     shards = split_table(SMALL, random_table(SMALL, SGD), 1)
     before = shards[0].arrays["weights"].copy()
@@ -196,7 +198,7 @@ def test_save_survives_an_s3_outage(s3: ObjectStore, checkpoints: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("opened", [False, True], ids=["before it is opened", "after it is opened"])
 def test_load_survives_an_s3_outage(s3: ObjectStore, checkpoints: str, opened: bool) -> None:
-    arrays = save_large(checkpoints, 1)
+    arrays = save(checkpoints, 1)
     uri = step_folder(checkpoints, 1)
     checkpoint = open_checkpoint(uri) if opened else None
     with ThreadPoolExecutor(1) as thread:
@@ -210,7 +212,7 @@ def test_load_survives_an_s3_outage(s3: ObjectStore, checkpoints: str, opened: b
 def test_lasting_s3_outage_is_an_error_and_keeps_the_tables(
     s3: ObjectStore, checkpoints: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_large(checkpoints, 1)
+    save(checkpoints, 1)
     monkeypatch.setenv("CROSSFADE_S3_ATTEMPTS", "4")
     checkpoint = open_checkpoint(step_folder(checkpoints, 1))
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")

@@ -353,27 +353,33 @@ class Load:
         self._connection.close()
 
 
-def test_newer_model_is_swapped_in_without_a_failure(workspace: Path, tmp_path: Path) -> None:
+def test_newer_model_is_swapped_in_without_a_failure_and_no_process_survives_the_first(
+    workspace: Path, tmp_path: Path
+) -> None:
     run, *newer = [tmp_path / name for name in ("run", "run-2", "run-3")]
     for seed, folder in enumerate([run, *newer]):
-        seeds = ("--set", f"train.seed={seed}")
-        succeeded(crossfade_here("train", "job.yaml", "--run-dir", folder, *seeds, cwd=workspace))
-    with running_server(run, "--refresh", 0.1, cwd=workspace) as server, Load(server.url) as load:
-        wait_until(lambda: "000001" in load.versions, "the first version answers")
-        for number, folder in enumerate(newer, start=2):
-            # Written elsewhere and moved, as a job does.
-            (run / "embeddings").rename(tmp_path / f"old-{number}")
-            (folder / "embeddings").rename(run / "embeddings")
-            wait_until(lambda name=f"{number:06d}": name in load.versions, f"version {number} answers")
-        status, _ = server.get("recommend", id="c010")
-        assert status == 200
-        versions = sorted(path.name for path in server.work_folder().glob("0*"))
-        assert versions[-1] == "000003"
-        assert len(versions) <= 3
-        (run / "embeddings" / "track" / "rows-000000000000.parquet").write_bytes(b"no Parquet")
-        failed = 'crossfade_serve_refreshes_total{result="failure"}'
-        wait_until(lambda: server.metric(failed) > 0, "a version cannot be written")
-        assert server.get("recommend", id="c010")[0] == 200
+        options = ("--set", f"train.seed={seed}", "--set", "train.epochs=1")
+        succeeded(crossfade_here("train", "job.yaml", "--run-dir", folder, *options, cwd=workspace))
+    with running_server(run, "--refresh", 0.1, cwd=workspace) as server:
+        with Load(server.url) as load:
+            wait_until(lambda: "000001" in load.versions, "the first version answers")
+            for number, folder in enumerate(newer, start=2):
+                # Written elsewhere and moved, as a job does.
+                (run / "embeddings").rename(tmp_path / f"old-{number}")
+                (folder / "embeddings").rename(run / "embeddings")
+                wait_until(lambda name=f"{number:06d}": name in load.versions, f"version {number} answers")
+            status, _ = server.get("recommend", id="c010")
+            assert status == 200
+            versions = sorted(path.name for path in server.work_folder().glob("0*"))
+            assert versions[-1] == "000003"
+            assert len(versions) <= 3
+            (run / "embeddings" / "track" / "rows-000000000000.parquet").write_bytes(b"no Parquet")
+            failed = 'crossfade_serve_refreshes_total{result="failure"}'
+            wait_until(lambda: server.metric(failed) > 0, "a version cannot be written")
+            assert server.get("recommend", id="c010")[0] == 200
+        server.command.process.kill()
+        server.command.process.wait()
+        wait_until(lambda: server.command.mark.processes() == [], "its processes end")
     assert load.failures == []
     assert load.versions == sorted(load.versions)
 
@@ -435,17 +441,6 @@ def test_signal_ends_all_processes_after_the_last_request(workspace: Path, tmp_p
         assert "Error" not in result.stderr
         assert server.command.mark.processes() == []
     assert list((tmp_path / "work").iterdir()) == []
-
-
-def test_killed_process_is_replaced_and_none_survives_the_first(workspace: Path) -> None:
-    with running_server("run", cwd=workspace) as server:
-        [process] = server.answering()
-        process.kill()
-        wait_until(lambda: server.answering() not in ([], [process]), "another process starts")
-        wait_until(server.is_healthy, "it answers")
-        server.command.process.kill()
-        server.command.process.wait()
-        wait_until(lambda: server.command.mark.processes() == [], "its processes end")
 
 
 def rejected(cause: str, *arguments: object, cwd: Path) -> None:
