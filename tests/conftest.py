@@ -1,8 +1,11 @@
-"""Order of the tests, what they skip, and what tests need that is started once: Docker, S3, a GPU."""
+"""Order of the tests, what they skip, where their files are, and what is started once: Docker, S3, a GPU."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -14,6 +17,31 @@ from skip_summary import pytest_sessionfinish  # noqa: F401  # a hook
 
 if TYPE_CHECKING:
     from object_store import ObjectStore
+
+
+_MEMORY, _ROOT_VARIABLE = Path("/dev/shm"), "PYTEST_DEBUG_TEMPROOT"
+_NEEDED_BYTES = 8 << 30
+"""Free memory that is enough for the files of all tests and their processes."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep files in memory where it has room: each training flushes files to a disk dozens of times, and waits.
+
+    An engine of Docker would keep its images there.
+    """
+    if "not docker" not in config.option.markexpr or not _MEMORY.is_dir():
+        return
+    if min(shutil.disk_usage(_MEMORY).free, psutil.virtual_memory().available) > _NEEDED_BYTES:
+        os.environ.setdefault(_ROOT_VARIABLE, str(_MEMORY))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Free the memory, unless a test failed whose files one may look at; the third run from then frees it."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or os.environ.get(_ROOT_VARIABLE) != str(_MEMORY):
+        return  # of a process of pytest-xdist, whose folder is in that of the first
+    if not reporter.stats.get("failed") and not reporter.stats.get("error"):
+        shutil.rmtree(config._tmp_path_factory.getbasetemp(), ignore_errors=True)  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
