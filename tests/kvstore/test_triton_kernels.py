@@ -278,14 +278,14 @@ def test_store_whose_kernel_is_off_falls_back_with_a_note(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [75, 80, 90])
-def test_kernel_compiles_to_exact_operations_and_wide_reads(capability: int, tmp_path: Path) -> None:
+def test_kernel_compiles_to_exact_operations_and_wide_reads(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     script = Path(__file__).parents[1] / "support" / "compile_kernels.py"
-    command = [sys.executable, str(script), str(capability), "3", "64", "100", "1024"]
+    targets = ("75:3", "75:64", "80:100", "90:3", "90:1024")  # compute capabilities and dimensions
+    command = [sys.executable, str(script), *targets]
     output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     codes = dict(map(json.loads, output.splitlines()))
-    assert len(codes) == len(KINDS) * 2 * 4
+    assert len(codes) == len(KINDS) * 2 * len(targets)
     for name, code in codes.items():
         assert "div.full" not in code, name
         assert ".approx" not in code, name

@@ -1,9 +1,9 @@
 """Compile the fused kernel without a GPU: Triton needs one to start kernels, but not to compile them.
 
-    compile_kernels.py CAPABILITY DIM...
+    compile_kernels.py CAPABILITY:DIM...
 
 CAPABILITY is a compute capability without its point, such as 90. Print a line of JSON for each kind of optimizer, with
-and without switches, and each DIM: the kernel's name, and its assembler code.
+and without switches, and each argument: the kernel's name, which ends with DIM, and its assembler code.
 """
 
 import json
@@ -50,10 +50,10 @@ def assembler(kind: OptimizerKind, with_switches: bool, dim: int, capability: in
 
 
 def main() -> None:
-    capability, *dims = map(int, sys.argv[1:])
-    for kind, with_switches, dim in product(KINDS, (False, True), dims):
+    for kind, with_switches, words in product(KINDS, (False, True), sys.argv[1:]):
+        capability, dim = map(int, words.split(":"))
         code = assembler(kind, with_switches, dim, capability)
-        print(json.dumps([f"{kind} {with_switches} {dim}", code]), flush=True)
+        print(json.dumps([f"{kind} {with_switches} {capability} {dim}", code]), flush=True)
 
 
 if __name__ == "__main__":
