@@ -40,7 +40,7 @@ class MlflowServer:
                     *(sys.executable, "-m", "mlflow", "server", *stores),
                     *("--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"),
                 ],
-                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 stdout=log,
                 stderr=log,
                 preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
