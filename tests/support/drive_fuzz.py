@@ -1,6 +1,7 @@
 """Run commands on corrupt files in one process: each must succeed, or end with one line that names the corrupt file.
 
     drive_fuzz.py FOLDER KIND FIRST COUNT        cases FIRST to FIRST + COUNT of a kind; 0: without end
+    drive_fuzz.py FOLDER all FIRST COUNT DONE    those of each kind, without the first DONE of all
 
 A case is identified by its kind and number. It is printed before it starts, so a crash belongs to the last one printed;
 one that exceeds its time ends the process with the stack of its threads. Problems are printed as they are found.
@@ -249,7 +250,7 @@ def _clear(folder: Path) -> None:
     wait_until(is_gone, f"{folder} to stay deleted", seconds=CASE_SECONDS)
 
 
-def main_loop(folder: Path, kind: str, first: int, count: int) -> int:
+def main_loop(folder: Path, kind: str, first: int, count: int, done: int = 0) -> int:
     """Run the cases; return how many had a problem."""
     originals, work_dir = folder / "originals", folder / "work"
     work_dir.mkdir(parents=True)
@@ -258,11 +259,13 @@ def main_loop(folder: Path, kind: str, first: int, count: int) -> int:
     work_dir.rename(originals)
     faulthandler.enable()
     problems = 0
-    for number in range(first, first + count) if count else itertools.count(first):
+    kinds = KINDS if kind == "all" else [kind]
+    cases = ((each, n) for each in kinds for n in (range(first, first + count) if count else itertools.count(first)))
+    for each, number in itertools.islice(cases, done, None):
         shutil.copytree(originals, work_dir)
         os.chdir(work_dir)
-        command, named = KINDS[kind](random.Random(f"{kind} {number}"), work_dir)
-        print(f"case {kind} {number}: {' '.join(command)}", flush=True)
+        command, named = KINDS[each](random.Random(f"{each} {number}"), work_dir)
+        print(f"case {each} {number}: {' '.join(command)}", flush=True)
         faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
         problem = problem_of(command, named)
         faulthandler.cancel_dump_traceback_later()
@@ -275,4 +278,4 @@ def main_loop(folder: Path, kind: str, first: int, count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(1 if main_loop(Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])) else 0)
+    sys.exit(1 if main_loop(Path(sys.argv[1]).resolve(), sys.argv[2], *map(int, sys.argv[3:])) else 0)
