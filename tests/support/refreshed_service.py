@@ -12,7 +12,7 @@ Shapes: N plays of a file.
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -26,6 +26,7 @@ from crashing_storage import Crash
 
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.refresh import increment, versions
+from crossfade.deploy.tuning import quick_study, study
 from crossfade.deploy.tuning.trial_run import TrialProcess
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.split_names import ALL_SPLITS
@@ -142,29 +143,34 @@ def current(number: int) -> dict[str, Any]:
     return {"version": number, "run": f"version-{number:06}", "data": f"version-{number:06}-data"}
 
 
-class _KeptProcess(TrialProcess):
+class _Lent:
+    """A process that a command does not end: the next one trains in it too."""
+
+    def __init__(self, process: TrialProcess) -> None:
+        self.train = process.train
+        self._process = process
+
+    @property
+    def cpu_seconds(self) -> float:
+        return self._process.cpu_seconds
+
     def close(self) -> None:
         """Keep the process for the next command."""
-
-    def end(self) -> None:
-        super().close()
 
 
 @contextmanager
 def one_process() -> Iterator[TrialProcess]:
-    """Let services train in one child process while the context lasts, inside ``training_there``."""
-    process = _KeptProcess()
-    try:
+    """Let services and studies train in one child process while the context lasts, inside ``training_there``."""
+    with closing(TrialProcess()) as process:
         yield process
-    finally:
-        process.end()
 
 
 @contextmanager
 def training_there(process: TrialProcess) -> Iterator[None]:
-    """Let all services of this process train in ``process`` while the context lasts."""
+    """Let all services and studies of this process train in ``process``, whose current folder is another."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(increment, "TrialProcess", lambda: process)
+        for module in (increment, quick_study, study):
+            patch.setattr(module, "TrialProcess", lambda: _Lent(process))
         yield
 
 
