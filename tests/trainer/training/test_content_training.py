@@ -165,9 +165,8 @@ def test_run_on_servers_equals_one_process_with_content_and_given_vectors(worksp
         "model.frozen=[track]",
         *("--set", "train.epochs=2"),
     )
-    options = (*options, "--set", "train.epochs=2")
     local = train(workspace, "local", *options)
-    words = ("train", "job.yaml", "--set", "metrics.port=null", *options, "--servers", 2, "--run-dir", "servers")
+    words = ("train", "job.yaml", "--set", "metrics.port=null", *options, "--servers", 1, "--run-dir", "servers")
     succeeded(crossfade(*words, cwd=workspace))
     servers = workspace / "servers"
     assert_same_bits(servers, local)
