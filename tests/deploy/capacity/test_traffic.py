@@ -135,7 +135,7 @@ def test_traffic_in_process_equals_the_plan(planted: Path, tmp_path: Path) -> No
 
 @pytest.mark.cluster
 def test_traffic_on_servers_equals_the_plan(planted: Path, tmp_path: Path) -> None:
-    assert_as_planned(planted, tmp_path, "--servers", 2, "--workers", 2)
+    assert_as_planned(planted, tmp_path, "--servers", 1, "--workers", 2)
 
 
 @pytest.mark.cluster
