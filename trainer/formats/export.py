@@ -170,6 +170,8 @@ def export_shard(options: ExportOptions, shard: Shard, log: Log, reporter: Progr
     def use(model: TrainedModel) -> int:
         _log_origin(model, options, log)
         out, shards, exported = _open_shards(model, options, reporter)
+        if _has_listing(out):
+            raise _holds_embeddings(out)
         has_begun, found = shards.has_begun(shard), shards.begin(shard)
         with shard_errors(out):
             sizes = out.sizes()
@@ -197,6 +199,10 @@ def merge_export(options: ExportOptions, log: Log, reporter: ProgressReporter) -
 
     def write(exported: ExportedModel, origin: VectorOrigin) -> str:
         out, shards, _ = _open_shards(exported.model, options, reporter)
+        if _has_listing(out):
+            if not shards.discard():  # else an earlier merge was interrupted before the end
+                raise _holds_embeddings(out)
+            return out.uri
         files = [DataFile.model_validate(file) for result in shards.results() for file in result["files"]]
         check_files(out, files, pages=False)  # whoever reads a page of embeddings verifies it
         card = _card(exported, origin, options.to, arrays.parquet_loading(exported))
@@ -212,21 +218,22 @@ def merge_export(options: ExportOptions, log: Log, reporter: ProgressReporter) -
 def _open_shards(
     model: TrainedModel, options: ExportOptions, reporter: ProgressReporter
 ) -> tuple[Folder, ShardFolder, ExportedModel]:
-    """Return the folder of the shards of ``model``, the shards, and what they write.
-
-    Raises:
-        OptionError: the folder has an export.
-    """
+    """Return the folder of the shards of ``model``, the shards, and what they write."""
     out, tables = Folder(str(options.out)), _tables(model, options)
-    with shard_errors(out):
-        is_complete = out.exists(EMBEDDINGS_LISTING)
-    if is_complete:
-        fix = f"choose another {option_named('out')}"
-        raise OptionError("out", found=out.uri, problem="holds embeddings", fix=fix)
     entities = [table.name for table in tables]
     made_from = {"vectors": model.fingerprint, "data": data_fingerprint(model.data), "entities": entities}
     exported = ExportedModel(model, tables, {}, datetime.now(UTC), reporter)
     return out, ShardFolder(out, "export", made_from), exported
+
+
+def _has_listing(out: Folder) -> bool:
+    with shard_errors(out):
+        return out.exists(EMBEDDINGS_LISTING)
+
+
+def _holds_embeddings(out: Folder) -> OptionError:
+    fix = f"choose another {option_named('out')}"
+    return OptionError("out", found=out.uri, problem="holds embeddings", fix=fix)
 
 
 def _export(

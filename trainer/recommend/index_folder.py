@@ -100,14 +100,24 @@ def read_card(folder: Path) -> IndexCard:
     """
     path = folder / CARD_FILE
     try:
-        return validate_json(IndexCard, read_regular(path))
+        return parse_card(read_regular(path), path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder}: has no {CARD_FILE}; expected a folder that 'crossfade index' wrote") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def parse_card(data: bytes, source: object) -> IndexCard:
+    """Parse the card of an index that was read from ``source``.
+
+    Raises:
+        InputError: it is none, or its format is another one.
+    """
+    try:
+        return validate_json(IndexCard, data)
     except ValueError as error:
         raise InputError(
-            f"{path}: is not the card of an index: {error}; build it again with 'crossfade index'"
+            f"{source}: is not the card of an index: {error}; build it again with 'crossfade index'"
         ) from error
 
 

@@ -40,7 +40,7 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import staged_export
 from crossfade.trainer.recommend.faiss_lists import VectorLists, load_faiss, write_merged
 from crossfade.trainer.recommend.index_build import Indexing, measure
-from crossfade.trainer.recommend.index_folder import CARD_FILE, INDEX_FILE, IndexCard
+from crossfade.trainer.recommend.index_folder import CARD_FILE, INDEX_FILE, ROWS_FILE, IndexCard, parse_card
 from crossfade.trainer.recommend.options import IndexOptions
 from crossfade.trainer.recommend.trained_model import TrainedModel
 from crossfade.trainer.runs.options import Shard
@@ -102,7 +102,10 @@ def merge_index(model: TrainedModel, options: IndexOptions, reporter: ProgressRe
     """
     load_faiss("crossfade index")
     out, indexing = Folder(options.out), Indexing.of(model, options, reporter)
-    results, parts = ShardFolder(out, "index", _made_from(indexing)).results(), out.child(SHARDS_FOLDER)
+    shards, parts = ShardFolder(out, "index", _made_from(indexing)), out.child(SHARDS_FOLDER)
+    if (complete := _uploaded_card(out)) is not None and shards.discard():
+        return complete
+    results = shards.results()
     _check_unfinished(out)
     with shard_errors(out):
         shared = _read_lists(parts)
@@ -154,16 +157,31 @@ def _made_from(indexing: Indexing) -> dict[str, Any]:
 
 
 def _check_unfinished(out: Folder) -> None:
-    """Check that there is nothing but shards in ``out``.
+    """Check that there is nothing but shards in ``out``, and what an interrupted merge has written to S3: no card.
 
     Raises:
         OptionError: there is.
     """
     with shard_errors(out):
-        names = set(out.names()) - {SHARDS_FOLDER}
+        names = set(out.names())
+    if out.on_s3 and SHARDS_FOLDER in names and CARD_FILE not in names:
+        names -= {INDEX_FILE, ROWS_FILE}
+    names -= {SHARDS_FOLDER}
     if names:
         problem, fix = f"holds more than shards: {format_names(sorted(names))}", f"choose another {option_named('out')}"
         raise OptionError("out", found=out.uri, problem=problem, fix=fix)
+
+
+def _uploaded_card(out: Folder) -> IndexCard | None:
+    """Return the card in ``out`` if it is on S3, where a merge writes it last, and then deletes the shards.
+
+    Raises:
+        InputError: the card is damaged.
+    """
+    with shard_errors(out):
+        if not (out.on_s3 and out.exists(CARD_FILE)):
+            return None
+        return parse_card(out.read(CARD_FILE), f"{out.uri}/{CARD_FILE}")
 
 
 def _read_lists(parts: Folder) -> _SharedLists | None:

@@ -115,6 +115,20 @@ class ShardFolder:
             )
         return [result for result in results if result is not None]
 
+    def discard(self) -> bool:
+        """Delete the shards, in whose place the result is; return whether there were any.
+
+        Raises:
+            InputError: they are of another request.
+        """
+        with shard_errors(self.out):
+            names = self._names()
+            for name in names:
+                self._read(name, int(name[9:14]))
+            if names:
+                self._entries.delete()
+        return bool(names)
+
     def _names(self) -> list[str]:
         return [name for name in self._entries.names() if _ENTRY.fullmatch(name)]
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -382,13 +383,18 @@ def test_shards_of_an_export_are_the_whole(
     succeeded(crossfade_here(*command, "--shard", "2/3"))
     assert written_again == [64]
     assert part.read_bytes() == content
+    with pytest.MonkeyPatch.context() as interrupted:
+        interrupted.setattr(Folder, "delete", Mock(side_effect=OSError("interrupted")))
+        assert crossfade_here(*command, "--merge").returncode == 1
+    rejected("shards of another request", *command, "--merge", "--entity", "track")
     printed = succeeded(crossfade_here(*command, "--merge")).stdout
     assert printed.splitlines()[1] == f"track     {TRACKS:>13} x 4      {out}/track"
     assert_is_step(out, 200)
     listed, whole = ({path.relative_to(folder) for path in folder.rglob("*")} for folder in (out, tmp_path / "whole"))
     assert listed == whole
     assert (out / "embeddings.json").read_bytes() == (tmp_path / "whole" / "embeddings.json").read_bytes()
-    rejected("shards over an export", *command, "--shard", "1/3")
+    for more in (("--shard", "1/3"), ("--merge",)):
+        rejected("shards over an export", *command, *more)
 
 
 def test_shard_of_a_corrupt_checkpoint_is_not_exported(
