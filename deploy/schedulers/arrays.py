@@ -4,8 +4,8 @@
     files, steps = array_files(job, SchedulerFiles.of(to="slurm", out="arrays", array=array), cores=4)
 
 Slurm gets two batch scripts, Kubernetes an Indexed Job and a Job, and AWS Batch a job definition and what submits two
-jobs. A task finds its number in the variables that ``ARRAY_VARIABLES`` names; one that fails is repeated, unless its
-input is invalid.
+jobs. A task finds its number in the variables that ``ARRAY_VARIABLES`` names. Kubernetes and AWS Batch repeat one that
+fails, unless its input is invalid; Slurm repeats only those whose node was lost.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def _slurm(name: str, command: ShardedCommand, options: SchedulerFiles, cores: i
     common = [*partition, f"cpus-per-task={cores}", f"mem={_mib(options)}M", f"time={options.time}", "requeue"]
     kinds = {
         f"{name}.sbatch": (command.shard, [f"array=1-{command.shards}", f"output={name}-%A-%a.log"]),
-        f"{name}-merge.sbatch": (command.merge, [f"output={name}-merge-%j.log"]),
+        f"{name}-merge.sbatch": (command.merge, ["kill-on-invalid-dep=yes", f"output={name}-merge-%j.log"]),
     }
     files = {}
     for file, (words, more) in kinds.items():
         directives = [f"#SBATCH --{each}" for each in (f"job-name={file.removesuffix('.sbatch')}", *common, *more)]
         lines = ["#!/bin/bash", *directives, "", f'exec "${{CROSSFADE_COMMAND:-crossfade}}" {shlex.join(words)}']
         files[file] = "\n".join(lines) + "\n"
-    shards, merge = (f"{options.out}/{file}" for file in files)
+    shards, merge = (shlex.quote(f"{options.out}/{file}") for file in files)
     return files, [f"start it: sbatch --dependency=afterok:$(sbatch --parsable {shards}) {merge}"]
 
 
@@ -86,10 +86,11 @@ def _kubernetes(
         manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {**metadata(resource), **space}, "spec": spec}
         files[f"{kind}.yaml"] = to_yaml([manifest])
     where = f" --namespace {options.namespace}" if options.namespace else ""
+    shards, merge = (shlex.quote(f"{options.out}/{file}") for file in files)
     wait = f"kubectl wait{where} --for=condition=complete --timeout=-1s job/{name}"
     return files, [
-        f"start it: kubectl apply -f {options.out}/shards.yaml",
-        f"merge when it is complete: {wait} && kubectl apply -f {options.out}/merge.yaml",
+        f"start it: kubectl apply -f {shards}",
+        f"merge when it is complete: {wait} && kubectl apply -f {merge}",
     ]
 
 
@@ -129,7 +130,7 @@ def _aws_batch(
             "environment": [{"name": variable, "value": str(cores)} for variable in THREAD_VARIABLES],
         },
         "retryStrategy": {
-            "attempts": _RETRIES,
+            "attempts": 1 + _RETRIES,
             "evaluateOnExit": [
                 {"onExitCode": str(_INVALID_INPUT), "action": "EXIT"},
                 {"onReason": "*", "action": "RETRY"},
@@ -143,7 +144,7 @@ def _aws_batch(
         "shards.json": {"jobName": name, **submitted, **array, "containerOverrides": {"command": command.shard}},
         "merge.json": {"jobName": f"{name}-merge", **submitted, "containerOverrides": {"command": command.merge}},
     }
-    register, shards, merge = (f"--cli-input-json file://{options.out}/{file}" for file in files)
+    register, shards, merge = (f"--cli-input-json {shlex.quote(f'file://{options.out}/{file}')}" for file in files)
     return {file: json.dumps(content, indent=1) + "\n" for file, content in files.items()}, [
         "replace JOB_ROLE_ARN and JOB_QUEUE in the files",
         f"register it: aws batch register-job-definition {register}",

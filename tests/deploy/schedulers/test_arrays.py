@@ -22,7 +22,7 @@ COMMAND = "recommend s3://music/runs/plays --all -k 20 --shard auto/16 --where '
 WORDS = ["recommend", "s3://music/runs/plays", "--all", "-k", "20"]
 WHERE = ["--where", "id > 7", "--out", "s3://music/recs"]
 SHARD, MERGE = [*WORDS, "--shard", "auto/16", *WHERE], [*WORDS, "--merge", *WHERE]
-PLAN = ("plan", "job.yaml", "--array", COMMAND, "--memory", "1536Mi", "--cores", 3, "--out", "arrays", "--to")
+PLAN = ("plan", "job.yaml", "--array", COMMAND, "--memory", "1536Mi", "--cores", 3, "--out", "my arrays", "--to")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 def written(folder: Path, *options: object) -> tuple[dict[str, str], list[str]]:
     """Write the files of an array; return their texts by name, and what the command has printed."""
     printed = succeeded(crossfade_here(*PLAN, *options, cwd=folder)).stdout.splitlines()
-    return {path.name: path.read_text() for path in (folder / "arrays").iterdir()}, printed
+    return {path.name: path.read_text() for path in (folder / "my arrays").iterdir()}, printed
 
 
 @pytest.mark.parametrize("variable", ARRAY_VARIABLES)
@@ -54,14 +54,14 @@ def test_batch_scripts_of_an_array_do_the_shards_and_the_merge(folder: Path) -> 
     shards, merge = "planted-recommend.sbatch", "planted-recommend-merge.sbatch"
     assert sorted(files) == sorted([shards, merge])
     lines = ["partition=long", "cpus-per-task=3", "mem=1536M", "time=4:00:00", "requeue"]
-    for name, words, more in ((shards, SHARD, ["array=1-16"]), (merge, MERGE, [])):
+    for name, words, more in ((shards, SHARD, ["array=1-16"]), (merge, MERGE, ["kill-on-invalid-dep=yes"])):
         for line in (*lines, *more):
             assert f"\n#SBATCH --{line}\n" in files[name]
         environment = os.environ | {"CROSSFADE_COMMAND": "printf", "SLURM_ARRAY_TASK_ID": "3"}
         script = files[name].replace("recommend s3:", r"'%s\n' recommend s3:")
         ran = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
         assert ran.stdout.splitlines() == words
-    submitted = f"sbatch --dependency=afterok:$(sbatch --parsable arrays/{shards}) arrays/{merge}"
+    submitted = f"sbatch --dependency=afterok:$(sbatch --parsable 'my arrays/{shards}') 'my arrays/{merge}'"
     assert printed[-1] == f"start it: {submitted}"
 
 
@@ -78,6 +78,7 @@ def test_indexed_job_is_valid(folder: Path, version: str) -> None:
         assert container["resources"]["limits"] == {"memory": "1536Mi"}
     spec = yaml.safe_load(files["shards.yaml"])["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 16, 16)
+    assert spec["backoffLimitPerIndex"] == 5
     assert "kubectl wait --namespace music --for=condition=complete" in printed[-1]
     assert "job/planted-recommend && kubectl apply" in printed[-1]
 
@@ -96,7 +97,8 @@ def test_requests_of_aws_batch_are_valid(folder: Path) -> None:
     assert (shards["containerOverrides"], merge["containerOverrides"]) == ({"command": SHARD}, {"command": MERGE})
     needs = {need["type"]: need["value"] for need in definition["containerProperties"]["resourceRequirements"]}
     assert needs == {"VCPU": "3", "MEMORY": "1536"}
-    assert printed[-1].endswith("merge.json --depends-on jobId=$shards")
+    assert definition["retryStrategy"]["attempts"] == 6  # the first counts: five are repeats, as on Kubernetes
+    assert printed[-1].endswith("--cli-input-json 'file://my arrays/merge.json' --depends-on jobId=$shards")
 
 
 def test_invalid_options_of_arrays_are_rejected(folder: Path) -> None:
