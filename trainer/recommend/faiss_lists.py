@@ -275,7 +275,8 @@ def write_merged(content: bytes, parts: Sequence[Path], path: Path) -> None:
     """Write an index with the vectors of ``parts``, files of indexes that were made from lists of the same ``content``.
 
     FAISS merges in memory, or into a second file. Instead, what each list has in the parts, which are mapped, is copied
-    behind the header of the index that FAISS would write: its lists are last, and sizes before them.
+    behind the header of the index that FAISS would write: its lists are last, and sizes before them; with the number of
+    its list, and without those of empty ones, if at most half of the lists are filled.
 
     Raises:
         OSError: the file cannot be written.
@@ -292,8 +293,12 @@ def write_merged(content: bytes, parts: Sequence[Path], path: Path) -> None:
     assert header.endswith(empty), "FAISS writes empty lists in another way"
     all_lists = [index.invlists for index in opened]
     sizes = [sum(lists.list_size(number) for lists in all_lists) for number in range(merged.nlist)]
+    filled, numbers = np.flatnonzero(sizes), sizes
+    if is_sparse := len(filled) <= merged.nlist // 2:
+        numbers = [value for number in filled.tolist() for value in (number, sizes[number])]
+    listed = (b"sprs" if is_sparse else b"full") + struct.pack(f"<Q{len(numbers)}Q", len(numbers), *numbers)
     with path.open("wb") as file:
-        file.write(header.removesuffix(empty) + shape + b"full" + struct.pack(f"<Q{len(sizes)}Q", len(sizes), *sizes))
+        file.write(header.removesuffix(empty) + shape + listed)
         for number in range(merged.nlist):
             found = [get_invlist(lists, number) for lists in all_lists]  # type: ignore[no-untyped-call]
             file.writelines(codes.tobytes() for _, codes in found)

@@ -117,9 +117,13 @@ def test_file_searches_like_memory(metric: ScoreKind, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("metric", "codes"), [("dot", "flat"), ("cosine", "sq8"), ("euclidean", "pq")])
-def test_merged_parts_are_the_file_of_all(metric: ScoreKind, codes: Codes, tmp_path: Path) -> None:
-    vectors_ND, _ = clustered()
+@pytest.mark.parametrize(
+    ("metric", "codes", "dim"),
+    [("dot", "flat", DIM), ("cosine", "sq8", DIM), ("euclidean", "pq", DIM), ("cosine", "flat", 1)],
+)
+def test_merged_parts_are_the_file_of_all(metric: ScoreKind, codes: Codes, dim: int, tmp_path: Path) -> None:
+    """Of one column, cosines are 1 or -1: most lists are empty, and FAISS writes sizes in another way."""
+    vectors_ND = clustered()[0][:, :dim]
     options = ListOptions(metric, codes, columns_per_byte=5)
     build(vectors_ND, options).write(tmp_path / "all")
     content = VectorLists.train(vectors_ND[::2], ROWS, options, longest := longest_of(vectors_ND)).content()
