@@ -265,14 +265,16 @@ class _LocalFiles:
         target = self.root / path
         create_folder(target.parent)
         target.unlink(missing_ok=True)  # it may be a hard link to a file of another dataset
-        try:
-            with target.open("xb") as file:
+        with target.open("xb") as file:
+            try:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(target.lstat(), os.fstat(file.fileno())):  # else of a later process
+                        target.unlink()
+                raise
         sync_folder(target.parent)
 
     def take_over(self, path: str, source: object, source_path: str) -> bool:

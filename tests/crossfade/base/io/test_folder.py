@@ -34,6 +34,19 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     return Folder(f"file://{tmp_path}/folder" if request.param == "file" else f"{tmp_path}/folder")
 
 
+def test_failed_file_is_deleted_unless_another_process_has_replaced_it(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    with suppress(BrokenPipeError), folder.open_output("part") as older:
+        older.write(b"of the older")
+        with folder.open_output("part") as newer:
+            newer.write(b"of the newer")
+        raise BrokenPipeError
+    assert folder.read("part") == b"of the newer"
+    with pytest.raises(OSError, match="lost"), folder.open_output("part"):
+        raise OSError("lost")
+    assert folder.names() == []
+
+
 def test_missing_folder_is_empty(folder: Folder) -> None:
     assert folder.names() == []
     assert folder.sizes() == {}
