@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from py4j.protocol import Py4JError
+from pyspark import SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
@@ -53,6 +54,7 @@ from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
 from crossfade.trainer.prepare.spark_tasks import (
+    ATTEMPTS,
     NAMES_SCHEMA,
     PARTS_SCHEMA,
     READ_SCHEMA,
@@ -64,11 +66,13 @@ from crossfade.trainer.prepare.spark_tasks import (
     TaskFile,
     add_order,
     add_running_sums,
+    column_names,
     held_out_schema,
     hold_out,
     new_faults,
     read_files,
     read_names_file,
+    to_error,
     write_parts,
 )
 from crossfade.trainer.prepare.split_files import SplitLayout
@@ -95,8 +99,10 @@ _SETTINGS = {
 """Small partitions are put together in what is kept, too, as since Spark 4; blocks are compressed already."""
 _SHUFFLES = "spark.sql.shuffle.partitions"
 _ARE_EVENTS = "query IS NOT NULL AND item IS NOT NULL"
-_LAST_LINE = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception): (.+)$", re.MULTILINE)
-"""The last line of a traceback of Python, or the first of one of Java."""
+_REASON = re.compile(r"^(?:: |Caused by: )?(?:[\w.]+\.)?\w*(?:Error|Exception): (.+)$", re.MULTILINE)
+"""The last line of a traceback of Python, the first of one of Java, or that of a cause there."""
+_ABORTED = "Job aborted"
+_LAST_FAILURE = re.compile(r"most recent failure: (.+)$")
 
 
 @contextmanager
@@ -107,7 +113,8 @@ def spark_session() -> Iterator[SparkSession]:
         CrossfadeError: Spark failed.
     """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    active = SparkSession.getActiveSession()
+    active = SparkSession.getActiveSession()  # of this thread: a caller may have one in another
+    is_own = SparkContext._active_spark_context is None
     try:
         builder = SparkSession.builder.appName("crossfade prepare").config("spark.ui.showConsoleProgress", "false")
         spark = active or builder.getOrCreate()
@@ -119,16 +126,20 @@ def spark_session() -> Iterator[SparkSession]:
         finally:
             for name, value in before.items():
                 spark.conf.set(name, value)
-            if active is None:
+            if is_own:
                 spark.stop()
     except (PySparkException, Py4JError) as error:
         raise CrossfadeError(f"the preparation failed in Spark: {_cause(str(error))}") from error
 
 
 def _cause(text: str) -> str:
-    """Return the line of a traceback that has the error, the innermost of Python if there is one."""
-    found = [match for match in _LAST_LINE.findall(text) if not match.startswith("Job aborted")]
-    return str(found[0]) if found else text.strip().partition("\n")[0]
+    """Return the line of a traceback that has the error: the innermost of Python, a cause of Java, or a lost task's."""
+    found = _REASON.findall(text)
+    reason = next((line for line in found if not line.startswith(_ABORTED)), None)
+    if reason is not None:
+        return str(reason)
+    last = _LAST_FAILURE.search(found[0]) if found else None
+    return last[1] if last is not None else (found or [text.strip().partition("\n")[0]])[0]
 
 
 @dataclass
@@ -183,7 +194,6 @@ class SparkPreparation:
     def _run(self) -> DatasetManifest:
         options, plan = self.options, plan_hold_outs(self.options)
         table, read, reports = self._read_files()
-        self._check_times(plan, table, reports)
         held, rows = self._hold_out(plan, table, read, reports)
         sides = self._write_vocabularies(held, sum(rows.values()), table)
         layout = SplitLayout(
@@ -196,6 +206,7 @@ class SparkPreparation:
         )
         placed = self._place_queries(sides["query"])
         splits = self._write_splits(held, placed, sides["item"].table, rows, layout)
+        self.staged.folder.child(ATTEMPTS).delete()
         return DatasetManifest(
             query=options.query.name,
             item=options.item.name,
@@ -268,18 +279,6 @@ class SparkPreparation:
         blocks = read.where("report IS NULL").select("key", "block").repartition(len(step.keys), "key")
         return table, blocks, [{**report, "split": file.split} for report, file in zip(reports, files, strict=True)]
 
-    def _check_times(
-        self, plan: Mapping[str, HoldOut], table: EventTable, reports: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Check times of hold-outs against the latest of all events, which no task has."""
-        latest = max((report["latest"] for report in reports if report["latest"] is not None), default=None)
-        gap = self.options.hold_out_gap
-        if gap is not None:
-            check_span("hold_out_gap", gap, latest)
-        for each in plan.values():
-            if each.after is not None and (gap is not None or table.timestamps == "integer"):
-                check_seconds(each.after, latest)
-
     def _hold_out(
         self, plan: dict[str, HoldOut], table: EventTable, events: DataFrame, reports: Sequence[Mapping[str, Any]]
     ) -> tuple[DataFrame, dict[str, int]]:
@@ -328,9 +327,13 @@ class SparkPreparation:
         task = partial(hold_out, step, self._resources())
         held = self._keep(events.mapInArrow(task, held_out_schema(*step.id_types)))
         reports = _reports(held)
-        for report in reports:
-            if "error" in report:
-                raise InputError(report["error"])
+        failed = [report for report in reports if "error" in report]
+        for report in failed:
+            if "latest" not in report:  # it failed before
+                raise to_error(report)
+        _check_times(step, reports)
+        for report in failed:
+            raise to_error(report)
         for split, each in step.plan.items():
             taken = [report["taken"][split] for report in reports]
             if not each.by_default and not sum(count for count, *_ in taken):
@@ -413,7 +416,7 @@ class SparkPreparation:
         read = self._keep(self._spark.range(0, 1, 1, 1).mapInArrow(task, NAMES_SCHEMA))
         (report,) = _reports(read)
         if "error" in report:
-            raise InputError(report["error"])
+            raise to_error(report)
         faults = new_faults(self.options, self.first_row)
         faults.restore(report["faults"])
         faults.check(report["lines"])
@@ -509,6 +512,7 @@ class SparkPreparation:
     def _write(self, table: DataFrame, schema: pa.Schema, parts: Sequence[Part], rows: int) -> list[DataFile]:
         """Write ``table``, with the columns of the ``schema``, its ``part``, and its ``place`` in the files."""
         output = Output(self.staged.folder.uri, self.staged.tag, schema, parts)
+        table = table.toDF(*column_names(schema), "part", "place")
         divided = table.repartition(1) if len(parts) == 1 else table.repartitionByRange(len(parts), "part")
         written = divided.sortWithinPartitions("part", "place").mapInArrow(partial(write_parts, output), PARTS_SCHEMA)
         files = {row["part"]: DataFile.model_validate_json(row["file"]) for row in written.collect()}
@@ -546,6 +550,16 @@ class SparkPreparation:
 
 
 _WEIGHTS_SCHEMA = pa.schema([("part", pa.float64()), ("total", pa.float64()), ("count", pa.int64())])
+
+
+def _check_times(step: HoldOutStep, reports: Sequence[Mapping[str, Any]]) -> None:
+    """Check times of hold-outs against the latest of all events once duplicates are summed, which no task has."""
+    latest = max((report["latest"] for report in reports if report["latest"] is not None), default=None)
+    if step.gap is not None:
+        check_span("hold_out_gap", step.gap, latest)
+    for each in step.plan.values():
+        if each.after is not None and (step.gap is not None or step.timestamps == "integer"):
+            check_seconds(each.after, latest)
 
 
 def _parts(folder: str, rows: int) -> list[Part]:

@@ -14,6 +14,7 @@ Events that were read go on as blocks of the Arrow format, each of some query en
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError
+from crossfade.base.io.durable_file import create_folder, sync_folder
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.time_values import TimeSpan
@@ -71,6 +73,8 @@ READ_SCHEMA = "key int, block binary, report string"
 """Events of the query entities of a key, whose hash chooses it: those of one have the same."""
 NAMES_SCHEMA = "id string, name string, report string"
 PARTS_SCHEMA = "part bigint, file string"
+ATTEMPTS = ".attempts"
+"""The folder where tasks write files: Spark may run one twice, and end the second one once the first has its file."""
 
 
 def held_out_schema(query_type: str, item_type: str) -> str:
@@ -190,7 +194,6 @@ def _read_file(connection: duckdb.DuckDBPyConnection, work: Path, step: FilesSte
     file, faults = step.files[number], new_faults(step.options, step.first_row)
     reader = _FileReader(connection, step.options, (), faults)
     kept, positives = 0, 0
-    latest: int | None = None
     with file.local(work, reader.columns_to_fetch()) as local:
         try:
             reader.read(local, file.split)
@@ -203,10 +206,9 @@ def _read_file(connection: duckdb.DuckDBPyConnection, work: Path, step: FilesSte
             for batch in connection.sql(sql).to_arrow_reader(_BATCH_ROWS):
                 kept += batch.num_rows
                 positives += pc.sum(pc.greater(batch.column("weight"), 0)).as_py() or 0
-                latest = max((time for time in (latest, _latest(batch)) if time is not None), default=None)
                 yield _blocks(batch, step.keys)
     found = {"file": number, "rows": reader.rows, "has_events": reader.kept is not None}
-    counts = {"kept": kept, "positives": positives, "latest": latest}
+    counts = {"kept": kept, "positives": positives}
     faults_before = faults.state() if reader.faults_before is None else reader.faults_before
     yield _report(READ_SCHEMA, {**found, **counts, "state": reader.state(), "faults_before": faults_before})
 
@@ -234,11 +236,6 @@ def _unpacked(batches: Batches) -> Batches:
         for block in batch.column("block"):
             with pa.ipc.open_stream(block.as_buffer()) as stream:
                 yield from stream
-
-
-def _latest(batch: pa.RecordBatch) -> int | None:
-    latest: int | None = pc.max(batch.column("timestamp")).as_py()
-    return latest
 
 
 @dataclass(frozen=True)
@@ -279,7 +276,7 @@ def hold_out(step: HoldOutStep, resources: Resources, batches: Batches) -> Batch
         try:
             _apply(connection, step, report)
         except InputError as error:
-            yield _report(schema, {"error": str(error.args[0])})
+            yield _report(schema, {**report, **_failure(error)})
             return
         place = f"row_number() OVER (PARTITION BY e.split, e.query ORDER BY {shuffled(step.seed, 'e.seq')}) - 1"
         events = (
@@ -318,6 +315,7 @@ def _apply(connection: duckdb.DuckDBPyConnection, step: HoldOutStep, report: dic
         summed = sum_duplicates(connection, table, "distinct_events")
         report |= {"merged_duplicates": summed.merged, "cancelled_pairs": summed.cancelled}
         table = "distinct_events"
+    (report["latest"],) = fetch_one(connection, f"SELECT max(timestamp) FROM {table}")
     if step.gap is not None:
         report |= drop_gaps(connection, table, step.plan, step.gap)
     create_interactions(connection, table, step.plan)
@@ -393,16 +391,27 @@ class Output:
     parts: Sequence[Part]
 
 
+def column_names(schema: pa.Schema) -> list[str]:
+    """Return how Spark calls the columns of a file: entities may have its own names, and it ignores the case."""
+    return [f"#{number}" for number in range(len(schema))]
+
+
 def write_parts(output: Output, batches: Batches) -> Batches:
     """Write the rows, in their order, as the files that their column ``part`` names; yield their manifest entries."""
-    folder = Folder(output.uri)
+    target = Folder(output.uri)
+    folder = target if target.on_s3 else target.child(f"{ATTEMPTS}/{uuid.uuid4().hex}")
     staged = Staged(folder, overwrite=False, folder=folder, work=Path(), lock=None, tag=output.tag)
-    for number, pieces in groupby(_pieces(batches, output.schema.names), itemgetter(0)):
+    for number, pieces in groupby(_pieces(batches, column_names(output.schema)), itemgetter(0)):
         part = output.parts[number]
         with PartWriter(staged, part.folder, output.schema, part.group_rows, part.number) as writer:
             for _, piece in pieces:
                 writer.write(piece)
             (file,) = writer.close()
+        if folder.path is not None and target.path is not None:
+            moved = target.path / file.path
+            create_folder(moved.parent)
+            (folder.path / file.path).replace(moved)
+            sync_folder(moved.parent)
         yield pa.RecordBatch.from_arrays([[number], [file.model_dump_json()]], names=["part", "file"])
 
 
@@ -426,7 +435,7 @@ def read_names_file(
             try:
                 lines = read_names(connection, local, names, faults)
             except InputError as error:
-                yield _report(NAMES_SCHEMA, {"error": str(error.args[0])})
+                yield _report(NAMES_SCHEMA, _failure(error))
                 return
             yield from _query(connection, "SELECT id, name, NULL AS report FROM given", NAMES_SCHEMA)
             given = count_rows(connection, "given")
@@ -448,6 +457,20 @@ def _query(connection: duckdb.DuckDBPyConnection, sql: str, schema: str) -> Batc
     for batch in connection.sql(sql).to_arrow_reader(_BATCH_ROWS):
         columns = [column.cast(field.type) for column, field in zip(batch.columns, arrow, strict=True)]
         yield pa.RecordBatch.from_arrays(columns, schema=arrow)
+
+
+def _failure(error: InputError) -> dict[str, Any]:
+    """Return what a report has of an ``error``."""
+    parts = error.__reduce__()[1] if isinstance(error, OptionError) else [str(error.args[0])]
+    return {"error": json.loads(json.dumps(parts, default=str)), "is_option": isinstance(error, OptionError)}
+
+
+def to_error(report: Mapping[str, Any]) -> InputError:
+    """Return the error of a ``report``."""
+    if report["is_option"]:
+        field, found, problem, expected, fix = report["error"]
+        return OptionError(field, found=found, problem=problem, expected=expected, fix=fix)
+    return InputError(*report["error"])
 
 
 def _report(schema: str, report: Mapping[str, Any]) -> pa.RecordBatch:

@@ -1,23 +1,27 @@
 """Spark and DuckDB write the same dataset, byte for byte, and report the same faults."""
 
 import gc
+import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from dirty_plays import DirtyPlays
 from error_table import documented
 from needs import package
 from preparing import prepare_files, random_events, write_parquet, write_text
 
-from crossfade.base.errors import InputError, MissingExtraError, OptionError
+from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError, OptionError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import _unneeded
 from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare import hold_out, staging
 from crossfade.trainer.prepare.faults import EventFaultsError
 
@@ -63,7 +67,11 @@ def spark() -> Iterator[Any]:
 
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Divide few rows between tasks and files as many rows are."""
+    """Divide few rows between tasks and files as many rows are.
+
+    That is what the driver does. Tasks run in processes that are not patched: they read and write batches, blocks, and
+    row groups of the usual sizes, which these rows do not fill; ``test_parts_of_another_attempt_stay`` fills groups.
+    """
     from crossfade.trainer.prepare import spark_engine
 
     monkeypatch.setattr(spark_engine, "_TASK_ROWS", EVENTS // 2)
@@ -112,12 +120,22 @@ def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("spark", "small_tasks")
-def test_spark_sums_and_holds_out_as_duckdb(tmp_path: Path) -> None:
-    """Inexact sums in the order of the events, a split by time with a gap, and a default that counts what is left."""
+def test_spark_sums_and_holds_out_as_duckdb(tmp_path: Path, spark: Any) -> None:
+    """Inexact sums in the order of the events, a split by time with a gap, and a default that counts what is left.
+
+    Also: only a cancelled event is later than seconds are, entities have names of columns of Spark's, and the session
+    of another thread stays.
+    """
     events = random_events(EVENTS)
     parquet = write_parquet(tmp_path / "one.parquet", **events, w=[number % 7 / 10 for number in range(EVENTS)])
-    options = {"hold_out_test": "after:40", "hold_out_gap": "3", "hold_out_valid": "default", "duplicates": "sum"}
-    manifest, _ = prepare_twice(tmp_path, parquet, timestamp="when", weight="w", **options)
+    times = {"customer": ["c1", "c1"], "item": [1, 1], "when": [1704067200000] * 2, "w": [1.0, -1.0]}
+    late = write_parquet(tmp_path / "late.parquet", **times)
+    options = {"query": "Part=customer", "item": "place=item", "timestamp": "when", "weight": "w"}
+    options |= {"hold_out_test": "after:1970-01-01T00:00:40", "hold_out_gap": "3", "hold_out_valid": "default"}
+    with ThreadPoolExecutor(1) as threads:
+        prepared = threads.submit(prepare_twice, tmp_path, parquet, late, duplicates="sum", **options)
+    manifest, _ = prepared.result()
+    assert spark.range(3).count() == 3
     assert manifest.splits["valid"].rows < 100
     assert manifest.source["merged_duplicates"]
     assert manifest.source["dropped_gap"]
@@ -141,6 +159,81 @@ def test_spark_lists_the_faults_of_duckdb(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"after:9: takes no interaction for test \(timestamps run from 1 to 3"):
         prepare_files(tmp_path / "out", three, engine="spark", timestamp="at", hold_out="after:9")
     assert not (tmp_path / "out").exists()
+
+
+STARTS = "An error occurred while calling o75.collectToPython.\n"
+ABORTED = "Job aborted due to stage failure: Task 0 in stage 1.0 failed 4 times, most recent failure: "
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"{STARTS}: org.apache.spark.SparkException: No disk is left\n\tat org.x.Y(Z.scala:1)", "No disk is left"),
+        (f"{STARTS}: org.apache.spark.SparkException: {ABORTED}Lost task\nDriver stacktrace:", "Lost task"),
+        (f"{STARTS}: a.SparkException: {ABORTED}x\n  File x\nMemoryError: 5 GB\n\n\tat a.b", "5 GB"),
+        (f"{STARTS}: a.SparkException: {ABORTED}x\nCaused by: java.io.IOException: full", "full"),
+        ("The session\nis gone", "The session"),
+    ],
+)
+def test_reason_of_a_failure_of_spark(text: str, reason: str) -> None:
+    from crossfade.trainer.prepare.spark_engine import _cause
+
+    assert _cause(text) == reason
+
+
+@pytest.mark.slow
+def test_failures_of_spark(tmp_path: Path, spark: Any) -> None:
+    from crossfade.trainer.prepare.spark_engine import SparkPreparation, spark_session
+    from crossfade.trainer.prepare.spark_tasks import Part
+
+    with pytest.raises(CrossfadeError) as error, spark_session():
+        spark.sql("SELECT raise_error('no disk is left')").collect()
+    assert "no disk is left" in documented("Spark failed", str(error.value), exit_code=1)
+    folder = Folder(tmp_path)
+    staged = staging.Staged(folder, overwrite=False, folder=folder, work=tmp_path, lock=None)
+    options: Any = None
+    preparation = SparkPreparation(options, {}, {}, staged, NullReporter(), 1)
+    table = spark.range(5).selectExpr("id", "0", "id")
+    with pytest.raises(CrossfadeError) as error:
+        preparation._write(table, pa.schema([("place", pa.int64())]), [Part("train", 0, 9)], 6)
+    assert "hold 5 rows, but 6 were" in documented("rows lost in Spark", str(error.value), exit_code=1)
+
+
+def test_parts_of_another_attempt_stay(tmp_path: Path) -> None:
+    """A second attempt of a task touches the files of the first one only once it has its own."""
+    from crossfade.trainer.prepare.spark_tasks import Output, Part, column_names, write_parts
+
+    schema = pa.schema([("u", pa.int64())])
+    output = Output(str(tmp_path), "", schema, [Part("train", 0, 10), Part("train", 1, 10)])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, 35, 7):
+            numbers = list(range(start, start + 7))
+            columns = [pa.array(numbers), pa.array([number // 20 for number in numbers])]
+            yield pa.RecordBatch.from_arrays(columns, names=[*column_names(schema), "part"])
+
+    first = [json.loads(batch.column("file")[0].as_py()) for batch in write_parts(output, batches())]
+    groups = {"train/part-00000.parquet": [10, 10], "train/part-00001.parquet": [10, 5]}
+    assert {file["path"]: file["row_groups"] for file in first} == groups
+    written = {name: (tmp_path / name).read_bytes() for name in groups}
+
+    def stopped() -> Iterator[pa.RecordBatch]:
+        for batch in batches():
+            yield batch
+            assert {name: (tmp_path / name).read_bytes() for name in groups} == written
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(write_parts(output, stopped()))
+    assert {name: (tmp_path / name).read_bytes() for name in groups} == written
+
+
+def test_an_error_of_a_task_keeps_its_class() -> None:
+    from crossfade.trainer.prepare.spark_tasks import _failure, to_error
+
+    for error in (InputError("a.csv: wrong"), OptionError("duplicates", found="sum", problem="too large", fix="scale")):
+        same = to_error(json.loads(json.dumps(_failure(error))))
+        assert (type(same), str(same), vars(same)) == (type(error), str(error), vars(error))
 
 
 def test_options_that_spark_lacks_are_rejected(tmp_path: Path) -> None:
