@@ -3,8 +3,8 @@
     manifest = SparkPreparation(options, events, names, staged, NullReporter(), first_row=1).run()
 
 Spark moves rows between tasks, counts, ranks, and joins; what is done with rows is in ``spark_tasks.py``, where DuckDB
-does it as without Spark. No step holds all events or all IDs of events in one process: files are read in a task each, also
-that of an entity's names; events are brought together by query entity, whose tasks sum and hold out; rows of
+does it as without Spark. No step holds all events or all IDs of events in one process: files, also that of an entity's
+names, are read in a task each; events are brought together by query entity, whose tasks sum and hold out; rows of
 vocabularies and places of interactions come from ranges of the sorted IDs, numbered on from the sums of the ranges
 before.
 """
