@@ -25,7 +25,7 @@ EXTRAS_IN_IMAGE = --constraint requirements.lock --extra aws --extra dashboard -
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 $(EXTRAS_IN_IMAGE)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-kernels test-docker chaos chaos-long mutants bench bench-gpu bench-data quality screenshots docs lint types format lock clean setup horovod torch
+.PHONY: help train test test-fast test-kernels test-docker chaos chaos-long mutants bench bench-gpu bench-data quality screenshots docs lint types format lock clean setup horovod spark torch
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -109,6 +109,10 @@ setup: ## set up .venv with all packages, nothing else
 
 horovod: setup ## build Horovod into .venv, for dense layers of several workers with servers; needs g++
 	@sh deploy/horovod.sh
+
+spark: setup ## install PySpark into .venv, for prepare --engine spark: 350 MB; needs Java
+	@.venv/bin/python -I -m pip install --disable-pip-version-check --no-input --quiet --no-deps --no-build-isolation \
+	    --require-hashes --requirement deploy/requirements-spark.lock
 
 torch: setup ## install PyTorch into .venv, for train.engine torch; up to 3 GB
 	@sh deploy/torch.sh

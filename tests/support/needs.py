@@ -7,11 +7,13 @@ A reason says how to get what is needed. ``skip_summary.py`` counts equal ones, 
 """
 
 import os
+import shutil
 from importlib.util import find_spec
 
 import pytest
 
 TORCH = "needs PyTorch: make torch"
+SPARK = "needs PySpark: make spark"
 TRITON = "needs Triton: make torch, on Linux"
 MXNET = "needs MXNet: make setup, on Linux on x86-64"
 HOROVOD = "needs Horovod: make horovod"
@@ -26,6 +28,14 @@ def require_torch() -> None:
     """Skip the test, or the file, without PyTorch."""
     if find_spec("torch") is None:
         pytest.skip(TORCH, allow_module_level=True)
+
+
+def require_spark() -> None:
+    """Skip the file without PySpark or Java."""
+    if find_spec("pyspark") is None:
+        pytest.skip(SPARK, allow_module_level=True)
+    if shutil.which("java") is None:
+        pytest.skip(package("Java", "openjdk-17-jre-headless"), allow_module_level=True)
 
 
 def package(name: str, of_debian: str) -> str:

@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pytest
 from dirty_plays import DirtyPlays
 from error_table import documented
-from needs import package
+from needs import require_spark
 from preparing import prepare_files, random_events, write_parquet, write_text
 
 from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError, OptionError
@@ -24,6 +23,8 @@ from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare import hold_out, staging
 from crossfade.trainer.prepare.faults import EventFaultsError
+
+require_spark()
 
 EVENTS = 3_000
 SETTINGS = {
@@ -45,8 +46,6 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module")
 def spark() -> Iterator[Any]:
     """Open a session, which all preparations of this module use."""
-    if shutil.which("java") is None:
-        pytest.skip(package("Java", "openjdk-17-jre-headless"))
     from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
