@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from crossfade.deploy.capacity.traffic import StepTraffic
 
 _DESCRIPTION = """\
-Predict the memory and network traffic of each process of a job, and whether the job fits this machine or an EC2 type.
-Predict time, memory, and price of all stages: prepare, train, evaluate, index, recommend.
+Predict memory and network traffic of a job, whether it fits this machine or an EC2 type, and what all stages take.
+
+The stages are prepare, train, evaluate, index, and recommend, each with its time, memory, and price.
 
 Nothing is started; the vocabularies of the dataset are read once. 'crossfade train' rejects a job that cannot fit, with
 the same figures. For a dataset that does not exist yet, give its size. With --to, the files that run the job on Slurm

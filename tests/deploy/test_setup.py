@@ -266,6 +266,7 @@ def test_set_up_of_the_sample_installs_its_packages_and_the_whole_one_adds_the_r
 
 
 HOROVOD_LOCK, TORCH_LOCK = "deploy/requirements-horovod.lock", "docker/requirements-torch.lock"
+SPARK_LOCK = "deploy/requirements-spark.lock"
 
 
 def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list[str]]]:
@@ -282,7 +283,9 @@ def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list
     return found
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", HOROVOD_LOCK, TORCH_LOCK, "deploy/requirements-audit.lock"])
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", HOROVOD_LOCK, SPARK_LOCK, TORCH_LOCK, "deploy/requirements-audit.lock"]
+)
 def test_every_locked_requirement_has_one_version_and_hashes(name: str) -> None:
     assert locked(name)
     for requirement, hashes in locked(name).values():
@@ -301,7 +304,7 @@ def test_lock_satisfies_pyproject(system: str, machine: str) -> None:
         *pyproject["build-system"]["requires"],
         *(line for extra in extras.values() for line in extra),
     ]
-    pins = locked(TORCH_LOCK) | locked(HOROVOD_LOCK) | locked()
+    pins = locked(TORCH_LOCK) | locked(HOROVOD_LOCK) | locked(SPARK_LOCK) | locked()
     for required in map(Requirement, lines):
         if required.name == "crossfade":  # the extra all names others
             continue

@@ -30,7 +30,7 @@ VARIANTS = {
 }
 """The packages of each variant that compute."""
 WITH_PYTORCH = {
-    *("cuda-bindings", "cuda-pathfinder", "cuda-toolkit", "filelock", "fsspec", "mpmath", "networkx", "sympy"),
+    *("cuda-bindings", "cuda-pathfinder", "cuda-toolkit", "filelock", "mpmath", "networkx", "sympy"),
     *("torch", "triton"),
 }
 """Packages that only variant torch has, apart from NVIDIA's."""
