@@ -117,7 +117,7 @@ def predict(options: PlannedJob, progress: ProgressReporter) -> Prediction:
 
 
 def _work(inputs: PlanInputs, plan: CapacityPlan, time: StepTime) -> Work:
-    """Return what the stages of the job are of: events are the interactions, of which there may be fewer."""
+    """Return the size of the job's stages; interactions stand for raw events, of which there may be more."""
     job, train, queries = inputs.job, inputs.job.train, inputs.model.query.rows
     evaluations = train.epochs // train.eval_every_epochs if train.eval_every_epochs else 0
     size = job.evaluate.queries_of("test")

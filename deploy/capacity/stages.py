@@ -59,7 +59,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Work:
-    """What the stages are of.
+    """The size of the stages.
 
     Attributes:
         queries: rows of the query table.

@@ -204,7 +204,7 @@ def merge_export(options: ExportOptions, log: Log, reporter: ProgressReporter) -
                 raise _holds_embeddings(out)
             return out.uri
         files = [DataFile.model_validate(file) for result in shards.results() for file in result["files"]]
-        check_files(out, files, pages=False)  # whoever reads a page of embeddings verifies it
+        check_files(out, files, pages=False)  # readers of embeddings verify the pages they read
         card = _card(exported, origin, options.to, arrays.parquet_loading(exported))
         with shard_errors(out):
             out.write(CARD_FILE, card.text().encode())

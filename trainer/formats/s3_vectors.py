@@ -13,10 +13,10 @@ what it holds, in one of three forms:
     MODEL since EARLIER at N        N requests have replaced those that have changed since EARLIER
 
 So a push that is repeated after an interruption goes on where it was, and changes are rejected by an index that does
-not hold what they are changes of. Indexes without the tag are only used if they are empty. A push that finds another
-one's tag instead of its own ends with an error, after it has tagged the index as mixed, which only a complete push
-repairs. The service has no conditional writes: two that read the tag before either writes it do not find each other
-until the next time, and not at all if it was the last.
+not hold what they are changes of. Indexes without the tag are only used if they are empty. A push that finds the tag of
+another push tags the index as mixed, and ends with an error; a complete push repairs a mixed index. The service has no
+conditional writes: two pushes that read the tag before either writes it notice each other at their next tag, if there
+is one.
 
 Limits: https://docs.aws.amazon.com/AmazonS3/latest/userguide/s3-vectors-limitations.html
 """

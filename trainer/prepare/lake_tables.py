@@ -96,7 +96,7 @@ def _delta_files(option: str, location: str) -> list[TableFile]:
         raise _rewrite(option, f"columns mapped by {mapping}", "a copy of the table without delta.columnMapping.mode")
     if absolute := next((path for path in paths if "://" in path or path.startswith("/")), None):
         raise InputError(
-            f"{option}: the table has files of another one, such as {absolute}; expected a copy of its own"
+            f"{option}: the table has files of another one, such as {absolute}; expected one with files of its own"
         )
     # The log has paths as parts of URIs.
     root = location.rstrip("/")
