@@ -11,13 +11,8 @@ before.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
@@ -26,16 +21,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from py4j.protocol import Py4JError
-from pyspark import SparkContext
-from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 from pyspark.sql.types import LongType, StructType
 
-from crossfade.base.errors import CrossfadeError, InputError, OptionError
+from crossfade.base.errors import InputError, OptionError
 from crossfade.trainer.data.column_names import WEIGHT
-from crossfade.trainer.data.manifest import VOCABULARY, CoOccurrence, DataFile, DatasetManifest, Entity, Split
+from crossfade.trainer.data.manifest import VOCABULARY, CoOccurrence, DatasetManifest, Entity, Split
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
@@ -54,27 +46,22 @@ from crossfade.trainer.prepare.hold_out import (
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
+from crossfade.trainer.prepare.spark_tables import SparkTables, file_parts, reports_of, spark_session
 from crossfade.trainer.prepare.spark_tasks import (
     ATTEMPTS,
     NAMES_SCHEMA,
-    PARTS_SCHEMA,
     READ_SCHEMA,
     FilesStep,
     HoldOutStep,
-    Output,
-    Part,
     Resources,
     TaskFile,
     add_order,
-    add_running_sums,
-    column_names,
     held_out_schema,
     hold_out,
     new_faults,
     read_files,
     read_names_file,
     to_error,
-    write_parts,
 )
 from crossfade.trainer.prepare.split_files import SplitLayout
 from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, Staged, row_group_rows
@@ -91,56 +78,7 @@ from crossfade.trainer.prepare.vocabulary_tables import check_named, vocabulary_
 _TASK_MEMORY = 512 << 20
 _TASK_BYTES, _FEW_BYTES, _TEXT_PER_PARQUET = 16 << 20, 1 << 20, 4
 """Those of Parquet, of which a task has the events of some query entities; text has more bytes by this factor."""
-_TASK_ROWS, _FEW_ROWS = 1_000_000, 50_000
-"""The most rows of a task on average, and those that are not worth two tasks."""
-_SETTINGS = {
-    "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",
-    "spark.sql.inMemoryColumnarStorage.compressed": "false",
-}
-"""Small partitions are put together in what is kept, too, as since Spark 4; blocks are compressed already."""
-_SHUFFLES = "spark.sql.shuffle.partitions"
 _ARE_EVENTS = "query IS NOT NULL AND item IS NOT NULL"
-_REASON = re.compile(r"^(?:: |Caused by: )?(?:[\w.]+\.)?\w*(?:Error|Exception): (.+)$", re.MULTILINE)
-"""The last line of a traceback of Python, the first of one of Java, or that of a cause there."""
-_ABORTED = "Job aborted"
-_LAST_FAILURE = re.compile(r"most recent failure: (.+)$")
-
-
-@contextmanager
-def spark_session() -> Iterator[SparkSession]:
-    """Use the active session, or open one, as ``spark-submit``, its files, and its environment configure it.
-
-    Raises:
-        CrossfadeError: Spark failed.
-    """
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    active = SparkSession.getActiveSession()  # of this thread: a caller may have one in another
-    is_own = SparkContext._active_spark_context is None
-    try:
-        builder = SparkSession.builder.appName("crossfade prepare").config("spark.ui.showConsoleProgress", "false")
-        spark = active or builder.getOrCreate()
-        before = {name: spark.conf.get(name) for name in (*_SETTINGS, _SHUFFLES)}
-        try:
-            for name, value in _SETTINGS.items():
-                spark.conf.set(name, value)
-            yield spark
-        finally:
-            for name, value in before.items():
-                spark.conf.set(name, value)
-            if is_own:
-                spark.stop()
-    except (PySparkException, Py4JError) as error:
-        raise CrossfadeError(f"the preparation failed in Spark: {_cause(str(error))}") from error
-
-
-def _cause(text: str) -> str:
-    """Return the line of a traceback that has the error: the innermost of Python, a cause of Java, or a lost task's."""
-    found = _REASON.findall(text)
-    reason = next((line for line in found if not line.startswith(_ABORTED)), None)
-    if reason is not None:
-        return str(reason)
-    last = _LAST_FAILURE.search(found[0]) if found else None
-    return last[1] if last is not None else (found or [text.strip().partition("\n")[0]])[0]
 
 
 @dataclass
@@ -172,7 +110,6 @@ class SparkPreparation:
     progress: ProgressReporter
     first_row: int
     facts: Facts = field(default_factory=dict)
-    _kept: list[DataFrame] = field(default_factory=list)
 
     def run(self) -> DatasetManifest:
         """Write all files except the manifest, which is returned.
@@ -183,14 +120,11 @@ class SparkPreparation:
         """
         options = self.options
         with (
-            spark_session() as self._spark,
+            spark_session() as spark,
+            SparkTables(spark, self.staged) as self._tables,
             working_database(self.staged.work, memory_bytes(options.memory), options.threads) as self._connection,
         ):
-            try:
-                return self._run()
-            finally:
-                for table in self._kept:
-                    table.unpersist()
+            return self._run()
 
     def _run(self) -> DatasetManifest:
         options, plan = self.options, plan_hold_outs(self.options)
@@ -231,24 +165,14 @@ class SparkPreparation:
     def _keys(self, files: Sequence[TaskFile]) -> list[int]:
         """Return the keys of the groups of query entities: one that Spark's hash puts into each partition."""
         size = sum(file.bytes // (1 if file.is_dense else _TEXT_PER_PARQUET) for file in files)
-        cores = int(self._spark.sparkContext.defaultParallelism)
+        cores = self._tables.cores
         count = max(-(-size // _TASK_BYTES), min(cores, -(-size // _FEW_BYTES)), 1)
         enough = int(count * (math.log(count) + 20))
-        hashed = self._spark.range(enough).selectExpr("id", f"pmod(hash(CAST(id AS INT)), {count}) AS partition")
+        hashed = self._tables.spark.range(enough).selectExpr("id", f"pmod(hash(CAST(id AS INT)), {count}) AS partition")
         keys = {row["partition"]: int(row["id"]) for row in hashed.collect()}
         assert len(keys) == count
-        self._spark.conf.set(_SHUFFLES, max(count, cores))
+        self._tables.shuffle_into(max(count, cores))
         return list(keys.values())
-
-    def _partitions(self, rows: int) -> int:
-        """Return in how many partitions to divide ``rows``: enough for all cores, and for a task to hold one."""
-        cores = int(self._spark.sparkContext.defaultParallelism)
-        return max(-(-rows // _TASK_ROWS), min(cores, -(-rows // _FEW_ROWS)))
-
-    def _keep(self, table: DataFrame) -> DataFrame:
-        """Keep ``table`` in the memory and on the disks of the cluster: it is used more than once."""
-        self._kept.append(table.persist())
-        return table
 
     def _read_files(self) -> tuple[EventTable, DataFrame, list[dict[str, Any]]]:
         """Read all files, a task each, and check what was found as if one reader had read them in order."""
@@ -259,9 +183,9 @@ class SparkPreparation:
         self.progress.phase("read events", sum(sizes), "B")
         step = FilesStep(self.options, files, self._keys(files), self.first_row)
         task = partial(read_files, step, self._resources())
-        numbers = self._spark.range(0, len(files), 1, len(files))
-        read = self._keep(numbers.mapInArrow(task, READ_SCHEMA))
-        reports = sorted(_reports(read), key=lambda report: int(report["file"]))
+        numbers = self._tables.spark.range(0, len(files), 1, len(files))
+        read = self._tables.keep(numbers.mapInArrow(task, READ_SCHEMA))
+        reports = sorted(reports_of(read), key=lambda report: int(report["file"]))
         faults = new_faults(self.options, self.first_row)
         reader = EventReader(self._connection, self.options, (), faults)
         for report, size in zip(reports, sizes, strict=True):
@@ -309,7 +233,9 @@ class SparkPreparation:
                 ids = [F.col(side).alias(f"{side}_id") for side in SIDES]
                 columns = ["weight", "timestamp", "split", "position", F.lit(0).alias("file")]
                 events = (
-                    held.where(_ARE_EVENTS).select(*ids, *columns).repartition(self._partitions(step.rows), "query_id")
+                    held.where(_ARE_EVENTS)
+                    .select(*ids, *columns)
+                    .repartition(self._tables.partitions(step.rows), "query_id")
                 )
                 step = replace(step, first_places=[0], sums=False, gap=None)
             step = replace(step, plan={split: each.bounded(train) for split, each in by_default.items()})
@@ -326,8 +252,8 @@ class SparkPreparation:
 
     def _apply(self, step: HoldOutStep, events: DataFrame) -> tuple[DataFrame, list[dict[str, Any]]]:
         task = partial(hold_out, step, self._resources())
-        held = self._keep(events.mapInArrow(task, held_out_schema(*step.id_types)))
-        reports = _reports(held)
+        held = self._tables.keep(events.mapInArrow(task, held_out_schema(*step.id_types)))
+        reports = reports_of(held)
         failed = [report for report in reports if "error" in report]
         for report in failed:
             if "latest" not in report:  # it failed before
@@ -385,19 +311,19 @@ class SparkPreparation:
             found: Mapping[str, Any] = {}
             if has_names:
                 ids, found = self._join_names(ids, entity)
-            ranked, (rows,) = self._running_sums(
+            ranked, (rows,) = self._tables.running_sums(
                 ids.withColumn("row", F.lit(1)), events, [F.desc("count"), F.asc("id")], ["row"]
             )
-            ranked = self._keep(ranked.drop("row", "partition").withColumnRenamed("row_before", "row"))
+            ranked = self._tables.keep(ranked.drop("row", "partition").withColumnRenamed("row_before", "row"))
             self.progress.advance(rows)
             self._add_popularity(ranked, entity, rows, found)
             schema = vocabulary_schema(table.id_types[side], has_names)
             group_rows = row_group_rows(rows)
             part = F.expr(f"row DIV {group_rows * GROUPS_PER_FILE}")
-            files = self._write(
+            files = self._tables.write(
                 ranked.select(*schema.names, part.alias("part"), F.col("row").alias("place")),
                 schema,
-                _parts(f"{VOCABULARY}/{entity}", rows),
+                file_parts(f"{VOCABULARY}/{entity}", rows),
                 rows,
             )
             described = Entity(rows=rows, id_type=table.id_types[side], has_names=has_names, files=files)
@@ -414,8 +340,8 @@ class SparkPreparation:
             new_faults(self.options, self.first_row),
             self._resources(),
         )
-        read = self._keep(self._spark.range(0, 1, 1, 1).mapInArrow(task, NAMES_SCHEMA))
-        (report,) = _reports(read)
+        read = self._tables.keep(self._tables.spark.range(0, 1, 1, 1).mapInArrow(task, NAMES_SCHEMA))
+        (report,) = reports_of(read)
         if "error" in report:
             raise to_error(report)
         faults = new_faults(self.options, self.first_row)
@@ -443,43 +369,19 @@ class SparkPreparation:
             self.facts |= {f"{entity}_names_ignored": names["given"] - count, f"{entity}_named": count}
             self.facts |= {f"{entity}_names_bad_lines": names["bad_lines"]} if names["bad_lines"] else {}
 
-    def _running_sums(
-        self, table: DataFrame, rows: int, order: Sequence[Any], columns: Sequence[str]
-    ) -> tuple[DataFrame, list[int]]:
-        """Add, for each of ``columns``, the sum of the rows before in this ``order``; return the sums of all, too.
-
-        The ``rows`` of ``table`` need not be exact.
-
-        Tasks sort a range each, and add up on from the sums of the ranges before: nothing is in one task.
-        """
-        ranges = self._keep(
-            table.repartitionByRange(self._partitions(rows), *order)
-            .sortWithinPartitions(*order)
-            .withColumn("partition", F.spark_partition_id())
-        )
-        sums = ranges.groupBy("partition").agg(*(F.sum(name).alias(name) for name in columns)).collect()
-        starts, total = {}, [0] * len(columns)
-        for row in sorted(sums, key=lambda row: int(row["partition"])):
-            starts[row["partition"]] = total
-            total = [before + row[name] for before, name in zip(total, columns, strict=True)]
-        schema = StructType(list(ranges.schema.fields))
-        for name in columns:
-            schema = schema.add(f"{name}_before", LongType())
-        return ranges.mapInArrow(partial(add_running_sums, columns, starts), schema), total
-
     def _place_queries(self, queries: _Ids) -> DataFrame:
         """Add the ``place`` of query entities in the order of the files, and the rows before it of each split."""
         schema = StructType(list(queries.table.schema.fields)).add("shuffled", LongType())
         ordered = queries.table.mapInArrow(partial(add_order, self.options.seed), schema).withColumn("place", F.lit(1))
-        placed, _ = self._running_sums(ordered, queries.rows, ["shuffled", "row"], ["place", *ALL_SPLITS])
-        return self._keep(placed.drop("partition", "shuffled", "place"))
+        placed, _ = self._tables.running_sums(ordered, queries.rows, ["shuffled", "row"], ["place", *ALL_SPLITS])
+        return self._tables.keep(placed.drop("partition", "shuffled", "place"))
 
     def _write_splits(
         self, held: DataFrame, queries: DataFrame, items: DataFrame, rows: Mapping[str, int], layout: SplitLayout
     ) -> dict[str, Split]:
         """Write all splits: the number of a row is that of the first of its query, and its place among those."""
         schema = layout.schema()
-        parts = {split: _parts(split, rows[split]) for split in ALL_SPLITS if rows[split]}
+        parts = {split: file_parts(split, rows[split]) for split in ALL_SPLITS if rows[split]}
         firsts = dict(zip(parts, [0, *accumulate(map(len, parts.values()))], strict=False))
         columns = [f"{split}_before" for split in ALL_SPLITS]
         joined = (
@@ -495,7 +397,7 @@ class SparkPreparation:
                 part += f" WHEN {code} THEN {firsts[split]} + in_split DIV {part_rows}"
         placed = joined.withColumn("in_split", F.expr(f"{place} END")).withColumn("part", F.expr(f"{part} END"))
         self.progress.phase("write interactions", sum(rows.values()), "row")
-        files = self._write(
+        files = self._tables.write(
             placed.select(
                 F.col("query_row").alias(layout.query),
                 F.col("item_row").alias(layout.item),
@@ -509,20 +411,6 @@ class SparkPreparation:
         )
         self.progress.advance(sum(rows.values()))
         return {split: Split(files=files[firsts[split] : firsts[split] + len(parts[split])]) for split in parts}
-
-    def _write(self, table: DataFrame, schema: pa.Schema, parts: Sequence[Part], rows: int) -> list[DataFile]:
-        """Write ``table``, with the columns of the ``schema``, its ``part``, and its ``place`` in the files."""
-        output = Output(self.staged.folder.uri, self.staged.tag, schema, parts)
-        table = table.toDF(*column_names(schema), "part", "place")
-        divided = table.repartition(1) if len(parts) == 1 else table.repartitionByRange(len(parts), "part")
-        written = divided.sortWithinPartitions("part", "place").mapInArrow(partial(write_parts, output), PARTS_SCHEMA)
-        files = {row["part"]: DataFile.model_validate_json(row["file"]) for row in written.collect()}
-        found = sum(file.rows for file in files.values())
-        if found != rows or len(files) != len(parts):
-            raise CrossfadeError(
-                f"{output.uri}/{parts[0].folder}: the files hold {found} rows, but {rows} were counted; prepare again"
-            )
-        return [files[number] for number in range(len(parts))]
 
     def _measure_co_occurrence(self, queries: DataFrame, train: Split) -> CoOccurrence | None:
         """Measure it in the first queries of train, whose interactions are first in its files."""
@@ -561,15 +449,3 @@ def _check_times(step: HoldOutStep, reports: Sequence[Mapping[str, Any]]) -> Non
     for each in step.plan.values():
         if each.after is not None and (step.gap is not None or step.timestamps == "integer"):
             check_seconds(each.after, latest)
-
-
-def _parts(folder: str, rows: int) -> list[Part]:
-    """Return the files that ``rows`` in ``folder`` make."""
-    group_rows = row_group_rows(rows)
-    return [Part(folder, number, group_rows) for number in range(-(-rows // (group_rows * GROUPS_PER_FILE)))]
-
-
-def _reports(table: DataFrame) -> list[dict[str, Any]]:
-    """Return what the tasks that make ``table`` report."""
-    rows = table.where("report IS NOT NULL").select("report").collect()
-    return [json.loads(row["report"]) for row in rows]

@@ -1,0 +1,177 @@
+"""Tables on a Spark cluster: the session, numbers of rows in an order, and files that tasks write.
+
+with spark_session() as spark, SparkTables(spark, staged) as tables:
+    numbered, (rows,) = tables.running_sums(ids.withColumn("row", F.lit(1)), 1000, ["id"], ["row"])
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+from py4j.protocol import Py4JError
+from pyspark import SparkContext
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql.types import LongType, StructType
+
+from crossfade.base.errors import CrossfadeError
+from crossfade.trainer.data.manifest import DataFile
+from crossfade.trainer.prepare.spark_tasks import (
+    PARTS_SCHEMA,
+    Output,
+    Part,
+    add_running_sums,
+    column_names,
+    write_parts,
+)
+from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, Staged, row_group_rows
+
+_TASK_ROWS, _FEW_ROWS = 1_000_000, 50_000
+"""The most rows of a task on average, and those that are not worth two tasks."""
+_SETTINGS = {
+    "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",
+    "spark.sql.inMemoryColumnarStorage.compressed": "false",
+}
+"""Small partitions are put together in what is kept, too, as since Spark 4; blocks are compressed already."""
+_SHUFFLES = "spark.sql.shuffle.partitions"
+_REASON = re.compile(r"^(?:: |Caused by: )?(?:[\w.]+\.)?\w*(?:Error|Exception): (.+)$", re.MULTILINE)
+"""The last line of a traceback of Python, the first of one of Java, or that of a cause there."""
+_ABORTED = "Job aborted"
+_LAST_FAILURE = re.compile(r"most recent failure: (.+)$")
+
+
+@contextmanager
+def spark_session() -> Iterator[SparkSession]:
+    """Use the active session, or open one, as ``spark-submit``, its files, and its environment configure it.
+
+    Raises:
+        CrossfadeError: Spark failed.
+    """
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    active = SparkSession.getActiveSession()  # of this thread: a caller may have one in another
+    is_own = SparkContext._active_spark_context is None
+    try:
+        builder = SparkSession.builder.appName("crossfade prepare").config("spark.ui.showConsoleProgress", "false")
+        spark = active or builder.getOrCreate()
+        before = {name: spark.conf.get(name) for name in (*_SETTINGS, _SHUFFLES)}
+        try:
+            for name, value in _SETTINGS.items():
+                spark.conf.set(name, value)
+            yield spark
+        finally:
+            for name, value in before.items():
+                spark.conf.set(name, value)
+            if is_own:
+                spark.stop()
+    except (PySparkException, Py4JError) as error:
+        raise CrossfadeError(f"the preparation failed in Spark: {_cause(str(error))}") from error
+
+
+def _cause(text: str) -> str:
+    """Return the line of a traceback that has the error: the innermost of Python, a cause of Java, or a lost task's."""
+    found = _REASON.findall(text)
+    reason = next((line for line in found if not line.startswith(_ABORTED)), None)
+    if reason is not None:
+        return str(reason)
+    last = _LAST_FAILURE.search(found[0]) if found else None
+    return last[1] if last is not None else (found or [text.strip().partition("\n")[0]])[0]
+
+
+class SparkTables:
+    """Tables of one preparation on the cluster of a session.
+
+    Attributes:
+        spark: The session.
+        cores: How many tasks run at a time.
+    """
+
+    def __init__(self, spark: SparkSession, staged: Staged) -> None:
+        """Keep nothing yet; ``write`` writes files to ``staged``."""
+        self.spark = spark
+        self.cores = int(spark.sparkContext.defaultParallelism)
+        self._staged = staged
+        self._kept: list[DataFrame] = []
+
+    def __enter__(self) -> SparkTables:
+        """Return this object."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Free what is kept on the cluster."""
+        for table in self._kept:
+            table.unpersist()
+
+    def shuffle_into(self, partitions: int) -> None:
+        """Have joins and sums divide rows into so many ``partitions``."""
+        self.spark.conf.set(_SHUFFLES, partitions)
+
+    def partitions(self, rows: int) -> int:
+        """Return in how many partitions to divide ``rows``: enough for all cores, and for a task to hold one."""
+        return max(-(-rows // _TASK_ROWS), min(self.cores, -(-rows // _FEW_ROWS)))
+
+    def keep(self, table: DataFrame) -> DataFrame:
+        """Keep ``table`` in the memory and on the disks of the cluster: it is used more than once."""
+        self._kept.append(table.persist())
+        return table
+
+    def running_sums(
+        self, table: DataFrame, rows: int, order: Sequence[Any], columns: Sequence[str]
+    ) -> tuple[DataFrame, list[int]]:
+        """Add, for each of ``columns``, the sum of the rows before in this ``order``; return the sums of all, too.
+
+        The ``rows`` of ``table`` need not be exact.
+
+        Tasks sort a range each, and add up on from the sums of the ranges before: nothing is in one task.
+        """
+        ranges = self.keep(
+            table.repartitionByRange(self.partitions(rows), *order)
+            .sortWithinPartitions(*order)
+            .withColumn("partition", F.spark_partition_id())
+        )
+        sums = ranges.groupBy("partition").agg(*(F.sum(name).alias(name) for name in columns)).collect()
+        starts, total = {}, [0] * len(columns)
+        for row in sorted(sums, key=lambda row: int(row["partition"])):
+            starts[row["partition"]] = total
+            total = [before + row[name] for before, name in zip(total, columns, strict=True)]
+        schema = StructType(list(ranges.schema.fields))
+        for name in columns:
+            schema = schema.add(f"{name}_before", LongType())
+        return ranges.mapInArrow(partial(add_running_sums, columns, starts), schema), total
+
+    def write(self, table: DataFrame, schema: pa.Schema, parts: Sequence[Part], rows: int) -> list[DataFile]:
+        """Write ``table``, with the columns of the ``schema``, its ``part``, and its ``place`` in the files."""
+        output = Output(self._staged.folder.uri, self._staged.tag, schema, parts)
+        table = table.toDF(*column_names(schema), "part", "place")
+        divided = table.repartition(1) if len(parts) == 1 else table.repartitionByRange(len(parts), "part")
+        written = divided.sortWithinPartitions("part", "place").mapInArrow(partial(write_parts, output), PARTS_SCHEMA)
+        files = {row["part"]: DataFile.model_validate_json(row["file"]) for row in written.collect()}
+        found = sum(file.rows for file in files.values())
+        if found != rows or len(files) != len(parts):
+            raise CrossfadeError(
+                f"{output.uri}/{parts[0].folder}: the files hold {found} rows, but {rows} were counted; prepare again"
+            )
+        return [files[number] for number in range(len(parts))]
+
+
+def file_parts(folder: str, rows: int) -> list[Part]:
+    """Return the files that ``rows`` in ``folder`` make."""
+    group_rows = row_group_rows(rows)
+    return [Part(folder, number, group_rows) for number in range(-(-rows // (group_rows * GROUPS_PER_FILE)))]
+
+
+def reports_of(table: DataFrame) -> list[dict[str, Any]]:
+    """Return what the tasks that make ``table`` report."""
+    rows = table.where("report IS NOT NULL").select("report").collect()
+    return [json.loads(row["report"]) for row in rows]
