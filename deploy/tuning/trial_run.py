@@ -231,10 +231,10 @@ class TrialRun:
         shutil.rmtree(self._folder.path, ignore_errors=True)
 
     def describe_failure(self) -> str:
-        """Return the signal that killed the process, or else the last line of the log, and where the log is."""
+        """Return the signal that killed the process, or the last line of the log or exit code; and the log's path."""
         text = self._log.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        cause = lines[-1].removeprefix("crossfade: error: ") if lines else "no output"
+        cause = lines[-1].removeprefix("crossfade: error: ") if lines else f"no output, exit code {self._exit_code}"
         if not lines and shutil.disk_usage(self._log.parent).free < _LOG_BYTES:
             cause = f"no output: no space is left on the disk of {disk_of(self._log)}"
         if self._exit_code < 0:
