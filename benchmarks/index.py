@@ -39,6 +39,7 @@ from crossfade.trainer.recommend.faiss_lists import (
     num_lists,
     write_merged,
 )
+from crossfade.trainer.recommend.index_search import search_lists
 from crossfade.trainer.recommend.options import Codes
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 from crossfade.trainer.runs.options import ModelSource, Shard
@@ -173,7 +174,7 @@ def _build_crossfade(base_ND: FloatArray, options: ListOptions, shards: int) -> 
     else:
         lists = _merged(lists, base_ND, options, shards)
     size = len(base_ND) * bytes_per_row(base_ND.shape[1], options)
-    return lambda query_QD, depth, effort: lists.search(query_QD, depth, effort)[0], size
+    return lambda query_QD, depth, effort: search_lists(lists, base_ND.__getitem__, query_QD, depth, effort)[0], size
 
 
 def _merged(lists: VectorLists, base_ND: FloatArray, options: ListOptions, shards: int) -> VectorLists:

@@ -16,7 +16,8 @@ codes. Scores are those of ``crossfade.trainer.model.spec.Score`` without a temp
   2014).
 
 Product quantization ("pq") stores what a vector differs by from the centroid of its list: for each few columns, which
-of 256 typical values is nearest, in a byte. Its scores are those of the stored values.
+of 256 typical values is nearest, in a byte. Its scores are those of the stored values; ``index_search.py`` ranks what
+it finds again, by the vectors.
 
 Lists that are found once can be filled in parts, by several processes, which ``write_merged`` puts together:
 
@@ -194,6 +195,11 @@ class VectorLists:
     def content(self) -> bytes:
         """Return what ``of_content`` makes the same lists from."""
         return load_faiss("crossfade index").serialize_index(self._index).tobytes()  # type: ignore[no-any-return]
+
+    @property
+    def options(self) -> ListOptions:
+        """How vectors are compared and stored."""
+        return self._options
 
     @property
     def longest(self) -> float:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ from crossfade.trainer.recommend.index_folder import (
     indexed_rows,
     read_card,
 )
-from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
+from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, search_lists, without_excluded
 from crossfade.trainer.recommend.options import Codes, IndexOptions
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.trained_model import PartVectors, TrainedModel
@@ -236,7 +237,7 @@ def measure(indexing: Indexing, lists: VectorLists, target: float, most: int | N
     is_recommending = table == model.spec.item and metric == model.job.model.score
     source = model.spec.query if is_recommending else table
     query_QD, excluded = _measured_queries(model, source, excludes_itself=not is_recommending)
-    count, score = len(query_QD), Score.of(metric, 1.0)
+    count, score, vectors = len(query_QD), Score.of(metric, 1.0), partial(model.vectors.vectors, table.name)
     # Compile kernels, which may take longer than the ranking.
     rank_vectors(query_QD[:1], score, 1, lambda _: query_QD[:1], excluded.slice(0, 1), MEASURED_DEPTH)
     indexing.reporter.phase("search exactly", count, source.name)
@@ -249,7 +250,7 @@ def measure(indexing: Indexing, lists: VectorLists, target: float, most: int | N
         indexing.reporter.phase(f"search {probes} of {lists.lists} lists", count, source.name)
         start = time.perf_counter()
         # One more, since a row may find itself.
-        best = lists.search(query_QD, MEASURED_DEPTH + 1, probes)
+        best = search_lists(lists, vectors, query_QD, MEASURED_DEPTH + 1, probes)
         found_QK, _ = without_excluded(*best, excluded, MEASURED_DEPTH, len(indexing.indexed_R))
         speed = count / (time.perf_counter() - start)
         measured = IndexMeasurements(

@@ -3,13 +3,18 @@
     index = open_index(Path("indexes/lastfm"), model, "artist", "cosine")
     rows_QK, scores_QK = IndexRanker(index, model, candidates).rank(query_QD, excluded, count=10)
 
+Product quantization orders near vectors badly, by what a byte holds of several columns. More of what it finds than is
+asked for is therefore ranked again, by the model's vectors, which are read from its files.
+
 Shapes: Q queries, K ranks, J ranks before exclusions, N elements of lists, R rows of the entity, D columns.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +23,7 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
@@ -32,6 +38,10 @@ _CHUNK_RANKS = 1 << 20
 """Ranks of all queries of a chunk, unless a single query has more."""
 _PROBE_FACTOR = 4
 """How many times as many lists are scanned for queries whose lists had too few rows."""
+_RERANKED, _MORE_RERANKED = 4, 100
+"""How many rows that product quantization finds are ranked again for each rank, and how many beyond."""
+_RERANKED_VALUES = 1 << 22
+"""Values of the vectors that are compared with queries at a time."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ class IndexRanker(Ranker):
         candidates = replace(candidates, kept_R=candidates.kept_R & index.indexed_R)
         super().__init__(model.vectors, table, score, candidates)
         self._index = index
+        self._vectors = partial(self.source.vectors, table.name)
         is_filtered = self._num_candidates < np.count_nonzero(index.indexed_R)
         self._kept_R = candidates.kept_R if is_filtered else None
 
@@ -113,11 +124,12 @@ class IndexRanker(Ranker):
             for first in range(0, len(of_depth_Q), chunk):
                 queries_Q, probes = of_depth_Q[first : first + chunk], self._probes(int(depth))
                 while len(queries_Q):
-                    best = self._index.lists.search(query_QD[queries_Q], int(depth), probes, self._kept_R)
+                    asked_QD, lists = query_QD[queries_Q], self._index.lists
+                    best = search_lists(lists, self._vectors, asked_QD, int(depth), probes, self._kept_R)
                     complete_Q = best[0][:, -1] >= 0
                     best = without_excluded(*best, excluded.take(queries_Q), count, len(self._index.indexed_R))
                     rows_QK[queries_Q], scores_QK[queries_Q] = best
-                    complete_Q |= (best[0][:, -1] >= 0) | (probes >= self._index.lists.lists)
+                    complete_Q |= (best[0][:, -1] >= 0) | (probes >= lists.lists)
                     queries_Q, probes = queries_Q[~complete_Q], probes * _PROBE_FACTOR
         return rows_QK, scores_QK
 
@@ -125,6 +137,50 @@ class IndexRanker(Ranker):
         """Return the lists to scan for ``depth`` rows: those of the card are for 100 rows of all that it has."""
         share = np.count_nonzero(self._index.indexed_R) / self._num_candidates
         return int(min(self._index.probes * share * max(1.0, depth / MEASURED_DEPTH), self._index.lists.lists))
+
+
+def search_lists(
+    lists: VectorLists,
+    vectors: Callable[[IntArray], FloatArray],
+    query_QD: FloatArray,
+    count: int,
+    probes: int,
+    kept_R: BoolArray | None = None,
+) -> tuple[IntArray, FloatArray]:
+    """Search as ``VectorLists.search`` does; what product quantization finds is ranked by the vectors themselves.
+
+    ``vectors`` returns those of sorted, unique rows, float32 (N, D).
+    """
+    if lists.options.codes != "pq":
+        return lists.search(query_QD, count, probes, kept_R)
+    found_QJ, _ = lists.search(query_QD, _RERANKED * count + _MORE_RERANKED, probes, kept_R)
+    rows_QK, scores_QK = found_QJ[:, :count].copy(), np.empty((len(query_QD), count), np.float32)
+    step = max(1, _RERANKED_VALUES // (found_QJ.shape[1] * query_QD.shape[1]))
+    for first in range(0, len(query_QD), step):
+        some = slice(first, first + step)
+        score_QJ = _exact_scores(lists.options.metric, vectors, query_QD[some], found_QJ[some])
+        order_QK = np.argsort(-score_QJ, axis=1, kind="stable")[:, :count]
+        rows_QK[some] = np.take_along_axis(found_QJ[some], order_QK, axis=1)
+        scores_QK[some] = np.take_along_axis(score_QJ, order_QK, axis=1)
+    return rows_QK, scores_QK
+
+
+def _exact_scores(
+    metric: ScoreKind, vectors: Callable[[IntArray], FloatArray], query_QD: FloatArray, row_QJ: IntArray
+) -> FloatArray:
+    """Return the score of each of ``row_QJ``, int64 (Q, J), for its query; -inf of row -1."""
+    rows_N, place_QJ = np.unique(row_QJ, return_inverse=True)
+    missing = int(np.searchsorted(rows_N, 0))
+    vector_ND = np.pad(vectors(rows_N[missing:]), ((missing, 0), (0, 0)))
+    if metric == "cosine":
+        query_QD, vector_ND = unit_rows(query_QD), unit_rows(vector_ND)
+    vector_QJD = vector_ND[place_QJ.reshape(row_QJ.shape)]
+    if metric == "euclidean":
+        score_QJ: FloatArray = -np.square(vector_QJD - query_QD[:, None]).sum(axis=2)
+    else:
+        score_QJ = np.matmul(vector_QJD, query_QD[:, :, None])[:, :, 0]
+    score_QJ[row_QJ < 0] = -np.inf
+    return score_QJ
 
 
 def _rounded_up(count_Q: IntArray) -> IntArray:

@@ -5,6 +5,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+from written_runs import ArrayVectors
 
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.evaluation.held_out import ItemLists
@@ -12,6 +13,7 @@ from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex
+from crossfade.trainer.recommend.options import Codes
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 pytestmark = pytest.mark.slow
@@ -19,13 +21,14 @@ pytestmark = pytest.mark.slow
 ROWS, QUERIES, DIM, DEPTH = 4000, 60, 8, 20
 
 
-def test_ranking_of_a_query_does_not_depend_on_other_queries() -> None:
+@pytest.mark.parametrize("codes", ["flat", "pq"])
+def test_ranking_of_a_query_does_not_depend_on_other_queries(codes: Codes) -> None:
     random = np.random.default_rng(1)
     vectors_RD, query_QD = (random.standard_normal((rows, DIM), np.float32) for rows in (ROWS, QUERIES))
-    lists = VectorLists.train(vectors_RD, ROWS, ListOptions("cosine"), 1.0)
+    lists = VectorLists.train(vectors_RD, ROWS, ListOptions("cosine", codes), 1.0)
     lists.add(np.arange(ROWS), vectors_RD)
     kept_R = np.ones(ROWS, np.bool_)
-    model = cast(TrainedModel, SimpleNamespace(vectors=None))
+    model = cast(TrainedModel, SimpleNamespace(vectors=ArrayVectors({"track": vectors_RD})))
     ranker = IndexRanker(
         VectorIndex(lists, 2, kept_R, "1"),
         model,
