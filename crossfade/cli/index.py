@@ -51,8 +51,9 @@ lists grow by doubling: 410, 140, and 90 bytes per row for 64 columns. Vectors a
 k-means, then all of them. A search maps the file, and reads the lists that it scans.
 
 pq is product quantization: for each N columns, a byte says which of 256 typical values is nearest to the difference
-from the center of a list. It finds fewer of the nearest rows, however many lists are scanned, so that their number is
-not doubled for less than 0.2 % of recall; the scores that it shows are approximate, too.
+from the center of a list. A search ranks the best that it finds again, four for each rank and 100 more, by their
+vectors in the files of the model. What it misses, more lists may not find, so their number is not doubled for less than
+0.2 % of recall.
 
 With --shard, a process stores the rows of its shard, in the lists of the first that has found them; --merge writes the
 index of one process without holding it in memory, and deletes the shards. Searches need a local folder: copy an index

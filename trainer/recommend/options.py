@@ -286,7 +286,7 @@ class IndexOptions(ShardOptions, Options):
         group="index",
     )
     columns_per_byte: Integer = option(
-        2, "store N columns in a byte, if the codes are pq, at a loss of recall", group="index", value="N", ge=1, le=64
+        2, "store N columns in a byte, if the codes are pq", group="index", value="N", ge=1, le=64
     )
     recall: Number = option(
         0.95,
