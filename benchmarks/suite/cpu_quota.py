@@ -33,11 +33,14 @@ class CpuGroup:
         self.folder = folder
         folder.mkdir()
         quota = round(PERIOD_MICROSECONDS * share)
+        # The largest weights: it gets its share although the machine does other work.
         if (folder / "cpu.max").exists():
-            (folder / "cpu.max").write_text(f"{quota} {PERIOD_MICROSECONDS}", encoding="utf-8")
+            values = {"cpu.max": f"{quota} {PERIOD_MICROSECONDS}", "cpu.weight": "10000"}
         else:
-            (folder / "cpu.cfs_period_us").write_text(str(PERIOD_MICROSECONDS), encoding="utf-8")
-            (folder / "cpu.cfs_quota_us").write_text(str(quota), encoding="utf-8")
+            values = {"cpu.cfs_period_us": str(PERIOD_MICROSECONDS), "cpu.cfs_quota_us": str(quota)}
+            values["cpu.shares"] = "262144"
+        for name, value in values.items():
+            (folder / name).write_text(value, encoding="utf-8")
 
     def add(self, pid: int) -> None:
         """Move a process, with its threads, into it."""
