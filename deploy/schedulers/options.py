@@ -1,27 +1,40 @@
-"""Options of ``crossfade plan`` for a scheduler, which writes the files that run a job under Slurm or Kubernetes."""
+"""Options of ``crossfade plan`` for a scheduler or a service: it writes the files that run a job or a command there."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
-from crossfade.base.options import Options, option
+from crossfade.base.options import Integer, Options, option
 from crossfade.deploy.capacity.options import DATASET_SIZE, PlannedJob
 
+SPARK_EXAMPLE = "prepare --events s3://music/plays/*.parquet --engine spark --out s3://music/prepared"
+_SPARK = ("spark", "upload", "role", "executors")
 ONLY: dict[str, tuple[str, ...]] = {
-    "slurm": ("partition", "time", "run_dir"),
-    "kubernetes": ("image", "namespace", "service_account", "secret", "claim", "storage"),
-    "aws-batch": ("image",),
+    "slurm": ("array", "partition", "time", "run_dir"),
+    "kubernetes": ("array", "image", "namespace", "service_account", "secret", "claim", "storage"),
+    "aws-batch": ("array", "image"),
+    "emr-serverless": (*_SPARK, "application"),
+    "glue": _SPARK,
+    "sagemaker-processing": (*_SPARK, "image"),
+    "databricks": _SPARK,
 }
-"""The options that belong to one scheduler."""
+"""The options that belong to some schedulers or services."""
+_NEEDED = {
+    "aws-batch": ("array",),
+    "emr-serverless": ("spark", "upload", "role", "application"),
+    "glue": ("spark", "upload", "role"),
+    "sagemaker-processing": ("spark", "upload", "role", "image"),
+    "databricks": ("spark", "upload", "role"),
+}
 _PRINTED = ("instance_type", "bandwidth", "json_", *DATASET_SIZE)
 """Options of the plan that is printed where no files are written. Memory that a scheduler enforces is not planned
 without the dataset, whose features and evaluations count."""
@@ -70,6 +83,12 @@ def _sharded(value: Any) -> Any:
     return ShardedCommand.parse(value) if isinstance(value, str) else value
 
 
+def _prepared(value: Any) -> Any:
+    if isinstance(value, str) and shlex.split(value)[:1] != ["prepare"]:
+        raise ValueError(f"expected a command such as '{SPARK_EXAMPLE}'")
+    return value
+
+
 _Time = Annotated[
     str,
     BeforeValidator(_matching(r"(\d+-)?\d+(:\d+){0,2}", "a time limit of Slurm such as 4:00:00 or 1-12:00:00")),
@@ -83,17 +102,26 @@ _Quantity = Annotated[
     BeforeValidator(_matching(r"[1-9]\d*(Mi|Gi|Ti)", "a size such as 500Mi, 20Gi or 1Ti")),
 ]
 
+_Address = Annotated[str, BeforeValidator(_matching(r"s3://[^/]+(/.*)?", "s3://BUCKET/PREFIX"))]
+
 _schedulers = partial(option, group="schedulers")
 _slurm = partial(option, group="Slurm")
+_spark = partial(option, group="Spark")
 _kubernetes = partial(option, group="Kubernetes")
 
 
 class SchedulerFiles(Options):
     """Which files are written for a scheduler, and what the job runs with there."""
 
-    to: Literal["slurm", "kubernetes", "aws-batch"] | None = _schedulers(
-        None, "write files that run the job there, sized by the plan, instead of the plan"
-    )
+    group_notes: ClassVar[Mapping[str, str]] = {
+        "Spark": "For EMR Serverless, Glue, SageMaker Processing, and Databricks, which prepare a dataset on Spark.\n"
+        "Each executor has 4, 8, or 16 CPUs, as the option for the CPUs of a host says."
+    }
+
+    to: (
+        Literal["slurm", "kubernetes", "aws-batch", "emr-serverless", "glue", "sagemaker-processing", "databricks"]
+        | None
+    ) = _schedulers(None, "write files that run the job there, sized by the plan, instead of the plan")
     array: Annotated[ShardedCommand, BeforeValidator(_sharded)] | None = _schedulers(
         None,
         "write files that do this command in shards instead, as an array of tasks, such as 'recommend runs/plays --all "
@@ -113,7 +141,10 @@ class SchedulerFiles(Options):
         None, "use DIR, which all nodes share, as run folder (default: runs/NAME)", value="DIR"
     )
     image: str | None = _kubernetes(
-        None, "run this container image (default: crossfade:VARIANT, by engine and device)", value="IMAGE"
+        None,
+        "run this container image (default: crossfade:VARIANT, by engine and device; for SageMaker Processing, AWS's "
+        "image of Spark 3.5 with Python 3.12 is required)",
+        value="IMAGE",
     )
     namespace: _Label | None = _kubernetes(
         None, "create everything in this namespace (default: the context's)", value="NAME"
@@ -126,6 +157,19 @@ class SchedulerFiles(Options):
     )
     claim: _Label | None = _kubernetes(None, "mount this volume claim at /runs (default: create one)", value="NAME")
     storage: _Quantity = _kubernetes("20Gi", "request so much for the claim that is created", value="SIZE")
+    spark: Annotated[str, BeforeValidator(_prepared)] | None = _spark(
+        None, f"write files that prepare a dataset on Spark, as in '{SPARK_EXAMPLE}' (required)", value="COMMAND"
+    )
+    upload: _Address | None = _spark(
+        None, "have the service read the files at this s3:// address, to which you upload them (required)", value="URI"
+    )
+    role: str | None = _spark(
+        None, "run as the IAM role with this ARN; on Databricks, that of an instance profile (required)", value="ARN"
+    )
+    executors: Integer = _spark(4, "run N executors, each on a worker of its own", value="N", ge=1)
+    application: str | None = _spark(
+        None, "run in this application of EMR Serverless, of a release 7 (required there)", value="ID"
+    )
 
 
 class PlanOptions(SchedulerFiles, PlannedJob):
@@ -134,8 +178,9 @@ class PlanOptions(SchedulerFiles, PlannedJob):
     @model_validator(mode="after")
     def _check_scheduler(self) -> Self:
         given = [name for name in self.model_fields_set if getattr(self, name) not in (None, False)]
+        some = sorted({name for names in ONLY.values() for name in names})
         if self.to is None:
-            for name in ("out", "data", "array", "memory", *(name for names in ONLY.values() for name in names)):
+            for name in ("out", "data", "memory", *some):
                 if name in given:
                     fix = f"add {option_named('to', 'slurm')} or {option_named('to', 'kubernetes')}"
                     raise OptionError(name, problem="is for the files of a scheduler", fix=fix)
@@ -143,12 +188,15 @@ class PlanOptions(SchedulerFiles, PlannedJob):
         if self.out is None:
             problem = f"name the folder of the files, as in {option_named('out', self.to)}"
             raise OptionError("to", found=self.to, problem=problem)
-        if self.to == "aws-batch" and self.array is None:
-            fix = f"name the command with {option_named('array')}"
-            raise OptionError("to", found=self.to, problem="is for an array of shards", fix=fix)
-        others = {name for names in ONLY.values() for name in names} - {*ONLY[self.to]}
-        without_array = ("memory",) if self.array is None else ("data", "run_dir", "storage", "hosts")
-        for name in (*sorted(others), *_PRINTED, *(["hosts"] if self.to == "kubernetes" else []), *without_array):
+        for name in _NEEDED.get(self.to, ()):
+            if getattr(self, name) is None:
+                raise OptionError("to", found=self.to, problem=f"needs {option_named(name)}")
+        others = [name for name in some if name not in ONLY[self.to]]
+        if self.to == "kubernetes":
+            others.append("hosts")
+        if self.array is not None or self.spark is not None:
+            others += ("data", "run_dir", "storage", "hosts")
+        for name in (*others, *_PRINTED, *(["memory"] if self.array is None else [])):
             if name in given:
                 problem = f"has no meaning with {option_named('to', self.to)}"
                 raise OptionError(name, problem=problem, fix="leave one of them out")

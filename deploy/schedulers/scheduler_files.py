@@ -1,4 +1,4 @@
-"""Write the files that run a job under a scheduler, with requests for what its capacity plan has.
+"""Write the files that run a job under a scheduler, with requests for what its capacity plan has, or a command there.
 
 lines = write_files(PlanOptions.of(job="jobs/lastfm.yaml", to="slurm", out="slurm"), job, progress)
 """
@@ -19,20 +19,29 @@ from crossfade.deploy.schedulers.kubernetes import kubernetes_files, on_kubernet
 from crossfade.deploy.schedulers.options import PlanOptions
 from crossfade.deploy.schedulers.sizes import HostSize, size_hosts
 from crossfade.deploy.schedulers.slurm import on_slurm, slurm_files
+from crossfade.deploy.schedulers.spark_services import spark_files
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.options import PrepareOptions
 
 
-def write_files(options: PlanOptions, job: JobConfig, progress: ProgressReporter) -> Iterator[str]:
+def write_files(
+    options: PlanOptions, job: JobConfig, progress: ProgressReporter, preparation: PrepareOptions | None = None
+) -> Iterator[str]:
     """Write the files of ``job`` for the scheduler that the options name; yield what the user should read.
+
+    ``preparation`` has the options of the command for a Spark service.
 
     Raises:
         InputError: an option, the job or its dataset is invalid, or the files cannot be written.
     """
     out = options.out
     assert out is not None, "the options require a folder"
-    if options.array is not None:
-        files, next_steps = array_files(job, options, options.cores)
+    if options.array is not None or preparation is not None:
+        if preparation is None:
+            files, next_steps = array_files(job, options, options.cores)
+        else:
+            files, next_steps = spark_files(job, options, preparation, options.cores)
         _write(files, out)
         yield f"wrote {', '.join(files)} to {out}"
         yield from next_steps

@@ -53,6 +53,7 @@ FILES_WITH_FLAGS = {
     "deploy/schedulers/options.py": "takes a command of crossfade",
     "deploy/schedulers/scheduler_files.py": "prints a command of kubectl",
     "deploy/schedulers/slurm.py": "writes a script that calls srun and crossfade",
+    "deploy/schedulers/spark_services.py": "writes commands of cloud services",
     "deploy/tuning/trial_run.py": "starts commands of crossfade",
     "trainer/formats/pgvector.py": "writes a script that calls psql",
     "trainer/formats/search_engines.py": "writes scripts that call curl",

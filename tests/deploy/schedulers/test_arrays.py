@@ -105,6 +105,6 @@ def test_invalid_options_of_arrays_are_rejected(folder: Path) -> None:
     plan = ("plan", "job.yaml", "--out", "arrays", "--to")
     for command in ("train job.yaml --shard auto/4", "recommend run --all", "index run --shard auto/1"):
         rejected_here("a command that is not divided", *plan, "slurm", "--array", command, cwd=folder)
-    rejected_here("AWS Batch without an array", *plan, "aws-batch", cwd=folder)
+    rejected_here("a service without what it needs", *plan, "aws-batch", cwd=folder)
     rejected_here("memory of a task without an array", *plan, "slurm", "--memory", "1Gi", cwd=folder)
     assert not (folder / "arrays").exists()

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import runpy
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from preparing import prepare_files, random_events, write_parquet, write_text
 from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError, OptionError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import _unneeded
+from crossfade.deploy.schedulers.spark_services import entry_script
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.prepare import hold_out, staging
 from crossfade.trainer.prepare.faults import EventFaultsError
@@ -222,6 +224,17 @@ def test_parts_of_another_attempt_stay(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         list(write_parts(output, stopped()))
     assert {name: (tmp_path / name).read_bytes() for name in groups} == written
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark")
+def test_script_of_a_spark_service_prepares(tmp_path: Path) -> None:
+    events = write_text(tmp_path / "plays.csv", "customer,item\n" + "".join(f"{n % 7},{n % 5}\n" for n in range(60)))
+    words = ["prepare", "--events", str(events), "--hold-out-valid", "none", "--engine", "spark", "--out"]
+    script = write_text(tmp_path / "script.py", entry_script([*words, str(tmp_path / "spark")]))
+    runpy.run_path(str(script), run_name="__main__")
+    prepare_files(tmp_path / "duckdb", events, hold_out_valid="none")
+    assert files(tmp_path / "spark") == files(tmp_path / "duckdb")
 
 
 def test_an_error_of_a_task_keeps_its_class() -> None:
