@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
-from crossfade.base.options import Integer, Options, option
+from crossfade.base.options import Integer, Options, alternatives, option
 from crossfade.deploy.capacity.options import DATASET_SIZE, PlannedJob
 
 SPARK_EXAMPLE = "prepare --events s3://music/plays/*.parquet --engine spark --out s3://music/prepared"
@@ -182,7 +182,8 @@ class PlanOptions(SchedulerFiles, PlannedJob):
         if self.to is None:
             for name in ("out", "data", "memory", *some):
                 if name in given:
-                    fix = f"add {option_named('to', 'slurm')} or {option_named('to', 'kubernetes')}"
+                    fitting = [each for each in ONLY if name in ONLY[each]] or ["slurm", "kubernetes"]
+                    fix = f"add {alternatives([option_named('to', each) for each in fitting])}"
                     raise OptionError(name, problem="is for the files of a scheduler", fix=fix)
             return self
         if self.out is None:

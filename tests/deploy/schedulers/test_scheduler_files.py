@@ -97,7 +97,8 @@ def test_batch_script_is_written_as_options_specify(folder: Path) -> None:
         ("--to slurm --out o --time 4h", "--time 4h: expected a time limit of Slurm such as 4:00:00 or 1-12:00:00"),
         ("--to kubernetes --out o --storage 9", "--storage 9: expected a size such as 500Mi, 20Gi or 1Ti"),
         ("--to kubernetes --out o --secret A_B", "--secret A_B: expected lower-case letters, digits and hyphens"),
-        ("--claim c", "--claim: is for the files of a scheduler; add --to slurm or --to kubernetes"),
+        ("--claim c", "--claim: is for the files of a scheduler; add --to kubernetes"),
+        ("--data d", "--data: is for the files of a scheduler; add --to slurm or --to kubernetes"),
         ("--to slurm --out job.yaml", "--out job.yaml: cannot be written: File exists; name a folder"),
     ],
 )
