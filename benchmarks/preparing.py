@@ -4,6 +4,7 @@
     .venv/bin/python benchmarks/preparing.py --events 20e6 100e6      # how both grow with the events
     .venv/bin/python benchmarks/preparing.py --at s3://BUCKET/PREFIX  # from and to S3
     .venv/bin/python benchmarks/preparing.py --events 1e6 --engine spark     # on Spark, and that it writes the same
+    .venv/bin/python benchmarks/preparing.py --events 1e8 --engine spark --master 'local-cluster[2,1,1024]'
     .venv/bin/python benchmarks/preparing.py --increment 100e3 --onto 1e6 100e6 --events-per-customer 10
                                                                       # new events onto small and large datasets
 
@@ -11,7 +12,9 @@
 number), half as many tracks. The last event of each customer is held out. Memory excludes the page cache (RssAnon of
 /proc). Processor seconds are the cost of the work on a machine that runs other work too.
 
-``--engine spark`` prepares the events and a file with faults on local[2], after DuckDB, and compares all files.
+``--engine spark`` prepares the events and a file with faults on ``--master``, after DuckDB, and compares all files. Its
+processor seconds and memory are those of Java and of tasks, too; the largest executor of ``local-cluster[2,1,1024]``, a
+process of 1 GiB of Java with one task at a time and what that starts, is printed beside them.
 
 The datasets that ``--increment`` extends are of ``crossfade synthesize`` with text IDs, without features. A hundredth
 of the customers and tracks of the new events are new. Datasets take turns, with and without ``--replay 1``; of three
@@ -54,6 +57,7 @@ from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
 _GROWTH, _ROUNDS = 1.01, 3
 _POLL_SECONDS = 0.1
+_EXECUTOR = "org.apache.spark.executor.CoarseGrainedExecutorBackend"
 _BLOCK_BYTES = 512
 
 
@@ -76,6 +80,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="keep temporary files of 'crossfade prepare' here")
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of 'crossfade prepare' (default: its own)")
     parser.add_argument("--engine", choices=["duckdb", "spark"], default="duckdb", help="compare with this engine")
+    parser.add_argument("--master", default="local[2]", help="of Spark (default: %(default)s)")
     parser.add_argument("--increment", type=float, metavar="N", help="prepare N new events onto datasets instead")
     parser.add_argument(
         "--onto", type=float, nargs="+", default=[1e6], metavar="N", help="events of these datasets (default: 1e6)"
@@ -105,10 +110,13 @@ def _run(events: int, arguments: argparse.Namespace) -> None:
                 measured = _measured(_prepare, Path(work), at, spec, Path(work), arguments.memory)
                 _print(f"prepared  {measured.describe(events)}, {measured.spilled / 2**30:.2f} GiB spilled")
                 if arguments.engine == "spark":
-                    on_spark = {"engine": "spark", "out": f"{at}/spark"}
-                    other = _measured(_prepare, Path(work), at, spec, Path(work), arguments.memory, on_spark)
+                    options = {"engine": "spark", "out": f"{at}/spark"}
+                    on_spark = at, spec, Path(work), arguments.memory, options, arguments.master
+                    other = _measured(_prepare, Path(work), *on_spark)
                     ratio = other.seconds / measured.seconds
-                    _print(f"on Spark  {other.describe(events)}, {ratio:.2f} times the seconds of DuckDB")
+                    executor = f", {other.executor / 2**30:.2f} in an executor" if other.executor else ""
+                    _print(f"on Spark  {other.describe(events)}{executor}")
+                    _print(f"{ratio:.2f} times the seconds of DuckDB")
                     _compare(f"{at}/prepared", f"{at}/spark")
             _print(f"raw {_size(f'{at}/raw')}, prepared {_size(f'{at}/prepared')}")
         finally:
@@ -191,12 +199,13 @@ def _write_base(at: str, spec: SyntheticSpec) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds by the clock and of processors, and the largest memory and temporary files, in bytes."""
+    """Seconds by the clock and of processors; the largest memory, temporary files, and executor of Spark, in bytes."""
 
     seconds: float
     processors: float
     memory: int
     spilled: int
+    executor: int
 
     def describe(self, events: int) -> str:
         """Describe all but the temporary files."""
@@ -213,15 +222,25 @@ def _print(line: str) -> None:
 def _measured(run: Callable[..., None], work: Path, *arguments: Any) -> Measured:
     """Call ``run`` in a separate process, whose temporary files are in ``work``."""
     process = multiprocessing.get_context("spawn").Process(target=run, args=arguments)
-    begin, used, peak, spilled = time.perf_counter(), _processor_seconds(), 0, 0
+    begin, used, peak, spilled, executor = time.perf_counter(), _processor_seconds(), 0, 0, 0
+    sampled: dict[tuple[int, float], float] = {}
     process.start()
     while process.is_alive():
-        peak = max(peak, _anonymous_bytes(process.pid or 0))
+        started = _processes_of(process.pid or 0)
+        peak = max(peak, sum(_anonymous_bytes_of(each.pid) for each in started))
+        for each in started:
+            with suppress(psutil.Error):
+                times = each.cpu_times()
+                sampled[each.pid, each.create_time()] = times.user + times.system
+                if _EXECUTOR in each.cmdline():
+                    executor = max(executor, sum(_anonymous_bytes_of(own.pid) for own in _processes_of(each.pid)))
         spilled = max(spilled, _bytes_below(work))
         process.join(_POLL_SECONDS)
     if process.exitcode:
         raise SystemExit(f"{run.__name__} failed with exit code {process.exitcode}")
-    return Measured(time.perf_counter() - begin, _processor_seconds() - used, peak, spilled)
+    # Nothing waits for Java's end, so that its seconds are only sampled.
+    processors = max(_processor_seconds() - used, sum(sampled.values()))
+    return Measured(time.perf_counter() - begin, processors, peak, spilled, executor)
 
 
 def _processor_seconds() -> float:
@@ -239,12 +258,12 @@ def _bytes_below(folder: Path) -> int:
     return total
 
 
-def _anonymous_bytes(pid: int) -> int:
-    """Return the memory of a process and of those that it has started, which may end meanwhile."""
-    with suppress(psutil.Error, OSError):
-        started = [process.pid for process in psutil.Process(pid).children(recursive=True)]
-        return sum(map(_anonymous_bytes_of, [pid, *started]))
-    return 0
+def _processes_of(pid: int) -> list[psutil.Process]:
+    """Return a process and those that it has started, which may end meanwhile."""
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
 
 
 def _anonymous_bytes_of(pid: int) -> int:
@@ -261,16 +280,21 @@ def _generate(at: str, spec: SyntheticSpec) -> None:
 
 
 def _prepare(
-    at: str, spec: SyntheticSpec, work: Path, memory: float | None, options: Mapping[str, Any] | None = None
+    at: str,
+    spec: SyntheticSpec,
+    work: Path,
+    memory: float | None,
+    options: Mapping[str, Any] | None = None,
+    master: str | None = None,
 ) -> None:
     """Prepare the raw events, as the dataset ``prepared`` if ``options`` say nothing else."""
-    on_spark = options is not None and options.get("engine") == "spark"
-    if on_spark:
+    if master is not None:
         from pyspark.sql import SparkSession
 
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        SparkSession.builder.master("local[2]").config("spark.ui.showConsoleProgress", "false").getOrCreate()
-    phases = Phases() if on_spark or not options else NullReporter()
+        builder = SparkSession.builder.master(master).config("spark.ui.showConsoleProgress", "false")
+        session = builder.config("spark.executor.memory", "1g").getOrCreate()
+    phases = Phases() if master or not options else NullReporter()
     prepare(
         PrepareOptions.of(
             **{"out": f"{at}/prepared", "hold_out_test": "last-1", **(options or {})},
@@ -290,6 +314,8 @@ def _prepare(
     )
     if isinstance(phases, Phases):
         phases.end()
+    if master is not None:
+        session.stop()
 
 
 class Phases:
