@@ -18,7 +18,7 @@ one that train does not have, has the row ``NO_ROW``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import duckdb
 
@@ -69,33 +69,61 @@ def create_context_values(
     Raises:
         InputError: hours are derived from timestamps that are not in seconds, or an entity has no value in train.
     """
-    types: dict[str, IdType] = {}
-    values = ""
+    types = context_types(plans, events.id_types)
+    check_units(plans, lambda: fetch_one(connection, "SELECT max(timestamp) FROM interactions")[0])
+    create_event_values(connection, plans, types)
     for plan in plans:
-        if plan.source in (HOUR, WEEKDAY):
-            _check_unit(connection, plan)
-        derived: IdType = events.id_types["item"] if plan.source == PREVIOUS else "int64"
-        types[plan.name] = derived if plan.is_derived else events.id_types[plan.key]
-        value = _DERIVED.get(plan.source, f"c.{plan.key}")
-        values += f", CAST({value} AS {SQL_TYPES[types[plan.name]]}) AS {plan.key}"
+        check_counted(plan, count_rows(connection, f"({counted_context_sql(plan.key)})"))
+    return types
+
+
+def context_types(plans: Sequence[ContextPlan], id_types: Mapping[str, IdType]) -> dict[str, IdType]:
+    """Return the type of the values of each context entity; ``id_types`` are those of the events, by role."""
+    types: dict[str, IdType] = {}
+    for plan in plans:
+        derived: IdType = id_types["item"] if plan.source == PREVIOUS else "int64"
+        types[plan.name] = derived if plan.is_derived else id_types[plan.key]
+    return types
+
+
+def create_event_values(
+    connection: duckdb.DuckDBPyConnection, plans: Sequence[ContextPlan], types: Mapping[str, IdType]
+) -> None:
+    """Create the table ``event_values``, which needs all events of each query entity that has some."""
+    values = "".join(
+        f", CAST({_DERIVED.get(plan.source, f'c.{plan.key}')} AS {SQL_TYPES[types[plan.name]]}) AS {plan.key}"
+        for plan in plans
+    )
     connection.execute(
         f"CREATE TABLE event_values AS SELECT seq, split, weight{values} FROM interactions "
         "JOIN ids_item i ON i.number = item LEFT JOIN event_context c USING (seq)"
     )
-    for plan in plans:
-        if not count_rows(connection, f"({counted_context_sql(plan.key)})"):
-            raise plan.error("no event of train has a value", "name another column, or leave the context out")
-    return types
 
 
-def _check_unit(connection: duckdb.DuckDBPyConnection, plan: ContextPlan) -> None:
-    latest = fetch_one(connection, "SELECT max(timestamp) FROM interactions")[0]
+def check_units(plans: Sequence[ContextPlan], find_latest: Callable[[], object]) -> None:
+    """Check that timestamps are seconds if hours or days are derived from them; ``find_latest`` returns the latest.
+
+    Raises:
+        InputError: they are not.
+    """
+    derived = [plan for plan in plans if plan.source in (HOUR, WEEKDAY)]
+    latest = find_latest() if derived else 0
     assert isinstance(latest, int)
     if exceed_seconds_range(latest):
-        raise plan.error(
+        raise derived[0].error(
             f"requires seconds since 1970, but the timestamps reach {latest}",
             f"name their unit with {option_named('timestamp_format', 'epoch-ms')}",
         )
+
+
+def check_counted(plan: ContextPlan, values: int) -> None:
+    """Check that events of train have some ``values`` of the context.
+
+    Raises:
+        InputError: they have none.
+    """
+    if not values:
+        raise plan.error("no event of train has a value", "name another column, or leave the context out")
 
 
 def counted_context_sql(key: VocabularyKey) -> str:

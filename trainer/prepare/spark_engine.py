@@ -34,7 +34,8 @@ from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import check_seconds, check_span
 from crossfade.trainer.prepare.co_occurrence import last_place, measure_pairs
 from crossfade.trainer.prepare.database import working_database
-from crossfade.trainer.prepare.events import EventReader, EventTable
+from crossfade.trainer.prepare.event_context import NO_ROW, check_counted, check_units, context_types
+from crossfade.trainer.prepare.events import EventReader, EventTable, IdType
 from crossfade.trainer.prepare.hold_out import (
     DEFAULT_FRACTION,
     DEFAULT_PAIRS,
@@ -45,6 +46,7 @@ from crossfade.trainer.prepare.hold_out import (
 )
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
+from crossfade.trainer.prepare.option_values import ContextPlan
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
 from crossfade.trainer.prepare.spark_tables import SparkTables, file_parts, reports_of, spark_session
 from crossfade.trainer.prepare.spark_tasks import (
@@ -56,7 +58,6 @@ from crossfade.trainer.prepare.spark_tasks import (
     Resources,
     TaskFile,
     add_order,
-    held_out_schema,
     hold_out,
     new_faults,
     read_files,
@@ -135,18 +136,21 @@ class SparkPreparation:
             options.query.name,
             options.item.name,
             has_timestamp=table.timestamps is not None,
-            context=(),
+            context=[plan.name for plan in options.context_plans()],
             is_grouped=True,
             seed=options.seed,
         )
+        context = self._write_context(held, rows["train"], table)
         placed = self._place_queries(sides["query"])
-        splits = self._write_splits(held, placed, sides["item"].table, rows, layout)
+        splits = self._write_splits(held, placed, sides["item"].table, context, rows, layout)
         self.staged.folder.child(ATTEMPTS).delete()
         return DatasetManifest(
             query=options.query.name,
             item=options.item.name,
-            entities={entity: sides[side].entity for entity, side in options.sides().items()},
+            entities={entity: sides[side].entity for entity, side in options.sides().items()}
+            | {plan.name: ids.entity for plan, ids in context.items()},
             splits=splits,
+            context=list(layout.context),
             has_timestamp=layout.has_timestamp,
             is_grouped=layout.is_grouped,
             co_occurrence=self._measure_co_occurrence(placed, splits["train"]),
@@ -221,6 +225,8 @@ class SparkPreparation:
             plan=plan,
             timestamps=table.timestamps,
             seed=options.seed,
+            context=(context := options.context_plans()),
+            context_types=context_types(context, table.id_types),
         )
         by_default = {split: each for split, each in plan.items() if each.by_default}
         if by_default and train > DEFAULT_PAIRS / DEFAULT_FRACTION:
@@ -231,7 +237,7 @@ class SparkPreparation:
                 self._add_facts(found)
                 train = sum(rows for report in found for code, rows, _ in report["splits"] if code == 0)
                 ids = [F.col(side).alias(f"{side}_id") for side in SIDES]
-                columns = ["weight", "timestamp", "split", "position", F.lit(0).alias("file")]
+                columns = ["weight", "timestamp", "split", "position", F.lit(0).alias("file"), *step.read_columns()]
                 events = (
                     held.where(_ARE_EVENTS)
                     .select(*ids, *columns)
@@ -252,7 +258,7 @@ class SparkPreparation:
 
     def _apply(self, step: HoldOutStep, events: DataFrame) -> tuple[DataFrame, list[dict[str, Any]]]:
         task = partial(hold_out, step, self._resources())
-        held = self._tables.keep(events.mapInArrow(task, held_out_schema(*step.id_types)))
+        held = self._tables.keep(events.mapInArrow(task, step.schema()))
         reports = reports_of(held)
         failed = [report for report in reports if "error" in report]
         for report in failed:
@@ -303,32 +309,55 @@ class SparkPreparation:
             "query": held.where("item IS NULL").groupBy(F.col("query").alias("id")).agg(count, *in_splits),
             "item": held.where("query IS NULL").groupBy(F.col("item").alias("id")).agg(count),
         }
-        sides: dict[str, _Ids] = {}
-        for entity, side in self.options.sides().items():
-            self.progress.phase(f"vocabulary of {entity}", None, "row")
-            ids = counted[side]
-            has_names = entity in self.names
-            found: Mapping[str, Any] = {}
-            if has_names:
-                ids, found = self._join_names(ids, entity)
-            ranked, (rows,) = self._tables.running_sums(
-                ids.withColumn("row", F.lit(1)), events, [F.desc("count"), F.asc("id")], ["row"]
-            )
-            ranked = self._tables.keep(ranked.drop("row", "partition").withColumnRenamed("row_before", "row"))
-            self.progress.advance(rows)
-            self._add_popularity(ranked, entity, rows, found)
-            schema = vocabulary_schema(table.id_types[side], has_names)
-            group_rows = row_group_rows(rows)
-            part = F.expr(f"row DIV {group_rows * GROUPS_PER_FILE}")
-            files = self._tables.write(
-                ranked.select(*schema.names, part.alias("part"), F.col("row").alias("place")),
-                schema,
-                file_parts(f"{VOCABULARY}/{entity}", rows),
-                rows,
-            )
-            described = Entity(rows=rows, id_type=table.id_types[side], has_names=has_names, files=files)
-            sides[side] = _Ids(ranked, rows, described)
-        return sides
+        return {
+            side: self._write_vocabulary(entity, counted[side], events, table.id_types[side], is_side=True)
+            for entity, side in self.options.sides().items()
+        }
+
+    def _write_context(self, held: DataFrame, events: int, table: EventTable) -> dict[ContextPlan, _Ids]:
+        """Write the vocabularies of context, whose values are in so many ``events`` of train."""
+        plans = self.options.context_plans()
+        if not plans:
+            return {}
+        check_units(plans, lambda: self.facts["last_timestamp"])
+        train, types = held.where(f"{_ARE_EVENTS} AND split = 0"), context_types(plans, table.id_types)
+        counted = train.agg(*(F.count(plan.key) for plan in plans)).collect()[0]
+        for plan, values in zip(plans, counted, strict=True):
+            check_counted(plan, values)
+        count = F.sum(F.expr("CASE WHEN weight > 0 THEN 1 ELSE 0 END")).alias("count")
+        written: dict[ContextPlan, _Ids] = {}
+        for plan in plans:
+            values = train.where(F.col(plan.key).isNotNull()).groupBy(F.col(plan.key).alias("id")).agg(count)
+            written[plan] = self._write_vocabulary(plan.name, values, events, types[plan.name])
+        return written
+
+    def _write_vocabulary(
+        self, entity: str, ids: DataFrame, events: int, id_type: IdType, is_side: bool = False
+    ) -> _Ids:
+        """Write the vocabulary of ``entity``: ``ids`` and their ``count``, which are in so many ``events``."""
+        self.progress.phase(f"vocabulary of {entity}", None, "row")
+        has_names = entity in self.names
+        found: Mapping[str, Any] = {}
+        if has_names:
+            ids, found = self._join_names(ids, entity)
+        ranked, (rows,) = self._tables.running_sums(
+            ids.withColumn("row", F.lit(1)), events, [F.desc("count"), F.asc("id")], ["row"]
+        )
+        ranked = self._tables.keep(ranked.drop("row", "partition").withColumnRenamed("row_before", "row"))
+        self.progress.advance(rows)
+        if is_side:
+            self._add_popularity(ranked, entity, rows)
+        if has_names:
+            self._add_named(ranked, entity, found)
+        schema = vocabulary_schema(id_type, has_names)
+        part = F.expr(f"row DIV {row_group_rows(rows) * GROUPS_PER_FILE}")
+        files = self._tables.write(
+            ranked.select(*schema.names, part.alias("part"), F.col("row").alias("place")),
+            schema,
+            file_parts(f"{VOCABULARY}/{entity}", rows),
+            rows,
+        )
+        return _Ids(ranked, rows, Entity(rows=rows, id_type=id_type, has_names=has_names, files=files))
 
     def _join_names(self, ids: DataFrame, entity: str) -> tuple[DataFrame, Mapping[str, Any]]:
         """Add the names of the ``ids`` of ``entity``; return what was found in the file, too."""
@@ -351,23 +380,24 @@ class SparkPreparation:
         joined = ids.join(given, F.col("id").cast("string") == F.col("text"), "left").drop("text")
         return joined, {**report, "bad_lines": faults.count(missing=False)}
 
-    def _add_popularity(self, ranked: DataFrame, entity: str, rows: int, names: Mapping[str, Any]) -> None:
+    def _add_popularity(self, ranked: DataFrame, entity: str, rows: int) -> None:
         head, middle = -(-rows // HEAD_FRACTION), [(rows - 1) // 2, rows // 2]
-        named = "count(name)" if names else "0"
         (found,) = ranked.selectExpr(
             "sum(count)",
             f"sum(CASE WHEN row < {head} THEN count ELSE 0 END)",
             " + ".join(f"sum(CASE WHEN row = {row} THEN count ELSE 0 END)" for row in middle),
             "sum(CASE WHEN count = 1 THEN 1 ELSE 0 END)",
             "sum(CASE WHEN count = 0 THEN 1 ELSE 0 END)",
-            named,
         ).collect()
-        total, of_head, of_middle, once, unseen, count = found
+        total, of_head, of_middle, once, unseen = found
         self.facts |= popularity_facts(entity, total, of_head, of_middle / 2, once, unseen)
-        if names:
-            check_named(self.names[entity], self.options.names[entity], count, names["given"])
-            self.facts |= {f"{entity}_names_ignored": names["given"] - count, f"{entity}_named": count}
-            self.facts |= {f"{entity}_names_bad_lines": names["bad_lines"]} if names["bad_lines"] else {}
+
+    def _add_named(self, ranked: DataFrame, entity: str, names: Mapping[str, Any]) -> None:
+        """Add how many of the IDs have names, of what was found in their file."""
+        ((count,),) = ranked.selectExpr("count(name)").collect()
+        check_named(self.names[entity], self.options.names[entity], count, names["given"])
+        self.facts |= {f"{entity}_names_ignored": names["given"] - count, f"{entity}_named": count}
+        self.facts |= {f"{entity}_names_bad_lines": names["bad_lines"]} if names["bad_lines"] else {}
 
     def _place_queries(self, queries: _Ids) -> DataFrame:
         """Add the ``place`` of query entities in the order of the files, and the rows before it of each split."""
@@ -377,7 +407,13 @@ class SparkPreparation:
         return self._tables.keep(placed.drop("partition", "shuffled", "place"))
 
     def _write_splits(
-        self, held: DataFrame, queries: DataFrame, items: DataFrame, rows: Mapping[str, int], layout: SplitLayout
+        self,
+        held: DataFrame,
+        queries: DataFrame,
+        items: DataFrame,
+        context: Mapping[ContextPlan, _Ids],
+        rows: Mapping[str, int],
+        layout: SplitLayout,
     ) -> dict[str, Split]:
         """Write all splits: the number of a row is that of the first of its query, and its place among those."""
         schema = layout.schema()
@@ -389,6 +425,9 @@ class SparkPreparation:
             .join(queries.select(F.col("id").alias("query"), F.col("row").alias("query_row"), *columns), "query")
             .join(items.select(F.col("id").alias("item"), F.col("row").alias("item_row")), "item")
         )
+        for plan, ids in context.items():
+            values = ids.table.select(F.col("id").alias(plan.key), F.col("row").alias(f"{plan.key}_row"))
+            joined = joined.join(values, plan.key, "left")
         place, part = "place + CASE split", "CASE split"
         for code, split in enumerate(ALL_SPLITS):
             place += f" WHEN {code} THEN {split}_before"
@@ -401,7 +440,8 @@ class SparkPreparation:
             placed.select(
                 F.col("query_row").alias(layout.query),
                 F.col("item_row").alias(layout.item),
-                *schema.names[2:],
+                *schema.names[2 : len(schema) - len(context)],
+                *(F.expr(f"coalesce({plan.key}_row, {NO_ROW})").alias(plan.name) for plan in context),
                 "part",
                 F.col("in_split").alias("place"),
             ),

@@ -36,7 +36,8 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.prepare.cleaning import sum_duplicates
 from crossfade.trainer.prepare.database import count_rows, execute, fetch_one, shuffled, working_database
-from crossfade.trainer.prepare.events import EventReader
+from crossfade.trainer.prepare.event_context import create_event_values
+from crossfade.trainer.prepare.events import EventReader, IdType
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.hold_out import (
@@ -49,7 +50,7 @@ from crossfade.trainer.prepare.hold_out import (
 )
 from crossfade.trainer.prepare.id_encoder import IdEncoder
 from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, StandardInput
-from crossfade.trainer.prepare.option_values import NamesFile
+from crossfade.trainer.prepare.option_values import ContextPlan, NamesFile
 from crossfade.trainer.prepare.options import Format, PrepareOptions
 from crossfade.trainer.prepare.staging import PartWriter, Staged
 from crossfade.trainer.prepare.summary import WEIGHTS_SQL
@@ -66,7 +67,7 @@ _ARROW_TYPES = {
     "float": pa.float32(),
     "string": pa.string(),
 }
-SPARK_TYPES = {"integer": "bigint", "string": "string"}
+SPARK_TYPES = {"integer": "bigint", "int64": "bigint", "string": "string"}
 """The types of IDs."""
 
 READ_SCHEMA = "key int, block binary, report string"
@@ -77,14 +78,17 @@ ATTEMPTS = ".attempts"
 """The folder where tasks write files: Spark may run one twice, and end the second one once the first has its file."""
 
 
-def held_out_schema(query_type: str, item_type: str) -> str:
+def held_out_schema(query_type: str, item_type: str, context: Mapping[str, IdType]) -> str:
     """Return the schema of ``hold_out``: events, and the ``place`` of each among those of its query and split.
+
+    ``context`` are the types of its columns with values of context.
 
     Rows without an item have the number of the interactions of a query entity in a split, ``position``, and of positive
     ones, ``place``; rows without a query have the number of the positive ones of an item in train.
     """
     ids = f"query {SPARK_TYPES[query_type]}, item {SPARK_TYPES[item_type]}"
-    return f"{ids}, weight float, timestamp bigint, split int, position bigint, place bigint, report string"
+    values = "".join(f"{key} {SPARK_TYPES[value_type]}, " for key, value_type in context.items())
+    return f"{ids}, weight float, timestamp bigint, split int, position bigint, place bigint, {values}report string"
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,11 @@ class _FileReader(EventReader):
     rows = 0
     faults_before: Any = None
 
+    @property
+    def context(self) -> str:
+        """The columns of values of context, as they follow others in SQL."""
+        return "".join(f", {name}" for name in self._context)
+
     def _append(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
         self.kept, self.rows = events, rows
 
@@ -200,7 +209,9 @@ def _read_file(connection: duckdb.DuckDBPyConnection, work: Path, step: FilesSte
         except InputError as error:
             faults.add_error(error)
         if reader.kept is not None and not faults.rejected:
-            columns = f"query_id, item_id, weight, timestamp, split, position, {number}::INTEGER AS file"
+            columns = (
+                f"query_id, item_id, weight, timestamp, split, position, {number}::INTEGER AS file{reader.context}"
+            )
             key = f"(hash(query_id) % {len(step.keys)})::INTEGER"
             sql = f"SELECT {key} AS part, {columns} FROM {reader.kept} ORDER BY part"
             for batch in connection.sql(sql).to_arrow_reader(_BATCH_ROWS):
@@ -251,6 +262,8 @@ class HoldOutStep:
         plan: The hold-outs.
         timestamps: The type of the timestamps, if any.
         seed: The seed of draws and of the order.
+        context: The context of events.
+        context_types: The types of its values, by name.
     """
 
     id_types: tuple[str, str]
@@ -261,6 +274,16 @@ class HoldOutStep:
     plan: Mapping[str, HoldOut]
     timestamps: str | None
     seed: int
+    context: Sequence[ContextPlan]
+    context_types: Mapping[str, IdType]
+
+    def read_columns(self) -> list[str]:
+        """Return the columns of values of context that were read, not derived."""
+        return [plan.key for plan in self.context if not plan.is_derived]
+
+    def schema(self) -> str:
+        """Return the schema of what is held out."""
+        return held_out_schema(*self.id_types, {plan.key: self.context_types[plan.name] for plan in self.context})
 
 
 def hold_out(step: HoldOutStep, resources: Resources, batches: Batches) -> Batches:
@@ -269,7 +292,7 @@ def hold_out(step: HoldOutStep, resources: Resources, batches: Batches) -> Batch
     first = next(arriving, None)
     if first is None:
         return
-    schema = held_out_schema(*step.id_types)
+    schema = step.schema()
     with resources.open() as (connection, _):
         _encode(connection, step, pa.RecordBatchReader.from_batches(first.schema, chain([first], arriving)))
         report: dict[str, Any] = {}
@@ -279,18 +302,28 @@ def hold_out(step: HoldOutStep, resources: Resources, batches: Batches) -> Batch
             yield _report(schema, {**report, **_failure(error)})
             return
         place = f"row_number() OVER (PARTITION BY e.split, e.query ORDER BY {shuffled(step.seed, 'e.seq')}) - 1"
+        values, join, nothing = _context_sql(connection, step)
         events = (
-            f"q.id, i.id, weight, timestamp, split, seq, {place}, NULL FROM interactions e "
-            "JOIN ids_query q ON q.number = e.query JOIN ids_item i ON i.number = e.item"
+            f"q.id, i.id, e.weight, timestamp, e.split, e.seq, {place}{values}, NULL FROM interactions e "
+            f"JOIN ids_query q ON q.number = e.query JOIN ids_item i ON i.number = e.item{join}"
         )
         queries = (
-            "q.id, NULL, NULL, NULL, split, count(*), count(*) FILTER (weight > 0), NULL FROM interactions e "
-            "JOIN ids_query q ON q.number = e.query GROUP BY q.id, split"
+            f"q.id, NULL, NULL, NULL, split, count(*), count(*) FILTER (weight > 0){nothing}, NULL "
+            "FROM interactions e JOIN ids_query q ON q.number = e.query GROUP BY q.id, split"
         )
-        items = "NULL, id, NULL, NULL, NULL, 0, count, NULL FROM counts_item JOIN ids_item USING (number)"
+        items = f"NULL, id, NULL, NULL, NULL, 0, count{nothing}, NULL FROM counts_item JOIN ids_item USING (number)"
         for rows in (events, queries, items):
             yield from _query(connection, f"SELECT {rows}", schema)
         yield _report(schema, report)
+
+
+def _context_sql(connection: duckdb.DuckDBPyConnection, step: HoldOutStep) -> tuple[str, str, str]:
+    """Return SQL of the values of context, of the join to events ``e`` that they need, and of as many nulls."""
+    if not step.context:
+        return "", "", ""
+    create_event_values(connection, step.context, step.context_types)
+    values = "".join(f", x.{plan.key}" for plan in step.context)
+    return values, " JOIN event_values x ON x.seq = e.seq", ", NULL" * len(step.context)
 
 
 def _encode(connection: duckdb.DuckDBPyConnection, step: HoldOutStep, arriving: pa.RecordBatchReader) -> None:
@@ -298,11 +331,12 @@ def _encode(connection: duckdb.DuckDBPyConnection, step: HoldOutStep, arriving: 
     firsts = pa.table({"file": range(len(step.first_places)), "first": step.first_places})
     connection.register("arriving", arriving)
     connection.register("firsts", firsts)
+    columns = step.read_columns()
     connection.execute(
         "CREATE TABLE arrived AS SELECT query_id, item_id, weight, timestamp, split::UTINYINT AS split, "
-        "position + first AS position FROM arriving JOIN firsts USING (file)"
+        f"position + first AS position{''.join(f', {name}' for name in columns)} FROM arriving JOIN firsts USING (file)"
     )
-    encoder = IdEncoder(connection, *step.id_types)
+    encoder = IdEncoder(connection, *step.id_types, columns)
     encoder.add("arrived", step.rows, None)
     encoder.finish()
     connection.execute("DROP TABLE arrived")

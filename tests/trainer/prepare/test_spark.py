@@ -99,46 +99,52 @@ def prepare_twice(folder: Path, *train: Path, **options: Any) -> tuple[DatasetMa
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("spark", "small_tasks")
-def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path) -> None:
-    """Files of two formats, faults, negative weights, names, last-N, and tasks and files that share the rows."""
+def test_spark_sums_and_splits_by_time_as_duckdb(tmp_path: Path) -> None:
+    """Files of two formats, faults, inexact sums in the order of the events, names, and a split by time with a gap.
+
+    Only a cancelled event is later than seconds are.
+    """
     events = random_events(EVENTS)
-    weights = [(1, 2.5, -1, 0)[number * 7 % 4] for number in range(EVENTS)]
+    weights = [(0.1, 2.5, -0.3, 0)[number * 7 % 4] for number in range(EVENTS)]
     parquet = write_parquet(tmp_path / "one.parquet", **events, w=weights)
-    others = [f"c{number % 70},{number % 130},{number},0.3" for number in range(900)]
+    others = [f"c{number % 70},{number % 130},{number % 60},0.3" for number in range(900)]
     csv = write_text(
         tmp_path / "two.csv", "\n".join(["customer,item,when,w", *others, "c1,2", ",3,3,3", "c1,5,soon,1"])
     )
+    times = {"customer": ["c1", "c1"], "item": [500, 500], "when": [1704067200000] * 2, "w": [1.0, -1.0]}
+    late = write_parquet(tmp_path / "late.parquet", **times)
     names = write_text(tmp_path / "names.csv", "id,title\n7,Seven\n1005,'Five'\n9999,of none\n")
     valid = write_parquet(tmp_path / "valid.parquet", customer=["c1", "new"], item=[7, 8], when=[1, 2], w=[1.0, 1.0])
-    options = {"timestamp": "when", "weight": "w", "on_bad_line": "skip", "on_missing": "drop"}
-    options |= {"valid": [valid], "hold_out_test": "last-2", "names": {"item": f"{names}:id:title"}}
-    manifest, written = prepare_twice(tmp_path, parquet, csv, **options)
+    options = {"timestamp": "when", "weight": "w", "on_bad_line": "skip", "on_missing": "drop", "duplicates": "sum"}
+    options |= {"valid": [valid], "names": {"item": f"{names}:id:title"}}
+    options |= {"hold_out_test": "after:1970-01-01T00:00:40", "hold_out_gap": "3"}
+    manifest, _ = prepare_twice(tmp_path, parquet, csv, late, **options)
     assert (manifest.source["dropped_bad_lines"], manifest.source["dropped_missing"]) == (2, 1)
     assert manifest.source["item_named"] == 2
-    assert {"train/part-00001.parquet", "test/part-00000.parquet"} <= written.keys()
+    assert manifest.source["merged_duplicates"]
+    assert manifest.source["dropped_gap"]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("spark", "small_tasks")
-def test_spark_sums_and_holds_out_as_duckdb(tmp_path: Path, spark: Any) -> None:
-    """Inexact sums in the order of the events, a split by time with a gap, and a default that counts what is left.
+@pytest.mark.usefixtures("small_tasks")
+def test_spark_holds_out_and_keeps_columns_as_duckdb(tmp_path: Path, spark: Any) -> None:
+    """Last-N with negative weights, a default that counts what is left, context, tasks and files that share the rows.
 
-    Also: only a cancelled event is later than seconds are, entities have names of columns of Spark's, and the session
-    of another thread stays.
+    Also: entities have names of columns of Spark's, and the session of another thread stays.
     """
-    events = random_events(EVENTS)
-    parquet = write_parquet(tmp_path / "one.parquet", **events, w=[number % 7 / 10 for number in range(EVENTS)])
-    times = {"customer": ["c1", "c1"], "item": [1, 1], "when": [1704067200000] * 2, "w": [1.0, -1.0]}
-    late = write_parquet(tmp_path / "late.parquet", **times)
+    rooms = [(None, 3, 20, 100)[number % 4] for number in range(EVENTS)]
+    weights = [(1, 2.5, -1, 0.3)[number * 7 % 4] for number in range(EVENTS)]
+    parquet = write_parquet(tmp_path / "one.parquet", **random_events(EVENTS), w=weights, room=rooms)
+    names = write_text(tmp_path / "rooms.csv", "id,title\n3,Three\n4,of none\n")
     options = {"query": "Part=customer", "item": "place=item", "timestamp": "when", "weight": "w"}
-    options |= {"hold_out_test": "after:1970-01-01T00:00:40", "hold_out_gap": "3", "hold_out_valid": "default"}
+    options |= {"hold_out_test": "last-2", "hold_out_valid": "default", "names": {"file": f"{names}:id:title"}}
+    options |= {"context": {"file": "room", "hour": "timestamp:hour", "before": "timestamp:previous"}}
     with ThreadPoolExecutor(1) as threads:
-        prepared = threads.submit(prepare_twice, tmp_path, parquet, late, duplicates="sum", **options)
-    manifest, _ = prepared.result()
+        prepared = threads.submit(prepare_twice, tmp_path, parquet, **options)
+    manifest, written = prepared.result()
     assert spark.range(3).count() == 3
     assert manifest.splits["valid"].rows < 100
-    assert manifest.source["merged_duplicates"]
-    assert manifest.source["dropped_gap"]
+    assert {"train/part-00001.parquet", "test/part-00000.parquet"} <= written.keys()
 
 
 @pytest.mark.slow
