@@ -139,22 +139,26 @@ def read_features(
         column = plan.source.columns[plan.name]
         in_base = base.manifest.entities.get(plan.name) if base else None
         as_text = id_type == "string" or (in_base is not None and in_base.id_type == "string")
-        connection.execute(f"CREATE TABLE text_{plan.key} (id VARCHAR, value VARCHAR)")
-        found: dict[str, RawFile] = {}
+        found: dict[str, object] = {}
         with fetch_files(plan.files, work, [plan.source.id_column, column]) as local_files:
             for source, file in zip(plan.files, local_files, strict=True):
-                found.setdefault(_append(connection, plan, file, as_text), file)
+                found.setdefault(append_feature(connection, plan, file, as_text), file)
                 progress.advance(source.bytes)
-        types[plan.name] = _merge_types(plan.name, column, found)
+        types[plan.name] = merge_types(plan.name, column, found)
         value = f"CAST(value AS {SQL_TYPES[types[plan.name]]}) AS value"
         connection.execute(f"CREATE TABLE given_{plan.key} AS SELECT DISTINCT id, {value} FROM text_{plan.key}")
         connection.execute(f"DROP TABLE text_{plan.key}")
     return types
 
 
-def _append(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, file: RawFile, as_text: bool) -> IdType:
-    """Append the pairs of one file to ``text_KEY``; return the type of its values."""
+def append_feature(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, file: RawFile, as_text: bool) -> IdType:
+    """Append the pairs of one file to the table ``text_KEY``, of texts; return the type of its values.
+
+    Raises:
+        InputError: it cannot be read, or has values of a type that IDs cannot have.
+    """
     assert plan.source is not None
+    connection.execute(f"CREATE TABLE IF NOT EXISTS text_{plan.key} (id VARCHAR, value VARCHAR)")
     column = plan.source.columns[plan.name]
     columns = {"id": plan.source.id_column, "value": column}
     kept = ("value",) if as_text else ()
@@ -184,7 +188,12 @@ def _value_type(connection: duckdb.DuckDBPyConnection, file: RawFile, column: st
     return "int64"
 
 
-def _merge_types(name: str, column: str, found: Mapping[str, RawFile]) -> IdType:
+def merge_types(name: str, column: str, found: Mapping[str, object]) -> IdType:
+    """Return the type of the values of ``name``, of which ``found`` has the first file of each type.
+
+    Raises:
+        InputError: there are two.
+    """
     if len(found) == 2:
         raise InputError(
             f"{found['string']}: column '{column}' holds strings, but {found['int64']} holds integers there; expected "

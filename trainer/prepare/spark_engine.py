@@ -36,6 +36,7 @@ from crossfade.trainer.prepare.co_occurrence import last_place, measure_pairs
 from crossfade.trainer.prepare.database import working_database
 from crossfade.trainer.prepare.event_context import NO_ROW, check_counted, check_units, context_types
 from crossfade.trainer.prepare.events import EventReader, EventTable, IdType
+from crossfade.trainer.prepare.feature_columns import plan_columns
 from crossfade.trainer.prepare.hold_out import (
     DEFAULT_FRACTION,
     DEFAULT_PAIRS,
@@ -48,7 +49,8 @@ from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.option_values import ContextPlan
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
-from crossfade.trainer.prepare.spark_tables import SparkTables, file_parts, reports_of, spark_session
+from crossfade.trainer.prepare.spark_columns import SparkColumns
+from crossfade.trainer.prepare.spark_tables import Ids, SparkTables, file_parts, reports_of, spark_session
 from crossfade.trainer.prepare.spark_tasks import (
     ATTEMPTS,
     NAMES_SCHEMA,
@@ -83,15 +85,6 @@ _ARE_EVENTS = "query IS NOT NULL AND item IS NOT NULL"
 
 
 @dataclass
-class _Ids:
-    """The IDs of one side: the rows of its vocabulary, and how many there are."""
-
-    table: DataFrame
-    rows: int
-    entity: Entity
-
-
-@dataclass
 class SparkPreparation:
     """The steps of one preparation.
 
@@ -102,6 +95,7 @@ class SparkPreparation:
         staged: Where files are written.
         progress: Receives a phase for each step.
         first_row: The number of the first row of Parquet files in messages.
+        features: The files of each entry of the features.
     """
 
     options: PrepareOptions
@@ -110,6 +104,7 @@ class SparkPreparation:
     staged: Staged
     progress: ProgressReporter
     first_row: int
+    features: Sequence[Sequence[Source]] = ()
     facts: Facts = field(default_factory=dict)
 
     def run(self) -> DatasetManifest:
@@ -131,7 +126,9 @@ class SparkPreparation:
         options, plan = self.options, plan_hold_outs(self.options)
         table, read, reports = self._read_files()
         held, rows = self._hold_out(plan, table, read, reports)
+        columns = self._read_columns()
         sides = self._write_vocabularies(held, sum(rows.values()), table)
+        values, features = columns.write_features(sides, self._write_vocabulary)
         layout = SplitLayout(
             options.query.name,
             options.item.name,
@@ -148,8 +145,10 @@ class SparkPreparation:
             query=options.query.name,
             item=options.item.name,
             entities={entity: sides[side].entity for entity, side in options.sides().items()}
+            | values
             | {plan.name: ids.entity for plan, ids in context.items()},
             splits=splits,
+            features=features,
             context=list(layout.context),
             has_timestamp=layout.has_timestamp,
             is_grouped=layout.is_grouped,
@@ -165,6 +164,13 @@ class SparkPreparation:
         options = self.options
         work = None if options.work_dir is None else options.work_dir.absolute()
         return Resources(memory_bytes(options.memory) or _TASK_MEMORY, options.threads or 1, work)
+
+    def _read_columns(self) -> SparkColumns:
+        """Read the files of features."""
+        options = self.options
+        columns = SparkColumns(self._tables, options, self._resources(), self.progress, self.facts)
+        columns.read_features(plan_columns("feature", options.features, self.features, options.sides(), ()))
+        return columns
 
     def _keys(self, files: Sequence[TaskFile]) -> list[int]:
         """Return the keys of the groups of query entities: one that Spark's hash puts into each partition."""
@@ -298,7 +304,7 @@ class SparkPreparation:
             self.facts |= heavy_weights(self._connection, summed)
             self._connection.unregister("part")
 
-    def _write_vocabularies(self, held: DataFrame, events: int, table: EventTable) -> dict[str, _Ids]:
+    def _write_vocabularies(self, held: DataFrame, events: int, table: EventTable) -> dict[str, Ids]:
         """Write the vocabularies of both sides, whose IDs are in so many ``events``."""
         in_splits = [
             F.sum(F.expr(f"CASE WHEN split = {code} THEN position ELSE 0 END")).alias(split)
@@ -314,7 +320,7 @@ class SparkPreparation:
             for entity, side in self.options.sides().items()
         }
 
-    def _write_context(self, held: DataFrame, events: int, table: EventTable) -> dict[ContextPlan, _Ids]:
+    def _write_context(self, held: DataFrame, events: int, table: EventTable) -> dict[ContextPlan, Ids]:
         """Write the vocabularies of context, whose values are in so many ``events`` of train."""
         plans = self.options.context_plans()
         if not plans:
@@ -325,7 +331,7 @@ class SparkPreparation:
         for plan, values in zip(plans, counted, strict=True):
             check_counted(plan, values)
         count = F.sum(F.expr("CASE WHEN weight > 0 THEN 1 ELSE 0 END")).alias("count")
-        written: dict[ContextPlan, _Ids] = {}
+        written: dict[ContextPlan, Ids] = {}
         for plan in plans:
             values = train.where(F.col(plan.key).isNotNull()).groupBy(F.col(plan.key).alias("id")).agg(count)
             written[plan] = self._write_vocabulary(plan.name, values, events, types[plan.name])
@@ -333,7 +339,7 @@ class SparkPreparation:
 
     def _write_vocabulary(
         self, entity: str, ids: DataFrame, events: int, id_type: IdType, is_side: bool = False
-    ) -> _Ids:
+    ) -> Ids:
         """Write the vocabulary of ``entity``: ``ids`` and their ``count``, which are in so many ``events``."""
         self.progress.phase(f"vocabulary of {entity}", None, "row")
         has_names = entity in self.names
@@ -357,7 +363,7 @@ class SparkPreparation:
             file_parts(f"{VOCABULARY}/{entity}", rows),
             rows,
         )
-        return _Ids(ranked, rows, Entity(rows=rows, id_type=id_type, has_names=has_names, files=files))
+        return Ids(ranked, rows, Entity(rows=rows, id_type=id_type, has_names=has_names, files=files))
 
     def _join_names(self, ids: DataFrame, entity: str) -> tuple[DataFrame, Mapping[str, Any]]:
         """Add the names of the ``ids`` of ``entity``; return what was found in the file, too."""
@@ -399,7 +405,7 @@ class SparkPreparation:
         self.facts |= {f"{entity}_names_ignored": names["given"] - count, f"{entity}_named": count}
         self.facts |= {f"{entity}_names_bad_lines": names["bad_lines"]} if names["bad_lines"] else {}
 
-    def _place_queries(self, queries: _Ids) -> DataFrame:
+    def _place_queries(self, queries: Ids) -> DataFrame:
         """Add the ``place`` of query entities in the order of the files, and the rows before it of each split."""
         schema = StructType(list(queries.table.schema.fields)).add("shuffled", LongType())
         ordered = queries.table.mapInArrow(partial(add_order, self.options.seed), schema).withColumn("place", F.lit(1))
@@ -411,7 +417,7 @@ class SparkPreparation:
         held: DataFrame,
         queries: DataFrame,
         items: DataFrame,
-        context: Mapping[ContextPlan, _Ids],
+        context: Mapping[ContextPlan, Ids],
         rows: Mapping[str, int],
         layout: SplitLayout,
     ) -> dict[str, Split]:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,7 @@ from pyspark.sql import functions as F  # noqa: N812
 from pyspark.sql.types import LongType, StructType
 
 from crossfade.base.errors import CrossfadeError
-from crossfade.trainer.data.manifest import DataFile
+from crossfade.trainer.data.manifest import DataFile, Entity
 from crossfade.trainer.prepare.spark_tasks import (
     PARTS_SCHEMA,
     Output,
@@ -163,6 +164,15 @@ class SparkTables:
                 f"{output.uri}/{parts[0].folder}: the files hold {found} rows, but {rows} were counted; prepare again"
             )
         return [files[number] for number in range(len(parts))]
+
+
+@dataclass
+class Ids:
+    """The IDs of an entity: the rows of its vocabulary, how many there are, and its entry in the manifest."""
+
+    table: DataFrame
+    rows: int
+    entity: Entity
 
 
 def file_parts(folder: str, rows: int) -> list[Part]:

@@ -38,7 +38,9 @@ from crossfade.trainer.prepare.cleaning import sum_duplicates
 from crossfade.trainer.prepare.database import count_rows, execute, fetch_one, shuffled, working_database
 from crossfade.trainer.prepare.event_context import create_event_values
 from crossfade.trainer.prepare.events import EventReader, IdType
+from crossfade.trainer.prepare.extend import SQL_TYPES
 from crossfade.trainer.prepare.faults import Faults
+from crossfade.trainer.prepare.feature_columns import ColumnPlan, append_feature
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.hold_out import (
     HoldOut,
@@ -73,6 +75,7 @@ SPARK_TYPES = {"integer": "bigint", "int64": "bigint", "string": "string"}
 READ_SCHEMA = "key int, block binary, report string"
 """Events of the query entities of a key, whose hash chooses it: those of one have the same."""
 NAMES_SCHEMA = "id string, name string, report string"
+GIVEN_SCHEMA = "id string, value string, report string"
 PARTS_SCHEMA = "part bigint, file string"
 ATTEMPTS = ".attempts"
 """The folder where tasks write files: Spark may run one twice, and end the second one once the first has its file."""
@@ -474,6 +477,32 @@ def read_names_file(
             yield from _query(connection, "SELECT id, name, NULL AS report FROM given", NAMES_SCHEMA)
             given = count_rows(connection, "given")
             yield _report(NAMES_SCHEMA, {"lines": lines, "given": given, "faults": faults.state()})
+
+
+@dataclass(frozen=True)
+class ColumnStep:
+    """What to read: the ``files`` of a feature, and whether its values stay text."""
+
+    plan: ColumnPlan
+    files: Sequence[TaskFile]
+    as_text: bool
+
+
+def read_column_files(step: ColumnStep, resources: Resources, numbers: Batches) -> Batches:
+    """Read the files at the places that ``numbers`` has: their pairs of an ID and a value, and a report on each."""
+    plan, source = step.plan, step.plan.source
+    assert source is not None
+    for number in _values(numbers):
+        file, columns = step.files[number], [source.id_column, source.columns[plan.name]]
+        with resources.open() as (connection, work), file.local(work, columns) as local:
+            try:
+                found = append_feature(connection, plan, local, step.as_text)
+            except InputError as error:
+                yield _report(GIVEN_SCHEMA, {"file": number, **_failure(error)})
+                continue
+            value = f"CAST(value AS {SQL_TYPES[found]})"  # which fails as without Spark if it is too large
+            yield from _query(connection, f"SELECT DISTINCT id, {value}, NULL FROM text_{plan.key}", GIVEN_SCHEMA)
+            yield _report(GIVEN_SCHEMA, {"file": number, "type": found})
 
 
 def _values(batches: Batches) -> Iterator[int]:

@@ -128,7 +128,7 @@ def test_spark_sums_and_splits_by_time_as_duckdb(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_tasks")
 def test_spark_holds_out_and_keeps_columns_as_duckdb(tmp_path: Path, spark: Any) -> None:
-    """Last-N with negative weights, a default that counts what is left, context, tasks and files that share the rows.
+    """Last-N with negative weights, a default that counts what is left, context, features, and tasks that share rows.
 
     Also: entities have names of columns of Spark's, and the session of another thread stays.
     """
@@ -136,15 +136,24 @@ def test_spark_holds_out_and_keeps_columns_as_duckdb(tmp_path: Path, spark: Any)
     weights = [(1, 2.5, -1, 0.3)[number * 7 % 4] for number in range(EVENTS)]
     parquet = write_parquet(tmp_path / "one.parquet", **random_events(EVENTS), w=weights, room=rooms)
     names = write_text(tmp_path / "rooms.csv", "id,title\n3,Three\n4,of none\n")
+    tags = [["new", "old"], ["old", None], [], None, ["old", "old"]]
+    lists = write_parquet(tmp_path / "tags-1.parquet", id=range(990, 1050), tag=tags * 12)
+    write_parquet(tmp_path / "tags-2.parquet", id=["1000", "1001", "x"], tag=["mid", "old", "of none"])
+    lands = "\n".join(f"c{number},{number % 7}" for number in range(1, 90))
+    text = write_text(tmp_path / "lands.csv", f"who,land\n{lands}\nc3,5\n,9\n")
     options = {"query": "Part=customer", "item": "place=item", "timestamp": "when", "weight": "w"}
     options |= {"hold_out_test": "last-2", "hold_out_valid": "default", "names": {"file": f"{names}:id:title"}}
     options |= {"context": {"file": "room", "hour": "timestamp:hour", "before": "timestamp:previous"}}
+    options |= {"features": [f"place={lists.parent}/tags-*.parquet:id:tag", f"Part={text}:who:land"]}
     with ThreadPoolExecutor(1) as threads:
         prepared = threads.submit(prepare_twice, tmp_path, parquet, **options)
     manifest, written = prepared.result()
     assert spark.range(3).count() == 3
     assert manifest.splits["valid"].rows < 100
-    assert {"train/part-00001.parquet", "test/part-00000.parquet"} <= written.keys()
+    assert {"train/part-00001.parquet", "test/part-00000.parquet", "features/place/tag/part-00000.parquet"} <= (
+        written.keys()
+    )
+    assert (manifest.source["tag_ids_ignored"], manifest.source["land_filled"]) == (7, 59)
 
 
 @pytest.mark.slow
