@@ -35,6 +35,8 @@ from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.raw_files import KIND_NAMES, close_raw, open_columns, read_errors
 from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
 
+ALL_CONTENT = "all_content"
+"""The table of the working database with the values in the files of a column, some of them more than once."""
 _BATCH_ROWS = 1 << 14
 
 
@@ -52,18 +54,21 @@ def read_content(
     for plan in with_files:
         assert plan.source is not None
         column = plan.source.columns[plan.name]
-        connection.execute("CREATE TABLE all_content (id VARCHAR, value FLOAT[])")
         with fetch_files(plan.files, work, [plan.source.id_column, column]) as local_files:
             for source, file in zip(plan.files, local_files, strict=True):
-                _append(connection, plan.source.id_column, column, file)
+                append_content(connection, plan.source.id_column, column, file)
                 progress.advance(source.bytes)
-        connection.execute(f"CREATE TABLE {plan.given_table} AS SELECT DISTINCT id, value FROM all_content")
-        connection.execute("DROP TABLE all_content")
-        _check_given(connection, plan, column)
+        check_given(plan, *create_given(connection, plan, ALL_CONTENT))
+        connection.execute(f"DROP TABLE {ALL_CONTENT}")
 
 
-def _append(connection: duckdb.DuckDBPyConnection, id_column: str, column: str, file: RawFile) -> None:
-    """Append the values of one file to ``all_content``."""
+def append_content(connection: duckdb.DuckDBPyConnection, id_column: str, column: str, file: RawFile) -> None:
+    """Append the values of one file to the table ``ALL_CONTENT``.
+
+    Raises:
+        InputError: it cannot be read, or has values that are not numbers or lists of numbers.
+    """
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {ALL_CONTENT} (id VARCHAR, value FLOAT[])")
     kind = open_columns(connection, file, {"id": id_column, "value": column}, whole_lists=("value",))["value"]
     if kind == "datetime":
         raise InputError(
@@ -92,15 +97,31 @@ def _append(connection: duckdb.DuckDBPyConnection, id_column: str, column: str, 
             f"{file}, row {found[0]}: column '{column}' has '{found[1]}'; expected a number, or a list of numbers, all "
             "finite"
         )
-    connection.execute("INSERT INTO all_content SELECT id, value FROM piece")
+    connection.execute(f"INSERT INTO {ALL_CONTENT} SELECT id, value FROM piece")
     connection.execute("DROP TABLE piece")
 
 
-def _check_given(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, column: str) -> None:
-    assert plan.source is not None
-    where = f"{option_named('content', f'{plan.entity}={plan.source.path}')}: column '{column}'"
+def create_given(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, source: str) -> tuple[list[int], str | None]:
+    """Create the table ``given_content_N`` of all values of some IDs, in ``source``, each once.
+
+    Returns the lengths of the values, and the first ID that has two.
+    """
+    connection.execute(f"CREATE TABLE {plan.given_table} AS SELECT DISTINCT id, value FROM {source}")
     found = connection.execute(f"SELECT DISTINCT len(value) FROM {plan.given_table} ORDER BY 1").fetchall()
-    widths = [width for (width,) in found]
+    (twice,) = fetch_one(
+        connection, f"SELECT min(id) FROM (SELECT id FROM {plan.given_table} GROUP BY id HAVING count(*) > 1)"
+    )
+    return [width for (width,) in found], None if twice is None else str(twice)
+
+
+def check_given(plan: ColumnPlan, widths: Sequence[int], twice: str | None) -> None:
+    """Check what ``create_given`` returns.
+
+    Raises:
+        InputError: there is no value, they differ in length, or an ID has two.
+    """
+    assert plan.source is not None
+    where = f"{option_named('content', f'{plan.entity}={plan.source.path}')}: column '{plan.source.columns[plan.name]}'"
     if not widths:
         raise InputError(f"{where} has no value; leave it out")
     if len(widths) > 1 or widths[0] > MAX_CONTENT_WIDTH:
@@ -108,15 +129,12 @@ def _check_given(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, column
             f"{where} has lists of {' and '.join(f'{width}' for width in widths[:2])} numbers; expected lists of one "
             f"length, at most {MAX_CONTENT_WIDTH}"
         )
-    twice = connection.execute(
-        f"SELECT min(id) FROM (SELECT id FROM {plan.given_table} GROUP BY id HAVING count(*) > 1)"
-    ).fetchone()
-    if twice is not None and twice[0] is not None:
-        raise InputError(f"{where} has two different values of the id '{twice[0]}'; expected one value of each id")
+    if twice is not None:
+        raise InputError(f"{where} has two different values of the id '{twice}'; expected one value of each id")
 
 
 @dataclass
-class _Moments:
+class Moments:
     """Sums of the values of a column, each added after the one before, so that they do not depend on batches."""
 
     count: int = 0
@@ -191,7 +209,7 @@ def _write(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, old: Content
     rows, width = fetch_one(connection, "SELECT count(*), max(len(value)) FROM rows_of_content")
     assert isinstance(rows, int)
     assert isinstance(width, int)
-    schema, moments = content_schema(width), _Moments()
+    schema, moments = content_schema(width), Moments()
     group_rows = content_group_rows(row_group_rows(rows), width)
     with PartWriter(staged, f"{CONTENT}/{plan.entity}/{plan.name}", schema, group_rows) as writer:
         for batch in _batches(connection):

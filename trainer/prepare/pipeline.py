@@ -249,7 +249,7 @@ def prepare(
     return manifest
 
 
-_NOT_ON_SPARK = ("content", "catalog", "min_count", "base", "replay", "admit", "expire_after")
+_NOT_ON_SPARK = ("catalog", "min_count", "base", "replay", "admit", "expire_after")
 
 
 def _check_engine(options: PrepareOptions, inputs: Inputs) -> None:
@@ -282,7 +282,8 @@ def _spark_preparation(
         from crossfade.trainer.prepare.spark_engine import SparkPreparation
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "pyspark", "spark", option_named("engine", "spark")) from error
-    return SparkPreparation(options, inputs.events, inputs.names, staged, progress, first_row, inputs.features)
+    files = (inputs.features, inputs.content)
+    return SparkPreparation(options, inputs.events, inputs.names, staged, progress, first_row, *files)
 
 
 @dataclass

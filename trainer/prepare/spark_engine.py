@@ -96,6 +96,7 @@ class SparkPreparation:
         progress: Receives a phase for each step.
         first_row: The number of the first row of Parquet files in messages.
         features: The files of each entry of the features.
+        content: Those of each entry of the content.
     """
 
     options: PrepareOptions
@@ -105,6 +106,7 @@ class SparkPreparation:
     progress: ProgressReporter
     first_row: int
     features: Sequence[Sequence[Source]] = ()
+    content: Sequence[Sequence[Source]] = ()
     facts: Facts = field(default_factory=dict)
 
     def run(self) -> DatasetManifest:
@@ -129,6 +131,7 @@ class SparkPreparation:
         columns = self._read_columns()
         sides = self._write_vocabularies(held, sum(rows.values()), table)
         values, features = columns.write_features(sides, self._write_vocabulary)
+        content = columns.write_content(sides, self.staged.folder)
         layout = SplitLayout(
             options.query.name,
             options.item.name,
@@ -149,6 +152,7 @@ class SparkPreparation:
             | {plan.name: ids.entity for plan, ids in context.items()},
             splits=splits,
             features=features,
+            content=content,
             context=list(layout.context),
             has_timestamp=layout.has_timestamp,
             is_grouped=layout.is_grouped,
@@ -166,10 +170,11 @@ class SparkPreparation:
         return Resources(memory_bytes(options.memory) or _TASK_MEMORY, options.threads or 1, work)
 
     def _read_columns(self) -> SparkColumns:
-        """Read the files of features."""
-        options = self.options
+        """Read the files of features and content."""
+        options, sides = self.options, self.options.sides()
         columns = SparkColumns(self._tables, options, self._resources(), self.progress, self.facts)
-        columns.read_features(plan_columns("feature", options.features, self.features, options.sides(), ()))
+        columns.read_content(plan_columns("content", options.content, self.content, sides, ()))
+        columns.read_features(plan_columns("feature", options.features, self.features, sides, ()))
         return columns
 
     def _keys(self, files: Sequence[TaskFile]) -> list[int]:

@@ -175,9 +175,9 @@ class Ids:
     entity: Entity
 
 
-def file_parts(folder: str, rows: int) -> list[Part]:
-    """Return the files that ``rows`` in ``folder`` make."""
-    group_rows = row_group_rows(rows)
+def file_parts(folder: str, rows: int, group_rows: int | None = None) -> list[Part]:
+    """Return the files that ``rows`` in ``folder`` make, with the usual row groups or those of ``group_rows``."""
+    group_rows = group_rows or row_group_rows(rows)
     return [Part(folder, number, group_rows) for number in range(-(-rows // (group_rows * GROUPS_PER_FILE)))]
 
 

@@ -35,6 +35,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.prepare.cleaning import sum_duplicates
+from crossfade.trainer.prepare.content_columns import ALL_CONTENT, append_content, create_given
 from crossfade.trainer.prepare.database import count_rows, execute, fetch_one, shuffled, working_database
 from crossfade.trainer.prepare.event_context import create_event_values
 from crossfade.trainer.prepare.events import EventReader, IdType
@@ -63,6 +64,7 @@ Batches = Iterator[pa.RecordBatch]
 _BATCH_ROWS = 100_000
 _BLOCK_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 _ARROW_TYPES = {
+    "array<float>": pa.list_(pa.float32()),
     "binary": pa.binary(),
     "bigint": pa.int64(),
     "int": pa.int32(),
@@ -76,6 +78,7 @@ READ_SCHEMA = "key int, block binary, report string"
 """Events of the query entities of a key, whose hash chooses it: those of one have the same."""
 NAMES_SCHEMA = "id string, name string, report string"
 GIVEN_SCHEMA = "id string, value string, report string"
+CONTENT_SCHEMA = "id string, value array<float>, report string"
 PARTS_SCHEMA = "part bigint, file string"
 ATTEMPTS = ".attempts"
 """The folder where tasks write files: Spark may run one twice, and end the second one once the first has its file."""
@@ -427,6 +430,14 @@ class Output:
     schema: pa.Schema
     parts: Sequence[Part]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the schema as Arrow writes it: pickled, it would lose how elements of lists are called in files."""
+        return _output, (self.uri, self.tag, self.schema.serialize().to_pybytes(), self.parts)
+
+
+def _output(uri: str, tag: str, schema: bytes, parts: Sequence[Part]) -> Output:
+    return Output(uri, tag, pa.ipc.read_schema(pa.py_buffer(schema)), parts)
+
 
 def column_names(schema: pa.Schema) -> list[str]:
     """Return how Spark calls the columns of a file: entities may have its own names, and it ignores the case."""
@@ -481,11 +492,15 @@ def read_names_file(
 
 @dataclass(frozen=True)
 class ColumnStep:
-    """What to read: the ``files`` of a feature, and whether its values stay text."""
+    """What to read: the ``files`` of a feature or of a column of content, and whether values of features stay text."""
 
     plan: ColumnPlan
     files: Sequence[TaskFile]
     as_text: bool
+
+    def schema(self) -> str:
+        """Return the schema of what is read."""
+        return CONTENT_SCHEMA if self.plan.kind == "content" else GIVEN_SCHEMA
 
 
 def read_column_files(step: ColumnStep, resources: Resources, numbers: Batches) -> Batches:
@@ -496,13 +511,32 @@ def read_column_files(step: ColumnStep, resources: Resources, numbers: Batches) 
         file, columns = step.files[number], [source.id_column, source.columns[plan.name]]
         with resources.open() as (connection, work), file.local(work, columns) as local:
             try:
-                found = append_feature(connection, plan, local, step.as_text)
+                if plan.kind == "content":
+                    append_content(connection, source.id_column, source.columns[plan.name], local)
+                    sql, found = f"value, NULL FROM {ALL_CONTENT}", None
+                else:
+                    found = append_feature(connection, plan, local, step.as_text)
+                    # Which fails as without Spark if it is too large.
+                    sql = f"CAST(value AS {SQL_TYPES[found]}), NULL FROM text_{plan.key}"
             except InputError as error:
-                yield _report(GIVEN_SCHEMA, {"file": number, **_failure(error)})
+                yield _report(step.schema(), {"file": number, **_failure(error)})
                 continue
-            value = f"CAST(value AS {SQL_TYPES[found]})"  # which fails as without Spark if it is too large
-            yield from _query(connection, f"SELECT DISTINCT id, {value}, NULL FROM text_{plan.key}", GIVEN_SCHEMA)
-            yield _report(GIVEN_SCHEMA, {"file": number, "type": found})
+            yield from _query(connection, f"SELECT DISTINCT id, {sql}", step.schema())
+            yield _report(step.schema(), {"file": number, "type": found})
+
+
+def merge_content(plan: ColumnPlan, resources: Resources, batches: Batches) -> Batches:
+    """Yield each value once of all those of some IDs, and a report."""
+    filled = (batch for batch in batches if batch.num_rows)
+    first = next(filled, None)
+    if first is None:
+        return
+    with resources.open() as (connection, _):
+        connection.register("arriving", pa.RecordBatchReader.from_batches(first.schema, chain([first], filled)))
+        widths, twice = create_given(connection, plan, "arriving")
+        yield from _query(connection, f"SELECT id, value, NULL FROM {plan.given_table}", CONTENT_SCHEMA)
+        rows = count_rows(connection, plan.given_table)
+        yield _report(CONTENT_SCHEMA, {"widths": widths, "twice": twice, "rows": rows})
 
 
 def _values(batches: Batches) -> Iterator[int]:

@@ -128,7 +128,7 @@ def test_spark_sums_and_splits_by_time_as_duckdb(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_tasks")
 def test_spark_holds_out_and_keeps_columns_as_duckdb(tmp_path: Path, spark: Any) -> None:
-    """Last-N with negative weights, a default that counts what is left, context, features, and tasks that share rows.
+    """Last-N with negative weights, a default that counts what is left, context, features, content, and shared rows.
 
     Also: entities have names of columns of Spark's, and the session of another thread stays.
     """
@@ -145,6 +145,9 @@ def test_spark_holds_out_and_keeps_columns_as_duckdb(tmp_path: Path, spark: Any)
     options |= {"hold_out_test": "last-2", "hold_out_valid": "default", "names": {"file": f"{names}:id:title"}}
     options |= {"context": {"file": "room", "hour": "timestamp:hour", "before": "timestamp:previous"}}
     options |= {"features": [f"place={lists.parent}/tags-*.parquet:id:tag", f"Part={text}:who:land"]}
+    sound = [[number / 7, -number / 3, 0.0] for number in range(2500)]
+    audio = write_parquet(tmp_path / "audio.parquet", id=range(1000, 3500), tempo=range(2500), sound=sound)
+    options |= {"content": [f"place={audio}:id:tempo,sound"]}
     with ThreadPoolExecutor(1) as threads:
         prepared = threads.submit(prepare_twice, tmp_path, parquet, **options)
     manifest, written = prepared.result()
