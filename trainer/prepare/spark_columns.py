@@ -3,6 +3,7 @@
     columns = SparkColumns(tables, options, resources, progress, facts)
     columns.read_content(content_plans)                         # before vocabularies are written: a file may be wrong
     columns.read_features(feature_plans)
+    ids, further = columns.add_cataloged(ids, "item", "int64")  # of the catalog
     entities, features = columns.write_features({"item": ids, …}, write_vocabulary)
     content = columns.write_content({"item": ids, …}, folder)
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.content_columns import Moments, check_given
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.feature_columns import ColumnPlan, merge_types
-from crossfade.trainer.prepare.options import PrepareOptions
+from crossfade.trainer.prepare.options import PrepareOptions, Side
 from crossfade.trainer.prepare.spark_tables import Ids, SparkTables, file_parts, reports_of
 from crossfade.trainer.prepare.spark_tasks import (
     CONTENT_SCHEMA,
@@ -141,6 +142,21 @@ class SparkColumns:
                 raise to_error(report)
         self.progress.advance(sum(file.bytes for file in plan.files))
         return read.where("report IS NULL").drop("report"), reports
+
+    def add_cataloged(self, ids: DataFrame, side: Side, id_type: IdType) -> tuple[DataFrame, int]:
+        """Add the IDs of ``side`` that are only in files; return all, and the number of those, which are ``cataloged``.
+
+        The columns of ``ids`` other than the ID are numbers, which are 0 of those.
+        """
+        files = [given.table.select("id") for given in (*self._features, *self._content) if given.plan.side == side]
+        texts = reduce(DataFrame.union, files).distinct()
+        if id_type == "int64":
+            numbers = texts.select(F.expr("try_cast(id AS BIGINT)").alias("number"), "id")
+            texts = numbers.where("CAST(number AS STRING) = id").select(F.col("number").alias("id"))
+        further = self.tables.keep(texts.join(ids.select("id"), "id", "left_anti"))
+        zeros = [F.lit(0).alias(name) for name in ids.columns if name != "id"]
+        cataloged = further.select("id", *zeros, F.lit(1).alias("cataloged"))
+        return ids.withColumn("cataloged", F.lit(0)).unionByName(cataloged), further.count()
 
     def write_features(
         self, sides: Mapping[str, Ids], write_vocabulary: WriteVocabulary

@@ -129,7 +129,7 @@ class SparkPreparation:
         table, read, reports = self._read_files()
         held, rows = self._hold_out(plan, table, read, reports)
         columns = self._read_columns()
-        sides = self._write_vocabularies(held, sum(rows.values()), table)
+        sides = self._write_vocabularies(held, sum(rows.values()), table, columns)
         values, features = columns.write_features(sides, self._write_vocabulary)
         content = columns.write_content(sides, self.staged.folder)
         layout = SplitLayout(
@@ -309,8 +309,10 @@ class SparkPreparation:
             self.facts |= heavy_weights(self._connection, summed)
             self._connection.unregister("part")
 
-    def _write_vocabularies(self, held: DataFrame, events: int, table: EventTable) -> dict[str, Ids]:
-        """Write the vocabularies of both sides, whose IDs are in so many ``events``."""
+    def _write_vocabularies(
+        self, held: DataFrame, events: int, table: EventTable, columns: SparkColumns
+    ) -> dict[str, Ids]:
+        """Write the vocabularies of both sides, whose IDs are in so many ``events`` and, of the catalog, in files."""
         in_splits = [
             F.sum(F.expr(f"CASE WHEN split = {code} THEN position ELSE 0 END")).alias(split)
             for code, split in enumerate(ALL_SPLITS)
@@ -320,10 +322,14 @@ class SparkPreparation:
             "query": held.where("item IS NULL").groupBy(F.col("query").alias("id")).agg(count, *in_splits),
             "item": held.where("query IS NULL").groupBy(F.col("item").alias("id")).agg(count),
         }
-        return {
-            side: self._write_vocabulary(entity, counted[side], events, table.id_types[side], is_side=True)
-            for entity, side in self.options.sides().items()
-        }
+        sides: dict[str, Ids] = {}
+        for entity, side in self.options.sides().items():
+            ids, further, id_type = counted[side], 0, table.id_types[side]
+            if entity in self.options.catalog:
+                ids, further = columns.add_cataloged(ids, side, id_type)
+                self.facts[f"{entity}_cataloged"] = further
+            sides[side] = self._write_vocabulary(entity, ids, events + further, id_type, is_side=True)
+        return sides
 
     def _write_context(self, held: DataFrame, events: int, table: EventTable) -> dict[ContextPlan, Ids]:
         """Write the vocabularies of context, whose values are in so many ``events`` of train."""
@@ -351,9 +357,8 @@ class SparkPreparation:
         found: Mapping[str, Any] = {}
         if has_names:
             ids, found = self._join_names(ids, entity)
-        ranked, (rows,) = self._tables.running_sums(
-            ids.withColumn("row", F.lit(1)), events, [F.desc("count"), F.asc("id")], ["row"]
-        )
+        order = [F.desc("count"), *(["cataloged"] if "cataloged" in ids.columns else []), F.asc("id")]
+        ranked, (rows,) = self._tables.running_sums(ids.withColumn("row", F.lit(1)), events, order, ["row"])
         ranked = self._tables.keep(ranked.drop("row", "partition").withColumnRenamed("row_before", "row"))
         self.progress.advance(rows)
         if is_side:
@@ -411,9 +416,15 @@ class SparkPreparation:
         self.facts |= {f"{entity}_names_bad_lines": names["bad_lines"]} if names["bad_lines"] else {}
 
     def _place_queries(self, queries: Ids) -> DataFrame:
-        """Add the ``place`` of query entities in the order of the files, and the rows before it of each split."""
-        schema = StructType(list(queries.table.schema.fields)).add("shuffled", LongType())
-        ordered = queries.table.mapInArrow(partial(add_order, self.options.seed), schema).withColumn("place", F.lit(1))
+        """Add the ``place`` of query entities in the order of the files, and the rows before it of each split.
+
+        Those without interactions, of the catalog, have none.
+        """
+        table = queries.table
+        if "cataloged" in table.columns:
+            table = table.where("cataloged = 0")
+        schema = StructType(list(table.schema.fields)).add("shuffled", LongType())
+        ordered = table.mapInArrow(partial(add_order, self.options.seed), schema).withColumn("place", F.lit(1))
         placed, _ = self._tables.running_sums(ordered, queries.rows, ["shuffled", "row"], ["place", *ALL_SPLITS])
         return self._tables.keep(placed.drop("partition", "shuffled", "place"))
 

@@ -72,11 +72,11 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     That is what the driver does. Tasks run in processes that are not patched: they read and write batches, blocks, and
     row groups of the usual sizes, which these rows do not fill; ``test_parts_of_another_attempt_stay`` fills groups.
     """
-    from crossfade.trainer.prepare import spark_engine, spark_tables
+    from crossfade.trainer.prepare import spark_columns, spark_engine, spark_tables
 
     monkeypatch.setattr(spark_tables, "_TASK_ROWS", EVENTS // 2)
     monkeypatch.setattr(spark_engine, "_FEW_BYTES", 1_000)
-    for module in (spark_engine, spark_tables, staging):
+    for module in (spark_columns, spark_engine, spark_tables, staging):
         monkeypatch.setattr(module, "GROUPS_PER_FILE", 2)
     for module in (spark_engine, hold_out):
         monkeypatch.setattr(module, "DEFAULT_PAIRS", 60)
@@ -128,13 +128,15 @@ def test_spark_sums_and_splits_by_time_as_duckdb(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_tasks")
 def test_spark_holds_out_and_keeps_columns_as_duckdb(tmp_path: Path, spark: Any) -> None:
-    """Last-N with negative weights, a default that counts what is left, context, features, content, and shared rows.
+    """Last-N with negative weights, a default that counts what is left, context, features, content, and the catalog.
 
-    Also: entities have names of columns of Spark's, and the session of another thread stays.
+    Also: tasks and files share the rows, IDs without positive events come before those of the catalog, entities have
+    names of columns of Spark's, and the session of another thread stays.
     """
     rooms = [(None, 3, 20, 100)[number % 4] for number in range(EVENTS)]
     weights = [(1, 2.5, -1, 0.3)[number * 7 % 4] for number in range(EVENTS)]
     parquet = write_parquet(tmp_path / "one.parquet", **random_events(EVENTS), w=weights, room=rooms)
+    disliked = write_parquet(tmp_path / "two.parquet", customer=["c99"], item=[9999], when=[3], w=[-1.0], room=[3])
     names = write_text(tmp_path / "rooms.csv", "id,title\n3,Three\n4,of none\n")
     tags = [["new", "old"], ["old", None], [], None, ["old", "old"]]
     lists = write_parquet(tmp_path / "tags-1.parquet", id=range(990, 1050), tag=tags * 12)
@@ -146,17 +148,17 @@ def test_spark_holds_out_and_keeps_columns_as_duckdb(tmp_path: Path, spark: Any)
     options |= {"context": {"file": "room", "hour": "timestamp:hour", "before": "timestamp:previous"}}
     options |= {"features": [f"place={lists.parent}/tags-*.parquet:id:tag", f"Part={text}:who:land"]}
     sound = [[number / 7, -number / 3, 0.0] for number in range(2500)]
-    audio = write_parquet(tmp_path / "audio.parquet", id=range(1000, 3500), tempo=range(2500), sound=sound)
-    options |= {"content": [f"place={audio}:id:tempo,sound"]}
+    audio = write_parquet(tmp_path / "audio.parquet", id=range(1000, 3500), sound=sound)
+    options |= {"content": [f"place={audio}:id:sound"], "catalog": ["Part", "place"]}
     with ThreadPoolExecutor(1) as threads:
-        prepared = threads.submit(prepare_twice, tmp_path, parquet, **options)
+        prepared = threads.submit(prepare_twice, tmp_path, parquet, disliked, **options)
     manifest, written = prepared.result()
     assert spark.range(3).count() == 3
     assert manifest.splits["valid"].rows < 100
-    assert {"train/part-00001.parquet", "test/part-00000.parquet", "features/place/tag/part-00000.parquet"} <= (
+    assert {"train/part-00001.parquet", "test/part-00000.parquet", "content/place/sound/part-00001.parquet"} <= (
         written.keys()
     )
-    assert (manifest.source["tag_ids_ignored"], manifest.source["land_filled"]) == (7, 59)
+    assert (manifest.source["tag_ids_ignored"], manifest.source["land_filled"]) == (1, 89)
 
 
 @pytest.mark.slow
