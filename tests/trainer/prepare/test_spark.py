@@ -20,7 +20,6 @@ from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError,
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import _unneeded
 from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare import hold_out, staging
 from crossfade.trainer.prepare.faults import EventFaultsError
 
@@ -71,11 +70,11 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     That is what the driver does. Tasks run in processes that are not patched: they read and write batches, blocks, and
     row groups of the usual sizes, which these rows do not fill; ``test_parts_of_another_attempt_stay`` fills groups.
     """
-    from crossfade.trainer.prepare import spark_engine
+    from crossfade.trainer.prepare import spark_engine, spark_tables
 
-    monkeypatch.setattr(spark_engine, "_TASK_ROWS", EVENTS // 2)
+    monkeypatch.setattr(spark_tables, "_TASK_ROWS", EVENTS // 2)
     monkeypatch.setattr(spark_engine, "_FEW_BYTES", 1_000)
-    for module in (spark_engine, staging):
+    for module in (spark_engine, spark_tables, staging):
         monkeypatch.setattr(module, "GROUPS_PER_FILE", 2)
     for module in (spark_engine, hold_out):
         monkeypatch.setattr(module, "DEFAULT_PAIRS", 60)
@@ -175,14 +174,14 @@ ABORTED = "Job aborted due to stage failure: Task 0 in stage 1.0 failed 4 times,
     ],
 )
 def test_reason_of_a_failure_of_spark(text: str, reason: str) -> None:
-    from crossfade.trainer.prepare.spark_engine import _cause
+    from crossfade.trainer.prepare.spark_tables import _cause
 
     assert _cause(text) == reason
 
 
 @pytest.mark.slow
 def test_failures_of_spark(tmp_path: Path, spark: Any) -> None:
-    from crossfade.trainer.prepare.spark_engine import SparkPreparation, spark_session
+    from crossfade.trainer.prepare.spark_tables import SparkTables, spark_session
     from crossfade.trainer.prepare.spark_tasks import Part
 
     with pytest.raises(CrossfadeError) as error, spark_session():
@@ -190,11 +189,9 @@ def test_failures_of_spark(tmp_path: Path, spark: Any) -> None:
     assert "no disk is left" in documented("Spark failed", str(error.value), exit_code=1)
     folder = Folder(tmp_path)
     staged = staging.Staged(folder, overwrite=False, folder=folder, work=tmp_path, lock=None)
-    options: Any = None
-    preparation = SparkPreparation(options, {}, {}, staged, NullReporter(), 1)
     table = spark.range(5).selectExpr("id", "0", "id")
     with pytest.raises(CrossfadeError) as error:
-        preparation._write(table, pa.schema([("place", pa.int64())]), [Part("train", 0, 9)], 6)
+        SparkTables(spark, staged).write(table, pa.schema([("place", pa.int64())]), [Part("train", 0, 9)], 6)
     assert "hold 5 rows, but 6 were" in documented("rows lost in Spark", str(error.value), exit_code=1)
 
 
@@ -245,6 +242,7 @@ def test_options_that_spark_lacks_are_rejected(tmp_path: Path) -> None:
 def test_missing_pyspark_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = write_parquet(tmp_path / "events.parquet", **random_events(10))
     monkeypatch.delitem(sys.modules, "crossfade.trainer.prepare.spark_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "crossfade.trainer.prepare.spark_tables", raising=False)
     for name in ("py4j.protocol", "pyspark.errors"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=r"needs the package .* pip install 'crossfade\[spark\]'"):
