@@ -249,7 +249,7 @@ def prepare(
     return manifest
 
 
-_NOT_ON_SPARK = ("features", "content", "catalog", "context", "min_count", "base", "replay", "admit", "expire_after")
+_NOT_ON_SPARK = ("features", "content", "catalog", "context", "base", "replay", "admit", "expire_after")
 
 
 def _check_engine(options: PrepareOptions, inputs: Inputs) -> None:

@@ -46,7 +46,7 @@ from crossfade.trainer.prepare.hold_out import (
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
-from crossfade.trainer.prepare.spark_tables import SparkTables, file_parts, reports_of, spark_session
+from crossfade.trainer.prepare.spark_tables import SparkTables, file_parts, filter_k_core, reports_of, spark_session
 from crossfade.trainer.prepare.spark_tasks import (
     ATTEMPTS,
     NAMES_SCHEMA,
@@ -222,6 +222,8 @@ class SparkPreparation:
             timestamps=table.timestamps,
             seed=options.seed,
         )
+        if options.min_count:
+            events, step, train = self._filter_rare(step, events)
         by_default = {split: each for split, each in plan.items() if each.by_default}
         if by_default and train > DEFAULT_PAIRS / DEFAULT_FRACTION:
             # It takes a number of pairs, and so needs to know how many are left in train.
@@ -230,13 +232,7 @@ class SparkPreparation:
                 held, found = self._apply(replace(step, plan=others), events)
                 self._add_facts(found)
                 train = sum(rows for report in found for code, rows, _ in report["splits"] if code == 0)
-                ids = [F.col(side).alias(f"{side}_id") for side in SIDES]
-                columns = ["weight", "timestamp", "split", "position", F.lit(0).alias("file")]
-                events = (
-                    held.where(_ARE_EVENTS)
-                    .select(*ids, *columns)
-                    .repartition(self._tables.partitions(step.rows), "query_id")
-                )
+                events = self._by_query(held.where(_ARE_EVENTS), step.rows)
                 step = replace(step, first_places=[0], sums=False, gap=None)
             step = replace(step, plan={split: each.bounded(train) for split, each in by_default.items()})
         held, found = self._apply(step, events)
@@ -249,6 +245,26 @@ class SparkPreparation:
             rows[split], positives = (sum(row[at] for row in counts if row[0] == code) for at in (1, 2))
             check_split(split, rows[split], positives, has_files=bool(self.events.get(split)))
         return held, rows
+
+    def _filter_rare(self, step: HoldOutStep, events: DataFrame) -> tuple[DataFrame, HoldOutStep, int]:
+        """Sum duplicates, and drop rare IDs; return the events and the step that are left, and the rows of train."""
+        options = self.options
+        held, found = self._apply(replace(step, plan={}, gap=None), events)
+        self._add_facts(found)
+        self.progress.phase("min-count", None, "round")
+        entities: dict[str, str] = {side: entity for entity, side in options.sides().items()}
+        minimums = {side: options.min_count[name] for side, name in entities.items() if name in options.min_count}
+        core, report = filter_k_core(self._tables, minimums, entities, held.where(_ARE_EVENTS), self.progress)
+        self.facts["dropped_rare"] = report.interactions
+        self.facts |= {f"{entity}_rare": report.ids[side] for side, entity in entities.items()}
+        step = replace(step, first_places=[0], sums=False)
+        return self._by_query(core, step.rows), step, core.where("split = 0").count()
+
+    def _by_query(self, events: DataFrame, rows: int) -> DataFrame:
+        """Return ``events`` that a step has left, at most ``rows``, as another one takes them."""
+        ids = [F.col(side).alias(f"{side}_id") for side in SIDES]
+        columns = ["weight", "timestamp", "split", "position", F.lit(0).alias("file")]
+        return events.select(*ids, *columns).repartition(self._tables.partitions(rows), "query_id")
 
     def _apply(self, step: HoldOutStep, events: DataFrame) -> tuple[DataFrame, list[dict[str, Any]]]:
         task = partial(hold_out, step, self._resources())

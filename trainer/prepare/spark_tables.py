@@ -1,4 +1,4 @@
-"""Tables on a Spark cluster: the session, numbers of rows in an order, and files that tasks write.
+"""Tables on a Spark cluster: the session, numbers of rows in an order, files that tasks write, and the k-core.
 
 with spark_session() as spark, SparkTables(spark, staged) as tables:
     numbered, (rows,) = tables.running_sums(ids.withColumn("row", F.lit(1)), 1000, ["id"], ["row"])
@@ -10,9 +10,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import cycle
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +27,9 @@ from pyspark.sql.types import LongType, StructType
 
 from crossfade.base.errors import CrossfadeError
 from crossfade.trainer.data.manifest import DataFile
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.cleaning import KCoreReport, nothing_left
+from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.spark_tasks import (
     PARTS_SCHEMA,
     Output,
@@ -126,6 +130,11 @@ class SparkTables:
         self._kept.append(table.persist())
         return table
 
+    def without_plan(self, table: DataFrame) -> DataFrame:
+        """Return ``table``, which is kept, without how it was made: a loop that uses it twice would double its plan."""
+        session = self.spark._jsparkSession
+        return DataFrame(session.createDataFrame(table._jdf.javaRDD(), table._jdf.schema()), self.spark)
+
     def running_sums(
         self, table: DataFrame, rows: int, order: Sequence[Any], columns: Sequence[str]
     ) -> tuple[DataFrame, list[int]]:
@@ -175,3 +184,47 @@ def reports_of(table: DataFrame) -> list[dict[str, Any]]:
     """Return what the tasks that make ``table`` report."""
     rows = table.where("report IS NOT NULL").select("report").collect()
     return [json.loads(row["report"]) for row in rows]
+
+
+def filter_k_core(
+    tables: SparkTables,
+    minimums: Mapping[str, int],
+    entities: Mapping[str, str],
+    events: DataFrame,
+    progress: ProgressReporter,
+) -> tuple[DataFrame, KCoreReport]:
+    """Return the ``events`` whose IDs have the ``minimums``, as ``cleaning.filter_k_core``, and what was left out.
+
+    A round drops the rare IDs of one side. In whichever order they are dropped, the same ones stay: the k-core is the
+    largest part of the events that has the minimums.
+
+    Raises:
+        InputError: no interaction of positive weight is left.
+    """
+    kept = tables.keep(events.where("weight > 0").select(*SIDES))
+    pairs, left = tables.without_plan(kept), kept.count()
+    rounds, settled = cycle(minimums.items()), 0
+    while settled < len(minimums):
+        side, minimum = next(rounds)
+        frequent = pairs.groupBy(side).count().where(F.col("count") >= minimum).select(side)
+        before, count_before = kept, left
+        kept = tables.keep(pairs.join(frequent, side, "left_semi").select(*SIDES))
+        pairs, left = tables.without_plan(kept), kept.count()
+        before.unpersist()
+        # Its IDs have the minimum now, until those of the other side are dropped.
+        settled = settled + 1 if left == count_before else 1
+        progress.advance(1)
+    if not left:
+        raise nothing_left(minimums, entities)
+    core = events
+    for side in minimums:
+        core = core.join(pairs.select(side).distinct(), side, "left_semi")
+    core = tables.keep(core.select(*events.columns))
+    (rows, *ids), (core_rows, *core_ids) = (_count(table) for table in (events, core))
+    removed = {side: all_ids - left_ids for side, all_ids, left_ids in zip(SIDES, ids, core_ids, strict=True)}
+    return core, KCoreReport(rows - core_rows, removed)
+
+
+def _count(events: DataFrame) -> list[int]:
+    """Return the numbers of ``events``, and of the IDs of each side."""
+    return [events.count(), *(events.select(side).distinct().count() for side in SIDES)]

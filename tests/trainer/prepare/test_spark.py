@@ -119,7 +119,7 @@ def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("spark", "small_tasks")
 def test_spark_sums_and_holds_out_as_duckdb(tmp_path: Path, spark: Any) -> None:
-    """Inexact sums in the order of the events, a split by time with a gap, and a default that counts what is left.
+    """Inexact sums in the order of events, rounds of rare IDs, a split by time with a gap, and a default of the rest.
 
     Also: only a cancelled event is later than seconds are, entities have names of columns of Spark's, and the session
     of another thread stays.
@@ -130,8 +130,9 @@ def test_spark_sums_and_holds_out_as_duckdb(tmp_path: Path, spark: Any) -> None:
     late = write_parquet(tmp_path / "late.parquet", **times)
     options = {"query": "Part=customer", "item": "place=item", "timestamp": "when", "weight": "w"}
     options |= {"hold_out_test": "after:1970-01-01T00:00:40", "hold_out_gap": "3", "hold_out_valid": "default"}
+    options |= {"duplicates": "sum", "min_count": {"Part": 27, "place": 15}}
     with ThreadPoolExecutor(1) as threads:
-        prepared = threads.submit(prepare_twice, tmp_path, parquet, late, duplicates="sum", **options)
+        prepared = threads.submit(prepare_twice, tmp_path, parquet, late, **options)
     manifest, _ = prepared.result()
     assert spark.range(3).count() == 3
     assert manifest.splits["valid"].rows < 100
@@ -235,7 +236,7 @@ def test_an_error_of_a_task_keeps_its_class() -> None:
 def test_options_that_spark_lacks_are_rejected(tmp_path: Path) -> None:
     events = write_parquet(tmp_path / "events.parquet", **random_events(10))
     with pytest.raises(OptionError) as error:
-        prepare_files(tmp_path / "out", events, engine="spark", order="random", min_count={"item": 2})
+        prepare_files(tmp_path / "out", events, engine="spark", order="random", base="earlier")
     assert documented("an option that Spark lacks", str(error.value))
 
 
