@@ -220,9 +220,9 @@ def prepare(
             f"'{options.item.column}', so that every interaction is of an ID with itself; name another column for one"
         )
     inputs = find_inputs(options)
-    if options.engine == "spark":
-        _check_engine(options, inputs)
     base = find_base(options)
+    if options.engine == "spark":
+        _check_engine(options, inputs, base)
     replayed = find_replayed(base) if base is not None and options.replay is not None else []
     identity = _identify(options, inputs, base) if keep and options.engine != "spark" else None
     with (
@@ -231,7 +231,7 @@ def prepare(
         ExitStack() as opened,
     ):
         if options.engine == "spark":
-            staged.publish(manifest := _spark_preparation(options, inputs, staged, progress, first_row).run())
+            staged.publish(manifest := _spark_preparation(options, inputs, base, staged, progress, first_row).run())
             return manifest
         warn_low_disk(staged.work, estimate_temp_bytes([file for files in inputs.events.values() for file in files]))
         quarantine = None
@@ -249,10 +249,10 @@ def prepare(
     return manifest
 
 
-_NOT_ON_SPARK = ("features", "content", "catalog", "context", "base", "replay", "admit", "expire_after")
+_NOT_ON_SPARK = ("features", "content", "catalog", "context", "replay", "admit", "expire_after")
 
 
-def _check_engine(options: PrepareOptions, inputs: Inputs) -> None:
+def _check_engine(options: PrepareOptions, inputs: Inputs, base: BaseDataset | None) -> None:
     """Check that nothing is asked for that Spark does not do here.
 
     Raises:
@@ -263,6 +263,10 @@ def _check_engine(options: PrepareOptions, inputs: Inputs) -> None:
     given += [option_named("on_bad_line", "quarantine=FILE")] if options.quarantine is not None else []
     for split, files in inputs.events.items():
         given += [option_named(split, STANDARD_INPUT) for file in files if isinstance(file, StandardInput)]
+    if base is not None:
+        expires = any(entity.has_last_seen for entity in base.manifest.entities.values())
+        found = {"features": base.manifest.features, "content": base.manifest.content, "IDs that expire": expires}
+        given += [f"{option_named('base')} of a dataset with {kind}" for kind, has_some in found.items() if has_some]
     if given:
         duckdb_engine = option_named("engine", "duckdb")
         problem = f"does not support {', '.join(given)}"
@@ -270,7 +274,12 @@ def _check_engine(options: PrepareOptions, inputs: Inputs) -> None:
 
 
 def _spark_preparation(
-    options: PrepareOptions, inputs: Inputs, staged: Staged, progress: ProgressReporter, first_row: int
+    options: PrepareOptions,
+    inputs: Inputs,
+    base: BaseDataset | None,
+    staged: Staged,
+    progress: ProgressReporter,
+    first_row: int,
 ) -> SparkPreparation:
     """Return a preparation on Spark, which is optional.
 
@@ -282,7 +291,7 @@ def _spark_preparation(
         from crossfade.trainer.prepare.spark_engine import SparkPreparation
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "pyspark", "spark", option_named("engine", "spark")) from error
-    return SparkPreparation(options, inputs.events, inputs.names, staged, progress, first_row)
+    return SparkPreparation(options, inputs.events, inputs.names, base, staged, progress, first_row)
 
 
 @dataclass
@@ -398,9 +407,9 @@ class _Preparation:
     def _plan_admission(self, table: str, sides: Mapping[str, Side], events: EventTable) -> dict[Side, IdPolicy]:
         """Plan which IDs are admitted and which expire, and count their events in ``table``."""
         options = self.options
-        policies = plan_id_policies(
-            self.connection, table, sides, events.id_types, options.admit, options.max_ages(), self.base
-        )
+        newest = fetch_one(self.connection, f"SELECT max(timestamp) FROM {table}")[0]
+        assert newest is None or isinstance(newest, int)
+        policies = plan_id_policies(newest, sides, events.id_types, options.admit, options.max_ages(), self.base)
         if policies:
             self.progress.phase("admission", len(policies), "side")
         for policy in policies.values():

@@ -1,6 +1,6 @@
 """Prepare a dataset on Spark: the same files as DuckDB in one process writes, of events beyond one machine.
 
-    manifest = SparkPreparation(options, events, names, staged, NullReporter(), first_row=1).run()
+    manifest = SparkPreparation(options, events, names, base, staged, NullReporter(), first_row=1).run()
 
 Spark moves rows between tasks, counts, ranks, and joins; what is done with rows is in ``spark_tasks.py``, where DuckDB
 does it as without Spark. No step holds all events or all IDs of events in one process: files, also that of an entity's
@@ -34,7 +34,8 @@ from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import check_seconds, check_span
 from crossfade.trainer.prepare.co_occurrence import last_place, measure_pairs
 from crossfade.trainer.prepare.database import working_database
-from crossfade.trainer.prepare.events import EventReader, EventTable
+from crossfade.trainer.prepare.events import EventReader, EventTable, IdType
+from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.hold_out import (
     DEFAULT_FRACTION,
     DEFAULT_PAIRS,
@@ -46,6 +47,7 @@ from crossfade.trainer.prepare.hold_out import (
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
+from crossfade.trainer.prepare.spark_base import BaseVocabularies
 from crossfade.trainer.prepare.spark_tables import SparkTables, file_parts, filter_k_core, reports_of, spark_session
 from crossfade.trainer.prepare.spark_tasks import (
     ATTEMPTS,
@@ -64,7 +66,7 @@ from crossfade.trainer.prepare.spark_tasks import (
     to_error,
 )
 from crossfade.trainer.prepare.split_files import SplitLayout
-from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, Staged, row_group_rows
+from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, Staged
 from crossfade.trainer.prepare.summary import (
     HEAD_FRACTION,
     Facts,
@@ -98,6 +100,7 @@ class SparkPreparation:
         options: What to prepare.
         events: The files of events, by split.
         names: The file of names of each entity that has one.
+        base: The dataset whose vocabularies are extended, if any.
         staged: Where files are written.
         progress: Receives a phase for each step.
         first_row: The number of the first row of Parquet files in messages.
@@ -106,6 +109,7 @@ class SparkPreparation:
     options: PrepareOptions
     events: Mapping[str, Sequence[Source]]
     names: Mapping[str, Source]
+    base: BaseDataset | None
     staged: Staged
     progress: ProgressReporter
     first_row: int
@@ -129,6 +133,7 @@ class SparkPreparation:
     def _run(self) -> DatasetManifest:
         options, plan = self.options, plan_hold_outs(self.options)
         table, read, reports = self._read_files()
+        self._load_base(table, read)
         held, rows = self._hold_out(plan, table, read, reports)
         sides = self._write_vocabularies(held, sum(rows.values()), table)
         layout = SplitLayout(
@@ -147,6 +152,8 @@ class SparkPreparation:
             item=options.item.name,
             entities={entity: sides[side].entity for entity, side in options.sides().items()},
             splits=splits,
+            lineage=self.base.lineage() if self.base else [],
+            base=self.base.reference(self.staged.out) if self.base else None,
             has_timestamp=layout.has_timestamp,
             is_grouped=layout.is_grouped,
             co_occurrence=self._measure_co_occurrence(placed, splits["train"]),
@@ -181,13 +188,14 @@ class SparkPreparation:
         ]
         sizes = [file.bytes for split in ALL_SPLITS for file in self.events.get(split, ())]
         self.progress.phase("read events", sum(sizes), "B")
-        step = FilesStep(self.options, files, self._keys(files), self.first_row)
+        string_sides = self.base.string_id_sides() if self.base else []
+        step = FilesStep(self.options, files, self._keys(files), self.first_row, string_sides)
         task = partial(read_files, step, self._resources())
         numbers = self._tables.spark.range(0, len(files), 1, len(files))
         read = self._tables.keep(numbers.mapInArrow(task, READ_SCHEMA))
         reports = sorted(reports_of(read), key=lambda report: int(report["file"]))
         faults = new_faults(self.options, self.first_row)
-        reader = EventReader(self._connection, self.options, (), faults)
+        reader = EventReader(self._connection, self.options, string_sides, faults)
         for report, size in zip(reports, sizes, strict=True):
             try:
                 reader.absorb(report["state"], report["faults_before"])
@@ -203,6 +211,17 @@ class SparkPreparation:
             )
         blocks = read.where("report IS NULL").select("key", "block").repartition(len(step.keys), "key")
         return table, blocks, [{**report, "split": file.split} for report, file in zip(reports, files, strict=True)]
+
+    def _load_base(self, table: EventTable, blocks: DataFrame) -> None:
+        """Read the vocabularies of the base dataset, if there is one, that the events in ``blocks`` extend."""
+        self._vocabularies: BaseVocabularies | None = None
+        if self.base is not None:
+            self._vocabularies = BaseVocabularies(self.base, self._tables, self.staged)
+            for entity, side in self.options.sides().items():
+                self.base.check_id_type(entity, table.id_types[side])
+                self.progress.phase(f"base {entity}", None, "row")
+                needs_all = self.base.has_use_for_all_rows(self.options, entity)
+                self._vocabularies.load(entity, side, blocks, needs_all)
 
     def _hold_out(
         self, plan: dict[str, HoldOut], table: EventTable, events: DataFrame, reports: Sequence[Mapping[str, Any]]
@@ -319,32 +338,52 @@ class SparkPreparation:
             "query": held.where("item IS NULL").groupBy(F.col("query").alias("id")).agg(count, *in_splits),
             "item": held.where("query IS NULL").groupBy(F.col("item").alias("id")).agg(count),
         }
-        sides: dict[str, _Ids] = {}
-        for entity, side in self.options.sides().items():
-            self.progress.phase(f"vocabulary of {entity}", None, "row")
-            ids = counted[side]
-            has_names = entity in self.names
-            found: Mapping[str, Any] = {}
-            if has_names:
-                ids, found = self._join_names(ids, entity)
-            ranked, (rows,) = self._tables.running_sums(
-                ids.withColumn("row", F.lit(1)), events, [F.desc("count"), F.asc("id")], ["row"]
-            )
-            ranked = self._tables.keep(ranked.drop("row", "partition").withColumnRenamed("row_before", "row"))
-            self.progress.advance(rows)
-            self._add_popularity(ranked, entity, rows, found)
-            schema = vocabulary_schema(table.id_types[side], has_names)
-            group_rows = row_group_rows(rows)
-            part = F.expr(f"row DIV {group_rows * GROUPS_PER_FILE}")
-            files = self._tables.write(
-                ranked.select(*schema.names, part.alias("part"), F.col("row").alias("place")),
-                schema,
-                file_parts(f"{VOCABULARY}/{entity}", rows),
-                rows,
-            )
-            described = Entity(rows=rows, id_type=table.id_types[side], has_names=has_names, files=files)
-            sides[side] = _Ids(ranked, rows, described)
-        return sides
+        return {
+            side: self._write_vocabulary(entity, counted[side], events, table.id_types[side])
+            for entity, side in self.options.sides().items()
+        }
+
+    def _write_vocabulary(self, entity: str, ids: DataFrame, events: int, id_type: IdType) -> _Ids:
+        """Write the vocabulary of ``entity``: ``ids`` and their ``count``, which are in so many ``events``."""
+        self.progress.phase(f"vocabulary of {entity}", None, "row")
+        base = self.base.manifest.entities.get(entity) if self.base else None
+        ranked, rows, new = self._rank(entity, ids, events)
+        has_names, found = entity in self.names, {}
+        if has_names:
+            ranked, found = self._join_names(ranked, entity)
+        ranked = self._tables.keep(ranked)
+        self.progress.advance(rows)
+        self._add_popularity(ranked, entity, rows)
+        if has_names:
+            self._add_named(ranked, entity, found)
+        if base is not None and self._vocabularies is not None and self._vocabularies.is_carried(entity):
+            return _Ids(ranked, rows, self._vocabularies.write_increment(entity, ranked, new))
+        vacant_rows = base.vacant_rows if base else []
+        given = [*(["name"] if has_names else []), *(["base_name"] if base and base.has_names else [])]
+        schema = vocabulary_schema(id_type, bool(given), bool(vacant_rows), has_warm=base is not None)
+        columns = [f"coalesce({', '.join(given)}) AS name" if name == "name" else name for name in schema.names]
+        files = self._tables.write_rows(
+            ranked.selectExpr(*columns, "row AS place"), schema, f"{VOCABULARY}/{entity}", rows
+        )
+        described = Entity(
+            rows=rows,
+            id_type=id_type,
+            has_names=bool(given),
+            has_warm=base is not None,
+            files=files,
+            vacant_rows=vacant_rows,
+        )
+        return _Ids(ranked, rows, described)
+
+    def _rank(self, entity: str, ids: DataFrame, events: int) -> tuple[DataFrame, int, int]:
+        """Give ``ids`` their rows; return them, how many rows the vocabulary has, and how many of them are new."""
+        if self.base is not None and self._vocabularies is not None and entity in self.base.manifest.entities:
+            extended, report = self._vocabularies.extend(entity, ids, events)
+            self.facts |= {f"{entity}_{name}": getattr(report, name) for name in ("kept", "unseen", "new")}
+            return extended, self.base.manifest.entities[entity].rows + report.new, report.new
+        order = [F.desc("count"), F.asc("id")]
+        ranked, (rows,) = self._tables.running_sums(ids.withColumn("row", F.lit(1)), events, order, ["row"])
+        return ranked.drop("row", "partition").withColumnRenamed("row_before", "row"), rows, rows
 
     def _join_names(self, ids: DataFrame, entity: str) -> tuple[DataFrame, Mapping[str, Any]]:
         """Add the names of the ``ids`` of ``entity``; return what was found in the file, too."""
@@ -367,28 +406,33 @@ class SparkPreparation:
         joined = ids.join(given, F.col("id").cast("string") == F.col("text"), "left").drop("text")
         return joined, {**report, "bad_lines": faults.count(missing=False)}
 
-    def _add_popularity(self, ranked: DataFrame, entity: str, rows: int, names: Mapping[str, Any]) -> None:
+    def _add_popularity(self, ranked: DataFrame, entity: str, rows: int) -> None:
+        """Add how the counts are distributed; of the ``rows`` that are not ``ranked``, they are 0."""
         head, middle = -(-rows // HEAD_FRACTION), [(rows - 1) // 2, rows // 2]
-        named = "count(name)" if names else "0"
-        (found,) = ranked.selectExpr(
-            "sum(count)",
-            f"sum(CASE WHEN row < {head} THEN count ELSE 0 END)",
-            " + ".join(f"sum(CASE WHEN row = {row} THEN count ELSE 0 END)" for row in middle),
-            "sum(CASE WHEN count = 1 THEN 1 ELSE 0 END)",
-            "sum(CASE WHEN count = 0 THEN 1 ELSE 0 END)",
-            named,
-        ).collect()
-        total, of_head, of_middle, once, unseen, count = found
+        found = sorted(
+            ((int(count), int(ids)) for count, ids in ranked.groupBy("count").count().collect()), reverse=True
+        )
+        found.append((0, rows - sum(ids for _, ids in found)))
+        starts = [0, *accumulate(ids for _, ids in found)]
+        counts = [(count, start, start + ids) for (count, ids), start in zip(found, starts, strict=False)]
+        of_head = sum(count * max(0, min(end, head) - start) for count, start, end in counts)
+        of_middle = sum(count for count, start, end in counts for row in middle if start <= row < end)
+        total = sum(count * ids for count, ids in found)
+        once, unseen = (sum(ids for count, ids in found if count == few) for few in (1, 0))
         self.facts |= popularity_facts(entity, total, of_head, of_middle / 2, once, unseen)
-        if names:
-            check_named(self.names[entity], self.options.names[entity], count, names["given"])
-            self.facts |= {f"{entity}_names_ignored": names["given"] - count, f"{entity}_named": count}
-            self.facts |= {f"{entity}_names_bad_lines": names["bad_lines"]} if names["bad_lines"] else {}
+
+    def _add_named(self, ranked: DataFrame, entity: str, names: Mapping[str, Any]) -> None:
+        """Add how many of the IDs have names, of what was found in their file."""
+        ((count,),) = ranked.selectExpr("count(name)").collect()
+        check_named(self.names[entity], self.options.names[entity], count, names["given"])
+        self.facts |= {f"{entity}_names_ignored": names["given"] - count, f"{entity}_named": count}
+        self.facts |= {f"{entity}_names_bad_lines": names["bad_lines"]} if names["bad_lines"] else {}
 
     def _place_queries(self, queries: _Ids) -> DataFrame:
         """Add the ``place`` of query entities in the order of the files, and the rows before it of each split."""
         schema = StructType(list(queries.table.schema.fields)).add("shuffled", LongType())
-        ordered = queries.table.mapInArrow(partial(add_order, self.options.seed), schema).withColumn("place", F.lit(1))
+        seen = queries.table.where(" + ".join(ALL_SPLITS) + " > 0")
+        ordered = seen.mapInArrow(partial(add_order, self.options.seed), schema).withColumn("place", F.lit(1))
         placed, _ = self._tables.running_sums(ordered, queries.rows, ["shuffled", "row"], ["place", *ALL_SPLITS])
         return self._tables.keep(placed.drop("partition", "shuffled", "place"))
 
@@ -430,6 +474,8 @@ class SparkPreparation:
 
     def _measure_co_occurrence(self, queries: DataFrame, train: Split) -> CoOccurrence | None:
         """Measure it in the first queries of train, whose interactions are first in its files."""
+        if self.base is not None and self.base.manifest.co_occurrence is not None:
+            return self.base.manifest.co_occurrence
         self.progress.phase("co-occurrence", None, "row")
         having, positives, places = queries.selectExpr(
             "coalesce(sum(CASE WHEN count > 0 THEN 1 ELSE 0 END), 0)", "coalesce(sum(count), 0)", "count(*)"

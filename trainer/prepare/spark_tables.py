@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from types import TracebackType
@@ -172,6 +173,16 @@ class SparkTables:
                 f"{output.uri}/{parts[0].folder}: the files hold {found} rows, but {rows} were counted; prepare again"
             )
         return [files[number] for number in range(len(parts))]
+
+    def write_rows(
+        self, table: DataFrame, schema: pa.Schema, folder: str, rows: int, first_part: int = 0
+    ) -> list[DataFile]:
+        """Write the ``rows`` of ``table``, with the columns of the ``schema`` and their ``place``, to ``folder``."""
+        if not rows:
+            return []
+        parts = [replace(part, number=part.number + first_part) for part in file_parts(folder, rows)]
+        part = F.expr(f"place DIV {parts[0].group_rows * GROUPS_PER_FILE}").alias("part")
+        return self.write(table.select(*schema.names, part, "place"), schema, parts, rows)
 
 
 def file_parts(folder: str, rows: int) -> list[Part]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby, pairwise
@@ -62,6 +62,7 @@ _BLOCK_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 _ARROW_TYPES = {
     "binary": pa.binary(),
     "bigint": pa.int64(),
+    "boolean": pa.bool_(),
     "int": pa.int32(),
     "float": pa.float32(),
     "string": pa.string(),
@@ -175,12 +176,16 @@ def new_faults(options: PrepareOptions, first_row: int) -> Faults:
 
 @dataclass(frozen=True)
 class FilesStep:
-    """What to read: files of events, the keys of the groups of query entities, and how rows of Parquet are counted."""
+    """What to read: files of events, the keys of the groups of query entities, and how rows of Parquet are counted.
+
+    The IDs of ``string_sides`` are strings in a base dataset.
+    """
 
     options: PrepareOptions
     files: Sequence[TaskFile]
     keys: Sequence[int]
     first_row: int
+    string_sides: Sequence[str]
 
 
 def read_files(step: FilesStep, resources: Resources, numbers: Batches) -> Batches:
@@ -192,7 +197,7 @@ def read_files(step: FilesStep, resources: Resources, numbers: Batches) -> Batch
 
 def _read_file(connection: duckdb.DuckDBPyConnection, work: Path, step: FilesStep, number: int) -> Batches:
     file, faults = step.files[number], new_faults(step.options, step.first_row)
-    reader = _FileReader(connection, step.options, (), faults)
+    reader = _FileReader(connection, step.options, step.string_sides, faults)
     kept, positives = 0, 0
     with file.local(work, reader.columns_to_fetch()) as local:
         try:
@@ -440,6 +445,28 @@ def read_names_file(
             yield from _query(connection, "SELECT id, name, NULL AS report FROM given", NAMES_SCHEMA)
             given = count_rows(connection, "given")
             yield _report(NAMES_SCHEMA, {"lines": lines, "given": given, "faults": faults.state()})
+
+
+def distinct_ids(column: str, batches: Batches) -> Batches:
+    """Yield the IDs in a ``column`` of the events in blocks: each at least once, and fewer than there are events."""
+    for batch in _unpacked(batches):
+        yield pa.RecordBatch.from_arrays([batch.column(column).unique()], names=["id"])
+
+
+def read_parts(schema: str, sql: str, parts: Callable[[int], Iterator[pa.Table]], batches: Batches) -> Batches:
+    """Yield the rows of the query ``sql`` of each of the ``parts`` of the files at the places that ``batches`` has.
+
+    A file that is wrong has a report.
+    """
+    for number in _values(batches):
+        try:
+            with duckdb.connect() as connection:
+                for part in parts(number):
+                    connection.register("part", part)
+                    yield from _query(connection, sql, schema)
+                    connection.unregister("part")
+        except InputError as error:
+            yield _report(schema, {"file": number, **_failure(error)})
 
 
 def _values(batches: Batches) -> Iterator[int]:

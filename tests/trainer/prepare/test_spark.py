@@ -14,13 +14,14 @@ import pytest
 from dirty_plays import DirtyPlays
 from error_table import documented
 from needs import require_spark
-from preparing import prepare_files, random_events, write_parquet, write_text
+from preparing import forget_dataset, prepare_files, random_events, write_parquet, write_text
 
 from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError, OptionError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import _unneeded
 from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.prepare import hold_out, staging
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.prepare import extend, hold_out, staging
 from crossfade.trainer.prepare.faults import EventFaultsError
 
 require_spark()
@@ -95,10 +96,30 @@ def prepare_twice(folder: Path, *train: Path, **options: Any) -> tuple[DatasetMa
     return manifest, written
 
 
+def prepare_base(folder: Path) -> Path:
+    """Prepare a day and another one that takes its files over, forget an ID of each kind there, and return it."""
+    names = write_text(folder / "base.csv", "id,title\n1005,Old\n1006,Six\n2000,New\n")
+    options = {"timestamp": "when", "hold_out_valid": "none"}
+    one = write_parquet(folder / "day1.parquet", **random_events(EVENTS // 2, seed=1))
+    prepare_files(folder / "day1", one, **options, names={"item": f"{names}:id:title"})
+    two = write_parquet(folder / "day2.parquet", customer=["c1", "old", "c2"], item=[1001, 2000, 2000], when=[60] * 3)
+    prepare_files(folder / "day2", two, **options, base=folder / "day1")
+    for entity, id in (("customer", "c5"), ("item", "1007")):
+        forget_dataset(Folder(folder / "day2"), pa.array([id]), entity, NullReporter())
+    return folder / "day2"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("spark", "small_tasks")
-def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path) -> None:
-    """Files of two formats, faults, negative weights, names, last-N, and tasks and files that share the rows."""
+def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of two formats, faults, negative weights, names, last-N, and tasks and files that share the rows.
+
+    Also: of the base dataset, one vocabulary is written whole with its names, and files of the other are taken over
+    with an overlay; both have vacant rows.
+    """
+    monkeypatch.setattr(extend, "CARRIED_FROM_ROWS", 0)
+    monkeypatch.setattr(extend, "_OVERLAY_SHARE", 0)
+    base = prepare_base(tmp_path)
     events = random_events(EVENTS)
     weights = [(1, 2.5, -1, 0)[number * 7 % 4] for number in range(EVENTS)]
     parquet = write_parquet(tmp_path / "one.parquet", **events, w=weights)
@@ -109,8 +130,14 @@ def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path) -> None:
     names = write_text(tmp_path / "names.csv", "id,title\n7,Seven\n1005,'Five'\n9999,of none\n")
     valid = write_parquet(tmp_path / "valid.parquet", customer=["c1", "new"], item=[7, 8], when=[1, 2], w=[1.0, 1.0])
     options = {"timestamp": "when", "weight": "w", "on_bad_line": "skip", "on_missing": "drop"}
-    options |= {"valid": [valid], "hold_out_test": "last-2", "names": {"item": f"{names}:id:title"}}
+    options |= {"valid": [valid], "hold_out_test": "last-2", "names": {"item": f"{names}:id:title"}, "base": base}
     manifest, written = prepare_twice(tmp_path, parquet, csv, **options)
+    customers, items = (manifest.entities[name] for name in ("customer", "item"))
+    assert customers.overlay
+    assert customers.overlay.carried == 2
+    assert customers.vacant_rows
+    assert items.vacant_rows
+    assert manifest.source["customer_new"] == 70 - 60 + len(["new", "c5"])
     assert (manifest.source["dropped_bad_lines"], manifest.source["dropped_missing"]) == (2, 1)
     assert manifest.source["item_named"] == 2
     assert {"train/part-00001.parquet", "test/part-00000.parquet"} <= written.keys()
@@ -236,7 +263,7 @@ def test_an_error_of_a_task_keeps_its_class() -> None:
 def test_options_that_spark_lacks_are_rejected(tmp_path: Path) -> None:
     events = write_parquet(tmp_path / "events.parquet", **random_events(10))
     with pytest.raises(OptionError) as error:
-        prepare_files(tmp_path / "out", events, engine="spark", order="random", base="earlier")
+        prepare_files(tmp_path / "out", events, engine="spark", order="random", admit={"item": 2})
     assert documented("an option that Spark lacks", str(error.value))
 
 
