@@ -29,7 +29,7 @@ from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.prepare.database import count_rows, execute_on
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
-from crossfade.trainer.prepare.options import Side
+from crossfade.trainer.prepare.options import PrepareOptions, Side
 from crossfade.trainer.prepare.staging import Staged, write_relation
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 
@@ -46,6 +46,12 @@ def _expire_before(max_age: TimeSpan | None, newest: int | None) -> int | None:
         return None
     check_span("expire_after", max_age, newest)
     return newest - max_age.length
+
+
+def has_policies(options: PrepareOptions, base: BaseDataset | None) -> bool:
+    """Return whether ``plan_id_policies`` has any for ``options``."""
+    before = [base.manifest.entities[name] for name in options.sides()] if base is not None else []
+    return bool(options.admit or options.max_ages()) or any(entity.has_last_seen for entity in before)
 
 
 def plan_id_policies(

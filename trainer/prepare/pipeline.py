@@ -249,7 +249,7 @@ def prepare(
     return manifest
 
 
-_NOT_ON_SPARK = ("features", "content", "catalog", "context", "replay", "admit", "expire_after")
+_NOT_ON_SPARK = ("features", "content", "catalog", "context", "replay")
 
 
 def _check_engine(options: PrepareOptions, inputs: Inputs, base: BaseDataset | None) -> None:
@@ -264,8 +264,7 @@ def _check_engine(options: PrepareOptions, inputs: Inputs, base: BaseDataset | N
     for split, files in inputs.events.items():
         given += [option_named(split, STANDARD_INPUT) for file in files if isinstance(file, StandardInput)]
     if base is not None:
-        expires = any(entity.has_last_seen for entity in base.manifest.entities.values())
-        found = {"features": base.manifest.features, "content": base.manifest.content, "IDs that expire": expires}
+        found = {"features": base.manifest.features, "content": base.manifest.content}
         given += [f"{option_named('base')} of a dataset with {kind}" for kind, has_some in found.items() if has_some]
     if given:
         duckdb_engine = option_named("engine", "duckdb")

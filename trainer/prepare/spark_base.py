@@ -1,15 +1,15 @@
 # ruff: noqa: S608  (what is put into SQL is of this program, or a number of it)
 """Extend the vocabularies of a base dataset on Spark, as ``extend.py`` does in one process.
 
-base = BaseVocabularies(dataset, tables, staged)
-base.load("track", read_ids)                            # whose files are read in tasks
-vocabulary, report = base.extend("track", counted)      # its IDs keep their rows, and new ones follow
-entity = base.write_increment("track", vocabulary)      # if base.is_carried("track")
+bases = BaseVocabularies(dataset, tables, staged)
+bases.load(options, id_types, blocks, progress)                         # whose files are read in tasks
+vocabulary, report = bases.extend("track", counted, events, sightings)  # their IDs keep their rows, new ones follow
+entity = bases.write_increment("track", vocabulary, report.new)         # if bases.is_carried("track")
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -21,13 +21,17 @@ from pyspark.sql import functions as F  # noqa: N812
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import OVERLAY, VOCABULARY, DatasetManifest, Entity, Overlay
 from crossfade.trainer.data.parquet import ParquetFiles
-from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.vocabulary import Vocabulary, plain_strings
+from crossfade.trainer.prepare.admission import COLUMNS
+from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import BaseDataset, ExtensionReport, base_columns
-from crossfade.trainer.prepare.options import Side
-from crossfade.trainer.prepare.spark_tables import SparkTables, reports_of
-from crossfade.trainer.prepare.spark_tasks import Batches, distinct_ids, read_parts, to_error
+from crossfade.trainer.prepare.options import PrepareOptions, Side
+from crossfade.trainer.prepare.spark_admission import Sightings, add_last_seen
+from crossfade.trainer.prepare.spark_tables import SparkTables
+from crossfade.trainer.prepare.spark_tasks import Batches, distinct_ids, read_parts
 from crossfade.trainer.prepare.staging import Staged, take_over_files
-from crossfade.trainer.prepare.vocabulary_tables import OVERLAY_SCHEMA, vocabulary_schema
+from crossfade.trainer.prepare.vocabulary_tables import OVERLAY_SCHEMA, sql_number, vocabulary_schema
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ class BaseFiles:
         return self.manifest.entities[self.entity]
 
     @property
+    def pending_schema(self) -> str:
+        """The schema of ``read_pending``."""
+        return f"id {self.id_type}, count bigint, last_seen bigint, report string"
+
+    @property
     def schema(self) -> str:
         """The schema of ``read_base``."""
         columns = f"row bigint, base_id {self.id_type}, base_name string, base_warm boolean"
@@ -105,6 +114,17 @@ def read_overlay(files: BaseFiles, numbers: Batches) -> Batches:
     return read_parts("row bigint, report string", "SELECT row, NULL FROM part", parts, numbers)
 
 
+def read_pending(files: BaseFiles, numbers: Batches) -> Batches:
+    """Read the files of pending IDs at the places that ``numbers`` has."""
+    pending, reader = files.described.pending, ParquetFiles(files.folder)
+
+    def parts(number: int) -> Iterator[pa.Table]:
+        file = pending[number]
+        return (plain_strings(reader.read(file, group, COLUMNS)) for group in range(len(file.row_groups)))
+
+    return read_parts(files.pending_schema, f"SELECT {', '.join(COLUMNS)}, NULL FROM part", parts, numbers)
+
+
 @dataclass
 class BaseVocabularies:
     """The vocabularies of ``base`` on the cluster, which the tables of a preparation extend.
@@ -121,13 +141,23 @@ class BaseVocabularies:
     _rows: dict[str, DataFrame] = field(default_factory=dict)
     _carried: set[str] = field(default_factory=set)
 
-    def load(self, entity: str, side: Side, blocks: DataFrame, needs_all: bool) -> None:
+    def load(
+        self, options: PrepareOptions, id_types: Mapping[str, IdType], blocks: DataFrame, progress: ProgressReporter
+    ) -> None:
+        """Read the vocabularies of the sides, which the events in ``blocks`` extend.
+
+        Raises:
+            InputError: IDs have another type, a file of a vocabulary is missing or corrupt, or an ID has two rows.
+        """
+        for entity, side in options.sides().items():
+            self.base.check_id_type(entity, id_types[side])
+            progress.phase(f"base {entity}", self.base.manifest.entities[entity].rows, "row")
+            self._load(entity, side, blocks, self.base.has_use_for_all_rows(options, entity))
+
+    def _load(self, entity: str, side: Side, blocks: DataFrame, needs_all: bool) -> None:
         """Read the vocabulary of ``entity``, of which an increment may not need all columns.
 
         The events in ``blocks`` have its IDs on a ``side``.
-
-        Raises:
-            InputError: a file of the vocabulary is missing or corrupt, or an ID has two rows.
         """
         described = self.base.manifest.entities[entity]
         files = BaseFiles.of(self.base, entity)
@@ -136,59 +166,101 @@ class BaseVocabularies:
             if self.base.is_carried(entity, ids.distinct().count()):
                 self._carried.add(entity)
                 files = replace(files, has_ids_only=True)
-        rows = self._read(partial(read_base, files), len(described.files), files.schema)
+        rows = self.tables.read(partial(read_base, files), len(described.files), files.schema)
         counts = "count(base_id)", "count(DISTINCT base_id)", "sum(CASE WHEN base_id IS NULL THEN 1 ELSE 0 END)"
         self.base.check_ids(entity, list(rows.selectExpr(*counts).collect()[0]))
-        self._rows[entity] = rows
-
-    def _read(self, task: Callable[[Batches], Batches], files: int, schema: str) -> DataFrame:
-        """Read so many ``files``, a task each."""
-        numbers = self.tables.spark.range(0, files, 1, max(files, 1))
-        read = self.tables.keep(numbers.mapInArrow(task, schema))
-        reports = reports_of(read)
-        if reports:
-            raise to_error(min(reports, key=lambda report: int(report["file"])))
-        return read.where("report IS NULL").drop("report")
+        self._rows[entity] = self.tables.without_plan(rows)
 
     def is_carried(self, entity: str) -> bool:
         """Return whether the files of ``entity`` are taken over, so that only rows of IDs in events are extended."""
         return entity in self._carried
 
-    def extend(self, entity: str, counted: DataFrame, events: int) -> tuple[DataFrame, ExtensionReport]:
+    def pending(self, entity: str) -> DataFrame | None:
+        """Return the pending IDs of ``entity``; None if there are none.
+
+        Raises:
+            InputError: a file of them is missing or corrupt.
+        """
+        files = BaseFiles.of(self.base, entity)
+        if not files.described.pending:
+            return None
+        return self.tables.read(partial(read_pending, files), len(files.described.pending), files.pending_schema)
+
+    def ids(self, entity: str) -> DataFrame:
+        """Return the IDs of ``entity``."""
+        return self._rows[entity].where("base_id IS NOT NULL").selectExpr("base_id AS id")
+
+    def extend(
+        self, entity: str, counted: DataFrame, events: int, sightings: Sightings | None
+    ) -> tuple[DataFrame, ExtensionReport]:
         """Return the vocabulary of the IDs ``counted``, which are in so many ``events``, and how the base was extended.
 
-        Its columns: row, the columns of ``counted`` (id, count, …), warm, and base_name. Rows of the base stay, with
-        their counts, which may be 0; where files are carried over, only rows of the IDs counted. New IDs follow by
-        count descending, then by ID.
+        Its columns: row, the columns of ``counted`` (id, count, …), warm, last_seen, lineage_index, and base_name. Rows
+        are as of ``extend.extend_vocabulary``; where files are carried over, only those of the IDs counted.
         """
         described, base_rows = self.base.manifest.entities[entity], self._rows[entity]
-        counted = self.tables.keep(counted)
+        counted = self.tables.detach(counted)
         columns = [name for name in counted.columns if name != "id"]
-        how = "inner" if self.is_carried(entity) else "left"
-        kept = base_rows.join(
-            counted.withColumnRenamed("id", "counted_id"), F.expr("base_id = counted_id"), how
-        ).selectExpr(
-            "row",
-            "base_id AS id",
-            *(f"coalesce({name}, 0) AS {name}" for name in columns),
-            "base_warm OR coalesce(count > 0, false) AS warm",
-            "base_name",
+        kept = self._kept_rows(entity, counted, columns, sightings)
+        new_ids = add_last_seen(
+            counted.join(base_rows.select("base_id"), F.expr("id = base_id"), "left_anti"), sightings
         )
-        new_ids = counted.join(base_rows.select("base_id"), F.expr("id = base_id"), "left_anti")
         ranked, (new,) = self.tables.running_sums(
-            new_ids.withColumn("row", F.lit(1)), events, [F.desc("count"), F.asc("id")], ["row"]
+            new_ids.withColumn("position", F.lit(1)), events, [F.desc("count"), F.asc("id")], ["position"]
         )
+        policy, vacant, expired = None if sightings is None else sightings.policy, 0, 0
+        row = "position_before"
+        if policy is not None and policy.expire_before is not None:
+            kept = self.tables.detach(kept)
+            left = kept.where("id IS NULL").select("row", F.lit(1).alias("place"))
+            places, (vacant,) = self.tables.running_sums(left, described.rows, ["row"], ["place"])
+            places = self.tables.detach(places.selectExpr("row AS vacant_row", "place_before"))
+            ranked = ranked.join(places, F.expr("position_before = place_before"), "left")
+            taken = places.where(f"place_before < {new}").selectExpr("vacant_row AS row")
+            kept = kept.join(taken, "row", "left_anti")
+            expired = vacant - len(described.vacant_rows)
+            row = f"coalesce(vacant_row - {described.rows - vacant}, position_before)"
         added = ranked.selectExpr(
-            f"{described.rows} + row_before AS row",
+            f"{described.rows - vacant} + {row} AS row",
             "id",
             *columns,
             "count > 0 AS warm",
+            "last_seen",
+            f"{0 if policy is None else policy.lineage_index}L AS lineage_index",
             "CAST(NULL AS STRING) AS base_name",
         )
-        before = described.rows - len(described.vacant_rows)
-        unseen = before - (counted.count() - new)
-        report = ExtensionReport(kept=before, unseen=unseen, new=new, expired=0, reused=0)
+        keeping = described.rows - len(described.vacant_rows) - expired
+        unseen, reused = keeping - (counted.count() - new), min(vacant, new)
+        report = ExtensionReport(kept=keeping, unseen=unseen, new=new, expired=expired, reused=reused)
         return kept.unionByName(added), report
+
+    def _kept_rows(
+        self, entity: str, counted: DataFrame, columns: Sequence[str], sightings: Sightings | None
+    ) -> DataFrame:
+        """Return the rows of the base as of ``extend._make_base_rows``: without the IDs that have expired."""
+        how = "inner" if self.is_carried(entity) else "left"
+        rows = self._rows[entity].join(
+            counted.withColumnRenamed("id", "counted_id"), F.expr("base_id = counted_id"), how
+        )
+        last_seen, is_kept = "base_last_seen", "true"
+        if sightings is not None and sightings.policy.track_last_seen:
+            seen = sightings.seen.selectExpr("id AS seen_id", "last_seen AS seen_last_seen")
+            rows = rows.join(seen, F.expr("base_id = seen_id"), "left")
+            newest = sql_number(sightings.policy.newest)
+            in_catalog = f"CASE WHEN counted_id IS NOT NULL AND seen_id IS NULL THEN {newest} END"
+            last_seen = f"coalesce(greatest(base_last_seen, seen_last_seen, {in_catalog}), {newest})"
+            if sightings.policy.expire_before is not None:
+                is_kept = f"counted_id IS NOT NULL OR {last_seen} >= {sightings.policy.expire_before}"
+        rows = rows.withColumn("is_kept", F.expr(f"base_id IS NOT NULL AND ({is_kept})"))
+        return rows.selectExpr(
+            "row",
+            "CASE WHEN is_kept THEN base_id END AS id",
+            *(f"coalesce({name}, 0) AS {name}" for name in columns),
+            "(base_warm OR coalesce(count > 0, false)) AND is_kept AS warm",
+            f"CASE WHEN is_kept THEN {last_seen} END AS last_seen",
+            "base_lineage_index AS lineage_index",
+            "CASE WHEN is_kept THEN base_name END AS base_name",
+        )
 
     def write_increment(self, entity: str, vocabulary: DataFrame, new: int) -> Entity:
         """Write what ``extend`` returned, with ``new`` rows, as ``extend.write_increment``.
@@ -206,9 +278,9 @@ class BaseVocabularies:
         overlaid = vocabulary.where(f"row < {old.rows} AND count > 0").select("row", "count")
         if old.overlay is not None:
             task = partial(read_overlay, BaseFiles.of(self.base, entity))
-            before = self._read(task, len(old.overlay.files), "row bigint, report string")
+            before = self.tables.read(task, len(old.overlay.files), "row bigint, report string")
             overlaid = before.join(overlaid, "row", "full").selectExpr("row", "coalesce(count, 0) AS count")
-        overlaid = self.tables.keep(overlaid)
+        overlaid = self.tables.detach(overlaid)
         rows = overlaid.count()
         numbered, _ = self.tables.running_sums(overlaid.withColumn("place", F.lit(1)), rows, ["row"], ["place"])
         overlay = self.tables.write_rows(

@@ -32,6 +32,7 @@ from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import check_seconds, check_span
+from crossfade.trainer.prepare.admission import has_policies, plan_id_policies
 from crossfade.trainer.prepare.co_occurrence import last_place, measure_pairs
 from crossfade.trainer.prepare.database import working_database
 from crossfade.trainer.prepare.events import EventReader, EventTable, IdType
@@ -47,6 +48,13 @@ from crossfade.trainer.prepare.hold_out import (
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
+from crossfade.trainer.prepare.spark_admission import (
+    Sightings,
+    add_last_seen,
+    count_sightings,
+    filter_admitted,
+    write_pending,
+)
 from crossfade.trainer.prepare.spark_base import BaseVocabularies
 from crossfade.trainer.prepare.spark_tables import SparkTables, file_parts, filter_k_core, reports_of, spark_session
 from crossfade.trainer.prepare.spark_tasks import (
@@ -68,12 +76,11 @@ from crossfade.trainer.prepare.spark_tasks import (
 from crossfade.trainer.prepare.split_files import SplitLayout
 from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, Staged
 from crossfade.trainer.prepare.summary import (
-    HEAD_FRACTION,
     Facts,
     describe_options,
     describe_stats,
     heavy_weights,
-    popularity_facts,
+    popularity_of,
 )
 from crossfade.trainer.prepare.vocabulary_tables import check_named, vocabulary_schema
 
@@ -114,6 +121,8 @@ class SparkPreparation:
     progress: ProgressReporter
     first_row: int
     facts: Facts = field(default_factory=dict)
+    _bases: BaseVocabularies | None = None
+    _sightings: dict[str, Sightings] = field(default_factory=dict)
 
     def run(self) -> DatasetManifest:
         """Write all files except the manifest, which is returned.
@@ -133,7 +142,9 @@ class SparkPreparation:
     def _run(self) -> DatasetManifest:
         options, plan = self.options, plan_hold_outs(self.options)
         table, read, reports = self._read_files()
-        self._load_base(table, read)
+        if self.base is not None:
+            self._bases = BaseVocabularies(self.base, self._tables, self.staged)
+            self._bases.load(options, table.id_types, read, self.progress)
         held, rows = self._hold_out(plan, table, read, reports)
         sides = self._write_vocabularies(held, sum(rows.values()), table)
         layout = SplitLayout(
@@ -212,17 +223,6 @@ class SparkPreparation:
         blocks = read.where("report IS NULL").select("key", "block").repartition(len(step.keys), "key")
         return table, blocks, [{**report, "split": file.split} for report, file in zip(reports, files, strict=True)]
 
-    def _load_base(self, table: EventTable, blocks: DataFrame) -> None:
-        """Read the vocabularies of the base dataset, if there is one, that the events in ``blocks`` extend."""
-        self._vocabularies: BaseVocabularies | None = None
-        if self.base is not None:
-            self._vocabularies = BaseVocabularies(self.base, self._tables, self.staged)
-            for entity, side in self.options.sides().items():
-                self.base.check_id_type(entity, table.id_types[side])
-                self.progress.phase(f"base {entity}", None, "row")
-                needs_all = self.base.has_use_for_all_rows(self.options, entity)
-                self._vocabularies.load(entity, side, blocks, needs_all)
-
     def _hold_out(
         self, plan: dict[str, HoldOut], table: EventTable, events: DataFrame, reports: Sequence[Mapping[str, Any]]
     ) -> tuple[DataFrame, dict[str, int]]:
@@ -241,8 +241,8 @@ class SparkPreparation:
             timestamps=table.timestamps,
             seed=options.seed,
         )
-        if options.min_count:
-            events, step, train = self._filter_rare(step, events)
+        if options.min_count or has_policies(options, self.base):
+            events, step, train = self._filter_ids(step, events, table)
         by_default = {split: each for split, each in plan.items() if each.by_default}
         if by_default and train > DEFAULT_PAIRS / DEFAULT_FRACTION:
             # It takes a number of pairs, and so needs to know how many are left in train.
@@ -265,19 +265,34 @@ class SparkPreparation:
             check_split(split, rows[split], positives, has_files=bool(self.events.get(split)))
         return held, rows
 
-    def _filter_rare(self, step: HoldOutStep, events: DataFrame) -> tuple[DataFrame, HoldOutStep, int]:
+    def _filter_ids(
+        self, step: HoldOutStep, events: DataFrame, table: EventTable
+    ) -> tuple[DataFrame, HoldOutStep, int]:
         """Sum duplicates, and drop rare IDs; return the events and the step that are left, and the rows of train."""
         options = self.options
         held, found = self._apply(replace(step, plan={}, gap=None), events)
         self._add_facts(found)
-        self.progress.phase("min-count", None, "round")
-        entities: dict[str, str] = {side: entity for entity, side in options.sides().items()}
-        minimums = {side: options.min_count[name] for side, name in entities.items() if name in options.min_count}
-        core, report = filter_k_core(self._tables, minimums, entities, held.where(_ARE_EVENTS), self.progress)
-        self.facts["dropped_rare"] = report.interactions
-        self.facts |= {f"{entity}_rare": report.ids[side] for side, entity in entities.items()}
+        left = held.where(_ARE_EVENTS)
+        if has_policies(options, self.base):
+            newest = max((report["latest"] for report in found if report["latest"] is not None), default=None)
+            ages = options.max_ages()
+            policies = plan_id_policies(newest, options.sides(), table.id_types, options.admit, ages, self.base)
+            self.progress.phase("admission", len(policies), "side")
+            self._sightings = {
+                each.entity: count_sightings(self._tables, each, left, self._bases) for each in policies.values()
+            }
+            self.progress.advance(len(policies))
+            if options.admit:
+                left, self.facts["dropped_pending"] = filter_admitted(self._tables, self._sightings, self._bases, left)
+        if options.min_count:
+            self.progress.phase("min-count", None, "round")
+            entities: dict[str, str] = {side: entity for entity, side in options.sides().items()}
+            minimums = {side: options.min_count[name] for side, name in entities.items() if name in options.min_count}
+            left, report = filter_k_core(self._tables, minimums, entities, left, self.progress)
+            self.facts["dropped_rare"] = report.interactions
+            self.facts |= {f"{entity}_rare": report.ids[side] for side, entity in entities.items()}
         step = replace(step, first_places=[0], sums=False)
-        return self._by_query(core, step.rows), step, core.where("split = 0").count()
+        return self._by_query(left, step.rows), step, left.where("split = 0").count()
 
     def _by_query(self, events: DataFrame, rows: int) -> DataFrame:
         """Return ``events`` that a step has left, at most ``rows``, as another one takes them."""
@@ -346,43 +361,58 @@ class SparkPreparation:
     def _write_vocabulary(self, entity: str, ids: DataFrame, events: int, id_type: IdType) -> _Ids:
         """Write the vocabulary of ``entity``: ``ids`` and their ``count``, which are in so many ``events``."""
         self.progress.phase(f"vocabulary of {entity}", None, "row")
-        base = self.base.manifest.entities.get(entity) if self.base else None
         ranked, rows, new = self._rank(entity, ids, events)
-        has_names, found = entity in self.names, {}
-        if has_names:
-            ranked, found = self._join_names(ranked, entity)
-        ranked = self._tables.keep(ranked)
+        names: Mapping[str, Any] | None = None
+        if entity in self.names:
+            ranked, names = self._join_names(ranked, entity)
+        ranked = self._tables.detach(ranked)
         self.progress.advance(rows)
-        self._add_popularity(ranked, entity, rows)
-        if has_names:
-            self._add_named(ranked, entity, found)
-        if base is not None and self._vocabularies is not None and self._vocabularies.is_carried(entity):
-            return _Ids(ranked, rows, self._vocabularies.write_increment(entity, ranked, new))
-        vacant_rows = base.vacant_rows if base else []
-        given = [*(["name"] if has_names else []), *(["base_name"] if base and base.has_names else [])]
-        schema = vocabulary_schema(id_type, bool(given), bool(vacant_rows), has_warm=base is not None)
-        columns = [f"coalesce({', '.join(given)}) AS name" if name == "name" else name for name in schema.names]
-        files = self._tables.write_rows(
-            ranked.selectExpr(*columns, "row AS place"), schema, f"{VOCABULARY}/{entity}", rows
-        )
-        described = Entity(
+        counts = [(int(count), int(ids)) for count, ids in ranked.groupBy("count").count().collect()]
+        self.facts |= popularity_of(entity, counts, rows)
+        if names is not None:
+            self._add_named(ranked, entity, names)
+        bases, sightings = self._bases, self._sightings.get(entity)
+        if bases is not None and bases.is_carried(entity):
+            described = bases.write_increment(entity, ranked, new)
+        else:
+            described = self._write_whole(entity, ranked, rows, id_type)
+        if sightings is not None and sightings.policy.admit is not None:
+            pending = write_pending(self._tables, sightings, ranked, bases)
+            described = described.model_copy(update={"pending": pending})
+        return _Ids(ranked, rows, described)
+
+    def _write_whole(self, entity: str, ranked: DataFrame, rows: int, id_type: IdType) -> Entity:
+        """Write all ``rows`` of the vocabulary ``ranked``."""
+        base = self.base.manifest.entities.get(entity) if self.base else None
+        names = [*(["name"] if entity in self.names else []), *(["base_name"] if base and base.has_names else [])]
+        sightings = self._sightings.get(entity)
+        track_last_seen = sightings is not None and sightings.policy.track_last_seen
+        vacant_rows = [int(row) for (row,) in ranked.where("id IS NULL").select("row").collect()] if base else []
+        schema = vocabulary_schema(id_type, bool(names), bool(vacant_rows), base is not None, track_last_seen)
+        columns = [f"coalesce({', '.join(names)}) AS name" if name == "name" else name for name in schema.names]
+        selected = ranked.selectExpr(*columns, "row AS place")
+        return Entity(
             rows=rows,
             id_type=id_type,
-            has_names=bool(given),
+            has_names=bool(names),
             has_warm=base is not None,
-            files=files,
-            vacant_rows=vacant_rows,
+            has_last_seen=track_last_seen,
+            files=self._tables.write_rows(selected, schema, f"{VOCABULARY}/{entity}", rows),
+            vacant_rows=sorted(vacant_rows),
         )
-        return _Ids(ranked, rows, described)
 
     def _rank(self, entity: str, ids: DataFrame, events: int) -> tuple[DataFrame, int, int]:
         """Give ``ids`` their rows; return them, how many rows the vocabulary has, and how many of them are new."""
-        if self.base is not None and self._vocabularies is not None and entity in self.base.manifest.entities:
-            extended, report = self._vocabularies.extend(entity, ids, events)
-            self.facts |= {f"{entity}_{name}": getattr(report, name) for name in ("kept", "unseen", "new")}
-            return extended, self.base.manifest.entities[entity].rows + report.new, report.new
-        order = [F.desc("count"), F.asc("id")]
-        ranked, (rows,) = self._tables.running_sums(ids.withColumn("row", F.lit(1)), events, order, ["row"])
+        sightings = self._sightings.get(entity)
+        if self._bases is not None and entity in self._bases.base.manifest.entities:
+            extended, report = self._bases.extend(entity, ids, events, sightings)
+            expires = sightings is not None and sightings.policy.expire_before is not None
+            names = ("kept", "unseen", "new", *(("expired", "reused") if expires else ()))
+            self.facts |= {f"{entity}_{name}": getattr(report, name) for name in names}
+            added = report.new - report.reused
+            return extended, self._bases.base.manifest.entities[entity].rows + added, added
+        ids = add_last_seen(ids, sightings).withColumns({"row": F.lit(1), "lineage_index": F.lit(0)})
+        ranked, (rows,) = self._tables.running_sums(ids, events, [F.desc("count"), F.asc("id")], ["row"])
         return ranked.drop("row", "partition").withColumnRenamed("row_before", "row"), rows, rows
 
     def _join_names(self, ids: DataFrame, entity: str) -> tuple[DataFrame, Mapping[str, Any]]:
@@ -405,21 +435,6 @@ class SparkPreparation:
         given = read.where("report IS NULL").select(F.col("id").alias("text"), "name")
         joined = ids.join(given, F.col("id").cast("string") == F.col("text"), "left").drop("text")
         return joined, {**report, "bad_lines": faults.count(missing=False)}
-
-    def _add_popularity(self, ranked: DataFrame, entity: str, rows: int) -> None:
-        """Add how the counts are distributed; of the ``rows`` that are not ``ranked``, they are 0."""
-        head, middle = -(-rows // HEAD_FRACTION), [(rows - 1) // 2, rows // 2]
-        found = sorted(
-            ((int(count), int(ids)) for count, ids in ranked.groupBy("count").count().collect()), reverse=True
-        )
-        found.append((0, rows - sum(ids for _, ids in found)))
-        starts = [0, *accumulate(ids for _, ids in found)]
-        counts = [(count, start, start + ids) for (count, ids), start in zip(found, starts, strict=False)]
-        of_head = sum(count * max(0, min(end, head) - start) for count, start, end in counts)
-        of_middle = sum(count for count, start, end in counts for row in middle if start <= row < end)
-        total = sum(count * ids for count, ids in found)
-        once, unseen = (sum(ids for count, ids in found if count == few) for few in (1, 0))
-        self.facts |= popularity_facts(entity, total, of_head, of_middle / 2, once, unseen)
 
     def _add_named(self, ranked: DataFrame, entity: str, names: Mapping[str, Any]) -> None:
         """Add how many of the IDs have names, of what was found in their file."""

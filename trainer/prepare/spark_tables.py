@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -33,10 +33,12 @@ from crossfade.trainer.prepare.cleaning import KCoreReport, nothing_left
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.spark_tasks import (
     PARTS_SCHEMA,
+    Batches,
     Output,
     Part,
     add_running_sums,
     column_names,
+    to_error,
     write_parts,
 )
 from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, Staged, row_group_rows
@@ -131,10 +133,31 @@ class SparkTables:
         self._kept.append(table.persist())
         return table
 
+    def read(self, task: Callable[[Batches], Batches], files: int, schema: str) -> DataFrame:
+        """Read so many ``files``, each in a ``task`` of ``read_parts``.
+
+        Raises:
+            InputError: a file is wrong.
+        """
+        numbers = self.spark.range(0, files, 1, max(files, 1))
+        read = self.keep(numbers.mapInArrow(task, schema))
+        reports = reports_of(read)
+        if reports:
+            raise to_error(min(reports, key=lambda report: int(report["file"])))
+        return read.where("report IS NULL").drop("report")
+
     def without_plan(self, table: DataFrame) -> DataFrame:
-        """Return ``table``, which is kept, without how it was made: a loop that uses it twice would double its plan."""
+        """Return ``table``, which is kept, without how it was made.
+
+        A loop that uses it twice would double its plan, and with each table that others are made of, planning takes
+        longer.
+        """
         session = self.spark._jsparkSession
         return DataFrame(session.createDataFrame(table._jdf.javaRDD(), table._jdf.schema()), self.spark)
+
+    def detach(self, table: DataFrame) -> DataFrame:
+        """Keep ``table``, of IDs, and return it without how it was made."""
+        return self.without_plan(self.keep(table))
 
     def running_sums(
         self, table: DataFrame, rows: int, order: Sequence[Any], columns: Sequence[str]

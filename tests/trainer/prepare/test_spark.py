@@ -97,12 +97,18 @@ def prepare_twice(folder: Path, *train: Path, **options: Any) -> tuple[DatasetMa
 
 
 def prepare_base(folder: Path) -> Path:
-    """Prepare a day and another one that takes its files over, forget an ID of each kind there, and return it."""
-    names = write_text(folder / "base.csv", "id,title\n1005,Old\n1006,Six\n2000,New\n")
-    options = {"timestamp": "when", "hold_out_valid": "none"}
-    one = write_parquet(folder / "day1.parquet", **random_events(EVENTS // 2, seed=1))
+    """Prepare a day and another one that takes its files over, forget an ID of each kind there, and return it.
+
+    A customer waits to be admitted since each of the days, and of the items that no later event has, one expires.
+    """
+    names = write_text(folder / "base.csv", "id,title\n1005,Old\n1006,Six\n3000,Expired\n3001,Kept\n")
+    options = {"timestamp": "when", "hold_out_valid": "none", "admit": {"customer": 3}, "expire_after": "item=1000"}
+    events = random_events(EVENTS // 2, seed=1)
+    waiting = {"customer": ["wait", "c1", "c1"], "item": [1001, 3000, 3001], "when": [50, 5, 40]}
+    one = write_parquet(folder / "day1.parquet", **{name: events[name] + waiting[name] for name in events})
     prepare_files(folder / "day1", one, **options, names={"item": f"{names}:id:title"})
-    two = write_parquet(folder / "day2.parquet", customer=["c1", "old", "c2"], item=[1001, 2000, 2000], when=[60] * 3)
+    customers = ["c1", "c69", "old", "old", "old"]
+    two = write_parquet(folder / "day2.parquet", customer=customers, item=[1001, 2000, 2000, 2000, 2000], when=[60] * 5)
     prepare_files(folder / "day2", two, **options, base=folder / "day1")
     for entity, id in (("customer", "c5"), ("item", "1007")):
         forget_dataset(Folder(folder / "day2"), pa.array([id]), entity, NullReporter())
@@ -114,8 +120,8 @@ def prepare_base(folder: Path) -> Path:
 def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of two formats, faults, negative weights, names, last-N, and tasks and files that share the rows.
 
-    Also: of the base dataset, one vocabulary is written whole with its names, and files of the other are taken over
-    with an overlay; both have vacant rows.
+    Also: of the base dataset, one vocabulary is written whole with its names, without IDs that expire, and files of the
+    other are taken over with an overlay, and IDs that wait.
     """
     monkeypatch.setattr(extend, "CARRIED_FROM_ROWS", 0)
     monkeypatch.setattr(extend, "_OVERLAY_SHARE", 0)
@@ -130,14 +136,15 @@ def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path, monkeypatch: pytest.Mo
     names = write_text(tmp_path / "names.csv", "id,title\n7,Seven\n1005,'Five'\n9999,of none\n")
     valid = write_parquet(tmp_path / "valid.parquet", customer=["c1", "new"], item=[7, 8], when=[1, 2], w=[1.0, 1.0])
     options = {"timestamp": "when", "weight": "w", "on_bad_line": "skip", "on_missing": "drop"}
-    options |= {"valid": [valid], "hold_out_test": "last-2", "names": {"item": f"{names}:id:title"}, "base": base}
+    options |= {"valid": [valid], "hold_out_test": "last-2", "names": {"item": f"{names}:id:title"}}
+    options |= {"base": base, "admit": {"customer": 13}, "expire_after": "item=870"}
     manifest, written = prepare_twice(tmp_path, parquet, csv, **options)
-    customers, items = (manifest.entities[name] for name in ("customer", "item"))
+    customers = manifest.entities["customer"]
     assert customers.overlay
-    assert customers.overlay.carried == 2
-    assert customers.vacant_rows
-    assert items.vacant_rows
-    assert manifest.source["customer_new"] == 70 - 60 + len(["new", "c5"])
+    assert (customers.overlay.carried, len(customers.files), len(customers.vacant_rows)) == (2, 3, 1)
+    assert customers.pending[0].rows == len(["wait", "new", *range(60, 69)])
+    new = [manifest.source[name] for name in ("customer_new", "item_expired", "item_reused")]
+    assert new == [len(["c5", "c69"]), 1, 2]
     assert (manifest.source["dropped_bad_lines"], manifest.source["dropped_missing"]) == (2, 1)
     assert manifest.source["item_named"] == 2
     assert {"train/part-00001.parquet", "test/part-00000.parquet"} <= written.keys()
@@ -157,7 +164,8 @@ def test_spark_sums_and_holds_out_as_duckdb(tmp_path: Path, spark: Any) -> None:
     late = write_parquet(tmp_path / "late.parquet", **times)
     options = {"query": "Part=customer", "item": "place=item", "timestamp": "when", "weight": "w"}
     options |= {"hold_out_test": "after:1970-01-01T00:00:40", "hold_out_gap": "3", "hold_out_valid": "default"}
-    options |= {"duplicates": "sum", "min_count": {"Part": 27, "place": 15}}
+    options |= {"duplicates": "sum", "min_count": {"Part": 26, "place": 14}}
+    options |= {"admit": {"place": 18}, "expire_after": "Part=9"}
     with ThreadPoolExecutor(1) as threads:
         prepared = threads.submit(prepare_twice, tmp_path, parquet, late, **options)
     manifest, _ = prepared.result()
@@ -263,7 +271,7 @@ def test_an_error_of_a_task_keeps_its_class() -> None:
 def test_options_that_spark_lacks_are_rejected(tmp_path: Path) -> None:
     events = write_parquet(tmp_path / "events.parquet", **random_events(10))
     with pytest.raises(OptionError) as error:
-        prepare_files(tmp_path / "out", events, engine="spark", order="random", admit={"item": 2})
+        prepare_files(tmp_path / "out", events, engine="spark", order="random")
     assert documented("an option that Spark lacks", str(error.value))
 
 
