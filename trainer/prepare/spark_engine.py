@@ -48,14 +48,14 @@ from crossfade.trainer.prepare.hold_out import (
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
-from crossfade.trainer.prepare.spark_admission import (
+from crossfade.trainer.prepare.spark_ids import (
+    BaseVocabularies,
     Sightings,
     add_last_seen,
     count_sightings,
     filter_admitted,
     write_pending,
 )
-from crossfade.trainer.prepare.spark_base import BaseVocabularies
 from crossfade.trainer.prepare.spark_tables import SparkTables, file_parts, filter_k_core, reports_of, spark_session
 from crossfade.trainer.prepare.spark_tasks import (
     ATTEMPTS,

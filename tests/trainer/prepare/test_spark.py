@@ -192,6 +192,14 @@ def test_spark_lists_the_faults_of_duckdb(tmp_path: Path) -> None:
     three = write_text(tmp_path / "three.csv", "customer,item,at\na,b,1\na,c,3\n")
     with pytest.raises(InputError, match=r"after:9: takes no interaction for test \(timestamps run from 1 to 3"):
         prepare_files(tmp_path / "out", three, engine="spark", timestamp="at", hold_out="after:9")
+    prepare_files(tmp_path / "base", three)
+    (tmp_path / "base/vocabulary/item/part-00000.parquet").unlink()
+    messages = []
+    for engine in ("duckdb", "spark"):
+        with pytest.raises(InputError, match="no such file") as missing:
+            prepare_files(tmp_path / "out", three, engine=engine, base=tmp_path / "base")
+        messages.append(str(missing.value))
+    assert messages[0] == messages[1]
     assert not (tmp_path / "out").exists()
 
 
@@ -273,6 +281,9 @@ def test_options_that_spark_lacks_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(OptionError) as error:
         prepare_files(tmp_path / "out", events, engine="spark", order="random")
     assert documented("an option that Spark lacks", str(error.value))
+    prepare_files(tmp_path / "base", events, features=f"item={events}:item:hour=when")
+    with pytest.raises(OptionError, match="base of a dataset with features"):
+        prepare_files(tmp_path / "out", events, engine="spark", base=tmp_path / "base")
 
 
 def test_missing_pyspark_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
