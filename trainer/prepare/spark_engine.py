@@ -87,6 +87,8 @@ from crossfade.trainer.prepare.vocabulary_tables import check_named, vocabulary_
 _TASK_MEMORY = 512 << 20
 _TASK_BYTES, _FEW_BYTES, _TEXT_PER_PARQUET = 16 << 20, 1 << 20, 4
 """Those of Parquet, of which a task has the events of some query entities; text has more bytes by this factor."""
+_BROADCAST_ROWS = 100_000
+"""IDs that are few megabytes; Spark does not know the size of tables without their plan."""
 _ARE_EVENTS = "query IS NOT NULL AND item IS NOT NULL"
 
 
@@ -97,6 +99,11 @@ class _Ids:
     table: DataFrame
     rows: int
     entity: Entity
+
+    @property
+    def lookup(self) -> DataFrame:
+        """The table as events are joined with it: a small one is sent to all tasks, rather than events to its."""
+        return F.broadcast(self.table) if self.rows <= _BROADCAST_ROWS else self.table
 
 
 @dataclass
@@ -156,7 +163,7 @@ class SparkPreparation:
             seed=options.seed,
         )
         placed = self._place_queries(sides["query"])
-        splits = self._write_splits(held, placed, sides["item"].table, rows, layout)
+        splits = self._write_splits(held, placed, sides["item"].lookup, rows, layout)
         self.staged.folder.child(ATTEMPTS).delete()
         return DatasetManifest(
             query=options.query.name,
