@@ -231,6 +231,8 @@ class Vocabulary:
         A first dataset has no column ``warm``: its rows are warm if they have a count.
         """
         stored = [name for name in columns if name not in ("count", "warm")]
+        if stored == columns:
+            return self._files.read(file, index, stored)
         if "warm" in columns:
             has_warm = "warm" in self._files.footer(file).schema.names
             stored += ["count", "warm"] if has_warm else ["count"]

@@ -2,7 +2,7 @@
 """Admission and expiry: an ID gets a row after enough events over all datasets, and loses it if unseen for too long.
 
     max_ages = {"track": TimeSpan.parse("90d")}
-    policies = plan_id_policies(connection, "events", sides, id_types, {"track": 5}, max_ages, base)
+    policies = plan_id_policies(newest, sides, id_types, {"track": 5}, max_ages, base)
     for policy in policies.values():
         count_sightings(connection, policy, "events", base)     # the table seen_item (number, id, count, last_seen)
     dropped = filter_admitted(connection, policies.values(), base, "events", "admitted_events")
@@ -26,10 +26,10 @@ from crossfade.trainer.data.manifest import PENDING, DataFile
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.time_values import TimeSpan, check_span
 from crossfade.trainer.data.vocabulary import plain_strings
-from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_one
+from crossfade.trainer.prepare.database import count_rows, execute_on
 from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
-from crossfade.trainer.prepare.options import Side
+from crossfade.trainer.prepare.options import PrepareOptions, Side
 from crossfade.trainer.prepare.staging import Staged, write_relation
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 
@@ -48,22 +48,25 @@ def _expire_before(max_age: TimeSpan | None, newest: int | None) -> int | None:
     return newest - max_age.length
 
 
+def has_policies(options: PrepareOptions, base: BaseDataset | None) -> bool:
+    """Return whether ``plan_id_policies`` has any for ``options``."""
+    before = [base.manifest.entities[name] for name in options.sides()] if base is not None else []
+    return bool(options.admit or options.max_ages()) or any(entity.has_last_seen for entity in before)
+
+
 def plan_id_policies(
-    connection: duckdb.DuckDBPyConnection,
-    source: str,
+    newest: int | None,
     sides: Mapping[str, Side],
     id_types: Mapping[str, IdType],
     admit: Mapping[str, int],
     max_ages: Mapping[str, TimeSpan],
     base: BaseDataset | None,
 ) -> dict[Side, IdPolicy]:
-    """Return the policies for the events in the table ``source``; sides without an option have none.
+    """Return the policies for events of which the ``newest`` has this timestamp; sides without an option have none.
 
     Raises:
         InputError: an age is in days or hours, but the timestamps are not in seconds.
     """
-    newest = fetch_one(connection, f"SELECT max(timestamp) FROM {source}")[0]
-    assert newest is None or isinstance(newest, int)
     lineage_index = 0 if base is None else len(base.lineage())
     policies: dict[Side, IdPolicy] = {}
     for entity, side in sides.items():
@@ -126,21 +129,24 @@ def filter_admitted(
     Raises:
         InputError: no event of positive weight is left.
     """
-    conditions, options = ["true"], []
+    conditions = ["true"]
     for policy in policies:
         if policy.admit is None:
             continue
         in_base = f" OR id IN (SELECT id FROM base_{policy.side} WHERE id IS NOT NULL)" if base is not None else ""
         admitted = f"SELECT number FROM seen_{policy.side} WHERE count >= {policy.admit}{in_base}"
         conditions.append(f"{policy.side} IN ({admitted})")
-        options.append(f"{policy.entity}={policy.admit}")
     connection.execute(f"CREATE TABLE {target} AS SELECT * FROM {source} WHERE {' AND '.join(conditions)}")
     if not count_rows(connection, f"{target} WHERE weight > 0"):
-        raise OptionError(
-            "admit", found=",".join(options), problem="leaves no interaction", fix="lower it, or give more events"
-        )
+        raise nothing_admitted(policies)
     before, after = (count_rows(connection, table) for table in (source, target))
     return before - after
+
+
+def nothing_admitted(policies: Sequence[IdPolicy]) -> OptionError:
+    """Return the error that the ``policies`` admit no event of positive weight."""
+    found = ",".join(f"{policy.entity}={policy.admit}" for policy in policies if policy.admit is not None)
+    return OptionError("admit", found=found, problem="leaves no interaction", fix="lower it, or give more events")
 
 
 def write_pending(connection: duckdb.DuckDBPyConnection, policy: IdPolicy, staged: Staged) -> list[DataFile]:

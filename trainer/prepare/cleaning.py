@@ -121,8 +121,7 @@ def filter_k_core(
         progress.advance(1)
     connection.execute("DROP TABLE positive_ranks")
     if not positives:
-        required = " and ".join(f"{minimum} of each {entities[side]}" for side, minimum in minimums.items())
-        raise OptionError("min_count", problem=f"requiring {required} leaves no interaction", fix="lower it")
+        raise nothing_left(minimums, entities)
     for side in SIDES:
         ranks = pa.table({"id_rank": np.flatnonzero(alive[side]) + 1})
         ids = f"SELECT number FROM ids_{side} SEMI JOIN part USING (id_rank)"
@@ -134,6 +133,12 @@ def filter_k_core(
     events = [count_rows(connection, table) for table in (source, target)]
     removed = {side: before[side] - _count_present(connection, target, side) for side in SIDES}
     return KCoreReport(interactions=events[0] - events[1], ids=removed)
+
+
+def nothing_left(minimums: Mapping[str, int], entities: Mapping[str, str]) -> OptionError:
+    """Return the error that no interaction of positive weight has the ``minimums`` (by side)."""
+    required = " and ".join(f"{minimum} of each {entities[side]}" for side, minimum in minimums.items())
+    return OptionError("min_count", problem=f"requiring {required} leaves no interaction", fix="lower it")
 
 
 def _count_present(connection: duckdb.DuckDBPyConnection, table: str, side: str) -> int:

@@ -157,6 +157,31 @@ class BaseDataset:
                 f"same: name the column that has them, cast it, or read it with {option_named('id_type', choice)}"
             )
 
+    def check_ids(self, entity: str, counts: Sequence[object]) -> None:
+        """Check the ``counts`` of the vocabulary of ``entity``: of ids, of distinct ones, and of rows without one.
+
+        Raises:
+            InputError: an id has two rows, or other rows are vacant than the manifest lists.
+        """
+        ids, distinct, nulls = counts
+        vacant = len(self.manifest.entities[entity].vacant_rows)
+        if ids != distinct or nulls != vacant:
+            raise self.error(
+                f"its vocabulary of {entity} has {ids} ids, {distinct} of them distinct, and {nulls} rows without one, "
+                f"of which the manifest lists {vacant}; {command('validate', self.folder.uri)} shows where"
+            )
+
+    def is_carried(self, entity: str, sought: int) -> bool:
+        """Return whether an increment whose events have ``sought`` ids of ``entity`` takes its files over, unread.
+
+        It does not where the vocabulary is small, or has been changed in many rows or extended often, or where the
+        events have many ids.
+        """
+        described = self.manifest.entities[entity]
+        overlaid = sought + sum(file.rows for file in described.overlay.files) if described.overlay else sought
+        is_much = described.rows < max(CARRIED_FROM_ROWS, _OVERLAY_SHARE * overlaid) or sought > _MAX_SOUGHT
+        return not is_much and len(described.files) < _MAX_FILES
+
 
 def _columns(files: Sequence[FeatureFile]) -> list[tuple[FeatureFile, str]]:
     return [(file, name) for file in files for name in file.columns]
@@ -213,20 +238,20 @@ def load_base(
         "last_seen BIGINT, lineage_index BIGINT)"
     )
     progress.phase(f"base {name}", entity.rows, "row")
+    columns, values = base_columns(entity)
+    for table in vocabulary.iter_tables(columns):
+        execute_on(connection, table, f"INSERT INTO base_{key} SELECT {values} FROM part")
+        progress.advance(table.num_rows)
+    counts = "count(id), count(DISTINCT id), count(*) FILTER (id IS NULL)"
+    base.check_ids(name, fetch_one(connection, f"SELECT {counts} FROM base_{key}"))
+
+
+def base_columns(entity: Entity) -> tuple[list[str], str]:
+    """Return the columns of the vocabulary of ``entity`` that ``load_base`` reads, and SQL of those that it makes."""
     optional = (["warm"] if entity.has_warm else []) + (["last_seen", "lineage_index"] if entity.has_last_seen else [])
     values = f"row, id, {'name' if entity.has_names else 'NULL'}, count > 0{' OR warm' if entity.has_warm else ''}"
     values += ", last_seen, lineage_index" if entity.has_last_seen else ", NULL, 0"
-    for table in vocabulary.iter_tables([*vocabulary.columns, "count", *optional]):
-        execute_on(connection, table, f"INSERT INTO base_{key} SELECT {values} FROM part")
-        progress.advance(table.num_rows)
-    ids, distinct, nulls = fetch_one(
-        connection, f"SELECT count(id), count(DISTINCT id), count(*) FILTER (id IS NULL) FROM base_{key}"
-    )
-    if ids != distinct or nulls != len(entity.vacant_rows):
-        raise base.error(
-            f"its vocabulary of {name} has {ids} ids, {distinct} of them distinct, and {nulls} rows without one, of "
-            f"which the manifest lists {len(entity.vacant_rows)}; {command('validate', base.folder.uri)} shows where"
-        )
+    return ["row", "id", *(["name"] if entity.has_names else []), "count", *optional], values
 
 
 def load_seen(
@@ -234,17 +259,13 @@ def load_seen(
 ) -> bool:
     """Create the table ``base_SIDE``, as ``load_base``, of the IDs in ``ids_SIDE`` alone; return False if it is no use.
 
-    That is where the vocabulary is small, or has been changed in many rows or extended often, or where the events have
-    many IDs, which are in memory.
+    The IDs of the events are in memory.
 
     Raises:
         InputError: a file of the vocabulary is missing or corrupt, or an ID has two rows.
     """
     entity, vocabulary = base.manifest.entities[name], Vocabulary(base.folder, base.manifest, name)
-    sought = count_rows(connection, f"ids_{side}")
-    overlaid = sought + sum(file.rows for file in entity.overlay.files) if entity.overlay else sought
-    is_much = entity.rows < max(CARRIED_FROM_ROWS, _OVERLAY_SHARE * overlaid) or sought > _MAX_SOUGHT
-    if is_much or len(entity.files) >= _MAX_FILES:
+    if not base.is_carried(name, count_rows(connection, f"ids_{side}")):
         return False
     ids = connection.sql(f"SELECT id FROM ids_{side}").to_arrow_table().column("id").combine_chunks()
     progress.phase(f"base {name}", entity.rows, "row")

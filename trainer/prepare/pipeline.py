@@ -30,7 +30,7 @@ from crossfade.trainer.data.manifest import REPLAY, CoOccurrence, DatasetManifes
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
+from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, has_policies, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.co_occurrence import measure_co_occurrence
 from crossfade.trainer.prepare.database import (
@@ -220,9 +220,9 @@ def prepare(
             f"'{options.item.column}', so that every interaction is of an ID with itself; name another column for one"
         )
     inputs = find_inputs(options)
-    if options.engine == "spark":
-        _check_engine(options, inputs)
     base = find_base(options)
+    if options.engine == "spark":
+        _check_engine(options, inputs, base)
     replayed = find_replayed(base) if base is not None and options.replay is not None else []
     identity = _identify(options, inputs, base) if keep and options.engine != "spark" else None
     with (
@@ -231,7 +231,7 @@ def prepare(
         ExitStack() as opened,
     ):
         if options.engine == "spark":
-            staged.publish(manifest := _spark_preparation(options, inputs, staged, progress, first_row).run())
+            staged.publish(manifest := _spark_preparation(options, inputs, base, staged, progress, first_row).run())
             return manifest
         warn_low_disk(staged.work, estimate_temp_bytes([file for files in inputs.events.values() for file in files]))
         quarantine = None
@@ -249,10 +249,11 @@ def prepare(
     return manifest
 
 
-_NOT_ON_SPARK = ("min_count", "base", "replay", "admit", "expire_after")
+_NOT_ON_SPARK = ("replay",)
+_COLUMNS = ("features", "content", "catalog", "context")
 
 
-def _check_engine(options: PrepareOptions, inputs: Inputs) -> None:
+def _check_engine(options: PrepareOptions, inputs: Inputs, base: BaseDataset | None) -> None:
     """Check that nothing is asked for that Spark does not do here.
 
     Raises:
@@ -263,6 +264,13 @@ def _check_engine(options: PrepareOptions, inputs: Inputs) -> None:
     given += [option_named("on_bad_line", "quarantine=FILE")] if options.quarantine is not None else []
     for split, files in inputs.events.items():
         given += [option_named(split, STANDARD_INPUT) for file in files if isinstance(file, StandardInput)]
+    if base is not None:
+        manifest = base.manifest
+        found = {"features": manifest.features, "content": manifest.content, "context": manifest.context}
+        given += [f"{option_named('base')} of a dataset with {kind}" for kind, has_some in found.items() if has_some]
+        given += [f"{option_named('base')} with {option_named(name)}" for name in _COLUMNS if getattr(options, name)]
+    if options.catalog and has_policies(options, base):
+        given.append(f"{option_named('catalog')} with {option_named('admit')} or {option_named('expire_after')}")
     if given:
         duckdb_engine = option_named("engine", "duckdb")
         problem = f"does not support {', '.join(given)}"
@@ -270,7 +278,12 @@ def _check_engine(options: PrepareOptions, inputs: Inputs) -> None:
 
 
 def _spark_preparation(
-    options: PrepareOptions, inputs: Inputs, staged: Staged, progress: ProgressReporter, first_row: int
+    options: PrepareOptions,
+    inputs: Inputs,
+    base: BaseDataset | None,
+    staged: Staged,
+    progress: ProgressReporter,
+    first_row: int,
 ) -> SparkPreparation:
     """Return a preparation on Spark, which is optional.
 
@@ -283,7 +296,7 @@ def _spark_preparation(
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "pyspark", "spark", option_named("engine", "spark")) from error
     files = (inputs.features, inputs.content)
-    return SparkPreparation(options, inputs.events, inputs.names, staged, progress, first_row, *files)
+    return SparkPreparation(options, inputs.events, inputs.names, base, staged, progress, first_row, *files)
 
 
 @dataclass
@@ -399,9 +412,9 @@ class _Preparation:
     def _plan_admission(self, table: str, sides: Mapping[str, Side], events: EventTable) -> dict[Side, IdPolicy]:
         """Plan which IDs are admitted and which expire, and count their events in ``table``."""
         options = self.options
-        policies = plan_id_policies(
-            self.connection, table, sides, events.id_types, options.admit, options.max_ages(), self.base
-        )
+        newest = fetch_one(self.connection, f"SELECT max(timestamp) FROM {table}")[0]
+        assert newest is None or isinstance(newest, int)
+        policies = plan_id_policies(newest, sides, events.id_types, options.admit, options.max_ages(), self.base)
         if policies:
             self.progress.phase("admission", len(policies), "side")
         for policy in policies.values():

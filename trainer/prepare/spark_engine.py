@@ -1,6 +1,6 @@
 """Prepare a dataset on Spark: the same files as DuckDB in one process writes, of events beyond one machine.
 
-    manifest = SparkPreparation(options, events, names, staged, NullReporter(), first_row=1).run()
+    manifest = SparkPreparation(options, events, names, base, staged, NullReporter(), first_row=1).run()
 
 Spark moves rows between tasks, counts, ranks, and joins; what is done with rows is in ``spark_tasks.py``, where DuckDB
 does it as without Spark. No step holds all events or all IDs of events in one process: files, also that of an entity's
@@ -32,10 +32,12 @@ from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import check_seconds, check_span
+from crossfade.trainer.prepare.admission import has_policies, plan_id_policies
 from crossfade.trainer.prepare.co_occurrence import last_place, measure_pairs
 from crossfade.trainer.prepare.database import working_database
 from crossfade.trainer.prepare.event_context import NO_ROW, check_counted, check_units, context_types
 from crossfade.trainer.prepare.events import EventReader, EventTable, IdType
+from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.feature_columns import plan_columns
 from crossfade.trainer.prepare.hold_out import (
     DEFAULT_FRACTION,
@@ -50,7 +52,22 @@ from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.option_values import ContextPlan
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
 from crossfade.trainer.prepare.spark_columns import SparkColumns
-from crossfade.trainer.prepare.spark_tables import Ids, SparkTables, file_parts, reports_of, spark_session
+from crossfade.trainer.prepare.spark_ids import (
+    BaseVocabularies,
+    Sightings,
+    add_last_seen,
+    count_sightings,
+    filter_admitted,
+    write_pending,
+)
+from crossfade.trainer.prepare.spark_tables import (
+    Ids,
+    SparkTables,
+    file_parts,
+    filter_k_core,
+    reports_of,
+    spark_session,
+)
 from crossfade.trainer.prepare.spark_tasks import (
     ATTEMPTS,
     NAMES_SCHEMA,
@@ -67,14 +84,13 @@ from crossfade.trainer.prepare.spark_tasks import (
     to_error,
 )
 from crossfade.trainer.prepare.split_files import SplitLayout
-from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, Staged, row_group_rows
+from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, Staged
 from crossfade.trainer.prepare.summary import (
-    HEAD_FRACTION,
     Facts,
     describe_options,
     describe_stats,
     heavy_weights,
-    popularity_facts,
+    popularity_of,
 )
 from crossfade.trainer.prepare.vocabulary_tables import check_named, vocabulary_schema
 
@@ -92,6 +108,7 @@ class SparkPreparation:
         options: What to prepare.
         events: The files of events, by split.
         names: The file of names of each entity that has one.
+        base: The dataset whose vocabularies are extended, if any.
         staged: Where files are written.
         progress: Receives a phase for each step.
         first_row: The number of the first row of Parquet files in messages.
@@ -102,12 +119,15 @@ class SparkPreparation:
     options: PrepareOptions
     events: Mapping[str, Sequence[Source]]
     names: Mapping[str, Source]
+    base: BaseDataset | None
     staged: Staged
     progress: ProgressReporter
     first_row: int
     features: Sequence[Sequence[Source]] = ()
     content: Sequence[Sequence[Source]] = ()
     facts: Facts = field(default_factory=dict)
+    _bases: BaseVocabularies | None = None
+    _sightings: dict[str, Sightings] = field(default_factory=dict)
 
     def run(self) -> DatasetManifest:
         """Write all files except the manifest, which is returned.
@@ -127,6 +147,9 @@ class SparkPreparation:
     def _run(self) -> DatasetManifest:
         options, plan = self.options, plan_hold_outs(self.options)
         table, read, reports = self._read_files()
+        if self.base is not None:
+            self._bases = BaseVocabularies(self.base, self._tables, self.staged)
+            self._bases.load(options, table.id_types, read, self.progress)
         held, rows = self._hold_out(plan, table, read, reports)
         columns = self._read_columns()
         sides = self._write_vocabularies(held, sum(rows.values()), table, columns)
@@ -142,7 +165,7 @@ class SparkPreparation:
         )
         context = self._write_context(held, rows["train"], table)
         placed = self._place_queries(sides["query"])
-        splits = self._write_splits(held, placed, sides["item"].table, context, rows, layout)
+        splits = self._write_splits(held, placed, sides["item"].lookup, context, rows, layout)
         self.staged.folder.child(ATTEMPTS).delete()
         return DatasetManifest(
             query=options.query.name,
@@ -154,6 +177,8 @@ class SparkPreparation:
             features=features,
             content=content,
             context=list(layout.context),
+            lineage=self.base.lineage() if self.base else [],
+            base=self.base.reference(self.staged.out) if self.base else None,
             has_timestamp=layout.has_timestamp,
             is_grouped=layout.is_grouped,
             co_occurrence=self._measure_co_occurrence(placed, splits["train"]),
@@ -196,13 +221,14 @@ class SparkPreparation:
         ]
         sizes = [file.bytes for split in ALL_SPLITS for file in self.events.get(split, ())]
         self.progress.phase("read events", sum(sizes), "B")
-        step = FilesStep(self.options, files, self._keys(files), self.first_row)
+        string_sides = self.base.string_id_sides() if self.base else []
+        step = FilesStep(self.options, files, self._keys(files), self.first_row, string_sides)
         task = partial(read_files, step, self._resources())
         numbers = self._tables.spark.range(0, len(files), 1, len(files))
         read = self._tables.keep(numbers.mapInArrow(task, READ_SCHEMA))
         reports = sorted(reports_of(read), key=lambda report: int(report["file"]))
         faults = new_faults(self.options, self.first_row)
-        reader = EventReader(self._connection, self.options, (), faults)
+        reader = EventReader(self._connection, self.options, string_sides, faults)
         for report, size in zip(reports, sizes, strict=True):
             try:
                 reader.absorb(report["state"], report["faults_before"])
@@ -239,6 +265,8 @@ class SparkPreparation:
             context=(context := options.context_plans()),
             context_types=context_types(context, table.id_types),
         )
+        if options.min_count or has_policies(options, self.base):
+            events, step, train = self._filter_ids(step, events, table)
         by_default = {split: each for split, each in plan.items() if each.by_default}
         if by_default and train > DEFAULT_PAIRS / DEFAULT_FRACTION:
             # It takes a number of pairs, and so needs to know how many are left in train.
@@ -247,13 +275,7 @@ class SparkPreparation:
                 held, found = self._apply(replace(step, plan=others), events)
                 self._add_facts(found)
                 train = sum(rows for report in found for code, rows, _ in report["splits"] if code == 0)
-                ids = [F.col(side).alias(f"{side}_id") for side in SIDES]
-                columns = ["weight", "timestamp", "split", "position", F.lit(0).alias("file"), *step.read_columns()]
-                events = (
-                    held.where(_ARE_EVENTS)
-                    .select(*ids, *columns)
-                    .repartition(self._tables.partitions(step.rows), "query_id")
-                )
+                events = self._by_query(held.where(_ARE_EVENTS), step)
                 step = replace(step, first_places=[0], sums=False, gap=None)
             step = replace(step, plan={split: each.bounded(train) for split, each in by_default.items()})
         held, found = self._apply(step, events)
@@ -266,6 +288,41 @@ class SparkPreparation:
             rows[split], positives = (sum(row[at] for row in counts if row[0] == code) for at in (1, 2))
             check_split(split, rows[split], positives, has_files=bool(self.events.get(split)))
         return held, rows
+
+    def _filter_ids(
+        self, step: HoldOutStep, events: DataFrame, table: EventTable
+    ) -> tuple[DataFrame, HoldOutStep, int]:
+        """Sum duplicates, and drop rare IDs; return the events and the step that are left, and the rows of train."""
+        options = self.options
+        held, found = self._apply(replace(step, plan={}, gap=None), events)
+        self._add_facts(found)
+        left = held.where(_ARE_EVENTS)
+        if has_policies(options, self.base):
+            newest = max((report["latest"] for report in found if report["latest"] is not None), default=None)
+            ages = options.max_ages()
+            policies = plan_id_policies(newest, options.sides(), table.id_types, options.admit, ages, self.base)
+            self.progress.phase("admission", len(policies), "side")
+            self._sightings = {
+                each.entity: count_sightings(self._tables, each, left, self._bases) for each in policies.values()
+            }
+            self.progress.advance(len(policies))
+            if options.admit:
+                left, self.facts["dropped_pending"] = filter_admitted(self._tables, self._sightings, self._bases, left)
+        if options.min_count:
+            self.progress.phase("min-count", None, "round")
+            entities: dict[str, str] = {side: entity for entity, side in options.sides().items()}
+            minimums = {side: options.min_count[name] for side, name in entities.items() if name in options.min_count}
+            left, report = filter_k_core(self._tables, minimums, entities, left, self.progress)
+            self.facts["dropped_rare"] = report.interactions
+            self.facts |= {f"{entity}_rare": report.ids[side] for side, entity in entities.items()}
+        step = replace(step, first_places=[0], sums=False)
+        return self._by_query(left, step), step, left.where("split = 0").count()
+
+    def _by_query(self, events: DataFrame, step: HoldOutStep) -> DataFrame:
+        """Return ``events`` that a ``step`` has left as the next one takes them."""
+        ids = [F.col(side).alias(f"{side}_id") for side in SIDES]
+        columns = ["weight", "timestamp", "split", "position", F.lit(0).alias("file"), *step.read_columns()]
+        return events.select(*ids, *columns).repartition(self._tables.partitions(step.rows), "query_id")
 
     def _apply(self, step: HoldOutStep, events: DataFrame) -> tuple[DataFrame, list[dict[str, Any]]]:
         task = partial(hold_out, step, self._resources())
@@ -331,6 +388,67 @@ class SparkPreparation:
             sides[side] = self._write_vocabulary(entity, ids, events + further, id_type, is_side=True)
         return sides
 
+    def _write_vocabulary(
+        self, entity: str, ids: DataFrame, events: int, id_type: IdType, is_side: bool = False
+    ) -> Ids:
+        """Write the vocabulary of ``entity``: ``ids`` and their ``count``, which are in so many ``events``."""
+        self.progress.phase(f"vocabulary of {entity}", None, "row")
+        ranked, rows, new = self._rank(entity, ids, events)
+        names: Mapping[str, Any] | None = None
+        if entity in self.names:
+            ranked, names = self._join_names(ranked, entity)
+        ranked = self._tables.detach(ranked)
+        self.progress.advance(rows)
+        if is_side:
+            counts = [(int(count), int(ids)) for count, ids in ranked.groupBy("count").count().collect()]
+            self.facts |= popularity_of(entity, counts, rows)
+        if names is not None:
+            self._add_named(ranked, entity, names)
+        bases, sightings = self._bases, self._sightings.get(entity)
+        if bases is not None and bases.is_carried(entity):
+            described = bases.write_increment(entity, ranked, new)
+        else:
+            described = self._write_whole(entity, ranked, rows, id_type)
+        if sightings is not None and sightings.policy.admit is not None:
+            pending = write_pending(self._tables, sightings, ranked, bases)
+            described = described.model_copy(update={"pending": pending})
+        return Ids(ranked, rows, described)
+
+    def _write_whole(self, entity: str, ranked: DataFrame, rows: int, id_type: IdType) -> Entity:
+        """Write all ``rows`` of the vocabulary ``ranked``."""
+        base = self.base.manifest.entities.get(entity) if self.base else None
+        names = [*(["name"] if entity in self.names else []), *(["base_name"] if base and base.has_names else [])]
+        sightings = self._sightings.get(entity)
+        track_last_seen = sightings is not None and sightings.policy.track_last_seen
+        vacant_rows = [int(row) for (row,) in ranked.where("id IS NULL").select("row").collect()] if base else []
+        schema = vocabulary_schema(id_type, bool(names), bool(vacant_rows), base is not None, track_last_seen)
+        columns = [f"coalesce({', '.join(names)}) AS name" if name == "name" else name for name in schema.names]
+        selected = ranked.selectExpr(*columns, "row AS place")
+        return Entity(
+            rows=rows,
+            id_type=id_type,
+            has_names=bool(names),
+            has_warm=base is not None,
+            has_last_seen=track_last_seen,
+            files=self._tables.write_rows(selected, schema, f"{VOCABULARY}/{entity}", rows),
+            vacant_rows=sorted(vacant_rows),
+        )
+
+    def _rank(self, entity: str, ids: DataFrame, events: int) -> tuple[DataFrame, int, int]:
+        """Give ``ids`` their rows; return them, how many rows the vocabulary has, and how many of them are new."""
+        sightings = self._sightings.get(entity)
+        if self._bases is not None and entity in self._bases.base.manifest.entities:
+            extended, report = self._bases.extend(entity, ids, events, sightings)
+            expires = sightings is not None and sightings.policy.expire_before is not None
+            names = ("kept", "unseen", "new", *(("expired", "reused") if expires else ()))
+            self.facts |= {f"{entity}_{name}": getattr(report, name) for name in names}
+            added = report.new - report.reused
+            return extended, self._bases.base.manifest.entities[entity].rows + added, added
+        ids = add_last_seen(ids, sightings).withColumns({"row": F.lit(1), "lineage_index": F.lit(0)})
+        order = [F.desc("count"), *(["cataloged"] if "cataloged" in ids.columns else []), F.asc("id")]
+        ranked, (rows,) = self._tables.running_sums(ids, events, order, ["row"])
+        return ranked.drop("row", "partition").withColumnRenamed("row_before", "row"), rows, rows
+
     def _write_context(self, held: DataFrame, events: int, table: EventTable) -> dict[ContextPlan, Ids]:
         """Write the vocabularies of context, whose values are in so many ``events`` of train."""
         plans = self.options.context_plans()
@@ -347,33 +465,6 @@ class SparkPreparation:
             values = train.where(F.col(plan.key).isNotNull()).groupBy(F.col(plan.key).alias("id")).agg(count)
             written[plan] = self._write_vocabulary(plan.name, values, events, types[plan.name])
         return written
-
-    def _write_vocabulary(
-        self, entity: str, ids: DataFrame, events: int, id_type: IdType, is_side: bool = False
-    ) -> Ids:
-        """Write the vocabulary of ``entity``: ``ids`` and their ``count``, which are in so many ``events``."""
-        self.progress.phase(f"vocabulary of {entity}", None, "row")
-        has_names = entity in self.names
-        found: Mapping[str, Any] = {}
-        if has_names:
-            ids, found = self._join_names(ids, entity)
-        order = [F.desc("count"), *(["cataloged"] if "cataloged" in ids.columns else []), F.asc("id")]
-        ranked, (rows,) = self._tables.running_sums(ids.withColumn("row", F.lit(1)), events, order, ["row"])
-        ranked = self._tables.keep(ranked.drop("row", "partition").withColumnRenamed("row_before", "row"))
-        self.progress.advance(rows)
-        if is_side:
-            self._add_popularity(ranked, entity, rows)
-        if has_names:
-            self._add_named(ranked, entity, found)
-        schema = vocabulary_schema(id_type, has_names)
-        part = F.expr(f"row DIV {row_group_rows(rows) * GROUPS_PER_FILE}")
-        files = self._tables.write(
-            ranked.select(*schema.names, part.alias("part"), F.col("row").alias("place")),
-            schema,
-            file_parts(f"{VOCABULARY}/{entity}", rows),
-            rows,
-        )
-        return Ids(ranked, rows, Entity(rows=rows, id_type=id_type, has_names=has_names, files=files))
 
     def _join_names(self, ids: DataFrame, entity: str) -> tuple[DataFrame, Mapping[str, Any]]:
         """Add the names of the ``ids`` of ``entity``; return what was found in the file, too."""
@@ -396,18 +487,6 @@ class SparkPreparation:
         joined = ids.join(given, F.col("id").cast("string") == F.col("text"), "left").drop("text")
         return joined, {**report, "bad_lines": faults.count(missing=False)}
 
-    def _add_popularity(self, ranked: DataFrame, entity: str, rows: int) -> None:
-        head, middle = -(-rows // HEAD_FRACTION), [(rows - 1) // 2, rows // 2]
-        (found,) = ranked.selectExpr(
-            "sum(count)",
-            f"sum(CASE WHEN row < {head} THEN count ELSE 0 END)",
-            " + ".join(f"sum(CASE WHEN row = {row} THEN count ELSE 0 END)" for row in middle),
-            "sum(CASE WHEN count = 1 THEN 1 ELSE 0 END)",
-            "sum(CASE WHEN count = 0 THEN 1 ELSE 0 END)",
-        ).collect()
-        total, of_head, of_middle, once, unseen = found
-        self.facts |= popularity_facts(entity, total, of_head, of_middle / 2, once, unseen)
-
     def _add_named(self, ranked: DataFrame, entity: str, names: Mapping[str, Any]) -> None:
         """Add how many of the IDs have names, of what was found in their file."""
         ((count,),) = ranked.selectExpr("count(name)").collect()
@@ -416,15 +495,10 @@ class SparkPreparation:
         self.facts |= {f"{entity}_names_bad_lines": names["bad_lines"]} if names["bad_lines"] else {}
 
     def _place_queries(self, queries: Ids) -> DataFrame:
-        """Add the ``place`` of query entities in the order of the files, and the rows before it of each split.
-
-        Those without interactions, of the catalog, have none.
-        """
-        table = queries.table
-        if "cataloged" in table.columns:
-            table = table.where("cataloged = 0")
-        schema = StructType(list(table.schema.fields)).add("shuffled", LongType())
-        ordered = table.mapInArrow(partial(add_order, self.options.seed), schema).withColumn("place", F.lit(1))
+        """Add the ``place`` of query entities in the order of the files, and the rows before it of each split."""
+        schema = StructType(list(queries.table.schema.fields)).add("shuffled", LongType())
+        seen = queries.table.where(" + ".join(ALL_SPLITS) + " > 0")
+        ordered = seen.mapInArrow(partial(add_order, self.options.seed), schema).withColumn("place", F.lit(1))
         placed, _ = self._tables.running_sums(ordered, queries.rows, ["shuffled", "row"], ["place", *ALL_SPLITS])
         return self._tables.keep(placed.drop("partition", "shuffled", "place"))
 
@@ -476,6 +550,8 @@ class SparkPreparation:
 
     def _measure_co_occurrence(self, queries: DataFrame, train: Split) -> CoOccurrence | None:
         """Measure it in the first queries of train, whose interactions are first in its files."""
+        if self.base is not None and self.base.manifest.co_occurrence is not None:
+            return self.base.manifest.co_occurrence
         self.progress.phase("co-occurrence", None, "row")
         having, positives, places = queries.selectExpr(
             "coalesce(sum(CASE WHEN count > 0 THEN 1 ELSE 0 END), 0)", "coalesce(sum(count), 0)", "count(*)"

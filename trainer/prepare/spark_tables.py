@@ -1,4 +1,4 @@
-"""Tables on a Spark cluster: the session, numbers of rows in an order, and files that tasks write.
+"""Tables on a Spark cluster: the session, numbers of rows in an order, files that tasks write, and the k-core.
 
 with spark_session() as spark, SparkTables(spark, staged) as tables:
     numbered, (rows,) = tables.running_sums(ids.withColumn("row", F.lit(1)), 1000, ["id"], ["row"])
@@ -10,13 +10,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from py4j.protocol import Py4JError
 from pyspark import SparkContext
@@ -27,18 +29,24 @@ from pyspark.sql.types import LongType, StructType
 
 from crossfade.base.errors import CrossfadeError
 from crossfade.trainer.data.manifest import DataFile, Entity
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.cleaning import KCoreReport, nothing_left
+from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.spark_tasks import (
     PARTS_SCHEMA,
+    Batches,
     Output,
     Part,
-    add_running_sums,
     column_names,
+    to_error,
     write_parts,
 )
 from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, Staged, row_group_rows
 
 _TASK_ROWS, _FEW_ROWS = 1_000_000, 50_000
 """The most rows of a task on average, and those that are not worth two tasks."""
+_BROADCAST_ROWS = 100_000
+"""IDs that are few megabytes; Spark does not know the size of tables without their plan."""
 _SETTINGS = {
     "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",
     "spark.sql.inMemoryColumnarStorage.compressed": "false",
@@ -127,6 +135,32 @@ class SparkTables:
         self._kept.append(table.persist())
         return table
 
+    def read(self, task: Callable[[Batches], Batches], files: int, schema: str) -> DataFrame:
+        """Read so many ``files``, each in a ``task`` of ``read_parts``.
+
+        Raises:
+            InputError: a file is wrong.
+        """
+        numbers = self.spark.range(0, files, 1, max(files, 1))
+        read = self.keep(numbers.mapInArrow(task, schema))
+        reports = reports_of(read)
+        if reports:
+            raise to_error(min(reports, key=lambda report: int(report["file"])))
+        return read.where("report IS NULL").drop("report")
+
+    def without_plan(self, table: DataFrame) -> DataFrame:
+        """Return ``table``, which is kept, without how it was made.
+
+        A loop that uses it twice would double its plan, and with each table that others are made of, planning takes
+        longer.
+        """
+        session = self.spark._jsparkSession
+        return DataFrame(session.createDataFrame(table._jdf.javaRDD(), table._jdf.schema()), self.spark)
+
+    def detach(self, table: DataFrame) -> DataFrame:
+        """Keep ``table``, of IDs, and return it without how it was made."""
+        return self.without_plan(self.keep(table))
+
     def running_sums(
         self, table: DataFrame, rows: int, order: Sequence[Any], columns: Sequence[str]
     ) -> tuple[DataFrame, list[int]]:
@@ -165,6 +199,16 @@ class SparkTables:
             )
         return [files[number] for number in range(len(parts))]
 
+    def write_rows(
+        self, table: DataFrame, schema: pa.Schema, folder: str, rows: int, first_part: int = 0
+    ) -> list[DataFile]:
+        """Write the ``rows`` of ``table``, with the columns of the ``schema`` and their ``place``, to ``folder``."""
+        if not rows:
+            return []
+        parts = [replace(part, number=part.number + first_part) for part in file_parts(folder, rows)]
+        part = F.expr(f"place DIV {parts[0].group_rows * GROUPS_PER_FILE}").alias("part")
+        return self.write(table.select(*schema.names, part, "place"), schema, parts, rows)
+
 
 @dataclass
 class Ids:
@@ -173,6 +217,32 @@ class Ids:
     table: DataFrame
     rows: int
     entity: Entity
+
+    @property
+    def lookup(self) -> DataFrame:
+        """The table as events are joined with it: a small one is sent to all tasks, rather than events to its."""
+        return F.broadcast(self.table) if self.rows <= _BROADCAST_ROWS else self.table
+
+
+def add_running_sums(columns: Sequence[str], starts: Mapping[int, Sequence[int]], batches: Batches) -> Batches:
+    """Add, for each of ``columns``, the sum of the rows before as ``COLUMN_before``.
+
+    ``starts`` has the sums before the first row of each partition, whose number is in the column ``partition``.
+    """
+    sums: list[int] | None = None
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        if sums is None:
+            sums = list(starts[batch.column("partition")[0].as_py()])
+        before = []
+        for index, name in enumerate(columns):
+            value_N = batch.column(name).to_numpy()
+            sum_N = np.cumsum(value_N)
+            before.append(pa.array(sums[index] + sum_N - value_N))
+            sums[index] += int(sum_N[-1])
+        names = [*batch.schema.names, *(f"{name}_before" for name in columns)]
+        yield pa.RecordBatch.from_arrays([*batch.columns, *before], names=names)
 
 
 def file_parts(folder: str, rows: int, group_rows: int | None = None) -> list[Part]:
@@ -185,3 +255,47 @@ def reports_of(table: DataFrame) -> list[dict[str, Any]]:
     """Return what the tasks that make ``table`` report."""
     rows = table.where("report IS NOT NULL").select("report").collect()
     return [json.loads(row["report"]) for row in rows]
+
+
+def filter_k_core(
+    tables: SparkTables,
+    minimums: Mapping[str, int],
+    entities: Mapping[str, str],
+    events: DataFrame,
+    progress: ProgressReporter,
+) -> tuple[DataFrame, KCoreReport]:
+    """Return the ``events`` whose IDs have the ``minimums``, as ``cleaning.filter_k_core``, and what was left out.
+
+    A round drops the rare IDs of one side. In whichever order they are dropped, the same ones stay: the k-core is the
+    largest part of the events that has the minimums.
+
+    Raises:
+        InputError: no interaction of positive weight is left.
+    """
+    kept = tables.keep(events.where("weight > 0").select(*SIDES))
+    pairs, left = tables.without_plan(kept), kept.count()
+    rounds, settled = cycle(minimums.items()), 0
+    while settled < len(minimums):
+        side, minimum = next(rounds)
+        frequent = pairs.groupBy(side).count().where(F.col("count") >= minimum).select(side)
+        before, count_before = kept, left
+        kept = tables.keep(pairs.join(frequent, side, "left_semi").select(*SIDES))
+        pairs, left = tables.without_plan(kept), kept.count()
+        before.unpersist()
+        # Its IDs have the minimum now, until those of the other side are dropped.
+        settled = settled + 1 if left == count_before else 1
+        progress.advance(1)
+    if not left:
+        raise nothing_left(minimums, entities)
+    core = events
+    for side in minimums:
+        core = core.join(pairs.select(side).distinct(), side, "left_semi")
+    core = tables.keep(core.select(*events.columns))
+    (rows, *ids), (core_rows, *core_ids) = (_count(table) for table in (events, core))
+    removed = {side: all_ids - left_ids for side, all_ids, left_ids in zip(SIDES, ids, core_ids, strict=True)}
+    return core, KCoreReport(rows - core_rows, removed)
+
+
+def _count(events: DataFrame) -> list[int]:
+    """Return the numbers of ``events``, and of the IDs of each side."""
+    return [events.count(), *(events.select(side).distinct().count() for side in SIDES)]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby, pairwise
@@ -67,6 +67,7 @@ _ARROW_TYPES = {
     "array<float>": pa.list_(pa.float32()),
     "binary": pa.binary(),
     "bigint": pa.int64(),
+    "boolean": pa.bool_(),
     "int": pa.int32(),
     "float": pa.float32(),
     "string": pa.string(),
@@ -190,12 +191,16 @@ def new_faults(options: PrepareOptions, first_row: int) -> Faults:
 
 @dataclass(frozen=True)
 class FilesStep:
-    """What to read: files of events, the keys of the groups of query entities, and how rows of Parquet are counted."""
+    """What to read: files of events, the keys of the groups of query entities, and how rows of Parquet are counted.
+
+    The IDs of ``string_sides`` are strings in a base dataset.
+    """
 
     options: PrepareOptions
     files: Sequence[TaskFile]
     keys: Sequence[int]
     first_row: int
+    string_sides: Sequence[str]
 
 
 def read_files(step: FilesStep, resources: Resources, numbers: Batches) -> Batches:
@@ -207,7 +212,7 @@ def read_files(step: FilesStep, resources: Resources, numbers: Batches) -> Batch
 
 def _read_file(connection: duckdb.DuckDBPyConnection, work: Path, step: FilesStep, number: int) -> Batches:
     file, faults = step.files[number], new_faults(step.options, step.first_row)
-    reader = _FileReader(connection, step.options, (), faults)
+    reader = _FileReader(connection, step.options, step.string_sides, faults)
     kept, positives = 0, 0
     with file.local(work, reader.columns_to_fetch()) as local:
         try:
@@ -376,27 +381,6 @@ def _apply(connection: duckdb.DuckDBPyConnection, step: HoldOutStep, report: dic
     report["weights"] = execute(connection, f"SELECT part, total, count FROM {WEIGHTS_SQL}")
 
 
-def add_running_sums(columns: Sequence[str], starts: Mapping[int, Sequence[int]], batches: Batches) -> Batches:
-    """Add, for each of ``columns``, the sum of the rows before as ``COLUMN_before``.
-
-    ``starts`` has the sums before the first row of each partition, whose number is in the column ``partition``.
-    """
-    sums: list[int] | None = None
-    for batch in batches:
-        if not batch.num_rows:
-            continue
-        if sums is None:
-            sums = list(starts[batch.column("partition")[0].as_py()])
-        before = []
-        for index, name in enumerate(columns):
-            value_N = batch.column(name).to_numpy()
-            sum_N = np.cumsum(value_N)
-            before.append(pa.array(sums[index] + sum_N - value_N))
-            sums[index] += int(sum_N[-1])
-        names = [*batch.schema.names, *(f"{name}_before" for name in columns)]
-        yield pa.RecordBatch.from_arrays([*batch.columns, *before], names=names)
-
-
 def add_order(seed: int, batches: Batches) -> Batches:
     """Add the column ``shuffled``: with it, then by ``row``, rows are in the random order of query entities."""
     connection = duckdb.connect()
@@ -537,6 +521,28 @@ def merge_content(plan: ColumnPlan, resources: Resources, batches: Batches) -> B
         yield from _query(connection, f"SELECT id, value, NULL FROM {plan.given_table}", CONTENT_SCHEMA)
         rows = count_rows(connection, plan.given_table)
         yield _report(CONTENT_SCHEMA, {"widths": widths, "twice": twice, "rows": rows})
+
+
+def distinct_ids(column: str, batches: Batches) -> Batches:
+    """Yield the IDs in a ``column`` of the events in blocks: each at least once, and fewer than there are events."""
+    for batch in _unpacked(batches):
+        yield pa.RecordBatch.from_arrays([batch.column(column).unique()], names=["id"])
+
+
+def read_parts(schema: str, sql: str, parts: Callable[[int], Iterator[pa.Table]], batches: Batches) -> Batches:
+    """Yield the rows of the query ``sql`` of each of the ``parts`` of the files at the places that ``batches`` has.
+
+    A file that is wrong has a report.
+    """
+    for number in _values(batches):
+        try:
+            with duckdb.connect() as connection:
+                for part in parts(number):
+                    connection.register("part", part)
+                    yield from _query(connection, sql, schema)
+                    connection.unregister("part")
+        except InputError as error:
+            yield _report(schema, {"file": number, **_failure(error)})
 
 
 def _values(batches: Batches) -> Iterator[int]:

@@ -6,8 +6,9 @@ print(format_summary(manifest, Folder("data/plays")))
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 
 import duckdb
@@ -97,6 +98,23 @@ def popularity_facts(entity: str, total: float, head: float, median: float, once
         f"{entity}_seen_once": int(once),
         f"{entity}_not_in_train": int(unseen),
     }
+
+
+def popularity_of(entity: str, counts: Iterable[tuple[int, int]], rows: int) -> Facts:
+    """Return the facts of the distinct ``counts`` of ``entity``, each with how many IDs have it.
+
+    If there are more ``rows`` than IDs, the others have a count of 0.
+    """
+    found = sorted(counts, reverse=True)
+    found.append((0, rows - sum(ids for _, ids in found)))
+    ends = list(accumulate(ids for _, ids in found))
+    ranges = [(count, end - ids, end) for (count, ids), end in zip(found, ends, strict=True)]
+    head, middle = -(-rows // HEAD_FRACTION), ((rows - 1) // 2, rows // 2)
+    of_head = sum(count * max(0, min(end, head) - start) for count, start, end in ranges)
+    of_middle = sum(count for count, start, end in ranges for row in middle if start <= row < end)
+    total = sum(count * ids for count, ids in found)
+    once, unseen = (sum(ids for count, ids in found if count == few) for few in (1, 0))
+    return popularity_facts(entity, total, of_head, of_middle / 2, once, unseen)
 
 
 WEIGHTS_SQL = (

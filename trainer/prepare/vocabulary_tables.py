@@ -112,7 +112,7 @@ def last_seen_sql(key: VocabularyKey, policy: IdPolicy | None) -> tuple[str, str
 
 def sql_number(number: int | None) -> str:
     """Return ``number`` as an SQL literal."""
-    return "NULL::BIGINT" if number is None else f"{number}::BIGINT"
+    return f"CAST({'NULL' if number is None else number} AS BIGINT)"
 
 
 def counted_ids_sql(side: Side) -> str:

@@ -15,14 +15,15 @@ import pytest
 from dirty_plays import DirtyPlays
 from error_table import documented
 from needs import require_spark
-from preparing import prepare_files, random_events, write_parquet, write_text
+from preparing import forget_dataset, prepare_files, random_events, write_parquet, write_text
 
 from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError, OptionError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import _unneeded
 from crossfade.deploy.schedulers.spark_services import entry_script
 from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.prepare import hold_out, staging
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.prepare import extend, hold_out, staging
 from crossfade.trainer.prepare.faults import EventFaultsError
 
 require_spark()
@@ -97,30 +98,81 @@ def prepare_twice(folder: Path, *train: Path, **options: Any) -> tuple[DatasetMa
     return manifest, written
 
 
+def prepare_base(folder: Path) -> Path:
+    """Prepare a day and another one that takes its files over, forget an ID of each kind there, and return it.
+
+    A customer waits to be admitted since each of the days, and of the items that no later event has, one expires.
+    """
+    names = write_text(folder / "base.csv", "id,title\n1005,Old\n1006,Six\n3000,Expired\n3001,Kept\n")
+    options = {"timestamp": "when", "hold_out_valid": "none", "admit": {"customer": 3}, "expire_after": "item=1000"}
+    events = random_events(EVENTS // 2, seed=1)
+    waiting = {"customer": ["wait", "c1", "c1"], "item": [1001, 3000, 3001], "when": [50, 5, 40]}
+    one = write_parquet(folder / "day1.parquet", **{name: events[name] + waiting[name] for name in events})
+    prepare_files(folder / "day1", one, **options, names={"item": f"{names}:id:title"})
+    customers = ["c1", "c69", "old", "old", "old"]
+    two = write_parquet(folder / "day2.parquet", customer=customers, item=[1001, 2000, 2000, 2000, 2000], when=[60] * 5)
+    prepare_files(folder / "day2", two, **options, base=folder / "day1")
+    for entity, id in (("customer", "c5"), ("item", "1007")):
+        forget_dataset(Folder(folder / "day2"), pa.array([id]), entity, NullReporter())
+    return folder / "day2"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("spark", "small_tasks")
-def test_spark_sums_and_splits_by_time_as_duckdb(tmp_path: Path) -> None:
-    """Files of two formats, faults, inexact sums in the order of the events, names, and a split by time with a gap.
+def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of two formats, faults, negative weights, names, last-N, and tasks and files that share the rows.
 
-    Only a cancelled event is later than seconds are.
+    Also: of the base dataset, one vocabulary is written whole with its names, without IDs that expire, and files of the
+    other are taken over with an overlay, and IDs that wait.
     """
+    monkeypatch.setattr(extend, "CARRIED_FROM_ROWS", 0)
+    monkeypatch.setattr(extend, "_OVERLAY_SHARE", 0)
+    base = prepare_base(tmp_path)
     events = random_events(EVENTS)
-    weights = [(0.1, 2.5, -0.3, 0)[number * 7 % 4] for number in range(EVENTS)]
+    weights = [(1, 2.5, -1, 0)[number * 7 % 4] for number in range(EVENTS)]
     parquet = write_parquet(tmp_path / "one.parquet", **events, w=weights)
-    others = [f"c{number % 70},{number % 130},{number % 60},0.3" for number in range(900)]
+    others = [f"c{number % 70},{number % 130},{number},0.3" for number in range(900)]
     csv = write_text(
         tmp_path / "two.csv", "\n".join(["customer,item,when,w", *others, "c1,2", ",3,3,3", "c1,5,soon,1"])
     )
-    times = {"customer": ["c1", "c1"], "item": [500, 500], "when": [1704067200000] * 2, "w": [1.0, -1.0]}
-    late = write_parquet(tmp_path / "late.parquet", **times)
     names = write_text(tmp_path / "names.csv", "id,title\n7,Seven\n1005,'Five'\n9999,of none\n")
     valid = write_parquet(tmp_path / "valid.parquet", customer=["c1", "new"], item=[7, 8], when=[1, 2], w=[1.0, 1.0])
-    options = {"timestamp": "when", "weight": "w", "on_bad_line": "skip", "on_missing": "drop", "duplicates": "sum"}
-    options |= {"valid": [valid], "names": {"item": f"{names}:id:title"}}
-    options |= {"hold_out_test": "after:1970-01-01T00:00:40", "hold_out_gap": "3"}
-    manifest, _ = prepare_twice(tmp_path, parquet, csv, late, **options)
+    options = {"timestamp": "when", "weight": "w", "on_bad_line": "skip", "on_missing": "drop"}
+    options |= {"valid": [valid], "hold_out_test": "last-2", "names": {"item": f"{names}:id:title"}}
+    options |= {"base": base, "admit": {"customer": 13}, "expire_after": "item=870"}
+    manifest, written = prepare_twice(tmp_path, parquet, csv, **options)
+    customers = manifest.entities["customer"]
+    assert customers.overlay
+    assert (customers.overlay.carried, len(customers.files), len(customers.vacant_rows)) == (2, 3, 1)
+    assert customers.pending[0].rows == len(["wait", "new", *range(60, 69)])
+    new = [manifest.source[name] for name in ("customer_new", "item_expired", "item_reused")]
+    assert new == [len(["c5", "c69"]), 1, 2]
     assert (manifest.source["dropped_bad_lines"], manifest.source["dropped_missing"]) == (2, 1)
     assert manifest.source["item_named"] == 2
+    assert {"train/part-00001.parquet", "test/part-00000.parquet"} <= written.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark", "small_tasks")
+def test_spark_sums_and_holds_out_as_duckdb(tmp_path: Path, spark: Any) -> None:
+    """Inexact sums in the order of events, rounds of rare IDs, a split by time with a gap, and a default of the rest.
+
+    Also: only a cancelled event is later than seconds are, entities have names of columns of Spark's, and the session
+    of another thread stays.
+    """
+    events = random_events(EVENTS)
+    parquet = write_parquet(tmp_path / "one.parquet", **events, w=[number % 7 / 10 for number in range(EVENTS)])
+    times = {"customer": ["c1", "c1"], "item": [1, 1], "when": [1704067200000] * 2, "w": [1.0, -1.0]}
+    late = write_parquet(tmp_path / "late.parquet", **times)
+    options = {"query": "Part=customer", "item": "place=item", "timestamp": "when", "weight": "w"}
+    options |= {"hold_out_test": "after:1970-01-01T00:00:40", "hold_out_gap": "3", "hold_out_valid": "default"}
+    options |= {"duplicates": "sum", "min_count": {"Part": 26, "place": 14}}
+    options |= {"admit": {"place": 18}, "expire_after": "Part=9"}
+    with ThreadPoolExecutor(1) as threads:
+        prepared = threads.submit(prepare_twice, tmp_path, parquet, late, **options)
+    manifest, _ = prepared.result()
+    assert spark.range(3).count() == 3
+    assert manifest.splits["valid"].rows < 100
     assert manifest.source["merged_duplicates"]
     assert manifest.source["dropped_gap"]
 
@@ -149,7 +201,7 @@ def test_spark_holds_out_and_keeps_columns_as_duckdb(tmp_path: Path, spark: Any)
     options |= {"features": [f"place={lists.parent}/tags-*.parquet:id:tag", f"Part={text}:who:land"]}
     sound = [[number / 7, -number / 3, 0.0] for number in range(2500)]
     audio = write_parquet(tmp_path / "audio.parquet", id=range(1000, 3500), sound=sound)
-    options |= {"content": [f"place={audio}:id:sound"], "catalog": ["Part", "place"]}
+    options |= {"content": [f"place={audio}:id:sound"], "catalog": ["Part", "place"], "min_count": {"Part": 20}}
     with ThreadPoolExecutor(1) as threads:
         prepared = threads.submit(prepare_twice, tmp_path, parquet, disliked, **options)
     manifest, written = prepared.result()
@@ -178,6 +230,14 @@ def test_spark_lists_the_faults_of_duckdb(tmp_path: Path) -> None:
     three = write_text(tmp_path / "three.csv", "customer,item,at\na,b,1\na,c,3\n")
     with pytest.raises(InputError, match=r"after:9: takes no interaction for test \(timestamps run from 1 to 3"):
         prepare_files(tmp_path / "out", three, engine="spark", timestamp="at", hold_out="after:9")
+    prepare_files(tmp_path / "base", three)
+    (tmp_path / "base/vocabulary/item/part-00000.parquet").unlink()
+    messages = []
+    for engine in ("duckdb", "spark"):
+        with pytest.raises(InputError, match="no such file") as missing:
+            prepare_files(tmp_path / "out", three, engine=engine, base=tmp_path / "base")
+        messages.append(str(missing.value))
+    assert messages[0] == messages[1]
     assert not (tmp_path / "out").exists()
 
 
@@ -268,8 +328,11 @@ def test_an_error_of_a_task_keeps_its_class() -> None:
 def test_options_that_spark_lacks_are_rejected(tmp_path: Path) -> None:
     events = write_parquet(tmp_path / "events.parquet", **random_events(10))
     with pytest.raises(OptionError) as error:
-        prepare_files(tmp_path / "out", events, engine="spark", order="random", min_count={"item": 2})
+        prepare_files(tmp_path / "out", events, engine="spark", order="random")
     assert documented("an option that Spark lacks", str(error.value))
+    prepare_files(tmp_path / "base", events, features=f"item={events}:item:hour=when")
+    with pytest.raises(OptionError, match="base of a dataset with features"):
+        prepare_files(tmp_path / "out", events, engine="spark", base=tmp_path / "base")
 
 
 def test_missing_pyspark_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
