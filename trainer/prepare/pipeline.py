@@ -30,7 +30,7 @@ from crossfade.trainer.data.manifest import REPLAY, CoOccurrence, DatasetManifes
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, has_policies, plan_id_policies
+from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.co_occurrence import measure_co_occurrence
 from crossfade.trainer.prepare.database import (
@@ -269,8 +269,6 @@ def _check_engine(options: PrepareOptions, inputs: Inputs, base: BaseDataset | N
         found = {"features": manifest.features, "content": manifest.content, "context": manifest.context}
         given += [f"{option_named('base')} of a dataset with {kind}" for kind, has_some in found.items() if has_some]
         given += [f"{option_named('base')} with {option_named(name)}" for name in _COLUMNS if getattr(options, name)]
-    if options.catalog and has_policies(options, base):
-        given.append(f"{option_named('catalog')} with {option_named('admit')} or {option_named('expire_after')}")
     if given:
         duckdb_engine = option_named("engine", "duckdb")
         problem = f"does not support {', '.join(given)}"

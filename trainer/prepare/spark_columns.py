@@ -96,7 +96,7 @@ class SparkColumns:
             read, _ = self._read(plan, CONTENT_SCHEMA)
             ((numbers,),) = read.selectExpr("coalesce(sum(size(value) + 8), 0)").collect()
             task = partial(merge_content, replace(plan, files=()), self.resources)
-            divided = read.repartition(max(self.tables.partitions(numbers // 8), 1), "id")
+            divided = read.repartition(self.tables.partitions(numbers // 8), "id")
             merged = self.tables.keep(divided.mapInArrow(task, CONTENT_SCHEMA))
             reports = reports_of(merged)
             widths = sorted({width for report in reports for width in report["widths"]})

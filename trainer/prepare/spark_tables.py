@@ -128,7 +128,7 @@ class SparkTables:
 
     def partitions(self, rows: int) -> int:
         """Return in how many partitions to divide ``rows``: enough for all cores, and for a task to hold one."""
-        return max(-(-rows // _TASK_ROWS), min(self.cores, -(-rows // _FEW_ROWS)))
+        return max(-(-rows // _TASK_ROWS), min(self.cores, -(-rows // _FEW_ROWS)), 1)
 
     def keep(self, table: DataFrame) -> DataFrame:
         """Keep ``table`` in the memory and on the disks of the cluster: it is used more than once."""

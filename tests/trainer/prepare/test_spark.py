@@ -310,10 +310,11 @@ def test_parts_of_another_attempt_stay(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("spark")
 def test_script_of_a_spark_service_prepares(tmp_path: Path) -> None:
     events = write_text(tmp_path / "plays.csv", "customer,item\n" + "".join(f"{n % 7},{n % 5}\n" for n in range(60)))
-    words = ["prepare", "--events", str(events), "--hold-out-valid", "none", "--engine", "spark", "--out"]
-    script = write_text(tmp_path / "script.py", entry_script([*words, str(tmp_path / "spark")]))
+    # No ID waits for admission.
+    words = ["prepare", "--events", str(events), "--hold-out-valid", "none", "--admit", "item=2", "--engine", "spark"]
+    script = write_text(tmp_path / "script.py", entry_script([*words, "--out", str(tmp_path / "spark")]))
     runpy.run_path(str(script), run_name="__main__")
-    prepare_files(tmp_path / "duckdb", events, hold_out_valid="none")
+    prepare_files(tmp_path / "duckdb", events, hold_out_valid="none", admit={"item": 2})
     assert files(tmp_path / "spark") == files(tmp_path / "duckdb")
 
 
