@@ -41,8 +41,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning",
     "ignore::pytest.PytestUnraisableExceptionWarning",
     "ignore:distutils Version classes are deprecated:DeprecationWarning",
+    "ignore:PySpark does not yet fully support pandas:FutureWarning",
 )
-"""Py4J leaves its sockets open, and PySpark 3.5 compares versions by distutils."""
+"""Py4J leaves its sockets open; PySpark 3.5 compares versions by distutils, and 4 warns of pandas 3."""
 
 
 @pytest.fixture(scope="module")
