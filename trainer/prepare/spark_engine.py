@@ -126,6 +126,7 @@ class SparkPreparation:
     features: Sequence[Sequence[Source]] = ()
     content: Sequence[Sequence[Source]] = ()
     facts: Facts = field(default_factory=dict)
+    _groups: int = 0
     _bases: BaseVocabularies | None = None
     _sightings: dict[str, Sightings] = field(default_factory=dict)
 
@@ -150,7 +151,7 @@ class SparkPreparation:
         if self.base is not None:
             self._bases = BaseVocabularies(self.base, self._tables, self.staged)
             self._bases.load(options, table.id_types, read, self.progress)
-        held, rows = self._hold_out(plan, table, read, reports)
+        held, rows = self._hold_out(plan, table, read.repartition(self._groups, "key"), reports)
         columns = self._read_columns()
         sides = self._write_vocabularies(held, sum(rows.values()), table, columns)
         values, features = columns.write_features(sides, self._write_vocabulary)
@@ -242,8 +243,12 @@ class SparkPreparation:
             raise OptionError(
                 "train", problem="the files hold no interaction with a weight above 0", expected="at least one"
             )
-        blocks = read.where("report IS NULL").select("key", "block").repartition(len(step.keys), "key")
-        return table, blocks, [{**report, "split": file.split} for report, file in zip(reports, files, strict=True)]
+        self._groups = len(step.keys)
+        return (
+            table,
+            read.where("report IS NULL").select("key", "block"),
+            [{**report, "split": file.split} for report, file in zip(reports, files, strict=True)],
+        )
 
     def _hold_out(
         self, plan: dict[str, HoldOut], table: EventTable, events: DataFrame, reports: Sequence[Mapping[str, Any]]

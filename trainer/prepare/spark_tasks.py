@@ -383,7 +383,7 @@ def _apply(connection: duckdb.DuckDBPyConnection, step: HoldOutStep, report: dic
 
 def add_order(seed: int, batches: Batches) -> Batches:
     """Add the column ``shuffled``: with it, then by ``row``, rows are in the random order of query entities."""
-    connection = duckdb.connect()
+    connection = duckdb.connect(config={"threads": 1})
     first_key, _, number = shuffled(seed, "row").rpartition(", ")
     assert number == "row"
     for batch in batches:
@@ -536,7 +536,7 @@ def read_parts(schema: str, sql: str, parts: Callable[[int], Iterator[pa.Table]]
     """
     for number in _values(batches):
         try:
-            with duckdb.connect() as connection:
+            with duckdb.connect(config={"threads": 1}) as connection:
                 for part in parts(number):
                     connection.register("part", part)
                     yield from _query(connection, sql, schema)
