@@ -102,7 +102,8 @@ _Quantity = Annotated[
     BeforeValidator(_matching(r"[1-9]\d*(Mi|Gi|Ti)", "a size such as 500Mi, 20Gi or 1Ti")),
 ]
 
-_Address = Annotated[str, BeforeValidator(_matching(r"s3://[^/]+(/.*)?", "s3://BUCKET/PREFIX"))]
+_ADDRESS = "s3://BUCKET/PREFIX, of letters, digits, and ._-="
+_Address = Annotated[str, BeforeValidator(_matching(r"s3://[\w.-]+(/[\w./=-]*)?", _ADDRESS))]
 
 _schedulers = partial(option, group="schedulers")
 _slurm = partial(option, group="Slurm")

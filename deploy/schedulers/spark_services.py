@@ -36,7 +36,7 @@ _WORKERS: Mapping[str, Mapping[float, str]] = {
     "databricks": {4: "m5d.{}xlarge", 8: "r5d.{}xlarge"},
 }
 """What the workers of a service are called, by their GiB of memory for each CPU; the number is of four CPUs."""
-_DEFAULT_TASK_GIB, _PYTHON_GIB, _LEAST_JAVA_GIB = 0.5, 0.5, 0.5
+_DEFAULT_TASK_GIB, _PYTHON_GIB, _LEAST_JAVA_GIB = 0.5, 0.75, 0.5
 """The memory of DuckDB in a task by default, of the other packages beside it, and of Java for each task."""
 _CONTAINER_INPUT = "/opt/ml/processing/input"
 """Where SageMaker puts the files, of which its image of Spark reads conf/configuration.json."""
@@ -102,6 +102,9 @@ def entry_script(words: Sequence[str]) -> str:
 def _check(command: str, preparation: PrepareOptions) -> None:
     if preparation.engine != "spark" or preparation.sample is not None:
         raise OptionError("spark", found=command, expected=f"a command such as '{SPARK_EXAMPLE}'")
+    from crossfade.trainer.prepare.pipeline import check_for_spark  # which imports DuckDB
+
+    check_for_spark(preparation)
     places = [preparation.out, *preparation.train, *preparation.valid, *preparation.test]
     places += [str(file.path) for file in preparation.names.values()]
     places += [str(file.path) for file in (*preparation.features, *preparation.content)]

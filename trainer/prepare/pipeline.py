@@ -222,7 +222,7 @@ def prepare(
     inputs = find_inputs(options)
     base = find_base(options)
     if options.engine == "spark":
-        _check_engine(options, inputs, base)
+        check_for_spark(options, inputs, base)
     replayed = find_replayed(base) if base is not None and options.replay is not None else []
     identity = _identify(options, inputs, base) if keep and options.engine != "spark" else None
     with (
@@ -253,8 +253,8 @@ _NOT_ON_SPARK = ("replay",)
 _COLUMNS = ("features", "content", "catalog", "context")
 
 
-def _check_engine(options: PrepareOptions, inputs: Inputs, base: BaseDataset | None) -> None:
-    """Check that nothing is asked for that Spark does not do here.
+def check_for_spark(options: PrepareOptions, inputs: Inputs | None = None, base: BaseDataset | None = None) -> None:
+    """Check that nothing is asked for that Spark does not do here, also of the ``inputs`` and the ``base`` if given.
 
     Raises:
         OptionError: something is.
@@ -262,13 +262,14 @@ def _check_engine(options: PrepareOptions, inputs: Inputs, base: BaseDataset | N
     given = [option_named(name) for name in _NOT_ON_SPARK if getattr(options, name)]
     given += [option_named("order", "random")] if options.order == "random" else []
     given += [option_named("on_bad_line", "quarantine=FILE")] if options.quarantine is not None else []
-    for split, files in inputs.events.items():
+    for split, files in inputs.events.items() if inputs is not None else ():
         given += [option_named(split, STANDARD_INPUT) for file in files if isinstance(file, StandardInput)]
+    if options.base is not None:
+        given += [f"{option_named('base')} with {option_named(name)}" for name in _COLUMNS if getattr(options, name)]
     if base is not None:
         manifest = base.manifest
         found = {"features": manifest.features, "content": manifest.content, "context": manifest.context}
         given += [f"{option_named('base')} of a dataset with {kind}" for kind, has_some in found.items() if has_some]
-        given += [f"{option_named('base')} with {option_named(name)}" for name in _COLUMNS if getattr(options, name)]
     if given:
         duckdb_engine = option_named("engine", "duckdb")
         problem = f"does not support {', '.join(given)}"

@@ -46,6 +46,9 @@ from crossfade.trainer.prepare.spark_tasks import (
 from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, row_group_rows
 from crossfade.trainer.prepare.summary import Facts
 
+_ROW_NUMBERS = 8
+"""How many numbers of a vector are as large as another row."""
+
 WriteVocabulary = Callable[[str, DataFrame, int, IdType], Ids]
 """Writes the vocabulary of an entity with these IDs and counts, which are of so many rows."""
 
@@ -94,9 +97,11 @@ class SparkColumns:
             self.progress.phase("read content", sum(file.bytes for plan in plans for file in plan.files), "B")
         for plan in plans:
             read, _ = self._read(plan, CONTENT_SCHEMA)
-            ((numbers,),) = read.selectExpr("coalesce(sum(size(value) + 8), 0)").collect()
+            sizes = f"coalesce(sum(size(value) + {_ROW_NUMBERS}), 0)", "coalesce(max(size(value)), 1)"
+            ((numbers, width),) = read.selectExpr(*sizes).collect()
+            self.tables.limit_batches(width)
             task = partial(merge_content, replace(plan, files=()), self.resources)
-            divided = read.repartition(self.tables.partitions(numbers // 8), "id")
+            divided = read.repartition(self.tables.partitions(numbers // _ROW_NUMBERS), "id")
             merged = self.tables.keep(divided.mapInArrow(task, CONTENT_SCHEMA))
             reports = reports_of(merged)
             widths = sorted({width for report in reports for width in report["widths"]})
@@ -203,7 +208,7 @@ class SparkColumns:
                 raise plan.unmatched(given.ids)
             group_rows = content_group_rows(row_group_rows(filled), width)
             parts = file_parts(f"{CONTENT}/{plan.entity}/{plan.name}", filled, group_rows)
-            files = self._write(joined, [ROW], filled, content_schema(width), parts)
+            files = self._write(joined, [ROW], filled, content_schema(width), parts, width)
             mean, std = _scaling(folder, files, width)
             written.setdefault(plan.entity, {})[plan.name] = Content(width=width, mean=mean, std=std, files=files)
             self.facts[f"{plan.name}_ids_ignored"] = given.ids - filled
@@ -216,11 +221,17 @@ class SparkColumns:
         return given.table.join(side, F.col("id") == F.col("text"))
 
     def _write(
-        self, table: DataFrame, order: Sequence[str], rows: int, schema: pa.Schema, parts: Sequence[Part]
+        self,
+        table: DataFrame,
+        order: Sequence[str],
+        rows: int,
+        schema: pa.Schema,
+        parts: Sequence[Part],
+        width: int = 0,
     ) -> list[DataFile]:
-        """Write the ``rows`` of ``table`` in this ``order``."""
+        """Write the ``rows`` of ``table`` in this ``order``, whose values are vectors of ``width`` numbers, if any."""
         ones = table.select(ROW, VALUE, F.lit(1).alias("place"))
-        ordered, _ = self.tables.running_sums(ones, rows, order, ["place"])
+        ordered, _ = self.tables.running_sums(ones, rows * (width + _ROW_NUMBERS) // _ROW_NUMBERS, order, ["place"])
         part = F.expr(f"place_before DIV {parts[0].group_rows * GROUPS_PER_FILE}").alias("part")
         return self.tables.write(ordered.select(ROW, VALUE, part, "place_before"), schema, parts, rows)
 

@@ -38,6 +38,7 @@ from crossfade.trainer.prepare.spark_tasks import (
     Output,
     Part,
     column_names,
+    rows_of_batches,
     to_error,
     write_parts,
 )
@@ -52,7 +53,7 @@ _SETTINGS = {
     "spark.sql.inMemoryColumnarStorage.compressed": "false",
 }
 """Small partitions are put together in what is kept, too, as since Spark 4; blocks are compressed already."""
-_SHUFFLES = "spark.sql.shuffle.partitions"
+_SHUFFLES, _ARROW_ROWS = "spark.sql.shuffle.partitions", "spark.sql.execution.arrow.maxRecordsPerBatch"
 _REASON = re.compile(r"^(?:: |Caused by: )?(?:[\w.]+\.)?\w*(?:Error|Exception): (.+)$", re.MULTILINE)
 """The last line of a traceback of Python, the first of one of Java, or that of a cause there."""
 _ABORTED = "Job aborted"
@@ -72,7 +73,7 @@ def spark_session() -> Iterator[SparkSession]:
     try:
         builder = SparkSession.builder.appName("crossfade prepare").config("spark.ui.showConsoleProgress", "false")
         spark = active or builder.getOrCreate()
-        before = {name: spark.conf.get(name) for name in (*_SETTINGS, _SHUFFLES)}
+        before = {name: spark.conf.get(name) for name in (*_SETTINGS, _SHUFFLES, _ARROW_ROWS)}
         try:
             for name, value in _SETTINGS.items():
                 spark.conf.set(name, value)
@@ -125,6 +126,11 @@ class SparkTables:
     def shuffle_into(self, partitions: int) -> None:
         """Have joins and sums divide rows into so many ``partitions``."""
         self.spark.conf.set(_SHUFFLES, partitions)
+
+    def limit_batches(self, width: int) -> None:
+        """Have tasks get few rows at a time from now on, if these have vectors of ``width`` numbers."""
+        rows = min(rows_of_batches(width), int(self.spark.conf.get(_ARROW_ROWS) or 0))
+        self.spark.conf.set(_ARROW_ROWS, max(1, rows))
 
     def partitions(self, rows: int) -> int:
         """Return in how many partitions to divide ``rows``: enough for all cores, and for a task to hold one."""

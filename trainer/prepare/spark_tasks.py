@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby, pairwise
 from operator import itemgetter
@@ -36,7 +36,7 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.prepare.cleaning import sum_duplicates
 from crossfade.trainer.prepare.content_columns import ALL_CONTENT, append_content, create_given
-from crossfade.trainer.prepare.database import count_rows, execute, fetch_one, shuffled, working_database
+from crossfade.trainer.prepare.database import count_rows, execute, fetch_count, fetch_one, shuffled, working_database
 from crossfade.trainer.prepare.event_context import create_event_values
 from crossfade.trainer.prepare.events import EventReader, IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES
@@ -61,7 +61,8 @@ from crossfade.trainer.prepare.vocabulary_tables import read_names
 
 Batches = Iterator[pa.RecordBatch]
 
-_BATCH_ROWS = 100_000
+_BATCH_ROWS, _ARROW_ROWS, _BATCH_VALUES = 100_000, 10_000, 1 << 22
+"""Rows of batches: of numbers and IDs, as Spark makes them, and so many numbers of vectors."""
 _BLOCK_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 _ARROW_TYPES = {
     "array<float>": pa.list_(pa.float32()),
@@ -214,9 +215,9 @@ def _read_file(connection: duckdb.DuckDBPyConnection, work: Path, step: FilesSte
     file, faults = step.files[number], new_faults(step.options, step.first_row)
     reader = _FileReader(connection, step.options, step.string_sides, faults)
     kept, positives = 0, 0
-    with file.local(work, reader.columns_to_fetch()) as local:
+    with ExitStack() as opened:
         try:
-            reader.read(local, file.split)
+            reader.read(opened.enter_context(file.local(work, reader.columns_to_fetch())), file.split)
         except InputError as error:
             faults.add_error(error)
         if reader.kept is not None and not faults.rejected:
@@ -463,8 +464,9 @@ def read_names_file(
 ) -> Batches:
     """Read a file of names, for the only row of ``batches``."""
     for _ in _values(batches):
-        with resources.open() as (connection, work), file.local(work, [names.id_column, names.name_column]) as local:
+        with resources.open() as (connection, work), ExitStack() as opened:
             try:
+                local = opened.enter_context(file.local(work, [names.id_column, names.name_column]))
                 lines = read_names(connection, local, names, faults)
             except InputError as error:
                 yield _report(NAMES_SCHEMA, _failure(error))
@@ -493,19 +495,20 @@ def read_column_files(step: ColumnStep, resources: Resources, numbers: Batches) 
     assert source is not None
     for number in _values(numbers):
         file, columns = step.files[number], [source.id_column, source.columns[plan.name]]
-        with resources.open() as (connection, work), file.local(work, columns) as local:
+        with resources.open() as (connection, work), ExitStack() as opened:
             try:
+                local = opened.enter_context(file.local(work, columns))
                 if plan.kind == "content":
                     append_content(connection, source.id_column, source.columns[plan.name], local)
-                    sql, found = f"value, NULL FROM {ALL_CONTENT}", None
+                    sql, found, rows = f"value, NULL FROM {ALL_CONTENT}", None, _rows_of(connection, ALL_CONTENT)
                 else:
-                    found = append_feature(connection, plan, local, step.as_text)
+                    found, rows = append_feature(connection, plan, local, step.as_text), _BATCH_ROWS
                     # Which fails as without Spark if it is too large.
                     sql = f"CAST(value AS {SQL_TYPES[found]}), NULL FROM text_{plan.key}"
             except InputError as error:
                 yield _report(step.schema(), {"file": number, **_failure(error)})
                 continue
-            yield from _query(connection, f"SELECT DISTINCT id, {sql}", step.schema())
+            yield from _query(connection, f"SELECT DISTINCT id, {sql}", step.schema(), rows)
             yield _report(step.schema(), {"file": number, "type": found})
 
 
@@ -518,7 +521,8 @@ def merge_content(plan: ColumnPlan, resources: Resources, batches: Batches) -> B
     with resources.open() as (connection, _):
         connection.register("arriving", pa.RecordBatchReader.from_batches(first.schema, chain([first], filled)))
         widths, twice = create_given(connection, plan, "arriving")
-        yield from _query(connection, f"SELECT id, value, NULL FROM {plan.given_table}", CONTENT_SCHEMA)
+        sql = f"SELECT id, value, NULL FROM {plan.given_table}"
+        yield from _query(connection, sql, CONTENT_SCHEMA, _rows_of(connection, plan.given_table))
         rows = count_rows(connection, plan.given_table)
         yield _report(CONTENT_SCHEMA, {"widths": widths, "twice": twice, "rows": rows})
 
@@ -554,10 +558,20 @@ def _arrow_schema(schema: str) -> pa.Schema:
     return pa.schema([(name, _ARROW_TYPES[data_type]) for name, data_type in columns])
 
 
-def _query(connection: duckdb.DuckDBPyConnection, sql: str, schema: str) -> Batches:
+def rows_of_batches(width: int) -> int:
+    """Return the rows of batches of vectors with ``width`` numbers, or at most that."""
+    return max(1, min(_ARROW_ROWS, _BATCH_VALUES // max(1, width)))
+
+
+def _rows_of(connection: duckdb.DuckDBPyConnection, content: str) -> int:
+    """Return the rows of batches of the ``value`` of the table ``content``."""
+    return rows_of_batches(fetch_count(connection, f"SELECT coalesce(max(len(value)), 1) FROM {content}"))
+
+
+def _query(connection: duckdb.DuckDBPyConnection, sql: str, schema: str, rows: int = _BATCH_ROWS) -> Batches:
     """Yield the rows of a query with the types of a ``schema`` of Spark, whose columns it has."""
     arrow = _arrow_schema(schema)
-    for batch in connection.sql(sql).to_arrow_reader(_BATCH_ROWS):
+    for batch in connection.sql(sql).to_arrow_reader(rows):
         columns = [column.cast(field.type) for column, field in zip(batch.columns, arrow, strict=True)]
         yield pa.RecordBatch.from_arrays(columns, schema=arrow)
 

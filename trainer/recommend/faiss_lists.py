@@ -207,6 +207,11 @@ class VectorLists:
         return self._longest
 
     @property
+    def rows(self) -> int:
+        """The number of vectors."""
+        return int(self._index.ntotal)
+
+    @property
     def lists(self) -> int:
         """The number of lists."""
         return int(self._index.nlist)

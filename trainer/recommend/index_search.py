@@ -40,8 +40,8 @@ _PROBE_FACTOR = 4
 """How many times as many lists are scanned for queries whose lists had too few rows."""
 _RERANKED, _MORE_RERANKED = 4, 100
 """How many rows that product quantization finds are ranked again for each rank, and how many beyond."""
-_RERANKED_VALUES = 1 << 22
-"""Values of the vectors that are compared with queries at a time."""
+_READ_VALUES, _COMPARED_VALUES = 1 << 25, 1 << 20
+"""Values of the vectors that are read for queries at a time, and of those that are compared with one."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,12 @@ def search_lists(
     """
     if lists.options.codes != "pq":
         return lists.search(query_QD, count, probes, kept_R)
-    found_QJ, _ = lists.search(query_QD, _RERANKED * count + _MORE_RERANKED, probes, kept_R)
+    found_QJ, _ = lists.search(
+        query_QD, min(_RERANKED * count + _MORE_RERANKED, max(count, lists.rows)), probes, kept_R
+    )
     rows_QK, scores_QK = found_QJ[:, :count].copy(), np.empty((len(query_QD), count), np.float32)
-    step = max(1, _RERANKED_VALUES // (found_QJ.shape[1] * query_QD.shape[1]))
+    # Files are read in blocks of many rows, so that those of many queries are read at once.
+    step = max(1, _READ_VALUES // (found_QJ.shape[1] * query_QD.shape[1]))
     for first in range(0, len(query_QD), step):
         some = slice(first, first + step)
         score_QJ = _exact_scores(lists.options.metric, vectors, query_QD[some], found_QJ[some])
@@ -169,17 +172,24 @@ def _exact_scores(
     metric: ScoreKind, vectors: Callable[[IntArray], FloatArray], query_QD: FloatArray, row_QJ: IntArray
 ) -> FloatArray:
     """Return the score of each of ``row_QJ``, int64 (Q, J), for its query; -inf of row -1."""
-    rows_N, place_QJ = np.unique(row_QJ, return_inverse=True)
-    missing = int(np.searchsorted(rows_N, 0))
-    vector_ND = np.pad(vectors(rows_N[missing:]), ((missing, 0), (0, 0)))
+    score_QJ = np.full(row_QJ.shape, -np.inf, np.float32)
+    rows_N = np.unique(row_QJ)
+    rows_N = rows_N[rows_N >= 0]
+    if not len(rows_N):
+        return score_QJ
+    vector_ND = vectors(rows_N)
     if metric == "cosine":
         query_QD, vector_ND = unit_rows(query_QD), unit_rows(vector_ND)
-    vector_QJD = vector_ND[place_QJ.reshape(row_QJ.shape)]
-    if metric == "euclidean":
-        score_QJ: FloatArray = -np.square(vector_QJD - query_QD[:, None]).sum(axis=2)
-    else:
-        score_QJ = np.matmul(vector_QJD, query_QD[:, :, None])[:, :, 0]
-    score_QJ[row_QJ < 0] = -np.inf
+    step = max(1, _COMPARED_VALUES // query_QD.shape[1])
+    for query, row_J in enumerate(row_QJ):
+        found = int(np.count_nonzero(row_J >= 0))  # padding is last
+        for first in range(0, found, step):
+            some = slice(first, min(first + step, found))
+            vector_JD = vector_ND[np.searchsorted(rows_N, row_J[some])]
+            if metric == "euclidean":
+                score_QJ[query, some] = -np.square(vector_JD - query_QD[query]).sum(axis=1)
+            else:
+                score_QJ[query, some] = vector_JD @ query_QD[query]
     return score_QJ
 
 

@@ -85,21 +85,21 @@ def test_input_of_emr_serverless_is_valid(folder: Path) -> None:
     assert settings["spark.archives"] == f"{UPLOAD}/environment.tar.gz#environment"
     assert settings["spark.executor.instances"] == "20"
     sizes = [settings[f"spark.executor.{name}"] for name in ("cores", "memory", "memoryOverhead")]
-    assert sizes == ["8", "24g", "36g"]  # 8 tasks of 4 GiB and half a GiB; together what 8 CPUs may have at most
+    assert sizes == ["8", "22g", "38g"]  # 8 tasks of 4.75 GiB; together what 8 CPUs may have at most
     assert f"COPY {WHEEL} /" in files["Dockerfile"]
     assert printed[1] == "build the package, in a checkout: python -m build --wheel --outdir 'my files'"
     assert printed[3] == f"upload all: aws s3 cp --recursive 'my files' {UPLOAD}"
     assert printed[4].endswith("--cli-input-json 'file://my files/job.json'")
 
 
-@pytest.mark.parametrize(("memory", "worker", "java"), [("", "G.1X", "6g"), ("3", "R.1X", "10g")])
+@pytest.mark.parametrize(("memory", "worker", "java"), [("", "G.1X", "5g"), ("3", "R.1X", "9g")])
 def test_input_of_glue_is_valid(folder: Path, memory: str, worker: str, java: str) -> None:
     files, printed = written(folder, "glue", memory=memory)
     definition = request(files, "glue", "CreateJob")
     assert (definition["WorkerType"], definition["NumberOfWorkers"]) == (worker, 5)
     arguments = definition["DefaultArguments"]
     assert arguments["--additional-python-modules"].startswith(f"{UPLOAD}/{WHEEL},boto3>=")
-    overhead = "14g" if memory else "4g"
+    overhead = "15g" if memory else "5g"
     settings = [f"spark.executor.memory={java}", f"spark.executor.memoryOverhead={overhead}"]
     assert arguments["--conf"].split(" --conf ") == [*settings, "spark.default.parallelism=16"]
     assert printed[-1] == "start it: aws glue start-job-run --job-name planted-prepare"
@@ -117,7 +117,7 @@ def test_input_of_sagemaker_processing_is_valid(folder: Path) -> None:
     assert shell.startswith(f"python3 -m pip install {path}/{WHEEL} 'boto3>=")
     assert shell.endswith(f" && exec smspark-submit {path}/crossfade_on_spark.py")
     [configured] = json.loads(files["conf/configuration.json"])
-    assert configured["Properties"]["spark.executor.memoryOverhead"] == "16g"
+    assert configured["Properties"]["spark.executor.memoryOverhead"] == "20g"
     assert printed[-1].endswith(" --processing-job-name planted-prepare-$(date +%s)")
 
 
@@ -134,7 +134,7 @@ def test_job_of_databricks_is_valid(folder: Path) -> None:
     assert cluster is not None
     assert (cluster.node_type_id, cluster.num_workers) == ("m5d.xlarge", 2)
     assert cluster.data_security_mode is DataSecurityMode.SINGLE_USER
-    memory = {"spark.executor.memory": "6g", "spark.executor.memoryOverhead": "4g"}
+    memory = {"spark.executor.memory": "5g", "spark.executor.memoryOverhead": "5g"}
     assert cluster.spark_conf == memory | {"spark.default.parallelism": "8"}
     assert printed[-2] == "create it: databricks jobs create --json '@my files/job.json'"
 
@@ -161,6 +161,7 @@ def test_invalid_options_of_spark_are_rejected(folder: Path) -> None:
     rejected_here("a local path for a Spark service", *plan("glue", out="prepared"), cwd=folder)
     rejected_here("tasks that no executor holds", *plan("databricks", memory="9"), cwd=folder)
     rejected_here("CPUs that no executor has", *glue, "--cores", 5, cwd=folder)
+    rejected_here("an option that Spark lacks", *glue[:5], f"{glue[5]} --order random", *glue[6:], cwd=folder)
     rejected_here("memory of a task without an array", *glue, "--memory", "1Gi", cwd=folder)
     with pytest.raises(SystemExit):  # of the command's own parser
         crossfade_here(*[*glue[:5], f"{glue[5]} --evnts", *glue[6:]], cwd=folder)
