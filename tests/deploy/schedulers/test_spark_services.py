@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -166,4 +165,3 @@ def test_invalid_options_of_spark_are_rejected(folder: Path) -> None:
     with pytest.raises(SystemExit):  # of the command's own parser
         crossfade_here(*[*glue[:5], f"{glue[5]} --evnts", *glue[6:]], cwd=folder)
     assert not (folder / "my files").exists()
-    assert "pyspark" not in sys.modules
