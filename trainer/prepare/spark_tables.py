@@ -129,8 +129,8 @@ class SparkTables:
 
     def limit_batches(self, width: int) -> None:
         """Have tasks get few rows at a time from now on, if these have vectors of ``width`` numbers."""
-        rows = min(rows_of_batches(width), int(self.spark.conf.get(_ARROW_ROWS) or 0))
-        self.spark.conf.set(_ARROW_ROWS, max(1, rows))
+        rows, before = rows_of_batches(width), int(self.spark.conf.get(_ARROW_ROWS) or 0)
+        self.spark.conf.set(_ARROW_ROWS, min(rows, before) if before > 0 else rows)
 
     def partitions(self, rows: int) -> int:
         """Return in how many partitions to divide ``rows``: enough for all cores, and for a task to hold one."""
