@@ -47,7 +47,7 @@ from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, Staged, row_group
 _TASK_ROWS, _FEW_ROWS = 1_000_000, 50_000
 """The most rows of a task on average, and those that are not worth two tasks."""
 _BROADCAST_ROWS = 100_000
-"""IDs that are few megabytes; Spark does not know the size of tables without their plan."""
+"""IDs that are few megabytes; tables without their plan have no size in Spark."""
 _SETTINGS = {
     "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",
     "spark.sql.inMemoryColumnarStorage.compressed": "false",

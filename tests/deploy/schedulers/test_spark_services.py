@@ -124,7 +124,7 @@ def test_job_of_databricks_is_valid(folder: Path) -> None:
     files, printed = written(folder, "databricks", "--executors", 2)
     definition = json.loads(files["job.json"])
     job = JobSettings.from_dict(definition)
-    assert job.as_dict() == definition  # fields that the client does not know would be lost
+    assert job.as_dict() == definition  # the client drops other fields
     assert job.tasks is not None
     [task] = job.tasks
     assert task.spark_python_task is not None
