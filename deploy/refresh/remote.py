@@ -119,7 +119,13 @@ class RemoteVersions(ServiceVersions):
             # What was prepared here may have events of the IDs.
             super().discard(self._next_of(records))
             (self.folder / PLAN_FILE).unlink(missing_ok=True)
-        changed = [name for name in (*records, FORGOTTEN_FILE) if name in self._found and not self._is_same(name)]
+        # A rollback changes the record of a version that is kept, of the same size and, within a second, time on S3.
+        kept = {path.partition("/")[0] for path in self._found if "/" in path}
+        changed = [
+            name
+            for name in (*records, FORGOTTEN_FILE)
+            if name in self._found and (PurePosixPath(name).stem in kept or not self._is_same(name))
+        ]
         with ThreadPoolExecutor(_STREAMS, thread_name_prefix="records") as pool:
             for name, data in zip(changed, pool.map(self._remote.read, changed), strict=True):
                 replace_file(self.folder / name, data)

@@ -45,7 +45,11 @@ def serve(options: ServeOptions, reporter: ProgressReporter, on_listening: Calla
     """
     assert options.port is not None
     access = options.access()
-    with bound_socket(options.host, options.port) as listener, _working_folder(options.work_dir) as work:
+    with (
+        bound_socket(options.host, options.port) as listener,
+        _working_folder(options.work_dir) as work,
+        _restored_environment(),
+    ):
         # Before the client of Prometheus is imported, which reads it then.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(work / _METRICS)
         try:
@@ -69,6 +73,18 @@ def serve(options: ServeOptions, reporter: ProgressReporter, on_listening: Calla
             supervisor.run()
         if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
             raise CrossfadeError("a process of the server could not start; its error is above")
+
+
+@contextmanager
+def _restored_environment() -> Iterator[None]:
+    """Restore the environment at the end: a later child of this process would look for the folder of metrics."""
+    before = os.environ.copy()
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _process_options(processes: int) -> dict[str, Any]:

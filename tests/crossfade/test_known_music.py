@@ -4,6 +4,7 @@ What counts as known is tested by ``tests/trainer/data/test_lineage.py``.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -151,7 +152,9 @@ def test_missing_base_dataset_stops_every_command(
     refused(workspace, "evaluate", "run2")
     refused(workspace, "map", "run2", "--out", tmp_path / "map")
     refused(workspace, "train", "job2.yaml", "--run-dir", tmp_path / "run")
+    environment = os.environ.copy()
     refused(workspace, "serve", "run2", "--port", 0)
+    assert os.environ == environment  # else, a later child of this process would look for the folder of metrics
     refused(workspace, "similar", "run2", "1", "--where", "count > 1")
     assert not (tmp_path / "run").exists()
     monkeypatch.chdir(workspace)
