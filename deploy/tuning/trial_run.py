@@ -13,6 +13,7 @@ process of the study, so a training that crashes, even by a signal, ends only it
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import shutil
@@ -32,6 +33,7 @@ from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.run_folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 
 _POLL_SECONDS = 0.5
+_logger = logging.getLogger(__name__)
 
 
 class TrialProcess:
@@ -47,8 +49,9 @@ class TrialProcess:
     def train(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool], *, warm: bool) -> int:
         """Run ``crossfade train`` with ``arguments``, append its output to ``log``, and return its exit code.
 
-        ``watch`` is called twice a second, and returns whether to stop the training. ``warm`` is whether the process
-        may train others, before and after; a training with servers has processes of its own anyway.
+        One that ends without output is started again, once. ``watch`` is called twice a second, and returns whether to
+        stop the training. ``warm`` is whether the process may train others, before and after; a training with servers
+        has processes of its own anyway.
         """
         log.touch()
         self.cpu_seconds = 0.0
@@ -58,6 +61,15 @@ class TrialProcess:
             code = self._train_alone(arguments, log, watch)
             self.cpu_seconds = _children_cpu() - before
             return code
+        code = self._train_warm(arguments, log, watch)
+        if code > 0 and not log.stat().st_size:
+            # A training that fails says why, so this one has not begun.
+            _logger.warning(f"{log}: a process ended with exit code {code} before it began to train; starting another")
+            self.close()
+            code = self._train_warm(arguments, log, watch)
+        return code
+
+    def _train_warm(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool]) -> int:
         host = self._warm_host(log)
         request = json.dumps({"arguments": list(arguments), "log": str(log)}) + "\n"
         with suppress(BrokenPipeError):  # it has been killed just now, so its answer is that it has ended

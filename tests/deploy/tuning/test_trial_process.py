@@ -127,3 +127,15 @@ def test_process_that_was_killed_between_trainings_is_replaced(workspace: Path, 
         host.kill()
         os.waitid(os.P_PID, host.pid, os.WEXITED | os.WNOWAIT)
     assert (workspace / "missing.log").read_text().count("missing.yaml") == 2
+
+
+@pytest.mark.slow
+def test_process_that_ends_before_its_first_line_is_started_again(
+    workspace: Path, process: TrialProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = "import os, pathlib, sys\nmark = pathlib.Path(__file__).with_name('ended')\n"
+    ends += "if 'crossfade.trial_host' in sys.orig_argv and not mark.exists():\n    mark.touch()\n    os._exit(1)\n"
+    (tmp_path / "sitecustomize.py").write_text(ends)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    assert TrialRun(workspace, "again", process).train(SETTINGS, go_on) == 0
+    assert (tmp_path / "ended").exists()
