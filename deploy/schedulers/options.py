@@ -167,7 +167,7 @@ class SchedulerFiles(Options):
     role: str | None = _spark(
         None, "run as the IAM role with this ARN; on Databricks, that of an instance profile (required)", value="ARN"
     )
-    executors: Integer = _spark(4, "run N executors, each on a worker of its own", value="N", ge=1)
+    executors: Integer = _spark(4, "run N executors, each on a separate worker", value="N", ge=1)
     application: str | None = _spark(
         None, "run in this application of EMR Serverless, of a release 7 (required there)", value="ID"
     )

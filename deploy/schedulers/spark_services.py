@@ -2,7 +2,7 @@
 
     files, steps = spark_files(job, SchedulerFiles.of(to="glue", out="glue", …), preparation, cores=4)
 
-A service gets as many executors as asked for, each on a worker of its own: the smallest whose memory holds Java and a
+A service gets as many executors as asked for, each alone on a worker: the smallest whose memory holds Java and a
 task of the preparation on each CPU. Its tasks reach S3 with the role that the options name.
 """
 
@@ -93,7 +93,7 @@ def spark_files(
 def entry_script(words: Sequence[str]) -> str:
     """Return a script that runs a command of crossfade.
 
-    Glue adds words of its own to those of a script, so it has them in itself. Services may count an exception that ends
+    The script holds the arguments, since Glue passes further ones to it. Services may count an exception that ends
     a process as a failure even if its exit code is 0.
     """
     return f"from crossfade.cli.main import main\n\nif code := main({[*words]!r}):\n    raise SystemExit(code)\n"

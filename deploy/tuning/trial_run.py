@@ -51,7 +51,7 @@ class TrialProcess:
 
         One that ends without output is started again, once. ``watch`` is called twice a second, and returns whether to
         stop the training. ``warm`` is whether the process may train others, before and after; a training with servers
-        has processes of its own anyway.
+        starts separate processes anyway.
         """
         log.touch()
         self.cpu_seconds = 0.0

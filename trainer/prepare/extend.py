@@ -31,6 +31,7 @@ from crossfade.trainer.data.manifest import (
     OVERLAY,
     VOCABULARY,
     BaseReference,
+    DataFile,
     DatasetManifest,
     Entity,
     Overlay,
@@ -387,12 +388,19 @@ def write_increment(
     )
     overlay = write_relation(staged, f"{OVERLAY}/{name}", OVERLAY_SCHEMA, counted, overlaid)
     connection.execute("DROP TABLE overlaid")
+    return extended_entity(old, files, own, overlay)
+
+
+def extended_entity(
+    old: Entity, carried: Sequence[DataFile], own: Sequence[DataFile], overlay: Sequence[DataFile]
+) -> Entity:
+    """Return the entry of an increment that takes over the files of ``old`` and adds its ``own`` and an ``overlay``."""
     return Entity(
-        rows=old.rows + new,
+        rows=old.rows + sum(file.rows for file in own),
         id_type=old.id_type,
         has_names=old.has_names,
         has_warm=True,
-        files=[*files, *own],
+        files=[*carried, *own],
         vacant_rows=old.vacant_rows,
-        overlay=Overlay(carried=len(files), files=overlay),
+        overlay=Overlay(carried=len(carried), files=[*overlay]),
     )

@@ -57,7 +57,7 @@ WriteVocabulary = Callable[[str, DataFrame, int, IdType], Ids]
 class _Given:
     """The values in the files of a column: each pair of an ID, as text, and a value once, and how many IDs there are.
 
-    Features have a type of values, and content the length of its own.
+    Features have a type of values, and content has a length.
     """
 
     plan: ColumnPlan

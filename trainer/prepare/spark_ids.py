@@ -22,13 +22,13 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import OVERLAY, PENDING, VOCABULARY, DataFile, DatasetManifest, Entity, Overlay
+from crossfade.trainer.data.manifest import OVERLAY, PENDING, VOCABULARY, DataFile, DatasetManifest, Entity
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary, plain_strings
 from crossfade.trainer.prepare.admission import COLUMNS, nothing_admitted, pending_schema
 from crossfade.trainer.prepare.events import IdType
-from crossfade.trainer.prepare.extend import BaseDataset, ExtensionReport, base_columns
+from crossfade.trainer.prepare.extend import BaseDataset, ExtensionReport, base_columns, extended_entity
 from crossfade.trainer.prepare.options import PrepareOptions, Side
 from crossfade.trainer.prepare.spark_tables import SparkTables
 from crossfade.trainer.prepare.spark_tasks import Batches, distinct_ids, read_parts
@@ -313,15 +313,7 @@ class BaseVocabularies:
             f"{OVERLAY}/{entity}",
             rows,
         )
-        return Entity(
-            rows=old.rows + new,
-            id_type=old.id_type,
-            has_names=old.has_names,
-            has_warm=True,
-            files=[*files, *own],
-            vacant_rows=old.vacant_rows,
-            overlay=Overlay(carried=len(files), files=overlay),
-        )
+        return extended_entity(old, files, own, overlay)
 
 
 def count_sightings(
