@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,9 +45,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(config._tmp_path_factory.getbasetemp(), ignore_errors=True)  # type: ignore[attr-defined]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the fast tests first; among those of one place the order stays as collected."""
-    items.sort(key=run_order)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that shows whether a test depends on the files before its own."""
+    parser.addoption("--shuffle-files", type=int, metavar="SEED", help="run the test files in a random order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the fast tests first, then the longest files, or shuffle the files; the order within a file stays."""
+    seed = config.getoption("--shuffle-files")
+    if seed is None:
+        items.sort(key=run_order)
+    else:
+        places = {path: place for place, path in enumerate(sorted({item.path for item in items}))}
+        random.Random(seed).shuffle(shuffled := list(range(len(places))))
+        items.sort(key=lambda item: shuffled[places[item.path]])
 
 
 @pytest.hookimpl(tryfirst=True)
