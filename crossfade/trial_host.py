@@ -1,10 +1,11 @@
 """Run the trainings of ``crossfade tune`` one after another: each but the first finds modules and kernels loaded.
 
-    python -m crossfade.trial_host
+    python -m crossfade.trial_host PARENT
 
-A line on stdin is a request in JSON: the arguments of ``crossfade train``, and the log that gets its output. The answer
-is its exit code and its processor seconds, a line on stdout. The process ends when stdin does, after a training that a
-signal has stopped, and at an error of the program.
+PARENT is the ID of the process that starts it, and with which it dies. A line on stdin is a request in JSON: the
+arguments of ``crossfade train``, and the log that gets its output. The answer is its exit code and its processor
+seconds, a line on stdout. The process ends when stdin does, after a training that a signal has stopped, and at an error
+of the program.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import sys
 from typing import TextIO
 
+from crossfade.base.processes import die_with_parent
 from crossfade.base.signals import stopper
 from crossfade.cli.main import main
 from crossfade.kvstore.memory import release_free_memory
@@ -50,6 +52,7 @@ def _train(arguments: list[str], log: str) -> int:
 
 
 if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
     # Trainings get neither end of the pipes: what they print goes to their logs.
     pipes = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

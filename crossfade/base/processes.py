@@ -16,14 +16,16 @@ _START_TICKS = 19
 def die_with_parent(parent_pid: int) -> None:
     """Have the kernel kill this process when its parent, ``parent_pid``, dies for any reason.
 
-    To the kernel the parent is the thread that started this process, so that thread must live as long as this process
-    is needed. Linux only: elsewhere a killed parent leaves this process running.
+    A parent that has died already ends it with exit code 1 and a line on stderr. To the kernel the parent is the thread
+    that started this process, so that thread must live as long as this process is needed. Linux only: elsewhere a
+    killed parent leaves this process running.
     """
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # The parent may have died before prctl took effect.
-    if os.getppid() != parent_pid:
+    if (found := os.getppid()) != parent_pid:
+        os.write(2, f"ended at its start: process {parent_pid}, its parent, has died; it is now {found}\n".encode())
         os._exit(1)
 
 

@@ -13,7 +13,6 @@ process of the study, so a training that crashes, even by a signal, ends only it
 from __future__ import annotations
 
 import json
-import logging
 import os
 import queue
 import shutil
@@ -28,12 +27,10 @@ from typing import IO, Any
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.disk_errors import disk_of
-from crossfade.base.processes import die_with_parent
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.run_folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 
 _POLL_SECONDS = 0.5
-_logger = logging.getLogger(__name__)
 
 
 class TrialProcess:
@@ -49,28 +46,14 @@ class TrialProcess:
     def train(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool], *, warm: bool) -> int:
         """Run ``crossfade train`` with ``arguments``, append its output to ``log``, and return its exit code.
 
-        One that ends without output is started again, once. ``watch`` is called twice a second, and returns whether to
-        stop the training. ``warm`` is whether the process may train others, before and after; a training with servers
-        starts separate processes anyway.
+        ``watch`` is called twice a second, and returns whether to stop the training. ``warm`` is whether the process
+        may train others, before and after; a training with servers starts separate processes anyway.
         """
         log.touch()
         self.cpu_seconds = 0.0
         if not warm:
             self.close()
-            before = _children_cpu()
-            code = self._train_alone(arguments, log, watch)
-            self.cpu_seconds = _children_cpu() - before
-            return code
-        code = self._train_warm(arguments, log, watch)
-        if code > 0 and not log.stat().st_size:
-            # A training that fails says why, so this one has not begun.
-            _logger.warning(f"{log}: a process ended with exit code {code} before it began to train; starting another")
-            self.close()
-            code = self._train_warm(arguments, log, watch)
-        return code
-
-    def _train_warm(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool]) -> int:
-        host = self._warm_host(log)
+        host = self._host_for(log)
         request = json.dumps({"arguments": list(arguments), "log": str(log)}) + "\n"
         with suppress(BrokenPipeError):  # it has been killed just now, so its answer is that it has ended
             host.stdin.write(request.encode())  # type: ignore[union-attr]
@@ -79,6 +62,9 @@ class TrialProcess:
         except BaseException:  # of ``watch``: the next training must not get the answer to this one
             self.close()
             raise
+        finally:
+            if not warm:
+                self.close()
 
     def _await_answer(self, host: subprocess.Popen[bytes], watch: Callable[[], bool]) -> int:
         is_stopping = False
@@ -99,56 +85,31 @@ class TrialProcess:
         self.cpu_seconds = float(seconds)
         return int(code)
 
-    def _train_alone(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool]) -> int:
-        with log.open("ab") as output:
-            process = _start(["-m", "crossfade", "train", *arguments], subprocess.DEVNULL, output, output)
-        try:
-            while process.poll() is None:
-                if watch():
-                    process.terminate()
-                    break
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_POLL_SECONDS)
-            return process.wait()
-        finally:
-            _end(process)
-
     def close(self) -> None:
         """End the process, if there is one."""
         if self._host is not None:
             _end(self._host)
             self._host = None
 
-    def _warm_host(self, log: Path) -> subprocess.Popen[bytes]:
+    def _host_for(self, log: Path) -> subprocess.Popen[bytes]:
         """Return a process that waits for a training; a new one writes to ``log`` until its first training does."""
         if self._host is not None and self._host.poll() is None:
             return self._host
         self.close()
         with log.open("ab") as output:
-            host = _start(["-m", "crossfade.trial_host"], subprocess.PIPE, subprocess.PIPE, output)
+            # The process arranges by itself to die with this one. A ``preexec_fn`` would run in a fork of this process,
+            # after the fork handlers of all its libraries, and what ends such a fork leaves no message.
+            host = subprocess.Popen(  # noqa: S603 - our own command
+                [sys.executable, "-P", "-m", "crossfade.trial_host", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                bufsize=0,
+                start_new_session=True,
+            )
         self._host, self._answers = host, queue.Queue()
         threading.Thread(target=_read, args=(host.stdout, self._answers), daemon=True).start()
         return host
-
-
-def _start(arguments: list[str], stdin: int, stdout: int | IO[bytes], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    parent = os.getpid()
-    return subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-P", *arguments],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        bufsize=0,
-        start_new_session=True,
-        # It takes no locks. Only Linux can end a child with its parent.
-        preexec_fn=(lambda: die_with_parent(parent)) if sys.platform == "linux" else None,  # noqa: PLW1509
-    )
-
-
-def _children_cpu() -> float:
-    """Return the processor seconds of child processes that have ended."""
-    used = os.times()
-    return used.children_user + used.children_system
 
 
 def _read(stdout: IO[bytes], answers: queue.Queue[bytes | None]) -> None:

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import chdir, closing
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,19 @@ def test_training_with_servers_has_a_process_of_its_own(workspace: Path) -> None
         assert recorder.warm == warm
 
 
+@pytest.mark.slow
+def test_training_that_is_not_warm_leaves_no_process(workspace: Path, process: TrialProcess) -> None:
+    assert TrialRun(workspace, "kept", process).train(SETTINGS, go_on) == 0
+    (warm,) = hosts()
+    words = [word for each in SETTINGS for word in ("--set", each)]
+    arguments = ["job.yaml", "--run-dir", "cold", *words]
+    with chdir(workspace):
+        assert process.train(arguments, Path("cold.log"), lambda: False, warm=False) == 0
+    assert process.cpu_seconds > 0
+    assert not warm.is_running()
+    assert hosts() == []
+
+
 def test_process_that_was_killed_between_trainings_is_replaced(workspace: Path, process: TrialProcess) -> None:
     for _ in range(2):
         assert process.train(["missing.yaml"], workspace / "missing.log", lambda: False, warm=True) == 2
@@ -129,13 +144,20 @@ def test_process_that_was_killed_between_trainings_is_replaced(workspace: Path, 
     assert (workspace / "missing.log").read_text().count("missing.yaml") == 2
 
 
-@pytest.mark.slow
-def test_process_that_ends_before_its_first_line_is_started_again(
+def test_process_that_ends_without_output_is_reported_with_its_exit_code(
     workspace: Path, process: TrialProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends = "import os, pathlib, sys\nmark = pathlib.Path(__file__).with_name('ended')\n"
-    ends += "if 'crossfade.trial_host' in sys.orig_argv and not mark.exists():\n    mark.touch()\n    os._exit(1)\n"
-    (tmp_path / "sitecustomize.py").write_text(ends)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'crossfade.trial_host' in sys.orig_argv: os._exit(1)"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    assert TrialRun(workspace, "again", process).train(SETTINGS, go_on) == 0
-    assert (tmp_path / "ended").exists()
+    run = TrialRun(workspace, "silent", process)
+    assert run.train(SETTINGS, go_on) == 1
+    assert run.describe_failure().startswith("no output, exit code 1 (log: ")
+
+
+def test_process_whose_parent_has_died_says_so() -> None:
+    command = [sys.executable, "-m", "crossfade.trial_host", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"ended at its start: process 1, its parent, has died; it is now {os.getpid()}\n"
