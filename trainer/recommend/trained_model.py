@@ -271,7 +271,7 @@ class OpenModel(Generic[Made]):
         """Return ``use`` of the model, by one thread at a time.
 
         Raises:
-            CheckpointError: every checkpoint is corrupt or cannot be read.
+            CheckpointError: a checkpoint is corrupt or cannot be read.
             InputError: there is no model, its dataset is missing or another one, or ``use`` raised it.
         """
         with self._lock:
@@ -324,7 +324,7 @@ def with_trained_model(
     again with an older checkpoint if it finds that one is corrupt.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: there is no model, its dataset is missing or another one, or ``use`` raised it.
     """
     with closing(OpenModel(source, log, lambda model: model, from_checkpoint=from_checkpoint)) as opened:
