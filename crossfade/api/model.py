@@ -71,7 +71,7 @@ class Model:
             **options: the fields of ``ModelSource``.
 
         Raises:
-            CheckpointError: every checkpoint is corrupt or cannot be read.
+            CheckpointError: a checkpoint is corrupt or cannot be read.
             InputError: there is no model, or its dataset is missing or another one.
         """
         self._options = ModelSource.of(source=source, **options)
@@ -236,7 +236,7 @@ class Model:
         """Return ``use`` of the opened model, for what has no method here.
 
         Raises:
-            CheckpointError: every checkpoint is corrupt or cannot be read.
+            CheckpointError: a checkpoint is corrupt or cannot be read.
         """
         return self._opened.use(use)
 
@@ -254,7 +254,7 @@ def load(source: str | Path, *, frame: FrameKind | None = None, **options: Any) 
         **options: the fields of ``ModelSource``.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: there is no model, or its dataset is missing or another one.
     """
     return Model(source, frame=frame, **options)

@@ -5,6 +5,7 @@ save_model("runs/plays", "data/plays", "models/plays", overwrite=True, with_data
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -13,12 +14,19 @@ import yaml
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.output import staged_folder
+from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.replacing import check_replaceable, replace_folder
-from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
+from crossfade.trainer.runs.run_folder import EMBEDDINGS_FOLDER, JOB_FILE, RunFolder
 from crossfade.trainer.runs.run_lock import LOCK_FILE
 
 DATASET_FOLDER = "dataset"
 """The dataset of a model that was trained on a data frame, in its folder."""
+_OWN_FILES = {
+    EMBEDDINGS_FOLDER: re.compile(r"embeddings\.json|README\.md|[^/]+/rows-[0-9]{12,}\.parquet"),
+    "checkpoints": re.compile(r"owner\.json|step-[0-9]{9,18}/([^/]+\.(json|npz)|[^/]+/[^/]+\.npy)"),
+    DATASET_FOLDER: re.compile(r"(manifest|baselines)\.json|([^/]+/){1,3}part-[0-9a-z-]+\.parquet"),
+}
+"""Paths of the files of a model in its folders."""
 
 
 def save_model(source: str, data: str, folder: str, overwrite: bool, *, with_dataset: bool) -> str:
@@ -31,9 +39,13 @@ def save_model(source: str, data: str, folder: str, overwrite: bool, *, with_dat
     for location in (folder, source):
         if "://" in location:
             raise InputError(f"{location}: expected a local folder; copy it to or from S3 by other means")
-    target = Path(folder).absolute()
-    if target.resolve() == Path(source).resolve():
+    target, place, origin = Path(folder).absolute(), Path(folder).resolve(), Path(source).resolve()
+    if place == origin:
         return str(target)
+    if place.is_relative_to(origin) or origin.is_relative_to(place):
+        raise InputError(f"{folder}: lies in the folder of the model, {source}, or holds it; choose another folder")
+    if Path.cwd().is_relative_to(place):
+        raise InputError(f"{folder}: holds the current folder, which it would replace; choose another folder")
     check_free(target, overwrite)
     if not with_dataset and RunFolder(target).contains(data):
         raise InputError(f"{folder}: holds {data}, the dataset of the model; choose another folder")
@@ -74,13 +86,29 @@ def _find_foreign(folder: Path) -> str | None:
     """Return a message on why ``folder`` is not a model that may be deleted; None if it is one."""
     run = RunFolder(folder)
     foreign = [name for name in run.foreign_names() if name != DATASET_FOLDER]
+    for name, own in _OWN_FILES.items():
+        found = (path for path in (folder / name).rglob("*") if not path.is_dir() or path.is_symlink())
+        foreign += [f"{name}/{rest}" for path in found if not own.fullmatch(rest := _below(folder / name, path))]
     if foreign:
         return (
             f"{folder}: holds '{foreign[0]}', which is not part of a model and which overwrite=True would delete; move "
             "it, or choose another folder"
         )
-    if any(folder.iterdir()) and not (folder / JOB_FILE).is_file():
-        return f"{folder}: holds no model (it has no {JOB_FILE}), so overwrite=True does not replace it; choose another"
+    if any(folder.iterdir()) and not _is_job(folder / JOB_FILE):
+        problem = f"holds no model (it has no {JOB_FILE} of a run), so overwrite=True does not replace it"
+        return f"{folder}: {problem}; choose another"
     if run.lock.is_held():
         return f"{folder}: a run is in progress; wait until it ends, or choose another folder"
     return None
+
+
+def _below(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _is_job(path: Path) -> bool:
+    try:
+        values = yaml.safe_load(read_regular(path))
+    except (OSError, yaml.YAMLError):
+        return False
+    return isinstance(values, dict) and "name" in values and "data" in values

@@ -4,7 +4,7 @@ CrossfadeError                  1   the run failed
 ├── DivergedError               1   a gradient or a loss is not finite
 ├── StoreError                  1   the key-value store rejected a request or lost data
 ├── ClusterError                1   a process of the job died, raised or stopped responding
-├── CheckpointError             1   a checkpoint cannot be written, or is corrupt, incomplete or incompatible
+├── CheckpointError             1   a checkpoint cannot be written or read; 2 if it is corrupt or incomplete
 ├── StorageUnavailableError     1   storage is unreachable or too busy, after all retries
 ├── CloudError                  1   AWS cannot serve the request now (deploy/aws/aws_errors.py)
 └── InputError                  2   the user's input is wrong
@@ -108,13 +108,15 @@ class ClusterError(CrossfadeError):
 class CheckpointError(CrossfadeError):
     """A checkpoint cannot be written, or is corrupt, incomplete or incompatible; the message names the file.
 
-    ``checkpoint`` is the URI of a checkpoint that must not be used again because it is corrupt. It is None where the
-    checkpoint may be intact, as when storage is unreachable.
+    ``checkpoint`` is the URI of a checkpoint that must not be used again because it is corrupt, which is wrong input.
+    It is None where the checkpoint may be intact, as when storage is unreachable.
     """
 
     def __init__(self, message: str, checkpoint: str | None = None) -> None:
         super().__init__(message)
         self.checkpoint = checkpoint
+        if checkpoint is not None:
+            self.exit_code = InputError.exit_code
 
 
 class StorageUnavailableError(CrossfadeError):

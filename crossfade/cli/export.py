@@ -108,8 +108,8 @@ IDs and names come from the dataset of the model: the one that its job names, or
 dataset is rejected. Memory does not grow with the tables, except for faiss. Checksums (CRC-32) are verified. OUT is
 complete or, after an error, absent; --overwrite replaces nothing but files that an export wrote.
 
-Exit codes: 0 done; 1 the checkpoint is corrupt or cannot be read, or the server was lost; 2 invalid input; 130 and 143
-stopped.
+Exit codes: 0 done; 1 the checkpoint cannot be read, or the server was lost; 2 invalid input, or a corrupt checkpoint;
+130 and 143 stopped.
 """
 
 

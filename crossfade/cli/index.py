@@ -59,7 +59,7 @@ With --shard, a process stores the rows of its shard, in the lists of the first 
 index of one process without holding it in memory, and deletes the shards. Searches need a local folder: copy an index
 from S3.
 
-Exit codes: 0 done; 1 the checkpoint is corrupt, or FOLDER cannot be written; 2 invalid input; 130 and 143 stopped.
+Exit codes: 0 done; 1 FOLDER cannot be written; 2 invalid input, or a corrupt checkpoint; 130 and 143 stopped.
 """
 
 
@@ -79,7 +79,7 @@ def run(options: IndexCommand) -> int:
     """Build the index, and print its card.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: the model or its dataset is missing, or the folder may not be replaced.
     """
     from crossfade.display import progress_bars

@@ -40,7 +40,7 @@ def run(options: MapOptions) -> int:
     """Draw the map, and print how well neighbors agree.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, the folder may not be replaced, or the model or its dataset is missing.
     """
     from crossfade.display import progress_bars

@@ -117,7 +117,7 @@ def run(options: RecommendCommand) -> int:
     """Recommend, and print or write the result.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, a customer unknown, or the model or its dataset missing.
     """
     from crossfade.trainer.recommend.model import open_model

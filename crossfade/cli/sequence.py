@@ -62,7 +62,7 @@ def run(options: SequenceCommand) -> int:
     """Print the path, or measure paths.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, a name unknown, or there is no path.
     """
     from crossfade.trainer.recommend.sequence import PathFinder

@@ -34,7 +34,7 @@ With a token, that of --token-file or in {TOKEN_VARIABLE}, requests need the hea
 except for /healthz, /ping and /docs. Nothing is encrypted: by default, the server listens on loopback. Without FROM, it
 serves /opt/ml/model on all addresses and by any name, port 8080, as SageMaker expects.
 
-Exit codes: 0 stopped by SIGINT or SIGTERM, after the last request; 1 the model is corrupt; 2 invalid input.
+Exit codes: 0 stopped by SIGINT or SIGTERM, after the last request; 2 invalid input, or a corrupt model.
 """
 
 
@@ -43,7 +43,7 @@ def run(options: ServeOptions) -> int:
     """Serve until a signal arrives.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, or the model or its dataset is missing.
     """
     from crossfade.deploy.serving.server import serve

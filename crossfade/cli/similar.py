@@ -51,7 +51,7 @@ def run(options: SimilarCommand) -> int:
     """Print the neighbors of each name.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: a name is unknown, or the model has no embeddings of the entity.
     """
     from crossfade.trainer.recommend.model import open_model

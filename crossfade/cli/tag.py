@@ -70,7 +70,7 @@ def run(options: TagCommand) -> int:
     """Measure, predict, and print or write the result.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, the labels cannot be read, or the model or its dataset is missing.
     """
     from crossfade.display import progress_bars

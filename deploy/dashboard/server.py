@@ -17,10 +17,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from crossfade.base.errors import MissingExtraError
+from crossfade.base.io.temporary_folder import delete_abandoned_folders
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
 from crossfade.deploy.dashboard.options import DashboardOptions
 from crossfade.deploy.web.listening import UVICORN_OPTIONS, bound_socket, url_of
-from crossfade.trainer.serving.copies_folder import delete_abandoned_copies
 
 _DRAIN_SECONDS = 2
 _SAFE_PATH = "-P"
@@ -86,6 +86,6 @@ def serve_sidecar(run_dir: Path, port: int, log: Callable[[str], None]) -> Itera
     finally:
         process.kill()
         process.wait()
-        delete_abandoned_copies()
+        delete_abandoned_folders()
         reader.join()
         lines.close()

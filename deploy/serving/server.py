@@ -39,7 +39,7 @@ def serve(options: ServeOptions, reporter: ProgressReporter, on_listening: Calla
     Raises:
         MissingExtraError: FastAPI, uvicorn or FAISS is not installed.
         InputError: the address cannot be bound, or the model or its dataset is missing.
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         CrossfadeError: a process cannot start.
         OSError: the working folder cannot be written.
     """

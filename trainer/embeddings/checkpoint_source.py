@@ -88,8 +88,8 @@ class NewestCheckpoint:
         """Open the newest checkpoint that was not rejected; log once why newer ones are skipped.
 
         Raises:
-            CheckpointError: it is corrupt, or every one is.
-            InputError: there is none.
+            CheckpointError: it is corrupt, or storage does not answer.
+            InputError: there is none, or every one is corrupt.
         """
         source = self._source
         if not source.is_folder:
@@ -102,7 +102,7 @@ class NewestCheckpoint:
         if checkpoint is not None:
             return checkpoint
         if reasons:
-            raise CheckpointError(f"{source.uri}: none of its {counted(len(reasons), 'checkpoint')} is complete")
+            raise InputError(f"{source.uri}: none of its {counted(len(reasons), 'checkpoint')} is complete")
         raise InputError(f"{source.uri}: holds no checkpoint; {_EXPECTED}")
 
     def reject(self, checkpoint: Checkpoint, error: CheckpointError) -> None:

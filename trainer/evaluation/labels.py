@@ -9,10 +9,8 @@ Shapes: P pairs.
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +19,7 @@ import pyarrow.compute as pc
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.folder import Folder
+from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
@@ -91,7 +90,7 @@ def _from_file(
 ) -> LabelPairs:
     files = find_files("labels", [source.path], None, source.entity)
     with ExitStack() as opened:
-        work = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="crossfade-labels-")))
+        work = opened.enter_context(temporary_folder("labels"))
         connection = opened.enter_context(working_database(work, None, None))
         # As text, as in features: text files have no types, and an int64 has a single text form.
         execute(connection, "CREATE TABLE given (id VARCHAR, label VARCHAR)")

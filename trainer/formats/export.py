@@ -124,7 +124,7 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
     a line for the model and for each checkpoint that is skipped.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         CrossfadeError: a file cannot be written, or the server failed or was lost.
         InputError: there is no model, its dataset is another one, the folder may not be replaced, or the server rejects
             a statement.
@@ -161,7 +161,7 @@ def export_shard(options: ExportOptions, shard: Shard, log: Log, reporter: Progr
     """Write the Parquet files of ``shard`` to the folder ``out``, unless they are there; return how many rows it has.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         CrossfadeError: a file cannot be written.
         InputError: there is no model, its dataset is another one, or the folder has shards of another request.
         StorageUnavailableError: storage does not answer.
@@ -192,7 +192,7 @@ def merge_export(options: ExportOptions, log: Log, reporter: ProgressReporter) -
     """Verify that the folder ``out`` has all shards, whole, and complete it by the list of files and the model card.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: a shard is missing, incomplete, or of another request, or a file is damaged or of something else.
         StorageUnavailableError: storage does not answer.
     """

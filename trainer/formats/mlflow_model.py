@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -39,6 +38,7 @@ from crossfade.base.errors import (
     option_named,
 )
 from crossfade.base.io.disk_errors import write_failure
+from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.kvstore import __version__
 from crossfade.trainer.config.sections import has_credentials
 from crossfade.trainer.formats.exported_model import ExportedModel
@@ -160,8 +160,8 @@ def push(exported: ExportedModel, place: str) -> str:
     # Versions do not share files.
     path = f"model-{exported.date:%Y%m%dT%H%M%S%f}"
     uri = _tracking_server(model)
-    with tempfile.TemporaryDirectory(prefix="crossfade-mlflow-") as work:
-        folder = Path(work) / path
+    with temporary_folder("mlflow") as work:
+        folder = work / path
         with _errors(uri):
             client = MlflowClient(tracking_uri=uri)
             known = _find_run(client, model)

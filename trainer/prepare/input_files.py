@@ -207,20 +207,30 @@ def _find_paths(option: str, pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
         raise InputError(f"{option}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
-    if path.is_file():
-        return [path]
     if path.exists():
-        raise InputError(
-            f"{option}: is a FIFO, socket, or device; expected a regular file: write it to one, or pipe it "
-            f"into {command('prepare', events='-', format='csv')}"
-        )
+        return [_regular(option, path)]
     if not glob.has_magic(pattern):
         raise NoMatchError(f"{option}: no such file; check the path (the current folder is {Path.cwd()})")
     # Path.glob rejects absolute patterns.
-    found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())  # noqa: PTH207
+    matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207
+    found = sorted(path for path in matches if path.exists() and not path.is_dir())
     if not found:
         raise NoMatchError(f"{option}: matches no file; check the pattern (the current folder is {Path.cwd()})")
-    return found
+    return [_regular(f"{option}: {path}", path) for path in found]
+
+
+def _regular(subject: str, path: Path) -> Path:
+    """Return ``path``, which exists.
+
+    Raises:
+        InputError: it is no regular file.
+    """
+    if path.is_file():
+        return path
+    raise InputError(
+        f"{subject}: is a FIFO, socket, or device; expected a regular file: write it to one, or pipe it "
+        f"into {command('prepare', events='-', format='csv')}"
+    )
 
 
 def _find_objects(option: str, pattern: str) -> list[tuple[Folder, str, FoundFile]]:

@@ -16,7 +16,6 @@ import io
 import logging
 import os
 import sys
-import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from pyarrow import csv
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_file
+from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
@@ -128,9 +128,9 @@ def prepare_lastfm(
     if folder is None:
         return write_synthetic(out, FALLBACK_SPEC, seed, overwrite, progress)
     names, features = {"artist": NamesFile(folder / FILES[1], "id", "name")}, []
-    with tempfile.TemporaryDirectory(prefix="crossfade-sample-") as work:
+    with temporary_folder("sample") as work:
         if all((folder / name).is_file() for name in TAG_FILES):
-            common = Path(work) / "common_tags.parquet"
+            common = work / "common_tags.parquet"
             _write_common_tags(folder / TAG_FILES[0], common)
             names["tag"] = NamesFile(folder / TAG_FILES[1], "tagID", "tagValue")
             features.append(FeatureFile("artist", common, "artistID", {"tag": "tagID"}))

@@ -45,7 +45,14 @@ from crossfade.trainer.prepare.database import (
 )
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.source_columns import check_columns, is_id_role, joined_sql, source_columns
-from crossfade.trainer.prepare.text_records import DELIMITERS, MAX_ADJACENCY_BYTES, Record, open_records, open_text
+from crossfade.trainer.prepare.text_records import (
+    DELIMITERS,
+    MAX_ADJACENCY_BYTES,
+    MAX_RECORD_BYTES,
+    Record,
+    open_records,
+    open_text,
+)
 
 OnFault = Callable[[RawFile, Record], None]
 """Receives a line that cannot be read; if it returns, the line is left out."""
@@ -121,7 +128,7 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile, on_faul
         try:
             _load_adjacency(connection, file)
         except duckdb.Error as error:
-            if _is_of_file(error):
+            if _may_be_of_line(error):
                 _report_lines(file, raise_fault)  # unless it finds a line at fault, the error is DuckDB's
             raise
         if fetch_count(connection, "SELECT count(*) FILTER (bad) FROM raw_lines"):
@@ -168,6 +175,11 @@ def read_errors(file: RawFile) -> Iterator[None]:
 def _is_of_file(error: duckdb.Error) -> bool:
     """Return whether an error is about what DuckDB reads, rather than a signal, memory, or a full disk."""
     return not isinstance(error, duckdb.InterruptException | duckdb.OutOfMemoryException) and not is_full_disk(error)
+
+
+def _may_be_of_line(error: duckdb.Error) -> bool:
+    """Return whether a line may have caused ``error``: one without an end takes all memory."""
+    return _is_of_file(error) or isinstance(error, duckdb.OutOfMemoryException)
 
 
 def column_names(file: RawFile) -> list[str]:
@@ -300,11 +312,7 @@ def _open_text(
     used = [column for role_parts in parts.values() for column in role_parts]
     check_columns(str(file), names, used)
     indexes = sorted({names.index(column) for column in used})
-    try:
-        _load_text(connection, file, names, indexes)
-    except duckdb.Error as error:
-        if not _is_of_file(error):
-            raise
+    if _ends_in_long_line(file) or not _load_text(connection, file, names, indexes):
         connection.execute("DROP TABLE IF EXISTS raw_rows")
         _load_records(connection, file, indexes, on_fault)
     texts = {role: [f"c{names.index(column)}" for column in role_parts] for role, role_parts in parts.items()}
@@ -325,7 +333,8 @@ def _load_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile) -> Non
         "NOT regexp_full_match(trim(line, ' \t\r'), '[0-9]{1,18}([ \t]+[0-9]{1,18})*') OR rest IS NOT NULL AS bad "
         "FROM read_csv(?, columns = {'line': 'VARCHAR', 'rest': 'VARCHAR'}, header = false, auto_detect = false, "
         f"delim = '\x01', quote = '', escape = '', null_padding = true, strict_mode = false, {_compression(file)}, "
-        f"max_line_size = {MAX_ADJACENCY_BYTES}) WHERE line IS NOT NULL AND trim(line, ' \t\r') <> ''",
+        f"max_line_size = {MAX_ADJACENCY_BYTES}, "
+        f"buffer_size = {MAX_ADJACENCY_BYTES}) WHERE line IS NOT NULL AND trim(line, ' \t\r') <> ''",
         [exact_path(file.path)],
     )
 
@@ -339,8 +348,8 @@ def _report_lines(file: RawFile, on_fault: OnFault) -> None:
 
 def _load_text(
     connection: duckdb.DuckDBPyConnection, file: RawFile, names: Sequence[str], indexes: Sequence[int]
-) -> None:
-    """Create ``raw_rows`` of the columns at ``indexes``; DuckDB raises an error at the first line that it rejects."""
+) -> bool:
+    """Create ``raw_rows`` of the columns at ``indexes``; return False if DuckDB rejects a line."""
     # Names and types are given, none is inferred: what DuckDB infers depends on the sample that it looks at.
     if file.format == "jsonl":
         selected = ", ".join(f"{identifier(names[index])} AS c{index}" for index in indexes)
@@ -353,9 +362,26 @@ def _load_text(
         quote = '"' if file.format == "csv" else ""
         reader = (
             f"read_csv(?, columns = {{{types}}}, header = true, auto_detect = false, "
-            f"delim = {literal(file.delimiter)}, quote = '{quote}', escape = '{quote}', {_compression(file)})"
+            f"delim = {literal(file.delimiter)}, quote = '{quote}', escape = '{quote}', {_compression(file)}, "
+            # The parallel reader leaves out a last line of over 32 MiB, without an error.
+            f"parallel = {file.compression() is None})"
         )
-    connection.execute(f"CREATE TABLE raw_rows AS SELECT {selected} FROM {reader}", [exact_path(file.path)])
+    try:
+        connection.execute(f"CREATE TABLE raw_rows AS SELECT {selected} FROM {reader}", [exact_path(file.path)])
+    except duckdb.Error as error:
+        if not _may_be_of_line(error):
+            raise
+        return False
+    return True
+
+
+def _ends_in_long_line(file: RawFile) -> bool:
+    """Return whether the last line of a file without compression is above the limit."""
+    if file.compression() is not None or file.bytes <= MAX_RECORD_BYTES:
+        return False
+    with file.path.open("rb") as opened:
+        opened.seek(file.bytes - MAX_RECORD_BYTES)
+        return len(opened.read().rstrip(b"\r\n").splitlines()) <= 1
 
 
 def _load_records(

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from itertools import chain, groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
@@ -32,6 +31,7 @@ import pyarrow.compute as pc
 from crossfade.base.errors import InputError, OptionError
 from crossfade.base.io.durable_file import create_folder, sync_folder
 from crossfade.base.io.folder import Folder
+from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.prepare.cleaning import sum_duplicates
@@ -111,10 +111,10 @@ class Resources:
     def open(self) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
         """Open a database, and a folder for temporary files."""
         with (
-            TemporaryDirectory(prefix="crossfade-prepare-", dir=self.work) as folder,
-            working_database(Path(folder), self.memory, self.threads) as connection,
+            temporary_folder("prepare", self.work) as folder,
+            working_database(folder, self.memory, self.threads) as connection,
         ):
-            yield connection, Path(folder)
+            yield connection, folder
 
 
 @dataclass(frozen=True)

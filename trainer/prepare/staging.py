@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,7 @@ from crossfade.base.io.output import staged_folder
 from crossfade.base.io.replacing import replace_folder
 from crossfade.base.io.s3_conditional import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer
 from crossfade.trainer.data.manifest import (
     BASELINES_FILE,
@@ -241,16 +241,14 @@ def staged_output(
 
 @contextmanager
 def _work_folder(parent: Path | None) -> Iterator[Path]:
-    try:
-        work = Path(tempfile.mkdtemp(prefix="crossfade-prepare-", dir=parent))
-    except OSError as error:
-        raise InputError(
-            f"{option_named('work_dir', parent)}: cannot be written: {error.strerror or error}; choose another"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            work = stack.enter_context(temporary_folder("prepare", parent))
+        except OSError as error:
+            raise InputError(
+                f"{option_named('work_dir', parent)}: cannot be written: {error.strerror or error}; choose another"
+            ) from error
         yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager

@@ -39,7 +39,9 @@ MAX_ADJACENCY_BYTES = 256 << 20
 _CARRIAGE_RETURN = "has a carriage return inside a line; remove it, for instance: tr -d '\\r'"
 _OPEN_QUOTE = f"a quote opens and does not close; double quotes inside fields, or use {option_named('format', 'tsv')}"
 _NOT_UTF8 = "is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
-_TOO_LONG = f"the line is too long; expected one record in each line: check {option_named('format')}"
+_TOO_LONG = f"the line is longer than {{:,}} bytes; expected one record in each line: check {option_named('format')}"
+_BAD_NUMBER = re.compile(rb"[0-9]{19,}\S*|[0-9]*[^0-9\s]\S*")
+"""A word of a line that is not a number of at most 18 digits."""
 _NOT_ADJACENCY = (
     "expected 'user item item …', non-negative integers with spaces between: fix the line, or give another format "
     f"with {option_named('format')}"
@@ -82,6 +84,8 @@ class _Lines:
         self._readline = readline
         self._max_bytes = max_bytes
         self._ahead: deque[bytes] = deque()
+        self._is_cut = False
+        """Whether the rest of the last line that was read, which is above the limit, still follows."""
         self.number = 0
 
     def take(self) -> bytes:
@@ -91,10 +95,14 @@ class _Lines:
         return line
 
     def _read(self) -> bytes:
-        line = rest = self._readline(self._max_bytes + 1)
-        while len(rest) > self._max_bytes and not rest.endswith(b"\n"):
-            rest = self._readline(self._max_bytes + 1)
-        return line
+        while self._is_cut:  # not before the next line is needed: the rest of a file may be one line
+            self._read_part()
+        return self._read_part()
+
+    def _read_part(self) -> bytes:
+        part = self._readline(self._max_bytes + 1)
+        self._is_cut = len(part) > self._max_bytes and not part.endswith(b"\n")
+        return part
 
     def put_back(self, lines: Sequence[bytes]) -> None:
         """Return ``lines`` with the next calls of ``take``."""
@@ -117,7 +125,10 @@ def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list
             yield [], _adjacency_records(lines)
         elif file.format == "jsonl":
             names = _json_names(lines)
-            yield names, _json_records(lines, names)
+            records = _json_records(lines, names)
+            if not names and (first := next(records, None)) is not None and first.problem:
+                raise InputError(first.describe(file))
+            yield names, records
         else:
             delimited = _Delimited(file, lines)
             header = delimited.header
@@ -239,7 +250,7 @@ class _Delimited:
 
     def _parse(self, number: int, text: bytes) -> Record:
         if len(text) > MAX_RECORD_BYTES:
-            return Record(number, text, problem=_TOO_LONG)
+            return Record(number, text, problem=_TOO_LONG.format(MAX_RECORD_BYTES))
         try:
             fields = self._split(text.removesuffix(b"\n").removesuffix(b"\r").decode())
         except UnicodeDecodeError:
@@ -265,6 +276,8 @@ def _json_names(lines: _Lines) -> list[str]:
     taken: list[bytes] = []
     while len(taken) < _JSON_NAMES_LINES and (line := lines.take()):
         taken.append(line)
+        if len(line) > MAX_RECORD_BYTES:
+            break
     lines.put_back(taken)
     names: dict[str, None] = {}
     for line in taken:
@@ -287,7 +300,7 @@ def _json_records(lines: _Lines, names: Sequence[str]) -> Iterator[Record]:
 def _parse_object(line: bytes) -> dict[str, object] | str:
     """Return the object of a line, its numbers as written, or the problem of the line."""
     if len(line) > MAX_RECORD_BYTES:
-        return _TOO_LONG
+        return _TOO_LONG.format(MAX_RECORD_BYTES)
     try:
         found = json.loads(line.decode(), parse_float=str, parse_int=str, parse_constant=str)
     except UnicodeDecodeError:
@@ -305,10 +318,10 @@ def _json_text(value: object) -> str | None:
 
 def _adjacency_records(lines: _Lines) -> Iterator[Record]:
     while line := lines.take():
-        words = line.split()
-        bad = next((word for word in words if not re.fullmatch(rb"[0-9]{1,18}", word)), None)
-        if bad is not None:
-            found = bad[:40].decode("utf-8", "surrogateescape")
+        if len(line) > MAX_ADJACENCY_BYTES:
+            yield Record(lines.number, line, problem=_TOO_LONG.format(MAX_ADJACENCY_BYTES))
+        elif (bad := _BAD_NUMBER.search(line)) is not None:
+            found = bad[0][:40].decode("utf-8", "surrogateescape")
             yield Record(lines.number, line, problem=_NOT_ADJACENCY, found=found)
-        elif words:
+        elif line.strip():
             yield Record(lines.number, line)

@@ -9,7 +9,6 @@ IDs, is in temporary files.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.base.io.writer_lock import folder_writer
 from crossfade.base.text import counted
 from crossfade.trainer.data.features import iter_content
@@ -75,8 +75,8 @@ def validate(options: ValidateOptions, progress: ProgressReporter) -> Validation
                 problem=f"the manifest in {folder.uri} has '{found}'",
                 fix=f"leave out {option_named(field)}",
             )
-    with tempfile.TemporaryDirectory(prefix="crossfade-validate-") as work:
-        split_notes = _check_files(folder, manifest, problems, Path(work), memory_bytes(options.memory), progress)
+    with temporary_folder("validate") as work:
+        split_notes = _check_files(folder, manifest, problems, work, memory_bytes(options.memory), progress)
     notes = [*_find_stray_files(folder, manifest, problems), *split_notes]
     writes_manifest = is_new and not problems.count
     if writes_manifest:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -39,6 +38,7 @@ from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors, wr
 from crossfade.base.io.durable_file import sync_folder
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import output_lock, staged_file
+from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import DataFile, data_fingerprint
 from crossfade.trainer.data.parquet import file_entry
@@ -337,11 +337,11 @@ def _write_parts(
     with writing():
         present = set(folder.names())
     missing = [number for number, name in enumerate(names) if name not in present]
-    with tempfile.TemporaryDirectory(prefix="histories-", dir=work) as temporary:
+    with temporary_folder("histories", work) as temporary:
         if missing:
             with closing(model.trained.open_lineage()) as lineage:
-                parts = queries_Q, starts_P1, Path(temporary), request.reporter
-                with nullcontext() if work else full_disk_errors(Path(temporary), TEMPORARY_ADVICE):
+                parts = queries_Q, starts_P1, temporary, request.reporter
+                with nullcontext() if work else full_disk_errors(temporary, TEMPORARY_ADVICE):
                     histories = divide_histories(lineage, options.exclude, *parts)
         request.reporter.phase("recommend", len(queries_Q), model.query)
         request.reporter.advance(len(queries_Q) - int(np.diff(starts_P1)[missing].sum()))

@@ -6,13 +6,12 @@ found.ids, found.histories, found.unknown
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from crossfade.base.errors import OptionError
+from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.column_names import WEIGHT
 from crossfade.trainer.prepare.database import execute, fetch_count, working_database
 from crossfade.trainer.prepare.fetch import fetch_files
@@ -49,9 +48,9 @@ def read_histories(location: str, model: TrainedModel) -> FileHistories:
     """
     query, item = model.spec.query.name, model.spec.item.name
     with (
-        tempfile.TemporaryDirectory(prefix="crossfade-history-") as work,
-        working_database(Path(work), None, None) as connection,
-        fetch_files(find_files("history_file", [location], None), Path(work), None) as files,
+        temporary_folder("history") as work,
+        working_database(work, None, None) as connection,
+        fetch_files(find_files("history_file", [location], None), work, None) as files,
     ):
         execute(connection, "CREATE TABLE plays (query VARCHAR, item VARCHAR, weight FLOAT)")
         for file in files:

@@ -16,7 +16,6 @@ Shapes: N rows, R rows of the entity.
 
 from __future__ import annotations
 
-import tempfile
 import time
 import zlib
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from crossfade.base.io.checksums import FileChecksum, verify_files
 from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors
 from crossfade.base.io.folder import Folder, OutputFile
 from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.parquet import storage_errors_of
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -115,13 +115,13 @@ def merge_index(model: TrainedModel, options: IndexOptions, reporter: ProgressRe
     if out.path is not None:
         with staged_export(out.path, lambda: _check_unfinished(out)) as folder:
             return _merge(indexing, options.recall, shared, parts, results, folder)
-    with tempfile.TemporaryDirectory(prefix="crossfade-index-") as work:
+    with temporary_folder("index") as work:
         copies, folder = Folder(work).child(SHARDS_FOLDER), Path(work, "index")
         folder.mkdir()
         for name in (result["file"] for result in results):
-            with storage_errors_of(parts, name, LISTED_BY_SHARD), full_disk_errors(Path(work), TEMPORARY_ADVICE):
+            with storage_errors_of(parts, name, LISTED_BY_SHARD), full_disk_errors(work, TEMPORARY_ADVICE):
                 copies.take_over(name, parts, name)
-        with full_disk_errors(Path(work), TEMPORARY_ADVICE):
+        with full_disk_errors(work, TEMPORARY_ADVICE):
             card = _merge(indexing, options.recall, shared, copies, results, folder)
         with shard_errors(out):
             for name in (*card.files, CARD_FILE):

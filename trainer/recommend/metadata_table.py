@@ -32,6 +32,7 @@ import pyarrow as pa
 from crossfade.base.arrays import BoolArray, IntArray, list_places
 from crossfade.base.errors import InputError, format_names, option_named
 from crossfade.base.io.folder import Folder
+from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
@@ -94,12 +95,12 @@ def open_metadata(
         InputError: the metadata file or the dataset cannot be read.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="crossfade-metadata-") as work,
-        working_database(Path(work), _memory_bytes(), None) as connection,
+        temporary_folder("metadata") as work,
+        working_database(work, _memory_bytes(), None) as connection,
     ):
         table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
         uses_count = COUNT in map(str.lower, columns)
-        table.load(file, columns, Path(work), counts(entity) if uses_count else None)
+        table.load(file, columns, work, counts(entity) if uses_count else None)
         table.lock()
         yield table
 

@@ -25,6 +25,7 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, InputError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
+from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import make_job
@@ -271,7 +272,7 @@ class OpenModel(Generic[Made]):
         """Return ``use`` of the model, by one thread at a time.
 
         Raises:
-            CheckpointError: every checkpoint is corrupt or cannot be read.
+            CheckpointError: a checkpoint is corrupt or cannot be read.
             InputError: there is no model, its dataset is missing or another one, or ``use`` raised it.
         """
         with self._lock:
@@ -303,8 +304,8 @@ class OpenModel(Generic[Made]):
         if model is None:
             assert self._newest is not None
             self._checkpoint = self._resources.enter_context(closing(self._newest.open()))
-            scratch = tempfile.TemporaryDirectory(prefix="crossfade-vectors-")
-            model = _open_checkpoint(self._checkpoint, change, Path(self._resources.enter_context(scratch)))
+            scratch = self._resources.enter_context(temporary_folder("vectors"))
+            model = _open_checkpoint(self._checkpoint, change, scratch)
         if self._keep:
             vectors = KeptVectors(model.vectors, model.spec.vectors)
             model = replace(model, vectors=vectors, keep=True, _vocabularies={})
@@ -324,7 +325,7 @@ def with_trained_model(
     again with an older checkpoint if it finds that one is corrupt.
 
     Raises:
-        CheckpointError: every checkpoint is corrupt or cannot be read.
+        CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: there is no model, its dataset is missing or another one, or ``use`` raised it.
     """
     with closing(OpenModel(source, log, lambda model: model, from_checkpoint=from_checkpoint)) as opened:

@@ -125,8 +125,7 @@ _FILES = (
     *(JOB_FILE, RUN_FILE, LOCK_FILE, EVENTS_FILE, PROCESSES_FILE, STATE_FILE),
     *(ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE, FINAL_METRICS_FILE),
 )
-_STEMS = {Path(name).stem for name in (*_FILES, *_FOLDERS)}
-"""Every name in a run folder begins with one of these, after a dot while it is being written."""
+_NAMES = {*_FILES, *_FOLDERS}
 
 
 def similar_run(path: Path) -> str:
@@ -292,7 +291,8 @@ class RunFolder:
 
     def foreign_names(self) -> list[str]:
         """Return the names of the files and folders here that no run writes, sorted."""
-        return sorted(path.name for path in self.path.iterdir() if path.name.lstrip(".").split(".")[0] not in _STEMS)
+        names = (path.name for path in self.path.iterdir())
+        return sorted(name for name in names if name not in _NAMES and not is_partial(name))
 
     def _empty(self) -> None:
         """Delete what a run wrote; raise if there is anything else."""

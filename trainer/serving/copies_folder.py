@@ -1,27 +1,21 @@
-"""A temporary folder for copies of models that does not outlive its process for long.
+"""A temporary folder for copies of models, which another thread may delete.
 
-    folder = CopiesFolder()
-    write_version(model, folder.new_path(), VersionOptions(), reporter)
-    folder.delete()
-
-What a killed process has left behind is deleted by the next one that creates such a folder.
+folder = CopiesFolder()
+write_version(model, folder.new_path(), VersionOptions(), reporter)
+folder.delete()
 """
 
 from __future__ import annotations
 
 import itertools
 import shutil
-import tempfile
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from crossfade.base.errors import CrossfadeError, option_named
 from crossfade.base.io.disk_errors import disk_of
-from crossfade.base.io.file_lock import try_lock
+from crossfade.base.io.temporary_folder import temporary_folder
 
-_PREFIX = "crossfade-model-"
-_LOCK_FILE = "lock"
-"""Locked as long as the process of its folder lives."""
 _MAX_DELETIONS = 10
 
 
@@ -29,18 +23,13 @@ class CopiesFolder:
     """A folder in another one, by default ``TMPDIR``, that belongs to this process."""
 
     def __init__(self, parent: Path | None = None) -> None:
-        """Create it in ``parent``, and delete those of processes that have ended.
+        """Create it in ``parent``.
 
         Raises:
             OSError: it cannot be written.
         """
-        delete_abandoned_copies(parent)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        # It gets its name when it is locked, so that no other process sees it unlocked.
-        unlocked = self.path / f"{_LOCK_FILE}.partial"
-        self._lock = unlocked.open("w", encoding="ascii")
-        try_lock(self._lock)
-        unlocked.rename(self.path / _LOCK_FILE)
+        self._opened = ExitStack()
+        self.path = self._opened.enter_context(temporary_folder("model", parent))
         self._numbers = itertools.count(1)
 
     def new_path(self) -> Path:
@@ -57,7 +46,7 @@ class CopiesFolder:
             shutil.rmtree(self.path, ignore_errors=True)
             if not self.path.exists():
                 break
-        self._lock.close()
+        self._opened.close()
 
 
 def full_work_disk_error(work: Path) -> CrossfadeError:
@@ -66,12 +55,3 @@ def full_work_disk_error(work: Path) -> CrossfadeError:
         f"{work}: could not be written: no space is left on the disk of {disk_of(work)}; name a folder on a "
         f"larger disk with {option_named('work_dir')}"
     )
-
-
-def delete_abandoned_copies(parent: Path | None = None) -> None:
-    """Delete what processes that were killed have left behind in ``parent``, by default ``TMPDIR``."""
-    for path in (parent or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*"):
-        # An error means that its process lives, that it has just been deleted, or that it is another user's.
-        with suppress(OSError), (path / _LOCK_FILE).open("r+", encoding="ascii") as lock:
-            try_lock(lock)
-            shutil.rmtree(path)

@@ -28,10 +28,10 @@ from typing import Protocol
 from pydantic import BaseModel, ValidationError
 
 from crossfade.base.errors import InputError
+from crossfade.base.io.disk_errors import write_error
 from crossfade.base.io.file_lock import try_lock
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3_conditional import ChangedError, Version
-from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.processes import started_at
 
 LOCK_NAME = ".writer.lock"
@@ -156,11 +156,14 @@ def path_lock(path: Path, subject: str) -> Iterator[WriterLock]:
     """Lock the file ``path``, which is created and deleted, for a process that writes ``subject``.
 
     Raises:
+        CrossfadeError: the disk is full.
         InputError: another process holds the lock, or it cannot be written.
     """
     held = _FileLock(path, subject)
-    with translate_storage_errors(subject, action="locked for writing"):
+    try:
         held.acquire()
+    except OSError as error:
+        raise write_error(subject, error, path) from error
     try:
         yield held
     finally:

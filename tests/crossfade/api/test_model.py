@@ -93,6 +93,14 @@ def _write_run_with_thesis(folder: Path) -> None:
     (folder / "job.yaml").write_text("name: plays")
 
 
+def _write_below(path: str, text: str = "years of work") -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_text(text)
+
+    return write
+
+
 def _link(folder: Path) -> None:
     _write_thesis(folder.with_name("elsewhere"))
     folder.symlink_to("elsewhere")
@@ -103,12 +111,21 @@ def _link(folder: Path) -> None:
     [
         (_write_thesis, "holds 'thesis.tex', which is not part of a model"),
         (_write_run_with_thesis, "holds 'thesis.tex', which is not part of a model"),
+        (_write_below("embeddings/thesis.tex"), "holds 'embeddings/thesis.tex', which is not part of a model"),
+        (_write_below("checkpoints/old/thesis.tex"), "holds 'checkpoints/old/thesis.tex', which"),
+        (_write_below("dataset/thesis.tex"), "holds 'dataset/thesis.tex', which is not part of a model"),
+        (_write_below("report.tex"), "holds 'report.tex', which is not part of a model"),
+        (_write_below("job.yaml", "kind: Job"), "holds no model .it has no job.yaml of a run"),
         (lambda folder: (folder / "embeddings").mkdir(parents=True), "holds no model .it has no job.yaml"),
         (lambda folder: folder.write_text("a file"), "is not a folder of a model"),
         (_link, "is not a folder of a model"),
         (lambda folder: folder.symlink_to("nowhere"), "is not a folder of a model"),
     ],
-    ids=["folder", "run with a file", "folder without job", "file", "link", "dangling link"],
+    ids=[
+        *("folder", "run with a file", "file in embeddings", "file in checkpoints", "file in a dataset"),
+        *("file beside a report", "other job.yaml", "folder without job"),
+        *("file", "link", "dangling link"),
+    ],
 )
 def test_save_replaces_nothing_but_a_model(
     model: crossfade.Model, tmp_path: Path, occupy: Callable[[Path], object], message: str
@@ -120,6 +137,18 @@ def test_save_replaces_nothing_but_a_model(
         copy.save(tmp_path / "kept", overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert copy.source == model.source
+
+
+@pytest.mark.parametrize("below", ["inner", "embeddings/inner", ".."])
+def test_save_into_or_above_the_model_or_over_the_current_folder_is_rejected(
+    model: crossfade.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    copy = crossfade.load(model.source)
+    with pytest.raises(crossfade.InputError, match="lies in the folder of the model"):
+        copy.save(Path(model.source) / below, overwrite=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(crossfade.InputError, match="holds the current folder"):
+        copy.save(tmp_path, overwrite=True)
 
 
 @pytest.mark.slow

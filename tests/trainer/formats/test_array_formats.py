@@ -188,8 +188,18 @@ def test_corrupt_checkpoint_is_skipped_without_leftovers(run: WrittenRun, tmp_pa
     result = succeeded(crossfade_here(*command))
     assert f"skipped a checkpoint: {file}: its CRC-32 does not match" in result.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "out" / ITEM / "vectors.npy"), older[ITEM])
-    corrupt = crossfade_here("export", file.parents[1], "--to", "safetensors", "--out", tmp_path / "other")
-    assert corrupt.returncode == 1
+    other = tmp_path / "other"
+    for name, *options in (
+        ("export", "--to", "safetensors", "--out", other),
+        ("index", "--out", other),
+        ("map", "--out", other),
+        ("recommend", "--all", "--out", other.with_suffix(".csv")),
+        ("similar", "5007"),
+        ("sequence", "5007", "5008"),
+    ):
+        corrupt = crossfade_here(name, file.parents[1], *options)
+        message = corrupt.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
+        documented("a corrupt checkpoint", message, corrupt.returncode)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "run"]
 
 

@@ -1,6 +1,7 @@
 """Rejected input of ``prepare``: each message names the file, the place and the fix, and nothing is written."""
 
 import datetime as dt
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,11 @@ def fifo(folder: Path) -> dict[str, Any]:
     return {"train": [folder / "e.csv"]}
 
 
+def fifo_in_a_pattern(folder: Path) -> dict[str, Any]:
+    write_text(folder / "d.csv", GOOD)
+    return fifo(folder) | {"train": [f"{folder}/*.csv"]}
+
+
 def parquet_of_long_texts(folder: Path) -> dict[str, Any]:
     """Return a file of a few kilobytes with 2 GB of text: dictionaries hold each value once."""
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 2_000_000]))
@@ -88,6 +94,7 @@ REJECTED: dict[str, Case] = {
     "missing file": lambda folder: {"train": [folder / "no.csv"]},
     "pattern without match": lambda folder: {"train": [f"{folder}/*.csv"]},
     "a FIFO": fifo,
+    "a FIFO that a pattern matches": fifo_in_a_pattern,
     "folder": lambda folder: {"train": [folder]},
     "remote": lambda _: {"train": ["ftp://bucket/e.parquet"]},
     "unknown file ending": csv_case(GOOD, "e.txt"),
@@ -143,6 +150,7 @@ REJECTED: dict[str, Case] = {
     ),
     "unknown timestamp format": csv_case(GOOD, timestamp="t", timestamp_format=["epoch"]),
     "standard input without --format": lambda _: {"train": ["-"]},
+    "a line above the limit": csv_case(f"customer,item\n1,{'2' * (3 << 20)}\n3,4\n"),
     "a line that is not a JSON object": csv_case('{"customer": 1, "item": 1}\n[1, 2]\n', "e.jsonl"),
     "missing column, JSON": csv_case('{"user": 1, "item": 1}\n', "e.jsonl"),
     "missing column of a joined ID": csv_case("customer,artist\n1,1\n", item="item=artist+title"),
@@ -202,3 +210,27 @@ def test_bad_input_is_rejected_in_one_line_and_leaves_nothing_behind(tmp_path: P
     assert "\n" not in message
     assert "Error:" not in message.partition(":")[0]
     assert entries(tmp_path) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "begin", "problem"),
+    [
+        ("e.csv", "customer,item\n1,1\n2,", "line 3: the line is longer than"),
+        ("e.csv.gz", "customer,item\n1,1\n2,", "the item id '3+' of column 'item' is longer than"),
+        ("e.csv.gz", "customer,", "line 1: the line is longer than"),
+        ("e.jsonl", '{"customer": 1, "item": 1}\n{"customer": ', "line 2: the line is longer than"),
+        ("e.jsonl.gz", '{"customer": ', "line 1: the line is longer than"),
+    ],
+)
+def test_last_line_without_an_end_is_rejected(tmp_path: Path, name: str, begin: str, problem: str) -> None:
+    content = begin.encode() + b"3" * (33 << 20)
+    (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)
+    with pytest.raises(InputError, match=problem):
+        prepare(PrepareOptions.of(out=tmp_path / "out", train=[tmp_path / name]))
+
+
+def test_compressed_adjacency_text_needs_no_memory_for_the_longest_line(tmp_path: Path) -> None:
+    (tmp_path / "e.txt.gz").write_bytes(gzip.compress(b"1 2 3\n"))
+    prepare(PrepareOptions.of(out=tmp_path / "out", train=[tmp_path / "e.txt.gz"], format="lightgcn", memory=1))
+    assert (tmp_path / "out" / "manifest.json").exists()

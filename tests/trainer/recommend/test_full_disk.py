@@ -62,7 +62,7 @@ def test_forgetting_on_a_full_disk_changes_nothing(disk: Path, tmp_path: Path) -
     data = Path(shutil.copytree(tmp_path / "written" / "data", disk / "data"))
     before = data_fingerprint(Folder(data))
     (tmp_path / "ids.txt").write_text("{7}\n")
-    for leave, cause in ((4096 * 3, "forget: a full disk"), (0, "forget: a disk without room for the lock")):
+    for leave, cause in ((4096 * 3, "forget: a full disk"), (0, "a disk without room for a lock")):
         fill(disk, leave)
         failed(cause, "forget", data, "--ids", tmp_path / "ids.txt", cwd=tmp_path)
         assert data_fingerprint(Folder(data)) == before
@@ -77,8 +77,9 @@ def test_forgetting_on_a_full_disk_changes_nothing(disk: Path, tmp_path: Path) -
 def test_lock_on_a_full_disk_is_deleted(disk: Path) -> None:
     fill(disk, leave=0)
     for _ in range(2):
-        with pytest.raises(Exception, match="No space left on device"), path_lock(disk / "lock", "the subject"):
+        with pytest.raises(CrossfadeError) as caught, path_lock(disk / "lock", "the subject"):
             pass
+        documented("a disk without room for a lock", str(caught.value), caught.value.exit_code)
         assert not (disk / "lock").exists()
 
 

@@ -98,7 +98,7 @@ def test_without_file_locks_the_file_itself_is_the_lock(tmp_path: Path, monkeypa
 def test_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     (tmp_path / "lock").symlink_to(tmp_path / "mine")
-    with pytest.raises(InputError, match="data: cannot be locked for writing"), path_lock(tmp_path / "lock", "data"):
+    with pytest.raises(InputError, match="data: cannot be written: "), path_lock(tmp_path / "lock", "data"):
         pass
     assert (tmp_path / "mine").read_text() == "kept"
 

@@ -1,0 +1,56 @@
+"""Temporary folders that do not outlive their processes for long.
+
+with temporary_folder("vectors") as work: ...
+
+A process locks a file in its folder. What a killed process has left is deleted by the next one that creates such a
+folder in the same place.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from crossfade.base.io.file_lock import try_lock
+
+_PREFIX = "crossfade-"
+_LOCK_FILE = ".crossfade.lock"
+
+
+@contextmanager
+def temporary_folder(purpose: str, parent: Path | None = None) -> Iterator[Path]:
+    """Create the folder ``crossfade-PURPOSE-…`` in ``parent``, by default ``TMPDIR``; delete it when the context ends.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    delete_abandoned_folders(parent)
+    # What cannot be deleted at the end is left to the next process.
+    with (
+        tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{purpose}-", dir=parent, ignore_cleanup_errors=True) as name,
+        _locked(Path(name)),
+    ):
+        yield Path(name)
+
+
+def delete_abandoned_folders(parent: Path | None = None) -> None:
+    """Delete the temporary folders in ``parent``, by default ``TMPDIR``, whose processes have ended."""
+    for path in (parent or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*/{_LOCK_FILE}"):
+        # An error means that its process lives, that it has just been deleted, or that it is another user's.
+        with suppress(OSError), path.open("r+", encoding="ascii") as lock:
+            try_lock(lock)
+            shutil.rmtree(path.parent)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    unlocked = folder / f"{_LOCK_FILE}.partial"
+    with unlocked.open("w", encoding="ascii") as lock:
+        with suppress(OSError):  # The file system has no locks: no other process can lock the file, either.
+            try_lock(lock)
+        # It gets its name when it is locked, so that no other process sees it unlocked.
+        unlocked.rename(folder / _LOCK_FILE)
+        yield
