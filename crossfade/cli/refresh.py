@@ -16,7 +16,7 @@ from crossfade.base.signals import stopper
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.deploy.refresh.options import RefreshOptions
-from crossfade.terminal import print_json, print_line, print_lines, print_table
+from crossfade.terminal import print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from crossfade.deploy.refresh.increment import RefreshedService
@@ -27,7 +27,6 @@ _EXAMPLES = (
     ("crossfade refresh music.yaml", "Take the event files that are new, train on them, and publish the version."),
     ("crossfade refresh music.yaml --every 10m", "The same every ten minutes, until a signal arrives."),
     ("crossfade serve services/music", "Serve the published version, and each later one as soon as it is there."),
-    ("crossfade refresh music.yaml --every 1h --schedule kubernetes", "Print a CronJob; also: cron, eventbridge."),
     ("crossfade refresh music.yaml --status", "Show the versions and what waits."),
 )
 _NOTES = """\
@@ -77,11 +76,6 @@ def run(options: RefreshCommand) -> int:
     from crossfade.deploy.refresh.service_file import load_service
 
     config = load_service(options.service)
-    if options.schedule is not None and options.every is not None:
-        from crossfade.deploy.refresh.schedules import schedule_text
-
-        print_lines(schedule_text(options.schedule, config, options.service, options.every).splitlines())
-        return 0
     with closing(RefreshedService(config)) as service:
         if options.status:
             _print_status(service, as_json=options.json_)
