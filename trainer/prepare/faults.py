@@ -98,7 +98,7 @@ def _is_quarantine(path: Path) -> bool:
 def _is_entry(line: bytes) -> bool:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(entry, dict) and entry.keys() - {"line", "row"} == {"file", "problem", "text"}
 

@@ -144,6 +144,9 @@ REJECTED: dict[str, Case] = {
     "unknown timestamp format": csv_case(GOOD, timestamp="t", timestamp_format=["epoch"]),
     "standard input without --format": lambda _: {"train": ["-"]},
     "a line that is not a JSON object": csv_case('{"customer": 1, "item": 1}\n[1, 2]\n', "e.jsonl"),
+    "a JSON line with half a surrogate pair": csv_case(
+        '{"customer": 1, "item": 1}\n{"customer": "\\ud800x", "item": 1}\n', "e.jsonl"
+    ),
     "missing column, JSON": csv_case('{"user": 1, "item": 1}\n', "e.jsonl"),
     "missing column of a joined ID": csv_case("customer,artist\n1,1\n", item="item=artist+title"),
     "missing timestamp": csv_case("customer,item,t\n1,1,\n", timestamp="t"),
