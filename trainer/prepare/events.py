@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 from pydantic import TypeAdapter
@@ -57,6 +57,9 @@ from crossfade.trainer.prepare.source_columns import possible_columns
 from crossfade.trainer.prepare.text_records import DELIMITERS
 from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
 from crossfade.trainer.prepare.yambda import EVENT, PLAYED, YAMBDA, kind_sql
+
+if TYPE_CHECKING:
+    from crossfade.trainer.prepare.extend import BaseDataset
 
 _KEPT_PARTS = 10
 """Reading is kept at the ends of files, after about each such part of the bytes."""
@@ -111,7 +114,7 @@ def read_events(
     files: Mapping[str, Sequence[Source]],
     work: Path,
     options: PrepareOptions,
-    string_id_sides: Collection[str],
+    base: BaseDataset | None,
     faults: Faults,
     progress: ProgressReporter,
     journal: Journal,
@@ -120,7 +123,7 @@ def read_events(
 
     The first files, whose events are in the ``journal``, are not read again.
 
-    The IDs of ``string_id_sides`` stay strings in files without types, even if all of them are integers.
+    IDs that are strings in the ``base`` dataset stay strings in files without types, even if all of them are integers.
 
     Events of weight 0 and those outside the time range are counted and left out. All files are read to the end, even
     if some are at fault: ``faults`` receives all faults, and rejects them or has them left out.
@@ -130,7 +133,8 @@ def read_events(
             of the timestamp; there is no event at all.
     """
     check_formats(connection, options.timestamp_format)
-    reader = EventReader(connection, options, string_id_sides, faults)
+    reader = EventReader(connection, options, base.string_id_sides() if base else (), faults)
+    reader.base = base
     order = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in files.get(split, ())]
     total = sum(file.bytes for _, file in order)
     progress.phase("read events", total, "B")
@@ -139,10 +143,14 @@ def read_events(
     left, unkept = order[done:], 0
     with fetch_files([file for _, file in left], work, reader.columns_to_fetch()) as local_files:
         for number, ((code, source), file) in enumerate(zip(left, local_files, strict=True), done + 1):
+            before, rows, is_own = faults.counts, reader.records, True
             try:
                 reader.read(file, code)
             except InputError as error:
                 faults.add_error(error)
+                is_own = not isinstance(error, _OtherTypeError)
+            if is_own:
+                faults.judge_file(str(source), before, reader.records - rows)
             progress.advance(source.bytes)
             unkept += source.bytes
             if unkept >= total / _KEPT_PARTS or number == len(order):
@@ -174,12 +182,19 @@ _TYPES_FOUND: TypeAdapter[dict[str, tuple[str, RawFile]]] = TypeAdapter(dict[str
 _STATS = TypeAdapter(ReadStats)
 
 
+class _OtherTypeError(InputError):
+    """A file holds another type than the files before it; either may be wrong."""
+
+
 class EventReader:
     """Appends one file after another to the table ``events``.
 
     Readers in other processes, each of one file, can be put together in the order of their files: one ``absorb``s what
     the ``state`` of each has.
     """
+
+    base: BaseDataset | None = None
+    """The dataset whose types of IDs all files must have."""
 
     def __init__(
         self,
@@ -228,6 +243,9 @@ class EventReader:
             typed = {*_TYPED_ROLES, *self._context}
             self._find_texts([role for role, kind in kinds.items() if kind == "text" and role in typed])
             types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in typed}
+            if self.base is not None:
+                for entity, side in self._options.sides().items():
+                    self.base.check_id_type(entity, "int64" if types[side] == "integer" else "string")
             for role, found in types.items():
                 self._check_same_type(file, role, found)
             formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()
@@ -397,7 +415,7 @@ class EventReader:
                 fix += f"name their formats, as in {option_named('timestamp_format', 'iso epoch-s')}"
             else:
                 fix += f"read all ids as text with {option_named('id_type', 'string')}"
-            raise InputError(
+            raise _OtherTypeError(
                 f"{file}: column '{self._column(role)}' holds {KIND_NAMES[found]}, but {first} holds "
                 f"{KIND_NAMES[expected]} there; expected one type in all files: {fix}"
             )

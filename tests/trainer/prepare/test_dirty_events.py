@@ -21,6 +21,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare import events
+from crossfade.trainer.prepare.faults import FaultyFilesError
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.summary import format_summary
 
@@ -171,6 +172,32 @@ def test_faults_of_a_whole_file_are_never_left_out(tmp_path: Path) -> None:
     wrong = write_text(tmp_path / "e.csv", "user,item\n1,1\n")
     with pytest.raises(InputError, match="no column 'customer'"):
         prepare_files(tmp_path / "out", wrong, on_bad_line="skip", max_bad=1, on_missing="drop")
+
+
+def test_error_names_the_files_without_which_the_others_can_be_prepared(tmp_path: Path) -> None:
+    texts = {
+        "good.csv": "customer,item\n" + "1,1\n" * 20,
+        "some.csv": "customer,item\n" + "1,1\n" * 20 + "2\n",
+        "bad.csv": "customer,item\n1\n2\n3,3\n",
+        "column.csv": "user,item\n1,1\n",
+        "empty.csv": "",
+        "missing.csv": "customer,item\n1,\n",
+    }
+    files = {name: write_text(tmp_path / name, text) for name, text in texts.items()}
+    problems = {
+        "column.csv": f"{files['column.csv']}: has no column 'customer'; its columns are: user, item",
+        "empty.csv": f"{files['empty.csv']}: is empty; expected a header line with the names of the columns",
+        "missing.csv": "the item id of column 'item' is missing or empty; expected an id in every row",
+        "bad.csv": "2 of 3 rows would be left out",
+    }
+    for names, faulty in ((texts, problems), (["some.csv", "bad.csv"], ["bad.csv"])):
+        with pytest.raises(FaultyFilesError) as error:
+            prepare_files(tmp_path / "out", *(files[name] for name in names), on_bad_line="skip")
+        assert error.value.files == {str(files[name]): problems[name] for name in faulty}
+    text = write_text(tmp_path / "text.csv", "customer,item\na,1\n")
+    with pytest.raises(FaultyFilesError) as error:  # either of the two may be wrong
+        prepare_files(tmp_path / "out", text, files["good.csv"], on_bad_line="skip")
+    assert error.value.files == {}
 
 
 def test_stray_quotes_cost_their_line_only(tmp_path: Path) -> None:
