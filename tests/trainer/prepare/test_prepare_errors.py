@@ -91,6 +91,7 @@ REJECTED: dict[str, Case] = {
     "folder": lambda folder: {"train": [folder]},
     "remote": lambda _: {"train": ["ftp://bucket/e.parquet"]},
     "unknown file ending": csv_case(GOOD, "e.txt"),
+    "a file name that is not UTF-8": csv_case(GOOD, os.fsdecode(b"e\xff.csv")),
     "file given twice": same_file_twice,
     "input file inside --out": output_above_input,
     "truncated Parquet": truncated_parquet,
