@@ -46,12 +46,14 @@ those of the customers who have new ones, by job with the keys of increment_job.
 continues is judged by a sample of the new events, which no version is trained on; the new version is published if it
 meets publish_if on the same sample. Otherwise its events wait for the next file, and are taken again with it.
 
-Each file is taken once, by its name. A local file that is being written should have another name until it is complete.
+Paths count from the folder of SERVICE. Each file is taken once, by its name; a local file that is being written should
+have another name until it is complete. With prepare: {on_bad_line: skip}, files that cannot be read are set aside.
 A command that was killed continues where it was; only one runs at a time. All keys: docs/fresh-models.md; metrics that
 are served at intervals: docs/metrics.md.
 
 Exit codes: 0 a version was published, or there was nothing new; 1 the training failed, or a version was rejected;
-2 invalid input, such as an event file with faults. Whatever fails, the last version is served.
+2 invalid input, such as an event file with faults, or events that never matched a file. Whatever fails, the last
+version is served.
 """
 
 
@@ -125,6 +127,8 @@ def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
         record = service.refresh(
             bars, lambda: stopper.number is not None, deferred=stopper.deferred, publish=options.publish
         )
+    if options.every is not None and service.arrivals is not None:
+        service.arrivals.warn()
     if record is None:
         stopper.check("the same command continues")
         if options.every is None and not options.json_:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, escape_unprintable
 from crossfade.base.formatting import duration
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.regular_files import open_regular
@@ -116,6 +116,13 @@ class Arrivals:
         _logger.warning(f"the next version takes {len(planned):,} of {counted(len(files), 'file')}; the others follow")
         return planned
 
+    def warn(self) -> None:
+        """Log which files will not be taken soon, if that has changed."""
+        if self.ahead:
+            _warn_once(_ahead_text(self.ahead), key=f"ahead: {sorted(self.ahead)}")
+        if self.set_aside:
+            _warn_once(_set_aside_text(self.set_aside), key=f"set aside: {sorted(self.set_aside)}")
+
     def reasons(self) -> list[str]:
         """Say why files wait, a line each."""
         lines = [*self.never_matched]
@@ -127,8 +134,7 @@ class Arrivals:
             were = f"{counted(len(self.unpublished), 'file')} of versions that were rejected or withdrawn"
             lines.append(f"{were}: taken with the next new file, or at once with --publish")
         if self.set_aside:
-            uri, problem = next(iter(self.set_aside.items()))
-            lines.append(f"{counted(len(self.set_aside), 'file')} set aside: {uri}: {problem}{_others(self.set_aside)}")
+            lines.append(_set_aside_text(self.set_aside))
         return lines
 
 
@@ -138,6 +144,11 @@ def _settle(count: int) -> str:
 
 def _others(files: Mapping[str, object]) -> str:
     return f", and {counted(len(files) - 1, 'other')}" if len(files) > 1 else ""
+
+
+def _set_aside_text(files: Mapping[str, str]) -> str:
+    uri, problem = next(iter(files.items()))
+    return f"{counted(len(files), 'file')} set aside: {uri}: {problem}{_others(files)}"
 
 
 def _ahead_text(ahead: Mapping[str, float]) -> str:
@@ -195,7 +206,7 @@ def find_arrivals(config: ServiceConfig, versions: ServiceVersions) -> Arrivals:
     """
     taken, tried = versions.taken(), versions.tried()
     found, aside, now = find_event_files(config), _read_aside(config), time.time()
-    unusable = {name: str(error) for name, error in found.unusable.items()}
+    unusable = {name: str(error).removeprefix(f"{name}: ") for name, error in found.unusable.items()}
     arrivals = Arrivals({}, {}, {}, unusable, [], [], has_files=bool(found.files or unusable))
     for uri, source in found.files.items():
         with suppress(FileNotFoundError):  # it was deleted meanwhile
@@ -216,8 +227,6 @@ def find_arrivals(config: ServiceConfig, versions: ServiceVersions) -> Arrivals:
                 arrivals.settling[uri] = left
     arrivals.unpublished.extend(uri for uri, file in arrivals.ready.items() if file in tried)
     arrivals.never_matched.extend(_never_matched(config, found.unmatched, versions))
-    if arrivals.ahead:
-        _warn_once(_ahead_text(arrivals.ahead), key=f"ahead: {sorted(arrivals.ahead)}")
     return arrivals
 
 
@@ -295,8 +304,8 @@ def set_aside(config: ServiceConfig, files: Mapping[str, tuple[EventFile, str]])
     """Leave files out of versions until they change: each with its problem, by URI."""
     known = {uri: file for uri, file in _read_aside(config).items() if Path(uri).exists() or "://" in uri}
     for uri, (file, problem) in files.items():
-        known[uri] = _AsideFile(**file.model_dump(), problem=problem[:_MAX_PROBLEM])
-        _logger.warning(f"{uri}: is set aside until it changes: {problem}")
+        known[uri] = _AsideFile(**file.model_dump(), problem=problem.removeprefix(f"{uri}: ")[:_MAX_PROBLEM])
+        _logger.warning(escape_unprintable(f"{uri}: is set aside until it changes: {known[uri].problem}"))
     record = _Aside(prepare=config.prepare, files=list(known.values()))
     replace_file(config.path / SET_ASIDE_FILE, record.model_dump_json(indent=1).encode())
 
@@ -307,7 +316,7 @@ _warned: set[str] = set()
 def _warn_once(message: str, key: str | None = None) -> None:
     if (key or message) not in _warned:
         _warned.add(key or message)
-        _logger.warning(message)
+        _logger.warning(escape_unprintable(message))
 
 
 def uri_of(file: Source) -> str:

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, as_typed, command
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, command
 from crossfade.base.io.durable_file import link_or_copy, replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
@@ -31,7 +31,7 @@ from crossfade.base.io.replacing import replace_folder
 from crossfade.base.io.writer_lock import LOCK_NAME, BusyError
 from crossfade.base.options import alternatives
 from crossfade.deploy.refresh.event_files import Arrivals, describe_change, find_arrivals, find_event_files, set_aside
-from crossfade.deploy.refresh.last_failure import clear_failure, note_failure
+from crossfade.deploy.refresh.last_failure import clear_failure, failure_message, note_failure
 from crossfade.deploy.refresh.remote import locked_versions, set_remote
 from crossfade.deploy.refresh.service_file import Guard, ServiceConfig, setting
 from crossfade.deploy.refresh.versions import (
@@ -194,8 +194,7 @@ class RefreshedService:
         try:
             yield
         except (CrossfadeError, OSError) as error:
-            message = error.worded(as_typed) if isinstance(error, CrossfadeError) else str(error)
-            _logger.warning(f"{self.folder}: could not be {action}: {message}")
+            _logger.warning(f"{self.folder}: could not be {action}: {failure_message(error)}")
 
     def _plan(self, *, again: bool) -> Plan | None:
         """Return what the next version takes: as it was planned, unless its files have changed since.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from crossfade.base.errors import CrossfadeError, InputError, as_typed
+from crossfade.base.errors import CrossfadeError, InputError, as_typed, escape_unprintable
 from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.json_text import validate_json
@@ -38,7 +38,7 @@ def failure_message(error: Exception) -> str:
         return error.worded(as_typed)
     if isinstance(error, OSError):
         return describe_disk_error(error)
-    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:_MAX_TEXT]}"
+    return escape_unprintable(f"unexpected {type(error).__name__}: {str(error)[:_MAX_TEXT]}")
 
 
 def note_failure(folder: Path, error: Exception) -> None:

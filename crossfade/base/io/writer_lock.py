@@ -28,6 +28,7 @@ from typing import Protocol
 from pydantic import BaseModel, ValidationError
 
 from crossfade.base.errors import InputError
+from crossfade.base.io.disk_errors import is_full_disk, write_error
 from crossfade.base.io.file_lock import try_lock
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3_conditional import ChangedError, Version
@@ -161,10 +162,16 @@ def path_lock(path: Path, subject: str) -> Iterator[WriterLock]:
 
     Raises:
         InputError: another process holds the lock, or it cannot be written.
+        CrossfadeError: the disk is full.
     """
     held = _FileLock(path, subject)
     with translate_storage_errors(subject, action="locked for writing"):
-        held.acquire()
+        try:
+            held.acquire()
+        except OSError as error:
+            if is_full_disk(error):
+                raise write_error(subject, error, path) from error
+            raise
     try:
         yield held
     finally:
