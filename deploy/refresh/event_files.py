@@ -107,7 +107,8 @@ class Arrivals:
         files = list(self.ready.values())
         if sum(map(_listed_bytes, files)) <= MAX_LIST_BYTES:
             return files
-        unpublished, planned, size = set(self.unpublished), [], 0
+        unpublished, size = set(self.unpublished), 0
+        planned: list[EventFile] = []
         for file in sorted(files, key=lambda file: file.uri in unpublished):
             size += _listed_bytes(file)
             if planned and size > MAX_LIST_BYTES:

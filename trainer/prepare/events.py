@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import duckdb
 from pydantic import TypeAdapter
@@ -57,9 +57,6 @@ from crossfade.trainer.prepare.source_columns import possible_columns
 from crossfade.trainer.prepare.text_records import DELIMITERS
 from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
 from crossfade.trainer.prepare.yambda import EVENT, PLAYED, YAMBDA, kind_sql
-
-if TYPE_CHECKING:
-    from crossfade.trainer.prepare.extend import BaseDataset
 
 _KEPT_PARTS = 10
 """Reading is kept at the ends of files, after about each such part of the bytes."""
@@ -114,7 +111,7 @@ def read_events(
     files: Mapping[str, Sequence[Source]],
     work: Path,
     options: PrepareOptions,
-    base: BaseDataset | None,
+    base: BaseIds | None,
     faults: Faults,
     progress: ProgressReporter,
     journal: Journal,
@@ -157,6 +154,7 @@ def read_events(
                 reader.keep(journal, number, len(order))
                 unkept = 0
     close_raw(connection)
+    faults.files.update(reader.files_of_rare_types())
     faults.check(reader.records)
     return reader.finish()
 
@@ -182,8 +180,18 @@ _TYPES_FOUND: TypeAdapter[dict[str, tuple[str, RawFile]]] = TypeAdapter(dict[str
 _STATS = TypeAdapter(ReadStats)
 
 
+class BaseIds(Protocol):
+    """The IDs of a base dataset."""
+
+    def string_id_sides(self) -> list[str]:
+        """Return the sides whose IDs are strings."""
+
+    def check_id_type(self, entity: str, found: IdType) -> None:
+        """Raise an ``InputError`` unless IDs of ``entity`` have the type that was ``found``."""
+
+
 class _OtherTypeError(InputError):
-    """A file holds another type than the files before it; either may be wrong."""
+    """A file holds another type than the first file; either may be wrong."""
 
 
 class EventReader:
@@ -193,7 +201,7 @@ class EventReader:
     the ``state`` of each has.
     """
 
-    base: BaseDataset | None = None
+    base: BaseIds | None = None
     """The dataset whose types of IDs all files must have."""
 
     def __init__(
@@ -214,6 +222,7 @@ class EventReader:
         self.columns = _columns_by_role(options, context)
         # The type of each ID and of the timestamp, and the first file that has it.
         self.types: dict[str, tuple[str, RawFile]] = {}
+        self._files_of_types: dict[str, dict[str, list[str]]] = {}
         self._text_roles: set[str] = set()
         self._encoder: IdEncoder | None = None
         self._stats = ReadStats()
@@ -257,6 +266,17 @@ class EventReader:
                 self._ambiguity.read(self._connection, kinds["timestamp"])
             if not self._faults.rejected:
                 self._insert(sound, types, timestamp, split, rows, has_few)
+
+    def files_of_rare_types(self) -> dict[str, str]:
+        """Return a problem of each file that holds another type than most files do, by name."""
+        problems = {}
+        for role, by_type in self._files_of_types.items():
+            most = max(map(len, by_type.values()))
+            for found, files in by_type.items():
+                if len(files) < most:
+                    problem = f"column '{self._column(role)}' holds {KIND_NAMES[found]}, unlike in most files"
+                    problems.update(dict.fromkeys(files, problem))
+        return problems
 
     def keep(self, journal: Journal, done: int, files: int) -> None:
         """Keep what was read, the first ``done`` of the ``files``, unless a fault is to end the preparation."""
@@ -408,6 +428,7 @@ class EventReader:
         return bool(count_rows(self._connection, f"(SELECT 1 FROM raw WHERE {condition} LIMIT 1)"))
 
     def _check_same_type(self, file: RawFile, role: str, found: str) -> None:
+        self._files_of_types.setdefault(role, {}).setdefault(found, []).append(str(file))
         expected, first = self.types.setdefault(role, (found, file))
         if expected != found:
             fix = "make them the same, or "

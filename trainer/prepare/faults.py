@@ -183,6 +183,7 @@ class Faults:
         quarantine: receives the bad lines that are left out.
         max_bad: the largest share of rows that may be left out for either reason.
         first_row: the number of the first row of files without lines.
+        files: the problem of each file without which the others could be prepared, by name.
     """
 
     skip_bad: bool = False
@@ -193,7 +194,7 @@ class Faults:
     _problems: dict[str, _Problem] = field(default_factory=dict)
     _counts: FaultCounts = field(default_factory=FaultCounts)
     _last_rejected: str = ""
-    _files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
     def emptied(self, keep_lines: bool) -> Faults:
         """Return faults without any, for another file; ``keep_lines``: its bad lines are quarantined as those here."""
@@ -262,9 +263,9 @@ class Faults:
         """
         left_out = self._counts.left_out - before.left_out
         if self._counts.rejected > before.rejected:
-            self._files[name] = plain(self._last_rejected)
+            self.files[name] = plain(self._last_rejected)
         elif left_out > self.max_bad * rows:
-            self._files[name] = f"{left_out:,} of {counted(rows, 'row')} would be left out"
+            self.files[name] = f"{left_out:,} of {counted(rows, 'row')} would be left out"
 
     @property
     def rejected(self) -> bool:
@@ -288,7 +289,7 @@ class Faults:
         """
         error = self._error(rows)
         if error is not None:
-            error.files = self._files
+            error.files = self.files
             raise error
 
     def _error(self, rows: int) -> FaultyFilesError | None:

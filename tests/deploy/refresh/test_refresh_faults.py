@@ -199,7 +199,7 @@ def test_rollback_during_an_interrupted_refresh_starts_it_over(service: ServiceF
 def test_lock_is_free_after_its_process_was_killed(service: ServiceFolder) -> None:
     with holding(RefreshedService(load_service(service.file)).locked) as pid:
         assert f"process {pid} " in service.command("refresh").stderr
-    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
 
 
 def test_refresh_at_intervals_takes_files_as_they_arrive(tmp_path: Path) -> None:
