@@ -8,26 +8,26 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
-from crossfade.base.errors import CrossfadeError, InputError, as_typed, option_named, worded
+from crossfade.base.errors import CrossfadeError, as_typed, option_named, worded
 from crossfade.base.formatting import decimals, duration, local_time
-from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.options import option
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.deploy.refresh.options import RefreshOptions
-from crossfade.terminal import print_json, print_line, print_lines, print_table
+from crossfade.terminal import print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from crossfade.deploy.refresh.increment import RefreshedService
     from crossfade.deploy.refresh.versions import VersionRecord
 
 _logger = logging.getLogger(__name__)
+_MAX_BACKOFF_SECONDS = 3600.0
+"""After unexpected errors, attempts follow at intervals that double up to this, unless the interval is longer."""
 _EXAMPLES = (
     ("crossfade refresh music.yaml", "Take the event files that are new, train on them, and publish the version."),
     ("crossfade refresh music.yaml --every 10m", "The same every ten minutes, until a signal arrives."),
     ("crossfade serve services/music", "Serve the published version, and each later one as soon as it is there."),
-    ("crossfade refresh music.yaml --every 1h --schedule kubernetes", "Print a CronJob; also: cron, eventbridge."),
     ("crossfade refresh music.yaml --status", "Show the versions and what waits."),
 )
 _NOTES = """\
@@ -46,12 +46,14 @@ those of the customers who have new ones, by job with the keys of increment_job.
 continues is judged by a sample of the new events, which no version is trained on; the new version is published if it
 meets publish_if on the same sample. Otherwise its events wait for the next file, and are taken again with it.
 
-Each file is taken once, by its name. A local file that is being written should have another name until it is complete.
+Paths count from the folder of SERVICE. Each file is taken once, by its name; a local file that is being written should
+have another name until it is complete. With prepare: {on_bad_line: skip}, files that cannot be read are set aside.
 A command that was killed continues where it was; only one runs at a time. All keys: docs/fresh-models.md; metrics that
 are served at intervals: docs/metrics.md.
 
 Exit codes: 0 a version was published, or there was nothing new; 1 the training failed, or a version was rejected;
-2 invalid input, such as an event file with faults. Whatever fails, the last version is served.
+2 invalid input, such as an event file with faults, or events that never matched a file. Whatever fails, the last
+version is served.
 """
 
 
@@ -77,11 +79,6 @@ def run(options: RefreshCommand) -> int:
     from crossfade.deploy.refresh.service_file import load_service
 
     config = load_service(options.service)
-    if options.schedule is not None and options.every is not None:
-        from crossfade.deploy.refresh.schedules import schedule_text
-
-        print_lines(schedule_text(options.schedule, config, options.service, options.every).splitlines())
-        return 0
     with closing(RefreshedService(config)) as service:
         if options.status:
             _print_status(service, as_json=options.json_)
@@ -110,14 +107,17 @@ def _refresh_at_intervals(service: RefreshedService, options: RefreshCommand, se
     with serve_metrics(of_process, options.metrics_port, options.metrics_host, "127.0.0.1", source=source) as listener:
         if listener.address is not None:
             _logger.info(f"metrics: http://{listener.address}/metrics")
+        unexpected = 0
         while True:
             began = time.monotonic()
             try:
                 with metrics.attempt():
                     _refresh(service, options)
-            except (CrossfadeError, OSError) as error:
+                unexpected = 0
+            except Exception as error:  # an error of one attempt ends no later one
+                unexpected = 0 if isinstance(error, CrossfadeError | OSError) else unexpected + 1
                 _report(service, error)
-            _wait(began + seconds)
+            _wait(began + max(seconds, min(seconds * 2**unexpected, _MAX_BACKOFF_SECONDS)))
 
 
 def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
@@ -127,10 +127,14 @@ def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
         record = service.refresh(
             bars, lambda: stopper.number is not None, deferred=stopper.deferred, publish=options.publish
         )
+    if options.every is not None and service.arrivals is not None:
+        service.arrivals.warn()
     if record is None:
         stopper.check("the same command continues")
         if options.every is None and not options.json_:
             print_line("no new event files")
+            for line in service.arrivals.reasons() if service.arrivals is not None else ():
+                print_line(line)
         return 0
     if options.json_:
         print_line(record.model_dump_json(), flush=True)
@@ -163,28 +167,40 @@ def _describe(record: VersionRecord) -> str:
     return f"version {record.number} {record.status}: {taken}, {metric}, {took}"
 
 
-def _report(service: RefreshedService, error: CrossfadeError | OSError) -> None:
+def _report(service: RefreshedService, error: Exception) -> None:
     """Report a failed attempt of several, with its details, and what is served meanwhile."""
+    from crossfade.deploy.refresh.last_failure import FAILURE_FILE, failure_message
+
     for line in error.details if isinstance(error, CrossfadeError) else ():
         _logger.warning(worded(line, as_typed))
-    message = error.worded(as_typed) if isinstance(error, CrossfadeError) else describe_disk_error(error)
+    message = failure_message(error)
+    if not isinstance(error, CrossfadeError | OSError):
+        message += f" (traceback: {service.folder / FAILURE_FILE})"
     try:
         current = service.versions.current
         served = "no version is published yet" if current is None else f"version {current.number} is still served"
-    except InputError:  # a damaged record, which is the error that is reported
+    except (CrossfadeError, OSError):  # a damaged record, or a folder that cannot be read, which is what is reported
         served = "the last version is still served"
     _logger.error(f"{message}; {served}, and the next attempt follows")
 
 
 def _print_status(service: RefreshedService, *, as_json: bool) -> None:
-    versions, waiting = service.versions, service.waiting()
-    current = versions.current
+    from crossfade.deploy.refresh.last_failure import read_failure
+
+    versions, arrivals = service.versions, service.find_arrivals()
+    current, failure = versions.current, read_failure(service.folder)
     if as_json:
         print_json(
             {
                 "current": None if current is None else current.number,
                 "versions": [json.loads(record.model_dump_json()) for record in versions.records],
-                "waiting": [str(file) for file in waiting],
+                "waiting": arrivals.waiting,
+                "settling": arrivals.settling,
+                "ahead": arrivals.ahead,
+                "unpublished": arrivals.unpublished,
+                "set_aside": arrivals.set_aside,
+                "never_matched": arrivals.never_matched,
+                "last_failure": None if failure is None else failure.model_dump(),
             }
         )
         return
@@ -206,4 +222,9 @@ def _print_status(service: RefreshedService, *, as_json: bool) -> None:
     print_table(rows)
     if versions.must_forget:
         print_line("ids were forgotten: the next call publishes a version without them, and then takes events")
-    print_line(f"{counted(len(waiting), 'file')} of events {'waits' if len(waiting) == 1 else 'wait'}")
+    count = len(arrivals.waiting)
+    print_line(f"{counted(count, 'file')} of events {'waits' if count == 1 else 'wait'}")
+    for line in arrivals.reasons():
+        print_line(line)
+    if failure is not None:
+        print_line(f"the last attempt failed at {local_time(failure.at)}: {failure.message}")

@@ -15,27 +15,27 @@ whatever its metric is, and the versions before it, which have their vectors, ar
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, as_typed, command
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, command
 from crossfade.base.io.durable_file import link_or_copy, replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.replacing import replace_folder
-from crossfade.base.io.writer_lock import LOCK_NAME
+from crossfade.base.io.writer_lock import LOCK_NAME, BusyError
 from crossfade.base.options import alternatives
+from crossfade.deploy.refresh.event_files import Arrivals, describe_change, find_arrivals, find_event_files, set_aside
+from crossfade.deploy.refresh.last_failure import clear_failure, failure_message, note_failure
 from crossfade.deploy.refresh.remote import locked_versions, set_remote
 from crossfade.deploy.refresh.service_file import Guard, ServiceConfig, setting
 from crossfade.deploy.refresh.versions import (
     PLAN_FILE,
-    EventFile,
     Plan,
     ServiceVersions,
     VersionRecord,
@@ -44,7 +44,7 @@ from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRu
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.compact import compact
-from crossfade.trainer.prepare.input_files import RawFile, Source, find_files
+from crossfade.trainer.prepare.faults import FaultyFilesError
 from crossfade.trainer.prepare.options import CompactOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.runs.run_folder import JOB_FILE
@@ -60,8 +60,8 @@ class RefreshedService:
     def __init__(self, config: ServiceConfig) -> None:
         self.config, self.folder = config, config.path
         self.versions = ServiceVersions(self.folder)
-        self.waiting_files: int | None = None
-        """How many files waited when that was last counted."""
+        self.arrivals: Arrivals | None = None
+        """The event files that were there when that was last looked for."""
         self._metric = config.metric()
         self._process = TrialProcess()
 
@@ -81,22 +81,14 @@ class RefreshedService:
         with locked_versions(self.folder, progress, self.versions.known) as self.versions:
             yield
 
-    def waiting(self) -> list[Source]:
-        """Return the event files whose events are not in the current version, the oldest name first.
+    def find_arrivals(self) -> Arrivals:
+        """Return the event files whose events are not in the current version.
 
         Raises:
             InputError: storage does not answer, or a file has no known format.
         """
-        taken, found = self.versions.taken(), []
-        settled = time.time() - self.config.settle_seconds
-        for uri, file in self._found().items():
-            if uri in taken:
-                if taken[uri].state != _state(file):
-                    _warn_of_change(uri)
-            elif not isinstance(file, RawFile) or file.path.stat().st_mtime <= settled:
-                found.append(file)
-        self.waiting_files = len(found)
-        return found
+        self.arrivals = find_arrivals(self.config, self.versions)
+        return self.arrivals
 
     def refresh(
         self,
@@ -121,16 +113,16 @@ class RefreshedService:
             ClusterError: the training failed.
             CrossfadeError: there is not enough memory or disk space.
         """
-        with self.locked(progress):
+        with self._noting_failure(), self.locked(progress):
             self._check_deletion()
             with self._warning_of_failure("cleaned up"):
                 self.versions.clean(self.config.keep_versions)
-            plan = self._plan(again=publish)
-            if plan is None:
-                return None
             seconds: dict[str, float] = {}
             with _timed(seconds, "prepare"):
-                manifest = self._prepare(plan, progress)
+                prepared = self._plan_and_prepare(progress, again=publish)
+            if prepared is None:
+                return None
+            plan, manifest = prepared
             with _timed(seconds, "train"), deferred():
                 report = self._train(plan, progress, stop_requested)
             if report is None:
@@ -142,6 +134,49 @@ class RefreshedService:
                 self._compact(progress)
                 self.versions.clean(self.config.keep_versions)
         return record
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """Note for ``--status`` whether an attempt fails; one that another process keeps from beginning does not."""
+        try:
+            yield
+        except BusyError:
+            raise
+        except Exception as error:
+            if self.folder.is_dir():
+                with self._warning_of_failure("noted as failed"):
+                    note_failure(self.folder, error)
+            raise
+        clear_failure(self.folder)
+
+    def _plan_and_prepare(self, progress: ProgressReporter, *, again: bool) -> tuple[Plan, DatasetManifest] | None:
+        """Plan the next version, and prepare its dataset, without files that cannot be read if they may be left out.
+
+        Raises:
+            InputError: a file is invalid, or no file was ever found.
+        """
+        while (plan := self._plan(again=again)) is not None:
+            try:
+                return plan, self._prepare(plan, progress)
+            except FaultyFilesError as error:
+                if not self._set_aside(plan, error):
+                    raise
+        if self.arrivals is not None and self.arrivals.never_matched and not self.arrivals.has_files:
+            raise InputError(self.arrivals.never_matched[0])
+        return None
+
+    def _set_aside(self, plan: Plan, error: FaultyFilesError) -> bool:
+        """Set the files aside that ``error`` names, and return whether others are left to make a version of.
+
+        If all files are faulty, the options may be wrong, and no file waits for it.
+        """
+        if not self.config.sets_aside or not 0 < len(error.files) < len(plan.files):
+            return False
+        planned = {file.uri: file for file in plan.files}
+        found = ((str(file), uri) for uri, file in find_event_files(self.config).files.items())
+        uris = {name: uri for name, uri in found if name in error.files and uri in planned}
+        set_aside(self.config, {uri: (planned[uri], error.files[name]) for name, uri in uris.items()})
+        return bool(uris)
 
     def _check_deletion(self) -> None:
         """Check that no deletion of IDs was interrupted, whose IDs would be in the next version.
@@ -159,8 +194,7 @@ class RefreshedService:
         try:
             yield
         except (CrossfadeError, OSError) as error:
-            message = error.worded(as_typed) if isinstance(error, CrossfadeError) else str(error)
-            _logger.warning(f"{self.folder}: could not be {action}: {message}")
+            _logger.warning(f"{self.folder}: could not be {action}: {failure_message(error)}")
 
     def _plan(self, *, again: bool) -> Plan | None:
         """Return what the next version takes: as it was planned, unless its files have changed since.
@@ -174,13 +208,12 @@ class RefreshedService:
         if self.versions.must_forget and plan is not None and plan.files:
             plan = None  # it may have events of the IDs
         if plan is not None and plan.is_read and (plan.number, plan.base) == (self.versions.next_number, base):
-            states = {uri: _state(file) for uri, file in self._found().items()}
             has_data = (self.versions.data_path(plan.number) / FILE_NAME).exists()
-            if has_data and all(states.get(file.uri) == file.state for file in plan.files):
+            if has_data and describe_change(self.config, plan.files) is None:
                 return plan
         files = []
         if not self.versions.must_forget:
-            files = [EventFile(uri=_uri(file), state=_state(file), bytes=file.bytes) for file in self.waiting()]
+            files = self.find_arrivals().plan()
             if not files or (self.versions.tried() >= set(files) and not again):
                 return None
         number = self.versions.next_number
@@ -199,7 +232,7 @@ class RefreshedService:
         out, base = self.versions.data_path(plan.number), None
         if plan.is_read:
             return read_manifest(Folder(str(out)))
-        found = self._found()
+        found = find_event_files(self.config).files
         files = [str(found[file.uri]) for file in plan.files if file.uri in found]
         is_of_others = (out / FILE_NAME).exists() and read_manifest(Folder(str(out))).source.get("train") != files
         if plan.files and is_of_others:
@@ -210,25 +243,28 @@ class RefreshedService:
                     self._compact(progress)
                 base = str(self.versions.base_path(plan.base))
             if plan.files:
-                prepare(self.config.prepare_options(files, out, base), progress)
+                self._read(plan, files, base, progress)
             else:
                 assert plan.base is not None
                 _copy_dataset(self.versions.data_path(plan.base), out)
-            found = self._found()
-        for file in plan.files:
-            if file.uri not in found or _state(found[file.uri]) != file.state:
-                self.versions.discard(plan.number)
-                raise InputError(
-                    f"{file.uri}: was changed while it was read; write event files under another name first, and "
-                    "rename them when they are complete"
-                )
+        if (change := describe_change(self.config, plan.files)) is not None:
+            self.versions.discard(plan.number)
+            raise InputError(change)
         self.versions.write_plan(plan.model_copy(update={"is_read": True}))
         return read_manifest(Folder(str(out)))
 
-    def _found(self) -> dict[str, Source]:
-        """Return all event files by their URIs, which several patterns or links may name."""
-        options = self.config.events, self.config.prepare.get("format")
-        return {_uri(file): file for file in find_files("events", *options, is_stream=True)}
+    def _read(self, plan: Plan, files: Sequence[str], base: str | None, progress: ProgressReporter) -> None:
+        """Prepare ``files``, those of ``plan`` that are still there.
+
+        Raises:
+            InputError: a file is invalid or, which may be why it is, has changed.
+        """
+        try:
+            prepare(self.config.prepare_options(files, self.versions.data_path(plan.number), base), progress)
+        except InputError as error:
+            if (change := describe_change(self.config, plan.files)) is not None:
+                raise InputError(change) from error
+            raise
 
     def _train(self, plan: Plan, progress: ProgressReporter, stop_requested: StopRequested) -> dict[str, Any] | None:
         """Train the version, or resume that, and return its report; None if a stop was requested.
@@ -355,15 +391,6 @@ def _copy_dataset(source: Path, out: Path) -> None:
 
 
 _RESOURCES = {"memory", "threads", "work_dir"}
-_warned: set[str] = set()
-
-
-def _warn_of_change(uri: str) -> None:
-    if uri not in _warned:
-        _warned.add(uri)
-        _logger.warning(
-            f"{uri}: has changed since its events were taken, and is not read again; give further events another name"
-        )
 
 
 @contextmanager
@@ -371,15 +398,3 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - begin, 3)
-
-
-def _uri(file: Source) -> str:
-    return str(file.path.resolve()) if isinstance(file, RawFile) else str(file)
-
-
-def _state(file: Source) -> str:
-    """Return what differs if a file was replaced or changed; a copy that keeps its time does not."""
-    if isinstance(file, RawFile):
-        status = file.path.stat()
-        return json.dumps([status.st_size, status.st_mtime_ns])
-    return json.dumps(file.version())

@@ -43,7 +43,7 @@ class RefreshMetrics:
         self._is_active = True
         try:
             yield
-        except (CrossfadeError, OSError):
+        except Exception:
             self._attempts["failed"] += 1
             self._consecutive_failures += 1
             raise
@@ -56,9 +56,9 @@ class RefreshMetrics:
 
     def _count_waiting_again(self) -> None:
         """Count the files that wait after an attempt that has taken some, or did not have to look for them."""
-        if self._service.waiting_files != 0:
+        if self._service.arrivals is None or self._service.arrivals.waiting:
             with suppress(CrossfadeError, OSError):  # the next attempt reports it
-                self._service.waiting()
+                self._service.find_arrivals()
 
     def state(self) -> str:
         """Return what the process does, for /healthz."""
@@ -71,7 +71,9 @@ class RefreshMetrics:
         yield names.REFRESH_ATTEMPTS.family(*(((result,), count) for result, count in self._attempts.items()))
         yield names.REFRESH_FAILURES.single(self._consecutive_failures)
         yield names.REFRESH_LAST_SUCCESS.single(max(self._succeeded_at, decided) or None)
-        yield names.REFRESH_WAITING.single(self._service.waiting_files)
+        arrivals = self._service.arrivals
+        yield names.REFRESH_WAITING.single(None if arrivals is None else len(arrivals.waiting))
+        yield names.REFRESH_SET_ASIDE.single(None if arrivals is None else len(arrivals.set_aside))
         rejected = sum(record.status == "rejected" for record in records)
         yield names.REFRESH_VERSIONS.family((("published",), len(records) - rejected), (("rejected",), rejected))
         yield from _of_served([record for record in records if record.status == "published"])

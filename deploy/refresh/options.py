@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, model_validator
 
@@ -24,8 +24,6 @@ def _seconds(value: Any) -> Any:
 
 Interval = Annotated[float, BeforeValidator(_seconds)]
 """Seconds, also written 30s, 10m, 6h, or 1d."""
-Scheduler = Literal["cron", "kubernetes", "eventbridge"]
-"""What calls the command at intervals."""
 _service, _metrics = partial(option, group="service"), partial(option, group="metrics")
 
 
@@ -42,10 +40,7 @@ class RefreshOptions(ServiceOptions):
         None, "go on until a signal arrives, and look for new events at this interval: 10m, 6h, 1d", value="TIME"
     )
     publish: bool = _service(False, "publish the next version even if it does not meet publish_if, and then stop")
-    schedule: Scheduler | None = _service(
-        None, "print what makes this scheduler call the command at that interval, and do nothing"
-    )
-    status: bool = _service(False, "show the versions of the service, and do nothing")
+    status: bool = _service(False, "show the versions, which files wait, and the last failure; do nothing")
     metrics_port: PortOrNone = _metrics(
         0,
         "while the command goes on, serve /metrics and /healthz on this port; 0 (default): a free one; none: do not",
@@ -53,17 +48,15 @@ class RefreshOptions(ServiceOptions):
     )
     metrics_host: str = _metrics("127.0.0.1", "serve them on this address; 0.0.0.0: on all", value="HOST")
 
-    at_most_one = (("every", "publish", "status"), ("schedule", "publish", "status"))
+    at_most_one = (("every", "publish", "status"),)
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:
-        """Reject a schedule without an interval, and an address of metrics that are not served.
+        """Reject an address of metrics that are not served.
 
         Raises:
             OptionError: there is one.
         """
-        if self.schedule is not None and self.every is None:
-            raise OptionError("schedule", found=self.schedule, problem=f"needs {option_named('every', 'TIME')}")
         for name in ("metrics_port", "metrics_host"):
             if name in self.model_fields_set and self.every is None:
                 raise OptionError(name, problem=f"needs {option_named('every', 'TIME')}: one attempt has no metrics")

@@ -13,14 +13,16 @@ increment_job: {train: {epochs: 4}}
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from crossfade.base.errors import InputError, OptionError, command
 from crossfade.base.io.regular_files import read_regular
@@ -107,12 +109,16 @@ class ServiceConfig(Section):
         "what the model that it continues reaches on them, by more than its standard error; null: always",
     )
     settle_seconds: Annotated[float, Field(ge=0)] = Field(
-        5.0, description="leave a local file for the next time if it was written less than this before"
+        5.0,
+        description="leave a local file for the next time if it was written less than this before, and a text file "
+        "without a final newline if less than 12 times this",
     )
     keep_versions: Annotated[Integer, Field(ge=2)] = Field(3, description="published versions to keep for a rollback")
     compact_after: Annotated[Integer, Field(ge=1)] | None = Field(
         24, description="merge the datasets of so many increments into one; null: never"
     )
+
+    _source: Path = PrivateAttr(default_factory=lambda: Path.cwd() / "service.yaml")
 
     @field_validator("publish_if")
     @classmethod
@@ -131,9 +137,27 @@ class ServiceConfig(Section):
         yield from (f"increment_job.{key}" for key in _KEYS_OF_INCREMENTS if key in given)
 
     @property
+    def source(self) -> Path:
+        """The file itself. Paths in it are relative to its folder."""
+        return self._source
+
+    @property
     def path(self) -> Path:
         """The folder of the service."""
-        return Path(self.folder or f"services/{self.name}")
+        return Path(self._located(self.folder or f"services/{self.name}"))
+
+    def event_patterns(self) -> list[str]:
+        """Return the patterns of event files, for any current folder."""
+        folder = glob.escape(str(self._source.parent))
+        return [self._located(pattern, folder) for pattern in self.events]
+
+    def _located(self, path: str, folder: str | None = None) -> str:
+        return path if "://" in path else str(Path(folder or self._source.parent, path))
+
+    @property
+    def sets_aside(self) -> bool:
+        """Whether files that cannot be read are left out, as faulty lines are."""
+        return self.prepare.get("on_bad_line") == "skip"
 
     @property
     def guard(self) -> Guard | None:
@@ -152,13 +176,26 @@ class ServiceConfig(Section):
             OptionError: one is invalid.
         """
         given: dict[str, Any] = {**self.prepare, "train": files, "out": str(out)}
+        for key in ("base", "work_dir"):
+            if isinstance(given.get(key), str):
+                given[key] = self._located(given[key])
         if base is not None:
             given |= {"base": base, "replay": self.replay or None}
-        return PrepareOptions.of(**given)
+        options = PrepareOptions.of(**given)
+        of_features = {
+            key: tuple(replace(file, path=self._located(str(file.path))) for file in getattr(options, key))
+            for key in ("features", "content")
+        }
+        names = {entity: replace(file, path=self._located(str(file.path))) for entity, file in options.names.items()}
+        return options.model_copy(update={**of_features, "names": names})
 
     def job_text(self) -> str:
         """Return the job file of the first version, without its dataset."""
-        return json.dumps(_merged(self.job, {"name": self.name, "data": {"path": "."}}))
+        own: dict[str, Any] = {"name": self.name, "data": {"path": "."}}
+        start = dict(flattened(self.job)).get("checkpoint.warm_start_from")
+        if isinstance(start, str):
+            own["checkpoint"] = {"warm_start_from": self._located(start)}
+        return json.dumps(_merged(self.job, own))
 
     def first_settings(self) -> list[str]:
         """Return what replaces keys of the job in the first version, as ``KEY=VALUE``."""
@@ -258,5 +295,6 @@ def load_service(path: Path) -> ServiceConfig:
         config = ServiceConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{path}: {format_validation_error(error, root='the file', show_input=True)}") from error
+    config._source = path.absolute()
     config.check(str(path))
     return config

@@ -236,7 +236,7 @@ def simulated_process(run: str) -> ProcessMetrics:
 def refreshing_process(folder: Path) -> ProcessMetrics:
     """Return metrics of a process that refreshes a service, of which two versions are recorded."""
     service = write_versions(folder, {}, {})
-    service.waiting()
+    service.find_arrivals()
     metrics = ProcessMetrics(FRESH, "refresh")
     metrics.register("refresh", RefreshMetrics(service))
     metrics.set_identity()

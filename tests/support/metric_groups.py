@@ -48,6 +48,7 @@ HOST = {"crossfade_running_roles"}
 REFRESH = {
     *("crossfade_refresh_attempts_total", "crossfade_refresh_consecutive_failures", "crossfade_refresh_waiting_files"),
     *("crossfade_refresh_last_success_timestamp_seconds", "crossfade_refresh_versions_total"),
+    "crossfade_refresh_set_aside_files",
     *("crossfade_refresh_version", "crossfade_refresh_newest_event_timestamp_seconds", "crossfade_refresh_last_result"),
     *("crossfade_refresh_metric_before", "crossfade_refresh_metric_after", "crossfade_refresh_last_version_seconds"),
 }

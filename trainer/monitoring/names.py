@@ -250,6 +250,12 @@ REFRESH_WAITING = _metric(
     "Event files whose events are not in the version that is served, as counted by the last attempt.",
     unit="files",
 )
+REFRESH_SET_ASIDE = _metric(
+    "refresh",
+    "refresh_set_aside_files",
+    "Event files that are left out since they cannot be read, as counted by the last attempt.",
+    unit="files",
+)
 REFRESH_VERSIONS = _metric(
     "refresh",
     "refresh_versions_total",

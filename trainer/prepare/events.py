@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import duckdb
 from pydantic import TypeAdapter
@@ -111,7 +111,7 @@ def read_events(
     files: Mapping[str, Sequence[Source]],
     work: Path,
     options: PrepareOptions,
-    string_id_sides: Collection[str],
+    base: BaseIds | None,
     faults: Faults,
     progress: ProgressReporter,
     journal: Journal,
@@ -120,7 +120,7 @@ def read_events(
 
     The first files, whose events are in the ``journal``, are not read again.
 
-    The IDs of ``string_id_sides`` stay strings in files without types, even if all of them are integers.
+    IDs that are strings in the ``base`` dataset stay strings in files without types, even if all of them are integers.
 
     Events of weight 0 and those outside the time range are counted and left out. All files are read to the end, even
     if some are at fault: ``faults`` receives all faults, and rejects them or has them left out.
@@ -130,7 +130,8 @@ def read_events(
             of the timestamp; there is no event at all.
     """
     check_formats(connection, options.timestamp_format)
-    reader = EventReader(connection, options, string_id_sides, faults)
+    reader = EventReader(connection, options, base.string_id_sides() if base else (), faults)
+    reader.base = base
     order = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in files.get(split, ())]
     total = sum(file.bytes for _, file in order)
     progress.phase("read events", total, "B")
@@ -139,16 +140,21 @@ def read_events(
     left, unkept = order[done:], 0
     with fetch_files([file for _, file in left], work, reader.columns_to_fetch()) as local_files:
         for number, ((code, source), file) in enumerate(zip(left, local_files, strict=True), done + 1):
+            before, rows, is_own = faults.counts, reader.records, True
             try:
                 reader.read(file, code)
             except InputError as error:
                 faults.add_error(error)
+                is_own = not isinstance(error, _OtherTypeError)
+            if is_own:
+                faults.judge_file(str(source), before, reader.records - rows)
             progress.advance(source.bytes)
             unkept += source.bytes
             if unkept >= total / _KEPT_PARTS or number == len(order):
                 reader.keep(journal, number, len(order))
                 unkept = 0
     close_raw(connection)
+    faults.files.update(reader.files_of_rare_types())
     faults.check(reader.records)
     return reader.finish()
 
@@ -174,12 +180,29 @@ _TYPES_FOUND: TypeAdapter[dict[str, tuple[str, RawFile]]] = TypeAdapter(dict[str
 _STATS = TypeAdapter(ReadStats)
 
 
+class BaseIds(Protocol):
+    """The IDs of a base dataset."""
+
+    def string_id_sides(self) -> list[str]:
+        """Return the sides whose IDs are strings."""
+
+    def check_id_type(self, entity: str, found: IdType) -> None:
+        """Raise an ``InputError`` unless IDs of ``entity`` have the type that was ``found``."""
+
+
+class _OtherTypeError(InputError):
+    """A file holds another type than the first file; either may be wrong."""
+
+
 class EventReader:
     """Appends one file after another to the table ``events``.
 
     Readers in other processes, each of one file, can be put together in the order of their files: one ``absorb``s what
     the ``state`` of each has.
     """
+
+    base: BaseIds | None = None
+    """The dataset whose types of IDs all files must have."""
 
     def __init__(
         self,
@@ -199,6 +222,7 @@ class EventReader:
         self.columns = _columns_by_role(options, context)
         # The type of each ID and of the timestamp, and the first file that has it.
         self.types: dict[str, tuple[str, RawFile]] = {}
+        self._files_of_types: dict[str, dict[str, list[str]]] = {}
         self._text_roles: set[str] = set()
         self._encoder: IdEncoder | None = None
         self._stats = ReadStats()
@@ -228,6 +252,9 @@ class EventReader:
             typed = {*_TYPED_ROLES, *self._context}
             self._find_texts([role for role, kind in kinds.items() if kind == "text" and role in typed])
             types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in typed}
+            if self.base is not None:
+                for entity, side in self._options.sides().items():
+                    self.base.check_id_type(entity, "int64" if types[side] == "integer" else "string")
             for role, found in types.items():
                 self._check_same_type(file, role, found)
             formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()
@@ -239,6 +266,17 @@ class EventReader:
                 self._ambiguity.read(self._connection, kinds["timestamp"])
             if not self._faults.rejected:
                 self._insert(sound, types, timestamp, split, rows, has_few)
+
+    def files_of_rare_types(self) -> dict[str, str]:
+        """Return a problem of each file that holds another type than most files do, by name."""
+        problems = {}
+        for role, by_type in self._files_of_types.items():
+            most = max(map(len, by_type.values()))
+            for found, files in by_type.items():
+                if len(files) < most:
+                    problem = f"column '{self._column(role)}' holds {KIND_NAMES[found]}, unlike in most files"
+                    problems.update(dict.fromkeys(files, problem))
+        return problems
 
     def keep(self, journal: Journal, done: int, files: int) -> None:
         """Keep what was read, the first ``done`` of the ``files``, unless a fault is to end the preparation."""
@@ -390,6 +428,7 @@ class EventReader:
         return bool(count_rows(self._connection, f"(SELECT 1 FROM raw WHERE {condition} LIMIT 1)"))
 
     def _check_same_type(self, file: RawFile, role: str, found: str) -> None:
+        self._files_of_types.setdefault(role, {}).setdefault(found, []).append(str(file))
         expected, first = self.types.setdefault(role, (found, file))
         if expected != found:
             fix = "make them the same, or "
@@ -397,7 +436,7 @@ class EventReader:
                 fix += f"name their formats, as in {option_named('timestamp_format', 'iso epoch-s')}"
             else:
                 fix += f"read all ids as text with {option_named('id_type', 'string')}"
-            raise InputError(
+            raise _OtherTypeError(
                 f"{file}: column '{self._column(role)}' holds {KIND_NAMES[found]}, but {first} holds "
                 f"{KIND_NAMES[expected]} there; expected one type in all files: {fix}"
             )

@@ -13,10 +13,10 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -98,7 +98,7 @@ def _is_quarantine(path: Path) -> bool:
 def _is_entry(line: bytes) -> bool:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(entry, dict) and entry.keys() - {"line", "row"} == {"file", "problem", "text"}
 
@@ -137,7 +137,19 @@ class _Problem:
 _PROBLEMS = TypeAdapter(dict[str, _Problem])
 
 
-class EventFaultsError(InputError):
+class FaultyFilesError(InputError):
+    """Event files have faults.
+
+    Attributes:
+        files: the files that have to be left out for the others to be prepared: the problem of each, by name.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.files: dict[str, str] = {}
+
+
+class EventFaultsError(FaultyFilesError):
     """Event files have several faults.
 
     Attributes:
@@ -154,6 +166,13 @@ class EventFaultsError(InputError):
         self.count, self.details, self.choice = count, details, choice
 
 
+class FaultCounts(NamedTuple):
+    """How many faults are left out, and how many end the preparation."""
+
+    left_out: int = 0
+    rejected: int = 0
+
+
 @dataclass
 class Faults:
     """The faults of all files, by problem.
@@ -164,6 +183,7 @@ class Faults:
         quarantine: receives the bad lines that are left out.
         max_bad: the largest share of rows that may be left out for either reason.
         first_row: the number of the first row of files without lines.
+        files: the problem of each file without which the others could be prepared, by name.
     """
 
     skip_bad: bool = False
@@ -172,10 +192,14 @@ class Faults:
     max_bad: float = MAX_BAD
     first_row: int = 1
     _problems: dict[str, _Problem] = field(default_factory=dict)
+    _counts: FaultCounts = field(default_factory=FaultCounts)
+    _last_rejected: str = ""
+    files: dict[str, str] = field(default_factory=dict)
 
     def emptied(self, keep_lines: bool) -> Faults:
         """Return faults without any, for another file; ``keep_lines``: its bad lines are quarantined as those here."""
-        return replace(self, quarantine=self.quarantine if keep_lines else None, _problems={})
+        quarantine = self.quarantine if keep_lines else None
+        return Faults(self.skip_bad, self.drop_missing, quarantine, self.max_bad, self.first_row)
 
     def state(self) -> Any:
         """Return the faults as JSON for ``restore``."""
@@ -183,7 +207,8 @@ class Faults:
 
     def restore(self, state: Any) -> None:
         """Continue from a ``state``."""
-        self._problems = _PROBLEMS.validate_python(state)
+        self._problems, self._counts = {}, FaultCounts()
+        self.absorb(state)
 
     def absorb(self, state: Any) -> None:
         """Add the faults of other files, their ``state``."""
@@ -203,6 +228,10 @@ class Faults:
 
         ``message`` describes the first one by itself. A ``fatal`` one is never left out.
         """
+        if self._rejects(_Problem(missing, fatal, message)):
+            self._counts, self._last_rejected = self._counts._replace(rejected=self._counts.rejected + count), problem
+        else:
+            self._counts = self._counts._replace(left_out=self._counts.left_out + count)
         if problem not in self._problems and len(self._problems) >= _MAX_PROBLEMS:
             problem = _OTHERS
         found = self._problems.setdefault(problem, _Problem(missing, fatal, message))
@@ -223,9 +252,25 @@ class Faults:
         self.add(message, [], 1, message, fatal=True)
 
     @property
+    def counts(self) -> FaultCounts:
+        """How many faults there are, for ``judge_file``."""
+        return self._counts
+
+    def judge_file(self, name: str, before: FaultCounts, rows: int) -> None:
+        """Note whether the others could be prepared without the file ``name``, of which ``rows`` were read.
+
+        There were as many faults as ``before``.
+        """
+        left_out = self._counts.left_out - before.left_out
+        if self._counts.rejected > before.rejected:
+            self.files[name] = plain(self._last_rejected)
+        elif left_out > self.max_bad * rows:
+            self.files[name] = f"{left_out:,} of {counted(rows, 'row')} would be left out"
+
+    @property
     def rejected(self) -> bool:
         """Whether a fault ends the preparation."""
-        return any(map(self._rejects, self._problems.values()))
+        return self._counts.rejected > 0
 
     def count(self, missing: bool) -> int:
         """Return the number of faults that are, or are not, a missing value."""
@@ -239,16 +284,23 @@ class Faults:
         """Reject the files if a fault is not to be left out, or too many of their ``rows`` are.
 
         Raises:
-            InputError: there is such a fault, or there are too many.
+            FaultyFilesError: there is such a fault, or there are too many.
             EventFaultsError: there are several, which it describes.
         """
+        error = self._error(rows)
+        if error is not None:
+            error.files = self.files
+            raise error
+
+    def _error(self, rows: int) -> FaultyFilesError | None:
+        """Return the error that ``check`` raises, if any."""
         rejected = {text: problem for text, problem in self._problems.items() if self._rejects(problem)}
         total = sum(problem.count for problem in rejected.values())
         if not rejected:
-            self._check_share(rows)
-            return
-        if total == 1:
-            raise InputError(next(iter(rejected.values())).message)
+            return self._share_error(rows)
+        first = next(iter(rejected.values()))
+        if total == 1 or (len(rejected) == 1 and first.fatal):
+            return FaultyFilesError(first.message)
         listed = [_format(text, problem, values=True) for text, problem in rejected.items()]
         kinds = {problem.missing for problem in rejected.values() if not problem.fatal}
         left_out = {
@@ -256,18 +308,18 @@ class Faults:
             True: f"rows with a missing value with {option_named('on_missing', 'drop')}",
         }
         choice = " and ".join(text for missing, text in left_out.items() if missing in kinds)
-        raise EventFaultsError(total, listed, choice)
+        return EventFaultsError(total, listed, choice)
 
-    def _check_share(self, rows: int) -> None:
-        """Reject the files if more than the allowed share of ``rows``, those at fault included, would be left out."""
-        left_out = sum(problem.count for problem in self._problems.values())
+    def _share_error(self, rows: int) -> FaultyFilesError | None:
+        """Return an error if more than the allowed share of ``rows``, those at fault included, would be left out."""
+        left_out = self._counts.left_out
         if left_out <= self.max_bad * rows:
-            return
+            return None
         found = sorted(self._problems.items(), key=lambda entry: -entry[1].count)
         listed = [_format(text, problem, values=True) for text, problem in found[:_MAX_SHOWN_PROBLEMS]]
         if len(found) > len(listed):
             listed.append("others")
-        raise InputError(
+        return FaultyFilesError(
             f"{left_out:,} of {rows:,} rows would be left out ({left_out / rows:.1%}), more than the "
             f"{100 * self.max_bad:.4g}% of {option_named('max_bad')}: {'; '.join(listed)}; check the columns and the "
             f"format, or allow this with {option_named('max_bad', f'{math.ceil(100 * left_out / rows)}%')}"

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 from urllib.parse import unquote, urlsplit
@@ -126,14 +127,11 @@ def find_files(
     patterns: Sequence[str | Path],
     file_format: Format | None,
     entity: str = "",
-    *,
-    is_stream: bool = False,
 ) -> list[Source]:
     """Find the files that ``patterns`` (paths, ``file://`` and ``s3://`` URIs, globs, tables) match, in order.
 
     The format of each is inferred from its extension if ``file_format`` is None. Messages name ``option`` and, if it
-    has files of several ones, the ``entity``. Of a stream, whose files arrive, a pattern may match nothing yet, and
-    none names a table, whose files are replaced by others with the same rows.
+    has files of several ones, the ``entity``.
 
     Raises:
         InputError: a file is missing, a folder, or of no known format; a glob matches nothing; S3 rejects the request.
@@ -141,9 +139,33 @@ def find_files(
     where = f"{entity} " if entity else ""
     found: list[Source] = []
     for pattern in patterns:
-        with suppress(NoMatchError) if is_stream else nullcontext():
-            found += _find(option_named(option, f"{where}{pattern}"), str(pattern), file_format, is_stream)
+        found += _find(option_named(option, f"{where}{pattern}"), _plain_path(str(pattern)), file_format)
     return found
+
+
+def find_arriving(option: str, pattern: str, file_format: Format | None) -> tuple[list[Source], dict[str, InputError]]:
+    """Find the files that one pattern matches so far, and the error of each whose name cannot be used, by name.
+
+    A pattern may match nothing yet, but not a table, whose files are replaced by others with the same rows.
+
+    Raises:
+        InputError: it names a table or a folder, or S3 rejects the request.
+    """
+    where, pattern = option_named(option, pattern), _plain_path(pattern)
+    if _names_table(where, pattern):
+        raise InputError(
+            f"{where}: is a table, whose files are replaced when it is compacted: their rows would count twice; "
+            "expected files of new events"
+        )
+    found: list[Source] = []
+    unusable: dict[str, InputError] = {}
+    with suppress(NoMatchError):
+        for name, source in _matches(where, pattern):
+            try:
+                found.append(source(_format_of(name, file_format)))
+            except InputError as error:
+                unusable[name] = error
+    return found, unusable
 
 
 def infer_format(path: str) -> Format:
@@ -165,22 +187,36 @@ def infer_format(path: str) -> Format:
     return found
 
 
-def _find(option: str, pattern: str, file_format: Format | None, is_stream: bool) -> list[Source]:
-    if pattern.startswith("file://"):
-        pattern = unquote(urlsplit(pattern).path)
-    if names_table(pattern) or (not glob.has_magic(pattern) and _is_table_folder(option, pattern)):
-        if is_stream:
-            raise InputError(
-                f"{option}: is a table, whose files are replaced when it is compacted: their rows would count twice; "
-                "expected files of new events"
-            )
+def _plain_path(pattern: str) -> str:
+    return unquote(urlsplit(pattern).path) if pattern.startswith("file://") else pattern
+
+
+def _find(option: str, pattern: str, file_format: Format | None) -> list[Source]:
+    if _names_table(option, pattern):
         return [_table_file(file) for file in table_files(option, pattern)]
-    if pattern.startswith(_S3):
-        return [
-            RemoteFile(bucket, key, found.bytes, file_format or infer_format(f"{bucket.uri}/{key}"), found.modified)
-            for bucket, key, found in _find_objects(option, pattern)
-        ]
-    return [RawFile(path, file_format or infer_format(str(path))) for path in _find_paths(option, pattern)]
+    return [source(_format_of(name, file_format)) for name, source in _matches(option, pattern)]
+
+
+def _format_of(name: str, given: Format | None) -> Format:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{ascii(name)[1:-1]}: the name of the file is not UTF-8; rename it") from None
+    return given or infer_format(name)
+
+
+def _names_table(option: str, pattern: str) -> bool:
+    return names_table(pattern) or (not glob.has_magic(pattern) and _is_table_folder(option, pattern))
+
+
+def _matches(option: str, pattern: str) -> list[tuple[str, Callable[[Format], Source]]]:
+    """Return the name of each file that ``pattern`` matches, and what makes the file from its format."""
+    if not pattern.startswith(_S3):
+        return [(str(path), partial(RawFile, path)) for path in _find_paths(option, pattern)]
+    return [
+        (f"{bucket.uri}/{key}", partial(RemoteFile, bucket, key, found.bytes, modified=found.modified))
+        for bucket, key, found in _find_objects(option, pattern)
+    ]
 
 
 def _is_table_folder(option: str, pattern: str) -> bool:

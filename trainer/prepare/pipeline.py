@@ -325,7 +325,7 @@ class _Preparation:
             self.inputs.names,
             self._faults_of_names,
         )
-        vocabularies.load_base(options, events.id_types)
+        vocabularies.load_base(options)
         table = self._sum_duplicates("events")
         policies = self._plan_admission(table, options.sides(), events)
         table = self._filter_admitted(table, policies)
@@ -379,7 +379,7 @@ class _Preparation:
             self.inputs.events,
             self.staged.work,
             options,
-            self.base.string_id_sides() if self.base else (),
+            self.base,
             self.faults,
             self.progress,
             self.staged.journal,

@@ -18,10 +18,11 @@ import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
+import duckdb
 import pyarrow as pa
 
 from crossfade.base.errors import InputError, option_named
@@ -42,6 +43,7 @@ _NOT_UTF8 = "is not UTF-8; convert the file, for instance: iconv -f latin1 -t ut
 _TOO_LONG = f"the line is longer than {{:,}} bytes; expected one record in each line: check {option_named('format')}"
 _BAD_NUMBER = re.compile(rb"[0-9]{19,}\S*|[0-9]*[^0-9\s]\S*")
 """A word of a line that is not a number of at most 18 digits."""
+_HALF_PAIR = "has half of a surrogate pair, such as \\ud800, which is no text; remove it"
 _NOT_ADJACENCY = (
     "expected 'user item item …', non-negative integers with spaces between: fix the line, or give another format "
     f"with {option_named('format')}"
@@ -292,22 +294,42 @@ def _json_records(lines: _Lines, names: Sequence[str]) -> Iterator[Record]:
             continue
         found = _parse_object(line)
         if isinstance(found, dict):
-            yield Record(lines.number, line, [_json_text(found.get(name)) for name in names])
+            yield Record(lines.number, line, [found.get(name) for name in names])
         else:
             yield Record(lines.number, line, problem=found)
 
 
-def _parse_object(line: bytes) -> dict[str, object] | str:
-    """Return the object of a line, its numbers as written, or the problem of the line."""
+def _parse_object(line: bytes) -> dict[str, str | None] | str:
+    """Return the values of the object of a line as text, its numbers as written, or the problem of the line."""
     if len(line) > MAX_RECORD_BYTES:
         return _TOO_LONG.format(MAX_RECORD_BYTES)
     try:
         found = json.loads(line.decode(), parse_float=str, parse_int=str, parse_constant=str)
+        if isinstance(found, dict):
+            if b"\\ud" in line.lower():
+                json.dumps(found, ensure_ascii=False).encode()
+            return {name: _json_text(value) for name, value in found.items()}
     except UnicodeDecodeError:
         return _NOT_UTF8
+    except UnicodeEncodeError:
+        return _HALF_PAIR
+    except RecursionError:
+        with suppress(duckdb.Error):
+            return _parse_deep_object(line)
     except ValueError:
-        found = None
-    return found if isinstance(found, dict) else "is not a JSON object; expected one in each line"
+        pass
+    return "is not a JSON object; expected one in each line"
+
+
+def _parse_deep_object(line: bytes) -> dict[str, str | None]:
+    """Return the values of an object that is nested too deeply for Python, as DuckDB reads them.
+
+    Raises:
+        duckdb.Error: the line is not an object.
+    """
+    connection = duckdb.default_connection().cursor()
+    [(found,)] = connection.execute("SELECT CAST(CAST(? AS JSON) AS MAP(VARCHAR, VARCHAR))", [line.decode()]).fetchall()
+    return cast(dict[str, str | None], found)
 
 
 def _json_text(value: object) -> str | None:

@@ -1,7 +1,7 @@
 """Build and write the vocabularies of a preparation: of the two sides, then of their features, then of context.
 
 builder = VocabularyBuilder(connection, staged, progress, base, names, files_of_names, faults)
-builder.load_base(options, id_types)
+builder.load_base(options)
 builder.read_features(plans, id_type="auto")
 entity = builder.build_side("item", "track", "int64", in_catalog=False, policy=None)
 entities, features = builder.build_features()
@@ -82,17 +82,16 @@ class VocabularyBuilder:
     _value_types: dict[str, IdType] = field(default_factory=dict)
     _increments: set[str] = field(default_factory=set)
 
-    def load_base(self, options: PrepareOptions, id_types: Mapping[str, IdType]) -> None:
+    def load_base(self, options: PrepareOptions) -> None:
         """Create the tables ``base_query`` and ``base_item`` if there is a base dataset.
 
         They have all its rows, or those of the IDs in the events if no others are needed.
 
         Raises:
-            InputError: its IDs have another type, or one of its files is missing or corrupt.
+            InputError: one of its files is missing or corrupt.
         """
         if self.base is not None:
             for entity, side in options.sides().items():
-                self.base.check_id_type(entity, id_types[side])
                 needs_all = self.base.has_use_for_all_rows(options, entity)
                 if not needs_all and load_seen(self.connection, self.base, side, entity, self.progress):
                     self._increments.add(entity)

@@ -12,7 +12,11 @@ _PARTIAL_SUFFIX = ".partial"
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write or replace the file ``path``, whose folder exists: atomically, and durably once this returns."""
+    """Write or replace the file ``path``, whose folder exists: atomically, and durably once this returns.
+
+    Raises:
+        OSError: it cannot be written; the error has its name.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_PARTIAL_SUFFIX}")
     try:
         with partial.open("wb") as file:
@@ -20,8 +24,10 @@ def replace_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 

@@ -124,12 +124,16 @@ def ended_owner(record: bytes) -> str | None:
     return str(owner) if owner is not None and owner.has_ended() else None
 
 
-def _busy(subject: str, record: bytes, lock: str | None) -> InputError:
+class BusyError(InputError):
+    """Another process holds the lock."""
+
+
+def _busy(subject: str, record: bytes, lock: str | None) -> BusyError:
     """Return the error of a lock that another process holds, which names ``lock`` if that may have to be deleted."""
     owner = _parse(record)
     who = f"{owner} has been writing it since {owner.since}" if owner else "another process is writing it"
     fix = f"; if that process has ended, delete {lock}" if lock else ""
-    return InputError(f"{subject}: {who}; wait until it ends, and run this command again{fix}")
+    return BusyError(f"{subject}: {who}; wait until it ends, and run this command again{fix}")
 
 
 @contextmanager

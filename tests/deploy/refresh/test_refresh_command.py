@@ -1,6 +1,8 @@
 """``crossfade refresh`` and ``rollback``: each event is taken once, into versions that continue each other."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +41,29 @@ def rejected(cause: str, service: ServiceFolder, name: str, *options: object) ->
     return documented(cause, result.stderr.splitlines()[-1].removeprefix("crossfade: error: "), result.returncode)
 
 
-def test_service_without_event_files_has_nothing_to_do(tmp_path: Path) -> None:
+def test_pattern_that_has_matched_no_file_is_an_error_until_it_has(history: ServiceFolder, tmp_path: Path) -> None:
     service = ServiceFolder(tmp_path)
-    result = succeeded(service.command("refresh"))
-    assert (result.stdout, result.stderr) == ("no new event files\n", "")
-    assert service.status() == {"current": None, "versions": [], "waiting": []}
+    cause = "a pattern of a service that has matched no file"
+    assert f"looked in {tmp_path / 'events'}, which has none" in rejected(cause, service, "refresh")
+    status = service.status()
+    assert (status["current"], status["versions"], status["waiting"]) == (None, [], [])
+    assert f"looked in {tmp_path / 'events'}" in status["never_matched"][0]
+    assert status["last_failure"]["message"] == status["never_matched"][0]
     assert "no earlier version" in service.command("rollback").stderr
+    (tmp_path / "copy").mkdir()
+    copy = history.copied(tmp_path / "copy")
+    copy.configure(events=["evnts/*.cvs"])
+    reason = f"looked in {copy.folder / 'evnts'}, which does not exist"
+    assert reason in rejected(cause, copy, "refresh")
+    copy.configure(events=[str(history.folder / "**" / "day-*[12].parquet"), "evnts/*.cvs"])
+    first, second = succeeded(copy.command("refresh")).stdout.splitlines()
+    assert (first, reason in second) == ("no new event files", True)
+    copy.configure(events=[str(history.folder / "**" / "day-*[12].parquet")])
+    files = [history.event_file(day) for day in (1, 2)]
+    gone = [file.rename(file.with_suffix(".gone")) for file in files]
+    assert succeeded(copy.command("refresh")).stdout == "no new event files\n"
+    for path, file in zip(gone, files, strict=True):
+        path.rename(file)
 
 
 def test_versions_continue_each_other_and_count_each_event_once(undisturbed: ServiceFolder) -> None:
@@ -100,9 +119,42 @@ def test_late_file_with_old_events_is_taken(undisturbed: ServiceFolder, tmp_path
 
 def test_local_file_is_left_until_it_has_settled(service: ServiceFolder) -> None:
     service.configure(settle_seconds=3600)
-    service.add(3)
-    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
-    assert service.status()["waiting"] == []
+    settling = service.add(3)
+    (settling.with_name("day-004.parquet")).write_bytes(settling.read_bytes())
+    ahead = settling.rename(settling.with_name("day-005.parquet"))
+    os.utime(ahead, (time.time() + 36_000, time.time() + 36_000))
+    for options in ((), ("--status",)):
+        result = succeeded(service.command("refresh", *options))
+        assert "1 file settles for another 59 min" in result.stdout
+        assert f"{ahead}: was written 9 h 59 min in the future by this clock" in result.stdout
+    status = service.status()
+    assert (len(status["waiting"]), list(status["settling"].values()), list(status["ahead"])) == (
+        2,
+        [pytest.approx(3600, abs=60)],
+        [str(ahead)],
+    )
+
+
+def test_text_without_a_final_newline_is_taken_after_twelve_times_as_long(tmp_path: Path) -> None:
+    service = ServiceFolder(tmp_path, settle_seconds=100)
+    service.configure(events=[str(tmp_path / "events" / "*")])
+    now = time.time()
+    for name, text, age in (
+        ("cut.csv", "user,track,at\nc1,t1", 200),
+        ("long.csv", "user,track,at\nc1,t1,3", 1300),
+        ("whole.csv", "user,track,at\nc1,t1,3\n", 200),
+        ("young.csv", "user,track,at\nc1,t1,3\n", 50),
+    ):
+        (tmp_path / "events" / name).write_text(text)
+        os.utime(tmp_path / "events" / name, (now - age, now - age))
+    result = service.command("refresh", "--status", "--json")
+    status = json.loads(result.stdout)
+    assert {Path(name).name: round(seconds, -1) for name, seconds in status["settling"].items()} == {
+        "cut.csv": 1000,
+        "young.csv": 50,
+    }
+    assert [Path(name).name for name in status["waiting"][:2]] == ["long.csv", "whole.csv"]
+    assert "cut.csv: has no newline at its end, and may be half written; taken in 16 min" in result.stderr
 
 
 def test_events_of_a_rejected_version_wait_for_the_next_file(
@@ -115,7 +167,7 @@ def test_events_of_a_rejected_version_wait_for_the_next_file(
     assert service.current()["version"] == 2
     assert len(service.status()["waiting"]) == 1
     for _ in range(2):
-        assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+        assert "1 file of versions that were rejected or withdrawn: " in succeeded(service.command("refresh")).stdout
     assert sorted(path.name for path in service.path.glob("version-000003*")) == [
         "version-000003.json",
         "version-000003.log",
@@ -124,7 +176,9 @@ def test_events_of_a_rejected_version_wait_for_the_next_file(
     assert service.command("refresh").returncode == 1
     assert service.files(4) == ["day-003.parquet", "day-004.parquet"]
     (service.event_file(4)).unlink()
-    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    assert "at once with --publish" in succeeded(service.command("refresh")).stdout
+    assert "at once with --publish" in succeeded(service.command("refresh", "--status")).stdout
+    assert service.status()["unpublished"] == [str(service.event_file(3))]
     succeeded(service.command("refresh", "--publish"))
     assert (service.files(5), service.record(5)["events"]) == (["day-003.parquet"], EVENTS)
     assert service.statuses() == ["published", "published", "rejected", "rejected", "published"]
@@ -159,7 +213,7 @@ def test_rollback_returns_to_an_earlier_version_and_its_events_wait(undisturbed:
     assert result.stdout == "withdrawn: 3; version 2 is served\n"
     assert recommended(service.path) == recommended(service.run(2))
     assert service.statuses() == ["published", "published", "withdrawn"]
-    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    assert "at once with --publish" in succeeded(service.command("refresh")).stdout
     assert not service.run(3).exists()
     assert not service.data(3).exists()
     result = succeeded(service.command("rollback", "--to", 1))
@@ -169,7 +223,7 @@ def test_rollback_returns_to_an_earlier_version_and_its_events_wait(undisturbed:
     rejected("a rollback without an earlier version", service, "rollback")
     waiting = [Path(name).name for name in service.status()["waiting"]]
     assert waiting == ["day-002.parquet", "day-003.parquet"]
-    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
     service.add(4)
     succeeded(service.command("refresh"))
     assert service.files(4) == ["day-002.parquet", "day-003.parquet", "day-004.parquet"]
@@ -263,7 +317,7 @@ def test_older_versions_are_deleted_but_not_the_datasets_that_are_read(
 def test_events_are_taken_from_s3_once_they_are_there(tmp_path: Path, s3: ObjectStore) -> None:
     service = ServiceFolder(tmp_path)
     service.configure(events=[f"{s3.uri('refresh')}/*/*.parquet"])
-    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    rejected("a pattern of a service that has matched no file", service, "refresh")
     for day in (1, 2):
         source = service.add(day)
         with s3.client().open_output_stream(f"{BUCKET}/refresh/2026/{source.name}") as out:

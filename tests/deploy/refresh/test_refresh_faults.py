@@ -1,13 +1,19 @@
 """``crossfade refresh`` and ``rollback`` that are killed, stopped, or disturbed: nothing is lost, or counted twice."""
 
+import gzip
+import io
+import os
 import signal
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from command_here import rejected_here
 from crashing_storage import Crash
 from error_table import documented
 from killed_process import holding
@@ -17,7 +23,9 @@ from run_results import assert_same_bits
 from running_command import records, started, succeeded
 from waiting import wait_until
 
-from crossfade.deploy.refresh import increment
+from crossfade.base.signals import StopSignal
+from crossfade.cli import refresh
+from crossfade.deploy.refresh import event_files, increment
 from crossfade.deploy.refresh.increment import RefreshedService
 from crossfade.deploy.refresh.service_file import load_service
 from crossfade.trainer.prepare.pipeline import prepare
@@ -191,7 +199,7 @@ def test_rollback_during_an_interrupted_refresh_starts_it_over(service: ServiceF
 def test_lock_is_free_after_its_process_was_killed(service: ServiceFolder) -> None:
     with holding(RefreshedService(load_service(service.file)).locked) as pid:
         assert f"process {pid} " in service.command("refresh").stderr
-    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
 
 
 def test_refresh_at_intervals_takes_files_as_they_arrive(tmp_path: Path) -> None:
@@ -220,6 +228,142 @@ def test_refresh_at_intervals_takes_files_as_they_arrive(tmp_path: Path) -> None
     assert service.statuses() == ["published"]
     succeeded(service.command("refresh"))
     assert (service.record(2)["base"], service.times(2)) == (1, table["at"].to_pylist())
+
+
+def write_hostile(folder: Path) -> dict[str, bool]:
+    """Write event files of all kinds that others may leave, and return whether each has events, by name."""
+    text = "user,track,at\nc1,t1,5\nc1,t2,6\n"
+    events = b"".join(b'{"user": "c2", "track": "t%d", "at": 7}\n' % (number % 9) for number in range(30))
+    deep, whole = b"[" * 50_000, io.BytesIO()
+    pq.write_table(plays(4), whole)
+    files = {
+        "pair.jsonl": (events + b'{"user": "\\ud800x", "track": "t1", "at": 7}\n', True),
+        "deep.jsonl": (events + b'{"user": ' + deep + b"\n", True),
+        "long.jsonl": (events + b'{"user": "' + b"x" * 3_000_000 + b'", "track": "t1", "at": 7}\n', True),
+        "line\nbreak.csv": (text, True),
+        "a[*]'--.csv": (text, True),
+        "cut.csv": (text + "c1,t2,6\n" * 20 + "c1,t", True),
+        "zeros.csv": ("\0" * 500, False),
+        "bytes.csv": (text + "\xff,t1,1\n", False),
+        "empty.csv": ("", False),
+        "column.csv": (text.replace("user", "usr"), False),
+        "endless.jsonl.gz": (gzip.compress(b'{"user": "' + b"x" * 20_000_000), False),
+        "cut.csv.gz": (gzip.compress(text.encode())[:-4], False),
+        "cut.parquet": (whole.getvalue()[:-8], False),
+        "types.parquet": (b"", False),
+        "notes.txt": (text, False),
+        os.fsdecode(b"\xff.csv"): (text, False),
+    }
+    for name, (content, _) in files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode("latin-1"))
+    pq.write_table(pa.table({"user": [1], "track": [1], "at": [1]}), folder / "types.parquet")
+    (folder / "folder.csv").mkdir()
+    os.mkfifo(folder / "fifo.csv")
+    (folder / "gone.csv").symlink_to(folder / "nothing")
+    (folder / "loop.csv").symlink_to(folder / "loop.csv")
+    return {name: has_events for name, (_, has_events) in files.items()}
+
+
+def test_daemon_goes_on_without_what_it_cannot_read(service: ServiceFolder, tmp_path: Path) -> None:
+    folder = tmp_path / "arrived"
+    folder.mkdir()
+    options = {"query": "customer=user", "item": "track", "timestamp": "at", "hold_out_valid": "random:0.2"}
+    service.configure(events=[f"{folder}/*"], prepare={**options, "on_bad_line": "skip"})
+    hostile = write_hostile(folder)
+    pq.write_table(plays(3), folder / "good.parquet")
+    with started("refresh", service.file, "--every", "0.2s", cwd=tmp_path) as command:
+        wait_until(lambda: service.current()["version"] == 3, "version 3")
+        assert set(service.files(3)) == {"good.parquet", *(name for name, has_events in hostile.items() if has_events)}
+        (folder / "column.csv").write_text("user,track,at\n" + "".join(f"c5,t{item},9\n" for item in range(20)))
+        wait_until(lambda: service.current()["version"] == 4, "version 4")
+        assert service.files(4) == ["column.csv"]
+        command.process.terminate()
+        result = command.finish()
+    assert f"{folder}/cut.csv.gz: is set aside until it changes: is a corrupt or truncated gzip" in result.stderr
+    assert all(line.startswith("crossfade: ") for line in result.stderr.splitlines())
+    assert "attempt follows" not in result.stderr
+    found = {Path(name).name for name in service.status()["set_aside"]}
+    assert found == {name for name, has_events in hostile.items() if not has_events} - {"column.csv"}
+
+
+def test_files_are_not_set_aside_where_all_are_faulty_or_the_options_were_wrong(service: ServiceFolder) -> None:
+    options = {"query": "customer=user", "item": "track", "timestamp": "at", "on_bad_line": "skip"}
+    service.configure(prepare={**options, "query": "customer=usr"})
+    service.add(3)
+    assert service.command("refresh").returncode == 2
+    assert service.status()["set_aside"] == {}
+    service.add(4, plays(4).rename_columns(["usr", "track", "at"]))
+    service.command("refresh")
+    assert list(service.status()["set_aside"]) == [str(service.event_file(3))]
+    service.configure(prepare=options)
+    assert service.status()["set_aside"] == {}
+
+
+def test_unexpected_error_ends_one_attempt_and_is_shown_until_one_succeeds(
+    service: ServiceFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.add(3)
+    waits: list[float] = []
+
+    def fail(*_: object) -> None:
+        raise KeyError("line\nbreak")
+
+    def waited(until: float) -> None:
+        waits.append(until - time.monotonic())
+        if len(waits) == 3:
+            raise StopSignal
+
+    monkeypatch.setattr(increment, "prepare", fail)
+    monkeypatch.setattr(refresh, "_wait", waited)
+    with pytest.raises(StopSignal):
+        service.command("refresh", "--every", "10m", "--metrics-port", "none")
+    assert waits == [pytest.approx(seconds, abs=60) for seconds in (1200, 2400, 3600)]
+    failure = service.status()["last_failure"]
+    assert failure["message"] == "unexpected KeyError: 'line\\nbreak'"
+    assert "in fail\n" in failure["traceback"]
+    monkeypatch.undo()
+    succeeded(service.command("refresh"))
+    assert service.status()["last_failure"] is None
+
+
+def test_files_beyond_the_longest_list_follow_in_the_next_version(
+    service: ServiceFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_files, "MAX_LIST_BYTES", 500)
+    for day in (3, 4, 5):
+        service.add(day)
+    assert "the next version takes 2 of 3 files; the others follow" in succeeded(service.command("refresh")).stderr
+    succeeded(service.command("refresh"))
+    assert (service.files(3), service.files(4)) == (["day-003.parquet", "day-004.parquet"], ["day-005.parquet"])
+
+
+def test_file_that_is_deleted_while_it_is_read_is_named(
+    service: ServiceFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete_and_prepare(*arguments: object) -> object:
+        service.event_file(3).unlink()
+        return prepare(*arguments)  # type: ignore[arg-type]
+
+    service.add(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(increment, "prepare", delete_and_prepare)
+        result = service.command("refresh")
+    error = result.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
+    documented("an event file that is deleted while it is read", error, result.returncode)
+    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("set_aside.json", "a damaged list of files that are set aside"),
+        ("last_failure.json", "a damaged note of a failure"),
+    ],
+)
+def test_damaged_notes_are_named(service: ServiceFolder, name: str, cause: str) -> None:
+    service.configure(prepare={"query": "customer=user", "item": "track", "on_bad_line": "skip"})
+    (service.path / name).write_text("{")
+    rejected_here(cause, "refresh", service.file, "--status")
 
 
 def lines_to(stream: IO[str] | None, text: str) -> list[str]:

@@ -45,7 +45,7 @@ def service(tmp_path: Path) -> RefreshedService:
 
 
 def test_records_tell_versions_metric_and_newest_event_also_after_a_restart(service: RefreshedService) -> None:
-    service.waiting()
+    service.find_arrivals()
     text = text_of(RefreshMetrics(service))
     assert families(text) == REFRESH
     assert_valid_metrics(text)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,36 @@ CONTINUED = [
 
 def test_minimal_file_has_defaults(tmp_path: Path) -> None:
     service = load_service(written(tmp_path))
-    assert service.path == Path("services/music")
+    assert service.path == tmp_path / "services/music"
     assert (service.metric(), service.guard) == ("ndcg@10", Guard("ndcg@10", 0.98))
     assert service.increment_settings("runs/last") == [*CONTINUED, "train.epochs=4", "train.eval_every_epochs=4"]
     assert json.loads(service.job_text()) == {"name": "music", "data": {"path": "."}}
     options = service.prepare_options(["a.parquet"], tmp_path / "out", "before")
     assert (options.base, list(options.train)) == ("before", ["a.parquet"])
+
+
+def test_paths_are_relative_to_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "[1]"
+    (folder / "raw").mkdir(parents=True)
+    prepare = {"base": "before", "names": {"track": "songs.csv:id:title"}, "features": ["track=songs.csv:id:artist"]}
+    written(
+        folder,
+        events=["raw/*.parquet", "s3://music/*.parquet", f"{tmp_path}/*.csv"],
+        prepare={**VALID["prepare"], **prepare},
+        job={"checkpoint": {"warm_start_from": "runs/first"}},
+    )
+    monkeypatch.chdir(folder / "raw")
+    service = load_service(Path("../music.yaml"))
+    assert service.path.resolve() == folder / "services/music"
+    [local, *others] = service.event_patterns()
+    assert others == ["s3://music/*.parquet", f"{tmp_path}/*.csv"]
+    (folder / "raw/a.parquet").touch()
+    assert [Path(name).resolve() for name in glob(local)]  # noqa: PTH207 == [folder / "raw/a.parquet"]
+    options = service.prepare_options(["a.parquet"], tmp_path / "out", None)
+    found = [options.base, options.names["track"].path, options.features[0].path]
+    assert [Path(str(place)).resolve() for place in found] == [folder / name for name in ("before", *["songs.csv"] * 2)]
+    start = json.loads(service.job_text())["checkpoint"]["warm_start_from"]
+    assert Path(start).resolve() == folder / "runs/first"
 
 
 def test_versions_without_a_condition_are_judged_by_the_metric_that_selects_epochs(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_forgotten_customer_is_nowhere_after_the_next_version(service: ServiceFo
     assert (service.record(3)["events"], service.files(3), service.record(3)["base"]) == (0, [], 2)
     assert service.times(3) == [at for at, user in zip(*columns(2), strict=True) if user != "c0"]
     assert "no earlier version" in service.command("rollback").stderr
-    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
     assert "\n  versions " not in forgotten(service, "c0"), "no version has it"
     service.add(3)
     succeeded(service.command("refresh"))
@@ -208,7 +208,7 @@ def test_version_keeps_events_to_continue_on(service: ServiceFolder) -> None:
 
 def test_unknown_customers_need_no_further_version(service: ServiceFolder) -> None:
     assert "\n  versions " not in forgotten(service, "nobody")
-    assert succeeded(service.command("refresh")).stdout == "no new event files\n"
+    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
 
 
 def test_service_without_a_version_has_only_event_files(tmp_path: Path) -> None:

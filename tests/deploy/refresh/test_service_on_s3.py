@@ -61,7 +61,7 @@ def on_s3(remote: Folder, number: int) -> list[str]:
 def test_hosts_take_turns_and_end_as_one_host_does(
     first: ServiceFolder, undisturbed: ServiceFolder, remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert succeeded(first.command("refresh")).stdout == "no new event files\n"
+    assert succeeded(first.command("refresh")).stdout.startswith("no new event files\n")
     assert on_s3(remote, 2) == ["version-000002", "version-000002-data", "version-000002.json"]
     second = other_host(first, tmp_path / "second")
     (second.path / ".version-000003-data.partial-1").mkdir(parents=True)

@@ -21,6 +21,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare import events
+from crossfade.trainer.prepare.faults import FaultyFilesError
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.summary import format_summary
 
@@ -173,6 +174,34 @@ def test_faults_of_a_whole_file_are_never_left_out(tmp_path: Path) -> None:
         prepare_files(tmp_path / "out", wrong, on_bad_line="skip", max_bad=1, on_missing="drop")
 
 
+def test_error_names_the_files_without_which_the_others_can_be_prepared(tmp_path: Path) -> None:
+    texts = {
+        "good.csv": "customer,item\n" + "1,1\n" * 20,
+        "some.csv": "customer,item\n" + "1,1\n" * 20 + "2\n",
+        "bad.csv": "customer,item\n1\n2\n3,3\n",
+        "column.csv": "user,item\n1,1\n",
+        "empty.csv": "",
+        "missing.csv": "customer,item\n1,\n",
+    }
+    files = {name: write_text(tmp_path / name, text) for name, text in texts.items()}
+    problems = {
+        "column.csv": f"{files['column.csv']}: has no column 'customer'; its columns are: user, item",
+        "empty.csv": f"{files['empty.csv']}: is empty; expected a header line with the names of the columns",
+        "missing.csv": "the item id of column 'item' is missing or empty; expected an id in every row",
+        "bad.csv": "2 of 3 rows would be left out",
+    }
+    for names, faulty in ((texts, problems), (["some.csv", "bad.csv"], ["bad.csv"])):
+        with pytest.raises(FaultyFilesError) as error:
+            prepare_files(tmp_path / "out", *(files[name] for name in names), on_bad_line="skip")
+        assert error.value.files == {str(files[name]): problems[name] for name in faulty}
+    text = write_text(tmp_path / "text.csv", "customer,item\na,1\n")
+    rare = {str(text): "column 'customer' holds strings, unlike in most files"}
+    for names, faulty in ((["good.csv"], {}), (["good.csv", "some.csv"], rare)):  # of two, either may be wrong
+        with pytest.raises(FaultyFilesError) as error:
+            prepare_files(tmp_path / "out", text, *(files[name] for name in names), on_bad_line="skip")
+        assert error.value.files == faulty
+
+
 def test_stray_quotes_cost_their_line_only(tmp_path: Path) -> None:
     lines = ["customer,item", '1,"open', '2,"two', 'lines"', '3,7" mix', '4,"closed" early', '5,"say ""hi"""', '6,"end']
     train = write_text(tmp_path / "e.csv", "\n".join(lines) + "\n")
@@ -195,12 +224,16 @@ def test_bad_lines_of_adjacency_text_and_json_are_left_out(tmp_path: Path) -> No
     assert sorted(row[:2] for row in interactions(tmp_path / "text", "train")) == [(0, 1), (0, 2), (2, 3)]
     assert manifest.source["dropped_bad_lines"] == 1
     lines = ['{"customer": "a", "item": 1}', "", '{"customer": "b", "item": 2', "[1, 2]", '{"item": 4}']
+    deep, open_deep = "[" * 50_000 + "]" * 50_000, "[" * 50_000
+    lines += ['{"customer": "\\udc00", "item": 1}', f'{{"customer": {deep}, "item": 1}}', f'{{"customer": {open_deep}']
+    lines += [f'{{"customer": "c", "item": 2, "other": {deep}}}', '{"customer": "\u0007", "item": 3}']
     events = write_text(tmp_path / "e.jsonl", "\n".join(lines))
     manifest = prepare_files(
         tmp_path / "json", events, on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1, on_missing="drop"
     )
-    assert [row[:2] for row in interactions(tmp_path / "json", "train")] == [("a", 1)]
-    assert [json.loads(line)["line"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()] == [3, 4]
+    assert [row[:2] for row in interactions(tmp_path / "json", "train")] == [("a", 1), ("c", 2)]
+    bad = [json.loads(line)["line"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert sorted(bad) == [3, 4, 6, 7, 8, 10]
     assert manifest.source["dropped_missing"] == 1
 
 

@@ -20,7 +20,7 @@ from running_command import crossfade, succeeded
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.prepare import lake_tables
-from crossfade.trainer.prepare.input_files import find_files
+from crossfade.trainer.prepare.input_files import find_arriving, find_files
 from crossfade.trainer.prepare.lake_tables import table_files
 
 pytestmark = pytest.mark.slow
@@ -210,5 +210,5 @@ def test_unclear_and_streamed_tables_are_rejected(folder: Path, tmp_path: Path) 
     rejected_here(cause, "prepare", "--events", "warehouse/lake/plays", *COLUMNS, "--out", "no", cwd=folder)
     rejected_here("a damaged table", "prepare", "--events", tmp_path / "no.metadata.json", *COLUMNS, "--out", tmp_path)
     with pytest.raises(InputError, match="replaced when it is compacted") as raised:
-        find_files("events", [folder / "delta"], None, is_stream=True)
+        find_arriving("events", str(folder / "delta"), None)
     documented("a table among the events of a service", str(raised.value))

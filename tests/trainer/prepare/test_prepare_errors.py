@@ -98,6 +98,7 @@ REJECTED: dict[str, Case] = {
     "folder": lambda folder: {"train": [folder]},
     "remote": lambda _: {"train": ["ftp://bucket/e.parquet"]},
     "unknown file ending": csv_case(GOOD, "e.txt"),
+    "a file name that is not UTF-8": csv_case(GOOD, os.fsdecode(b"e\xff.csv")),
     "file given twice": same_file_twice,
     "input file inside --out": output_above_input,
     "truncated Parquet": truncated_parquet,
@@ -152,6 +153,9 @@ REJECTED: dict[str, Case] = {
     "standard input without --format": lambda _: {"train": ["-"]},
     "a line above the limit": csv_case(f"customer,item\n1,{'2' * (3 << 20)}\n3,4\n"),
     "a line that is not a JSON object": csv_case('{"customer": 1, "item": 1}\n[1, 2]\n', "e.jsonl"),
+    "a JSON line with half a surrogate pair": csv_case(
+        '{"customer": 1, "item": 1}\n{"customer": "\\ud800x", "item": 1}\n', "e.jsonl"
+    ),
     "missing column, JSON": csv_case('{"user": 1, "item": 1}\n', "e.jsonl"),
     "missing column of a joined ID": csv_case("customer,artist\n1,1\n", item="item=artist+title"),
     "missing timestamp": csv_case("customer,item,t\n1,1,\n", timestamp="t"),

@@ -12,6 +12,8 @@ from small_disk import MountError, fill, make_room, mounted_disk
 from written_runs import CUSTOMER_IDS, write_run
 
 from crossfade.base.errors import CrossfadeError
+from crossfade.base.io.disk_errors import describe_disk_error
+from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
 from crossfade.deploy.serving.options import ServeOptions
@@ -77,10 +79,14 @@ def test_forgetting_on_a_full_disk_changes_nothing(disk: Path, tmp_path: Path) -
 def test_lock_on_a_full_disk_is_deleted(disk: Path) -> None:
     fill(disk, leave=0)
     for _ in range(2):
+        message = f"the subject: could not be written: no space is left on the disk of {disk}"
         with pytest.raises(CrossfadeError) as caught, path_lock(disk / "lock", "the subject"):
             pass
-        documented("a disk without room for a lock", str(caught.value), caught.value.exit_code)
+        assert documented("a disk without room for a lock", str(caught.value), caught.value.exit_code) == message
         assert not (disk / "lock").exists()
+    with pytest.raises(OSError, match="No space left on device") as failure:
+        replace_file(disk / "plan.json", b"{}" * 4096)
+    assert describe_disk_error(failure.value) == f"{disk}/plan.json: {message.removeprefix('the subject: ')}"
 
 
 def test_synthetic_data_on_a_full_disk_name_it_and_leave_nothing(disk: Path, tmp_path: Path) -> None:
