@@ -19,6 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from crossfade.base.validation import format_validation_error
 from crossfade.deploy.dashboard import charts, page, service_page
+from crossfade.deploy.dashboard.bounded_lock import BusyError
 from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
 from crossfade.deploy.dashboard.explore import explore_pages
 from crossfade.deploy.dashboard.explored_models import ExploredModels
@@ -52,10 +53,14 @@ _STORES: dict[str, TypeAdapter[Any]] = {
     **dict.fromkeys(("location", "listed", "shown-version"), TypeAdapter(str | None)),
     **dict.fromkeys(("service", "listed-services", "shown-service"), TypeAdapter(str | None)),
     "selected": TypeAdapter(list[str] | None),
-    "axis": TypeAdapter(Axis | None),
+    "axis": TypeAdapter(Axis),
 }
 """What the values of components may be, other than counts of clicks and ticks."""
 _COUNT: TypeAdapter[Any] = TypeAdapter(int | None)
+_MAX_PARAMETERS = 128
+"""Of the page's address, as of all requests."""
+_READ_SECONDS = 2.0
+"""Time for logs in a request; the next one goes on with those that take longer."""
 _PARTS = ("head", "alerts", "tiles", "processes", "events", "results", "job")
 
 
@@ -70,7 +75,6 @@ def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
         index_string=_INDEX,
         serve_locally=True,
         compress=False,
-        health_endpoint="healthz",
         add_log_handler=False,
         meta_tags=[
             {"name": "viewport", "content": "width=device-width, initial-scale=1"},
@@ -126,6 +130,10 @@ def _reject_malformed_requests(app: Dash) -> None:
         except (ValueError, RecursionError):
             problem = "expected JSON"
         return None if problem is None else Response(f"{problem}\n", HTTPStatus.BAD_REQUEST, mimetype="text/plain")
+
+    @app.server.errorhandler(BusyError)
+    def busy(error: BusyError) -> Response:
+        return Response(f"{error}\n", HTTPStatus.SERVICE_UNAVAILABLE, mimetype="text/plain")
 
     @app.server.errorhandler(DependencyException)
     def unknown_file(_: DependencyException) -> Response:
@@ -186,12 +194,14 @@ def _select_runs(app: Dash, runs: Runs) -> None:
     def select(
         _ticks: int | None, selected: list[str] | None, service: str | None, search: str | None, listed: str | None
     ) -> tuple[Any, ...]:
-        summaries = latest_first(read_summaries(runs))
+        summaries = latest_first(read_summaries(runs, _READ_SECONDS))
         known = [summary.name for summary in summaries]
-        requested = parse_qs((search or "?")[1:]).get("run", []) if selected is None else selected
-        chosen = ([name for name in requested if name in known] or known[:1])[:MAX_RUNS]
+        asked = _parameters(search).get("run", []) if selected is None else selected
+        requested = list(dict.fromkeys(asked))
+        existing = set(known).intersection(requested)
+        chosen = ([name for name in requested if name in existing] or known[:1])[:MAX_RUNS]
         boxes = page.run_boxes(summaries, chosen)
-        content = str(boxes)
+        content = _checksum(boxes)
         query = [*(("run", name) for name in chosen), *([("service", service)] if service else [])]
         address = f"?{urlencode(query)}" if query else ""
         return (
@@ -241,11 +251,11 @@ def _show_service(app: Dash, runs: Runs) -> None:
         known, missing = [summary.name for summary in summaries], no_update
         requested = service
         if requested is None:
-            requested = _service_of(search or "", known)
+            requested = _service_of(_parameters(search), known)
             missing = service_page.missing(requested, known)
         chosen = requested if requested in known else ""
         boxes = service_page.boxes(summaries, chosen)
-        content = str(boxes)
+        content = _checksum(boxes)
         return (
             no_update if content == listed else boxes,
             content,
@@ -264,9 +274,21 @@ def _show_service(app: Dash, runs: Runs) -> None:
     )
 
 
-def _service_of(search: str, known: Sequence[str]) -> str:
+def _parameters(search: str | None) -> dict[str, list[str]]:
+    """Return the parameters of the page's address; none of an address with more than a page has."""
+    try:
+        return parse_qs((search or "")[1:], max_num_fields=_MAX_PARAMETERS)
+    except ValueError:
+        return {}
+
+
+def _checksum(part: object) -> str:
+    """Return what changes with ``part``: the page sends it back to get the part only if it has changed."""
+    return f"{zlib.crc32(repr(part).encode(errors='replace'))}"
+
+
+def _service_of(query: Mapping[str, Sequence[str]], known: Sequence[str]) -> str:
     """Return the service that an address asks for, which may not exist; the first if it asks for nothing."""
-    query = parse_qs(search[1:])
     return query.get("service", ["" if "run" in query or not known else known[0]])[0]
 
 
@@ -291,7 +313,7 @@ def _service_parts(service: ServiceSummary | None, runs: Runs, shown: str | None
         figure,
         service_page.describe_chart(service, figure),
     ]
-    marks = [f"{zlib.crc32(repr((service.name, part)).encode())}" for part in parts]
+    marks = [_checksum((service.name, part)) for part in parts]
     before = dict(enumerate((shown or "").split()))
     changed = [no_update if before.get(place) == marks[place] else part for place, part in enumerate(parts)]
     return [no_update if shown else False, *changed, " ".join(marks)]
@@ -313,8 +335,8 @@ def _show_runs(app: Dash, runs: Runs) -> None:
     )
     def show(_ticks: int | None, selected: list[str] | None, axis: Axis, shown_version: str | None) -> tuple[Any, ...]:
         found = {run.name: run for run in runs.readers()}
-        chosen = [found[name] for name in selected or [] if name in found][:MAX_RUNS]
-        with _locked(chosen):
+        chosen = [found[name] for name in dict.fromkeys(selected or []) if name in found][:MAX_RUNS]
+        with _refreshed(chosen):
             return render(chosen, axis, shown_version)
 
     def render(chosen: list[RunReader], axis: Axis, shown_version: str | None) -> tuple[Any, ...]:
@@ -336,12 +358,13 @@ def _show_runs(app: Dash, runs: Runs) -> None:
 
 
 @contextmanager
-def _locked(runs: Sequence[RunReader]) -> Iterator[None]:
-    """Refresh ``runs`` and hold their locks while the context lasts."""
+def _refreshed(runs: Sequence[RunReader]) -> Iterator[None]:
+    """Refresh ``runs``, which are different ones, and hold their locks while the context lasts."""
+    until = time.monotonic() + _READ_SECONDS
     with ExitStack() as locks:
         for run in sorted(runs, key=lambda run: run.name):  # always in the same order, to avoid deadlocks
             locks.enter_context(run.lock)
-            run.refresh()
+            run.refresh(until)
         yield
 
 

@@ -12,7 +12,6 @@ import threading
 from abc import abstractmethod
 from typing import Any
 
-from crossfade.base.io.regular_files import open_regular
 
 
 class RandomFile(io.RawIOBase):
@@ -84,8 +83,9 @@ else:
 class LocalRandomFile(RandomFile):
     """A file on a file system. Replacing the file does not affect one that is open."""
 
-    def __init__(self, path: str) -> None:
-        self._descriptor = open_regular(path)
+    def __init__(self, descriptor: int) -> None:
+        """Read the open file ``descriptor``, and close it at the end."""
+        self._descriptor = descriptor
         status = os.fstat(self._descriptor)
         super().__init__(status.st_size, f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}")
 
