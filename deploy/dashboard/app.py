@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qs, urlencode
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from dash.exceptions import DependencyException
 from flask import Response, request
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from werkzeug.exceptions import HTTPException
 
 from crossfade.base.validation import format_validation_error
@@ -29,6 +29,8 @@ from crossfade.deploy.dashboard.service_reader import ServiceSummary
 from crossfade.deploy.dashboard.summary import latest_first, read_summaries, summarize
 from crossfade.deploy.refresh.versions import ServiceVersions
 
+_MAX_PARAMETERS = 128
+"""Of the page's address, as of all requests."""
 _POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' {scripts}; img-src 'self' data: blob:; "
     "frame-ancestors 'none'; object-src 'none'; base-uri 'self'; form-action 'self'"
@@ -49,16 +51,17 @@ _INDEX = """<!DOCTYPE html>
 </body>
 </html>"""
 _GRAPHS = tuple(GRAPHS)
+_Element = TypeVar("_Element")
+_Bounded = Annotated[list[_Element], Field(max_length=_MAX_PARAMETERS)]
+"""A list that is rejected before each of its elements has an error of its own."""
 _STORES: dict[str, TypeAdapter[Any]] = {
     **dict.fromkeys(("location", "listed", "shown-version"), TypeAdapter(str | None)),
     **dict.fromkeys(("service", "listed-services", "shown-service"), TypeAdapter(str | None)),
-    "selected": TypeAdapter(list[str] | None),
+    "selected": TypeAdapter(_Bounded[str] | None),
     "axis": TypeAdapter(Axis),
 }
 """What the values of components may be, other than counts of clicks and ticks."""
 _COUNT: TypeAdapter[Any] = TypeAdapter(int | None)
-_MAX_PARAMETERS = 128
-"""Of the page's address, as of all requests."""
 _READ_SECONDS = 2.0
 """Time for logs in a request; the next one goes on with those that take longer."""
 _PARTS = ("head", "alerts", "tiles", "processes", "events", "results", "job")
@@ -108,10 +111,10 @@ class _CallbackRequest(BaseModel):
     """A request that names a callback by its outputs, and has the values of its inputs and states in their order."""
 
     output: str
-    outputs: _Property | list[_Property]
-    inputs: list[_Property] = []
-    state: list[_Property] = []
-    changedPropIds: list[str] = []
+    outputs: _Property | _Bounded[_Property]
+    inputs: _Bounded[_Property] = []
+    state: _Bounded[_Property] = []
+    changedPropIds: _Bounded[str] = []
 
 
 def _reject_malformed_requests(app: Dash) -> None:
@@ -143,14 +146,14 @@ def _reject_malformed_requests(app: Dash) -> None:
 def _problem(asked: _CallbackRequest, callbacks: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Return what is wrong with a request; None: nothing."""
     declared = callbacks.get(asked.output)
-    if declared is None:
-        return "output: expected that of a callback"
+    if declared is None or "callback" not in declared:  # one that runs in the browser has no function here
+        return "output: expected the output of a callback"
     outputs = asked.outputs if isinstance(asked.outputs, list) else [asked.outputs]
     if [f"{each.id}.{each.property}" for each in outputs] != asked.output.strip(".").split("..."):
-        return "outputs: expected those of the callback"
+        return "outputs: expected the outputs of the callback"
     for key, given in (("inputs", asked.inputs), ("state", asked.state)):
         if [(each.id, each.property) for each in given] != [(each["id"], each["property"]) for each in declared[key]]:
-            return f"{key}: expected those of the callback"
+            return f"{key}: expected the {key} of the callback"
         for each in given:
             try:
                 _STORES.get(each.id, _COUNT).validate_python(each.value, strict=True)
