@@ -387,8 +387,13 @@ def _found_at(folder: Path, depth: int) -> Iterator[Path]:
     if not depth and not has_versions:
         return
     try:
-        folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folders = sorted(path for path in folder.iterdir() if path.is_dir() and _may_be_shown(path.name))
     except OSError:
         return
     for path in folders:
         yield from _found_at(path, max(0, depth - 1))
+
+
+def _may_be_shown(name: str) -> bool:
+    """Return whether a folder of this name is searched: one of other bytes than UTF-8 has no place in a page."""
+    return not name.startswith(".") and not any("\ud800" <= letter <= "\udfff" for letter in name)

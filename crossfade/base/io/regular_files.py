@@ -103,7 +103,7 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int = SMALL_FILE_BYTES
 
 
 def _read(descriptor: int, max_bytes: int, name: str) -> bytes:
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+    with open(descriptor, "rb") as file:
         size = os.fstat(descriptor).st_size
         check_size(size, max_bytes, name)
         return file.read(size)
