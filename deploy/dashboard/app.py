@@ -54,10 +54,12 @@ _GRAPHS = tuple(GRAPHS)
 _Element = TypeVar("_Element")
 _Bounded = Annotated[list[_Element], Field(max_length=_MAX_PARAMETERS)]
 """A list that is rejected before each of its elements has an error of its own."""
+_Text = Annotated[str, Field(max_length=64 << 10)]
+"""Text in Unicode: where it has a maximum length, pydantic rejects surrogates that stand alone, too."""
 _STORES: dict[str, TypeAdapter[Any]] = {
-    **dict.fromkeys(("location", "listed", "shown-version"), TypeAdapter(str | None)),
-    **dict.fromkeys(("service", "listed-services", "shown-service"), TypeAdapter(str | None)),
-    "selected": TypeAdapter(_Bounded[str] | None),
+    **dict.fromkeys(("location", "listed", "shown-version"), TypeAdapter(_Text | None)),
+    **dict.fromkeys(("service", "listed-services", "shown-service"), TypeAdapter(_Text | None)),
+    "selected": TypeAdapter(_Bounded[_Text] | None),
     "axis": TypeAdapter(Axis),
 }
 """What the values of components may be, other than counts of clicks and ticks."""
@@ -254,7 +256,7 @@ def _show_service(app: Dash, runs: Runs) -> None:
         known, missing = [summary.name for summary in summaries], no_update
         requested = service
         if requested is None:
-            requested = _service_of(_parameters(search), known)
+            requested = _service_of(search, known)
             missing = service_page.missing(requested, known)
         chosen = requested if requested in known else ""
         boxes = service_page.boxes(summaries, chosen)
@@ -290,8 +292,9 @@ def _checksum(part: object) -> str:
     return f"{zlib.crc32(repr(part).encode(errors='replace'))}"
 
 
-def _service_of(query: Mapping[str, Sequence[str]], known: Sequence[str]) -> str:
+def _service_of(search: str | None, known: Sequence[str]) -> str:
     """Return the service that an address asks for, which may not exist; the first if it asks for nothing."""
+    query = _parameters(search)
     return query.get("service", ["" if "run" in query or not known else known[0]])[0]
 
 
