@@ -64,7 +64,7 @@ _STORES: dict[str, TypeAdapter[Any]] = {
 }
 """What the values of components may be, other than counts of clicks and ticks."""
 _COUNT: TypeAdapter[Any] = TypeAdapter(int | None)
-_READ_SECONDS = 2.0
+_READ_SECONDS = 0.5
 """Time for logs in a request; the next one goes on with those that take longer."""
 _PARTS = ("head", "alerts", "tiles", "processes", "events", "results", "job")
 

@@ -39,8 +39,8 @@ from crossfade.trainer.runs.run_folder import (
 
 _MAX_FILE_BYTES = 8 << 20
 """Of a file that is read as a whole: ``state.json`` of a thousand processes has 1 MB."""
-_CHUNK_BYTES = 4 << 20
-_MAX_LINE_BYTES = 4 << 20
+_CHUNK_BYTES = _MAX_LINE_BYTES = 1 << 20
+"""Small, since Python does nothing else while it decodes and parses one: ``/healthz`` waits for it."""
 _parse = json.JSONDecoder().decode
 T = TypeVar("T")
 _RUN_FILES = (RUN_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)
