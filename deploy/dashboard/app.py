@@ -8,17 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qs, urlencode
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from dash.exceptions import DependencyException
 from flask import Response, request
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from werkzeug.exceptions import HTTPException
 
 from crossfade.base.validation import format_validation_error
 from crossfade.deploy.dashboard import charts, page, service_page
+from crossfade.deploy.dashboard.bounded_lock import BusyError
 from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
 from crossfade.deploy.dashboard.explore import explore_pages
 from crossfade.deploy.dashboard.explored_models import ExploredModels
@@ -28,6 +29,8 @@ from crossfade.deploy.dashboard.service_reader import ServiceSummary
 from crossfade.deploy.dashboard.summary import latest_first, read_summaries, summarize
 from crossfade.deploy.refresh.versions import ServiceVersions
 
+_MAX_PARAMETERS = 128
+"""Of the page's address, as of all requests."""
 _POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' {scripts}; img-src 'self' data: blob:; "
     "frame-ancestors 'none'; object-src 'none'; base-uri 'self'; form-action 'self'"
@@ -48,14 +51,21 @@ _INDEX = """<!DOCTYPE html>
 </body>
 </html>"""
 _GRAPHS = tuple(GRAPHS)
+_Element = TypeVar("_Element")
+_Bounded = Annotated[list[_Element], Field(max_length=_MAX_PARAMETERS)]
+"""A list that is rejected before each of its elements has an error of its own."""
+_Text = Annotated[str, Field(max_length=64 << 10)]
+"""Text in Unicode: where it has a maximum length, pydantic rejects surrogates that stand alone, too."""
 _STORES: dict[str, TypeAdapter[Any]] = {
-    **dict.fromkeys(("location", "listed", "shown-version"), TypeAdapter(str | None)),
-    **dict.fromkeys(("service", "listed-services", "shown-service"), TypeAdapter(str | None)),
-    "selected": TypeAdapter(list[str] | None),
-    "axis": TypeAdapter(Axis | None),
+    **dict.fromkeys(("location", "listed", "shown-version"), TypeAdapter(_Text | None)),
+    **dict.fromkeys(("service", "listed-services", "shown-service"), TypeAdapter(_Text | None)),
+    "selected": TypeAdapter(_Bounded[_Text] | None),
+    "axis": TypeAdapter(Axis),
 }
 """What the values of components may be, other than counts of clicks and ticks."""
 _COUNT: TypeAdapter[Any] = TypeAdapter(int | None)
+_READ_SECONDS = 0.5
+"""Time for logs in a request; the next one goes on with those that take longer."""
 _PARTS = ("head", "alerts", "tiles", "processes", "events", "results", "job")
 
 
@@ -70,7 +80,6 @@ def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
         index_string=_INDEX,
         serve_locally=True,
         compress=False,
-        health_endpoint="healthz",
         add_log_handler=False,
         meta_tags=[
             {"name": "viewport", "content": "width=device-width, initial-scale=1"},
@@ -104,10 +113,10 @@ class _CallbackRequest(BaseModel):
     """A request that names a callback by its outputs, and has the values of its inputs and states in their order."""
 
     output: str
-    outputs: _Property | list[_Property]
-    inputs: list[_Property] = []
-    state: list[_Property] = []
-    changedPropIds: list[str] = []
+    outputs: _Property | _Bounded[_Property]
+    inputs: _Bounded[_Property] = []
+    state: _Bounded[_Property] = []
+    changedPropIds: _Bounded[str] = []
 
 
 def _reject_malformed_requests(app: Dash) -> None:
@@ -127,6 +136,10 @@ def _reject_malformed_requests(app: Dash) -> None:
             problem = "expected JSON"
         return None if problem is None else Response(f"{problem}\n", HTTPStatus.BAD_REQUEST, mimetype="text/plain")
 
+    @app.server.errorhandler(BusyError)
+    def busy(error: BusyError) -> Response:
+        return Response(f"{error}\n", HTTPStatus.SERVICE_UNAVAILABLE, mimetype="text/plain")
+
     @app.server.errorhandler(DependencyException)
     def unknown_file(_: DependencyException) -> Response:
         return Response("there is no such file\n", HTTPStatus.NOT_FOUND, mimetype="text/plain")
@@ -135,14 +148,14 @@ def _reject_malformed_requests(app: Dash) -> None:
 def _problem(asked: _CallbackRequest, callbacks: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Return what is wrong with a request; None: nothing."""
     declared = callbacks.get(asked.output)
-    if declared is None:
-        return "output: expected that of a callback"
+    if declared is None or "callback" not in declared:  # one that runs in the browser has no function here
+        return "output: expected the output of a callback"
     outputs = asked.outputs if isinstance(asked.outputs, list) else [asked.outputs]
     if [f"{each.id}.{each.property}" for each in outputs] != asked.output.strip(".").split("..."):
-        return "outputs: expected those of the callback"
+        return "outputs: expected the outputs of the callback"
     for key, given in (("inputs", asked.inputs), ("state", asked.state)):
         if [(each.id, each.property) for each in given] != [(each["id"], each["property"]) for each in declared[key]]:
-            return f"{key}: expected those of the callback"
+            return f"{key}: expected the {key} of the callback"
         for each in given:
             try:
                 _STORES.get(each.id, _COUNT).validate_python(each.value, strict=True)
@@ -186,12 +199,14 @@ def _select_runs(app: Dash, runs: Runs) -> None:
     def select(
         _ticks: int | None, selected: list[str] | None, service: str | None, search: str | None, listed: str | None
     ) -> tuple[Any, ...]:
-        summaries = latest_first(read_summaries(runs))
+        summaries = latest_first(read_summaries(runs, _READ_SECONDS))
         known = [summary.name for summary in summaries]
-        requested = parse_qs((search or "?")[1:]).get("run", []) if selected is None else selected
-        chosen = ([name for name in requested if name in known] or known[:1])[:MAX_RUNS]
+        asked = _parameters(search).get("run", []) if selected is None else selected
+        requested = list(dict.fromkeys(asked))
+        existing = set(known).intersection(requested)
+        chosen = ([name for name in requested if name in existing] or known[:1])[:MAX_RUNS]
         boxes = page.run_boxes(summaries, chosen)
-        content = str(boxes)
+        content = _checksum(boxes)
         query = [*(("run", name) for name in chosen), *([("service", service)] if service else [])]
         address = f"?{urlencode(query)}" if query else ""
         return (
@@ -241,11 +256,11 @@ def _show_service(app: Dash, runs: Runs) -> None:
         known, missing = [summary.name for summary in summaries], no_update
         requested = service
         if requested is None:
-            requested = _service_of(search or "", known)
+            requested = _service_of(search, known)
             missing = service_page.missing(requested, known)
         chosen = requested if requested in known else ""
         boxes = service_page.boxes(summaries, chosen)
-        content = str(boxes)
+        content = _checksum(boxes)
         return (
             no_update if content == listed else boxes,
             content,
@@ -264,9 +279,22 @@ def _show_service(app: Dash, runs: Runs) -> None:
     )
 
 
-def _service_of(search: str, known: Sequence[str]) -> str:
+def _parameters(search: str | None) -> dict[str, list[str]]:
+    """Return the parameters of the page's address; none of an address with more than a page has."""
+    try:
+        return parse_qs((search or "")[1:], max_num_fields=_MAX_PARAMETERS)
+    except ValueError:
+        return {}
+
+
+def _checksum(part: object) -> str:
+    """Return what changes with ``part``: the page sends it back to get the part only if it has changed."""
+    return f"{zlib.crc32(repr(part).encode(errors='replace'))}"
+
+
+def _service_of(search: str | None, known: Sequence[str]) -> str:
     """Return the service that an address asks for, which may not exist; the first if it asks for nothing."""
-    query = parse_qs(search[1:])
+    query = _parameters(search)
     return query.get("service", ["" if "run" in query or not known else known[0]])[0]
 
 
@@ -291,7 +319,7 @@ def _service_parts(service: ServiceSummary | None, runs: Runs, shown: str | None
         figure,
         service_page.describe_chart(service, figure),
     ]
-    marks = [f"{zlib.crc32(repr((service.name, part)).encode())}" for part in parts]
+    marks = [_checksum((service.name, part)) for part in parts]
     before = dict(enumerate((shown or "").split()))
     changed = [no_update if before.get(place) == marks[place] else part for place, part in enumerate(parts)]
     return [no_update if shown else False, *changed, " ".join(marks)]
@@ -313,8 +341,8 @@ def _show_runs(app: Dash, runs: Runs) -> None:
     )
     def show(_ticks: int | None, selected: list[str] | None, axis: Axis, shown_version: str | None) -> tuple[Any, ...]:
         found = {run.name: run for run in runs.readers()}
-        chosen = [found[name] for name in selected or [] if name in found][:MAX_RUNS]
-        with _locked(chosen):
+        chosen = [found[name] for name in dict.fromkeys(selected or []) if name in found][:MAX_RUNS]
+        with _refreshed(chosen):
             return render(chosen, axis, shown_version)
 
     def render(chosen: list[RunReader], axis: Axis, shown_version: str | None) -> tuple[Any, ...]:
@@ -336,12 +364,13 @@ def _show_runs(app: Dash, runs: Runs) -> None:
 
 
 @contextmanager
-def _locked(runs: Sequence[RunReader]) -> Iterator[None]:
-    """Refresh ``runs`` and hold their locks while the context lasts."""
+def _refreshed(runs: Sequence[RunReader]) -> Iterator[None]:
+    """Refresh ``runs``, which are different ones, and hold their locks while the context lasts."""
+    until = time.monotonic() + _READ_SECONDS
     with ExitStack() as locks:
         for run in sorted(runs, key=lambda run: run.name):  # always in the same order, to avoid deadlocks
             locks.enter_context(run.lock)
-            run.refresh()
+            run.refresh(until)
         yield
 
 

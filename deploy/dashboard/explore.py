@@ -11,10 +11,11 @@ Shapes: Q queries, one here; K ranks; N items of a history, or points of a map.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from flask import Blueprint, Response, jsonify, request
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CrossfadeError, InputError, command
+from crossfade.base.io.regular_files import open_below
 from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing
 from crossfade.deploy.dashboard.page import EXPLORE_PATH
 from crossfade.deploy.dashboard.run_reader import Runs
@@ -38,6 +40,10 @@ Answer = dict[str, Any]
 MAX_POINTS = 50_000
 FULL_SCALE = 10_000
 """The larger side of the map, in the units of the places."""
+_MAP = "map/map.parquet"
+_COLUMNS = {name: pa.string() for name in ("id", "name", "label", "color")} | {
+    axis: pa.float64() for axis in ("x", "y")
+}
 _PAGE = Path(__file__).parent / "assets" / "explore.html"
 
 
@@ -117,32 +123,45 @@ def read_points(run: Path) -> dict[str, Any] | None:
     Raises:
         InputError: the map cannot be read.
     """
-    path = run / "map" / "map.parquet"
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            found = set(file.schema_arrow.names)
-            missing = {"id", "name", "x", "y", *(["color"] if "label" in found else [])} - found
-            if missing:
-                raise InputError(f"has no column '{min(missing)}'")
-            table = file.read().slice(0, MAX_POINTS)
+        with os.fdopen(open_below(run, _MAP), "rb") as file:
+            table = _read_table(file)
+        place_N2 = np.stack([table.column(axis).to_numpy() for axis in ("x", "y")], axis=1)
+        if not np.isfinite(place_N2).all():
+            raise InputError("has a place that is not finite")
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException, InputError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join((error.strerror or "" if isinstance(error, OSError) else str(error)).split())
         raise InputError(
-            f"{path}: cannot be read: {reason}; draw it again with {command('map', str(run), overwrite=True)}"
+            f"{run / _MAP}: cannot be read: {reason}; draw it again with {command('map', str(run), overwrite=True)}"
         ) from error
-    place_N2 = np.stack([table.column(axis).to_numpy() for axis in ("x", "y")], axis=1).astype(np.float64)
     place_N2 -= place_N2.min(axis=0, initial=0.0 if not len(place_N2) else np.inf)
     place_N2 *= FULL_SCALE / max(float(place_N2.max(initial=0.0)), 1e-9)
     x_N, y_N = np.round(place_N2).astype(np.int64).T
     return {
-        "ids": [str(id) for id in table.column("id").to_pylist()],
+        "ids": table.column("id").to_pylist(),
         "names": table.column("name").to_pylist(),
         "x": x_N.tolist(),
         "y": y_N.tolist(),
         **_labels(table),
     }
+
+
+def _read_table(file: BinaryIO) -> pa.Table:
+    """Read the first points of a map, with the types that pages need.
+
+    Raises:
+        InputError: a column is missing.
+        ArrowException: it is not Parquet, or a column has another type.
+    """
+    with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        found = set(parquet.schema_arrow.names)
+        types = _COLUMNS if "label" in found else {name: _COLUMNS[name] for name in ("id", "name", "x", "y")}
+        if missing := types.keys() - found:
+            raise InputError(f"has no column '{min(missing)}'")
+        table = parquet.read(list(types)).slice(0, MAX_POINTS)
+    return table.select(list(types)).cast(pa.schema(list(types.items())))
 
 
 def _labels(table: pa.Table) -> dict[str, Any]:

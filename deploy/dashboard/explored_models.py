@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.deploy.dashboard.bounded_lock import BoundedLock
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
 from crossfade.trainer.runs.options import ModelSource
@@ -77,7 +78,7 @@ class _OpenModel:
     def __init__(self, fingerprint: str, folder: Path) -> None:
         self.fingerprint = fingerprint
         self.version = open_version(folder)
-        self.lock = threading.Lock()
+        self.lock = BoundedLock("the model")
         self.closed = False
         self._folder = folder
 

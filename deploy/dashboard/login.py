@@ -12,13 +12,15 @@ import asyncio
 import hmac
 import secrets
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 from html import escape
 from http import HTTPStatus
 from io import BytesIO
+from queue import SimpleQueue
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
@@ -26,7 +28,7 @@ from flask import Flask
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from werkzeug.wrappers import Response as WsgiResponse
@@ -37,6 +39,10 @@ from crossfade.deploy.web.protocol import Bounds
 from crossfade.trainer.monitoring.bounded_server import Places
 
 _THREADS = 8
+_MAX_BODY_BYTES, _MAX_FORM_BYTES = 64 << 10, 8 << 10
+"""Of requests for callbacks, which have the names of some runs, and of the form with the token."""
+_MAX_FIELDS = 8
+_HEALTH = "/healthz"
 _CONNECTIONS = 128
 """Of strangers, and of members: each may have a large file of Plotly that waits to be read."""
 _LOGIN = "/login"
@@ -114,20 +120,31 @@ def restricted(pages: Flask, access: Access, policy: str) -> Starlette:
 
     sign_in = Route(_LOGIN, partial(_sign_in, access, session), methods=["GET", "POST"])
     return Starlette(
-        routes=[*([] if access.token is None else [sign_in]), Mount("/", in_threads)],
+        routes=[Route(_HEALTH, _is_healthy), *([] if access.token is None else [sign_in]), Mount("/", in_threads)],
         middleware=[
             Middleware(_PageAccess, access=access, policy=policy, session=session),
-            Middleware(LimitedBodies),
+            Middleware(LimitedBodies, max_bytes=_MAX_BODY_BYTES),
         ],
         lifespan=lifespan,
     )
+
+
+async def _is_healthy(_: Request) -> Response:
+    """Answer from the event loop: threads may all be busy with the runs."""
+    return PlainTextResponse("OK")
 
 
 async def _sign_in(access: Access, session: str, request: Request) -> Response:
     """Show the form, or check the token in it and lead back to the page that needs it."""
     if request.method != "POST":
         return _form(request.query_params.get("next", "/"), "")
-    given = parse_qs((await request.body()).decode(errors="replace"))
+    body = await request.body()
+    if len(body) > _MAX_FORM_BYTES:
+        return _form("/", "This is more than a token.", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    try:
+        given = parse_qs(body.decode(errors="replace"), max_num_fields=_MAX_FIELDS)
+    except ValueError:
+        return _form("/", "These are more fields than the form has.", HTTPStatus.BAD_REQUEST)
     target, token = (given.get(name, [default])[0] for name, default in (("next", "/"), ("token", "")))
     if not access.is_token(token):
         return _form(target, "This is not the token.", HTTPStatus.UNAUTHORIZED)
@@ -155,20 +172,38 @@ class WsgiInThreads:
     """An ASGI application that answers requests by a WSGI application, such as that of Dash.
 
     The complete answer is made in a thread, then sent by the event loop. So no thread waits for a client that reads
-    slowly, nor for an event loop that has ended, as it would where each chunk is handed over by itself.
+    slowly, nor for an event loop that has ended, as it would where each chunk is handed over by itself. The process
+    does not wait for its threads when it ends: one may hang in a file system.
     """
 
     def __init__(self, app: Callable[..., Any], threads: int) -> None:
-        self._app = app
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="wsgi")
+        self._app, self._threads = app, threads
+        self._requests: SimpleQueue[tuple[Future[WsgiResponse], dict[str, Any]] | None] = SimpleQueue()
+        for _ in range(threads):
+            threading.Thread(target=self._work, name="wsgi", daemon=True).start()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         environ = _environ(scope, await Request(scope, receive).body())
-        response = await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, environ)
+        answer: Future[WsgiResponse] = Future()
+        self._requests.put((answer, environ))
+        try:
+            response = await asyncio.wrap_future(answer)
+        except asyncio.CancelledError:  # the server ends
+            response = WsgiResponse("the dashboard is ending\n", HTTPStatus.SERVICE_UNAVAILABLE)
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": response.get_data()})
+
+    def _work(self) -> None:
+        """Answer requests until ``None`` comes."""
+        while (request := self._requests.get()) is not None:
+            answer, environ = request
+            if answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(self._answer(environ))
+                except Exception as error:
+                    answer.set_exception(error)
 
     def _answer(self, environ: dict[str, Any]) -> WsgiResponse:
         response = WsgiResponse.from_app(self._app, environ, buffered=True)
@@ -177,7 +212,8 @@ class WsgiInThreads:
 
     def close(self) -> None:
         """End the threads, each after the request that it answers; further requests have no answer."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for _ in range(self._threads):
+            self._requests.put(None)
 
 
 def _environ(scope: Scope, body: bytes) -> dict[str, Any]:

@@ -9,8 +9,8 @@ for run in Runs([Path("runs")]).readers():
 from __future__ import annotations
 
 import json
+import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from crossfade.base.errors import InputError
-from crossfade.base.io.regular_files import open_regular, read_regular
+from crossfade.base.io.regular_files import open_below, read_below
 from crossfade.base.text import counted
 from crossfade.base.validation import format_validation_error
+from crossfade.deploy.dashboard.bounded_lock import BoundedLock
 from crossfade.deploy.dashboard.history import Load, ProcessHistory, TrainingHistory
 from crossfade.deploy.dashboard.service_reader import ServiceReader, is_service
 from crossfade.trainer.config.loading import parse_job_text
@@ -36,8 +37,10 @@ from crossfade.trainer.runs.run_folder import (
     STATE_FILE,
 )
 
-_CHUNK_BYTES = 4 << 20
-_MAX_LINE_BYTES = 4 << 20
+_MAX_FILE_BYTES = 8 << 20
+"""Of a file that is read as a whole: ``state.json`` of a thousand processes has 1 MB."""
+_CHUNK_BYTES = _MAX_LINE_BYTES = 1 << 20
+"""Small, since Python does nothing else while it decodes and parses one: ``/healthz`` waits for it."""
 _parse = json.JSONDecoder().decode
 T = TypeVar("T")
 _RUN_FILES = (RUN_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)
@@ -59,6 +62,8 @@ class Tail:
         """The number of the first invalid line, from 1; 0 if there is none."""
         self.error = ""
         """The reason why the file cannot be read; empty if it can."""
+        self.unread_bytes = 0
+        """What the last call of ``read`` has left for the next."""
         self._offset = self._lines = 0
         self._inode: int | None = None
 
@@ -78,18 +83,25 @@ class Tail:
     def _restart(self, inode: int | None) -> None:
         self._inode, self._offset, self._lines, self.bad_lines, self.first_bad_line = inode, 0, 0, 0, 0
 
-    def read(self) -> Iterator[dict[str, Any]]:
-        """Yield the objects on complete lines since the last call."""
-        self.error = ""
+    def read(self, until: float = math.inf) -> Iterator[dict[str, Any]]:
+        """Yield the objects on complete lines since the last call; after the monotonic time ``until``, leave the rest.
+
+        A file of others may have any size.
+        """
+        self.error, self.unread_bytes = "", 0
         if self._inode is None:
             return
         try:
-            with os.fdopen(open_regular(self.path), "rb") as file:
+            with os.fdopen(open_below(self.path.parent, self.path.name), "rb") as file:
                 if os.fstat(file.fileno()).st_ino == self._inode:
+                    size = os.fstat(file.fileno()).st_size
                     file.seek(self._offset)
                     while chunk := self._complete_lines(file.read(_CHUNK_BYTES)):
                         self._offset += len(chunk)
                         yield from self._objects(chunk)
+                        if time.monotonic() >= until:
+                            self.unread_bytes = size - self._offset
+                            break
                         file.seek(self._offset)
         except FileNotFoundError:
             return
@@ -120,6 +132,8 @@ class Tail:
         """Return a description of what is wrong with the file; None if nothing is."""
         if self.error:
             return self.error
+        if self.unread_bytes > 0:
+            return f"{self.path.name}: {self.unread_bytes:,} bytes are not read yet"
         if not self.bad_lines:
             return None
         count = "a line" if self.bad_lines == 1 else f"{self.bad_lines:,} lines"
@@ -215,7 +229,7 @@ class RunReader:
     def __init__(self, path: Path, name: str) -> None:
         """Read the folder ``path``; ``name`` is the run's name among those that are shown."""
         self.path, self.name = path, name
-        self.lock = threading.Lock()
+        self.lock = BoundedLock(f"the run '{name}'")
         """Hold it while refreshing or reading."""
         self.training, self.processes = TrainingHistory(), ProcessHistory()
         self.job: dict[str, Any] = {}
@@ -237,18 +251,18 @@ class RunReader:
         """A value that changes whenever there is something new to show."""
         return (len(self.training.steps), self.training.last_time, len(self.processes.events), *self._seen.values())
 
-    def refresh(self) -> None:
-        """Read what is new. Hold ``lock``."""
+    def refresh(self, until: float = math.inf) -> None:
+        """Read what is new, of the logs until the monotonic time ``until``. Hold ``lock``."""
         if time.monotonic() - self._refreshed_at < REFRESH_SECONDS:
             return
         self._refreshed_at = time.monotonic()
         if self._events.is_replaced():
             self.training = TrainingHistory()
-        for record in self._events.read():
+        for record in self._events.read(until):
             self.training.add(record)
         if self._processes.is_replaced():
             self.processes = ProcessHistory()
-        for record in self._processes.read():
+        for record in self._processes.read(until):
             self.processes.add(record)
         if self._has_changed(JOB_FILE):
             self.job_text = ""
@@ -292,16 +306,17 @@ class RunReader:
         return changed
 
     def _parse_job(self, data: bytes) -> dict[str, Any]:
-        self.job_text = data.decode()
-        found = parse_job_text(self.job_text, JOB_FILE)
+        text = data.decode()
+        found = parse_job_text(text, JOB_FILE)
         if not isinstance(found, dict):
             raise ValueError("expected a mapping")
+        self.job_text = text
         return found
 
     def _read(self, name: str, parse: Callable[[bytes], T], default: T) -> T:
         self._problems.pop(name, None)
         try:
-            return parse(read_regular(self.path / name))
+            return parse(read_below(self.path, name, _MAX_FILE_BYTES))
         except FileNotFoundError:
             return default
         except ValidationError as error:
@@ -323,7 +338,7 @@ class Runs:
         self._paths, self._beside = paths, beside
         self._readers: dict[Path, RunReader] = {}
         self._services: dict[Path, ServiceReader] = {}
-        self._lock = threading.Lock()
+        self._lock = BoundedLock("the folder of the runs")
         self._scanned_at = float("-inf")
 
     def readers(self) -> list[RunReader]:
@@ -372,8 +387,13 @@ def _found_at(folder: Path, depth: int) -> Iterator[Path]:
     if not depth and not has_versions:
         return
     try:
-        folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folders = sorted(path for path in folder.iterdir() if path.is_dir() and _may_be_shown(path.name))
     except OSError:
         return
     for path in folders:
         yield from _found_at(path, max(0, depth - 1))
+
+
+def _may_be_shown(name: str) -> bool:
+    """Return whether a folder of this name is searched: one of other bytes than UTF-8 has no place in a page."""
+    return not name.startswith(".") and not any("\ud800" <= letter <= "\udfff" for letter in name)

@@ -23,6 +23,8 @@ from crossfade.deploy.dashboard.options import DashboardOptions
 from crossfade.deploy.web.listening import UVICORN_OPTIONS, bound_socket, url_of
 
 _DRAIN_SECONDS = 2
+_SWITCH_SECONDS = 0.001
+"""Time after which a thread that computes gives way: the event loop, which answers ``/healthz``, waits for several."""
 _SAFE_PATH = "-P"
 """Python's option that keeps the current folder, which may contain another trainer/, off the import path."""
 
@@ -51,6 +53,7 @@ def serve(options: DashboardOptions, on_listening: Callable[[str], None]) -> Non
     ):
         app = make_app(runs, models, options.source())
         asgi = restricted(app.server, access, content_policy(app))
+        sys.setswitchinterval(_SWITCH_SECONDS)
         server = Server(Config(asgi, timeout_graceful_shutdown=_DRAIN_SECONDS, **UVICORN_OPTIONS))
         listener.listen(UVICORN_OPTIONS["backlog"])
         on_listening(url_of(listener))

@@ -10,7 +10,6 @@ Only the records of versions, ``current.json``, and ``forgotten.json`` are read.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,9 +18,10 @@ from typing import Any
 
 from crossfade.base.errors import InputError
 from crossfade.base.formatting import decimals, duration, local_time
-from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.regular_files import read_below
 from crossfade.base.json_text import validate_json
 from crossfade.deploy.dashboard.alert import Alert
+from crossfade.deploy.dashboard.bounded_lock import BoundedLock
 from crossfade.deploy.refresh.record_reader import RecordReader, newest_event
 from crossfade.deploy.refresh.versions import FORGOTTEN_FILE, Forgotten, ServiceVersions, VersionRecord
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
@@ -106,7 +106,7 @@ class ServiceReader:
         self.path, self.name = path, name
         self._versions = ServiceVersions(path)
         self._reader = RecordReader(self._versions)
-        self._lock = threading.Lock()
+        self._lock = BoundedLock(f"the service '{name}'")
         self._records: list[VersionRecord] = []
         self._current: tuple[int, float] | None = None
         self._forgotten: Forgotten | None = None
@@ -146,7 +146,7 @@ class ServiceReader:
         """Return the version that servers follow, and when the file that names it was written."""
         path = self.path / CURRENT_FILE
         try:
-            return validate_json(CurrentRun, read_regular(path)).version, path.stat().st_mtime
+            return validate_json(CurrentRun, read_below(self.path, CURRENT_FILE)).version, path.stat().st_mtime
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

@@ -186,12 +186,13 @@ def _report(run: RunReader, state: str) -> ReportFile:
     return run.report if state == "done" and run.report is not None else ReportFile()
 
 
-def read_summaries(runs: Runs) -> list[Summary]:
-    """Refresh all of ``runs`` and summarize them."""
+def read_summaries(runs: Runs, seconds: float = math.inf) -> list[Summary]:
+    """Refresh all of ``runs`` and summarize them; further calls read what takes more than ``seconds``."""
+    until = time.monotonic() + seconds
     found = []
     for run in runs.readers():
         with run.lock:
-            run.refresh()
+            run.refresh(until)
             found.append(summarize(run))
     return found
 

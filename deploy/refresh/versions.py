@@ -27,12 +27,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.regular_files import read_below
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
 from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
@@ -186,12 +186,7 @@ class ServiceVersions:
             InputError: the plan was damaged.
         """
         path = self.folder / PLAN_FILE
-        if not path.exists():
-            return None
-        try:
-            return validate_json(Plan, path.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{path}: is not the plan of a version: {error}; delete it, to plan anew") from error
+        return _read(Plan, path, "the plan of a version", "delete it, to plan anew") if path.exists() else None
 
     def write_plan(self, plan: Plan) -> None:
         """Write what the next version takes."""
@@ -289,7 +284,7 @@ class ServiceVersions:
     def _current_run(self) -> CurrentRun | None:
         """Return the version that servers follow; None if that is not written, or was damaged."""
         try:
-            return validate_json(CurrentRun, (self.folder / CURRENT_FILE).read_bytes())
+            return validate_json(CurrentRun, read_below(self.folder, CURRENT_FILE))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -401,11 +396,15 @@ def read_record(path: Path) -> VersionRecord:
     return record
 
 
-def _read(kind: type[_Known], path: Path, description: str) -> _Known:
+def _read(kind: type[_Known], path: Path, description: str, fix: str = "restore it") -> _Known:
     try:
-        return validate_json(kind, read_regular(path))
-    except (ValueError, ValidationError) as error:
-        raise InputError(f"{path}: is not {description}: {error}; restore it") from error
+        return validate_json(kind, read_below(path.parent, path.name))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; {fix}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not {description}: {error}; {fix}") from error
 
 
 def _name(number: int | str) -> str:

@@ -110,14 +110,15 @@ class _Arriving:
 
 
 class LimitedBodies:
-    """Answers a body of more than ``MAX_BODY_BYTES`` by 413, without reading the rest of it.
+    """Answers a body of more than ``max_bytes`` by 413, without reading the rest of it.
 
     All bodies of the process together have at most ``MAX_BODIES_BYTES``: for another one, those that have been arriving
     for the longest time are broken off. If the others are complete and wait, the new one gets 503.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app
+        self._max_bytes = max_bytes
         self._bytes = 0
         self._arriving: dict[int, _Arriving] = {}
 
@@ -155,8 +156,8 @@ class LimitedBodies:
                 return None
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > MAX_BODY_BYTES:
-                return _rejection(413, f"the body has more than {MAX_BODY_BYTES:,} bytes; send several requests")
+            if len(body) > self._max_bytes:
+                return _rejection(413, f"the body has more than {self._max_bytes:,} bytes; send several requests")
             self._count(arriving, max(0, len(body) - _UNCOUNTED_BYTES))
             if self._bytes > MAX_BODIES_BYTES:
                 return _rejection(

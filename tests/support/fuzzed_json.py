@@ -97,7 +97,9 @@ _watching: list[tuple[Path, list[str]]] = []
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and _watching and isinstance(arguments[0], str | bytes):
+    # A name without links in a folder that is open, which was seen before.
+    is_name = event == "open" and bool(arguments[2] & os.O_NOFOLLOW) and not Path(arguments[0]).is_absolute()
+    if event == "open" and _watching and isinstance(arguments[0], str | bytes) and not is_name:
         path = Path(os.path.realpath(os.fsdecode(arguments[0])))
         folder, opened = _watching[-1]
         inside = path.is_relative_to(folder)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.regular_files import read_below
 from crossfade.base.io.replacing import check_replaceable
 from crossfade.base.json_text import parse_json
 from crossfade.kvstore.store import TableSpec
@@ -380,7 +380,7 @@ def _find_foreign(out: Path) -> str | None:
     for path in _files(out):
         relative = path.relative_to(out).as_posix()
         is_card = relative == CARD_FILE and is_model_card(path)
-        is_card |= relative == EMBEDDINGS_LISTING and is_listing(read_regular(path))
+        is_card |= relative == EMBEDDINGS_LISTING and is_listing(read_below(out, EMBEDDINGS_LISTING))
         if not (is_card or relative in listed or _EMBEDDINGS_FILE.fullmatch(relative)):
             overwriting = option_named("overwrite")
             return f"{path}: {overwriting} would delete this file, which is not one of embeddings; move it"
@@ -410,7 +410,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _listed_files(out: Path) -> set[str]:
     """Return the files of the export in ``out`` with its list; none if there is no list of an export."""
     try:
-        listing = parse_json(read_regular(out / LISTING_FILE))
+        listing = parse_json(read_below(out, LISTING_FILE))
     except (OSError, ValueError):
         return set()
     files = listing.get("files") if isinstance(listing, dict) and listing.get("format") == _KIND else None

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import InputError, command, option_named
 from crossfade.base.io.checksums import FileChecksum, verify_files
-from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.regular_files import read_below
 from crossfade.base.io.replacing import check_replaceable
 from crossfade.base.json_text import validate_json
 from crossfade.trainer.config.score import ScoreKind
@@ -100,7 +100,7 @@ def read_card(folder: Path) -> IndexCard:
     """
     path = folder / CARD_FILE
     try:
-        return parse_card(read_regular(path), path)
+        return parse_card(read_below(folder, CARD_FILE), path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder}: has no {CARD_FILE}; expected a folder that 'crossfade index' wrote") from error
     except OSError as error:

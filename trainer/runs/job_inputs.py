@@ -21,7 +21,7 @@ from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, StorageUnavailableError
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.regular_files import read_below
 from crossfade.base.json_text import validate_json
 from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
 from crossfade.trainer.data.lineage import LineageReader
@@ -193,7 +193,7 @@ def trained_counts(inputs: JobInputs, entity: str) -> IntArray:
 def load_row_counts(run_dir: Path, job: JobConfig, fingerprint: int, train: Split) -> list[list[int]] | None:
     """Load the counts of ``train``, what is trained on, from ``run_dir``; None if none are of this job and dataset."""
     try:
-        record = validate_json(_RowCounts, read_regular(run_dir / ROW_COUNTS_FILE))
+        record = validate_json(_RowCounts, read_below(run_dir, ROW_COUNTS_FILE))
     except (OSError, ValueError):
         return None
     if record.model_dump(exclude={"row_counts"}) != _selection_of(job, fingerprint):

@@ -32,11 +32,11 @@ from pydantic import BaseModel, Field, RootModel, ValidationError
 from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.durable_file import is_partial, replace_file
 from crossfade.base.io.file_lock import folder_lock
-from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.regular_files import read_below
 from crossfade.base.json_text import parse_json
 from crossfade.base.text import similar_path
 from crossfade.base.validation import format_validation_error
-from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.run_lock import LOCK_FILE, RunInProgressError, RunLock
 
@@ -90,7 +90,7 @@ def read_report(path: Path, fix: str = _FIX) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
-        return read_regular(path)
+        return read_below(path.parent, path.name)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -168,7 +168,7 @@ class RunFolder:
             raise InputError(
                 f"{self.path}: not a run folder: it has no {JOB_FILE}; expected a folder that 'crossfade train' wrote"
             )
-        return load_job(self.path / JOB_FILE)
+        return make_job(_read(self.path / JOB_FILE), str(self.path / JOB_FILE))
 
     def contains(self, uri: str) -> bool:
         """Return whether ``uri`` is a path inside this folder, so that it moves along with the folder."""

@@ -48,7 +48,7 @@ from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.checksums import FileChecksum, checksums_of, verify_files
 from crossfade.base.io.durable_file import link_or_copy
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.regular_files import read_below
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
 from crossfade.kvstore.finite import find_non_finite_row
@@ -257,7 +257,7 @@ def open_card(folder: Path) -> VersionCard:
 def _read_card(folder: Path) -> VersionCard:
     path = folder / CARD_FILE
     try:
-        return validate_json(VersionCard, read_regular(path))
+        return validate_json(VersionCard, read_below(folder, CARD_FILE))
     except ValueError as error:
         raise InputError(f"{path}: is not the card of a version: {error}") from error
     except OSError as error:

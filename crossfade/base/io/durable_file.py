@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import uuid
 from pathlib import Path
 
@@ -58,8 +57,6 @@ def create_folder(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Have the names in ``folder`` survive a crash."""
-    if sys.platform == "win32":  # where folders cannot be opened
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,8 +6,8 @@
 
 Both kinds behave alike. Every method raises OSError with the path or URI in its message: FileNotFoundError if there is
 no such file (or bucket: ``NoBucketError``), PermissionError if access is denied, ConnectionError if S3 stayed
-unreachable or too busy for all retries, and UnsuitableFileError if a FIFO or a device is in place of a file. Nothing is
-deleted through a link that leads out of the folder.
+unreachable or too busy for all retries, and UnsuitableFileError if a FIFO or a device is in place of a file. Through a
+link that leads out of the folder, no small file is read and nothing is deleted; large files are read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from urllib.parse import unquote
 from crossfade.base.errors import InputError
 from crossfade.base.io.durable_file import create_folder, replace_file, sync_folder
 from crossfade.base.io.random_access import LocalRandomFile, RandomFile
-from crossfade.base.io.regular_files import SMALL_FILE_BYTES, FoundFile, UnsuitableFileError, open_regular, read_regular
+from crossfade.base.io.regular_files import (
+    SMALL_FILE_BYTES,
+    FoundFile,
+    UnsuitableFileError,
+    open_below,
+    open_regular,
+    read_below,
+)
 from crossfade.base.io.s3 import S3Files
 from crossfade.base.io.s3_conditional import ChangedError, Version
 
@@ -294,10 +301,10 @@ class _LocalFiles:
         return True
 
     def read(self, path: str, max_bytes: int) -> bytes:
-        return read_regular(self.root / path, max_bytes)
+        return read_below(self.root, path, max_bytes)
 
     def read_version(self, path: str) -> Version:
-        with closing(LocalRandomFile(str(self.root / path))) as file:
+        with closing(LocalRandomFile(open_below(self.root, path))) as file:
             return Version(file.read_at(0, file.size()), file.version, (self.root / path).stat().st_mtime)
 
     def write_over(self, path: str, data: bytes, version: str | None) -> str:
@@ -316,7 +323,7 @@ class _LocalFiles:
         return open(open_regular(self.root / path), "rb", buffering=0)  # noqa: PTH123 - a descriptor
 
     def open_random(self, path: str) -> RandomFile:
-        return LocalRandomFile(str(self.root / path))
+        return LocalRandomFile(open_regular(self.root / path))
 
     def names(self, prefix: str) -> list[str]:
         with suppress(FileNotFoundError):

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import io
 import os
-import sys
-import threading
 from abc import abstractmethod
 from typing import Any
-
-from crossfade.base.io.regular_files import open_regular
 
 
 class RandomFile(io.RawIOBase):
@@ -69,23 +65,12 @@ class RandomFile(io.RawIOBase):
         return len(data)
 
 
-if sys.platform == "win32":
-    _position_lock = threading.Lock()
-
-    def _pread(descriptor: int, length: int, offset: int) -> bytes:
-        with _position_lock:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            return os.read(descriptor, length)
-
-else:
-    _pread = os.pread
-
-
 class LocalRandomFile(RandomFile):
     """A file on a file system. Replacing the file does not affect one that is open."""
 
-    def __init__(self, path: str) -> None:
-        self._descriptor = open_regular(path)
+    def __init__(self, descriptor: int) -> None:
+        """Read the open file ``descriptor``, and close it at the end."""
+        self._descriptor = descriptor
         status = os.fstat(self._descriptor)
         super().__init__(status.st_size, f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}")
 
@@ -94,7 +79,7 @@ class LocalRandomFile(RandomFile):
         pieces: list[bytes] = []
         end = offset + length
         while offset < end:
-            piece = _pread(self._descriptor, end - offset, offset)
+            piece = os.pread(self._descriptor, end - offset, offset)
             if not piece:
                 raise OSError(f"is truncated at byte {offset}; it had {self._size} bytes when it was opened")
             pieces.append(piece)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -218,7 +217,7 @@ class _FileLock:
     def _open(self) -> tuple[int, bool]:
         """Open the file; also return whether it was created."""
         # A link that another user has put there is not followed.
-        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        flags = os.O_RDWR | os.O_NOFOLLOW
         while True:
             with suppress(FileExistsError):
                 return os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
@@ -254,11 +253,6 @@ class _FileLock:
 
     def release(self) -> None:
         """Delete the file, unless it was moved away together with its folder."""
-        if sys.platform == "win32":  # where an open file cannot be deleted
-            os.close(self._descriptor)
-            with suppress(OSError):
-                self._path.unlink()
-            return
         # While it is locked, so that no other process has locked it.
         if self._is_at_path():
             self._path.unlink()

@@ -1,10 +1,12 @@
 """Who may see the dashboard: the token, its form and cookie."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 import requests
@@ -13,14 +15,40 @@ from flask import Flask, Response
 from playwright.sync_api import expect
 from run_folders import JOB, epoch, load, sample, state, step, write_run
 from running_command import started
+from strangers import connect
+from waiting import MAX_SECONDS
 from web_server import serving
 
 from crossfade.deploy.access import Access
 from crossfade.deploy.dashboard.login import restricted
+from crossfade.deploy.topology import Address
 
 TOKEN = "a-secret-of-this-test-alone"
 MARKUP = "<img src=x onerror=document.title=1>"
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+HANGING = """
+import os, sys, threading
+from flask import Flask
+from uvicorn import Config, Server
+from crossfade.base.signals import StopSignal, stopper
+from crossfade.deploy.access import Access
+from crossfade.deploy.dashboard.login import restricted
+from crossfade.deploy.web.listening import UVICORN_OPTIONS, bound_socket, url_of
+
+app = Flask("test")
+app.add_url_rule("/hang", "hang", lambda: os.write(1, b"hangs\\n") and str(threading.Event().wait()))
+stopper.listen()
+with bound_socket("127.0.0.1", 0) as listener:
+    listener.listen()
+    print(url_of(listener), flush=True)
+    config = Config(restricted(app, Access(), ""), timeout_graceful_shutdown=1, **UVICORN_OPTIONS)
+    try:
+        Server(config).run(sockets=[listener])
+    except StopSignal:
+        sys.exit(128 + stopper.number)
+"""
 
 
 class Client(requests.Session):
@@ -41,7 +69,6 @@ def url() -> Iterator[str]:
     app = Flask("test")
     app.add_url_rule("/", "page", lambda: "the page")
     app.add_url_rule("/api", "api", lambda: {"answer": 1}, methods=["GET", "POST"])
-    app.add_url_rule("/healthz", "health", lambda: "OK")
     app.add_url_rule("/large", "large", lambda: Response(b"x" * 8192 for _ in range(1000)))
     with serving(restricted(app, Access(token=TOKEN), "default-src 'self'")) as address:
         yield f"http://{address}"
@@ -101,6 +128,31 @@ def test_pages_of_other_sites_may_link_to_a_page_but_not_change_anything(client:
     other = {"Sec-Fetch-Site": "cross-site", "Authorization": f"Bearer {TOKEN}"}
     assert client.get("/", headers=other).status_code == 200
     assert client.post("/api", headers=other).status_code == 403
+
+
+def test_form_of_more_than_a_token_is_rejected_before_it_is_parsed(client: Client) -> None:
+    for body, expected in ((b"%41=%42&" * 100, 400), (b"token=" + b"x" * 10_000, 413), (b"%41=%42&" * 10_000, 413)):
+        answer = client.post("/login", data=body, headers={"Content-Type": "application/x-www-form-urlencoded"})
+        assert answer.status_code == expected
+
+
+@pytest.mark.slow
+def test_process_whose_requests_hang_is_healthy_and_ends_at_sigterm() -> None:
+    command = [sys.executable, "-c", HANGING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ExitStack() as held:
+        assert process.stdout is not None
+        try:
+            url = urlsplit(process.stdout.readline())
+            clients = [held.enter_context(closing(connect(Address("127.0.0.1", url.port or 0)))) for _ in range(20)]
+            for hanging in clients:
+                hanging.sendall(b"GET /hang HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert [process.stdout.readline() for _ in range(8)] == ["hangs\n"] * 8
+            assert requests.get(f"{url.geturl().strip()}healthz", timeout=60).text == "OK"
+            process.terminate()
+            assert process.wait(MAX_SECONDS) == 143
+            assert all(hanging.recv(1 << 16).startswith(b"HTTP/1.1 503 ") for hanging in clients)
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow

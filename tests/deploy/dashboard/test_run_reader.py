@@ -100,6 +100,17 @@ def test_replaced_file_is_read_from_its_beginning(tmp_path: Path) -> None:
     assert events_of(tail) == [2] * 9
 
 
+def test_log_that_takes_long_is_read_in_several_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossfade.deploy.dashboard.run_reader._CHUNK_BYTES", 64)
+    (tmp_path / "log").write_text('{"time": 1, "event": "e", "number": 5}\n' * 3)
+    tail = Tail(tmp_path / "log")
+    assert not tail.is_replaced()
+    assert len(list(tail.read(until=0.0))) == 1
+    assert tail.problem() == "log: 78 bytes are not read yet"
+    assert len(list(tail.read())) == 2
+    assert tail.problem() is None
+
+
 # ---- training
 
 
@@ -408,6 +419,34 @@ def test_figures_have_readable_units() -> None:
 
 
 # ---- files that others may have written
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["job.yaml", "run.json", "state.json", "report.json", "restarts.json", "events.jsonl", "processes.jsonl"],
+)
+def test_file_behind_a_link_that_leads_out_of_the_run_is_not_read(tmp_path: Path, name: str) -> None:
+    files: dict[str, Any] = {"report": {"metrics": {}}, "restarts": [], "state": state("done", at=1)}
+    folder = write_run(tmp_path / "run", metrics=[step(1, at=1)], processes=[sample(at=1)], **files)
+    within = folder / "within"
+    (folder / name).rename(within)
+    (folder / name).symlink_to("within")
+    assert read(folder).problems() == []
+    within.rename(tmp_path / "outside")
+    (folder / name).unlink()
+    (folder / name).symlink_to("../outside")
+    reader = read(folder)
+    assert reader.problems() == [f"{name} cannot be read: a link leads out of the folder"]
+    (tmp_path / "link").symlink_to(folder)
+    assert read(tmp_path / "link").problems() == reader.problems()
+
+
+def test_job_that_cannot_be_parsed_is_not_shown(tmp_path: Path) -> None:
+    for content in ("password: secret\nmodel: [", "secret", "\x00secret", "- secret"):
+        reader = read(write_run(tmp_path, job=content))
+        assert (reader.job, reader.job_text) == ({}, "")
+        assert "job.yaml cannot be read" in reader.problems()[0]
+        assert "secret" not in "".join(reader.problems())
 
 
 def test_fifo_in_place_of_a_log_or_file_does_not_block(tmp_path: Path) -> None:

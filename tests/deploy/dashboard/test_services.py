@@ -160,6 +160,16 @@ def shown_parts(client: FlaskClient, service: str | None = None, **states: Any) 
     return {f"{name}.{key}": value for name, found in parts.items() for key, value in found.items()}
 
 
+def test_files_behind_links_that_lead_out_of_the_service_are_not_read(music: Path) -> None:
+    ServiceVersions(music).mark_forgotten(complete=True)
+    for name in ("current.json", "forgotten.json", "version-000003.json"):
+        (music / name).rename(music.parent / name)
+        (music / name).symlink_to(music.parent / name)
+    found = look(music)
+    assert (found.served, found.forgotten, [record.number for record in found.records]) == (1, None, [1, 2])
+    assert sum("a link leads out of the folder" in alert.text for alert in found.alerts) == 3
+
+
 def test_damaged_files_are_alerts_and_what_can_be_read_is_shown(music: Path) -> None:
     (music / "version-000001.json").write_text('{"number": 1')
     os.mkfifo(music / "version-000004.json")

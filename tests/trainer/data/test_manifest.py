@@ -90,6 +90,11 @@ def test_manifest_that_is_a_fifo_or_huge_is_not_read(data: Path) -> None:
         read_manifest(Folder(data))
     documented("a FIFO in place of a file", str(caught.value))
     path.unlink()
+    path.symlink_to(__file__)
+    with pytest.raises(InputError, match="a link leads out") as caught:
+        read_manifest(Folder(data))
+    documented("a link out of the dataset in place of its manifest", str(caught.value))
+    path.unlink()
     with path.open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(InputError) as caught:

@@ -356,6 +356,37 @@ def test_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
         folder.read("small", 4)
 
 
+@pytest.mark.parametrize("name", ["link", "below/file", "absolute"])
+def test_small_file_is_not_read_through_a_link_that_leads_outside(tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_bytes(b"secret")
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "link").symlink_to("../outside/file")
+    (root / "below").symlink_to("../outside")
+    (root / "absolute").symlink_to(tmp_path / "outside" / "file")
+    folder = Folder(root)
+    for read in (folder.read, folder.read_version):
+        with pytest.raises(UnsuitableFileError, match=r"a link leads out of the folder: '.*/data/") as caught:
+            read(name)
+        assert "secret" not in str(caught.value)
+    with closing(folder.open_random(name)) as data:
+        assert data.read_at(0, 6) == b"secret"
+
+
+def test_small_file_is_read_through_links_to_the_folder_and_within_it(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "below").mkdir(parents=True)
+    (tmp_path / "disk" / "below" / "file").write_bytes(b"content")
+    (tmp_path / "data").symlink_to("disk")
+    (tmp_path / "disk" / "link").symlink_to("below/file")
+    (tmp_path / "disk" / "folder").symlink_to(tmp_path / "disk" / "below")
+    for name in ("link", "folder/file", "below/file"):
+        assert Folder(tmp_path / "data").read(name) == b"content"
+    for name in ("none", "none/file"):
+        with pytest.raises(FileNotFoundError, match=f"data/{name}"):
+            Folder(tmp_path / "data").read(name)
+
+
 def test_nothing_is_deleted_through_a_link_that_leads_outside(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     (outside / "deep").mkdir(parents=True)
