@@ -59,7 +59,6 @@ _logger = logging.getLogger(__name__)
 _WORTH_COMPARING = 1.05
 _LINE_SECONDS = 10.0
 """Least time between two lines of progress in a log."""
-"""How progress is shown. Lines have the loss and the metric that selects the embeddings, or all metrics."""
 
 _DESCRIPTIONS: dict[type, Callable[[Any], str]] = {
     RestartEvent: lambda event: (

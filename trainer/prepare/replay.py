@@ -222,7 +222,7 @@ class ReplayDraw:
     def _keep(self) -> None:
         """Move the rows of ``replay_read`` whose IDs have kept their rows to ``replay_kept``.
 
-        As where a dataset is read with its base datasets (``lineage.py``), a row must have an ID, and not one that got
+        As where a dataset is read with its base datasets (``trainer/data/lineage.py``), a row must have an ID, and not one that got
         it later. Context that is vacant now is none.
         """
         joins = ""

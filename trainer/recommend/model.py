@@ -205,7 +205,7 @@ class Model:
     """A trained model, opened: it keeps what it has read for the next answer.
 
     A row without an interaction of positive weight in train, which training has not moved, is neither a query nor a
-    candidate, unless it has features. Lists of items may be re-ranked (``reranking.py``).
+    candidate, unless it has features. Lists of items may be re-ranked (``trainer/evaluation/reranking.py``).
 
     ``is_quick`` states which requests take about a millisecond. The others must come from one thread at a time, while
     another thread may ask quick ones.
