@@ -1,6 +1,8 @@
 """``crossfade demo`` runs every command it prints, on the real sample or on synthetic listening."""
 
+import json
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_here import crossfade_here
 from running_command import succeeded
+from serving import running_server
 
 from crossfade.base.io.folder import Folder
 from crossfade.cli import demo_fresh
@@ -22,13 +25,13 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-m", "crossfade"]
-JOB = "name: {name}\ndata: {{path: data/{name}}}\ntrain: {{epochs: 3}}\nmodel: {{dim: 16}}\n"
+JOB = "name: {name}\ndata: {{path: {folder}/data/{name}}}\ntrain: {{epochs: 3}}\nmodel: {{dim: 16}}\n"
 
 
 def demo(folder: Path, name: str, *options: str) -> str:
     """Run the demo with a short job, and return what it prints."""
     (folder / "jobs").mkdir(exist_ok=True)
-    (folder / "jobs" / f"{name}.yaml").write_text(JOB.format(name=name))
+    (folder / "jobs" / f"{name}.yaml").write_text(JOB.format(name=name, folder=folder))
     result = subprocess.run(
         [*COMMAND, "demo", "--dir", str(folder), *options], capture_output=True, text=True, check=False
     )
@@ -62,7 +65,7 @@ def write_sample(folder: Path) -> None:
 
 
 def printed_commands(output: str) -> list[str]:
-    return re.findall(r"^\$ crossfade (\w+)", output, re.MULTILINE)
+    return re.findall(r"^\$ .*crossfade (\w+)", output, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -96,7 +99,7 @@ def test_real_demo_recommends_to_a_median_customer_with_genres_beside_names(
     manifest = read_manifest(data)
     vocabulary = Vocabulary(data, manifest, "customer")
     counts = dict(zip(vocabulary.read(0, vocabulary.rows, ["id"])["id"].to_pylist(), vocabulary.counts(), strict=True))
-    customer = re.search(r"recommend runs/lastfm --customer (\d+) --metadata data/lastfm_genres.csv", output)
+    customer = re.search(r"recommend \S+/runs/lastfm --customer (\d+) --metadata \S+/data/lastfm_genres.csv", output)
     assert customer is not None, output
     assert counts[int(customer[1])] == pytest.approx(statistics.median(counts.values()), abs=1)
     shown = output.partition(f"\ncustomer {customer[1]}\n")[2].splitlines()[1:]
@@ -110,15 +113,15 @@ def test_failing_command_ends_the_demo(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path / "raw"))
     result = crossfade_here("demo", cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stdout.count("$ crossfade") == 1
+    assert printed_commands(result.stdout) == ["prepare"]
 
 
 def test_days_of_a_service_are_published_one_after_the_other_also_where_an_earlier_demo_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo_fresh, "_SIZE", ("--queries", "100", "--items", "50", "--interactions", "5000"))
-    text = demo_fresh._SERVICE_TEXT.replace("epochs: 5", "epochs: 2").replace("epochs: 3", "epochs: 1")
     folder = tmp_path / "demo-fresh"
+    text = demo_fresh._service_text(folder).replace("epochs: 5", "epochs: 2").replace("epochs: 3", "epochs: 1")
     for name, content in (
         ("fresh.yaml", text + "publish_if: null\n"),
         ("events/2020-01-05.parquet", "of an earlier demo"),
@@ -142,6 +145,23 @@ def test_days_of_a_service_are_published_one_after_the_other_also_where_an_earli
     days = [sorted(set(date_N.astype("datetime64[D]").astype(str))) for date_N in dates]
     assert days == [["2020-01-01", "2020-01-02", "2020-01-03"], ["2020-01-04"], ["2020-01-05"]]
     customer = pq.read_table(folder / "events")["customer"][0].as_py()
-    names = succeeded(crossfade_here("recommend", "services/fresh", "--customer", customer, cwd=folder)).stdout
+    names = succeeded(crossfade_here("recommend", folder / "services/fresh", "--customer", customer)).stdout
     assert "(genre" in names
-    assert re.search(r"rollback fresh.yaml +# return", output)
+    assert published_by_next_steps(output) == [3, 2, 2]
+
+
+def published_by_next_steps(output: str) -> list[int]:
+    """Run what the demo prints as next where it was called; return the version that is published after each command.
+
+    A server runs until it answers.
+    """
+    serve, *others = re.findall(r"^  ([^# ].*)", output.partition("\nnext:\n")[2], re.MULTILINE)
+    source = shlex.split(serve)[-1]
+    with running_server(source, cwd=Path()) as server:
+        assert shlex.split(serve)[1:] == ["serve", source]
+        assert server.is_healthy()
+    found = []
+    for command in others:
+        subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
+        found.append(json.loads((Path(source) / "current.json").read_text())["version"])
+    return found

@@ -1,5 +1,7 @@
 """Wrong arguments of the Python API: each is an ``InputError`` that names the argument, and no option of a command."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,15 @@ import crossfade
 Use = Callable[[crossfade.Model], object]
 Fit = dict[str, Any]
 
+STRANGERS = ["user_1", *(f"x{number}" for number in range(25))]
+UNSAVED = "use model.save(FOLDER) and crossfade.load(FOLDER)"
 OF_MODEL: list[tuple[Use, str]] = [
     (lambda m: m.recommend("user_4222"), "did you mean 'user_2"),
+    (lambda m: m.recommend(STRANGERS), "25 of user are not in the model: x0, x1, x2, x3, "),
+    (lambda m: m.recommend(STRANGERS), " x19 … (25 in all); leave out those for which knows(ids, 'user') is False"),
+    (lambda m: m.similar(["Title 3", "x", "y"]), "for which knows(ids, 'track') is False"),
+    (pickle.dumps, UNSAVED),
+    (copy.deepcopy, UNSAVED),
     (lambda m: m.recommend("user_1", k=-1), "k=-1: expected an integer from 1"),
     (lambda m: m.recommend(), 'expected queries (IDs or names, or "all") or history, but found neither'),
     (lambda m: m.recommend("user_1", history=["3"]), "but found both"),
