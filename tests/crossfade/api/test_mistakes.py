@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import pydoc
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,14 @@ def rejection(use: Callable[[], object], kind: type[Exception] = crossfade.Input
     message = str(caught.value)
     assert "--" not in message, message
     return message
+
+
+@pytest.mark.parametrize("name", sorted({*crossfade.__all__} - {"__version__"}))
+def test_help_has_plain_types(name: str) -> None:
+    shown = pydoc.render_doc(getattr(crossfade, name), renderer=pydoc.plaintext)
+    assert re.findall(r"Annotated|Validator|<\w+ \S+ at 0x\w+>|pydantic", shown) == []
+    if name == "Model":
+        assert "where: str | None = None, allow: tuple[str, ...] = ()" in shown
 
 
 @pytest.mark.parametrize("case", range(len(OF_MODEL)))
