@@ -43,7 +43,7 @@ def program() -> list[str]:
     if (called.parent.name, called.name) == ("crossfade", "__main__.py") or not script.exists():
         return [sys.executable, "-m", "crossfade"]
     found = shutil.which("crossfade")
-    return ["crossfade" if found is not None and script.samefile(found) else str(script.absolute())]
+    return ["crossfade" if found is not None and script.samefile(found) else str(script.parent.resolve() / script.name)]
 
 
 def train_command(data: str, query: str, item: str) -> str:
