@@ -273,7 +273,8 @@ def print_metrics(
         repeats = _describe_repeats(values, (interactions or {}).get(split, 0))
         print_line(f"task {task}: {_describe_pairs(values, task)}{repeats}")
         if (cold := values.get("queries_cold", MIN_COLD_QUERIES)) < MIN_COLD_QUERIES:
-            print_line(f"metrics of cold items are left out: {split} has only {cold:,} queries with one")
+            queries = counted(int(cold), "query", "queries")
+            print_line(f"metrics of cold items are left out: {split} has only {queries} with one")
     for note in baselines["notes"]:
         print_line(note)
 
