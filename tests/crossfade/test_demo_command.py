@@ -178,3 +178,18 @@ def published_by_next_steps(output: str) -> list[int]:
         subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
         found.append(json.loads((Path(source) / "current.json").read_text())["version"])
     return found
+
+
+def test_first_minutes_run_from_top_to_bottom(tmp_path: Path) -> None:
+    """The page installs the package and downloads the plays first, which a test has already."""
+    write_sample(tmp_path / "lastfm")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    page = (Path(__file__).parents[2] / "docs" / "first-minutes.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    typed = [block for block in blocks if re.match(r"python|curl|echo|\.venv/", block)]
+    lines = "".join(typed).replace(".venv/bin/crossfade train", ".venv/bin/crossfade train --set train.epochs=1")
+    done = re.compile(r"python -m venv|curl|\S+pip install|\S+ -m zipfile")
+    script = "\n".join(line for line in lines.splitlines() if not done.match(line))
+    result = subprocess.run(["sh", "-e", "-c", script], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "customer 2\n" in result.stdout
