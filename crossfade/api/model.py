@@ -305,7 +305,8 @@ def _find(model: Opened, entity: str, texts: Sequence[str], *, trained: bool = T
     except UnknownRowError as error:
         if len(texts) == 1:
             raise
-        raise UnknownRowError(f"{error.marked}; leave out those for which model.knows(ids, '{entity}') is False") from error
+        how = f"leave out those for which model.knows(ids, '{entity}') is False"
+        raise UnknownRowError(f"{error.marked}; {how}") from error
 
 
 def _recommend_by_history(model: Opened, options: RecommendOptions, texts: Sequence[str]) -> pa.Table:

@@ -24,7 +24,7 @@ UNSAVED = "use model.save(FOLDER) and crossfade.load(FOLDER)"
 OF_MODEL: list[tuple[Use, str]] = [
     (lambda m: m.recommend("user_4222"), "did you mean 'user_2"),
     (lambda m: m.recommend(STRANGERS), "25 of user are not in the model: x0, x1, x2, x3, "),
-    (lambda m: m.recommend(STRANGERS), " x19 … (25 in all); leave out those for which model.knows(ids, 'user') is False"),
+    (lambda m: m.recommend(STRANGERS), " x19 … (25 in all); leave out those for which model.knows(ids, 'user') is "),
     (lambda m: m.similar(["Title 3", "x", "y"]), "for which model.knows(ids, 'track') is False"),
     (pickle.dumps, UNSAVED),
     (copy.deepcopy, UNSAVED),
