@@ -170,7 +170,7 @@ def published_by_next_steps(output: str) -> list[int]:
     """
     serve, *others = re.findall(r"^  ([^# ].*)", output.partition("\nnext:\n")[2], re.MULTILINE)
     source = shlex.split(serve)[-1]
-    with running_server(source, cwd=Path()) as server:
+    with running_server(source, cwd=Path(source).parents[1]) as server:
         assert shlex.split(serve)[1:] == ["serve", source]
         assert server.is_healthy()
     found = []
