@@ -59,7 +59,6 @@ _logger = logging.getLogger(__name__)
 _WORTH_COMPARING = 1.05
 _LINE_SECONDS = 10.0
 """Least time between two lines of progress in a log."""
-"""How progress is shown. Lines have the loss and the metric that selects the embeddings, or all metrics."""
 
 _DESCRIPTIONS: dict[type, Callable[[Any], str]] = {
     RestartEvent: lambda event: (
@@ -274,7 +273,8 @@ def print_metrics(
         repeats = _describe_repeats(values, (interactions or {}).get(split, 0))
         print_line(f"task {task}: {_describe_pairs(values, task)}{repeats}")
         if (cold := values.get("queries_cold", MIN_COLD_QUERIES)) < MIN_COLD_QUERIES:
-            print_line(f"metrics of cold items are left out: {split} has only {cold:,} queries with one")
+            queries = counted(int(cold), "query", "queries")
+            print_line(f"metrics of cold items are left out: {split} has only {queries} with one")
     for note in baselines["notes"]:
         print_line(note)
 

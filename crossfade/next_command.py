@@ -22,7 +22,7 @@ _FIRST_ROWS, _NEAR_ROWS = 1000, 50
 
 
 def command_line(*words: object, **options: object) -> str:
-    """Return the command line of ``crossfade`` with ``words``, which begins as the one that ran this process.
+    """Return the command line of ``crossfade`` with ``words``, which begins with ``program``.
 
     An option that is True is typed without a value; one with a tuple is typed once for each value.
     """
@@ -30,17 +30,20 @@ def command_line(*words: object, **options: object) -> str:
     for name, given in options.items():
         for value in given if isinstance(given, tuple) else (given,):
             typed += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join([*_program(), *typed])
+    return shlex.join([*program(), *typed])
 
 
-def _program() -> list[str]:
+def program() -> list[str]:
+    """Return the words that start this ``crossfade`` from any folder: its name only if the shell finds this one by it.
+
+    A process that another program started, such as a notebook, has the executable beside its Python.
+    """
     called = Path(sys.argv[0])
-    if (called.parent.name, called.name) == ("crossfade", "__main__.py"):
+    script = called if called.name == "crossfade" else Path(sys.executable).with_name("crossfade")
+    if (called.parent.name, called.name) == ("crossfade", "__main__.py") or not script.exists():
         return [sys.executable, "-m", "crossfade"]
     found = shutil.which("crossfade")
-    if called.name != "crossfade" or (found is not None and Path(found).resolve() == called.resolve()):
-        return ["crossfade"]
-    return [sys.argv[0]]
+    return ["crossfade" if found is not None and script.samefile(found) else str(script.parent.resolve() / script.name)]
 
 
 def train_command(data: str, query: str, item: str) -> str:

@@ -1,4 +1,4 @@
-"""Compile the kernels of usual runs when the package is installed, as portable code (``portable_kernels.py``).
+"""Compile the kernels of usual runs when the package is installed, as portable code (``kvstore/portable_kernels.py``).
 
     python -m crossfade.precompile [defaults]
 

@@ -14,8 +14,8 @@ from crossfade.kvstore.jit import njit
 def group_by_shard(rows_A, num_shards):  # type: ignore[no-untyped-def]
     """Sort rows by shard, keeping the order within each.
 
-    Returns the permutation and the position of each row within its shard (``protocol.py``), both int64, and where each
-    shard starts in them.
+    Row r is in shard r mod P, at position r // P. Returns the permutation and the position of each row within its
+    shard, both int64, and where each shard starts in them.
     """
     rows = rows_A.shape[0]
     starts_P = np.zeros(num_shards + 1, dtype=np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,10 +27,11 @@ _NEEDED_BYTES = 8 << 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep files in memory where it has room: each training flushes files to a disk dozens of times, and waits.
+    """Find commands as in an activated environment, and keep files in memory where it has room.
 
-    An engine of Docker would keep its images there.
+    Each training flushes files to a disk dozens of times, and waits. An engine of Docker would keep its images there.
     """
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if "not docker" not in config.option.markexpr or not _MEMORY.is_dir():
         return
     if min(shutil.disk_usage(_MEMORY).free, psutil.virtual_memory().available) > _NEEDED_BYTES:

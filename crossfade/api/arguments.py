@@ -20,7 +20,7 @@ import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 import numpy as np
 
@@ -144,12 +144,13 @@ def takes(
             for name, field in options.model_fields.items()
             if name not in without and name not in signature.parameters
         }
+        types = get_type_hints(options)  # plain ones: the validators of the fields are not for readers
         keywords = [
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=inspect.Parameter.empty if field.is_required() else field.get_default(),
-                annotation=field.annotation,
+                annotation=types[name],
             )
             for name, field in fields.items()
         ]

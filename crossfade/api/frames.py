@@ -62,8 +62,8 @@ def default_kind() -> FrameKind:
 def open_batches(data: Any, columns: Mapping[str, str], name: str = "plays") -> pa.RecordBatchReader:
     """Open ``columns`` (role to column name) of a table for reading in batches; the others may be of any type.
 
-    A column of IDs may join several (``composite_ids.py``): then the parts are read. ``name`` is that of the table in
-    messages.
+    A column of IDs may join several (``trainer/prepare/source_columns.py``): then the parts are read. Messages call the
+    table ``name``.
 
     Raises:
         InputError: ``data`` is no table, lacks a column, or the values of one have no type of Arrow.

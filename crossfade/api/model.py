@@ -27,7 +27,7 @@ from crossfade.api.arguments import takes
 from crossfade.api.frames import FrameKind, check_kind, default_kind, to_frame
 from crossfade.api.saving import save_model
 from crossfade.api.wording import in_python
-from crossfade.base.arrays import FloatArray
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.split_names import SplitName
@@ -36,6 +36,7 @@ from crossfade.trainer.evaluation.run_evaluation import evaluate_rankings
 from crossfade.trainer.recommend import model as recommend_model
 from crossfade.trainer.recommend.bulk import part_queries, recommendation_table
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
+from crossfade.trainer.recommend.row_names import UnknownRowError
 from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.runs.run_folder import REPORT_FILE, RunFolder
 
@@ -93,7 +94,16 @@ class Model:
         return f"Model({self.source!r}: {sizes})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process opens the model by."""
+        """Return what another process opens the model by.
+
+        Raises:
+            InputError: the model is in a temporary folder, which would not outlive it.
+        """
+        if self._workspace is not None:
+            raise InputError(
+                "cannot pickle or copy a model before it is saved, since its files are deleted with it: use "
+                "model.save(FOLDER) and crossfade.load(FOLDER); model is model_ of a Recommender"
+            )
         return {"options": self._options, "frame": self.frame}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -151,6 +161,20 @@ class Model:
         is_all = isinstance(queries, str) and queries == ALL_QUERIES
         texts = None if is_all else arguments.id_texts("queries", queries)
         return self._frame(lambda model: _recommend(model, ranking, texts))
+
+    @in_python
+    def knows(self, ids: Any, entity: str | None = None) -> BoolArray:
+        """Return which IDs or names the model has a trained vector of, bool (N,), to filter by before a request.
+
+        Args:
+            ids: an ID or name, or several.
+            entity: what they are of; None: queries.
+
+        Raises:
+            InputError: an ID is missing, or the model has no such entity.
+        """
+        texts = arguments.id_texts("ids", ids)
+        return self.use(lambda model: model.knows(model.query if entity is None else model.entity(entity), texts))
 
     @in_python
     @takes(SimilarOptions)
@@ -264,7 +288,7 @@ def _recommend(model: Opened, options: RecommendOptions, texts: Sequence[str] | 
     if texts is None:
         rows_Q = np.flatnonzero(model.trained_rows(model.query))
     else:
-        rows_Q = np.array(list(dict.fromkeys(model.find(model.query, texts).tolist())), np.int64)
+        rows_Q = np.array(list(dict.fromkeys(_find(model, model.query, texts).tolist())), np.int64)
     step = part_queries(model, options.depth(options.k))
     parts = [rows_Q[start : start + step] for start in range(0, len(rows_Q), step)]
     tables = [
@@ -274,8 +298,19 @@ def _recommend(model: Opened, options: RecommendOptions, texts: Sequence[str] | 
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
 
+def _find(model: Opened, entity: str, texts: Sequence[str], *, trained: bool = True) -> IntArray:
+    """Return the rows of ``texts``; if some of several are unknown, the error has how to leave them out."""
+    try:
+        return model.find(entity, texts, trained=trained)
+    except UnknownRowError as error:
+        if len(texts) == 1:
+            raise
+        how = f"leave out those for which model.knows(ids, '{entity}') is False"
+        raise UnknownRowError(f"{error.marked}; {how}") from error
+
+
 def _recommend_by_history(model: Opened, options: RecommendOptions, texts: Sequence[str]) -> pa.Table:
-    rows_N = model.find(model.item, texts, trained=False)
+    rows_N = _find(model, model.item, texts, trained=False)
     histories = model.make_histories([rows_N], [np.ones(len(rows_N), np.float32)])
     found = model.recommend_to_histories(histories, options)
     return recommendation_table(model, pa.array([None], pa.string()), found).drop_columns([model.query])
@@ -283,7 +318,7 @@ def _recommend_by_history(model: Opened, options: RecommendOptions, texts: Seque
 
 def _similar(model: Opened, texts: Sequence[str], options: SimilarOptions) -> pa.Table:
     entity = model.entity(options.entity)
-    rows_Q = model.find(entity, texts)
+    rows_Q = _find(model, entity, texts)
     row_QK, cosine_QK = model.similar(rows_Q, options)
     kept_N = row_QK.ravel() >= 0
     row_N, from_N = row_QK.ravel()[kept_N], np.repeat(rows_Q, row_QK.shape[1])[kept_N]

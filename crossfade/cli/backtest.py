@@ -121,7 +121,7 @@ def _describe(result: WindowResult, metric: str, manifest: DatasetManifest) -> s
     values += "".join(f", {name} {of.metrics[metric]:.4f}" for name, of in result.strategies.items() if name != "full")
     new = f", {window.new_queries:,} without a past left out" if window.new_queries else ""
     return (
-        f"window {window.number}, from {since} to before {until}: {window.past:,} interactions before it, "
+        f"window {window.number}, from {since} to before {until}: {counted(window.past, 'interaction')} before it, "
         f"{window.end - window.past:,} in it; {metric}: {values}{new}"
     )
 

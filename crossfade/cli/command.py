@@ -11,7 +11,7 @@ import difflib
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from crossfade.base.errors import escape_unprintable
@@ -27,7 +27,7 @@ _LIST = ",…"
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that reports unknown options with its own usage and the option that was probably meant."""
+    """A parser that reports an error in one line, with the option that was probably meant."""
 
     def __init__(self, **options: Any) -> None:
         # Abbreviated options would turn into other options, or errors, as new ones are added.
@@ -47,16 +47,31 @@ class CommandParser(argparse.ArgumentParser):
         return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and ``message`` on stderr, and end the process with exit code 2."""
+        """Print ``message`` on stderr, and end the process with exit code 2."""
         for action in self._actions:
             if len(action.option_strings) > 1:  # argparse joins them
                 message = message.replace("/".join(action.option_strings), self.word(action.dest))
         # A misspelled option is also reported as a missing one, if that is required.
-        suggestion = self._suggestion("there is no {}: ") if "required" in message else ""
+        suggestion = ""
+        if "required" in message:
+            suggestion = self._suggestion("there is no {}: ") or self._taken_by_list()
         self._fail(f"{message}{suggestion}")
 
     def _fail(self, message: str) -> NoReturn:
-        super().error(escape_unprintable(message))
+        where = "" if "; " in message else f"; see '{self.prog} --help'"
+        self.exit(2, f"{self.prog}: error: {escape_unprintable(message)}{where}\n")
+
+    def _taken_by_list(self) -> str:
+        """Return how to write a command whose first word was taken as a value of an option with several values."""
+        words = [*self._words, "--"]
+        for place in (place for place, word in enumerate(words) if word.startswith("-")):
+            action = self._option_string_actions.get(words[place])
+            values = list(takewhile(lambda word: not word.startswith("-"), words[place + 1 :]))
+            if action is not None and action.nargs in ("+", "*") and len(values) > 1:
+                others = [*self._words[: place + len(values)], *self._words[place + len(values) + 1 :]]
+                typed = shlex.join([*self.prog.split(), values[-1], *others])
+                return f"; {words[place]} takes all words that follow it, so write {typed}"
+        return ""
 
     def _suggestion(self, named: str = "") -> str:
         """Suggest an option instead of the first unknown one, which ``named`` names if the message does not."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 import subprocess
-import sys
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from crossfade.base.options import Options, option
 from crossfade.cli.command import as_command
+from crossfade.next_command import command_line, median_id, program
 from crossfade.terminal import print_line
 
 _EXAMPLES = (
@@ -33,11 +32,10 @@ are synthetic: three days arrive in one file in events, and two further days in 
 version of each. The raw events are kept in data/fresh-events; earlier content of services/fresh is deleted.
 """
 _REAL, _SYNTHETIC = "lastfm", "synthetic"
-_GENRES = f"data/{_REAL}_genres.csv"
 _JOB_TEXT = """\
 # Artists that customers listen to. All other keys have their defaults: crossfade train --explain
 name: {name}
-data: {{path: data/{name}}}
+data: {{path: {data}}}
 """
 _PREPARE = {
     _REAL: ("prepare", "--sample", "lastfm"),
@@ -74,33 +72,36 @@ def run(options: DemoOptions) -> int:
 
     folder = options.dir
     if options.fresh:
-        folder = folder / "demo-fresh"
-        folder.mkdir(parents=True, exist_ok=True)
-        return play_days(folder, partial(_call, folder))
+        return play_days(folder / "demo-fresh", _call)
     name, existing, raw = _choose_sample(folder)
-    data, job, run = f"data/{name}", f"jobs/{name}.yaml", f"runs/{name}"
-    (folder / job).parent.mkdir(parents=True, exist_ok=True)
-    if code := _call(folder, *_PREPARE[name], "--out", data, existing):
+    data, job, run = folder / "data" / name, folder / "jobs" / f"{name}.yaml", folder / "runs" / name
+    job.parent.mkdir(parents=True, exist_ok=True)
+    if code := _call(*_PREPARE[name], "--out", data, existing):
         return code
-    if not (folder / job).exists():
-        (folder / job).write_text(_JOB_TEXT.format(name=name), encoding="utf-8")
+    if not job.exists():
+        # Another folder's job works from there and from here.
+        place = json.dumps(str(data if folder == Path() else data.absolute()))
+        job.write_text(_JOB_TEXT.format(name=name, data=place), encoding="utf-8")
+    manifest = read_manifest(Folder(data))
     if raw is not None:
-        write_genres(raw, Folder(folder / data), read_manifest(Folder(folder / data)), _genres(folder))
+        write_genres(raw, Folder(data), manifest, _genres(folder))
+    customer = median_id(Folder(data), manifest, manifest.query)
+    assert customer is not None, "a sample has customers"
     # Names of synthetic artists have their genres.
-    shown = ("--metadata", _GENRES, "--show", "genre") if name == _REAL and _genres(folder).exists() else ()
-    steps: list[Sequence[str]] = [
+    shown = ("--metadata", _genres(folder), "--show", "genre") if name == _REAL and _genres(folder).exists() else ()
+    steps: list[Sequence[object]] = [
         ("train", job, "--run-dir", run, "--overwrite"),
         ("similar", run, *_ARTISTS[name]),
-        ("recommend", run, "--customer", _median_customer(folder / data), *shown),
+        ("recommend", run, "--customer", customer, *shown),
     ]
     can_draw = find_spec("matplotlib") is not None and find_spec("openTSNE") is not None
     steps += [("map", run)] if can_draw and not options.no_map else []
     for step in steps:
-        if code := _call(folder, *step):
+        if code := _call(*step):
             return code
     if not can_draw and not options.no_map:
         print_line()
-        print_line(f"for a map of the artists: pip install 'crossfade[map]', then: crossfade map {run}")
+        print_line(f"for a map of the artists: pip install 'crossfade[map]', then: {command_line('map', run)}")
     return 0
 
 
@@ -139,23 +140,11 @@ def _choose_sample(folder: Path) -> _Sample:
 
 
 def _genres(folder: Path) -> Path:
-    return folder / _GENRES
+    return folder / "data" / f"{_REAL}_genres.csv"
 
 
-def _median_customer(data: Path) -> str:
-    from crossfade.base.io.folder import Folder
-    from crossfade.next_command import median_id
-    from crossfade.trainer.data.manifest import read_manifest
-
-    manifest = read_manifest(Folder(data))
-    customer = median_id(Folder(data), manifest, manifest.query)
-    assert customer is not None, "a sample has customers"
-    return customer
-
-
-def _call(folder: Path, *words: str) -> int:
-    """Print and run ``crossfade`` with ``words`` in ``folder``; return its exit code."""
+def _call(*words: object) -> int:
+    """Print and run ``crossfade`` with ``words``; return its exit code."""
     print_line()
-    print_line(f"$ crossfade {shlex.join(words)}", flush=True)
-    command = [sys.executable, "-P", "-m", "crossfade", *words]
-    return subprocess.run(command, cwd=folder, check=False).returncode  # noqa: S603 - our own command
+    print_line(f"$ {command_line(*words)}", flush=True)
+    return subprocess.run([*program(), *map(str, words)], check=False).returncode  # noqa: S603 - our own command

@@ -7,6 +7,9 @@ Shapes: N events.
 
 from __future__ import annotations
 
+import glob
+import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -21,10 +24,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SERVICE, _RAW, _FOLDER = "fresh.yaml", "data/fresh-events", "services/fresh"
-_SERVICE_TEXT = f"""\
+_SERVICE_TEXT = """\
 name: fresh
-folder: {_FOLDER}
-events: [events/*.parquet]
+folder: {folder}
+events: [{events}]
 settle_seconds: 0  # files have these names once they are complete
 prepare:
   query: customer
@@ -32,7 +35,7 @@ prepare:
   timestamp: timestamp
   event: event
   event_weights: play=1,like=3,library_add=5,skip=-1
-  names: track={_RAW}/names/track.parquet:id:name
+  names: {names}
 job: {{model: {{dim: 32}}, train: {{epochs: 5}}}}
 increment_job: {{train: {{epochs: 3}}}}
 """
@@ -44,26 +47,33 @@ _DAY_SECONDS = 86_400
 
 def play_days(folder: Path, call: Callable[..., int]) -> int:
     """Let the events of each day arrive in ``folder``, and refresh the service; ``call`` prints and runs a command."""
-    raw, events = folder / _RAW, folder / "events"
-    if not raw.exists() and (code := call("synthesize", *_SIZE, "--raw-events", "--out", _RAW)):
+    raw, events, service = folder / _RAW, folder / "events", folder / _SERVICE
+    if not raw.exists() and (code := call("synthesize", *_SIZE, "--raw-events", "--out", raw)):
         return code
-    if not (folder / _SERVICE).exists():
-        (folder / _SERVICE).write_text(_SERVICE_TEXT, encoding="utf-8")
+    if not service.exists():
+        service.write_text(_service_text(folder.absolute()), encoding="utf-8")
     shutil.rmtree(folder / _FOLDER, ignore_errors=True)
     days = dict(_cut(raw / "events"))
-    events.mkdir(exist_ok=True)
+    events.mkdir(parents=True, exist_ok=True)
     for name in days:
         (events / name).unlink(missing_ok=True)
     for name, table in days.items():
         _write(table, events / name)
         print_line()
-        print_line(f"events/{name} arrives: {counted(table.num_rows, 'event')}")
-        if code := call("refresh", _SERVICE):
+        print_line(f"{events / name} arrives: {counted(table.num_rows, 'event')}")
+        if code := call("refresh", service):
             return code
-    code = call("refresh", _SERVICE, "--status")
+    code = call("refresh", service, "--status")
     print_line()
-    print_lines(_next_steps(folder))
+    print_lines(_next_steps(folder, table["customer"][0].as_py()))
     return code
+
+
+def _service_text(folder: Path) -> str:
+    """Return the file of the service in ``folder``, whose paths are absolute, so that it works from everywhere."""
+    names = f"track={folder / _RAW}/names/track.parquet:id:name"
+    paths = {"folder": str(folder / _FOLDER), "events": f"{glob.escape(str(folder))}/events/*.parquet", "names": names}
+    return _SERVICE_TEXT.format(**{key: json.dumps(path) for key, path in paths.items()})
 
 
 def _cut(raw: Path) -> Iterator[tuple[str, pa.Table]]:
@@ -99,14 +109,13 @@ def _write(table: pa.Table, path: Path) -> None:
     partial.replace(path)
 
 
-def _next_steps(folder: Path) -> list[str]:
+def _next_steps(folder: Path, customer: str) -> list[str]:
+    service, ids = folder / _FOLDER, folder / "ids.txt"
+    forget = f"echo {shlex.quote(customer)} > {shlex.quote(str(ids))} && {command_line('forget', service, ids=ids)}"
     steps = {
-        command_line("serve", _FOLDER): "answer with the last version, and follow later ones",
-        command_line("refresh", _SERVICE): "take files that you have added to events",
-        command_line("rollback", _SERVICE): "return to the version before",
-        command_line(
-            "forget", _FOLDER, ids="ids.txt"
-        ): "delete customers; the next refresh makes a version without them",
+        command_line("serve", service): "answer with the last version, and follow later ones",
+        command_line("refresh", folder / _SERVICE): "take files that you have added to events",
+        command_line("rollback", folder / _SERVICE): "return to the version before",
+        forget: "delete a customer; the next refresh makes a version without them",
     }
-    width = max(map(len, steps))
-    return [f"next, in {folder.resolve()}:", *(f"  {line:{width}}  # {purpose}" for line, purpose in steps.items())]
+    return ["next:", *(line for command, purpose in steps.items() for line in (f"  # {purpose}", f"  {command}"))]

@@ -12,6 +12,7 @@ from crossfade.base.errors import escape_unprintable
 from crossfade.base.signals import stopper
 from crossfade.cli.command import as_command
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
+from crossfade.next_command import command_line
 from crossfade.terminal import print_line
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def _submit(aws: Aws, options: SubmitSageMakerOptions) -> int:
     start(aws, request)
     print_line(submission.name)
     if not options.wait:
-        _logger.info(f"submitted; crossfade submit sagemaker --follow {submission.name} follows it, --stop stops it")
+        following = command_line("submit", "sagemaker", follow=submission.name)
+        _logger.info(f"submitted; to follow it (--stop stops it): {following}")
         return 0
     return _follow(aws, submission.name, options.poll_seconds)
 

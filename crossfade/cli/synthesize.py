@@ -60,8 +60,8 @@ def _write_raw_events(options: SynthesizeOptions) -> int:
     with progress_bars() as bars:
         names = write_raw_events(options.out, options, options.seed, bars)
     print_line(
-        f"{options.out}: {options.interactions:,} events of {options.queries:,} ids of {options.query} and "
-        f"{options.items:,} of {options.item}, in {counted(len(names), 'file')}"
+        f"{options.out}: {counted(options.interactions, 'event')} of {counted(options.queries, 'id')} of "
+        f"{options.query} and {options.items:,} of {options.item}, in {counted(len(names), 'file')}"
     )
     out = options.out.rstrip("/")
     prepare = command_line(

@@ -96,7 +96,8 @@ def run(options: TagCommand) -> int:
 def _print_quality(entity: str, quality: TagQuality, options: TagOptions) -> None:
     fitted, validated, tested = quality.rows
     print_line(
-        f"{sum(quality.rows):,} rows of {entity} with {quality.labels:,} labels, {quality.labels_per_row:.1f} "
+        f"{counted(sum(quality.rows), 'row')} of {entity} with {counted(quality.labels, 'label')}, "
+        f"{quality.labels_per_row:.1f} "
         f"per row: {fitted:,} fitted, {validated:,} to choose the regularization, {tested:,} tested"
     )
     print_line(f"{'ROC-AUC':>8}  {'PR-AUC':>8}  {'micro':>8}  {'precision@1':>11}")

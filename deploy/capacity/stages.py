@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from crossfade.base.text import counted
 from crossfade.deploy.capacity.step_time import POOL_FLOPS, evaluation_seconds
 from crossfade.kvstore.store import VALUE_BYTES
 from crossfade.trainer.recommend.faiss_lists import ITERATIONS, SAMPLES_PER_LIST, num_lists
@@ -93,10 +94,24 @@ def plan_stages(work: Work, hosts: Hosts) -> list[Stage]:
     prepare_seconds = prepare_core_seconds(work.events) / hosts.cores
     return [
         Stage("prepare", f"{work.events:,.0f} events", prepare_seconds, 1, prepare_bytes),
-        Stage("train", f"{work.epochs:,} epochs", work.train_seconds, hosts.count, work.train_bytes),
-        Stage("evaluate", f"{work.evaluated_queries:,} queries", evaluate_seconds, hosts.count, ranking_bytes),
-        Stage("index", f"{work.items:,} items", index_core_seconds(work.items, work.dim) / hosts.cores, 1, index_bytes),
-        Stage("recommend", f"to {work.queries:,} queries, exactly", recommend_seconds, hosts.count, ranking_bytes),
+        Stage("train", counted(work.epochs, "epoch"), work.train_seconds, hosts.count, work.train_bytes),
+        Stage(
+            "evaluate",
+            counted(work.evaluated_queries, "query", "queries"),
+            evaluate_seconds,
+            hosts.count,
+            ranking_bytes,
+        ),
+        Stage(
+            "index", counted(work.items, "item"), index_core_seconds(work.items, work.dim) / hosts.cores, 1, index_bytes
+        ),
+        Stage(
+            "recommend",
+            f"to {counted(work.queries, 'query', 'queries')}, exactly",
+            recommend_seconds,
+            hosts.count,
+            ranking_bytes,
+        ),
     ]
 
 

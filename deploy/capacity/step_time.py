@@ -14,7 +14,7 @@ shard of the tables also serves and updates rows, about as many as it uses, of w
 
 Where examples share negatives, the last term of a worker is 6·b·n·d floating-point operations at ``POOL_FLOPS``: one
 product for the scores and two for the gradients. Where all items are the negatives of a softmax, b is the number of
-distinct queries, each of which is scored once (``trainer/model/engines/all_items.py``). A worker waits for the answers
+distinct queries, each of which is scored once (``trainer/model/softmax_kernels.py``). A worker waits for the answers
 of servers, and servers for the pushes of all workers, so a step takes as long as the slowest worker, the busiest
 server, and the network card together; or as long as the cores of a host are busy, where many roles share them. Workers
 that hold the tables wait for the slowest of them in each exchange. In process, the cores share the worker's work, and

@@ -24,6 +24,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.writer_lock import LOCK_NAME, ended_owner
 from crossfade.base.machine import this_machine
+from crossfade.base.text import counted
 from crossfade.deploy.capacity.plan import CapacityPlan, check_fit, format_gib, plan_local_host
 from crossfade.deploy.capacity.plan_inputs import PlanInputs, read_inputs
 from crossfade.deploy.checkpoint_cleaning import find_uploads
@@ -107,7 +108,7 @@ class JobChecks:
         check_vocabularies(inputs.folder, inputs.manifest)
         self._inputs = inputs
         rows = ", ".join(f"{entity.rows:,} of {name}" for name, entity in inputs.manifest.entities.items())
-        yield Finding("data", "ok", f"{inputs.folder.uri}: {inputs.selection.rows:,} interactions, {rows}")
+        yield Finding("data", "ok", f"{inputs.folder.uri}: {counted(inputs.selection.rows, 'interaction')}, {rows}")
 
     def check_memory(self) -> Iterator[Finding]:
         """Check that the processes of the job fit the memory of this host, as ``crossfade plan`` counts it."""

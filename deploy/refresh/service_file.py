@@ -294,7 +294,8 @@ def load_service(path: Path) -> ServiceConfig:
     try:
         config = ServiceConfig.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path}: {format_validation_error(error, root='the file', show_input=True)}") from error
+        problem = format_validation_error(error, show_input=True, known=ServiceConfig.model_fields)
+        raise InputError(f"{path}: {problem}") from error
     config._source = path.absolute()
     config.check(str(path))
     return config

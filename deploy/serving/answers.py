@@ -30,7 +30,7 @@ from crossfade.trainer.serving.version import Version
 class Answers:
     """The answers of one version of a model."""
 
-    def __init__(self, opened: Version, version: str) -> None:
+    def __init__(self, opened: Version, version: int) -> None:
         """Answer from ``opened``, as ``version``."""
         self.opened, self.version = opened, version
         self._model = opened.model

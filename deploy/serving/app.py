@@ -333,7 +333,7 @@ def _front_page(model: ModelDescription | None) -> str:
         rows = ", ".join(f"{entity.rows:,} of {escape(name)}" for name, entity in model.entities.items())
         served = (
             f"This server recommends {escape(model.item)} to {escape(model.query)}, and finds similar rows, by the "
-            f"model <b>{escape(model.job)}</b> of {escape(model.date)}, version {escape(model.version)}. It has the "
+            f"model <b>{escape(model.job)}</b> of {escape(model.date)}, version {model.version}. It has the "
             f"vectors of {rows}."
         )
     return _PAGE.format(served=served)

@@ -61,7 +61,9 @@ class _OpenVersion:
     """An open version, with how many requests use it."""
 
     def __init__(self, opened: Version, name: str) -> None:
-        self.answers = Answers(opened, name)
+        self.name = name
+        # A service numbers its versions; of other models, this server counts those that it has read.
+        self.answers = Answers(opened, opened.card.number or int(name))
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -130,12 +132,12 @@ class CurrentVersion:
 
     async def _load(self, name: str | None) -> None:
         """Open the version ``name`` if another one is open."""
-        if name is None or (self._open is not None and self._open.answers.version == name):
+        if name is None or (self._open is not None and self._open.name == name):
             return
         loop = asyncio.get_running_loop()
         opened = await loop.run_in_executor(self._thread, _open, self._versions.path(name))
         previous, self._open = self._open, _OpenVersion(opened, name)
-        record_version(int(name))
+        record_version(self._open.answers.version)
         if previous is not None:
             await previous.unused()
             await loop.run_in_executor(self._condition_threads, previous.answers.opened.close)

@@ -266,14 +266,14 @@ class Result(BaseModel):
 class OneResult(BaseModel):
     """The answer for one ID, and the version of the model that gave it."""
 
-    version: str
+    version: int
     result: Result
 
 
 class Results(BaseModel):
     """The answers for several IDs or histories, in their order, and the version of the model that gave them."""
 
-    version: str
+    version: int
     results: list[Result]
 
 
@@ -286,7 +286,7 @@ class Vector(Row):
 class Vectors(BaseModel):
     """Vectors of rows, and the score that the model compares them by."""
 
-    version: str
+    version: int
     entity: str
     score: ScoreKind
     vectors: list[Vector]
@@ -295,7 +295,7 @@ class Vectors(BaseModel):
 class FoundRows(BaseModel):
     """The rows that a search has found."""
 
-    version: str
+    version: int
     entity: str
     rows: list[Row]
 
@@ -311,7 +311,7 @@ class EntityDescription(BaseModel):
 class ModelDescription(BaseModel):
     """The model that is served."""
 
-    version: str
+    version: int
     job: str
     model: str
     date: str
@@ -327,7 +327,7 @@ class Health(BaseModel):
     """The state of the server."""
 
     status: Literal["ok"] = "ok"
-    version: str
+    version: int
 
 
 class Problem(BaseModel):

@@ -48,7 +48,7 @@ from crossfade.kvstore.store import (
 
 SPLIT_VARIABLE = "MXNET_KVSTORE_BIGARRAY_BOUND"
 SPLIT_NEVER = str(2**31 - 1)
-"""Makes MXNet keep each key on one server, however large, as ``protocol.py`` assumes."""
+"""Makes MXNet keep each key on one server, however large, as ``server_protocol.py`` assumes."""
 MAX_KEYS_CREATED_TOGETHER = 4
 """Bounds the memory of rank 0 at the start: 20 bytes a row of each of these keys, for IDs and messages."""
 

@@ -1,9 +1,9 @@
 """The server's side of ``dist_sync``, in place of the main function of MXNet.
 
-MXNet's stock server unpickles whatever the network sends. This one takes JSON commands (``protocol.py``) that a worker
-of the job has signed (``protocol.py``), ignores all others, and updates rows in place in the store's own memory
-with the kernels of ``optimizers.py``. An error in a command or an update ends the process at once: MXNet would swallow
-it, and workers would assume that the step was applied.
+MXNet's stock server unpickles whatever the network sends. This one takes JSON commands that a worker of the job
+has signed (``server_protocol.py``), ignores all others, and updates rows in place in the store's own memory with the
+kernels of ``optimizers.py``. An error in a command or an update ends the process at once: MXNet would swallow it, and
+workers would assume that the step was applied.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class RowServer:
         """Execute one JSON command, which has been verified.
 
         Raises:
-            StoreError: it is not a command of ``protocol.py``, or not one that the job can send.
+            StoreError: it is not a command of ``server_protocol.py``, or not one that the job can send.
             CheckpointError: the checkpoint to load is corrupt, or incompatible with the tables.
         """
         try:

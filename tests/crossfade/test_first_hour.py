@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from command_here import crossfade_here
+from command_here import crossfade_here, rejected_here
 from error_table import documented
 from running_command import messages, succeeded
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             track = min(draw.randrange(len(TRACKS)), draw.randrange(len(TRACKS)))
             lines.append(f"u{user},Band {track},{TRACKS[track]},{2000 + track}")
     (folder / "plays.csv").write_text("\n".join(lines) + "\n")
-    words = ("--query", "listener=User Id", "--item", "song=Artist+Song Title", "--hold-out", "random:0.2")
+    words = ("--query", "listener=User Id", "--item", "song=Artist+Song Title", "--hold-out-valid", "random:0.2")
     prepared = succeeded(crossfade_here("prepare", "--events", "plays.csv", *words, "--out", "data/plays", cwd=folder))
     written, _, train = prepared.stdout.splitlines()[-1].removeprefix("next: ").partition(" && ")
     _, text, _, job = shlex.split(written)
@@ -68,6 +68,30 @@ def test_misspelled_run_gets_a_suggestion(folder: Path, words: tuple[str, ...]) 
     result = crossfade_here(*words, cwd=folder)
     assert result.returncode == 2
     assert messages(result.stderr)[-1].endswith("; did you mean 'runs/plays'?")
+
+
+MISTAKES = {
+    "an array in place of JSON lines": "prepare --events array.jsonl --query user=user --item song=song --out new",
+    "--set without the section of a key": "train plays.yaml --set epochs=3",
+    "a misspelled key of a service": "refresh event.yaml",
+    "a value in place of a section": "train path.yaml",
+    "a folder of models in place of one": "serve runs",
+    "a file in place of a dataset": "validate plays.csv",
+    "a map of no model": "map runs/nothing",
+    "a split that the dataset lacks": "evaluate runs/plays",
+}
+FILES = {
+    "array.jsonl": '[{"user": "u1", "song": "Creep"},\n{"user": "u2", "song": "Nude"}]\n',
+    "event.yaml": "name: music\nevent: [events/*.parquet]\n",
+    "path.yaml": "name: plays\ndata: data/plays\n",
+}
+
+
+@pytest.mark.parametrize("cause", MISTAKES)
+def test_usual_mistake_gets_a_message_with_what_was_meant(folder: Path, cause: str) -> None:
+    for name, content in FILES.items():
+        (folder / name).write_text(content)
+    rejected_here(cause, *MISTAKES[cause].split(), cwd=folder)
 
 
 @pytest.mark.parametrize("typed", ["play.yaml", "plays.yml", "plays", "jobs/plays"])

@@ -1,5 +1,6 @@
 """Printed commands work as printed, in the shell that printed them."""
 
+import shlex
 import statistics
 import subprocess
 import sys
@@ -83,24 +84,49 @@ def next_of(output: str) -> str:
     return line.removeprefix("next: ")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("called", ["./my bin/crossfade", "PATH", "python -m"])
-def test_printed_command_runs_in_the_shell_that_printed_it(tmp_path: Path, called: str) -> None:
+def nexts(output: str) -> list[str]:
+    """Return the commands that are printed as the next ones."""
+    return [line.removeprefix("next: ") for line in output.splitlines() if line.startswith("next: ")]
+
+
+@pytest.fixture
+def another(tmp_path: Path) -> Path:
+    """Return a script as pip installs it, in a folder with a space."""
     script = tmp_path / "my bin" / "crossfade"
     script.parent.mkdir()
     script.write_text(SCRIPT)
     script.chmod(0o755)
-    words = {"./my bin/crossfade": "'./my bin/crossfade'", "PATH": "crossfade"}
-    begin = words.get(called, f"'{sys.executable}' -m crossfade")
-    environment = f"PATH='{script.parent}':$PATH; " if called == "PATH" else ""
+    return script
 
-    def typed(line: str) -> str:
-        return subprocess.run(
-            ["sh", "-c", f"{environment}{line}"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=240
-        ).stdout
 
-    following = next_of(typed(f'{begin} synthesize --queries 50 --items 40 --interactions 2000 --out "my data\'s"'))
-    expected = {"./my bin/crossfade": "'./my bin/crossfade' train ", "PATH": "crossfade train "}
-    assert expected.get(called, f"{sys.executable} -m crossfade train ") in following
-    if called == "./my bin/crossfade":
-        assert "embeddings and report: runs/my-data-s" in typed(f"{following} --set train.max_steps=2")
+def typed(line: str, folder: Path) -> str:
+    """Type ``line`` in a shell in ``folder``, and return what it prints."""
+    return subprocess.run(
+        ["sh", "-c", line], cwd=folder, capture_output=True, text=True, check=True, timeout=240
+    ).stdout
+
+
+@pytest.mark.slow
+def test_commands_that_each_command_prints_as_next_run_as_printed(tmp_path: Path, another: Path) -> None:
+    """Another crossfade than the one on PATH was called, by a relative path."""
+    folder, own = tmp_path / "here", shlex.quote(str(another))
+    folder.mkdir()
+    raw = "synthesize --raw-events --queries 50 --items 40 --interactions 2000 --out"
+    [prepare] = nexts(typed(f"'../my bin/crossfade' {raw} \"my data's\"", folder))
+    [train] = nexts(typed(prepare, folder))
+    used = nexts(typed(f"{train} --set train.max_steps=2", folder))
+    [again] = nexts(typed(f'{own} validate "my data\'s-prepared"', folder))
+    [tuned] = nexts(typed(f"{own} tune my-data-s-prepared.yaml --trials 1 --out study --set train.max_steps=2", folder))
+    assert [words[1] for words in map(shlex.split, used)] == ["similar", "recommend"]
+    assert len({shlex.split(line)[0] for line in (prepare, tuned, *used)}) == 1
+    for command in (*used, f"{again} --set train.max_steps=2", tuned):
+        assert typed(command, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("called", ["PATH", "python -m"])
+def test_printed_command_begins_as_the_one_that_was_typed(tmp_path: Path, another: Path, called: str) -> None:
+    begin = "crossfade" if called == "PATH" else f"{sys.executable} -m crossfade"
+    synthesize = "synthesize --queries 50 --items 40 --interactions 2000 --out data"
+    [train] = nexts(typed(f"PATH='{another.parent}':$PATH; {begin} {synthesize}", tmp_path))
+    assert f" && {begin} train " in train

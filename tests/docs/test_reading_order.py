@@ -1,16 +1,22 @@
-"""The reading orders in docs/architecture.md, README.md and the packages: their files exist and define their names."""
+"""References from docs and docstrings to the code: files exist and define the names that are quoted beside them."""
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from crossfade.trainer.config.json_schema import explain_fields
+
 ROOT = Path(__file__).resolve().parents[2]
 _ITEM = re.compile(r"^\d+\. \[`(?P<file>[^`]+)`\]\([^)]+\): ", re.MULTILINE)
 _SECTIONS = ("Reading order", "In process and on a GPU")
+PACKAGES = ("crossfade/api", "crossfade/base", "crossfade/cli", "trainer", "kvstore", "deploy")
+_DATA = {".dat", ".json", ".jsonl", ".yaml"}
 MAX_FILES = 18
 """Files that a reader opens for the way of one batch."""
 _LINK = re.compile(r"\[`(?P<text>[^`]+)`\]\((?P<target>[^)]+)\)")
@@ -100,6 +106,55 @@ def test_files_of_a_package_docstring_define_its_names(package: str) -> None:
     passage = docstring_passage(ROOT / package / "__init__.py")
     assert passage.files
     assert problems(passage) == []
+
+
+def modules() -> list[Path]:
+    """Return the modules of the product."""
+    return [*(ROOT / "crossfade").glob("*.py"), *(path for each in PACKAGES for path in (ROOT / each).rglob("*.py"))]
+
+
+def broken_references(module: Path, source: str, known: set[str]) -> list[str]:
+    """Return what ``source`` quotes in double backquotes and what does not exist: files and dotted names.
+
+    A file is named relative to the folder of ``module`` or one above it. A dotted name begins with a name of the
+    source, a key of jobs, or one of ``known``.
+    """
+    folders = [folder for folder in module.parents if folder.is_relative_to(ROOT)]
+    names = set(re.findall(r"\w+", re.sub(r"``[^`\n]+``", "", source)))
+    found = []
+    for quoted in re.findall(r"``([^`\n]+)``", source):
+        if re.fullmatch(r"[\w./-]+\.(py|md|sh|toml)", quoted):
+            found += [] if any((folder / quoted).exists() for folder in folders) else [quoted]
+        elif re.fullmatch(r"[a-z_]\w*(\.\w+)+(\(\))?", quoted) and Path(quoted).suffix not in _DATA:
+            found += [] if quoted.partition(".")[0] in names | known else [quoted]
+    return found
+
+
+@pytest.mark.slow
+def test_docstrings_and_comments_name_files_and_modules_that_exist() -> None:
+    known = {path.stem for path in modules()} | {key.partition(".")[0] for key, *_ in explain_fields()}
+    known |= set(sys.stdlib_module_names) | {"numpy", "numba", "prometheus_client"}
+    sources = {path: path.read_text(encoding="utf-8") for path in modules()}
+    broken = {str(path): broken_references(path, source, known) for path, source in sources.items()}
+    assert {path: found for path, found in broken.items() if found} == {}
+    assert [str(path) for path, source in sources.items() if has_doubled_docstring(source)] == []
+
+
+def has_doubled_docstring(source: str) -> bool:
+    """Return whether one string follows another, so that the second describes what it does not stand below."""
+    bodies = [node.body for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Module | ast.ClassDef)]
+    strings = [
+        [isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) for line in body] for body in bodies
+    ]
+    return any(first and second for body in strings for first, second in pairwise(body))
+
+
+def test_broken_references_are_found() -> None:
+    source = (
+        '"""As ``reading.py`` and ``resolve.now`` do, and ``test_pages.py`` and ``x.y``."""\nx = 1\n"""X."""\n"""Y."""'
+    )
+    assert broken_references(Path(__file__), source, set()) == ["reading.py", "resolve.now"]
+    assert has_doubled_docstring(source)
 
 
 def test_missing_files_and_names_are_found(tmp_path: Path) -> None:

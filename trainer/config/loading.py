@@ -192,7 +192,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _override_of(error: ValidationError, overrides: Sequence[str]) -> str | None:
     """Return the last of ``overrides`` that sets the first value that ``error`` names; None if none does."""
-    first = error.errors()[0]
+    first = first_problem(error)
     where = ".".join(map(str, first["loc"]))
     for override in reversed(overrides):
         key = override.partition("=")[0]
@@ -210,16 +210,28 @@ def _format_error(error: ValidationError) -> str:
     count = count_problems(error)
     more = f" (and {count - 1} more)" if count > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = list(_section_at(location[:-1]).model_fields)
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}"
-        return f"unknown key '{where}'; {hint}{more}"
+        return f"unknown key '{where}'; {_suggest_key(location)}{more}"
     if first["type"] == "missing":
         return f"the key '{where}' is missing{more}"
+    if first["type"] in ("model_type", "model_attributes_type") and where:
+        example = next(iter(_section_at(location).model_fields))
+        found = f"{first['input']!r:.100}"
+        value = found.strip("'") if isinstance(first["input"], str) else "…"
+        return f"{where}: expected keys, as in '{where}: {{{example}: {value}}}', but found {found}{more}"
     if not where:
         # A check across sections: its message names the keys itself.
         return f"{first['msg'].removeprefix('Value error, ')}{more}"
     return f"{format_validation_error(error, show_input=True)}{more}"
+
+
+def _suggest_key(location: Sequence[str]) -> str:
+    """Suggest the key of another section with the same name, a similar one of the same section, or all of these."""
+    from crossfade.trainer.config.json_schema import explain_fields
+
+    known = list(_section_at(location[:-1]).model_fields)
+    elsewhere = [key for key, *_ in explain_fields() if key.endswith(f".{location[-1]}")]
+    near = elsewhere or difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known keys here: {', '.join(known)}"
 
 
 def _section_at(location: Sequence[str]) -> type[BaseModel]:

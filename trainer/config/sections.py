@@ -67,7 +67,7 @@ Value = TypeVar("Value")
 
 
 def resolved(value: Value | Auto) -> Value:
-    """Return a value of a job that ``defaults.resolve`` has returned, where none is ``auto``."""
+    """Return a value of a job that ``resolve`` in ``schema.py`` has returned, where none is ``auto``."""
     if value == "auto":
         raise AssertionError("a value of the job is still auto")
     return value

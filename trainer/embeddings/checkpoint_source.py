@@ -22,6 +22,7 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import HISTORY
 from crossfade.trainer.data.manifest import FILE_NAME as DATA_MANIFEST
 from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest, data_fingerprint, read_manifest
+from crossfade.trainer.embeddings.current_run import CURRENT_FILE
 from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder, similar_run
 
 _EXPECTED = "expected a run folder, a folder of checkpoints, or a checkpoint such as checkpoints/step-000000123"
@@ -75,6 +76,15 @@ def locate_checkpoint(text: str) -> CheckpointSource:
     return CheckpointSource(run.checkpoints(job), is_folder=True, embeddings=embeddings)
 
 
+def _model_inside(uri: str) -> str:
+    """Suggest a run or a service in a local folder of several; empty: there is none."""
+    folder = Folder(uri).path
+    files = (
+        [] if folder is None else sorted(file for name in (JOB_FILE, CURRENT_FILE) for file in folder.glob(f"*/{name}"))
+    )
+    return f"name a model in it, such as {files[0].parent}" if files else ""
+
+
 class NewestCheckpoint:
     """Opens the newest complete checkpoint of a source, and an older one when that turns out to be corrupt."""
 
@@ -103,7 +113,7 @@ class NewestCheckpoint:
             return checkpoint
         if reasons:
             raise InputError(f"{source.uri}: none of its {counted(len(reasons), 'checkpoint')} is complete")
-        raise InputError(f"{source.uri}: holds no checkpoint; {_EXPECTED}")
+        raise InputError(f"{source.uri}: holds no checkpoint; {_model_inside(source.uri) or _EXPECTED}")
 
     def reject(self, checkpoint: Checkpoint, error: CheckpointError) -> None:
         """Skip ``checkpoint`` from now on, if ``error`` is that it is corrupt and there may be others.

@@ -1,7 +1,7 @@
 """Follow a folder to the run that it holds at present, such as the published version of a service.
 
-current_run("services/music")       # RunLocation("services/music/version-000012", "services/music/version-000012-data")
-current_run("runs/lastfm")          # RunLocation("runs/lastfm", None)
+current_run("services/music")       # RunLocation("services/music/version-000012", "…/version-000012-data", 12)
+current_run("runs/lastfm")          # RunLocation("runs/lastfm")
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ class CurrentRun(BaseModel):
 
 
 class RunLocation(NamedTuple):
-    """Where a run is, and its dataset; None: where its job says."""
+    """Where a run is, its dataset (None: where its job says), and its version (None: it is not that of a service)."""
 
     run: str
-    data: str | None
+    data: str | None = None
+    version: int | None = None
 
 
 def run_of_version(location: str, version: int) -> RunLocation:
     """Return the run of a version of the service in the folder at ``location``."""
     folder, name = Folder(location), f"version-{version:06}"
-    return RunLocation(folder.child(name).uri, folder.child(f"{name}-data").uri)
+    return RunLocation(folder.child(name).uri, folder.child(f"{name}-data").uri, version)
 
 
 def current_run(location: str) -> RunLocation:
@@ -51,11 +52,12 @@ def current_run(location: str) -> RunLocation:
     """
     folder = Folder(location)
     if folder.path is not None and not folder.path.is_dir():
-        return RunLocation(location, None)
+        return RunLocation(location)
     try:
         found = validate_json(CurrentRun, folder.read(CURRENT_FILE))
     except FileNotFoundError:
-        return RunLocation(location, None)
+        return RunLocation(location)
     except ValueError as error:
         raise InputError(f"{folder.uri}/{CURRENT_FILE}: does not name a run: {error}; restore it") from error
-    return RunLocation(folder.child(found.run).uri, None if found.data is None else folder.child(found.data).uri)
+    data = None if found.data is None else folder.child(found.data).uri
+    return RunLocation(folder.child(found.run).uri, data, found.version)

@@ -262,7 +262,7 @@ def _export(
         return with_trained_model(options, log, use, from_checkpoint=from_checkpoint)
     run, data = options.since, None
     if options.since.isdecimal():
-        run, data = run_of_version(options.source, int(options.since))
+        run, data, _ = run_of_version(options.source, int(options.since))
     return with_trained_model(ModelSource.of(source=run, data=data), log, use_since, from_checkpoint=from_checkpoint)
 
 

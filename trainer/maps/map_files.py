@@ -31,7 +31,7 @@ def map_folder(options: MapOptions) -> Path:
     """
     source, folder = options.source, options.out
     if folder is None:
-        if "://" in source or not (Path(source) / JOB_FILE).exists():
+        if "://" in source or (Path(source).exists() and not (Path(source) / JOB_FILE).exists()):
             naming = option_named("out")
             raise InputError(f"{source}: is not a local run folder: name a folder for the map with {naming}")
         folder = Path(source) / "map"

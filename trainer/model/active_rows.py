@@ -12,7 +12,7 @@
 Where queries have context or histories, the active queries are ``Combinations`` of a query with these.
 
 Shapes: N uses of a table or of a feature's values, A active rows, K digits of a row or context entities, V values of a
-digit or active values of a feature, F places of the content of a row (``trainer/data/content.py``), D columns.
+digit or active values of a feature, F places of the content of a row (``trainer/data/features.py``), D columns.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ g = ∂loss/∂h ⊙ f′(z), sums over rows,
 
     ∂bias = Σ g,  ∂gain = Σ g ⊙ n,  ∂n = g ⊙ gain,  ∂a = (∂n − mean(∂n) − n mean(∂n ⊙ n))/σ,  ∂W = Σ ∂a xᵀ,  ∂x = Wᵀ ∂a
 
-The content layer of a side is a single layer, W x + bias, whose x is the content of a row (``trainer/data/content.py``)
-and whose output is one part of the tower's vector. It begins with outputs about as long as an embedding.
+The content layer of a side is a single layer, W x + bias, whose x is the content of a row
+(``trainer/data/features.py``) and whose output is one part of the tower's vector. It begins with outputs about as long
+as an embedding.
 
 W is initialized uniformly with standard deviation √(2/(inputs + outputs)) (Glorot and Bengio, 2010) from the
 counter-based generator; biases are 0 and gains 1. The optimizer is the job's and treats each unit as a row that is

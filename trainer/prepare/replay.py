@@ -222,8 +222,8 @@ class ReplayDraw:
     def _keep(self) -> None:
         """Move the rows of ``replay_read`` whose IDs have kept their rows to ``replay_kept``.
 
-        As where a dataset is read with its base datasets (``lineage.py``), a row must have an ID, and not one that got
-        it later. Context that is vacant now is none.
+        As where a dataset is read with its base datasets (``trainer/data/lineage.py``), a row must have an ID, and not
+        one that got it later. Context that is vacant now is none.
         """
         joins = ""
         for side, name in (("query", self.manifest.query), ("item", self.manifest.item)):

@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import escape_unprintable
+from crossfade.base.errors import as_typed, escape_unprintable
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import REPLAY, DatasetManifest
@@ -298,7 +298,7 @@ def _popularity_line(manifest: DatasetManifest, name: str) -> list[str]:
     head = -(-rows // HEAD_FRACTION)
     line = (
         f"the most frequent {head:,} (1 %) have {share:.1%} of train; median {median:,.0f}; "
-        f"{facts[f'{name}_seen_once']:,} occur once"
+        f"{facts[f'{name}_seen_once']:,} {'occurs' if facts[f'{name}_seen_once'] == 1 else 'occur'} once"
     )
     unseen = facts.get(f"{name}_not_in_train")
     return [line + (f"; {unseen:,} have no interaction of positive weight in train" if unseen else "")]
@@ -371,7 +371,7 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
     if facts.get("valid_by_default") and "valid" in manifest.splits:
         lines.append(
             f"held out by default: {counted(manifest.splits['valid'].rows, 'interaction')} of train as valid, to "
-            "choose the epoch by (hold_out_valid none: keep them in train)"
+            f"choose the epoch by ({as_typed('hold_out_valid', 'none')}: keep them in train)"
         )
     lines += manifest.random_test_notes()
     if facts.get("kept_for_train"):

@@ -126,7 +126,7 @@ def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list
         if file.format == "lightgcn":
             yield [], _adjacency_records(lines)
         elif file.format == "jsonl":
-            names = _json_names(lines)
+            names = _json_names(lines, file)
             records = _json_records(lines, names)
             if not names and (first := next(records, None)) is not None and first.problem:
                 raise InputError(first.describe(file))
@@ -273,8 +273,12 @@ class _Delimited:
         return text.split(self._delimiter)
 
 
-def _json_names(lines: _Lines) -> list[str]:
-    """Return the keys of the first objects of a file, and put their lines back."""
+def _json_names(lines: _Lines, file: RawFile) -> list[str]:
+    """Return the keys of the first objects of ``file``, and put their lines back.
+
+    Raises:
+        InputError: the file is one array.
+    """
     taken: list[bytes] = []
     while len(taken) < _JSON_NAMES_LINES and (line := lines.take()):
         taken.append(line)
@@ -285,6 +289,9 @@ def _json_names(lines: _Lines) -> list[str]:
     for line in taken:
         found = _parse_object(line)
         names |= dict.fromkeys(found) if isinstance(found, dict) else {}
+    first = taken[0].strip() if taken else b""
+    if first.startswith(b"[") and not (names and first.endswith(b"]")):
+        raise InputError(f"{file}: is a JSON array; expected an object in each line, as jq -c '.[]' {file} writes them")
     return list(names)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError, OptionError, command, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.temporary_folder import temporary_folder
@@ -56,6 +56,9 @@ def validate(options: ValidateOptions, progress: ProgressReporter) -> Validation
         StorageUnavailableError: storage stopped answering.
     """
     folder, problems = Folder(options.data), Problems()
+    if folder.path is not None and folder.path.is_file():
+        how = command("prepare", events=options.data, out="DATA")
+        raise InputError(f"{options.data}: is a file; expected the folder of a dataset, as {how} writes it")
     with translate_storage_errors(folder.uri, unreachable=InputError):
         restore_dataset(folder)
         is_new = FILE_NAME not in folder.names()

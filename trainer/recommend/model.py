@@ -205,7 +205,7 @@ class Model:
     """A trained model, opened: it keeps what it has read for the next answer.
 
     A row without an interaction of positive weight in train, which training has not moved, is neither a query nor a
-    candidate, unless it has features. Lists of items may be re-ranked (``reranking.py``).
+    candidate, unless it has features. Lists of items may be re-ranked (``trainer/evaluation/reranking.py``).
 
     ``is_quick`` states which requests take about a millisecond. The others must come from one thread at a time, while
     another thread may ask quick ones.
@@ -264,24 +264,28 @@ class Model:
             if row is None:
                 found.append(FoundRow(-1, None, names.describe_unknown([text])))
             else:
-                found.append(FoundRow(row, labels[row], None if trained_R[row] else untrained(entity, text)))
+                found.append(FoundRow(row, labels[row], None if trained_R[row] else untrained(entity, [text])))
         return found
 
     def find(self, entity: str, texts: Sequence[str], *, trained: bool = True) -> IntArray:
         """Return the rows of ``texts``, IDs or names, int64 (N,), which must have trained vectors if ``trained``.
 
         Raises:
-            UnknownRowError: one is unknown, for which similar names are suggested, or its vector is not trained.
+            UnknownRowError: some are unknown, or their vectors are not trained; the message lists them.
         """
         names = self.files.names(entity)
-        rows = names.found(texts, self._log)
-        missing = [text for text in texts if text not in rows]
-        if missing:
+        rows, distinct = names.found(texts, self._log), dict.fromkeys(texts)
+        if missing := [text for text in distinct if text not in rows]:
             raise UnknownRowError(names.describe_unknown(missing))
-        rows_N = np.array([rows[text] for text in texts], np.int64)
-        for place in np.flatnonzero(~self.trained_rows(entity)[rows_N]) if trained else ():
-            raise UnknownRowError(untrained(entity, texts[place]))
-        return rows_N
+        trained_R = self.trained_rows(entity)
+        if trained and (missing := [text for text in distinct if not trained_R[rows[text]]]):
+            raise UnknownRowError(untrained(entity, missing))
+        return np.array([rows[text] for text in texts], np.int64)
+
+    def knows(self, entity: str, texts: Sequence[str]) -> BoolArray:
+        """Return which of ``texts``, IDs or names, ``find`` accepts, bool (N,)."""
+        rows, trained_R = self.files.names(entity).found(texts), self.trained_rows(entity)
+        return np.array([text in rows and bool(trained_R[rows[text]]) for text in texts])
 
     def labels(self, entity: str, rows: Collection[int]) -> dict[int, RowLabel]:
         """Return the labels of ``rows``, in any order; a vacant row has none, or one without an ID."""

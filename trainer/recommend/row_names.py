@@ -65,14 +65,19 @@ class RowLabel(NamedTuple):
         return {entity: self.id} if self.name is None else {entity: self.id, "name": self.name}
 
 
-def unknown(entity: str, text: str) -> str:
-    """Return that there is no row of ``entity`` that ``text`` names."""
-    return f"there is no {entity} with the ID or name '{text}'"
+def unknown(entity: str, texts: Sequence[str]) -> str:
+    """Return that there is no row of ``entity`` that one of ``texts`` names."""
+    if len(texts) == 1:
+        return f"there is no {entity} with the ID or name '{texts[0]}'"
+    return f"{len(texts):,} of {entity} are not in the model: {format_names(texts)}"
 
 
-def untrained(entity: str, text: str) -> str:
-    """Return that the row of ``entity`` that ``text`` names cannot be used."""
-    return f"{entity} '{text}' has no interaction of positive weight in train, so its vector is not trained"
+def untrained(entity: str, texts: Sequence[str]) -> str:
+    """Return that the rows of ``entity`` that ``texts`` name cannot be used."""
+    reason = "no interaction of positive weight in train"
+    if len(texts) == 1:
+        return f"{entity} '{texts[0]}' has {reason}, so its vector is not trained"
+    return f"{len(texts):,} of {entity} have {reason}, so their vectors are not trained: {format_names(texts)}"
 
 
 def distinct_labels(labels: Mapping[int, RowLabel]) -> dict[int, str]:
@@ -92,7 +97,7 @@ class RowLookup(Protocol):
         """Return the row of each of ``texts``, IDs or names, that has one; ``log`` gets a line for ambiguous ones."""
 
     def describe_unknown(self, missing: Sequence[str]) -> str:
-        """Return that there is no row of the first of ``missing``."""
+        """Return that there is no row of any of ``missing``."""
 
     def rows_of(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
         """Return the rows of a long list of IDs, sorted and distinct, and the IDs that have none."""
@@ -120,7 +125,7 @@ class RowNames:
             UnknownRowError: there is none; the message suggests similar names.
         """
         found = self.found(texts, log)
-        missing = [text for text in texts if text not in found]
+        missing = [text for text in dict.fromkeys(texts) if text not in found]
         if missing:
             raise UnknownRowError(self.describe_unknown(missing))
         return [found[text] for text in texts]
@@ -145,9 +150,8 @@ class RowNames:
         return {text: rows[0] for text, rows in found.items()}
 
     def describe_unknown(self, missing: Sequence[str]) -> str:
-        """Return that there is no row of the first of ``missing``, with similar names."""
-        more = f" (and {len(missing) - 1} more are unknown)" if len(missing) > 1 else ""
-        return f"{unknown(self._entity, missing[0])}{more}{self._hint(missing[0])}"
+        """Return that there is no row of any of ``missing``, with names similar to a single one."""
+        return unknown(self._entity, missing) + (self._hint(missing[0]) if len(missing) == 1 else "")
 
     def search(self, text: str, limit: int) -> list[int]:
         """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``.

@@ -116,7 +116,7 @@ class PathFinder:
         rows = self.names.find(texts, log)
         for row, text in zip(rows, texts, strict=True):
             if not self._trained_R[row]:
-                raise InputError(untrained(self.entity, text))
+                raise InputError(untrained(self.entity, [text]))
         return self.find(*rows)
 
     def find(self, start: int, end: int) -> SequencePath:

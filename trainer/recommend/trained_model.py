@@ -68,6 +68,7 @@ class TrainedModel:
         vectors: the vectors of every entity.
         fingerprint: differs between versions of the vectors at the same ``uri``.
         step: the step of the checkpoint; None for embeddings of a run.
+        version: the number of the version of a service; None for other models.
         known_counts: counts of entities that ``counts`` returns as they are, where there is a copy without base
             datasets.
         keep: whether vocabularies that fit stay in memory.
@@ -81,6 +82,7 @@ class TrainedModel:
     vectors: VectorSource
     fingerprint: str
     step: int | None = None
+    version: int | None = None
     known_counts: Mapping[str, IntArray] = field(default_factory=dict)
     keep: bool = False
     _vocabularies: dict[str, Vocabulary] = field(default_factory=dict, repr=False, compare=False)
@@ -294,7 +296,7 @@ class OpenModel(Generic[Made]):
 
     def _open(self) -> TrainedModel:
         with translate_storage_errors(self._source.source, unreachable=InputError):
-            location, data = current_run(self._source.source)
+            location, data, version = current_run(self._source.source)
             folder, change = Folder(location), partial(self._change, data)
             if self._newest is None and not self._from_checkpoint and _has_embeddings(folder):
                 model = _open_embeddings(folder, change)
@@ -309,7 +311,7 @@ class OpenModel(Generic[Made]):
         if self._keep:
             vectors = KeptVectors(model.vectors, model.spec.vectors)
             model = replace(model, vectors=vectors, keep=True, _vocabularies={})
-        return model
+        return replace(model, version=version)
 
     def _change(self, data: str | None, job: JobConfig) -> JobConfig:
         changes = {**({} if data is None else {"path": data}), **self._source.data_changes}

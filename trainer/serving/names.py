@@ -188,8 +188,8 @@ class StoredNames:
         return {text: row for text, row in rows if row is not None}
 
     def describe_unknown(self, missing: Sequence[str]) -> str:
-        """Return that there is no row of the first of ``missing``; similar names would take long to find."""
-        return unknown(self._entity, missing[0])
+        """Return that there is no row of any of ``missing``; similar names would take long to find."""
+        return unknown(self._entity, missing)
 
     def rows_of(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
         """Return the rows of ``ids``, which may be names, sorted and distinct, and the IDs that have none."""

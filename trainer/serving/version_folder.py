@@ -106,8 +106,10 @@ class VersionCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["crossfade-version"] = "crossfade-version"
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     model: str
+    number: int | None
+    """The number of the version of the service that the model is; None for other models."""
     fingerprint: str
     job: str
     score: ScoreKind
@@ -161,6 +163,7 @@ def write_version(
     kept = {} if continued is None else continued.linked_files(folder)
     card = VersionCard(
         model=model.uri,
+        number=model.version,
         fingerprint=model.fingerprint,
         job=model.job.name,
         score=model.job.model.score,

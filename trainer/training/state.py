@@ -51,7 +51,8 @@ class TrainState:
         at_start: metrics before the first step, if they were asked for.
         best: metrics of the best evaluation, after epoch ``best_epoch``.
         evals_since_best: evaluations since the last gain beyond its standard error.
-        gained_from: sums of the metric by group of queries (``paired_gain.py``) in the evaluation with that gain.
+        gained_from: sums of the metric by group of queries (``trainer/evaluation/paired_gain.py``) in the evaluation
+            with that gain.
         stopped_early: whether the run ended because of ``train.patience``.
         train_seconds: seconds of training, without evaluations.
         seconds_by_phase: seconds of this worker by phase; ``data`` and ``sample`` are those that training waited.

@@ -1,5 +1,9 @@
 """Wrong arguments of the Python API: each is an ``InputError`` that names the argument, and no option of a command."""
 
+import copy
+import pickle
+import pydoc
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,15 @@ import crossfade
 Use = Callable[[crossfade.Model], object]
 Fit = dict[str, Any]
 
+STRANGERS = ["user_1", *(f"x{number}" for number in range(25))]
+UNSAVED = "use model.save(FOLDER) and crossfade.load(FOLDER)"
 OF_MODEL: list[tuple[Use, str]] = [
     (lambda m: m.recommend("user_4222"), "did you mean 'user_2"),
+    (lambda m: m.recommend(STRANGERS), "25 of user are not in the model: x0, x1, x2, x3, "),
+    (lambda m: m.recommend(STRANGERS), " x19 … (25 in all); leave out those for which model.knows(ids, 'user') is "),
+    (lambda m: m.similar(["Title 3", "x", "y"]), "for which model.knows(ids, 'track') is False"),
+    (pickle.dumps, UNSAVED),
+    (copy.deepcopy, UNSAVED),
     (lambda m: m.recommend("user_1", k=-1), "k=-1: expected an integer from 1"),
     (lambda m: m.recommend(), 'expected queries (IDs or names, or "all") or history, but found neither'),
     (lambda m: m.recommend("user_1", history=["3"]), "but found both"),
@@ -95,6 +106,14 @@ def rejection(use: Callable[[], object], kind: type[Exception] = crossfade.Input
     message = str(caught.value)
     assert "--" not in message, message
     return message
+
+
+@pytest.mark.parametrize("name", sorted({*crossfade.__all__} - {"__version__"}))
+def test_help_has_plain_types(name: str) -> None:
+    shown = pydoc.render_doc(getattr(crossfade, name), renderer=pydoc.plaintext)
+    assert re.findall(r"Annotated|Validator|<\w+ \S+ at 0x\w+>|pydantic", shown) == []
+    if name == "Model":
+        assert "where: str | None = None, allow: tuple[str, ...] = ()" in shown
 
 
 @pytest.mark.parametrize("case", range(len(OF_MODEL)))

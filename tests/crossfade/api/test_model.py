@@ -38,6 +38,13 @@ def test_all_queries_get_recommendations(model: crossfade.Model) -> None:
     assert len(model.recommend("all", k=2)) == 2 * len(model.ids("user"))
 
 
+def test_known_ids_can_be_told_from_others(model: crossfade.Model) -> None:
+    users = np.array(["user_3", "nobody", "user_7"])
+    assert model.knows(users).tolist() == [True, False, True]
+    assert model.recommend(users[model.knows(users)], k=1)["user"].tolist() == ["user_3", "user_7"]
+    assert model.knows([3, "Title 3", -1], "track").tolist() == [True, True, False]
+
+
 def test_history_of_somebody_new(model: crossfade.Model) -> None:
     found = model.recommend(history=["Title 3", "title 8", 13], k=5)
     assert list(found.columns) == ["rank", "track", "score", "track_name"]
@@ -155,6 +162,7 @@ def test_save_into_or_above_the_model_or_over_the_current_folder_is_rejected(
 def test_save_keeps_the_dataset_of_the_model(plays: pd.DataFrame, tmp_path: Path) -> None:
     model = crossfade.fit(plays.head(2000), query="user", item="track", dim=4, epochs=1)
     model.save(tmp_path / "kept")
+    assert pickle.loads(pickle.dumps(model)).recommend("all", k=1).equals(model.recommend("all", k=1))
     crossfade.load(tmp_path / "kept").save(tmp_path / "kept", overwrite=True)
     assert (tmp_path / "kept" / "dataset" / "manifest.json").exists()
     other = crossfade.load(tmp_path / "kept")

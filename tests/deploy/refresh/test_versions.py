@@ -52,7 +52,7 @@ def versions(tmp_path: Path) -> ServiceVersions:
 def test_newest_published_version_is_current(versions: ServiceVersions) -> None:
     assert versions.current is not None
     assert (versions.current.number, versions.next_number) == (4, 5)
-    assert current_run(str(versions.folder)) == (str(versions.run_path(4)), str(versions.data_path(4)))
+    assert current_run(str(versions.folder)) == (str(versions.run_path(4)), str(versions.data_path(4)), 4)
     assert set(versions.taken()) == {f"/events/{name}" for name in "abcd"}
 
 

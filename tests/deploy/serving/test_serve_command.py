@@ -71,7 +71,7 @@ def recommended(workspace: Path, *arguments: object) -> list[dict[str, Any]]:
 
 def test_recommendations_are_those_of_the_command(workspace: Path, server: RunningServer) -> None:
     status, found = server.get("recommend", id="c010", k=5)
-    assert (status, found["version"]) == (200, "000001")
+    assert (status, found["version"]) == (200, 1)
     assert found["result"] == {
         "id": "c010",
         "name": None,
@@ -326,7 +326,7 @@ class Load:
         self._connection = http.client.HTTPConnection(url.split("/")[2])
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        self.versions: list[str] = []
+        self.versions: list[int] = []
         self.failures: list[str] = []
 
     def _run(self) -> None:
@@ -362,12 +362,12 @@ def test_newer_model_is_swapped_in_without_a_failure_and_no_process_survives_the
         succeeded(crossfade_here("train", "job.yaml", "--run-dir", folder, *options, cwd=workspace))
     with running_server(run, "--refresh", 0.1, cwd=workspace) as server:
         with Load(server.url) as load:
-            wait_until(lambda: "000001" in load.versions, "the first version answers")
+            wait_until(lambda: 1 in load.versions, "the first version answers")
             for number, folder in enumerate(newer, start=2):
                 # Written elsewhere and moved, as a job does.
                 (run / "embeddings").rename(tmp_path / f"old-{number}")
                 (folder / "embeddings").rename(run / "embeddings")
-                wait_until(lambda name=f"{number:06d}": name in load.versions, f"version {number} answers")
+                wait_until(lambda number=number: number in load.versions, f"version {number} answers")
             status, _ = server.get("recommend", id="c010")
             assert status == 200
             versions = sorted(path.name for path in server.work_folder().glob("0*"))
@@ -395,13 +395,13 @@ def test_version_that_cannot_be_opened_is_counted_and_the_next_one_is_served(wor
             publish(folder, f"{number:06d}")
             if not works:
                 wait_until(lambda: server.metric(FAILED_VERSIONS) > 0, "a version cannot be opened")
-                assert server.get("recommend", id="c010")[1]["version"] == "000001"
+                assert server.get("recommend", id="c010")[1]["version"] == 1
                 [process] = server.answering()
                 process.kill()
                 wait_until(lambda killed=process: server.answering() not in ([], [killed]), "another process starts")
                 wait_until(server.is_healthy, "it answers, by the version before")
-                assert server.get("recommend", id="c010")[1]["version"] == "000001"
-        wait_until(lambda: server.get("recommend", id="c010")[1]["version"] == "000003", "the next version is served")
+                assert server.get("recommend", id="c010")[1]["version"] == 1
+        wait_until(lambda: server.get("recommend", id="c010")[1]["version"] == 3, "the next version is served")
         for body in (
             b'{"ids": [NaN]}',
             b'{"ids": ["\\ud800"], "k": 1e999}',

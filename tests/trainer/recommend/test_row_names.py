@@ -7,6 +7,7 @@ import pytest
 import written_runs
 from builders import write_vocabulary
 from command_here import crossfade_here
+from error_table import documented
 from running_command import succeeded
 
 from crossfade.base.errors import InputError
@@ -82,9 +83,11 @@ def test_name_of_several_rows_is_reported_with_ids_and_counts(names: RowNames, t
 
 @pytest.mark.slow
 def test_unknown_text_gets_examples(names: RowNames, tmp_path: Path) -> None:
-    message = r"'xyz' \(and 1 more are unknown\); expected a name or an ID, such as Radiohead, Björk$"
-    with pytest.raises(InputError, match=message):
-        names.find(["xyz", "10", "qqq"])
+    with pytest.raises(InputError, match=r"'xyz'; expected a name or an ID, such as Radiohead, Björk$"):
+        names.find(["xyz", "10"])
+    with pytest.raises(InputError) as caught:
+        names.find(["10", "xyz", "qqq", "xyz"])
+    assert documented("several unknown names", str(caught.value)) == "2 of artist are not in the model: xyz, qqq"
     numbered = names_of(tmp_path / "numbered", IDS, None)
     with pytest.raises(InputError, match=r"'17'; expected an ID, such as 10, 11$"):
         numbered.find(["17"])

@@ -41,7 +41,7 @@ def test_default_request_and_cost_are_shown_before_the_job_starts(aws: AwsServer
     assert cost.startswith(
         "crossfade: cost: $1.12 an hour, $27.00 at most (1 x ml.p2.xlarge, 24 h at most; price: us-east-1, July 2025"
     )
-    assert hint == "crossfade: submitted; crossfade submit sagemaker --follow plays-1 follows it, --stop stops it"
+    assert hint == "crossfade: submitted; to follow it (--stop stops it): crossfade submit sagemaker --follow plays-1"
     order = [call.action for call in aws.calls]
     assert order.index("GetProducts") < order.index("CreateTrainingJob")
 
