@@ -207,7 +207,7 @@ def find_arrivals(config: ServiceConfig, versions: ServiceVersions) -> Arrivals:
     """
     taken, tried = versions.taken(), versions.tried()
     found, aside, now = find_event_files(config), _read_aside(config), time.time()
-    unusable = {name: str(error).removeprefix(f"{name}: ") for name, error in found.unusable.items()}
+    unusable = {name: str(error).rpartition(f"{name}: ")[2] for name, error in found.unusable.items()}
     arrivals = Arrivals({}, {}, {}, unusable, [], [], has_files=bool(found.files or unusable))
     for uri, source in found.files.items():
         with suppress(FileNotFoundError):  # it was deleted meanwhile

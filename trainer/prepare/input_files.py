@@ -212,7 +212,7 @@ def _names_table(option: str, pattern: str) -> bool:
 def _matches(option: str, pattern: str) -> list[tuple[str, Callable[[Format], Source]]]:
     """Return the name of each file that ``pattern`` matches, and what makes the file from its format."""
     if not pattern.startswith(_S3):
-        return [(str(path), partial(RawFile, path)) for path in _find_paths(option, pattern)]
+        return [(str(path), partial(_raw_file, subject, path)) for subject, path in _find_paths(option, pattern)]
     return [
         (f"{bucket.uri}/{key}", partial(RemoteFile, bucket, key, found.bytes, modified=found.modified))
         for bucket, key, found in _find_objects(option, pattern)
@@ -236,7 +236,8 @@ def _table_file(file: TableFile) -> Source:
     return RemoteFile(Folder(_S3 + bucket), key, file.bytes, "parquet", modified=0.0)
 
 
-def _find_paths(option: str, pattern: str) -> list[Path]:
+def _find_paths(option: str, pattern: str) -> list[tuple[str, Path]]:
+    """Return each path that ``pattern`` matches and is no folder, after what messages name it by."""
     uri = urlsplit(pattern)
     if len(uri.scheme) > 1 and pattern.startswith(f"{uri.scheme}://"):
         raise InputError(f"{option}: expected a local file or s3://BUCKET/KEY; copy the file to one of the two")
@@ -244,7 +245,7 @@ def _find_paths(option: str, pattern: str) -> list[Path]:
     if path.is_dir():
         raise InputError(f"{option}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
     if path.exists():
-        return [_regular(option, path)]
+        return [(option, path)]
     if not glob.has_magic(pattern):
         raise NoMatchError(f"{option}: no such file; check the path (the current folder is {Path.cwd()})")
     # Path.glob rejects absolute patterns.
@@ -252,17 +253,17 @@ def _find_paths(option: str, pattern: str) -> list[Path]:
     found = sorted(path for path in matches if path.exists() and not path.is_dir())
     if not found:
         raise NoMatchError(f"{option}: matches no file; check the pattern (the current folder is {Path.cwd()})")
-    return [_regular(f"{option}: {path}", path) for path in found]
+    return [(f"{option}: {path}", path) for path in found]
 
 
-def _regular(subject: str, path: Path) -> Path:
-    """Return ``path``, which exists.
+def _raw_file(subject: str, path: Path, file_format: Format) -> RawFile:
+    """Return the file at ``path``, which exists.
 
     Raises:
         InputError: it is no regular file.
     """
     if path.is_file():
-        return path
+        return RawFile(path, file_format)
     raise InputError(
         f"{subject}: is a FIFO, socket, or device; expected a regular file: write it to one, or pipe it "
         f"into {command('prepare', events='-', format='csv')}"
