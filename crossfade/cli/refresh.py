@@ -117,7 +117,7 @@ def _refresh_at_intervals(service: RefreshedService, options: RefreshCommand, se
             except Exception as error:  # an error of one attempt ends no later one
                 unexpected = 0 if isinstance(error, CrossfadeError | OSError) else unexpected + 1
                 _report(service, error)
-            _wait(began + max(seconds, min(seconds * 2**unexpected, _MAX_BACKOFF_SECONDS)))
+            _wait(began + max(seconds, min(seconds * 2 ** min(unexpected, 16), _MAX_BACKOFF_SECONDS)))
 
 
 def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
