@@ -34,14 +34,14 @@ def command_line(*words: object, **options: object) -> str:
 
 
 def program() -> list[str]:
-    """Return the words that start this ``crossfade`` from any folder: its name only if the shell finds this one by it.
+    """Return the words that start this installation from any folder: ``crossfade`` if PATH finds it, else its script.
 
-    A process that another program started, such as a notebook, has the executable beside its Python.
+    A process that another program started, such as a notebook, has the script beside its Python.
     """
-    called = Path(sys.argv[0])
-    script = called if called.name == "crossfade" else Path(sys.executable).with_name("crossfade")
+    called, python = Path(sys.argv[0]), sys.executable or "python"
+    script = called if called.name == "crossfade" else Path(python).with_name("crossfade")
     if (called.parent.name, called.name) == ("crossfade", "__main__.py") or not script.exists():
-        return [sys.executable, "-m", "crossfade"]
+        return [python, "-m", "crossfade"]
     found = shutil.which("crossfade")
     return ["crossfade" if found is not None and script.samefile(found) else str(script.parent.resolve() / script.name)]
 
@@ -57,7 +57,7 @@ def train_command(data: str, query: str, item: str) -> str:
         return command_line("train", job, set=tuple(settings))
     name = _run_name(folder)
     job = next(path for path in _file_names(name) if not path.exists())
-    text = _yaml({"name": name, "data": {"path": data}})
+    text = yaml_text({"name": name, "data": {"path": data}})
     return f"echo {shlex.quote(text)} > {shlex.quote(str(job))} && {command_line('train', job)}"
 
 
@@ -117,7 +117,7 @@ def _settings(job: Path, data: Folder, query: str, item: str) -> list[str] | Non
     current = {"data.path": Folder(found.data.path).uri}
     # A job that names no entities takes those of the dataset.
     current |= {"data.query": found.data.query or query, "data.item": found.data.item or item}
-    return [f"{key}={_yaml(value)}" for key, value in wanted.items() if value != current[key]]
+    return [f"{key}={yaml_text(value)}" for key, value in wanted.items() if value != current[key]]
 
 
 def _run_name(data: Folder) -> str:
@@ -134,7 +134,8 @@ def _file_names(name: str) -> Iterator[Path]:
         number += 1
 
 
-def _yaml(value: Any) -> str:
+def yaml_text(value: Any) -> str:
+    """Return ``value`` as YAML in one line."""
     import yaml
 
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize)

@@ -303,9 +303,9 @@ def _find(model: Opened, entity: str, texts: Sequence[str], *, trained: bool = T
     try:
         return model.find(entity, texts, trained=trained)
     except UnknownRowError as error:
-        if len(texts) == 1:
+        if len(texts) == 1 or not trained:
             raise
-        how = f"leave out those for which model.knows(ids, '{entity}') is False"
+        how = f"leave out the IDs for which model.knows(ids, '{entity}') is False"
         raise UnknownRowError(f"{error.marked}; {how}") from error
 
 

@@ -13,9 +13,11 @@ import yaml
 
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.disk_errors import write_failure
+from crossfade.base.io.durable_file import written_name
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.replacing import check_replaceable, replace_folder
+from crossfade.trainer.config.loading import parse_job_text
 from crossfade.trainer.runs.run_folder import EMBEDDINGS_FOLDER, JOB_FILE, RunFolder
 from crossfade.trainer.runs.run_lock import LOCK_FILE
 
@@ -23,8 +25,15 @@ DATASET_FOLDER = "dataset"
 """The dataset of a model that was trained on a data frame, in its folder."""
 _OWN_FILES = {
     EMBEDDINGS_FOLDER: re.compile(r"embeddings\.json|README\.md|[^/]+/rows-[0-9]{12,}\.parquet"),
-    "checkpoints": re.compile(r"owner\.json|step-[0-9]{9,18}/([^/]+\.(json|npz)|[^/]+/[^/]+\.npy)"),
+    "checkpoints": re.compile(
+        r"owner\.json|step-[0-9]{9,18}/([^/]+\.(json|npz)|[^/]+/[^/]+\.npy)|embeddings/embeddings\.json"
+        r"|embeddings/epoch-[0-9]{6,18}/(embeddings\.json|[^/]+/rows-[0-9]{12,}\.parquet)"
+    ),
     DATASET_FOLDER: re.compile(r"(manifest|baselines)\.json|([^/]+/){1,3}part-[0-9a-z-]+\.parquet"),
+    "logs": re.compile(r"[^/]+\.log"),
+    "map": re.compile(r"map\.(html|parquet|png)"),
+    "metrics": re.compile(r"[^/]+\.prom"),
+    "tensorboard": re.compile(r"events\.out\.tfevents\.[^/]+"),
 }
 """Paths of the files of a model in its folders."""
 
@@ -85,10 +94,12 @@ def check_free(folder: Path, overwrite: bool) -> None:
 def _find_foreign(folder: Path) -> str | None:
     """Return a message on why ``folder`` is not a model that may be deleted; None if it is one."""
     run = RunFolder(folder)
-    foreign = [name for name in run.foreign_names() if name != DATASET_FOLDER]
+    foreign = [name for name in run.foreign_names() if written_name(name) != DATASET_FOLDER]
     for name, own in _OWN_FILES.items():
-        found = (path for path in (folder / name).rglob("*") if not path.is_dir() or path.is_symlink())
-        foreign += [f"{name}/{rest}" for path in found if not own.fullmatch(rest := _below(folder / name, path))]
+        for path in (folder / name).rglob("*"):
+            written = path.with_name(written_name(path.name)).relative_to(folder / name).as_posix()
+            if (not path.is_dir() or path.is_symlink()) and not own.fullmatch(written):
+                foreign.append(path.relative_to(folder).as_posix())
     if foreign:
         return (
             f"{folder}: holds '{foreign[0]}', which is not part of a model and which overwrite=True would delete; move "
@@ -102,13 +113,9 @@ def _find_foreign(folder: Path) -> str | None:
     return None
 
 
-def _below(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix()
-
-
 def _is_job(path: Path) -> bool:
     try:
-        values = yaml.safe_load(read_regular(path))
-    except (OSError, yaml.YAMLError):
+        values = parse_job_text(read_regular(path).decode(), JOB_FILE)
+    except (OSError, UnicodeDecodeError, InputError):
         return False
     return isinstance(values, dict) and "name" in values and "data" in values

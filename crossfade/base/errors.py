@@ -56,6 +56,11 @@ def worded(text: str, words: OptionWords) -> str:
     return escape_unprintable(_MARKED.sub(lambda mark: words(mark[1], mark[2]), text))
 
 
+def reason_of(error: Exception) -> str:
+    """Return the message of ``error`` in one line, of an error of the system without the path; never empty."""
+    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+
+
 def plain(text: str) -> str:
     """Return ``text`` with the plain names of the options that it names by marks, for files."""
     return _MARKED.sub(lambda mark: _plain_words(mark[1], mark[2]), text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 from crossfade.base.options import Options, option
 from crossfade.cli.command import as_command
-from crossfade.next_command import command_line, median_id, program
+from crossfade.next_command import command_line, median_id, program, yaml_text
 from crossfade.terminal import print_line
 
 _EXAMPLES = (
@@ -35,7 +34,7 @@ _REAL, _SYNTHETIC = "lastfm", "synthetic"
 _JOB_TEXT = """\
 # Artists that customers listen to. All other keys have their defaults: crossfade train --explain
 name: {name}
-data: {{path: {data}}}
+data: {{path: data/{name}}}
 """
 _PREPARE = {
     _REAL: ("prepare", "--sample", "lastfm"),
@@ -79,9 +78,7 @@ def run(options: DemoOptions) -> int:
     if code := _call(*_PREPARE[name], "--out", data, existing):
         return code
     if not job.exists():
-        # Another folder's job works from there and from here.
-        place = json.dumps(str(data if folder == Path() else data.absolute()))
-        job.write_text(_JOB_TEXT.format(name=name, data=place), encoding="utf-8")
+        job.write_text(_JOB_TEXT.format(name=name), encoding="utf-8")
     manifest = read_manifest(Folder(data))
     if raw is not None:
         write_genres(raw, Folder(data), manifest, _genres(folder))
@@ -89,8 +86,10 @@ def run(options: DemoOptions) -> int:
     assert customer is not None, "a sample has customers"
     # Names of synthetic artists have their genres.
     shown = ("--metadata", _genres(folder), "--show", "genre") if name == _REAL and _genres(folder).exists() else ()
+    # The job works in its folder; from here, the path of its data is another.
+    place = () if folder == Path() else ("--set", f"data.path={yaml_text(str(data))}")
     steps: list[Sequence[object]] = [
-        ("train", job, "--run-dir", run, "--overwrite"),
+        ("train", job, "--run-dir", run, "--overwrite", *place),
         ("similar", run, *_ARTISTS[name]),
         ("recommend", run, "--customer", customer, *shown),
     ]

@@ -73,7 +73,7 @@ def _service_text(folder: Path) -> str:
     """Return the file of the service in ``folder``, whose paths are absolute, so that it works from everywhere."""
     names = f"track={folder / _RAW}/names/track.parquet:id:name"
     paths = {"folder": str(folder / _FOLDER), "events": f"{glob.escape(str(folder))}/events/*.parquet", "names": names}
-    return _SERVICE_TEXT.format(**{key: json.dumps(path) for key, path in paths.items()})
+    return _SERVICE_TEXT.format(**{key: json.dumps(path, ensure_ascii=False) for key, path in paths.items()})
 
 
 def _cut(raw: Path) -> Iterator[tuple[str, pa.Table]]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from werkzeug.exceptions import HTTPException
 
 from crossfade.base.validation import format_validation_error
-from crossfade.deploy.dashboard import charts, page, service_page
+from crossfade.deploy.dashboard import bounded_lock, charts, page, service_page
 from crossfade.deploy.dashboard.bounded_lock import BusyError
 from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
 from crossfade.deploy.dashboard.explore import explore_pages
@@ -28,9 +28,8 @@ from crossfade.deploy.dashboard.run_reader import RunReader, Runs
 from crossfade.deploy.dashboard.service_reader import ServiceSummary
 from crossfade.deploy.dashboard.summary import latest_first, read_summaries, summarize
 from crossfade.deploy.refresh.versions import ServiceVersions
+from crossfade.deploy.web.middleware import MAX_PARAMETERS
 
-_MAX_PARAMETERS = 128
-"""Of the page's address, as of all requests."""
 _POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' {scripts}; img-src 'self' data: blob:; "
     "frame-ancestors 'none'; object-src 'none'; base-uri 'self'; form-action 'self'"
@@ -52,7 +51,7 @@ _INDEX = """<!DOCTYPE html>
 </html>"""
 _GRAPHS = tuple(GRAPHS)
 _Element = TypeVar("_Element")
-_Bounded = Annotated[list[_Element], Field(max_length=_MAX_PARAMETERS)]
+_Bounded = Annotated[list[_Element], Field(max_length=MAX_PARAMETERS)]
 """A list that is rejected before each of its elements has an error of its own."""
 _Text = Annotated[str, Field(max_length=64 << 10)]
 """Text in Unicode: where it has a maximum length, pydantic rejects surrogates that stand alone, too."""
@@ -65,7 +64,7 @@ _STORES: dict[str, TypeAdapter[Any]] = {
 """What the values of components may be, other than counts of clicks and ticks."""
 _COUNT: TypeAdapter[Any] = TypeAdapter(int | None)
 _READ_SECONDS = 0.5
-"""Time for logs in a request; the next one goes on with those that take longer."""
+"""Longest time that a request reads logs; the next request continues."""
 _PARTS = ("head", "alerts", "tiles", "processes", "events", "results", "job")
 
 
@@ -201,7 +200,7 @@ def _select_runs(app: Dash, runs: Runs) -> None:
     ) -> tuple[Any, ...]:
         summaries = latest_first(read_summaries(runs, _READ_SECONDS))
         known = [summary.name for summary in summaries]
-        asked = _parameters(search).get("run", []) if selected is None else selected
+        asked = parse_qs((search or "")[1:]).get("run", []) if selected is None else selected
         requested = list(dict.fromkeys(asked))
         existing = set(known).intersection(requested)
         chosen = ([name for name in requested if name in existing] or known[:1])[:MAX_RUNS]
@@ -279,22 +278,14 @@ def _show_service(app: Dash, runs: Runs) -> None:
     )
 
 
-def _parameters(search: str | None) -> dict[str, list[str]]:
-    """Return the parameters of the page's address; none of an address with more than a page has."""
-    try:
-        return parse_qs((search or "")[1:], max_num_fields=_MAX_PARAMETERS)
-    except ValueError:
-        return {}
-
-
 def _checksum(part: object) -> str:
-    """Return what changes with ``part``: the page sends it back to get the part only if it has changed."""
+    """Return a checksum of ``part``; the page sends it back, and an unchanged part is not sent again."""
     return f"{zlib.crc32(repr(part).encode(errors='replace'))}"
 
 
 def _service_of(search: str | None, known: Sequence[str]) -> str:
     """Return the service that an address asks for, which may not exist; the first if it asks for nothing."""
-    query = _parameters(search)
+    query = parse_qs((search or "")[1:])
     return query.get("service", ["" if "run" in query or not known else known[0]])[0]
 
 
@@ -366,11 +357,11 @@ def _show_runs(app: Dash, runs: Runs) -> None:
 @contextmanager
 def _refreshed(runs: Sequence[RunReader]) -> Iterator[None]:
     """Refresh ``runs``, which are different ones, and hold their locks while the context lasts."""
-    until = time.monotonic() + _READ_SECONDS
+    began = time.monotonic()
     with ExitStack() as locks:
         for run in sorted(runs, key=lambda run: run.name):  # always in the same order, to avoid deadlocks
-            locks.enter_context(run.lock)
-            run.refresh(until)
+            locks.enter_context(run.lock.held(began + bounded_lock.WAIT_SECONDS))
+            run.refresh(began + _READ_SECONDS)
         yield
 
 

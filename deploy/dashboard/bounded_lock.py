@@ -1,4 +1,4 @@
-"""A lock that a request waits for only for a while, so that one which hangs does not hang all others.
+"""A lock with a timeout, so that a hanging request does not block the others.
 
 lock = BoundedLock("the run 'lastfm'")
 with lock: ...
@@ -7,6 +7,9 @@ with lock: ...
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from crossfade.base.errors import CrossfadeError
 
@@ -18,7 +21,7 @@ class BusyError(CrossfadeError):
 
 
 class BoundedLock:
-    """A lock of ``subject``, whose name is in the error of those that have waited for ``WAIT_SECONDS``."""
+    """A lock. Raises BusyError, with ``subject`` in its message, after ``WAIT_SECONDS``."""
 
     def __init__(self, subject: str) -> None:
         self._subject = subject
@@ -30,7 +33,19 @@ class BoundedLock:
         Raises:
             BusyError: another thread has held it all the time.
         """
-        if not self._lock.acquire(timeout=WAIT_SECONDS):
+        self._acquire(WAIT_SECONDS)
+
+    @contextmanager
+    def held(self, until: float) -> Iterator[None]:
+        """Hold the lock, as ``with`` does, but wait for it only until the monotonic time ``until``."""
+        self._acquire(max(0.0, until - time.monotonic()))
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _acquire(self, seconds: float) -> None:
+        if not self._lock.acquire(timeout=seconds):
             raise BusyError(f"{self._subject} is being read by another request; try again later")
 
     def __exit__(self, *_: object) -> None:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from flask import Blueprint, Response, jsonify, request
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import CrossfadeError, InputError, command
+from crossfade.base.errors import CrossfadeError, InputError, command, reason_of
 from crossfade.base.io.regular_files import open_below
 from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing
 from crossfade.deploy.dashboard.page import EXPLORE_PATH
@@ -132,10 +132,8 @@ def read_points(run: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException, InputError) as error:
-        reason = " ".join((error.strerror or "" if isinstance(error, OSError) else str(error)).split())
-        raise InputError(
-            f"{run / _MAP}: cannot be read: {reason}; draw it again with {command('map', str(run), overwrite=True)}"
-        ) from error
+        fix = f"draw it again with {command('map', str(run), overwrite=True)}"
+        raise InputError(f"{run / _MAP}: cannot be read: {reason_of(error)}; {fix}") from error
     place_N2 -= place_N2.min(axis=0, initial=0.0 if not len(place_N2) else np.inf)
     place_N2 *= FULL_SCALE / max(float(place_N2.max(initial=0.0)), 1e-9)
     x_N, y_N = np.round(place_N2).astype(np.int64).T
@@ -160,7 +158,8 @@ def _read_table(file: BinaryIO) -> pa.Table:
         types = _COLUMNS if "label" in found else {name: _COLUMNS[name] for name in ("id", "name", "x", "y")}
         if missing := types.keys() - found:
             raise InputError(f"has no column '{min(missing)}'")
-        table = parquet.read(list(types)).slice(0, MAX_POINTS)
+        batch = next(parquet.iter_batches(MAX_POINTS, columns=list(types)), None)
+        table = parquet.schema_arrow.empty_table() if batch is None else pa.Table.from_batches([batch])
     return table.select(list(types)).cast(pa.schema(list(types.items())))
 
 
@@ -216,11 +215,11 @@ def explore_pages(runs: Runs, models: ExploredModels, source: str) -> Blueprint:
 def _answer_about(runs: Runs, answer: Callable[[Path], dict[str, Any] | Preparing]) -> Response:
     """Return what ``answer`` returns about the folder of the request's run, or its error."""
     name = request.args.get("run", "")
-    # Only folders that were found are read, whatever the name is.
-    path = next((reader.path for reader in runs.readers() if reader.name == name), None)
-    if path is None:
-        return jsonify(error=f"there is no run '{name}'")
     try:
+        # Only folders that were found are read, whatever the name is.
+        path = next((reader.path for reader in runs.readers() if reader.name == name), None)
+        if path is None:
+            return jsonify(error=f"there is no run '{name}'")
         found = answer(path)
     except CrossfadeError as error:
         return jsonify(error=str(error))

@@ -15,12 +15,13 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from crossfade.base.errors import CrossfadeError, InputError
-from crossfade.deploy.dashboard.bounded_lock import BoundedLock
+from crossfade.deploy.dashboard.bounded_lock import BoundedLock, BusyError
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
 from crossfade.trainer.runs.options import ModelSource
@@ -83,9 +84,9 @@ class _OpenModel:
         self._folder = folder
 
     def close(self) -> None:
-        """Close the model and delete its copy, after the question that is being answered."""
-        with self.lock:
-            self.closed = True
+        """Close the model and delete its copy; a question that is being answered does so at its end."""
+        self.closed = True
+        with suppress(BusyError), self.lock:
             self.version.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -119,9 +120,13 @@ class ExploredModels:
                 if model.fingerprint != fingerprint:
                     self._prepare(run, fingerprint)
                 self._open.move_to_end(run)
-            with model.lock:
-                if not model.closed:
-                    return question(model.version.model)
+            try:
+                with model.lock:
+                    if not model.closed:
+                        return question(model.version.model)
+            finally:
+                if model.closed:
+                    model.close()
 
     def close(self) -> None:
         """Close all models and delete their copies; a preparation that is under way fails."""

@@ -41,7 +41,6 @@ from crossfade.trainer.monitoring.bounded_server import Places
 _THREADS = 8
 _MAX_BODY_BYTES, _MAX_FORM_BYTES = 64 << 10, 8 << 10
 """Of requests for callbacks, which have the names of some runs, and of the form with the token."""
-_MAX_FIELDS = 8
 _HEALTH = "/healthz"
 _CONNECTIONS = 128
 """Of strangers, and of members: each may have a large file of Plotly that waits to be read."""
@@ -141,10 +140,7 @@ async def _sign_in(access: Access, session: str, request: Request) -> Response:
     body = await request.body()
     if len(body) > _MAX_FORM_BYTES:
         return _form("/", "This is more than a token.", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-    try:
-        given = parse_qs(body.decode(errors="replace"), max_num_fields=_MAX_FIELDS)
-    except ValueError:
-        return _form("/", "These are more fields than the form has.", HTTPStatus.BAD_REQUEST)
+    given = parse_qs(body.decode(errors="replace"))
     target, token = (given.get(name, [default])[0] for name, default in (("next", "/"), ("token", "")))
     if not access.is_token(token):
         return _form(target, "This is not the token.", HTTPStatus.UNAUTHORIZED)

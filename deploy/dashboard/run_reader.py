@@ -14,11 +14,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, reason_of
 from crossfade.base.io.regular_files import open_below, read_below
 from crossfade.base.text import counted
 from crossfade.base.validation import format_validation_error
@@ -39,8 +39,9 @@ from crossfade.trainer.runs.run_folder import (
 
 _MAX_FILE_BYTES = 8 << 20
 """Of a file that is read as a whole: ``state.json`` of a thousand processes has 1 MB."""
-_CHUNK_BYTES = _MAX_LINE_BYTES = 1 << 20
-"""Small, since Python does nothing else while it decodes and parses one: ``/healthz`` waits for it."""
+_CHUNK_BYTES, _MAX_LINE_BYTES = 1 << 20, 4 << 20
+"""A chunk is small, since Python does nothing else while it decodes and parses one: ``/healthz`` waits for it. A sample
+of a thousand processes is a line of 1 MB."""
 _parse = json.JSONDecoder().decode
 T = TypeVar("T")
 _RUN_FILES = (RUN_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)
@@ -94,25 +95,31 @@ class Tail:
         try:
             with os.fdopen(open_below(self.path.parent, self.path.name), "rb") as file:
                 if os.fstat(file.fileno()).st_ino == self._inode:
-                    size = os.fstat(file.fileno()).st_size
-                    file.seek(self._offset)
-                    while chunk := self._complete_lines(file.read(_CHUNK_BYTES)):
+                    began = file.seek(self._offset)
+                    while chunk := self._complete_lines(file):
+                        if self._offset > began and time.monotonic() >= until:
+                            self.unread_bytes = os.fstat(file.fileno()).st_size - self._offset
+                            break
                         self._offset += len(chunk)
                         yield from self._objects(chunk)
-                        if time.monotonic() >= until:
-                            self.unread_bytes = size - self._offset
-                            break
                         file.seek(self._offset)
         except FileNotFoundError:
             return
         except OSError as error:
-            self.error = f"{self.path.name} cannot be read: {error.strerror}"
+            self.error = f"{self.path.name} cannot be read: {reason_of(error)}"
 
     @staticmethod
-    def _complete_lines(data: bytes) -> bytes:
-        lines = data[: data.rfind(b"\n") + 1]
+    def _complete_lines(file: BinaryIO) -> bytes:
+        data = b""
+        while len(data) < _MAX_LINE_BYTES:
+            piece = file.read(_CHUNK_BYTES)
+            data += piece
+            if end := data.rfind(b"\n") + 1:
+                return data[:end]
+            if not piece:
+                return b""
         # A longer line cannot be a record: skip it in pieces, so that it does not block the reader.
-        return lines or (data if len(data) >= _MAX_LINE_BYTES else b"")
+        return data
 
     def _objects(self, data: bytes) -> Iterator[dict[str, Any]]:
         # Bytes that are not UTF-8 become replacement characters, which at worst make one line invalid.
@@ -251,6 +258,11 @@ class RunReader:
         """A value that changes whenever there is something new to show."""
         return (len(self.training.steps), self.training.last_time, len(self.processes.events), *self._seen.values())
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether a log has lines that were not read yet, so that the latest events are unknown."""
+        return bool(self._events.unread_bytes or self._processes.unread_bytes)
+
     def refresh(self, until: float = math.inf) -> None:
         """Read what is new, of the logs until the monotonic time ``until``. Hold ``lock``."""
         if time.monotonic() - self._refreshed_at < REFRESH_SECONDS:
@@ -322,8 +334,7 @@ class RunReader:
         except ValidationError as error:
             self._problems[name] = f"{name} cannot be read: {format_validation_error(error)}"
         except (OSError, ValueError, InputError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or str(error)
-            self._problems[name] = f"{name} cannot be read: {next(iter(reason.splitlines()), type(error).__name__)}"
+            self._problems[name] = f"{name} cannot be read: {reason_of(error)}"
         return default
 
 
@@ -395,5 +406,5 @@ def _found_at(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _may_be_shown(name: str) -> bool:
-    """Return whether a folder of this name is searched: one of other bytes than UTF-8 has no place in a page."""
+    """Return whether a folder of this name is searched: a page cannot show names that are not UTF-8."""
     return not name.startswith(".") and not any("\ud800" <= letter <= "\udfff" for letter in name)

@@ -53,7 +53,8 @@ def _state_from_events(run: RunReader, now: float) -> tuple[str, str]:
         return "done", ""
     if training.stopped is not None:
         return "stopped", f"at step {training.stopped.step:,}"
-    if training.last_time is not None and now - training.last_time < SILENT_SECONDS:
+    is_silent = training.last_time is None or now - training.last_time >= SILENT_SECONDS
+    if run.is_behind or not is_silent:
         return "running", ""
     return "unknown", "no file in the folder has its state"
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, reason_of
 from crossfade.base.formatting import decimals, duration, local_time
 from crossfade.base.io.regular_files import read_below
 from crossfade.base.json_text import validate_json
@@ -150,8 +150,7 @@ class ServiceReader:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or error
-            self._problems.append(f"{CURRENT_FILE} cannot be read: {reason}")
+            self._problems.append(f"{CURRENT_FILE} cannot be read: {reason_of(error)}")
         return None
 
     def _read_forgotten(self) -> Forgotten | None:
@@ -163,7 +162,7 @@ class ServiceReader:
         except InputError as error:
             self._problems.append(str(error))
         except OSError as error:
-            self._problems.append(f"{FORGOTTEN_FILE} cannot be read: {error.strerror}")
+            self._problems.append(f"{FORGOTTEN_FILE} cannot be read: {reason_of(error)}")
         return None
 
     def _served(self) -> tuple[int | None, float | None]:

@@ -305,9 +305,8 @@ def _training(run: RunReader, summary: Summary) -> Iterator[Alert]:
 
 
 def _liveness(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
-    last = run.training.last_time
-    if last is not None and now - last > STALLED_SECONDS:
-        yield Alert("critical", f"no step, evaluation or checkpoint for {duration(now - last)}")
+    if not run.is_behind:
+        yield from _silence(run, summary, now)
     if summary.state in ROLE_ALERT_STATES:
         for process in summary.processes:
             if process.state == "missing":
@@ -320,14 +319,20 @@ def _liveness(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
         yield Alert("warning", f"restarted {ago} ago: {recent[-1].get('cause')}{lost}{more}")
     for warning in run.state.warnings if run.state else []:
         yield Alert("warning", warning)
-    interval = run.setting("checkpoint", "interval_seconds")
-    since = summary.checkpoints["last_time"] or run.training.first_time
-    if isinstance(interval, int | float) and since and now - since > OVERDUE_CHECKPOINTS * interval + OVERDUE_SECONDS:
-        yield Alert("warning", f"the last checkpoint is {duration(now - since)} old; the interval is {interval:g} s")
     for process in summary.processes:
         free, limit = process.memory_available_bytes, process.memory_limit_bytes
         if free is not None and limit and free < MIN_FREE_MEMORY_RATIO * limit:
             yield Alert("warning", f"{process.name}: only {size(free)} of {size(limit)} memory are free")
+
+
+def _silence(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
+    last = run.training.last_time
+    if last is not None and now - last > STALLED_SECONDS:
+        yield Alert("critical", f"no step, evaluation or checkpoint for {duration(now - last)}")
+    interval = run.setting("checkpoint", "interval_seconds")
+    since = summary.checkpoints["last_time"] or run.training.first_time
+    if isinstance(interval, int | float) and since and now - since > OVERDUE_CHECKPOINTS * interval + OVERDUE_SECONDS:
+        yield Alert("warning", f"the last checkpoint is {duration(now - since)} old; the interval is {interval:g} s")
 
 
 def _why(run: RunReader, process: str) -> str:

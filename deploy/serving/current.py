@@ -62,7 +62,7 @@ class _OpenVersion:
 
     def __init__(self, opened: Version, name: str) -> None:
         self.name = name
-        # A service numbers its versions; of other models, this server counts those that it has read.
+        # A service numbers its versions; for other models, it is the number of versions that the server has read.
         self.answers = Answers(opened, opened.card.number or int(name))
         self._users = 0
         self._unused = asyncio.Event()

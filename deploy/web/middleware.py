@@ -19,7 +19,7 @@ from crossfade.deploy.web.protocol import ADMIT, BREAK_OFF
 MAX_BODY_BYTES, MAX_BODIES_BYTES = 8 << 20, 64 << 20
 _UNCOUNTED_BYTES = 64 << 10
 """What each connection may send in any case: so much of a body does not count for ``MAX_BODIES_BYTES``."""
-_MAX_PARAMETERS = 128
+MAX_PARAMETERS = 128
 _OWN_SITE = ("same-origin", "none")
 # A connection cannot be used again where the body is not read.
 _CLOSE = {"Connection": "close"}
@@ -88,8 +88,8 @@ class RestrictedAccess:
         if headers.get("sec-fetch-site", "none") not in _OWN_SITE and not self.may_be_linked(method, path):
             return _rejection(403, "a page of another site sent this request; send it from a program, or from /docs")
         query = scope["query_string"]
-        if query.count(b"&") >= _MAX_PARAMETERS or not query.isascii():
-            return _rejection(400, f"expected at most {_MAX_PARAMETERS} parameters, in ASCII")
+        if query.count(b"&") >= MAX_PARAMETERS or not query.isascii():
+            return _rejection(400, f"expected at most {MAX_PARAMETERS} parameters, in ASCII")
         if self.is_signed_in(scope):
             scope["state"][ADMIT]()
         elif not self.is_open(method, path):

@@ -26,13 +26,13 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-m", "crossfade"]
-JOB = "name: {name}\ndata: {{path: {folder}/data/{name}}}\ntrain: {{epochs: 3}}\nmodel: {{dim: 16}}\n"
+JOB = "name: {name}\ndata: {{path: data/{name}}}\ntrain: {{epochs: 3}}\nmodel: {{dim: 16}}\n"
 
 
 def demo(folder: Path, name: str, *options: str) -> str:
     """Run the demo with a short job, and return what it prints."""
     (folder / "jobs").mkdir(exist_ok=True)
-    (folder / "jobs" / f"{name}.yaml").write_text(JOB.format(name=name, folder=folder))
+    (folder / "jobs" / f"{name}.yaml").write_text(JOB.format(name=name))
     result = subprocess.run(
         [*COMMAND, "demo", "--dir", str(folder), *options], capture_output=True, text=True, check=False
     )
@@ -96,19 +96,21 @@ def test_real_demo_recommends_to_a_median_customer_with_genres_beside_names(
 ) -> None:
     write_sample(tmp_path / "raw" / "lastfm_hetrec2011")
     monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path / "raw"))
-    output = demo(tmp_path, "lastfm", "--no-map")
+    folder = tmp_path / "my: \U0001f3b5"
+    folder.mkdir()
+    output = demo(folder, "lastfm", "--no-map")
     assert printed_commands(output) == ["prepare", "train", "similar", "recommend"]
     assert "synthetic" not in output
-    data = Folder(tmp_path / "data" / "lastfm")
+    data = Folder(folder / "data" / "lastfm")
     manifest = read_manifest(data)
     vocabulary = Vocabulary(data, manifest, "customer")
     counts = dict(zip(vocabulary.read(0, vocabulary.rows, ["id"])["id"].to_pylist(), vocabulary.counts(), strict=True))
-    customer = re.search(r"recommend \S+/runs/lastfm --customer (\d+) --metadata \S+/data/lastfm_genres.csv", output)
+    customer = re.search(r"recommend '.+/runs/lastfm' --customer (\d+) --metadata '.+/data/lastfm_genres.csv'", output)
     assert customer is not None, output
     assert counts[int(customer[1])] == pytest.approx(statistics.median(counts.values()), abs=1)
     shown = output.partition(f"\ncustomer {customer[1]}\n")[2].splitlines()[1:]
     assert all(re.match(r" +\d\.\d{3}  .+ \((rock|jazz)\) +.+ \((rock|jazz)\)$", line) for line in shown), shown
-    assert (tmp_path / "data" / "lastfm_genres.csv").read_text().startswith('"artist","genre"\n')
+    assert (folder / "data" / "lastfm_genres.csv").read_text().startswith('"artist","genre"\n')
 
 
 def test_failing_command_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from command_here import crossfade_here
 from running_command import succeeded
 
 from crossfade.base.io.folder import Folder
-from crossfade.next_command import median_id, train_command
+from crossfade.next_command import command_line, median_id, train_command
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.vocabulary import Vocabulary
@@ -130,3 +130,12 @@ def test_printed_command_begins_as_the_one_that_was_typed(tmp_path: Path, anothe
     synthesize = "synthesize --queries 50 --items 40 --interactions 2000 --out data"
     [train] = nexts(typed(f"PATH='{another.parent}':$PATH; {begin} {synthesize}", tmp_path))
     assert f" && {begin} train " in train
+
+
+@pytest.mark.parametrize("executable", [None, ""])
+def test_process_that_does_not_know_its_python_names_it_by_path(
+    monkeypatch: pytest.MonkeyPatch, executable: str | None
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    monkeypatch.setattr(sys, "argv", ["notebook"])
+    assert command_line("doctor") == "python -m crossfade doctor"

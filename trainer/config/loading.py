@@ -217,7 +217,7 @@ def _format_error(error: ValidationError) -> str:
         example = next(iter(_section_at(location).model_fields))
         found = f"{first['input']!r:.100}"
         value = found.strip("'") if isinstance(first["input"], str) else "…"
-        return f"{where}: expected keys, as in '{where}: {{{example}: {value}}}', but found {found}{more}"
+        return f"{where}: expected keys, as in '{location[-1]}: {{{example}: {value}}}', but found {found}{more}"
     if not where:
         # A check across sections: its message names the keys itself.
         return f"{first['msg'].removeprefix('Value error, ')}{more}"

@@ -277,8 +277,7 @@ class Model:
         rows, distinct = names.found(texts, self._log), dict.fromkeys(texts)
         if missing := [text for text in distinct if text not in rows]:
             raise UnknownRowError(names.describe_unknown(missing))
-        trained_R = self.trained_rows(entity)
-        if trained and (missing := [text for text in distinct if not trained_R[rows[text]]]):
+        if trained and (missing := [text for text in distinct if not self.trained_rows(entity)[rows[text]]]):
             raise UnknownRowError(untrained(entity, missing))
         return np.array([rows[text] for text in texts], np.int64)
 

@@ -69,7 +69,7 @@ def unknown(entity: str, texts: Sequence[str]) -> str:
     """Return that there is no row of ``entity`` that one of ``texts`` names."""
     if len(texts) == 1:
         return f"there is no {entity} with the ID or name '{texts[0]}'"
-    return f"{len(texts):,} of {entity} are not in the model: {format_names(texts)}"
+    return f"the model has no {entity} with these {len(texts):,} IDs or names: {format_names(texts)}"
 
 
 def untrained(entity: str, texts: Sequence[str]) -> str:
@@ -77,7 +77,8 @@ def untrained(entity: str, texts: Sequence[str]) -> str:
     reason = "no interaction of positive weight in train"
     if len(texts) == 1:
         return f"{entity} '{texts[0]}' has {reason}, so its vector is not trained"
-    return f"{len(texts):,} of {entity} have {reason}, so their vectors are not trained: {format_names(texts)}"
+    which = f"the vectors of {len(texts):,} IDs of {entity}"
+    return f"{which} are not trained, since they have {reason}: {format_names(texts)}"
 
 
 def distinct_labels(labels: Mapping[int, RowLabel]) -> dict[int, str]:

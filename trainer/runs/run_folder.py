@@ -30,7 +30,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, RootModel, ValidationError
 
 from crossfade.base.errors import InputError, option_named
-from crossfade.base.io.durable_file import is_partial, replace_file
+from crossfade.base.io.durable_file import is_partial, replace_file, written_name
 from crossfade.base.io.file_lock import folder_lock
 from crossfade.base.io.regular_files import read_below
 from crossfade.base.json_text import parse_json
@@ -292,7 +292,7 @@ class RunFolder:
     def foreign_names(self) -> list[str]:
         """Return the names of the files and folders here that no run writes, sorted."""
         names = (path.name for path in self.path.iterdir())
-        return sorted(name for name in names if name not in _NAMES and not is_partial(name))
+        return sorted(name for name in names if written_name(name) not in _NAMES)
 
     def _empty(self) -> None:
         """Delete what a run wrote; raise if there is anything else."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
 
 _PARTIAL_SUFFIX = ".partial"
+_HIDDEN = re.compile(r"\.(.+?)(\.[0-9a-f]+)?\.(partial(-\w+)?(\.work)?|lock|old|worker-\d+)")
+"""What writers hide beside an output: new and old content, and a lock."""
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -44,6 +47,12 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 def is_partial(name: str) -> bool:
     """Return whether a file of this name is being written, or was when its process died."""
     return name.startswith(".") and name.endswith(_PARTIAL_SUFFIX)
+
+
+def written_name(name: str) -> str:
+    """Return the name of the output beside which its writer hides a file or folder ``name``; otherwise ``name``."""
+    hidden = _HIDDEN.fullmatch(name)
+    return name if hidden is None else hidden[1]
 
 
 def create_folder(folder: Path) -> None:

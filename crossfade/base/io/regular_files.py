@@ -4,7 +4,7 @@ data = read_below("runs/plays", "report.json", max_bytes=SMALL_FILE_BYTES)
 data = read_regular("jobs/plays.yaml")                  # a path that the user named, and which may be a link
 
 A FIFO in place of a file would block its reader forever, a device may never end, a sparse file of any size costs
-nothing to make, and a link in a folder of others would show them what only the reader of the folder may read.
+nothing to make, and a link that others place in a folder could disclose a file that only this process may read.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def open_below(folder: str | os.PathLike[str], name: str) -> int:
     try:
         root, real = os.path.realpath(folder, strict=True), os.path.realpath(path, strict=True)
         if not real.startswith(os.path.join(root, "")):  # noqa: PTH118
-            raise UnsuitableFileError(errno.ELOOP, "a link leads out of the folder", path)
+            raise UnsuitableFileError(errno.ELOOP, "a link leads out of the folder; copy the file into it", path)
         *parents, last = Path(real).relative_to(root).parts
         with ExitStack() as opened:
             # Step by step and without links, since a link may have been put in place after the check.

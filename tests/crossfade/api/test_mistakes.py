@@ -23,8 +23,8 @@ STRANGERS = ["user_1", *(f"x{number}" for number in range(25))]
 UNSAVED = "use model.save(FOLDER) and crossfade.load(FOLDER)"
 OF_MODEL: list[tuple[Use, str]] = [
     (lambda m: m.recommend("user_4222"), "did you mean 'user_2"),
-    (lambda m: m.recommend(STRANGERS), "25 of user are not in the model: x0, x1, x2, x3, "),
-    (lambda m: m.recommend(STRANGERS), " x19 … (25 in all); leave out those for which model.knows(ids, 'user') is "),
+    (lambda m: m.recommend(STRANGERS), "the model has no user with these 25 IDs or names: x0, x1, x2, x3, "),
+    (lambda m: m.recommend(STRANGERS), " x19 … (25 in all); leave out the IDs for which model.knows(ids, 'user') is "),
     (lambda m: m.similar(["Title 3", "x", "y"]), "for which model.knows(ids, 'track') is False"),
     (pickle.dumps, UNSAVED),
     (copy.deepcopy, UNSAVED),
@@ -120,6 +120,11 @@ def test_help_has_plain_types(name: str) -> None:
 def test_wrong_argument_of_a_model_is_named(model: crossfade.Model, case: int) -> None:
     use, expected = OF_MODEL[case]
     assert expected in rejection(lambda: use(model))
+
+
+def test_items_of_a_history_need_no_trained_vector_so_that_knows_is_no_advice(model: crossfade.Model) -> None:
+    message = rejection(lambda: model.recommend(history=["x", "y"]))
+    assert message.endswith("the model has no track with these 2 IDs or names: x, y")
 
 
 @pytest.mark.parametrize("case", range(len(OF_FIT)))

@@ -78,7 +78,15 @@ def test_saved_model_is_a_run_folder_with_its_dataset(
     copy.save(tmp_path / "kept")
     with pytest.raises(crossfade.InputError, match="already exists"):
         model.save(tmp_path / "kept")
+    for name in (
+        *("checkpoints/embeddings/embeddings.json", "checkpoints/embeddings/epoch-000005/embeddings.json"),
+        *("checkpoints/embeddings/epoch-000005/user/rows-000000000000.parquet", ".manifest.json.0a1b2c3d.partial"),
+        *("dataset/.baselines.json.0a1b2c3d.partial", "logs/worker-0.log", "metrics/worker-0.prom", "map/map.png"),
+        *("map/.map.html.partial-0a1b2c3d", "tensorboard/events.out.tfevents.1.host.2.0", ".map.lock"),
+    ):
+        _write_below(name)(tmp_path / "kept")
     model.save(tmp_path / "kept", overwrite=True)
+    assert not (tmp_path / "kept" / "map").exists()
     assert (tmp_path / "kept" / "dataset" / "manifest.json").exists()
     loaded = crossfade.load(tmp_path / "kept", frame="polars")
     found = loaded.recommend("user_42", k=3)
@@ -88,6 +96,9 @@ def test_saved_model_is_a_run_folder_with_its_dataset(
     assert loaded.evaluate("valid")["ndcg@10"] == pytest.approx(model.metrics["valid"]["ndcg@10"])
     assert main(["recommend", str(tmp_path / "kept"), "--customer", "user_42", "-k", "3"]) == 0
     assert all(name in capsys.readouterr().out for name in expected["track_name"][:1])
+
+
+OTHER_FOLDERS = ("logs", "map", "metrics", "tensorboard")
 
 
 def _write_thesis(folder: Path) -> None:
@@ -102,7 +113,7 @@ def _write_run_with_thesis(folder: Path) -> None:
 
 def _write_below(path: str, text: str = "years of work") -> Callable[[Path], object]:
     def write(folder: Path) -> None:
-        (folder / path).parent.mkdir(parents=True)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
 
     return write
@@ -121,6 +132,9 @@ def _link(folder: Path) -> None:
         (_write_below("embeddings/thesis.tex"), "holds 'embeddings/thesis.tex', which is not part of a model"),
         (_write_below("checkpoints/old/thesis.tex"), "holds 'checkpoints/old/thesis.tex', which"),
         (_write_below("dataset/thesis.tex"), "holds 'dataset/thesis.tex', which is not part of a model"),
+        *((_write_below(f"{name}/thesis.tex"), f"holds '{name}/thesis.tex', which is not") for name in OTHER_FOLDERS),
+        (_write_below("job.yaml", "w: 2024-13-45"), "holds no model .it has no job.yaml of a run"),
+        (_write_below("job.yaml", "[" * 3000), "holds no model .it has no job.yaml of a run"),
         (_write_below("report.tex"), "holds 'report.tex', which is not part of a model"),
         (_write_below("job.yaml", "kind: Job"), "holds no model .it has no job.yaml of a run"),
         (lambda folder: (folder / "embeddings").mkdir(parents=True), "holds no model .it has no job.yaml"),
@@ -130,6 +144,8 @@ def _link(folder: Path) -> None:
     ],
     ids=[
         *("folder", "run with a file", "file in embeddings", "file in checkpoints", "file in a dataset"),
+        *(f"file in {name}" for name in OTHER_FOLDERS),
+        *("impossible date", "nested lists"),
         *("file beside a report", "other job.yaml", "folder without job"),
         *("file", "link", "dangling link"),
     ],

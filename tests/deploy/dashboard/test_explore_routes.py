@@ -6,6 +6,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cluster_data import TRACKS, write_job, write_planted
 from command_here import crossfade_here
@@ -14,6 +17,7 @@ from flask.testing import FlaskClient
 from running_command import succeeded
 from waiting import wait_until
 
+from crossfade.deploy.dashboard import bounded_lock, explore
 from crossfade.deploy.dashboard.app import make_app
 from crossfade.deploy.dashboard.explored_models import ExploredModels
 from crossfade.deploy.dashboard.run_reader import Runs
@@ -110,9 +114,35 @@ def test_map_that_cannot_be_read_is_an_error(client: FlaskClient, workspace: Pat
     assert (len(points["ids"]), points["ids"][7], points["names"][7]) == (TRACKS, ITEM, name_of(ROW))
     assert (min(points["x"]), max(points["x"])) == (0, 10_000)
     assert [points["labels"][label]["name"] for label in points["label"][1:4]] == ["genre 1", "genre 2", "genre 3"]
-    path.write_bytes(b"not Parquet")
-    try:
-        error = answer(client, "map")["error"]
-    finally:
-        write_map(workspace / "runs" / "one")
-    assert re.search(r"map\.parquet: cannot be read: .*; draw it again with 'crossfade map .*one --overwrite'", error)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 3] ^= 255
+    for content, reason in ((b"not Parquet", "Parquet magic bytes not found"), (bytes(damaged), "CRC")):
+        path.write_bytes(content)
+        try:
+            error = answer(client, "map")["error"]
+        finally:
+            write_map(workspace / "runs" / "one")
+        fix = "draw it again with 'crossfade map .*one --overwrite'"
+        assert re.search(rf"map\.parquet: cannot be read: .*{reason}.*; {fix}", error), error
+
+
+def test_only_the_points_of_a_large_map_that_are_shown_take_memory(tmp_path: Path) -> None:
+    zeros_N = pa.array(np.zeros(1_000_000, np.int32))
+    text = pa.DictionaryArray.from_arrays(zeros_N, pa.array(["a"]))
+    table = pa.table({"id": text, "name": text, "x": zeros_N.cast(pa.float64()), "y": zeros_N.cast(pa.float64())})
+    pq.write_table(table, tmp_path / "map.parquet", row_group_size=7_000)
+    before = pa.total_allocated_bytes()
+    with (tmp_path / "map.parquet").open("rb") as file:
+        points = explore._read_table(file)
+    assert points.num_rows == explore.MAX_POINTS
+    assert pa.total_allocated_bytes() - before < 10 << 20
+
+
+def test_folder_of_runs_that_another_request_reads_is_an_error_in_the_page(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_lock, "WAIT_SECONDS", 0.0)
+    runs = Runs([workspace / "runs"])
+    with closing(ExploredModels()) as models, runs._lock:
+        client = make_app(runs, models, "runs").server.test_client()
+        assert "the folder of the runs is being read" in answer(client, "map")["error"]

@@ -15,7 +15,7 @@ from explored_runs import write_runs
 from waiting import wait_until
 
 from crossfade.base.errors import CrossfadeError
-from crossfade.deploy.dashboard import explored_models
+from crossfade.deploy.dashboard import bounded_lock, explored_models
 from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing, _Progress, _write_copy
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import SimilarOptions
@@ -139,6 +139,26 @@ def test_disk_without_room_is_an_error_that_names_tmpdir(workspace: Path, tmp_pa
     assert not path.exists()
     with_trained_model(ModelSource(source=str(run)), print, lambda model: _write_copy(model, path, needed, _Progress()))
     assert path.exists()
+
+
+def test_model_that_is_dropped_while_it_answers_is_closed_after_its_answer(
+    workspace: Path, models: ExploredModels, copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_lock, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(explored_models, "MAX_OPEN", 1)
+    one, two = (workspace / "runs" / name for name in ("one", "two"))
+    expected = ask(models, one)
+
+    def open_the_other(model: Model) -> list[int]:
+        opened = models._open[one]
+        assert ask(models, two)
+        wait_until(lambda: opened.closed, "the end of the model that answers")
+        return neighbors(model)
+
+    assert models.ask(one, open_the_other) == expected
+    wait_until(lambda: len(written_copies(copies)) == 1, "the deletion of its copy")
+    models.ask(two, lambda _: models.close())
+    assert list(copies.iterdir()) == []
 
 
 def test_closing_deletes_all_copies(workspace: Path, copies: Path) -> None:

@@ -82,11 +82,12 @@ def test_invalid_lines_are_counted_and_the_others_read(tmp_path: Path) -> None:
 
 
 def test_endless_line_does_not_block_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossfade.deploy.dashboard.run_reader._CHUNK_BYTES", 256)
+    monkeypatch.setattr("crossfade.deploy.dashboard.run_reader._CHUNK_BYTES", 64)
     monkeypatch.setattr("crossfade.deploy.dashboard.run_reader._MAX_LINE_BYTES", 256)
-    (tmp_path / "log").write_bytes(b"x" * 2000 + b"\n" + b'{"time": 1, "event": "e", "number": 5}\n')
+    long_line = b'{"time": 1, "event": "e", "number": 4, "more": "%s"}\n' % (b"x" * 180)
+    (tmp_path / "log").write_bytes(long_line + b"x" * 2000 + b"\n" + b'{"time": 1, "event": "e", "number": 5}\n')
     tail = Tail(tmp_path / "log")
-    assert events_of(tail) == [5]
+    assert events_of(tail) == [4, 5]
     assert tail.bad_lines > 0
 
 
@@ -109,6 +110,10 @@ def test_log_that_takes_long_is_read_in_several_calls(tmp_path: Path, monkeypatc
     assert tail.problem() == "log: 78 bytes are not read yet"
     assert len(list(tail.read())) == 2
     assert tail.problem() is None
+    with (tmp_path / "log").open("a") as file:
+        file.write('{"time": 1, "event": "e", "number": 5}\n{"time": 1, ')
+    assert len(list(tail.read(until=0.0))) == 1
+    assert tail.problem() is None  # an incomplete line is not read in any call
 
 
 # ---- training
@@ -316,6 +321,20 @@ def test_stalled_training_and_overdue_checkpoint_are_alerts(tmp_path: Path) -> N
     assert warned(summary, "the checkpoint of step 8 was not written: disk full")
 
 
+def test_log_that_is_not_read_to_its_end_causes_no_alert_about_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossfade.deploy.dashboard.run_reader._CHUNK_BYTES", 200)
+    folder = write_run(tmp_path / "run", metrics=[step(number, at=100.0 * number) for number in range(21)])
+    for command, live in (({}, "running"), ({"state": state("running", at=2000)}, "running")):
+        if command:
+            (folder / "state.json").write_text(json.dumps(command["state"]))
+        reader = RunReader(folder, "run")
+        reader.refresh(until=0.0)
+        behind = summarize(reader, BEGAN + 2000)
+        assert (behind.state, len(behind.alerts), warned(behind, "are not read yet")) == (live, 1, True)
+
+
 def test_slow_worker_and_low_memory_are_alerts(tmp_path: Path) -> None:
     slow = load(phase_seconds={"gradients": 400.0}, memory_available_bytes=50)
     loads = {"worker_0": slow, **{f"worker_{rank}": load(phase_seconds={"gradients": 99.0}) for rank in (1, 2)}}
@@ -436,7 +455,7 @@ def test_file_behind_a_link_that_leads_out_of_the_run_is_not_read(tmp_path: Path
     (folder / name).unlink()
     (folder / name).symlink_to("../outside")
     reader = read(folder)
-    assert reader.problems() == [f"{name} cannot be read: a link leads out of the folder"]
+    assert reader.problems() == [f"{name} cannot be read: a link leads out of the folder; copy the file into it"]
     (tmp_path / "link").symlink_to(folder)
     assert read(tmp_path / "link").problems() == reader.problems()
 

@@ -233,6 +233,11 @@ def test_invalid_yaml_is_rejected_with_its_line(job_path: Path, text: str, expec
     assert error_of(job_path, text).startswith(expected)
 
 
+def test_example_of_a_section_within_another_has_the_form_of_a_job_file(job_path: Path) -> None:
+    message = error_of(job_path, SMALL + "model: {dense: x}\n")
+    assert message == "model.dense: expected keys, as in 'dense: {query: x}', but found 'x'"
+
+
 def test_merge_key_does_not_override_keys_of_the_section(job_path: Path) -> None:
     job_path.write_text(SMALL + "optimizer: {<<: {kind: sgd, learning_rate: 0.5}, learning_rate: 0.25}\n")
     assert (load_job(job_path).optimizer.kind, load_job(job_path).optimizer.learning_rate) == ("sgd", 0.25)

@@ -87,7 +87,9 @@ def test_unknown_text_gets_examples(names: RowNames, tmp_path: Path) -> None:
         names.find(["xyz", "10"])
     with pytest.raises(InputError) as caught:
         names.find(["10", "xyz", "qqq", "xyz"])
-    assert documented("several unknown names", str(caught.value)) == "2 of artist are not in the model: xyz, qqq"
+    assert documented("several unknown names", str(caught.value)) == (
+        "the model has no artist with these 2 IDs or names: xyz, qqq"
+    )
     numbered = names_of(tmp_path / "numbered", IDS, None)
     with pytest.raises(InputError, match=r"'17'; expected an ID, such as 10, 11$"):
         numbered.find(["17"])

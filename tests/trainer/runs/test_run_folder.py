@@ -125,6 +125,20 @@ def test_interrupted_deletion_of_an_earlier_run_can_be_repeated(
     assert {path.name for path in run.path.iterdir()} == {JOB_FILE, LOCK_FILE, RUN_FILE}
 
 
+def test_overwriting_deletes_what_killed_commands_have_left_but_no_other_hidden_file(
+    run: RunFolder, job: JobConfig
+) -> None:
+    begin(run, job)
+    (run.path / "events.jsonl").write_text("{}\n")
+    for name in ("map.lock", "map.partial-0a1b2c3d", "map.old", "embeddings.partial", "embeddings.worker-3"):
+        (run.path / f".{name}").mkdir()
+    (run.path / ".thesis.old").touch()
+    with pytest.raises(InputError, match=r"holds \.thesis\.old, which is not part of a run"):
+        begin(run, job, overwrite=True)
+    (run.path / ".thesis.old").unlink()
+    assert begin(run, job, overwrite=True) is None
+
+
 def test_file_is_synced_before_its_name_and_its_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
     sync, replace = os.fsync, Path.replace

@@ -1,4 +1,4 @@
-"""Temporary folders are deleted at the end, and those of killed processes by the next one."""
+"""Temporary folders are deleted at the end, and the folders of killed processes by the next one."""
 
 from pathlib import Path
 
