@@ -40,7 +40,7 @@ def program() -> list[str]:
     """
     called, python = Path(sys.argv[0]), sys.executable or "python"
     script = called if called.name == "crossfade" else Path(python).with_name("crossfade")
-    if (called.parent.name, called.name) == ("crossfade", "__main__.py") or not script.exists():
+    if (called.parent.name, called.name) == ("crossfade", "__main__.py") or not script.is_file():
         return [python, "-m", "crossfade"]
     found = shutil.which("crossfade")
     return ["crossfade" if found is not None and script.samefile(found) else str(script.parent.resolve() / script.name)]

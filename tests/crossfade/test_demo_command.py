@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from command_here import crossfade_here
 from running_command import succeeded
 from serving import running_server
@@ -155,6 +156,11 @@ def test_days_of_a_service_are_published_one_after_the_other_also_where_an_earli
     assert "(genre" in names
     assert published_by_next_steps(output) == [3, 2, 2]
     assert files_that_git_reports(tmp_path) == []
+
+
+def test_service_of_the_days_may_be_in_a_folder_of_any_name() -> None:
+    folder = Path("/my: \U0001f3b5")
+    assert yaml.safe_load(demo_fresh._service_text(folder))["folder"] == str(folder / "services" / "fresh")
 
 
 def files_that_git_reports(folder: Path) -> list[str]:

@@ -80,7 +80,8 @@ def test_saved_model_is_a_run_folder_with_its_dataset(
         model.save(tmp_path / "kept")
     for name in (
         *("checkpoints/embeddings/embeddings.json", "checkpoints/embeddings/epoch-000005/embeddings.json"),
-        *("checkpoints/embeddings/epoch-000005/user/rows-000000000000.parquet", ".manifest.json.0a1b2c3d.partial"),
+        "checkpoints/embeddings/epoch-000005/user/rows-000000000000.parquet",
+        "checkpoints/step-000000001/.manifest.json.0a1b2c3d.partial",
         *("dataset/.baselines.json.0a1b2c3d.partial", "logs/worker-0.log", "metrics/worker-0.prom", "map/map.png"),
         *("map/.map.html.partial-0a1b2c3d", "tensorboard/events.out.tfevents.1.host.2.0", ".map.lock"),
     ):

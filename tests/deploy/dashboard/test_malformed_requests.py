@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -116,6 +117,15 @@ def test_run_that_another_request_reads_is_answered_in_time(
                 answer = client.post(PATH, json=request_of(callback))
             assert (answer.status_code, "the run 'one' is being read" in answer.text) == (503, True)
             assert status(client, request_of(callback)) == 200
+
+
+def test_wait_for_several_runs_ends_at_one_time(runs: Runs) -> None:
+    [run] = runs.readers()
+    passed = time.monotonic()
+    with run.lock, pytest.raises(bounded_lock.BusyError), run.lock.held(passed):
+        pass
+    with run.lock.held(passed):  # a free lock takes no time
+        pass
 
 
 def test_requests_of_other_types_and_for_unknown_files_are_rejected(client: FlaskClient) -> None:
