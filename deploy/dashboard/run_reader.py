@@ -40,8 +40,7 @@ from crossfade.trainer.runs.run_folder import (
 _MAX_FILE_BYTES = 8 << 20
 """Of a file that is read as a whole: ``state.json`` of a thousand processes has 1 MB."""
 _CHUNK_BYTES, _MAX_LINE_BYTES = 1 << 20, 4 << 20
-"""A chunk is small, since Python does nothing else while it decodes and parses one: ``/healthz`` waits for it. A sample
-of a thousand processes is a line of 1 MB."""
+"""``/healthz`` waits while Python parses a chunk. A sample of a thousand processes is a line of 1 MB."""
 _parse = json.JSONDecoder().decode
 T = TypeVar("T")
 _RUN_FILES = (RUN_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)
@@ -85,13 +84,8 @@ class Tail:
         self._inode, self._offset, self._lines, self.bad_lines, self.first_bad_line = inode, 0, 0, 0, 0
 
     def read(self, until: float = math.inf) -> Iterator[dict[str, Any]]:
-        """Yield the objects on complete lines since the last call; after the monotonic time ``until``, leave the rest.
-
-        A file of others may have any size.
-        """
+        """Yield the objects on complete lines since the last call; after the monotonic ``until``, leave the rest."""
         self.error, self.unread_bytes = "", 0
-        if self._inode is None:
-            return
         try:
             with os.fdopen(open_below(self.path.parent, self.path.name), "rb") as file:
                 if os.fstat(file.fileno()).st_ino == self._inode:
@@ -111,15 +105,12 @@ class Tail:
     @staticmethod
     def _complete_lines(file: BinaryIO) -> bytes:
         data = b""
-        while len(data) < _MAX_LINE_BYTES:
-            piece = file.read(_CHUNK_BYTES)
+        while len(data) < _MAX_LINE_BYTES and (piece := file.read(_CHUNK_BYTES)):
             data += piece
             if end := data.rfind(b"\n") + 1:
                 return data[:end]
-            if not piece:
-                return b""
         # A longer line cannot be a record: skip it in pieces, so that it does not block the reader.
-        return data
+        return data if len(data) >= _MAX_LINE_BYTES else b""
 
     def _objects(self, data: bytes) -> Iterator[dict[str, Any]]:
         # Bytes that are not UTF-8 become replacement characters, which at worst make one line invalid.
@@ -313,9 +304,8 @@ class RunReader:
             identity = found.st_ino, found.st_mtime_ns, found.st_size
         except OSError:
             identity = 0, 0, 0
-        changed = self._seen.get(name) != identity
-        self._seen[name] = identity
-        return changed
+        before, self._seen[name] = self._seen.get(name), identity
+        return before != identity
 
     def _parse_job(self, data: bytes) -> dict[str, Any]:
         text = data.decode()
