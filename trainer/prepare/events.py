@@ -57,6 +57,7 @@ from crossfade.trainer.prepare.source_columns import possible_columns
 from crossfade.trainer.prepare.text_records import DELIMITERS
 from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
 from crossfade.trainer.prepare.yambda import EVENT, PLAYED, YAMBDA, kind_sql
+
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.extend import BaseDataset
 

@@ -335,7 +335,11 @@ class Faults:
 
 def _format(text: str, problem: _Problem, values: bool) -> str:
     if problem.fatal:
-        return problem.message if problem.count == 1 or text == problem.message else f"{problem.count:,} {text}: {problem.message}"
+        return (
+            problem.message
+            if problem.count == 1 or text == problem.message
+            else f"{problem.count:,} {text}: {problem.message}"
+        )
     more = ", …" if problem.count > len(problem.places) else ""
     noun = "row" if problem.missing else "line"
     return f"{counted(problem.count, noun)}: {text} ({_format_places(problem.places, values)}{more})"
