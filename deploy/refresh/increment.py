@@ -34,12 +34,7 @@ from crossfade.deploy.refresh.event_files import Arrivals, describe_change, find
 from crossfade.deploy.refresh.last_failure import clear_failure, failure_message, note_failure
 from crossfade.deploy.refresh.remote import locked_versions, set_remote
 from crossfade.deploy.refresh.service_file import Guard, ServiceConfig, setting
-from crossfade.deploy.refresh.versions import (
-    PLAN_FILE,
-    Plan,
-    ServiceVersions,
-    VersionRecord,
-)
+from crossfade.deploy.refresh.versions import PLAN_FILE, Plan, ServiceVersions, VersionRecord
 from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -63,8 +58,7 @@ class RefreshedService:
         self.versions = ServiceVersions(self.folder)
         self.arrivals: Arrivals | None = None
         """What the last search for event files found."""
-        self._found: dict[str, Source] = {}
-        """All event files when the last version was prepared, by URI."""
+        self._found: dict[str, Source] = {}  # all event files when a version was last prepared, by URI
         self._metric = config.metric()
         self._process = TrialProcess()
 
@@ -210,8 +204,7 @@ class RefreshedService:
         Events of a version that was rejected or withdrawn are taken once more with the first file that it did not have,
         or if they are to be published ``again``.
         """
-        current = self.versions.current
-        base = None if current is None else current.number
+        base = None if self.versions.current is None else self.versions.current.number
         plan = self.versions.plan()
         if self.versions.must_forget and plan is not None and plan.files:
             plan = None  # it may have events of the IDs
@@ -224,10 +217,9 @@ class RefreshedService:
             files = self.find_arrivals().plan()
             if not files or (self.versions.tried() >= set(files) and not again):
                 return None
-        number = self.versions.next_number
-        found = Plan(number=number, base=base, files=files)
+        found = Plan(number=self.versions.next_number, base=base, files=files)
         if found != plan:
-            self.versions.discard(number)
+            self.versions.discard(found.number)
             self.versions.write_plan(found)
         return found
 

@@ -38,7 +38,7 @@ from crossfade.trainer.prepare.event_values import (
 )
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.fetch import fetch_files
-from crossfade.trainer.prepare.id_encoder import READ_STEP, SIDES, IdEncoder
+from crossfade.trainer.prepare.id_encoder import READ_STEP, SIDES, IdEncoder, IdType
 from crossfade.trainer.prepare.input_files import RawFile, Source
 from crossfade.trainer.prepare.journal import Journal
 from crossfade.trainer.prepare.options import PrepareOptions
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
 
 _KEPT_PARTS = 10
 """Reading is kept at the ends of files, after about each such part of the bytes."""
-IdType = Literal["int64", "string"]
 
 _TYPED_ROLES = ("query", "item", "timestamp")
 _FEW_ROWS = 30_000

@@ -321,10 +321,11 @@ def test_unexpected_error_ends_one_attempt_and_is_shown_until_one_succeeds(
 
     for owner, name, failing in ((increment, "prepare", fail), (ServiceVersions, "current", property(fail))):
         waits.clear()
-        with monkeypatch.context() as patch, pytest.raises(StopSignal):
+        with monkeypatch.context() as patch:
             patch.setattr(owner, name, failing)
             patch.setattr(refresh, "_wait", waited)
-            service.command("refresh", "--every", "10m", "--metrics-port", "none")
+            with pytest.raises(StopSignal):
+                service.command("refresh", "--every", "10m", "--metrics-port", "none")
         assert waits == [pytest.approx(seconds, abs=60) for seconds in (1200, 2400, 3600)]
         failure = service.status()["last_failure"]
         assert failure["message"] == "unexpected KeyError: 'line\\nbreak'"

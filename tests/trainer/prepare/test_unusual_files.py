@@ -117,11 +117,8 @@ def test_file_is_read_by_line_after_lack_of_memory_only_if_its_lines_have_no_lim
 ) -> None:
     text = "customer,item\n1,2,3\n" + "".join(f"{n},{7 * n}\n" for n in range(200_000))
     path = write_text(tmp_path / name, gzip.compress(text.encode(), 1) if name.endswith(".gz") else text)
-    found: list[Record] = []
-    with (
-        duckdb.connect(config={"memory_limit": "2MB", "temp_directory": "", "threads": 1}) as connection,
-        pytest.raises(duckdb.OutOfMemoryException),
-    ):
-        columns = {"query": "customer", "item": "item"}
-        open_columns(connection, RawFile(path, "csv"), columns, on_fault=lambda _, record: found.append(record))
+    file, columns, found = RawFile(path, "csv"), {"query": "customer", "item": "item"}, list[Record]()
+    connection = duckdb.connect(config={"memory_limit": "2MB", "temp_directory": "", "threads": 1})
+    with connection, pytest.raises(duckdb.OutOfMemoryException):
+        open_columns(connection, file, columns, on_fault=lambda _, record: found.append(record))
     assert len(found) == bad_lines
