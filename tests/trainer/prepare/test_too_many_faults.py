@@ -79,13 +79,3 @@ def test_error_after_many_kinds_of_bad_lines_is_reported(tmp_path: Path, others:
     if isinstance(caught.value, EventFaultsError):
         [line] = caught.value.details
         assert line.startswith(f"2 other errors, the first of which is: {tmp_path}/b0.csv: ")
-
-
-@pytest.mark.parametrize(("sound", "expected"), [(1000, ["b.csv"]), (1, ["a.csv", "b.csv"])])
-def test_file_of_bad_lines_is_only_named_if_all_have_too_many(tmp_path: Path, sound: int, expected: list[str]) -> None:
-    bad = write_text(tmp_path / "a.csv", "customer,item\n1,1\n1,2,3\n")
-    missing = write_text(tmp_path / "b.csv", "customer\n1\n")
-    good = write_text(tmp_path / "c.csv", "customer,item\n" + "1,1\n" * sound)
-    with pytest.raises(FaultyFilesError) as caught:
-        prepare_files(tmp_path / "out", bad, missing, good, on_bad_line="skip")
-    assert [Path(name).name for name in caught.value.files] == expected
