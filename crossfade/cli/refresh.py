@@ -107,17 +107,18 @@ def _refresh_at_intervals(service: RefreshedService, options: RefreshCommand, se
     with serve_metrics(of_process, options.metrics_port, options.metrics_host, "127.0.0.1", source=source) as listener:
         if listener.address is not None:
             _logger.info(f"metrics: http://{listener.address}/metrics")
-        unexpected = 0
+        wait = seconds
         while True:
             began = time.monotonic()
             try:
                 with metrics.attempt():
                     _refresh(service, options)
-                unexpected = 0
+                wait = seconds
             except Exception as error:  # an error of one attempt ends no later one
-                unexpected = 0 if isinstance(error, CrossfadeError | OSError) else unexpected + 1
+                is_expected = isinstance(error, CrossfadeError | OSError)
+                wait = seconds if is_expected else max(seconds, min(2 * wait, _MAX_BACKOFF_SECONDS))
                 _report(service, error)
-            _wait(began + max(seconds, min(seconds * 2 ** min(unexpected, 16), _MAX_BACKOFF_SECONDS)))
+            _wait(began + wait)
 
 
 def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
@@ -127,7 +128,7 @@ def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
         record = service.refresh(
             bars, lambda: stopper.number is not None, deferred=stopper.deferred, publish=options.publish
         )
-    if options.every is not None and service.arrivals is not None:
+    if (options.every is not None or record is not None) and service.arrivals is not None:
         service.arrivals.warn()
     if record is None:
         stopper.check("the same command continues")
@@ -179,7 +180,7 @@ def _report(service: RefreshedService, error: Exception) -> None:
     try:
         current = service.versions.current
         served = "no version is published yet" if current is None else f"version {current.number} is still served"
-    except (CrossfadeError, OSError):  # a damaged record, or a folder that cannot be read, which is what is reported
+    except Exception:  # a damaged record, or a folder that cannot be read, which is what is reported
         served = "the last version is still served"
     _logger.error(f"{message}; {served}, and the next attempt follows")
 

@@ -1,7 +1,7 @@
 """Find the event files of a service: which of them the next version may take, and why the others wait.
 
     arrivals = find_arrivals(config, versions)
-    arrivals.plan(versions.tried())                 # what fits into one version
+    arrivals.plan()                                 # what fits into one version
     arrivals.reasons()                              # why the others are not taken, a line each
 
 A local file is taken once it has not been written for ``settle_seconds``; a text file without a final newline may be
@@ -18,24 +18,21 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from crossfade.base.errors import InputError, escape_unprintable
 from crossfade.base.formatting import duration
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.regular_files import open_regular
-from crossfade.base.json_text import validate_json
 from crossfade.base.text import counted
 from crossfade.deploy.refresh.service_file import ServiceConfig
-from crossfade.deploy.refresh.versions import EventFile, ServiceVersions
-from crossfade.trainer.prepare.input_files import RawFile, Source, find_arriving
+from crossfade.deploy.refresh.versions import EventFile, ServiceVersions, StoredRecord, read_stored
+from crossfade.trainer.prepare.input_files import RawFile, Source, find_arriving, plain_path
 
 SET_ASIDE_FILE = "set_aside.json"
 MAX_LIST_BYTES = 32 << 20
@@ -52,10 +49,8 @@ class _AsideFile(EventFile):
     problem: str
 
 
-class _Aside(BaseModel):
+class _Aside(StoredRecord):
     """``set_aside.json``: the files that cannot be read by the options ``prepare``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prepare: dict[str, Any]
     files: list[_AsideFile]
@@ -94,8 +89,6 @@ class Arrivals:
     set_aside: dict[str, str]
     unpublished: list[str]
     never_matched: list[str]
-    has_files: bool
-    """Whether there is any event file, also one whose events are in the current version."""
 
     @property
     def waiting(self) -> list[str]:
@@ -120,15 +113,17 @@ class Arrivals:
     def warn(self) -> None:
         """Log which files will not be taken soon, if that has changed."""
         if self.ahead:
-            _warn_once(_ahead_text(self.ahead), key=f"ahead: {sorted(self.ahead)}")
+            _warn_once(_ahead_text(self.ahead), "ahead", sorted(self.ahead))
         if self.set_aside:
-            _warn_once(_set_aside_text(self.set_aside), key=f"set aside: {sorted(self.set_aside)}")
+            _warn_once(_set_aside_text(self.set_aside), "set aside", sorted(self.set_aside))
 
     def reasons(self) -> list[str]:
-        """Say why files wait, a line each."""
+        """Return the reasons why files wait, a line each."""
         lines = [*self.never_matched]
         if self.settling:
-            lines.append(f"{_settle(len(self.settling))} for another {duration(max(self.settling.values()))}")
+            settle = "settles" if len(self.settling) == 1 else "settle"
+            longest = duration(max(self.settling.values()))
+            lines.append(f"{counted(len(self.settling), 'file')} {settle} for another {longest}")
         if self.ahead:
             lines.append(_ahead_text(self.ahead))
         if self.unpublished:
@@ -137,10 +132,6 @@ class Arrivals:
         if self.set_aside:
             lines.append(_set_aside_text(self.set_aside))
         return lines
-
-
-def _settle(count: int) -> str:
-    return f"{counted(count, 'file')} {'settles' if count == 1 else 'settle'}"
 
 
 def _others(files: Mapping[str, object]) -> str:
@@ -208,7 +199,7 @@ def find_arrivals(config: ServiceConfig, versions: ServiceVersions) -> Arrivals:
     taken, tried = versions.taken(), versions.tried()
     found, aside, now = find_event_files(config), _read_aside(config), time.time()
     unusable = {name: str(error).rpartition(f"{name}: ")[2] for name, error in found.unusable.items()}
-    arrivals = Arrivals({}, {}, {}, unusable, [], [], has_files=bool(found.files or unusable))
+    arrivals = Arrivals({}, {}, {}, unusable, [], [])
     for uri, source in found.files.items():
         with suppress(FileNotFoundError):  # it was deleted meanwhile
             file = EventFile(uri=uri, state=state_of(source), bytes=source.bytes)
@@ -239,13 +230,13 @@ def _seconds_left(source: Source, settle_seconds: float, now: float) -> float:
     """Return in how many seconds a file may be taken; objects on S3 appear complete."""
     if not isinstance(source, RawFile):
         return 0.0
-    left = source.path.stat().st_mtime + settle_seconds - now
+    left = _modified(source) + settle_seconds - now
     longer = left + (_UNFINISHED_FACTOR - 1) * settle_seconds
     if left > 0 or longer <= 0 or not _lacks_newline(source):
         return left
     _warn_once(
         f"{source}: has no newline at its end, and may be half written; taken in {duration(longer)} unless it changes",
-        key=f"newline: {source}",
+        f"newline: {source}",
     )
     return longer
 
@@ -261,14 +252,15 @@ def _lacks_newline(file: RawFile) -> bool:
             opened.seek(-1, os.SEEK_END)
             return opened.read(1) not in (b"\n", b"\r") and file.compression() is None
     except OSError:
-        return False  # what reads its events reports the error
+        return False  # The reader of its events reports the error.
 
 
 def _never_matched(config: ServiceConfig, patterns: Sequence[str], versions: ServiceVersions) -> list[str]:
-    """Return the errors of those ``patterns``, which match nothing now, that match no file of any version either."""
+    """Return an error for each of ``patterns`` that matches no file of any version."""
     uris = [file.uri for record in versions.records for file in record.files] if patterns else []
     errors = []
-    for pattern in patterns:
+    for given in patterns:
+        pattern = plain_path(given)
         parts = PurePath(pattern).parts
         fixed = list(takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
         folder, rest = pattern.rpartition("/")[0], pattern.rpartition("/")[2]
@@ -279,7 +271,7 @@ def _never_matched(config: ServiceConfig, patterns: Sequence[str], versions: Ser
         if not fnmatch.filter(uris, f"{folder}/{rest}".replace("**/", "*")):
             is_there = "://" in pattern or Path(folder).is_dir()
             errors.append(
-                f"{config.source}: events: '{pattern}' has matched no file yet; looked in {folder}, which "
+                f"{config.source}: events: '{given}' has matched no file yet; looked in {folder}, which "
                 f"{'has none' if is_there else 'does not exist'}; correct the pattern, or write event files there"
             )
     return errors
@@ -294,16 +286,13 @@ def _read_aside(config: ServiceConfig) -> dict[str, _AsideFile]:
     path = config.path / SET_ASIDE_FILE
     if not config.sets_aside or not path.exists():
         return {}
-    try:
-        found = validate_json(_Aside, path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: is not a list of event files: {error}; delete it, to read them again") from error
+    found = read_stored(_Aside, path, "a list of event files", "delete it, to read them again")
     return {file.uri: file for file in found.files} if found.prepare == config.prepare else {}
 
 
-def set_aside(config: ServiceConfig, files: Mapping[str, tuple[EventFile, str]]) -> None:
-    """Leave files out of versions until they change: each with its problem, by URI."""
-    known = {uri: file for uri, file in _read_aside(config).items() if Path(uri).exists() or "://" in uri}
+def set_aside(config: ServiceConfig, files: Mapping[str, tuple[EventFile, str]], found: Container[str]) -> None:
+    """Leave files out of versions until they change: each with its problem, by URI; ``found`` has all event files."""
+    known = {uri: file for uri, file in _read_aside(config).items() if uri in found}
     for uri, (file, problem) in files.items():
         known[uri] = _AsideFile(**file.model_dump(), problem=problem.removeprefix(f"{uri}: ")[:_MAX_PROBLEM])
         _logger.warning(escape_unprintable(f"{uri}: is set aside until it changes: {known[uri].problem}"))
@@ -311,12 +300,13 @@ def set_aside(config: ServiceConfig, files: Mapping[str, tuple[EventFile, str]])
     replace_file(config.path / SET_ASIDE_FILE, record.model_dump_json(indent=1).encode())
 
 
-_warned: set[str] = set()
+_warned: dict[str, Sequence[str]] = {}
 
 
-def _warn_once(message: str, key: str | None = None) -> None:
-    if (key or message) not in _warned:
-        _warned.add(key or message)
+def _warn_once(message: str, kind: str | None = None, files: Sequence[str] = ()) -> None:
+    """Log ``message``, unless the last one of its ``kind`` was about the same ``files``."""
+    if _warned.get(kind or message) != files:
+        _warned[kind or message] = files
         _logger.warning(escape_unprintable(message))
 
 

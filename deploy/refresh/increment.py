@@ -34,17 +34,13 @@ from crossfade.deploy.refresh.event_files import Arrivals, describe_change, find
 from crossfade.deploy.refresh.last_failure import clear_failure, failure_message, note_failure
 from crossfade.deploy.refresh.remote import locked_versions, set_remote
 from crossfade.deploy.refresh.service_file import Guard, ServiceConfig, setting
-from crossfade.deploy.refresh.versions import (
-    PLAN_FILE,
-    Plan,
-    ServiceVersions,
-    VersionRecord,
-)
+from crossfade.deploy.refresh.versions import PLAN_FILE, Plan, ServiceVersions, VersionRecord
 from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.compact import compact
 from crossfade.trainer.prepare.faults import FaultyFilesError
+from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.options import CompactOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.runs.run_folder import JOB_FILE
@@ -61,7 +57,8 @@ class RefreshedService:
         self.config, self.folder = config, config.path
         self.versions = ServiceVersions(self.folder)
         self.arrivals: Arrivals | None = None
-        """The event files that were there when that was last looked for."""
+        """What the last search for event files found."""
+        self._found: dict[str, Source] = {}  # all event files when a version was last prepared, by URI
         self._metric = config.metric()
         self._process = TrialProcess()
 
@@ -121,6 +118,7 @@ class RefreshedService:
             with _timed(seconds, "prepare"):
                 prepared = self._plan_and_prepare(progress, again=publish)
             if prepared is None:
+                self._note_success()
                 return None
             plan, manifest = prepared
             with _timed(seconds, "train"), deferred():
@@ -130,6 +128,7 @@ class RefreshedService:
             record = self._decide(plan, manifest, report, seconds, publish=publish)
             self.versions.write(record)
             (self.folder / PLAN_FILE).unlink(missing_ok=True)
+            self._note_success()
             with self._warning_of_failure("compacted and cleaned up"):
                 self._compact(progress)
                 self.versions.clean(self.config.keep_versions)
@@ -137,7 +136,7 @@ class RefreshedService:
 
     @contextmanager
     def _noting_failure(self) -> Iterator[None]:
-        """Note for ``--status`` whether an attempt fails; one that another process keeps from beginning does not."""
+        """Record a failed attempt for ``--status``. A busy lock is no failure."""
         try:
             yield
         except BusyError:
@@ -147,7 +146,10 @@ class RefreshedService:
                 with self._warning_of_failure("noted as failed"):
                     note_failure(self.folder, error)
             raise
-        clear_failure(self.folder)
+
+    def _note_success(self) -> None:
+        with self._warning_of_failure("noted as successful"):
+            clear_failure(self.folder)
 
     def _plan_and_prepare(self, progress: ProgressReporter, *, again: bool) -> tuple[Plan, DatasetManifest] | None:
         """Plan the next version, and prepare its dataset, without files that cannot be read if they may be left out.
@@ -161,7 +163,7 @@ class RefreshedService:
             except FaultyFilesError as error:
                 if not self._set_aside(plan, error):
                     raise
-        if self.arrivals is not None and self.arrivals.never_matched and not self.arrivals.has_files:
+        if self.arrivals is not None and len(self.arrivals.never_matched) == len(self.config.events):
             raise InputError(self.arrivals.never_matched[0])
         return None
 
@@ -173,10 +175,10 @@ class RefreshedService:
         if not self.config.sets_aside or not 0 < len(error.files) < len(plan.files):
             return False
         planned = {file.uri: file for file in plan.files}
-        found = ((str(file), uri) for uri, file in find_event_files(self.config).files.items())
-        uris = {name: uri for name, uri in found if name in error.files and uri in planned}
-        set_aside(self.config, {uri: (planned[uri], error.files[name]) for name, uri in uris.items()})
-        return bool(uris)
+        names = {uri: str(file) for uri, file in self._found.items() if uri in planned}
+        faulty = {uri: (planned[uri], error.files[name]) for uri, name in names.items() if name in error.files}
+        set_aside(self.config, faulty, self._found)
+        return bool(faulty)
 
     def _check_deletion(self) -> None:
         """Check that no deletion of IDs was interrupted, whose IDs would be in the next version.
@@ -202,8 +204,7 @@ class RefreshedService:
         Events of a version that was rejected or withdrawn are taken once more with the first file that it did not have,
         or if they are to be published ``again``.
         """
-        current = self.versions.current
-        base = None if current is None else current.number
+        base = None if self.versions.current is None else self.versions.current.number
         plan = self.versions.plan()
         if self.versions.must_forget and plan is not None and plan.files:
             plan = None  # it may have events of the IDs
@@ -216,10 +217,9 @@ class RefreshedService:
             files = self.find_arrivals().plan()
             if not files or (self.versions.tried() >= set(files) and not again):
                 return None
-        number = self.versions.next_number
-        found = Plan(number=number, base=base, files=files)
+        found = Plan(number=self.versions.next_number, base=base, files=files)
         if found != plan:
-            self.versions.discard(number)
+            self.versions.discard(found.number)
             self.versions.write_plan(found)
         return found
 
@@ -232,8 +232,8 @@ class RefreshedService:
         out, base = self.versions.data_path(plan.number), None
         if plan.is_read:
             return read_manifest(Folder(str(out)))
-        found = find_event_files(self.config).files
-        files = [str(found[file.uri]) for file in plan.files if file.uri in found]
+        self._found = find_event_files(self.config).files
+        files = [str(self._found[file.uri]) for file in plan.files if file.uri in self._found]
         is_of_others = (out / FILE_NAME).exists() and read_manifest(Folder(str(out))).source.get("train") != files
         if plan.files and is_of_others:
             self.versions.discard(plan.number)  # it is of an earlier plan
@@ -254,7 +254,7 @@ class RefreshedService:
         return read_manifest(Folder(str(out)))
 
     def _read(self, plan: Plan, files: Sequence[str], base: str | None, progress: ProgressReporter) -> None:
-        """Prepare ``files``, those of ``plan`` that are still there.
+        """Prepare the files of ``plan`` that still exist.
 
         Raises:
             InputError: a file is invalid or, which may be why it is, has changed.

@@ -11,21 +11,17 @@ import time
 import traceback
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
-from crossfade.base.errors import CrossfadeError, InputError, as_typed, escape_unprintable
+from crossfade.base.errors import CrossfadeError, as_typed, escape_unprintable
 from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.io.durable_file import replace_file
-from crossfade.base.json_text import validate_json
+from crossfade.deploy.refresh.versions import StoredRecord, read_stored
 from crossfade.trainer.runs.events import UnixTime
 
 FAILURE_FILE = "last_failure.json"
 
 
-class Failure(BaseModel):
+class Failure(StoredRecord):
     """An attempt that failed: when, its message and, of an unexpected error, the traceback."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     at: UnixTime
     message: str
@@ -60,12 +56,7 @@ def read_failure(folder: Path) -> Failure | None:
         InputError: the note was damaged.
     """
     path = folder / FAILURE_FILE
-    try:
-        return validate_json(Failure, path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f"{path}: is not the note of a failure: {error}; delete it") from error
+    return read_stored(Failure, path, "the note of a failure", "delete it") if path.exists() else None
 
 
 def clear_failure(folder: Path) -> None:

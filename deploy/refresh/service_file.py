@@ -50,6 +50,8 @@ _KEYS_OF_REFRESH = (
 """Keys of the job that a service itself decides."""
 _KEYS_OF_INCREMENTS = ("checkpoint.warm_start_from", "train.eval_every_epochs")
 """Keys that it also decides in versions that continue another."""
+_JOB_PATHS = re.compile(r"checkpoint\.warm_start_from|tracking\.tensorboard|model\.start\..+")
+"""Keys of the job that are paths, where they are text."""
 _CONDITION = re.compile(r"\s*((?:recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*)\s*>=\s*([0-9]*\.?[0-9]+)\s*\*\s*last\s*")
 
 
@@ -138,7 +140,7 @@ class ServiceConfig(Section):
 
     @property
     def source(self) -> Path:
-        """The file itself. Paths in it are relative to its folder."""
+        """The path of the service file. Relative paths in it count from its folder."""
         return self._source
 
     @property
@@ -148,11 +150,23 @@ class ServiceConfig(Section):
 
     def event_patterns(self) -> list[str]:
         """Return the patterns of event files, for any current folder."""
-        folder = glob.escape(str(self._source.parent))
-        return [self._located(pattern, folder) for pattern in self.events]
+        return [self._located_pattern(pattern) for pattern in self.events]
 
     def _located(self, path: str, folder: str | None = None) -> str:
         return path if "://" in path else str(Path(folder or self._source.parent, path))
+
+    def _located_pattern(self, pattern: str) -> str:
+        return self._located(pattern, glob.escape(str(self._source.parent)))
+
+    def _located_job(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        """Return ``values`` of a job with its paths, for any current folder."""
+        located = dict(values)
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                located[key] = self._located_job(value, f"{prefix}{key}.")
+            elif isinstance(value, str) and _JOB_PATHS.fullmatch(f"{prefix}{key}"):
+                located[key] = self._located(value)
+        return located
 
     @property
     def sets_aside(self) -> bool:
@@ -183,7 +197,7 @@ class ServiceConfig(Section):
             given |= {"base": base, "replay": self.replay or None}
         options = PrepareOptions.of(**given)
         of_features = {
-            key: tuple(replace(file, path=self._located(str(file.path))) for file in getattr(options, key))
+            key: tuple(replace(file, path=self._located_pattern(str(file.path))) for file in getattr(options, key))
             for key in ("features", "content")
         }
         names = {entity: replace(file, path=self._located(str(file.path))) for entity, file in options.names.items()}
@@ -192,10 +206,7 @@ class ServiceConfig(Section):
     def job_text(self) -> str:
         """Return the job file of the first version, without its dataset."""
         own: dict[str, Any] = {"name": self.name, "data": {"path": "."}}
-        start = dict(flattened(self.job)).get("checkpoint.warm_start_from")
-        if isinstance(start, str):
-            own["checkpoint"] = {"warm_start_from": self._located(start)}
-        return json.dumps(_merged(self.job, own))
+        return json.dumps(_merged(self._located_job(self.job), own))
 
     def first_settings(self) -> list[str]:
         """Return what replaces keys of the job in the first version, as ``KEY=VALUE``."""
@@ -207,7 +218,7 @@ class ServiceConfig(Section):
         Only their first and their last step are evaluated, so the embeddings that are served are those of the last
         checkpoint, which the next version continues.
         """
-        changed = dict(flattened(self.increment_job))
+        changed = dict(flattened(self._located_job(self.increment_job)))
         epochs = make_job(self._increment_text(), "increment_job").train.epochs
         changed |= {"train.eval_every_epochs": epochs, "evaluate.at_start": True}
         changed |= {"checkpoint.warm_start_from": checkpoints}

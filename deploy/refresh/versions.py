@@ -51,14 +51,16 @@ _TRASH = ".trash-"
 Status = Literal["published", "rejected", "withdrawn"]
 
 
-class _Record(BaseModel):
+class StoredRecord(BaseModel):
+    """What a file in the folder of a service has."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-_Known = TypeVar("_Known", bound=_Record)
+_Known = TypeVar("_Known", bound=StoredRecord)
 
 
-class EventFile(_Record):
+class EventFile(StoredRecord):
     """A file of events: where it is, its state, which differs if it was replaced or changed, and its size."""
 
     uri: str
@@ -66,7 +68,7 @@ class EventFile(_Record):
     bytes: int
 
 
-class Plan(_Record):
+class Plan(StoredRecord):
     """What the next version takes.
 
     Attributes:
@@ -84,7 +86,7 @@ class Plan(_Record):
     job: list[str] | None = None
 
 
-class VersionRecord(_Record):
+class VersionRecord(StoredRecord):
     """A version that was decided on.
 
     Attributes:
@@ -114,7 +116,7 @@ class VersionRecord(_Record):
     seconds: dict[str, Seconds]
 
 
-class Forgotten(_Record):
+class Forgotten(StoredRecord):
     """IDs are forgotten: all versions up to the version ``through`` may have vectors of them.
 
     ``complete`` is whether they were deleted from all datasets.
@@ -186,7 +188,7 @@ class ServiceVersions:
             InputError: the plan was damaged.
         """
         path = self.folder / PLAN_FILE
-        return _read(Plan, path, "the plan of a version", "delete it, to plan anew") if path.exists() else None
+        return read_stored(Plan, path, "the plan of a version", "delete it, to plan anew") if path.exists() else None
 
     def write_plan(self, plan: Plan) -> None:
         """Write what the next version takes."""
@@ -213,7 +215,7 @@ class ServiceVersions:
             InputError: it was damaged.
         """
         path = self.folder / FORGOTTEN_FILE
-        return _read(Forgotten, path, "the note of a deletion") if path.exists() else None
+        return read_stored(Forgotten, path, "the note of a deletion") if path.exists() else None
 
     @property
     def must_forget(self) -> bool:
@@ -390,13 +392,19 @@ def read_record(path: Path) -> VersionRecord:
     Raises:
         InputError: it was damaged.
     """
-    record = _read(VersionRecord, path, description := "the record of a version")
+    record = read_stored(VersionRecord, path, description := "the record of a version")
     if path.name != f"{_name(record.number)}.json":
         raise InputError(f"{path}: is not {description}: its number is {record.number}; restore it")
     return record
 
 
-def _read(kind: type[_Known], path: Path, description: str, fix: str = "restore it") -> _Known:
+def read_stored(kind: type[_Known], path: Path, description: str, fix: str = "restore it") -> _Known:
+    """Read a file in the folder of a service.
+
+    Raises:
+        InputError: it was damaged, or it is no file of that folder.
+        FileNotFoundError: it is missing.
+    """
     try:
         return validate_json(kind, read_below(path.parent, path.name))
     except FileNotFoundError:

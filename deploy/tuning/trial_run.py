@@ -57,13 +57,13 @@ class TrialProcess:
         request = json.dumps({"arguments": list(arguments), "log": str(log)}) + "\n"
         with suppress(BrokenPipeError):  # it has been killed just now, so its answer is that it has ended
             host.stdin.write(request.encode())  # type: ignore[union-attr]
+        is_reusable = False  # after an error of ``watch``, the next training would get the answer to this one
         try:
-            return self._await_answer(host, watch)
-        except BaseException:  # of ``watch``: the next training must not get the answer to this one
-            self.close()
-            raise
+            code = self._await_answer(host, watch)
+            is_reusable = warm
+            return code
         finally:
-            if not warm:
+            if not is_reusable:
                 self.close()
 
     def _await_answer(self, host: subprocess.Popen[bytes], watch: Callable[[], bool]) -> int:

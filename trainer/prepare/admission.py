@@ -27,8 +27,8 @@ from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.time_values import TimeSpan, check_span
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.prepare.database import count_rows, execute_on
-from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
+from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.options import PrepareOptions, Side
 from crossfade.trainer.prepare.staging import Staged, write_relation
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy

@@ -25,8 +25,9 @@ import duckdb
 from crossfade.base.errors import OptionError, option_named
 from crossfade.trainer.data.time_values import exceed_seconds_range
 from crossfade.trainer.prepare.database import count_rows, fetch_one, identifier
-from crossfade.trainer.prepare.events import EventTable, IdType
+from crossfade.trainer.prepare.events import EventTable
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
+from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.option_values import HOUR, PREVIOUS, WEEKDAY, ContextPlan
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 

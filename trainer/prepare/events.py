@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 from pydantic import TypeAdapter
@@ -38,7 +38,7 @@ from crossfade.trainer.prepare.event_values import (
 )
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.fetch import fetch_files
-from crossfade.trainer.prepare.id_encoder import READ_STEP, SIDES, IdEncoder
+from crossfade.trainer.prepare.id_encoder import READ_STEP, SIDES, IdEncoder, IdType
 from crossfade.trainer.prepare.input_files import RawFile, Source
 from crossfade.trainer.prepare.journal import Journal
 from crossfade.trainer.prepare.options import PrepareOptions
@@ -58,9 +58,11 @@ from crossfade.trainer.prepare.text_records import DELIMITERS
 from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
 from crossfade.trainer.prepare.yambda import EVENT, PLAYED, YAMBDA, kind_sql
 
+if TYPE_CHECKING:
+    from crossfade.trainer.prepare.extend import BaseDataset
+
 _KEPT_PARTS = 10
 """Reading is kept at the ends of files, after about each such part of the bytes."""
-IdType = Literal["int64", "string"]
 
 _TYPED_ROLES = ("query", "item", "timestamp")
 _FEW_ROWS = 30_000
@@ -111,7 +113,7 @@ def read_events(
     files: Mapping[str, Sequence[Source]],
     work: Path,
     options: PrepareOptions,
-    base: BaseIds | None,
+    base: BaseDataset | None,
     faults: Faults,
     progress: ProgressReporter,
     journal: Journal,
@@ -130,8 +132,7 @@ def read_events(
             of the timestamp; there is no event at all.
     """
     check_formats(connection, options.timestamp_format)
-    reader = EventReader(connection, options, base.string_id_sides() if base else (), faults)
-    reader.base = base
+    reader = EventReader(connection, options, base.string_id_sides() if base else (), faults, base)
     order = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in files.get(split, ())]
     total = sum(file.bytes for _, file in order)
     progress.phase("read events", total, "B")
@@ -146,7 +147,7 @@ def read_events(
             except InputError as error:
                 faults.add_error(error)
                 is_own = not isinstance(error, _OtherTypeError)
-            if is_own:
+            if is_own and not done:
                 faults.judge_file(str(source), before, reader.records - rows)
             progress.advance(source.bytes)
             unkept += source.bytes
@@ -154,7 +155,8 @@ def read_events(
                 reader.keep(journal, number, len(order))
                 unkept = 0
     close_raw(connection)
-    faults.files.update(reader.files_of_rare_types())
+    if not done:  # else the types and faults of each file are unknown, and none is named
+        faults.files.update(reader.files_of_rare_types())
     faults.check(reader.records)
     return reader.finish()
 
@@ -180,16 +182,6 @@ _TYPES_FOUND: TypeAdapter[dict[str, tuple[str, RawFile]]] = TypeAdapter(dict[str
 _STATS = TypeAdapter(ReadStats)
 
 
-class BaseIds(Protocol):
-    """The IDs of a base dataset."""
-
-    def string_id_sides(self) -> list[str]:
-        """Return the sides whose IDs are strings."""
-
-    def check_id_type(self, entity: str, found: IdType) -> None:
-        """Raise an ``InputError`` unless IDs of ``entity`` have the type that was ``found``."""
-
-
 class _OtherTypeError(InputError):
     """A file holds another type than the first file; either may be wrong."""
 
@@ -201,20 +193,20 @@ class EventReader:
     the ``state`` of each has.
     """
 
-    base: BaseIds | None = None
-    """The dataset whose types of IDs all files must have."""
-
     def __init__(
         self,
         connection: duckdb.DuckDBPyConnection,
         options: PrepareOptions,
         string_id_sides: Collection[str],
         faults: Faults,
+        base: BaseDataset | None = None,
     ) -> None:
+        """Read nothing yet; the types of IDs of all files must be those of ``base``."""
         self._connection = connection
         self._options = options
         self._string_id_sides = string_id_sides
         self._faults = faults
+        self._base = base
         self._time_range = options.time_range()
         self._weight_sql = weight_sql(options.weight is not None, options.event_weights)
         context = {plan.key: plan.source for plan in options.context_plans() if not plan.is_derived}
@@ -252,9 +244,9 @@ class EventReader:
             typed = {*_TYPED_ROLES, *self._context}
             self._find_texts([role for role, kind in kinds.items() if kind == "text" and role in typed])
             types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in typed}
-            if self.base is not None:
+            if self._base is not None:
                 for entity, side in self._options.sides().items():
-                    self.base.check_id_type(entity, "int64" if types[side] == "integer" else "string")
+                    self._base.check_id_type(entity, "int64" if types[side] == "integer" else "string")
             for role, found in types.items():
                 self._check_same_type(file, role, found)
             formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()

@@ -41,8 +41,7 @@ from crossfade.trainer.data.manifest import (
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_one
-from crossfade.trainer.prepare.events import IdType
-from crossfade.trainer.prepare.id_encoder import SIDES
+from crossfade.trainer.prepare.id_encoder import SIDES, IdType
 from crossfade.trainer.prepare.option_values import FeatureFile
 from crossfade.trainer.prepare.options import PrepareOptions, Side, name_in_use
 from crossfade.trainer.prepare.staging import Staged, take_over_files, write_relation

@@ -106,7 +106,12 @@ def _is_entry(line: bytes) -> bool:
 MAX_PLACES = 5
 _MAX_PROBLEMS = 50
 _MAX_SHOWN_PROBLEMS = 3
-_OTHERS = "other problems"
+_OTHERS = {
+    (False, False): "other problems",
+    (True, False): "other missing values",
+    (False, True): "other errors, the first of which is",
+}
+"""What stands for further problems, by whether they are a missing value and whether they are fatal."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,7 @@ class Faults:
         max_bad: the largest share of rows that may be left out for either reason.
         first_row: the number of the first row of files without lines.
         files: the problem of each file without which the others could be prepared, by name.
+        counts: how many faults there are, for ``judge_file``.
     """
 
     skip_bad: bool = False
@@ -191,10 +197,11 @@ class Faults:
     quarantine: Quarantine | None = None
     max_bad: float = MAX_BAD
     first_row: int = 1
-    _problems: dict[str, _Problem] = field(default_factory=dict)
-    _counts: FaultCounts = field(default_factory=FaultCounts)
-    _last_rejected: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    counts: FaultCounts = field(default_factory=FaultCounts)
+    _problems: dict[str, _Problem] = field(default_factory=dict)
+    _last_rejected: str = ""
+    _over_share: dict[str, str] = field(default_factory=dict)
 
     def emptied(self, keep_lines: bool) -> Faults:
         """Return faults without any, for another file; ``keep_lines``: its bad lines are quarantined as those here."""
@@ -207,7 +214,7 @@ class Faults:
 
     def restore(self, state: Any) -> None:
         """Continue from a ``state``."""
-        self._problems, self._counts = {}, FaultCounts()
+        self._problems, self.counts = {}, FaultCounts()
         self.absorb(state)
 
     def absorb(self, state: Any) -> None:
@@ -229,15 +236,14 @@ class Faults:
         ``message`` describes the first one by itself. A ``fatal`` one is never left out.
         """
         if self._rejects(_Problem(missing, fatal, message)):
-            self._counts, self._last_rejected = self._counts._replace(rejected=self._counts.rejected + count), problem
+            self.counts, self._last_rejected = self.counts._replace(rejected=self.counts.rejected + count), problem
         else:
-            self._counts = self._counts._replace(left_out=self._counts.left_out + count)
+            self.counts = self.counts._replace(left_out=self.counts.left_out + count)
         if problem not in self._problems and len(self._problems) >= _MAX_PROBLEMS:
-            problem = _OTHERS
+            problem = _OTHERS[missing, fatal]
         found = self._problems.setdefault(problem, _Problem(missing, fatal, message))
         found.count += count
         found.places += places[: MAX_PLACES - len(found.places)]
-        found.fatal |= fatal
 
     def add_line(self, file: RawFile, record: Record) -> None:
         """Add a line that cannot be read."""
@@ -251,26 +257,21 @@ class Faults:
         message = str(error.args[0])
         self.add(message, [], 1, message, fatal=True)
 
-    @property
-    def counts(self) -> FaultCounts:
-        """How many faults there are, for ``judge_file``."""
-        return self._counts
-
     def judge_file(self, name: str, before: FaultCounts, rows: int) -> None:
         """Note whether the others could be prepared without the file ``name``, of which ``rows`` were read.
 
-        There were as many faults as ``before``.
+        ``before`` is ``counts`` before its first row.
         """
-        left_out = self._counts.left_out - before.left_out
-        if self._counts.rejected > before.rejected:
+        left_out = self.counts.left_out - before.left_out
+        if self.counts.rejected > before.rejected:
             self.files[name] = plain(self._last_rejected)
         elif left_out > self.max_bad * rows:
-            self.files[name] = f"{left_out:,} of {counted(rows, 'row')} would be left out"
+            self._over_share[name] = f"{left_out:,} of {counted(rows, 'row')} would be left out"
 
     @property
     def rejected(self) -> bool:
         """Whether a fault ends the preparation."""
-        return self._counts.rejected > 0
+        return self.counts.rejected > 0
 
     def count(self, missing: bool) -> int:
         """Return the number of faults that are, or are not, a missing value."""
@@ -289,7 +290,7 @@ class Faults:
         """
         error = self._error(rows)
         if error is not None:
-            error.files = self.files
+            error.files = {**self._over_share, **self.files} if self._exceeds_share(rows) else self.files
             raise error
 
     def _error(self, rows: int) -> FaultyFilesError | None:
@@ -298,8 +299,8 @@ class Faults:
         total = sum(problem.count for problem in rejected.values())
         if not rejected:
             return self._share_error(rows)
-        first = next(iter(rejected.values()))
-        if total == 1 or (len(rejected) == 1 and first.fatal):
+        text, first = next(iter(rejected.items()))
+        if total == 1 or (len(rejected) == 1 and text == first.message):
             return FaultyFilesError(first.message)
         listed = [_format(text, problem, values=True) for text, problem in rejected.items()]
         kinds = {problem.missing for problem in rejected.values() if not problem.fatal}
@@ -312,9 +313,9 @@ class Faults:
 
     def _share_error(self, rows: int) -> FaultyFilesError | None:
         """Return an error if more than the allowed share of ``rows``, those at fault included, would be left out."""
-        left_out = self._counts.left_out
-        if left_out <= self.max_bad * rows:
+        if not self._exceeds_share(rows):
             return None
+        left_out = self.counts.left_out
         found = sorted(self._problems.items(), key=lambda entry: -entry[1].count)
         listed = [_format(text, problem, values=True) for text, problem in found[:_MAX_SHOWN_PROBLEMS]]
         if len(found) > len(listed):
@@ -325,13 +326,20 @@ class Faults:
             f"format, or allow this with {option_named('max_bad', f'{math.ceil(100 * left_out / rows)}%')}"
         )
 
+    def _exceeds_share(self, rows: int) -> bool:
+        return self.counts.left_out > self.max_bad * rows
+
     def _rejects(self, problem: _Problem) -> bool:
         return problem.fatal or not (self.drop_missing if problem.missing else self.skip_bad)
 
 
 def _format(text: str, problem: _Problem, values: bool) -> str:
     if problem.fatal:
-        return text
+        return (
+            problem.message
+            if problem.count == 1 or text == problem.message
+            else f"{problem.count:,} {text}: {problem.message}"
+        )
     more = ", …" if problem.count > len(problem.places) else ""
     noun = "row" if problem.missing else "line"
     return f"{counted(problem.count, noun)}: {text} ({_format_places(problem.places, values)}{more})"

@@ -26,9 +26,9 @@ from crossfade.trainer.data.manifest import FEATURES, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_count
 from crossfade.trainer.prepare.event_values import INTEGER_TEXT
-from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
 from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.input_files import RawFile, Source
 from crossfade.trainer.prepare.option_values import FeatureFile
 from crossfade.trainer.prepare.options import IdChoice, Side

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 
 from crossfade.trainer.prepare.database import count_rows
 from crossfade.trainer.prepare.journal import Journal
 
+IdType = Literal["int64", "string"]
 SIDES = ("query", "item")
 READ_STEP = "read"
 """The step of a journal that has what was encoded."""

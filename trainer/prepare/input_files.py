@@ -139,7 +139,7 @@ def find_files(
     where = f"{entity} " if entity else ""
     found: list[Source] = []
     for pattern in patterns:
-        found += _find(option_named(option, f"{where}{pattern}"), _plain_path(str(pattern)), file_format)
+        found += _find(option_named(option, f"{where}{pattern}"), plain_path(str(pattern)), file_format)
     return found
 
 
@@ -151,7 +151,7 @@ def find_arriving(option: str, pattern: str, file_format: Format | None) -> tupl
     Raises:
         InputError: it names a table or a folder, or S3 rejects the request.
     """
-    where, pattern = option_named(option, pattern), _plain_path(pattern)
+    where, pattern = option_named(option, pattern), plain_path(pattern)
     if _names_table(where, pattern):
         raise InputError(
             f"{where}: is a table, whose files are replaced when it is compacted: their rows would count twice; "
@@ -187,7 +187,8 @@ def infer_format(path: str) -> Format:
     return found
 
 
-def _plain_path(pattern: str) -> str:
+def plain_path(pattern: str) -> str:
+    """Return the path of a ``file://`` URI, and anything else as it is."""
     return unquote(urlsplit(pattern).path) if pattern.startswith("file://") else pattern
 
 

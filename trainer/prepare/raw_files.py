@@ -128,7 +128,7 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile, on_faul
         try:
             _load_adjacency(connection, file)
         except duckdb.Error as error:
-            if _may_be_of_line(error):
+            if _may_be_of_line(file, error):
                 _report_lines(file, raise_fault)  # unless it finds a line at fault, the error is DuckDB's
             raise
         if fetch_count(connection, "SELECT count(*) FILTER (bad) FROM raw_lines"):
@@ -177,9 +177,10 @@ def _is_of_file(error: duckdb.Error) -> bool:
     return not isinstance(error, duckdb.InterruptException | duckdb.OutOfMemoryException) and not is_full_disk(error)
 
 
-def _may_be_of_line(error: duckdb.Error) -> bool:
-    """Return whether a line may have caused ``error``: one without an end takes all memory."""
-    return _is_of_file(error) or isinstance(error, duckdb.OutOfMemoryException)
+def _may_be_of_line(file: RawFile, error: duckdb.Error) -> bool:
+    """Return whether a line may have caused ``error``: where no limit applies, one without an end takes all memory."""
+    is_unlimited = file.format == "lightgcn" or file.compression() is not None
+    return _is_of_file(error) or (is_unlimited and isinstance(error, duckdb.OutOfMemoryException))
 
 
 def column_names(file: RawFile) -> list[str]:
@@ -369,7 +370,7 @@ def _load_text(
     try:
         connection.execute(f"CREATE TABLE raw_rows AS SELECT {selected} FROM {reader}", [exact_path(file.path)])
     except duckdb.Error as error:
-        if not _may_be_of_line(error):
+        if not _may_be_of_line(file, error):
             raise
         return False
     return True

@@ -27,8 +27,8 @@ from crossfade.trainer.data.manifest import CONTENT, FEATURES, Content, DataFile
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.content_columns import Moments, check_given
-from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.feature_columns import ColumnPlan, merge_types
+from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.options import PrepareOptions, Side
 from crossfade.trainer.prepare.spark_tables import Ids, SparkTables, file_parts, reports_of
 from crossfade.trainer.prepare.spark_tasks import (

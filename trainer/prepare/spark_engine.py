@@ -36,7 +36,7 @@ from crossfade.trainer.prepare.admission import has_policies, plan_id_policies
 from crossfade.trainer.prepare.co_occurrence import last_place, measure_pairs
 from crossfade.trainer.prepare.database import working_database
 from crossfade.trainer.prepare.event_context import NO_ROW, check_counted, check_units, context_types
-from crossfade.trainer.prepare.events import EventReader, EventTable, IdType
+from crossfade.trainer.prepare.events import EventReader, EventTable
 from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.feature_columns import plan_columns
 from crossfade.trainer.prepare.hold_out import (
@@ -47,7 +47,7 @@ from crossfade.trainer.prepare.hold_out import (
     nothing_taken,
     plan_hold_outs,
 )
-from crossfade.trainer.prepare.id_encoder import SIDES
+from crossfade.trainer.prepare.id_encoder import SIDES, IdType
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.option_values import ContextPlan
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes

@@ -27,8 +27,8 @@ from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary, plain_strings
 from crossfade.trainer.prepare.admission import COLUMNS, nothing_admitted, pending_schema
-from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import BaseDataset, ExtensionReport, base_columns, extended_entity
+from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.options import PrepareOptions, Side
 from crossfade.trainer.prepare.spark_tables import SparkTables
 from crossfade.trainer.prepare.spark_tasks import Batches, distinct_ids, read_parts

@@ -38,7 +38,7 @@ from crossfade.trainer.prepare.cleaning import sum_duplicates
 from crossfade.trainer.prepare.content_columns import ALL_CONTENT, append_content, create_given
 from crossfade.trainer.prepare.database import count_rows, execute, fetch_count, fetch_one, shuffled, working_database
 from crossfade.trainer.prepare.event_context import create_event_values
-from crossfade.trainer.prepare.events import EventReader, IdType
+from crossfade.trainer.prepare.events import EventReader
 from crossfade.trainer.prepare.extend import SQL_TYPES
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.feature_columns import ColumnPlan, append_feature
@@ -51,7 +51,7 @@ from crossfade.trainer.prepare.hold_out import (
     drop_gaps,
     train_span,
 )
-from crossfade.trainer.prepare.id_encoder import IdEncoder
+from crossfade.trainer.prepare.id_encoder import IdEncoder, IdType
 from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, StandardInput
 from crossfade.trainer.prepare.option_values import ContextPlan, NamesFile
 from crossfade.trainer.prepare.options import Format, PrepareOptions

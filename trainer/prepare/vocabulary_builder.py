@@ -21,7 +21,6 @@ from crossfade.trainer.prepare.admission import write_pending
 from crossfade.trainer.prepare.content_columns import read_content, write_content
 from crossfade.trainer.prepare.database import count_rows
 from crossfade.trainer.prepare.event_context import counted_context_sql
-from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.extend import (
     BaseDataset,
     carry_names,
@@ -40,6 +39,7 @@ from crossfade.trainer.prepare.feature_columns import (
     write_feature,
 )
 from crossfade.trainer.prepare.fetch import fetch_files
+from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.option_values import ContextPlan, NamesFile
 from crossfade.trainer.prepare.options import IdChoice, PrepareOptions, Side

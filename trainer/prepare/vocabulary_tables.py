@@ -16,8 +16,8 @@ import pyarrow as pa
 from crossfade.base.errors import InputError, option_named
 from crossfade.trainer.data.manifest import VOCABULARY, Entity
 from crossfade.trainer.prepare.database import count_rows
-from crossfade.trainer.prepare.events import IdType
 from crossfade.trainer.prepare.faults import Faults
+from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import Side

@@ -8,6 +8,7 @@ folder in the same place.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ def delete_abandoned_folders(parent: Path | None = None) -> None:
     """Delete the temporary folders in ``parent``, by default ``TMPDIR``, whose processes have ended."""
     for path in (parent or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*/{_LOCK_FILE}"):
         # An error means that its process lives, that it has just been deleted, or that it is another user's.
-        with suppress(OSError), path.open("r+", encoding="ascii") as lock:
+        # Others can write there: a link is not followed, and a FIFO does not block.
+        with suppress(OSError), os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as lock:
             try_lock(lock)
             shutil.rmtree(path.parent)
 

@@ -2,10 +2,12 @@
 
 import gzip
 import io
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import IO
@@ -28,6 +30,8 @@ from crossfade.cli import refresh
 from crossfade.deploy.refresh import event_files, increment
 from crossfade.deploy.refresh.increment import RefreshedService
 from crossfade.deploy.refresh.service_file import load_service
+from crossfade.deploy.refresh.versions import EventFile, ServiceVersions
+from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.pipeline import prepare
 
 pytestmark = pytest.mark.slow
@@ -295,7 +299,7 @@ def test_files_are_not_set_aside_where_all_are_faulty_or_the_options_were_wrong(
     assert service.command("refresh").returncode == 2
     assert service.status()["set_aside"] == {}
     service.add(4, plays(4).rename_columns(["usr", "track", "at"]))
-    service.command("refresh")
+    assert "1 file set aside: " in service.command("refresh").stderr
     assert list(service.status()["set_aside"]) == [str(service.event_file(3))]
     service.configure(prepare=options)
     assert service.status()["set_aside"] == {}
@@ -315,15 +319,21 @@ def test_unexpected_error_ends_one_attempt_and_is_shown_until_one_succeeds(
         if len(waits) == 3:
             raise StopSignal
 
-    monkeypatch.setattr(increment, "prepare", fail)
-    monkeypatch.setattr(refresh, "_wait", waited)
-    with pytest.raises(StopSignal):
-        service.command("refresh", "--every", "10m", "--metrics-port", "none")
-    assert waits == [pytest.approx(seconds, abs=60) for seconds in (1200, 2400, 3600)]
-    failure = service.status()["last_failure"]
-    assert failure["message"] == "unexpected KeyError: 'line\\nbreak'"
-    assert "in fail\n" in failure["traceback"]
-    monkeypatch.undo()
+    for owner, name, failing in ((increment, "prepare", fail), (ServiceVersions, "current", property(fail))):
+        waits.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing)
+            patch.setattr(refresh, "_wait", waited)
+            with pytest.raises(StopSignal):
+                service.command("refresh", "--every", "10m", "--metrics-port", "none")
+        assert waits == [pytest.approx(seconds, abs=60) for seconds in (1200, 2400, 3600)]
+        failure = service.status()["last_failure"]
+        assert failure["message"] == "unexpected KeyError: 'line\\nbreak'"
+        assert "in fail\n" in failure["traceback"]
+    with monkeypatch.context() as patch, closing(RefreshedService(load_service(service.file))) as stopped:
+        patch.setattr(increment.TrialRun, "train", lambda *_: 143)
+        assert stopped.refresh(NullReporter(), lambda: True) is None
+    assert service.status()["last_failure"] == failure
     succeeded(service.command("refresh"))
     assert service.status()["last_failure"] is None
 
@@ -356,16 +366,32 @@ def test_file_that_is_deleted_while_it_is_read_is_named(
 
 
 @pytest.mark.parametrize(
-    ("name", "cause"),
-    [
-        ("set_aside.json", "a damaged list of files that are set aside"),
-        ("last_failure.json", "a damaged note of a failure"),
-    ],
+    ("name", "what"),
+    [("set_aside.json", "list of files that are set aside"), ("last_failure.json", "note of a failure")],
 )
-def test_damaged_notes_are_named(service: ServiceFolder, name: str, cause: str) -> None:
+def test_damaged_notes_are_named(service: ServiceFolder, name: str, what: str) -> None:
     service.configure(prepare={"query": "customer=user", "item": "track", "on_bad_line": "skip"})
-    (service.path / name).write_text("{")
-    rejected_here(cause, "refresh", service.file, "--status")
+    path = service.path / name
+    path.write_text("{")
+    rejected_here(f"a damaged {what}", "refresh", service.file, "--status")
+    for replacing in (
+        lambda: os.mkfifo(path),
+        lambda: path.symlink_to(service.file),
+        path.mkdir,
+    ):
+        path.unlink()
+        replacing()
+        rejected_here(f"a {what} that is no file there", "refresh", service.file, "--status")
+
+
+def test_list_of_files_that_are_set_aside_forgets_those_that_are_gone(service: ServiceFolder) -> None:
+    service.configure(prepare={"query": "customer=user", "item": "track", "on_bad_line": "skip"})
+    config = load_service(service.file)
+    for name in ("a", "b"):
+        uri = f"s3://music/{name}.csv"
+        event_files.set_aside(config, {uri: (EventFile(uri=uri, state="1", bytes=1), "is damaged")}, {uri})
+    [file] = json.loads((service.path / "set_aside.json").read_text())["files"]
+    assert file["uri"] == "s3://music/b.csv"
 
 
 def lines_to(stream: IO[str] | None, text: str) -> list[str]:

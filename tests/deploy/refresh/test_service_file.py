@@ -48,25 +48,29 @@ def test_minimal_file_has_defaults(tmp_path: Path) -> None:
 def test_paths_are_relative_to_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "[1]"
     (folder / "raw").mkdir(parents=True)
-    prepare = {"base": "before", "names": {"track": "songs.csv:id:title"}, "features": ["track=songs.csv:id:artist"]}
+    prepare = {"base": "before", "names": {"track": "songs.csv:id:title"}, "features": ["track=song*.csv:id:artist"]}
     written(
         folder,
         events=["raw/*.parquet", "s3://music/*.parquet", f"{tmp_path}/*.csv"],
         prepare={**VALID["prepare"], **prepare},
-        job={"checkpoint": {"warm_start_from": "runs/first"}},
+        job={"checkpoint": {"warm_start_from": "runs/first"}, "model": {"start": {"track": "vectors"}}},
+        increment_job={"train": {"epochs": 1}, "tracking": {"tensorboard": "board"}},
     )
     monkeypatch.chdir(folder / "raw")
     service = load_service(Path("../music.yaml"))
     assert service.path.resolve() == folder / "services/music"
     [local, *others] = service.event_patterns()
     assert others == ["s3://music/*.parquet", f"{tmp_path}/*.csv"]
-    (folder / "raw/a.parquet").touch()
+    for name in ("raw/a.parquet", "songs.csv"):
+        (folder / name).touch()
     assert [Path(name).resolve() for name in glob(local)]  # noqa: PTH207 == [folder / "raw/a.parquet"]
     options = service.prepare_options(["a.parquet"], tmp_path / "out", None)
-    found = [options.base, options.names["track"].path, options.features[0].path]
+    found = [options.base, options.names["track"].path, *glob(str(options.features[0].path))]  # noqa: PTH207
     assert [Path(str(place)).resolve() for place in found] == [folder / name for name in ("before", *["songs.csv"] * 2)]
-    start = json.loads(service.job_text())["checkpoint"]["warm_start_from"]
-    assert Path(start).resolve() == folder / "runs/first"
+    job = json.loads(service.job_text())
+    board = next(each for each in service.increment_settings("runs/last") if each.startswith("tracking.tensorboard="))
+    found = [job["checkpoint"]["warm_start_from"], job["model"]["start"]["track"], json.loads(board.partition("=")[2])]
+    assert [Path(place).resolve() for place in found] == [folder / name for name in ("runs/first", "vectors", "board")]
 
 
 def test_versions_without_a_condition_are_judged_by_the_metric_that_selects_epochs(tmp_path: Path) -> None:

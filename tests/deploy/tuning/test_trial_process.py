@@ -156,7 +156,7 @@ def test_process_that_ends_without_output_is_reported_with_its_exit_code(
     assert run.describe_failure().startswith("no output, exit code 1 (log: ")
 
 
-def test_process_whose_parent_has_died_says_so() -> None:
+def test_orphan_process_reports_its_dead_parent() -> None:
     command = [sys.executable, "-m", "crossfade.trial_host", "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")

@@ -190,7 +190,11 @@ def test_error_names_the_files_without_which_the_others_can_be_prepared(tmp_path
         "missing.csv": "the item id of column 'item' is missing or empty; expected an id in every row",
         "bad.csv": "2 of 3 rows would be left out",
     }
-    for names, faulty in ((texts, problems), (["some.csv", "bad.csv"], ["bad.csv"])):
+    for names, faulty in (
+        (texts, ["column.csv", "empty.csv", "missing.csv"]),  # the bad lines of all files together are few
+        (["some.csv", "bad.csv"], ["bad.csv"]),
+        (["some.csv", "bad.csv", "empty.csv"], ["bad.csv", "empty.csv"]),
+    ):
         with pytest.raises(FaultyFilesError) as error:
             prepare_files(tmp_path / "out", *(files[name] for name in names), on_bad_line="skip")
         assert error.value.files == {str(files[name]): problems[name] for name in faulty}

@@ -19,6 +19,7 @@ from waiting import wait_until
 
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.prepare import id_encoder, pipeline, split_files
+from crossfade.trainer.prepare.faults import FaultyFilesError
 from crossfade.trainer.prepare.journal import Journal, open_journal
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -263,6 +264,19 @@ def test_interrupt_keeps_and_error_does_not(example: Example, tmp_path: Path, ca
     with pytest.raises(InputError, match="takes no interaction"):
         prepare(options(tmp_path / "data/out", files, hold_out="after:1000000000"))
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_continued_preparation_names_no_files_as_faulty(tmp_path: Path) -> None:
+    items: list[Any] = [1, 1, 1, "a", "a", 1]
+    files = [
+        write_parquet(tmp_path / f"{number}.parquet", customer=[1], item=[item]) for number, item in enumerate(items)
+    ]
+    given = options(tmp_path / "out", files, timestamp=None, hold_out=None, context=())
+    killed_after(3, given)
+    for expected in ([], files[3:5]):
+        with pytest.raises(FaultyFilesError) as caught:
+            prepare(given)
+        assert list(caught.value.files) == [str(file) for file in expected]
 
 
 def test_second_command_is_refused_and_disturbs_nothing(example: Example, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Files that are not what their names say: pipes, integers written as fractions, and small files of gigabytes."""
 
+import gzip
 import os
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -13,6 +15,9 @@ from preparing import entries, interactions, prepare_files, vocabulary, write_pa
 from small_disk import MountError, mounted_disk
 
 from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.trainer.prepare.input_files import RawFile
+from crossfade.trainer.prepare.raw_files import open_columns
+from crossfade.trainer.prepare.text_records import Record
 
 OPTIONS = {"timestamp": "at", "on_missing": "drop", "hold_out_valid": "none"}
 
@@ -104,3 +109,16 @@ def test_full_disk_is_named_and_nothing_is_left(tmp_path: Path, kilobytes: int, 
             assert entries(disk) == []
     except MountError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(("name", "bad_lines"), [("events.csv", 0), ("events.csv.gz", 1)])
+def test_file_is_read_by_line_after_lack_of_memory_only_if_its_lines_have_no_limit(
+    tmp_path: Path, name: str, bad_lines: int
+) -> None:
+    text = "customer,item\n1,2,3\n" + "".join(f"{n},{7 * n}\n" for n in range(200_000))
+    path = write_text(tmp_path / name, gzip.compress(text.encode(), 1) if name.endswith(".gz") else text)
+    file, columns, found = RawFile(path, "csv"), {"query": "customer", "item": "item"}, list[Record]()
+    connection = duckdb.connect(config={"memory_limit": "2MB", "temp_directory": "", "threads": 1})
+    with connection, pytest.raises(duckdb.OutOfMemoryException):
+        open_columns(connection, file, columns, on_fault=lambda _, record: found.append(record))
+    assert len(found) == bad_lines

@@ -1,5 +1,6 @@
 """Temporary folders are deleted at the end, and the folders of killed processes by the next one."""
 
+import os
 from pathlib import Path
 
 from killed_process import holding
@@ -19,3 +20,13 @@ def test_folders_of_killed_processes_are_deleted_and_those_of_living_ones_stay(t
             assert set(tmp_path.iterdir()) == {foreign, living, other}
         assert (living / "rows").exists()
     assert list(tmp_path.iterdir()) == [foreign]
+
+
+def test_link_or_fifo_in_place_of_a_lock_is_left(tmp_path: Path) -> None:
+    names = [tmp_path / f"crossfade-{kind}" / ".crossfade.lock" for kind in ("link", "fifo")]
+    for path in names:
+        path.parent.mkdir()
+    names[0].symlink_to(Path(__file__))
+    os.mkfifo(names[1])
+    with temporary_folder("vectors", tmp_path):
+        assert names[0].is_symlink()
