@@ -135,7 +135,7 @@ def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
         if options.every is None and not options.json_:
             print_line("no new event files")
             for line in service.arrivals.reasons() if service.arrivals is not None else ():
-                print_line(line)
+                print_line(worded(line, as_typed))
         return 0
     if options.json_:
         print_line(record.model_dump_json(), flush=True)
@@ -226,6 +226,6 @@ def _print_status(service: RefreshedService, *, as_json: bool) -> None:
     count = len(arrivals.waiting)
     print_line(f"{counted(count, 'file')} of events {'waits' if count == 1 else 'wait'}")
     for line in arrivals.reasons():
-        print_line(line)
+        print_line(worded(line, as_typed))
     if failure is not None:
         print_line(f"the last attempt failed at {local_time(failure.at)}: {failure.message}")

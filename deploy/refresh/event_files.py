@@ -25,7 +25,7 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from crossfade.base.errors import InputError, escape_unprintable
+from crossfade.base.errors import InputError, escape_unprintable, option_named
 from crossfade.base.formatting import duration
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.regular_files import open_regular
@@ -128,7 +128,7 @@ class Arrivals:
             lines.append(_ahead_text(self.ahead))
         if self.unpublished:
             were = f"{counted(len(self.unpublished), 'file')} of versions that were rejected or withdrawn"
-            lines.append(f"{were}: taken with the next new file, or at once with --publish")
+            lines.append(f"{were}: taken with the next new file, or at once with {option_named('publish')}")
         if self.set_aside:
             lines.append(_set_aside_text(self.set_aside))
         return lines

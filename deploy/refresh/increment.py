@@ -136,7 +136,7 @@ class RefreshedService:
 
     @contextmanager
     def _noting_failure(self) -> Iterator[None]:
-        """Record a failed attempt for ``--status``. A busy lock is no failure."""
+        """Record a failed attempt, which the status of the service shows. A busy lock is no failure."""
         try:
             yield
         except BusyError:

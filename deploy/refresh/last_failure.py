@@ -1,4 +1,4 @@
-"""Note the last attempt of a service if it failed, for ``crossfade refresh --status``: when, why, and in which code.
+"""Note the last attempt of a service if it failed, which its status shows: when, why, and in which code.
 
 note_failure(folder, error)
 read_failure(folder)                # None: the last attempt succeeded

@@ -120,9 +120,8 @@ def read_events(
 ) -> EventTable:
     """Read the ``files`` of each split into the table ``events``; remote ones are first fetched to ``work``.
 
-    The first files, whose events are in the ``journal``, are not read again.
-
-    IDs that are strings in the ``base`` dataset stay strings in files without types, even if all of them are integers.
+    The first files, whose events are in the ``journal``, are not read again. IDs that are strings in the ``base``
+    dataset stay strings in files without types, even if all of them are integers.
 
     Events of weight 0 and those outside the time range are counted and left out. All files are read to the end, even
     if some are at fault: ``faults`` receives all faults, and rejects them or has them left out.

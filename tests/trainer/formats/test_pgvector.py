@@ -235,7 +235,7 @@ def test_failed_push_changes_nothing(database: "psycopg.Connection[Any]", run: W
     content[-1] ^= 1
     file.write_bytes(content)
     result = crossfade_here("export", step, "--to", "pgvector", "--push")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert f"{file}: its CRC-32 does not match its content" in result.stderr
     assert_holds(database, run)
     assert relations(database) == ALL_RELATIONS
