@@ -122,8 +122,6 @@ def _user_folder() -> Path | None:
 
 def _is_private(folder: Path) -> bool:
     """Return whether a folder is the user's, and no one else can write to it."""
-    if sys.platform == "win32":
-        return True  # the folders of a user are
     status = folder.lstat()
     others = stat.S_IWGRP | stat.S_IWOTH
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & others

@@ -9,7 +9,6 @@ stopper.check("after a checkpoint")
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -53,16 +52,14 @@ class SignalHandler:
     def deferred(self, grace_seconds: float | None = None) -> Iterator[None]:
         """Only record the first signal in ``number`` while the context lasts; call ``check`` after it.
 
-        ``StopSignal`` is raised nevertheless if the context outlasts the signal by ``grace_seconds``; Windows has no
-        timer for that.
+        ``StopSignal`` is raised nevertheless if the context outlasts the signal by ``grace_seconds``.
         """
         self._deferring, self._grace_seconds = True, grace_seconds
         try:
             yield
         finally:
             self._deferring = False
-            if sys.platform != "win32":
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def forget(self) -> None:
         """Treat the recorded signal as handled, and handle the next one."""
@@ -78,7 +75,7 @@ class SignalHandler:
         signal.signal(signal.SIGINT, self._on_second)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.number = number
-        if sys.platform != "win32" and self._deferring and self._grace_seconds is not None:
+        if self._deferring and self._grace_seconds is not None:
             signal.signal(signal.SIGALRM, self._end_grace)
             signal.setitimer(signal.ITIMER_REAL, self._grace_seconds)
         self.check()

@@ -10,9 +10,6 @@ DRIVER = Path(__file__).resolve().parents[1] / "support" / "drive_portable.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("system", ["win32", "darwin"])
-def test_runs_without_what_the_system_lacks(tmp_path: Path, system: str) -> None:
-    result = subprocess.run(
-        [sys.executable, str(DRIVER), system], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+def test_runs_without_what_macos_lacks(tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, str(DRIVER)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]

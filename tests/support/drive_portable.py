@@ -1,13 +1,11 @@
-"""Fit, save, and use a model without what another system lacks: ``drive_portable.py win32`` or ``darwin``.
+"""Fit, save, and use a model without what macOS lacks: ``drive_portable.py``.
 
 This is not that system. It shows that no code path in between calls what only Linux has.
 """
 
 import importlib
 import os
-import signal
 import sys
-import types
 from pathlib import Path
 
 import numba
@@ -22,49 +20,22 @@ LIBRARIES = (
 )
 """They look at the system when they are imported, so that must come first."""
 
-LACKING = {
-    "win32": (
-        *("pread", "pwrite", "sysconf", "sched_getaffinity", "fork", "getuid", "geteuid", "nice", "killpg", "getpgid"),
-        *("setsid", "O_CLOEXEC", "O_DIRECTORY", "getloadavg", "uname", "register_at_fork", "waitid"),
-    ),
-    "darwin": ("sched_getaffinity", "sched_setaffinity"),
-}
-LACKING_SIGNALS = ("SIGALRM", "SIGKILL", "SIGPIPE", "SIGHUP", "SIGCHLD", "SIGUSR1", "setitimer", "ITIMER_REAL")
+LACKING = ("sched_getaffinity", "sched_setaffinity")
 
 
-def make_msvcrt() -> types.ModuleType:
-    """Return Windows's module of locks, on locks of POSIX."""
-    import fcntl
-
-    def locking(descriptor: int, _mode: int, length: int) -> None:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length)
-        except BlockingIOError as error:
-            raise PermissionError(*error.args) from error
-
-    module = types.ModuleType("msvcrt")
-    module.__dict__.update(LK_NBLCK=1, locking=locking)
-    return module
-
-
-def pretend(system: str) -> None:
-    """Remove what ``system`` lacks."""
+def pretend() -> None:
+    """Remove what macOS lacks."""
     for name in LIBRARIES:
         importlib.import_module(name)
     numba.njit(lambda x: x + 1)(1)
-    if system == "win32":
-        sys.modules["msvcrt"] = make_msvcrt()
-        sys.modules["fcntl"] = sys.modules["resource"] = None  # type: ignore[assignment]
-        for name in LACKING_SIGNALS:
-            delattr(signal, name)
-    for name in LACKING[system]:
+    for name in LACKING:
         delattr(os, name)
-    sys.platform = system
+    sys.platform = "darwin"
 
 
 def main() -> None:
     """Fit a small model, and call the commands that need no server."""
-    pretend(sys.argv[1])
+    pretend()
     import crossfade
     from crossfade.cli.main import main as command
 

@@ -16,10 +16,12 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import psutil
@@ -34,6 +36,8 @@ _CONTEXT.set_forkserver_preload([__name__, "crossfade.trainer.serving.served_met
 _START_SECONDS = 60.0
 _MEMORY_BYTES = 1 << 30
 """How much a child may allocate beyond what it has once it is ready."""
+_MAX_FOLDER_BYTES = 70
+"""The longest temporary folder for the socket of the fork server, whose address may have 107 bytes."""
 _NICENESS = 5
 """Questions that take long leave time to the others."""
 _logger = logging.getLogger(__name__)
@@ -112,6 +116,8 @@ class BoundedProcess:
         return self._connection
 
     def _begin(self) -> None:
+        if len(os.fsencode(tempfile.gettempdir())) > _MAX_FOLDER_BYTES:
+            _place_sockets_in("/tmp")  # noqa: S108 - a new folder in it, which is private
         self._connection, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(
             target=_answer_questions, args=(theirs, self._make, self._arguments), name="questions", daemon=True
@@ -130,6 +136,15 @@ class BoundedProcess:
             self._process.join()
             self._connection.close()
         self._process, self._connection, self._is_ready = None, None, False
+
+
+def _place_sockets_in(folder: str) -> None:
+    """Have multiprocessing place its sockets in a new folder in ``folder``, unless it has placed some."""
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        get_temp_dir()  # keeps the folder that it creates
+    finally:
+        tempfile.tempdir = before
 
 
 def _answer_questions(connection: Connection, make: Callable[..., Any], arguments: tuple[object, ...]) -> None:

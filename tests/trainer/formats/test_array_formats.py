@@ -192,7 +192,6 @@ def test_corrupt_checkpoint_is_skipped_without_leftovers(run: WrittenRun, tmp_pa
     for name, *options in (
         ("export", "--to", "safetensors", "--out", other),
         ("index", "--out", other),
-        ("map", "--out", other),
         ("recommend", "--all", "--out", other.with_suffix(".csv")),
         ("similar", "5007"),
         ("sequence", "5007", "5008"),

@@ -1,9 +1,12 @@
 """A process for questions: it is killed at its limits of time and memory, replaced, and dies with its parent."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import psutil
 import pytest
@@ -53,6 +56,21 @@ def test_answer_that_takes_too_long_is_ended_with_its_process(process: BoundedPr
         process.ask("sleep", 600.0, seconds=0.2)
     assert process.ask("pid", seconds=30) != first.pid
     assert not first.is_running()
+
+
+def test_long_temporary_folder_is_no_obstacle(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    script = (
+        "from crossfade.trainer.serving.bounded_process import BoundedProcess\n"
+        "process = BoundedProcess(str, ('answer',))\n"
+        "print(process.ask('upper', seconds=60))\n"
+        "process.close()\n"
+    )
+    command = [sys.executable, "-c", script]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("ANSWER\n", "")
 
 
 def test_faults_of_a_question_are_its_own(process: BoundedProcess) -> None:
