@@ -52,7 +52,7 @@ _INDEX = """<!DOCTYPE html>
 _GRAPHS = tuple(GRAPHS)
 _Element = TypeVar("_Element")
 _Bounded = Annotated[list[_Element], Field(max_length=MAX_PARAMETERS)]
-"""A list that is rejected before each of its elements has an error of its own."""
+"""A bounded list: pydantic checks the length before the elements, each of which could add an error."""
 _Text = Annotated[str, Field(max_length=64 << 10)]
 """Text in Unicode: where it has a maximum length, pydantic rejects surrogates that stand alone, too."""
 _STORES: dict[str, TypeAdapter[Any]] = {

@@ -24,7 +24,7 @@ from crossfade.deploy.web.listening import UVICORN_OPTIONS, bound_socket, url_of
 
 _DRAIN_SECONDS = 2
 _SWITCH_SECONDS = 0.001
-"""Time after which a thread that computes gives way: the event loop, which answers ``/healthz``, waits for several."""
+"""Seconds after which Python switches threads: the event loop, which answers ``/healthz``, waits for several."""
 _SAFE_PATH = "-P"
 """Python's option that keeps the current folder, which may contain another trainer/, off the import path."""
 

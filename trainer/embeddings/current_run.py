@@ -31,7 +31,7 @@ class CurrentRun(BaseModel):
 
 
 class RunLocation(NamedTuple):
-    """Where a run is, its dataset (None: where its job says), and its version (None: it is not that of a service)."""
+    """The place of a run, its dataset (None: the one of its job), and its version (None: the run is of no service)."""
 
     run: str
     data: str | None = None

@@ -200,7 +200,7 @@ class EventReader:
         faults: Faults,
         base: BaseDataset | None = None,
     ) -> None:
-        """Read nothing yet; the types of IDs of all files must be those of ``base``."""
+        """Read nothing yet; IDs of all files must have the types that ``base`` has."""
         self._connection = connection
         self._options = options
         self._string_id_sides = string_id_sides
