@@ -366,14 +366,21 @@ def test_file_that_is_deleted_while_it_is_read_is_named(
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
-    [("set_aside.json", "list of files that are set aside"), ("last_failure.json", "note of a failure")],
+    ("name", "damaged", "unsuitable"),
+    [
+        (
+            "set_aside.json",
+            "a damaged list of files that are set aside",
+            "a list of files that are set aside that is no file there",
+        ),
+        ("last_failure.json", "a damaged note of a failure", "a note of a failure that is no file there"),
+    ],
 )
-def test_damaged_notes_are_named(service: ServiceFolder, name: str, what: str) -> None:
+def test_damaged_notes_are_named(service: ServiceFolder, name: str, damaged: str, unsuitable: str) -> None:
     service.configure(prepare={"query": "customer=user", "item": "track", "on_bad_line": "skip"})
     path = service.path / name
     path.write_text("{")
-    rejected_here(f"a damaged {what}", "refresh", service.file, "--status")
+    rejected_here(damaged, "refresh", service.file, "--status")
     for replacing in (
         lambda: os.mkfifo(path),
         lambda: path.symlink_to(service.file),
@@ -381,7 +388,7 @@ def test_damaged_notes_are_named(service: ServiceFolder, name: str, what: str) -
     ):
         path.unlink()
         replacing()
-        rejected_here(f"a {what} that is no file there", "refresh", service.file, "--status")
+        rejected_here(unsuitable, "refresh", service.file, "--status")
 
 
 def test_list_of_files_that_are_set_aside_forgets_those_that_are_gone(service: ServiceFolder) -> None:
