@@ -170,7 +170,7 @@ def write_job(path: Path, data: Path | str, **sections: Any) -> Path:
     job: dict[str, Any] = {
         "name": "planted",
         "data": {"path": str(data)},
-        "model": {"dim": 8, "temperature": 0.1},
+        "model": {"dim": 8, "temperature": 0.1, "popularity": "off"},
         "negatives": {"kind": "shared", "count": 64},
         "optimizer": {"kind": "adagrad", "learning_rate": 0.1, "schedule": "constant", "weight_decay": 0.0},
         "train": {"batch_size": 256, "epochs": 2, "query_frequency_power": 0.0, "item_frequency_power": 0.0},

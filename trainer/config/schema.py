@@ -59,7 +59,7 @@ _CHANGEABLE_ON_RESUME = (
     *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads", "data.max_row_group_rows"),
     *("train.epochs", "train.max_steps", "train.patience", "evaluate.final"),
     *("train.engine", "train.device", "train.tables", "train.device_memory_gib"),
-    *("optimizer.learning_rate", "model.dense.learning_rate"),
+    *("optimizer.learning_rate", "model.dense.learning_rate", "model.popularity"),
 )
 """Prefixes of keys that may change between the starts of one run."""
 

@@ -38,6 +38,7 @@ Auto = Literal["auto"]
 """A value that follows from others or from the size of the dataset; see ``resolve`` in ``schema.py``."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1, strict=True)]
 Name = Annotated[
     str,
@@ -62,6 +63,11 @@ def _check_span(value: object) -> object:
 
 
 Span = Annotated[int | str, BeforeValidator(_check_span)]
+
+
+def _off_if_false(value: object) -> object:
+    return "off" if value is False else value  # YAML reads a plain off as false
+
 
 Value = TypeVar("Value")
 
@@ -179,6 +185,12 @@ class ModelConfig(Section):
         f"query)^-0.25, within 0.05 to 0.4, with the lift of co-occurrence that {command('prepare')} measures (if it "
         "did not: 1.67 * items^-0.155 * interactions^-0.075, at most 0.2); with others 0.17",
     )
+    popularity: Annotated[Auto | Literal["off"] | Finite, BeforeValidator(_off_if_false)] = Field(
+        "auto",
+        description="factor of log(1 + plays of an item) in the scores of a trained model, of either sign, whose "
+        "other part is score / temperature; auto: the factor, and the latest share of train to count plays in, that "
+        "rank best on valid, if that gains more than its error; off: none, as with euclidean scores",
+    )
     init: Literal["random", "spectral"] = Field(
         "random",
         description="what the tables of a new run begin with. random: normal values; spectral: singular vectors of the "
@@ -238,6 +250,15 @@ class ModelConfig(Section):
             raise ValueError(
                 "init 'spectral' gives a vector to each query and item, by the cosine of which they are compared: it "
                 f"cannot begin a model with {other}; set model.init to random"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_popularity(self) -> ModelConfig:
+        if self.score == "euclidean" and isinstance(self.popularity, float):
+            raise ValueError(
+                f"popularity is {self.popularity:g}, which is a part of cosine and dot scores only: set "
+                "model.popularity to off, or model.score to cosine"
             )
         return self
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import shutil
 import zlib
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +39,7 @@ from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.manifest import DataFile
 from crossfade.trainer.data.parquet import checked_metadata, file_entry, open_parquet, storage_errors_of
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.embeddings.listing import AGAIN, LISTED, read_listing, write_listing
+from crossfade.trainer.embeddings.listing import AGAIN, LISTED, POPULARITY_FILE, read_listing, write_listing
 from crossfade.trainer.runs.options import Shard
 
 FILE_ROWS = 1 << 20
@@ -215,7 +215,7 @@ class EmbeddingFiles:
         """
         self._folder = location if isinstance(location, Folder) else Folder(location)
         self._listed = read_listing(self._folder)
-        self.entities = list(self._listed)
+        self.entities = [name for name in self._listed if name != POPULARITY_FILE]
         self._opened: dict[str, list[tuple[str, pq.ParquetFile]]] = {}
         self._last_group: tuple[str, int, FloatArray] | None = None
 
@@ -245,6 +245,23 @@ class EmbeddingFiles:
                 for uri, file in files
             ]
         )
+
+    def popularity(self) -> pa.Table | None:
+        """Return the table of the popularity term; None if they have none.
+
+        Raises:
+            InputError: its file is missing or corrupt.
+        """
+        if POPULARITY_FILE not in self._listed:
+            return None
+        [listed] = self._listed[POPULARITY_FILE]
+        with closing(_open(self._folder, listed)) as file:
+            return _read(self.popularity_uri, partial(file.read, use_threads=False), listed.rows)
+
+    @property
+    def popularity_uri(self) -> str:
+        """Where the popularity term is."""
+        return f"{self._folder.uri}/{POPULARITY_FILE}"
 
     def has_rows_of(self, entity: str, vocabulary: Vocabulary) -> bool:
         """Return whether the rows of ``entity`` are those of ``vocabulary``, by their number and the first IDs.
@@ -299,7 +316,7 @@ class EmbeddingFiles:
         return self._opened[entity]
 
     def _open_files(self, entity: str) -> list[tuple[str, pq.ParquetFile]]:
-        if entity not in self._listed:
+        if entity not in self.entities:
             raise InputError(
                 f"{self._folder.uri}: has no embeddings of '{entity}'; it has those of {', '.join(self.entities)}"
             )

@@ -21,7 +21,7 @@ from crossfade.base.json_text import validate_json
 from crossfade.trainer.data.manifest import DataFile
 from crossfade.trainer.data.parquet import ListedIn, file_entry
 
-LISTING_FILE = "embeddings.json"
+LISTING_FILE, POPULARITY_FILE = "embeddings.json", "popularity.parquet"
 AGAIN = "train or export them again"
 LISTED = ListedIn(LISTING_FILE, AGAIN)
 _EXPECTED = "expected a folder that 'crossfade train' or 'crossfade export' wrote"
@@ -48,6 +48,8 @@ def write_listing(folder: Folder) -> None:
 
 def read_listing(folder: Folder) -> dict[str, list[DataFile]]:
     """Return the files of the embeddings in ``folder`` by entity, in the order of their rows.
+
+    The file of a popularity term stands by itself, under its name.
 
     Raises:
         InputError: there are no embeddings, or they are of an earlier revision.

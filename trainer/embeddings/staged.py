@@ -27,9 +27,11 @@ from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, partial_folder, write_table
 from crossfade.trainer.embeddings.listing import write_listing
+from crossfade.trainer.embeddings.popularity import PopularityTerm, write_term
 
 LIST_FILE = "embeddings.json"
 _CHUNK_BYTES = 8 << 20
+_STAGED = r"^([A-Za-z0-9_-]{1,100}/rows-[0-9]{12,18}\.parquet|embeddings\.json|popularity\.parquet)$"
 
 
 class _Listing(BaseModel):
@@ -39,9 +41,7 @@ class _Listing(BaseModel):
 
     epoch: Annotated[int, Field(ge=0)]
     folder: Annotated[str, Field(pattern=r"^epoch-[0-9]{6,18}$")]
-    files: dict[
-        Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{1,100}/rows-[0-9]{12,18}\.parquet|embeddings\.json)$")], int
-    ]
+    files: dict[Annotated[str, Field(pattern=_STAGED)], int]
 
 
 class StagedEmbeddings:
@@ -91,11 +91,24 @@ class StagedEmbeddings:
         store.barrier()
         if store.rank == 0:
             write_listing(self._folder.child(name))
-            files = self._folder.child(name).sizes()
-            self._folder.write(LIST_FILE, json.dumps({"epoch": epoch, "folder": name, "files": files}).encode())
+            self._list_files(epoch, name)
             for earlier in self._folder.names():
                 if earlier not in {name, LIST_FILE}:
                     self._folder.child(earlier).delete()
+
+    def write_term(self, term: PopularityTerm | None) -> None:
+        """Add the popularity term to the embeddings that are staged. One worker calls it.
+
+        Raises:
+            OSError: there are none, or storage cannot be written.
+        """
+        listing = self._require_list()
+        write_term(self._folder.child(listing.folder), term)
+        self._list_files(listing.epoch, listing.folder)
+
+    def _list_files(self, epoch: int, name: str) -> None:
+        files = self._folder.child(name).sizes()
+        self._folder.write(LIST_FILE, json.dumps({"epoch": epoch, "folder": name, "files": files}).encode())
 
     @staticmethod
     def _upload(path: Path, folder: Folder) -> None:

@@ -58,6 +58,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -68,9 +69,11 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
+from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
+from crossfade.trainer.embeddings.popularity import read_term
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.exact_sums import AllReduceFunction, ExactSums, sum_over_workers
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
@@ -212,8 +215,10 @@ def evaluate_embeddings(
         held_out = load_held_out(lineage, split, job.evaluate, among.rank, among.workers, latest, queries)
         counts_N = lineage.counts(manifest.item)
     source, change = EmbeddingFiles(embeddings), None
+    if (term := read_term(source, model.item.rows)) is not None:
+        model = replace(model, score=term.added_to(model.score, resolved(job.model.temperature)))
     if reranking is not None and reranking.is_reranked:
-        change = Reranking.of(reranking, job)
+        change = Reranking.of(reranking, job, term)
     return evaluate(source, model, held_out, job.evaluate, counts_N, among.all_reduce, observers, change)
 
 

@@ -35,6 +35,7 @@ from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.embeddings.files import VectorSource
+from crossfade.trainer.embeddings.popularity import PopularityTerm
 from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import Score
@@ -60,9 +61,10 @@ class Reranking:
     damping_R: FloatArray | None = None
 
     @classmethod
-    def of(cls, options: RerankingOptions, job: JobConfig) -> Reranking:
-        """Return what ``options`` ask for, of the model that ``job`` has trained."""
-        return cls(options, Score.of(job.model.score, 1.0), resolved(job.model.temperature))
+    def of(cls, options: RerankingOptions, job: JobConfig, term: PopularityTerm | None = None) -> Reranking:
+        """Return what ``options`` ask for, of the model that ``job`` has trained, with its popularity ``term``."""
+        score = Score.of(job.model.score, 1.0)
+        return cls(options, score if term is None else term.added_to(score, 1.0), resolved(job.model.temperature))
 
     def damping(self, counts_R: IntArray) -> FloatArray:
         """Return α·T·log(1 + c) of items with ``counts_R`` interactions in train, float32 (R,)."""

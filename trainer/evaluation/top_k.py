@@ -110,8 +110,9 @@ def _rank(
         return source.vectors(model.item.name, place_E if item_I is None else item_I[place_E])
 
     items = model.item.rows if item_I is None else len(item_I)
+    score = model.score if item_I is None else model.score.of_items(item_I)
     query_QD = query_vectors(source, model, queries_Q, context or {}, histories)
-    return rank_vectors(query_QD, model.score, items, vectors, excluded, depth)
+    return rank_vectors(query_QD, score, items, vectors, excluded, depth)
 
 
 def rank_vectors(
@@ -153,8 +154,9 @@ def item_blocks(
     size = size or _ITEM_BLOCK
     for first in range(0, items, size):
         item_ED = vectors(np.arange(first, min(first + size, items), dtype=np.int64))
-        penalty_E = None if penalty_I is None else penalty_I[first : first + len(item_ED)]
-        yield Block(first, unit_rows(item_ED) if score.normalized else item_ED, score, penalty_E)
+        block = slice(first, first + len(item_ED))
+        penalty_E = None if penalty_I is None else penalty_I[block]
+        yield Block(first, unit_rows(item_ED) if score.normalized else item_ED, score.of_items(block), penalty_E)
 
 
 def rank_blocks(
@@ -224,6 +226,8 @@ class Block:
         else:  # at most √D times the largest number
             bits = largest_magnitude(item_ED.ravel().view(np.int32))
             self._longest = math.sqrt(item_ED.shape[1]) * float(np.int32(bits).view(np.float32))
+        if score.offset_I is not None:
+            exact_penalty_E -= score.offset_I
         if penalty_E is not None:
             exact_penalty_E += penalty_E
         self._penalty_E = exact_penalty_E.astype(np.float32)

@@ -243,6 +243,7 @@ def _export(
     write: Callable[[ExportedModel, VectorOrigin], str],
 ) -> ExportResult:
     def use(model: TrainedModel, since: TrainedModel | None = None) -> ExportResult:
+        model, since = model.ranking_model(), since and since.ranking_model()
         job, origin = model.job, _log_origin(model, options, log)
         tables = _tables(model, options)
         entities = [table.name for table in tables] if options.to in DATABASES else []
@@ -306,7 +307,7 @@ def _tables(model: TrainedModel, options: ExportOptions) -> list[TableSpec]:
     for name in options.entity:
         if name not in available:
             raise InputError(f"{model.uri}: has no table '{name}'; it has {', '.join(available)}")
-    limit, dim = FORMATS[options.to].max_columns, model.job.model.dim
+    limit, dim = FORMATS[options.to].max_columns, max(table.dim for table in available.values())
     if limit is not None and dim > limit:
         raise InputError(
             f"{model.uri}: its vectors have {dim:,} columns, but {options.to} allows {limit:,}; export to another "

@@ -7,11 +7,12 @@ model = make_model(job, manifest)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
 from typing import Literal
 
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, command, option_named
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import JobConfig
@@ -23,16 +24,19 @@ from crossfade.trainer.data.manifest import DatasetManifest
 
 @dataclass(frozen=True)
 class Score:
-    """A score function: dot_scale·(q·i) − norm_scale·(|q|² + |i|²), on unit vectors if ``normalized``.
+    """A score function: dot_scale·(q·i) − norm_scale·(|q|² + |i|²) + offset, on unit vectors if ``normalized``.
 
     - dot: q·i / T
     - cosine: (q/|q|)·(i/|i|) / T
     - euclidean: −|q − i|² / T, as in metric learning (Hsieh et al., "Collaborative metric learning", WWW 2017)
+
+    ``offset_I``, float32 (I,), is what each item gains whatever the query is, such as by its popularity; None: nothing.
     """
 
     normalized: bool
     dot_scale: float
     norm_scale: float
+    offset_I: FloatArray | None = field(default=None, compare=False)
 
     @staticmethod
     def of(kind: ScoreKind, temperature: float) -> Score:
@@ -40,6 +44,10 @@ class Score:
         if kind == "euclidean":
             return Score(normalized=False, dot_scale=2.0 / temperature, norm_scale=1.0 / temperature)
         return Score(normalized=kind == "cosine", dot_scale=1.0 / temperature, norm_scale=0.0)
+
+    def of_items(self, rows_N: IntArray | slice) -> Score:
+        """Return the score of the items ``rows_N``, in their order."""
+        return self if self.offset_I is None else replace(self, offset_I=self.offset_I[rows_N])
 
 
 @dataclass(frozen=True)

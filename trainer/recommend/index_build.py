@@ -102,7 +102,8 @@ class Indexing:
         Raises:
             InputError: the model has no vectors of the entity, or too few.
         """
-        entity, metric = options.entity or model.spec.item.name, options.metric or model.job.model.score
+        entity, metric = options.entity or model.spec.item.name, options.metric or model.ranking_metric
+        model = model.compared_by(metric)
         indexed_R = indexed_rows(model, entity)
         if not (rows := int(np.count_nonzero(indexed_R))):
             raise InputError(f"{model.uri}: no row of '{entity}' has a trained vector")
@@ -213,11 +214,12 @@ def _continue(indexing: Indexing, earlier: EarlierIndex) -> VectorLists | None:
     """Load the lists of ``earlier``, and move the vectors that have changed; None if lists should be found anew."""
     table, indexed_R = indexing.table, indexing.indexed_R
     had_R = np.zeros(table.rows, np.bool_)
-    earlier_R = indexed_rows(earlier.model, table.name)
+    earlier_model = earlier.model.compared_by(indexing.kind.metric)
+    earlier_R = indexed_rows(earlier_model, table.name)
     had_R[: len(earlier_R)] = earlier_R
     changed_R = indexed_R & ~had_R
     for block_N, vectors_ND in indexing.blocks(indexed_R & had_R, "compare"):
-        before_ND = earlier.model.vectors.vectors(table.name, block_N)
+        before_ND = earlier_model.vectors.vectors(table.name, block_N)
         changed_R[block_N] = (vectors_ND != before_ND).any(axis=1)
     lists = VectorLists.load(earlier.folder / INDEX_FILE, indexing.kind)
     if num_lists(np.count_nonzero(indexed_R)) > _MOST_GROWN * lists.lists:

@@ -22,6 +22,7 @@ import numpy as np
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.embeddings.popularity import with_ones
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import Score
@@ -69,7 +70,7 @@ def open_index(folder: Path, model: TrainedModel, entity: str, metric: ScoreKind
         MissingExtraError: FAISS is not installed.
     """
     card = read_card(folder)
-    return _open(folder, card, check_index(card, folder, model, entity, metric))
+    return _open(folder, card, check_index(card, folder, model.compared_by(metric), entity, metric))
 
 
 def open_built_index(folder: Path, indexed_R: BoolArray) -> VectorIndex:
@@ -98,11 +99,15 @@ class IndexRanker(Ranker):
     def __init__(
         self, index: VectorIndex, model: TrainedModel, table: TableSpec, score: Score, candidates: Candidates
     ) -> None:
-        """Rank the ``candidates`` of ``table`` that ``index`` has."""
+        """Rank the ``candidates`` of ``table`` that ``index`` has.
+
+        An index for a ``score`` with offsets has the vectors of ``model.ranking_model()``.
+        """
         candidates = replace(candidates, kept_R=candidates.kept_R & index.indexed_R)
         super().__init__(model.vectors, table, score, candidates)
         self._index = index
-        self._vectors = partial(self.source.vectors, table.name)
+        compared = model if score.offset_I is None else model.ranking_model()
+        self._vectors = partial(compared.vectors.vectors, table.name)
         is_filtered = self._num_candidates < np.count_nonzero(index.indexed_R)
         self._kept_R = candidates.kept_R if is_filtered else None
 
@@ -116,6 +121,8 @@ class IndexRanker(Ranker):
         scores_QK = np.full((len(query_QD), count), -np.inf, np.float32)
         if not self._num_candidates or not count:
             return rows_QK, scores_QK
+        if self._score.offset_I is not None:
+            query_QD = with_ones(query_QD, self._score)
         # Queries of about as many exclusions are searched together, to a depth that no other query changes.
         depth_Q = np.minimum(count + _rounded_up(np.diff(excluded.starts_Q1)), self._num_candidates)
         for depth in np.unique(depth_Q):

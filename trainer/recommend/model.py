@@ -151,14 +151,17 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class _Key:
-    """What a ranker depends on; ``entity`` and ``metric`` select vectors, their score and their index."""
+    """What a ranker depends on; ``entity`` and ``metric`` select vectors, their score and their index.
+
+    Without ``popularity_damping``, it is not one of recommendations.
+    """
 
     entity: str
     metric: ScoreKind
     where: str | None
     metadata: MetadataFile | None
     max_per: tuple[str, int] | None
-    popularity_damping: float
+    popularity_damping: float | None
     index: str | None
 
 
@@ -378,6 +381,7 @@ class Model:
             "job": self.trained.job.name,
             "model": self.trained.uri,
             "score": self.score,
+            "popularity": None if self.trained.popularity is None else self.trained.popularity.card.model_dump(),
             "query": self.query,
             "item": self.item,
             "entities": sizes,
@@ -442,7 +446,8 @@ class Model:
             return Selection(self._new_ranker(entity, metric, options, with_lists(candidates, allow_N, None)))
         subset, damping_R = RowSubset(self.trained.vectors, self.tables[entity], allow_N), self._damping(options)
         damping_P = None if damping_R is None else damping_R[allow_N]
-        ranker = Ranker(subset, subset.table, _score(metric), subset.candidates(candidates), damping_P)
+        score = self._score(metric, options).of_items(allow_N)
+        ranker = Ranker(subset, subset.table, score, subset.candidates(candidates), damping_P)
         return Selection(ranker, subset)
 
     def _ranker(self, entity: str, metric: ScoreKind, options: RankingOptions) -> Ranker:
@@ -453,7 +458,7 @@ class Model:
                 self._rankers.move_to_end(key)
                 return ranker
         # One ranker for each entity and metric keeps vectors; clients may request any number of others.
-        keep_vectors = (key.where, key.max_per, key.popularity_damping) == (None, None, 0.0)
+        keep_vectors = key.where is None and key.max_per is None and not key.popularity_damping
         ranker = self._new_ranker(entity, metric, options, self._candidates(entity, options), keep_vectors=keep_vectors)
         with self._rankers_lock:
             self._rankers[key] = ranker
@@ -472,10 +477,17 @@ class Model:
     ) -> Ranker:
         damping_R, table = self._damping(options), self.tables[entity]
         is_searched = damping_R is None or options.index is not None
-        index = self.files.index(entity, metric, options) if is_searched else None
+        score, searched_by = self._score(metric, options), metric
+        if isinstance(options, RecommendOptions):
+            searched_by = self.trained.ranking_metric
+        index = self.files.index(entity, searched_by, options) if is_searched else None
         if index is not None:
-            return IndexRanker(index, self.trained, table, _score(metric), candidates)
-        return Ranker(self.trained.vectors, table, _score(metric), candidates, damping_R, keep_vectors=keep_vectors)
+            return IndexRanker(index, self.trained, table, score, candidates)
+        return Ranker(self.trained.vectors, table, score, candidates, damping_R, keep_vectors=keep_vectors)
+
+    def _score(self, metric: ScoreKind, options: RankingOptions) -> Score:
+        """Return what compares vectors: the model's score for recommendations, else ``metric``."""
+        return self.trained.score if isinstance(options, RecommendOptions) else Score.of(metric, 1.0)
 
     def _candidates(self, entity: str, options: FilterOptions) -> Candidates:
         candidates = self.files.candidates(entity, options)
@@ -497,12 +509,8 @@ def open_model(source: ModelSource, log: Log, *, keep: bool = False) -> OpenMode
 
 
 def _key(entity: str, metric: ScoreKind, options: RankingOptions) -> _Key:
-    damping = options.popularity_damping if isinstance(options, RecommendOptions) else 0.0
+    damping = options.popularity_damping if isinstance(options, RecommendOptions) else None
     return _Key(entity, metric, options.where, options.metadata_file, options.max_per, damping, options.index)
-
-
-def _score(metric: ScoreKind) -> Score:
-    return Score.of(metric, 1.0)
 
 
 def _nothing(rows_Q: IntArray) -> ItemLists:

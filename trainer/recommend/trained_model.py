@@ -30,6 +30,7 @@ from crossfade.kvstore.checkpoint.checkpoint import Checkpoint
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import KeptVocabulary, Vocabulary
@@ -42,6 +43,7 @@ from crossfade.trainer.embeddings.checkpoint_source import (
 )
 from crossfade.trainer.embeddings.current_run import current_run
 from crossfade.trainer.embeddings.files import GROUP_ROWS, EmbeddingFiles, VectorSource
+from crossfade.trainer.embeddings.popularity import PopularityTerm, RankingVectors, ranking_spec, read_term
 from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, Score, make_model
 from crossfade.trainer.model.towers import Towers, load_towers
@@ -71,6 +73,7 @@ class TrainedModel:
         version: the number of the version of a service; None for other models.
         known_counts: counts of entities that ``counts`` returns as they are, where there is a copy without base
             datasets.
+        popularity: what items gain by how often they were played; None: nothing.
         keep: whether vocabularies that fit stay in memory.
     """
 
@@ -84,13 +87,38 @@ class TrainedModel:
     step: int | None = None
     version: int | None = None
     known_counts: Mapping[str, IntArray] = field(default_factory=dict)
+    popularity: PopularityTerm | None = None
     keep: bool = False
     _vocabularies: dict[str, Vocabulary] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def score(self) -> Score:
-        """The score without the temperature of the loss: the cosine, the dot product, or minus the squared distance."""
-        return Score.of(self.job.model.score, 1.0)
+        """The score without the temperature of the loss: the cosine, the dot product, or minus the squared distance.
+
+        Plus the popularity term of each item, if the model has one.
+        """
+        score = Score.of(self.job.model.score, 1.0)
+        return score if self.popularity is None else self.popularity.added_to(score, 1.0)
+
+    @property
+    def ranking_metric(self) -> ScoreKind:
+        """The metric of ``ranking_model``, by which an index finds what the score ranks first."""
+        return self.job.model.score if self.popularity is None else "dot"
+
+    def ranking_model(self) -> TrainedModel:
+        """Return the same model with the popularity term as one more column of its vectors, and dot products.
+
+        Exports and indexes, whose search knows nothing but vectors, are of this model.
+        """
+        if self.popularity is None:
+            return self
+        job = self.job.model_copy(update={"model": self.job.model.model_copy(update={"score": "dot"})})
+        vectors = RankingVectors(self.vectors, self.spec, self.score)
+        return replace(self, job=job, spec=ranking_spec(self.spec), vectors=vectors, popularity=None)
+
+    def compared_by(self, metric: ScoreKind) -> TrainedModel:
+        """Return the model whose vectors are compared by ``metric``: by that of rankings, ``ranking_model``."""
+        return self.ranking_model() if metric == self.ranking_metric else self
 
     def vocabulary(self, entity: str) -> Vocabulary:
         """Return the vocabulary of ``entity``.
@@ -134,7 +162,9 @@ class TrainedModel:
             return trained_R
         vocabulary, start = self.vocabulary(table.name), self.job.model.start.get(table.name)
         warm_R = vocabulary.warm_rows()
-        return warm_R if start is None else warm_R | GivenVectors(table.name, start, vocabulary, table.dim).has_vector_R
+        if start is None:
+            return warm_R
+        return warm_R | GivenVectors(table.name, start, vocabulary, self.job.model.dim).has_vector_R
 
 
 class CheckpointVectors:
@@ -369,6 +399,7 @@ def _open_embeddings(run: Folder, change: Callable[[JobConfig], JobConfig]) -> T
         inputs.manifest,
         embeddings,
         embeddings.fingerprint(),
+        popularity=read_term(embeddings, inputs.model.item.rows),
     )
     for table in inputs.model.vectors:
         if table.name in embeddings.entities and not embeddings.has_rows_of(table.name, model.vocabulary(table.name)):

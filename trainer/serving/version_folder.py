@@ -13,6 +13,7 @@
     VERSION/histories/items         int32 (N,): distinct items of each query, sorted
     VERSION/histories/weights       float64 (N,): the sum of the weights of their interactions
     VERSION/counts.npy              the interactions of each item in train, int64 (R,), base datasets included
+    VERSION/popularity.parquet      the popularity term of the scores, if the model has one
     VERSION/metadata.duckdb         columns of the items, for filters (served_metadata.py)
     VERSION/index-METRIC/           an index of the items, as of 'crossfade index', if there are many
 
@@ -41,6 +42,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from crossfade.base.arrays import FloatArray, IntArray
@@ -68,6 +70,8 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import GROUP_ROWS, VectorSource
+from crossfade.trainer.embeddings.listing import POPULARITY_FILE
+from crossfade.trainer.embeddings.popularity import PopularityTerm
 from crossfade.trainer.model.spec import make_model
 from crossfade.trainer.recommend.bulk import part_starts
 from crossfade.trainer.recommend.history import StoredHistories, divide_histories
@@ -156,6 +160,8 @@ def write_version(
     with closing(model.open_lineage()) as lineage:
         continued = None if earlier is None else _continued(earlier, model, data, lineage)
         _write_interactions(model, lineage, continued, folder, reporter)
+    if model.popularity is not None:
+        model.popularity.save(Folder(folder))
     local = open_copy(folder, model.uri, model.fingerprint)
     _write_names(local, continued, folder, reporter)
     write_metadata(data, local.manifest, item.name, options.metadata, local.counts(item.name), folder / METADATA)
@@ -166,7 +172,7 @@ def write_version(
         number=model.version,
         fingerprint=model.fingerprint,
         job=model.job.name,
-        score=model.job.model.score,
+        score=model.ranking_metric,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         continues=None if continued is None else continued.card.fingerprint,
         has_metadata=options.metadata is not None,
@@ -243,7 +249,7 @@ def _continued(folder: Path, model: TrainedModel, data: Folder, lineage: Lineage
 def _layout(model: TrainedModel) -> tuple[Any, ...]:
     """Return what a version and one that it continues have in common."""
     only_this_dataset = model.job.data.history_from_this_dataset_only
-    return model.job.model.score, only_this_dataset, [(table.name, table.dim) for table in model.spec.vectors]
+    return model.ranking_metric, only_this_dataset, [(table.name, table.dim) for table in model.spec.vectors]
 
 
 def open_card(folder: Path) -> VersionCard:
@@ -278,7 +284,10 @@ def open_copy(folder: Path, uri: str, fingerprint: str) -> TrainedModel:
     vectors = MappedVectors(folder / VECTORS)
     spec = make_model(job, manifest)
     counts = {spec.item.name: np.asarray(np.load(folder / COUNTS, mmap_mode="r"))}
-    return TrainedModel(uri, job, spec, data, manifest, vectors, fingerprint, known_counts=counts)
+    term = None
+    if (path := folder / POPULARITY_FILE).exists():
+        term = PopularityTerm.from_table(pq.read_table(path), spec.item.rows)
+    return TrainedModel(uri, job, spec, data, manifest, vectors, fingerprint, known_counts=counts, popularity=term)
 
 
 class MappedVectors:
@@ -424,7 +433,7 @@ def _build_indexes(
     """Build the indexes of the items, if there are many; return what they search by."""
     if options.index_from is None or model.spec.item.rows < options.index_from:
         return []
-    metrics: list[ScoreKind] = list(dict.fromkeys([model.job.model.score, "cosine"]))
+    metrics: list[ScoreKind] = list(dict.fromkeys([model.ranking_metric, "cosine"]))
     for metric in metrics:
         index = IndexOptions(out=str(index_folder(folder, metric)), metric=metric, recall=options.recall)
         build_index(model, index, reporter, None if continued is None else continued.index(metric))

@@ -7,25 +7,31 @@ resumes on another machine finds them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import CrossfadeError, option_named
 from crossfade.base.io.disk_errors import is_full_disk, write_failure
+from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.kvstore.checkpoint.lifecycle import list_checkpoints
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.embeddings.files import write_embeddings
+from crossfade.trainer.embeddings.files import EmbeddingFiles, write_embeddings
 from crossfade.trainer.embeddings.listing import LISTING_FILE
+from crossfade.trainer.embeddings.popularity import PopularityCard, PopularityTerm, write_term
 from crossfade.trainer.embeddings.staged import StagedEmbeddings
 from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.paired_gain import Evaluation, GroupSums
+from crossfade.trainer.evaluation.popularity_choice import RankingTrials, choose_term, count_latest
 from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate, evaluate_embeddings
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import TowerVectors
+from crossfade.trainer.runs.job_inputs import JobInputs, open_lineage
 from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.training.state import TrainState
 
@@ -40,14 +46,23 @@ class BestEmbeddings:
             ``held_out``.
     """
 
-    job: JobConfig
+    inputs: JobInputs
     folder: RunFolder
     store: RowStore
-    model: ModelSpec
     vocabularies: Mapping[str, Vocabulary]
     vectors: TowerVectors
     held_out: HeldOut | None = None
     counts_N: IntArray | None = None
+
+    @property
+    def job(self) -> JobConfig:
+        """The job, with a value for each ``auto``."""
+        return self.inputs.job
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model."""
+        return self.inputs.model
 
     def evaluate(self) -> Evaluation | None:
         """Compute the metrics on the valid split over all workers; None without one. Every worker calls this.
@@ -92,10 +107,43 @@ class BestEmbeddings:
         resume = option_named("resume")
         return f"the checkpoint of step {complete[-1]:,} in {checkpoints} is complete: make room, and add {resume}"
 
+    def add_popularity(self) -> tuple[PopularityCard, EvalMetrics] | None:
+        """Choose the popularity term of the written vectors, and write it; every worker calls this.
+
+        Returns:
+            How popularity enters scores, and the metrics on valid with it; None if it does not.
+        """
+        factor, model = self.job.model.popularity, self.model
+        if not self._enabled or self.held_out is None or factor == "off" or self.job.model.score == "euclidean":
+            return None
+        assert self.counts_N is not None
+        spec, temperature = self.job.evaluate, resolved(self.job.model.temperature)
+        vectors = EmbeddingFiles(self._written)
+        with closing(open_lineage(self.job, self.inputs.folder, self.inputs.manifest)) as lineage:
+            counts = count_latest(lineage, self.job.data.time_range())
+        trials = RankingTrials(vectors, model, self.held_out, spec.best_metric, self.store.all_reduce)
+        term = choose_term(trials, counts, temperature, None if factor == "auto" else factor)
+        if self.store.rank == 0:
+            self._write_term(term)
+        self.store.barrier()
+        if term is None:
+            return None
+        model = replace(model, score=term.added_to(model.score, temperature))
+        return term.card, evaluate(vectors, model, self.held_out, spec, self.counts_N, self.store.all_reduce)
+
+    def _write_term(self, term: PopularityTerm | None) -> None:
+        if self.job.cluster.shared_run_dir:
+            write_term(Folder(self.folder.embeddings), term)
+        else:
+            self._staged.write_term(term)
+
+    @property
+    def _written(self) -> Path | Folder:
+        return self.folder.embeddings if self.job.cluster.shared_run_dir else self._staged.folder()
+
     def evaluate_test(self) -> EvalMetrics:
         """Evaluate the embeddings on the test split, as they were written. Every worker calls this."""
-        folder = self.folder.embeddings if self.job.cluster.shared_run_dir else self._staged.folder()
-        return evaluate_embeddings(self.job, folder, "test", self.store)
+        return evaluate_embeddings(self.job, self._written, "test", self.store)
 
     def discard_missing(self, state: TrainState) -> None:
         """Reset the best of ``state`` if its embeddings are not here: they may lie on another machine's disk.

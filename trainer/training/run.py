@@ -47,10 +47,11 @@ def run_training(
         state = session.restore(checkpoint)
         if not session.loop.run(state):
             return session.stop(state)
-        metrics, traffic = session.finish(state)
+        finished = session.finish(state)
     session.check_has_output(state)
     restarts = folder.restarts()
-    report = make_report(job, session.inputs.model, state, metrics, session.composition, traffic)
+    report = make_report(job, session.inputs.model, state, finished.metrics, session.composition, finished.traffic)
+    report["popularity"] = finished.popularity
     report |= {"restarts": len(restarts), "restart_causes": restarts, "wall_seconds": time.perf_counter() - started}
     report |= {"run": folder.run_id(), "started": folder.started(), "kernels": session.metadata.kernels}
     if session.composition.store.rank == 0 and job.no_shared_run_dir:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple
 
 from crossfade.base.errors import CheckpointError, option_named
 from crossfade.base.text import counted
@@ -53,6 +54,20 @@ from crossfade.trainer.training.worker_metrics import TrainingMetrics, measure_t
 _logger = logging.getLogger(__name__)
 
 _FEW_NEGATIVES = 100
+
+
+class FinishedRun(NamedTuple):
+    """The results of a finished run.
+
+    Attributes:
+        metrics: metrics of the best embeddings, by split.
+        popularity: how popularity enters scores, and the metrics on valid without that; None if it does not.
+        traffic: rows and bytes that all workers moved.
+    """
+
+    metrics: dict[str, EvalMetrics]
+    popularity: dict[str, Any] | None
+    traffic: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -116,19 +131,22 @@ class TrainingSession:
         self.loop.hooks.on_event(StoppedEvent(step=result.step, checkpoint=result.checkpoint))
         return result
 
-    def finish(self, state: TrainState) -> tuple[dict[str, EvalMetrics], dict[str, int]]:
-        """Start the last checkpoint and evaluate the best embeddings of a finished run.
-
-        Returns the metrics by split, and the traffic of all workers.
-        """
+    def finish(self, state: TrainState) -> FinishedRun:
+        """Start the last checkpoint, add the popularity term to the best embeddings, and evaluate these."""
         self.checkpoints.save_last(state)
-        metrics = {"valid": state.best} if state.best else {}
+        metrics, popularity = {"valid": state.best} if state.best else {}, None
+        if state.best:
+            self.loop.hooks.on_event(PhaseEvent(name="popularity"))
+            found = self.embeddings.add_popularity()
+            if found is not None:
+                card, metrics["valid"] = found
+                popularity = {**card.model_dump(), "without": state.best}
         if self.inputs.job.train.save_embeddings == "best" and self.inputs.has_rows("test"):
             self.loop.hooks.on_event(PhaseEvent(name="test"))
             metrics["test"] = self.embeddings.evaluate_test()
             self.metrics.record_evaluation("test", metrics["test"])
         self.metrics.mark_done()
-        return metrics, total_traffic(state, self.composition.store)
+        return FinishedRun(metrics, popularity, total_traffic(state, self.composition.store))
 
     def check_has_output(self, state: TrainState) -> None:
         """Check that a run which keeps no embeddings has written its last checkpoint. Call it after the session.
@@ -220,7 +238,7 @@ def _best_embeddings(
             held_out = load_held_out(lineage, "valid", job.evaluate, *workers, towers.latest, queries)
             counts_N = lineage.counts(inputs.manifest.item)
     vectors = TowerVectors(towers, partial(store.pull, exact=True))
-    return BestEmbeddings(job, folder, store, inputs.model, vocabularies, vectors, held_out, counts_N)
+    return BestEmbeddings(inputs, folder, store, vocabularies, vectors, held_out, counts_N)
 
 
 def _open_composition(

@@ -18,11 +18,11 @@ def resolved_job(size: DatasetSize = SMALL, *overrides: str) -> JobConfig:
     return resolve(make_job("{name: small, data: {path: data/small}}", "a test", overrides), size)
 
 
-def test_nothing_but_the_use_of_the_machine_is_left_to_resolve() -> None:
+def test_what_a_machine_is_used_for_and_valid_decides_is_left_to_resolve() -> None:
     for overrides in ([], ["model.score=dot"], ["loss=bpr"]):
         job = resolved_job(SMALL, *overrides)
         automatic = {key for key, value in job.values().items() if value == "auto"}
-        assert automatic == {"train.engine", "train.device", "train.tables", "cluster.store"}
+        assert automatic == {"train.engine", "train.device", "train.tables", "cluster.store", "model.popularity"}
         assert resolve(job, LARGE) == job
 
 

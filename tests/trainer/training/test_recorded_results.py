@@ -51,6 +51,7 @@ BASE: Values = {
     "data.shuffle_block_rows": 300,
     "model.dim": 12,
     "model.temperature": 0.2,
+    "model.popularity": "off",
     "model.init_std": 0.1,
     "negatives.count": 40,
     "optimizer.learning_rate": 0.05,
