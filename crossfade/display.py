@@ -225,6 +225,11 @@ class TrainDisplay:
     def _stopped_early(self) -> str:
         return f"stopped early: no gain in {self._best_metric} beyond its standard error"
 
+    def _describe_popularity(self, factor: float, share: float, without: Mapping[str, float]) -> str:
+        plays = "plays" if share == 1 else f"plays in the latest {share:.0%} of train"
+        gained = f"without it, {show_metric(without, self._best_metric)}"
+        return f"popularity: score / temperature + {factor:g} * log(1 + {plays}) ({self._best_metric} {gained})"
+
     def print_report(self, report: dict[str, Any], folder: Path, interactions: Mapping[str, int]) -> None:
         """Print the result of a run, ``report.json`` in ``folder``, on stdout; ``interactions`` are those of splits."""
         if shortfall := report.get("baselines", {}).get("shortfall"):
@@ -247,6 +252,8 @@ class TrainDisplay:
             print_line("nothing on valid to select an epoch by: the embeddings are those of the last step")
         else:
             print_line(f"best {self._best_metric} on valid in epoch {report['best_epoch']}; metrics of its embeddings:")
+        if (popularity := report["popularity"]) is not None:
+            print_line(self._describe_popularity(**popularity))
         print_metrics(report["metrics"], report["task"], report.get("baselines"), interactions)
         if (advice := report.get("advice")) is not None:
             print_line(advice)

@@ -62,7 +62,7 @@ class ServiceFolder:
             "folder": str(self.path),
             "events": [*map(str, events), str(self._events / "*.parquet")],
             "prepare": {"query": "customer=user", "item": "track", "timestamp": "at", "hold_out_valid": "random:0.2"},
-            "job": {"model": {"dim": 8}, "train": {"epochs": 2, "batch_size": 64}},
+            "job": {"model": {"dim": 8, "popularity": "off"}, "train": {"epochs": 2, "batch_size": 64}},
             "increment_job": {"train": {"epochs": 1}},
             "publish_if": None,
             "settle_seconds": 0,

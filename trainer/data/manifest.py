@@ -335,10 +335,20 @@ class DatasetManifest(_Strict):
         """Return, for each feature, the entity whose rows have it."""
         return {name: entity for entity, features in self.features.items() for name in features}
 
-    def random_test_notes(self) -> list[str]:
-        """Return a sentence, in a list, if test was held out at random although interactions have timestamps."""
-        how = self.source.get("hold_out_test") or self.source.get("hold_out")
-        if not self.has_timestamp or not str(how).startswith("random"):
+    def hold_out_notes(self) -> list[str]:
+        """Return a sentence, in a list, if test or valid was held out at random although interactions have times."""
+        valid, test = (str(self.source.get(f"hold_out_{split}", "")) for split in ("valid", "test"))
+        test = test or str(self.source.get("hold_out", ""))
+        if not self.has_timestamp:
+            return []
+        if test and not test.startswith("random"):
+            if not valid.startswith("random") and not self.source.get("valid_by_default"):
+                return []
+            return [
+                "valid is held out at random, and test by time: the epoch and the factor of popularity that are best "
+                "on valid need not be best for the future (hold out both by time, such as after:TIME)"
+            ]
+        if not test:
             return []
         return [
             "test is held out at random, although interactions have times: it does not show how well the future is "

@@ -147,7 +147,7 @@ def _load_baselines(
             found["sums"][split] |= result["sums"]
             notes += result["notes"]
     if "test" in sizes:
-        notes += lineage.manifest.random_test_notes()
+        notes += lineage.manifest.hold_out_notes()
     return {**found, "notes": list(dict.fromkeys(notes))}
 
 

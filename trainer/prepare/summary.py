@@ -373,7 +373,7 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
             f"held out by default: {counted(manifest.splits['valid'].rows, 'interaction')} of train as valid, to "
             f"choose the epoch by ({as_typed('hold_out_valid', 'none')}: keep them in train)"
         )
-    lines += manifest.random_test_notes()
+    lines += manifest.hold_out_notes()
     if facts.get("kept_for_train"):
         lines.append(
             f"not held out: {_count(facts, 'kept_for_train', 'interaction')}, since each {manifest.query} "

@@ -97,14 +97,8 @@ def test_latest_interactions_of_positive_weight_are_counted(tmp_path: Path) -> N
     weight_N = draw.choice([1.0, -1.0], 2000, p=[0.8, 0.2])
     columns = {"user": user_N, "item": item_N, "at": time_N, "weight": weight_N}
     source = write_parquet(tmp_path / "plays.parquet", **{name: list(values) for name, values in columns.items()})
-    options = {
-        "query": "customer=user",
-        "item": "item",
-        "timestamp": "at",
-        "weight": "weight",
-        "hold_out_valid": "none",
-    }
-    manifest = prepare_files(tmp_path / "data", source, **options)
+    names = {"query": "customer=user", "item": "item", "timestamp": "at", "weight": "weight"}
+    manifest = prepare_files(tmp_path / "data", source, **names, hold_out_valid="none")
     kept_N = weight_N > 0
     for time_range, used_N in ((None, kept_N), (TimeRange.of(None, 1500), kept_N & (time_N < 1500))):
         with closing(LineageReader(Folder(tmp_path / "data"), read_manifest(Folder(tmp_path / "data")))) as lineage:

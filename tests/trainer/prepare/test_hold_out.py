@@ -140,23 +140,26 @@ def test_small_valid_is_held_out_by_default_where_only_test_is(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("hold_outs", "warns"),
+    ("hold_outs", "warning"),
     [
-        ({"hold_out": "random:0.2"}, True),
-        ({"hold_out_test": "random:0.2"}, True),
-        ({"hold_out": "last-1"}, False),
-        ({}, False),
+        ({"hold_out": "random:0.2"}, "test is held out at random"),
+        ({"hold_out_test": "random:0.2"}, "test is held out at random"),
+        ({"hold_out_test": "after:40"}, "valid is held out at random, and test by time"),
+        ({"hold_out_test": "last-1", "hold_out_valid": "random:0.2"}, "valid is held out at random, and test by time"),
+        ({"hold_out": "last-1"}, None),
+        ({}, None),
     ],
 )
-def test_random_test_split_of_timed_interactions_is_named(
-    tmp_path: Path, hold_outs: dict[str, str], warns: bool
+def test_random_split_of_timed_interactions_is_named(
+    tmp_path: Path, hold_outs: dict[str, str], warning: str | None
 ) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(300))
     timed = prepare_files(tmp_path / "timed", train, timestamp="when", **hold_outs)
-    assert ("test is held out at random" in format_summary(timed, Folder(tmp_path / "timed"))) is warns
-    if warns:
+    summary = format_summary(timed, Folder(tmp_path / "timed"))
+    assert [text in summary for text in ("is held out at random", warning or "")] == [warning is not None, True]
+    if warning is not None and "random" in hold_outs.get("hold_out_test", "random"):
         untimed = prepare_files(tmp_path / "untimed", train, **hold_outs)
-        assert not untimed.random_test_notes()
+        assert not untimed.hold_out_notes()
 
 
 def test_valid_by_default_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
