@@ -68,6 +68,7 @@ class Format:
         check_place: checks the place before anything is read.
         untrained_note: what became of untrained rows.
         max_columns: what a database allows; None for other systems.
+        has_dot_products: whether the system can compare by dot product, as a popularity term needs.
     """
 
     write: Callable[[ExportedModel, Path], str] | None
@@ -75,6 +76,7 @@ class Format:
     check_place: Callable[[str], None] | None = None
     untrained_note: str = _LEFT_OUT
     max_columns: int | None = None
+    has_dot_products: bool = True
 
 
 FORMATS: dict[FormatName, Format] = {
@@ -87,7 +89,9 @@ FORMATS: dict[FormatName, Format] = {
         pgvector.write_pgvector, pgvector.push, pgvector.check_connection, max_columns=pgvector.MAX_COLUMNS
     ),
     "opensearch": Format(search_engines.write_opensearch, max_columns=search_engines.OPENSEARCH_MAX_COLUMNS),
-    "s3-vectors": Format(None, s3_vectors.push, s3_vectors.check_bucket, max_columns=s3_vectors.MAX_COLUMNS),
+    "s3-vectors": Format(
+        None, s3_vectors.push, s3_vectors.check_bucket, max_columns=s3_vectors.MAX_COLUMNS, has_dot_products=False
+    ),
     "mlflow": Format(mlflow_model.write_mlflow, mlflow_model.push, mlflow_model.check_place),
 }
 
@@ -243,7 +247,10 @@ def _export(
     write: Callable[[ExportedModel, VectorOrigin], str],
 ) -> ExportResult:
     def use(model: TrainedModel, since: TrainedModel | None = None) -> ExportResult:
-        model, since = model.ranking_model(), since and since.ranking_model()
+        if FORMATS[options.to].has_dot_products:
+            model, since = model.ranking_model(), since and since.ranking_model()
+        elif model.popularity is not None:
+            log(f"{options.to} has no dot products: the vectors leave out the popularity term of the score")
         job, origin = model.job, _log_origin(model, options, log)
         tables = _tables(model, options)
         entities = [table.name for table in tables] if options.to in DATABASES else []
