@@ -26,7 +26,7 @@ from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 from crossfade.trainer.model.spec import ModelSpec, Score
 
 TEMPERATURE = 0.5
-MARGIN, NEGATIVE_WEIGHT, TOP_K_TEMPERATURE = 0.3, 1.7, 0.4
+MARGIN, TOP_K_TEMPERATURE = 0.3, 0.4
 QUERIES, ITEMS, DIM, DRAWS = 6, 9, 3, 4
 LOG_Q = np.linspace(-2, 1, ITEMS, dtype=np.float32)
 Result = tuple[float, FloatArray, FloatArray]
@@ -68,9 +68,8 @@ class Case:
 
     @property
     def loss_spec(self) -> LossSpec:
-        constants: dict[str, Any] = {"margin": MARGIN, "negative_weight": NEGATIVE_WEIGHT}
         top = {"top_k": self.top_k, "top_k_temperature": TOP_K_TEMPERATURE, "has_all_items": self.negatives == "all"}
-        return LossSpec(self.loss, TEMPERATURE, **constants, **top)
+        return LossSpec(self.loss, TEMPERATURE, MARGIN, **top)
 
     @property
     def parts(self) -> tuple[ModelSpec, LossSpec, NegativesConfig]:
@@ -145,9 +144,8 @@ SCORES: tuple[ScoreKind, ...] = get_args(ScoreKind)
 
 
 def score_of(loss: LossKind, number: int) -> ScoreKind:
-    """Return a score that ``loss`` works with, which ``number`` rotates."""
-    scores: tuple[ScoreKind, ...] = ("cosine",) if loss == "ccl" else SCORES
-    return scores[(LOSSES.index(loss) + number) % len(scores)]
+    """Return a score for ``loss``, which ``number`` rotates."""
+    return SCORES[(LOSSES.index(loss) + number) % len(SCORES)]
 
 
 # Pairwise: every loss with every kind of negatives, and every score with every loss and with every kind.

@@ -19,7 +19,6 @@ from engine_cases import (
     ITEM_TABLE,
     LOG_Q,
     MARGIN,
-    NEGATIVE_WEIGHT,
     QUERY_TABLE,
     TEMPERATURE,
     TOP_K_TEMPERATURE,
@@ -105,13 +104,9 @@ def example_loss(
 
     Under ``warp``, each violation stands for ``ranks`` ranks.
     """
-    margin = MARGIN / TEMPERATURE
     if loss == "logistic":
         pushed = sum(minus_log_sigmoid(-other) for other in others) / max(count, 1)
         return minus_log_sigmoid(own) + pushed if positive else minus_log_sigmoid(-own)
-    if loss == "ccl":
-        above = sum(max(0.0, other - margin) for other in others) / max(count, 1)
-        return 1 / TEMPERATURE - own + NEGATIVE_WEIGHT * above if positive else max(0.0, own - margin)
     if not others:
         return 0.0
     if loss == "softmax":
@@ -120,7 +115,8 @@ def example_loss(
     gaps = [other - own if positive else own - other for other in others]
     if loss == "bpr":
         return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
-    if loss == "hinge" or not positive:
+    margin = MARGIN / TEMPERATURE
+    if not positive:
         return sum(max(0.0, margin + gap) for gap in gaps) / count
     violators = sum(1 for gap in gaps if margin + gap > 0)
     return math.log(1 + violators * ranks) * max(0.0, margin + max(gaps))

@@ -82,11 +82,6 @@ _RULES: tuple[tuple[str, Schema, Schema], ...] = (
         },
     ),
     (
-        "loss ccl needs cosine scores",
-        _has(loss="ccl"),
-        {"properties": {"model": {"properties": {"score": {"const": "cosine"}}}}},
-    ),
-    (
         "negatives.logq_correction needs loss softmax, and negatives that are sampled and not only the hardest",
         _has(negatives=_has(logq_correction=True)),
         {

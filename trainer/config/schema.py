@@ -284,14 +284,10 @@ class JobConfig(Section):
     model: ModelConfig = ModelConfig()
     loss: LossKind = Field(
         "softmax",
-        description="loss function: bpr, logistic, softmax (over the negatives), hinge, warp or ccl; an interaction of "
-        "negative weight is negative feedback and is penalized by the reversed loss",
+        description="loss function: bpr, logistic, softmax (over the negatives), or warp; an interaction of negative "
+        "weight is negative feedback and is penalized by the reversed loss",
     )
-    margin: NonNegative = Field(
-        0.5,
-        description="margin of hinge and warp between the item's score and its negatives'; for ccl, the cosine up to "
-        "which a negative costs nothing",
-    )
+    margin: NonNegative = Field(0.5, description="margin of warp between the item's score and its negatives'")
     top_k: AtLeastOne | None = Field(
         None,
         description="K of softmax at the top of the list: an interaction whose item scores above the K-th highest of "
@@ -371,8 +367,6 @@ class JobConfig(Section):
     @model_validator(mode="after")
     def _check_loss_and_negatives(self) -> JobConfig:
         negatives = self.negatives
-        if self.loss == "ccl" and self.model.score != "cosine":
-            raise ValueError(f"loss 'ccl' needs cosine scores: set model.score to cosine, now {self.model.score}")
         if negatives.logq_correction and self.loss != "softmax":
             raise ValueError(f"negatives.logq_correction needs loss 'softmax', but the loss is '{self.loss}'")
         if negatives.logq_correction and negatives.kind == "all":

@@ -126,7 +126,7 @@ def check_devices(devices: Sequence[str]) -> None:
 
 HISTORY = "history"
 """The name in ``model.query_features`` of the mean of the items that a query has interacted with."""
-LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]
+LossKind = Literal["bpr", "logistic", "softmax", "warp"]
 
 
 class DenseConfig(Section):
@@ -276,7 +276,6 @@ class NegativesConfig(Section):
     num_hard: AtLeastOne | None = Field(
         None, description="negatives of an example that count, those with the highest scores; null: all"
     )
-    weight: NonNegative = Field(1.0, description="total weight of an example's negatives under ccl; its item has 1")
 
 
 _LR_LEVELS = 512

@@ -22,8 +22,8 @@ from crossfade.trainer.model.kernel_arguments import ScoreScales, TopK
 from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
 from crossfade.trainer.model.top_k_kernels import kth_highest
 
-BPR, LOGISTIC, SOFTMAX, HINGE, WARP, CCL = range(6)
-"""Numbers of the losses. Those from HINGE on have a margin."""
+BPR, LOGISTIC, SOFTMAX, WARP = range(4)
+"""Numbers of the losses."""
 _LOWEST = np.finfo(np.float32).min
 
 
@@ -32,18 +32,14 @@ class LossParams(NamedTuple):
 
     Attributes:
         code: the loss, such as BPR.
-        margin: m, in units of the scores.
-        negative_weight: v, the total weight of the negatives under ccl.
+        margin: m of warp, in units of the scores.
         ranks_per_negative: (N − 1)/C, which scales warp's violations to a rank among all N items.
-        max_score: 1/T, the largest cosine score.
         top_k: which examples weigh more under softmax.
     """
 
     code: int
     margin: np.float32
-    negative_weight: np.float32
     ranks_per_negative: np.float32
-    max_score: np.float32
     top_k: TopK
 
 
@@ -78,8 +74,8 @@ def example_loss(params, score, scores_C, parts_C, item, negatives_C, weight):  
     """
     if weight < ZERO:
         return _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C, -weight)
-    if params.code >= HINGE:
-        return _margin_loss(params, score, scores_C, item, negatives_C, weight)
+    if params.code == WARP:
+        return _warp(params, score, scores_C, item, negatives_C, weight)
     if params.code == SOFTMAX:
         return _softmax(score, scores_C, item, negatives_C, weight)
     share = weight / np.float32(scores_C.shape[0])
@@ -117,20 +113,6 @@ def _softmax(score, scores_C, item, negatives_C, weight):  # type: ignore[no-unt
     return weight * (math.log(total) + max_score - score), positive * scale - weight
 
 
-@njit(cache=True, error_model="numpy")
-def _margin_loss(params, score, scores_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
-    """Compute ``example_loss`` for the losses with a margin; not inlined, as ``_negative_feedback_loss``."""
-    if params.code == WARP:
-        return _warp(params, score, scores_C, item, negatives_C, weight)
-    # A negative costs what its score exceeds the floor by: a margin below the item's, or the margin itself.
-    floor = params.margin if params.code == CCL else score - params.margin
-    share = weight / np.float32(scores_C.shape[0]) * (params.negative_weight if params.code == CCL else ONE)
-    others, _ = _above(floor, scores_C, item, negatives_C, share)
-    if params.code == CCL:
-        return weight * (params.max_score - score) + others, -weight
-    return others, -sum_lanes(scores_C)
-
-
 @njit(cache=True, error_model="numpy", inline="always")
 def _above(floor, scores_C, item, negatives_C, share):  # type: ignore[no-untyped-def]
     """Return Σ_j share·[s_j − floor]₊ and how many negatives exceed the floor; derivatives replace the scores."""
@@ -144,8 +126,9 @@ def _above(floor, scores_C, item, negatives_C, share):  # type: ignore[no-untype
     return total, count
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@njit(cache=True, error_model="numpy")
 def _warp(params, score, scores_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
+    """Compute ``example_loss`` for warp; not inlined, as ``_negative_feedback_loss``."""
     best, max_score = 0, _LOWEST
     for c in range(scores_C.shape[0]):
         if negatives_C[c] != item and not scores_C[c] <= max_score:
@@ -207,12 +190,8 @@ def _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C,
         scores_C[:] = ZERO
         loss, pull = log_sigmoid_loss(-score)
         return cost * loss, cost * pull
-    if params.code == CCL:
-        scores_C[:] = ZERO
-        excess = score - params.margin
-        return (ZERO, ZERO) if excess <= ZERO else (cost * excess, cost)
-    if params.code >= HINGE:
-        return _negative_feedback_hinge(params, score, scores_C, item, negatives_C, cost)
+    if params.code == WARP:
+        return _negative_feedback_warp(params, score, scores_C, item, negatives_C, cost)
     # A reversed pair is one whose scores, and derivatives, have the other sign.
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
@@ -224,7 +203,7 @@ def _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C,
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _negative_feedback_hinge(params, score, scores_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
+def _negative_feedback_warp(params, score, scores_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
     share = cost / np.float32(scores_C.shape[0])

@@ -7,7 +7,7 @@ from crossfade.trainer.model.kernel_arguments import TopK
 from crossfade.trainer.model.loss_kernels import LOGISTIC, LossParams, hard_negatives_loss
 
 ONE = np.float32(1.0)
-PARAMS = LossParams(LOGISTIC, np.float32(0.5), ONE, ONE, np.float32(5.0), TopK(np.int64(0), ONE, ONE))
+PARAMS = LossParams(LOGISTIC, np.float32(0.5), ONE, TopK(np.int64(0), ONE, ONE))
 
 
 @pytest.mark.slow

@@ -118,8 +118,8 @@ STEPS = {
     "softmax, shared, cosine": Step("softmax", "cosine", "shared"),
     "softmax, in batch": Step("softmax", "cosine", "in_batch", dim=64),
     "softmax, mixed": Step("softmax", "euclidean", "mixed"),
-    "hinge, shared": Step("hinge", "euclidean", "shared"),
-    "hinge, mixed, hardest": Step("hinge", "cosine", "mixed", num_hard=5),
+    "warp, shared": Step("warp", "euclidean", "shared"),
+    "logistic, mixed, hardest": Step("logistic", "cosine", "mixed", num_hard=5),
 }
 
 

@@ -140,7 +140,7 @@ VARIANTS = {
     "warp": Variant(loss="warp", score="euclidean", count=5, optimizer=ADAM),
     "softmax with log Q": Variant(loss="softmax", count=4, log_q=True),
     "logistic": Variant(loss="logistic", count=2, signs=True),
-    "hinge with hard negatives": Variant(loss="hinge", count=6, num_hard=2, optimizer=ADAGRAD),
+    "logistic with hard negatives": Variant(loss="logistic", count=6, num_hard=2, optimizer=ADAGRAD),
 }
 
 

@@ -471,8 +471,6 @@ class ScoreLoss:
         if kind == "softmax":
             return self._softmax(scores, excluded_BC, sign_B1)
         counts_BC = 1 - excluded_BC
-        if kind == "ccl":
-            return self._ccl(scores, counts_BC / kept, sign_B1)
         positive_B1, negative_BC = scores.positive_B1, scores.negative_BC
         if kind == "logistic":
             pushed_B1 = nd.sum(self._softplus(negative_BC) * counts_BC, axis=1, keepdims=True) / kept
@@ -481,8 +479,8 @@ class ScoreLoss:
         if kind == "bpr":
             return nd.sum(self._softplus(gaps_BC) * counts_BC, axis=1) / kept
         violation_BC = nd.relu(gaps_BC + self._margin) * counts_BC
-        hinge_B = nd.sum(violation_BC, axis=1) / kept
-        return hinge_B if kind == "hinge" else nd.where(sign_B1[:, 0] > 0, self._warp(violation_BC), hinge_B)
+        reversed_B = nd.sum(violation_BC, axis=1) / kept
+        return nd.where(sign_B1[:, 0] > 0, self._warp(violation_BC), reversed_B)
 
     def weight_at_top(self, above: Array) -> Array:
         """Return the factors of the weights of examples whose items' scores are ``above`` the K-th highest."""
@@ -542,12 +540,6 @@ class ScoreLoss:
         others_B1 = self.log_sum_exp(self._without(excluded_BC, scores.negative_BC))
         has_negative_B1 = others_B1 > _EXCLUDED_SCORE / 2
         return (has_negative_B1 * self._softplus(sign_B1 * (others_B1 - scores.positive_B1)))[:, 0]
-
-    def _ccl(self, scores: Scores, share_BC: Array, sign_B1: Array) -> Array:
-        nd, positive_B = self._nd, scores.positive_B1[:, 0]
-        pushed_B = nd.sum(nd.relu(scores.negative_BC - self._margin) * share_BC, axis=1) * self._spec.negative_weight
-        wanted_B = 1.0 / self._spec.temperature - positive_B + pushed_B
-        return nd.where(sign_B1[:, 0] > 0, wanted_B, nd.relu(positive_B - self._margin))
 
     def _warp(self, violation_BC: Array) -> Array:
         """Compute the largest violation of each example times the log of its rank, estimated from the violations."""

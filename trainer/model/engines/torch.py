@@ -524,10 +524,6 @@ class ScoreLoss:
         positive_B, negative_BC = scores.positive_B, scores.negative_BC
         counts_BC = (~scores.excluded_BC).to(negative_BC.dtype)
         share_BC = counts_BC / max(kept if self._num_hard is None else min(kept, self._num_hard), 1)
-        if kind == "ccl":
-            pushed_B = (torch.relu(negative_BC - self._margin) * share_BC).sum(dim=1) * self._spec.negative_weight
-            wanted_B = 1.0 / self._spec.temperature - positive_B + pushed_B
-            return torch.where(sign_B > 0, wanted_B, torch.relu(positive_B - self._margin))
         if kind == "logistic":
             pushed_B = (self._softplus(negative_BC) * share_BC).sum(dim=1)
             return self._softplus(-sign_B * positive_B) + (sign_B > 0) * pushed_B
@@ -535,8 +531,8 @@ class ScoreLoss:
         if kind == "bpr":
             return (self._softplus(gaps_BC) * share_BC).sum(dim=1)
         above_BC = torch.relu(gaps_BC + self._margin)
-        hinge_B = (above_BC * share_BC).sum(dim=1)
-        return hinge_B if kind == "hinge" else torch.where(sign_B > 0, self._warp(above_BC * counts_BC), hinge_B)
+        reversed_B = (above_BC * share_BC).sum(dim=1)
+        return torch.where(sign_B > 0, self._warp(above_BC * counts_BC), reversed_B)
 
     def _warp(self, violation_BC: Tensor) -> Tensor:
         """Compute the largest violation of each example times the log of its rank, estimated from the violations."""
