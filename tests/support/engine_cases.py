@@ -50,7 +50,6 @@ class Case:
     negatives_N: IntArray
     global_size: int
     partition_sizes: tuple[int, ...] = ()
-    num_hard: int | None = None
     log_q: bool = False
     items: int = ITEMS
     top_k: int | None = None
@@ -64,7 +63,7 @@ class Case:
 
     @property
     def spec(self) -> NegativesConfig:
-        return NegativesConfig(kind=self.negatives, count=DRAWS, num_hard=self.num_hard)
+        return NegativesConfig(kind=self.negatives, count=DRAWS)
 
     @property
     def loss_spec(self) -> LossSpec:
@@ -157,9 +156,6 @@ ONE_SIGN = list(enumerate(product(("shared", "per_example"), ("positive", "negat
 for any_loss, (any_number, (any_kind, sign)) in product(LOSSES, ONE_SIGN):
     any_score = score_of(any_loss, any_number)
     CASES[f"{any_loss}-{any_score}-{any_kind}-{sign}"] = make_case(any_loss, any_score, any_kind, sign)
-for any_loss, any_kind in product(LOSSES, ("shared", "per_example", "mixed")):
-    if any_loss != "warp":
-        CASES[f"{any_loss}-hard-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed", num_hard=2)
 for any_kind in KINDS:
     CASES[f"softmax-log_q-{any_kind}"] = make_case("softmax", "cosine", any_kind, "mixed", log_q=True)
 for any_score in SCORES:  # Queries are scored once, as in a softmax with weights of one sign.

@@ -69,11 +69,10 @@ def loss_of(
         drawn = case.negatives_of(example)
         counted = [row for row, owner in drawn if row != item and owner != case.query_of(example)]
         scores = {row: score_of(case.score, query_D, items_ND[row]) for row in {item, *counted}}
-        others = sorted((scores[row] - (float(LOG_Q[row]) if case.log_q else 0.0) for row in counted), reverse=True)
-        count = min(case.num_hard or len(drawn), len(drawn))
+        others = [scores[row] - (float(LOG_Q[row]) if case.log_q else 0.0) for row in counted]
         weight = float(case.weight_B[example])
-        ranks = (case.items - 1) / max(count, 1)
-        loss = example_loss(case.loss, scores[item], others[:count], count, ranks, positive=weight >= 0)
+        ranks = (case.items - 1) / max(len(drawn), 1)
+        loss = example_loss(case.loss, scores[item], others, len(drawn), ranks, positive=weight >= 0)
         if case.top_k and weight > 0:
             plain = [float(score_of(case.score, fixed_BD[example], fixed_ND[row])) for row in (item, *counted)]
             weight *= top_k_weight(case.top_k, plain, [1.0, *(items_of(case, row) for row in counted)])

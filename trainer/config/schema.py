@@ -379,13 +379,6 @@ class JobConfig(Section):
                 "train.compute_dtype 'bfloat16' is for matrix products with negatives that examples share, but "
                 "negatives.kind is 'per_example': set train.compute_dtype to float32"
             )
-        if negatives.num_hard is not None and self.loss == "warp":
-            raise ValueError("loss 'warp' uses only the hardest negative: leave negatives.num_hard out")
-        if negatives.num_hard is not None and negatives.logq_correction:
-            raise ValueError(
-                "negatives.logq_correction needs the sampling distribution, which is unknown for hard negatives: leave "
-                "it or negatives.num_hard out"
-            )
         return self
 
     def _check_top_k(self) -> None:
@@ -395,11 +388,6 @@ class JobConfig(Section):
             return
         if self.loss != "softmax":
             raise ValueError(f"top_k needs loss 'softmax', but the loss is '{self.loss}': leave one of them out")
-        if negatives.num_hard is not None:
-            raise ValueError(
-                "top_k estimates the K-th highest score of all items, and the hardest negatives are no sample of them: "
-                "leave it or negatives.num_hard out"
-            )
         is_uniform = negatives.kind in {"shared", "per_example"} and negatives.sampling == "uniform"
         if not (negatives.kind in {"auto", "all"} or is_uniform or negatives.logq_correction):
             raise ValueError(
@@ -564,7 +552,7 @@ def _evaluated_queries(size: DatasetSize) -> int:
 
 
 def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:
-    if job.loss != "softmax" or job.negatives.num_hard is not None:
+    if job.loss != "softmax":
         return job.negatives.model_copy(update={"kind": "shared"})
     scores = size.queries * size.items
     is_cheap = size.items <= _MAX_ITEMS_GROUPED and scores <= _MAX_SCORES_GROUPED * size.interactions

@@ -273,9 +273,6 @@ class NegativesConfig(Section):
         description="subtract the log of an item's expected number of draws from its score as a negative, so that the "
         "sampled softmax estimates the one over all items",
     )
-    num_hard: AtLeastOne | None = Field(
-        None, description="negatives of an example that count, those with the highest scores; null: all"
-    )
 
 
 _LR_LEVELS = 512

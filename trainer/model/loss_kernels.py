@@ -2,10 +2,10 @@
 
     loss_B, slope_B = shared_pool_pass(...)         # one pool of negatives for many examples, after a matrix product
 
-Softmax with a pool of which all negatives count has faster kernels, in ``softmax_kernels.py``. The passes over examples
-that each have negatives of their own are in ``per_example_kernels.py``.
+Softmax with a pool has faster kernels, in ``softmax_kernels.py``. The passes over examples that each have negatives of
+their own are in ``per_example_kernels.py``.
 
-Shapes: B examples, C negatives of an example, K hard negatives, D columns. Floats are float32.
+Shapes: B examples, C negatives of an example, D columns. Floats are float32.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray
-from crossfade.kvstore.jit import allocating_kernel, njit
+from crossfade.kvstore.jit import njit
 from crossfade.trainer.model.kernel_arguments import ScoreScales, TopK
 from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
-from crossfade.trainer.model.top_k_kernels import kth_highest
 
 BPR, LOGISTIC, SOFTMAX, WARP = range(4)
 """Numbers of the losses."""
@@ -48,12 +47,10 @@ class Objective(NamedTuple):
 
     Attributes:
         params: the loss.
-        num_hard: how many negatives count; None: all, which compiles to simpler code.
         scales: the score.
     """
 
     params: LossParams
-    num_hard: int | None
     scales: ScoreScales
 
 
@@ -142,40 +139,6 @@ def _warp(params, score, scores_C, item, negatives_C, weight):  # type: ignore[n
     cost = cost if max_score > floor else max_score - floor  # NaN: a score is
     scores_C[best] = cost
     return cost * (max_score - floor), -cost
-
-
-@njit(cache=True, error_model="numpy")
-def hard_negatives_loss(params, score, scores_C, parts_C, item, negatives_C, weight, num_hard):  # type: ignore[no-untyped-def]
-    """Compute ``example_loss`` as if only the ``num_hard`` negatives with the highest scores had been drawn.
-
-    The item itself is not among them. The derivatives of the others are 0. Of equal scores, the first count.
-    """
-    count = scores_C.shape[0]
-    for c in range(count):
-        parts_C[c] = scores_C[c] if negatives_C[c] != item else _LOWEST
-    lowest = kth_highest(parts_C.copy(), num_hard)
-    chosen_K, chosen = np.zeros(num_hard, np.int64), 0
-    for c in range(count):
-        if parts_C[c] > lowest:
-            chosen_K[chosen] = c
-            chosen += 1
-    for c in range(count):
-        if chosen < num_hard and not parts_C[c] > lowest and not parts_C[c] < lowest:
-            chosen_K[chosen] = c
-            chosen += 1
-    scores_K, negatives_K = scores_C[chosen_K], negatives_C[chosen_K]
-    result = example_loss(params, score, scores_K, parts_C[:num_hard], item, negatives_K, weight)
-    scores_C[:] = ZERO
-    scores_C[chosen_K] = scores_K
-    return result
-
-
-@allocating_kernel()
-def counted_loss(params, score, scores_C, parts_C, item, negatives_C, weight, num_hard):  # type: ignore[no-untyped-def]
-    """Compute ``example_loss`` with ``num_hard`` negatives, or all; called, since both allocate and are large."""
-    if num_hard is not None:
-        return hard_negatives_loss(params, score, scores_C, parts_C, item, negatives_C, weight, num_hard)
-    return example_loss(params, score, scores_C, parts_C, item, negatives_C, weight)
 
 
 @njit(cache=True, error_model="numpy")
@@ -311,7 +274,5 @@ def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-u
                 scores_BC[b, c] -= log_q_C[c]
         for c in range(query_C.shape[0]):
             counted_C[c] = item_B[b] if query_C[c] == query_B[b] else negative_C[c]
-        loss_B[b], slope_B[b] = counted_loss(
-            params, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], objective.num_hard
-        )
+        loss_B[b], slope_B[b] = example_loss(params, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b])
     return loss_B, slope_B

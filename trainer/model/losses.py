@@ -53,9 +53,7 @@ has bounded derivatives (−|w| times the loss itself would be unbounded below):
 
 A negative that is the example's own item does not count: it adds no loss and gets no gradient. The same holds for an
 in-batch negative that is another positive of the same query. Where none is left, ``bpr``, ``softmax``, and ``warp``
-have no loss. With ``negatives.num_hard``, only the negatives with the highest scores count, as if no others
-had been drawn (Zhang et al., "Optimizing top-N collaborative filtering via dynamic negative item sampling", SIGIR
-2013).
+have no loss.
 """
 
 from __future__ import annotations

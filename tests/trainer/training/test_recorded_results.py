@@ -123,7 +123,6 @@ IN_PROCESS: dict[str, Values] = {
         **ADAGRAD,
         **POPULAR,
     },
-    "softmax shared hardest": {"loss": "softmax", "negatives.kind": "shared", "negatives.num_hard": 5, **ADAM},
     "warp": {"loss": "warp", "negatives.kind": "shared", "margin": 0.4, **EUCLIDEAN, **ROWWISE},
     "warp in batch": {"loss": "warp", "negatives.kind": "in_batch", **ADAM},
     "features": {"model.item_features": ["track", "genre"], "model.combine": "mean", "model.id_dropout": 0.3},
