@@ -163,9 +163,6 @@ class HistoryConfig(Section):
         description="number of newer items after which an item counts for half as much; needs timestamps; null: all "
         "items count alike",
     )
-    table: Literal["shared", "own"] = Field(
-        "shared", description="embeddings of the items of a history: shared with data.item, or another table, history"
-    )
 
 
 class ModelConfig(Section):

@@ -131,6 +131,7 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
         ("loss: hinge", ["loss: ", "'bpr', 'logistic', 'softmax' or 'warp'", "but found 'hinge'"]),
         ("negatives: {weight: 5}", ["unknown key 'negatives.weight'"]),
         ("negatives: {num_hard: 3}", ["unknown key 'negatives.num_hard'"]),
+        ("model: {history: {table: own}}", ["unknown key 'model.history.table'"]),
         (
             "negatives: {logq_correction: true}\nloss: bpr",
             ["negatives.logq_correction needs loss 'softmax'", "the loss is 'bpr'"],
