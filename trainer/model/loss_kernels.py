@@ -240,13 +240,11 @@ class PoolNegatives(NamedTuple):
         query_C: for in-batch negatives, the row of the query that each is a positive of, or -1; empty: none is
             in-batch. A query's own positives do not count as its negatives.
         square_C: squared norms of their vectors.
-        log_q_C: subtracted from their scores (logQ correction); empty: nothing.
     """
 
     row_C: NDArray[np.int32]
     query_C: NDArray[np.int32]
     square_C: FloatArray
-    log_q_C: FloatArray
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
@@ -260,7 +258,7 @@ def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-u
         objective: the ``Objective``.
     """
     query_BD, item_BD, query_B, item_B, weight_B = examples
-    negative_C, query_C, square_C, log_q_C = pool
+    negative_C, query_C, square_C = pool
     params, scales = objective.params, objective.scales
     loss_B, slope_B = np.empty(weight_B.shape[0], np.float32), np.empty(weight_B.shape[0], np.float32)
     parts_C = np.empty(scores_BC.shape[1], np.float32)
@@ -269,9 +267,6 @@ def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-u
         query_square = dot(query_BD[b], query_BD[b]) if scales.norm else ZERO
         score = _score(query_BD[b], query_square, item_BD[b], scales)
         _finish_scores(scores_BC[b], query_square, square_C, scales)
-        if log_q_C.shape[0]:
-            for c in range(scores_BC.shape[1]):
-                scores_BC[b, c] -= log_q_C[c]
         for c in range(query_C.shape[0]):
             counted_C[c] = item_B[b] if query_C[c] == query_B[b] else negative_C[c]
         loss_B[b], slope_B[b] = example_loss(params, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b])

@@ -399,7 +399,7 @@ class PoolGradients:
         objective = Objective(self._loss.params(self._items, negatives), self._scales)
         rows = _narrow(batch.query_groups.index_N[part]), _narrow(batch.item_index_B[part])
         examples = PoolExamples(tile.query_TD, item_TD, *rows, arrays.weight_B[part])
-        drawn = PoolNegatives(_narrow(row_C), _narrow(query_C), pool.square_C, pool.log_q_C)
+        drawn = PoolNegatives(_narrow(row_C), _narrow(query_C), pool.square_C)
         arrays.loss_B[part], arrays.slope_B[part] = shared_pool_pass(tile.scores_TC, examples, drawn, objective)
 
 
