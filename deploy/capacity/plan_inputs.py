@@ -52,8 +52,7 @@ class PlanInputs:
             InputError: a file of a vocabulary is missing or corrupt.
         """
         names = {table.name for table in (*self.model.tables, self.model.query, self.model.item)}
-        entities = {name: self.model.entity_of(name) for name in names}
-        counts = {name: read_counts(self.folder, self.manifest, entity) for name, entity in entities.items()}
+        counts = {name: read_counts(self.folder, self.manifest, name) for name in names}
         return replace(self, counts=counts)
 
 

@@ -352,8 +352,7 @@ def _uses(table: TableSpec, model: ModelSpec, queries: CountHistogram, total: in
     """Return how many rows of ``table`` an example uses: its own, and those of its history."""
     if model.history is None or table != model.history.table:
         return 1.0
-    own = 1.0 if model.history.is_shared else 0.0
-    return own + mean_history(queries, total, model.history.length, has_timestamps)
+    return 1.0 + mean_history(queries, total, model.history.length, has_timestamps)
 
 
 def _all_reduced_bytes(job: JobConfig, model: ModelSpec) -> float:

@@ -26,7 +26,7 @@ from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 from crossfade.trainer.model.spec import ModelSpec, Score
 
 TEMPERATURE = 0.5
-MARGIN, NEGATIVE_WEIGHT, TOP_K_TEMPERATURE = 0.3, 1.7, 0.4
+MARGIN, TOP_K_TEMPERATURE = 0.3, 0.4
 QUERIES, ITEMS, DIM, DRAWS = 6, 9, 3, 4
 LOG_Q = np.linspace(-2, 1, ITEMS, dtype=np.float32)
 Result = tuple[float, FloatArray, FloatArray]
@@ -50,7 +50,6 @@ class Case:
     negatives_N: IntArray
     global_size: int
     partition_sizes: tuple[int, ...] = ()
-    num_hard: int | None = None
     log_q: bool = False
     items: int = ITEMS
     top_k: int | None = None
@@ -64,13 +63,12 @@ class Case:
 
     @property
     def spec(self) -> NegativesConfig:
-        return NegativesConfig(kind=self.negatives, count=DRAWS, num_hard=self.num_hard)
+        return NegativesConfig(kind=self.negatives, count=DRAWS)
 
     @property
     def loss_spec(self) -> LossSpec:
-        constants: dict[str, Any] = {"margin": MARGIN, "negative_weight": NEGATIVE_WEIGHT}
         top = {"top_k": self.top_k, "top_k_temperature": TOP_K_TEMPERATURE, "has_all_items": self.negatives == "all"}
-        return LossSpec(self.loss, TEMPERATURE, **constants, **top)
+        return LossSpec(self.loss, TEMPERATURE, MARGIN, **top)
 
     @property
     def parts(self) -> tuple[ModelSpec, LossSpec, NegativesConfig]:
@@ -145,9 +143,8 @@ SCORES: tuple[ScoreKind, ...] = get_args(ScoreKind)
 
 
 def score_of(loss: LossKind, number: int) -> ScoreKind:
-    """Return a score that ``loss`` works with, which ``number`` rotates."""
-    scores: tuple[ScoreKind, ...] = ("cosine",) if loss == "ccl" else SCORES
-    return scores[(LOSSES.index(loss) + number) % len(scores)]
+    """Return a score for ``loss``, which ``number`` rotates."""
+    return SCORES[(LOSSES.index(loss) + number) % len(SCORES)]
 
 
 # Pairwise: every loss with every kind of negatives, and every score with every loss and with every kind.
@@ -159,9 +156,6 @@ ONE_SIGN = list(enumerate(product(("shared", "per_example"), ("positive", "negat
 for any_loss, (any_number, (any_kind, sign)) in product(LOSSES, ONE_SIGN):
     any_score = score_of(any_loss, any_number)
     CASES[f"{any_loss}-{any_score}-{any_kind}-{sign}"] = make_case(any_loss, any_score, any_kind, sign)
-for any_loss, any_kind in product(LOSSES, ("shared", "per_example", "mixed")):
-    if any_loss != "warp":
-        CASES[f"{any_loss}-hard-{any_kind}"] = make_case(any_loss, "cosine", any_kind, "mixed", num_hard=2)
 for any_kind in KINDS:
     CASES[f"softmax-log_q-{any_kind}"] = make_case("softmax", "cosine", any_kind, "mixed", log_q=True)
 for any_score in SCORES:  # Queries are scored once, as in a softmax with weights of one sign.

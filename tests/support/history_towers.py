@@ -1,7 +1,7 @@
-"""Towers of customers with histories: alone, with context, with artists of tracks, and with a table of their own.
+"""Towers of customers with histories: alone, with context, and with artists of tracks.
 
-model, towers = make_towers("own table")
-expected_vector("own table", tables(), example=3)
+model, towers = make_towers("context")
+expected_vector("context", tables(), example=3)
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from crossfade.trainer.model.spec import HistorySpec, ModelSpec, Score, TowerSpe
 from crossfade.trainer.model.towers import TowerFeatures, Towers
 
 DIM = 3
-ROWS = {"customer": 5, "track": 7, "artist": 3, "hour": 4, "history": 7}
+ROWS = {"customer": 5, "track": 7, "artist": 3, "hour": 4}
 TABLES = {name: TableSpec(name, rows, DIM, 0.1) for name, rows in ROWS.items()}
 ARTIST_OF = [0, 1, 2, 1, 0, 2, 1]
 COLD_TRACK = 1
@@ -27,7 +27,7 @@ CONTEXT_NK = np.array([[1], [3], [1], [-1], [3], [0]])
 HISTORIES = [[5, 6], [4], [5, 6, 1], [], [4, 0], [6, 1, 0]]
 LATEST = [[4, 0, 3], [], [1, 0], [2, 2], [6]]
 HALF_LIFE = 2.0
-SHAPES = ["plain", "own table", "histories alone", "context", "item features"]
+SHAPES = ["plain", "histories alone", "context", "item features"]
 
 
 def windows_of(histories: list[list[int]]) -> HistoryWindows:
@@ -39,8 +39,6 @@ def windows_of(histories: list[list[int]]) -> HistoryWindows:
 
 def make_towers(shape: str) -> tuple[ModelSpec, Towers]:
     """Build a model with histories: with customers or without, with context, or with artists of tracks."""
-    is_shared = shape != "own table"
-    table = TABLES["track" if is_shared else "history"]
     towers: tuple[TowerSpec, ...] = ()
     features = []
     if shape == "item features":
@@ -54,7 +52,7 @@ def make_towers(shape: str) -> tuple[ModelSpec, Towers]:
         Score.of("dot", 1.0),
         towers,
         context=(TABLES["hour"],) if shape == "context" else (),
-        history=HistorySpec(table, 3, HALF_LIFE, is_shared),
+        history=HistorySpec(TABLES["track"], 3, HALF_LIFE),
         has_query_vectors=shape != "histories alone",
     )
     latest = LatestHistories(windows_of(LATEST).items_S, np.cumsum([0, *map(len, LATEST)]), 3)
@@ -75,7 +73,7 @@ def mean_of(rows_RD: Any, history: list[int]) -> Any:
 
 def expected_vector(shape: str, tables: Mapping[str, Any], example: int) -> Any:
     """Compute the vector of the query of ``example`` from tables of numpy or PyTorch."""
-    vector_D = mean_of(tables["history" if shape == "own table" else "track"], HISTORIES[example])
+    vector_D = mean_of(tables["track"], HISTORIES[example])
     if shape != "histories alone":
         vector_D = vector_D + tables["customer"][QUERY_N[example]]
     if shape == "context" and CONTEXT_NK[example, 0] >= 0:

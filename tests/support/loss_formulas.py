@@ -19,7 +19,6 @@ from engine_cases import (
     ITEM_TABLE,
     LOG_Q,
     MARGIN,
-    NEGATIVE_WEIGHT,
     QUERY_TABLE,
     TEMPERATURE,
     TOP_K_TEMPERATURE,
@@ -70,11 +69,10 @@ def loss_of(
         drawn = case.negatives_of(example)
         counted = [row for row, owner in drawn if row != item and owner != case.query_of(example)]
         scores = {row: score_of(case.score, query_D, items_ND[row]) for row in {item, *counted}}
-        others = sorted((scores[row] - (float(LOG_Q[row]) if case.log_q else 0.0) for row in counted), reverse=True)
-        count = min(case.num_hard or len(drawn), len(drawn))
+        others = [scores[row] - (float(LOG_Q[row]) if case.log_q else 0.0) for row in counted]
         weight = float(case.weight_B[example])
-        ranks = (case.items - 1) / max(count, 1)
-        loss = example_loss(case.loss, scores[item], others[:count], count, ranks, positive=weight >= 0)
+        ranks = (case.items - 1) / max(len(drawn), 1)
+        loss = example_loss(case.loss, scores[item], others, len(drawn), ranks, positive=weight >= 0)
         if case.top_k and weight > 0:
             plain = [float(score_of(case.score, fixed_BD[example], fixed_ND[row])) for row in (item, *counted)]
             weight *= top_k_weight(case.top_k, plain, [1.0, *(items_of(case, row) for row in counted)])
@@ -105,13 +103,9 @@ def example_loss(
 
     Under ``warp``, each violation stands for ``ranks`` ranks.
     """
-    margin = MARGIN / TEMPERATURE
     if loss == "logistic":
         pushed = sum(minus_log_sigmoid(-other) for other in others) / max(count, 1)
         return minus_log_sigmoid(own) + pushed if positive else minus_log_sigmoid(-own)
-    if loss == "ccl":
-        above = sum(max(0.0, other - margin) for other in others) / max(count, 1)
-        return 1 / TEMPERATURE - own + NEGATIVE_WEIGHT * above if positive else max(0.0, own - margin)
     if not others:
         return 0.0
     if loss == "softmax":
@@ -120,7 +114,8 @@ def example_loss(
     gaps = [other - own if positive else own - other for other in others]
     if loss == "bpr":
         return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
-    if loss == "hinge" or not positive:
+    margin = MARGIN / TEMPERATURE
+    if not positive:
         return sum(max(0.0, margin + gap) for gap in gaps) / count
     violators = sum(1 for gap in gaps if margin + gap > 0)
     return math.log(1 + violators * ranks) * max(0.0, margin + max(gaps))

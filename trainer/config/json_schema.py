@@ -18,7 +18,6 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.config.sections import LossKind
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -31,10 +30,6 @@ def _has(**values: Any) -> Schema:
         "properties": {key: value if isinstance(value, dict) else {"const": value} for key, value in values.items()},
         "required": list(values),
     }
-
-
-def _losses_without(loss: LossKind) -> Schema:
-    return {"enum": [kind for kind in get_args(LossKind) if kind != loss]}
 
 
 _RULES: tuple[tuple[str, Schema, Schema], ...] = (
@@ -82,34 +77,19 @@ _RULES: tuple[tuple[str, Schema, Schema], ...] = (
         },
     ),
     (
-        "loss ccl needs cosine scores",
-        _has(loss="ccl"),
-        {"properties": {"model": {"properties": {"score": {"const": "cosine"}}}}},
-    ),
-    (
-        "negatives.logq_correction needs loss softmax, and negatives that are sampled and not only the hardest",
+        "negatives.logq_correction needs loss softmax, and negatives that are sampled",
         _has(negatives=_has(logq_correction=True)),
         {
             "properties": {
                 "loss": {"const": "softmax"},
-                "negatives": {"properties": {"kind": {"not": {"const": "all"}}, "num_hard": {"type": "null"}}},
+                "negatives": {"properties": {"kind": {"not": {"const": "all"}}}},
             }
         },
     ),
     (
-        "loss warp uses only the hardest negative: leave negatives.num_hard out",
-        _has(negatives=_has(num_hard={"type": "integer"})),
-        {"properties": {"loss": _losses_without("warp")}},
-    ),
-    (
-        "top_k needs loss softmax, and negatives that are not only the hardest",
+        "top_k needs loss softmax",
         _has(top_k={"type": "integer"}),
-        {
-            "properties": {
-                "loss": {"const": "softmax"},
-                "negatives": {"properties": {"num_hard": {"type": "null"}}},
-            }
-        },
+        {"properties": {"loss": {"const": "softmax"}}},
     ),
     (
         "top_k needs all items, or negatives of which it is known how often each is drawn",

@@ -284,14 +284,10 @@ class JobConfig(Section):
     model: ModelConfig = ModelConfig()
     loss: LossKind = Field(
         "softmax",
-        description="loss function: bpr, logistic, softmax (over the negatives), hinge, warp or ccl; an interaction of "
-        "negative weight is negative feedback and is penalized by the reversed loss",
+        description="loss function: bpr, logistic, softmax (over the negatives), or warp; an interaction of negative "
+        "weight is negative feedback and is penalized by the reversed loss",
     )
-    margin: NonNegative = Field(
-        0.5,
-        description="margin of hinge and warp between the item's score and its negatives'; for ccl, the cosine up to "
-        "which a negative costs nothing",
-    )
+    margin: NonNegative = Field(0.5, description="margin of warp between the item's score and its negatives'")
     top_k: AtLeastOne | None = Field(
         None,
         description="K of softmax at the top of the list: an interaction whose item scores above the K-th highest of "
@@ -371,8 +367,6 @@ class JobConfig(Section):
     @model_validator(mode="after")
     def _check_loss_and_negatives(self) -> JobConfig:
         negatives = self.negatives
-        if self.loss == "ccl" and self.model.score != "cosine":
-            raise ValueError(f"loss 'ccl' needs cosine scores: set model.score to cosine, now {self.model.score}")
         if negatives.logq_correction and self.loss != "softmax":
             raise ValueError(f"negatives.logq_correction needs loss 'softmax', but the loss is '{self.loss}'")
         if negatives.logq_correction and negatives.kind == "all":
@@ -385,13 +379,6 @@ class JobConfig(Section):
                 "train.compute_dtype 'bfloat16' is for matrix products with negatives that examples share, but "
                 "negatives.kind is 'per_example': set train.compute_dtype to float32"
             )
-        if negatives.num_hard is not None and self.loss == "warp":
-            raise ValueError("loss 'warp' uses only the hardest negative: leave negatives.num_hard out")
-        if negatives.num_hard is not None and negatives.logq_correction:
-            raise ValueError(
-                "negatives.logq_correction needs the sampling distribution, which is unknown for hard negatives: leave "
-                "it or negatives.num_hard out"
-            )
         return self
 
     def _check_top_k(self) -> None:
@@ -401,11 +388,6 @@ class JobConfig(Section):
             return
         if self.loss != "softmax":
             raise ValueError(f"top_k needs loss 'softmax', but the loss is '{self.loss}': leave one of them out")
-        if negatives.num_hard is not None:
-            raise ValueError(
-                "top_k estimates the K-th highest score of all items, and the hardest negatives are no sample of them: "
-                "leave it or negatives.num_hard out"
-            )
         is_uniform = negatives.kind in {"shared", "per_example"} and negatives.sampling == "uniform"
         if not (negatives.kind in {"auto", "all"} or is_uniform or negatives.logq_correction):
             raise ValueError(
@@ -570,7 +552,7 @@ def _evaluated_queries(size: DatasetSize) -> int:
 
 
 def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:
-    if job.loss != "softmax" or job.negatives.num_hard is not None:
+    if job.loss != "softmax":
         return job.negatives.model_copy(update={"kind": "shared"})
     scores = size.queries * size.items
     is_cheap = size.items <= _MAX_ITEMS_GROUPED and scores <= _MAX_SCORES_GROUPED * size.interactions

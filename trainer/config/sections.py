@@ -132,7 +132,7 @@ def check_devices(devices: Sequence[str]) -> None:
 
 HISTORY = "history"
 """The name in ``model.query_features`` of the mean of the items that a query has interacted with."""
-LossKind = Literal["bpr", "logistic", "softmax", "hinge", "warp", "ccl"]
+LossKind = Literal["bpr", "logistic", "softmax", "warp"]
 
 
 class DenseConfig(Section):
@@ -168,9 +168,6 @@ class HistoryConfig(Section):
         None,
         description="number of newer items after which an item counts for half as much; needs timestamps; null: all "
         "items count alike",
-    )
-    table: Literal["shared", "own"] = Field(
-        "shared", description="embeddings of the items of a history: shared with data.item, or another table, history"
     )
 
 
@@ -294,10 +291,6 @@ class NegativesConfig(Section):
         description="subtract the log of an item's expected number of draws from its score as a negative, so that the "
         "sampled softmax estimates the one over all items",
     )
-    num_hard: AtLeastOne | None = Field(
-        None, description="negatives of an example that count, those with the highest scores; null: all"
-    )
-    weight: NonNegative = Field(1.0, description="total weight of an example's negatives under ccl; its item has 1")
 
 
 _LR_LEVELS = 512

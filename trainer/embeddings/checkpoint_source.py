@@ -19,7 +19,6 @@ from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.config.sections import HISTORY
 from crossfade.trainer.data.manifest import FILE_NAME as DATA_MANIFEST
 from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest, data_fingerprint, read_manifest
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE
@@ -162,10 +161,7 @@ def open_dataset_of(checkpoint: Checkpoint, data: Folder) -> DatasetManifest:
     except OSError as error:
         raise InputError(str(error)) from error
     for table in checkpoint.manifest.tables:
-        # A table of histories has the rows of items.
-        is_history = table.name == HISTORY and HISTORY not in manifest.entities
-        entity = manifest.item if is_history else table.name
-        rows = manifest.entities[entity].rows if entity in manifest.entities else 0
+        rows = manifest.entities[table.name].rows if table.name in manifest.entities else 0
         if rows != table.rows:
             raise InputError(
                 f"{data.uri}: its vocabulary of '{table.name}' has {rows:,} rows, but the table in {checkpoint.uri} "

@@ -187,12 +187,10 @@ def open_given_vectors(
         InputError: they cannot be used.
         StorageUnavailableError: storage does not answer.
     """
-
-    def vocabulary(table: str) -> Vocabulary:
-        return Vocabulary(folder, manifest, model.entity_of(table))
-
     return {
-        table.name: GivenVectors(table.name, job.model.start[table.name], vocabulary(table.name), table.dim)
+        table.name: GivenVectors(
+            table.name, job.model.start[table.name], Vocabulary(folder, manifest, table.name), table.dim
+        )
         for table in model.tables
         if table.name in job.model.start
     }

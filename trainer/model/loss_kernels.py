@@ -2,10 +2,10 @@
 
     loss_B, slope_B = shared_pool_pass(...)         # one pool of negatives for many examples, after a matrix product
 
-Softmax with a pool of which all negatives count has faster kernels, in ``softmax_kernels.py``. The passes over examples
-that each have negatives of their own are in ``per_example_kernels.py``.
+Softmax with a pool has faster kernels, in ``softmax_kernels.py``. The passes over examples that each have negatives of
+their own are in ``per_example_kernels.py``.
 
-Shapes: B examples, C negatives of an example, K hard negatives, D columns. Floats are float32.
+Shapes: B examples, C negatives of an example, D columns. Floats are float32.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray
-from crossfade.kvstore.jit import allocating_kernel, njit
+from crossfade.kvstore.jit import njit
 from crossfade.trainer.model.kernel_arguments import ScoreScales, TopK
 from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
-from crossfade.trainer.model.top_k_kernels import kth_highest
 
-BPR, LOGISTIC, SOFTMAX, HINGE, WARP, CCL = range(6)
-"""Numbers of the losses. Those from HINGE on have a margin."""
+BPR, LOGISTIC, SOFTMAX, WARP = range(4)
+"""Numbers of the losses."""
 _LOWEST = np.finfo(np.float32).min
 
 
@@ -32,18 +31,14 @@ class LossParams(NamedTuple):
 
     Attributes:
         code: the loss, such as BPR.
-        margin: m, in units of the scores.
-        negative_weight: v, the total weight of the negatives under ccl.
+        margin: m of warp, in units of the scores.
         ranks_per_negative: (N − 1)/C, which scales warp's violations to a rank among all N items.
-        max_score: 1/T, the largest cosine score.
         top_k: which examples weigh more under softmax.
     """
 
     code: int
     margin: np.float32
-    negative_weight: np.float32
     ranks_per_negative: np.float32
-    max_score: np.float32
     top_k: TopK
 
 
@@ -52,12 +47,10 @@ class Objective(NamedTuple):
 
     Attributes:
         params: the loss.
-        num_hard: how many negatives count; None: all, which compiles to simpler code.
         scales: the score.
     """
 
     params: LossParams
-    num_hard: int | None
     scales: ScoreScales
 
 
@@ -78,8 +71,8 @@ def example_loss(params, score, scores_C, parts_C, item, negatives_C, weight):  
     """
     if weight < ZERO:
         return _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C, -weight)
-    if params.code >= HINGE:
-        return _margin_loss(params, score, scores_C, item, negatives_C, weight)
+    if params.code == WARP:
+        return _warp(params, score, scores_C, item, negatives_C, weight)
     if params.code == SOFTMAX:
         return _softmax(score, scores_C, item, negatives_C, weight)
     share = weight / np.float32(scores_C.shape[0])
@@ -117,20 +110,6 @@ def _softmax(score, scores_C, item, negatives_C, weight):  # type: ignore[no-unt
     return weight * (math.log(total) + max_score - score), positive * scale - weight
 
 
-@njit(cache=True, error_model="numpy")
-def _margin_loss(params, score, scores_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
-    """Compute ``example_loss`` for the losses with a margin; not inlined, as ``_negative_feedback_loss``."""
-    if params.code == WARP:
-        return _warp(params, score, scores_C, item, negatives_C, weight)
-    # A negative costs what its score exceeds the floor by: a margin below the item's, or the margin itself.
-    floor = params.margin if params.code == CCL else score - params.margin
-    share = weight / np.float32(scores_C.shape[0]) * (params.negative_weight if params.code == CCL else ONE)
-    others, _ = _above(floor, scores_C, item, negatives_C, share)
-    if params.code == CCL:
-        return weight * (params.max_score - score) + others, -weight
-    return others, -sum_lanes(scores_C)
-
-
 @njit(cache=True, error_model="numpy", inline="always")
 def _above(floor, scores_C, item, negatives_C, share):  # type: ignore[no-untyped-def]
     """Return Σ_j share·[s_j − floor]₊ and how many negatives exceed the floor; derivatives replace the scores."""
@@ -144,8 +123,9 @@ def _above(floor, scores_C, item, negatives_C, share):  # type: ignore[no-untype
     return total, count
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@njit(cache=True, error_model="numpy")
 def _warp(params, score, scores_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
+    """Compute ``example_loss`` for warp; not inlined, as ``_negative_feedback_loss``."""
     best, max_score = 0, _LOWEST
     for c in range(scores_C.shape[0]):
         if negatives_C[c] != item and not scores_C[c] <= max_score:
@@ -162,40 +142,6 @@ def _warp(params, score, scores_C, item, negatives_C, weight):  # type: ignore[n
 
 
 @njit(cache=True, error_model="numpy")
-def hard_negatives_loss(params, score, scores_C, parts_C, item, negatives_C, weight, num_hard):  # type: ignore[no-untyped-def]
-    """Compute ``example_loss`` as if only the ``num_hard`` negatives with the highest scores had been drawn.
-
-    The item itself is not among them. The derivatives of the others are 0. Of equal scores, the first count.
-    """
-    count = scores_C.shape[0]
-    for c in range(count):
-        parts_C[c] = scores_C[c] if negatives_C[c] != item else _LOWEST
-    lowest = kth_highest(parts_C.copy(), num_hard)
-    chosen_K, chosen = np.zeros(num_hard, np.int64), 0
-    for c in range(count):
-        if parts_C[c] > lowest:
-            chosen_K[chosen] = c
-            chosen += 1
-    for c in range(count):
-        if chosen < num_hard and not parts_C[c] > lowest and not parts_C[c] < lowest:
-            chosen_K[chosen] = c
-            chosen += 1
-    scores_K, negatives_K = scores_C[chosen_K], negatives_C[chosen_K]
-    result = example_loss(params, score, scores_K, parts_C[:num_hard], item, negatives_K, weight)
-    scores_C[:] = ZERO
-    scores_C[chosen_K] = scores_K
-    return result
-
-
-@allocating_kernel()
-def counted_loss(params, score, scores_C, parts_C, item, negatives_C, weight, num_hard):  # type: ignore[no-untyped-def]
-    """Compute ``example_loss`` with ``num_hard`` negatives, or all; called, since both allocate and are large."""
-    if num_hard is not None:
-        return hard_negatives_loss(params, score, scores_C, parts_C, item, negatives_C, weight, num_hard)
-    return example_loss(params, score, scores_C, parts_C, item, negatives_C, weight)
-
-
-@njit(cache=True, error_model="numpy")
 def _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
     """Compute ``example_loss`` for an example of weight −``cost``.
 
@@ -207,12 +153,8 @@ def _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C,
         scores_C[:] = ZERO
         loss, pull = log_sigmoid_loss(-score)
         return cost * loss, cost * pull
-    if params.code == CCL:
-        scores_C[:] = ZERO
-        excess = score - params.margin
-        return (ZERO, ZERO) if excess <= ZERO else (cost * excess, cost)
-    if params.code >= HINGE:
-        return _negative_feedback_hinge(params, score, scores_C, item, negatives_C, cost)
+    if params.code == WARP:
+        return _negative_feedback_warp(params, score, scores_C, item, negatives_C, cost)
     # A reversed pair is one whose scores, and derivatives, have the other sign.
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
@@ -224,7 +166,7 @@ def _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C,
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _negative_feedback_hinge(params, score, scores_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
+def _negative_feedback_warp(params, score, scores_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
     share = cost / np.float32(scores_C.shape[0])
@@ -298,13 +240,11 @@ class PoolNegatives(NamedTuple):
         query_C: for in-batch negatives, the row of the query that each is a positive of, or -1; empty: none is
             in-batch. A query's own positives do not count as its negatives.
         square_C: squared norms of their vectors.
-        log_q_C: subtracted from their scores (logQ correction); empty: nothing.
     """
 
     row_C: NDArray[np.int32]
     query_C: NDArray[np.int32]
     square_C: FloatArray
-    log_q_C: FloatArray
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
@@ -318,7 +258,7 @@ def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-u
         objective: the ``Objective``.
     """
     query_BD, item_BD, query_B, item_B, weight_B = examples
-    negative_C, query_C, square_C, log_q_C = pool
+    negative_C, query_C, square_C = pool
     params, scales = objective.params, objective.scales
     loss_B, slope_B = np.empty(weight_B.shape[0], np.float32), np.empty(weight_B.shape[0], np.float32)
     parts_C = np.empty(scores_BC.shape[1], np.float32)
@@ -327,12 +267,7 @@ def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-u
         query_square = dot(query_BD[b], query_BD[b]) if scales.norm else ZERO
         score = _score(query_BD[b], query_square, item_BD[b], scales)
         _finish_scores(scores_BC[b], query_square, square_C, scales)
-        if log_q_C.shape[0]:
-            for c in range(scores_BC.shape[1]):
-                scores_BC[b, c] -= log_q_C[c]
         for c in range(query_C.shape[0]):
             counted_C[c] = item_B[b] if query_C[c] == query_B[b] else negative_C[c]
-        loss_B[b], slope_B[b] = counted_loss(
-            params, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b], objective.num_hard
-        )
+        loss_B[b], slope_B[b] = example_loss(params, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b])
     return loss_B, slope_B

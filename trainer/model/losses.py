@@ -15,16 +15,11 @@ With s the score of the example's item, s_j those of its C negatives and w ≥ 0
                 is expected in the pool, so that the sum estimates that over all items (Bengio and Senécal 2008; Yi et
                 al., RecSys 2019). The item itself is always present, Q = 1 (Khrylchenko et al., "Correcting the LogQ
                 correction", RecSys 2025). With ``top_k``, w is multiplied by v, below
-- ``hinge``     w/C · Σ_j [m + s_j − s]₊
-                Weimer et al., "CoFi rank", NIPS 2007; with ``negatives.num_hard: 1`` the triplet loss on the hardest
-                negative, Schroff et al., "FaceNet", CVPR 2015
 - ``warp``      w · log(1 + J·(N − 1)/C) · [m + max_j s_j − s]₊, J = #{j: m + s_j > s}, N items in all
                 Weston et al., "WSABIE", IJCAI 2011, with the rank estimated from a batch of negatives rather than from
                 the number of draws until a violation; on euclidean scores with rows bounded to length 1
                 (``optimizer.max_norm``) it is collaborative metric learning (CML), Hsieh et al., WWW 2017. The
                 logarithm counts as a constant
-- ``ccl``       w · (1/T − s + v/C · Σ_j [s_j − m]₊), for cosine scores only, whose maximum is 1/T
-                cosine contrastive loss, Mao et al., "SimpleX", CIKM 2021; v is ``negatives.weight``
 
 With ``top_k`` K, the weight w > 0 of an example under ``softmax`` is multiplied by v = 2σ((s − β)·T/τ), a constant
 without a gradient, with β the query's K-th highest score of all items and τ ``top_k_temperature``: an item above the
@@ -39,7 +34,7 @@ checkpoints, resumed runs, and servers need nothing for it.
   Annals of Mathematical Statistics 1943). Where that is above K, β is the highest negative. In-batch negatives without
   the correction are a sample of unknown probabilities, and are refused.
 
-Margins m are in units of the score before it is divided by the temperature T: ``margin``/T.
+The margin m is in units of the score before it is divided by the temperature T: ``margin``/T.
 
 A weight w < 0 is negative feedback. It is penalized by |w| times the reversed loss, which is never below 0 and
 has bounded derivatives (−|w| times the loss itself would be unbounded below):
@@ -54,14 +49,11 @@ has bounded derivatives (−|w| times the loss itself would be unbounded below):
                 retrieval, the "not-to-recommend" loss of Wang et al., "Learning from negative user feedback and
                 measuring responsiveness for sequential recommenders", RecSys 2023. The form on the right has no 1 − p,
                 which would cancel where p is near 1
-- ``hinge``     |w|/C · Σ_j [m + s − s_j]₊, the reversed pairs; ``warp`` the same: negative feedback has no rank
-- ``ccl``       |w| · [s − m]₊, what one of its negatives costs
+- ``warp``      |w|/C · Σ_j [m + s − s_j]₊, the reversed pairs without a rank, which negative feedback does not have
 
 A negative that is the example's own item does not count: it adds no loss and gets no gradient. The same holds for an
-in-batch negative that is another positive of the same query. Where none is left, ``bpr``, ``softmax``, ``hinge`` and
-``warp`` have no loss. With ``negatives.num_hard``, only the negatives with the highest scores count, as if no others
-had been drawn (Zhang et al., "Optimizing top-N collaborative filtering via dynamic negative item sampling", SIGIR
-2013).
+in-batch negative that is another positive of the same query. Where none is left, ``bpr``, ``softmax``, and ``warp``
+have no loss.
 """
 
 from __future__ import annotations
@@ -74,17 +66,10 @@ import numpy as np
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import LossKind, resolved
 from crossfade.trainer.model.kernel_arguments import TopK
-from crossfade.trainer.model.loss_kernels import BPR, CCL, HINGE, LOGISTIC, SOFTMAX, WARP, LossParams
+from crossfade.trainer.model.loss_kernels import BPR, LOGISTIC, SOFTMAX, WARP, LossParams
 from crossfade.trainer.model.top_k_kernels import HALVINGS
 
-LOSS_CODES: dict[LossKind, int] = {
-    "bpr": BPR,
-    "logistic": LOGISTIC,
-    "softmax": SOFTMAX,
-    "hinge": HINGE,
-    "warp": WARP,
-    "ccl": CCL,
-}
+LOSS_CODES: dict[LossKind, int] = {"bpr": BPR, "logistic": LOGISTIC, "softmax": SOFTMAX, "warp": WARP}
 
 
 @dataclass(frozen=True)
@@ -95,7 +80,6 @@ class LossSpec:
         kind: the loss.
         temperature: T, which the scores have been divided by.
         margin: m·T, the margin before that division.
-        negative_weight: v, the total weight of the negatives under ``ccl``.
         top_k: K, by which ``softmax`` weighs examples; None: all count alike.
         top_k_temperature: τ, in the units of the margin.
         has_all_items: whether the negatives are all items, so that each stands for itself.
@@ -104,7 +88,6 @@ class LossSpec:
     kind: LossKind
     temperature: float = 1.0
     margin: float = 0.5
-    negative_weight: float = 1.0
     top_k: int | None = None
     top_k_temperature: float = 0.6
     has_all_items: bool = False
@@ -116,7 +99,6 @@ class LossSpec:
             job.loss,
             resolved(job.model.temperature),
             margin=job.margin,
-            negative_weight=job.negatives.weight,
             top_k=job.top_k,
             top_k_temperature=job.top_k_temperature,
             has_all_items=job.negatives.kind == "all",
@@ -140,9 +122,7 @@ class LossSpec:
         return LossParams(
             LOSS_CODES[self.kind],
             np.float32(self.margin / self.temperature),
-            np.float32(self.negative_weight),
             np.float32(ranks_per_negative),
-            np.float32(1.0 / self.temperature),
             self.top_k_params(items, negatives),
         )
 

@@ -38,7 +38,7 @@ from crossfade.kvstore.row_kernels import add_scaled, copy_row, dot, set_scaled
 from crossfade.kvstore.threads import balanced_chunk_size, for_chunks_by_thread, thread_count
 from crossfade.kvstore.tree_sums import add_leaves, leaf_rows, leaf_stride, lowest
 from crossfade.trainer.model.kernel_arguments import Vectors
-from crossfade.trainer.model.loss_kernels import BPR, counted_loss
+from crossfade.trainer.model.loss_kernels import BPR, example_loss
 from crossfade.trainer.model.loss_math import log_sigmoid_loss
 from crossfade.trainer.model.normalization_kernels import row_through_normalize
 from crossfade.trainer.model.top_k_kernels import fill_shares, sampled_kth_score, weight_above
@@ -227,7 +227,7 @@ def _weight_at_top(weight, top_k, score, scores_C, share_C, examples, b):  # typ
 @inner_kernel()
 def _example_slopes(results, query_AD, a, query_square, item_RD, examples, b, inputs):  # type: ignore[no-untyped-def]
     """Compute the loss of example ``b`` of query ``a``, and its derivatives by score."""
-    (params, num_hard, scales), (parts_C, counted_C), _ = inputs
+    (params, scales), (parts_C, counted_C), _ = inputs
     loss_B, slope_N = results
     _, row_N, weight_B, log_q_N, count, _, _ = examples
     first = weight_B.shape[0] + b * count
@@ -251,7 +251,7 @@ def _example_slopes(results, query_AD, a, query_square, item_RD, examples, b, in
         for c in range(count):
             # Rows have 32 or 64 bits. That a loss finds 0 or 1 instead saves compiling it for both.
             put(counted_C, c, np.int32(get(row_N, first + c) != get(row_N, b)))
-        loss, slope = counted_loss(params, score, scores_C, parts_C, np.int32(0), counted_C, weight, num_hard)
+        loss, slope = example_loss(params, score, scores_C, parts_C, np.int32(0), counted_C, weight)
         put(loss_B, b, loss)
         put(slope_N, b, slope)
 
@@ -262,7 +262,7 @@ def _query_gradient(results, sums, x, query_AD, a, item_RD, examples, inputs):  
 
     Its leaves are those from row ``x`` of ``sums`` on. Returns the row of the gradient.
     """
-    (_, _, scales), _, end = inputs
+    (_, scales), _, end = inputs
     rows_XD, slope_N, leaves = sums.rows_XD, results.slope_N, np.int64(0)
     starts_A1, row_N, count = examples.starts_A1, examples.row_N, examples.negatives
     query_square = dot(query_AD, a, query_AD, a) if scales.norm else _ZERO

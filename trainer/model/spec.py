@@ -80,16 +80,14 @@ class HistorySpec:
     """The histories of queries, of which the mean embedding is added to a query's vector.
 
     Attributes:
-        table: the table of the embeddings: that of the items, or another one.
+        table: the table of the items, whose embeddings histories share.
         length: items of a history, at most.
         half_life: after how many newer items an item counts for half as much; None: all count alike.
-        is_shared: whether the table is that of the items.
     """
 
     table: TableSpec
     length: int
     half_life: float | None
-    is_shared: bool
 
     @property
     def named(self) -> TableSpec:
@@ -181,24 +179,17 @@ class ModelSpec:
 
     @property
     def tables(self) -> list[TableSpec]:
-        """All tables: of the query side, of context and histories, and of the item side."""
+        """All tables: of the query side, of context, and of the item side."""
         towers = {tower.entity: tower for tower in self.towers}
         query, item = (towers[entity].tables if entity in towers else [entity] for entity in (self.query, self.item))
-        history = [self.history.table] if self.history and not self.history.is_shared else []
-        return [*(query if self.has_query_vectors else []), *self.context, *history, *item]
-
-    def entity_of(self, table: str) -> str:
-        """Return the entity whose rows ``table`` has: items, if it is a table of histories, else that of its name."""
-        if self.history is not None and table == self.history.table.name:
-            return self.item.name
-        return table
+        return [*(query if self.has_query_vectors else []), *self.context, *item]
 
     @property
     def writes_history_rows(self) -> bool:
         """Whether the rows of the table of histories are the vectors of items, so that written vectors have them."""
         has_layers = any(layer.side == self.item.name for layer in self.dense)
         has_tower = any(tower.entity == self.item for tower in self.towers)
-        return self.history is not None and self.history.is_shared and not has_layers and not has_tower
+        return self.history is not None and not has_layers and not has_tower
 
     @property
     def query_sum(self) -> TowerSpec | None:
@@ -298,21 +289,19 @@ def _history(
             f"{source}: model.history.half_life is {spec.half_life}, but {job.data.path} has no timestamps by which to "
             f"order histories; leave it out, or prepare the data with {option_named('timestamp')}"
         )
-    is_shared = spec.table == "shared"
-    is_written = is_shared and not job.model.dense.item and all(tower.entity != item for tower in towers)
+    is_written = not job.model.dense.item and all(tower.entity != item for tower in towers)
     if job.evaluate.by == "moment" and not is_written:
         raise InputError(
             f"{source}: evaluate.by is 'moment', which needs the embeddings of items in histories, but those are not "
-            f"among the written vectors; set model.history.table to shared and leave out features, content, and layers "
-            f"of {item.name}, or set evaluate.by to query"
+            f"among the written vectors; leave out features, content, and layers of {item.name}, or set evaluate.by to "
+            "query"
         )
-    if is_shared and any(tower.entity == item and tower.id_table is None for tower in towers):
+    if any(tower.entity == item and tower.id_table is None for tower in towers):
         raise InputError(
-            f"{named}, whose items would share the table of {item.name}, but model.item_features leaves {item.name} "
-            "out; add it, or set model.history.table to own"
+            f"{named}, whose items share the table of {item.name}, but model.item_features leaves {item.name} out; add "
+            f"{item.name} there, or leave {HISTORY} out"
         )
-    table = item if is_shared else replace(item, name=HISTORY)
-    return HistorySpec(table, spec.length, spec.half_life, is_shared)
+    return HistorySpec(item, spec.length, spec.half_life)
 
 
 def _content_layers(job: JobConfig, manifest: DatasetManifest, towers: Sequence[TowerSpec]) -> Iterator[LayerSpec]:

@@ -160,7 +160,7 @@ class Towers:
                 name: of.inputs(rows[name], self._kept_ids(rows[name], batch)) for name, of in self._features.items()
             }
             batch = replace(batch, tower_inputs=tower_inputs)
-        if self._model.history is not None and self._model.history.is_shared:
+        if self._model.history is not None:
             batch = replace(batch, item_rows=self._item_rows(batch))
         return batch
 

@@ -77,7 +77,7 @@ def compose(job: JobConfig, model: ModelSpec, towers: Towers, servers: RowStore 
         step: Step = PullPushStep(local, engine, towers, model.frozen)
         is_plain = vectors_are_rows and not (model.score.normalized or model.frozen)
         if is_plain and engine.name == "cpu" and job.negatives.kind == "per_example":
-            step = InPlaceStep(local, model, LossSpec.of(job), job.negatives.num_hard)
+            step = InPlaceStep(local, model, LossSpec.of(job))
         return Composition(local, engine, step, notes, local.stats)
     memory = job.train.device_memory_gib
     device = DeviceStore(torch_device(choice.devices[0]), None if memory is None else round(memory * 2**30))

@@ -218,13 +218,11 @@ class WarmStart:
     Attributes:
         checkpoint: path or URI of the checkpoint.
         rows: number of rows in the checkpoint, by table.
-        entities: the entity whose rows a table has, by table.
         lineage_index: position of the checkpoint's dataset in the lineage of the run's; later datasets came since.
     """
 
     checkpoint: str
     rows: Mapping[str, int]
-    entities: Mapping[str, str]
     lineage_index: int
 
     def rows_to_reset(self, data: Folder, manifest: DatasetManifest) -> dict[str, IntArray]:
@@ -242,10 +240,10 @@ class WarmStart:
         """
         resets = {}
         for name, rows in self.rows.items():
-            entity = manifest.entities[self.entities[name]]
+            entity = manifest.entities[name]
             rows_R = np.array(entity.vacant_rows, dtype=np.int64)
             if entity.has_last_seen:
-                reassigned_R = Vocabulary(data, manifest, self.entities[name]).rows_assigned_after(self.lineage_index)
+                reassigned_R = Vocabulary(data, manifest, name).rows_assigned_after(self.lineage_index)
                 rows_R = np.union1d(rows_R, reassigned_R[reassigned_R < rows])
             if len(rows_R):
                 resets[name] = rows_R
@@ -270,10 +268,7 @@ def open_warm_start(job: JobConfig, model: ModelSpec, manifest: DatasetManifest)
         DenseLayers.of(job, model).load(checkpoint)
         names = {table.name for table in model.tables}
         rows = {table.name: table.rows for table in checkpoint.manifest.tables if table.name in names}
-        entities = {name: model.entity_of(name) for name in rows}
-        return WarmStart(
-            checkpoint.uri, rows, entities, _lineage_index(checkpoint, job, manifest, list(entities.values()))
-        )
+        return WarmStart(checkpoint.uri, rows, _lineage_index(checkpoint, job, manifest, list(rows)))
     except (CheckpointError, InputError, OSError) as error:
         raise InputError(f"checkpoint.warm_start_from: {error}") from error
 

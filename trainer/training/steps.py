@@ -67,12 +67,12 @@ class PullPushStep:
 class InPlaceStep:
     """Updates the rows of tables in this process in place. All of its time counts as that of gradients."""
 
-    def __init__(self, store: LocalStore, model: ModelSpec, loss: LossSpec, num_hard: int | None) -> None:
+    def __init__(self, store: LocalStore, model: ModelSpec, loss: LossSpec) -> None:
         # Numba's kernels are loaded only where they are used: other engines do not need them.
         from crossfade.trainer.model.engines.cpu import PerExampleGradients
 
         self._store, self._model = store, model
-        self._gradients = PerExampleGradients(loss, model.score, num_hard=num_hard, items=model.item.rows)
+        self._gradients = PerExampleGradients(loss, model.score, model.item.rows)
 
     def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
         """Take a step; see ``Step``."""

@@ -100,14 +100,14 @@ def test_draws_repeat_and_cover_the_space() -> None:
 
 def test_values_stay_within_their_range_with_four_digits() -> None:
     narrow = SearchParameter("train.item_frequency_power", -0.123456, -0.123444)
-    choices = SearchParameter("loss", choices=("bpr", "softmax", "ccl"))
+    choices = SearchParameter("loss", choices=("bpr", "softmax", "warp"))
     for fraction in np.linspace(0, 1, 50, endpoint=False):
         assert narrow.low <= narrow.at(fraction) <= narrow.high
         value = SPACE[0].at(fraction)
         assert 0.1 <= value <= 0.4
         assert value == float(f"{value:.4g}")
         assert SearchParameter("train.batch_size", 1, 100, log=True).at(fraction) in range(1, 101)
-    assert [choices.at(fraction) for fraction in (0.0, 0.34, 0.99)] == ["bpr", "softmax", "ccl"]
+    assert [choices.at(fraction) for fraction in (0.0, 0.34, 0.99)] == ["bpr", "softmax", "warp"]
 
 
 def test_promotion_keeps_the_best_and_the_own_settings() -> None:

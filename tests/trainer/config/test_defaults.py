@@ -46,7 +46,6 @@ def test_negatives_follow_from_what_all_items_cost(size: DatasetSize, kind: str,
     ("overrides", "expected"),
     [
         (["loss=bpr"], {"negatives.kind": "shared", "data.group": 1, "negatives.logq_correction": False}),
-        (["negatives.num_hard=3"], {"negatives.kind": "shared", "data.group": 1}),
         (["negatives.kind=in_batch"], {"negatives.kind": "in_batch", "negatives.logq_correction": False}),
         (["negatives.kind=all", "data.group=8"], {"negatives.kind": "all", "data.group": 8}),
         (["negatives.count=7"], {"negatives.kind": "all", "negatives.count": 7}),

@@ -83,13 +83,12 @@ def test_gradients_match_finite_differences(shape: str) -> None:
         np.testing.assert_allclose(gradients[name], numeric_gradient(loss, array), atol=1e-8, err_msg=name)
 
 
-@pytest.mark.parametrize("shape", ["plain", "own table", "histories alone"])
+@pytest.mark.parametrize("shape", ["plain", "histories alone"])
 def test_vectors_outside_training_have_the_latest_history(shape: str) -> None:
     _, towers = make_towers(shape)
     values = tables()
     source = TowerVectors(towers, lambda rows: {name: values[name][rows_A] for name, rows_A in rows.items()})
-    table = values["history" if shape == "own table" else "track"]
-    expected = np.array([mean_of(table, LATEST[row]) for row in (0, 1, 3)])
+    expected = np.array([mean_of(values["track"], LATEST[row]) for row in (0, 1, 3)])
     if shape != "histories alone":
         expected += values["customer"][[0, 1, 3]]
     np.testing.assert_allclose(source.vectors("customer", np.array([0, 1, 3])), expected, atol=1e-12)
@@ -128,9 +127,7 @@ def manifest(**changes: Any) -> DatasetManifest:
     fields: dict[str, Any] = {
         "query": "customer",
         "item": "track",
-        "entities": {
-            name: Entity(rows=rows, id_type="int64", files=[]) for name, rows in ROWS.items() if name != "history"
-        },
+        "entities": {name: Entity(rows=rows, id_type="int64", files=[]) for name, rows in ROWS.items()},
         "features": {"track": {"artist": Feature(files=[])}},
         "context": ["hour"],
         "splits": {"train": Split(files=[])},
@@ -146,11 +143,7 @@ def test_model_has_the_tables_that_histories_need() -> None:
 
     assert names(query_features=["customer", "history"]) == ["customer", "track"]
     assert names(query_features=["history"]) == ["track"]
-    own = {"history": {"table": "own"}}
-    assert names(query_features=["customer", "hour", "history"], **own) == ["customer", "hour", "history", "track"]
-    model = make_model(job_with(query_features=["customer", "history"], **own), manifest())
-    assert [table.name for table in model.vectors] == ["customer", "track"]
-    assert model.entity_of("history") == "track"
+    assert names(query_features=["customer", "hour", "history"]) == ["customer", "hour", "track"]
     assert make_model(job_with(), manifest()).history is None
 
 
@@ -168,7 +161,7 @@ def test_entity_of_the_dataset_that_is_called_history_is_context() -> None:
     [
         ({}, {"is_grouped": False}, "prepare it with order grouped"),
         ({"history": {"half_life": 3}}, {"has_timestamp": False}, "has no timestamps by which to order histories"),
-        ({"item_features": ["artist"]}, {}, "set model.history.table to own"),
+        ({"item_features": ["artist"]}, {}, "add track there, or leave history out"),
         ({"combine": "mean"}, {}, "set model.combine to sum, now mean"),
         ({"dense": {"query": [4]}}, {}, "leave out model.dense.query"),
         ({"query_features": ["hour", "history"]}, {}, "which is context, but no entity that has it"),

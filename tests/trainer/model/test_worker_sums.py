@@ -36,7 +36,6 @@ class Step:
     negatives: str
     count: int = 40
     dim: int = 20
-    num_hard: int | None = None
     seed: int = 1
 
     @property
@@ -68,7 +67,7 @@ class Step:
     def gradients(self, rank: int, workers: int) -> Sums:
         """Return the gradients of a worker."""
         batch, tables = self.batch(rank, workers), np.random.default_rng(2)
-        negatives = NegativesConfig(kind=self.negatives, count=self.count, num_hard=self.num_hard)
+        negatives = NegativesConfig(kind=self.negatives, count=self.count)
         engine = CpuEngine(self.model, LossSpec(self.loss, 0.5, margin=0.3), negatives)
         weights = {
             table.name: tables.standard_normal((table.rows, self.dim)).astype(np.float32) for table in self.model.tables
@@ -118,8 +117,8 @@ STEPS = {
     "softmax, shared, cosine": Step("softmax", "cosine", "shared"),
     "softmax, in batch": Step("softmax", "cosine", "in_batch", dim=64),
     "softmax, mixed": Step("softmax", "euclidean", "mixed"),
-    "hinge, shared": Step("hinge", "euclidean", "shared"),
-    "hinge, mixed, hardest": Step("hinge", "cosine", "mixed", num_hard=5),
+    "warp, shared": Step("warp", "euclidean", "shared"),
+    "logistic, mixed": Step("logistic", "cosine", "mixed"),
 }
 
 

@@ -22,7 +22,7 @@ CUSTOMERS, TRACKS, GENRES, PLAYS = 240, 99, 3, 24
 MODEL = {
     "dim": 16,
     "query_features": ["customer", "device", "history"],
-    "history": {"length": 4, "half_life": 2, "table": "own"},
+    "history": {"length": 4, "half_life": 2},
     "item_features": ["track", "genre"],
 }
 CHECKPOINT = {"interval_steps": 20, "interval_seconds": None}

@@ -148,7 +148,7 @@ def test_memory_of_the_device_is_limited_by_the_job() -> None:
 def test_steps_stay_on_the_device_unless_vectors_are_sums(has_history: bool) -> None:
     model = CASES["softmax-cosine-all"].model
     if has_history:
-        model = replace(model, history=HistorySpec(model.item, 2, None, is_shared=True))
+        model = replace(model, history=HistorySpec(model.item, 2, None))
     composition = composed({"engine": "torch", "device": "cpu", "tables": "device"}, model)
     with closing(composition.store):
         assert isinstance(composition.step, PullPushStep if has_history else DeviceStep)

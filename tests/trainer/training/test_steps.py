@@ -43,19 +43,17 @@ class Variant:
     score: str = "dot"
     count: int = 1
     dim: int = 20
-    num_hard: int | None = None
     log_q: bool = False
     signs: bool = False
     optimizer: tuple[tuple[str, Any], ...] = (("kind", "rowwise_adagrad"),)
 
     def job(self, **train: Any) -> JobConfig:
-        negatives = {"kind": "per_example", "count": self.count, "num_hard": self.num_hard}
         values = {
             "name": "steps",
             "data": {"path": "nowhere"},
             "model": {"dim": self.dim, "score": self.score, "temperature": 0.5},
             "loss": self.loss,
-            "negatives": negatives,
+            "negatives": {"kind": "per_example", "count": self.count},
             "optimizer": {"learning_rate": 0.1, **dict(self.optimizer)},
             "train": train,
         }
@@ -89,7 +87,7 @@ def opened(variant: Variant) -> Iterator[tuple[LocalStore, ModelSpec, dict[str, 
         yield (
             store,
             model,
-            {"in place": InPlaceStep(store, model, LossSpec.of(job), variant.num_hard), "general": general},
+            {"in place": InPlaceStep(store, model, LossSpec.of(job)), "general": general},
         )
 
 
@@ -128,7 +126,7 @@ def assert_same(
 
 ADAM = (("kind", "adam"), ("weight_decay", 0.01), ("max_norm", 1.0))
 ADAGRAD = (("kind", "adagrad"), ("max_norm", 1.0))
-# Kernels are compiled, in 8 seconds, for each kind of optimizer, with and without a maximum norm and hard negatives.
+# Kernels are compiled, in 8 seconds, for each kind of optimizer, with and without a maximum norm.
 # test_recorded_results.py compiles most of these combinations too; test_optimizers.py covers the other optimizers.
 VARIANTS = {
     "one negative": Variant(),
@@ -139,8 +137,7 @@ VARIANTS = {
     "euclidean": Variant(score="euclidean", count=2),
     "warp": Variant(loss="warp", score="euclidean", count=5, optimizer=ADAM),
     "softmax with log Q": Variant(loss="softmax", count=4, log_q=True),
-    "logistic": Variant(loss="logistic", count=2, signs=True),
-    "hinge with hard negatives": Variant(loss="hinge", count=6, num_hard=2, optimizer=ADAGRAD),
+    "logistic": Variant(loss="logistic", count=2, signs=True, optimizer=ADAGRAD),
 }
 
 

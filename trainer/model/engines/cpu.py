@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,14 +87,13 @@ class CpuEngine:
     def __init__(self, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig) -> None:
         """Prepare for ``model``, ``loss`` and ``negatives``, whose kind is resolved."""
         self._model = model
-        self._all_softmax = negatives.kind == "all" and loss.kind == "softmax" and negatives.num_hard is None
-        options: dict[str, Any] = {"num_hard": negatives.num_hard, "items": model.item.rows}
+        self._all_softmax = negatives.kind == "all" and loss.kind == "softmax"
         self._gradients: PerExampleGradients | PoolGradients
         if negatives.kind == "per_example":
-            self._gradients = PerExampleGradients(loss, model.score, **options)
+            self._gradients = PerExampleGradients(loss, model.score, model.item.rows)
         else:
             in_batch = negatives.kind in IN_BATCH_KINDS
-            self._gradients = PoolGradients(loss, model.score, in_batch=in_batch, **options)
+            self._gradients = PoolGradients(loss, model.score, model.item.rows, in_batch=in_batch)
         self._all_items = AllItemsGradients(loss, model.score)
 
     def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
@@ -116,16 +115,15 @@ class CpuEngine:
 class PerExampleGradients:
     """Losses and gradients of a loss and a score, with numba kernels."""
 
-    def __init__(self, loss: LossSpec, score: Score, *, num_hard: int | None, items: int) -> None:
+    def __init__(self, loss: LossSpec, score: Score, items: int) -> None:
         """Compute ``loss`` of ``score``.
 
         Args:
             loss: the loss.
             score: the score; where it is of unit vectors, vectors are unit vectors.
-            num_hard: how many negatives of an example count; None: all.
             items: rows of the item table.
         """
-        self._loss, self._num_hard, self._items = loss, num_hard, items
+        self._loss, self._items = loss, items
         self._scales = ScoreScales.of(score)
         self._old_AD = np.empty((0, 0), np.float32)
 
@@ -170,8 +168,7 @@ class PerExampleGradients:
 
     def _objective(self, count: int) -> Objective:
         """Return the objective of examples that have ``count`` negatives each."""
-        num_hard = None if self._num_hard is None else min(self._num_hard, count)
-        return Objective(self._loss.params(self._items, count), num_hard, self._scales)
+        return Objective(self._loss.params(self._items, count), self._scales)
 
     def _old_rows(self, rows: int, dim: int) -> FloatArray:
         """Return memory for rows of queries; it is reused, since fresh pages take longer than copies."""
@@ -266,21 +263,19 @@ class _BatchArrays:
 class PoolGradients:
     """Computes losses and gradients of batches with pools of negatives."""
 
-    def __init__(self, loss: LossSpec, score: Score, *, num_hard: int | None, in_batch: bool, items: int) -> None:
-        """Prepare for a table of ``items``.
+    def __init__(self, loss: LossSpec, score: Score, items: int, *, in_batch: bool) -> None:
+        """Compute ``loss`` of ``score``.
 
         Args:
             loss: the loss.
             score: the score.
-            num_hard: how many negatives count; None: all.
-            in_batch: whether the items of a partition's examples are one another's negatives.
             items: rows of the item table.
+            in_batch: whether the items of a partition's examples are one another's negatives.
         """
         self._loss = loss
-        self._num_hard = num_hard
         self._in_batch = in_batch
         self._items = items
-        self._softmax = loss.kind == "softmax" and num_hard is None
+        self._softmax = loss.kind == "softmax"
         self._scales = ScoreScales.of(score)
         self._sharing = WorkSharing()
         self._scratch = Scratch()
@@ -378,7 +373,7 @@ class PoolGradients:
         return _Pool(rows_CD, square_C, np.concatenate([log_q_N[len(batch) :], log_q_N[: len(batch)][in_batch]]))
 
     def _softmax_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: Tile) -> None:
-        """Compute a tile by the kernel for softmax over the complete pool."""
+        """Compute a tile by the kernel for softmax."""
         batch, in_batch = arrays.batch, chunk.in_batch_examples
         norm_C = offset_C = self._scratch.array("norms", len(pool.square_C))
         np.multiply(pool.square_C, self._scales.norm, out=norm_C)
@@ -392,7 +387,7 @@ class PoolGradients:
         pool_softmax_pass(tile, arrays.item_AD, *uses, arrays.weight_B, negatives, self._scales, results)
 
     def _general_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: Tile) -> None:
-        """Compute a tile by the kernel for any loss, which may count the hardest negatives only."""
+        """Compute a tile by the kernel for the other losses."""
         batch, in_batch, negatives = arrays.batch, chunk.in_batch_examples, len(pool.square_C)
         part = slice(tile.first, tile.first + len(tile.query_TD))
         item_TD = self._scratch.array("items", *tile.query_TD.shape)
@@ -401,11 +396,10 @@ class PoolGradients:
         query_C = batch.query.index_N[:0]
         if self._in_batch:
             query_C = np.concatenate([np.full(len(batch.negative_index_N), -1), batch.query_groups.index_N[in_batch]])
-        num_hard = None if self._num_hard is None else min(self._num_hard, negatives)
-        objective = Objective(self._loss.params(self._items, negatives), num_hard, self._scales)
+        objective = Objective(self._loss.params(self._items, negatives), self._scales)
         rows = _narrow(batch.query_groups.index_N[part]), _narrow(batch.item_index_B[part])
         examples = PoolExamples(tile.query_TD, item_TD, *rows, arrays.weight_B[part])
-        drawn = PoolNegatives(_narrow(row_C), _narrow(query_C), pool.square_C, pool.log_q_C)
+        drawn = PoolNegatives(_narrow(row_C), _narrow(query_C), pool.square_C)
         arrays.loss_B[part], arrays.slope_B[part] = shared_pool_pass(tile.scores_TC, examples, drawn, objective)
 
 

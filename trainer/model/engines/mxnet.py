@@ -212,7 +212,7 @@ class MXNetGradients:
         self._nd = mx.nd
         self._autograd = mx.autograd
         self._score = model.score
-        self._loss = ScoreLoss(mx, loss, negatives.num_hard, model.item.rows)
+        self._loss = ScoreLoss(mx, loss, model.item.rows)
 
     def compute(self, part: BatchPart, arrays: PartArrays, *, shares_scores: bool) -> Queued[Results]:
         """Queue the computation of losses, whose sum is that of the part, and of the gradients of both sides' vectors.
@@ -454,12 +454,11 @@ class Scores:
 class ScoreLoss:
     """Computes the losses of examples from their scores."""
 
-    def __init__(self, mx: Any, spec: LossSpec, num_hard: int | None, items: int) -> None:
-        """Prepare for ``spec``, of which ``num_hard`` negatives count (None: all), and a table of ``items``."""
+    def __init__(self, mx: Any, spec: LossSpec, items: int) -> None:
+        """Prepare for ``spec`` and a table of ``items``."""
         self._nd = mx.nd
         self._autograd = mx.autograd
         self._spec = spec
-        self._num_hard = num_hard
         self._items = items
         self._margin = spec.margin / spec.temperature
         self.top_k = spec.top_k
@@ -467,22 +466,19 @@ class ScoreLoss:
     def losses(self, scores: Scores, sign_B1: Array) -> Array:
         """Return the loss of each example, (B,), or the reversed loss where its sign is -1."""
         nd, kind = self._nd, self._spec.kind
-        excluded_BC, kept = self._excluded(scores)
         if kind == "softmax":
-            return self._softmax(scores, excluded_BC, sign_B1)
-        counts_BC = 1 - excluded_BC
-        if kind == "ccl":
-            return self._ccl(scores, counts_BC / kept, sign_B1)
+            return self._softmax(scores, sign_B1)
+        counts_BC, count = 1 - scores.excluded_BC, scores.negatives
         positive_B1, negative_BC = scores.positive_B1, scores.negative_BC
         if kind == "logistic":
-            pushed_B1 = nd.sum(self._softplus(negative_BC) * counts_BC, axis=1, keepdims=True) / kept
+            pushed_B1 = nd.sum(self._softplus(negative_BC) * counts_BC, axis=1, keepdims=True) / count
             return (self._softplus(-sign_B1 * positive_B1) + (sign_B1 > 0) * pushed_B1)[:, 0]
         gaps_BC = nd.broadcast_mul(sign_B1, nd.broadcast_sub(negative_BC, positive_B1))
         if kind == "bpr":
-            return nd.sum(self._softplus(gaps_BC) * counts_BC, axis=1) / kept
+            return nd.sum(self._softplus(gaps_BC) * counts_BC, axis=1) / count
         violation_BC = nd.relu(gaps_BC + self._margin) * counts_BC
-        hinge_B = nd.sum(violation_BC, axis=1) / kept
-        return hinge_B if kind == "hinge" else nd.where(sign_B1[:, 0] > 0, self._warp(violation_BC), hinge_B)
+        reversed_B = nd.sum(violation_BC, axis=1) / count
+        return nd.where(sign_B1[:, 0] > 0, self._warp(violation_BC), reversed_B)
 
     def weight_at_top(self, above: Array) -> Array:
         """Return the factors of the weights of examples whose items' scores are ``above`` the K-th highest."""
@@ -523,31 +519,11 @@ class ScoreLoss:
             top_B1 = nd.max(score_BC, axis=1, keepdims=True)
         return top_B1 + nd.log(nd.sum(nd.exp(nd.broadcast_sub(score_BC, top_B1)), axis=1, keepdims=True))
 
-    def _excluded(self, scores: Scores) -> tuple[Array, int]:
-        """Return which negatives do not count, and how many of an example's negatives are kept."""
-        if self._num_hard is None or self._num_hard >= scores.negatives:
-            return scores.excluded_BC, scores.negatives
-        nd = self._nd
-        with self._autograd.pause():
-            ranked_BC = self._without(scores.excluded_BC, scores.negative_BC)
-            hardest_BC = nd.topk(ranked_BC, k=self._num_hard, axis=1, ret_typ="mask")
-            return nd.maximum(scores.excluded_BC, 1 - hardest_BC), self._num_hard
-
-    def _without(self, excluded_BC: Array, negative_BC: Array) -> Array:
-        """Return the scores of negatives, with a very low one for those that do not count."""
-        return negative_BC + _EXCLUDED_SCORE * excluded_BC
-
-    def _softmax(self, scores: Scores, excluded_BC: Array, sign_B1: Array) -> Array:
+    def _softmax(self, scores: Scores, sign_B1: Array) -> Array:
         """Compute −log p = −log σ(s − log Σ_j e^{s_j}), or with the other sign −log(1 − p)."""
-        others_B1 = self.log_sum_exp(self._without(excluded_BC, scores.negative_BC))
+        others_B1 = self.log_sum_exp(scores.negative_BC + _EXCLUDED_SCORE * scores.excluded_BC)
         has_negative_B1 = others_B1 > _EXCLUDED_SCORE / 2
         return (has_negative_B1 * self._softplus(sign_B1 * (others_B1 - scores.positive_B1)))[:, 0]
-
-    def _ccl(self, scores: Scores, share_BC: Array, sign_B1: Array) -> Array:
-        nd, positive_B = self._nd, scores.positive_B1[:, 0]
-        pushed_B = nd.sum(nd.relu(scores.negative_BC - self._margin) * share_BC, axis=1) * self._spec.negative_weight
-        wanted_B = 1.0 / self._spec.temperature - positive_B + pushed_B
-        return nd.where(sign_B1[:, 0] > 0, wanted_B, nd.relu(positive_B - self._margin))
 
     def _warp(self, violation_BC: Array) -> Array:
         """Compute the largest violation of each example times the log of its rank, estimated from the violations."""

@@ -170,7 +170,7 @@ class PartsEngine(ABC):
         self.devices: Sequence[str] = list(devices)
         self._model = model
         self._in_batch = negatives.kind in IN_BATCH_KINDS
-        self._all_softmax = negatives.kind == "all" and loss.kind == "softmax" and negatives.num_hard is None
+        self._all_softmax = negatives.kind == "all" and loss.kind == "softmax"
 
     def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
         """Compute this worker's part of the mean loss, and the gradients of ``vectors`` (see ``Engine``)."""

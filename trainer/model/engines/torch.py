@@ -158,7 +158,7 @@ class TorchGradients:
         self._score = model.score
         # The other losses depend on differences of an example's scores only, which the query's norm cancels out of.
         self._query_norm_scale = model.score.norm_scale if loss.kind == "logistic" else 0.0
-        self._loss = ScoreLoss(torch, loss, negatives.num_hard, model.item.rows)
+        self._loss = ScoreLoss(torch, loss, model.item.rows)
         self._dtype = getattr(torch, compute_dtype)
 
     def compute(
@@ -442,11 +442,10 @@ class Scores:
 class ScoreLoss:
     """Computes the losses of examples from their scores, and the derivatives."""
 
-    def __init__(self, torch: Any, spec: LossSpec, num_hard: int | None, items: int) -> None:
-        """Prepare for ``spec``, of which ``num_hard`` negatives count (None: all), and a table of ``items``."""
+    def __init__(self, torch: Any, spec: LossSpec, items: int) -> None:
+        """Prepare for ``spec`` and a table of ``items``."""
         self._torch = torch
         self._spec = spec
-        self._num_hard = num_hard
         self._items = items
         self._margin = spec.margin / spec.temperature
         self.top_k = spec.top_k
@@ -459,8 +458,6 @@ class ScoreLoss:
             cost_B: factors of the losses, 0 or more.
             sign_B: 1, or -1 for negative feedback, whose loss is the reversed one.
         """
-        if self._num_hard is not None and self._num_hard < scores.negative_BC.shape[1]:
-            scores = replace(scores, excluded_BC=self._all_but_hardest(scores, self._num_hard))
         if self._spec.kind == "softmax":
             return self._softmax(scores, cost_B, sign_B)
         torch = self._torch
@@ -474,12 +471,6 @@ class ScoreLoss:
         # The derivative of relu is 0 where its argument is not a number. Rows must not seem to be sound there.
         by_positive = torch.where(losses_B.isnan(), torch.nan, by_positive)
         return losses_B.detach(), by_positive, by_negative
-
-    def _all_but_hardest(self, scores: Scores, num_hard: int) -> Tensor:
-        """Return which negatives do not count where only those with the highest scores do."""
-        ranked_BC = scores.negative_BC.masked_fill(scores.excluded_BC, -self._torch.inf)
-        is_other_BC = self._torch.ones_like(scores.excluded_BC)
-        return scores.excluded_BC | is_other_BC.scatter_(1, ranked_BC.topk(num_hard, dim=1).indices, False)
 
     def _softmax(self, scores: Scores, cost_B: Tensor, sign_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute −log σ(s − log Σ_j e^{s_j}) or, with the other sign, −log(1 − p).
@@ -520,14 +511,10 @@ class ScoreLoss:
 
     def _losses(self, scores: Scores, sign_B: Tensor) -> Tensor:
         """Compute the loss of each example, or the reversed loss where its sign is −1."""
-        torch, kind, kept = self._torch, self._spec.kind, scores.negative_BC.shape[1]
+        torch, kind = self._torch, self._spec.kind
         positive_B, negative_BC = scores.positive_B, scores.negative_BC
         counts_BC = (~scores.excluded_BC).to(negative_BC.dtype)
-        share_BC = counts_BC / max(kept if self._num_hard is None else min(kept, self._num_hard), 1)
-        if kind == "ccl":
-            pushed_B = (torch.relu(negative_BC - self._margin) * share_BC).sum(dim=1) * self._spec.negative_weight
-            wanted_B = 1.0 / self._spec.temperature - positive_B + pushed_B
-            return torch.where(sign_B > 0, wanted_B, torch.relu(positive_B - self._margin))
+        share_BC = counts_BC / max(negative_BC.shape[1], 1)
         if kind == "logistic":
             pushed_B = (self._softplus(negative_BC) * share_BC).sum(dim=1)
             return self._softplus(-sign_B * positive_B) + (sign_B > 0) * pushed_B
@@ -535,8 +522,8 @@ class ScoreLoss:
         if kind == "bpr":
             return (self._softplus(gaps_BC) * share_BC).sum(dim=1)
         above_BC = torch.relu(gaps_BC + self._margin)
-        hinge_B = (above_BC * share_BC).sum(dim=1)
-        return hinge_B if kind == "hinge" else torch.where(sign_B > 0, self._warp(above_BC * counts_BC), hinge_B)
+        reversed_B = (above_BC * share_BC).sum(dim=1)
+        return torch.where(sign_B > 0, self._warp(above_BC * counts_BC), reversed_B)
 
     def _warp(self, violation_BC: Tensor) -> Tensor:
         """Compute the largest violation of each example times the log of its rank, estimated from the violations."""
