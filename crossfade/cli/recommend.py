@@ -49,6 +49,10 @@ _EXAMPLES = (
         "Recommend to the customers in a file, by the newest checkpoint on S3.",
     ),
     (
+        "crossfade recommend runs/plays --customers ids.txt --on-unknown popular --out recs.parquet",
+        "Recommend popular tracks to those of them who have no trained vector.",
+    ),
+    (
         'crossfade recommend runs/lastfm --history "Radiohead" "Björk"',
         "Recommend to somebody new, by what they like.",
     ),
@@ -59,7 +63,9 @@ _EXAMPLES = (
 )
 _NOTES = """\
 Items and customers without an interaction of positive weight in train have no trained vector (unless they have
-features) and are left out.
+features). Such items are left out. Such customers, and unknown ones, are an error if --customer names them, and are
+left out of --all and --customers, unless --on-unknown says otherwise. Popular items are under the same filters and
+limits, without re-ranking; their score is their count in train, and 'is_fallback' marks them in files and in JSON.
 
 The score is the model's: cosine, dot product, or minus the squared distance. For a softmax model, a popularity damping
 of 1 ranks by how much more likely an item is for this customer than for anyone. --index damps its best items only.

@@ -112,7 +112,7 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
         queries = find_queries(model, options.customer, options.on_unknown, log)
     rows_Q = queries.rows_Q
     if options.out is not None:
-        request = Request.of(model, options, queries.sorted(), reporter)
+        request = Request.of(model, options, queries.by_row(), reporter)
         if options.shard is not None:
             return recommend_shard(request, Folder(options.out), options.shard)
         if options.merge:
@@ -218,7 +218,7 @@ def recommend_shard(request: Request, out: Folder, shard: Shard) -> Recommended:
         StorageUnavailableError: storage does not answer.
     """
     shards, queries = ShardFolder(out, "recommend", request.made_from()), request.queries
-    own, prefix = queries.slice(shard.part(len(queries.rows_Q))), f"{_PREFIX}{shards.name(shard)}"
+    own, prefix = queries.take(shard.part(len(queries.rows_Q))), f"{_PREFIX}{shards.name(shard)}"
     has_begun, found = shards.has_begun(shard), shards.begin(shard)
     with shard_errors(out):
         is_complete = found is not None and _has_files(out, found)
@@ -333,7 +333,7 @@ def _write_parts(
         request.reporter.phase("recommend", len(queries_Q), model.query)
         request.reporter.advance(len(queries_Q) - int(np.diff(starts_P1)[missing].sum()))
         for number in missing:
-            part = queries.slice(slice(starts_P1[number], starts_P1[number + 1]))
+            part = queries.take(slice(starts_P1[number], starts_P1[number + 1]))
             content = _parquet_of(request, part, histories.load(number).lists)
             with writing():
                 folder.write(names[number], content)
@@ -358,7 +358,7 @@ def recommend_to_queries(model: Model, queries: Queries, options: RecommendOptio
     """
     step = part_queries(model, options.depth(options.k))
     starts = range(0, max(len(queries.rows_Q), 1), step)
-    parts = [queries.slice(slice(start, start + step)) for start in starts]
+    parts = [queries.take(slice(start, start + step)) for start in starts]
     tables = [_table_of(model, part, model.recommend(part.rows_Q, options), options) for part in parts]
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 

@@ -39,7 +39,7 @@ class Queries:
 
     @property
     def checksum(self) -> int:
-        """Differ between other rows or unknown IDs."""
+        """A number that differs between other rows or unknown IDs."""
         return zlib.crc32("\n".join(map(str, self.unknown.to_pylist())).encode(), zlib.crc32(self.rows_Q.tobytes()))
 
     def ids(self, model: Model) -> pa.Array:
@@ -49,12 +49,12 @@ class Queries:
         place_Q = np.where(is_known_Q, np.cumsum(is_known_Q), len(known) + np.cumsum(~is_known_Q)) - 1
         return pa.concat_arrays([known.cast(self.unknown.type), self.unknown]).take(pa.array(place_Q))
 
-    def slice(self, part: slice) -> Queries:
+    def take(self, part: slice) -> Queries:
         """Return those in ``part``."""
         before, within = (np.count_nonzero(rows_N < 0) for rows_N in (self.rows_Q[: part.start], self.rows_Q[part]))
         return Queries(self.rows_Q[part], self.unknown.slice(before, within))
 
-    def sorted(self) -> Queries:
+    def by_row(self) -> Queries:
         """Return them by row; those without one come first, in the same order."""
         return Queries(np.sort(self.rows_Q), self.unknown)
 
@@ -122,9 +122,10 @@ def _decide(model: Model, rows_Q: IntArray, unknown: list[str], on_unknown: OnUn
 
 
 def _typed(model: Model, unknown: list[str]) -> pa.Array:
-    """Return ``unknown`` IDs as values of the type of the others, if they all are."""
+    """Return ``unknown`` IDs as values of the type of the others or, if one is no such value, as texts."""
     texts = pa.array(unknown, pa.string())
     try:
-        return texts.cast(model.ids(model.query, np.empty(0, np.int64)).type)
+        typed = texts.cast(model.ids(model.query, np.empty(0, np.int64)).type)
     except pa.ArrowInvalid:  # a text among integers
         return texts
+    return typed if typed.cast(texts.type).equals(texts) else texts  # 007 is not 7
