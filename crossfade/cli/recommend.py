@@ -49,10 +49,6 @@ _EXAMPLES = (
         "Recommend to the customers in a file, by the newest checkpoint on S3.",
     ),
     (
-        "crossfade recommend runs/plays --customers ids.txt --on-unknown popular --out recs.parquet",
-        "Recommend popular tracks to those of them who have no trained vector.",
-    ),
-    (
         'crossfade recommend runs/lastfm --history "Radiohead" "Björk"',
         "Recommend to somebody new, by what they like.",
     ),

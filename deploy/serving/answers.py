@@ -176,7 +176,6 @@ def _as_results(ids: Sequence[int | str], found: Sequence[FoundRow]) -> list[Res
             name=each.label.name if each.label else None,
             items=[],
             error=each.error,
-            is_fallback=False,
         )
         for id, each in zip(ids, found, strict=True)
     ]

@@ -56,13 +56,10 @@ Splits = Annotated[list[SplitName], Field(max_length=len(ALL_SPLITS), fail_fast=
 """All splits, or none: a version has the histories of all together."""
 
 
-def _declared(options: type[RankingOptions], name: str, *, default: Any = None, note: str = "", **limits: Any) -> Any:
-    """Return the field ``name`` of ``options`` as one of a request, with further ``limits`` and a ``note`` about it.
-
-    ``default``: another default than that of ``options``.
-    """
+def _declared(options: type[RankingOptions], name: str, *, note: str = "", **limits: Any) -> Any:
+    """Return the field ``name`` of ``options`` as one of a request, with further ``limits`` and a ``note`` about it."""
     field = options.model_fields[name]
-    default = default or (list(field.default) if isinstance(field.default, tuple) else field.default)
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
     bounds: dict[str, Any] = {}
     for entry in field.metadata:
         if isinstance(entry, Ge):
@@ -81,7 +78,7 @@ _DIVERSITY = _declared(
 )
 _EXPLORATION = _declared(RecommendOptions, "exploration", allow_inf_nan=False)
 _SEED = _declared(RecommendOptions, "seed", le=MAX_INTEGER)
-_ON_UNKNOWN = _declared(RecommendOptions, "on_unknown", default="popular")
+_ON_UNKNOWN = Field("popular", description=RecommendOptions.model_fields["on_unknown"].description)
 Fraction = Annotated[float, Field(strict=True)]
 """A number in a body."""
 

@@ -370,7 +370,7 @@ class Model:
         rows_QK[~known_Q], scores_QK[~known_Q] = ranked
         if known_Q.any():
             ranked = self.rank(selection, rows_Q[known_Q], excluded.filter_queries(known_Q), options)
-            width = ranked.rows_QK.shape[1]  # of an index, it may be another one
+            width = ranked.rows_QK.shape[1]  # less, if an index has fewer rows
             rows_QK[known_Q, :width], scores_QK[known_Q, :width] = ranked
         return Rankings(rows_QK, scores_QK)
 

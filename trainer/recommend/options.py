@@ -192,8 +192,8 @@ class RecommendOptions(RerankingOptions, RankingOptions):
     )
     on_unknown: OnUnknown = option(
         "error",
-        "reject a request for a query that is unknown or has no trained vector (error), leave that query out (skip), "
-        "or recommend the items with the most interactions to it (popular)",
+        "reject a query that is unknown or has no trained vector (error), leave it out (skip), or recommend the items "
+        "with the most interactions in train to it (popular)",
         group="ranking",
     )
 
