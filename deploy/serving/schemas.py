@@ -78,7 +78,7 @@ _DIVERSITY = _declared(
 )
 _EXPLORATION = _declared(RecommendOptions, "exploration", allow_inf_nan=False)
 _SEED = _declared(RecommendOptions, "seed", le=MAX_INTEGER)
-_ON_UNKNOWN = Field("popular", description=RecommendOptions.model_fields["on_unknown"].description)
+_ON_UNKNOWN: Any = Field("popular", description=RecommendOptions.model_fields["on_unknown"].description)
 Fraction = Annotated[float, Field(strict=True)]
 """A number in a body."""
 
