@@ -25,6 +25,7 @@ from crossfade.trainer.prepare.option_values import EntityColumn
 
 if TYPE_CHECKING:
     from crossfade.api.model import Model, Opened
+    from crossfade.trainer.recommend.options import OnUnknown
     from crossfade.trainer.recommend.trained_model import TrainedModel
 
 
@@ -123,8 +124,10 @@ class Recommender:
         self.model_ = fit(X, valid=None, progress=False, **parameters)
         return self
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: Any, *, on_unknown: OnUnknown = "error") -> Any:
         """Return the ``k`` best new items of each query in ``X``, a table with the column of queries.
+
+        ``on_unknown``: what a query that was not in training gets, as of ``Model.recommend``.
 
         Raises:
             InputError: ``X`` is no such table, or a query was not in training.
@@ -135,7 +138,7 @@ class Recommender:
         queries = open_batches(X, {"query": column}, "X").read_all().column(column)
         if not len(queries):
             raise InputError(f"X has no row; expected at least one, with an ID in the column '{column}'")
-        return model.recommend(pc.unique(queries).to_pylist(), k=self.k)
+        return model.recommend(pc.unique(queries).to_pylist(), k=self.k, on_unknown=on_unknown)
 
     def score(self, X: Any, y: object = None) -> float:
         """Return the mean recall@k of the events in ``X``, over the queries that were in training.

@@ -27,15 +27,16 @@ from crossfade.api.arguments import takes
 from crossfade.api.frames import FrameKind, check_kind, default_kind, to_frame
 from crossfade.api.saving import save_model
 from crossfade.api.wording import in_python
-from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import BoolArray, FloatArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.options import EvaluateOptions
 from crossfade.trainer.evaluation.run_evaluation import evaluate_rankings
 from crossfade.trainer.recommend import model as recommend_model
-from crossfade.trainer.recommend.bulk import part_queries, recommendation_table
+from crossfade.trainer.recommend.bulk import recommend_to_queries, recommendation_table
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
+from crossfade.trainer.recommend.queries import all_queries, find_queries
 from crossfade.trainer.recommend.row_names import UnknownRowError
 from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.runs.run_folder import REPORT_FILE, RunFolder
@@ -146,10 +147,11 @@ class Model:
 
         Returns:
             A table with a row for each item, best first: QUERY (not with ``history``), rank, ITEM, score, and ITEM_name
-            if items have names.
+            if items have names. With ``on_unknown="popular"`` also is_fallback: whether the items are the most popular,
+            and the score their count, since the query has no trained vector.
 
         Raises:
-            InputError: an ID is unknown or its vector is not trained, or an argument is invalid.
+            InputError: an ID is unknown or its vector is not trained (see ``on_unknown``), or an argument is invalid.
         """
         if (queries is None) == (history is None):
             found = "neither" if queries is None else "both"
@@ -285,32 +287,14 @@ def load(source: str | Path, *, frame: FrameKind | None = None, **options: Any) 
 
 
 def _recommend(model: Opened, options: RecommendOptions, texts: Sequence[str] | None) -> pa.Table:
+    on_unknown = options.on_unknown
     if texts is None:
-        rows_Q = np.flatnonzero(model.trained_rows(model.query))
-    else:
-        rows_Q = np.array(list(dict.fromkeys(_find(model, model.query, texts).tolist())), np.int64)
-    step = part_queries(model, options.depth(options.k))
-    parts = [rows_Q[start : start + step] for start in range(0, len(rows_Q), step)]
-    tables = [
-        recommendation_table(model, model.ids(model.query, part_Q), model.recommend(part_Q, options))
-        for part_Q in parts
-    ]
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
-
-
-def _find(model: Opened, entity: str, texts: Sequence[str], *, trained: bool = True) -> IntArray:
-    """Return the rows of ``texts``; if some of several are unknown, the error has how to leave them out."""
-    try:
-        return model.find(entity, texts, trained=trained)
-    except UnknownRowError as error:
-        if len(texts) == 1 or not trained:
-            raise
-        how = f"leave out the IDs for which model.knows(ids, '{entity}') is False"
-        raise UnknownRowError(f"{error.marked}; {how}") from error
+        return recommend_to_queries(model, all_queries(model, on_unknown), options)
+    return recommend_to_queries(model, find_queries(model, texts, on_unknown, _logger.warning), options)
 
 
 def _recommend_by_history(model: Opened, options: RecommendOptions, texts: Sequence[str]) -> pa.Table:
-    rows_N = _find(model, model.item, texts, trained=False)
+    rows_N = model.find(model.item, texts, trained=False)
     histories = model.make_histories([rows_N], [np.ones(len(rows_N), np.float32)])
     found = model.recommend_to_histories(histories, options)
     return recommendation_table(model, pa.array([None], pa.string()), found).drop_columns([model.query])
@@ -318,7 +302,13 @@ def _recommend_by_history(model: Opened, options: RecommendOptions, texts: Seque
 
 def _similar(model: Opened, texts: Sequence[str], options: SimilarOptions) -> pa.Table:
     entity = model.entity(options.entity)
-    rows_Q = _find(model, entity, texts)
+    try:
+        rows_Q = model.find(entity, texts)
+    except UnknownRowError as error:
+        if len(texts) == 1:
+            raise
+        how = f"leave out the IDs for which model.knows(ids, '{entity}') is False"
+        raise UnknownRowError(f"{error.marked}; {how}") from error
     row_QK, cosine_QK = model.similar(rows_Q, options)
     kept_N = row_QK.ravel() >= 0
     row_N, from_N = row_QK.ravel()[kept_N], np.repeat(rows_Q, row_QK.shape[1])[kept_N]

@@ -59,7 +59,9 @@ _EXAMPLES = (
 )
 _NOTES = """\
 Items and customers without an interaction of positive weight in train have no trained vector (unless they have
-features) and are left out.
+features). Such items are left out. Such customers, and unknown ones, are an error if --customer names them, and are
+left out of --all and --customers, unless --on-unknown says otherwise. Popular items are under the same filters and
+limits, without re-ranking; their score is their count in train, and 'is_fallback' marks them in files and in JSON.
 
 The score is the model's: cosine, dot product, or minus the squared distance. For a softmax model, a popularity damping
 of 1 ranks by how much more likely an item is for this customer than for anyone. --index damps its best items only.
@@ -159,17 +161,21 @@ def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:
     if column is not None:
         of_row = column_values(model.trained, model.item, file, column, labels)
     texts = {row: f"{text}{_beside(of_row.get(row))}" for row, text in distinct_labels(labels).items()}
-    results = []
-    for label, rows_K, scores_K, favorite_N in zip(found.labels, rows_QK, scores_QK, favorites, strict=True):
+    results, fallback_Q = [], [None] * found.queries if found.fallback_Q is None else found.fallback_Q.tolist()
+    for label, rows_K, scores_K, favorite_N, is_fallback in zip(
+        found.labels, rows_QK, scores_QK, favorites, fallback_Q, strict=True
+    ):
         ranked = [(row, score) for row, score in zip(rows_K, scores_K, strict=True) if row >= 0]
         if options.json_:
             more = {row: {str(column): values} for row, values in of_row.items()}
             scored = [labels[row].as_record(model.item) | more.get(row, {}) | {"score": score} for row, score in ranked]
             history = [labels[row].as_record(model.item) | more.get(row, {}) for row in favorite_N.tolist()]
-            results.append({model.query: label.id or None, "recommendations": scored, "history": history})
+            mark = {} if is_fallback is None else {"is_fallback": is_fallback}
+            results.append({model.query: label.id or None, **mark, "recommendations": scored, "history": history})
         else:
             scored_texts = [f"{score:8.3f}  {texts[row]}" for row, score in ranked]
-            known, title = [texts[row] for row in favorite_N.tolist()], f"{model.query} {label}"
+            popular = f" (unknown or untrained: popular {model.item})" if is_fallback else ""
+            known, title = [texts[row] for row in favorite_N.tolist()], f"{model.query} {label}{popular}"
             _print_lists(title if label.id else f"new {model.query}", model.item, scored_texts, known)
     if options.json_:
         print_json(results)

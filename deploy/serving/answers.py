@@ -8,6 +8,7 @@ import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, format_names
+from crossfade.deploy.serving.metrics import record_unknown
 from crossfade.deploy.serving.schemas import (
     FoundRows,
     HistoryItem,
@@ -41,7 +42,10 @@ class Answers:
             return False
         if isinstance(request, SimilarRequest):
             return self._model.is_quick(self._model.entity(request.entity), "cosine", request.options)
-        return self._model.is_quick(self._model.item, self._model.score, request.options)
+        model, options = self._model, request.options
+        if request.on_unknown == "popular" and not model.knows(model.query, [str(request.ids[0])])[0]:
+            return model.is_quick(model.item, "popularity", options.of_popular)
+        return model.is_quick(model.item, model.score, options)
 
     def load_filters(self, request: RecommendRequest | SimilarRequest) -> Callable[[], None] | None:
         """Return what evaluates the condition and column of the request; None if they are at hand or are not used."""
@@ -71,7 +75,15 @@ class Answers:
             rankings = model.recommend_to_histories(model.make_histories(items, weights), options)
             return self._results(model.item, [Result() for _ in items], rankings)
         found = model.find_each(model.query, [str(id) for id in request.ids])
-        return self._results(model.item, _as_results(request.ids, found), model.recommend(_usable(found), options))
+        results, rows_Q = _as_results(request.ids, found), _usable(found)
+        record_unknown(request.on_unknown, len(found) - len(rows_Q))
+        if request.on_unknown == "skip":
+            results = [result for result in results if result.error is None]
+        elif request.on_unknown == "popular":
+            rows_Q = np.array([each.row for each in found], np.int64)
+            for result in results:
+                result.is_fallback, result.error = result.error is not None, None
+        return self._results(model.item, results, model.recommend(rows_Q, options))
 
     def similar(self, request: SimilarRequest) -> Results:
         """Rank rows by their cosine with those of the request.

@@ -69,8 +69,10 @@ default is 5 ms. A ranking takes the lock several times, and under load it waits
 _DESCRIPTION = """\
 Recommendations, similar rows and vectors of a trained model. Rows are named by ID or, for entities with names, by name.
 
-`items` of a result are ranked by the model's score or, for similar rows, by cosine. A GET for an ID that is unknown is
-answered by 404. A POST is for a batch, even of one ID: its status is 200, and the result for an unknown ID has `error`.
+`items` of a result are ranked by the model's score or, for similar rows, by cosine. A customer who is unknown or has no
+trained vector gets the most popular items, marked by `is_fallback`. With `on_unknown=error`, a GET for one is answered
+by 404, as is a GET for any other row that is unknown; a POST is for a batch, even of one ID: its status is 200, and the
+result for an unknown ID has `error` or, with `skip`, is left out.
 """
 _PAGE = """<!DOCTYPE html>
 <html lang="en">

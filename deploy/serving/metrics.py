@@ -12,9 +12,16 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest, multiprocess
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from crossfade.trainer.recommend.options import OnUnknown
+
 _BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 _REQUESTS = Counter("crossfade_serve_requests", "Requests answered.", ["route", "status"])
+_UNKNOWN = Counter(
+    "crossfade_serve_unknown_queries",
+    "Recommendations asked for by an ID that is unknown or has no trained vector, by what it gets.",
+    ["on_unknown"],
+)
 _SECONDS = Histogram(
     "crossfade_serve_request_seconds", "Time from a request to its response.", ["route"], buckets=_BUCKETS
 )
@@ -40,6 +47,11 @@ VersionKind = Literal["complete", "delta"]
 _UNKNOWN_ROUTE = "other"
 _NO_RESPONSE = 500
 _FAILED = Counter("crossfade_serve_versions_failed", "New versions of the model that a process could not open.")
+
+
+def record_unknown(on_unknown: OnUnknown, count: int) -> None:
+    """Record that a request has asked for ``count`` queries without a trained vector, which get ``on_unknown``."""
+    _UNKNOWN.labels(on_unknown).inc(count)
 
 
 def record_failed_version() -> None:

@@ -18,7 +18,7 @@ from crossfade.base.validation import described
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.evaluation.options import RerankingOptions
-from crossfade.trainer.recommend.options import RankingOptions, RecommendOptions, SimilarOptions
+from crossfade.trainer.recommend.options import OnUnknown, RankingOptions, RecommendOptions, SimilarOptions
 
 MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT, MAX_DAMPING = 1000, 100, 1000, 1000, 100
 MAX_COMPARISONS = 2_000_000
@@ -78,6 +78,7 @@ _DIVERSITY = _declared(
 )
 _EXPLORATION = _declared(RecommendOptions, "exploration", allow_inf_nan=False)
 _SEED = _declared(RecommendOptions, "seed", le=MAX_INTEGER)
+_ON_UNKNOWN: Any = Field("popular", description=RecommendOptions.model_fields["on_unknown"].description)
 Fraction = Annotated[float, Field(strict=True)]
 """A number in a body."""
 
@@ -159,6 +160,7 @@ class KnownRequest(_Recommendations):
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [2, 3], "k": 5}]})
 
     ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="who to recommend to")
+    on_unknown: OnUnknown = _ON_UNKNOWN
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -216,6 +218,7 @@ class RecommendQuery(RankingQuery):
     diversity: float = _DIVERSITY
     exploration: float = _EXPLORATION
     seed: int = _SEED
+    on_unknown: Literal["error", "popular"] = _ON_UNKNOWN
 
 
 class SimilarQuery(RankingQuery):
@@ -249,18 +252,22 @@ class Row(BaseModel):
 
 
 class ScoredRow(Row):
-    """A row with its score: the model's, or the cosine with the row that it is similar to."""
+    """A row with its score: the model's, its count in train if it is popular, or the cosine with a similar row."""
 
     score: float
 
 
 class Result(BaseModel):
-    """The answer for one ID or history, or why there is none."""
+    """The answer for one ID or history, or why there is none.
+
+    ``is_fallback``: the ID is unknown or has no trained vector, and the items are the most popular.
+    """
 
     id: int | str | None = None
     name: str | None = None
     items: list[ScoredRow] = Field(default_factory=list)
     error: str | None = None
+    is_fallback: bool = False
 
 
 class OneResult(BaseModel):

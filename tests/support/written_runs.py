@@ -7,7 +7,7 @@ Track 3 is vacant, and track 5 has no interaction.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,17 +63,21 @@ class ArrayVectors:
         return self._arrays[entity][rows_N]
 
 
-def write_dataset(folder: Path, untrained: Sequence[int] = UNTRAINED) -> DatasetManifest:
-    """Write the dataset, in which the tracks ``untrained`` have no interaction in their counts."""
+def write_dataset(
+    folder: Path, untrained: Sequence[int] = UNTRAINED, counts: Mapping[str, IntArray] | None = None
+) -> DatasetManifest:
+    """Write the dataset, whose vocabularies have ``counts`` by entity or, without, 0 for the tracks ``untrained``."""
     counts_N = np.ones(len(TRACK_NAMES), np.int64)
     counts_N[list(untrained)] = 0
+    counts = {ITEM: counts_N} if counts is None else counts
+    counts_N = counts[ITEM]
     track = write_vocabulary(folder, ITEM, TRACK_IDS, names=TRACK_NAMES, counts_N=counts_N, group_rows=4)  # type: ignore[arg-type]
     plays = make_interactions(range(len(CUSTOMER_IDS)), [TRAINED[row % len(TRAINED)] for row in range(11)])
     manifest = DatasetManifest(
         query=QUERY,
         item=ITEM,
         entities={
-            QUERY: write_vocabulary(folder, QUERY, CUSTOMER_IDS),
+            QUERY: write_vocabulary(folder, QUERY, CUSTOMER_IDS, counts_N=counts.get(QUERY)),
             ITEM: track.model_copy(update={"vacant_rows": [3]}),
         },
         splits={"train": write_split(folder, "train", [[plays]])},

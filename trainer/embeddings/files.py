@@ -292,7 +292,8 @@ class EmbeddingFiles:
                 first += rows
         if len(rows_N) and rows_N[-1] >= first:
             raise InputError(f"{self._folder.uri}/{entity}: has {first} rows, but row {rows_N[-1]} was requested")
-        return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32)
+        dim = file.schema_arrow.field("vector").type.list_size
+        return np.concatenate([np.empty((0, dim), np.float32), *pieces])
 
     def _group_vectors(self, uri: str, file: pq.ParquetFile, index: int, first: int) -> FloatArray:
         """Return the vectors of the row group ``index``, which begins with the row ``first``."""

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from crossfade.base.errors import (
     CrossfadeError,
@@ -42,8 +41,9 @@ from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.kvstore import __version__
 from crossfade.trainer.config.sections import has_credentials
 from crossfade.trainer.formats.exported_model import ExportedModel
-from crossfade.trainer.recommend.bulk import part_queries, recommendation_table
+from crossfade.trainer.recommend.bulk import recommend_to_queries
 from crossfade.trainer.recommend.options import RecommendOptions
+from crossfade.trainer.recommend.queries import find_queries
 from crossfade.trainer.recommend.trained_model import TrainedModel
 from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.tracking.background import TrackingError
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
 _VERSION = "version"
 _PLACE = re.compile(r"models:/([^/:]+)")
-_MAX_LOGGED = 5
 _logger = logging.getLogger(__name__)
 
 
@@ -274,26 +273,7 @@ class _Recommender:
         column = frame[model.query]
         if len(empty := np.flatnonzero(column.isna())):
             raise InputError(f"{model.query}: row {int(empty[0])} is empty; expected an ID in every row")
-        rows_Q = self._rows([str(id) for id in column])
-        step = part_queries(model, options.depth(options.k))
-        tables = [
-            recommendation_table(model, model.ids(model.query, part_Q), model.recommend(part_Q, options))
-            for part_Q in (rows_Q[start : start + step] for start in range(0, max(len(rows_Q), 1), step))
-        ]
-        return pa.concat_tables(tables).to_pandas()
-
-    def _rows(self, texts: list[str]) -> Any:
-        """Return the distinct rows of ``texts`` that have a trained vector, in order."""
-        model = self._model
-        each = dict.fromkeys(texts)
-        found = model.files.names(model.query).found(list(each))
-        trained_R = model.trained_rows(model.query)
-        rows = dict.fromkeys(found[text] for text in each if text in found and trained_R[found[text]])
-        left_out = [text for text in each if text not in found or not trained_R[found[text]]]
-        if left_out:
-            shown = format_names(left_out[:_MAX_LOGGED])
-            problem = f"{len(left_out):,} of {len(each):,} of {model.query} have no trained vector, such as {shown}"
-            if not rows:
-                raise InputError(problem)
-            _logger.warning("%s; left out", problem)
-        return np.array(list(rows), np.int64)
+        queries = find_queries(model, [str(id) for id in column], "skip", _logger.warning)
+        if len(column) and not len(queries.rows_Q):
+            raise InputError(f"{model.query}: none of the {len(column):,} IDs has a trained vector")
+        return recommend_to_queries(model, queries, options).to_pandas()

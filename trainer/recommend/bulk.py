@@ -4,7 +4,8 @@
     recommend_in_bulk(Request(model, options, queries_Q, reporter), Path("recs.parquet"))
     recommend_shard(request, "s3://music/recs", Shard(2, 16))
 
-    QUERY, rank int32 (from 1), ITEM, score float32, and ITEM_name if the dataset has names of items
+    QUERY, rank int32 (from 1), ITEM, score float32, ITEM_name if the dataset has names of items, and is_fallback if
+    popular items are recommended to queries without a trained vector
 
 Parts are written next to the file, in ``.NAME.partial/``, with the request that they belong to. The same request
 continues with the first missing part. Histories are first divided among the parts, in one pass over the interactions.
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.base.arrays import IntArray
-from crossfade.base.errors import CrossfadeError, InputError, OptionError, format_names, option_named
+from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
 from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors, write_error, write_failure
 from crossfade.base.io.durable_file import sync_folder
 from crossfade.base.io.folder import Folder
@@ -49,6 +49,7 @@ from crossfade.trainer.recommend.candidates import read_lists
 from crossfade.trainer.recommend.history import Histories, divide_histories
 from crossfade.trainer.recommend.model import Model, Rankings, Selection
 from crossfade.trainer.recommend.options import RecommendOptions, RecommendToOptions
+from crossfade.trainer.recommend.queries import Queries, all_queries, find_queries, read_queries
 from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.recommend.table_files import write_output, write_tables
 from crossfade.trainer.runs.options import Shard
@@ -76,6 +77,7 @@ class Recommended:
         labels: ID and name of each query; the ID of somebody new may be empty.
         rankings: the items.
         histories: what each query has interacted with.
+        fallback_Q: which get popular items for want of a trained vector, bool (Q,); None: such queries get nothing.
     """
 
     queries: int
@@ -83,6 +85,7 @@ class Recommended:
     labels: Sequence[RowLabel] = ()
     rankings: Rankings | None = None
     histories: Histories | None = None
+    fallback_Q: BoolArray | None = None
 
 
 def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressReporter, log: Log) -> Recommended:
@@ -101,17 +104,24 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
             tables = [recommendation_table(model, pa.array(ids), rankings)]
             return Recommended(len(ids), write_output(Path(options.out), tables))
         return Recommended(len(ids), 0, [RowLabel(id, None) for id in ids], rankings, histories)
-    rows_Q = _find_queries(model, options, log)
+    if options.all:
+        queries = all_queries(model, options.on_unknown)
+    elif options.customers is not None:
+        queries = read_queries(model, options.customers, options.on_unknown, log)
+    else:
+        queries = find_queries(model, options.customer, options.on_unknown, log)
+    rows_Q = queries.rows_Q
     if options.out is not None:
-        request = Request.of(model, options, np.sort(rows_Q), reporter)
+        request = Request.of(model, options, queries.by_row(), reporter)
         if options.shard is not None:
             return recommend_shard(request, Folder(options.out), options.shard)
         if options.merge:
             return merge_shards(request, Folder(options.out))
         return Recommended(len(rows_Q), recommend_in_bulk(request, Path(options.out)))
     rankings, histories = model.recommend(rows_Q, options, reporter), model.histories(rows_Q, reporter=reporter)
-    labels = model.labels(model.query, rows_Q.tolist())
-    return Recommended(len(rows_Q), 0, [labels[row] for row in rows_Q.tolist()], rankings, histories)
+    found, ids = model.labels(model.query, rows_Q[rows_Q >= 0].tolist()), queries.ids(model).to_pylist()
+    labels = [found.get(row) or RowLabel(id, None) for row, id in zip(rows_Q.tolist(), ids, strict=True)]
+    return Recommended(len(rows_Q), 0, labels, rankings, histories, _fallback(model, queries, options))
 
 
 def _new_histories(model: Model, options: RecommendToOptions, log: Log) -> tuple[list[str], Histories]:
@@ -126,51 +136,28 @@ def _new_histories(model: Model, options: RecommendToOptions, log: Log) -> tuple
     return found.ids, found.histories
 
 
-def _find_queries(model: Model, options: RecommendToOptions, log: Log) -> IntArray:
-    """Return the rows of the queries that have a trained vector: as named or, from a file or of all, sorted."""
-    trained_R = model.trained_rows(model.query)
-    if options.all:
-        return np.flatnonzero(trained_R)
-    if options.customers is None:
-        return np.array(list(dict.fromkeys(model.find(model.query, options.customer).tolist())), np.int64)
-    from crossfade.trainer.prepare.id_list import read_ids  # by DuckDB, too
-
-    ids = read_ids(options.customers, None, model.query).to_pylist()
-    found_Q, missing = model.files.names(model.query).rows_of(ids)
-    queries_Q: IntArray = found_Q[trained_R[found_Q]]
-    if not len(queries_Q):
-        problem = f"none of its {len(ids)} IDs has a trained vector"
-        raise OptionError("customers", found=options.customers, problem=problem)
-    if missing:
-        log(f"{len(missing):,} of {len(ids):,} customers have no row: {format_names(missing[:5])}")
-    if len(found_Q) > len(queries_Q):
-        left_out = counted(len(found_Q) - len(queries_Q), "customer")
-        log(f"{left_out} without an interaction of positive weight in train; left out")
-    return queries_Q
-
-
 @dataclass(frozen=True)
 class Request:
-    """What is recommended, by ``selection``, which ``options`` make, to ``queries_Q``, int64, sorted and unique."""
+    """What is recommended, by ``selection``, which ``options`` make, to ``queries``, sorted."""
 
     model: Model
     selection: Selection
     options: RecommendOptions
-    queries_Q: IntArray
+    queries: Queries
     reporter: ProgressReporter
 
     @staticmethod
-    def of(model: Model, options: RecommendOptions, queries_Q: IntArray, reporter: ProgressReporter) -> Request:
+    def of(model: Model, options: RecommendOptions, queries: Queries, reporter: ProgressReporter) -> Request:
         """Return the request.
 
         Raises:
             InputError: a filter is invalid.
         """
-        return Request(model, model.select_items(options), options, queries_Q, reporter)
+        return Request(model, model.select_items(options), options, queries, reporter)
 
     def made_from(self) -> dict[str, Any]:
         """Return what parts depend on, as JSON: the parts of another request are not continued."""
-        model, queries_Q = self.model, self.queries_Q
+        model, queries = self.model, self.queries
         with closing(model.trained.open_lineage()) as lineage:
             base_datasets = lineage.fingerprints()
         request = {
@@ -179,7 +166,7 @@ class Request:
             "base_datasets": base_datasets,
             "options": self.options.model_dump(mode="json", include=_OPTIONS),
             "candidates": self.selection.fingerprint,
-            "queries": [len(queries_Q), zlib.crc32(queries_Q.tobytes())],
+            "queries": [len(queries.rows_Q), queries.checksum],
             "part_queries": part_queries(model, self.options.depth(self.options.k)),
         }
         plain: dict[str, Any] = json.loads(json.dumps(request))
@@ -212,7 +199,7 @@ def recommend_in_bulk(request: Request, out: Path) -> int:
 
 def _recommend_in_parts(request: Request, out: Path) -> int:
     folder = _open_parts(out, {"model": request.model.trained.uri, **request.made_from()})
-    names = _write_parts(request, request.queries_Q, Folder(folder), "part", folder)
+    names = _write_parts(request, request.queries, Folder(folder), "part", folder)
     finished = folder / f"finished{out.suffix}"
     rows = write_tables(finished, (_read_part(folder / name) for name in names))
     finished.replace(out)
@@ -230,8 +217,8 @@ def recommend_shard(request: Request, out: Folder, shard: Shard) -> Recommended:
         InputError: ``out`` is no folder or has shards of another request.
         StorageUnavailableError: storage does not answer.
     """
-    shards, queries_Q = ShardFolder(out, "recommend", request.made_from()), request.queries_Q
-    own_Q, prefix = queries_Q[shard.part(len(queries_Q))], f"{_PREFIX}{shards.name(shard)}"
+    shards, queries = ShardFolder(out, "recommend", request.made_from()), request.queries
+    own, prefix = queries.take(shard.part(len(queries.rows_Q))), f"{_PREFIX}{shards.name(shard)}"
     has_begun, found = shards.has_begun(shard), shards.begin(shard)
     with shard_errors(out):
         is_complete = found is not None and _has_files(out, found)
@@ -243,16 +230,16 @@ def recommend_shard(request: Request, out: Folder, shard: Shard) -> Recommended:
                     if not is_own:  # of another request, or damaged
                         out.remove(name)
     if found is None or not is_complete:
-        names = _write_parts(request, own_Q, out, prefix)
+        names = _write_parts(request, own, out, prefix)
         files = [file_entry(out, name) for name in names]
         found = {
             "model": request.model.trained.uri,
-            "queries": len(own_Q),
+            "queries": len(own.rows_Q),
             "rows": sum(file.rows for file in files),
             "files": [file.model_dump() for file in files],
         }
         shards.complete(shard, found)
-    return Recommended(len(own_Q), found["rows"])
+    return Recommended(len(own.rows_Q), found["rows"])
 
 
 def _files(result: Result) -> list[DataFile]:
@@ -320,9 +307,9 @@ def part_starts(counts_Q: IntArray, max_queries: int | None = None) -> IntArray:
 
 
 def _write_parts(
-    request: Request, queries_Q: IntArray, folder: Folder, prefix: str, work: Path | None = None
+    request: Request, queries: Queries, folder: Folder, prefix: str, work: Path | None = None
 ) -> list[str]:
-    """Write recommendations to ``queries_Q`` to files of ``folder``, those that it lacks; return the names of all.
+    """Write recommendations to ``queries`` to files of ``folder``, those that it lacks; return the names of all.
 
     Histories wait in ``work``; None: where temporary files are. Then ``folder`` is that of shards.
     """
@@ -330,8 +317,8 @@ def _write_parts(
     def writing() -> AbstractContextManager[None]:
         return shard_errors(folder) if work is None else nullcontext()
 
-    model, options = request.model, request.options
-    counts_Q = model.trained.counts(model.query)[queries_Q]
+    model, options, queries_Q = request.model, request.options, queries.rows_Q
+    counts_Q = np.where(queries_Q < 0, 0, model.trained.counts(model.query)[queries_Q])
     starts_P1 = part_starts(counts_Q, part_queries(model, options.depth(options.k)))
     names = [f"{prefix}-{number:06d}.parquet" for number in range(len(starts_P1) - 1)]
     with writing():
@@ -346,27 +333,51 @@ def _write_parts(
         request.reporter.phase("recommend", len(queries_Q), model.query)
         request.reporter.advance(len(queries_Q) - int(np.diff(starts_P1)[missing].sum()))
         for number in missing:
-            part_Q = queries_Q[starts_P1[number] : starts_P1[number + 1]]
-            content = _parquet_of(request, part_Q, histories.load(number).lists)
+            part = queries.take(slice(starts_P1[number], starts_P1[number + 1]))
+            content = _parquet_of(request, part, histories.load(number).lists)
             with writing():
                 folder.write(names[number], content)
-            request.reporter.advance(len(part_Q))
+            request.reporter.advance(len(part.rows_Q))
     return names
 
 
-def _parquet_of(request: Request, part_Q: IntArray, excluded: ItemLists) -> bytes:
-    """Recommend to ``part_Q``; return the content of a Parquet file."""
-    model, options = request.model, request.options
-    rankings = request.selection.rank(model.query_vectors(part_Q, options), excluded, options.k, part_Q)
-    table, content = recommendation_table(model, model.ids(model.query, part_Q), rankings), pa.BufferOutputStream()
+def _parquet_of(request: Request, part: Queries, excluded: ItemLists) -> bytes:
+    """Recommend to ``part``; return the content of a Parquet file."""
+    rankings = request.model.rank(request.selection, part.rows_Q, excluded, request.options)
+    table, content = _table_of(request.model, part, rankings, request.options), pa.BufferOutputStream()
     pq.write_table(table, content, compression="zstd", write_page_checksum=True)
     return content.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def recommendation_table(model: Model, ids: pa.Array, rankings: Rankings) -> pa.Table:
+def recommend_to_queries(model: Model, queries: Queries, options: RecommendOptions) -> pa.Table:
+    """Recommend to ``queries``, a part at a time, and return the table of the module.
+
+    Raises:
+        CheckpointError: the checkpoint is corrupt or cannot be read.
+        InputError: an option is invalid or leaves no item, or the dataset cannot be read.
+    """
+    step = part_queries(model, options.depth(options.k))
+    starts = range(0, max(len(queries.rows_Q), 1), step)
+    parts = [queries.take(slice(start, start + step)) for start in starts]
+    tables = [_table_of(model, part, model.recommend(part.rows_Q, options), options) for part in parts]
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+
+def _table_of(model: Model, queries: Queries, rankings: Rankings, options: RecommendOptions) -> pa.Table:
+    return recommendation_table(model, queries.ids(model), rankings, _fallback(model, queries, options))
+
+
+def _fallback(model: Model, queries: Queries, options: RecommendOptions) -> BoolArray | None:
+    """Return which of ``queries`` get popular items, bool (Q,); None unless ``options`` ask for that."""
+    return ~model.has_vector(queries.rows_Q) if options.on_unknown == "popular" else None
+
+
+def recommendation_table(
+    model: Model, ids: pa.Array, rankings: Rankings, fallback_Q: BoolArray | None = None
+) -> pa.Table:
     """Return a row for each item recommended to the queries with ``ids``, by query, then by rank.
 
-    The IDs and names of all items stay in memory.
+    ``fallback_Q`` becomes the column is_fallback. The IDs and names of all items stay in memory.
     """
     count = rankings.rows_QK.shape[1]
     kept_N = rankings.rows_QK.ravel() >= 0
@@ -380,6 +391,8 @@ def recommendation_table(model: Model, ids: pa.Array, rankings: Rankings) -> pa.
     }
     if "name" in model.item_columns:
         columns[f"{model.item}_name"] = model.item_columns["name"].take(item_N)
+    if fallback_Q is not None:
+        columns["is_fallback"] = np.repeat(fallback_Q, count)[kept_N]
     return pa.table(columns)
 
 

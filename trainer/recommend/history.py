@@ -164,6 +164,8 @@ def load_histories(
 ) -> Histories:
     """Load the histories of ``queries_Q``, int64, sorted and unique, from ``splits`` and base datasets; report rows.
 
+    Query -1, which may repeat, has none.
+
     Interactions of weight 0 do not count; negative feedback does, so a weight may be negative.
 
     Raises:
@@ -189,7 +191,8 @@ def _selected(
     manifest = lineage.manifest
     reporter.phase("read histories", lineage.known_rows(splits), "row")
     place_R = np.full(manifest.entities[manifest.query].rows, -1, np.int64)
-    place_R[queries_Q] = np.arange(len(queries_Q))
+    known_Q = queries_Q >= 0
+    place_R[queries_Q[known_Q]] = np.flatnonzero(known_Q)
     for part in lineage.read_known(splits):
         selected_N = (place_R[part.query_N] >= 0) & (part.weight_N != 0)
         interaction_N = np.empty(np.count_nonzero(selected_N), _INTERACTION)

@@ -19,16 +19,18 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.embeddings.checkpoint_source import Log
+from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.reranking import Reranking
@@ -53,7 +55,7 @@ from crossfade.trainer.recommend.options import (
     RecommendOptions,
     SimilarOptions,
 )
-from crossfade.trainer.recommend.ranker import Ranker
+from crossfade.trainer.recommend.ranker import CountVectors, Ranker
 from crossfade.trainer.recommend.row_names import RowLabel, RowLookup, RowNames, UnknownRowError, untrained
 from crossfade.trainer.recommend.trained_model import OpenModel, TrainedModel
 from crossfade.trainer.runs.options import ModelSource
@@ -67,6 +69,8 @@ _MAX_RANKERS = 64
 _KEPT_INTERACTIONS = 1 << 24
 """Interactions of all queries up to which a model that is asked repeatedly keeps them in memory."""
 _SILENT = NullReporter()
+Metric = ScoreKind | Literal["popularity"]
+"""What rows are ranked by: a score of vectors, or how often they occur in train with a positive weight."""
 
 
 class Rankings(NamedTuple):
@@ -157,7 +161,7 @@ class _Key:
     """
 
     entity: str
-    metric: ScoreKind
+    metric: Metric
     where: str | None
     metadata: MetadataFile | None
     max_per: tuple[str, int] | None
@@ -240,6 +244,7 @@ class Model:
             self.trained_rows(entity)
         self._average_context(frozenset())
         self._ranker(self.item, self.score, RecommendOptions())
+        self._ranker(self.item, "popularity", RankingOptions())
 
     def entity(self, name: str | None) -> str:
         """Return ``name``, or the item entity for None.
@@ -270,16 +275,19 @@ class Model:
                 found.append(FoundRow(row, labels[row], None if trained_R[row] else untrained(entity, [text])))
         return found
 
+    def lookup(self, entity: str, texts: Sequence[str]) -> dict[str, int]:
+        """Return the row of each of ``texts``, IDs or names, that has one."""
+        return self.files.names(entity).found(texts, self._log)
+
     def find(self, entity: str, texts: Sequence[str], *, trained: bool = True) -> IntArray:
         """Return the rows of ``texts``, IDs or names, int64 (N,), which must have trained vectors if ``trained``.
 
         Raises:
             UnknownRowError: some are unknown, or their vectors are not trained; the message lists them.
         """
-        names = self.files.names(entity)
-        rows, distinct = names.found(texts, self._log), dict.fromkeys(texts)
+        rows, distinct = self.lookup(entity, texts), dict.fromkeys(texts)
         if missing := [text for text in distinct if text not in rows]:
-            raise UnknownRowError(names.describe_unknown(missing))
+            raise UnknownRowError(self.files.names(entity).describe_unknown(missing))
         if trained and (missing := [text for text in distinct if not self.trained_rows(entity)[rows[text]]]):
             raise UnknownRowError(untrained(entity, missing))
         return np.array([rows[text] for text in texts], np.int64)
@@ -332,8 +340,13 @@ class Model:
         vectors_ND: FloatArray = self.trained.vectors.vectors(entity, sorted_N)[place_N]
         return vectors_ND
 
+    def has_vector(self, rows_Q: IntArray) -> BoolArray:
+        """Return which of the queries ``rows_Q``, -1 where an ID has no row, have a trained vector, bool (Q,)."""
+        found_Q: BoolArray = (rows_Q >= 0) & self.trained_rows(self.query)[rows_Q]
+        return found_Q
+
     def recommend(self, rows_Q: IntArray, options: RecommendOptions, reporter: ProgressReporter = _SILENT) -> Rankings:
-        """Rank items for the queries ``rows_Q``, int64, in any order, whose vectors must be trained.
+        """Rank items for the queries ``rows_Q``, int64, in any order; without a trained vector, see ``rank``.
 
         Raises:
             CheckpointError: the checkpoint is corrupt or cannot be read.
@@ -341,7 +354,28 @@ class Model:
         """
         selection = self.select_items(options)
         excluded = self.histories(rows_Q, options.exclude, reporter).lists if options.exclude else _nothing(rows_Q)
-        return selection.rank(self.query_vectors(rows_Q, options), excluded, options.k, rows_Q)
+        return self.rank(selection, rows_Q, excluded, options)
+
+    def rank(self, selection: Selection, rows_Q: IntArray, excluded: ItemLists, options: RecommendOptions) -> Rankings:
+        """Rank the items of ``selection``, which ``options`` make, without those ``excluded`` for each of ``rows_Q``.
+
+        Queries without a trained vector, -1 among them, get the most popular items that the filters keep, and as scores
+        their counts.
+        """
+        known_Q = self.has_vector(rows_Q)
+        if known_Q.all():
+            return selection.rank(self.query_vectors(rows_Q, options), excluded, options.k, rows_Q)
+        popular = self._select(self.item, "popularity", options.of_popular)
+        one_QD = np.ones((len(rows_Q) - np.count_nonzero(known_Q), 1), np.float32)
+        ranked = popular.rank(one_QD, excluded.filter_queries(~known_Q), options.k, rows_Q[~known_Q])
+        rows_QK = np.full((len(rows_Q), ranked.rows_QK.shape[1]), -1)
+        scores_QK = np.full(rows_QK.shape, -np.inf, np.float32)
+        rows_QK[~known_Q], scores_QK[~known_Q] = ranked
+        if known_Q.any():
+            ranked = self.rank(selection, rows_Q[known_Q], excluded.filter_queries(known_Q), options)
+            width = ranked.rows_QK.shape[1]  # less, if an index has fewer rows
+            rows_QK[known_Q, :width], scores_QK[known_Q, :width] = ranked
+        return Rankings(rows_QK, scores_QK)
 
     def recommend_to_histories(
         self, histories: Histories, options: RecommendOptions, reporter: ProgressReporter = _SILENT
@@ -404,7 +438,7 @@ class Model:
     def _new_queries(self) -> NewQueryVectors:
         return new_query_vectors(self.trained)
 
-    def is_quick(self, entity: str, metric: ScoreKind, options: RankingOptions) -> bool:
+    def is_quick(self, entity: str, metric: Metric, options: RankingOptions) -> bool:
         """Return whether one query takes about a millisecond: by an index or a small table, without metadata."""
         if options.allow or options.deny or options.max_per is not None:
             return False
@@ -429,7 +463,7 @@ class Model:
             reranking = replace(reranking, damping_R=self._damping(options))
         return replace(selection, reranking=reranking)
 
-    def _select(self, entity: str, metric: ScoreKind, options: RankingOptions) -> Selection:
+    def _select(self, entity: str, metric: Metric, options: RankingOptions) -> Selection:
         if not options.allow and not options.deny:
             return Selection(self._ranker(entity, metric, options))
         names = self.files.names(entity)
@@ -444,13 +478,13 @@ class Model:
         candidates = with_lists(self._candidates(entity, options), None, deny_N)
         if allow_N is None or len(allow_N) > MAX_LISTED or options.index is not None:
             return Selection(self._new_ranker(entity, metric, options, with_lists(candidates, allow_N, None)))
-        subset, damping_R = RowSubset(self.trained.vectors, self.tables[entity], allow_N), self._damping(options)
+        source, table, score = self._compared(entity, metric, options)
+        subset, damping_R = RowSubset(source, table, allow_N), self._damping(options)
         damping_P = None if damping_R is None else damping_R[allow_N]
-        score = self._score(metric, options).of_items(allow_N)
-        ranker = Ranker(subset, subset.table, score, subset.candidates(candidates), damping_P)
+        ranker = Ranker(subset, subset.table, score.of_items(allow_N), subset.candidates(candidates), damping_P)
         return Selection(ranker, subset)
 
-    def _ranker(self, entity: str, metric: ScoreKind, options: RankingOptions) -> Ranker:
+    def _ranker(self, entity: str, metric: Metric, options: RankingOptions) -> Ranker:
         key = _key(entity, metric, options)
         with self._rankers_lock:
             ranker = self._rankers.get(key)
@@ -469,25 +503,27 @@ class Model:
     def _new_ranker(
         self,
         entity: str,
-        metric: ScoreKind,
+        metric: Metric,
         options: RankingOptions,
         candidates: Candidates,
         *,
         keep_vectors: bool = False,
     ) -> Ranker:
-        damping_R, table = self._damping(options), self.tables[entity]
+        damping_R, (source, table, score) = self._damping(options), self._compared(entity, metric, options)
         is_searched = damping_R is None or options.index is not None
-        score, searched_by = self._score(metric, options), metric
-        if isinstance(options, RecommendOptions):
-            searched_by = self.trained.ranking_metric
-        index = self.files.index(entity, searched_by, options) if is_searched else None
+        searched_by = self.trained.ranking_metric if isinstance(options, RecommendOptions) else metric
+        index = self.files.index(entity, searched_by, options) if is_searched and searched_by != "popularity" else None
         if index is not None:
             return IndexRanker(index, self.trained, table, score, candidates)
-        return Ranker(self.trained.vectors, table, score, candidates, damping_R, keep_vectors=keep_vectors)
+        return Ranker(source, table, score, candidates, damping_R, keep_vectors=keep_vectors)
 
-    def _score(self, metric: ScoreKind, options: RankingOptions) -> Score:
-        """Return what compares vectors: the model's score for recommendations, else ``metric``."""
-        return self.trained.score if isinstance(options, RecommendOptions) else Score.of(metric, 1.0)
+    def _compared(self, entity: str, metric: Metric, options: RankingOptions) -> tuple[VectorSource, TableSpec, Score]:
+        """Return vectors, their table, and their score with a query: of the model, if it recommends."""
+        table = self.tables[entity]
+        if metric == "popularity":
+            return CountVectors(self.trained.counts(entity)), replace(table, dim=1), Score.of("dot", 1.0)
+        score = self.trained.score if isinstance(options, RecommendOptions) else Score.of(metric, 1.0)
+        return self.trained.vectors, table, score
 
     def _candidates(self, entity: str, options: FilterOptions) -> Candidates:
         candidates = self.files.candidates(entity, options)
@@ -508,7 +544,7 @@ def open_model(source: ModelSource, log: Log, *, keep: bool = False) -> OpenMode
     return OpenModel(source, log, lambda trained: Model(trained, log=log), keep=keep)
 
 
-def _key(entity: str, metric: ScoreKind, options: RankingOptions) -> _Key:
+def _key(entity: str, metric: Metric, options: RankingOptions) -> _Key:
     damping = options.popularity_damping if isinstance(options, RecommendOptions) else None
     return _Key(entity, metric, options.where, options.metadata_file, options.max_per, damping, options.index)
 

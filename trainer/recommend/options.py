@@ -24,6 +24,8 @@ from crossfade.trainer.evaluation.options import Labels, RerankingOptions
 from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
 
 Codes = Literal["flat", "sq8", "pq"]
+OnUnknown = Literal["error", "skip", "popular"]
+"""What a query without a trained vector, such as an unknown customer, gets."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,12 @@ class RecommendOptions(RerankingOptions, RankingOptions):
         value="NAME=VALUE",
         repeat=True,
     )
+    on_unknown: OnUnknown = option(
+        "error",
+        "reject a query that is unknown or has no trained vector (error), leave it out (skip), or recommend the items "
+        "with the most interactions in train to it (popular)",
+        group="ranking",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -200,12 +208,25 @@ class RecommendOptions(RerankingOptions, RankingOptions):
         """Whether lists are chosen from more items than they show: an index does not rank by popularity."""
         return super().chooses or (self.index is not None and self.popularity_damping > 0)
 
+    @property
+    def of_popular(self) -> RankingOptions:
+        """The options of a list that is ranked by popularity: the filters and the length, without re-ranking."""
+        values = {name: getattr(self, name) for name in RankingOptions.model_fields if name != "index"}
+        return RankingOptions.model_construct(**values)
+
     def check_for_histories(self) -> None:
-        """Check that nothing is asked for that only queries of the training have.
+        """Check that nothing is asked for that only queries with an ID have.
 
         Raises:
-            OptionError: there is a context.
+            OptionError: there is a context, or something else than an error for unknown queries.
         """
+        if self.on_unknown != "error":
+            raise OptionError(
+                "on_unknown",
+                found=self.on_unknown,
+                problem="is for customers by ID, and a history has none",
+                fix="leave it out",
+            )
         if self.context:
             raise OptionError(
                 "context",
@@ -243,6 +264,12 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
         value="OUT",
     )
     overwrite: bool = option(False, "replace the file", group="output")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_of_file(cls, values: Any) -> Any:
+        """Leave unknown customers out of a file of many, unless something else is asked for."""
+        return {"on_unknown": "skip", **values} if values.get("customers") is not None else values
 
     @model_validator(mode="after")
     def _check_shards(self) -> Self:

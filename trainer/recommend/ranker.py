@@ -29,6 +29,17 @@ _DEPTH_FACTOR = 4
 """How much deeper a ranking becomes when limits per group leave too few rows of it."""
 
 
+class CountVectors:
+    """How often each row occurs, as vectors of one column: their product with 1 ranks by popularity."""
+
+    def __init__(self, count_R: IntArray) -> None:
+        self._count_R = count_R
+
+    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
+        """Return the counts of ``rows_N``: float32 (N, 1)."""
+        return self._count_R[rows_N, None].astype(np.float32)
+
+
 class Ranker:
     """Ranks the candidates of one entity."""
 

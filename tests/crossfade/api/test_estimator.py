@@ -36,6 +36,9 @@ def test_clone_keeps_the_parameters() -> None:
 def test_score_is_the_recall_of_new_items(plays: pd.DataFrame) -> None:
     estimator = crossfade.Recommender(item="track", dim=8, epochs=1, k=5, settings=SETTINGS).fit(plays)
     ranked = estimator.predict(plays[plays["user"] == "user_7"])["track"].tolist()
+    strangers = estimator.predict(pd.DataFrame({"user": ["nobody", "user_7"]}), on_unknown="popular")
+    assert strangers["is_fallback"].tolist() == [True] * 5 + [False] * 5
+    assert strangers["track"].tolist()[5:] == ranked
     known = plays["track"][plays["user"] == "user_7"].iloc[0]
     held_out = pd.DataFrame({"user": "user_7", "track": [ranked[0], ranked[3], known, 10**6]})
     assert estimator.score(held_out) == 1.0

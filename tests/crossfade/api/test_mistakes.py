@@ -24,7 +24,9 @@ UNSAVED = "use model.save(FOLDER) and crossfade.load(FOLDER)"
 OF_MODEL: list[tuple[Use, str]] = [
     (lambda m: m.recommend("user_4222"), "did you mean 'user_2"),
     (lambda m: m.recommend(STRANGERS), "the model has no user with these 25 IDs or names: x0, x1, x2, x3, "),
-    (lambda m: m.recommend(STRANGERS), " x19 … (25 in all); leave out the IDs for which model.knows(ids, 'user') is "),
+    (lambda m: m.recommend(STRANGERS), " x19 … (25 in all); on_unknown='skip' leaves them out, on_unknown='popular' "),
+    (lambda m: m.recommend("user_1", on_unknown="popula"), "on_unknown='popula': did you mean popular?"),
+    (lambda m: m.recommend(history=["3"], on_unknown="skip"), "on_unknown='skip': is for customers by ID"),
     (lambda m: m.similar(["Title 3", "x", "y"]), "for which model.knows(ids, 'track') is False"),
     (pickle.dumps, UNSAVED),
     (copy.deepcopy, UNSAVED),

@@ -45,6 +45,25 @@ def test_known_ids_can_be_told_from_others(model: crossfade.Model) -> None:
     assert model.knows([3, "Title 3", -1], "track").tolist() == [True, True, False]
 
 
+def test_unknown_ids_are_left_out_or_get_popular_items(
+    model: crossfade.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    users = ["nobody", "user_7", "x"]
+    expected = model.recommend("user_7", k=2)
+    pd.testing.assert_frame_equal(model.recommend(users, k=2, on_unknown="skip"), expected)
+    assert "2 of 3 of user have no trained vector, such as nobody, x; left out" in caplog.text
+    assert model.recommend("x", on_unknown="skip").empty
+    found = model.recommend(users, k=2, on_unknown="popular")
+    count_R = model.use(lambda opened: opened.trained.counts("track"))
+    assert found["user"].tolist() == ["nobody", "nobody", "user_7", "user_7", "x", "x"]
+    assert found["is_fallback"].tolist() == [True, True, False, False, True, True]
+    assert found["track"].tolist()[2:4] == expected["track"].tolist()
+    assert found["track"][0] == found["track"][4] == model.ids()[np.argmax(count_R)]
+    assert found["score"][0] == count_R.max()
+    everyone = model.recommend("all", k=1, on_unknown="popular")
+    assert not everyone["is_fallback"].any()
+
+
 def test_history_of_somebody_new(model: crossfade.Model) -> None:
     found = model.recommend(history=["Title 3", "title 8", 13], k=5)
     assert list(found.columns) == ["rank", "track", "score", "track_name"]

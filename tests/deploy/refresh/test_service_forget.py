@@ -82,7 +82,8 @@ def test_forgotten_customer_is_nowhere_after_the_next_version(service: ServiceFo
         line = succeeded(service.command("refresh")).stdout
         assert line.startswith("version 3 published: without the forgotten ids, and without new events, ndcg@10 ")
         assert list(traces(service, "c0", known)) == []
-        wait_until(lambda: server.get("recommend", id="c0")[0] == 404, "an unknown customer")
+        unknown = {"id": "c0", "on_unknown": "error"}
+        wait_until(lambda: server.get("recommend", **unknown)[0] == 404, "an unknown customer")
         wait_until(lambda: not (work / "000001").exists(), "the copy of the version before is deleted")
         assert list(traces_in(work, "c0", known)) == []
         assert server.metric('crossfade_serve_version_write_seconds_count{kind="complete"}') == 2

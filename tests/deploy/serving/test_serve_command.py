@@ -77,6 +77,7 @@ def test_recommendations_are_those_of_the_command(workspace: Path, server: Runni
         "name": None,
         "items": recommended(workspace, "--customer", "c010", "-k", 5),
         "error": None,
+        "is_fallback": False,
     }
     body = {"ids": ["c011", "c010"], "k": 5, "where": "genre <> 'g0'", "max_per": {"column": "genre", "count": 2}}
     status, both = server.post("recommend", body)
@@ -125,14 +126,39 @@ def test_similar_rows_vectors_and_search(workspace: Path, server: RunningServer)
     )
 
 
+def test_unknown_customers_get_popular_items_unless_they_are_left_out(workspace: Path, server: RunningServer) -> None:
+    popular = recommended(workspace, "--customer", "c999", "-k", 3, "--on-unknown", "popular")
+    fallback = {"id": "c999", "name": None, "items": popular, "error": None, "is_fallback": True}
+    metric = 'crossfade_serve_unknown_queries_total{on_unknown="%s"}'
+    before = {name: server.metric(metric % name) for name in ("error", "skip", "popular")}
+    for _ in range(2):  # which is computed in the event loop
+        assert server.get("recommend", id="c999", k=3) == (200, {"version": 1, "result": fallback})
+    known = server.get("recommend", id="c010", k=3)[1]["result"]
+    body = {"ids": ["c010", "c999"], "k": 3}
+    assert server.post("recommend", body)[1]["results"] == [known, fallback]
+    limits = {"where": "genre <> 'g0'", "allow": list(range(5000, 5100)), "deny": [5001, 5002]}
+    [limited] = server.post("recommend", {"ids": ["c999"], "k": 50, **limits})[1]["results"]
+    assert [item["id"] for item in limited["items"]] == [
+        item["id"]
+        for item in recommended(workspace, "--customer", "c999", "-k", 200, "--on-unknown", "popular")
+        if item["id"] < 5100 and item["id"] not in (5001, 5002) and item["id"] % GENRES
+    ][:50]
+    assert server.post("recommend", {**body, "on_unknown": "skip"})[1]["results"] == [known]
+    assert server.get("recommend", id="c999", on_unknown="skip")[0] == 422, "a GET is not a batch"
+    server.post("recommend", {**body, "on_unknown": "error"})
+    counted = {name: server.metric(metric % name) - before[name] for name in before}
+    assert counted == {"error": 1, "skip": 1, "popular": 4}
+
+
 def test_unknown_rows_are_named(server: RunningServer) -> None:
-    assert server.get("recommend", id="c999") == (404, {"detail": "there is no customer with the ID or name 'c999'"})
+    unknown = {"detail": "there is no customer with the ID or name 'c999'"}
+    assert server.get("recommend", id="c999", on_unknown="error") == (404, unknown)
     untrained = f"track '{5000 + TRACKS}' has no interaction of positive weight in train, so its vector is not trained"
     assert server.get("similar", id=5000 + TRACKS) == (404, {"detail": untrained})
-    status, found = server.post("recommend", {"ids": ["c999", "c010"], "k": 2})
+    status, found = server.post("recommend", {"ids": ["c999", "c010"], "k": 2, "on_unknown": "error"})
     assert (status, [len(result["items"]) for result in found["results"]]) == (200, [0, 2])
     assert found["results"][0]["error"] == "there is no customer with the ID or name 'c999'"
-    assert server.post("recommend", {"ids": ["c999"]})[0] == 200, "a batch of one ID"
+    assert server.post("recommend", {"ids": ["c999"], "on_unknown": "error"})[0] == 200, "a batch of one ID"
     assert server.get("vector", id=1, entity="song") == (
         404,
         {"detail": "there is no entity 'song'; expected customer or track"},

@@ -260,9 +260,51 @@ def test_file_has_the_same_recommendations(workspace: Path, tmp_path: Path) -> N
     ids.write_text("customer\n" + "\n".join([*some, "stranger"]))
     command = ("recommend", "run", "--customers", ids, "-k", 4, "--out", out, "--overwrite")
     result = crossfade_here(*command, cwd=workspace)
-    assert succeeded(result).stderr == "crossfade: 1 of 4 customers have no row: stranger\n"
+    left_out = "crossfade: 1 of 4 of customer have no trained vector, such as stranger; left out\n"
+    assert succeeded(result).stderr == left_out
     assert read_file(out) == {name: everyone[name] for name in sorted(some)}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def most_popular(count: int) -> list[int]:
+    counts = Counter(track for of_customer in played().values() for track in of_customer)
+    return sorted(counts, key=lambda track: (-counts[track], track))[:count]
+
+
+def test_unknown_customers_are_left_out_or_get_popular_tracks(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customers = ("run", "--customer", "x", "c010", "y", "-k", 4, "--on-unknown")
+    some = ("--customer", "c010", "-k", 4)
+    result = crossfade_here("recommend", *customers, "skip", "--json", cwd=workspace)
+    assert json.loads(succeeded(result).stdout) == recommend("run", *some, cwd=workspace)
+    assert result.stderr == "crossfade: 2 of 3 of customer have no trained vector, such as x, y; left out\n"
+    assert crossfade_here("recommend", *customers[:3], *customers[-3:], "skip", cwd=workspace).stdout == ""
+    found = recommend(*customers, "popular", cwd=workspace)
+    assert [(each["customer"], each["is_fallback"], each["history"] == []) for each in found] == [
+        ("x", True, True),
+        ("c010", False, False),
+        ("y", True, True),
+    ]
+    [known] = recommend("run", *some, cwd=workspace)
+    expected = {"c010": tracks([known])["c010"], **dict.fromkeys("xy", most_popular(4))}
+    assert tracks(found) == expected
+    printed = succeeded(crossfade_here("recommend", *customers, "popular", cwd=workspace)).stdout.splitlines()
+    assert printed[0] == "customer x (unknown or untrained: popular track)"
+    assert "customer c010" in printed
+    ids, out, shards = tmp_path / "ids.csv", tmp_path / "recs.parquet", tmp_path / "shards"
+    ids.write_text("customer\n" + "\n".join(customers[2:5]))
+    command = ("recommend", "run", "--customers", ids, "-k", 4, "--on-unknown", "popular", "--out")
+    monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 2)
+    succeeded(crossfade_here(*command, out, cwd=workspace))
+    rows = pq.read_table(out).to_pylist()
+    assert [(row["customer"], row["track"]) for row in rows] == [
+        (customer, track) for customer in ("x", "y", "c010") for track in expected[customer]
+    ]
+    assert [row["is_fallback"] for row in rows] == 8 * [True] + 4 * [False]
+    for option in (("--shard", "1/2"), ("--shard", "2/2"), ("--merge",)):
+        succeeded(crossfade_here(*command, shards, *option, cwd=workspace))
+    assert pq.read_table(sorted(shards.glob("*.parquet"))).to_pylist() == rows
 
 
 def test_long_lists_of_all_customers_are_ranked_in_parts(
@@ -398,6 +440,9 @@ INVALID = {
     "--max-per without a number": "--customer c010 --max-per genre",
     "--metadata-id without --metadata": "--customer c010 --metadata-id x",
     "an unknown customer": "--customer c999",
+    "several unknown customers": "--customer c999 c998",
+    "an unknown customer in a file that must have none": "--customers some.txt --on-unknown error --out new.parquet",
+    "--on-unknown with a history": "--history 5008 --on-unknown skip",
     "a condition on an unknown column": "--customer c010 --where 'year > 1990'",
     "filters that leave no item": "--customer c010 --where 'count > 1e9'",
     "a group that is no column": "--customer c010 --max-per artist=2",
@@ -410,6 +455,7 @@ INVALID = {
 
 def test_invalid_options_are_rejected(workspace: Path) -> None:
     (workspace / "ids.txt").write_text("x\ny\n")
+    (workspace / "some.txt").write_text("x\nc010\n")
     (workspace / "existing.parquet").touch()
     (workspace / "folder").mkdir()
     for cause, words in INVALID.items():

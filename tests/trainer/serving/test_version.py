@@ -76,15 +76,15 @@ def served(version: Version) -> Model:
 
 @pytest.mark.slow
 def test_copy_answers_as_the_run(workspace: Path, served: Model) -> None:
-    """Rankings in another order of queries are the same, too."""
+    """Rankings in another order of queries are the same, too; query -1 is unknown."""
     songs = str(workspace / "songs.csv")
     filters = {"where": "genre <> 'g0' AND id > 5020", "max_per": ("genre", 2)}
     lists = {"allow": [*map(str, range(5003, 5200, 4))], "deny": [*map(str, range(5000, 5200, 3))]}
-    everyone_Q = EVERYONE[::-1]
+    everyone_Q = np.append(EVERYONE, -1)[::-1]
     for options in ({"k": 7}, {**filters, "k": 6, "popularity_damping": 0.7}, {**lists, **filters}, {"exclude": ()}):
         ranking = RecommendOptions.of(**options)
         original = RecommendOptions.of(**options, **({"metadata": songs} if "where" in options else {}))
-        expected = use(workspace, lambda model, options=original: model.recommend(EVERYONE, options))
+        expected = use(workspace, lambda model, options=original: model.recommend(everyone_Q[::-1], options))
         found = served.recommend(everyone_Q, ranking)
         np.testing.assert_array_equal(found.rows_QK, expected.rows_QK[::-1])
         np.testing.assert_array_equal(found.scores_QK, expected.scores_QK[::-1])
