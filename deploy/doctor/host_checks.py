@@ -43,7 +43,8 @@ except CrossfadeError as error:
 """
 _FIND_CACHE = """\
 from crossfade.kvstore.philox import philox
-print(philox._cache.cache_path if hasattr(philox, "_cache") else "")
+from crossfade.kvstore.portable_kernels import KernelCache
+print(KernelCache(philox.py_func).cache_path)
 """
 _SYSTEM_LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}
 """Libraries that MXNet loads and its wheel lacks, and the packages of Debian that have them."""
