@@ -111,7 +111,7 @@ def njit(**options: Any) -> Callable[[Any], Any]:
                 return load_or_compile(signature)
 
         kernel.compile = compile_once
-        # It reads the metadata of all installed packages to find extensions of numba, as does its compiler.
+        # Finding numba's extensions takes time, and its compiler does so as well.
         kernel._compilation_chain_init_hook = lambda: None
         return kernel
 

@@ -45,16 +45,10 @@ class KernelCache(FunctionCache):
     """The user's cache of one kernel, which takes what it lacks from the installed ones."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Load machine code without numba's declarations, which take half a second and import scipy and cffi.
-
-        Only its compiler needs them, and loads them itself.
-        """
-        rtsys.initialize(target_context)
-        return self._load_overload(sig, target_context)
-
-    def _load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Load machine code, but not numba's declarations for its compiler, which take half a second."""
         if _anew:
             return None
+        rtsys.initialize(target_context)
         found = super()._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         if found is None and self._enabled:
             announce()

@@ -139,9 +139,7 @@ class GivenVectors:
         return sum(-(-file.metadata.num_rows // BLOCK_ROWS) for _, file in self._files)
 
     def _values(self, lists: pa.Array, uri: str) -> FloatArray:
-        import pyarrow.compute as pc
-
-        lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
+        lengths = lists.value_lengths().unique().to_pylist()
         if None in lengths:
             raise InputError(f"{self._key}: {uri}: a vector is null; leave out ids without one")
         if lengths != [self._dim]:
