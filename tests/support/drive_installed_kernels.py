@@ -22,7 +22,7 @@ if sys.argv[2] == "precompile":
     precompile.main(["defaults"])
 else:
     assert main([*sys.argv[2:], "--run-dir", "run"]) == 0
-    imported = {"scipy", "cffi", "duckdb", "numba.np.arraymath", "crossfade.deploy.cluster.messages"} & set(sys.modules)
+    imported = {"cffi", "duckdb", "numba.np.arraymath", "crossfade.deploy.cluster.messages"} & set(sys.modules)
     assert main(["recommend", "run", "--customer", "c007"]) == 0
     assert main(["similar", "run", "5007"]) == 0
 compiled = [kernel.__name__ for kernel in KERNELS if kernel.stats.cache_misses]
