@@ -85,7 +85,7 @@ _POLL_SECONDS = 0.02
 _NO_WRAPPER: dict[str, Any] = {"no_cfunc_wrapper": True}
 """Leave out the code by which C calls a kernel: it contains the kernel a second time."""
 KERNELS: list[Any] = []
-"""Those that are cached, of all modules that were imported."""
+"""The cached kernels of all modules that were imported."""
 _logger = logging.getLogger(__name__)
 
 
@@ -96,28 +96,35 @@ def njit(**options: Any) -> Callable[[Any], Any]:
 
     def decorate(function: Any) -> Any:
         kernel: Any = numba.njit(**_NO_WRAPPER, **options)(function)
-        try:
-            if is_cached:
-                kernel._cache = KernelCache(function)  # type: ignore[no-untyped-call]
-                KERNELS.append(kernel)
-        except RuntimeError as error:
-            if _LOCATORS_VARIABLE not in str(error):
-                raise
-            raise InputError(f"{_LOCATORS_VARIABLE}: numba has no such class: {error}; unset it") from error
+        if is_cached:
+            KERNELS.append(kernel)
         load_or_compile = kernel.compile
 
         def compile_once(signature: Any) -> Any:
             if signature in kernel.overloads:
                 return load_or_compile(signature)
+            if is_cached and not isinstance(kernel._cache, KernelCache):  # most kernels of a module are never called
+                kernel._cache = _open_cache(function)
             # Numba's lock comes first: in its order, two threads would each wait for a kernel that the other locked.
             with global_compiler_lock, kernel_libraries(), _locked(kernel._cache):
                 _launch_threads()  # type: ignore[no-untyped-call]  # defines what loops call, those from the cache too
                 return load_or_compile(signature)
 
         kernel.compile = compile_once
+        # Finding numba's extensions takes time, and its compiler does so as well.
+        kernel._compilation_chain_init_hook = lambda: None
         return kernel
 
     return decorate
+
+
+def _open_cache(function: Any) -> KernelCache:
+    try:
+        return KernelCache(function)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if _LOCATORS_VARIABLE not in str(error):
+            raise
+        raise InputError(f"{_LOCATORS_VARIABLE}: numba has no such class: {error}; unset it") from error
 
 
 @contextmanager

@@ -3,7 +3,7 @@
     with compiling_anew():
         ...                                         # trainings
     install(KERNELS)                                # those that this process has compiled
-    kernel._cache = KernelCache(kernel.py_func)     # of each kernel: the user's, then the installed ones
+    kernel._cache = KernelCache(kernel.py_func)     # of a kernel that is called: the user's, then the installed ones
 
 They are in ``kernels.zip`` beside this file, each under a hash of its name, its signature, and the code of its module
 and of those that it imports kernels from: after a change, none is found, and numba compiles from Python as without.
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 
 from crossfade.kvstore.compile_notice import announce
@@ -43,9 +44,11 @@ _anew: list[bool] = []
 class KernelCache(FunctionCache):
     """The user's cache of one kernel, which takes what it lacks from the installed ones."""
 
-    def _load_overload(self, sig: Any, target_context: Any) -> Any:
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Load machine code, but not numba's declarations for its compiler, which take half a second."""
         if _anew:
             return None
+        rtsys.initialize(target_context)
         found = super()._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         if found is None and self._enabled:
             announce()

@@ -1,4 +1,4 @@
-"""Words for messages: counts with their nouns, and the name or path that was probably meant.
+"""Words for messages: counts with their nouns, the line of an error, and the name or path that was probably meant.
 
 f"{counted(servers, 'server')} of {counted(entries, 'entry', 'entries')}"
 similar_name("song_title", ["User Id", "Song Title"])                   # "Song Title"
@@ -12,12 +12,23 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from crossfade.base.errors import escape_unprintable
+
+MAX_ERROR = 500
+"""Maximum length of the line of an error that people read."""
 _MIN_SIMILARITY = 0.75
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Return ``number`` with its ``noun``, in the plural, by default with an s, unless it is 1."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def error_line(text: str) -> str | None:
+    """Return the first line of an error's message: what follows are details. None if it is empty."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    shown = escape_unprintable(line)
+    return (shown if len(shown) <= MAX_ERROR else f"{shown[: MAX_ERROR - 1]}…") or None
 
 
 def similar_name(name: str, names: Iterable[str]) -> str | None:

@@ -44,8 +44,6 @@ From listening events to embeddings:
 Run crossfade COMMAND --help for the options and examples of a command.
 """
 
-_WITHOUT_SCIPY = {"recommend", "similar"}
-"""Commands that do not use scipy, which numba would load to look for BLAS, which no kernel calls."""
 _ROLES = ("scheduler", "server", "worker")
 COMMANDS: dict[str, str | None] = {
     "prepare": "turn raw events into a dataset",
@@ -117,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hiding: AbstractContextManager[None] = nullcontext()
     if arguments is None:
         arguments = sys.argv[1:]
-        # For no command, pyarrow needs pandas, which it would import to return arrays: 40 MiB and a fifth of a second.
-        hiding = hidden(*_unneeded(arguments))
+        # Pyarrow would import pandas to return arrays: 40 MiB and a fifth of a second.
+        hiding = nullcontext() if _needs_pandas(arguments) else hidden("pandas")
         # Crossfade has no plugins for pydantic, which would look for them in the metadata of all packages.
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     parsed = _parse(arguments)
@@ -136,12 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _unneeded(arguments: Sequence[str]) -> list[str]:
-    """Return the packages that the command in ``arguments`` does not need, though others would load them."""
+def _needs_pandas(arguments: Sequence[str]) -> bool:
+    """Return whether a package that the command in ``arguments`` uses needs pandas."""
     user = {"prepare": "spark", "export": "mlflow"}.get(arguments[0]) if arguments else None
-    needs_pandas = user is not None and any(word.endswith(user) for word in arguments)
-    without_scipy = _WITHOUT_SCIPY.intersection(arguments[:1])
-    return [*([] if needs_pandas else ["pandas"]), *(["scipy"] if without_scipy else [])]
+    return user is not None and any(word.endswith(user) for word in arguments)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -14,14 +14,12 @@ from crossfade.base.io.folder import Folder
 from crossfade.deploy.capacity.traffic import CountHistogram, read_counts
 from crossfade.trainer.config.schema import JobConfig, resolve
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Split
+from crossfade.trainer.data.parquet import GROUP_ROWS_MAX
 from crossfade.trainer.data.reader import row_groups
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.model.spec import ModelSpec, make_model
 from crossfade.trainer.runs.job_inputs import RowSelection, dataset_size, open_inputs, open_lineage, select_rows
-
-_GROUP_ROWS = 131_072
-"""Rows of the largest row group that 'crossfade prepare' writes."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,8 @@ def expected_inputs(job: JobConfig, queries: int, items: int, interactions: int)
     Raises:
         InputError: the model of the job uses features.
     """
-    full, rest = divmod(interactions, _GROUP_ROWS)
-    groups = [_GROUP_ROWS] * full + [rest] * (rest > 0)
+    full, rest = divmod(interactions, GROUP_ROWS_MAX)
+    groups = [GROUP_ROWS_MAX] * full + [rest] * (rest > 0)
     train = Split(files=[DataFile(path="train", bytes=0, footer_crc32=0, row_groups=groups)])
     query, item = job.data.query or "query", job.data.item or "item"
     rows = {query: queries, item: items}

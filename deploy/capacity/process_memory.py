@@ -25,13 +25,13 @@ from crossfade.kvstore.sharded import WIRE_VALUE_BYTES
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.features import content_group_rows, content_width, lists_bytes
+from crossfade.trainer.data.parquet import GROUP_ROWS_MAX
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.model.given_vectors import BLOCK_ROWS, JOIN_BYTES
 from crossfade.trainer.model.negatives import needs_counts
 from crossfade.trainer.model.neighbor_start import BYTES_PER_PAIR, MAX_PAIRS, has_neighbor_start
 from crossfade.trainer.model.spectral_start import BYTES_PER_INTERACTION, COPIES_OF_VECTORS, columns_of
-from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
 
 ACTIVE_COPIES = 8
 """Copies of a step's rows that a worker holds: pulled, gathered, normalized, their gradients and uses, and the push

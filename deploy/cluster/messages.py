@@ -10,12 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
+from crossfade.base.text import MAX_ERROR
 from crossfade.deploy.topology import AcceptedRoles
 from crossfade.trainer.runs.events import Event, parse_event, to_json
 
 MAX_MESSAGE = 8192
-MAX_ERROR = 500
-"""Maximum length of the last line of a role's error."""
 MAX_EVENTS = 200
 """Maximum number of events in one heartbeat; the others follow in the next."""
 

@@ -12,8 +12,8 @@ import threading
 import time
 
 from crossfade.base.environment import environment_integer
-from crossfade.base.errors import InputError, escape_unprintable
-from crossfade.deploy.cluster.messages import MAX_ERROR
+from crossfade.base.errors import InputError
+from crossfade.base.text import error_line
 from crossfade.trainer.runs.events import Event, StepEvent, parse_event, to_json
 
 EVENTS_VARIABLE = "CROSSFADE_EVENTS_FD"
@@ -85,13 +85,6 @@ class EventLines:
 _LOG_HEAD = re.compile(r"^\S+Z [A-Z]+ \S+ (?:generation=\d+ )?(?:step=\d+ )?")
 _ERROR = re.compile(r"(?:[\w.]*(?:Error|Exception)\b.*|Fatal Python error: .*|terminate called .*|what\(\): .*)")
 """What Python and C++ write before they end: the line of a traceback with the exception, or an abort's reason."""
-
-
-def error_line(text: str) -> str | None:
-    """Return the first line of an error's message: what follows are details. None if it is empty."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    shown = escape_unprintable(line)
-    return (shown if len(shown) <= MAX_ERROR else f"{shown[: MAX_ERROR - 1]}…") or None
 
 
 def last_error(log: str) -> str | None:

@@ -10,10 +10,11 @@ import sys
 from contextlib import suppress
 
 from crossfade.base.machine import OomKills
+from crossfade.base.text import error_line
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
 from crossfade.deploy.cluster.role_credentials import RoleCredentials
 from crossfade.deploy.cluster.role_environment import socket_path
-from crossfade.deploy.cluster.role_events import EVENTS_VARIABLE, EventLines, error_line, last_error
+from crossfade.deploy.cluster.role_events import EVENTS_VARIABLE, EventLines, last_error
 from crossfade.deploy.cluster.role_variables import (
     AGENT_VARIABLE,
     COMMAND_VARIABLE,

@@ -25,7 +25,7 @@ from typing import Any, Self
 from crossfade.base.errors import CrossfadeError, as_typed
 from crossfade.base.machine import OomKills
 from crossfade.base.processes import started_at
-from crossfade.deploy.cluster.role_events import error_line
+from crossfade.base.text import error_line
 from crossfade.trainer.runs.events import (
     BackoffEvent,
     CommandEnded,

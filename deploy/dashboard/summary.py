@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from crossfade.base.formatting import duration, lost, size
-from crossfade.deploy.cluster.role_events import error_line
+from crossfade.base.text import error_line
 from crossfade.deploy.cluster.state_writer import IN_PROCESS
 from crossfade.deploy.dashboard.alert import Alert
 from crossfade.deploy.dashboard.processes import ProcessRow, process_rows

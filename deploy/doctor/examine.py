@@ -78,11 +78,7 @@ def _examine_storage(job: JobConfig, run: RunFolder, seconds: float) -> Iterator
 
 
 def _examine_job(job: JobConfig, run: RunFolder, seconds: float) -> Iterator[Finding]:
-    try:
-        from crossfade.deploy.doctor.run_checks import JobChecks, check_leftovers
-    except RuntimeError as error:  # of Numba, if no folder for compiled kernels can be written
-        yield Finding("data", "warning", f"the job was not checked, since its kernels cannot be imported: {error}")
-        return
+    from crossfade.deploy.doctor.run_checks import JobChecks, check_leftovers
 
     checks = JobChecks(job, run)
     for name, check in (

@@ -43,7 +43,8 @@ except CrossfadeError as error:
 """
 _FIND_CACHE = """\
 from crossfade.kvstore.philox import philox
-print(philox._cache.cache_path if hasattr(philox, "_cache") else "")
+from crossfade.kvstore.portable_kernels import KernelCache
+print(KernelCache(philox.py_func).cache_path)
 """
 _SYSTEM_LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}
 """Libraries that MXNet loads and its wheel lacks, and the packages of Debian that have them."""
@@ -101,9 +102,6 @@ def check_kernel_cache(*, seconds: float) -> Iterator[Finding]:
         problem = "no folder for compiled kernels can be written; set NUMBA_CACHE_DIR to one that can"
     if code:
         yield Finding("kernels", "fix", problem)
-    elif not folder:
-        found = "NUMBA_DISABLE_JIT is set, so that kernels run as Python, a thousand times slower; unset it"
-        yield Finding("kernels", "warning", found)
     elif chosen and not Path(folder).resolve().is_relative_to(Path(chosen).resolve()):
         found = f"NUMBA_CACHE_DIR={chosen} cannot be written, so that compiled kernels are kept in {folder}"
         yield Finding("kernels", "warning", f"{found}; make it writable, or unset it")

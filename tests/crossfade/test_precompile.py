@@ -51,13 +51,14 @@ def of_workers(folder: Path, cache: str, *arguments: str) -> list[dict[str, Any]
 
 
 @pytest.mark.slow
-def test_first_training_loads_installed_kernels_and_compiles_none_from_python(tmp_path: Path) -> None:
+def test_first_training_loads_installed_kernels_and_imports_neither_compiler_nor_database(tmp_path: Path) -> None:
     write_planted(tmp_path / "data")
     (tmp_path / "job.yaml").write_text("name: planted\ndata: {path: data}\ntrain: {epochs: 1}\n")
     assert run(tmp_path, "first", "precompile")["compiled"]
     installed = run(tmp_path, "second", "train", "job.yaml")
     assert installed["compiled"] == []
     assert installed["loaded"] > 20
+    assert installed["imported"] == []  # by the training, which therefore starts at once
     workers = of_workers(tmp_path, "third", "train", "job.yaml", "--workers", "2", "--run-dir", "two")
     assert [worker["compiled"] for worker in workers] == [[], []]
     assert all(worker["loaded"] > 20 for worker in workers)

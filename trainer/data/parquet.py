@@ -31,6 +31,8 @@ from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import DataFile
 
 NOT_LOADED = "a page extends beyond its column"
+GROUP_ROWS_MAX = 131_072
+"""Rows of a row group of interactions, at most: ``row_group_rows`` in trainer/prepare/staging.py has the reasons."""
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,10 @@ def recency_shares(starts_A1: IntArray, half_life: float | None) -> FloatArray:
 @njit(cache=True, error_model="numpy", nogil=True)
 def concatenate_ranges(starts_R, sizes_R):  # type: ignore[no-untyped-def]
     """Return the numbers of all ranges, one range after the other: each starts at ``starts_R``, with ``sizes_R``."""
-    numbers_N, n = np.empty(sizes_R.sum(), np.int64), 0
+    total, n = 0, 0
+    for r in range(sizes_R.shape[0]):  # the code of ``sizes_R.sum()`` would import scipy
+        total += sizes_R[r]
+    numbers_N = np.empty(total, np.int64)
     for r in range(starts_R.shape[0]):
         for number in range(starts_R[r], starts_R[r] + sizes_R[r]):
             numbers_N[n] = number

@@ -16,7 +16,6 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import InputError
@@ -113,6 +112,8 @@ class Vocabulary:
             InputError: a file is missing or corrupt.
             StorageUnavailableError: storage does not answer.
         """
+        import pyarrow.compute as pc  # takes time to import
+
         found, first = [pa.table({"row": pa.array([], pa.int64()), "id": pa.array([], ids.type)})], 0
         groups = [(file, index) for file in self._entity.files for index, rows in enumerate(file.row_groups) if rows]
         threads = _THREADS if self._folder.on_s3 else _LOCAL_THREADS
@@ -307,6 +308,8 @@ def check_vocabularies(folder: Folder, manifest: DatasetManifest) -> None:
 
 def equal_values(some: pa.ChunkedArray, others: pa.ChunkedArray) -> BoolArray:
     """Return where two columns of the same rows have the same value, or both none; nowhere if their types differ."""
+    import pyarrow.compute as pc  # takes time to import
+
     if some.type != others.type:
         return np.zeros(len(some), np.bool_)
     both_null = pc.and_(some.is_null(), others.is_null())

@@ -25,7 +25,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crossfade.base.arrays import FloatArray, IntArray
@@ -268,6 +267,8 @@ class EmbeddingFiles:
 
         IDs that were deleted from the dataset since are null in it, and do not count.
         """
+        import pyarrow.compute as pc  # takes time to import
+
         if self.rows(entity) != vocabulary.rows:
             return False
         uri, file = self._files(entity)[0]

@@ -201,14 +201,14 @@ def _leaves(batch_slice: BatchSlice) -> NDArray[np.uint8]:
     sizes_P, first = batch_slice.partition_sizes_P or (len(batch_slice.interactions),), batch_slice.first_partition
     partition_P = np.arange(first, first + len(sizes_P))
     shift = leaf_shift(max(batch_slice.partitions, first + len(sizes_P)))
-    leaf_B: NDArray[np.uint8] = _repeat((partition_P >> shift).astype(np.uint8), np.array(sizes_P))
+    leaf_B: NDArray[np.uint8] = _repeat((partition_P >> shift).astype(np.uint8), np.array(sizes_P), sum(sizes_P))
     return leaf_B
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def _repeat(leaf_P, sizes_P):  # type: ignore[no-untyped-def]
+def _repeat(leaf_P, sizes_P, examples):  # type: ignore[no-untyped-def]
     """Return each leaf as often as its size says, in a tenth of the time that numpy takes."""
-    leaf_B, first = np.empty(sizes_P.sum(), np.uint8), 0
+    leaf_B, first = np.empty(examples, np.uint8), 0
     for p in range(sizes_P.shape[0]):
         leaf_B[first : first + sizes_P[p]] = leaf_P[p]
         first += sizes_P[p]

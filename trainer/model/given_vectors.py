@@ -19,7 +19,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
@@ -93,6 +92,8 @@ class GivenVectors:
 
     def _join(self, entity: str, source: str, vocabulary: Vocabulary) -> IntArray:
         """Find the row of each vector, int64 (N,): -1 where its ID is null or not in the dataset."""
+        import pyarrow.compute as pc  # takes time to import, and most trainings have no given vectors
+
         known = pa.chunked_array([part.column(ID) for part in _same_type(vocabulary)])
         rows = [np.empty(0, np.int64)]
         for uri, file in self._files:
@@ -138,7 +139,7 @@ class GivenVectors:
         return sum(-(-file.metadata.num_rows // BLOCK_ROWS) for _, file in self._files)
 
     def _values(self, lists: pa.Array, uri: str) -> FloatArray:
-        lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
+        lengths = lists.value_lengths().unique().to_pylist()
         if None in lengths:
             raise InputError(f"{self._key}: {uri}: a vector is null; leave out ids without one")
         if lengths != [self._dim]:

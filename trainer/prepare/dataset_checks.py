@@ -29,14 +29,13 @@ from crossfade.base.text import counted
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.features import ROW, VALUE
 from crossfade.trainer.data.manifest import OVERLAY, PENDING, VOCABULARY, DataFile, DatasetManifest, Entity
-from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.admission import pending_schema
 from crossfade.trainer.prepare.database import execute, execute_on, working_database
 from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.extend import SQL_TYPES
-from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
 from crossfade.trainer.prepare.vocabulary_tables import OVERLAY_SCHEMA, vocabulary_schema
 
 MAX_LISTED = 20

@@ -55,12 +55,11 @@ from crossfade.trainer.data.manifest import (
     data_fingerprint,
     read_manifest,
 )
-from crossfade.trainer.data.parquet import ParquetFiles, file_entry, write_options
+from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles, file_entry, write_options
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary, plain_strings
 from crossfade.trainer.prepare.id_list import read_ids, typed_ids
 from crossfade.trainer.prepare.options import ForgetOptions
-from crossfade.trainer.prepare.staging import GROUP_ROWS_MAX
 from crossfade.trainer.prepare.summary import COUNTED
 
 _TAG = re.compile(r"-[0-9a-f]{12}$")

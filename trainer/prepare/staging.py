@@ -52,7 +52,7 @@ from crossfade.trainer.data.manifest import (
     read_manifest,
     restore_dataset,
 )
-from crossfade.trainer.data.parquet import ParquetFiles, file_entry, write_options
+from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles, file_entry, write_options
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.journal import Journal, kept_folder, open_journal
@@ -385,7 +385,6 @@ def take_over_files(staged: Staged, folder: str, base: Folder, files: Sequence[D
 _THREADS = 8
 _TARGET_GROUPS = 64
 GROUP_ROWS_MIN = 1024
-GROUP_ROWS_MAX = 131_072
 GROUPS_PER_FILE = 64
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from crossfade.base.errors import DivergedError, InputError, StoreError
-from crossfade.deploy.cluster.messages import MAX_ERROR
-from crossfade.deploy.cluster.role_events import error_line, last_error
+from crossfade.base.text import MAX_ERROR, error_line
+from crossfade.deploy.cluster.role_events import last_error
 from crossfade.deploy.cluster.run_role import _report_error
 from crossfade.trainer.runs.events import Event, RoleError
 

@@ -74,7 +74,8 @@ def test_every_fault_of_a_host_is_found_at_once(tmp_path: Path) -> None:
         },
     )
     assert code == 1
-    assert {name: finding["state"] for name, finding in found.items()} == {
+    of_job = ("run", "checkpoints", "data", "memory", "disk", "ports", "leftovers")  # checked without kernels, too
+    assert {name: finding["state"] for name, finding in found.items() if name not in of_job} == {
         "python": "ok",
         "packages": "ok",
         "memory limit": found["memory limit"]["state"],
@@ -82,11 +83,11 @@ def test_every_fault_of_a_host_is_found_at_once(tmp_path: Path) -> None:
         "huge pages": "warning",
         "mxnet": "fix",
         "kernels": "fix",
-        "data": "warning",
         "loopback": "fix",
         "open files": "fix",
         "temporary": "fix",
     }
+    assert set(of_job) < set(found)
     assert "libgomp.so.1: cannot open shared object file" in found["mxnet"]["message"]
     assert "; apt-get install libgomp1, or" in found["mxnet"]["message"]
     assert "libquadmath0," not in found["mxnet"]["message"]

@@ -19,7 +19,7 @@ from preparing import forget_dataset, prepare_files, random_events, write_parque
 
 from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError, OptionError
 from crossfade.base.io.folder import Folder
-from crossfade.cli.main import _unneeded
+from crossfade.cli.main import _needs_pandas
 from crossfade.deploy.schedulers.spark_services import entry_script
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
@@ -349,6 +349,6 @@ def test_missing_pyspark_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_command_line_shows_pandas_to_spark_alone() -> None:
     """PySpark imports pandas, which other commands are spared."""
-    assert "pandas" not in _unneeded(["prepare", "--events", "plays.csv", "--engine", "spark"])
-    assert "pandas" not in _unneeded(["prepare", "--engine=spark"])
-    assert "pandas" in _unneeded(["prepare", "--events", "plays.csv"])
+    assert _needs_pandas(["prepare", "--events", "plays.csv", "--engine", "spark"])
+    assert _needs_pandas(["prepare", "--engine=spark"])
+    assert not _needs_pandas(["prepare", "--events", "plays.csv"])
