@@ -8,11 +8,13 @@
     model.save("runs/a")
 
 ``fit``, ``load``, ``Model``, ``Job``, and ``Recommender`` (for scikit-learn) are the Python API; the command
-``crossfade`` does the same. Importing the package does nothing else: each name is loaded when it is used.
+``crossfade`` does the same. Importing the package does little else: each name is loaded when it is used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from crossfade.base.blas_kernels import choose_blas_kernels
 
 if TYPE_CHECKING:
     from crossfade.api.estimator import Recommender
@@ -34,6 +36,9 @@ _MODULES = {
     "fit": "crossfade.api.fit",
     "load": "crossfade.api.model",
 }
+
+
+choose_blas_kernels()
 
 
 def __getattr__(name: str) -> Any:

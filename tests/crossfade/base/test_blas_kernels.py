@@ -1,0 +1,57 @@
+"""The matrix kernels of processors that OpenBLAS does not know."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crossfade.base.blas_kernels import choose_blas_kernels
+
+AVX512 = "avx2 fma avx512f avx512bw avx512cd avx512dq avx512vl"
+FIND = "import crossfade, numpy, threadpoolctl; print(threadpoolctl.threadpool_info()[0].get('architecture'))"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "flags", "expected"),
+    [
+        ("GenuineIntel", 6, 207, AVX512, "SkylakeX"),
+        ("GenuineIntel", 6, 186, "avx avx2 fma", "Haswell"),
+        ("GenuineIntel", 6, 175, "sse4_2", None),
+        ("GenuineIntel", 6, 143, AVX512, None),
+        ("AuthenticAMD", 25, 207, AVX512, None),
+    ],
+)
+def test_kernels_follow_from_the_features_of_a_later_processor(
+    vendor: str,
+    family: int,
+    model: int,
+    flags: str,
+    expected: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    described = (
+        f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nflags\t\t: {flags}\n"
+    )
+    (tmp_path / "cpuinfo").write_text(f"{described}\nprocessor\t: 1\nmodel\t\t: 999\n")
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    choose_blas_kernels(tmp_path / "cpuinfo")
+    assert "OPENBLAS_CORETYPE" not in os.environ, "numpy has been imported"
+    monkeypatch.delitem(sys.modules, "numpy")
+    choose_blas_kernels(tmp_path / "missing")
+    assert "OPENBLAS_CORETYPE" not in os.environ
+    choose_blas_kernels(tmp_path / "cpuinfo")
+    assert os.environ.get("OPENBLAS_CORETYPE") == expected
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
+    choose_blas_kernels(tmp_path / "cpuinfo")
+    assert os.environ["OPENBLAS_CORETYPE"] == "Zen"
+
+
+def test_kernels_here_are_not_those_of_a_processor_without_avx() -> None:
+    if " avx2 " not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("needs a processor with AVX2")
+    variables = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    found = subprocess.run([sys.executable, "-c", FIND], capture_output=True, text=True, check=True, env=variables)
+    assert found.stdout.strip() not in {"Prescott", "Nehalem", "Barcelona"}
