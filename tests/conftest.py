@@ -17,6 +17,8 @@ from late_tests import run_order
 from needs import GPU
 from skip_summary import pytest_sessionfinish  # noqa: F401  # a hook
 
+import crossfade  # noqa: F401  # chooses matrix kernels, which it can do before numpy is imported
+
 if TYPE_CHECKING:
     from object_store import ObjectStore
 
