@@ -130,8 +130,8 @@ class TrainConfig(Section):
     eval_every_epochs: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(
         None,
-        description="evaluations without a gain beyond its standard error before stopping early; null: never, so that "
-        "a decaying learning rate reaches its end",
+        description="evaluations without a gain beyond its standard error before the run stops early, or with schedule "
+        "wsd before its learning rate decays; null: never",
     )
     query_frequency_power: Annotated[float, Field(ge=-1, le=0)] = Field(
         -0.25,
