@@ -341,11 +341,6 @@ class JobConfig(Section):
                 "cluster.shared_run_dir is false, so the hosts need other shared storage: set checkpoint.path to a URI "
                 "such as s3://BUCKET/PREFIX"
             )
-        if self.model.init == "spectral" and self.checkpoint.warm_start_from is not None:
-            raise ValueError(
-                "checkpoint.warm_start_from gives rows other directions than model.init 'spectral' would give to new "
-                "ones: set model.init to random"
-            )
         self._check_holders()
         if self.cluster.workers > self.data.partitions:
             raise ValueError(

@@ -179,12 +179,6 @@ class ModelConfig(Section):
         f"query)^-0.25, within 0.05 to 0.4, with the lift of co-occurrence that {command('prepare')} measures (if it "
         "did not: 1.67 * items^-0.155 * interactions^-0.075, at most 0.2); with others 0.17",
     )
-    init: Literal["random", "spectral"] = Field(
-        "random",
-        description="what the tables of a new run begin with. random: normal values; spectral: singular vectors of the "
-        "interactions, from which few epochs reach more where all items are negatives, with a peak learning rate of "
-        "0.1. It needs cosine scores and one vector per query and item; the first worker reads train into memory",
-    )
     init_std: Positive = Field(0.1, description="standard deviation of the random initial values of a row")
     query_features: list[Name] = Field(
         [],
@@ -230,16 +224,6 @@ class ModelConfig(Section):
     def has_towers(self) -> bool:
         """Whether a side names parts of its vectors, or has layers, so that vectors may be more than rows of tables."""
         return bool(self.query_features or self.item_features) or self.has_dense_layers
-
-    @model_validator(mode="after")
-    def _check_init(self) -> ModelConfig:
-        if self.init == "spectral" and (self.score != "cosine" or self.has_towers or self.start):
-            other = "another score" if self.score != "cosine" else "given vectors" if self.start else "further parts"
-            raise ValueError(
-                "init 'spectral' gives a vector to each query and item, by the cosine of which they are compared: it "
-                f"cannot begin a model with {other}; set model.init to random"
-            )
-        return self
 
     @model_validator(mode="after")
     def _check_last_width(self) -> ModelConfig:
