@@ -227,6 +227,13 @@ def test_patience_goes_on_after_a_resume() -> None:
     assert (state.epoch, state.stopped_early, state.best_epoch) == (4, True, 3)
 
 
+def test_run_that_ended_on_a_plateau_goes_on_with_more_patience() -> None:
+    state, _ = run(Fakes(metrics=[0.3, 0.2]), epochs=9, patience=1)
+    assert (state.step, state.plateau_step) == (6, 6)
+    state, _ = run(Fakes(metrics=[0.4, 0.3, 0.3]), state, epochs=9, patience=2)
+    assert (state.step, state.plateau_step, state.best_epoch) == (15, 15, 3)
+
+
 def rates(fakes: Fakes) -> list[tuple[float, int]]:
     """Return the learning rate of each step, and the steps that were planned then."""
     return [(event.learning_rate, event.steps) for event in fakes.events if isinstance(event, StepEvent)]
