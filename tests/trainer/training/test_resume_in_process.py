@@ -40,7 +40,7 @@ class Runs:
         interval_steps: int,
         rate: float = 0.05,
         keep: int = 3,
-        schedule: str = "cosine",
+        schedule: str = "constant",
         **train: Any,
     ) -> None:
         train = {"batch_size": BATCH, "epochs": EPOCHS, "patience": None, **train}
