@@ -175,6 +175,7 @@ class TrainDisplay:
                 dynamic_ncols=True,
                 leave=True,
             )
+        self._bar.total = event.steps
         self._bar.set_postfix(
             {"epoch": event.epoch, "loss": f"{event.loss:.4f}", **self._best_and_saved()}, refresh=False
         )

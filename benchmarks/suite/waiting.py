@@ -31,7 +31,6 @@ COMMANDS = {
     "recommend": "crossfade recommend RUN --customer ID",
 }
 """Commands whose start is measured, by name, as the page writes them."""
-SPECTRAL = {"model.init": "spectral", "train.epochs": 20, "optimizer.learning_rate": 0.1}
 ALS = {"factors": 64, "iterations": 15}
 TINY = ("--queries", "200", "--items", "300", "--interactions", "5000")
 """A dataset whose training takes little but compiling."""
@@ -45,8 +44,7 @@ def waiting_runs(planner: Planner) -> Iterator[tuple[str, Callable[[], Figures]]
     yield "prepare/crossfade", partial(waits.prepare, "parquet")
     yield "prepare/plain", waits.prepare_plain
     yield "prepare/csv", partial(waits.prepare, "csv")
-    yield "fit/crossfade", partial(waits.fit, {})
-    yield "fit/spectral", partial(waits.fit, SPECTRAL)
+    yield "fit/crossfade", waits.fit
     yield "fit/implicit", partial(waits.peer, "implicit_fit", **ALS)
     yield "calls/crossfade", waits.calls
     yield "calls/implicit", partial(waits.peer, "implicit_calls", factors=ALS["factors"], calls=waits.sizes.calls)
@@ -84,9 +82,9 @@ class _Waits:
         figures = self._timed([sys.executable, "-m", "suite.plain_prepare", task])
         return _with_rate(figures, self.sizes.events)
 
-    def fit(self, settings: dict[str, Any]) -> Figures:
+    def fit(self) -> Figures:
         """Fit plays with ``crossfade.fit``."""
-        return self._planner.script("waiting_fit", plays=self._plays, settings=settings)
+        return self._planner.script("waiting_fit", plays=self._plays)
 
     def peer(self, script: str, **task: Any) -> Figures:
         """Run a script of implicit on the plays."""

@@ -8,7 +8,7 @@ from crossfade.trainer.training.phases import STEP_PHASES
 from suite.markup import cell, prose, table
 from suite.plan import Scale
 from suite.results import Results
-from suite.waiting import ALS, COMMANDS, SPECTRAL
+from suite.waiting import ALS, COMMANDS
 from suite.waiting_work import POPULARITY
 
 PREPARE = {
@@ -16,7 +16,7 @@ PREPARE = {
     "plain": "plain DuckDB statements, Parquet",
     "csv": "Crossfade, CSV",
 }
-FIT = {"crossfade": "Crossfade", "spectral": "Crossfade, spectral", "implicit": "implicit, ALS"}
+FIT = {"crossfade": "Crossfade", "implicit": "implicit, ALS"}
 CALLS = {"crossfade": "Crossfade", "implicit": "implicit, ALS"}
 _SECONDS = ("seconds", "cpu_seconds")
 
@@ -52,12 +52,11 @@ def _prepare(scale: Scale, results: Results) -> Iterator[str]:
 
 def _fit(scale: Scale, results: Results) -> Iterator[str]:
     sizes = scale.waiting
-    settings = ", ".join(f"`{key}: {value}`" for key, value in SPECTRAL.items())
     yield prose(
         f"""From a pandas frame to a model: {sizes.plays:,} plays of {sizes.users:,} customers and {sizes.tracks:,}
         tracks with planted tastes, in a process that has fitted a few plays before, so that kernels are compiled and
-        loaded. Crossfade is `crossfade.fit` with its defaults, which hold out a tenth to choose the epoch; "spectral"
-        has {settings}. implicit is its alternating least squares with {ALS["factors"]} factors and {ALS["iterations"]}
+        loaded. Crossfade is `crossfade.fit` with its defaults, which hold out a tenth to choose the epoch.
+        implicit is its alternating least squares with {ALS["factors"]} factors and {ALS["iterations"]}
         iterations, and its defaults otherwise; building the matrix is part of it. ndcg@10 is that of plays that were in
         neither's frame, a ninth as many, with all tracks ranked but those in the frame."""
     )

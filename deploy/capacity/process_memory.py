@@ -31,7 +31,6 @@ from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.model.given_vectors import BLOCK_ROWS, JOIN_BYTES
 from crossfade.trainer.model.negatives import needs_counts
 from crossfade.trainer.model.neighbor_start import BYTES_PER_PAIR, MAX_PAIRS, has_neighbor_start
-from crossfade.trainer.model.spectral_start import BYTES_PER_INTERACTION, COPIES_OF_VECTORS, columns_of
 
 ACTIVE_COPIES = 8
 """Copies of a step's rows that a worker holds: pulled, gathered, normalized, their gradients and uses, and the push
@@ -159,14 +158,10 @@ def _latest_histories(inputs: PlanInputs) -> Iterable[MemoryItem]:
 
 
 def _given_vectors(inputs: PlanInputs) -> Iterable[MemoryItem]:
-    """Yield what the first worker holds while it computes vectors, or joins as many given ones with a table as rows."""
+    """Yield what the first worker holds while it joins as many given vectors with a table as rows."""
     for table in (table for table in inputs.model.tables if table.name in inputs.job.model.start):
         block = min(BLOCK_ROWS, table.rows) * table.dim * (VALUE_BYTES + 2 * 8)
         yield MemoryItem(f"joining the given vectors of {table.name}", JOIN_BYTES * table.rows + block, "start")
-    if inputs.job.model.init == "spectral":
-        rows, columns = inputs.model.query.rows + inputs.model.item.rows, columns_of(inputs.job.model.dim)
-        pairs = BYTES_PER_INTERACTION * inputs.manifest.trained_on().rows
-        yield MemoryItem("spectral start", pairs + COPIES_OF_VECTORS * VALUE_BYTES * rows * columns, "start")
     if inputs.job.checkpoint.warm_start_from is not None and has_neighbor_start(inputs.model):
         pairs = BYTES_PER_PAIR * min(2 * MAX_PAIRS, inputs.selection.rows)
         yield MemoryItem("start of new rows", pairs, "start", required=False)

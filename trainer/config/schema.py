@@ -130,8 +130,8 @@ class TrainConfig(Section):
     eval_every_epochs: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(
         None,
-        description="evaluations without a gain beyond its standard error before stopping early; null: never, so that "
-        "a decaying learning rate reaches its end",
+        description="evaluations without a gain beyond its standard error before the run stops early, or with schedule "
+        "wsd before its learning rate decays; null: never",
     )
     query_frequency_power: Annotated[float, Field(ge=-1, le=0)] = Field(
         -0.25,
@@ -336,11 +336,6 @@ class JobConfig(Section):
             raise ValueError(
                 "cluster.shared_run_dir is false, so the hosts need other shared storage: set checkpoint.path to a URI "
                 "such as s3://BUCKET/PREFIX"
-            )
-        if self.model.init == "spectral" and self.checkpoint.warm_start_from is not None:
-            raise ValueError(
-                "checkpoint.warm_start_from gives rows other directions than model.init 'spectral' would give to new "
-                "ones: set model.init to random"
             )
         self._check_holders()
         if self.cluster.workers > self.data.partitions:

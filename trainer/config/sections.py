@@ -186,13 +186,7 @@ class ModelConfig(Section):
         "auto",
         description="factor of log(1 + plays of an item) in the scores of a trained model, of either sign, whose "
         "other part is score / temperature; auto: the factor, and the latest share of train to count plays in, that "
-        "rank best on valid, if that gains more than its error; off: none, as with euclidean scores",
-    )
-    init: Literal["random", "spectral"] = Field(
-        "random",
-        description="what the tables of a new run begin with. random: normal values; spectral: singular vectors of the "
-        "interactions, from which few epochs reach more where all items are negatives, with a peak learning rate of "
-        "0.1. It needs cosine scores and one vector per query and item; the first worker reads train into memory",
+        "rank best on valid, if that gains more than chance would; off: none, as with euclidean scores",
     )
     init_std: Positive = Field(0.1, description="standard deviation of the random initial values of a row")
     query_features: list[Name] = Field(
@@ -241,16 +235,6 @@ class ModelConfig(Section):
         return bool(self.query_features or self.item_features) or self.has_dense_layers
 
     @model_validator(mode="after")
-    def _check_init(self) -> ModelConfig:
-        if self.init == "spectral" and (self.score != "cosine" or self.has_towers or self.start):
-            other = "another score" if self.score != "cosine" else "given vectors" if self.start else "further parts"
-            raise ValueError(
-                "init 'spectral' gives a vector to each query and item, by the cosine of which they are compared: it "
-                f"cannot begin a model with {other}; set model.init to random"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _check_popularity(self) -> ModelConfig:
         if self.score == "euclidean" and isinstance(self.popularity, float):
             raise ValueError(
@@ -294,6 +278,8 @@ class NegativesConfig(Section):
 
 
 _LR_LEVELS = 512
+_STABLE_PARTS = 4
+"""Length of a run before wsd decays, by the length of the decay."""
 
 
 class OptimizerConfig(Section):
@@ -322,14 +308,16 @@ class OptimizerConfig(Section):
         description="upper bound of a row's length after an update; null: none; auto: 1 with cosine scores, so that "
         "directions can still change, and none with others; 1 with euclidean scores is CML",
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "cosine", description="learning rate schedule from the end of the warm-up to the last step"
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
+        "cosine",
+        description="learning rate schedule from the end of the warm-up to the last step; wsd (warmup-stable-decay): "
+        "constant, then linear to the end over the last fifth of the run, which begins sooner by train.patience",
     )
     warmup_steps: Annotated[int, Field(ge=0, strict=True)] = Field(
         0, description="steps in which the learning rate rises from 0 to its peak"
     )
     min_lr_factor: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="fraction of the peak learning rate at which the linear and cosine schedules end"
+        0.0, description="fraction of the peak learning rate at which the linear, cosine, and wsd schedules end"
     )
 
     def lr_factor(self, step: int, total_steps: int) -> float:
@@ -341,19 +329,29 @@ class OptimizerConfig(Section):
         - ``constant``  1
         - ``linear``    1 − (1 − f)·x      (Goyal et al., "Accurate, large minibatch SGD", 2017, for the warm-up)
         - ``cosine``    f + (1 − f)·(1 + cos πx)/2      (Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts)
+        - ``wsd``       1, and as ``linear`` from step T − ⌊T/5⌋ on (Hägele et al., "Scaling laws and compute-optimal
+          training beyond fixed training durations", NeurIPS 2024)
 
         A factor depends only on the step, so a run that resumes has the factors of one that never stopped. Factors are
         multiples of 1/512: each change costs a message to every server, so a run sends about a thousand at most.
         """
         if step < self.warmup_steps:
             factor = (step + 1) / self.warmup_steps
-        elif self.schedule == "constant":
-            factor = 1.0
         else:
-            x = min((step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 1.0)
-            decay = 1.0 - x if self.schedule == "linear" else (1.0 + math.cos(math.pi * x)) / 2.0
-            factor = self.min_lr_factor + (1.0 - self.min_lr_factor) * decay
+            first = self.warmup_steps
+            if self.schedule == "wsd":
+                first = max(first, total_steps - total_steps // (_STABLE_PARTS + 1))
+            x = min(max(step - first, 0) / max(total_steps - first, 1), 1.0)
+            decay = (1.0 + math.cos(math.pi * x)) / 2.0 if self.schedule == "cosine" else 1.0 - x
+            factor = 1.0 if self.schedule == "constant" else self.min_lr_factor + (1.0 - self.min_lr_factor) * decay
         return math.ceil(factor * _LR_LEVELS) / _LR_LEVELS or 1.0 / _LR_LEVELS
+
+    def end_after_plateau(self, step: int) -> int:
+        """Return the last step of a run whose metric has stopped to rise at ``step``.
+
+        With wsd, the decay of the learning rate begins there, and lasts for a fifth of the run. Otherwise the run ends.
+        """
+        return step + step // _STABLE_PARTS if self.schedule == "wsd" else step
 
 
 class CheckpointConfig(Section):

@@ -121,7 +121,7 @@ PROCESS = (
 EXAMPLES = _metric("training", "examples_total", "Examples that this process has trained on.")
 STEPS = _metric("training", "steps_total", "Steps that this process has taken.")
 STEP = _metric("training", "step", "Newest step of the run.", unit="steps")
-PLANNED_STEPS = _metric("training", "planned_steps", "Steps that the run takes unless it stops early.")
+PLANNED_STEPS = _metric("training", "planned_steps", "Steps planned for the run; fewer once valid shows no gain.")
 EPOCH = _metric("training", "epoch", "Current epoch, from 1.", unit="epochs")
 PROGRESS = _metric("training", "progress_ratio", "Fraction of the planned steps taken; 1 once the run is done.")
 LOSS = _metric(

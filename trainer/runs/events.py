@@ -44,7 +44,7 @@ class StepEvent(_Event):
     kind: ClassVar[str] = "step"
     epoch: Whole = Field(description="epoch of the step, from 1")
     step: Whole = Field(description="steps taken so far")
-    steps: Whole = Field(description="steps that the run takes unless it stops early")
+    steps: Whole = Field(description="steps planned for the run; fewer once valid shows no gain")
     examples: Whole = Field(description="examples of all workers so far")
     loss: float = Field(description="mean loss of this worker's slice of the batch")
     learning_rate: float = Field(description="learning rate of the step")

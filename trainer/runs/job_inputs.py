@@ -33,7 +33,6 @@ from crossfade.trainer.data.time_range import AgeWeights, count_within
 from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.spec import ModelSpec, make_model
-from crossfade.trainer.model.spectral_start import check_columns
 from crossfade.trainer.runs.run_folder import ROW_COUNTS_FILE
 
 
@@ -91,8 +90,6 @@ def load_inputs(job: JobConfig) -> JobInputs:
     inputs = JobInputs(folder, manifest, make_model(job, manifest), job)
     if not inputs.has_rows("train"):
         raise InputError(f"{folder.uri}: its train split is empty: there is nothing to train on; prepare other data")
-    if job.model.init == "spectral":
-        check_columns(inputs.model)
     check_row_groups(job, folder, manifest)
     return inputs
 

@@ -75,22 +75,30 @@ class TrainLoop:
     hooks: TrainingHooks
 
     @property
-    def total_steps(self) -> int:
-        """Return the steps that the run takes unless it stops early."""
+    def max_steps(self) -> int:
+        """Return the steps that the run takes at most."""
         steps = self.job.train.epochs * self.batches.steps_per_epoch
         return min(steps, self.job.train.max_steps or steps)
+
+    def total_steps(self, state: TrainState) -> int:
+        """Return the steps that the run takes, by what the valid split has shown so far."""
+        if state.plateau_step is None:
+            return self.max_steps
+        return min(self.max_steps, self.job.optimizer.end_after_plateau(state.plateau_step))
 
     def run(self, state: TrainState) -> bool:
         """Continue from ``state``, which is updated, and return True once the run is finished, False if it was stopped.
 
-        It is finished after its epochs or steps, or when the valid split has shown no gain beyond its standard error
-        for ``train.patience`` evaluations.
+        It is finished after its epochs or steps, or sooner if the valid split has shown no gain beyond its standard
+        error for ``train.patience`` evaluations: at once, or with the decay of the learning rate that begins there.
         """
         if self.job.evaluate.at_start and state.step == 0:
             evaluation = self._evaluated(state)
             state.at_start = evaluation and evaluation.metrics
+        if not self._is_on_plateau(state):  # train.patience has been raised since the checkpoint
+            state.plateau_step = None
         timers = BatchTimers()
-        source = self.batches.remaining(state, self.total_steps, timers)
+        source = self.batches.remaining(state, self.max_steps, timers)
         with Prefetcher(source, interrupt=self.batches.interrupt) as prefetcher:
             self.hooks.on_prefetcher(prefetcher)
             batches = iter(prefetcher)
@@ -98,20 +106,18 @@ class TrainLoop:
                 if self._run_epoch(state, batches, timers):
                     return False
                 self._end_epoch(state)
-        state.stopped_early = state.step < self.total_steps
+        state.stopped_early = state.step < self.max_steps
         if state.best is None:
             self._save_embeddings(state)
         return True
 
     def _is_finished(self, state: TrainState) -> bool:
-        patience = self.job.train.patience
         # A run may resume after its last step, but before the end of its last epoch.
-        all_steps = state.step >= self.total_steps and state.last_epoch_end_step == state.step
-        return all_steps or (patience is not None and state.evals_since_best >= patience)
+        return state.step >= self.total_steps(state) and state.last_epoch_end_step == state.step
 
     def _run_epoch(self, state: TrainState, batches: Iterator[Batch], timers: BatchTimers) -> bool:
         """Take the remaining steps of the epoch; return whether all workers stop."""
-        for _ in range(min(self.batches.steps_per_epoch - state.epoch_step, self.total_steps - state.step)):
+        for _ in range(min(self.batches.steps_per_epoch - state.epoch_step, self.total_steps(state) - state.step)):
             with state.training():
                 with state.timed_batch_wait(timers):
                     batch = next(batches)
@@ -122,7 +128,7 @@ class TrainLoop:
         return False
 
     def _step(self, batch: Batch, state: TrainState) -> None:
-        factor = self.job.optimizer.lr_factor(state.step, self.total_steps)
+        factor = self.job.optimizer.lr_factor(state.step, self.total_steps(state))
         try:
             loss, active = self.step.take(batch, factor, state)
         except DivergedError as error:
@@ -137,7 +143,7 @@ class TrainLoop:
         return StepEvent(
             epoch=state.epochs,
             step=state.step,
-            steps=self.total_steps,
+            steps=self.total_steps(state),
             examples=state.examples_total,
             loss=loss * batch.global_size / max(len(batch), 1),
             learning_rate=resolved(self.job.optimizer.learning_rate) * factor,
@@ -151,7 +157,7 @@ class TrainLoop:
         loss_sum, examples = self.store.all_reduce(np.array([state.loss_sum, state.examples]))
         state.loss_sum, state.examples = 0.0, 0
         evaluation = PeriodicAction(self._evaluate, every_epochs=self.job.train.eval_every_epochs)
-        metrics = evaluation.after_epoch(state.epochs, state.step >= self.total_steps, state)
+        metrics = evaluation.after_epoch(state.epochs, state.step >= self.total_steps(state), state)
         state.last_epoch_end_step = state.step
         loss = float(loss_sum / max(examples, 1.0))
         self.hooks.on_event(EpochEvent(epoch=state.epochs, step=state.step, loss=loss, valid=metrics))
@@ -169,7 +175,13 @@ class TrainLoop:
             return None
         if state.record_evaluation(evaluation, self.job.evaluate.best_metric):
             self._save_embeddings(state)
+        if state.plateau_step is None and self._is_on_plateau(state):
+            state.plateau_step = state.step
         return evaluation.metrics
+
+    def _is_on_plateau(self, state: TrainState) -> bool:
+        patience = self.job.train.patience
+        return patience is not None and state.evals_since_best >= patience
 
     def _save_embeddings(self, state: TrainState) -> None:
         self.hooks.on_event(PhaseEvent(name="embeddings", epoch=state.epochs, step=state.step))

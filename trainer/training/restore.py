@@ -33,7 +33,6 @@ from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.model.given_vectors import GivenVectors, open_given_vectors
 from crossfade.trainer.model.neighbor_start import NO_NEIGHBORS, NewRows, find_neighbors, has_neighbor_start
 from crossfade.trainer.model.spec import ModelSpec
-from crossfade.trainer.model.spectral_start import SpectralVectors, spectral_start
 from crossfade.trainer.runs.events import EventSink, KernelsDiffer
 from crossfade.trainer.runs.job_inputs import JobInputs, RowSelection
 from crossfade.trainer.runs.resumption import check_same_data
@@ -94,9 +93,9 @@ def create_tables(
 ) -> str | None:
     """Create the tables and dense layers: from ``checkpoint``, or from the job's warm start, or new.
 
-    New rows begin with the vectors of ``model.start``, with those of a spectral start or, in a warm start, of a
-    neighbor start on the interactions of ``selection``, or with random values. Every worker calls this. Returns the
-    checkpoint that rows come from, if any. ``progress`` is advanced while what rows begin with is computed.
+    New rows begin with the vectors of ``model.start`` or, in a warm start, of a neighbor start on the interactions of
+    ``selection``, or with random values. Every worker calls this. Returns the checkpoint that rows come from, if any.
+    ``progress`` is advanced while what rows begin with is computed.
 
     Raises:
         InputError: the warm start or the given vectors cannot be used.
@@ -111,7 +110,7 @@ def create_tables(
     if warm_start and has_neighbor_start(inputs.model):
         _assign_neighbor_start(inputs, selection, store, warm_start, resets, progress)
     if not checkpoint:
-        given = _open_given_vectors(inputs, selection, progress) if store.rank == 0 else {}
+        given = open_given_vectors(inputs.job, inputs.model, inputs.folder, inputs.manifest) if store.rank == 0 else {}
         _assign_given_vectors(inputs, given, store, warm_start.rows if warm_start else {}, resets)
     if rows_from and inputs.model.dense:
         dense.load(open_checkpoint(rows_from))
@@ -119,21 +118,9 @@ def create_tables(
     return rows_from
 
 
-_GivenVectors = Mapping[str, GivenVectors | SpectralVectors]
-
-
-def _open_given_vectors(inputs: JobInputs, selection: RowSelection, progress: ProgressReporter) -> _GivenVectors:
-    """Return what tables begin with instead of random values, by name."""
-    folder, manifest, model, job = inputs
-    if job.model.init == "spectral":
-        with closing(InteractionReader(folder, manifest, job.data.reader_threads)) as reader:
-            return spectral_start(reader, selection.groups, model, job.train.seed, progress)
-    return open_given_vectors(job, model, folder, manifest)
-
-
 def _assign_given_vectors(
     inputs: JobInputs,
-    given: _GivenVectors,
+    given: Mapping[str, GivenVectors],
     store: RowStore,
     loaded: Mapping[str, int],
     resets: Mapping[str, IntArray],
@@ -142,9 +129,7 @@ def _assign_given_vectors(
 
     Every worker takes part in each block, since servers wait for all.
     """
-    model, job = inputs.model, inputs.job
-    names = {model.query.name, model.item.name} if job.model.init == "spectral" else job.model.start.keys()
-    for table in (table for table in model.tables if table.name in names):
+    for table in (table for table in inputs.model.tables if table.name in inputs.job.model.start):
         name, count = table.name, 0
         blocks: Iterator[tuple[IntArray, FloatArray]] = iter(())
         if store.rank == 0:

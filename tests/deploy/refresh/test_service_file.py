@@ -165,8 +165,6 @@ def test_what_would_fail_in_a_later_version_is_rejected_at_once(tmp_path: Path) 
         ("a quarantine file of a service", {"prepare": {**VALID["prepare"], "on_bad_line": "quarantine=bad.jsonl"}}),
     ):
         rejected_here(cause, "refresh", written(tmp_path, **keys))
-    with pytest.raises(InputError, match=r"increment_job: .*'spectral'"):
-        load_service(written(tmp_path, job={"model": {"init": "spectral"}}))
     for key in ("metrics.port", "cluster.shared_run_dir", "checkpoint.keep_latest"):
         section, _, name = key.partition(".")
         with pytest.raises(InputError, match=rf"job\.{key}: a service decides it"):

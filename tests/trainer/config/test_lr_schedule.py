@@ -1,5 +1,6 @@
 """Learning-rate schedules: their formulas, and that a run follows them."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def factors(**spec: Any) -> list[float]:
     return [OptimizerConfig(**spec).lr_factor(step, STEPS) for step in range(STEPS)]
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
 def test_factor_rises_during_warmup_then_follows_the_schedule(schedule: str) -> None:
     lr_factors = factors(schedule=schedule, warmup_steps=WARMUP, min_lr_factor=0.2)
     assert lr_factors[WARMUP - 1] == lr_factors[WARMUP] == 1.0
@@ -29,12 +30,24 @@ def test_factor_rises_during_warmup_then_follows_the_schedule(schedule: str) -> 
             expected = (step + 1) / WARMUP
         else:
             cosine = 0.2 + 0.4 * (1 + math.cos(math.pi * x))
-            expected = {"constant": 1.0, "linear": 1 - 0.8 * x, "cosine": cosine}[schedule]
+            wsd = 1 - 0.8 * max(step - 160, 0) / 40  # the last fifth of 200 steps
+            expected = {"constant": 1.0, "linear": 1 - 0.8 * x, "cosine": cosine, "wsd": wsd}[schedule]
         assert 0 <= factor - expected < 1 / PARTS
 
 
+@pytest.mark.parametrize("plateau", range(1, 12))
+def test_wsd_decays_from_the_plateau_to_an_end_a_fifth_later(plateau: int) -> None:
+    spec = OptimizerConfig(schedule="wsd")
+    end = spec.end_after_plateau(plateau)
+    assert end == plateau + plateau // 4
+    lr_factors = [spec.lr_factor(step, end) for step in range(end)]
+    assert lr_factors[:plateau] == [1.0] * plateau
+    assert all(after < before for before, after in itertools.pairwise(lr_factors[plateau:]))
+    assert OptimizerConfig(schedule="cosine").end_after_plateau(plateau) == plateau
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
 def test_factor_stays_above_zero_and_takes_few_values(schedule: str) -> None:
     spec = OptimizerConfig(schedule=schedule)
     lr_factors = [spec.lr_factor(step, 100_000) for step in range(100_000)]

@@ -21,8 +21,10 @@ from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 
 pytestmark = pytest.mark.slow
 
-TRAIN = {"epochs": 8, "eval_every_epochs": 4, "patience": None}
-OPTIMIZER = {"kind": "adagrad", "schedule": "cosine", "warmup_steps": 20, "min_lr_factor": 0.1}
+TRAIN = {"epochs": 12, "patience": 1}
+OPTIMIZER = {"kind": "adagrad", "learning_rate": 0.3, "schedule": "wsd", "warmup_steps": 20, "min_lr_factor": 0.1}
+PLATEAU = 60
+"""The step after which this job finds no gain on valid."""
 CHECKPOINT = {"interval_steps": 10, "interval_seconds": None}
 ON_SERVERS = ("--servers", 2, "--workers", 2)
 TOLERANCE = 2e-5
@@ -40,7 +42,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(workspace: Path) -> Path:
     """Train undisturbed, in process."""
-    return train(workspace, "undisturbed")
+    run = train(workspace, "undisturbed")
+    report = report_of(run)
+    assert (report["steps"], report["stopped_early"]) == (PLATEAU * 5 // 4, True)
+    return run
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,7 @@ def test_resume_of_a_changed_job_is_rejected_with_its_keys(workspace: Path, kill
 
 def test_longer_run_resumes_from_the_end_of_the_shorter(workspace: Path) -> None:
     # Other schedules depend on the number of steps, so a longer run would have other learning rates.
-    constant = ("--set", "optimizer.schedule=constant")
+    constant = ("--set", "optimizer.schedule=constant", "--set", "train.patience=null", "--set", "train.epochs=8")
     undisturbed, run = train(workspace, "constant", *constant), workspace / "longer"
     train(workspace, run.name, *constant, "--set", "train.max_steps=67")
     assert saved_steps(run)[-1] == 67

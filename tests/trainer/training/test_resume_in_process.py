@@ -34,11 +34,18 @@ class Runs:
     """Runs of one job, each in its own folder."""
 
     def __init__(
-        self, folder: Path, data: Path, interval_steps: int, rate: float = 0.05, keep: int = 3, **train: Any
+        self,
+        folder: Path,
+        data: Path,
+        interval_steps: int,
+        rate: float = 0.05,
+        keep: int = 3,
+        schedule: str = "constant",
+        **train: Any,
     ) -> None:
         train = {"batch_size": BATCH, "epochs": EPOCHS, "patience": None, **train}
         checkpoint = {"interval_steps": interval_steps, "interval_seconds": None, "keep_latest": keep}
-        optimizer = {"kind": "adagrad", "learning_rate": rate}
+        optimizer = {"kind": "adagrad", "learning_rate": rate, "schedule": schedule}
         path = write_job(folder / "job.yaml", data, optimizer=optimizer, train=train, checkpoint=checkpoint)
         self._folder, self._job = folder, load_job(path)
 
@@ -113,6 +120,15 @@ def test_run_stopped_after_an_evaluation_without_a_new_best_resumes_exactly(
 ) -> None:
     runs = Runs(tmp_path, data, interval_steps=EPOCH_STEPS, rate=0.3, epochs=20, patience=3, save_embeddings=embeddings)
     assert_resumes_exactly(runs, epochs * EPOCH_STEPS, 5, embeddings == "best")
+
+
+@pytest.mark.parametrize("steps_of_decay", [0, 2])
+def test_run_stopped_on_its_plateau_resumes_exactly(data: Path, tmp_path: Path, steps_of_decay: int) -> None:
+    runs = Runs(tmp_path, data, interval_steps=1, rate=0.3, schedule="wsd", epochs=40, patience=1)
+    plateau = 5 * EPOCH_STEPS
+    assert_resumes_exactly(runs, plateau + steps_of_decay, 5)
+    report = json.loads((tmp_path / "stopped" / "report.json").read_text())
+    assert (report["steps"], report["stopped_early"]) == (plateau * 5 // 4, True)
 
 
 def test_run_stopped_in_the_middle_of_an_epoch_resumes_exactly(data: Path, tmp_path: Path) -> None:
