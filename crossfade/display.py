@@ -226,10 +226,11 @@ class TrainDisplay:
     def _stopped_early(self) -> str:
         return f"stopped early: no gain in {self._best_metric} beyond its standard error"
 
-    def _describe_popularity(self, factor: float, share: float, without: Mapping[str, float]) -> str:
+    def _describe_popularity(self, factor: float, share: float, without: Mapping[str, float] | None) -> str:
         plays = "plays" if share == 1 else f"plays in the latest {share:.0%} of train"
-        gained = f"without it, {show_metric(without, self._best_metric)}"
-        return f"popularity: score / temperature + {factor:g} * log(1 + {plays}) ({self._best_metric} {gained})"
+        metric = self._best_metric
+        gained = f" ({metric} without it, {show_metric(without, metric)})" if without else ""
+        return f"popularity: score / temperature + {factor:g} * log(1 + {plays}){gained}"
 
     def print_report(self, report: dict[str, Any], folder: Path, interactions: Mapping[str, int]) -> None:
         """Print the result of a run, ``report.json`` in ``folder``, on stdout; ``interactions`` are those of splits."""

@@ -38,8 +38,8 @@ FOLDER gets index.faiss, an inverted file of FAISS; rows.parquet with row, id an
 card.json with the model, the metric, the parameters, recall@10 and recall@100 against exact search, and queries per
 second with and without the index. It is complete or, after an error, absent.
 
-The metric is part of the index: 'crossfade recommend' needs that of the job (model.score), 'crossfade similar' needs
-cosine. Another model, dataset, entity or metric is rejected.
+The metric is part of the index: 'crossfade recommend' needs the default, which is model.score of the job or, of a model
+with a popularity term, dot; 'crossfade similar' needs cosine. Another model, dataset, entity or metric is rejected.
 
   cosine     inner product of vectors that are scaled to length 1
   dot        inner product of vectors as they are

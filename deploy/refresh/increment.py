@@ -319,7 +319,7 @@ class RefreshedService:
     ) -> VersionRecord:
         """Return the record of the version that was trained: whether it may be published, and what it took."""
         start, valid = report["valid_at_start"] or {}, report["metrics"].get("valid", {})
-        if report["popularity"] is not None:
+        if report["popularity"] is not None and "valid" in report["metrics"]:
             valid = report["popularity"]["without"]  # as before the first step
         before = start.get(self._metric) if start.get("queries") else None  # no query: 0, and not a metric
         after = valid.get(self._metric)

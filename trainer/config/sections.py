@@ -38,7 +38,6 @@ Auto = Literal["auto"]
 """A value that follows from others or from the size of the dataset; see ``resolve`` in ``schema.py``."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1, strict=True)]
 Name = Annotated[
     str,
@@ -63,6 +62,9 @@ def _check_span(value: object) -> object:
 
 
 Span = Annotated[int | str, BeforeValidator(_check_span)]
+
+
+_Factor = Annotated[float, Field(strict=True, ge=-100, le=100)]
 
 
 def _off_if_false(value: object) -> object:
@@ -182,7 +184,7 @@ class ModelConfig(Section):
         f"query)^-0.25, within 0.05 to 0.4, with the lift of co-occurrence that {command('prepare')} measures (if it "
         "did not: 1.67 * items^-0.155 * interactions^-0.075, at most 0.2); with others 0.17",
     )
-    popularity: Annotated[Auto | Literal["off"] | Finite, BeforeValidator(_off_if_false)] = Field(
+    popularity: Annotated[Auto | Literal["off"] | _Factor, BeforeValidator(_off_if_false)] = Field(
         "auto",
         description="factor of log(1 + plays of an item) in the scores of a trained model, of either sign, whose "
         "other part is score / temperature; auto: the factor, and the latest share of train to count plays in, that "

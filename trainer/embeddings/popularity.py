@@ -85,9 +85,10 @@ class PopularityTerm:
             ValueError: the table is none, or of other items.
         """
         card = validate_json(PopularityCard, (table.schema.metadata or {}).get(_KEY, b""))
-        offset_I = table[_COLUMN].to_numpy().astype(np.float32)
-        if len(offset_I) != items or not np.isfinite(offset_I).all():
-            raise ValueError(f"expected a finite number for each of {items:,} items")
+        column = table[_COLUMN]
+        is_whole = len(column) == items and pa.types.is_float32(column.type) and not column.null_count
+        if not (is_whole and np.isfinite(offset_I := column.to_numpy()).all()):
+            raise ValueError(f"expected a finite float32 for each of {items:,} items")
         return cls(card, offset_I)
 
 

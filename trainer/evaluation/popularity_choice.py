@@ -40,6 +40,8 @@ _STEPS = 1.75, 1.3
 """By which the best factor is divided and multiplied, one after the other."""
 _ERRORS = 2
 """Standard errors that a gain must exceed: it is the best of a dozen."""
+_LEAST_GROUPS = 10
+"""Groups of queries that must differ: of fewer, the error says little."""
 _CHUNK = 1 << 14
 """Queries that are ranked together."""
 _MAX_TIMES = 1 << 22
@@ -62,7 +64,7 @@ def count_latest(lineage: LineageReader, time_range: TimeRange | None) -> dict[f
         return {1.0: lineage.counts(manifest.item)}
     step = -(-lineage.train_rows() // _MAX_TIMES) or 1
     times_N = np.concatenate([np.empty(0, np.int64), *(times_N[::step] for _, times_N in _timed(lineage, time_range))])
-    since = {share: np.quantile(times_N, 1 - share, method="lower") for share in SHARES} if len(times_N) else {}
+    since = {share: np.quantile(times_N, 1 - share, method="lower") if len(times_N) else 0 for share in SHARES}
     items = manifest.entities[manifest.item].rows
     counts = {share: np.zeros(items, np.int64) for share in since}
     for item_N, times_N in _timed(lineage, time_range):
@@ -175,7 +177,8 @@ def choose_term(
     for step in _STEPS:
         share, factor = best_of([(share, factor / step), (share, factor * step)])
     factor = round(factor, 3)
-    gain, error = difference_of(trials.measure(factor * log_counts[share]), trials.measure())
-    if gain <= _ERRORS * error:
+    found_G, without_G = trials.measure(factor * log_counts[share]), trials.measure()
+    gain, error = difference_of(found_G, without_G)
+    if gain <= _ERRORS * error or np.count_nonzero(found_G != without_G) < _LEAST_GROUPS:
         return None
     return PopularityTerm.of(factor, share, temperature, counts[share])

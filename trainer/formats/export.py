@@ -17,9 +17,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from crossfade.base.errors import InputError, OptionError, option_named
 from crossfade.base.io.folder import Folder
@@ -68,7 +69,7 @@ class Format:
         check_place: checks the place before anything is read.
         untrained_note: what became of untrained rows.
         max_columns: what a database allows; None for other systems.
-        has_dot_products: whether the system can compare by dot product, as a popularity term needs.
+        popularity: how it has the popularity term of scores: as a column of vectors, by itself, or not at all.
     """
 
     write: Callable[[ExportedModel, Path], str] | None
@@ -76,7 +77,7 @@ class Format:
     check_place: Callable[[str], None] | None = None
     untrained_note: str = _LEFT_OUT
     max_columns: int | None = None
-    has_dot_products: bool = True
+    popularity: Literal["column", "itself", "none"] = "column"
 
 
 FORMATS: dict[FormatName, Format] = {
@@ -90,9 +91,9 @@ FORMATS: dict[FormatName, Format] = {
     ),
     "opensearch": Format(search_engines.write_opensearch, max_columns=search_engines.OPENSEARCH_MAX_COLUMNS),
     "s3-vectors": Format(
-        None, s3_vectors.push, s3_vectors.check_bucket, max_columns=s3_vectors.MAX_COLUMNS, has_dot_products=False
+        None, s3_vectors.push, s3_vectors.check_bucket, max_columns=s3_vectors.MAX_COLUMNS, popularity="none"
     ),
-    "mlflow": Format(mlflow_model.write_mlflow, mlflow_model.push, mlflow_model.check_place),
+    "mlflow": Format(mlflow_model.write_mlflow, mlflow_model.push, mlflow_model.check_place, popularity="itself"),
 }
 
 
@@ -247,10 +248,7 @@ def _export(
     write: Callable[[ExportedModel, VectorOrigin], str],
 ) -> ExportResult:
     def use(model: TrainedModel, since: TrainedModel | None = None) -> ExportResult:
-        if FORMATS[options.to].has_dot_products:
-            model, since = model.ranking_model(), since and since.ranking_model()
-        elif model.popularity is not None:
-            log(f"{options.to} has no dot products: the vectors leave out the popularity term of the score")
+        model, since = _with_popularity(model, options, log), since and _with_popularity(since, options, log)
         job, origin = model.job, _log_origin(model, options, log)
         tables = _tables(model, options)
         entities = [table.name for table in tables] if options.to in DATABASES else []
@@ -272,6 +270,18 @@ def _export(
     if options.since.isdecimal():
         run, data, _ = run_of_version(options.source, int(options.since))
     return with_trained_model(ModelSource.of(source=run, data=data), log, use_since, from_checkpoint=from_checkpoint)
+
+
+def _with_popularity(model: TrainedModel, options: ExportOptions, log: Log) -> TrainedModel:
+    """Return ``model`` with the popularity term as a column of its vectors, if the format can have it."""
+    how = FORMATS[options.to].popularity
+    if model.popularity is None or how == "itself":
+        return model
+    if how == "column" and not model.spec.context:  # vectors of context are added to those of queries
+        return model.ranking_model()
+    reason = "the model has context" if model.spec.context else f"{options.to} has no dot products"
+    log(f"the vectors leave out the popularity term of scores, since {reason}")
+    return replace(model, popularity=None)
 
 
 def _log_origin(model: TrainedModel, options: ExportOptions, log: Log) -> VectorOrigin:

@@ -201,7 +201,10 @@ def _recommend_in_parts(request: Request, out: Path) -> int:
     folder = _open_parts(out, {"model": request.model.trained.uri, **request.made_from()})
     names = _write_parts(request, request.queries, Folder(folder), "part", folder)
     finished = folder / f"finished{out.suffix}"
-    rows = write_tables(finished, (_read_part(folder / name) for name in names))
+    tables = (_read_part(folder / name) for name in names)
+    rows = write_tables(
+        finished, tables if names else [recommend_to_queries(request.model, request.queries, request.options)]
+    )
     finished.replace(out)
     sync_folder(out.parent)
     shutil.rmtree(folder)

@@ -102,7 +102,8 @@ class Indexing:
         Raises:
             InputError: the model has no vectors of the entity, or too few.
         """
-        entity, metric = options.entity or model.spec.item.name, options.metric or model.ranking_metric
+        entity, item = options.entity or model.spec.item.name, model.spec.item.name
+        metric = options.metric or (model.ranking_metric if entity == item else model.job.model.score)
         model = model.compared_by(metric)
         indexed_R = indexed_rows(model, entity)
         if not (rows := int(np.count_nonzero(indexed_R))):

@@ -306,7 +306,9 @@ class IndexOptions(ShardOptions, Options):
     entity: str | None = option(
         None, "index this table (default: the item entity of the run's job)", group="index", value="NAME"
     )
-    metric: ScoreKind | None = option(None, "search by this score (default: model.score of the job)", group="index")
+    metric: ScoreKind | None = option(
+        None, "search by this score (default: that of recommendations, of other entities model.score)", group="index"
+    )
     codes: Codes = option(
         "flat",
         "store vectors as float32 (flat), in 8 bits per column (sq8), or by product quantization (pq)",

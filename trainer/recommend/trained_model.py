@@ -399,7 +399,6 @@ def _open_embeddings(run: Folder, change: Callable[[JobConfig], JobConfig]) -> T
         inputs.manifest,
         embeddings,
         embeddings.fingerprint(),
-        popularity=read_term(embeddings, inputs.model.item.rows),
     )
     for table in inputs.model.vectors:
         if table.name in embeddings.entities and not embeddings.has_rows_of(table.name, model.vocabulary(table.name)):
@@ -407,7 +406,7 @@ def _open_embeddings(run: Folder, change: Callable[[JobConfig], JobConfig]) -> T
                 f"{inputs.folder.uri}: has other rows of '{table.name}' than {model.uri}: it was prepared again, or is "
                 f"another dataset; name the dataset that the model was trained on with {option_named('data')}"
             )
-    return model
+    return replace(model, popularity=read_term(embeddings, inputs.model.item.rows))
 
 
 def _open_checkpoint(checkpoint: Checkpoint, change: Callable[[JobConfig], JobConfig], scratch: Path) -> TrainedModel:

@@ -249,7 +249,8 @@ def _continued(folder: Path, model: TrainedModel, data: Folder, lineage: Lineage
 def _layout(model: TrainedModel) -> tuple[Any, ...]:
     """Return what a version and one that it continues have in common."""
     only_this_dataset = model.job.data.history_from_this_dataset_only
-    return model.ranking_metric, only_this_dataset, [(table.name, table.dim) for table in model.spec.vectors]
+    columns = [(table.name, table.dim) for table in model.spec.vectors]
+    return model.job.model.score, model.popularity is None, only_this_dataset, columns
 
 
 def open_card(folder: Path) -> VersionCard:

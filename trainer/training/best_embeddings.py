@@ -107,29 +107,45 @@ class BestEmbeddings:
         resume = option_named("resume")
         return f"the checkpoint of step {complete[-1]:,} in {checkpoints} is complete: make room, and add {resume}"
 
-    def add_popularity(self) -> tuple[PopularityCard, EvalMetrics] | None:
+    def add_popularity(self, *, has_queries: bool) -> tuple[PopularityCard, EvalMetrics | None] | None:
         """Choose the popularity term of the written vectors, and write it; every worker calls this.
 
+        Args:
+            has_queries: whether valid has queries to choose by; without, only a given factor is a term.
+
         Returns:
-            How popularity enters scores, and the metrics on valid with it; None if it does not.
+            How popularity enters scores, and the metrics on valid with it, if there are any; None if it does not.
         """
-        factor, model = self.job.model.popularity, self.model
-        if not self._enabled or self.held_out is None or factor == "off" or self.job.model.score == "euclidean":
+        if not self._enabled:
             return None
-        assert self.counts_N is not None
-        spec, temperature = self.job.evaluate, resolved(self.job.model.temperature)
         vectors = EmbeddingFiles(self._written)
-        with closing(open_lineage(self.job, self.inputs.folder, self.inputs.manifest)) as lineage:
-            counts = count_latest(lineage, self.job.data.time_range())
-        trials = RankingTrials(vectors, model, self.held_out, spec.best_metric, self.store.all_reduce)
-        term = choose_term(trials, counts, temperature, None if factor == "auto" else factor)
+        term = self._choose_term(vectors, has_queries=has_queries)
         if self.store.rank == 0:
             self._write_term(term)
         self.store.barrier()
-        if term is None:
+        if term is None or not has_queries:
+            return None if term is None else (term.card, None)
+        assert self.held_out is not None
+        assert self.counts_N is not None
+        score = term.added_to(self.model.score, resolved(self.job.model.temperature))
+        ranked = vectors, replace(self.model, score=score), self.held_out, self.job.evaluate
+        return term.card, evaluate(*ranked, self.counts_N, self.store.all_reduce)
+
+    def _choose_term(self, vectors: EmbeddingFiles, *, has_queries: bool) -> PopularityTerm | None:
+        model, spec = self.job.model, self.job.evaluate
+        if model.popularity == "off" or model.score == "euclidean":
             return None
-        model = replace(model, score=term.added_to(model.score, temperature))
-        return term.card, evaluate(vectors, model, self.held_out, spec, self.counts_N, self.store.all_reduce)
+        factor = None if model.popularity == "auto" else model.popularity
+        if factor is None and not has_queries:
+            return None
+        temperature = resolved(model.temperature)
+        with closing(open_lineage(self.job, self.inputs.folder, self.inputs.manifest)) as lineage:
+            counts = count_latest(lineage, self.job.data.time_range())
+        if factor is not None and not has_queries:
+            return PopularityTerm.of(factor, 1.0, temperature, counts[1.0])
+        assert self.held_out is not None
+        trials = RankingTrials(vectors, self.model, self.held_out, spec.best_metric, self.store.all_reduce)
+        return choose_term(trials, counts, temperature, factor)
 
     def _write_term(self, term: PopularityTerm | None) -> None:
         if self.job.cluster.shared_run_dir:

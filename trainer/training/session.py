@@ -135,12 +135,12 @@ class TrainingSession:
         """Start the last checkpoint, add the popularity term to the best embeddings, and evaluate these."""
         self.checkpoints.save_last(state)
         metrics, popularity = {"valid": state.best} if state.best else {}, None
-        if state.best:
-            self.loop.hooks.on_event(PhaseEvent(name="popularity"))
-            found = self.embeddings.add_popularity()
-            if found is not None:
-                card, metrics["valid"] = found
-                popularity = {**card.model_dump(), "without": state.best}
+        self.loop.hooks.on_event(PhaseEvent(name="popularity"))
+        found = self.embeddings.add_popularity(has_queries=state.best is not None)
+        if found is not None:
+            card, with_it = found
+            metrics |= {} if with_it is None else {"valid": with_it}
+            popularity = {**card.model_dump(), "without": state.best}
         if self.inputs.job.train.save_embeddings == "best" and self.inputs.has_rows("test"):
             self.loop.hooks.on_event(PhaseEvent(name="test"))
             metrics["test"] = self.embeddings.evaluate_test()

@@ -62,6 +62,9 @@ def test_factor_is_about_the_one_that_items_were_played_by(factor: float, low: f
 def test_there_is_none_where_its_gain_may_be_chance() -> None:
     terms = [choose(held_out(0.0, COUNTS_I, seed=seed), {1.0: COUNTS_I}) for seed in range(6)]
     assert sum(term is None for term in terms) >= 5
+    some = held_out(1.0, COUNTS_I)
+    few = HeldOut(some.queries_Q[:5], some.truth.slice(0, 5), some.excluded.slice(0, 5))
+    assert choose(few, {1.0: COUNTS_I}) is None
     fixed = choose(held_out(0.0, COUNTS_I), {1.0: COUNTS_I}, factor=0.5)
     assert fixed is not None
     assert fixed.card.factor == 0.5

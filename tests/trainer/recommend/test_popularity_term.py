@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import planted_splits, write_job
@@ -28,6 +29,7 @@ from crossfade.trainer.serving.version_folder import VersionOptions, write_versi
 
 pytestmark = pytest.mark.slow
 
+COLUMNS = ("--query", "customer", "--item", "track", "--timestamp", "at", "--hold-out-valid", "none")
 CUSTOMERS, K = ["c010", "c003", "c200"], 15
 
 
@@ -133,6 +135,29 @@ def test_indexes_exports_and_served_versions_rank_alike(workspace: Path) -> None
     with_trained_model(ModelSource.of(source=str(workspace / "run")), print, serve)
 
 
+def test_mlflow_model_recommends_alike(workspace: Path) -> None:
+    mlflow = pytest.importorskip("mlflow.pyfunc")
+    succeeded(crossfade_here("export", "run", "--to", "mlflow", "--out", "mlflow", cwd=workspace))
+    found = mlflow.load_model(str(workspace / "mlflow")).predict(
+        pd.DataFrame({"customer": CUSTOMERS[:1]}), params={"k": 5}
+    )
+    expected = [track for track, _ in recommended(workspace)[0][:5]]
+    assert found["track"].tolist() == expected
+
+
+def settings(epochs: int, popularity: object) -> tuple[str, ...]:
+    return "--set", f"train.epochs={epochs}", "--set", f"model.popularity={popularity}"
+
+
+def test_given_factor_needs_no_valid_split(workspace: Path, tmp_path: Path) -> None:
+    succeeded(crossfade_here("prepare", "--train", workspace / "plays.parquet", *COLUMNS, "--out", tmp_path / "data"))
+    for popularity, expected in (("auto", None), (0.5, (0.5, 1.0))):
+        data = ("--set", f"data.path={tmp_path / 'data'}", *settings(1, popularity))
+        succeeded(crossfade_here("train", workspace / "job.yaml", "--run-dir", tmp_path / "run", "--overwrite", *data))
+        term = term_of(tmp_path / "run")
+        assert (term and (term.card.factor, term.card.share)) == expected
+
+
 def test_term_can_be_given_and_left_out_when_a_run_is_resumed(workspace: Path, tmp_path: Path) -> None:
     command = ("train", workspace / "job.yaml", "--run-dir", tmp_path / "run")
     succeeded(crossfade_here(*command, "--set", "model.popularity=-0.5"))
@@ -140,9 +165,11 @@ def test_term_can_be_given_and_left_out_when_a_run_is_resumed(workspace: Path, t
     assert given is not None
     assert given.card.factor == -0.5
     assert (given.offset_I <= 0).all()
-    more = ("--resume", "--set", "train.epochs=5", "--set", "model.popularity=off")
-    succeeded(crossfade_here(*command, *more))
-    assert term_of(tmp_path / "run") is None
+    for epochs in (4, 5):
+        succeeded(crossfade_here(*command, "--resume", *settings(epochs, popularity="off")))
+        assert term_of(tmp_path / "run") is None
+        succeeded(crossfade_here(*command, "--resume", *settings(epochs, popularity=0.25)))
+        assert term_of(tmp_path / "run") is not None
     rejected = crossfade_here(*command, "--set", "model.popularity=1", "--set", "model.score=euclidean")
     assert rejected.returncode == 2
     assert "popularity is 1, which is a part of cosine and dot scores only" in rejected.stderr
