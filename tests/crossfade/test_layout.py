@@ -31,6 +31,7 @@ MANY_PARAMETERS = {
 """Functions with more parameters than ``MAX_PARAMETERS``, without self. In other kernels, NamedTuples hold several."""
 SMALL_FILE_LINES = 100
 SMALL_FILES = {
+    "crossfade/base/blas_kernels.py": "runs before anything else is imported",
     "crossfade/sagemaker_entry.py": "the entry of a process",
     "deploy/doctor/examine.py": "what a command does, below the faces",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
