@@ -234,8 +234,6 @@ class TrainDisplay:
 
     def print_report(self, report: dict[str, Any], folder: Path, interactions: Mapping[str, int]) -> None:
         """Print the result of a run, ``report.json`` in ``folder``, on stdout; ``interactions`` are those of splits."""
-        if shortfall := report.get("baselines", {}).get("shortfall"):
-            print_line(shortfall)
         print_line(
             f"{counted(report['examples'], 'example')} in {report['train_seconds']:.1f} s of training "
             f"({report['examples_per_second']:,.0f} per second), {counted(report['epochs'], 'epoch')}, "
@@ -260,6 +258,8 @@ class TrainDisplay:
         if (advice := report.get("advice")) is not None:
             print_line(advice)
         print_line(f"embeddings and report: {folder}")
+        if shortfall := report.get("baselines", {}).get("shortfall"):
+            print_line(shortfall)
 
 
 def print_metrics(

@@ -1,11 +1,11 @@
-"""Compare the metrics of a run with those of baselines, and name those that it does not reach.
+"""Compare the metrics of a run with those of baselines, and name those that it is not clearly above.
 
     found = compare_with_baselines(job, {"test": metrics}, {"test": sums_G})
     found["shortfall"]      # "ndcg@10 on test is 0.2078, below als (0.2150, by 0.0072 ± 0.0021): try …", or None
 
-A baseline is named if it is ahead by more than the standard error of the difference. With the run's sums over groups of
-queries (``paired_gain.py``), that is the error of paired differences; without, it is combined from both means' errors,
-which is larger.
+A baseline is named unless the run is ahead of it by more than the standard error of the difference. With the run's
+sums over groups of queries (``paired_gain.py``), that is the error of paired differences; without, it is combined from
+both means' errors, which is larger.
 
 Shapes: G groups.
 """
@@ -13,12 +13,13 @@ Shapes: G groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import command
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
@@ -57,34 +58,65 @@ def compare_with_baselines(
     found = load_baselines(job, list(metrics), in_training=in_training, tuned=tuned)
     sums_of = found.pop("sums")
     split: SplitName = "test" if "test" in metrics else next(iter(metrics))
-    of_run = (sums or {}).get(split)
-    below = []
-    queries = metrics[split].get("queries", 0)
-    for name, baseline in found["metrics"][split].items() if queries else ():
-        metric, sums_G = job.evaluate.best_metric, sums_of[split].get(name)
-        gap = baseline[metric] - metrics[split][metric]
-        if of_run is not None and sums_G is not None:
-            error = difference_of(np.array(sums_G), of_run)[1] / queries
-        else:
-            error = math.hypot(*(values.get(error_of(metric), 0.0) for values in (baseline, metrics[split])))
-        if gap > error:
-            below.append((gap, f"{name.replace('_', ' ')} ({baseline[metric]:.4f}, by {gap:.4f} ± {error:.4f})"))
-    shortfall = None
-    if below:
-        metric, names = job.evaluate.best_metric, ", ".join(text for _, text in sorted(below)[::-1])
-        advice = _describe_reranking(reranking) if reranking and reranking.is_reranked else _describe_settings(job)
-        shortfall = f"{metric} on {split} is {metrics[split][metric]:.4f}, below {names}: {advice}"
+    run_G = (sums or {}).get(split)
+    of_baselines = [(name, each, sums_of[split].get(name)) for name, each in found["metrics"][split].items()]
+    below, level = _compare(job.evaluate.best_metric, metrics[split], run_G, of_baselines)
+    advice = _describe_settings(job, is_tuned="als" in found["metrics"][split])
+    if reranking and reranking.is_reranked:
+        advice = _describe_reranking(reranking)
+    shown = f"{job.evaluate.best_metric} on {split} is {metrics[split][job.evaluate.best_metric]:.4f}"
+    parts = list(_describe_baselines({"below": below, "not clearly above": level}))
+    shortfall = f"{shown}, {', '.join(parts)}: {advice}" if parts else None
     return {"shortfall": shortfall, **found}
 
 
-def _describe_settings(job: JobConfig) -> str:
-    """Return which settings of the model to change."""
+def _compare(
+    metric: str,
+    metrics: Mapping[str, float],
+    run_G: FloatArray | None,
+    baselines: Iterable[tuple[str, Mapping[str, float], Sequence[float] | None]],
+) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
+    """Return the baselines that a run is below, and those that it is not clearly above: gaps, and what to say of each.
+
+    Args:
+        metric: what is compared.
+        metrics: metrics of the run.
+        run_G: its sums by group of queries, if there are any.
+        baselines: name, metrics, and sums of each.
+    """
+    below: list[tuple[float, str]] = []
+    level: list[tuple[float, str]] = []
+    queries = metrics.get("queries", 0)
+    for name, baseline, sums_G in baselines if queries else ():
+        gap = baseline[metric] - metrics[metric]
+        if run_G is not None and sums_G is not None:
+            error = difference_of(np.array(sums_G), run_G)[1] / queries
+        else:
+            error = math.hypot(*(values.get(error_of(metric), 0.0) for values in (baseline, metrics)))
+        if gap > -error:
+            difference = f"by {gap:.4f}" if gap > error else f"{metrics[metric] - baseline[metric]:+.4f}"
+            shown = f"{name.replace('_', ' ')} ({baseline[metric]:.4f}, {difference} ± {error:.4f})"
+            (below if gap > error else level).append((gap, shown))
+    return below, level
+
+
+def _describe_baselines(named: Mapping[str, list[tuple[float, str]]]) -> Iterator[str]:
+    """Describe each group of baselines with their gaps, the furthest ahead first."""
+    for how, baselines in named.items():
+        if baselines:
+            yield f"{how} {', '.join(text for _, text in sorted(baselines)[::-1])}"
+
+
+def _describe_settings(job: JobConfig, *, is_tuned: bool) -> str:
+    """Return which settings of the model to change, and, unless they are there, how to compare tuned baselines."""
     log_scale = (
         ", with numbers of plays as weights train.weight_scale=log," if job.train.weight_scale == "linear" else ""
     )
+    others = "" if is_tuned else f"; what ALS and EASE reach: {command('evaluate', 'RUN', baselines=True)}"
+    popularity = "model.popularity=auto, " if job.model.popularity == "off" else ""
     return (
-        f"try model.dim={2 * job.model.dim}, a higher or lower model.temperature (now {job.model.temperature})"
-        f"{log_scale} or train.item_frequency_power"
+        f"try {popularity}model.dim={2 * job.model.dim}, a higher or lower model.temperature (now "
+        f"{job.model.temperature}){log_scale} or train.item_frequency_power{others}"
     )
 
 

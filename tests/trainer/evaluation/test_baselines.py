@@ -224,10 +224,12 @@ def test_run_below_a_baseline_is_named(workspace: Path) -> None:
     for run, printed in text.items():
         baselines = json.loads((workspace / run / "report.json").read_text())["baselines"]
         below[run] = baselines["shortfall"] or ""
-        assert printed.splitlines()[0].startswith("ndcg@10 on test is ") is bool(below[run])
-        assert below[run] in printed.splitlines()[0]
+        last = [line for line in printed.splitlines() if not line.startswith("next: ")][-1]
+        assert last.startswith("ndcg@10 on test is ") is bool(below[run])
+        assert below[run] in last
     assert "item cosine (" in below["brief"]
-    assert "popularity" not in below["run"]
+    assert "; what ALS and EASE reach: 'crossfade evaluate RUN --baselines'" in below["brief"]
+    assert "below" not in below["run"]
 
 
 def test_exclusion_conflicts_with_the_task_repeat(workspace: Path) -> None:
