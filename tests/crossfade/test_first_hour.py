@@ -37,8 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_printed_at_the_end_of_training_work_as_typed(folder: Path) -> None:
-    *_, place, similar, recommend = (folder / "printed").read_text().splitlines()
+    *_, place, level, similar, recommend = (folder / "printed").read_text().splitlines()
     assert place == "embeddings and report: runs/plays"
+    assert level.startswith("ndcg@10 on valid is ")
     assert similar.startswith("next: crossfade similar runs/plays 'Band ")
     assert recommend.startswith("next: crossfade recommend runs/plays --customer u")
     for line in (similar, recommend):

@@ -34,7 +34,8 @@ def test_kernels_follow_from_the_features_of_a_later_processor(
 ) -> None:
     described = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nflags\t\t: {flags}\n"
     (tmp_path / "cpuinfo").write_text(f"{described}\nprocessor\t: 1\nmodel\t\t: 999\n")
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "")  # so that what it was is restored, even nothing
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
     monkeypatch.setitem(sys.modules, "numpy", sys)
     choose_blas_kernels(tmp_path / "cpuinfo")
     assert "OPENBLAS_CORETYPE" not in os.environ, "numpy has been imported"
