@@ -199,8 +199,9 @@ def test_result_is_printed(workspace: Path, report: dict[str, Any]) -> None:
     printed = (workspace / "printed").read_text()
     assert f"{report['examples']:,} examples" in printed
     assert f"{report['metrics']['test']['ndcg@10']:.4f}" in printed
-    *_, place, similar, recommend = printed.splitlines()
+    *_, place, level, similar, recommend = printed.splitlines()
     assert place == "embeddings and report: run"
+    assert level == report["baselines"]["shortfall"]
     assert similar.startswith("next: ")
     assert " similar run " in similar
     assert " recommend run --customer " in recommend
@@ -233,7 +234,8 @@ def test_evaluate_options_change_split_depths_and_exclusion(workspace: Path, rep
 
 
 def test_evaluate_prints_table(workspace: Path, report: dict[str, Any]) -> None:
-    head, *rows, task = succeeded(crossfade_here("evaluate", "run", cwd=workspace)).stdout.splitlines()
+    head, *rows, task, level = succeeded(crossfade_here("evaluate", "run", cwd=workspace)).stdout.splitlines()
+    assert level.startswith("ndcg@10 on test is ")
     expected = report["metrics"]["test"]
     assert head.split() == ["test", "@5", "@10", f"{expected['queries']:,}", "queries"]
     assert task == "task new: 600 held-out pairs count; none is in an excluded split too"
