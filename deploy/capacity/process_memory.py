@@ -285,7 +285,7 @@ _MIB = 2**20
 SCHEDULER_BYTES = 87 * _MIB
 SERVER_BYTES = 104 * _MIB
 WORKER_BYTES = 121 * _MIB
-RANK_BYTES = 109 * _MIB
+RANK_BYTES = 66 * _MIB
 """A worker that holds a shard of the tables, and loads no MXNet."""
 COMMAND_BYTES = 60 * _MIB
 """``crossfade train`` itself, where it starts and watches the roles."""
