@@ -78,15 +78,15 @@ class Als:
     def fit(self, **settings: float) -> Scores:
         """Fit the factors of both sides."""
         threads = get_num_threads()
-        model = self._model(
-            factors=int(settings["factors"]),
-            regularization=settings["regularization"],
-            alpha=settings["alpha"],
-            iterations=_ITERATIONS,
-            num_threads=threads,
-            random_state=_SEED,
-        )
-        with threadpool_limits(1, "blas"):  # its own threads call BLAS
+        with threadpool_limits(1, "blas"):  # its own threads call BLAS, and it warns otherwise
+            model = self._model(
+                factors=int(settings["factors"]),
+                regularization=settings["regularization"],
+                alpha=settings["alpha"],
+                iterations=_ITERATIONS,
+                num_threads=threads,
+                random_state=_SEED,
+            )
             model.fit(self._train_RI, show_progress=False)
         query_RD, item_ID = model.user_factors, model.item_factors
         return lambda queries_Q: query_RD[queries_Q] @ item_ID.T
