@@ -109,6 +109,8 @@ def run(options: EvaluateCommand) -> int:
     if options.json_:
         print(json.dumps(results))
         return 0
+    if shortfall := results["baselines"]["shortfall"]:
+        print_line(shortfall)
     print_metrics({str(options.split): results[options.split]}, results["task"], results["baselines"])
     if "segments" in results:
         print_line()
@@ -121,8 +123,6 @@ def run(options: EvaluateCommand) -> int:
         _print_comparison(results["comparison"], options.source)
     for entity, found in results.get("labels", {}).items():
         _print_precision(entity, found)
-    if shortfall := results["baselines"]["shortfall"]:
-        print_line(shortfall)
     return 0
 
 

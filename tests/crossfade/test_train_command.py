@@ -234,7 +234,7 @@ def test_evaluate_options_change_split_depths_and_exclusion(workspace: Path, rep
 
 
 def test_evaluate_prints_table(workspace: Path, report: dict[str, Any]) -> None:
-    head, *rows, task, level = succeeded(crossfade_here("evaluate", "run", cwd=workspace)).stdout.splitlines()
+    level, head, *rows, task = succeeded(crossfade_here("evaluate", "run", cwd=workspace)).stdout.splitlines()
     assert level.startswith("ndcg@10 on test is ")
     expected = report["metrics"]["test"]
     assert head.split() == ["test", "@5", "@10", f"{expected['queries']:,}", "queries"]
