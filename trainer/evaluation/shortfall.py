@@ -1,4 +1,4 @@
-"""Compare the metrics of a run with those of baselines, and name those that it is not clearly above.
+"""Compare the metrics of a run with baselines, and name the baselines that it is not clearly above.
 
     found = compare_with_baselines(job, {"test": metrics}, {"test": sums_G})
     found["shortfall"]      # "ndcg@10 on test is 0.2078, below als (0.2150, by 0.0072 ± 0.0021): try …", or None
@@ -76,7 +76,7 @@ def _compare(
     run_G: FloatArray | None,
     baselines: Iterable[tuple[str, Mapping[str, float], Sequence[float] | None]],
 ) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
-    """Return the baselines that a run is below, and those that it is not clearly above: gaps, and what to say of each.
+    """Return the baselines that a run is below, and the ones it is not clearly above: a gap and a description of each.
 
     Args:
         metric: what is compared.

@@ -277,7 +277,7 @@ def _with_popularity(model: TrainedModel, options: ExportOptions, log: Log) -> T
     how = FORMATS[options.to].popularity
     if model.popularity is None or how == "itself":
         return model
-    if how == "column" and not model.spec.context:  # vectors of context are added to those of queries
+    if how == "column" and not model.spec.context:  # queries add the vectors of their context
         return model.ranking_model()
     reason = "the model has context" if model.spec.context else f"{options.to} has no dot products"
     log(f"the vectors leave out the popularity term of scores, since {reason}")

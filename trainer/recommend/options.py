@@ -307,7 +307,9 @@ class IndexOptions(ShardOptions, Options):
         None, "index this table (default: the item entity of the run's job)", group="index", value="NAME"
     )
     metric: ScoreKind | None = option(
-        None, "search by this score (default: that of recommendations, of other entities model.score)", group="index"
+        None,
+        "search by this score (default: the metric of recommendations; for other entities, model.score)",
+        group="index",
     )
     codes: Codes = option(
         "flat",

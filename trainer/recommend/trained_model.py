@@ -117,7 +117,7 @@ class TrainedModel:
         return replace(self, job=job, spec=ranking_spec(self.spec), vectors=vectors, popularity=None)
 
     def compared_by(self, metric: ScoreKind) -> TrainedModel:
-        """Return the model whose vectors are compared by ``metric``: by that of rankings, ``ranking_model``."""
+        """Return the model to compare by ``metric``: ``ranking_model`` for the metric of rankings, else this one."""
         return self.ranking_model() if metric == self.ranking_metric else self
 
     def vocabulary(self, entity: str) -> Vocabulary:
