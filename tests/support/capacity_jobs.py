@@ -17,4 +17,4 @@ def zipf_job(folder: Path, data: Path, **sections: Any) -> JobConfig:
 
 
 def plan_of(job: JobConfig) -> CapacityPlan:
-    return plan_capacity(read_inputs(job).with_counts())
+    return plan_capacity(read_inputs(job))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from capacity_jobs import plan_of, zipf_job
+from capacity_jobs import zipf_job
 from command_here import crossfade_here
 
 from crossfade.base import machine as machine_module
@@ -23,17 +23,20 @@ GIB = 2**30
 @pytest.mark.parametrize(
     "cluster", [{}, {"servers": 2, "workers": 2}, {"workers": 2}], ids=["in process", "on servers", "in workers"]
 )
-def test_verdict_changes_at_required_and_peak_bytes(tmp_path: Path, zipf: Path, cluster: dict[str, Any]) -> None:
-    inputs = read_inputs(zipf_job(tmp_path, zipf, cluster=cluster)).with_counts()
+def test_job_is_refused_below_its_required_bytes_and_warned_of_below_its_peak(
+    tmp_path: Path, zipf: Path, monkeypatch: pytest.MonkeyPatch, cluster: dict[str, Any]
+) -> None:
+    inputs = read_inputs(zipf_job(tmp_path, zipf, cluster=cluster))
     plan = plan_capacity(inputs)
-    assert plan.required_bytes < plan.peak_bytes
-
-    def verdict(available: int) -> str:
-        return check_fit(inputs, plan, Machine("a machine", available)).verdict
-
-    assert verdict(plan.peak_bytes) == "fits"
-    assert verdict(plan.peak_bytes - 1) == verdict(plan.required_bytes) == "tight"
-    assert verdict(plan.required_bytes - 1) == "does not fit"
+    for available, warned in ((plan.peak_bytes, False), (plan.peak_bytes - 1, True), (plan.required_bytes, True)):
+        monkeypatch.setattr(machine_module, "available_bytes", lambda: available)  # noqa: B023 - called before it changes
+        warning = check_fits_this_machine(inputs)
+        assert (warning is not None) == warned
+    peak, free = format_gib(plan.peak_bytes), format_gib(plan.required_bytes)
+    assert f"this may take up to {peak}, but {free} are free here" in str(warning)
+    monkeypatch.setattr(machine_module, "available_bytes", lambda: plan.required_bytes - 1)
+    with pytest.raises(InputError, match=f"all processes of a host {free}, but "):
+        check_fits_this_machine(inputs)
 
 
 @pytest.mark.parametrize("kind", ["server", "worker"])
@@ -82,24 +85,6 @@ def test_train_rejects_a_job_that_does_not_fit_with_planned_figures(planted: Pat
     for table in plan["tables"]:
         assert format_gib(table["weights_bytes"] + table["state_bytes"]) in rejected.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_tight_job_is_warned_of_and_oversized_job_rejected(
-    tmp_path: Path, zipf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = zipf_job(tmp_path, zipf, cluster={"servers": 2, "workers": 2})
-    plan = plan_of(job)
-    for available, warned in ((plan.peak_bytes, False), (plan.required_bytes, True)):
-        monkeypatch.setattr(machine_module, "available_bytes", lambda: available)  # noqa: B023 - called before it changes
-        warning = check_fits_this_machine(read_inputs(job))
-        assert (warning is not None) == warned
-    assert (
-        f"this may take up to {format_gib(plan.peak_bytes)}, but {format_gib(plan.required_bytes)} are free here"
-        in str(warning)
-    )
-    monkeypatch.setattr(machine_module, "available_bytes", lambda: plan.required_bytes - 1)
-    with pytest.raises(InputError, match=f"all processes of a host {format_gib(plan.required_bytes)}, but "):
-        check_fits_this_machine(read_inputs(job))
 
 
 def test_job_that_cannot_be_made_to_fit_gets_no_advice(tmp_path: Path, zipf: Path) -> None:
