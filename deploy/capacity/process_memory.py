@@ -316,6 +316,9 @@ def _dense_layers(inputs: PlanInputs, rows: int) -> Iterator[MemoryItem]:
         if spec.reads_content:
             activations += _BATCHES_HELD * spec.widths[0] * VALUE_BYTES
         yield MemoryItem(f"rows of a step in the dense layers of {spec.entity}", rows * activations, "steps")
+        if inputs.job.train.save_embeddings == "best":
+            written = min(GROUP_ROWS, inputs.manifest.entities[spec.side].rows) * activations
+            yield MemoryItem(f"writing outputs of the dense layers of {spec.entity}", written, "evaluation")
 
 
 def _evaluation(inputs: PlanInputs, split: SplitName) -> Iterator[MemoryItem]:
