@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.options import Integer, Options, alternatives, option
-from crossfade.deploy.capacity.options import DATASET_SIZE, PlannedJob
+from crossfade.trainer.config.options import ClusterSizes, JobOptions
 
 SPARK_EXAMPLE = "prepare --events s3://music/plays/*.parquet --engine spark --out s3://music/prepared"
 _SPARK = ("spark", "upload", "role", "executors")
@@ -35,9 +35,6 @@ _NEEDED = {
     "sagemaker-processing": ("spark", "upload", "role", "image"),
     "databricks": ("spark", "upload", "role"),
 }
-_PRINTED = ("instance_type", "bandwidth", "json_", *DATASET_SIZE)
-"""Options of the plan that is printed where no files are written. Memory that a scheduler enforces is not planned
-without the dataset, whose features and evaluations count."""
 
 
 def _matching(pattern: str, expected: str) -> Callable[[Any], Any]:
@@ -129,6 +126,9 @@ class SchedulerFiles(Options):
         "--shard auto/16 --out recs', and then merge them",
         value="COMMAND",
     )
+    cores: Integer | None = _schedulers(
+        None, "request N CPUs for each host that trains (default: by its roles), or for each task", value="N", ge=1
+    )
     memory: _Quantity = _schedulers("8Gi", "request so much for each task of an array", value="SIZE")
     out: Path | None = _schedulers(None, "write the files to FOLDER (required with a scheduler)", value="FOLDER")
     data: str | None = _schedulers(
@@ -173,7 +173,7 @@ class SchedulerFiles(Options):
     )
 
 
-class PlanOptions(SchedulerFiles, PlannedJob):
+class PlanOptions(SchedulerFiles, JobOptions, ClusterSizes):
     """What is planned, and for which scheduler files are written instead of the plan."""
 
     @model_validator(mode="after")
@@ -181,7 +181,7 @@ class PlanOptions(SchedulerFiles, PlannedJob):
         given = [name for name in self.model_fields_set if getattr(self, name) not in (None, False)]
         some = sorted({name for names in ONLY.values() for name in names})
         if self.to is None:
-            for name in ("out", "data", "memory", *some):
+            for name in ("out", "data", "cores", "memory", *some):
                 if name in given:
                     fitting = [each for each in ONLY if name in ONLY[each]] or ["slurm", "kubernetes"]
                     fix = f"add {alternatives([option_named('to', each) for each in fitting])}"
@@ -198,7 +198,7 @@ class PlanOptions(SchedulerFiles, PlannedJob):
             others.append("hosts")
         if self.array is not None or self.spark is not None:
             others += ("data", "run_dir", "storage", "hosts")
-        for name in (*others, *_PRINTED, *(["memory"] if self.array is None else [])):
+        for name in (*others, "json_", *(["memory"] if self.array is None else [])):
             if name in given:
                 problem = f"has no meaning with {option_named('to', self.to)}"
                 raise OptionError(name, problem=problem, fix="leave one of them out")

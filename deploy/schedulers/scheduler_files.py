@@ -47,7 +47,7 @@ def write_files(
         yield from next_steps
         return
     job = on_slurm(job) if options.to == "slurm" else on_kubernetes(job)
-    inputs = read_inputs(job, progress).with_counts()
+    inputs = read_inputs(job, progress)
     sizes = size_hosts(job, plan_capacity(inputs), options.cores)
     if options.data is not None:
         job = job.model_copy(update={"data": job.data.model_copy(update={"path": options.data})})

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from crossfade.deploy.capacity.plan import CapacityPlan, role_hosts
-from crossfade.deploy.capacity.step_time import role_seconds
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import on_gpu
 
@@ -16,7 +15,7 @@ HEADROOM, RESERVE_BYTES = 1.1, 256 * _MIB
 limit."""
 IN_PROCESS_CPUS = 4
 AGENT_CPUS = 0.5
-"""For the agent or coordinator of a host, and for the threads of roles that read and send."""
+"""For the agent or coordinator of a host, and for threads that read and send; each server and worker adds 1."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ def size_hosts(job: JobConfig, plan: CapacityPlan, cores: int | None = None) -> 
     memory = [math.ceil((host.peak_bytes * HEADROOM + RESERVE_BYTES) / (64 * _MIB)) * 64 for host in plan.hosts]
     if not job.cluster.is_distributed:
         return [HostSize(cores or IN_PROCESS_CPUS, memory[0])]
-    busy, sizes = _busy_cpus(job, plan), []
+    sizes = []
     for roles, mib in zip(role_hosts(job), memory, strict=True):
-        cpus = math.ceil(2 * (AGENT_CPUS + sum(busy[role.name] for role in roles))) / 2
+        cpus = AGENT_CPUS + sum(role.kind != "scheduler" for role in roles)
         trains = any(role.kind == "worker" for role in roles)
         sizes.append(HostSize(cores if cores and trains else cpus, mib))
     return sizes
@@ -58,19 +57,3 @@ def requested_gpus(job: JobConfig) -> int:
         return 0
     indexes = (int(name.partition(":")[2] or 0) for name in devices)
     return max(len(devices), *(index + 1 for index in indexes))
-
-
-def _busy_cpus(job: JobConfig, plan: CapacityPlan) -> dict[str, float]:
-    """Return the part of a step that each role computes, by name; 1 where the engine's time is not predicted.
-
-    A network would lengthen a step, so on separate hosts the roles are busy for a smaller part.
-    """
-    names = [role.name for roles in role_hosts(job) for role in roles]
-    busy = {name: float(name != "scheduler") for name in names}
-    if plan.steps and job.train.uses_cpu_engine:
-        keys = sum(table.keys for table in plan.tables)
-        by_worker, by_server = role_seconds(plan.steps, job.model.dim, job.cluster.servers, keys)
-        step = max(by_worker) + by_server
-        busy |= {f"worker-{rank}": seconds / step for rank, seconds in enumerate(by_worker)}
-        busy |= {f"server-{index}": by_server / step for index in range(job.cluster.servers)}
-    return busy

@@ -33,7 +33,6 @@ SMALL_FILE_LINES = 100
 SMALL_FILES = {
     "crossfade/base/blas_kernels.py": "runs before anything else is imported",
     "crossfade/sagemaker_entry.py": "the entry of a process",
-    "deploy/doctor/examine.py": "what a command does, below the faces",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
     "deploy/schedulers/scheduler_files.py": "what a command does, below the faces",
     "trainer/data/feature_kernels.py": "loads numba",
@@ -41,6 +40,7 @@ SMALL_FILES = {
     "trainer/formats/faiss_indexes.py": "for an optional package",
     "trainer/maps/page.py": "a page with its assets",
     "trainer/recommend/history_file.py": "loads DuckDB",
+    "trainer/tracking/tracker.py": "what a run does with its events, below the faces",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
 FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")

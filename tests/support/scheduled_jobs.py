@@ -19,7 +19,7 @@ BUCKET_DATA = "s3://music/plays"
 
 
 def planned(job: JobConfig) -> CapacityPlan:
-    return plan_capacity(read_inputs(job).with_counts())
+    return plan_capacity(read_inputs(job))
 
 
 def scheduled_job(folder: Path, data: Path, **sections: Any) -> JobConfig:

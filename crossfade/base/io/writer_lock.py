@@ -117,12 +117,6 @@ def _parse(record: bytes) -> _Owner | None:
         return None
 
 
-def ended_owner(record: bytes) -> str | None:
-    """Return the process that wrote ``record`` into a lock if it ran on this host and has ended; otherwise None."""
-    owner = _parse(record)
-    return str(owner) if owner is not None and owner.has_ended() else None
-
-
 class BusyError(InputError):
     """Another process holds the lock."""
 
