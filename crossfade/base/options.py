@@ -111,7 +111,7 @@ class Options(BaseModel):
     one_of: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """Options of which exactly one must be given."""
     at_most_one: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """Options of which only one may be given."""
+    """Options of which only one may be given, further ones than those of base classes."""
 
     @model_validator(mode="before")
     @classmethod
@@ -141,7 +141,8 @@ class Options(BaseModel):
         Raises:
             OptionError: a name is unknown, a value is invalid, or options contradict each other.
         """
-        for names in (*cls.one_of, *cls.at_most_one):
+        at_most_one = [names for kind in cls.__mro__ for names in vars(kind).get("at_most_one", ())]
+        for names in (*cls.one_of, *at_most_one):
             found = [name for name in names if values.get(name) not in (None, False)]
             if len(found) > 1 or (not found and names in cls.one_of):
                 first = found[1] if found else names[0]
