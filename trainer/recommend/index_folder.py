@@ -187,17 +187,9 @@ def check_free(out: Path, overwrite: bool) -> None:
     Raises:
         InputError: it may not be replaced.
     """
-    named, overwriting = option_named("out", out), option_named("overwrite")
-    more = f"{named}: holds more than an index, so {overwriting} does not replace it; choose another"
 
     def find_foreign() -> str | None:
         names = {path.name for path in out.iterdir()}
-        return more if not names <= _FILES or (names and CARD_FILE not in names) else None
+        return min(names - _FILES if CARD_FILE in names else names, default=None)
 
-    check_replaceable(
-        out,
-        overwrite,
-        exists=f"{named}: already exists; choose another, or replace an index with {overwriting}",
-        no_folder=more,
-        find_foreign=find_foreign,
-    )
+    check_replaceable(out, overwrite, "an index", find_foreign)

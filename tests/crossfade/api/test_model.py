@@ -158,9 +158,9 @@ def _link(folder: Path) -> None:
         (_write_below("report.tex"), "holds 'report.tex', which is not part of a model"),
         (_write_below("job.yaml", "kind: Job"), "holds no model .it has no job.yaml of a run"),
         (lambda folder: (folder / "embeddings").mkdir(parents=True), "holds no model .it has no job.yaml"),
-        (lambda folder: folder.write_text("a file"), "is not a folder of a model"),
-        (_link, "is not a folder of a model"),
-        (lambda folder: folder.symlink_to("nowhere"), "is not a folder of a model"),
+        (lambda folder: folder.write_text("a file"), "is not a folder, so overwrite=True does"),
+        (_link, "is not a folder, so overwrite=True does"),
+        (lambda folder: folder.symlink_to("nowhere"), "is not a folder, so overwrite=True does"),
     ],
     ids=[
         *("folder", "run with a file", "file in embeddings", "file in checkpoints", "file in a dataset"),

@@ -273,16 +273,20 @@ def test_lock_on_s3_of_a_dead_process_is_taken_over(s3_folder: Folder, caplog: p
 
 
 @pytest.mark.slow
-def test_lock_on_s3_of_another_host_is_taken_over_after_a_day(
+def test_lock_on_s3_of_another_host_is_taken_over_once_it_is_not_renewed(
     s3_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = writer_lock._Owner.this_process().model_copy(update={"host": "other", "machine": "other"})
     s3_folder.write(LOCK_NAME, other.model_dump_json().encode())
     with pytest.raises(InputError, match="on host other has been writing it since"), folder_writer(s3_folder):
         pass
-    monkeypatch.setattr(writer_lock, "_STALE_SECONDS", -3600)
+    monkeypatch.setattr(writer_lock, "_LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(writer_lock, "_RENEWAL_SECONDS", 0.2)
     with folder_writer(s3_folder) as lock:
         lock.check()
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="has been writing it since"):
+            patch.setattr(writer_lock._Owner, "has_ended", lambda _: False)
+            writer_lock._ObjectLock(Folder(s3_folder.uri)).acquire()
         s3_folder.write(LOCK_NAME, other.model_dump_json().encode())
         with pytest.raises(ChangedError):
             lock.check()
