@@ -102,7 +102,7 @@ def read_card(folder: Path) -> IndexCard:
     try:
         return parse_card(read_below(folder, CARD_FILE), path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{folder}: has no {CARD_FILE}; expected a folder that 'crossfade index' wrote") from error
+        raise InputError(f"{folder}: has no {CARD_FILE}; expected a folder that {command('index')} wrote") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -117,7 +117,7 @@ def parse_card(data: bytes, source: object) -> IndexCard:
         return validate_json(IndexCard, data)
     except ValueError as error:
         raise InputError(
-            f"{source}: is not the card of an index: {error}; build it again with 'crossfade index'"
+            f"{source}: is not the card of an index: {error}; build it again with {command('index')}"
         ) from error
 
 
