@@ -79,11 +79,6 @@ def test_median_customer_has_as_many_interactions_as_most(tmp_path: Path) -> Non
     assert counts[median_id(data, manifest, "customer")] == pytest.approx(statistics.median(counts.values()), abs=1)
 
 
-def next_of(output: str) -> str:
-    [line] = [line for line in output.splitlines() if line.startswith("next: ")]
-    return line.removeprefix("next: ")
-
-
 def nexts(output: str) -> list[str]:
     """Return the commands that are printed as the next ones."""
     return [line.removeprefix("next: ") for line in output.splitlines() if line.startswith("next: ")]
