@@ -18,7 +18,6 @@ import pytest
 from command_here import rejected_here
 from crashing_storage import Crash
 from error_table import documented
-from killed_process import holding
 from paced_training import pace
 from refreshed_service import EVENTS, ServiceFolder, crash_at, current, plays
 from run_results import assert_same_bits
@@ -70,13 +69,6 @@ def test_crash_at_any_step_is_continued_by_the_same_command(
         else:
             break
     assert call == STEPS + 1
-
-
-def test_servers_follow_a_version_whose_publication_was_interrupted(undisturbed: ServiceFolder, tmp_path: Path) -> None:
-    service = undisturbed.copied(tmp_path)
-    (service.path / "current.json").unlink()
-    succeeded(service.command("refresh"))
-    assert service.current() == current(3)
 
 
 def test_crash_of_a_rollback_is_continued_by_the_same_command(undisturbed: ServiceFolder, tmp_path: Path) -> None:
@@ -198,12 +190,6 @@ def test_rollback_during_an_interrupted_refresh_starts_it_over(service: ServiceF
     succeeded(service.command("refresh"))
     assert (service.record(3)["base"], service.files(3)) == (1, ["day-002.parquet", "day-003.parquet"])
     assert service.times(3) == [at for day in (2, 3) for at in plays(day)["at"].to_pylist()]
-
-
-def test_lock_is_free_after_its_process_was_killed(service: ServiceFolder) -> None:
-    with holding(RefreshedService(load_service(service.file)).locked) as pid:
-        assert f"process {pid} " in service.command("refresh").stderr
-    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
 
 
 def test_refresh_at_intervals_takes_files_as_they_arrive(tmp_path: Path) -> None:
