@@ -56,12 +56,11 @@ def _csv_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a header of all keys, and a line for each of ``records``."""
     listed = list(records)
     names = list(dict.fromkeys(name for record in listed for name in record))
-    for row in [names, *([record.get(name) for name in names] for record in listed)]:
+    rows: list[list[Any]] = [names, *([record.get(name, "") for name in names] for record in listed)]
+    for row in rows:
         text = io.StringIO()
-        cells = ("; ".join(cell) if isinstance(cell, list) else cell for cell in row)
-        csv.writer(text, lineterminator="").writerow(
-            "" if cell is None else escape_unprintable(str(cell)) for cell in cells
-        )
+        cells = ("; ".join(cell) if isinstance(cell, list) else "" if cell is None else str(cell) for cell in row)
+        csv.writer(text, lineterminator="").writerow(map(escape_unprintable, cells))
         yield text.getvalue()
 
 

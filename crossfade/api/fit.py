@@ -62,7 +62,7 @@ def fit(plays: Any, **options: Any) -> Model:
             values = _read_options(chosen.read or {}, kind) | {"seed": settings["train.seed"]}
             values |= {"out": folder / DATASET_FOLDER, "train": _paths(plays) if events is None else [events]}
             values |= {PREPARED_AS.get(name, name): getattr(chosen, name) for name in _COLUMNS_AND_HOLD_OUTS}
-            values["hold_out_valid"] = chosen.valid or NONE
+            values["hold_out_valid"] = NONE if chosen.valid is None else chosen.valid
             prepared = _with_names(values, chosen.names or {})
             if events is not None:
                 _write_events(plays, prepared, events)

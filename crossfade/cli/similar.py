@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossfade.base.options import option
 from crossfade.cli.command import as_command
@@ -70,7 +70,7 @@ def _print_similar(model: Model, options: SimilarCommand) -> None:
     listed = read_lists(options, model.files.names(entity), entity)
     rows_QK, cosine_QK = model.similar(rows, listed)
     labels = model.labels(entity, [*rows.tolist(), *rows_QK[rows_QK >= 0].tolist()])
-    texts, results, lines = distinct_labels(labels), [], list[str]()
+    texts, results, lines = distinct_labels(labels), list[dict[str, Any]](), list[str]()
     for row, other_K, cosine_K in zip(rows.tolist(), rows_QK.tolist(), cosine_QK.tolist(), strict=True):
         found = [(other, cosine) for other, cosine in zip(other_K, cosine_K, strict=True) if other >= 0]
         neighbors = [labels[other].as_record(entity) | {"cosine": cosine} for other, cosine in found]

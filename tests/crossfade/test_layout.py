@@ -38,6 +38,8 @@ SMALL_FILES = {
     "trainer/recommend/history_file.py": "loads DuckDB",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
+TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")
+COMMANDS_TYPED_YET = "deploy/capacity/"
 FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")
 FILES_WITH_FLAGS = {
     "deploy/aws/ec2/run_host.py": "starts commands of crossfade",
@@ -139,6 +141,24 @@ def test_few_small_files_have_a_single_importer() -> None:
 
 def test_tests_mirror_the_layout() -> None:
     assert misplaced_tests(ROOT) == []
+
+
+def typed_commands(root: Path) -> list[str]:
+    """Return the places of messages under ``root`` that have a command as it is typed, not by ``errors.command``."""
+    return [
+        f"{path.relative_to(root)}:{part.lineno}"
+        for path in product_files(root)
+        if "cli" not in path.parts  # texts of help
+        for node in nodes(path)[1]
+        if isinstance(node, ast.JoinedStr | ast.Raise)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and TYPED_COMMAND.search(part.value)
+    ]
+
+
+def test_messages_name_commands_by_one_function() -> None:
+    places = [place for place in typed_commands(ROOT) if not place.startswith(COMMANDS_TYPED_YET)]
+    assert places == []
 
 
 def test_no_string_below_the_faces_names_a_flag() -> None:
