@@ -27,7 +27,6 @@ from crossfade.kvstore.mxnet.server_protocol import (
     COMMAND_HEAD,
     DEFAULT_KEY_BYTES,
     STATUS_LENGTH,
-    CommandSigner,
     TableLayout,
     create_command,
     decode_status,
@@ -36,6 +35,7 @@ from crossfade.kvstore.mxnet.server_protocol import (
     reset_commands,
     status_key,
 )
+from crossfade.kvstore.mxnet.signatures import CommandSigner
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import (
     MAX_ALL_REDUCE_LENGTH,

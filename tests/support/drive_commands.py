@@ -13,11 +13,8 @@ import numpy as np
 from dist_roles import SECRET, play_role
 
 from crossfade.kvstore.mxnet.client import MXNetStore
-from crossfade.kvstore.mxnet.server_protocol import (
-    COMMAND_HEAD,
-    CommandSigner,
-    encode_command,
-)
+from crossfade.kvstore.mxnet.server_protocol import COMMAND_HEAD, encode_command
+from crossfade.kvstore.mxnet.signatures import CommandSigner
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import RowGradient, TableSpec
 

@@ -18,7 +18,7 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import StoreError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.mxnet.row_server import RowServer
-from crossfade.kvstore.mxnet.server_protocol import CommandVerifier
+from crossfade.kvstore.mxnet.signatures import CommandVerifier
 from crossfade.trainer.data.manifest import DataFile, Entity
 
 pytestmark = pytest.mark.cluster
