@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from drive_store import SEED, STEPS, TABLES, addends, gradient, lr_factor, optimizer
 from partition_trees import add_rows_as_tree
-from saved_shards import save_store, wait_for_save
+from saved_shards import wait_for_save
 from sharded_ranks import SECRET, Meeting, RunningRanks, join_ranks, running_ranks
 
 from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import CheckpointError, ClusterError, DivergedError, StoreError
-from crossfade.kvstore.checkpoint.lifecycle import step_folder
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerKind
 from crossfade.kvstore.sharded import connections
@@ -144,34 +143,6 @@ def test_sums_over_ranks_are_those_of_float64_in_their_order(three: RunningRanks
     expected_N = addends(0, 0) + addends(0, 1) + addends(0, 2)
     for total_N in three.each(lambda store: store.all_reduce(addends(0, store.rank))):
         np.testing.assert_array_equal(total_N, expected_N)
-
-
-@pytest.mark.slow
-def test_checkpoint_loads_into_any_number_of_ranks_and_into_one_process(tmp_path: Path) -> None:
-    spec = optimizer("adam")
-    uri = step_folder(str(tmp_path), 1)
-
-    def train_and_save(store: ShardedStore) -> dict[str, FloatArray]:
-        store.create(TABLES, spec, SEED)
-        store.push({table.name: gradient(0, store.rank, table) for table in TABLES})
-        if store.rank == 0:
-            save_store(store, str(tmp_path), 1, TABLES, spec)
-        return all_rows(store)
-
-    def load(store: RowStore) -> dict[str, FloatArray]:
-        store.create(TABLES, spec, SEED + 1, uri)
-        empty = {t.name: RowGradient(np.empty(0, np.int64), np.empty((0, t.dim), np.float32)) for t in TABLES}
-        store.push(empty if store.rank else {table.name: gradient(1, 0, table) for table in TABLES})
-        return all_rows(store)
-
-    with running_ranks(3) as running:
-        running.each(train_and_save)
-    expected = load(LocalStore())
-    for ranks in (1, 2, 4):
-        with running_ranks(ranks) as running:
-            loaded = running.each(load)[-1]
-        for name, values_ND in expected.items():
-            np.testing.assert_array_equal(loaded[name], values_ND)
 
 
 def test_save_that_fails_names_the_rank_and_a_long_reason_and_keeps_the_ranks_together(

@@ -4,21 +4,18 @@ import os
 import select
 import subprocess
 import sys
-import threading
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from saved_shards import random_table, split_table, wait_for_save, wait_for_snapshot
+from saved_shards import random_table, split_table, wait_for_snapshot
 from snapshots import DIM, LARGE, change_rows, running_snapshot, shard_of_ones, weights_file
 from waiting import wait_until
 
 from crossfade.kvstore.checkpoint.snapshot import compile_kernels
-from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerKind, OptimizerSpec
-from crossfade.kvstore.store import RowGradient, TableSpec
+from crossfade.kvstore.store import TableSpec
 
 pytestmark = pytest.mark.slow
 
@@ -98,32 +95,6 @@ def test_server_saves_the_state_at_the_command_although_rows_change(tmp_path: Pa
         for name in expected.files:
             path = tmp_path / "saved" / "track" / f"{name}.00000-of-00001.npy"
             np.testing.assert_array_equal(np.load(path), expected[name], err_msg=name)
-
-
-def test_snapshots_are_exact_while_other_threads_compute_and_allocate(tmp_path: Path) -> None:
-    table = TableSpec("track", 20_000, DIM, 0.1)
-    stop = threading.Event()
-
-    def allocate() -> None:
-        while not stop.is_set():
-            [np.ones(size) for size in range(1, 20_000, 500)]
-
-    threads = [threading.Thread(target=allocate) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        with closing(LocalStore()) as store:
-            store.create([table], OptimizerSpec("adam"), seed=1)
-            for number in range(5):
-                store.push({"track": RowGradient(np.arange(20_000), np.ones((20_000, DIM), np.float32))})
-                expected = store.pull({"track": np.arange(20_000)})["track"]
-                store.save(str(tmp_path / str(number)))
-                wait_for_save(store)
-                np.testing.assert_array_equal(np.load(weights_file(tmp_path / str(number))), expected)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_writer_shares_no_process_group_and_no_pipes(tmp_path: Path) -> None:
