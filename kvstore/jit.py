@@ -200,7 +200,7 @@ _FLOAT_FEATURES = ("avx", "avx2", "fma", "avx512f")
 
 
 def compiled_for() -> str:
-    """Return the processor that kernels are compiled for: this one, or that of ``NUMBA_CPU_NAME``."""
+    """Return the processor that kernels are compiled for: this one, or ``NUMBA_CPU_NAME``."""
     _, name, features = cpu_target.target_context.codegen().magic_tuple()
     enabled = features.split(",")
     return "".join([str(name), *(f"+{feature}" for feature in _FLOAT_FEATURES if f"+{feature}" in enabled)])

@@ -91,7 +91,7 @@ class MXNetStore:
         checkpoint: str | None = None,
         reset_rows: Mapping[str, IntArray] = NO_RESETS,
     ) -> None:
-        """Create the tables on the servers, which initialize rows in place and load those of ``checkpoint``.
+        """Create the tables on the servers, which initialize rows in place and load the rows of ``checkpoint``.
 
         Few keys are created at a time, on different servers, since MXNet copies the rows of a key several times then.
         """

@@ -79,7 +79,7 @@ class _KeyShard:
             init_rows(out_ND, rows_N, seed=seed, table=self.table.name, std=self.table.init_std)
 
     def reset_rows(self, seed: int, rows_R: IntArray) -> None:
-        """Initialize those of the table's ``rows_R`` that are in this shard, and zero their optimizer state."""
+        """Initialize the rows of ``rows_R`` that this shard has, and zero their optimizer state."""
         local_R = rows_R[rows_R % self._layout.num_shards == self.number]
         positions_R = local_R // self._layout.num_shards
         init_rows_at(self.weights_ND, positions_R, local_R, seed=seed, table=self.table.name, std=self.table.init_std)

@@ -294,7 +294,7 @@ class ShardedStore:
         request: _Request,
         blocks: list[FloatArray],
     ) -> None:
-        """Send the rows that others have ``asked`` for, and copy those of ``request`` into ``blocks``."""
+        """Send the rows that others have ``asked`` for, and copy the rows of ``request`` into ``blocks``."""
         sent_W, received_W = np.zeros((2, self.workers), np.int64)
         for w, t in self._sections(width):
             sent_W[w] += len(asked[w][t])
@@ -324,7 +324,7 @@ class ShardedStore:
         self._push(_Operation.PUSH, gradients)
 
     def assign(self, table: str, rows_A: IntArray, values_AD: FloatArray) -> None:
-        """Replace the values of rows by those of rank 0."""
+        """Replace the values of rows by rank 0's."""
         check_rows(self._tables[self._numbers[table]], rows_A)
         if self.rank != 0:
             rows_A, values_AD = rows_A[:0], values_AD[:0]
@@ -422,7 +422,7 @@ class ShardedStore:
         return self._collect(self._saves.execute(json.loads(body.tobytes())))
 
     def _collect(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
-        """Send an answer to rank 0, where those of all ranks are returned; elsewhere, there is only this rank's."""
+        """Send an answer to rank 0, which gets the answers of all ranks; the others get only their own."""
         nothing_W, sizes_W = np.zeros(self.workers, np.int64), self._ranks.sizes(_STATUS_BYTES)
         if self.rank == 0:
             self._ranks.buffer(0)
