@@ -22,6 +22,8 @@ _COMPILER = re.compile(r"^(?:from|import) (?:numba|llvmlite|crossfade\.kvstore\.
 """What a file that defines kernels, or parts of them, imports."""
 _IMPORT = re.compile(r"^(?:from|import) ([\w.]+)(?: import (\([^)]*\)|.*))?", re.MULTILINE)
 _NAME = re.compile(r"\w+")
+_LIBRARIES = Path(__file__).with_name("kernel_code.py")
+"""Changes the code of all kernels, which do not import it."""
 _VERSIONS = f"{numba.__version__} {llvmlite.__version__} {sys.version_info[:2]}"
 
 
@@ -38,7 +40,7 @@ class StampedCache(FunctionCache):
 @cache
 def _stamp(file: Path) -> str:
     """Return a hash of what the kernels of a file are compiled from and by."""
-    files, left = {file}, [file]
+    files, left = {file, _LIBRARIES}, [file]
     while left:
         imported = _kernel_files(left.pop()) - files
         files |= imported
