@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, command
 from crossfade.base.machine import Machine, this_machine
 from crossfade.deploy.capacity.plan_inputs import PlanInputs, read_inputs
 from crossfade.deploy.capacity.process_memory import (
@@ -178,7 +178,7 @@ def check_fits_this_machine(inputs: PlanInputs) -> str | None:
     free = f"{format_gib(machine.available_bytes)} are free here"
     if fit.verdict == "tight":
         advice = " or ".join(fit.advice)
-        return f"this may take up to {format_gib(plan.peak_bytes)}, but {free}; 'crossfade plan' itemizes it ({advice})"
+        return f"this may take up to {format_gib(plan.peak_bytes)}, but {free}; {command('plan')} itemizes it ({advice})"
     sizes = [(table, table.weights_bytes + table.state_bytes) for table in plan.tables]
     tables = ", ".join(f"{table.name} {table.rows:,} x {table.dim} = {format_gib(size)}" for table, size in sizes)
     raise InputError(
