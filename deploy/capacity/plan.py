@@ -178,7 +178,9 @@ def check_fits_this_machine(inputs: PlanInputs) -> str | None:
     free = f"{format_gib(machine.available_bytes)} are free here"
     if fit.verdict == "tight":
         advice = " or ".join(fit.advice)
-        return f"this may take up to {format_gib(plan.peak_bytes)}, but {free}; {command('plan')} itemizes it ({advice})"
+        return (
+            f"this may take up to {format_gib(plan.peak_bytes)}, but {free}; {command('plan')} itemizes it ({advice})"
+        )
     sizes = [(table, table.weights_bytes + table.state_bytes) for table in plan.tables]
     tables = ", ".join(f"{table.name} {table.rows:,} x {table.dim} = {format_gib(size)}" for table, size in sizes)
     raise InputError(
