@@ -22,6 +22,7 @@ from crossfade.deploy.dashboard.history import ColumnBuffer, EpochResult
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.service_reader import ServiceSummary
 from crossfade.deploy.dashboard.summary import Summary
+from crossfade.trainer.runs.shown_metrics import error_of, show_metric
 from crossfade.trainer.training.phases import PHASES
 
 Axis = Literal["step", "time"]
@@ -32,6 +33,7 @@ COLORS = ("#2f7fd1", "#d1602f", "#2a9568", "#a25bd0", "#c0487f", "#8a7a1f")
 """One for each selected run, in their order."""
 MAX_RUNS = len(COLORS)
 _PHASE_COLORS = ("#8a7a1f", "#b5762a", "#2a9568", "#2f7fd1", "#2b8fa3", "#a25bd0", "#c0487f", "#7b7f87")
+_BASELINE_COLOR = "#7b7f87"
 PHASE_COLORS = dict(zip(PHASES, _PHASE_COLORS, strict=True))
 _MAX_POINTS = 400
 """Of a line; more would only slow the browser down."""
@@ -82,6 +84,43 @@ def eval_metric(shown: Sequence[RunView], axis: Axis) -> Figure:
         traces.append(_line(each, _positions(each, evaluated, axis), values, markers=True))
     reason = "No valid split has been evaluated."
     return _figure(traces, reason, x_title=_axis_title(axis), legend=len(shown) > 1)
+
+
+def evaluation(shown: Sequence[RunView]) -> Figure:
+    """Draw the metric of each run and of the baselines on the split that decides, with their standard errors.
+
+    Runs of the same dataset have the same baselines, which are drawn once.
+    """
+    split, metric = judged_by(shown)
+    found = [(_plain(each.summary.name), each.summary.metrics.get(split, {}), each.color) for each in shown]
+    of_baselines = [
+        (f"by {name.replace('_', ' ')}", values, _BASELINE_COLOR)
+        for each in shown
+        for name, values in each.summary.baselines.get(split, {}).items()
+    ]
+    found += [each for number, each in enumerate(of_baselines) if each not in of_baselines[:number]]
+    rows = [(name, values, color) for name, values, color in found if metric in values]
+    names = [name for name, _, _ in rows]
+    bar = {
+        "type": "bar",
+        "orientation": "h",
+        "y": list(range(len(rows))),
+        "x": [values[metric] for _, values, _ in rows],
+        "error_x": {"type": "data", "array": [values.get(error_of(metric), 0.0) for _, values, _ in rows]},
+        "marker": {"color": [color for _, _, color in rows]},
+        "customdata": [[name, show_metric(values, metric)] for name, values, _ in rows],
+        "hovertemplate": "%{customdata[0]}: %{customdata[1]}<extra></extra>",
+    }
+    ticks = {"tickmode": "array", "tickvals": bar["y"], "ticktext": list(map(_short_text, names))}
+    axis = {"autorange": "reversed", "showgrid": False, "ticklen": 6, **ticks}
+    title = f"{_plain(metric)} on {split}"
+    return _figure([bar], "Not evaluated yet.", x_title=title, hover="closest", y=axis, bargap=0.4)
+
+
+def judged_by(shown: Sequence[RunView]) -> tuple[str, str]:
+    """Return the split and the metric that runs are compared by: test where one was evaluated on it, or valid."""
+    split = "test" if any("test" in each.summary.metrics for each in shown) else "valid"
+    return split, shown[0].summary.best_metric if shown else ""
 
 
 def throughput(shown: Sequence[RunView], axis: Axis) -> Figure:
@@ -186,35 +225,48 @@ def updates(shown: Sequence[RunView]) -> Figure:
 
 
 def versions(service: ServiceSummary) -> Figure:
-    """Draw the metric of each version of a service before and after its training, and mark those that were rejected."""
+    """Draw the metric of each version of a service before and after its training, and mark those that were rejected.
+
+    Each version is judged on the events that were new then, so no line connects it with others.
+    """
     metric = service.last.metric if service.last is not None else ""
     records = [record for record in service.records if record.metric == metric][-_MAX_POINTS:]
-    traces = []
-    for name, color in (("before", COLORS[1]), ("after", COLORS[0])):
+    gains = [record for record in records if record.before is not None and record.after is not None]
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [number for record in gains for number in (record.number, record.number, None)],
+            "y": [value for record in gains for value in (record.before, record.after, None)],
+            "line": {"color": _BASELINE_COLOR, "width": 2.0},
+            "showlegend": False,
+            "hoverinfo": "skip",
+        }
+    ]
+    for name, color, symbol in (
+        ("before", COLORS[1], "circle"),
+        ("after", COLORS[0], "circle"),
+        ("rejected", COLORS[4], "x"),
+    ):
+        drawn = [record for record in records if name != "rejected" or record.status == "rejected"]
+        if not drawn:
+            continue
         traces.append(
             {
                 "type": "scatter",
-                "mode": "lines+markers",
-                "name": f"{name} training",
-                "x": [record.number for record in records],
-                "y": [getattr(record, name) for record in records],
-                "line": {"color": color, "width": 2.0},
-                "marker": {"size": 6},
-                "connectgaps": True,
+                "mode": "markers",
+                "name": name if name == "rejected" else f"{name} training",
+                "x": [record.number for record in drawn],
+                "y": [record.before if name == "before" else record.after for record in drawn],
+                "marker": {"symbol": symbol, "size": 11 if name == "rejected" else 8, "color": color},
                 "hovertemplate": "%{y:.4~g}",
             }
         )
-    if rejected := [record for record in records if record.status == "rejected"]:
-        marker = {"symbol": "x", "size": 11, "color": COLORS[4]}
-        place = {"x": [record.number for record in rejected], "y": [record.after for record in rejected]}
-        traces.append({"type": "scatter", "mode": "markers", "name": "rejected", "marker": marker, **place})
-        traces[-1]["hovertemplate"] = "%{y:.4~g}"
     first, last = (records[0].number, records[-1].number) if records else (0, 0)
     numbers = {"dtick": max(1, -(-(last - first) // _MAX_TICKS)), "range": [first - 0.5, last + 0.5], "tickformat": "d"}
-    title = f"version, by {_plain(metric)}"
-    return _figure(
-        traces, "No version has been evaluated: no event was held out.", x_title=title, legend=True, x=numbers
-    )
+    title = f"version, by {_plain(metric)} on its own new events"
+    reason = "No version has been evaluated: no event was held out."
+    return _figure(traces, reason, x_title=title, legend=True, x=numbers)
 
 
 def _by_process(
@@ -307,6 +359,11 @@ def _short(name: str) -> str:
     """Shorten a long name in its middle: the names of runs often differ in their ends."""
     half = _MAX_NAME // 2
     return _plain(name if len(name) <= _MAX_NAME else f"{name[: half - 1]}…{name[-half:]}")
+
+
+def _short_text(name: str) -> str:
+    """Shorten ``name``, which is escaped already."""
+    return _short(html.unescape(name))
 
 
 def _plain(name: str) -> str:
