@@ -33,7 +33,7 @@ COLORS = ("#2f7fd1", "#d1602f", "#2a9568", "#a25bd0", "#c0487f", "#8a7a1f")
 """One for each selected run, in their order."""
 MAX_RUNS = len(COLORS)
 _PHASE_COLORS = ("#8a7a1f", "#b5762a", "#2a9568", "#2f7fd1", "#2b8fa3", "#a25bd0", "#c0487f", "#7b7f87")
-_BASELINE_COLOR = "#7b7f87"
+_BASELINE_COLOR = "#6b6f77"
 PHASE_COLORS = dict(zip(PHASES, _PHASE_COLORS, strict=True))
 _MAX_POINTS = 400
 """Of a line; more would only slow the browser down."""
@@ -66,8 +66,7 @@ def loss(shown: Sequence[RunView], axis: Axis) -> Figure:
     traces = []
     for each in shown:
         steps = each.run.training.steps
-        current_N = steps.is_current()
-        x_P, y_P = _thinned(_axis(each, steps, axis)[current_N], steps["loss"][current_N])
+        x_P, y_P = _thinned(_axis(each, steps, axis), steps["loss"])
         traces.append(_line(each, x_P, y_P, opacity=0.45, width=1.5, legend=False))
         epochs = each.run.training.epochs
         x = _positions(each, epochs, axis)
@@ -107,6 +106,11 @@ def evaluation(shown: Sequence[RunView]) -> Figure:
         "y": list(range(len(rows))),
         "x": [values[metric] for _, values, _ in rows],
         "error_x": {"type": "data", "array": [values.get(error_of(metric), 0.0) for _, values, _ in rows]},
+        "text": [formatting.decimals(values[metric]) for _, values, _ in rows],
+        "textposition": "inside",
+        "insidetextanchor": "start",
+        "textangle": 0,
+        "constraintext": "none",
         "marker": {"color": [color for _, _, color in rows]},
         "customdata": [[name, show_metric(values, metric)] for name, values, _ in rows],
         "hovertemplate": "%{customdata[0]}: %{customdata[1]}<extra></extra>",

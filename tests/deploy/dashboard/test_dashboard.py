@@ -315,7 +315,7 @@ CUT_OFF = """() => [...document.querySelectorAll("header *, nav *, main *")]
 @pytest.mark.slow
 def test_nothing_is_cut_off_on_a_phone_even_with_long_names(browser: Browser, tmp_path: Path) -> None:
     name = "".join(f"run-with-a-long-name-{number}-" for number in range(8))
-    metrics = {"valid": {f"{kind}@{k}": 0.5 for kind in ("recall", "hit_rate") for k in (5, 10, 20)} | {"queries": 3}}
+    metrics = {"valid": {f"{kind}@{k}": 0.5 for kind in ("recall", "ndcg") for k in (5, 10, 20)} | {"queries": 3}}
     for run in (name, "other"):
         folder = write_plays(tmp_path / "runs" / run, quality=0.3, rate=0.1)
         (folder / "report.json").write_text(json.dumps({"metrics": metrics, "stopped_early": True}))
