@@ -33,7 +33,7 @@ from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.answers import Answers
-from crossfade.deploy.serving.bodies import Bodies, InvalidRequestError, describe_problems
+from crossfade.deploy.serving.bodies import InvalidRequestError, describe_problems, read_request
 from crossfade.deploy.serving.current import CurrentVersion
 from crossfade.deploy.serving.metrics import RecordedRequests, exposition
 from crossfade.deploy.serving.schemas import (
@@ -43,6 +43,7 @@ from crossfade.deploy.serving.schemas import (
     Health,
     KnownRequest,
     ModelDescription,
+    Neighbors,
     NewRequest,
     OneResult,
     RecommendQuery,
@@ -98,7 +99,6 @@ _DOCUMENTATION_HEADERS = security_headers(
 _LINES = "application/jsonlines"
 _RETRY_SECONDS = 1
 """Seconds after which a client, or a line of a body, tries again when too much is waiting."""
-_NO_LISTS: dict[str, Any] = {"allow": [], "deny": [], "max_per": None}
 
 
 class _ServingAccess(RestrictedAccess):
@@ -116,12 +116,11 @@ class _ServingAccess(RestrictedAccess):
 def make_app(access: Access) -> FastAPI:
     """Build the application of the versions in the folder that ``VERSIONS_VARIABLE`` names, for ``access``."""
     _prepare_process()
-    current, bodies = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE]))), Bodies()
+    current = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE])))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await current.load()
-        bodies.start()
         # Exclude what lives as long as the process from garbage collections, which would take a tenth of a second each.
         gc.collect()
         gc.freeze()
@@ -129,7 +128,6 @@ def make_app(access: Access) -> FastAPI:
         yield Bounds().state()
         following.cancel()
         current.close()
-        bodies.close()
 
     app = FastAPIOffline(
         title="Crossfade",
@@ -155,7 +153,7 @@ def make_app(access: Access) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(405, _wrong_method(app))
     _add_front_page(app, current, access)
-    _add_rankings(app, current, bodies, has_token=access.token is not None)
+    _add_rankings(app, current, has_token=access.token is not None)
     _add_rows(app, current)
     _add_operations(app, current)
     _add_description(app)
@@ -219,7 +217,7 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _answer_lines(body: bytes, bodies: Bodies, rank: Callable[[Any], Awaitable[Results]]) -> Response:
+async def _answer_lines(body: bytes, rank: Callable[[Any], Awaitable[Results]]) -> Response:
     """Respond with a line for each of ``body``: the results of its request, or what is wrong with it.
 
     Raises:
@@ -229,7 +227,7 @@ async def _answer_lines(body: bytes, bodies: Bodies, rank: Callable[[Any], Await
 
     async def answer(line: bytes) -> bytes:
         try:
-            found = _json(await rank(await bodies.read("recommend", line)))
+            found = _json(await rank(read_request("recommend", line)))
         except InvalidRequestError as error:
             found = JSONResponse({"detail": error.problems})
         except InputError as error:
@@ -252,7 +250,7 @@ async def _answer_lines(body: bytes, bodies: Bodies, rank: Callable[[Any], Await
     return StreamingResponse(answers([await answer(line) for line in lines[:1]]), media_type=_LINES)
 
 
-async def _read_body(request: Request, bodies: Bodies, kind: str) -> Any:
+async def _read_body(request: Request, kind: str) -> Any:
     """Return the request in the body.
 
     Raises:
@@ -261,7 +259,7 @@ async def _read_body(request: Request, bodies: Bodies, kind: str) -> Any:
     """
     if _media_type(request) != "application/json":
         raise BodyTypeError("the body is of another type; expected the header Content-Type: application/json")
-    return await bodies.read(kind, await request.body())
+    return read_request(kind, await request.body())
 
 
 def _body_of(*models: type[BaseModel]) -> dict[str, Any]:
@@ -347,10 +345,10 @@ def _add_front_page(app: FastAPI, current: CurrentVersion, access: Access) -> No
         return HTMLResponse(_front_page(current.answers.describe() if access.token is None else None))
 
 
-def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_token: bool) -> None:
-    async def rank(request: RecommendRequest | SimilarRequest) -> Results:
+def _add_rankings(app: FastAPI, current: CurrentVersion, *, has_token: bool) -> None:
+    async def rank(request: RecommendRequest | Neighbors) -> Results:
         def ask(answers: Answers) -> Results:
-            return answers.similar(request) if isinstance(request, SimilarRequest) else answers.recommend(request)
+            return answers.similar(request) if isinstance(request, Neighbors) else answers.recommend(request)
 
         return await current.answer(
             ask, lambda answers: answers.is_quick(request), lambda answers: answers.load_filters(request)
@@ -360,15 +358,13 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_
     async def recommend_to_one(request: Request, query: Annotated[RecommendQuery, Query()]) -> Response:
         """Recommend items to one customer, or whatever the query entity is."""
         _check_sender(request, query, has_token)
-        values = query.model_dump(exclude={"id"})
-        return _one(await rank(KnownRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
+        return _one(await rank(query))
 
     @app.get("/similar", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
     async def similar_to_one(request: Request, query: Annotated[SimilarQuery, Query()]) -> Response:
         """Find the nearest neighbors of one row."""
         _check_sender(request, query, has_token)
-        values = query.model_dump(exclude={"id"})
-        return _one(await rank(SimilarRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
+        return _one(await rank(query))
 
     recommend_body, similar_body = _body_of(KnownRequest, NewRequest), _body_of(SimilarRequest)
     many: dict[str, Any] = {"response_model": Results, "responses": BODY_PROBLEMS}
@@ -390,13 +386,13 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_
     async def recommend_to_many(request: Request) -> Response:
         """Recommend items to several customers by ID, or to new ones by their histories."""
         if _media_type(request) == _LINES:
-            return await _answer_lines(await request.body(), bodies, rank)
-        return _json(await rank(await _read_body(request, bodies, "recommend")))
+            return await _answer_lines(await request.body(), rank)
+        return _json(await rank(await _read_body(request, "recommend")))
 
     @app.post("/similar", **many, tags=["rankings"], openapi_extra=similar_body)
     async def similar_to_many(request: Request) -> Response:
         """Find the nearest neighbors of several rows."""
-        return _json(await rank(await _read_body(request, bodies, "similar")))
+        return _json(await rank(await _read_body(request, "similar")))
 
 
 def _add_rows(app: FastAPI, current: CurrentVersion) -> None:

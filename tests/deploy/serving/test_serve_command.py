@@ -26,7 +26,7 @@ from waiting import wait_until
 
 from crossfade.base.io.checksums import FileChecksum
 from crossfade.deploy.serving import app
-from crossfade.deploy.serving.bodies import Bodies
+from crossfade.deploy.serving.bodies import MAX_JSON_BYTES
 from crossfade.deploy.serving.schemas import Results
 from crossfade.deploy.topology import Address
 from crossfade.deploy.web.middleware import MAX_BODY_BYTES
@@ -207,15 +207,18 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
     # What diversity compares is bounded; exploration alone compares nothing.
     for count, k, change in ((2, 1000, "diversity"), (20, 100, "diversity"), (100, 1000, "exploration")):
         assert server.post("recommend", {"ids": ["c010"] * count, "k": k, change: 0.1})[0] == 200, (count, k, change)
-    # The largest valid body, and bodies with a fault in each of many places, which are not repeated.
-    histories = [[{"id": 5000 + row % TRACKS, "weight": 1.5} for row in range(1000)]] * 100
-    assert server.post("recommend", {"histories": histories, "k": 1})[0] == 200
+    # The largest valid bodies, and bodies with a fault in each of many places, which are not repeated.
+    histories = [[{"id": 5000 + row % TRACKS, "weight": 1.5} for row in range(1000)]] * 4
+    body = json.dumps({"histories": histories, "k": 1}).encode()
+    assert server.post("recommend", body.ljust(MAX_JSON_BYTES))[0] == 200
+    assert "send several" in json.dumps(server.post("recommend", body.ljust(MAX_JSON_BYTES + 1))[1])
     for body in (
-        {f"unknown {number}": "secret" for number in range(100_000)},
+        {f"unknown {number}": "secret" for number in range(5000)},
+        {"histories": [[{f"unknown {number}": "secret" for number in range(5000)}]]},
         {"ids": ["secret" * 200] * 100, "k": "secret", "where": ["secret"], "unknown": "secret"},
-        {"histories": [[{"secret": "secret"}] * 1000] * 100},
-        {"ids": [[]] * 100_000},
-        [[]] * 300_000,
+        {"histories": [[{"secret": "secret"}] * 70] * 80},
+        {"ids": [[]] * 30_000},
+        [[]] * 30_000,
         [{}] * 600_000,
     ):
         found, answer = server.post("recommend", body)
@@ -276,7 +279,7 @@ def test_overload_delays_lines_and_rejects_a_body(monkeypatch: pytest.MonkeyPatc
 
     async def respond(*outcomes: Results | OverloadedError) -> bytes:
         rank = mock.AsyncMock(side_effect=outcomes)
-        response = await app._answer_lines(b'{"ids": ["a"]}\n\n{"ids": ["b"]}\n', Bodies(), rank)
+        response = await app._answer_lines(b'{"ids": ["a"]}\n\n{"ids": ["b"]}\n', rank)
         assert isinstance(response, StreamingResponse)
         return b"".join([bytes(part) async for part in response.body_iterator])
 
