@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from run_folders import BEGAN, JOB, epoch, load, sample, state, step, totals, training_from, write_run
 
-from crossfade.deploy.dashboard import app, charts, page, run_reader
+from crossfade.deploy.dashboard import app, charts, page, run_list, run_reader
 from crossfade.deploy.dashboard.charts import COLORS, RunView
 from crossfade.deploy.dashboard.explored_models import ExploredModels
+from crossfade.deploy.dashboard.figures import reason_for_no_data
 from crossfade.deploy.dashboard.page import GRAPHS
 from crossfade.deploy.dashboard.run_reader import RunReader, Runs
 from crossfade.deploy.dashboard.summary import summarize
@@ -97,7 +98,7 @@ def test_run_without_data_is_shown(tmp_path: Path) -> None:
         for part in app._PARTS:
             getattr(page, part)(shown)
         figures = app._figures(shown, "step")
-        assert [charts.reason_for_no_data(figure) for figure in figures].count(None) == 0
+        assert [reason_for_no_data(figure) for figure in figures].count(None) == 0
         for graph in GRAPHS:
             page.describe_chart(graph, shown, {"data": [], "layout": {}})
 
@@ -156,7 +157,7 @@ def test_trials_of_a_study_are_together_below_its_best_value(tmp_path: Path) -> 
     for number, name in enumerate(names):
         write_run(tmp_path / name, metrics=[epoch(1, at=8, step=8, quality=number / 10)], state=state("done", at=9))
     runs = {run.name: run for run in Runs([tmp_path]).readers()}
-    boxes = page.run_boxes([show(runs[name].path, name=name).summary for name in names], ["search/trial-0000"])
+    boxes = run_list.run_boxes([show(runs[name].path, name=name).summary for name in names], ["search/trial-0000"])
     ids = [box.id["run"] if hasattr(box, "id") else [each.id["run"] for each in box.children[1:]] for box in boxes]
     assert ids == ["plays", ["search/trial-0001", "search/trial-0000"], "one/two", ["quick/rung-1-trial-07"]]
     assert text_of(boxes[1].children[0]) == "search: 2 trials · ndcg@10 0.3000"
@@ -279,15 +280,15 @@ def test_advice_is_shown_once(tmp_path: Path) -> None:
 
 def test_graph_without_data_says_why(resumed: RunView, tmp_path: Path) -> None:
     short = show(write_run(tmp_path / "short", metrics=[step(1, at=1)], state=state("done", at=1)))
-    assert charts.reason_for_no_data(charts.loss([short], "step")) is None
+    assert reason_for_no_data(charts.loss([short], "step")) is None
     assert charts.loss([short], "step")["data"][0]["mode"] == "lines+markers"  # a line of one point is invisible
     figure = charts.throughput([short], "step")
     reason = "A rate needs two steps in the log, which has one a second."
-    assert charts.reason_for_no_data(figure) == reason
+    assert reason_for_no_data(figure) == reason
     assert figure["layout"]["xaxis"]["visible"] is figure["layout"]["yaxis"]["visible"] is False
     assert page.describe_chart("throughput", [short], figure) == f"Throughput. {reason}"
-    assert charts.reason_for_no_data(charts.traffic([short])) is not None
-    assert charts.reason_for_no_data(charts.traffic([short, resumed])) is None
+    assert reason_for_no_data(charts.traffic([short])) is not None
+    assert reason_for_no_data(charts.traffic([short, resumed])) is None
 
 
 def test_long_names_are_shortened_in_graphs_and_stay_distinct(resumed: RunView, tmp_path: Path) -> None:
