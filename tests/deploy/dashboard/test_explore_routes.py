@@ -53,16 +53,6 @@ def answer(client: FlaskClient, route: str, **parameters: str) -> Any:
     return found
 
 
-def test_preparation_is_reported_until_the_model_is_open(workspace: Path) -> None:
-    with closing(ExploredModels()) as models:
-        client = make_app(Runs([workspace / "runs"]), models, "runs").server.test_client()
-        first = client.get("/explore/api/model?run=one").json
-        assert set(first) == {"preparing"}
-        assert set(first["preparing"]) == {"phase", "share"}
-        described = answer(client, "model")
-        assert (described["item"], described["query"], described["score"]) == ("track", "customer", "cosine")
-
-
 def test_items_are_found_by_words_and_ids(client: FlaskClient) -> None:
     assert answer(client, "search", text="song 19")["rows"][0] == {"id": "5019", "name": name_of(19)}
     assert answer(client, "search", text="5007")["rows"] == [{"id": "5007", "name": name_of(7)}]

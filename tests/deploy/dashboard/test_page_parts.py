@@ -218,13 +218,6 @@ def test_policy_forbids_other_hosts_and_scripts_other_than_those_of_dash(tmp_pat
     assert re.search(r"script-src 'self' ('sha256-[\w+/=]+' ?)+;", policy)
 
 
-def test_unknown_run_is_named_beside_the_latest() -> None:
-    notice = page.missing_runs(["plaice"], ["plays"])
-    assert notice == "There is no run 'plaice'; the latest is shown instead. The list of runs has all there are."
-    assert page.missing_runs(["plays"], ["plays"]) is None
-    assert page.missing_runs([], []) is None
-
-
 def text_of(part: Any) -> str:
     """Return all text in a part of the page."""
     if isinstance(part, list | tuple):

@@ -48,6 +48,13 @@ def look(folder: Path, *, at: float = 0.0) -> Summary:
     return summarize(read(folder), BEGAN + at)
 
 
+BUSY = {
+    "worker_0": load(phase_seconds={"gradients": 400.0}, memory_available_bytes=50),
+    **{f"worker_{rank}": load(phase_seconds={"gradients": 99.0}) for rank in (1, 2)},
+}
+RUNNING = {name: ("running", its) for name, its in BUSY.items()}
+
+
 def warned(summary: Summary, *words: str) -> bool:
     """Return whether an alert has all of these words."""
     return any(all(word in alert.text for word in words) for alert in summary.alerts)
@@ -307,10 +314,24 @@ def test_restart_and_missing_server_are_alerts_with_their_cause(tmp_path: Path) 
     assert not warned(look(folder, at=5000), "restarted")
 
 
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_non_finite_loss_is_an_alert(tmp_path: Path, loss: float) -> None:
-    folder = write_run(tmp_path / "run", metrics=[step(1, at=1, loss=loss)], state=state("running", at=2))
-    assert warned(look(folder, at=2), "the loss is not finite")
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ({"metrics": [step(1, at=1, loss=math.nan)], "state": state("running", at=2)}, ["the loss is not finite"]),
+        ({"metrics": [step(1, at=1, loss=math.inf)], "state": state("running", at=2)}, ["the loss is not finite"]),
+        (
+            {"processes": [sample(at=2, **BUSY)], "state": state("running", at=2, **RUNNING)},
+            ["worker-0 computes 2.0 times as long", "worker-0: only 50 B of 1 kB memory are free"],
+        ),
+        ({"state": state("running", at=2) | {"warnings": ["two gets no more roles"]}}, ["two gets no more roles"]),
+        ({"state": state("done", at=2) | {"warnings": ["two gets no more roles"]}}, []),
+        ({"state": state("failed", at=2, message="restarted 3 times")}, ["restarted 3 times"]),
+    ],
+)
+def test_alerts_say_what_is_wrong(tmp_path: Path, written: dict[str, Any], words: list[str]) -> None:
+    found = sorted(alert.text for alert in look(write_run(tmp_path / "run", **written), at=3).alerts)
+    assert len(found) == len(words)
+    assert all(text.startswith(each) for text, each in zip(found, sorted(words), strict=True))
 
 
 def test_stalled_training_and_overdue_checkpoint_are_alerts(tmp_path: Path) -> None:
@@ -337,32 +358,6 @@ def test_log_that_is_not_read_to_its_end_causes_no_alert_about_what_is_missing(t
         assert (behind.state, len(behind.alerts), warned(behind, "are not read yet")) == (live, 1, True)
 
 
-def test_slow_worker_and_low_memory_are_alerts(tmp_path: Path) -> None:
-    slow = load(phase_seconds={"gradients": 400.0}, memory_available_bytes=50)
-    loads = {"worker_0": slow, **{f"worker_{rank}": load(phase_seconds={"gradients": 99.0}) for rank in (1, 2)}}
-    processes = {name: ("running", its) for name, its in loads.items()}
-    folder = write_run(tmp_path / "run", processes=[sample(at=5, **loads)], state=state("running", at=5, **processes))
-    assert warned(look(folder, at=5), "worker-0 computes 2.0 times as long")
-    assert warned(look(folder, at=5), "worker-0: only 50 B of 1 kB memory are free")
-    assert not warned(look(folder, at=5), "worker-1")
-
-
-def test_warnings_of_the_coordinator_are_alerts_while_the_run_lasts(tmp_path: Path) -> None:
-    warning = "two (10.0.0.2) gets no more roles: it was slow"
-    for kind in ("running", "done"):
-        its = state(kind, at=3) | {"warnings": [warning]}
-        assert warned(look(write_run(tmp_path / kind, state=its), at=3), warning) == (kind == "running")
-
-
-def test_failed_run_shows_its_message(tmp_path: Path) -> None:
-    folder = write_run(
-        tmp_path / "run", state=state("failed", at=3, message="restarted 3 times without a new checkpoint")
-    )
-    summary = look(folder, at=99)
-    assert (summary.state, summary.alerts[0].level) == ("failed", "critical")
-    assert warned(summary, "restarted 3 times")
-
-
 # ---- corrupt files
 
 
@@ -387,12 +382,6 @@ def test_problem_disappears_once_the_file_is_valid(tmp_path: Path) -> None:
     run.refresh()
     assert run.problems() == []
     assert summarize(run, BEGAN).state == "done"
-
-
-def test_unreadable_file_is_a_problem(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", metrics=[step(1, at=1)])
-    (folder / "report.json").mkdir()
-    assert warned(look(folder), "report.json cannot be read", "Is a directory")
 
 
 # ---- finding runs
@@ -483,13 +472,12 @@ def test_fifo_in_place_of_a_log_or_file_does_not_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "[" * 100_000,
         json.dumps({**step(3, at=1), "step": 10**400}),
         json.dumps({**step(3, at=1), "time": 1e300}),
         json.dumps({**step(3, at=1), "time": math.nan}),
         json.dumps({**epoch(1, at=1, step=3, quality=0.5), "valid": {"ndcg@10": 10**400}}),
     ],
-    ids=["nested", "huge step", "late", "no time", "huge metric"],
+    ids=["huge step", "late", "no time", "huge metric"],
 )
 def test_hostile_event_is_skipped_and_counted(tmp_path: Path, line: str) -> None:
     run = write_run(tmp_path / "run", metrics=[step(1, at=0), step(2, at=1)])
