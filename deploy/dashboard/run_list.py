@@ -38,7 +38,9 @@ def run_boxes(summaries: Sequence[Summary], selected: Sequence[str]) -> list[Com
 def _study(name: str, trials: Sequence[Summary], selected: Sequence[str]) -> Component:
     """Build the boxes of the trials of a study below a line with its best value."""
     best = max(
-        (trial for trial in trials if trial.best_value is not None), key=lambda trial: trial.best_value, default=None
+        (trial for trial in trials if trial.best_value is not None),
+        key=lambda trial: trial.best_value or 0.0,
+        default=None,
     )
     shown = "" if best is None else f" · {best.best_metric} {decimals(best.best_value)}"
     boxes = [_run_box(trial, ticked=trial.name in selected) for trial in trials]

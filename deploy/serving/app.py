@@ -270,7 +270,7 @@ def _body_of(*models: type[BaseModel]) -> dict[str, Any]:
 
 
 def _add_description(app: FastAPI) -> None:
-    """Describe ``app``, with the schemas of bodies, in a document that is written once instead of for each request."""
+    """Add the schemas of bodies, which the routes read by themselves, to the description of ``app``."""
     describe = app.openapi
 
     @cache
@@ -281,20 +281,7 @@ def _add_description(app: FastAPI) -> None:
         described["components"]["schemas"] |= found["$defs"]
         return described
 
-    @cache
-    def document() -> bytes:
-        return bytes(JSONResponse(with_bodies()).body)
-
-    async def respond(_: Request) -> Response:
-        # FastAPI would also name a path that a proxy removes (root_path), which the server does not set.
-        return Response(document(), media_type="application/json")
-
     app.openapi = with_bodies  # type: ignore[method-assign]
-    for route in app.routes:
-        if isinstance(route, Route) and route.path == app.openapi_url:
-            app.routes.remove(route)
-            break
-    app.add_route(str(app.openapi_url), respond, include_in_schema=False)
 
 
 def _wrong_method(app: FastAPI) -> Any:

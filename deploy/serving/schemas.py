@@ -55,7 +55,6 @@ Integer = Annotated[int, BeforeValidator(_whole)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Id = Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER), BeforeValidator(_whole)] | Text
 """An ID or, for an entity with names, a name."""
-Ids = Annotated[list[Id], Field(max_length=MAX_LIST, fail_fast=True)]
 
 
 def _splits(value: object) -> object:
@@ -86,7 +85,7 @@ class GroupLimit(_Request):
     count: Integer = Field(ge=1, le=MAX_K)
 
 
-_LISTS: dict[str, Any] = {"allow": Ids, "deny": Ids, "max_per": GroupLimit | None}
+_LISTS: dict[str, Any] = {"allow": list[Id], "deny": list[Id], "max_per": GroupLimit | None}
 _TYPES: dict[str, Any] = {
     "k": Integer,
     "where": Text | None,
@@ -97,7 +96,14 @@ _TYPES: dict[str, Any] = {
     "exploration": Finite,
     "seed": Integer,
 }
-_LIMITS = {"k": MAX_K, "popularity_damping": MAX_DAMPING, "seed": MAX_INTEGER}
+_LIMITS: dict[str, dict[str, Any]] = {
+    "k": {"le": MAX_K},
+    "allow": {"max_length": MAX_LIST, "fail_fast": True},
+    "deny": {"max_length": MAX_LIST, "fail_fast": True},
+    "popularity_damping": {"le": MAX_DAMPING},
+    "seed": {"le": MAX_INTEGER},
+}
+"""Limits of requests, besides the limits of the options."""
 _NOTES = {"diversity": f"; above 0, the number of lists times k times candidates is at most {MAX_COMPARISONS:,}"}
 
 
@@ -121,9 +127,13 @@ def _ranking(options: type[RankingOptions], types: dict[str, Any]) -> Any:
     for name, field in options.model_fields.items():
         if name in types:
             default = list(field.default) if isinstance(field.default, tuple) else field.default
-            least = [bound.ge for bound in field.metadata if isinstance(bound, Ge)]
-            most = [bound.le for bound in field.metadata if isinstance(bound, Le)]
-            limits: dict[str, Any] = {"ge": max(least, default=None), "le": _LIMITS.get(name, max(most, default=None))}
+            limits: dict[str, Any] = {}
+            for bound in field.metadata:
+                if isinstance(bound, Ge):
+                    limits["ge"] = bound.ge
+                elif isinstance(bound, Le):
+                    limits["le"] = bound.le
+            limits |= _LIMITS.get(name, {})
             description = f"{field.description}{_NOTES.get(name, '')}"
             fields[name] = types[name], Field(default, description=description, **limits)
     return create_model(f"_{options.__name__}", __base__=_Ranking, **fields)
@@ -167,7 +177,7 @@ def _check_comparisons(request: _Ranking, queries: int) -> None:
         )
 
 
-class KnownRequest(_Recommend):  # type: ignore[misc]
+class KnownRequest(_Recommend):  # type: ignore[valid-type, misc]
     """Recommendations for queries that were in training, such as customers, by ID."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [2, 3], "k": 5}]})
@@ -181,7 +191,7 @@ class KnownRequest(_Recommend):  # type: ignore[misc]
         return self
 
 
-class NewRequest(_Recommend):  # type: ignore[misc]
+class NewRequest(_Recommend):  # type: ignore[valid-type, misc]
     """Recommendations for queries that were not in training, or have interacted since, by their histories."""
 
     model_config = ConfigDict(
@@ -198,7 +208,7 @@ class NewRequest(_Recommend):  # type: ignore[misc]
         return self
 
 
-class SimilarRequest(_Similar):  # type: ignore[misc]
+class SimilarRequest(_Similar):  # type: ignore[valid-type, misc]
     """The nearest neighbors, by cosine, of rows of an entity."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["Radiohead"], "k": 5}]})
@@ -215,13 +225,13 @@ class _OfOne(BaseModel):
         return [self.id]
 
 
-class RecommendQuery(_RecommendInAddress, _OfOne):  # type: ignore[misc]
+class RecommendQuery(_RecommendInAddress, _OfOne):  # type: ignore[valid-type, misc]
     """Parameters of a request for the recommendations of one query."""
 
     on_unknown: Literal["error", "popular"] = _ON_UNKNOWN
 
 
-class SimilarQuery(_SimilarInAddress, _OfOne):  # type: ignore[misc]
+class SimilarQuery(_SimilarInAddress, _OfOne):  # type: ignore[valid-type, misc]
     """Parameters of a request for the neighbors of one row."""
 
 
