@@ -99,7 +99,7 @@ class Tail:
             self._offset += len(line)
             self._lines += 1
             try:
-                take(parse_record(json.loads(line)))
+                take(parse_record(json.loads(line.decode())))
             except (KeyError, TypeError, ValueError, RecursionError):
                 if line.strip():
                     self._bad_lines += 1

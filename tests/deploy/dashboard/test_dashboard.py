@@ -340,6 +340,12 @@ def test_page_shows_new_growing_and_renamed_runs(browser: Browser, tmp_path: Pat
         expect(visit.page.locator("#head")).to_contain_text("step 41 of 90")
         folder.rename(tmp_path / "runs" / "renamed")
         expect(visit.page.locator("#head h1")).to_contain_text("renamed")
+        trial = write_plays(tmp_path / "runs" / "search" / "trial-0000", quality=0.3, rate=0.1)
+        visit.page.get_by_text("search: 1 trial · ndcg@10 0.3000").click()
+        box = visit.page.get_by_role("checkbox", name="search/trial-0000")
+        expect(box).to_be_visible()
+        add(trial / "events.jsonl", epoch(5, at=50, step=50, quality=0.4))
+        expect(box).to_contain_text("ndcg@10 0.4000")  # the list is built again, and the study stays open
 
 
 # ---- services
