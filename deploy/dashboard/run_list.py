@@ -45,9 +45,8 @@ def _study(name: str, trials: Sequence[Summary], selected: Sequence[str]) -> Com
     shown = "" if best is None else f" · {best.best_metric} {decimals(best.best_value)}"
     boxes = [_run_box(trial, ticked=trial.name in selected) for trial in trials]
     is_open = any(trial.name in selected for trial in trials)
-    return html.Details(
-        [html.Summary(f"{name}: {counted(len(trials), 'trial')}{shown}"), *boxes], open=is_open, key=name
-    )
+    head = html.Summary(f"{name}: {counted(len(trials), 'trial')}{shown}")
+    return html.Details([head, *boxes], open=is_open, key=name, **{"data-study": name})
 
 
 def _run_box(summary: Summary, *, ticked: bool) -> Component:
