@@ -16,7 +16,7 @@ from dash.exceptions import DependencyException
 from flask import Response, request
 from pydantic import Field, TypeAdapter
 
-from crossfade.deploy.dashboard import bounded_lock, charts, page, run_list, service_page
+from crossfade.deploy.dashboard import bounded_lock, charts, page, service_page
 from crossfade.deploy.dashboard.bounded_lock import BusyError
 from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
 from crossfade.deploy.dashboard.explore import explore_pages
@@ -184,7 +184,7 @@ def _select_runs(app: Dash, runs: Runs) -> None:
         requested = list(dict.fromkeys(asked))
         existing = set(known).intersection(requested)
         chosen = ([name for name in requested if name in existing] or known[:1])[:MAX_RUNS]
-        boxes = run_list.run_boxes(summaries, chosen)
+        boxes = page.run_boxes(summaries, chosen)
         content = _checksum(boxes)
         query = [*(("run", name) for name in chosen), *([("service", service)] if service else [])]
         address = f"?{urlencode(query)}" if query else ""

@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import cache
 from html import escape
@@ -25,15 +25,15 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
+from pydantic_core import from_json
 from starlette.routing import Route
 
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.answers import Answers
-from crossfade.deploy.serving.bodies import InvalidRequestError, describe_problems, read_request
 from crossfade.deploy.serving.current import CurrentVersion
 from crossfade.deploy.serving.metrics import RecordedRequests, exposition
 from crossfade.deploy.serving.schemas import (
@@ -99,6 +99,10 @@ _DOCUMENTATION_HEADERS = security_headers(
 _LINES = "application/jsonlines"
 _RETRY_SECONDS = 1
 """Seconds after which a client, or a line of a body, tries again when too much is waiting."""
+MAX_JSON_BYTES = 128 << 10
+"""Of a request: reading it takes about 10 ms, for which others wait, since a parser of JSON keeps Python's lock."""
+_MAX_PROBLEMS, _MAX_LETTERS = 5, 80
+Problem = dict[str, Any]
 
 
 class _ServingAccess(RestrictedAccess):
@@ -179,7 +183,7 @@ def _problem(status: int) -> Any:
 def _invalid(_: Request, error: Exception) -> Response:
     """Respond with the first fields that are wrong, without their values."""
     if isinstance(error, RequestValidationError):
-        problems = describe_problems(error.errors())
+        problems = _describe_problems(error.errors())
     else:
         assert isinstance(error, InvalidRequestError)
         problems = error.problems
@@ -213,6 +217,52 @@ def _check_sender(request: Request, query: RecommendQuery | SimilarQuery, has_to
         )
 
 
+class InvalidRequestError(Exception):
+    """A request has fields that are missing, unknown, or of other values; ``problems`` are the first of them."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+
+def _read_request(kind: str, body: bytes) -> Any:
+    """Return the request of ``kind``, "recommend" or "similar", in ``body``.
+
+    Raises:
+        InvalidRequestError: it is no such request.
+    """
+    if len(body) > MAX_JSON_BYTES:
+        message = f"A request should have at most {MAX_JSON_BYTES:,} bytes; send several"
+        raise InvalidRequestError([{"type": "too_long", "loc": ["body"], "msg": message}])
+    try:
+        value = from_json(body, allow_inf_nan=False)
+        return _model(kind, value).model_validate(value, strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        raise InvalidRequestError(_describe_problems(found, "body")) from None
+    except ValueError as error:
+        problem = {"type": "json_invalid", "loc": ["body"], "msg": f"JSON decode error: {error}"}
+        raise InvalidRequestError([problem]) from None
+
+
+def _describe_problems(errors: Iterable[Mapping[str, Any]], *where: str) -> list[Problem]:
+    """Return the first of pydantic's ``errors``, which are at ``where``, without the values that caused them."""
+    return [
+        {
+            "type": error["type"],
+            "loc": [part[:_MAX_LETTERS] if isinstance(part, str) else part for part in (*where, *error["loc"])],
+            "msg": error["msg"].partition(", but found")[0],
+        }
+        for _, error in zip(range(_MAX_PROBLEMS), errors, strict=False)
+    ]
+
+
+def _model(kind: str, value: object) -> type[BaseModel]:
+    if kind == "similar":
+        return SimilarRequest
+    return NewRequest if isinstance(value, dict) and "histories" in value else KnownRequest
+
+
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
@@ -227,7 +277,7 @@ async def _answer_lines(body: bytes, rank: Callable[[Any], Awaitable[Results]]) 
 
     async def answer(line: bytes) -> bytes:
         try:
-            found = _json(await rank(read_request("recommend", line)))
+            found = _json(await rank(_read_request("recommend", line)))
         except InvalidRequestError as error:
             found = JSONResponse({"detail": error.problems})
         except InputError as error:
@@ -259,7 +309,7 @@ async def _read_body(request: Request, kind: str) -> Any:
     """
     if _media_type(request) != "application/json":
         raise BodyTypeError("the body is of another type; expected the header Content-Type: application/json")
-    return read_request(kind, await request.body())
+    return _read_request(kind, await request.body())
 
 
 def _body_of(*models: type[BaseModel]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from run_folders import BEGAN, JOB, epoch, load, sample, state, step, totals, training_from, write_run
 
-from crossfade.deploy.dashboard import app, charts, page, run_list, run_reader
+from crossfade.deploy.dashboard import app, charts, page, run_reader
 from crossfade.deploy.dashboard.charts import COLORS, RunView
 from crossfade.deploy.dashboard.explored_models import ExploredModels
 from crossfade.deploy.dashboard.figures import reason_for_no_data
@@ -157,7 +157,7 @@ def test_trials_of_a_study_are_together_below_its_best_value(tmp_path: Path) -> 
     for number, name in enumerate(names):
         write_run(tmp_path / name, metrics=[epoch(1, at=8, step=8, quality=number / 10)], state=state("done", at=9))
     runs = {run.name: run for run in Runs([tmp_path]).readers()}
-    boxes = run_list.run_boxes([show(runs[name].path, name=name).summary for name in names], ["search/trial-0000"])
+    boxes = page.run_boxes([show(runs[name].path, name=name).summary for name in names], ["search/trial-0000"])
     ids = [box.id["run"] if hasattr(box, "id") else [each.id["run"] for each in box.children[1:]] for box in boxes]
     assert ids == ["plays", ["search/trial-0001", "search/trial-0000"], "one/two", ["quick/rung-1-trial-07"]]
     assert text_of(boxes[1].children[0]) == "search: 2 trials · ndcg@10 0.3000"

@@ -26,7 +26,6 @@ from waiting import wait_until
 
 from crossfade.base.io.checksums import FileChecksum
 from crossfade.deploy.serving import app
-from crossfade.deploy.serving.bodies import MAX_JSON_BYTES
 from crossfade.deploy.serving.schemas import Results
 from crossfade.deploy.topology import Address
 from crossfade.deploy.web.middleware import MAX_BODY_BYTES
@@ -210,8 +209,8 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
     # The largest valid bodies, and bodies with a fault in each of many places, which are not repeated.
     histories = [[{"id": 5000 + row % TRACKS, "weight": 1.5} for row in range(1000)]] * 4
     body = json.dumps({"histories": histories, "k": 1}).encode()
-    assert server.post("recommend", body.ljust(MAX_JSON_BYTES))[0] == 200
-    assert "send several" in json.dumps(server.post("recommend", body.ljust(MAX_JSON_BYTES + 1))[1])
+    assert server.post("recommend", body.ljust(app.MAX_JSON_BYTES))[0] == 200
+    assert "send several" in json.dumps(server.post("recommend", body.ljust(app.MAX_JSON_BYTES + 1))[1])
     for body in (
         {f"unknown {number}": "secret" for number in range(5000)},
         {"histories": [[{f"unknown {number}": "secret" for number in range(5000)}]]},
