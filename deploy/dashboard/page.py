@@ -350,7 +350,7 @@ def _verdict(run: Summary, split: str, metric: str) -> str:
         return f"{found}; {'baselines are measured at the end' if run.live else 'no baseline was measured'}."
     best = max(baselines, key=lambda name: baselines[name][metric])
     shown = f"{best.replace('_', ' ')} ({show_metric(baselines[best], metric)})"
-    return f"{found}, above {counted(len(baselines), 'baseline')}, of which {shown} is the best."
+    return f"{found}, above {shown}, the best of {counted(len(baselines), 'baseline')}."
 
 
 def job(shown: Sequence[RunView]) -> Component:

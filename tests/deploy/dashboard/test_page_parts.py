@@ -118,8 +118,8 @@ def test_run_without_data_is_shown(tmp_path: Path) -> None:
                     }
                 },
             },
-            "ndcg@10 on test is 0.2000 ± 0.0100 (1,200 queries, task repeat), above 2 baselines, of which item cosine "
-            "(0.1500 ± 0.0200) is the best.",
+            "ndcg@10 on test is 0.2000 ± 0.0100 (1,200 queries, task repeat), above item cosine (0.1500 ± 0.0200), the "
+            "best of 2 baselines.",
         ),
         (
             "done",
@@ -132,7 +132,7 @@ def test_run_without_data_is_shown(tmp_path: Path) -> None:
     ],
 )
 def test_evaluation_is_a_sentence(tmp_path: Path, kind: str, report: dict[str, Any], verdict: str) -> None:
-    job = f"{JOB}".replace("ndcg@10}", "ndcg@10, task: repeat}")
+    job = JOB.replace("ndcg@10}", "ndcg@10, task: repeat}")
     shown = show(
         write_run(tmp_path / "one", job=job if "1,200" in verdict else JOB, state=state(kind, at=99), report=report)
     )
