@@ -13,13 +13,13 @@ from crossfade.deploy.serving.schemas import (
     FoundRows,
     HistoryItem,
     ModelDescription,
+    Neighbors,
     NewRequest,
     RecommendRequest,
     Result,
     Results,
     Row,
     ScoredRow,
-    SimilarRequest,
     Vector,
     Vectors,
 )
@@ -36,21 +36,21 @@ class Answers:
         self.opened, self.version = opened, version
         self._model = opened.model
 
-    def is_quick(self, request: RecommendRequest | SimilarRequest) -> bool:
+    def is_quick(self, request: RecommendRequest | Neighbors) -> bool:
         """Return whether the request takes about a millisecond, so that it may be answered at once."""
         if isinstance(request, NewRequest) or len(request.ids) != 1:
             return False
-        if isinstance(request, SimilarRequest):
-            return self._model.is_quick(self._model.entity(request.entity), "cosine", request.options)
+        if isinstance(request, Neighbors):
+            return self._model.is_quick(self._model.entity(request.options.entity), "cosine", request.options)
         model, options = self._model, request.options
         if request.on_unknown == "popular" and not model.knows(model.query, [str(request.ids[0])])[0]:
             return model.is_quick(model.item, "popularity", options.of_popular)
         return model.is_quick(model.item, model.score, options)
 
-    def load_filters(self, request: RecommendRequest | SimilarRequest) -> Callable[[], None] | None:
+    def load_filters(self, request: RecommendRequest | Neighbors) -> Callable[[], None] | None:
         """Return what evaluates the condition and column of the request; None if they are at hand or are not used."""
-        metadata, where = self.opened.metadata, request.where
-        column = request.max_per.column if request.max_per else None
+        metadata, where = self.opened.metadata, request.options.where
+        column = request.options.max_per[0] if request.options.max_per else None
         if metadata.has(where, column):
             return None
 
@@ -85,14 +85,14 @@ class Answers:
                 result.is_fallback, result.error = result.error is not None, None
         return self._results(model.item, results, model.recommend(rows_Q, options))
 
-    def similar(self, request: SimilarRequest) -> Results:
+    def similar(self, request: Neighbors) -> Results:
         """Rank rows by their cosine with those of the request.
 
         Raises:
             InputError: a condition or a column is invalid.
             UnknownRowError: there is no such entity, or no row of a list is known.
         """
-        model, entity = self._model, self._model.entity(request.entity)
+        model, entity = self._model, self._model.entity(request.options.entity)
         if entity == model.query:
             others = " or ".join(name for name in model.tables if name != entity)
             raise InputError(f"entity: expected {others}; neighbors of '{entity}' are not served")

@@ -4,8 +4,8 @@
     process.ask("rows_where", "year > 1990", seconds=2.0)       # MetadataReader(folder).rows_where("year > 1990")
     process.close()
 
-Neither DuckDB nor the parser of JSON can be interrupted within a call, and both keep Python's lock. Children are forked
-by a process that has imported what they need, so that another one starts in milliseconds.
+DuckDB cannot be interrupted within a call, and keeps Python's lock. Children are forked by a process that has imported
+what they need, so that another one starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class BoundedProcess:
                 problem = "it ended"
             if problem is not None:
                 self._kill()
-                raise CrossfadeError(f"a process for conditions and bodies of requests cannot start: {problem}")
+                raise CrossfadeError(f"a process for conditions cannot start: {problem}")
             self._is_ready = True
         return self._connection
 
