@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Predict memory and network traffic of a job, whether it fits this machine or an EC2 type, and what all stages take.
 
-The stages are prepare, train, evaluate, index, and recommend, each with its time, memory, and price.
+The stages are prepare, train, evaluate, index, and recommend, each with its time and memory.
 
 Nothing is started; the vocabularies of the dataset are read once. 'crossfade train' rejects a job that cannot fit, with
 the same figures. For a dataset that does not exist yet, give its size. With --to, the files that run the job on Slurm
@@ -158,16 +158,9 @@ def _report(prediction: Prediction) -> Iterator[str]:
 
 
 def _stages(prediction: Prediction) -> Iterator[str]:
-    hosts, price = prediction.hosts, prediction.hosts.price
-    head = ("STAGE", "", "hosts", "time", "memory of each", *([] if price is None else ["US dollars"]))
-    rows: list[Sequence[str]] = [head]
+    rows: list[Sequence[str]] = [("STAGE", "", "hosts", "time", "memory of each")]
     for stage in prediction.stages:
-        dollars = [] if price is None else [f"{hosts.dollars(stage.seconds, stage.hosts):,.2f}"]
-        rows.append((stage.name, stage.what, f"{stage.hosts}", _rough(stage.seconds), size(stage.bytes), *dollars))
-    if price is not None:
-        total = sum(hosts.dollars(stage.seconds, stage.hosts) for stage in prediction.stages)
-        seconds = sum(stage.seconds for stage in prediction.stages)
-        rows.append(("all", f"at {price:,.3f} US dollars an hour of a host", "", _rough(seconds), "", f"{total:,.2f}"))
+        rows.append((stage.name, stage.what, f"{stage.hosts}", _rough(stage.seconds), size(stage.bytes)))
     yield from align(rows, left=2)
 
 

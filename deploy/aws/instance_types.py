@@ -1,4 +1,4 @@
-"""Memory, network bandwidth, and prices of Amazon EC2 instance types.
+"""Memory and network bandwidth of Amazon EC2 instance types.
 
     find_instance("r6i.4xlarge").usable_bytes
 
@@ -33,8 +33,6 @@ class InstanceType:
     memory_gib: float
     baseline_gbit: float | None
     peak_gbit: float | None
-    dollars: float | None
-    """The price of an hour (``prices.py``)."""
 
     @property
     def usable_bytes(self) -> int:
@@ -57,75 +55,75 @@ class InstanceType:
 
 
 _METAL_VCPUS = {"g4dn": 96}
-_SIZES: dict[str, list[tuple[str, float, float | None, float | None, float | None]]] = {
-    "p2": [("xlarge", 61, None, None, 0.9), ("8xlarge", 488, 10, 10, 7.2), ("16xlarge", 732, 25, 25, 14.4)],
-    "p3": [("2xlarge", 61, None, 10, 3.06), ("8xlarge", 244, 10, 10, 12.24), ("16xlarge", 488, 25, 25, 24.48)],
-    "p3dn": [("24xlarge", 768, 100, 100, None)],
+_SIZES: dict[str, list[tuple[str, float, float | None, float | None]]] = {
+    "p2": [("xlarge", 61, None, None), ("8xlarge", 488, 10, 10), ("16xlarge", 732, 25, 25)],
+    "p3": [("2xlarge", 61, None, 10), ("8xlarge", 244, 10, 10), ("16xlarge", 488, 25, 25)],
+    "p3dn": [("24xlarge", 768, 100, 100)],
     "g4dn": [
-        ("xlarge", 16, 5, 25, 0.526),
-        ("2xlarge", 32, 10, 25, 0.752),
-        ("4xlarge", 64, 20, 25, 1.204),
-        ("8xlarge", 128, 50, 50, 2.176),
-        ("12xlarge", 192, 50, 50, 3.912),
-        ("16xlarge", 256, 50, 50, 4.352),
-        ("metal", 384, 100, 100, None),
+        ("xlarge", 16, 5, 25),
+        ("2xlarge", 32, 10, 25),
+        ("4xlarge", 64, 20, 25),
+        ("8xlarge", 128, 50, 50),
+        ("12xlarge", 192, 50, 50),
+        ("16xlarge", 256, 50, 50),
+        ("metal", 384, 100, 100),
     ],
     "g5": [
-        ("xlarge", 16, 2.5, 10, 1.006),
-        ("2xlarge", 32, 5, 10, 1.212),
-        ("4xlarge", 64, 10, 25, 1.624),
-        ("8xlarge", 128, 25, 25, 2.448),
-        ("12xlarge", 192, 40, 40, 5.672),
-        ("16xlarge", 256, 25, 25, 4.096),
-        ("24xlarge", 384, 50, 50, 8.144),
-        ("48xlarge", 768, 100, 100, 16.288),
+        ("xlarge", 16, 2.5, 10),
+        ("2xlarge", 32, 5, 10),
+        ("4xlarge", 64, 10, 25),
+        ("8xlarge", 128, 25, 25),
+        ("12xlarge", 192, 40, 40),
+        ("16xlarge", 256, 25, 25),
+        ("24xlarge", 384, 50, 50),
+        ("48xlarge", 768, 100, 100),
     ],
     "r5": [
-        ("large", 16, 0.75, 10, 0.126),
-        ("xlarge", 32, 1.25, 10, 0.252),
-        ("2xlarge", 64, 2.5, 10, 0.504),
-        ("4xlarge", 128, 5, 10, 1.008),
-        ("8xlarge", 256, 10, 10, 2.016),
-        ("12xlarge", 384, 12, 12, 3.024),
-        ("16xlarge", 512, 20, 20, 4.032),
-        ("24xlarge", 768, 25, 25, 6.048),
+        ("large", 16, 0.75, 10),
+        ("xlarge", 32, 1.25, 10),
+        ("2xlarge", 64, 2.5, 10),
+        ("4xlarge", 128, 5, 10),
+        ("8xlarge", 256, 10, 10),
+        ("12xlarge", 384, 12, 12),
+        ("16xlarge", 512, 20, 20),
+        ("24xlarge", 768, 25, 25),
     ],
     "r6i": [
-        ("large", 16, 0.781, 12.5, 0.126),
-        ("xlarge", 32, 1.562, 12.5, 0.252),
-        ("2xlarge", 64, 3.125, 12.5, 0.504),
-        ("4xlarge", 128, 6.25, 12.5, 1.008),
-        ("8xlarge", 256, 12.5, 12.5, 2.016),
-        ("12xlarge", 384, 18.75, 18.75, 3.024),
-        ("16xlarge", 512, 25, 25, 4.032),
-        ("24xlarge", 768, 37.5, 37.5, 6.048),
-        ("32xlarge", 1024, 50, 50, 8.064),
+        ("large", 16, 0.781, 12.5),
+        ("xlarge", 32, 1.562, 12.5),
+        ("2xlarge", 64, 3.125, 12.5),
+        ("4xlarge", 128, 6.25, 12.5),
+        ("8xlarge", 256, 12.5, 12.5),
+        ("12xlarge", 384, 18.75, 18.75),
+        ("16xlarge", 512, 25, 25),
+        ("24xlarge", 768, 37.5, 37.5),
+        ("32xlarge", 1024, 50, 50),
     ],
     "r7g": [
-        ("large", 16, 0.937, 12.5, 0.1071),
-        ("xlarge", 32, 1.876, 12.5, 0.2142),
-        ("2xlarge", 64, 3.75, 15, 0.4284),
-        ("4xlarge", 128, 7.5, 15, 0.8568),
-        ("8xlarge", 256, 15, 15, 1.7136),
-        ("12xlarge", 384, 22.5, 22.5, 2.5704),
-        ("16xlarge", 512, 30, 30, 3.4272),
+        ("large", 16, 0.937, 12.5),
+        ("xlarge", 32, 1.876, 12.5),
+        ("2xlarge", 64, 3.75, 15),
+        ("4xlarge", 128, 7.5, 15),
+        ("8xlarge", 256, 15, 15),
+        ("12xlarge", 384, 22.5, 22.5),
+        ("16xlarge", 512, 30, 30),
     ],
     "m5": [
-        ("large", 8, 0.75, 10, 0.096),
-        ("xlarge", 16, 1.25, 10, 0.192),
-        ("2xlarge", 32, 2.5, 10, 0.384),
-        ("4xlarge", 64, 5, 10, 0.768),
-        ("8xlarge", 128, 10, 10, 1.536),
-        ("12xlarge", 192, 12, 12, 2.304),
-        ("16xlarge", 256, 20, 20, 3.072),
-        ("24xlarge", 384, 25, 25, 4.608),
+        ("large", 8, 0.75, 10),
+        ("xlarge", 16, 1.25, 10),
+        ("2xlarge", 32, 2.5, 10),
+        ("4xlarge", 64, 5, 10),
+        ("8xlarge", 128, 10, 10),
+        ("12xlarge", 192, 12, 12),
+        ("16xlarge", 256, 20, 20),
+        ("24xlarge", 384, 25, 25),
     ],
 }
 
 INSTANCES = {
-    f"{family}.{size}": InstanceType(f"{family}.{size}", memory, baseline, peak, dollars)
+    f"{family}.{size}": InstanceType(f"{family}.{size}", memory, baseline, peak)
     for family, sizes in _SIZES.items()
-    for size, memory, baseline, peak, dollars in sizes
+    for size, memory, baseline, peak in sizes
 }
 
 

@@ -83,11 +83,7 @@ class Prediction:
         data["fit"] = asdict(self.fit)
         data["network"] = {**asdict(self.network), "seconds": self.network.seconds} if self.network else None
         data["time"] = asdict(self.time) if self.time else None
-        price = self.hosts.price
-        data["stages"] = [
-            {**asdict(stage), "dollars": price and self.hosts.dollars(stage.seconds, stage.hosts)}
-            for stage in self.stages
-        ]
+        data["stages"] = [asdict(stage) for stage in self.stages]
         return data
 
 
@@ -111,7 +107,7 @@ def predict(options: PlannedJob, progress: ProgressReporter) -> Prediction:
     network = _network(job, plan, options.bandwidth or (instance.bits_per_second if instance else None))
     cores = options.cores or (instance.vcpus if instance else usable_cores())
     time = _step_time(inputs, plan, network, cores)
-    hosts = Hosts(job.cluster.host_count, cores, machine.available_bytes, instance.dollars if instance else None)
+    hosts = Hosts(job.cluster.host_count, cores, machine.available_bytes)
     stages = plan_stages(_work(inputs, plan, time), hosts) if time else []
     return Prediction(inputs, plan, check_fit(inputs, plan, machine), instance, network, time, hosts, stages)
 

@@ -1,7 +1,7 @@
-"""The time, memory, and price of each stage of a job: prepare, train, evaluate, index, recommend.
+"""The time and memory of each stage of a job: prepare, train, evaluate, index, recommend.
 
     for stage in plan_stages(Work(queries=1e6, items=2e5, events=2e7, dim=64, train_seconds=9e3, ...), hosts):
-        stage.name, stage.seconds, stage.bytes, hosts.dollars(stage.seconds, stage.hosts)
+        stage.name, stage.seconds, stage.bytes
 
 Core seconds are those of one virtual CPU of the machine on which the constants were measured, as in ``step_time.py``.
 Only training uses several hosts by itself. Recommendations and evaluations are divided among them in shards.
@@ -17,7 +17,7 @@ from crossfade.deploy.capacity.step_time import POOL_FLOPS, evaluation_seconds
 from crossfade.kvstore.store import VALUE_BYTES
 from crossfade.trainer.recommend.faiss_lists import ITERATIONS, SAMPLES_PER_LIST, num_lists
 
-GIB, HOUR = 2**30, 3600.0
+GIB = 2**30
 PREPARE_CORE_SECONDS, PREPARE_EVENTS, PREPARE_GROWTH = 3.53e-6, 1e8, 1.42
 """Core seconds to prepare one of 100 million events, and how many times as many with five times the events
 (docs/scale.md, "Preparing data")."""
@@ -34,17 +34,11 @@ among the scores (docs/using-embeddings.md, "Indexes")."""
 
 @dataclass(frozen=True)
 class Hosts:
-    """Hosts that are alike: how many, virtual CPUs and memory of each, and dollars an hour, None if unknown."""
+    """Hosts that are alike: how many, and virtual CPUs and memory of each."""
 
     count: int
     cores: int
     bytes: float = math.inf
-    price: float | None = None
-
-    def dollars(self, seconds: float, hosts: int | None = None) -> float:
-        """Return the price of ``hosts`` of them, None: all, for ``seconds``; not a number if it is unknown."""
-        price = math.nan if self.price is None else self.price
-        return seconds / HOUR * price * (self.count if hosts is None else hosts)
 
 
 @dataclass(frozen=True)

@@ -125,10 +125,8 @@ def test_dataset_that_does_not_exist_is_planned_by_its_size(tmp_path: Path, caps
         planned(capsys, job, *EXPECTED, "--set", "model.item_features=[item, artist]")
 
 
-def test_stages_are_priced_and_divided_among_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_are_divided_among_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = write_job(tmp_path / "job.yaml", tmp_path / "no data")
-    price = find_instance("r6i.4xlarge").dollars
-    assert price is not None
 
     def stages_of(*arguments: object) -> dict[str, dict[str, float]]:
         found = json.loads(planned(capsys, job, "--json", *EXPECTED, *arguments))["stages"]
@@ -140,16 +138,13 @@ def test_stages_are_priced_and_divided_among_hosts(tmp_path: Path, capsys: pytes
     for name, stage in two.items():
         divided = 1 if stage["hosts"] == 1 else 2
         assert (stage["hosts"] == 1) == (name in ("prepare", "index"))
-        assert stage["dollars"] == pytest.approx(stage["seconds"] / 3600 * price * stage["hosts"])
         if name != "train":
             assert four[name]["seconds"] == pytest.approx(stage["seconds"] / divided)
     # 1 million queries times 200,000 items of 8 columns, at 27 GFLOP/s on each of 2 x 16 cores
     assert two["recommend"]["seconds"] == pytest.approx(2 * 1e6 * 2e5 * 8 / 27e9 / 32)
     assert two["index"]["bytes"] > two["recommend"]["bytes"] > 200_000 * 8 * 4
-    assert {stage["dollars"] for stage in stages_of("--cores", 2).values()} == {None}
     printed = planned(capsys, job, *EXPECTED, *of_hosts, 2)
-    assert re.search(r"\nrecommend  to 1,000,000 queries, exactly +2 +3.7 s +[0-9.]+ MiB +0.00\n", printed)
-    assert "US dollars" not in planned(capsys, job, *EXPECTED)
+    assert re.search(r"\nrecommend  to 1,000,000 queries, exactly +2 +3.7 s +[0-9.]+ MiB\n", printed)
 
 
 def test_expected_size_predicts_the_plan_of_the_dataset(
