@@ -23,7 +23,7 @@ from unittest import mock
 from urllib.parse import parse_qs
 
 import boto3
-import stack_resources  # noqa: F401 - moto's CloudFormation uses its resources
+import stack_resources
 from botocore.config import Config
 from moto.moto_api._internal.models import moto_api_backend
 from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -168,6 +168,7 @@ class AwsServer:
             self._scripts.clear()
             self._before.clear()
         moto_api_backend.reset()
+        stack_resources.placement_groups.clear()
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         """Answer a request: by a script, by a handler, or by moto."""

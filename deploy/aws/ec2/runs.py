@@ -69,8 +69,8 @@ def submit(options: SubmitEc2Options, show: Callable[[str], None]) -> int:
     aws = options.aws()
     spec = make_spec(options, aws)
     log_notes(spec, aws)
-    check_image(aws, spec.image)  # before instances start, which cost money even if they cannot pull it
     request = stack_request(aws, spec, find_place(aws, spec))
+    check_image(aws, spec.image)  # before instances start, which cost money even if they cannot pull it
     _logger.info(f"run {spec.run}: {spec.storage}")
     follow_run, cleanup_run = command("submit ec2", follow=spec.run), command("submit ec2", cleanup=spec.run)
     with catch_signals() as signals:
