@@ -89,10 +89,10 @@ class RunFollower:
     def _check_hosts(self) -> None:
         if datetime.now(UTC) > self._stack.ends:
             raise ClusterError(f"the run's time was over at {self._stack.ends:%H:%M} UTC, and its end was not written")
+        instances = [one for one in find_instances(self._aws, self._stack.run) if one.id not in self._gone]
         stacks = find_stacks(self._aws, self._stack.run)
         if not stacks or stacks[0].status.startswith("DELETE"):
             raise ClusterError(f"the cluster of the run {self._stack.run} was deleted")
-        instances = [one for one in find_instances(self._aws, self._stack.run) if one.id not in self._gone]
         joined = sum(self._check_host(instance) for instance in instances)
         if joined != self._joined:
             self._joined, self._waiting_since = joined, self._clock()

@@ -139,7 +139,7 @@ def _cluster(spec: RunSpec, place: Place) -> dict[str, str]:
         "Vpc": place.vpc,
         "Subnets": ",".join(place.subnets),
         "InstanceProfile": (options.instance_profile or "").rpartition("/")[2],  # the name, also of an ARN
-        "Gpus": "" if ENGINES[spec.variant] == "cpu" else "--gpus all",
+        "Gpus": "" if ENGINES[spec.variant] == "cpu" else "all",
         "Driver": K80_DRIVER if spec.variant == "cu90" and options.ami is None else "",
         "PollSeconds": f"{options.poll_seconds:g}",
     }

@@ -16,7 +16,7 @@ from crossfade.deploy.aws.accelerators import gpu_of, variant_of
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, translate_aws_errors
 from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.instance_types import INSTANCES
-from crossfade.deploy.aws.prices import Cost, Price, hourly_price
+from crossfade.deploy.aws.prices import Service, describe_cost
 from crossfade.trainer.config.sections import EngineName
 
 P2_QUOTA = (
@@ -133,44 +133,32 @@ def test_unreachable_endpoint_error_names_the_region(aws: AwsServer, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("instance_type", "gpu", "variant"),
+    ("instance_type", "engine", "gpu", "variant"),
     [
-        ("ml.p2.xlarge", "K80", "cu90"),
-        ("p3.2xlarge", "V100", "cu112"),
-        ("g3.4xlarge", "M60", "cu112"),
-        ("g4dn.xlarge", "T4", "torch"),
-        ("g5.48xlarge", "A10G", "torch"),
-        ("ml.p5.48xlarge", "H100", "torch"),
-        ("p6-b300.48xlarge", "B300", "torch"),
-        ("g7e.2xlarge", "RTX PRO 6000", "torch"),
-        ("r6i.4xlarge", None, "cpu"),
-        ("c7i-flex.large", None, "cpu"),
-        ("x2idn.16xlarge", None, "cpu"),
-        ("r7g.4xlarge", None, "slim"),
-        ("c7gn.xlarge", None, "slim"),
-        ("m8g.metal-24xl", None, "slim"),
-        ("ml.m6g.large", None, "slim"),
-        ("a1.large", None, "slim"),
+        ("ml.p2.xlarge", "auto", "K80", "cu90"),
+        ("p2.xlarge", "cpu", "K80", "cu90"),
+        ("p3.2xlarge", "auto", "V100", "cu112"),
+        ("g3.4xlarge", "auto", "M60", "cu112"),
+        ("g4dn.xlarge", "auto", "T4", "torch"),
+        ("g5.xlarge", "mxnet", "A10G", "cu112"),
+        ("g5.48xlarge", "cpu", "A10G", "torch"),
+        ("ml.p5.48xlarge", "auto", "H100", "torch"),
+        ("p6-b300.48xlarge", "torch", "B300", "torch"),
+        ("g7e.2xlarge", "auto", "RTX PRO 6000", "torch"),
+        ("r6i.4xlarge", "mxnet", None, "cpu"),
+        ("c7i-flex.large", "auto", None, "cpu"),
+        ("x2idn.16xlarge", "auto", None, "cpu"),
+        ("r7g.4xlarge", "cpu", None, "slim"),
+        ("m8g.metal-24xl", "auto", None, "slim"),
+        ("ml.m6g.large", "auto", None, "slim"),
+        ("a1.large", "auto", None, "slim"),
     ],
 )
-def test_gpu_selects_the_image_variant(instance_type: str, gpu: str | None, variant: str) -> None:
+def test_gpu_and_engine_select_the_image_variant(
+    instance_type: str, engine: EngineName, gpu: str | None, variant: str
+) -> None:
     found = gpu_of(instance_type)
-    assert (found.name if found else None, variant_of(instance_type)) == (gpu, variant)
-
-
-@pytest.mark.parametrize(
-    ("instance_type", "engine", "variant"),
-    [
-        ("g5.xlarge", "mxnet", "cu112"),
-        ("g5.xlarge", "torch", "torch"),
-        ("g5.xlarge", "cpu", "torch"),
-        ("p2.xlarge", "cpu", "cu90"),
-        ("r6i.4xlarge", "mxnet", "cpu"),
-        ("r7g.4xlarge", "cpu", "slim"),
-    ],
-)
-def test_named_engine_selects_a_variant_that_has_it(instance_type: str, engine: EngineName, variant: str) -> None:
-    assert variant_of(instance_type, engine) == variant
+    assert (found.name if found else None, variant_of(instance_type, engine)) == (gpu, variant)
 
 
 @pytest.mark.parametrize(
@@ -215,36 +203,41 @@ def _product(usage: str, dollars: str) -> str:
     return json.dumps({"product": {"attributes": {"usagetype": usage}}, "terms": terms})
 
 
-def test_price_list_gives_the_training_price(aws: AwsServer) -> None:
+@pytest.mark.parametrize(
+    ("service", "kind", "spot", "line"),
+    [
+        (
+            "AmazonSageMaker",
+            "ml.g5.xlarge",
+            False,
+            "cost: $3.14 an hour, $75.36 at most (2 x ml.g5.xlarge, 24 h at most; price: AWS's price list, eu-west-1)",
+        ),
+        (
+            "AmazonEC2",
+            "g5.xlarge",
+            True,
+            "cost: $18.00 an hour, $432.00 at most (2 x g5.xlarge, 24 h at most; price: AWS's price list, eu-west-1; "
+            "on demand, spot costs less)",
+        ),
+    ],
+)
+def test_cost_comes_from_the_price_list(aws: AwsServer, service: Service, kind: str, spot: bool, line: str) -> None:
     products = [_product("EUW1-Host:ml.g5.xlarge", "9.0"), _product("EUW1-Train:ml.g5.xlarge", "1.57")]
     aws.answer("GetProducts", {"FormatVersion": "aws_v1", "PriceList": products})
-    price = hourly_price(Aws(region="eu-west-1"), "AmazonSageMaker", "ml.g5.xlarge")
-    assert price == Price(1.57, "AWS's price list, eu-west-1")
+    assert describe_cost(Aws(region="eu-west-1"), service, kind, hosts=2, hours=24, spot=spot) == line
     fields = {each["Field"]: each["Value"] for each in aws.calls_of("GetProducts")[0].body["Filters"]}
-    assert fields == {"regionCode": "eu-west-1", "instanceName": "ml.g5.xlarge"}
+    assert fields["regionCode"] == "eu-west-1"
+    assert fields["instanceType" if service == "AmazonEC2" else "instanceName"] == kind
 
 
-def test_denied_price_list_falls_back_to_the_dated_table(aws: AwsServer) -> None:
+def test_cost_is_unknown_without_the_right_to_read_the_price_list(aws: AwsServer) -> None:
+    def cost(account: Aws | None) -> str:
+        return describe_cost(account, "AmazonEC2", "p2.xlarge", hosts=2, hours=3, spot=True)
+
+    assert cost(None) == "cost: unknown: AWS's price list was not read; 2 x p2.xlarge, 3 h at most"
+    assert cost(Aws()).startswith("cost: unknown: AWS's price list has none for us-east-1; ")
     aws.fail("GetProducts", "AccessDeniedException", "User: x is not authorized to perform: pricing:GetProducts")
-    price = hourly_price(Aws(), "AmazonEC2", "p2.xlarge")
-    assert price.dollars == 0.90
-    assert price.source == (
-        "us-east-1, July 2025, from the built-in table; AWS's price list cannot be read: AccessDeniedException"
-    )
-
-
-def test_cost_ceiling_is_hours_times_hosts_times_price() -> None:
-    cost = Cost(Price(1.5, "somewhere"), hosts=2, hours=24)
-    assert (cost.hourly, cost.ceiling) == (3.0, 72.0)
-    assert cost.explain("ml.g5.xlarge", spot=True) == (
-        "cost: $3.00 an hour, $72.00 at most (2 x ml.g5.xlarge, 24 h at most; price: somewhere; on demand, spot costs "
-        "less)"
-    )
-    unknown = Cost(hourly_price(None, "AmazonSageMaker", "ml.r5.large"), hosts=1, hours=1)
-    assert unknown.ceiling is None
-    assert unknown.explain("ml.r5.large", spot=False).startswith(
-        "cost: unknown: the price of ml.r5.large is not in the table"
-    )
+    assert cost(Aws()).startswith("cost: unknown: AWS's price list cannot be read: AccessDeniedException; ")
 
 
 def test_documented_policies_allow_no_action_on_everything() -> None:

@@ -134,8 +134,8 @@ def test_profile_of_the_user_is_used_by_its_name(aws: AwsServer, job: Path) -> N
         (("r6i.large",), "amazon-linux-2023/recommended", "cpu", "", (0, 1)),
         (("r6i.large", "--hosts", "3", "--servers", "2"), "amazon-linux-2023/recommended", "cpu", "", (2, 3)),
         (("r7g.large", "--hosts", "2"), "amazon-linux-2023/arm64/recommended", "slim", "", (0, 2)),
-        (("g5.xlarge",), "amazon-linux-2023/gpu/recommended", "torch", "--gpus all", (0, 1)),
-        (("p2.xlarge",), "amazon-linux-2023/gpu/recommended", "cu90", "--gpus all", (0, 1)),
+        (("g5.xlarge",), "amazon-linux-2023/gpu/recommended", "torch", "all", (0, 1)),
+        (("p2.xlarge",), "amazon-linux-2023/gpu/recommended", "cu90", "all", (0, 1)),
     ],
 )
 def test_instance_type_selects_image_machine_image_and_roles(

@@ -197,7 +197,7 @@ def called(aws: AwsServer) -> set[tuple[str, str]]:
 
 
 def test_documented_policies_allow_exactly_the_calls_of_the_commands(aws: AwsServer, job: Path) -> None:
-    # moto executes the stack itself: the calls of CloudFormation, which have a policy of their own, are not among these.
+    # Without the calls of CloudFormation, which have a policy of their own: moto executes the stack itself.
     Story(aws, Story.interrupt, Story.terminate)
     assert submit(job, "--spot", "--poll-seconds", 0.1) == 1
     follow = {("cloudformation", "DescribeStackEvents")}  # if the stack fails
