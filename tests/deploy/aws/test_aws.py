@@ -91,7 +91,7 @@ def test_aws_error_becomes_one_line_with_its_fix(
 
 
 @pytest.mark.slow
-def test_xml_error_of_ec2_and_iam_is_translated(aws: AwsServer) -> None:
+def test_xml_error_of_ec2_and_cloudformation_is_translated(aws: AwsServer) -> None:
     def failure(send: Callable[..., object], **request: Any) -> CloudRequestError:
         with pytest.raises(CloudRequestError) as caught, translate_aws_errors("looking", REGION):
             send(**request)
@@ -99,9 +99,9 @@ def test_xml_error_of_ec2_and_iam_is_translated(aws: AwsServer) -> None:
 
     aws.fail("DescribeInstances", "UnauthorizedOperation", "You are not authorized to perform this operation.")
     assert "lack the permission DescribeInstances" in str(failure(Aws().ec2.describe_instances))
-    aws.fail("GetRole", "NoSuchEntity", "The role with name x cannot be found.", status=404)
-    error = failure(Aws().iam.get_role, RoleName="x")
-    assert (error.kind, "The role with name x" in str(error)) == ("missing", True)
+    aws.fail("GetTemplate", "ChangeSetNotFound", "The change set x cannot be found.", status=404)
+    error = failure(Aws().cloudformation.get_template, StackName="x")
+    assert (error.kind, "The change set x" in str(error)) == ("missing", True)
     aws.fail("RunInstances", "VcpuLimitExceeded", "more vCPU capacity than your current vCPU limit of 0 allows")
     assert "the quota 'vCPU limit of 0'" in str(failure(Aws().ec2.run_instances, MinCount=1, MaxCount=1))
     aws.fail("DescribeInstances", "InvalidInstanceID.NotFound", "no i-1")

@@ -100,8 +100,8 @@ def test_lost_hosts_and_lack_of_capacity_are_reported_until_the_run_ends(
     Story(aws, lack, Story.join, Story.interrupt, Story.join, Story.end)
     assert submit(job, "--hosts", 2, "--spot", "--poll-seconds", 0.1) == 0
     stderr = capsys.readouterr().err
-    told = [line for line in stderr.splitlines() if "joined" in line or "Auto Scaling" in line]
-    assert [line.partition(" (")[0].split(" i-")[0] for line in told] == [
+    lines = [line for line in stderr.splitlines() if "joined" in line or "Auto Scaling" in line]
+    assert [line.partition(" (")[0].split(" i-")[0] for line in lines] == [
         "crossfade: 0 of 2 hosts have joined",
         "crossfade: starting a host: AWS has no capacity for this instance type in us-east-1",
         "crossfade: 2 of 2 hosts have joined",
