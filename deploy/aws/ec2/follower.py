@@ -100,7 +100,7 @@ class RunFollower:
         self._is_complete = self._is_complete or joined >= self._stack.hosts
         if joined >= self._stack.hosts:
             return
-        self._check_launches()
+        self.check_launches()
         if self._launch_problem and self._is_complete:
             self._waiting_since = self._clock()  # a run that has begun waits for capacity
         if self._clock() - self._waiting_since > START_SECONDS:
@@ -131,7 +131,7 @@ class RunFollower:
         self._log(f"host {host.id} was lost ({reason}); Auto Scaling starts another in its place")
         return False
 
-    def _check_launches(self) -> None:
+    def check_launches(self) -> None:
         """Log why Auto Scaling cannot start a host now; raise if a retry cannot help."""
         problem = ""
         for group in ("head", "workers"):

@@ -79,6 +79,8 @@ def submit(options: SubmitEc2Options, show: Callable[[str], None]) -> int:
             kind = f"{options.hosts} x {options.instance_type}{' as spot instances' if options.spot else ''}"
             _logger.info(f"creating the cluster: {kind}")
             stack = create(aws, request, lambda: bool(signals))
+            if options.detach:
+                _await_instances(aws, stack, options.poll_seconds, signals)
             if options.detach and not signals:
                 _logger.info(f"detached: {follow_run} follows it, {cleanup_run} ends it")
                 return 0
@@ -92,6 +94,18 @@ def submit(options: SubmitEc2Options, show: Callable[[str], None]) -> int:
         except BaseException:
             take_down(aws, spec.run)
             raise
+
+
+def _await_instances(aws: Aws, stack: Stack, poll_seconds: float, signals: list[int]) -> None:
+    """Wait until all hosts have been started, so that a detached run that cannot start is not left behind.
+
+    Raises:
+        CloudError, CloudRequestError: AWS does not answer, or cannot start them.
+    """
+    follower = RunFollower(aws, stack, _logger.info, _logger.info)
+    while not signals and sum(one.is_live for one in find_instances(aws, stack.run)) < stack.hosts:
+        follower.check_launches()
+        _pause(poll_seconds, signals)
 
 
 def _job_text(spec: RunSpec) -> str:

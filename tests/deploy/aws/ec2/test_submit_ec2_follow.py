@@ -138,6 +138,20 @@ def test_failed_host_or_invalid_file_of_a_host_ends_the_run_with_its_reason(
     assert leftovers(aws) == []
 
 
+def test_detached_run_whose_hosts_cannot_start_is_reported_and_deleted(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lack(story: Story) -> None:
+        group = f"crossfade-{submitted_run(aws)}-head"
+        aws.client("autoscaling").set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=0)
+        story.lack("VcpuLimitExceeded")
+
+    Story(aws, lack)
+    assert detached(job) == 2
+    assert "starting a host: a quota of the account" in capsys.readouterr().err.splitlines()[-1]
+    assert leftovers(aws) == []
+
+
 def test_text_of_hosts_cannot_control_the_terminal(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
