@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from crossfade.base.errors import ClusterError, CrossfadeError
 from crossfade.base.text import counted
 from crossfade.deploy.aws.aws_errors import CloudError, error_from_code, translate_aws_errors
-from crossfade.deploy.aws.ec2.run_storage import END_FILE, HEAD, STOP_FILE, HostStatus, RunEnd, RunStorage, StopRequest
+from crossfade.deploy.aws.ec2.run_storage import END_FILE, HEAD, STOP_FILE, HostStatus, RunEnd, RunStorage
 from crossfade.deploy.aws.ec2.stack import PREFIX, Ec2Instance, Stack, find_instances, find_stacks
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class RunFollower:
 
     def stop(self) -> None:
         """Ask the run to stop after a checkpoint."""
-        self._storage.write(STOP_FILE, StopRequest(stop=True))
+        self._storage.write_text(STOP_FILE, "{}\n")
         self._stop_deadline = self._clock() + STOP_SECONDS
 
     def poll(self) -> RunEnd | None:

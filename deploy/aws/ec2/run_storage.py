@@ -65,12 +65,6 @@ class RunEnd(BaseModel):
     message: str
 
 
-class StopRequest(BaseModel):
-    """A client's request to stop the run."""
-
-    stop: bool
-
-
 class RunStorage:
     """The objects of one run. Every method raises CloudError or CloudRequestError if S3 rejects the request."""
 

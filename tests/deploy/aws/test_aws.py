@@ -2,9 +2,7 @@
 
 import json
 import os
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -242,20 +240,3 @@ def test_cost_is_unknown_without_the_right_to_read_the_price_list(aws: AwsServer
 
 def test_documented_policies_allow_no_action_on_everything() -> None:
     assert unrestricted() == []
-
-
-def test_few_files_import_boto3() -> None:
-    root = Path(__file__).resolve().parents[3]
-    importers = {
-        str(path.relative_to(root))
-        for package in ("kvstore", "trainer", "deploy", "crossfade")
-        for path in (root / package).rglob("*.py")
-        if re.search(r"^\s*(import boto|from boto(3|core)[. ])", path.read_text(), re.MULTILINE)
-    }
-    assert importers == {
-        "crossfade/base/io/s3_conditional.py",
-        "deploy/aws/aws_errors.py",
-        "deploy/aws/clients.py",
-        "trainer/formats/s3_vectors.py",
-        "trainer/prepare/lake_tables.py",
-    }
