@@ -14,6 +14,11 @@ _EXAMPLES = (
         "      --ends 2026-03-01T12:00:00Z --run-dir /runs/run",
         "Train as the head, which coordinates the others, or run the agent of a worker.",
     ),
+    (
+        "crossfade ec2-host --storage s3://music/runs/plays-1a2b3c4d --token-secret crossfade/plays-1a2b3c4d \\\n"
+        "      --ends 2026-03-01T12:00:00Z --poll-seconds 30 --run-dir /runs/run",
+        "Exchange states with the other hosts twice a minute.",
+    ),
 )
 _NOTES = """\
 The user data of the instances runs this command; it is not needed by hand. The exit code is that of the run.

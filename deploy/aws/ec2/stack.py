@@ -187,7 +187,7 @@ def find_stacks(aws: Aws, run: str | None = None) -> list[Stack]:
     Raises:
         CloudError, CloudRequestError: AWS does not answer, or rejects the request.
     """
-    which = {} if run is None else {"StackName": f"{PREFIX}{run}"}
+    which: Any = {} if run is None else {"StackName": f"{PREFIX}{run}"}
     try:
         with translate_aws_errors("looking for the stacks of runs", aws.region):
             pages = aws.cloudformation.get_paginator("describe_stacks").paginate(**which)
