@@ -171,6 +171,15 @@ def test_text_of_hosts_cannot_control_the_terminal(
 # ---- hosts
 
 
+def run_here(storage: RunStorage, host: Host, run_dir: Path, left: timedelta) -> int:
+    """Run a host that is being reclaimed, of a run that has this time left."""
+    ends = (datetime.now(UTC) + left).isoformat()
+    options = Ec2HostOptions(storage=storage.uri, token_secret="x", ends=ends, run_dir=run_dir)
+    with running_metadata() as metadata:
+        metadata.interrupt()
+        return HostRunner(storage, host, "a token", InstanceMetadata(metadata.endpoint), options).run()
+
+
 @pytest.mark.parametrize(
     ("is_head", "name", "value", "code"),
     [
@@ -186,15 +195,19 @@ def test_host_without_work_writes_why_and_leaves(
     if name is not None:
         storage.write_text(name, value)
         storage.write_text("coordinator.json", '{"join": "127.0.0.1:1", "serial": "of a head that is gone"}')
-    ends = datetime.now(UTC) + timedelta(hours=1)
-    options = Ec2HostOptions(storage=storage.uri, token_secret="x", ends=ends.isoformat(), run_dir=tmp_path / "run")
-    with running_metadata() as metadata:
-        metadata.interrupt()
-        service, host = InstanceMetadata(metadata.endpoint), Host("i-1", "127.0.0.1", is_head)
-        assert HostRunner(storage, host, "a token", service, options).run() == code
+    assert run_here(storage, Host("i-1", "127.0.0.1", is_head), tmp_path / "run", timedelta(hours=1)) == code
     status = storage.read("hosts/i-1.json", HostStatus)
     assert status is not None
     assert status.state == ("interrupted" if code == INTERRUPTED_EXIT_CODE else "ended")
+
+
+def test_head_stops_the_run_before_its_time_is_over(aws: AwsServer, tmp_path: Path) -> None:
+    storage = RunStorage(Aws(), f"s3://{BUCKET}/runs/x")
+    storage.write_text("job.yaml", "cluster: {hosts: 1}")  # which would end with exit code 2
+    assert run_here(storage, Host("i-1", "127.0.0.1", is_head=True), tmp_path / "run", timedelta(minutes=4)) == 143
+    end = storage.read("end.json", RunEnd)
+    assert end is not None
+    assert end.exit_code == 143
 
 
 # ---- permissions
