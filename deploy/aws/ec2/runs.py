@@ -196,19 +196,25 @@ def clean_up(aws: Aws, run: str) -> None:
     Raises:
         InputError: there is no such run.
     """
+    for stack in [_find(aws, run)] if run else _leftovers(aws):
+        delete(aws, stack)
+        _logger.info(f"deleted everything of the run {stack.run} except its folder on S3")
+
+
+def _leftovers(aws: Aws) -> Iterator[Stack]:
+    """Yield the stacks of the caller's runs without instances; log why other stacks stay."""
     _, owner = aws.caller()
     live = [instance.run for instance in find_instances(aws) if instance.is_live]
-    for stack in [_find(aws, run)] if run else find_stacks(aws):
+    for stack in find_stacks(aws):
         how = command("submit ec2", cleanup=stack.run)
-        if not run and (count := live.count(stack.run)):
+        if count := live.count(stack.run):
             _logger.info(f"{stack.run} still has {counted(count, 'instance')}: {how} ends it")
-        elif not run and stack.status == "CREATE_IN_PROGRESS":
+        elif stack.status == "CREATE_IN_PROGRESS":
             _logger.info(f"{stack.run} is being created: {how} ends it")
-        elif not run and stack.owner != owner:
+        elif stack.owner != owner:
             _logger.info(f"{stack.run} belongs to {stack.owner}: {how} deletes it nevertheless")
         else:
-            delete(aws, stack)
-            _logger.info(f"deleted everything of the run {stack.run} except its folder on S3")
+            yield stack
 
 
 def take_down(aws: Aws, run: str) -> None:

@@ -25,7 +25,7 @@ from crossfade.deploy.aws.ec2.run_spec import RunSpec, split_uri
 from crossfade.deploy.aws.ecr import EcrImage
 
 if TYPE_CHECKING:
-    from mypy_boto3_cloudformation.type_defs import CreateStackInputTypeDef
+    from mypy_boto3_cloudformation.type_defs import CreateStackInputTypeDef, StackTypeDef
 
     from crossfade.deploy.aws.clients import Aws
 
@@ -225,12 +225,14 @@ def create(aws: Aws, request: CreateStackInputTypeDef, stop_waiting: Callable[[]
     """
     with translate_aws_errors("creating the stack", aws.region):
         name = aws.cloudformation.create_stack(**request)["StackId"]
-    while (stack := _described(aws, name)).status == "CREATE_IN_PROGRESS" and not stop_waiting():
+    while (described := _describe(aws, name))["StackStatus"] == "CREATE_IN_PROGRESS" and not stop_waiting():
         time.sleep(POLL_SECONDS)
-    if stack.status not in {"CREATE_IN_PROGRESS", "CREATE_COMPLETE"}:
+    if described["StackStatus"] not in {"CREATE_IN_PROGRESS", "CREATE_COMPLETE"}:
         reason = _failures(aws, name, "CREATE_FAILED")[-1]  # the first one; the others follow from it
         code = _REASON_CODE.search(reason)
         raise error_from_code(code[1] if code else "CREATE_FAILED", reason, "it", "creating the stack", aws.region)
+    stack = _stack(described)
+    assert stack is not None
     return stack
 
 
@@ -243,7 +245,7 @@ def delete(aws: Aws, stack: Stack) -> None:
     with translate_aws_errors("deleting the stack", aws.region):
         aws.cloudformation.delete_stack(StackName=stack.id)
     deadline = time.monotonic() + DELETE_SECONDS
-    while (status := _described(aws, stack.id).status) != "DELETE_COMPLETE":
+    while (status := _describe(aws, stack.id)["StackStatus"]) != "DELETE_COMPLETE":
         if status == "DELETE_FAILED" or time.monotonic() > deadline:
             left = "; ".join(_failures(aws, stack.id, "DELETE_FAILED")) or f"not done after {DELETE_SECONDS:.0f} s"
             how = command("submit ec2", cleanup=stack.run)
@@ -251,11 +253,9 @@ def delete(aws: Aws, stack: Stack) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _described(aws: Aws, stack_id: str) -> Stack:
+def _describe(aws: Aws, stack_id: str) -> StackTypeDef:
     with translate_aws_errors("reading the state of the stack", aws.region):
-        found = _stack(aws.cloudformation.describe_stacks(StackName=stack_id)["Stacks"][0])
-    assert found is not None
-    return found
+        return aws.cloudformation.describe_stacks(StackName=stack_id)["Stacks"][0]
 
 
 def _failures(aws: Aws, stack_id: str, status: str) -> list[str]:

@@ -201,25 +201,19 @@ def user_data(aws: AwsServer, instance: str) -> str:
 # ---- errors
 
 
-def failed_stack(reason: str) -> dict[str, str]:
-    """Return answers about a stack that AWS could not create and deletes."""
-    names = "<StackId>{0}</StackId><StackName>{0}</StackName><CreationTime>2026-03-01T12:00:00Z</CreationTime>"
-    tags = "".join(
-        f"<member><Key>crossfade:{key}</Key><Value>x</Value></member>" for key in ("run", "owner", "storage")
+def failed_stack(reason: str, action: str = "CREATE") -> dict[str, str]:
+    """Return answers about a stack that AWS could not create, and therefore deletes, or could not delete."""
+    status = "DELETE_IN_PROGRESS" if action == "CREATE" else "DELETE_FAILED"
+    stack = (
+        f"<StackName>x</StackName><CreationTime>2026-03-01T12:00:00Z</CreationTime><StackStatus>{status}</StackStatus>"
     )
-    values = {"Workers": "0", "Ends": "2026-03-01T13:00:00Z"}
-    parameters = "".join(
-        f"<member><ParameterKey>{key}</ParameterKey><ParameterValue>{value}</ParameterValue></member>"
-        for key, value in values.items()
-    )
-    stack = f"<StackStatus>DELETE_IN_PROGRESS</StackStatus><Tags>{tags}</Tags><Parameters>{parameters}</Parameters>"
     events = "".join(
-        f"<member><LogicalResourceId>{name}</LogicalResourceId><ResourceStatus>CREATE_FAILED</ResourceStatus>"
+        f"<member><LogicalResourceId>{name}</LogicalResourceId><ResourceStatus>{action}_FAILED</ResourceStatus>"
         f"<ResourceStatusReason>{why}</ResourceStatusReason></member>"
         for name, why in (("Role", "Resource creation cancelled"), ("Token", reason))
     )
     return {
-        "DescribeStacks": f"<Stacks><member>{names.format('x')}{stack}</member></Stacks>",
+        "DescribeStacks": f"<Stacks><member>{stack}</member></Stacks>",
         "DescribeStackEvents": f"<StackEvents>{events}</StackEvents>",
     }
 
@@ -357,14 +351,8 @@ def test_stack_that_cannot_be_deleted_is_reported(
 ) -> None:
     assert detached(job) == 0
     run = submitted_run(aws)
-    answers = failed_stack("Role: not authorized to perform: iam:DeleteRole")
-    failed = {name: text.replace("DELETE_IN_PROGRESS", "DELETE_FAILED") for name, text in answers.items()}
-    aws.before(
-        "DeleteStack",
-        lambda _: [
-            aws.answer_xml(name, text.replace("CREATE_FAILED", "DELETE_FAILED")) for name, text in failed.items()
-        ],
-    )
+    answers = failed_stack("not authorized to perform: iam:DeleteRole", "DELETE")
+    aws.before("DeleteStack", lambda _: [aws.answer_xml(name, text) for name, text in answers.items()])
     assert main(["submit", "ec2", "--cleanup", run]) == 1
     stderr = capsys.readouterr().err.splitlines()[-1]
     assert f"cannot delete all resources of the run {run}; retry with" in stderr

@@ -235,5 +235,6 @@ def test_documented_policies_allow_exactly_the_calls_of_the_commands(aws: AwsSer
     assert main(["submit", "ec2", "--list"]) == 0
     assert called(aws) == policy("ec2-list")
     aws.calls.clear()
+    assert main(["submit", "ec2", "--cleanup"]) == 0
     assert main(["submit", "ec2", "--cleanup", run]) == 0
     assert called(aws) == policy("ec2-list") | policy("ec2-cleanup")
