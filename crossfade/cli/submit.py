@@ -14,28 +14,36 @@ _EC2_DESCRIPTION = """\
 Run a job on EC2: launch instances for it, follow it, and delete everything when it ends, fails or is stopped.
 """
 _EC2_EXAMPLES = (
-    ("crossfade submit ec2 jobs/plays.yaml --output s3://music/runs --dry-run", "Print every request, send none."),
+    (
+        "crossfade submit ec2 jobs/plays.yaml --output s3://music/runs --dry-run",
+        "Print the requests that create something, send none.",
+    ),
     (
         "crossfade submit ec2 jobs/plays.yaml --output s3://music/runs --hosts 4 --spot --instance-type r6i.4xlarge",
         "Train on four spot instances.",
     ),
-    ("crossfade submit ec2 --list", "List the runs that have instances or leftovers."),
+    (
+        "crossfade submit ec2 jobs/plays.yaml --output s3://music/runs --instance-type p2.xlarge",
+        "Train on a K80, with the image crossfade:cu90.",
+    ),
+    ("crossfade submit ec2 --list", "List the runs that have a cluster."),
     ("crossfade submit ec2 --follow plays-1a2b3c4d", "Follow a detached run."),
     ("crossfade submit ec2 --cleanup plays-1a2b3c4d", "End a run, and delete what is left of it."),
 )
 _EC2_NOTES = """\
 The dataset must be on S3. Each of several hosts runs a server and a worker, or with cluster.store: sharded a worker,
 unless the job or the options set more. The run's folder below --output gets the job, the log, checkpoints and, at the
-end, result/ with embeddings and report. Instances need a route to S3, SSM and ECR; those of the default network have
-one. No port is open to the internet. docs/aws.md lists the permissions of this command, and explains how to push an
-image to ECR.
+end, result/ with embeddings and report. Instances need a route to S3, Secrets Manager, Auto Scaling and ECR; those of
+the default network have one. No port is open to the internet. docs/aws.md lists the permissions of this command, and
+explains how to push an image to ECR.
 
-With --spot, EC2 may interrupt instances: the job saves a checkpoint first, and another instance replaces the host when
-there is capacity. A command must follow the run for that.
+The cluster is a CloudFormation stack. Its Auto Scaling groups replace hosts that are lost, whether the run is followed
+or not. With --spot, EC2 may interrupt instances: the job saves a checkpoint first, and another instance replaces the
+host when there is capacity.
 
 Ctrl-C makes the run write a checkpoint and deletes the cluster; a second one deletes it at once. With --follow it only
-stops following. If this command is killed, each instance still terminates itself when the run ends, or after
---max-hours at the latest, and '--cleanup RUN' deletes the rest.
+stops following. If this command is killed, hosts still terminate when the run ends, or after --max-hours at the latest,
+and '--cleanup RUN' deletes the rest.
 
 Exit codes: that of the run: 0 done, 1 failed, 2 invalid input, 143 stopped; 130 no longer following.
 """
@@ -53,16 +61,16 @@ def _run_on_ec2(options: SubmitEc2Options) -> int:
 
     if options.dry_run:
         for name, request in runs.dry_requests(options):
-            script = request.pop("UserData", None)
+            texts = {key: request.pop(key) for key in ("Body", "TemplateBody") if key in request}
             print(f"{name} {json.dumps(request, indent=2)}")
-            if script is not None:
-                print(f"UserData of {name}:\n{script}")
+            for key, text in texts.items():
+                print(f"{key} of {name}:\n{text}")
         return 0
     if options.job is not None:
         return runs.submit(options, print_log)
     aws = options.aws()
     if options.follow is not None:
-        return runs.follow_existing(aws, options.follow, print_log)
+        return runs.follow_existing(aws, options.follow, options.poll_seconds, print_log)
     if options.list:
         print_lines(align(runs.list_runs(aws), left=5))
     else:

@@ -100,7 +100,7 @@ def run(options: SubmitSageMakerOptions) -> int:
 
 def _submit(aws: Aws, options: SubmitSageMakerOptions) -> int:
     from crossfade.deploy.aws.accelerators import notes
-    from crossfade.deploy.aws.prices import Cost, hourly_price
+    from crossfade.deploy.aws.prices import describe_cost
     from crossfade.deploy.aws.sagemaker.jobs import image_problem, start
     from crossfade.deploy.aws.sagemaker.request import make_request, make_submission
 
@@ -109,9 +109,11 @@ def _submit(aws: Aws, options: SubmitSageMakerOptions) -> int:
     aws.check_request(aws.sagemaker, "CreateTrainingJob", request)
     for note in notes(submission.job, options.instance_type, submission.hosts):
         _logger.info(note)
-    price = hourly_price(None if options.dry_run else aws, "AmazonSageMaker", options.instance_type)
-    cost = Cost(price, submission.hosts, options.max_hours)
-    _logger.info(cost.explain(options.instance_type, spot=options.spot))
+    asked, kind = None if options.dry_run else aws, options.instance_type
+    cost = describe_cost(
+        asked, "AmazonSageMaker", kind, hosts=submission.hosts, hours=options.max_hours, spot=options.spot
+    )
+    _logger.info(cost)
     if options.dry_run:
         if "Environment" in request:
             request["Environment"] = dict.fromkeys(request["Environment"], "generated for each job")

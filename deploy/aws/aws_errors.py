@@ -75,6 +75,7 @@ _QUOTA = {
     "LimitExceeded",
     "LimitExceededException",
     "ServiceQuotaExceededException",
+    "ServiceLimitExceeded",
 }
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _WRONG_CREDENTIALS = {
@@ -102,6 +103,8 @@ _FAULTS = {"InternalError", "InternalFailure", "InternalServerError", "InternalS
     "ServiceUnavailableException",
     "Unavailable",
     "InternalServerException",
+    "ServiceInternalError",
+    "NetworkFailure",
     "500",
     "503",
 }

@@ -22,13 +22,15 @@ from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_err
 
 if TYPE_CHECKING:
     from botocore.config import Config
+    from mypy_boto3_autoscaling import AutoScalingClient
+    from mypy_boto3_cloudformation import CloudFormationClient
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_ecr import ECRClient
-    from mypy_boto3_iam import IAMClient
     from mypy_boto3_logs import CloudWatchLogsClient
     from mypy_boto3_pricing import PricingClient
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_sagemaker import SageMakerClient
+    from mypy_boto3_secretsmanager import SecretsManagerClient
     from mypy_boto3_ssm import SSMClient
     from mypy_boto3_sts import STSClient
 
@@ -43,13 +45,15 @@ _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+)+-[0-9]+")
 class Aws:
     """An account in a region, reached with the credentials of the environment. Clients are created on first use."""
 
+    autoscaling: AutoScalingClient
+    cloudformation: CloudFormationClient
     ec2: EC2Client
     ecr: ECRClient
-    iam: IAMClient
     logs: CloudWatchLogsClient
     pricing: PricingClient
     s3: S3Client
     sagemaker: SageMakerClient
+    secretsmanager: SecretsManagerClient
     ssm: SSMClient
     sts: STSClient
 

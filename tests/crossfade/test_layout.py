@@ -43,7 +43,6 @@ TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")
 FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")
 FILES_WITH_FLAGS = {
     "deploy/aws/ec2/run_host.py": "starts commands of crossfade",
-    "deploy/aws/ec2/user_data.py": "writes a script that calls curl and docker",
     "deploy/cluster/role_process.py": "starts commands of crossfade",
     "deploy/dashboard/server.py": "starts commands of crossfade",
     "deploy/schedulers/arrays.py": "writes commands of schedulers",

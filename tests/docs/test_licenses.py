@@ -55,7 +55,7 @@ WITH_PYTORCH = {
 """Packages of the variant torch that the setup does not install: read in the metadata of their wheels."""
 PERMISSIVE = {
     *("Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "MIT-CMU", "PSF-2.0"),
-    *("BSL-1.0", "public domain", "PSF", "Apache-2.0 WITH LLVM-exception"),
+    *("BSL-1.0", "CNRI-Python", "public domain", "PSF", "Apache-2.0 WITH LLVM-exception"),
 }
 COPYLEFT = {"GPL", "LGPL-3.0-only", "MPL-2.0"}
 NOT_INSTALLED = re.compile(r"nvidia-|cuda-toolkit$|mxnet-cu|appnope$|pywin32|tzdata$|waitress$")

@@ -23,6 +23,7 @@ from unittest import mock
 from urllib.parse import parse_qs
 
 import boto3
+import stack_resources
 from botocore.config import Config
 from moto.moto_api._internal.models import moto_api_backend
 from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -30,7 +31,7 @@ from moto.utilities.utils import load_resource
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
-from crossfade.deploy.aws.ec2.launch import IMAGE_PARAMETERS
+from crossfade.deploy.aws.ec2.stack import IMAGE_PARAMETERS
 
 REGION = "us-east-1"
 ACCOUNT = "123456789012"
@@ -46,7 +47,11 @@ _EC2_XML = (
     "<RequestID>0</RequestID></Response>"
 )
 _S3_XML = "<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-_ERROR_XML = {"ec2": _EC2_XML, "sts": _QUERY_XML, "iam": _QUERY_XML, "s3": _S3_XML}
+_ERROR_XML = {
+    "ec2": _EC2_XML,
+    "s3": _S3_XML,
+    **dict.fromkeys(("autoscaling", "cloudformation", "iam", "sts"), _QUERY_XML),
+}
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,8 @@ class AwsServer:
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self.calls: list[Call] = []
         self._scripts: dict[str, _Script] = {}
-        self.placement_groups: dict[str, dict[str, str]] = {}
-        """Tags by name, if ``placement_groups.py`` handles these calls."""
         self._before: dict[str, Callable[[Call], object]] = {}
-        prices = json.dumps({"FormatVersion": "aws_v1", "PriceList": []})  # so that the built-in table is used
+        prices = json.dumps({"FormatVersion": "aws_v1", "PriceList": []})
         self._handlers: dict[str, Callable[[Call], tuple[int, str]]] = {"GetProducts": lambda _: (200, prices)}
         self._lock = threading.Lock()
         self.client = cache(self._new_client)
@@ -135,6 +138,11 @@ class AwsServer:
         """Answer all calls of ``action``, which uses JSON, with the result of ``respond``."""
         self._scripts[action] = _Script([(200, lambda call: json.dumps(respond(call)))], repeat_last=True)
 
+    def answer_xml(self, action: str, result: str) -> None:
+        """Answer the next call of ``action``, which uses XML, with this result."""
+        text = f"<{action}Response><{action}Result>{result}</{action}Result></{action}Response>"
+        self._scripts.setdefault(action, _Script()).left.append((200, lambda _: text))
+
     def handle(self, action: str, handler: Callable[[Call], tuple[int, str]]) -> None:
         """Answer calls of ``action``, which moto does not support, by ``handler``: status and body."""
         self._handlers[action] = handler
@@ -160,6 +168,7 @@ class AwsServer:
             self._scripts.clear()
             self._before.clear()
         moto_api_backend.reset()
+        stack_resources.placement_groups.clear()
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         """Answer a request: by a script, by a handler, or by moto."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "aws.md"
-_PER_RESOURCE = re.compile(r"[a-z0-9]+:(List|Describe|Get(Products|AuthorizationToken)|PutMetricData)")
+_PER_RESOURCE = re.compile(r"[a-z0-9]+:(List|Describe|Get(Products|AuthorizationToken|RandomPassword)|PutMetricData)")
 """Actions that have no resources in IAM, or only list."""
 
 

@@ -1,11 +1,12 @@
 """List the resources of an account that cost money or that Crossfade created: none after a run has ended."""
 
+import stack_resources
 from aws_server import AwsServer
 
 
 def leftovers(aws: AwsServer) -> list[str]:
     """Return a description of each resource, except for those that moto has from the start."""
-    ec2, iam, ssm = aws.client("ec2"), aws.client("iam"), aws.client("ssm")
+    ec2, iam = aws.client("ec2"), aws.client("iam")
     remaining = [
         f"instance {instance['InstanceId']} ({instance['State']['Name']})"
         for reservation in ec2.describe_instances()["Reservations"]
@@ -21,20 +22,17 @@ def leftovers(aws: AwsServer) -> list[str]:
         for resource in interfaces
         if resource["Status"] == "available"
     ]
-    remaining += [f"placement group {name}" for name in aws.placement_groups]
+    remaining += [f"placement group {name}" for name in sorted(stack_resources.placement_groups)]
     remaining += [f"role {role['RoleName']}" for role in iam.list_roles()["Roles"]]
     remaining += [
         f"profile {resource['InstanceProfileName']}" for resource in iam.list_instance_profiles()["InstanceProfiles"]
     ]
-    own_parameters = [{"Key": "Name", "Option": "BeginsWith", "Values": ["/crossfade"]}]
-    remaining += [
-        f"parameter {resource['Name']}"
-        for resource in ssm.describe_parameters(ParameterFilters=own_parameters)["Parameters"]
-    ]
-    requests = ec2.describe_spot_instance_requests()["SpotInstanceRequests"]
-    remaining += [
-        f"spot request {resource['SpotInstanceRequestId']}"
-        for resource in requests
-        if resource["State"] in {"open", "active"}
-    ]
+    secrets = aws.client("secretsmanager").list_secrets()["SecretList"]
+    remaining += [f"secret {resource['Name']}" for resource in secrets]
+    templates = ec2.describe_launch_templates()["LaunchTemplates"]
+    remaining += [f"launch template {resource['LaunchTemplateName']}" for resource in templates]
+    scaling = aws.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+    remaining += [f"Auto Scaling group {resource['AutoScalingGroupName']}" for resource in scaling]
+    stacks = aws.client("cloudformation").describe_stacks()["Stacks"]
+    remaining += [f"stack {resource['StackName']}" for resource in stacks]
     return remaining

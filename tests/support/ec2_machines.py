@@ -2,8 +2,8 @@
 
 with running_machines(aws, folder) as machines:
     crossfade("submit", "ec2", "job.yaml", ..., cwd=folder, variables=aws.variables)
-    machines.of(1).metadata.interrupt()           # publishes an interruption notice for host 1
-    machines.of(1).calls                          # how docker and shutdown were called
+    machines.of("head").metadata.interrupt()      # publishes an interruption notice for the head
+    machines.of("head").calls                     # how docker and shutdown were called
 
 Each machine has a loopback address and a metadata service of its own, which provides the credentials. docker and
 shutdown are small scripts that record their calls: 'docker run' runs Crossfade itself, with the machine's folder in
@@ -59,8 +59,7 @@ class Machine:
     def __init__(self, instance: dict[str, Any], script: str, number: int, folder: Path, metadata: Metadata) -> None:
         self.id: str = instance["InstanceId"]
         self.number, self.folder, self.metadata, self.script = number, folder, metadata, script
-        [first] = [line for line in script.splitlines() if line.startswith("first=")]
-        self.host = int(first.partition("=")[2]) + instance["AmiLaunchIndex"]
+        [self.role] = [tag["Value"] for tag in instance["Tags"] if tag["Key"] == "crossfade:role"]
         self.is_killed = False
         self.mark = Mark()
         self.process: subprocess.Popen[bytes] | None = None
@@ -69,7 +68,7 @@ class Machine:
         credentials |= {"Type": "AWS-HMAC", "LastUpdated": "2020-01-01T00:00:00Z", "Expiration": "2099-01-01T00:00:00Z"}
         role = "the-role"  # moto returns the profile of the first instance only
         metadata.values |= {
-            "ami-launch-index": str(instance["AmiLaunchIndex"]),
+            "tags/instance/crossfade:role": self.role,
             "instance-id": self.id,
             "local-ipv4": f"127.0.1.{number}",
             "iam/security-credentials": role,
@@ -135,15 +134,15 @@ class Machines:
             (folder / "bin" / name).chmod(0o755)
         self._thread.start()
 
-    def of(self, index: int, seconds: float = MAX_SECONDS) -> Machine:
-        """Wait for host ``index`` and return its newest machine."""
+    def of(self, role: str, seconds: float = MAX_SECONDS) -> Machine:
+        """Wait for a host with this role, and return the newest machine that has it."""
 
         def newest() -> list[Machine]:
             if self.error is not None:
                 raise self.error
-            return [machine for machine in self.all if machine.host == index][-1:]
+            return [machine for machine in self.all if machine.role == role][-1:]
 
-        wait_until(newest, f"host {index}", seconds=seconds)
+        wait_until(newest, f"a {role}", seconds=seconds)
         return newest()[0]
 
     def _run(self) -> None:

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from aws_server import AwsServer, Call
-from placement_groups import PlacementGroups
+from aws_server import AwsServer
 
 from crossfade.cli.main import main
-from crossfade.deploy.aws.ec2 import resources
+from crossfade.deploy.aws.ec2 import stack
 
 BUCKET = "music"
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/crossfade:cpu"
@@ -17,7 +16,6 @@ IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/crossfade:cpu"
 def empty_account(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServer:
     """Reset the account to a bucket and an image of each variant, and point this process's environment to it."""
     server.reset()
-    PlacementGroups(server)
     server.client("s3").create_bucket(Bucket=BUCKET)
     ecr = server.client("ecr")
     ecr.create_repository(repositoryName="crossfade")
@@ -27,7 +25,7 @@ def empty_account(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServ
         ecr.put_image(repositoryName="crossfade", imageManifest=json.dumps(manifest), imageTag=variant)
     for name, value in server.variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(resources, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stack, "POLL_SECONDS", 0.01)
     return server
 
 
@@ -41,17 +39,15 @@ def detached(job: Path, *options: object) -> int:
     return submit(job, *options, "--detach")
 
 
+def created(aws: AwsServer) -> dict[str, str]:
+    """Return the parameters of the stack that was submitted last."""
+    form = aws.calls_of("CreateStack")[-1].body
+    keys = [name for name in form if name.endswith(".ParameterKey")]
+    return {form[name]: form.get(name.removesuffix("Key") + "Value", "") for name in keys}
+
+
 def submitted_run(aws: AwsServer) -> str:
-    call = aws.calls_of("RunInstances")[0]
-    return str(tags_of(call, 1)["crossfade:run"])
-
-
-def tags_of(call: Call, number: int) -> dict[str, str]:
-    """Return the tags of a call for its resource type number ``number``, and the type itself as ``kind``."""
-    prefix = f"TagSpecification.{number}."
-    keys = {name: value for name, value in call.body.items() if name.startswith(prefix) and name.endswith(".Key")}
-    tags = {value: call.body[name.removesuffix("Key") + "Value"] for name, value in keys.items()}
-    return {"kind": call.body[f"{prefix}ResourceType"], **tags}
+    return created(aws)["Run"]
 
 
 def stored(aws: AwsServer) -> dict[str, str]:

@@ -17,39 +17,34 @@ _job = partial(option, group="job")
 _host = partial(option, group="host")
 
 
-class Ec2Instances(Options):
-    """The instances of a run, and how often its state is read."""
+class SubmitEc2Options(AccountOptions, Roles):
+    """The job to run on EC2 and its instances, or what to do with runs that exist."""
 
-    instance_type: str = _instances("p2.xlarge", "launch this type", value="TYPE")
+    one_of = (("job", "follow", "list", "cleanup"),)
+    at_most_one = (("dry_run", "detach", "follow", "list", "cleanup"),)
+
+    instance_type: str = _instances("g4dn.xlarge", "launch this type", value="TYPE")
     hosts: Integer = _instances(1, "launch N instances", value="N", ge=1, le=1000)
     spot: bool = _instances(False, "use spot instances, which cost less and may be interrupted")
     max_hours: Number = _instances(
-        24.0, "terminate each instance after H hours in any case", value="H", ge=0.05, le=MAX_HOURS
+        24.0, "terminate all instances after H hours in any case", value="H", ge=0.25, le=MAX_HOURS
     )
-    subnet: str | None = _instances(None, "launch in this subnet (default: one of the default network)", value="ID")
+    subnet: str | None = _instances(None, "launch in this subnet (default: of the default network)", value="ID")
     ami: str | None = _instances(None, "boot this machine image with Docker (default: the newest of ECS)", value="ID")
     instance_profile: str | None = _instances(
         None, "use this instance profile, a name or ARN (default: create one, and delete it)", value="NAME"
     )
     volume_gb: Integer = _instances(100, "attach an encrypted disk of N GiB", value="N", ge=30, le=16384)
     poll_seconds: Number = _action(5.0, "poll the run at this interval", value="SECONDS", ge=0.1, le=600)
-
-
-class SubmitEc2Options(Ec2Instances, AccountOptions, Roles):
-    """The job to run on EC2 and its instances, or what to do with runs that exist."""
-
-    one_of = (("job", "follow", "list", "cleanup"),)
-    at_most_one = (("dry_run", "detach", "follow", "list", "cleanup"),)
-
     output: str | None = _job(None, "create the run's folder below s3://BUCKET/PREFIX (required)", value="URI")
     image: str | None = _job(None, "run this container image (default: crossfade:VARIANT in ECR)", value="URI")
-    dry_run: bool = _action(False, "print every request, and send none")
+    dry_run: bool = _action(False, "print the requests that create something, and send none")
     detach: bool = _action(False, "launch the run, and do not follow it")
     follow: str | None = _action(None, "follow a detached run, and delete its cluster at the end", value="RUN")
-    list: bool = _action(False, "list the runs that have instances or leftovers")
+    list: bool = _action(False, "list the runs that have a cluster")
     cleanup: str | None = _action(
         None,
-        "end RUN and delete everything but its folder on S3; without RUN: delete the leftovers of your own runs "
+        "end RUN and delete everything but its folder on S3; without RUN: delete what is left of your own runs "
         "without instances",
         value="RUN",
         without_value="",
@@ -60,6 +55,7 @@ class Ec2HostOptions(Options):
     """The run on EC2 whose host this is."""
 
     storage: str = _host(..., "read and write the run in this folder on S3", value="URI")
-    number: Integer = _host(..., "run as this host of the run, from 0", value="N", ge=0)
-    token_parameter: str = _host(..., "read the hosts' token from this SSM parameter", value="NAME")
+    token_secret: str = _host(..., "read the hosts' token from this secret of AWS Secrets Manager", value="NAME")
+    ends: str = _host(..., "stop the run after a checkpoint before this time, as in 2026-03-01T12:00:00Z", value="TIME")
+    poll_seconds: Number = _host(5.0, "exchange states with the other hosts at this interval", value="SECONDS")
     run_dir: Path = _host(..., "use DIR as run folder on this host", value="DIR")

@@ -1,9 +1,9 @@
-"""The command in the container of each host of a run on EC2: ``crossfade train`` on host 0, an agent on the others.
+"""The command in the container of each host of a run on EC2: ``crossfade train`` on the head, an agent on workers.
 
-    HostRunner(RunStorage(aws, uri), Host.read(metadata, 0), token, metadata, Path("/runs/run")).run()
+    HostRunner(RunStorage(aws, uri), Host.read(metadata), token, metadata, options).run()
 
-Hosts find each other through the run's folder on S3, where each also writes its state. When host 0 is reclaimed, its
-replacement writes a new coordinator address, and the other hosts join it there.
+Hosts find each other through the run's folder on S3, where each also writes its state. When the head is reclaimed, its
+replacement writes a new coordinator address, and the workers join it there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
 
 import yaml
 
@@ -26,11 +26,11 @@ from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE
 from crossfade.deploy.aws.aws_errors import translate_aws_errors
 from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.ec2.options import Ec2HostOptions
-from crossfade.deploy.aws.ec2.run_spec import RunSpec
 from crossfade.deploy.aws.ec2.run_storage import (
     COORDINATOR_FILE,
     END_FILE,
-    SPEC_FILE,
+    HEAD,
+    JOB_FILE,
     STOP_FILE,
     CoordinatorAddress,
     HostStatus,
@@ -46,8 +46,10 @@ PORT = 7070
 POLL_SECONDS = 0.2
 STOP_SECONDS = 150.0
 """Time for a command to write its checkpoint after SIGTERM."""
-STOP_BEFORE_END_SECONDS = 300.0
-"""The run is stopped this long before its instance terminates itself."""
+STOP_BEFORE_END = timedelta(minutes=5)
+"""The run is stopped this long before its instances are terminated."""
+ROLE_TAG = "tags/instance/crossfade:role"
+"""Where the metadata service has the tag of the host's Auto Scaling group, head or worker."""
 _EXIT_CODES = {0, 1, 2, STOPPED_EXIT_CODE}
 _STATES = {0: "done", INTERRUPTED_EXIT_CODE: "interrupted", STOPPED_EXIT_CODE: "stopped"}
 _TAIL_BYTES = 2000
@@ -57,33 +59,25 @@ _LOG_PIECE_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class Host:
-    """One host: its number, its instance and its address."""
+    """One host: its instance, its address, and whether it is the head."""
 
-    number: int
     instance: str
     address: str
+    is_head: bool
 
     @staticmethod
-    def read(metadata: InstanceMetadata, number: int) -> Host:
-        """Return this host, which is number ``number`` of its run.
+    def read(metadata: InstanceMetadata) -> Host:
+        """Return this host.
 
         Raises:
             StorageUnavailableError: the metadata service does not answer.
         """
-        instance, address = metadata.get_when_ready("instance-id"), metadata.get_when_ready("local-ipv4")
-        if not instance or not address:
-            raise StorageUnavailableError(f"{metadata.endpoint}: the metadata service has no instance-id or local-ipv4")
-        return Host(number, instance, address)
-
-
-def fetch_token(aws: Aws, parameter: str) -> str:
-    """Return the token by which the hosts authenticate to each other.
-
-    Raises:
-        CloudError, CloudRequestError: AWS does not return it.
-    """
-    with translate_aws_errors("fetching the token of the hosts", aws.region):
-        return aws.ssm.get_parameter(Name=parameter, WithDecryption=True)["Parameter"]["Value"]
+        instance, address, role = map(metadata.get_when_ready, ("instance-id", "local-ipv4", ROLE_TAG))
+        if not instance or not address or not role:
+            raise StorageUnavailableError(
+                f"{metadata.endpoint}: the metadata service has no instance-id, local-ipv4, or {ROLE_TAG}"
+            )
+        return Host(instance, address, role == HEAD)
 
 
 def run_host(options: Ec2HostOptions) -> int:
@@ -93,21 +87,27 @@ def run_host(options: Ec2HostOptions) -> int:
         CloudError, CloudRequestError: AWS does not answer, or the host may not read what it needs.
     """
     metadata, aws = InstanceMetadata.of_this_host(), Aws()
-    host, token = Host.read(metadata, options.number), fetch_token(aws, options.token_parameter)
-    return HostRunner(RunStorage(aws, options.storage), host, token, metadata, options.run_dir).run()
+    host = Host.read(metadata)
+    with translate_aws_errors("fetching the token of the hosts", aws.region):
+        token = aws.secretsmanager.get_secret_value(SecretId=options.token_secret)["SecretString"]
+    return HostRunner(RunStorage(aws, options.storage), host, token, metadata, options).run()
 
 
 class HostRunner:
     """Runs the command of a host, and uploads its log and its state to S3."""
 
-    def __init__(self, storage: RunStorage, host: Host, token: str, metadata: InstanceMetadata, run_dir: Path) -> None:
-        """Run in ``run_dir``; ``token`` is the run's."""
+    def __init__(
+        self, storage: RunStorage, host: Host, token: str, metadata: InstanceMetadata, options: Ec2HostOptions
+    ) -> None:
+        """``token`` is the run's."""
         self._storage, self._host, self._token, self._metadata = storage, host, token, metadata
-        self._folder = RunFolder(run_dir)
-        self._log_number = storage.last_log(host.number)
+        self._folder = RunFolder(options.run_dir)
+        self._stops = datetime.fromisoformat(options.ends) - STOP_BEFORE_END
+        self._sync_seconds = options.poll_seconds
+        self._log_name = HEAD if host.is_head else host.instance
+        self._log_number = storage.last_log(self._log_name)
         self._log_offset = 0
         self._written_state: tuple[str, str] | None = None
-        self._sync_seconds = 5.0
 
     def run(self) -> int:
         """Run until the run ends or the host is reclaimed; return the exit code.
@@ -116,33 +116,29 @@ class HostRunner:
             ClusterError: the run's folder no longer exists.
             CloudError, CloudRequestError: S3 cannot be read or written.
         """
-        spec = self._storage.read(SPEC_FILE, RunSpec)
-        if spec is None:
-            raise ClusterError(f"{self._storage.uri}: has no {SPEC_FILE}; the run's folder was deleted")
-        self._sync_seconds = spec.poll_seconds
-        code = self._coordinate(spec) if self._host.number == 0 else self._join()
+        code = self._coordinate() if self._host.is_head else self._join()
         self._write_state(_STATES.get(code, "ended"), f"exit code {code}")
         return code
 
-    # ---- host 0
+    # ---- the head
 
-    def _coordinate(self, spec: RunSpec) -> int:
+    def _coordinate(self) -> int:
+        if (end := self._storage.read(END_FILE, RunEnd)) is not None:
+            return end.exit_code  # the head was lost after the end
+        text = self._storage.read_text(JOB_FILE)
+        if text is None:
+            raise ClusterError(f"{self._storage.uri}: has no {JOB_FILE}; the run's folder was deleted")
         self._folder.path.parent.mkdir(parents=True, exist_ok=True)
         job = self._folder.path.with_name("job.yaml")
-        job.write_text(yaml.safe_dump(spec.job, sort_keys=False), encoding="utf-8")
+        job.write_text(text, encoding="utf-8")
         address = f"{self._host.address}:{PORT}"
-        overrides = [f"cluster.host={self._host.address}"]
-        if spec.hosts > 1:
-            overrides.append(f"cluster.coordinator_address={address}")
-        options = [word for override in overrides for word in ("--set", override)]
+        options = ["--set", f"cluster.host={self._host.address}"]
+        if yaml.safe_load(text)["cluster"]["hosts"] > 1:
+            options += ["--set", f"cluster.coordinator_address={address}"]
         self._storage.write(COORDINATOR_FILE, CoordinatorAddress(join=address, serial=secrets.token_hex(8)))
-        end = spec.max_hours * 3600
 
         def should_stop() -> bool:
-            # The time since boot: the dead-man switch of the instance counts from there.
-            uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
-            out_of_time = uptime > end - min(STOP_BEFORE_END_SECONDS, end / 10)
-            return out_of_time or self._storage.has(STOP_FILE)
+            return datetime.now(UTC) > self._stops or self._storage.has(STOP_FILE)
 
         train = ("train", job, "--run-dir", self._folder.path, "--resume", "--spot", "--progress", "lines", *options)
         code = self._run_command(*train, should_stop=should_stop)
@@ -160,7 +156,7 @@ class HostRunner:
             if path.is_file() and not any(part.startswith(".") for part in name.parts) and path.name != "run.lock":
                 self._storage.upload(path, f"result/{name.as_posix()}")
 
-    # ---- the other hosts
+    # ---- a worker
 
     def _join(self) -> int:
         serial: str | None = None
@@ -184,16 +180,16 @@ class HostRunner:
     def _await_coordinator(self, last_serial: str | None) -> CoordinatorAddress | int:
         """Wait for a coordinator with another serial than ``last_serial``; return the exit code if none will come."""
         while True:
+            if (end := self._storage.read(END_FILE, RunEnd)) is not None:
+                return end.exit_code
             coordinator = self._storage.read(COORDINATOR_FILE, CoordinatorAddress)
             if coordinator is not None and coordinator.serial != last_serial:
                 return coordinator
-            if (end := self._storage.read(END_FILE, RunEnd)) is not None:
-                return end.exit_code
             if self._storage.has(STOP_FILE):
                 return 0
             if self._is_interrupted():
                 return INTERRUPTED_EXIT_CODE
-            self._write_state("waiting", "for the first host")
+            self._write_state("waiting", "for the head")
             time.sleep(self._sync_seconds)
 
     def _is_interrupted(self) -> bool:
@@ -253,17 +249,19 @@ class HostRunner:
         while data := self._output.read(_LOG_PIECE_BYTES):
             sys.stdout.buffer.write(data)
             sys.stdout.flush()
-            self._storage.add_log(self._host.number, self._log_number + 1, data.decode("utf-8", errors="replace"))
             self._log_number, self._log_offset = self._log_number + 1, self._log_offset + len(data)
+            self._storage.write_text(self._log_piece(), data.decode("utf-8", errors="replace"))
+
+    def _log_piece(self) -> str:
+        return f"log/{self._log_name}/{self._log_number:06d}.txt"
 
     def _last_line(self) -> str:
-        text = self._storage.read_text(f"log/{self._host.number}/{self._log_number:06d}.txt") or ""
+        text = self._storage.read_text(self._log_piece()) or ""
         lines = [line.strip() for line in text[-_TAIL_BYTES:].splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
     def _write_state(self, state: str, message: str) -> None:
         if self._written_state != (state, message):
-            host = self._host
-            status = HostStatus(state=state, message=message, instance=host.instance, address=host.address)
-            self._storage.write(f"hosts/{host.number}.json", status)
+            status = HostStatus(state=state, message=message)
+            self._storage.write(f"hosts/{self._host.instance}.json", status)
             self._written_state = state, message

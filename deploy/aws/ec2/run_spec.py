@@ -1,20 +1,16 @@
-"""The specification of a run on EC2: everything that is decided before the first request creates anything.
-
-It is stored in the run's folder on S3 (``spec.json``), so that any client can follow or end the run later. Its digest
-is a tag of the run's resources, by which a client detects that the file was changed.
-"""
+"""The specification of a run on EC2: everything that is decided before the first request creates anything."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import InputError, OptionError, command, option_named
 from crossfade.deploy.aws.accelerators import Variant, check_device, sizes_on_instances, variant_of
-from crossfade.deploy.aws.ec2.options import Ec2Instances, SubmitEc2Options
+from crossfade.deploy.aws.ec2.options import SubmitEc2Options
 from crossfade.deploy.topology import UNPLACED
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
@@ -22,90 +18,35 @@ from crossfade.trainer.config.schema import JobConfig
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
 
-RUN_TAG, OWNER_TAG, JOB_TAG, STORAGE_TAG = "crossfade:run", "crossfade:owner", "crossfade:job", "crossfade:storage"
-SPEC_TAG = "crossfade:spec"
-"""Tag of all resources: the digest of the run's specification."""
-FIRST_TAG = "crossfade:first-host"
-"""Tag of an instance: the number of the first host that was started with it."""
-PATH = "/crossfade/"
-"""IAM and SSM path of roles, profiles and parameters; those of IAM, which is global, have the region below it."""
-PREFIX, POLICY = "crossfade-", "run"
-"""Prefix of the resources' names, and the name of the role's policy."""
 _RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,46}")
 _BUCKET_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=+@:-]+)*)/?")
 
 
-class RunSpec(Ec2Instances):
-    """One run: its name, its hosts, its files, and its time limit.
+@dataclass(frozen=True)
+class RunSpec:
+    """One run: its options, its name, its files, and its end."""
 
-    Hosts and clients read each other's state on S3 every ``poll_seconds``. Without ``ami``, hosts boot the newest image
-    that AWS recommends; without ``subnet``, in any of the default VPC. Without ``instance_profile``, one is created
-    with the permissions that the run needs.
-    """
-
+    options: SubmitEc2Options
     run: str
-    region: str
-    partition: str = "aws"
-    """The partition of AWS that the region belongs to: aws, aws-cn or aws-us-gov."""
-    domain: str = "amazonaws.com"
-    """The domain of the partition's services."""
-    account: str
     owner: str
-    """The ARN of the user who submitted it."""
+    """The ARN of the user who submits it."""
+    ends: datetime
     job: dict[str, Any]
-    """The job of the first host, which adds its address."""
+    """The job of the head, which adds its address."""
     storage: str
     """The run's folder on S3, as s3://BUCKET/PREFIX/RUN."""
-    data: str
-    """The dataset's URI: data.path of the job."""
     image: str
     variant: Variant
 
     @property
-    def name(self) -> str:
-        """The name of its resources."""
-        return f"{PREFIX}{self.run}"
-
-    @property
-    def path(self) -> str:
-        """The IAM path of its role and profile."""
-        return f"{PATH}{self.region}/"
-
-    @property
-    def token_parameter(self) -> str:
-        """The name of the SSM parameter with the token by which its hosts authenticate to each other."""
-        return f"{PATH}{self.run}/token"
-
-    @property
-    def minutes(self) -> int:
-        """Minutes after which an instance terminates itself."""
-        return max(1, round(self.max_hours * 60))
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """The tags of all its resources."""
-        return {
-            RUN_TAG: self.run,
-            OWNER_TAG: self.owner,
-            JOB_TAG: self.job["name"],
-            STORAGE_TAG: self.storage,
-            SPEC_TAG: self.digest,
-            "Name": self.name,
-        }
-
-    @property
-    def digest(self) -> str:
-        """The SHA-256 of its values."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-
-    @property
-    def needs_placement(self) -> bool:
-        """Whether to use a placement group: several hosts, of a type that supports it (t types do not)."""
-        return self.hosts > 1 and not self.instance_type.startswith("t")
+    def sources(self) -> list[str]:
+        """The URIs that its hosts read."""
+        warm_start = self.job["checkpoint"]["warm_start_from"]
+        return [self.job["data"]["path"], *([warm_start] if warm_start else []), *self.job["model"]["start"].values()]
 
 
-def make_spec(options: SubmitEc2Options, region: str, aws: Aws | None) -> RunSpec:
-    """Return the specification of the run; without ``aws``, with placeholders for the account.
+def make_spec(options: SubmitEc2Options, aws: Aws) -> RunSpec:
+    """Return the specification of the run; in a dry run, with placeholders for the account.
 
     Raises:
         InputError: an option or the job is invalid.
@@ -122,21 +63,16 @@ def make_spec(options: SubmitEc2Options, region: str, aws: Aws | None) -> RunSpe
     name = new_run_name(job.name)
     storage = "/".join(filter(None, [f"s3://{bucket}", prefix, name]))
     values = cluster_job(job, options.instance_type, options.hosts, storage)
-    account, owner = aws.caller() if aws else ("ACCOUNT", "OWNER")
-    domain = aws.domain if aws else "amazonaws.com"
+    account, owner = ("ACCOUNT", "OWNER") if options.dry_run else aws.caller()
     return RunSpec(
+        options=options,
         run=name,
-        region=region,
-        partition=aws.partition if aws else "aws",
-        domain=domain,
-        account=account,
         owner=owner,
+        ends=datetime.now(UTC) + timedelta(hours=options.max_hours),
         job=values,
         storage=storage,
-        data=values["data"]["path"],
-        image=options.image or f"{account}.dkr.ecr.{region}.{domain}/crossfade:{variant}",
+        image=options.image or f"{account}.dkr.ecr.{aws.region}.{aws.domain}/crossfade:{variant}",
         variant=variant,
-        **{name: getattr(options, name) for name in Ec2Instances.model_fields},
     )
 
 

@@ -3,17 +3,18 @@
     storage = RunStorage(aws, "s3://music/runs/plays-1a2b3c4d")
     storage.read(END_FILE, RunEnd)       # None until the run has ended
 
-spec.json            the run's RunSpec
+job.yaml             the job
 stop.json            request to stop the run after a checkpoint
-hosts/N.json         state of host N, written by itself
+hosts/INSTANCE.json  state of a host, written by itself
 coordinator.json     address of the coordinator; rewritten when its host is replaced
-log/N/000001.txt     output of host N's command, in pieces
+log/head/000001.txt  output of the head's command, in pieces; log/INSTANCE of a worker's
 end.json             exit code and message of the run
 result/              its run folder, once it has ended
 checkpoints/         see docs/checkpoint-format.md
 
-The client writes the first two, which the role of the hosts may only read, and the hosts write the others. A client
-does not trust what hosts have written: sizes are bounded, and values are validated.
+The client writes the first two, which the role of the hosts may only read, and the hosts write the others (the role in
+``cluster.yaml`` lists them). A client does not trust what hosts have written: sizes are bounded, and values are
+validated.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from pydantic import BaseModel, ValidationError
 
 from crossfade.base.errors import command
 from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
-from crossfade.deploy.aws.ec2.run_spec import RunSpec, split_uri
+from crossfade.deploy.aws.ec2.run_spec import split_uri
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
 
-SPEC_FILE, COORDINATOR_FILE, STOP_FILE, END_FILE = "spec.json", "coordinator.json", "stop.json", "end.json"
-HOST_OBJECTS = (COORDINATOR_FILE, END_FILE, "hosts/*", "log/*", "result/*", "checkpoints/*")
-"""What hosts write."""
+JOB_FILE, COORDINATOR_FILE, STOP_FILE, END_FILE = "job.yaml", "coordinator.json", "stop.json", "end.json"
+HEAD = "head"
+"""The name of the head's log, which its replacements continue."""
 MAX_BYTES = 1 << 20
 """Maximum size of an object that is read as text or JSON."""
 _LOG_NAME = re.compile(r"[0-9]{6}\.txt")
@@ -48,9 +49,6 @@ class HostStatus(BaseModel):
 
     state: Literal["starting", "waiting", "running", "done", "interrupted", "stopped", "ended", "failed"]
     message: str
-    instance: str
-    address: str = ""
-    """Empty until the container runs."""
 
 
 class CoordinatorAddress(BaseModel):
@@ -65,12 +63,6 @@ class RunEnd(BaseModel):
 
     exit_code: Literal[0, 1, 2, 143]
     message: str
-
-
-class StopRequest(BaseModel):
-    """A client's request to stop the run."""
-
-    stop: bool
 
 
 class RunStorage:
@@ -106,21 +98,6 @@ class RunStorage:
                 "request",
             ) from error
 
-    def read_spec(self, digest: str) -> RunSpec:
-        """Return the specification of the run, whose resources have the tag ``digest``.
-
-        Hosts cannot change the tag. The file decides what the client starts and deletes, so it must not be theirs.
-        """
-        spec = self.read(SPEC_FILE, RunSpec)
-        if spec is None or spec.digest != digest:
-            found = "it is missing" if spec is None else "it was changed"
-            raise CloudRequestError(
-                f"{self.uri}/{SPEC_FILE}: expected the specification that the run was submitted with, but {found}; end "
-                f"the run with {command('submit ec2', cleanup='RUN')}",
-                "request",
-            )
-        return spec
-
     def has(self, name: str) -> bool:
         """Return whether the object ``name`` exists."""
         return self.read_text(name) is not None
@@ -149,11 +126,7 @@ class RunStorage:
         with self._translate_errors("writing", name):
             self._aws.s3.upload_file(str(path), self._bucket, self._key(name))
 
-    def add_log(self, host: int, number: int, text: str) -> None:
-        """Write piece ``number`` of the output of ``host``."""
-        self.write_text(f"log/{host}/{number:06d}.txt", text)
-
-    def log_after(self, host: int, last: int) -> Iterator[tuple[int, str]]:
+    def log_after(self, host: str, last: int) -> Iterator[tuple[int, str]]:
         """Yield number and text of the pieces of the output of ``host`` after piece ``last``."""
         prefix = self._key(f"log/{host}/")
         with self._translate_errors("listing", f"log/{host}"):
@@ -166,7 +139,7 @@ class RunStorage:
             if text is not None:
                 yield int(name.removesuffix(".txt")), text
 
-    def last_log(self, host: int) -> int:
+    def last_log(self, host: str) -> int:
         """Return the number of the newest piece of the output of ``host``; 0 if there is none."""
         last = 0
         while numbers := [number for number, _ in self.log_after(host, last)]:

@@ -13,18 +13,29 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import yaml
+
 from crossfade.base.errors import InputError, command
 from crossfade.base.text import counted
 from crossfade.deploy.aws.accelerators import notes
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError
 from crossfade.deploy.aws.clients import Aws
 from crossfade.deploy.aws.ec2.follower import RunFollower
-from crossfade.deploy.aws.ec2.launch import dry_run, launch, resolve_context
 from crossfade.deploy.aws.ec2.options import SubmitEc2Options
-from crossfade.deploy.aws.ec2.resources import Resources, find_resources, remove
 from crossfade.deploy.aws.ec2.run_spec import RunSpec, check_run_name, make_spec
-from crossfade.deploy.aws.ec2.run_storage import RunEnd, RunStorage
-from crossfade.deploy.aws.prices import Cost, hourly_price
+from crossfade.deploy.aws.ec2.run_storage import JOB_FILE, RunEnd, RunStorage
+from crossfade.deploy.aws.ec2.stack import (
+    Place,
+    Stack,
+    create,
+    delete,
+    find_instances,
+    find_place,
+    find_stacks,
+    stack_request,
+)
+from crossfade.deploy.aws.ecr import check_image
+from crossfade.deploy.aws.prices import describe_cost
 from crossfade.trainer.config.loading import check_job
 
 _logger = logging.getLogger(__name__)
@@ -49,25 +60,31 @@ def catch_signals() -> Iterator[list[int]]:
 def submit(options: SubmitEc2Options, show: Callable[[str], None]) -> int:
     """Launch the run of a job, and follow it unless it is detached; return its exit code.
 
-    ``show`` receives the output of the first host's command.
+    ``show`` receives the output of the head's command.
 
     Raises:
         InputError: the job or an option is invalid, or AWS rejects a request.
-        CloudError: AWS cannot launch the instances now.
+        CloudError: AWS cannot create the cluster now.
     """
     aws = options.aws()
-    spec = make_spec(options, aws.region, aws)
+    spec = make_spec(options, aws)
     log_notes(spec, aws)
-    context = resolve_context(aws, spec)
+    request = stack_request(aws, spec, find_place(aws, spec))
+    check_image(aws, spec.image)  # before instances start, which cost money even if they cannot pull it
     _logger.info(f"run {spec.run}: {spec.storage}")
     follow_run, cleanup_run = command("submit ec2", follow=spec.run), command("submit ec2", cleanup=spec.run)
     with catch_signals() as signals:
         try:
-            launch(aws, spec, context, _logger.info)
+            RunStorage(aws, spec.storage).write_text(JOB_FILE, _job_text(spec))
+            kind = f"{options.hosts} x {options.instance_type}{' as spot instances' if options.spot else ''}"
+            _logger.info(f"creating the cluster: {kind}")
+            stack = create(aws, request, lambda: bool(signals))
+            if options.detach:
+                _await_instances(aws, stack, options.poll_seconds, signals)
             if options.detach and not signals:
                 _logger.info(f"detached: {follow_run} follows it, {cleanup_run} ends it")
                 return 0
-            return follow(aws, spec, signals, show)
+            return follow(aws, stack, options.poll_seconds, signals, show)
         except CloudRequestError as error:
             if error.kind == "credentials":
                 # Without valid credentials nothing can be deleted either.
@@ -79,126 +96,139 @@ def submit(options: SubmitEc2Options, show: Callable[[str], None]) -> int:
             raise
 
 
+def _await_instances(aws: Aws, stack: Stack, poll_seconds: float, signals: list[int]) -> None:
+    """Wait until all hosts have been started, so that a detached run that cannot start is not left behind.
+
+    Raises:
+        CloudError, CloudRequestError: AWS does not answer, or cannot start them.
+    """
+    follower = RunFollower(aws, stack, _logger.info, _logger.info)
+    while not signals and sum(one.is_live for one in find_instances(aws, stack.run)) < stack.hosts:
+        follower.check_launches()
+        _pause(poll_seconds, signals)
+
+
+def _job_text(spec: RunSpec) -> str:
+    return yaml.safe_dump(spec.job, sort_keys=False)
+
+
 def dry_requests(options: SubmitEc2Options) -> list[tuple[str, dict[str, Any]]]:
-    """Return every request that ``submit`` would send, without sending one.
+    """Return the requests by which ``submit`` would create something: service.operation and its parameters.
+
+    Values that AWS would return stand in <angle brackets>.
 
     Raises:
         InputError: the job or an option is invalid.
     """
-    spec = make_spec(options, options.aws().region, None)
+    aws = options.aws()
+    spec = make_spec(options, aws)
     log_notes(spec, None)
-    return dry_run(spec)
+    return [
+        ("s3.put_object", {"Key": f"{spec.storage}/{JOB_FILE}", "Body": _job_text(spec)}),
+        ("cloudformation.create_stack", dict(stack_request(aws, spec, Place()))),
+    ]
 
 
 def log_notes(spec: RunSpec, aws: Aws | None) -> None:
     """Log what the user should read about the run and its instances, and its maximum cost."""
-    for line in notes(check_job(spec.job, spec.run), spec.instance_type, spec.hosts):
+    options = spec.options
+    for line in notes(check_job(spec.job, spec.run), options.instance_type, options.hosts):
         _logger.info(line)
-    price = hourly_price(aws, "AmazonEC2", spec.instance_type)
-    _logger.info(Cost(price, spec.hosts, spec.max_hours).explain(spec.instance_type, spot=spec.spot))
+    kind, hosts, hours = options.instance_type, options.hosts, options.max_hours
+    _logger.info(describe_cost(aws, "AmazonEC2", kind, hosts=hosts, hours=hours, spot=options.spot))
 
 
-def _watch(aws: Aws, spec: RunSpec, signals: list[int], show: Callable[[str], None], *, stops: bool) -> RunEnd | None:
-    """Follow the run of ``spec``, and return its end once its resources are deleted; None if a signal ended this.
+def follow(
+    aws: Aws, stack: Stack, poll_seconds: float, signals: list[int], show: Callable[[str], None], *, owns: bool = True
+) -> int:
+    """Follow a run to its end, delete its stack, and return its exit code.
 
-    If ``stops``, the first signal asks the run to stop after a checkpoint, and the second one ends the run at once.
-    Otherwise, the first one only ends the following.
+    If the caller ``owns`` the run, the first signal asks it to stop after a checkpoint, and the second one ends it at
+    once. Otherwise, the first one only ends the following.
     """
-    follower, stopping, result = RunFollower(aws, spec, _logger.info, show), False, None
-    while result is None and len(signals) < 1 + stops:
+    follower, stopping, result = RunFollower(aws, stack, _logger.info, show), False, None
+    while result is None and len(signals) < 1 + owns:
         if signals and not stopping:
             _logger.info("asking the run to stop after a checkpoint; a second signal ends it at once")
             follower.stop()
             stopping = True
         result = _poll(follower)
         if result is None:
-            _pause(spec.poll_seconds, signals)
-    if result is not None or stops:
-        take_down(aws, spec.run)
-    if result is not None:
-        _logger.info(f"the run has ended with exit code {result.exit_code}: {result.message}")
-        _logger.info(f"its folder: {spec.storage}")
-    return result
-
-
-def follow(aws: Aws, spec: RunSpec, signals: list[int], show: Callable[[str], None]) -> int:
-    """Follow the run of ``spec`` to its end, delete its resources and return its exit code."""
-    result = _watch(aws, spec, signals, show, stops=True)
+            _pause(poll_seconds, signals)
+    if result is None and not owns:
+        cleanup_run = command("submit ec2", cleanup=stack.run)
+        _logger.info(f"no longer following; the run continues, and {cleanup_run} ends it")
+        return 128 + signals[0]
+    take_down(aws, stack.run)
     if result is None:
         _logger.info("stopped at once, without a new checkpoint")
-    if signals:
-        return 128 + signals[0]
-    assert result is not None
-    return result.exit_code
+    else:
+        _logger.info(f"the run has ended with exit code {result.exit_code}: {result.message}")
+        _logger.info(f"its folder: {stack.storage}")
+    return 128 + signals[0] if result is None or (signals and owns) else result.exit_code
 
 
-def follow_existing(aws: Aws, run: str, show: Callable[[str], None]) -> int:
+def follow_existing(aws: Aws, run: str, poll_seconds: float, show: Callable[[str], None]) -> int:
     """Follow the detached run named ``run``; a signal only ends the following.
 
     Raises:
         InputError: there is no such run.
     """
-    resources = _find(aws, check_run_name(run))
-    if not resources.storage:
-        raise InputError(f"the run {run} has no instances: end it with {command('submit ec2', cleanup=run)}")
-    spec = RunStorage(aws, resources.storage).read_spec(resources.spec_digest)
+    stack = _find(aws, run)
     with catch_signals() as signals:
-        result = _watch(aws, spec, signals, show, stops=False)
-    if result is not None:
-        return result.exit_code
-    _logger.info(f"no longer following; the run continues, and {command('submit ec2', cleanup=spec.run)} ends it")
-    return 128 + signals[0]
+        return follow(aws, stack, poll_seconds, signals, show, owns=False)
 
 
 def list_runs(aws: Aws) -> list[tuple[str, ...]]:
-    """Return a table of the runs that have instances or leftovers."""
+    """Return a table of the runs that have a stack."""
     rows: list[tuple[str, ...]] = [("RUN", "INSTANCES", "LAUNCHED", "OWNER", "FOLDER")]
-    for resources in find_resources(aws):
-        live, others = resources.live_instances, resources.others
-        instances = f"{len(live)} x {live[0].type}" if live else f"none; {counted(len(others), 'leftover')}"
-        if live or others:
-            launched = min((instance.launched for instance in live), default="")
-            rows.append((resources.run, instances, launched, resources.owner, resources.storage))
+    live = [instance for instance in find_instances(aws) if instance.is_live]
+    for stack in find_stacks(aws):
+        types = [instance.type for instance in live if instance.run == stack.run]
+        instances = f"{len(types)} x {types[0]}" if types else "none"
+        rows.append((stack.run, instances, str(stack.created), stack.owner, stack.storage))
     return rows
 
 
 def clean_up(aws: Aws, run: str) -> None:
-    """End ``run`` and delete its resources; with an empty name, delete the leftovers of the caller's ended runs.
+    """End ``run`` and delete its stack; with an empty name, delete the stacks of the caller's runs without instances.
 
     Raises:
         InputError: there is no such run.
     """
-    if run:
-        remove(aws, _find(aws, check_run_name(run)), _logger.info)
-        _logger.info(f"deleted everything of the run {run} except its folder on S3")
-        return
+    for stack in [_find(aws, run)] if run else _leftovers(aws):
+        delete(aws, stack)
+        _logger.info(f"deleted everything of the run {stack.run} except its folder on S3")
+
+
+def _leftovers(aws: Aws) -> Iterator[Stack]:
+    """Yield the stacks of the caller's runs without instances; log why other stacks stay."""
     _, owner = aws.caller()
-    for resources in find_resources(aws):
-        name = resources.run
-        if resources.live_instances:
-            instances = counted(len(resources.live_instances), "instance")
-            _logger.info(f"{name} still has {instances}: {command('submit ec2', cleanup=name)} ends it")
-        elif resources.owner not in {owner, ""}:
-            how = command("submit ec2", cleanup=name)
-            _logger.info(f"{name} belongs to {resources.owner}: {how} deletes it nevertheless")
-        elif resources.others:
-            remove(aws, resources, _logger.info)
-            _logger.info(f"deleted everything of the run {name} except its folder on S3")
+    live = [instance.run for instance in find_instances(aws) if instance.is_live]
+    for stack in find_stacks(aws):
+        how = command("submit ec2", cleanup=stack.run)
+        if count := live.count(stack.run):
+            _logger.info(f"{stack.run} still has {counted(count, 'instance')}: {how} ends it")
+        elif stack.status == "CREATE_IN_PROGRESS":
+            _logger.info(f"{stack.run} is being created: {how} ends it")
+        elif stack.owner != owner:
+            _logger.info(f"{stack.run} belongs to {stack.owner}: {how} deletes it nevertheless")
+        else:
+            yield stack
 
 
 def take_down(aws: Aws, run: str) -> None:
-    """Delete all resources of ``run``, including those that another user created."""
+    """Delete the stack of ``run``, if there is one."""
     _logger.info("deleting the cluster")
-    for resources in find_resources(aws, run):
-        remove(aws, resources, _logger.info)
+    for stack in find_stacks(aws, run):
+        delete(aws, stack)
 
 
-def _find(aws: Aws, run: str) -> Resources:
-    found = find_resources(aws, run)
+def _find(aws: Aws, run: str) -> Stack:
+    found = find_stacks(aws, check_run_name(run))
     if not found:
         raise InputError(
-            f"run {run} not found in {aws.region}: no instances or other resources; "
-            f"{command('submit ec2', list=True)} lists all runs"
+            f"run {run} not found in {aws.region}: it has no stack; {command('submit ec2', list=True)} lists all runs"
         )
     return found[0]
 

@@ -47,17 +47,20 @@ def test_expired_metadata_token_is_renewed(metadata: Metadata) -> None:
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["10.0.0.1", "https://10.0.0.1", "http://", "http://host:port", "http://h/path", "http://[::1"]
+    ("name", "value", "problem"),
+    [
+        ("AWS_EC2_METADATA_DISABLED", "true", "AWS_EC2_METADATA_DISABLED is true"),
+        *[
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", value, r"expected a URL such as http://169\.254\.169\.254, but found")
+            for value in ("10.0.0.1", "https://10.0.0.1", "http://", "http://host:port", "http://h/path", "http://[::1")
+        ],
+    ],
 )
-def test_invalid_metadata_endpoint_is_rejected(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint)
-    with pytest.raises(InputError, match=r"expected a URL such as http://169\.254\.169\.254, but found"):
-        InstanceMetadata.of_this_host()
-
-
-def test_disabled_metadata_service_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(InputError, match="AWS_EC2_METADATA_DISABLED is true"), monitor_spot(print):
+def test_disabled_service_or_invalid_endpoint_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=problem), monitor_spot(print):
         pass
 
 
@@ -103,24 +106,19 @@ def test_each_notice_and_recommendation_is_logged_once(metadata: Metadata) -> No
     ]
 
 
-def test_host_outside_ec2_logs_once_that_there_are_no_notices() -> None:
+@pytest.mark.parametrize(
+    "answer", ["", "[]", '"terminate"', '{"action": "terminate"}', '{"action": 1, "time": 2}', None]
+)
+def test_malformed_or_missing_answer_is_logged_once_and_ignored(metadata: Metadata, answer: str | None) -> None:
     lines: list[str] = []
-    monitor = SpotMonitor(InstanceMetadata(f"http://127.0.0.1:{free_ports(1)[0]}"), lines.append)
+    monitor = SpotMonitor(InstanceMetadata(metadata.endpoint), lines.append)
+    if answer is None:
+        metadata.throttled = 2
+    else:
+        metadata.values["spot/instance-action"] = answer
     monitor.poll()
     monitor.poll()
     assert [line.partition(",")[0] for line in lines] == ["cannot read spot notices"]
-    assert monitor.notice() is None
-
-
-@pytest.mark.parametrize("answer", ["", "[]", '"terminate"', '{"action": "terminate"}', '{"action": 1, "time": 2}'])
-def test_malformed_notice_is_logged_once_and_ignored(metadata: Metadata, answer: str) -> None:
-    lines: list[str] = []
-    monitor = SpotMonitor(InstanceMetadata(metadata.endpoint), lines.append)
-    metadata.values["spot/instance-action"] = answer
-    monitor.poll()
-    monitor.poll()
-    assert len(lines) == 1
-    assert lines[0].startswith("cannot read spot notices")
     metadata.interrupt()
     monitor.poll()
     assert lines[1:] == [NOTICE, "spot notices can be read again"]

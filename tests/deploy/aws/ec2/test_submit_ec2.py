@@ -1,0 +1,367 @@
+"""``crossfade submit ec2``: the stack it creates from the template, its errors, lists, and clean-up."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aws_server import AwsServer
+from ec2_leftovers import leftovers
+from running_command import started
+from submitting_ec2 import BUCKET, IMAGE, created, detached, stored, submitted_run
+from waiting import wait_until
+
+from crossfade.cli.main import main
+from crossfade.deploy.aws.ec2 import stack
+
+pytestmark = pytest.mark.slow
+
+TEMPLATE = Path(stack.__file__).with_name("cluster.yaml")
+USER = "arn:aws:sts::123456789012:user/moto"
+
+
+def test_template_passes_the_linter() -> None:
+    linter = Path(sys.executable).with_name("cfn-lint")
+    command = [linter, "--regions", "us-east-1", "eu-west-1", "--template", TEMPLATE]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+
+
+# ---- the stack
+
+
+def launch_data(aws: AwsServer) -> dict[str, Any]:
+    ec2 = aws.client("ec2")
+    [version] = ec2.describe_launch_template_versions(Versions=["$Latest"])["LaunchTemplateVersions"]
+    data: dict[str, Any] = version["LaunchTemplateData"]
+    return data
+
+
+def test_options_reach_the_cluster(aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detached(job, "--hosts", 3, "--spot", "--max-hours", 3, "--volume-gb", 200) == 0
+    assert "cost: unknown: AWS's price list has none for us-east-1; 3 x r6i.large, 3 h" in capsys.readouterr().err
+    run, data = submitted_run(aws), launch_data(aws)
+    assert data["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert data["MetadataOptions"] == {
+        "HttpEndpoint": "enabled",
+        "HttpTokens": "required",
+        "HttpPutResponseHopLimit": 1,
+        "InstanceMetadataTags": "enabled",
+    }
+    [disk] = data["BlockDeviceMappings"]
+    assert disk["Ebs"] == {"VolumeSize": 200, "VolumeType": "gp3", "Encrypted": True, "DeleteOnTermination": True}
+    assert data["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert data["Placement"]["GroupName"].startswith(f"crossfade-{run}-PlacementGroup")
+    scaling = aws.client("autoscaling")
+    groups = {
+        group["AutoScalingGroupName"]: group for group in scaling.describe_auto_scaling_groups()["AutoScalingGroups"]
+    }
+    sizes = {name: (each["MinSize"], each["DesiredCapacity"], each["MaxSize"]) for name, each in groups.items()}
+    assert sizes == {f"crossfade-{run}-head": (0, 1, 1), f"crossfade-{run}-workers": (0, 2, 2)}
+    assert len({group["VPCZoneIdentifier"] for group in groups.values()} | {created(aws)["Subnets"]}) == 1
+    # moto has scheduled actions, but does not perform them.
+    actions = scaling.describe_scheduled_actions()["ScheduledUpdateGroupActions"]
+    assert {action["AutoScalingGroupName"] for action in actions} == set(groups)
+    for action in actions:
+        assert f"{action['StartTime']:%Y-%m-%dT%H:%M:%SZ}" == created(aws)["Ends"]
+        assert (action["MinSize"], action["MaxSize"], action["DesiredCapacity"]) == (0, 0, 0)
+    [described] = aws.client("cloudformation").describe_stacks()["Stacks"]
+    assert {tag["Key"]: tag["Value"] for tag in described["Tags"]} == {
+        "crossfade:run": run,
+        "crossfade:owner": USER,
+        "crossfade:job": "planted",
+        "crossfade:storage": f"s3://{BUCKET}/runs/{run}",
+    }
+    groups_of_hosts = aws.client("ec2").describe_security_groups(GroupIds=data["SecurityGroupIds"])["SecurityGroups"]
+    [opened] = groups_of_hosts[0]["IpPermissions"]
+    assert [pair["GroupId"] for pair in opened["UserIdGroupPairs"]] == data["SecurityGroupIds"]
+    assert opened["IpRanges"] == []
+
+
+def test_token_is_only_in_the_secret(aws: AwsServer, job: Path) -> None:
+    assert detached(job, "--hosts", 2) == 0
+    token = aws.client("secretsmanager").get_secret_value(SecretId=f"crossfade/{submitted_run(aws)}")["SecretString"]
+    assert len(token) == 64
+    everything = [json.dumps(call.body) for call in aws.calls] + list(stored(aws).values()) + [str(launch_data(aws))]
+    assert not any(token in text for text in everything)
+
+
+def test_role_of_the_hosts_writes_only_what_hosts_write(aws: AwsServer, job: Path) -> None:
+    assert detached(job, "--set", "model.start={track: s3://other}") == 0
+    run, iam = submitted_run(aws), aws.client("iam")
+    [role] = iam.list_roles()["Roles"]
+    assert role["Path"] == "/crossfade/us-east-1/"
+    policies = iam.list_role_policies(RoleName=role["RoleName"])["PolicyNames"]
+    [name] = policies
+    document = iam.get_role_policy(RoleName=role["RoleName"], PolicyName=name)["PolicyDocument"]
+    statements = yaml.safe_load(str(document))["Statement"]  # moto has the text of a Python dictionary
+    names = [[each["Resource"]] if isinstance(each["Resource"], str) else each["Resource"] for each in statements]
+    pairs = zip(statements, names, strict=True)
+    allowed = {(action, name) for each, some in pairs for action in each["Action"] for name in some}
+    folder = f"arn:aws:s3:::{BUCKET}/runs/{run}"
+    assert {name for action, name in allowed if action == "s3:GetObject"} == {
+        f"{folder}/*",
+        f"arn:aws:s3:::{BUCKET}/data/*",
+        "arn:aws:s3:::other/*",
+    }
+    written = {name.removeprefix(f"{folder}/") for action, name in allowed if action == "s3:PutObject"}
+    assert written == {"coordinator.json", "end.json", "hosts/*", "log/*", "result/*", "checkpoints/*"}
+    assert {name for action, name in allowed if action == "s3:DeleteObject"} == {f"{folder}/checkpoints/*"}
+    assert {action for action, name in allowed if name == "*"} == {"ecr:GetAuthorizationToken"}
+    assert {(action, name.rpartition(":")[2].partition("/")[2]) for action, name in allowed if "s3" not in action} == {
+        ("secretsmanager:GetSecretValue", next(name for _, name in allowed if ":secret:" in name).partition("/")[2]),
+        ("autoscaling:TerminateInstanceInAutoScalingGroup", f"crossfade-{run}-*"),
+        ("ecr:GetAuthorizationToken", ""),
+        ("ecr:BatchGetImage", "crossfade"),
+        ("ecr:GetDownloadUrlForLayer", "crossfade"),
+    }
+
+
+def test_profile_of_the_user_is_used_by_its_name(aws: AwsServer, job: Path) -> None:
+    assert detached(job, "--instance-profile", "arn:aws:iam::123456789012:instance-profile/ours/hosts") == 0
+    assert launch_data(aws)["IamInstanceProfile"] == {"Name": "hosts"}
+    assert aws.client("iam").list_roles()["Roles"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "parameter", "variant", "gpus", "roles"),
+    [
+        (("r6i.large",), "amazon-linux-2023/recommended", "cpu", "", (0, 1)),
+        (("r6i.large", "--hosts", "3", "--servers", "2"), "amazon-linux-2023/recommended", "cpu", "", (2, 3)),
+        (("r7g.large", "--hosts", "2"), "amazon-linux-2023/arm64/recommended", "slim", "", (0, 2)),
+        (("g5.xlarge",), "amazon-linux-2023/gpu/recommended", "torch", "all", (0, 1)),
+        (("p2.xlarge",), "amazon-linux-2023/gpu/recommended", "cu90", "all", (0, 1)),
+    ],
+)
+def test_instance_type_selects_image_machine_image_and_roles(
+    aws: AwsServer,
+    job: Path,
+    options: tuple[str, ...],
+    parameter: str,
+    variant: str,
+    gpus: str,
+    roles: tuple[int, int],
+) -> None:
+    # moto's region has no p2 any longer, which --subnet does not ask.
+    [subnet, *_] = aws.client("ec2").describe_subnets()["Subnets"]
+    assert detached(job, "--subnet", subnet["SubnetId"], "--instance-type", *options) == 0
+    assert created(aws)["Subnets"] == subnet["SubnetId"]
+    [request] = aws.calls_of("GetParameter")
+    assert request.body["Name"].endswith(f"{parameter}/image_id")
+    cluster = created(aws)
+    assert (cluster["Image"], cluster["Gpus"]) == (IMAGE.replace("cpu", variant), gpus)
+    assert cluster["Driver"] == ("470.256.02" if variant == "cu90" else "")
+    [text] = [text for name, text in stored(aws).items() if name.endswith("job.yaml")]
+    sizes = yaml.safe_load(text)["cluster"]
+    assert (sizes["servers"], sizes["workers"]) == roles
+
+
+def test_dry_run_prints_the_requests_and_sends_none(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["submit", "ec2", str(job), "--output", f"s3://{BUCKET}/runs", "--dry-run", "--hosts", "2"]
+    assert main([*arguments, "--set", "model.dim=8", "--set", "model.dense={item: [8]}"]) == 0
+    printed = capsys.readouterr()
+    assert "of several workers need Horovod" in printed.err
+    assert "AWS is retiring" not in printed.err
+    assert "cost: unknown: AWS's price list was not read; 2 x g4dn.xlarge, 24 h at most" in printed.err
+    assert aws.calls == []
+    names = re.findall(r"^([a-z0-9]+\.[a-z_]+) \{", printed.out, re.MULTILINE)
+    assert names == ["s3.put_object", "cloudformation.create_stack"]
+    assert TEMPLATE.read_text() in printed.out
+    assert "<the machine image>" in printed.out
+
+
+def test_user_data_is_valid_bash_that_quotes_its_values(aws: AwsServer, job: Path) -> None:
+    image = "registry.example/$(id)`id`:tag"
+    assert detached(job, "--image", image, "--set", "train.engine=torch") == 0  # which a user's image may have
+    [instance] = [each for some in aws.client("ec2").describe_instances()["Reservations"] for each in some["Instances"]]
+    script = user_data(aws, instance["InstanceId"])
+    assert len(script.encode()) <= 16384  # EC2's limit
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert "${" not in script
+    settings = script.partition("\nimds=")[0]
+    shell = subprocess.run(["bash"], input=f'{settings}\necho "$image"', text=True, capture_output=True, check=True)
+    assert shell.stdout.strip() == image
+    pattern = yaml.load(TEMPLATE.read_text(), yaml.BaseLoader)["Parameters"]["Image"]["AllowedPattern"]
+    assert re.fullmatch(pattern, image)
+    assert not re.fullmatch(pattern, "x' y")
+
+
+def user_data(aws: AwsServer, instance: str) -> str:
+    answer = aws.client("ec2").describe_instance_attribute(InstanceId=instance, Attribute="userData")
+    return base64.b64decode(answer["UserData"]["Value"]).decode()
+
+
+# ---- errors
+
+
+def failed_stack(reason: str, action: str = "CREATE") -> dict[str, str]:
+    """Return answers about a stack that AWS could not create, and therefore deletes, or could not delete."""
+    status = "DELETE_IN_PROGRESS" if action == "CREATE" else "DELETE_FAILED"
+    stack = (
+        f"<StackName>x</StackName><CreationTime>2026-03-01T12:00:00Z</CreationTime><StackStatus>{status}</StackStatus>"
+    )
+    events = "".join(
+        f"<member><LogicalResourceId>{name}</LogicalResourceId><ResourceStatus>{action}_FAILED</ResourceStatus>"
+        f"<ResourceStatusReason>{why}</ResourceStatusReason></member>"
+        for name, why in (("Role", "Resource creation cancelled"), ("Token", reason))
+    )
+    return {
+        "DescribeStacks": f"<Stacks><member>{stack}</member></Stacks>",
+        "DescribeStackEvents": f"<StackEvents>{events}</StackEvents>",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ((), "--output: is missing"),
+        (("--output", "music"), "--output: expected s3://BUCKET/PREFIX, but found 'music'"),
+        (("--output", "s3://music/runs", "--hosts", "0"), "--hosts 0: expected an integer from 1 to 1000"),
+        (("--output", "s3://music/runs", "--max-hours", "0.1"), "--max-hours 0.1: expected a number from 0.25 to 720"),
+        (("--output", "s3://music/runs", "--set", "data.path=here"), "data.path: "),
+        (
+            ("--output", "s3://music/runs", "--set", "model.start={track: here.parquet}"),
+            "model.start.track: here.parquet is on this machine, which the instances cannot read; copy it to S3",
+        ),
+        (("--output", "s3://music/runs", "--image", IMAGE.replace("us-east-1", "eu-west-1")), "is in eu-west-1, but"),
+        (("--output", "s3://music/runs", "--image", f"{IMAGE}-of-yesterday"), "cpu-of-yesterday"),
+        (("--output", "s3://music/runs", "--subnet", "subnet-0123456789abcdef0"), "subnet-01234567"),
+        (("--output", "s3://music/runs", "--instance-type", "p2.xlarge"), "no default subnet in a zone that offers"),
+        (
+            ("--output", "s3://music/runs", "--instance-type", "r6i.large", "--set", "train.device=gpu"),
+            "train.device is gpu, but r6i.large has no GPU",
+        ),
+        (
+            ("--output", "s3://music/runs", "--instance-type", "r7g.large", "--hosts", "2", "--servers", "2"),
+            "the job has 2 servers, but r7g.large has an Arm processor",
+        ),
+    ],
+)
+def test_invalid_input_is_rejected_before_anything_is_created(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], line: str
+) -> None:
+    assert main(["submit", "ec2", str(job), *options, "--detach"]) == 2
+    assert line in capsys.readouterr().err.splitlines()[-1]
+    assert leftovers(aws) == []
+    assert stored(aws) == {}
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "exit_code", "line"),
+    [
+        ("CreateStack", "AccessDenied", 2, "creating the stack: these credentials lack the permission CreateStack"),
+        ("CreateStack", "LimitExceededException", 2, "a quota of the account"),
+        ("DescribeImages", "InvalidAMIID.NotFound", 2, "looking for the machine image"),
+    ],
+)
+def test_aws_error_is_one_line_and_leaves_no_resources(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], action: str, code: str, exit_code: int, line: str
+) -> None:
+    aws.fail(action, code, "no", times=0)
+    assert detached(job, "--hosts", 2, "--spot") == exit_code
+    assert line in capsys.readouterr().err.splitlines()[-1]
+    assert leftovers(aws) == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "exit_code", "line"),
+    [
+        ("You are not authorized. (Service: Iam) (HandlerErrorCode: AccessDenied)", 2, "lack the permission"),
+        ("No more of it. (HandlerErrorCode: ServiceLimitExceeded)", 2, "a quota of the account"),
+        ("Try later. (HandlerErrorCode: ServiceInternalError)", 1, "an internal fault"),
+        ("Properties validation failed", 2, "Token: Properties validation failed"),
+    ],
+)
+def test_failed_stack_is_reported_with_its_first_reason(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], reason: str, exit_code: int, line: str
+) -> None:
+    for action, body in failed_stack(reason).items():
+        aws.answer_xml(action, body)
+    assert detached(job) == exit_code
+    assert line in capsys.readouterr().err.splitlines()[-1]
+    assert leftovers(aws) == []
+
+
+# ---- list and clean-up
+
+
+@pytest.mark.parametrize("stage", ["CreateStack", "DeleteStack"])
+def test_cleanup_deletes_what_a_killed_client_left(
+    aws: AwsServer, job: Path, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # SIGKILL arrives while the request is under way: AWS executes it, and nobody receives the response.
+    options = ("--output", f"s3://{BUCKET}/runs", "--instance-type", "r6i.large", "--hosts", 2, "--spot")
+    arguments: tuple[object, ...] = (job, *options)
+    if stage == "DeleteStack":
+        assert detached(job) == 0
+        arguments = ("--cleanup", submitted_run(aws))
+    with started("submit", "ec2", *arguments, cwd=tmp_path, variables=aws.variables) as command:
+        aws.before(stage, lambda _: command.process.kill())
+        assert command.finish().returncode == -9
+    aws.before(stage, lambda _: None)
+    run = submitted_run(aws)
+    stacks = aws.client("cloudformation").describe_stacks
+    wait_until(lambda: bool(stacks()["Stacks"]) == (stage == "CreateStack"), "the end of the request")
+    assert main(["submit", "ec2", "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()[1:]
+    if stage == "CreateStack":
+        [line] = listed
+        assert line.split()[:4] == [run, "2", "x", "r6i.large"]
+        assert line.endswith(f"{USER}  s3://{BUCKET}/runs/{run}")
+        assert main(["submit", "ec2", "--cleanup", run]) == 0
+    assert leftovers(aws) == []
+
+
+def test_cleanup_without_a_name_keeps_active_and_foreign_runs(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    for _ in range(2):
+        assert detached(job) == 0
+        runs.append(submitted_run(aws))
+    active, ended = runs
+    aws.client("autoscaling").set_desired_capacity(AutoScalingGroupName=f"crossfade-{ended}-head", DesiredCapacity=0)
+    foreign = [{"Key": f"crossfade:{key}", "Value": "another"} for key in ("run", "owner", "storage")]
+    values = [
+        {"ParameterKey": "Workers", "ParameterValue": "0"},
+        {"ParameterKey": "Ends", "ParameterValue": "2026-03-01"},
+    ]
+    empty = {"Parameters": {"Workers": {"Type": "Number"}, "Ends": {"Type": "String"}}, "Resources": {}}
+    cloudformation = aws.client("cloudformation")
+    for name, tags in (("crossfade-another", foreign), ("theirs", [])):
+        cloudformation.create_stack(StackName=name, TemplateBody=json.dumps(empty), Parameters=values, Tags=tags)
+    assert main(["submit", "ec2", "--cleanup"]) == 0
+    stderr = capsys.readouterr().err
+    assert f"{active} still has 1 instance" in stderr
+    assert "another belongs to another" in stderr
+    assert f"deleted everything of the run {ended} " in stderr
+    left = {described["StackName"] for described in cloudformation.describe_stacks()["Stacks"]}
+    assert left == {f"crossfade-{active}", "crossfade-another", "theirs"}
+
+
+def test_stack_that_cannot_be_deleted_is_reported(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detached(job) == 0
+    run = submitted_run(aws)
+    answers = failed_stack("not authorized to perform: iam:DeleteRole", "DELETE")
+    aws.before("DeleteStack", lambda _: [aws.answer_xml(name, text) for name, text in answers.items()])
+    assert main(["submit", "ec2", "--cleanup", run]) == 1
+    stderr = capsys.readouterr().err.splitlines()[-1]
+    assert f"cannot delete all resources of the run {run}; retry with" in stderr
+    assert "iam:DeleteRole" in stderr
+
+
+def test_unknown_run_is_rejected(aws: AwsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--cleanup", "--follow"):
+        assert main(["submit", "ec2", option, "planted-00000000"]) == 2
+        assert "run planted-00000000 not found" in capsys.readouterr().err
+    assert main(["submit", "ec2", "--cleanup", "../x"]) == 2
+    assert main(["submit", "ec2"]) == 2
