@@ -39,7 +39,6 @@ from crossfade.trainer.runs.events import (
     LogWriteFailed,
     RestartEvent,
     ResumeEvent,
-    SlowRole,
     StepEvent,
     WaitingForHosts,
 )
@@ -67,7 +66,6 @@ _DESCRIPTIONS: dict[type, Callable[[Any], str]] = {
     ResumeEvent: lambda event: f"resuming {_origin(event)}",
     BackoffEvent: lambda event: f"{event.cause}; restarting in {event.seconds:.0f} s",
     InterruptionNotice: lambda event: f"{event.host} ({event.address}) is about to be interrupted: {event.reason}",
-    SlowRole: lambda event: event.describe(),
     HostExcluded: lambda event: event.describe(),
     KernelsDiffer: lambda event: event.describe(),
     WaitingForHosts: lambda event: f"waiting for {event.hosts} more {'host' if event.hosts == 1 else 'hosts'} to join",
