@@ -22,7 +22,7 @@ from crossfade.base.formatting import lost
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
 from crossfade.kvstore import compile_notice
-from crossfade.terminal import Progress, print_line, print_lines, print_table
+from crossfade.terminal import Progress, print_line, print_table
 from crossfade.trainer.runs.events import (
     BackoffEvent,
     CheckpointFailed,
@@ -52,7 +52,7 @@ from crossfade.trainer.runs.shown_metrics import (
 )
 
 if TYPE_CHECKING:
-    from crossfade.trainer.data.manifest import DatasetManifest
+    pass
 
 _logger = logging.getLogger(__name__)
 _WORTH_COMPARING = 1.05
@@ -395,16 +395,3 @@ def progress_bars(bar_type: Callable[..., Any] | None = None) -> Iterator[Progre
         yield bars
     finally:
         bars.close()
-
-
-def print_prepared(manifest: DatasetManifest | None, out: str) -> None:
-    """Print a summary of the dataset at ``out``, and the command to run next; None: it was there already."""
-    from crossfade.base.io.folder import Folder
-    from crossfade.next_command import train_command
-    from crossfade.trainer.prepare.summary import format_summary
-
-    if manifest is None:
-        print_line(f"{out}: exists already; nothing to do")
-        return
-    print_lines(format_summary(manifest, Folder(out)).splitlines())
-    print_line(f"next: {train_command(out, manifest.query, manifest.item)}")

@@ -10,8 +10,9 @@ import pytest
 from command_here import crossfade_here
 from running_command import succeeded
 
+from crossfade.base.command_line import command_line
 from crossfade.base.io.folder import Folder
-from crossfade.next_command import command_line, median_id, train_command
+from crossfade.cli.next_command import median_id, train_command
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.vocabulary import Vocabulary

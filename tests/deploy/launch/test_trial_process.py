@@ -16,7 +16,7 @@ from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from running_command import records, succeeded
 
-from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
+from crossfade.deploy.launch.trial_run import EpochRecord, TrialProcess, TrialRun
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def hosts() -> list[psutil.Process]:
 
 
 def _hosts() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "crossfade.trial_host" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "crossfade.cli.trial_host" in child.cmdline()]
 
 
 def go_on(_epochs: object) -> bool:
@@ -148,7 +148,7 @@ def test_process_that_ends_without_output_is_reported_with_its_exit_code(
     workspace: Path, process: TrialProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif 'crossfade.trial_host' in sys.orig_argv: os._exit(1)"
+        "import os, sys\nif 'crossfade.cli.trial_host' in sys.orig_argv: os._exit(1)"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     run = TrialRun(workspace, "silent", process)
@@ -157,7 +157,7 @@ def test_process_that_ends_without_output_is_reported_with_its_exit_code(
 
 
 def test_orphan_process_reports_its_dead_parent() -> None:
-    command = [sys.executable, "-m", "crossfade.trial_host", "1"]
+    command = [sys.executable, "-m", "crossfade.cli.trial_host", "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"ended at its start: process 1, its parent, has died; it is now {os.getpid()}\n"
