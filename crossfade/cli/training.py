@@ -102,22 +102,15 @@ def _train_once(options: TrainOptions) -> int:
     from crossfade.deploy.aws.spot import monitor_spot
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.deploy.cluster.store_choice import choose_store
+    from crossfade.deploy.launch import run_job
     from crossfade.deploy.launch.checks import check_runnable
-    from crossfade.deploy.launch.run_job import (
-        RunContext,
-        final_scrape,
-        note_without_valid,
-        run_in_folder,
-        serve_own_metrics,
-        wait_as_standby,
-    )
     from crossfade.display import TrainDisplay, progress_bars
     from crossfade.trainer.runs.run_folder import RunFolder, default_run_dir
 
     job = choose_store(options.load_job(), _logger.info)
     logs.context.update(role="coordinator" if job.cluster.is_distributed else "in-process")
     folder = RunFolder(options.run_dir or default_run_dir(job))
-    if options.standby and (ended := wait_as_standby(job, folder)):
+    if options.standby and (ended := run_job.wait_as_standby(job, folder)):
         _logger.info(f"{folder.path}: the run there is over ({ended}): nothing to resume")
         return _EXIT_CODES[ended]
     resume, allow_restart = options.resume or options.standby, options.allow_restart_from_scratch
@@ -128,17 +121,17 @@ def _train_once(options: TrainOptions) -> int:
     job = inputs.job
     display = TrainDisplay(job.evaluate.best_metric, options.progress)
     with (
-        serve_own_metrics(job) as listener,
+        run_job.serve_own_metrics(job) as listener,
         monitor_spot(_logger.info, enabled=options.spot) as spot,
-        final_scrape(listener),
+        run_job.final_scrape(listener),
     ):
         with folder.open_run(job, overwrite=options.overwrite, resume=resume) as moved:
             if moved is not None:
                 _describe_moved(folder, moved)
-            note = note_without_valid(job, inputs)
-            context = RunContext(listener, spot, StateWriter(folder), resume, note, allow_restart)
+            note = run_job.note_without_valid(job, inputs)
+            context = run_job.RunContext(listener, spot, StateWriter(folder), resume, note, allow_restart)
             with _serve_dashboard(folder, options.dashboard):
-                report = run_in_folder(job, folder, inputs, display, context)
+                report = run_job.run_in_folder(job, folder, inputs, display, context)
         interactions: dict[str, int] = {name: split.rows for name, split in inputs.manifest.splits.items()}
         display.print_report(report, folder.path, interactions)
         for line in use_commands(folder.path, inputs.folder, inputs.manifest):
