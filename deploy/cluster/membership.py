@@ -120,16 +120,16 @@ class Membership:
 
     def rejection(self, heartbeat: Heartbeat) -> str | None:
         """Return why the sender of ``heartbeat`` may not take part; None if it may."""
-        if heartbeat.agent not in self._addresses:
-            self._addresses[heartbeat.agent], self._newest[heartbeat.address] = heartbeat.address, heartbeat.agent
-        if heartbeat.agent in self._departed or self._newest[heartbeat.address] != heartbeat.agent:
-            return f"this agent has left, or another agent at {heartbeat.address} has replaced it"
         local = self._members.get(self._local_agent)
         if local is not None and heartbeat.agent != local.id and heartbeat.address == local.address:
             return (
                 f"{heartbeat.address} is the coordinator's own address, where an agent runs already; give this host's, "
                 "as advertise_address"
             )
+        if heartbeat.agent not in self._addresses:
+            self._addresses[heartbeat.agent], self._newest[heartbeat.address] = heartbeat.address, heartbeat.agent
+        if heartbeat.agent in self._departed or self._newest[heartbeat.address] != heartbeat.agent:
+            return f"this agent has left, or another agent at {heartbeat.address} has replaced it"
         return None
 
     def at_address(self, address: str) -> list[Member]:
