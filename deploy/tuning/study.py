@@ -138,7 +138,8 @@ class TuningStudy:
         )
 
     def _rung_of(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> Rung:
-        return self.plan.rungs[trial.user_attrs.get(_RUNG, 1) - 1]
+        number: int = trial.user_attrs.get(_RUNG, 1)
+        return self.plan.rungs[number - 1]
 
     def run(self, on_epochs: Callable[[int], None]) -> None:
         """Train all rungs, or until a stop is requested. ``on_epochs`` receives the number of epochs that have ended.
@@ -181,7 +182,8 @@ class TuningStudy:
         interrupted = self._study.get_trials(deepcopy=False, states=[self._states.RUNNING])
         number = interrupted[0].number if interrupted else len(self._study.get_trials(deepcopy=False))
         self._study.sampler = optuna.samplers.TPESampler(seed=self.plan.job.train.seed + number)
-        return optuna.Trial(self._study, interrupted[0]._trial_id) if interrupted else self._study.ask()
+        trial: optuna.Trial = optuna.Trial(self._study, interrupted[0]._trial_id) if interrupted else self._study.ask()
+        return trial
 
     def _run_trial(self, trial: optuna.Trial, process: TrialProcess, on_epochs: Callable[[int], None]) -> bool:
         """Run one trial and record it; return whether it has ended, and was not stopped so that it can be resumed.
@@ -204,7 +206,8 @@ class TuningStudy:
             pruned = trial.should_prune() and not self._stop_requested()
             return pruned or self._stop_requested()
 
-        code = run.train(rung.overrides(self.plan.resolved_job, values), watch, on_epochs)
+        overrides = rung.overrides(self.plan.resolved_job, values)
+        code = 0 if run.is_finished else run.train(overrides, watch, on_epochs)
         if code and not pruned and self._stop_requested():
             return False
         if code and not pruned:
