@@ -120,9 +120,7 @@ def test_hosts_that_cannot_join_or_connect_are_rejected(
     with pytest.raises(InputError, match=re.escape(message)):
         supervision.check_hosts(ClusterConfig(servers=1, **settings))
     monkeypatch.delenv(TOKEN_VARIABLE)
-    with pytest.raises(
-        InputError, match=r"cluster\.coordinator_address needs the environment variable CROSSFADE_TOKEN"
-    ):
+    with pytest.raises(InputError, match=r"cluster\.coordinator_address needs .* CROSSFADE_TOKEN"):
         supervision.check_hosts(ClusterConfig(servers=1, coordinator_address="127.0.0.1:0"))
 
 
