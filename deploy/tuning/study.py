@@ -178,11 +178,11 @@ class TuningStudy:
 
     def _next_trial(self) -> optuna.Trial:
         """Return the trial that was interrupted, to resume in its folder, or the next one."""
-        optuna = _require_optuna()
+        library = _require_optuna()
         interrupted = self._study.get_trials(deepcopy=False, states=[self._states.RUNNING])
         number = interrupted[0].number if interrupted else len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = optuna.samplers.TPESampler(seed=self.plan.job.train.seed + number)
-        trial: optuna.Trial = optuna.Trial(self._study, interrupted[0]._trial_id) if interrupted else self._study.ask()
+        self._study.sampler = library.samplers.TPESampler(seed=self.plan.job.train.seed + number)
+        trial: optuna.Trial = library.Trial(self._study, interrupted[0]._trial_id) if interrupted else self._study.ask()
         return trial
 
     def _run_trial(self, trial: optuna.Trial, process: TrialProcess, on_epochs: Callable[[int], None]) -> bool:
