@@ -22,7 +22,7 @@ from crossfade.base.formatting import lost
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
 from crossfade.kvstore import compile_notice
-from crossfade.terminal import Progress, print_line, print_lines, print_table
+from crossfade.terminal import Progress, print_line, print_table
 from crossfade.trainer.runs.events import (
     BackoffEvent,
     CheckpointFailed,
@@ -39,7 +39,6 @@ from crossfade.trainer.runs.events import (
     LogWriteFailed,
     RestartEvent,
     ResumeEvent,
-    SlowRole,
     StepEvent,
     WaitingForHosts,
 )
@@ -53,7 +52,7 @@ from crossfade.trainer.runs.shown_metrics import (
 )
 
 if TYPE_CHECKING:
-    from crossfade.trainer.data.manifest import DatasetManifest
+    pass
 
 _logger = logging.getLogger(__name__)
 _WORTH_COMPARING = 1.05
@@ -67,7 +66,6 @@ _DESCRIPTIONS: dict[type, Callable[[Any], str]] = {
     ResumeEvent: lambda event: f"resuming {_origin(event)}",
     BackoffEvent: lambda event: f"{event.cause}; restarting in {event.seconds:.0f} s",
     InterruptionNotice: lambda event: f"{event.host} ({event.address}) is about to be interrupted: {event.reason}",
-    SlowRole: lambda event: event.describe(),
     HostExcluded: lambda event: event.describe(),
     KernelsDiffer: lambda event: event.describe(),
     WaitingForHosts: lambda event: f"waiting for {event.hosts} more {'host' if event.hosts == 1 else 'hosts'} to join",
@@ -397,16 +395,3 @@ def progress_bars(bar_type: Callable[..., Any] | None = None) -> Iterator[Progre
         yield bars
     finally:
         bars.close()
-
-
-def print_prepared(manifest: DatasetManifest | None, out: str) -> None:
-    """Print a summary of the dataset at ``out``, and the command to run next; None: it was there already."""
-    from crossfade.base.io.folder import Folder
-    from crossfade.next_command import train_command
-    from crossfade.trainer.prepare.summary import format_summary
-
-    if manifest is None:
-        print_line(f"{out}: exists already; nothing to do")
-        return
-    print_lines(format_summary(manifest, Folder(out)).splitlines())
-    print_line(f"next: {train_command(out, manifest.query, manifest.item)}")

@@ -19,8 +19,9 @@ from crossfade.base.errors import worded
 from crossfade.base.signals import StopSignal, stopper
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.deploy.cluster.store_choice import choose_store
+from crossfade.deploy.launch.checks import check_runnable
+from crossfade.deploy.launch.run_job import RunContext, note_without_valid, run_in_folder, serve_own_metrics
 from crossfade.display import TrainDisplay, progress_bars
-from crossfade.run_job import RunContext, check_runnable, note_without_valid, run_in_folder, serve_own_metrics
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.run_folder import RunFolder
 

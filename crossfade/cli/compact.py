@@ -39,7 +39,8 @@ def run(options: CompactOptions) -> int:
     Raises:
         CrossfadeError: compacting failed.
     """
-    from crossfade.display import print_prepared, progress_bars
+    from crossfade.cli.next_command import print_prepared
+    from crossfade.display import progress_bars
     from crossfade.trainer.prepare.compact import compact
 
     with progress_bars() as bars:

@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from crossfade.base.command_line import command_line, program
 from crossfade.base.options import Options, option
 from crossfade.cli.command import as_command
-from crossfade.next_command import command_line, median_id, program, yaml_text
+from crossfade.cli.next_command import median_id, yaml_text
 from crossfade.terminal import print_line
 
 _EXAMPLES = (

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossfade.base.command_line import command_line
 from crossfade.base.text import counted
-from crossfade.next_command import command_line
 from crossfade.terminal import print_line, print_lines
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base.command_line import command_line
 from crossfade.base.errors import escape_unprintable
 from crossfade.base.signals import stopper
 from crossfade.cli.command import as_command
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
-from crossfade.next_command import command_line
 from crossfade.terminal import print_line
 
 if TYPE_CHECKING:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from crossfade.base.command_line import command_line
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
-from crossfade.next_command import command_line
 from crossfade.terminal import print_line
 from crossfade.trainer.prepare.options import SynthesizeOptions
 
@@ -39,7 +39,8 @@ def run(options: SynthesizeOptions) -> int:
 
 
 def _write_dataset(options: SynthesizeOptions) -> int:
-    from crossfade.display import print_prepared, progress_bars
+    from crossfade.cli.next_command import print_prepared
+    from crossfade.display import progress_bars
     from crossfade.trainer.prepare.synthetic import synthesize
 
     with progress_bars() as bars:

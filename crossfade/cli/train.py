@@ -7,7 +7,7 @@ from typing import Literal
 from crossfade.base.logs import FORMAT_VARIABLE, LogOptions, configure_console
 from crossfade.base.options import option
 from crossfade.cli.command import as_command
-from crossfade.run_job import TrainOptions, train
+from crossfade.cli.training import TrainOptions, train
 from crossfade.terminal import align, print_line
 
 _EXAMPLES = (
@@ -90,8 +90,8 @@ def _explain() -> int:
 
 def _train_in_container(options: TrainOptions) -> int:
     """Run the job that SageMaker started this container for."""
-    from crossfade import sagemaker_entry
     from crossfade.base.errors import InputError, command
+    from crossfade.cli import sagemaker_entry
     from crossfade.deploy.aws.sagemaker.container import Paths
 
     paths = Paths(options.sagemaker) if options.sagemaker else Paths()

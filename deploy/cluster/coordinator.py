@@ -101,8 +101,6 @@ class Coordinator:
             stall_timeout, now = self._cluster.stall_timeout_seconds, self._clock()
             if self.state is State.RUNNING and now - self._generation.progress_at > stall_timeout:
                 self._fail(self._generation.stall(stall_timeout, now))
-            if self.state is State.RUNNING and (cause := self._health.exclude_slow_host(self._generation, now)):
-                self._drain(cause, stall_timeout)
             if self.state in LIVE and now > self._deadline:
                 self._pass_deadline()
             self._advance()
@@ -121,8 +119,7 @@ class Coordinator:
             assigned = assign_roles(self._cluster, self._members.accepted_roles())
             hosts = {role.name: member.host for member in self._members for role in assigned.get(member.id, [])}
             addresses = self._members.addresses(agent for agent, local in assigned.items() if local)
-            number, window = self.generation + 1, self._health.window_seconds
-            self._generation = Generation(number, spec, assigned, hosts, self._clock(), addresses, window)
+            self._generation = Generation(self.generation + 1, spec, assigned, hosts, self._clock(), addresses)
             self.state, self._deadline, self._started_before = State.RUNNING, _NEVER, True
             for member in self._members:
                 member.roles = {}
@@ -193,8 +190,7 @@ class Coordinator:
                 "checkpoint_step": self._generation.work.checkpoint_step,
                 "restarts": [vars(restart) for restart in self.restarts],
                 "agents": self._members.status(),
-                "slowdowns": self._generation.slow_roles.ratios,
-                "warnings": self._health.warnings(self._generation),
+                "warnings": self._health.warnings(),
             }
 
     def scrape_targets(self) -> list[tuple[str, str, str]]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from crossfade.base.formatting import lost
 from crossfade.deploy.cluster.job_state import GenerationSpec
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, Action, DesiredState, Endpoint, Failure, NumberedEvent
-from crossfade.deploy.cluster.slow_roles import WINDOW_SECONDS, SlowRoles
 from crossfade.deploy.topology import Role
 from crossfade.trainer.runs.events import (
     CheckpointSaved,
@@ -42,12 +41,10 @@ class Generation:
         hosts: dict[str, str],
         now: float,
         addresses: list[str] | None = None,
-        compared_seconds: float = WINDOW_SECONDS,
     ) -> None:
         """Start the roles in ``assigned``, by agent, from ``spec``.
 
-        ``hosts`` names the host of each role; ``addresses`` are those from which the roles connect. The roles are
-        compared over the last ``compared_seconds``.
+        ``hosts`` names the host of each role; ``addresses`` are the addresses from which the roles connect.
         """
         self.number, self.spec = number, spec
         self.assigned, self.hosts = assigned, hosts
@@ -55,7 +52,6 @@ class Generation:
         self.metrics_addresses: dict[str, str] = {}
         """HOST:PORT by role."""
         self.loads: dict[str, dict[str, Any]] = {}
-        self.slow_roles = SlowRoles(compared_seconds)
         self.work = UnsavedWork(spec.step, now)
         self.has_trained = False
         self._heard_at: dict[str, float] = {}
@@ -153,7 +149,6 @@ class Generation:
                 self.metrics_addresses[numbered.role] = address
             case LoadEvent(load=load):
                 self.loads[numbered.role], self._heard_at[numbered.role] = load, now
-                self.slow_roles.record(numbered.role, load, now)
                 return False
         return True
 

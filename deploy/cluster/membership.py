@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from crossfade.deploy.cluster.generation import Generation
 from crossfade.deploy.cluster.messages import Heartbeat, NumberedEvent, RoleState
 from crossfade.deploy.cluster.restart_policy import BAD_HOST_FAILURES, HostFailures
-from crossfade.deploy.cluster.slow_roles import WINDOW_SECONDS
 from crossfade.deploy.topology import AcceptedRoles, missing_hosts
 from crossfade.trainer.config.sections import ClusterConfig
-from crossfade.trainer.runs.events import Event, HostExcluded, SlowRole
+from crossfade.trainer.runs.events import Event, HostExcluded
 
 
 class HostHealth:
@@ -26,8 +24,6 @@ class HostHealth:
         """Judge the hosts of ``members``; ``emit`` receives what is found."""
         self._cluster, self._members, self._emit = cluster, members, emit
         self._failures = HostFailures()
-        self.window_seconds = min(WINDOW_SECONDS, cluster.slow_host_timeout_seconds or WINDOW_SECONDS)
-        """Time over which roles are compared."""
 
     def note_failure(self, member: Member) -> None:
         """Record that a role on the host of ``member`` has failed."""
@@ -47,39 +43,16 @@ class HostHealth:
             return not self._members.is_local(member)
         return self._members.can_spare(member)
 
-    def exclude_slow_host(self, generation: Generation, now: float) -> str | None:
-        """Report roles that have become slow; exclude the host of one that has been slow for too long.
-
-        Returns:
-            Why the generation must drain; None if it need not.
-        """
-        for role in generation.slow_roles.compare(now):
-            self._emit(_slow_role(generation, role))
-        timeout = self._cluster.slow_host_timeout_seconds
-        for role, since in generation.slow_roles.slow().items():
-            member = self._members.get(generation.agent_of(role))
-            if timeout is not None and now - since >= timeout and member and self._members.can_spare(member):
-                reason = f"{role} was slow for {timeout:g} s (cluster.slow_host_timeout_seconds)"
-                self._exclude(member, reason)
-                return f"the host {member.host} ({member.address}) is slow: {reason}"
-        return None
-
     def _exclude(self, member: Member, reason: str) -> None:
         self._members.exclude(member, reason)
         self._emit(HostExcluded(host=member.host, address=member.address, reason=reason))
 
-    def warnings(self, generation: Generation) -> list[str]:
-        """Describe the slow roles and the excluded hosts, for users."""
-        found = [_slow_role(generation, role) for role in generation.slow_roles.slow()]
-        excluded = [
-            HostExcluded(host=member.host, address=member.address, reason=reason)
+    def warnings(self) -> list[str]:
+        """Describe the excluded hosts, for users."""
+        return [
+            HostExcluded(host=member.host, address=member.address, reason=reason).describe()
             for member, reason in self._members.excluded()
         ]
-        return [*(event.describe() for event in found), *(event.describe() for event in excluded)]
-
-
-def _slow_role(generation: Generation, role: str) -> SlowRole:
-    return SlowRole(role=role, host=generation.hosts[role], ratio=round(generation.slow_roles.ratios[role], 2))
 
 
 LEASE_SECONDS = 15.0
@@ -147,16 +120,16 @@ class Membership:
 
     def rejection(self, heartbeat: Heartbeat) -> str | None:
         """Return why the sender of ``heartbeat`` may not take part; None if it may."""
-        if heartbeat.agent not in self._addresses:
-            self._addresses[heartbeat.agent], self._newest[heartbeat.address] = heartbeat.address, heartbeat.agent
-        if heartbeat.agent in self._departed or self._newest[heartbeat.address] != heartbeat.agent:
-            return f"this agent has left, or another agent at {heartbeat.address} has replaced it"
         local = self._members.get(self._local_agent)
         if local is not None and heartbeat.agent != local.id and heartbeat.address == local.address:
             return (
                 f"{heartbeat.address} is the coordinator's own address, where an agent runs already; give this host's, "
                 "as advertise_address"
             )
+        if heartbeat.agent not in self._addresses:
+            self._addresses[heartbeat.agent], self._newest[heartbeat.address] = heartbeat.address, heartbeat.agent
+        if heartbeat.agent in self._departed or self._newest[heartbeat.address] != heartbeat.agent:
+            return f"this agent has left, or another agent at {heartbeat.address} has replaced it"
         return None
 
     def at_address(self, address: str) -> list[Member]:

@@ -53,7 +53,6 @@ class JobMetrics:
         yield names.RESTARTS.single(len(status["restarts"]))
         yield names.GENERATION.single(status["generation"])
         yield names.JOB_STATE.family(*(((state.value,), float(state == status["state"])) for state in State))
-        yield names.ROLE_SLOWDOWN.family(*(((name,), ratio) for name, ratio in status["slowdowns"].items()))
         yield names.HOST_EXCLUDED.family(
             *(((each["host"], each["address"]), float(each["excluded"] is not None)) for each in status["agents"])
         )

@@ -39,7 +39,6 @@ from crossfade.trainer.runs.events import (
     PhaseEvent,
     RestartEvent,
     ResumeEvent,
-    SlowRole,
     WaitingForHosts,
     to_record,
 )
@@ -55,7 +54,7 @@ MAX_SAMPLE_SECONDS = 15.0
 _SAMPLES_PER_RUN = 60
 JOB_EVENTS = (
     *(FailureEvent, RestartEvent, ResumeEvent, BackoffEvent),
-    *(WaitingForHosts, HostsMissing, SlowRole, HostExcluded, KernelsDiffer),
+    *(WaitingForHosts, HostsMissing, HostExcluded, KernelsDiffer),
 )
 """The events that ``processes.jsonl`` keeps: those of the job and its processes, not of its training."""
 

@@ -30,12 +30,12 @@ from crossfade.base.io.output import staged_folder
 from crossfade.base.io.replacing import replace_folder
 from crossfade.base.io.writer_lock import LOCK_NAME, BusyError
 from crossfade.base.options import alternatives
+from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 from crossfade.deploy.refresh.event_files import Arrivals, describe_change, find_arrivals, find_event_files, set_aside
 from crossfade.deploy.refresh.last_failure import clear_failure, failure_message, note_failure
 from crossfade.deploy.refresh.remote import locked_versions, set_remote
 from crossfade.deploy.refresh.service_file import Guard, ServiceConfig, setting
 from crossfade.deploy.refresh.versions import PLAN_FILE, Plan, ServiceVersions, VersionRecord
-from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.compact import compact
@@ -284,16 +284,7 @@ class RefreshedService:
         if run.is_finished:
             return run.report()
         progress.phase("train", None, "epoch")
-        ended = 0
-
-        def watch(epochs: list[EpochRecord]) -> bool:
-            nonlocal ended
-            newest = max([ended, *(epoch["epoch"] for epoch in epochs)])
-            progress.advance(newest - ended)
-            ended = newest
-            return stop_requested()
-
-        code = run.train(settings, watch)
+        code = run.train(settings, lambda _: stop_requested(), progress.advance)
         if code == 0:
             return run.report()
         if stop_requested():

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
 from crossfade.base.errors import OptionError, option_named
-from crossfade.base.options import Integer, Number, Share, option
+from crossfade.base.options import Integer, Share, option
 from crossfade.trainer.config.options import JobOptions, OptionalJob
 from crossfade.trainer.data.split_names import SplitName
-from crossfade.trainer.prepare.option_values import MAX_REPLAY
 from crossfade.trainer.runs.options import Location
 
 if TYPE_CHECKING:
     from crossfade.trainer.config.schema import JobConfig
 
-RUNG_KEYS = ("train.epochs", "train.max_steps", "train.eval_every_epochs")
-"""Keys of the job that successive halving sets, so that they cannot be searched."""
+_RUNG_KEYS = ("train.epochs", "train.max_steps", "train.eval_every_epochs")
+"""Keys of the job that a quick study sets, so that they cannot be searched."""
 
 _study = partial(option, group="study")
 
@@ -29,7 +27,7 @@ _study = partial(option, group="study")
 class TuneOptions(JobOptions):
     """Which job is tuned, over which values, and for how long."""
 
-    quick: bool = _study(False, "search five settings in at most ten trainings, by successive halving")
+    quick: bool = _study(False, "search six settings in at most ten trainings, by successive halving")
     trials: Integer | None = _study(None, "stop after N trials in total (default: 20)", value="N", ge=1)
     search: tuple[str, ...] = _study(
         (),
@@ -54,20 +52,14 @@ class TuneOptions(JobOptions):
         if self.no_pruning:
             problem = f"{quick} trains only the best settings to the end"
             raise OptionError("no_pruning", problem=problem, fix="leave one of the two out")
-        for key in RUNG_KEYS:
+        for key in _RUNG_KEYS:
             if any(text.startswith(f"{key}=") for text in self.search):
                 problem = f"{quick} sets it to train some settings for less time"
                 raise OptionError("search", found=key, problem=problem, fix="search another key")
         return self
 
 
-_backtest, _refresh = partial(option, group="backtest"), partial(option, group="strategies")
-
-Strategy = Literal["full", "refresh", "fold-in"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-_INCREMENT = ("train.epochs=4",)
-"""What a service changes in versions that continue another, by default (``crossfade refresh``)."""
-_DECIDED_KEYS = ("data.path", "train.save_embeddings", "checkpoint.warm_start_from", "checkpoint.path")
+_backtest = partial(option, group="backtest")
 
 
 class BacktestOptions(OptionalJob):
@@ -93,75 +85,19 @@ class BacktestOptions(OptionalJob):
         None, "keep the windows in DIR, and resume those there (default: runs/DATA-backtest)", value="DIR"
     )
     overwrite: bool = _backtest(False, "delete an earlier backtest in DIR instead of resuming it")
-    strategies: tuple[Strategy, ...] = _refresh(
-        ("full",),
-        "compare ways to have a model for each window: full (default) trains anew, refresh continues the training by "
-        "the events since, fold-in keeps the model and folds customers in",
-        min_length=1,
-    )
-    replay: Number = _refresh(
-        30.0,
-        "refresh: train on N earlier interactions again, at most, for each new one (default: 30)",
-        value="N",
-        ge=0,
-        le=MAX_REPLAY,
-    )
-    increment_set: tuple[str, ...] = _refresh(
-        (),
-        "refresh: override a key of the job where a training is continued (default: train.epochs=4); repeatable",
-        value="KEY=VALUE",
-        repeat=True,
-    )
     job: Path | None = option(
         None, "take the settings of this job file (YAML) (default: those of all keys)", group="job", value="JOB"
     )
 
-    @model_validator(mode="after")
-    def _check_strategies(self) -> Self:
-        """Reject strategies without one to compare them with, and settings of a strategy that is not compared."""
-        if "full" not in self.strategies:
-            problem, given = "the others are compared with full", " ".join(self.strategies)
-            raise OptionError("strategies", found=given, problem=problem, fix="add full")
-        least = 3
-        if self.is_comparison and self.windows < least:
-            problem = "strategies are compared by the windows after the first"
-            raise OptionError("windows", found=self.windows, problem=problem, expected=f"at least {least}")
-        for name in ("replay", "increment_set"):
-            if name in self.model_fields_set and "refresh" not in self.strategies:
-                needed = option_named("strategies", "full refresh")
-                raise OptionError(name, problem="describes the strategy refresh", fix=f"add {needed}, or leave it out")
-        for key in _DECIDED_KEYS:
-            if any(text.startswith(f"{key}=") for text in self.increment_set):
-                raise OptionError("increment_set", found=key, problem="a backtest decides it", fix="leave it out")
-        return self
-
-    @property
-    def is_comparison(self) -> bool:
-        """Whether there are other strategies than training anew."""
-        return set(self.strategies) != {"full"}
-
-    @property
-    def increment_settings(self) -> list[str]:
-        """What replaces keys of the job where a training is continued."""
-        return [*_INCREMENT, *self.increment_set]
-
-    def load_increment_job(self) -> JobConfig:
-        """Return the job of a training that is continued.
-
-        Raises:
-            InputError: the job is invalid.
-        """
-        return self.load_backtest_job(self.increment_settings if "refresh" in self.strategies else ())
-
-    def load_backtest_job(self, more: Sequence[str] = ()) -> JobConfig:
-        """Return the job that is named, or one with defaults, of the dataset, with ``more`` changes.
+    def load_backtest_job(self) -> JobConfig:
+        """Return the job that is named, or one with defaults, of the dataset.
 
         Raises:
             InputError: the file is missing, or the job is invalid.
         """
         from crossfade.trainer.config.loading import load_job, make_job
 
-        settings = [*self.set, *more, f"data.path={json.dumps(self.data)}"]
+        settings = [*self.set, f"data.path={json.dumps(self.data)}"]
         if self.job is not None:
             return load_job(self.job, settings)
         return make_job(json.dumps({"name": "backtest", "data": {"path": self.data}}), "the job", settings)

@@ -7,7 +7,6 @@ SearchParameter.parse("loss=bpr|softmax")
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,16 +79,6 @@ class SearchParameter:
         """Return the value in ``job``."""
         return job.values().get(self.key)
 
-    def at(self, fraction: float) -> Any:
-        """Return the value at ``fraction`` of the way, in [0, 1): numbers of four digits, so that tables show all."""
-        if self.choices:
-            return self.choices[int(fraction * len(self.choices))]
-        is_integer = isinstance(self.low, int) and isinstance(self.high, int)
-        high = self.high + is_integer  # each integer has an equal part of the range
-        value = self.low * (high / self.low) ** fraction if self.log else self.low + (high - self.low) * fraction
-        value = math.floor(value) if is_integer else float(f"{value:.4g}")
-        return min(max(value, self.low), self.high)
-
     def decode(self, stored: Any) -> Any:
         """Return the value that the study stores as ``stored``."""
         return json.loads(stored) if self.choices else stored
@@ -121,18 +110,21 @@ def default_parameters(job: JobConfig) -> list[SearchParameter]:
 
 
 def quick_parameters(job: JobConfig) -> list[SearchParameter]:
-    """Return the five parameters that a quick study searches, each in a range around the value of ``job``.
+    """Return the six parameters that a quick study searches, each around the value of ``job``.
 
-    They are those to which docs/quality.md finds results most sensitive, but for choices of another kind of model.
+    They are those to which docs/quality.md finds results most sensitive, but for choices of another kind of model. A
+    job that starts from given rows has their dimension.
     """
     rate, temperature, train = job.optimizer_spec.learning_rate, resolved(job.model.temperature), job.train
-    query, item = train.query_frequency_power, train.item_frequency_power
+    query, item, dim = train.query_frequency_power, train.item_frequency_power, job.model.dim
+    size = SearchParameter("model.dim", choices=tuple(dict.fromkeys((max(1, dim // 2), dim, 2 * dim))))
     return [
         SearchParameter("model.temperature", temperature / 1.5, temperature * 1.5, log=True),
         SearchParameter("optimizer.learning_rate", rate / 3, rate * 3, log=True),
         SearchParameter("train.batch_size", max(1, train.batch_size // 4), train.batch_size * 2, log=True),
         SearchParameter("train.query_frequency_power", max(query - 0.3, -1.0), min(query + 0.3, 0.0)),
         SearchParameter("train.item_frequency_power", max(item - 0.15, -1.0), min(item + 0.15, 1.0)),
+        *([] if job.starting_points() else [size]),
     ]
 
 

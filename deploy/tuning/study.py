@@ -1,186 +1,254 @@
 """A study that tunes a job: trials are runs of ``crossfade train``, compared only on the valid split.
 
-    study = TuningStudy(folder, job, parameters, prune=True, stop_requested=lambda: False)
-    for ended in study.run(trials=20):
-        ...
-    study.trial_results()[0].parameters
+    study = TuningStudy(plan, prune=True, stop_requested=lambda: False)
+    study.run(on_epochs=lambda epochs: None)
+    study.trials()[0].parameters
 
     FOLDER/  job.yaml  study.lock  study.journal  best.yaml  trial-0000/  trial-0000.log ...
 
 Optuna (Akiba et al., KDD 2019) proposes values by its tree-structured Parzen estimator (Bergstra et al., NIPS 2011) and
-prunes trials that fall behind the median of the others. Its state is in ``study.journal``, so a study that was stopped
-or killed resumes, in the middle of a trial too.
+prunes trials that fall behind the median of the others. A quick study has several rungs (``rungs.py``) instead: the
+best trials of one are trained again in the next, for longer, and the job's own settings in each.
+
+The state is in ``study.journal``, so a study that was stopped or killed resumes, in the middle of a trial too. The
+seed of each proposal follows from the number of its trial, so it ends with the results of one that was not stopped,
+if it prunes nothing: when a trial is pruned depends on how fast it trains.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import ClusterError, MissingExtraError
-from crossfade.deploy.tuning.search_space import SearchParameter, format_override
-from crossfade.deploy.tuning.study_folder import JOURNAL_FILE, claim_study, write_best
-from crossfade.deploy.tuning.trial_run import MAX_CONSECUTIVE_FAILURES, EpochRecord, TrialProcess, TrialRun
-from crossfade.trainer.config.schema import JobConfig
+from crossfade.base.errors import ClusterError, InputError, MissingExtraError, option_named
+from crossfade.deploy.launch.trial_run import EpochRecord, TrialProcess, TrialRun
+from crossfade.deploy.tuning.rungs import Rung
+from crossfade.deploy.tuning.study_folder import JOURNAL_FILE, OTHER_FOLDER, StudyPlan, claim_study, write_best
 
 if TYPE_CHECKING:
     import optuna
 
 _logger = logging.getLogger(__name__)
 
-_FOLDER = "folder"
+_PLAN, _RUNG, _OWN, _FAILED, _SECONDS = "plan", "rung", "own", "failed", "seconds"
+"""Attributes of a study and its trials in the journal."""
+_MAX_CONSECUTIVE_FAILURES = 5
+"""Trials in a row without a result that end a study: the cause is not the parameters."""
 _TRIALS_BEFORE_PRUNING = 5
 """Trials that must finish before pruning starts."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial with a result: its parameters by key, its best metric on valid, and whether it was pruned."""
+    """A trial that has ended.
+
+    Attributes:
+        number: its number, which is in the name of its folder.
+        rung: the rung in which it was trained.
+        is_own: whether it has the job's own settings.
+        parameters: its values by key.
+        value: the best metric on valid, of its last evaluation if it was pruned; None if its training failed.
+        seconds: seconds of training and evaluation; 0 if it was pruned or failed.
+        pruned: whether it was stopped early.
+    """
 
     number: int
-    parameters: dict[str, Any]
-    value: float
+    rung: Rung
+    is_own: bool
+    parameters: Mapping[str, Any]
+    value: float | None
+    seconds: float
     pruned: bool
 
 
 class TuningStudy:
     """A study in one folder."""
 
-    def __init__(
-        self,
-        folder: Path,
-        job: JobConfig,
-        parameters: Sequence[SearchParameter],
-        *,
-        prune: bool,
-        stop_requested: Callable[[], bool],
-    ) -> None:
-        """Create or resume the study of ``job`` in ``folder``.
+    def __init__(self, plan: StudyPlan, *, prune: bool, stop_requested: Callable[[], bool]) -> None:
+        """Create or resume the study of ``plan``.
 
         Args:
-            folder: where the study and its trials are kept.
-            job: the job to tune.
-            parameters: the search space.
+            plan: what is tried, and where it is kept.
             prune: end trials early that fall behind the median of the others.
             stop_requested: whether to stop; called twice a second.
 
         Raises:
-            InputError: the folder holds something else, or a study of another job.
+            InputError: the folder holds something else, or another study.
             MissingExtraError: Optuna is not installed.
         """
         optuna = _require_optuna()
-        self.folder, self._job, self._parameters = folder, job, parameters
-        self._stop_requested = stop_requested
-        self._complete, self._pruned, self._failed = (
-            optuna.trial.TrialState.COMPLETE,
-            optuna.trial.TrialState.PRUNED,
-            optuna.trial.TrialState.FAIL,
-        )
-        self._lock = claim_study(folder, job, JOURNAL_FILE)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL_FILE)))
-        pruner = (
-            optuna.pruners.MedianPruner(n_startup_trials=_TRIALS_BEFORE_PRUNING)
-            if prune
-            else optuna.pruners.NopPruner()
-        )
+        self.plan, self._stop_requested = plan, stop_requested
+        self._metric, self._states = plan.job.evaluate.best_metric, optuna.trial.TrialState
+        self._consecutive_failures = 0
+        self._lock = claim_study(plan.folder, plan.job, JOURNAL_FILE)
+        backend = optuna.storages.journal.JournalFileBackend(str(plan.folder / JOURNAL_FILE))
+        pruners = optuna.pruners
         self._study = optuna.create_study(
-            study_name=job.name, storage=storage, pruner=pruner, direction="maximize", load_if_exists=True
+            study_name=plan.job.name,
+            storage=optuna.storages.JournalStorage(backend),
+            pruner=pruners.MedianPruner(n_startup_trials=_TRIALS_BEFORE_PRUNING) if prune else pruners.NopPruner(),
+            direction="maximize",
+            load_if_exists=True,
         )
-        # Another seed after each resumption, or the same proposals would be repeated.
-        self._study.sampler = optuna.samplers.TPESampler(seed=job.train.seed + len(self._study.trials))
-        self._requeue_unfinished()
+        self._claim_plan()
 
-    def _requeue_unfinished(self) -> None:
-        """Queue trials that were interrupted again, to resume in their folders."""
-        for trial in self._study.get_trials(deepcopy=False):
-            if not trial.state.is_finished() and trial.params:
-                self._study.tell(trial.number, state=self._failed)
-                self._study.enqueue_trial(trial.params, user_attrs={_FOLDER: _folder_of(trial)})
+    def _claim_plan(self) -> None:
+        """Record what the study tries; reject a folder in which something else was tried."""
+        tried = {"quick": self.plan.quick, "search": [str(each) for each in self.plan.parameters]}
+        known = self._study.user_attrs.get(_PLAN, tried)
+        if known != tried:
+            self._lock.close()
+            how = f"with{'' if known['quick'] else 'out'} {option_named('quick')}"
+            what = "of another search space" if known["quick"] == tried["quick"] else how
+            raise InputError(f"{self.plan.folder}: holds a study {what}; {OTHER_FOLDER}")
+        self._study.set_user_attr(_PLAN, tried)
 
-    def trial_results(self) -> list[TrialResult]:
-        """Return the trials that have a result: complete ones first, then pruned ones, each the best first."""
-        results = []
-        for trial in self._study.get_trials(deepcopy=False):
-            value = max(trial.intermediate_values.values(), default=None) if trial.value is None else trial.value
-            if value is not None and trial.state in {self._complete, self._pruned}:
-                by_key = {parameter.key: parameter for parameter in self._parameters}
-                values = {key: by_key[key].decode(stored) for key, stored in trial.params.items() if key in by_key}
-                results.append(TrialResult(trial.number, values, value, trial.state == self._pruned))
-        return sorted(results, key=lambda result: (result.pruned, -result.value, result.number))
+    def trials(self) -> list[TrialResult]:
+        """Return the trials that have ended: of the last rung first, and the best of a rung first.
 
-    def ended(self) -> int:
-        """Return how many trials are complete or pruned."""
-        return len(self._study.get_trials(deepcopy=False, states=[self._complete, self._pruned]))
+        In each rung, pruned ones and then those that failed come last.
+        """
+        found = [self._read(trial) for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        return sorted(
+            found,
+            key=lambda each: (-each.rung.number, each.value is None, each.pruned, -(each.value or 0.0), each.number),
+        )
 
-    def run(self, trials: int) -> Iterator[int]:
-        """Run trials until ``trials`` have ended, and yield how many have after each.
+    def results(self, rung: Rung) -> list[TrialResult]:
+        """Return the trials of ``rung`` with a result, the best first."""
+        return [trial for trial in self.trials() if trial.rung == rung and trial.value is not None]
+
+    def _read(self, trial: optuna.trial.FrozenTrial) -> TrialResult:
+        is_own, failed = trial.user_attrs.get(_OWN, False), trial.user_attrs.get(_FAILED, False)
+        by_key = {parameter.key: parameter for parameter in self.plan.parameters}
+        values = {key: by_key[key].decode(stored) for key, stored in trial.params.items()}
+        if is_own:
+            values = {key: parameter.own_value(self.plan.resolved_job) for key, parameter in by_key.items()}
+        return TrialResult(
+            trial.number,
+            self._rung_of(trial),
+            is_own,
+            values,
+            None if failed else trial.value,
+            trial.user_attrs.get(_SECONDS, 0.0),
+            trial.state == self._states.PRUNED and not failed,
+        )
+
+    def _rung_of(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> Rung:
+        number: int = trial.user_attrs.get(_RUNG, 1)
+        return self.plan.rungs[number - 1]
+
+    def run(self, on_epochs: Callable[[int], None]) -> None:
+        """Train all rungs, or until a stop is requested. ``on_epochs`` receives the number of epochs that have ended.
 
         Raises:
-            ClusterError: several trials in a row had no result.
+            ClusterError: several trials in a row failed, or all of the last rung.
         """
         with closing(self._lock), closing(TrialProcess()) as process:
-            yield from self._run_trials(trials, process)
+            for rung in self.plan.rungs:
+                trials = self._enqueue(rung)
+                on_epochs(min(trials, self._ended(rung)) * rung.epochs)
+                while self._ended(rung) < trials:
+                    if self._stop_requested() or not self._run_trial(self._next_trial(), process, on_epochs):
+                        return
+                self._log_rung(rung)
+            if not self.results(self.plan.rungs[-1]):
+                raise ClusterError(f"{self.plan.folder}: no whole training has a result; see the logs there")
 
-    def _run_trials(self, trials: int, process: TrialProcess) -> Iterator[int]:
-        failures = 0
-        while (ended := self.ended()) < trials and not self._stop_requested():
-            yield ended
-            trial = self._study.ask()
-            values = {parameter.key: parameter.suggest(trial) for parameter in self._parameters}
-            if _FOLDER not in trial.user_attrs:
-                trial.set_user_attr(_FOLDER, f"trial-{trial.number:04}")
-            run = TrialRun(self.folder, _folder_of(trial), process)
-            has_result = self._run_trial(trial, values, run)
-            if has_result is None:
-                return
-            failures = 0 if has_result else failures + 1
-            self._write_best()
-            if failures == MAX_CONSECUTIVE_FAILURES:
-                raise ClusterError(f"{failures} trials in a row failed, the last one: {run.describe_failure()}")
-        yield ended
+    def _enqueue(self, rung: Rung) -> int:
+        """Queue the trials of a quick study that are known when ``rung`` starts; return how many it has."""
+        if not self.plan.quick:
+            return rung.trials
+        queued: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {_RUNG: rung.number, _OWN: True})]
+        if rung.number > 1:
+            best = [each for each in self.results(self.plan.rungs[rung.number - 2]) if not each.is_own]
+            frozen = self._study.get_trials(deepcopy=False)
+            queued += [(frozen[each.number].params, {_RUNG: rung.number}) for each in best[: rung.trials - 1]]
+        known = sum(self._rung_of(trial) == rung for trial in self._study.get_trials(deepcopy=False))
+        for parameters, attributes in queued[known:]:
+            self._study.enqueue_trial(parameters, user_attrs=attributes)
+        return rung.trials if rung.number == 1 else len(queued)
 
-    def _run_trial(self, trial: optuna.Trial, values: dict[str, Any], run: TrialRun) -> bool | None:
-        """Run one trial and record it; return whether it has a result, or None if it was stopped and can be resumed."""
-        overrides = [format_override(key, value) for key, value in values.items()]
-        evaluated, pruned = 0, False
+    def _ended(self, rung: Rung) -> int:
+        """Return how many trials of ``rung`` count. In a quick study, which has a budget, those that failed do too."""
+        return sum(trial.rung == rung and (self.plan.quick or trial.value is not None) for trial in self.trials())
+
+    def _next_trial(self) -> optuna.Trial:
+        """Return the trial that was interrupted, to resume in its folder, or the next one."""
+        library = _require_optuna()
+        interrupted = self._study.get_trials(deepcopy=False, states=[self._states.RUNNING])
+        number = interrupted[0].number if interrupted else len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = library.samplers.TPESampler(seed=self.plan.job.train.seed + number)
+        trial: optuna.Trial = library.Trial(self._study, interrupted[0]._trial_id) if interrupted else self._study.ask()
+        return trial
+
+    def _run_trial(self, trial: optuna.Trial, process: TrialProcess, on_epochs: Callable[[int], None]) -> bool:
+        """Run one trial and record it; return whether it has ended, and was not stopped so that it can be resumed.
+
+        Raises:
+            ClusterError: several trials in a row failed.
+        """
+        rung, is_own = self._rung_of(trial), trial.user_attrs.get(_OWN, False)
+        values = {} if is_own else {parameter.key: parameter.suggest(trial) for parameter in self.plan.parameters}
+        run = TrialRun(self.plan.folder, f"trial-{trial.number:04}", process)
+        reported = set(self._study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        pruned = False
 
         def watch(epochs: list[EpochRecord]) -> bool:
-            nonlocal evaluated, pruned
+            nonlocal pruned
             for epoch in epochs:
-                if "valid" in epoch:
-                    evaluated += 1
-                    trial.report(epoch["valid"][self._job.evaluate.best_metric], evaluated)
+                if "valid" in epoch and epoch["epoch"] not in reported:
+                    reported.add(epoch["epoch"])
+                    trial.report(epoch["valid"][self._metric], epoch["epoch"])
             pruned = trial.should_prune() and not self._stop_requested()
             return pruned or self._stop_requested()
 
-        state, value = self._failed, None
-        if run.train(overrides, watch) == 0:
-            # A valid split without a query selects no epoch, so all trials are equal.
-            state, value = self._complete, run.valid_metric(self._job.evaluate.best_metric)
-        elif pruned:
-            state = self._pruned
-        elif self._stop_requested():
-            return None
+        overrides = rung.overrides(self.plan.resolved_job, values)
+        code = 0 if run.is_finished else run.train(overrides, watch, on_epochs)
+        if code and not pruned and self._stop_requested():
+            return False
+        if code and not pruned:
+            self._tell_failure(trial, run)
         else:
-            _logger.warning(f"trial {trial.number} failed: {run.describe_failure()}")
-        self._study.tell(trial, value, state=state)
+            self._consecutive_failures = 0
+            self._tell(trial, run, pruned=code != 0)
         run.delete_checkpoints()
-        return bool(state != self._failed)
+        on_epochs(max(0, rung.epochs - run.epochs))
+        return True
 
-    def _write_best(self) -> None:
-        """Write the job with the best parameters."""
-        best = next((result for result in self.trial_results() if not result.pruned), None)
-        if best is not None:
-            write_best(self.folder, best.parameters)
+    def _tell(self, trial: optuna.Trial, run: TrialRun, *, pruned: bool) -> None:
+        """Record a trial with a result, and the job with the best settings of a whole training."""
+        if pruned:
+            self._study.tell(trial, state=self._states.PRUNED)
+            return
+        trial.set_user_attr(_SECONDS, sum(run.report()["seconds_by_phase"].values()))
+        # A valid split without a query selects no epoch, so all trials are equal.
+        self._study.tell(trial, run.valid_metric(self._metric))
+        whole = [each for each in self.results(self.plan.rungs[-1]) if not each.pruned]
+        if whole:
+            write_best(self.plan.folder, {} if whole[0].is_own else whole[0].parameters)
 
+    def _tell_failure(self, trial: optuna.Trial, run: TrialRun) -> None:
+        """Record a trial without a result, as pruned, so that values like its are proposed less often."""
+        trial.set_user_attr(_FAILED, True)
+        self._study.tell(trial, state=self._states.PRUNED)
+        self._consecutive_failures += 1
+        cause = run.describe_failure()
+        if self._consecutive_failures == _MAX_CONSECUTIVE_FAILURES:
+            raise ClusterError(f"{_MAX_CONSECUTIVE_FAILURES} trials in a row failed, the last one: {cause}")
+        _logger.warning(f"trial {trial.number} failed: {cause}")
 
-def _folder_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
-    name: str = trial.user_attrs.get(_FOLDER, f"trial-{trial.number:04}")
-    return name
+    def _log_rung(self, rung: Rung) -> None:
+        """Log the best of a rung of a quick study, beside the job's own settings."""
+        results = self.results(rung)
+        if not self.plan.quick or not results:
+            return
+        own = "".join(f", the job's own settings {each.value:.4f}" for each in results if each.is_own)
+        best = f"best valid {self._metric} {results[0].value:.4f}, trial {results[0].number}"
+        _logger.info(f"rung {rung.number} of {len(self.plan.rungs)}: {best}{own}")
 
 
 def _require_optuna() -> Any:

@@ -1,6 +1,6 @@
 """The folder of a study, by tuning or by a backtest, which one process at a time runs.
 
-FOLDER/  job.yaml  study.lock  a run folder and a log for each training, and study.journal, quick.json or backtest.json
+FOLDER/  job.yaml  study.lock  a run folder and a log for each training, and study.journal or backtest.json
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from crossfade.base.io.disk_errors import is_full_disk, write_failure
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.file_lock import try_lock
 from crossfade.deploy.tuning.options import TuneOptions
+from crossfade.deploy.tuning.rungs import Rung, plan_rungs, whole_trainings
 from crossfade.deploy.tuning.search_space import (
     SearchParameter,
     check_parameters,
@@ -29,14 +30,11 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.job_inputs import load_inputs
 from crossfade.trainer.runs.run_folder import JOB_FILE, default_run_dir
 
-JOURNAL_FILE, QUICK_FILE, BEST_FILE, LOCK_FILE = "study.journal", "quick.json", "best.yaml", "study.lock"
-BACKTEST_FILE = "backtest.json"
-_KINDS = {
-    JOURNAL_FILE: f"without {option_named('quick')}",
-    QUICK_FILE: f"with {option_named('quick')}",
-    BACKTEST_FILE: "of windows",
-}
-"""How the study is run whose state is in a file of this name."""
+JOURNAL_FILE, BACKTEST_FILE, BEST_FILE, LOCK_FILE = "study.journal", "backtest.json", "best.yaml", "study.lock"
+_KINDS = {JOURNAL_FILE: "of settings", BACKTEST_FILE: "of windows"}
+"""What is studied, by the file that has the state."""
+_TRIALS = 20
+"""Trials of a study that is not quick, by default."""
 OTHER_FOLDER = f"name another folder with {option_named('out')}"
 
 
@@ -49,12 +47,16 @@ class StudyPlan:
         job: the job as it is in its file.
         resolved_job: the job with a value for each ``auto``.
         parameters: the keys that are searched, and their values.
+        rungs: how many trials are trained, and for how long.
+        quick: whether the rungs are those of a quick study.
     """
 
     folder: Path
     job: JobConfig
     resolved_job: JobConfig
     parameters: list[SearchParameter]
+    rungs: list[Rung]
+    quick: bool
 
 
 def plan_study(options: TuneOptions) -> StudyPlan:
@@ -73,7 +75,8 @@ def plan_study(options: TuneOptions) -> StudyPlan:
     check_parameters(options.job, options.set, parameters)
     run_dir = default_run_dir(job)
     folder = options.out or run_dir.with_name(f"{run_dir.name}-tune{'-quick' if options.quick else ''}")
-    return StudyPlan(folder, job, inputs.job, parameters)
+    rungs = plan_rungs(inputs.job) if options.quick else whole_trainings(inputs.job, options.trials or _TRIALS)
+    return StudyPlan(folder, job, inputs.job, parameters, rungs, options.quick)
 
 
 def claim_study(folder: Path, job: JobConfig, state_file: str) -> IO[bytes]:

@@ -3,8 +3,6 @@
     source = WindowSource(folder, manifest, read_by_time(folder, manifest, splits))
     windows = cut_windows(source.interactions, windows=10, first=0.5, queries=1892)
     source.write(windows[0], Path("window"))                        # its past is train, the window is test
-    source.write_past(windows[0], Path("base"))
-    source.write_increment(windows[0], Path("next"), Path("base"), replay=2.0)
 
 Shapes: N interactions, W windows, R rows of the query entity.
 """
@@ -15,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -110,19 +107,8 @@ class WindowSource:
         past = self.interactions.take(slice(0, window.past))
         future = self.interactions.take(slice(window.past, window.end))
         known_N = np.isin(future.query_N, past.query_N[past.weight_N > 0])
-        self._prepare(out, {"train": past, "test": future.take(known_N)})
-
-    def write_past(self, window: Window, out: Path) -> None:
-        """Prepare the past of ``window`` in ``out``."""
-        self._prepare(out, {"train": self.interactions.take(slice(0, window.past))})
-
-    def write_increment(self, window: Window, out: Path, base: Path, replay: float) -> None:
-        """Extend the dataset ``base`` with the events of ``window`` in ``out``."""
-        events = self.interactions.take(slice(window.past, window.end))
-        self._prepare(out, {"train": events}, base=str(base), replay=replay or None)
-
-    def _prepare(self, out: Path, splits: dict[str, Interactions], **given: Any) -> None:
-        manifest, raw = self.manifest, {split: path for split, path in raw_paths(out).items() if split in splits}
+        splits = {"train": past, "test": future.take(known_N)}
+        manifest, raw = self.manifest, raw_paths(out)
         attributes = {
             kind: [
                 FeatureFile(entity, self._pattern(of.files), "row", {name: "value"})
@@ -134,7 +120,6 @@ class WindowSource:
         options = PrepareOptions.of(
             **{split: [str(path)] for split, path in raw.items()},
             **attributes,
-            **given,
             query=EntityColumn(manifest.query),
             item=EntityColumn(manifest.item),
             weight=WEIGHT,

@@ -27,7 +27,7 @@ MANY_PARAMETERS = {
 SMALL_FILE_LINES = 100
 SMALL_FILES = {
     "crossfade/base/blas_kernels.py": "runs before anything else is imported",
-    "crossfade/sagemaker_entry.py": "the entry of a process",
+    "crossfade/cli/sagemaker_entry.py": "the entry of a process",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
     "deploy/schedulers/scheduler_files.py": "what a command does, below the faces",
     "kvstore/kernel_cache.py": "extends a class of numba",
@@ -45,13 +45,13 @@ FILES_WITH_FLAGS = {
     "deploy/aws/ec2/run_host.py": "starts commands of crossfade",
     "deploy/cluster/role_process.py": "starts commands of crossfade",
     "deploy/dashboard/server.py": "starts commands of crossfade",
+    "deploy/launch/trial_run.py": "starts commands of crossfade",
     "deploy/schedulers/arrays.py": "writes commands of schedulers",
     "deploy/schedulers/kubernetes.py": "writes manifests with commands of crossfade",
     "deploy/schedulers/options.py": "takes a command of crossfade",
     "deploy/schedulers/scheduler_files.py": "prints a command of kubectl",
     "deploy/schedulers/slurm.py": "writes a script that calls srun and crossfade",
     "deploy/schedulers/spark_services.py": "writes commands of cloud services",
-    "deploy/tuning/trial_run.py": "starts commands of crossfade",
     "trainer/formats/pgvector.py": "writes a script that calls psql",
     "trainer/formats/search_engines.py": "writes scripts that call curl",
 }

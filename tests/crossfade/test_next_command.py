@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from crossfade.next_command import command_line, train_command
+from crossfade.base.command_line import command_line
+from crossfade.cli.next_command import train_command
 from crossfade.trainer.config.loading import load_job
 
 JOB = "name: {name}\ndata: {{path: {path}, query: customer, item: {item}}}\n"

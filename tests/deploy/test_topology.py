@@ -6,11 +6,23 @@ from typing import Any
 
 import pytest
 
+from crossfade.base.errors import ClusterError, InputError
 from crossfade.deploy import topology
-from crossfade.deploy.topology import scheduler_address, sizes_on_hosts
+from crossfade.deploy.topology import Address, Role, scheduler_address, sizes_on_hosts
 from crossfade.trainer.config.sections import ClusterConfig
 
 CLUSTER = ClusterConfig(servers=1)
+
+
+def test_names_of_roles_and_addresses_are_parsed_or_rejected() -> None:
+    for name in ("scheduler", "server-0", "worker-12"):
+        assert Role.from_name(name).name == name
+    for name in ("", "server", "worker-", "worker-x", "boss-1", "worker-1-2"):
+        with pytest.raises(ClusterError, match="not the name of a role"):
+            Role.from_name(name)
+    for text in ("", "7070", ":7070", "host:", "host:port", "host:70700", "host:-1"):
+        with pytest.raises(InputError, match="join: expected HOST:PORT, as in"):
+            Address.parse(text, "--join")
 
 
 def test_scheduler_gets_a_free_port_that_the_kernel_assigns_to_nobody() -> None:

@@ -26,7 +26,7 @@ LONGEST_FIRST = (
     "test_explore",
     "test_prepare_sizes",
     "test_slurm",
-    "test_quick_tune",
+    "test_tune",
     "test_fold_in",
     "test_refresh_command",
     "test_dense_workers",

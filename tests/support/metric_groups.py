@@ -42,7 +42,7 @@ ROWS = {"crossfade_updated_rows_total", "crossfade_update_seconds_total", "cross
 SERVER = {"crossfade_rejected_commands_total"}
 JOB = {
     *("crossfade_restarts_total", "crossfade_generation", "crossfade_job_state", "crossfade_role_up"),
-    *("crossfade_role_slowdown_ratio", "crossfade_host_excluded"),
+    "crossfade_host_excluded",
 }
 HOST = {"crossfade_running_roles"}
 REFRESH = {

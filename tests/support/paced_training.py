@@ -29,7 +29,8 @@ import os
 import sys
 
 # Not in the command that starts servers and workers, which takes no step.
-in_process = "crossfade.trial_host" in sys.orig_argv or ("train" in sys.orig_argv and "--servers" not in sys.orig_argv)
+words = sys.orig_argv
+in_process = "crossfade.cli.trial_host" in words or ("train" in words and "--servers" not in words)
 if in_process or "worker" in sys.orig_argv:
     import time
 

@@ -25,9 +25,9 @@ from command_here import crossfade_here
 from crashing_storage import Crash
 
 from crossfade.base.io.folder import Folder
+from crossfade.deploy.launch.trial_run import TrialProcess
 from crossfade.deploy.refresh import increment, versions
-from crossfade.deploy.tuning import quick_study, study
-from crossfade.deploy.tuning.trial_run import TrialProcess
+from crossfade.deploy.tuning import study
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.split_names import ALL_SPLITS
 
@@ -148,11 +148,6 @@ class _Lent:
 
     def __init__(self, process: TrialProcess) -> None:
         self.train = process.train
-        self._process = process
-
-    @property
-    def cpu_seconds(self) -> float:
-        return self._process.cpu_seconds
 
     def close(self) -> None:
         """Keep the process for the next command."""
@@ -169,7 +164,7 @@ def one_process() -> Iterator[TrialProcess]:
 def training_there(process: TrialProcess) -> Iterator[None]:
     """Let all services and studies of this process train in ``process``, whose current folder is another."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (increment, quick_study, study):
+        for module in (increment, study):
             patch.setattr(module, "TrialProcess", lambda: _Lent(process))
         yield
 

@@ -434,11 +434,6 @@ class ClusterConfig(Section):
         description="whether the run folder is on a file system that all hosts share and that outlives them; false: "
         "hosts get the job from the coordinator, and the best embeddings stay with the checkpoints until the run ends",
     )
-    slow_host_timeout_seconds: Positive | None = Field(
-        1800.0,
-        description="seconds for which a role may take more than twice as long as the others of its kind for the same "
-        "work before its host is drained, if the other hosts suffice for the job; null: no limit",
-    )
     max_restarts: Annotated[int, Field(ge=0, strict=True)] = Field(
         5, description="consecutive restarts without a new checkpoint after which the job fails"
     )

@@ -218,17 +218,10 @@ ROLE_UP = _metric(
     "process",
     unit="1",
 )
-ROLE_SLOWDOWN = _metric(
-    "job",
-    "role_slowdown_ratio",
-    "Seconds that a server or worker took for its own work in the last minute, as a multiple of the median of the "
-    "others of its kind for the same work; 1 if the difference is less than a tenth of the time.",
-    "process",
-)
 HOST_EXCLUDED = _metric(
     "job",
     "host_excluded",
-    "1 for a host that gets no more roles, since it was slow or its roles failed repeatedly; 0 for the others.",
+    "1 for a host that gets no more roles, since its roles failed repeatedly; 0 for the others.",
     "host",
     "address",
     unit="1",

@@ -15,10 +15,6 @@ OVERDUE_SECONDS = 60.0
 """Time that writing a checkpoint may take beyond its intervals."""
 MAX_WORKER_SKEW = 1.5
 """Maximum ratio of the slowest worker's local time to the mean."""
-MAX_ROLE_SLOWDOWN = 2.0
-"""Maximum time that a role takes for its own work, as a multiple of the median of the others of its kind."""
-MIN_SLOWDOWN_COST = 0.1
-"""Fraction of the time that a slow role must cost before it counts as slow."""
 MIN_FREE_MEMORY_RATIO = 0.1
 """Minimum available fraction of a machine's or container's memory."""
 MAX_GPU_MEMORY_RATIO = 0.95

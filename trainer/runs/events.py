@@ -216,22 +216,8 @@ class InterruptionNotice(_Event):
     reason: str = Field(description="text of the notice")
 
 
-class SlowRole(_Event):
-    """A role takes much longer than the others of its kind for the same work."""
-
-    kind: ClassVar[str] = "slow_role"
-    role: str = Field(description="name of the role")
-    host: str = Field(description="name of its host")
-    ratio: float = Field(description="its time, as a multiple of the median of the others")
-
-    def describe(self) -> str:
-        """Return a line for users."""
-        kind = self.role.partition("-")[0]
-        return f"{self.role} on {self.host} takes {self.ratio:.1f} times as long as the other {kind}s for the same work"
-
-
 class HostExcluded(_Event):
-    """A host gets no more roles until a new agent on it joins: it was slow, or its roles failed repeatedly."""
+    """A host gets no more roles until a new agent on it joins: its roles failed repeatedly."""
 
     kind: ClassVar[str] = "host_excluded"
     host: str = Field(description="name of the host")
@@ -339,7 +325,6 @@ JobEvent = (
     | HostsMissing
     | ListeningEvent
     | InterruptionNotice
-    | SlowRole
     | HostExcluded
     | RestartEvent
     | ResumeEvent

@@ -1,144 +1,406 @@
-"""The coordinator's start and messages, on a clock that the test moves."""
+"""Ten scripts of the coordinator, on a clock that the test moves: what it counts, waits for, and reports.
+
+That one generation runs at a time, and that the job gets on, whatever happens, is in ``test_coordinator_model.py``.
+"""
+
+from typing import Any
 
 import pytest
-from scripted_agents import KILLED, Cluster, Host, step
+from scripted_agents import GRACE, KILLED, RESTARTS, STALL, Cluster, Host, saved, step
 
+from crossfade.base.errors import ClusterError, InputError
+from crossfade.deploy.aws.spot import NOTICE_SECONDS
+from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
 from crossfade.deploy.cluster.job_state import GenerationSpec, State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
-from crossfade.deploy.cluster.messages import NumberedEvent
+from crossfade.deploy.cluster.messages import Failure, NumberedEvent
+from crossfade.deploy.cluster.restart_policy import NETWORK_FAILURE_SECONDS
 from crossfade.deploy.topology import Address
+from crossfade.trainer.runs.events import CheckpointFailed, EpochEvent, Event, LoadEvent, PhaseEvent, StoppedEvent
+
+SCANNED = Failure(message="server-0 was aborted by data at its port", from_network=True)
+ABORTED = Failure(message="worker-0 was killed by SIGABRT", role="worker-0", cause="was killed by SIGABRT")
+SERVER_ABORTED = Failure(message="server-1 was killed by SIGABRT", role="server-1", cause="was killed by SIGABRT")
+NOTICE = "EC2 terminates this spot instance at noon"
+SAVED, STOPPED = saved(8), StoppedEvent(step=8, checkpoint="checkpoints/step-000000008")
+HOST_TIMEOUT = 30.0
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 3])
-def test_job_starts_once_all_hosts_have_joined(hosts: int) -> None:
-    cluster = Cluster(hosts=hosts)
-    for number in range(2, hosts + 1):
-        assert cluster.state is State.WAITING
-        assert cluster.local.heartbeat().action == "wait"
-        cluster.join(f"10.0.0.{number}")
-    assert cluster.state is State.PREPARING
+def test_generation_runs_on_all_hosts_and_ends_there_before_the_next() -> None:
+    cluster = Cluster(hosts=2)
+    assert cluster.local.heartbeat().action == "wait"
+    other, watcher = cluster.join("10.0.0.2"), cluster.join("10.0.0.9", "none")
+    assert {process["state"] for process in cluster.coordinator.processes().values()} == {"missing"}
     cluster.start()
-    assert cluster.state is State.RUNNING
-    assert [host.generation for host in cluster.hosts] == [1] * hosts
+    assert (watcher.desired.action, watcher.desired.secret, watcher.desired.hosts) == (
+        *("wait", ""),
+        ["10.0.0.1", "10.0.0.2"],
+    )
+    first = cluster.local.desired.secret
+    assert (len(first), other.desired.secret) == (64, first)
+    assert first not in repr(other.desired) + str(cluster.coordinator.status())
+    cluster.local.report_events(step(1), LoadEvent(load={"pid": 1}), LoadEvent(load={"pid": 2}))
+    process = {"state": "running", "host": "host 10.0.0.1", "metrics": None, "load": {"pid": 2}}
+    assert cluster.coordinator.processes()["worker-0"] == process
+    assert cluster.events("load") == []  # the event log does not get it
+    crossing = other.make_heartbeat()
+    assert cluster.local.heartbeat(failure=KILLED).action == "wait"
+    cluster.local.heartbeat()
+    cluster.coordinator.handle_heartbeat(crossing)
+    assert cluster.state is State.TERMINATING  # the other host still runs
+    assert other.heartbeat().action == "wait"
+    assert cluster.state is State.TERMINATING  # it has the desired state, but has not reported that its roles ended
+    cluster.coordinator.handle_heartbeat(other.make_heartbeat(), "192.0.2.7")
+    assert cluster.state is State.PREPARING
+    cluster.start("folder/step-5", 5)
+    assert [host.generation for host in cluster.hosts] == [2, 2, None]
+    assert (other.desired.checkpoint, other.desired.hosts) == ("folder/step-5", ["10.0.0.1", "10.0.0.2", "192.0.2.7"])
+    assert other.desired.secret not in {"", first}
+    assert other.desired.scheduler is not None
+    assert (other.desired.scheduler.host, other.desired.scheduler.port) == ("10.0.0.1", 5002)
+    [event] = cluster.events("restart")
+    assert (event["generation"], event["cause"], event["step"]) == (2, KILLED.message, 5)
 
 
 @pytest.mark.parametrize(
-    ("hosts", "assigned"),
-    [
-        (1, [["scheduler", "server-0", "server-1", "server-2", "worker-0", "worker-1"]]),
-        (2, [["scheduler", "server-0", "server-2", "worker-0"], ["server-1", "worker-1"]]),
-        (3, [["scheduler", "server-0", "worker-0"], ["server-1", "worker-1"], ["server-2"]]),
-    ],
+    ("how", "ends"),
+    [("fails", True), ("saves where it started", True), ("saves", False), ("is found", False), ("cannot start", True)],
 )
-def test_roles_are_assigned_to_hosts_in_turn(hosts: int, assigned: list[list[str]]) -> None:
-    cluster = Cluster(hosts=hosts, servers=3, workers=2)
-    for number in range(2, hosts + 1):
-        cluster.join(f"10.0.0.{number}")
-    cluster.start("folder/step-7", 7)
-    assert [host.desired.roles for host in cluster.hosts] == assigned
-    desired = cluster.hosts[-1].desired
-    assert (desired.servers, desired.workers, desired.checkpoint, desired.job_digest) == (
-        3,
-        2,
-        "folder/step-7",
-        "digest",
-    )
-    assert desired.scheduler is not None
-    assert (desired.scheduler.host, desired.scheduler.port) == ("10.0.0.1", 5001)
+def test_restarts_back_off_until_the_limit_unless_there_is_a_new_checkpoint(how: str, ends: bool) -> None:
+    cluster, delays = Cluster(), []
+    for number in range(1, RESTARTS + 2):
+        if how == "cannot start":
+            cluster.coordinator.start_failed(OSError("the store is away"))
+        else:
+            found = {"saves where it started": 10, "is found": number, "saves": 10 * number}.get(how, 0)
+            cluster.start("folder/step", found)
+            cluster.local.report_events(*[saved(found + (how == "saves"))] * how.startswith("saves"))
+            cluster.fail()
+        delays.append(cluster.back_off())
+    assert cluster.state is (State.FAILED if ends else State.PREPARING)
+    if how == "saves":
+        assert set(delays) == {0}
+    if ends:
+        assert delays == [0, 1, 2, 0]
+        error = cluster.coordinator.error()
+        assert isinstance(error, ClusterError)
+        assert ("the store is away" if how == "cannot start" else "run/logs/server-0.log") in str(error)
+        assert f"restarted {RESTARTS} times without a new checkpoint (cluster.max_restarts)" in str(error)
+        assert (cluster.local.heartbeat().action, cluster.local.desired.exit_code) == ("leave", 1)
 
 
-def test_spare_agent_replaces_a_lost_one() -> None:
-    cluster = Cluster(hosts=2)
-    lost = cluster.join("10.0.0.2")
-    spare = cluster.join("10.0.0.3")
-    cluster.start()
-    assert (lost.desired.action, spare.desired.action) == ("run", "wait")
-    cluster.hosts.remove(lost)
-    cluster.wait(LEASE_SECONDS + 1)
-    assert cluster.state is State.PREPARING
-    cluster.start()
-    assert spare.desired.roles == lost.desired.roles
+def test_failures_from_the_network_delay_the_job_but_use_up_a_restart_an_hour(alone: Cluster) -> None:
+    delays = []
+    for _ in range(3 * RESTARTS):
+        alone.fail(SCANNED)
+        delays.append(alone.back_off())
+        alone.start()
+    assert delays == [0, 1, 2, 4, 8, 16, 32, 60, 60]
+    assert {event["cause"] for event in alone.events("backoff")} == {SCANNED.message}
+    alone.local.report_events(saved(1))
+    begin = alone.now
+    while alone.state is not State.FAILED:
+        alone.fail(SCANNED)
+        alone.back_off(5)
+        if alone.state is State.PREPARING:
+            alone.start()
+    assert (RESTARTS - 1) * NETWORK_FAILURE_SECONDS <= alone.now - begin < (RESTARTS + 1) * NETWORK_FAILURE_SECONDS
 
 
-def test_agent_of_another_coordinator_joins_after_ending_its_roles() -> None:
-    cluster = Cluster(hosts=2)
-    returning = Host(cluster, "10.0.0.2")
-    desired = cluster.coordinator.handle_heartbeat(
-        returning.make_heartbeat(
-            coordinator="an earlier one", generation=7, roles={"server-1": "running"}, ended_generation=6
-        )
-    )
-    assert (desired.action, desired.coordinator) == ("wait", cluster.coordinator.id)
-    assert cluster.state is State.WAITING
-    returning.heartbeat()
-    assert cluster.state is State.PREPARING
-    cluster.hosts.append(returning)
-    cluster.start()
-    assert returning.generation == 1
+def test_restart_records_its_causes_and_what_is_trained_again(alone: Cluster) -> None:
+    training = PhaseEvent(name="training", step=0)
+    alone.local.report_events(training, step(1))
+    alone.wait_silently(3.0)
+    alone.local.report_events(step(40))
+    alone.fail(Failure(message="server-1: bad CRC", checkpoint="folder/step-9"))
+    assert alone.coordinator.rejected_checkpoints == {"folder/step-9"}
+    alone.coordinator.start_failed(OSError("the store is away"))
+    alone.wait_silently(4)
+    alone.start(skipped=["folder/step-9: it was rejected"])
+    alone.local.report_events(training, step(1))
+    alone.wait_silently(5.0)
+    alone.local.report_events(saved(50))  # which took one second to write
+    alone.wait_silently(2.0)
+    alone.local.report_events(step(110))
+    alone.wait_silently(7.0)  # until the failure is noticed
+    alone.fail()
+    alone.start("checkpoints/step-50", 50)
+    first, second = alone.coordinator.restarts
+    lost = {"step": 40, "seconds": 4.0, "lost_steps": 40, "lost_seconds": 3.0}
+    assert vars(first) == {"generation": 2, "cause": "server-1: bad CRC; then the store is away"} | lost
+    assert (second.cause, second.step, second.lost_steps, second.lost_seconds) == (KILLED.message, 110, 60, 3.0)
+    assert alone.events("restart")[0]["skipped"] == ["folder/step-9: it was rejected"]
 
 
-def test_host_lost_while_preparing_is_waited_for() -> None:
-    cluster = Cluster(hosts=2)
-    cluster.join("10.0.0.2").heartbeat(leaving=True)
-    assert cluster.state is State.PREPARING
-    cluster.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
-    assert (cluster.state, cluster.coordinator.generation) == (State.WAITING, 0)
+@pytest.mark.parametrize(("exit_code", "kind"), [(2, InputError), (1, ClusterError)])
+def test_permanent_error_fails_the_job_at_once(
+    cluster: Cluster, other: Host, exit_code: int, kind: type[Exception]
+) -> None:
+    other.heartbeat(failure=Failure(message="worker-1: a wrong thing", exit_code=exit_code, restart=False))
+    cluster.coordinator.stop()  # which does not hide the error
+    cluster.heartbeat_all()
+    cluster.heartbeat_all()
+    assert cluster.state is State.FAILED
+    assert (type(cluster.coordinator.error()), str(cluster.coordinator.error())) == (kind, "worker-1: a wrong thing")
+    assert (other.heartbeat().action, cluster.coordinator.restarts) == ("leave", [])
+    unstarted = Cluster()
+    unstarted.coordinator.start_failed(InputError("no such scheme: gopher"))
+    assert (unstarted.state, type(unstarted.coordinator.error())) == (State.FAILED, InputError)
 
 
-def test_obsolete_start_is_ignored(alone: Cluster) -> None:
-    alone.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
-    alone.coordinator.start_failed(OSError("late"))
-    assert (alone.state, alone.coordinator.generation) == (State.RUNNING, 1)
+@pytest.mark.parametrize(
+    ("event", "is_progress"),
+    [
+        (step(2), True),
+        (EpochEvent(epoch=1, step=2, loss=1.0), True),
+        (PhaseEvent(name="tables"), True),
+        (saved(2), True),
+        (CheckpointFailed(step=2, message="disk full"), False),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_stalled_job_restarts(alone: Cluster, event: Event, is_progress: bool) -> None:
+    alone.wait(STALL - 1)
+    alone.local.report_events(event)
+    alone.wait(2)
+    assert (alone.state is State.RUNNING) == is_progress
+    alone.wait((STALL - 1) * is_progress)
+    assert alone.state is State.PREPARING
+    alone.start()
+    assert alone.coordinator.restarts[0].cause == f"no sign of progress for {STALL:g} s"
 
 
-def test_remote_agent_at_the_coordinators_address_is_rejected() -> None:
-    cluster = Cluster(hosts=2)
-    desired = Host(cluster, "10.0.0.1", "another").heartbeat()
-    assert (desired.action, desired.exit_code) == ("leave", 1)
-    assert "10.0.0.1 is the coordinator's own address" in desired.message
-    assert cluster.state is State.WAITING
-
-
-def test_repeated_heartbeats_and_events_count_once(alone: Cluster) -> None:
-    alone.coordinator.take_events()
-    report = alone.local.make_heartbeat(events=alone.local.number_events(step(2), step(3)))
-    first, second = alone.coordinator.handle_heartbeat(report), alone.coordinator.handle_heartbeat(report)
-    assert first == second
-    assert [event["step"] for event in alone.events("step")] == [2, 3]
-    # Its answer was lost, so the agent sends them again, with what came since.
-    again = alone.local.make_heartbeat(events=[*report.events, *alone.local.number_events(step(4))])
-    assert alone.coordinator.handle_heartbeat(again).acknowledged_event == again.events[-1].number
-    assert [event["step"] for event in alone.events("step")] == [4]
-
-
-def test_late_heartbeat_is_ignored(cluster: Cluster, other: Host) -> None:
-    late = other.make_heartbeat(failure=KILLED)
-    other.heartbeat()
-    assert cluster.coordinator.handle_heartbeat(late).action == "run"
-    assert cluster.state is State.RUNNING
-
-
-def test_reports_about_an_earlier_generation_are_ignored(cluster: Cluster, other: Host) -> None:
-    cluster.fail()
-    cluster.start()
+def test_lost_replaced_and_repeating_agents_neither_disturb_nor_double_the_job(cluster: Cluster, other: Host) -> None:
+    # Messages count once, those of an earlier generation not at all.
+    report = cluster.local.make_heartbeat(events=cluster.local.number_events(step(2), step(3)))
     cluster.coordinator.take_events()
+    assert cluster.coordinator.handle_heartbeat(report) == cluster.coordinator.handle_heartbeat(report)
+    again = cluster.local.make_heartbeat(events=[*report.events, *cluster.local.number_events(step(4))])
+    assert cluster.coordinator.handle_heartbeat(again).acknowledged_event == again.events[-1].number
+    assert [event["step"] for event in cluster.events("step")] == [2, 3, 4]
+    overtaken, late = other.make_heartbeat(failure=KILLED), other.make_heartbeat()
+    other.heartbeat()
+    assert cluster.coordinator.handle_heartbeat(overtaken).action == "run"
+    for _ in range(2):
+        assert other.heartbeat(checkpoints_requested=1).checkpoints_requested == 1
+    cluster.coordinator.start_failed(OSError("late"))
+    assert (cluster.state, cluster.coordinator.generation) == (State.RUNNING, 1)
+    # A silent agent is lost when its lease is over, and may return; the agent of another coordinator may join.
+    cluster.hosts.remove(other)
+    cluster.wait(LEASE_SECONDS)
+    assert cluster.state is State.RUNNING
+    cluster.wait(200)
+    assert (cluster.state, cluster.events("waiting")) == (State.WAITING, [{"event": "waiting", "hosts": 1}])
+    assert other.heartbeat(coordinator="an earlier one").action == "wait"
+    other.heartbeat(leaving=True)
+    new, own = Host(cluster, other.address, "the new one"), Host(cluster, "10.0.0.1", "another").heartbeat()
+    assert (own.exit_code, "10.0.0.1 is the coordinator's own address" in own.message) == (1, True)
+    new.heartbeat()
+    cluster.hosts.append(new)
+    assert cluster.state is State.PREPARING
+    cluster.hosts.remove(new)
+    cluster.wait(LEASE_SECONDS + 1)
+    cluster.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
+    assert (cluster.state, cluster.coordinator.generation) == (State.WAITING, 1)
+    cluster.hosts.append(new)
+    new.heartbeat()
+    cluster.coordinator.take_events()
+    cluster.start()
     old = [NumberedEvent(number=99, generation=1, role="worker-0", event=step(77))]
     desired = cluster.coordinator.handle_heartbeat(
-        other.make_heartbeat(generation=1, failure=KILLED, roles={"server-1": "done"}, events=old, ended_generation=0)
+        new.make_heartbeat(generation=1, failure=KILLED, roles={"server-1": "done"}, events=old)
     )
-    assert (desired.action, desired.generation, desired.acknowledged_event) == ("run", 2, 99)
-    assert cluster.state is State.RUNNING
-    assert cluster.coordinator.take_events() == []
-    assert cluster.coordinator.status()["step"] == 0
-
-
-def test_lost_answer_is_sent_again(cluster: Cluster, other: Host) -> None:
-    cluster.local.heartbeat(failure=KILLED)
-    for _ in range(3):
-        assert cluster.coordinator.handle_heartbeat(other.make_heartbeat()).action == "wait"
+    assert (desired.generation, desired.acknowledged_event, cluster.coordinator.status()["step"]) == (2, 99, 0)
+    # Neither a late message of the lost agent nor its host's changes what its replacement runs.
+    desired = cluster.coordinator.handle_heartbeat(late)
+    assert (desired.action, desired.exit_code, cluster.state) == ("leave", 1, State.RUNNING)
+    newer = Host(cluster, new.address, "the newest")
+    newer.heartbeat()
+    cluster.heartbeat_all()
+    cluster.local.heartbeat()
+    assert "has replaced it" in new.desired.message
+    cluster.hosts = [cluster.local, newer]
+    cluster.wait(5)
+    cluster.start()
+    newer.generation, newer.ended_generation, newer.roles = None, 3, {}
+    newer.heartbeat()
     cluster.heartbeat_all()
     cluster.heartbeat_all()
+    cluster.wait(5)
+    cluster.start()
+    causes = [restart.cause.partition("(10.0.0.2) ")[2] or restart.cause for restart in cluster.coordinator.restarts]
+    assert causes == [
+        "sent no heartbeat for 15 s",
+        "was replaced by a new agent at its address",
+        "the agent on host 10.0.0.2 ended its roles: it could not reach the coordinator",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("left", "failure", "lingers", "state", "cause"),
+    [
+        (["worker-0", "worker-1"], ABORTED, [], State.DONE, "was killed by SIGABRT"),
+        (["worker-0", "worker-1"], SERVER_ABORTED, [], State.DONE, "was killed by SIGABRT"),
+        (["worker-1"], ABORTED, [], State.PREPARING, "was killed by SIGABRT"),
+        (["worker-0"], ABORTED, ["worker-1"], State.PREPARING, "the others are done, but "),
+        (
+            ["worker-0", "worker-1"],
+            None,
+            ["server-0"],
+            State.DONE,
+            "the others are done, but server-0 did not end in 30",
+        ),
+        ([], None, ["server-1"], State.PREPARING, "the others are done, but server-1 did not end in 30 s"),
+        ([], None, [], State.DONE, None),
+    ],
+)
+def test_job_is_done_once_all_results_are_written(
+    alone: Cluster, left: list[str], failure: Failure | None, lingers: list[str], state: State, cause: str | None
+) -> None:
+    alone.local.leave(*left)
+    if failure is not None:
+        alone.local.heartbeat(failure=failure)
+    else:
+        alone.local.roles |= {name: "running" if name in lingers else "done" for name in alone.local.roles}
+    alone.wait(EXIT_TIMEOUT_SECONDS + 2 if lingers else 0)
+    alone.heartbeat_all()
+    assert alone.state is state
+    failures = alone.events("failure")
+    assert len(failures) == (cause is not None)
+    for found in failures:
+        assert found["cause"].startswith(cause or "")
+        assert found["ends_run"] is False
+        assert (found.get("after_results"), len(left) == 2) in {(True, True), (None, False)}
+    if state is State.DONE:
+        assert (alone.local.desired.action, alone.local.desired.exit_code) == ("leave", 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("in time", "after step 8, of which there is a checkpoint"),
+        ("fails later", "after step 8, of which there is a checkpoint"),
+        ("too late", f"without a checkpoint, which took more than {GRACE:g} s to write"),
+        ("fails", f"without a checkpoint: {KILLED.message}"),
+        ("untrained", "before it took a step, so without a new checkpoint"),
+        ("finishes", None),
+        ("waiting", "while nothing ran"),
+        ("preparing", "while nothing ran"),
+        ("backing off", "while nothing ran"),
+        ("terminating", f"after {KILLED.message}"),
+        ("draining", "after step 8, of which there is a checkpoint"),
+        ("interrupted", "after step 8, of which there is a checkpoint"),
+    ],
+)
+def test_stop_ends_the_job_with_what_was_saved(how: str, message: str | None) -> None:
+    cluster = Cluster(hosts=2)
+    other = cluster.join("10.0.0.2") if how != "waiting" else cluster.local
+    if how not in {"waiting", "preparing"}:
+        cluster.start()
+        cluster.local.report_events(PhaseEvent(name="tables") if how == "untrained" else step(1))
+    notice = {"interruption_notice": NOTICE} if how in {"draining", "interrupted"} else {}
+    if notice:
+        (other if how == "draining" else cluster.local).heartbeat(**notice)
+    if how == "backing off":
+        cluster.fail()
+        cluster.start()
+        cluster.fail()
+    if how == "terminating":
+        cluster.local.heartbeat(failure=KILLED)
+    cluster.coordinator.stop()
+    cluster.wait(GRACE - 1)
+    cluster.coordinator.stop()  # a second request does not extend the grace period
+    if cluster.state is State.STOPPING:
+        assert {host.desired.action for host in cluster.hosts} == {"stop"}
+        if how == "fails":
+            cluster.fail()
+        elif how != "too late":
+            cluster.local.report_events(*[] if how == "finishes" else [SAVED, STOPPED], **notice)
+            cluster.local.heartbeat(failure=KILLED) if how == "fails later" else cluster.local.finish_roles()
+            other.finish_roles()
+    if how == "interrupted":
+        assert (other.heartbeat().exit_code, cluster.coordinator.interruption_notice()) == (75, NOTICE)
+    cluster.wait(2)
+    assert cluster.state is (State.DONE if message is None else State.STOPPED)
+    assert cluster.coordinator.message == (message or "")
     cluster.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
-    for _ in range(3):
-        desired = cluster.coordinator.handle_heartbeat(other.make_heartbeat())
-        assert (desired.action, desired.generation) == ("run", 2)
+    assert cluster.local.heartbeat().action == "leave"
+    # An agent without the final answer is waited for, until its lease is over.
+    assert cluster.coordinator.remote_hosts() == (["host 10.0.0.2"] if how != "waiting" else [])
+    cluster.wait_silently(LEASE_SECONDS + 1)
+    assert cluster.coordinator.remote_hosts() == []
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [
+        ("saves", ""),
+        ("is untrained", ""),
+        ("takes too long", f"; then its checkpoint took more than {NOTICE_SECONDS:.0f} s to write"),
+        ("is lost", "; then the agent on host 10.0.0.2 (10.0.0.2) sent no heartbeat for 15 s"),
+        ("fails", f"; then {KILLED.message}"),
+    ],
+)
+def test_reclaimed_host_is_left_after_a_checkpoint(how: str, cause: str) -> None:
+    cluster = Cluster(hosts=2)
+    other = cluster.join("10.0.0.2")
+    cluster.start()
+    cluster.local.report_events(*[step(1)] * (how != "is untrained"))
+    spare = cluster.join("10.0.0.3")
+    told = other.heartbeat(interruption_notice=NOTICE)
+    assert told.action == ("wait" if how == "is untrained" else "stop")
+    if how == "saves":
+        cluster.local.report_events(SAVED, STOPPED)
+        cluster.local.finish_roles()
+        other.roles = dict.fromkeys(other.roles, "done")
+    elif how == "fails":
+        cluster.local.heartbeat(failure=KILLED)
+    if how == "is lost":
+        cluster.hosts.remove(other)
+    cluster.heartbeat_all()
+    cluster.wait({"takes too long": NOTICE_SECONDS + 1, "is lost": LEASE_SECONDS + 1}.get(how, 0))
+    assert cluster.state is State.PREPARING
+    if how == "saves":
+        left = other.heartbeat(interruption_notice=NOTICE)
+        assert (left.action, left.exit_code) == ("leave", 75)
+        assert left.message == f"the job continues without this host: {NOTICE}"
+    cluster.start(STOPPED.checkpoint, at_step=8)
+    assert (other in cluster.hosts, other.generation) in {(True, None), (False, 1)}
+    assert spare.generation == 2
+    [restart] = cluster.coordinator.restarts
+    assert restart.cause == f"the host host 10.0.0.2 (10.0.0.2) received an interruption notice: {NOTICE}{cause}"
+
+
+@pytest.mark.parametrize("settings", [{}, {"host_timeout_seconds": HOST_TIMEOUT}])
+@pytest.mark.parametrize("spares", [0, 1])
+def test_host_whose_roles_fail_repeatedly_gets_no_more_if_the_job_can_go_on(
+    settings: dict[str, Any], spares: int
+) -> None:
+    cluster = Cluster(hosts=2, **settings)
+    bad, *spare = (cluster.join(f"10.0.0.{number + 2}") for number in range(1 + spares))
+    cluster.start()
+    cluster.local.report_events(step(1))
+    can_go_on = bool(spares or settings)
+    # Failures of several hosts exclude none, nor does a corrupt checkpoint.
+    corrupt = KILLED.model_copy(update={"checkpoint": "checkpoints/step-9"})
+    plan = [[bad], [bad], [cluster.local], [bad], [bad], [bad, cluster.local], [bad], [bad], [bad]]
+    for number, hosts in enumerate(plan, 2):
+        assert cluster.events("host_excluded") == []
+        cluster.local.report_events(saved(number))
+        for host in hosts:
+            cluster.coordinator.handle_heartbeat(host.make_heartbeat(failure=KILLED))
+        if number == 4:
+            bad.heartbeat(failure=corrupt)
+        cluster.heartbeat_all()
+        cluster.heartbeat_all()
+        cluster.wait(5 + HOST_TIMEOUT * (number == len(plan) + 1))
+        cluster.start()
+    reason = "its roles failed 3 times in a row, those of the other hosts did not"
+    excluded = [(event["address"], event["reason"]) for event in cluster.events("host_excluded")]
+    assert excluded == [("10.0.0.2", reason)] * can_go_on
+    assert (bad.generation is None) == can_go_on
+    warnings = [f"host 10.0.0.2 (10.0.0.2) gets no more roles: {reason}; restart its agent to let it rejoin"]
+    assert cluster.coordinator.status()["warnings"] == warnings * can_go_on
+    assert all(host.generation == len(plan) + 1 for host in (cluster.local, *spare))
+    Host(cluster, "10.0.0.2", "a new agent").heartbeat()
+    assert {agent["excluded"] for agent in cluster.coordinator.status()["agents"]} == {None}

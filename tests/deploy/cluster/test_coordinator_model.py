@@ -88,7 +88,6 @@ class CoordinatorMachine(RuleBasedStateMachine):
             workers=2,
             one_role_per_host=one_role_per_host,
             host_timeout_seconds=host_timeout,
-            slow_host_timeout_seconds=20.0,
         )
         self.coordinator = self.cluster.coordinator
         local = Agent(self.cluster, "10.0.0.1", self.coordinator.local_agent)
@@ -141,22 +140,6 @@ class CoordinatorMachine(RuleBasedStateMachine):
             "load": LoadEvent(load={}),
         }
         self.deliver(agent, agent.make_heartbeat(events=agent.number_events(events[event])))
-
-    @rule(seconds=st.sampled_from([2.0, 20.0]), slow=st.sampled_from(["worker-0", "worker-1"]))
-    def report_loads(self, seconds: float, slow: str) -> None:
-        """Let all workers report how long their steps take; one takes five times as long."""
-        for _ in range(3):
-            self.cluster.now += seconds / 3
-            for agent in list(self.agents):
-                for role in sorted(agent.roles):
-                    if role.startswith("worker"):
-                        steps = self.cluster.now
-                        spent = steps * (0.9 if role == slow else 0.18)
-                        values = {"steps": steps, "examples": steps, "phase_seconds": {"gradients": spent}}
-                        [event] = agent.number_events(LoadEvent(load=values))
-                        report = event.model_copy(update={"role": role})
-                        self.deliver(agent, agent.make_heartbeat(events=[report]))
-            self.tick()
 
     @rule(pick=PICK, restart=st.booleans(), corrupt=st.booleans())
     def fail(self, pick: int, *, restart: bool, corrupt: bool) -> None:

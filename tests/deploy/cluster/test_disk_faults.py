@@ -62,22 +62,6 @@ def test_full_disk_costs_only_checkpoints(workspace: Path, undisturbed: Path, di
     assert_last_is_complete(disk / "checkpoints")
 
 
-def test_read_only_folder_costs_only_checkpoints(workspace: Path, undisturbed: Path, disk: Path) -> None:
-    with train(workspace / "read-only", *checkpoint_option(disk / "checkpoints")) as training:
-        training.wait_for("checkpoint_saved")
-        # Not while a file on it is being written.
-        training.wait(lambda: mount("-o", "remount,ro", disk).returncode == 0, "a moment to make it read-only")
-        training.wait_for("checkpoint_failed")
-        assert_training_continues(training)
-        assert mount("-o", "remount,rw", disk).returncode == 0
-        training.wait_for("checkpoint_saved")
-        result = succeeded(training.finish())
-    assert "Read-only file system" in result.stderr
-    assert_undisturbed(training.run_dir, undisturbed)
-    assert_counted(training)
-    assert_last_is_complete(disk / "checkpoints")
-
-
 def test_run_without_embeddings_fails_if_its_last_checkpoint_does(workspace: Path, disk: Path) -> None:
     options = (*checkpoint_option(disk / "checkpoints"), "--set", "train.save_embeddings=none")
     with train(workspace / "no-embeddings", *options) as training:

@@ -1,10 +1,8 @@
 """The coordinator's record of each failure: which role of which host, how it ended, and what was lost."""
 
 import pytest
-from scripted_agents import RESTARTS, STALL, Cluster, Host, saved, step
+from scripted_agents import STALL, Cluster, Host, saved, step
 
-from crossfade.deploy.cluster.job_state import State
-from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.cluster.messages import Failure
 from crossfade.trainer.runs.events import LoadEvent, PhaseEvent
 
@@ -52,41 +50,6 @@ def test_late_event_of_another_worker_changes_nothing(alone: Cluster) -> None:
     assert (event["step"], event["lost_steps"]) == (25, 15)
 
 
-def test_last_failure_ends_the_run_with_its_host_and_what_was_lost(alone: Cluster) -> None:
-    for _ in range(RESTARTS):
-        alone.fail(NO_MEMORY)
-        alone.wait_silently(60)
-        alone.start()
-    alone.local.report_events(PhaseEvent(name="training", step=0), step(7))
-    alone.fail(NO_MEMORY)
-    assert alone.state is State.FAILED
-    assert [event["ends_run"] for event in alone.events("failure")] == [False] * RESTARTS + [True]
-    assert str(alone.coordinator.error()) == (
-        f"server-1 was killed for lack of memory; restarted {RESTARTS} times without a new checkpoint "
-        f"(cluster.max_restarts) (on host 10.0.0.1; lost 7 steps since the beginning, 0.0 s; log: {LOG})"
-    )
-
-
-def test_permanent_error_and_failure_during_a_stop_end_the_run(alone: Cluster) -> None:
-    alone.local.report_events(step(1))
-    alone.coordinator.stop()
-    alone.fail(NO_MEMORY)
-    assert alone.state is State.STOPPED
-    other = Cluster()
-    other.start()
-    other.fail(NO_MEMORY.model_copy(update={"restart": False}))
-    for cluster in (alone, other):
-        assert [event["ends_run"] for event in cluster.events("failure")] == [True]
-
-
-def test_lost_host_is_the_cause(cluster: Cluster, other: Host) -> None:
-    cluster.wait_silently(LEASE_SECONDS + 1)
-    [event] = cluster.events("failure")
-    cause = f"the agent on host {other.address} ({other.address}) sent no heartbeat for 15 s"
-    assert (event["host"], event["cause"]) == (f"host {other.address}", cause)
-    assert "role" not in event
-
-
 @pytest.mark.parametrize("silent", [["server-1"], ["server-1", "worker-0"], []])
 def test_stall_is_of_the_only_role_that_sends_no_load(alone: Cluster, silent: list[str]) -> None:
     def report_loads(*roles: str) -> None:
@@ -107,12 +70,3 @@ def test_stall_is_of_the_only_role_that_sends_no_load(alone: Cluster, silent: li
         assert (event.get("role"), event["cause"]) == (None, stall)
     alone.start()
     assert alone.coordinator.restarts[0].cause == stall
-
-
-def test_failed_start_is_recorded_without_a_role(alone: Cluster) -> None:
-    alone.local.report_events(step(3))
-    alone.fail(NO_MEMORY)
-    alone.coordinator.start_failed(OSError("the store is away"))
-    last = alone.events("failure")[-1]
-    assert (last["cause"], last["lost_steps"]) == ("the store is away", 3)
-    assert "role" not in last

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fault_runs import ON_ONE_SERVER, TOKEN, assert_undisturbed, train
@@ -15,91 +15,50 @@ from crossfade.base.errors import InputError
 from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.topology import AcceptedRoles, assign_roles, missing_hosts
-from crossfade.deploy.topology import roles as all_roles
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.sections import ClusterConfig
 
 HOST_TIMEOUT_SECONDS = 30.0
 
 
-def per_role(servers: int, workers: int) -> ClusterConfig:
-    return ClusterConfig(servers=servers, workers=workers, one_role_per_host=True)
-
-
-def assigned_names(cluster: ClusterConfig, *accepted: AcceptedRoles) -> list[list[str]]:
-    """Return the roles of each host, the coordinator's first."""
-    hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(accepted)}}
-    roles = assign_roles(cluster, hosts)
-    return [[role.name for role in roles.get(host, [])] for host in hosts]
-
-
-# ---- assignment of roles
+SEPARATE, TOGETHER = {"one_role_per_host": True}, {"hosts": 2}
 
 
 @pytest.mark.parametrize(
-    ("accepted", "expected"),
+    ("settings", "sizes", "accepted", "expected", "missing"),
     [
-        (["server", "worker"], [["scheduler"], ["server-0"], ["worker-0"]]),
-        (["worker", "server"], [["scheduler"], ["worker-0"], ["server-0"]]),
-        (["all", "all"], [["scheduler"], ["server-0"], ["worker-0"]]),
-        (["all", "server"], [["scheduler"], ["worker-0"], ["server-0"]]),
-        (["server", "server", "worker"], [["scheduler"], ["server-0"], [], ["worker-0"]]),
+        (SEPARATE, (1, 1), "server worker", "scheduler | server-0 | worker-0", 0),
+        (SEPARATE, (1, 1), "worker server", "scheduler | worker-0 | server-0", 0),
+        (SEPARATE, (1, 1), "all all", "scheduler | server-0 | worker-0", 0),
+        (SEPARATE, (1, 1), "all server", "scheduler | worker-0 | server-0", 0),
+        (SEPARATE, (1, 1), "server server worker", "scheduler | server-0 | | worker-0", 0),
+        # Roles of missing hosts go to the others, and last to the coordinator's.
+        (SEPARATE, (2, 2), "server worker worker", "scheduler | server-0 server-1 | worker-0 | worker-1", 1),
+        (SEPARATE, (2, 2), "server server worker", "scheduler | server-0 | server-1 | worker-0 worker-1", 1),
+        (SEPARATE, (2, 2), "worker worker", "scheduler server-0 server-1 | worker-0 | worker-1", 2),
+        (SEPARATE, (2, 2), "all", "scheduler | server-0 server-1 worker-0 worker-1", 3),
+        (SEPARATE, (2, 2), "", "scheduler server-0 server-1 worker-0 worker-1", 4),
+        (SEPARATE, (2, 2), "server all worker all", "scheduler | server-0 | server-1 | worker-0 | worker-1", 0),
+        (TOGETHER, (2, 2), "worker all", "scheduler server-0 server-1 worker-0 | worker-1 |", 0),
+        (TOGETHER, (3, 2), "all", "scheduler server-0 server-2 worker-0 | server-1 worker-1", 0),
+        # Workers that hold the tables need neither scheduler nor servers.
+        (SEPARATE, (0, 3), "worker all worker", "| worker-0 | worker-2 | worker-1", 0),
+        (SEPARATE, (0, 3), "server worker", "| | worker-0 worker-1 worker-2", 2),
+        (SEPARATE, (0, 3), "", "worker-0 worker-1 worker-2", 3),
+        (TOGETHER, (0, 3), "all", "worker-0 worker-2 | worker-1", 0),
     ],
 )
-def test_each_role_is_assigned_to_an_accepting_host(accepted: list[AcceptedRoles], expected: list[list[str]]) -> None:
-    assert assigned_names(per_role(1, 1), *accepted) == expected
-
-
-@pytest.mark.parametrize(
-    ("accepted", "expected"),
-    [
-        (["server", "worker", "worker"], [["scheduler"], ["server-0", "server-1"], ["worker-0"], ["worker-1"]]),
-        (["server", "server", "worker"], [["scheduler"], ["server-0"], ["server-1"], ["worker-0", "worker-1"]]),
-        (["worker", "worker"], [["scheduler", "server-0", "server-1"], ["worker-0"], ["worker-1"]]),
-        (["all"], [["scheduler"], ["server-0", "server-1", "worker-0", "worker-1"]]),
-        ([], [["scheduler", "server-0", "server-1", "worker-0", "worker-1"]]),
-    ],
-)
-def test_roles_of_missing_hosts_go_to_the_others_and_last_to_the_coordinators(
-    accepted: list[AcceptedRoles], expected: list[list[str]]
+def test_each_role_is_assigned_to_a_host_that_accepts_it(
+    settings: dict[str, Any], sizes: tuple[int, int], accepted: str, expected: str, missing: int
 ) -> None:
-    assert assigned_names(per_role(2, 2), *accepted) == expected
-
-
-def test_without_one_role_per_host_the_coordinators_host_has_roles() -> None:
-    cluster = ClusterConfig(servers=2, workers=2, hosts=2)
-    assert assigned_names(cluster, "worker", "all") == [
-        ["scheduler", "server-0", "server-1", "worker-0"],
-        ["worker-1"],
-        [],
+    cluster = ClusterConfig(servers=sizes[0], workers=sizes[1], **settings)
+    offers = {str(number): cast(AcceptedRoles, offer) for number, offer in enumerate(accepted.split())}
+    hosts: dict[str, AcceptedRoles] = {"home": "all", **offers}
+    assigned = assign_roles(cluster, hosts)
+    assert [[role.name for role in assigned.get(host, [])] for host in hosts] == [
+        names.split() for names in expected.split("|")
     ]
-
-
-def test_workers_that_hold_the_tables_need_neither_scheduler_nor_servers() -> None:
-    separate, together = per_role(0, 3), ClusterConfig(workers=3, hosts=2)
-    assert [role.name for role in all_roles(separate)] == ["worker-0", "worker-1", "worker-2"]
-    assert assigned_names(separate, "worker", "all", "worker") == [[], ["worker-0"], ["worker-2"], ["worker-1"]]
-    assert assigned_names(separate) == [["worker-0", "worker-1", "worker-2"]]
-    assert assigned_names(together, "all") == [["worker-0", "worker-2"], ["worker-1"]]
-    assert (separate.host_count, together.host_count) == (4, 2)
-    hosts: dict[str, AcceptedRoles] = {"home": "all", "1": "server", "2": "worker"}
-    assert missing_hosts(separate, hosts) == 2
-    assert missing_hosts(together, hosts) == 0
-
-
-@pytest.mark.parametrize(
-    ("accepted", "missing"),
-    [
-        ([], 4),
-        (["server", "server", "worker", "worker"], 0),
-        (["server", "server", "server", "server"], 2),
-        (["server", "all", "worker", "all"], 0),
-        (["all", "all", "all"], 1),
-    ],
-)
-def test_missing_hosts_are_counted_by_accepted_roles(accepted: list[AcceptedRoles], missing: int) -> None:
-    hosts: dict[str, AcceptedRoles] = {"home": "all", **{str(number): offer for number, offer in enumerate(accepted)}}
-    assert missing_hosts(per_role(2, 2), hosts) == missing
+    assert missing_hosts(cluster, hosts) == missing
 
 
 def test_hosts_with_one_role_per_host_is_rejected() -> None:
@@ -135,16 +94,6 @@ class Roles:
         assert self.cluster.state is State.WAITING
 
 
-def test_job_with_one_role_per_host_starts_when_each_role_has_a_host() -> None:
-    roles = Roles()
-    roles.run()
-    assert [host.desired.roles for host in roles.cluster.hosts] == [
-        *(["scheduler"], ["server-0"], ["server-1"]),
-        *(["worker-0"], ["worker-1"]),
-    ]
-    assert roles.cluster.events("hosts_missing") == []
-
-
 def test_host_that_accepts_no_role_learns_the_outcome() -> None:
     cluster = Cluster(servers=1, workers=1, one_role_per_host=True)
     watcher = cluster.join("10.0.3.1", "none")
@@ -173,6 +122,7 @@ def test_lost_host_is_waited_for_and_replaced() -> None:
     roles.cluster.wait(HOST_TIMEOUT_SECONDS - 5)
     assert roles.cluster.state is State.WAITING
     roles.cluster.join("10.0.1.9", "server")  # a worker is missing, not a server
+    roles.cluster.wait(HOST_TIMEOUT_SECONDS - 5)  # which begins again with each new host
     assert roles.cluster.state is State.WAITING
     new = roles.cluster.join("10.0.2.9", "worker")
     assert roles.cluster.state is State.PREPARING
@@ -200,27 +150,6 @@ def test_job_continues_without_a_host_after_the_host_timeout() -> None:
     roles.cluster.start("folder/step-1", 1)
     assert spare.desired.roles == ["server-0", "server-1"]
     assert roles.cluster.local.desired.roles == ["scheduler"]
-
-
-def test_host_timeout_restarts_with_each_new_host() -> None:
-    roles = Roles()
-    roles.run()
-    roles.lose(*roles.workers)
-    roles.cluster.wait(HOST_TIMEOUT_SECONDS - 5)
-    roles.cluster.join("10.0.2.9", "worker")
-    roles.cluster.wait(HOST_TIMEOUT_SECONDS - 5)
-    assert roles.cluster.state is State.WAITING
-    roles.cluster.wait(6)
-    assert roles.cluster.state is State.PREPARING
-
-
-@pytest.mark.slow
-def test_without_host_timeout_a_lost_host_is_waited_for_indefinitely() -> None:
-    roles = Roles(host_timeout_seconds=None)
-    roles.run()
-    roles.lose(roles.workers[0])
-    roles.cluster.wait(1_000)
-    assert roles.cluster.state is State.WAITING
 
 
 @pytest.mark.parametrize(("begun", "state"), [(False, State.WAITING), (True, State.PREPARING)])

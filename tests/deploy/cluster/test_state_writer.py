@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_agents import Cluster, saved, step
+from scripted_agents import saved, step
 from waiting import wait_until
 
 from crossfade.base.errors import ClusterError
 from crossfade.base.machine import is_source
 from crossfade.deploy.cluster import state_writer as run_state
 from crossfade.deploy.cluster.state_writer import StateWriter
-from crossfade.trainer.runs.events import FailureEvent, LoadEvent, PhaseEvent, RestartEvent
+from crossfade.trainer.runs.events import FailureEvent, PhaseEvent, RestartEvent
 from crossfade.trainer.runs.run_folder import RunFolder
 
 
@@ -118,21 +118,3 @@ def test_unwritable_folder_costs_only_the_state(tmp_path: Path) -> None:
         state.take(RestartEvent(generation=2, cause="x", step=4))
         state.end("done")
     assert not folder.exists()
-
-
-def test_coordinator_reports_host_and_newest_load_of_each_process() -> None:
-    cluster = Cluster()
-    assert {process["state"] for process in cluster.coordinator.processes().values()} == {"missing"}
-    cluster.start()
-    cluster.heartbeat_all()
-    cluster.local.report_events(LoadEvent(load={"pid": 1}), LoadEvent(load={"pid": 2}))
-    processes = cluster.coordinator.processes()
-    assert list(processes) == ["scheduler", "server-0", "server-1", "worker-0", "worker-1"]
-    assert processes["worker-0"] == {"state": "running", "host": "host 10.0.0.1", "metrics": None, "load": {"pid": 2}}
-    assert cluster.events("load") == []  # the event log does not get it
-    cluster.fail()
-    assert cluster.coordinator.processes()["worker-0"]["state"] == "missing"
-    cluster.start()
-    cluster.heartbeat_all()
-    again = cluster.coordinator.processes()["worker-0"]
-    assert (again["state"], again["load"]) == ("running", {})

@@ -7,7 +7,7 @@ import pytest
 from refreshed_service import ServiceFolder, one_process, training_there
 from running_command import succeeded
 
-from crossfade.deploy.tuning.trial_run import TrialProcess
+from crossfade.deploy.launch.trial_run import TrialProcess
 
 
 @pytest.fixture(scope="package")

@@ -24,7 +24,7 @@ def test_documented_prometheus_configuration_is_valid(tmp_path: Path) -> None:
     [block] = re.findall(r"```yaml\n(# prometheus\.yml\n.*?)```", text, re.DOTALL)
     (tmp_path / "prometheus.yml").write_text(block)
     (tmp_path / "rules.yml").write_bytes((RULES / "rules.yml").read_bytes())
-    assert "23 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
+    assert "22 rules found" in promtool("check", "config", "prometheus.yml", cwd=tmp_path)
 
 
 def test_rules_use_known_metrics_and_alerts_are_tested_and_documented() -> None:
@@ -53,7 +53,6 @@ def test_limits_in_the_rules_equal_the_thresholds() -> None:
             rf"> on \(run\) {thresholds.OVERDUE_CHECKPOINTS} \* .* \+ {thresholds.OVERDUE_SECONDS:g}\s"
         ),
         "CrossfadeWorkerSkew": rf"worker_skew_ratio > {thresholds.MAX_WORKER_SKEW:g}\s",
-        "CrossfadeSlowRole": rf"slowdown_ratio > {thresholds.MAX_ROLE_SLOWDOWN:g}\s",
         "CrossfadeMemoryNearLimit": rf"memory_limit_bytes < {thresholds.MIN_FREE_MEMORY_RATIO:g}\s",
         "CrossfadeGpuMemoryNearLimit": rf"gpu_memory_limit_bytes > {thresholds.MAX_GPU_MEMORY_RATIO:g}\s",
         "CrossfadeRefreshFailing": rf"for: {thresholds.REFRESH_FAILING_SECONDS / 60:g}m\n",

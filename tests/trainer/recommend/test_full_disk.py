@@ -18,7 +18,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
 from crossfade.deploy.serving.options import ServeOptions
 from crossfade.deploy.serving.versions import Refresher, Versions
-from crossfade.deploy.tuning.study_folder import QUICK_FILE, claim_study, study_errors
+from crossfade.deploy.tuning.study_folder import JOURNAL_FILE, claim_study, study_errors
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
@@ -144,9 +144,9 @@ def test_study_on_a_full_disk_is_named_and_resumes(disk: Path, tmp_path: Path) -
         pytest.raises(CrossfadeError, match=f"no space is left on the disk of {disk}; make room, and repeat"),
         study_errors(disk / "study"),
     ):
-        claim_study(disk / "study", job, QUICK_FILE)
+        claim_study(disk / "study", job, JOURNAL_FILE)
     make_room(disk)
-    claim_study(disk / "study", job, QUICK_FILE).close()
+    claim_study(disk / "study", job, JOURNAL_FILE).close()
 
 
 def test_scheduler_files_on_a_full_disk(disk: Path, tmp_path: Path) -> None:

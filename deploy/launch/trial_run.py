@@ -31,6 +31,19 @@ from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.run_folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 
 _POLL_SECONDS = 0.5
+_OVERRIDES = (
+    "train.save_embeddings=none",
+    "checkpoint.path=null",
+    "checkpoint.keep_latest=1",
+    "metrics.port=null",
+)
+"""A trial leaves metrics and no embeddings, so it is not evaluated on the test split either."""
+
+_LOG_BYTES = 1 << 16
+"""Free space below which a full disk explains an empty log, in bytes."""
+
+EpochRecord = dict[str, Any]
+"""An ``EpochEvent`` of ``events.jsonl``."""
 
 
 class TrialProcess:
@@ -40,8 +53,6 @@ class TrialProcess:
         """Start nothing yet."""
         self._host: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[bytes | None] = queue.Queue()
-        self.cpu_seconds = 0.0
-        """Processor seconds of the last training; 0 if it was killed."""
 
     def train(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool], *, warm: bool) -> int:
         """Run ``crossfade train`` with ``arguments``, append its output to ``log``, and return its exit code.
@@ -50,7 +61,6 @@ class TrialProcess:
         may train others, before and after; a training with servers starts separate processes anyway.
         """
         log.touch()
-        self.cpu_seconds = 0.0
         if not warm:
             self.close()
         host = self._host_for(log)
@@ -75,15 +85,10 @@ class TrialProcess:
                 answer = self._answers.get(timeout=None if is_stopping else _POLL_SECONDS)
             except queue.Empty:
                 continue
-            code = self._read_answer(answer) if answer is not None else host.wait()
+            code = int(answer) if answer is not None else host.wait()
             if is_stopping:  # it ends after this training
                 self.close()
             return code
-
-    def _read_answer(self, answer: bytes) -> int:
-        code, seconds = answer.split()
-        self.cpu_seconds = float(seconds)
-        return int(code)
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -100,7 +105,7 @@ class TrialProcess:
             # The process arranges by itself to die with this one. A ``preexec_fn`` would run in a fork of this process,
             # after the fork handlers of all its libraries, and what ends such a fork leaves no message.
             host = subprocess.Popen(  # noqa: S603 - our own command
-                [sys.executable, "-P", "-m", "crossfade.trial_host", str(os.getpid())],
+                [sys.executable, "-P", "-m", "crossfade.cli.trial_host", str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -128,23 +133,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-MAX_CONSECUTIVE_FAILURES = 3
-"""Trainings in a row without a result that end a study: the cause is not the parameters."""
-_OVERRIDES = (
-    "train.save_embeddings=none",
-    "checkpoint.path=null",
-    "checkpoint.keep_latest=1",
-    "metrics.port=null",
-)
-"""A trial leaves metrics and no embeddings, so it is not evaluated on the test split either."""
-
-_LOG_BYTES = 1 << 16
-"""Free space below which a full disk explains an empty log, in bytes."""
-
-EpochRecord = dict[str, Any]
-"""An ``EpochEvent`` of ``events.jsonl``."""
-
-
 class TrialRun:
     """The training ``name`` of the study in a folder: its run folder and its log."""
 
@@ -154,20 +142,31 @@ class TrialRun:
         self._log = study / f"{name}.log"
         self._process = process
         self._exit_code = 0
+        self.epochs = 0
+        """Epochs that have ended."""
 
-    def train(self, overrides: Sequence[str], watch: Callable[[list[EpochRecord]], bool]) -> int:
+    def train(
+        self, overrides: Sequence[str], watch: Callable[[list[EpochRecord]], bool], on_epochs: Callable[[int], None]
+    ) -> int:
         """Train the study's job with ``overrides``, or resume, and return the exit code.
 
         ``watch`` is called twice a second with the epochs that have ended since, first with all that are logged, and
-        returns whether to stop the training, after a checkpoint.
+        returns whether to stop the training, after a checkpoint. ``on_epochs`` receives how many these are; epochs
+        that a run repeats as it resumes count once.
         """
-        epochs = _Epochs(self._folder.path / EVENTS_FILE)
+        reader = _Epochs(self._folder.path / EVENTS_FILE)
+
+        def look() -> bool:
+            epochs = list(reader.read())
+            newest = max([self.epochs, *(epoch["epoch"] for epoch in epochs)])
+            on_epochs(newest - self.epochs)
+            self.epochs = newest
+            return watch(epochs)
+
         settings = [*_OVERRIDES, *overrides]
         arguments = [str(self._job), "--run-dir", str(self._folder.path), "--resume"]
         arguments += [word for each in settings for word in ("--set", each)]
-        self._exit_code = self._process.train(
-            arguments, self._log, lambda: watch(list(epochs.read())), warm=not self._is_distributed(settings)
-        )
+        self._exit_code = self._process.train(arguments, self._log, look, warm=not self._is_distributed(settings))
         return self._exit_code
 
     def _is_distributed(self, settings: Sequence[str]) -> bool:

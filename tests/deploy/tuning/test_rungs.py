@@ -7,14 +7,12 @@ import pytest
 from cluster_data import write_job
 from resolved_jobs import SIZE
 
-from crossfade.deploy.tuning.quick_study import Pace
-from crossfade.deploy.tuning.search_space import SearchParameter, check_parameters, quick_parameters
-from crossfade.deploy.tuning.successive_halving import BUDGET, OWN, draw_trials, plan_rungs, promote
+from crossfade.deploy.tuning.rungs import BUDGET, plan_rungs
+from crossfade.deploy.tuning.search_space import check_parameters, quick_parameters
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig, resolve
 
 ROOT = Path(__file__).resolve().parents[3]
-SPACE = [SearchParameter("model.temperature", 0.1, 0.4, log=True), SearchParameter("train.batch_size", 64, 67)]
 
 
 def job_with(folder: Path, *overrides: str) -> JobConfig:
@@ -84,65 +82,15 @@ def test_learning_rate_of_dense_layers_is_scaled_too(tmp_path: Path) -> None:
     assert plan_rungs(job)[-1].overrides(job, {}) == []
 
 
-def test_draws_repeat_and_cover_the_space() -> None:
-    trials = draw_trials(SPACE, 33, seed=5)
-    assert trials == draw_trials(SPACE, 33, seed=5)
-    assert trials != draw_trials(SPACE, 33, seed=6)
-    assert trials[OWN] == {}
-    assert trials[:9] == draw_trials(SPACE, 9, seed=5)
-    temperatures = sorted(trial["model.temperature"] for trial in trials[1:])
-    # In every eighth of the range, on a log scale, are two to six of 32 points.
-    counts, _ = np.histogram(np.log(temperatures), bins=8, range=(np.log(0.1), np.log(0.4)))
-    assert counts.min() >= 2
-    assert counts.max() <= 6
-    assert {trial["train.batch_size"] for trial in trials[1:]} == {64, 65, 66, 67}
-
-
-def test_values_stay_within_their_range_with_four_digits() -> None:
-    narrow = SearchParameter("train.item_frequency_power", -0.123456, -0.123444)
-    choices = SearchParameter("loss", choices=("bpr", "softmax", "warp"))
-    for fraction in np.linspace(0, 1, 50, endpoint=False):
-        assert narrow.low <= narrow.at(fraction) <= narrow.high
-        value = SPACE[0].at(fraction)
-        assert 0.1 <= value <= 0.4
-        assert value == float(f"{value:.4g}")
-        assert SearchParameter("train.batch_size", 1, 100, log=True).at(fraction) in range(1, 101)
-    assert [choices.at(fraction) for fraction in (0.0, 0.34, 0.99)] == ["bpr", "softmax", "warp"]
-
-
-def test_promotion_keeps_the_best_and_the_own_settings() -> None:
-    values = {0: 0.1, 1: 0.3, 2: 0.2, 3: 0.3, 4: 0.25}
-    assert promote(values, 3) == [0, 1, 3]
-    assert promote(values, 4) == [0, 1, 3, 4]
-    assert promote({**values, 0: 0.9}, 2) == [0, 1]
-    # Trials without a result, as failed ones, are not promoted; the own settings are trained in each rung.
-    assert promote({2: 0.5}, 4) == [0, 2]
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_five_settings_are_searched_around_those_of_a_job(path: Path) -> None:
+def test_six_settings_are_searched_around_those_of_a_job(path: Path) -> None:
     job = resolve(load_job(path), SIZE)
-    parameters = quick_parameters(job)
-    assert len(parameters) == 5
-    check_parameters(path, [], parameters)
-    for each in parameters:
+    numbers = quick_parameters(job)
+    check_parameters(path, [], numbers)
+    if not job.starting_points():  # given rows have the dimension of the job
+        assert numbers.pop().choices == (job.model.dim // 2, job.model.dim, 2 * job.model.dim)
+    assert len(numbers) == 5
+    for each in numbers:
         own = each.own_value(job)
         assert own == 0 or each.low <= own <= each.high
         assert each.low < each.high
-
-
-# ---- how long a study still takes
-
-
-def test_starts_count_beside_epochs() -> None:
-    pace = Pace()
-    assert pace.left({4: 28}) is None
-    pace.add(elapsed=2.4, trained=0.4, epochs=4)
-    pace.add(elapsed=2.8, trained=0.8, epochs=8)
-    assert pace.left({4: 28, 13: 9, 40: 4}) == pytest.approx(41 * 2.0 + (28 * 4 + 9 * 13 + 4 * 40) * 0.1)
-
-
-def test_resumed_training_has_no_negative_start() -> None:
-    pace = Pace()
-    pace.add(elapsed=1.0, trained=3.0, epochs=3)
-    assert pace.left({1: 2}) == pytest.approx(2.0)

@@ -1,11 +1,10 @@
 """Run the trainings of ``crossfade tune`` one after another: each but the first finds modules and kernels loaded.
 
-    python -m crossfade.trial_host PARENT
+    python -m crossfade.cli.trial_host PARENT
 
 PARENT is the ID of the process that starts it, and with which it dies. A line on stdin is a request in JSON: the
-arguments of ``crossfade train``, and the log that gets its output. The answer is its exit code and its processor
-seconds, a line on stdout. The process ends when stdin does, after a training that a signal has stopped, and at an error
-of the program.
+arguments of ``crossfade train``, and the log that gets its output. The answer is its exit code, a line on stdout. The
+process ends when stdin does, after a training that a signal has stopped, and at an error of the program.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ def serve(requests: TextIO, answers: TextIO) -> int:
     code = 0
     for line in requests:
         request = json.loads(line)
-        before = sum(os.times()[:4])  # of this process, and of children that have ended
         code = _train(request["arguments"], request["log"])
         release_free_memory()
-        answers.write(f"{code} {sum(os.times()[:4]) - before:.2f}\n")
+        answers.write(f"{code}\n")
         answers.flush()
         if stopper.number is not None:
             break

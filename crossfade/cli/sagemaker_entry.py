@@ -46,8 +46,8 @@ def _run(paths: Paths) -> int:
 
 
 def _coordinate(paths: Paths, hosts: Hosts, run_dir: Path) -> int:
+    from crossfade.cli.training import TrainOptions, train
     from crossfade.deploy.aws.sagemaker.container import export_model, read_job, restore_run
-    from crossfade.run_job import TrainOptions, train
     from crossfade.trainer.runs.run_folder import RunFolder
 
     job_file = run_dir.with_name(f"{run_dir.name}-job.yaml")

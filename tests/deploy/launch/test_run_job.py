@@ -11,7 +11,7 @@ from waiting import wait_until
 
 from crossfade.base.errors import ClusterError
 from crossfade.base.signals import stopper
-from crossfade.run_job import final_scrape
+from crossfade.deploy.launch.run_job import final_scrape
 from crossfade.trainer.monitoring.http import MAX_FINAL_WAIT_SECONDS, serve_metrics
 from crossfade.trainer.monitoring.registry import ProcessMetrics
 

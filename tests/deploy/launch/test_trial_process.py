@@ -16,7 +16,7 @@ from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from running_command import records, succeeded
 
-from crossfade.deploy.tuning.trial_run import EpochRecord, TrialProcess, TrialRun
+from crossfade.deploy.launch.trial_run import EpochRecord, TrialProcess, TrialRun
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def hosts() -> list[psutil.Process]:
 
 
 def _hosts() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "crossfade.trial_host" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "crossfade.cli.trial_host" in child.cmdline()]
 
 
 def go_on(_epochs: object) -> bool:
@@ -67,7 +67,7 @@ def results(run: Path) -> tuple[Any, list[Any]]:
 def test_later_training_has_the_results_of_a_process_of_its_own(workspace: Path, process: TrialProcess) -> None:
     used = set()
     for number, more in enumerate(["optimizer.learning_rate=0.3", "model.dim=-1", "model.dim=16", "model.dim=8"]):
-        code = TrialRun(workspace, f"shared-{number}", process).train([*SETTINGS, more], go_on)
+        code = TrialRun(workspace, f"shared-{number}", process).train([*SETTINGS, more], go_on, go_on)
         assert code == (2 if more == "model.dim=-1" else 0)
         used |= {host.pid for host in hosts()}
     assert len(used) == 1
@@ -81,7 +81,7 @@ def test_later_training_has_the_results_of_a_process_of_its_own(workspace: Path,
 @pytest.mark.slow
 def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) -> None:
     first = TrialRun(workspace, "before", process)
-    assert first.train(SETTINGS, go_on) == 0
+    assert first.train(SETTINGS, go_on, go_on) == 0
     (host,) = hosts()
 
     def crash(epochs: list[EpochRecord]) -> bool:
@@ -90,9 +90,9 @@ def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) ->
         return False
 
     crashed = TrialRun(workspace, "crashed", process)
-    assert crashed.train(LONG, crash) == -signal.SIGSEGV
+    assert crashed.train(LONG, crash, go_on) == -signal.SIGSEGV
     assert crashed.describe_failure().startswith("killed by SIGSEGV (log: ")
-    assert TrialRun(workspace, "after-crash", process).train(SETTINGS, go_on) == 0
+    assert TrialRun(workspace, "after-crash", process).train(SETTINGS, go_on, go_on) == 0
     assert results(workspace / "after-crash") == results(workspace / "before")
     assert host.pid not in {each.pid for each in hosts()}
 
@@ -101,9 +101,9 @@ def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) ->
 def test_stopped_training_saves_its_work_and_the_next_one_has_a_new_process(
     workspace: Path, process: TrialProcess
 ) -> None:
-    assert TrialRun(workspace, "long", process).train(LONG, bool) == 128 + signal.SIGTERM
+    assert TrialRun(workspace, "long", process).train(LONG, bool, go_on) == 128 + signal.SIGTERM
     assert list((workspace / "long" / "checkpoints").iterdir())
-    assert TrialRun(workspace, "after", process).train(SETTINGS, go_on) == 0
+    assert TrialRun(workspace, "after", process).train(SETTINGS, go_on, go_on) == 0
 
 
 class Recorder(TrialProcess):
@@ -118,19 +118,18 @@ class Recorder(TrialProcess):
 def test_training_with_servers_has_a_process_of_its_own(workspace: Path) -> None:
     recorder = Recorder()
     for settings, warm in ([], True), (["cluster.servers=1"], False), (["model.dim=-1"], True):
-        TrialRun(workspace, "recorded", recorder).train(settings, go_on)
+        TrialRun(workspace, "recorded", recorder).train(settings, go_on, go_on)
         assert recorder.warm == warm
 
 
 @pytest.mark.slow
 def test_training_that_is_not_warm_leaves_no_process(workspace: Path, process: TrialProcess) -> None:
-    assert TrialRun(workspace, "kept", process).train(SETTINGS, go_on) == 0
+    assert TrialRun(workspace, "kept", process).train(SETTINGS, go_on, go_on) == 0
     (warm,) = hosts()
     words = [word for each in SETTINGS for word in ("--set", each)]
     arguments = ["job.yaml", "--run-dir", "cold", *words]
     with chdir(workspace):
         assert process.train(arguments, Path("cold.log"), lambda: False, warm=False) == 0
-    assert process.cpu_seconds > 0
     assert not warm.is_running()
     assert hosts() == []
 
@@ -148,16 +147,16 @@ def test_process_that_ends_without_output_is_reported_with_its_exit_code(
     workspace: Path, process: TrialProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif 'crossfade.trial_host' in sys.orig_argv: os._exit(1)"
+        "import os, sys\nif 'crossfade.cli.trial_host' in sys.orig_argv: os._exit(1)"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     run = TrialRun(workspace, "silent", process)
-    assert run.train(SETTINGS, go_on) == 1
+    assert run.train(SETTINGS, go_on, go_on) == 1
     assert run.describe_failure().startswith("no output, exit code 1 (log: ")
 
 
 def test_orphan_process_reports_its_dead_parent() -> None:
-    command = [sys.executable, "-m", "crossfade.trial_host", "1"]
+    command = [sys.executable, "-m", "crossfade.cli.trial_host", "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"ended at its start: process 1, its parent, has died; it is now {os.getpid()}\n"

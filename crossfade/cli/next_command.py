@@ -1,4 +1,4 @@
-"""Write command lines that can be typed in the shell that ran this command.
+"""Suggest what to run next: command lines that train on a dataset, or use a model.
 
 print(f"next: {train_command('data/plays', 'customer', 'track')}")
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossfade.base.command_line import command_line
 from crossfade.base.io.folder import Folder
+from crossfade.terminal import print_line, print_lines
 
 if TYPE_CHECKING:
     from crossfade.trainer.data.manifest import DatasetManifest
@@ -21,29 +22,15 @@ if TYPE_CHECKING:
 _FIRST_ROWS, _NEAR_ROWS = 1000, 50
 
 
-def command_line(*words: object, **options: object) -> str:
-    """Return the command line of ``crossfade`` with ``words``, which begins with ``program``.
+def print_prepared(manifest: DatasetManifest | None, out: str) -> None:
+    """Print a summary of the dataset at ``out``, and the command to run next; None: it was there already."""
+    from crossfade.trainer.prepare.summary import format_summary
 
-    An option that is True is typed without a value; one with a tuple is typed once for each value.
-    """
-    typed = [*map(str, words)]
-    for name, given in options.items():
-        for value in given if isinstance(given, tuple) else (given,):
-            typed += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join([*program(), *typed])
-
-
-def program() -> list[str]:
-    """Return the words that start this installation from any folder: ``crossfade`` if PATH finds it, else its script.
-
-    A process that another program started, such as a notebook, has the script beside its Python.
-    """
-    called, python = Path(sys.argv[0]), sys.executable or "python"
-    script = called if called.name == "crossfade" else Path(python).with_name("crossfade")
-    if (called.parent.name, called.name) == ("crossfade", "__main__.py") or not script.is_file():
-        return [python, "-m", "crossfade"]
-    found = shutil.which("crossfade")
-    return ["crossfade" if found is not None and script.samefile(found) else str(script.parent.resolve() / script.name)]
+    if manifest is None:
+        print_line(f"{out}: exists already; nothing to do")
+        return
+    print_lines(format_summary(manifest, Folder(out)).splitlines())
+    print_line(f"next: {train_command(out, manifest.query, manifest.item)}")
 
 
 def train_command(data: str, query: str, item: str) -> str:
