@@ -36,7 +36,6 @@ SMALL_FILES = {
     "trainer/formats/faiss_indexes.py": "for an optional package",
     "trainer/maps/page.py": "a page with its assets",
     "trainer/recommend/history_file.py": "loads DuckDB",
-    "trainer/tracking/tracker.py": "what a run does with its events, below the faces",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
 TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")
