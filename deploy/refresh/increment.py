@@ -121,10 +121,12 @@ class RefreshedService:
                 self._note_success()
                 return None
             plan, manifest = prepared
-            with _timed(seconds, "train"), deferred():
-                report = self._train(plan, progress, stop_requested)
-            if report is None:
-                return None
+            with _timed(seconds, "train"):
+                with deferred():
+                    report = self._train(plan, progress, stop_requested)
+                if report is None:
+                    return None
+                self._add_popularity(plan)
             record = self._decide(plan, manifest, report, seconds, publish=publish)
             self.versions.write(record)
             (self.folder / PLAN_FILE).unlink(missing_ok=True)
@@ -299,6 +301,14 @@ class RefreshedService:
         if stop_requested():
             return None
         raise ClusterError(f"version {plan.number}: the training failed: {run.describe_failure()}")
+
+    def _add_popularity(self, plan: Plan) -> None:
+        """Choose the popularity term of a version that continues another, and count plays anew."""
+        if plan.base is not None and self.config.counts_popularity:
+            from crossfade.deploy.refresh.popularity import add_popularity  # loads kernels that rank
+
+            base, run = (self.versions.run_path(number) for number in (plan.base, plan.number))
+            add_popularity(base, run, takes_events=bool(plan.files))
 
     def _start_over_if_changed(self, plan: Plan, job: list[str], run: TrialRun) -> None:
         """Discard a training that was started with another job: the file of the service has been edited since."""

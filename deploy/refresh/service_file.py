@@ -222,7 +222,15 @@ class ServiceConfig(Section):
         epochs = make_job(self._increment_text(), "increment_job").train.epochs
         changed |= {"train.eval_every_epochs": epochs, "evaluate.at_start": True}
         changed |= {"checkpoint.warm_start_from": checkpoints}
+        if self.counts_popularity:
+            changed["model.popularity"] = "off"  # it is chosen by all new events, not by the few that are held out
         return [*self.first_settings(), *(setting(key, changed[key]) for key in sorted(changed))]
+
+    @property
+    def counts_popularity(self) -> bool:
+        """Whether ``deploy/refresh/popularity.py`` chooses the popularity term of versions that continue another."""
+        model = make_job(self._increment_text(), "increment_job").model
+        return model.popularity == "auto" and model.score != "euclidean" and self.prepare.get("timestamp") is not None
 
     def _increment_text(self) -> str:
         return json.dumps(_merged(json.loads(self.job_text()), self.increment_job))
