@@ -76,6 +76,12 @@ class Guard(NamedTuple):
             )
         return Guard(found[1], float(found[2]))
 
+    def rejects(self, before: float | None, after: float | None, error: float) -> bool:
+        """Return whether the metric of a version falls short of the condition by more than its standard ``error``."""
+        if before is None:
+            return False
+        return after is None or not after + error >= self.share * before  # also if it is NaN
+
     def __str__(self) -> str:
         """Return the condition as it is written."""
         return f"{self.metric} >= {self.share:g} * last"
