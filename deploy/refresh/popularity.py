@@ -32,7 +32,7 @@ from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.runs.run_folder import EMBEDDINGS_FOLDER
 
 Result = TypeVar("Result")
-_LEAST_QUERIES = 100
+_LEAST_QUERIES = 50
 """Queries with new events by which a term is chosen: the best of two dozen terms on fewer is often chance."""
 
 
