@@ -34,6 +34,8 @@ from crossfade.trainer.runs.run_folder import EMBEDDINGS_FOLDER
 Result = TypeVar("Result")
 _LEAST_QUERIES = 50
 """Queries with new events by which a term is chosen: the best of two dozen terms on fewer is often chance."""
+_ERRORS = 2.5
+"""Standard errors that its gain must exceed: more than in a training, since every version chooses again."""
 
 
 def add_popularity(base: Path, run: Path, *, takes_events: bool) -> None:
@@ -74,7 +76,7 @@ def _choose(model: TrainedModel, lineage: LineageReader, kept: PopularityCard | 
     counts = count_latest(lineage, model.job.data.time_range(), new=False)
     counts = {share: count_I[: model.spec.item.rows] for share, count_I in counts.items()}
     trials = RankingTrials(model.vectors, model.spec, held_out, metric, np.asarray)
-    term = choose_term(trials, counts, resolved(model.job.model.temperature), kept=kept)
+    term = choose_term(trials, counts, resolved(model.job.model.temperature), kept=kept, errors=_ERRORS)
     return None if term is None else term.card
 
 

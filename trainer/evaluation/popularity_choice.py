@@ -38,7 +38,7 @@ _RECENT = 0.3
 """The smallest factor of the latest interactions that is tried first."""
 _STEPS = 1.75, 1.3
 """By which the best factor is divided and multiplied, one after the other."""
-_ERRORS = 2
+_ERRORS = 2.0
 """Standard errors that a gain must exceed: it is the best of a dozen."""
 _LEAST_GROUPS = 10
 """Groups of queries that must differ: of fewer, the error says little."""
@@ -155,6 +155,7 @@ def choose_term(
     temperature: float,
     factor: float | None = None,
     kept: PopularityCard | None = None,
+    errors: float = _ERRORS,
 ) -> PopularityTerm | None:
     """Return the term that ranks best, or ``kept`` if none ranks clearly better than that, or than the model alone.
 
@@ -166,6 +167,7 @@ def choose_term(
         temperature: of the loss.
         factor: the only factor to try; it is taken whatever it gains. None: choose.
         kept: the term to keep, of a model that this one continues; None: no term.
+        errors: standard errors by which another term must rank better.
     """
     log_counts = {share: np.log1p(count_I) for share, count_I in counts.items()}
     tried: dict[tuple[float, float], FloatArray] = {}
@@ -187,7 +189,7 @@ def choose_term(
     found_G = trials.measure(factor * log_counts[share])
     kept_G = trials.measure(0.0 if kept is None else kept.factor * log_counts[kept.share])
     gain, error = difference_of(found_G, kept_G)
-    if gain <= _ERRORS * error or np.count_nonzero(found_G != kept_G) < _LEAST_GROUPS:
+    if gain <= errors * error or np.count_nonzero(found_G != kept_G) < _LEAST_GROUPS:
         if kept is None:
             return None
         factor, share = kept.factor, kept.share
