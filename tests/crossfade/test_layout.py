@@ -35,6 +35,7 @@ SMALL_FILES = {
     "crossfade/sagemaker_entry.py": "the entry of a process",
     "deploy/doctor/examine.py": "what a command does, below the faces",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
+    "deploy/refresh/popularity.py": "loads numba",
     "deploy/schedulers/scheduler_files.py": "what a command does, below the faces",
     "trainer/data/feature_kernels.py": "loads numba",
     "trainer/evaluation/list_kernels.py": "compiled again when its file changes",
