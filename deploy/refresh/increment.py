@@ -34,7 +34,7 @@ from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 from crossfade.deploy.refresh.event_files import Arrivals, describe_change, find_arrivals, find_event_files, set_aside
 from crossfade.deploy.refresh.last_failure import clear_failure, failure_message, note_failure
 from crossfade.deploy.refresh.remote import locked_versions, set_remote
-from crossfade.deploy.refresh.service_file import Guard, ServiceConfig, setting
+from crossfade.deploy.refresh.service_file import ServiceConfig, setting
 from crossfade.deploy.refresh.versions import PLAN_FILE, Plan, ServiceVersions, VersionRecord
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -121,10 +121,12 @@ class RefreshedService:
                 self._note_success()
                 return None
             plan, manifest = prepared
-            with _timed(seconds, "train"), deferred():
-                report = self._train(plan, progress, stop_requested)
-            if report is None:
-                return None
+            with _timed(seconds, "train"):
+                with deferred():
+                    report = self._train(plan, progress, stop_requested)
+                if report is None:
+                    return None
+                self._add_popularity(plan)
             record = self._decide(plan, manifest, report, seconds, publish=publish)
             self.versions.write(record)
             (self.folder / PLAN_FILE).unlink(missing_ok=True)
@@ -291,6 +293,13 @@ class RefreshedService:
             return None
         raise ClusterError(f"version {plan.number}: the training failed: {run.describe_failure()}")
 
+    def _add_popularity(self, plan: Plan) -> None:
+        if plan.base is not None and self.config.counts_popularity:
+            from crossfade.deploy.refresh.popularity import add_popularity  # loads kernels that rank
+
+            base, run = map(self.versions.run_path, (plan.base, plan.number))
+            add_popularity(base, run, takes_events=bool(plan.files))
+
     def _start_over_if_changed(self, plan: Plan, job: list[str], run: TrialRun) -> None:
         """Discard a training that was started with another job: the file of the service has been edited since."""
         known = self.versions.plan()
@@ -314,7 +323,8 @@ class RefreshedService:
             valid = report["popularity"]["without"]  # as before the first step
         before = start.get(self._metric) if start.get("queries") else None  # no query: 0, and not a metric
         after = valid.get(self._metric)
-        fails = _fails(self.config.guard, before, after, valid.get(error_of(self._metric), 0.0))
+        guard, error = self.config.guard, valid.get(error_of(self._metric), 0.0)
+        fails = guard is not None and guard.rejects(before, after, error)
         newest = manifest.source.get("last_timestamp")
         return VersionRecord(
             number=plan.number,
@@ -351,10 +361,11 @@ class RefreshedService:
                     f"{self.folder}: earlier versions may have vectors of IDs that were forgotten; run "
                     f"{command('refresh')} first, which publishes a version without them"
                 )
-            if to is not None and self._is_current(to):
+            current = None if self.versions.current is None else self.versions.current.number
+            if to is not None and to == current:
                 return []  # such as after a rollback that was killed when it was almost complete
             newest = self.versions.kept[-self.config.keep_versions :]
-            kept = [number for number in newest if not self._is_current(number)]
+            kept = [number for number in newest if number != current]
             if not kept:
                 raise InputError(f"{self.folder}: has no earlier version to return to")
             if to is not None and to not in kept:
@@ -362,16 +373,6 @@ class RefreshedService:
                     "to", found=to, problem="is no earlier version that is kept", expected=alternatives(kept)
                 )
             return self.versions.withdraw(kept[-1] if to is None else to)
-
-    def _is_current(self, number: int) -> bool:
-        return self.versions.current is not None and self.versions.current.number == number
-
-
-def _fails(guard: Guard | None, before: float | None, after: float | None, error: float) -> bool:
-    """Return whether the metric of a version falls short of ``guard`` by more than its standard ``error``."""
-    if guard is None or before is None:
-        return False
-    return after is None or not after + error >= guard.share * before  # also if it is NaN
 
 
 def _copy_dataset(source: Path, out: Path) -> None:

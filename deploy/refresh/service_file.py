@@ -76,6 +76,12 @@ class Guard(NamedTuple):
             )
         return Guard(found[1], float(found[2]))
 
+    def rejects(self, before: float | None, after: float | None, error: float) -> bool:
+        """Return whether the metric of a version falls short of the condition by more than its standard ``error``."""
+        if before is None:
+            return False
+        return after is None or not after + error >= self.share * before  # also if it is NaN
+
     def __str__(self) -> str:
         """Return the condition as it is written."""
         return f"{self.metric} >= {self.share:g} * last"
@@ -222,7 +228,15 @@ class ServiceConfig(Section):
         epochs = make_job(self._increment_text(), "increment_job").train.epochs
         changed |= {"train.eval_every_epochs": epochs, "evaluate.at_start": True}
         changed |= {"checkpoint.warm_start_from": checkpoints}
+        if self.counts_popularity:
+            changed["model.popularity"] = "off"  # it is chosen by all new events, not by the few that are held out
         return [*self.first_settings(), *(setting(key, changed[key]) for key in sorted(changed))]
+
+    @property
+    def counts_popularity(self) -> bool:
+        """Whether ``deploy/refresh/popularity.py`` chooses the popularity term of versions that continue another."""
+        model = make_job(self._increment_text(), "increment_job").model
+        return model.popularity == "auto" and model.score != "euclidean" and self.prepare.get("timestamp") is not None
 
     def _increment_text(self) -> str:
         return json.dumps(_merged(json.loads(self.job_text()), self.increment_job))

@@ -4,8 +4,8 @@
     term = choose_term(trials, count_latest(lineage, job.data.time_range()), temperature=0.18)
 
 The factor may have either sign. With timestamps, popularity is counted in all of train and in its latest ``SHARES``,
-whichever ranks best. A term is taken if its metric exceeds the model's own by more than two standard errors of the
-difference, query by query.
+whichever ranks best. A term is taken if its metric exceeds the model's own, or that of the term to keep, by more than
+two standard errors of the difference, query by query.
 
 Shapes: I items, Q queries, G groups of queries.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.time_range import TimeRange
 from crossfade.trainer.embeddings.files import VectorSource
-from crossfade.trainer.embeddings.popularity import PopularityTerm
+from crossfade.trainer.embeddings.popularity import PopularityCard, PopularityTerm
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.exact_sums import AllReduceFunction
 from crossfade.trainer.evaluation.held_out import HeldOut
@@ -38,7 +38,7 @@ _RECENT = 0.3
 """The smallest factor of the latest interactions that is tried first."""
 _STEPS = 1.75, 1.3
 """By which the best factor is divided and multiplied, one after the other."""
-_ERRORS = 2
+_ERRORS = 2.0
 """Standard errors that a gain must exceed: it is the best of a dozen."""
 _LEAST_GROUPS = 10
 """Groups of queries that must differ: of fewer, the error says little."""
@@ -50,10 +50,11 @@ _KEPT_BYTES = 1 << 28
 """Bytes of the items' vectors up to which they stay in memory."""
 
 
-def count_latest(lineage: LineageReader, time_range: TimeRange | None) -> dict[float, IntArray]:
+def count_latest(lineage: LineageReader, time_range: TimeRange | None, *, new: bool = True) -> dict[float, IntArray]:
     """Return the interactions of each item, int64 (I,), in the latest of train by share, 1 for all of train.
 
-    Interactions of positive weight within ``time_range`` count, of base datasets too.
+    Interactions of positive weight within ``time_range`` count, of base datasets too; without ``new``, of these alone,
+    which then need timestamps.
 
     Raises:
         InputError: a file is missing or corrupt.
@@ -62,18 +63,19 @@ def count_latest(lineage: LineageReader, time_range: TimeRange | None) -> dict[f
     manifest = lineage.manifest
     if not manifest.has_timestamp:
         return {1.0: lineage.counts(manifest.item)}
+    timed = partial(_timed, lineage, time_range, new=new)
     step = -(-lineage.train_rows() // _MAX_TIMES) or 1
-    times_N = np.concatenate([np.empty(0, np.int64), *(times_N[::step] for _, times_N in _timed(lineage, time_range))])
+    times_N = np.concatenate([np.empty(0, np.int64), *(times_N[::step] for _, times_N in timed())])
     since = {share: np.quantile(times_N, 1 - share, method="lower") if len(times_N) else 0 for share in SHARES}
     items = manifest.entities[manifest.item].rows
     counts = {share: np.zeros(items, np.int64) for share in since}
-    for item_N, times_N in _timed(lineage, time_range):
+    for item_N, times_N in timed():
         for share in since:
             counts[share] += np.bincount(item_N[times_N >= since[share]], minlength=items)
     return counts
 
 
-def _timed(lineage: LineageReader, time_range: TimeRange | None) -> Iterator[tuple[IntArray, IntArray]]:
+def _timed(lineage: LineageReader, time_range: TimeRange | None, *, new: bool) -> Iterator[tuple[IntArray, IntArray]]:
     """Yield the items and times of what counts."""
 
     def counts(part: Interactions) -> tuple[IntArray, IntArray]:
@@ -83,7 +85,7 @@ def _timed(lineage: LineageReader, time_range: TimeRange | None) -> Iterator[tup
             kept_N &= time_range.contains(part.timestamp_N)
         return part.item_N[kept_N], part.timestamp_N[kept_N]
 
-    yield from map(counts, lineage.read_train(timestamps=True))
+    yield from map(counts, lineage.read_train(timestamps=True, new=new))
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,14 @@ class RankingTrials:
 
 
 def choose_term(
-    trials: RankingTrials, counts: Mapping[float, IntArray], temperature: float, factor: float | None = None
+    trials: RankingTrials,
+    counts: Mapping[float, IntArray],
+    temperature: float,
+    factor: float | None = None,
+    kept: PopularityCard | None = None,
+    errors: float = _ERRORS,
 ) -> PopularityTerm | None:
-    """Return the term that ranks best, or None if none ranks clearly better than the model alone.
+    """Return the term that ranks best, or ``kept`` if none ranks clearly better than that, or than the model alone.
 
     Every worker calls this.
 
@@ -159,6 +166,8 @@ def choose_term(
         counts: interactions of each item, int64 (I,), by the share of the latest that they are, 1 among them.
         temperature: of the loss.
         factor: the only factor to try; it is taken whatever it gains. None: choose.
+        kept: the term to keep, of a model that this one continues; None: no term.
+        errors: standard errors by which another term must rank better.
     """
     log_counts = {share: np.log1p(count_I) for share, count_I in counts.items()}
     tried: dict[tuple[float, float], FloatArray] = {}
@@ -177,8 +186,11 @@ def choose_term(
     for step in _STEPS:
         share, factor = best_of([(share, factor / step), (share, factor * step)])
     factor = round(factor, 3)
-    found_G, without_G = trials.measure(factor * log_counts[share]), trials.measure()
-    gain, error = difference_of(found_G, without_G)
-    if gain <= _ERRORS * error or np.count_nonzero(found_G != without_G) < _LEAST_GROUPS:
-        return None
+    found_G = trials.measure(factor * log_counts[share])
+    kept_G = trials.measure(0.0 if kept is None else kept.factor * log_counts[kept.share])
+    gain, error = difference_of(found_G, kept_G)
+    if gain <= errors * error or np.count_nonzero(found_G != kept_G) < _LEAST_GROUPS:
+        if kept is None:
+            return None
+        factor, share = kept.factor, kept.share
     return PopularityTerm.of(factor, share, temperature, counts[share])

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from object_store import BUCKET, ObjectStore
 from refreshed_service import EVENTS, ServiceFolder, current, plays
 from run_results import assert_same_bits, report_of
 from running_command import records, succeeded
+
+from crossfade.trainer.embeddings.files import EmbeddingFiles
+from crossfade.trainer.embeddings.popularity import read_term
 
 pytestmark = pytest.mark.slow
 NEVER = "ndcg@10 >= 9 * last"
@@ -87,6 +91,38 @@ def test_versions_continue_each_other_and_count_each_event_once(undisturbed: Ser
     text = succeeded(undisturbed.command("refresh", "--status")).stdout.splitlines()
     assert [line.split()[3] for line in text[1:4]] == ["published", "published", "served"]
     assert text[4] == "0 files of events wait"
+
+
+def rising_plays(first: int, tracks: Sequence[int], events: int, customers: int) -> pa.Table:
+    """Return plays from the time ``first`` on, of ``tracks`` alone."""
+    draw = np.random.default_rng(first)
+    customer_N, track_N = draw.integers(0, customers, events), draw.choice(tracks, events)
+    columns = {"user": [f"c{each}" for each in customer_N], "track": [f"t{each}" for each in track_N]}
+    return pa.table({**columns, "at": np.arange(first, first + events)})
+
+
+def test_popularity_is_chosen_by_new_events_kept_without_many_and_counted_anew(tmp_path: Path) -> None:
+    """Valid, a random part of few new events, shows none of this."""
+    service = ServiceFolder(tmp_path, job={"model": {"dim": 8}, "train": {"epochs": 2, "batch_size": 64}})
+    many, risen = rising_plays(0, range(100), 2400, 200), rising_plays(2400, range(20), 500, 200)
+    for day, table in enumerate((pa.concat_tables([many, risen]), rising_plays(3000, range(20), 500, 200)), 1):
+        service.add(day, table)
+        succeeded(service.command("refresh"))
+    service.add(3, rising_plays(4000, range(50, 55), 80, 20))
+    succeeded(service.command("refresh"))
+    terms = {}
+    for number in (2, 3):
+        embeddings = EmbeddingFiles(service.run(number) / "embeddings")
+        term = read_term(embeddings, embeddings.rows("track"))
+        assert term is not None
+        terms[number] = term.card, dict(zip(ids(service, number, "track"), term.offset_I.tolist(), strict=True))
+    assert terms[2][0] == terms[3][0]
+    assert terms[2][0].factor > 0.1
+    assert terms[2][0].share < 1
+    assert terms[3][1]["t50"] > terms[2][1]["t50"]
+    assert [service.record(number)["after"] for number in (2, 3)] == [
+        report_of(service.run(number))["metrics"]["valid"]["ndcg@10"] for number in (2, 3)
+    ]
 
 
 def test_file_is_taken_once_and_a_changed_one_is_only_warned_of(service: ServiceFolder) -> None:

@@ -10,7 +10,6 @@ import pytest
 from command_here import rejected_here
 
 from crossfade.base.errors import InputError
-from crossfade.deploy.refresh.increment import _fails
 from crossfade.deploy.refresh.service_file import Guard, ServiceConfig, load_service
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "fresh-models.md"
@@ -146,13 +145,12 @@ def test_interval_of_another_form_is_rejected(tmp_path: Path, text: str) -> None
 def test_version_fails_below_the_share_by_more_than_the_error() -> None:
     guard = Guard.parse(" recall@20>=0.9*last ")
     assert (guard, str(guard)) == (Guard("recall@20", 0.9), "recall@20 >= 0.9 * last")
-    assert not _fails(guard, 0.5, 0.45, 0.0)
-    assert not _fails(guard, 0.5, 0.44, 0.02)
-    assert _fails(guard, 0.5, 0.44, 0.005)
-    assert not _fails(guard, None, 0.1, 0.0)
-    assert _fails(guard, 0.5, None, 0.0)
-    assert _fails(guard, 0.5, float("nan"), 0.0)
-    assert not _fails(None, 0.5, 0.0, 0.0)
+    assert not guard.rejects(0.5, 0.45, 0.0)
+    assert not guard.rejects(0.5, 0.44, 0.02)
+    assert guard.rejects(0.5, 0.44, 0.005)
+    assert not guard.rejects(None, 0.1, 0.0)
+    assert guard.rejects(0.5, None, 0.0)
+    assert guard.rejects(0.5, float("nan"), 0.0)
 
 
 def test_what_would_fail_in_a_later_version_is_rejected_at_once(tmp_path: Path) -> None:
