@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import as_command, read_options
+from crossfade.cli.command import as_command
 from crossfade.deploy.schedulers.options import PlanOptions
 from crossfade.terminal import align, print_lines
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from crossfade.deploy.capacity.prediction import Network, Prediction, StepTime
     from crossfade.deploy.capacity.process_memory import ProcessPlan
     from crossfade.deploy.capacity.traffic import StepTraffic
-    from crossfade.trainer.prepare.options import PrepareOptions
 
 _DESCRIPTION = """\
 Predict memory and network traffic of a job, whether it fits this machine or an EC2 type, and what all stages take.
@@ -30,8 +28,7 @@ The stages are prepare, train, evaluate, index, and recommend, each with its tim
 
 Nothing is started; the vocabularies of the dataset are read once. 'crossfade train' rejects a job that cannot fit, with
 the same figures. For a dataset that does not exist yet, give its size. With --to, the files that run the job on Slurm
-or Kubernetes are written, with requests for that much memory, instead of the plan; with --array, those that do another
-command in shards; with --spark, those that prepare a dataset on a Spark service.
+or Kubernetes are written, with requests for that much memory, instead of the plan.
 """
 _EXAMPLES = (
     ("crossfade plan jobs/lastfm.yaml --servers 2 --workers 2", "Plan for this machine, with servers."),
@@ -50,16 +47,6 @@ _EXAMPLES = (
     (
         "crossfade plan jobs/lastfm.yaml --servers 2 --workers 4 --to kubernetes --data s3://music/lastfm --out k8s",
         "Write manifests for seven pods.",
-    ),
-    (
-        "crossfade plan jobs/plays.yaml --to slurm --out slurm \\\n"
-        "      --array 'recommend runs/plays --all --shard auto/16 --out recs'",
-        "Write batch scripts for sixteen shards and their merge.",
-    ),
-    (
-        "crossfade plan jobs/plays.yaml --to glue --upload s3://music/jobs --role ARN --executors 8 --out glue \\\n"
-        "      --spark 'prepare --events s3://music/plays/*.parquet --engine spark --out s3://music/prepared'",
-        "Write a job of AWS Glue that prepares a dataset.",
     ),
 )
 _NOTES = """\
@@ -107,7 +94,7 @@ def run(options: PlanCommand) -> int:
 
         with progress_bars() as bars:
             # The job as it is: other machines run it, with packages of their own.
-            lines = list(write_files(options, check_hosts(options.load_job()), bars, _preparation(options.spark)))
+            lines = list(write_files(options, check_hosts(options.load_job()), bars))
         print_lines(lines)
         return 0
     with progress_bars() as bars:
@@ -117,16 +104,6 @@ def run(options: PlanCommand) -> int:
     else:
         print_lines(_report(prediction))
     return int(prediction.fit.verdict == "does not fit")
-
-
-def _preparation(command: str | None) -> PrepareOptions | None:
-    """Return the options of a command that prepares; unknown words in it end this one, as they would that."""
-    if command is None:
-        return None
-    from crossfade.cli.main import make_parser
-    from crossfade.trainer.prepare.options import PrepareOptions
-
-    return read_options(make_parser(("prepare",)).parse_args(shlex.split(command)), PrepareOptions)
 
 
 def _report(prediction: Prediction) -> Iterator[str]:
