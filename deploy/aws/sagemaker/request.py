@@ -112,7 +112,7 @@ def role_arn(aws: Aws, role: str) -> str:
     return role if role.startswith("arn:") else f"arn:{aws.partition}:iam::{aws.account()}:role/{role}"
 
 
-def default_image(aws: Aws, instance_type: str, engine: EngineName = "auto") -> str:
+def default_image(aws: Aws, instance_type: str, engine: EngineName) -> str:
     """Return the image in ECR that runs on ``instance_type`` and has ``engine``.
 
     Raises:
