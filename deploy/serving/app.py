@@ -34,7 +34,7 @@ from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.answers import Answers
 from crossfade.deploy.serving.bodies import Bodies, InvalidRequestError, describe_problems
-from crossfade.deploy.serving.current import CurrentVersion
+from crossfade.deploy.serving.current import CurrentVersion, OverloadedError
 from crossfade.deploy.serving.metrics import RecordedRequests, exposition
 from crossfade.deploy.serving.schemas import (
     BODY_PROBLEMS,
@@ -59,7 +59,6 @@ from crossfade.deploy.web.middleware import LimitedBodies, RestrictedAccess, sec
 from crossfade.deploy.web.protocol import Bounds
 from crossfade.kvstore import __version__
 from crossfade.trainer.recommend.row_names import UnknownRowError
-from crossfade.trainer.serving.served_metadata import OverloadedError
 
 VERSIONS_VARIABLE = "CROSSFADE_SERVE_VERSIONS"
 """The folder of the versions."""
@@ -98,7 +97,7 @@ _DOCUMENTATION_HEADERS = security_headers(
 _LINES = "application/jsonlines"
 _RETRY_SECONDS = 1
 """Seconds after which a client, or a line of a body, tries again when too much is waiting."""
-_NO_LISTS: dict[str, Any] = {"allow": [], "deny": [], "max_per": None}
+_NO_LISTS: dict[str, Any] = {"where": [], "allow": [], "deny": [], "max_per": None}
 
 
 class _ServingAccess(RestrictedAccess):
@@ -192,7 +191,7 @@ class ForeignRequestError(CrossfadeError):
     """A page of another site may have sent a request that costs more than a look-up."""
 
 
-_COSTLY = ("where", "popularity_damping", "diversity", "exploration")
+_COSTLY = ("popularity_damping", "diversity", "exploration")
 """Parameters that cost more than a look-up, unless they are 0."""
 
 
@@ -200,13 +199,13 @@ class BodyTypeError(CrossfadeError):
     """A body is not of the type application/json, which a page of another site cannot send."""
 
 
-def _check_sender(request: Request, query: RecommendQuery | SimilarQuery, has_token: bool) -> None:
+def _check_sender(request: Request, query: RecommendQuery, has_token: bool) -> None:
     """Check that a costly GET is not from a page of another site, where browsers do not say whose page it is.
 
     Raises:
         ForeignRequestError: it may be.
     """
-    costs = [name for name in _COSTLY if getattr(query, name, None)]
+    costs = [name for name in _COSTLY if getattr(query, name)]
     says_whose = any(name in request.headers for name in ("sec-fetch-site", "x-requested-with"))
     if costs and not has_token and not says_whose:
         raise ForeignRequestError(
@@ -364,9 +363,8 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_
         return _one(await rank(KnownRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
 
     @app.get("/similar", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
-    async def similar_to_one(request: Request, query: Annotated[SimilarQuery, Query()]) -> Response:
+    async def similar_to_one(query: Annotated[SimilarQuery, Query()]) -> Response:
         """Find the nearest neighbors of one row."""
-        _check_sender(request, query, has_token)
         values = query.model_dump(exclude={"id"})
         return _one(await rank(SimilarRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
 
@@ -412,7 +410,7 @@ def _add_rows(app: FastAPI, current: CurrentVersion) -> None:
 
     @app.get("/model", response_model=ModelDescription, responses={503: PROBLEMS[503]}, tags=["rows"])
     async def model() -> Response:
-        """Describe the model: its entities, its score, and the columns for conditions."""
+        """Describe the model: its entities, its score, and the columns for filters."""
         return _json(current.answers.describe())
 
 

@@ -21,6 +21,7 @@ from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.recommend.options import OnUnknown, RankingOptions, RecommendOptions, SimilarOptions
 
 MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT, MAX_DAMPING = 1000, 100, 1000, 1000, 100
+MAX_FILTERS, MAX_VALUES = 8, 100
 MAX_COMPARISONS = 2_000_000
 """Places times candidates of a request with diversity. With 64 columns each costs up to 50 ns, so that all take the
 ranking thread, for which other requests wait, about a tenth of a second."""
@@ -83,6 +84,20 @@ Fraction = Annotated[float, Field(strict=True)]
 """A number in a body."""
 
 
+_FilterText = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200, pattern=_PATTERN),
+    described("one line of text, without control characters"),
+]
+"""Text of a filter. It is shorter, since the filters that were used last are kept."""
+_Value = (
+    Annotated[bool, Field(strict=True)]
+    | Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER)]
+    | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    | _FilterText
+)
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -94,9 +109,35 @@ class GroupLimit(_Body):
     count: Count
 
 
+class _Filter(_Body):
+    column: _FilterText
+
+
+class ValueFilter(_Filter):
+    """A comparison of a column with a value, such as of "year" with "ge" and 1990.
+
+    A column with lists, such as of tags, is compared by "eq" and "ne" alone: one of its values is equal, or none.
+    """
+
+    op: Literal["eq", "ne", "lt", "le", "gt", "ge"]
+    value: _Value
+
+
+class ListFilter(_Filter):
+    """A comparison of a column with several values: it has one of them."""
+
+    op: Literal["in"]
+    value: list[_Value] = Field(min_length=1, max_length=MAX_VALUES, fail_fast=True)
+
+
+Filter = Annotated[ValueFilter | ListFilter, Field(discriminator="op")]
+
+
 class _Ranking(_Body):
     k: Count = _declared(RankingOptions, "k")
-    where: Text | None = _declared(RankingOptions, "where")
+    where: list[Filter] = Field(
+        default_factory=list, max_length=MAX_FILTERS, description="keep only rows that meet all of these filters"
+    )
     allow: list[Id] = _declared(RankingOptions, "allow", max_length=MAX_LIST, fail_fast=True)
     deny: list[Id] = _declared(RankingOptions, "deny", max_length=MAX_LIST, fail_fast=True)
     max_per: GroupLimit | None = _declared(RankingOptions, "max_per")
@@ -105,7 +146,6 @@ class _Ranking(_Body):
         """Return the options that all rankings have; they were validated with the request."""
         return {
             "k": self.k,
-            "where": self.where,
             "allow": tuple(map(str, self.allow)),
             "deny": tuple(map(str, self.deny)),
             "max_per": None if self.max_per is None else (self.max_per.column, self.max_per.count),
@@ -207,7 +247,6 @@ class RankingQuery(_Body):
 
     id: Text = Field(description="an ID or, for an entity with names, a name")
     k: int = _declared(RankingOptions, "k", le=MAX_K)
-    where: Text | None = _declared(RankingOptions, "where")
 
 
 class RecommendQuery(RankingQuery):
@@ -358,7 +397,7 @@ class FieldProblems(BaseModel):
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "A condition or column is invalid."},
+    400: {"model": Problem, "description": "A filter or column is invalid."},
     403: {"model": Problem, "description": "A page of another site sent the request, or may have sent it."},
     404: {"model": Problem, "description": "There is no such row or entity, or none of a list or history."},
     422: {

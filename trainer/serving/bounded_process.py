@@ -1,11 +1,11 @@
 """Answer questions in a child process that is killed, and replaced, when an answer takes too long or too much memory.
 
-    process = BoundedProcess(MetadataReader, (folder,))
-    process.ask("rows_where", "year > 1990", seconds=2.0)       # MetadataReader(folder).rows_where("year > 1990")
+    process = BoundedProcess(BodyReader)
+    process.ask("read", "recommend", b"{}", seconds=2.0)        # BodyReader().read("recommend", b"{}")
     process.close()
 
-Neither DuckDB nor the parser of JSON can be interrupted within a call, and both keep Python's lock. Children are forked
-by a process that has imported what they need, so that another one starts in milliseconds.
+A parser of JSON cannot be interrupted within a call, and keeps Python's lock. Children are forked by a process that has
+imported this module, so that another one starts quickly.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from crossfade.base.processes import die_with_parent
 from crossfade.trainer.prepare.database import first_line
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# DuckDB imports pandas, where it is installed, for the first result.
-_CONTEXT.set_forkserver_preload([__name__, "crossfade.trainer.serving.served_metadata", "pandas"])
+_CONTEXT.set_forkserver_preload([__name__])
 _START_SECONDS = 60.0
 _MEMORY_BYTES = 1 << 30
 """How much a child may allocate beyond what it has once it is ready."""
@@ -111,7 +110,7 @@ class BoundedProcess:
                 problem = "it ended"
             if problem is not None:
                 self._kill()
-                raise CrossfadeError(f"a process for conditions and bodies of requests cannot start: {problem}")
+                raise CrossfadeError(f"a process for bodies of requests cannot start: {problem}")
             self._is_ready = True
         return self._connection
 
