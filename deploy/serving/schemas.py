@@ -116,7 +116,7 @@ class _Filter(_Body):
 class ValueFilter(_Filter):
     """A comparison of a column with a value, such as of "year" with "ge" and 1990.
 
-    A column with lists, such as of tags, is compared by "eq" and "ne" alone: one of its values is equal, or none.
+    A column with lists, such as of tags, meets it if one of its values does, and "ne" if none is equal.
     """
 
     op: Literal["eq", "ne", "lt", "le", "gt", "ge"]

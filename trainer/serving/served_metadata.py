@@ -1,3 +1,4 @@
+# ruff: noqa: S608  (what is put into SQL is quoted)
 """The metadata of items, for the filters and groups of requests.
 
     metadata = ServedMetadata(folder / "metadata.duckdb", folder / "data", "track", 10_000, has_file=True)
@@ -62,10 +63,12 @@ class ServedMetadata:
         return list(self._types)
 
     def condition(self, filters: Iterable[Filter]) -> str:
-        """Return the SQL condition that all of ``filters`` are met; for a column with lists, by one of the values.
+        """Return the SQL condition that all of ``filters`` are met.
+
+        A column with lists meets one if one of its values does, and ``ne`` if none is equal.
 
         Raises:
-            InputError: there is no such column, or its lists are compared by order.
+            InputError: there is no such column.
         """
         return " AND ".join(self._comparison(*each) for each in filters)
 
@@ -76,10 +79,9 @@ class ServedMetadata:
         quoted = ", ".join(map(_literal, value if isinstance(value, list) else [value]))
         if not found.endswith("[]"):
             return f"{identifier(column)} {_OPERATORS[comparison]} ({quoted})"
-        if comparison not in ("eq", "ne", "in"):
-            raise InputError(f"{option_named('where')}: the column '{column}' has lists; expected eq, ne, or in")
-        met = f"list_has_any({identifier(column)}, [{quoted}])"
-        return f"NOT {met}" if comparison == "ne" else met
+        verb, operator = ("NOT IN", "=") if comparison == "ne" else ("IN", _OPERATORS[comparison])
+        values = f"SELECT row, unnest({identifier(column)}) AS value FROM items"
+        return f"row {verb} (SELECT row FROM ({values}) WHERE value {operator} ({quoted}))"
 
     def has(self, condition: str | None, column: str | None) -> bool:
         """Return whether the rows of ``condition`` and the groups of ``column`` are at hand."""
