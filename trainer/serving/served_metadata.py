@@ -34,7 +34,7 @@ Filter = tuple[str, Comparison, Value | list[Value]]
 """A column, how it is compared, and with what; ``in`` has a list of values."""
 _OPERATORS: dict[Comparison, str] = {"eq": "=", "ne": "<>", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "in": "IN"}
 _KEPT_MASKS, _KEPT_GROUPS = 256, 8
-_MEMORY = "512MB"
+_LIMITS = {"threads": "1", "memory_limit": "512MB", "max_temp_directory_size": "0B"}
 
 
 class ServedMetadata:
@@ -43,14 +43,8 @@ class ServedMetadata:
     def __init__(self, path: Path, data: Path, entity: str, rows: int, *, has_file: bool) -> None:
         """Open what ``write_metadata`` has written; ``has_file`` states whether it had a file, for messages."""
         self._rows = rows
-        self._connection = duckdb.connect(str(path), read_only=True)
-        for setting in (
-            "threads = 1",
-            f"memory_limit = '{_MEMORY}'",
-            "TimeZone = 'UTC'",
-            "enable_progress_bar = false",
-        ):
-            execute(self._connection, f"SET {setting}")
+        self._connection = duckdb.connect(str(path), read_only=True, config=_LIMITS)
+        execute(self._connection, "SET TimeZone = 'UTC'")
         folder = Folder(data)
         self._table = MetadataTable(self._connection, folder, read_manifest(folder), entity, has_file=has_file)
         self._types = self._table.types()

@@ -97,23 +97,6 @@ def check_pod(template: dict[str, Any], known: set[tuple[str, str]], *, is_agent
     return len(claims)
 
 
-@pytest.mark.parametrize(
-    ("section", "key"),
-    [
-        ({"checkpoint": {"path": "checkpoints"}}, "checkpoint.path"),
-        ({"model": {"start": {"track": "/home/me/vectors.parquet"}}}, "model.start.track"),
-        ({}, "data.path"),
-    ],
-)
-def test_paths_of_this_machine_are_rejected(
-    tmp_path: Path, planted_data: Path, section: dict[str, Any], key: str
-) -> None:
-    data = ("--data", planted_data if key == "data.path" else "/runs/data/plays")
-    with pytest.raises(AssertionError, match=rf"{re.escape(key)}: .* is a path of this machine, which pods cannot"):
-        planned_files(tmp_path, "kubernetes", *data, data=planted_data, **section)
-    assert not (tmp_path / "files").exists()
-
-
 def test_documented_manifests_fit(tmp_path: Path, planted_data: Path) -> None:
     array, overlay = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL))
     kubernetes_validate.validate(array, "1.34", strict=True)

@@ -13,6 +13,11 @@ from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.deploy.schedulers.options import PlanOptions
 from crossfade.deploy.schedulers.scheduler_files import job_there, resource_name, size_hosts
 
+NOT_READ = (
+    "is a path of this machine, which pods cannot read; expected s3://BUCKET/PREFIX or a path below /runs, where the "
+    "volume is mounted: set {}"
+)
+NAMED = ", or name where the pods find the dataset with --data"
 SIZES = ("--servers", 2, "--workers", 2)
 
 
@@ -92,21 +97,26 @@ def test_resource_names_are_labels(folder: Path) -> None:
     [
         ("--to slurm", "--to slurm: name the folder of the files, as in --out slurm"),
         ("--to slurm --out o --image i", "--image: has no meaning with --to slurm; leave one of them out"),
-        ("--to kubernetes --out o --time 1", "--time: has no meaning with --to kubernetes; leave one of them out"),
         ("--to kubernetes --out o --hosts 2", "--hosts: has no meaning with --to kubernetes; leave one of them out"),
         ("--to slurm --out o --json", "--json: has no meaning with --to slurm; leave one of them out"),
-        (
-            "--to slurm --out o --queries 9 --items 9 --interactions 9",
-            "--queries: has no meaning with --to slurm; leave one of them out",
-        ),
         ("--to slurm --out o --time 4h", "--time 4h: expected a time limit of Slurm such as 4:00:00 or 1-12:00:00"),
         ("--to kubernetes --out o --storage 9", "--storage 9: expected a size such as 500Mi, 20Gi or 1Ti"),
         ("--to kubernetes --out o --secret A_B", "--secret A_B: expected lower-case letters, digits and hyphens"),
         ("--claim c", "--claim: is for the files of a scheduler; add --to kubernetes"),
         ("--data d", "--data: is for the files of a scheduler; add --to slurm or --to kubernetes"),
         ("--to slurm --out job.yaml", "--out job.yaml: cannot be written: File exists; name a folder"),
+        ("--to kubernetes --out o", "data.path: {folder}/data " + NOT_READ.format("data.path") + NAMED),
+        (
+            "--to kubernetes --out o --data /runs/a --set checkpoint.path=s3",
+            "checkpoint.path: s3 " + NOT_READ.format("checkpoint.path"),
+        ),
+        (
+            "--to kubernetes --out o --data s3://music/a --set checkpoint.warm_start_from=/home/me/runs/old",
+            "checkpoint.warm_start_from: /home/me/runs/old " + NOT_READ.format("checkpoint.warm_start_from"),
+        ),
     ],
 )
 def test_invalid_options_are_rejected(folder: Path, arguments: str, message: str) -> None:
     result = crossfade_here("plan", "job.yaml", *SIZES, *arguments.split(), cwd=folder)
-    assert single_line(result.returncode, result.stdout, result.stderr) == message
+    assert single_line(result.returncode, result.stdout, result.stderr) == message.format(folder=folder)
+    assert not (folder / "o").exists()
