@@ -337,7 +337,7 @@ def test_token_is_needed_and_strangers_keep_nobody_out(workspace: Path, tmp_path
         for process in server.command.mark.processes():
             assert TOKEN not in " ".join([*process.cmdline(), *process.environ().values()])
         with visiting(browser, f"{server.url}docs") as visit:
-            expect(visit.page.get_by_role("button", name="Authorize")).to_be_visible()
+            expect(visit.page.get_by_role("button", name="Authorize")).to_be_visible(timeout=60_000)
             expect(visit.page.locator(".opblock").first).to_be_visible(timeout=60_000)
             assert (visit.errors, visit.hosts) == ([], {server.url.split("/")[2]})
         server.command.process.send_signal(signal.SIGTERM)
