@@ -2,7 +2,7 @@
 
     lines = write_files(PlanOptions.of(job="jobs/lastfm.yaml", to="slurm", out="slurm"), job, progress)
 
-``slurm.sbatch`` and ``kubernetes.yaml`` are the templates. What decides between their parts is here.
+The templates are ``slurm.sbatch`` and ``kubernetes.yaml``; their values are computed here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ HEADROOM, RESERVE_BYTES = 1.1, 256 * _MIB
 """A host requests its peak times the one plus the other: the kernel counts cached files too, and ends what exceeds the
 limit."""
 _CPUS = {"process": 4.0, "train": 0.5, "server": 0.5, "worker": 1.0}
-"""CPUs for a process; ``train`` is the coordinator or an agent. Servers and workers take turns to compute."""
+"""CPUs to request for a process: ``process`` trains alone, ``train`` is the coordinator or an agent. A server computes
+while workers wait for it, so that half a CPU is enough."""
 
 
 def write_files(options: PlanOptions, job: JobConfig, progress: ProgressReporter) -> Iterator[str]:
@@ -55,7 +56,7 @@ def write_files(options: PlanOptions, job: JobConfig, progress: ProgressReporter
     out = options.out
     assert options.to is not None, "the options name a scheduler"
     assert out is not None, "the options require a folder"
-    job = job_there(job, options.to)
+    job = adapt_job(job, options.to)
     plan = plan_capacity(read_inputs(job, progress).with_counts())
     hosts = size_hosts(plan, options.cores, alike=options.to == "slurm")
     if options.data is not None:
@@ -89,8 +90,8 @@ def _write(files: Mapping[str, str], out: Path) -> None:
         raise OptionError("out", found=out, problem=problem, fix="name a folder") from error
 
 
-def job_there(job: JobConfig, to: str) -> JobConfig:
-    """Return ``job`` as the hosts of a scheduler run it, which set its addresses when they start.
+def adapt_job(job: JobConfig, to: str) -> JobConfig:
+    """Return ``job`` as the hosts of the scheduler ``to`` run it, which set its addresses when they start.
 
     The nodes of Slurm share its run folder. On Kubernetes, each role has a pod, with fixed ports.
 
@@ -154,7 +155,7 @@ def requested_gpus(job: JobConfig) -> int:
 
 
 def slurm_files(job: JobConfig, hosts: Mapping[str, Hosts], options: PlanOptions) -> dict[str, str]:
-    """Return the batch script and the job file, by name; ``job`` is one of ``job_there``.
+    """Return the batch script and the job file, by name; ``job`` is adapted.
 
     All nodes share the folders of the files and of the run.
     """
@@ -177,7 +178,7 @@ def slurm_files(job: JobConfig, hosts: Mapping[str, Hosts], options: PlanOptions
 
 
 def kubernetes_files(job: JobConfig, hosts: Mapping[str, Hosts], options: PlanOptions) -> dict[str, str]:
-    """Return the file of all manifests, by name; ``job`` is one of ``job_there``.
+    """Return the file of all manifests, by name; ``job`` is adapted.
 
     Where the job's shared storage is not a folder, only the coordinator mounts the volume.
 

@@ -11,7 +11,7 @@ from running_command import single_line, succeeded
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.deploy.schedulers.options import PlanOptions
-from crossfade.deploy.schedulers.scheduler_files import job_there, resource_name, size_hosts
+from crossfade.deploy.schedulers.scheduler_files import adapt_job, resource_name, size_hosts
 
 NOT_READ = (
     "is a path of this machine, which pods cannot read; expected s3://BUCKET/PREFIX or a path below /runs, where the "
@@ -52,7 +52,7 @@ def test_manifests_are_written_as_options_specify(folder: Path) -> None:
 
 
 def test_memory_is_the_peak_of_each_host_with_headroom(folder: Path) -> None:
-    job = job_there(PlanOptions.of(job=folder / "job.yaml", servers=2, workers=3).load_job(), "kubernetes")
+    job = adapt_job(PlanOptions.of(job=folder / "job.yaml", servers=2, workers=3).load_job(), "kubernetes")
     plan = plan_capacity(read_inputs(job).with_counts())
     assert [host.processes for host in plan.hosts][:2] == [("train", "scheduler"), ("train", "server-0")]
     for kind, hosts in size_hosts(plan).items():
