@@ -19,6 +19,7 @@ from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.summary import summarize
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.loading import check_job
+from crossfade.trainer.config.schema import DatasetSize, resolve
 from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.training.worker_metrics import TrainingMetrics
 
@@ -62,7 +63,8 @@ def print_state_cost(folder: Path) -> None:
     """Print what each process spends on its load snapshot, and 'crossfade train' on the state of the run."""
     metrics = process_metrics("long", "in-process")
     tables = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]
-    job = check_job({"name": "long", "data": {"path": "nowhere"}}, "here")
+    size = DatasetSize(queries=100, items=50, interactions=1_000, is_grouped=False)
+    job = resolve(check_job({"name": "long", "data": {"path": "nowhere"}}, "here"), size)
     metrics.register("training", TrainingMetrics(job, tables, 0))
     own = {"state": "running", "host": "here", "metrics": None}
     state = StateWriter(RunFolder(folder))

@@ -1,7 +1,7 @@
 r"""Print text whose names come from data: what commands print must not control the terminal that shows it.
 
     print_line(f"{cosine:6.3f}  {name}")
-    print_json({"name": name})
+    print_result(options, {"name": name}, lambda: print_line(name))
 
 Names of artists, files, and runs may contain escape sequences, which move the cursor or change the clipboard, and
 directional overrides, which reorder what is shown. They are printed as Python would write them: ``\x1b``, ``\u202e``.
@@ -9,14 +9,59 @@ directional overrides, which reorder what is shown. They are printed as Python w
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TextIO
 
 from crossfade.base.errors import escape_unprintable, to_json_line
+from crossfade.base.options import Options, option
 
 Progress = Literal["bar", "lines", "metrics"]
 """How the progress of a training is shown."""
+
+
+class PrintOptions(Options):
+    """How a command prints its result."""
+
+    json_: bool = option(False, "print the result as JSON", group="output")
+
+
+class TableOptions(PrintOptions):
+    """How a command prints a result that is a table."""
+
+    at_most_one: ClassVar = (("json_", "csv"),)
+    csv: bool = option(False, "print the table as CSV", group="output")
+
+
+def print_result(
+    options: PrintOptions,
+    value: Any,
+    show: Callable[[], object],
+    records: Callable[[], Iterable[Mapping[str, Any]]] = list,
+    *,
+    to_json: Callable[[Any], str] = to_json_line,
+) -> None:
+    """Print a result as requested: ``value`` as JSON in a line, ``records`` as CSV, or else ``show`` it to people."""
+    if options.json_:
+        print(to_json(value))
+    elif isinstance(options, TableOptions) and options.csv:
+        print_lines(_csv_lines(records()))
+    else:
+        show()
+
+
+def _csv_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a header of all keys, and a line for each of ``records``."""
+    listed = list(records)
+    names = list(dict.fromkeys(name for record in listed for name in record))
+    rows: list[list[Any]] = [names, *([record.get(name, "") for name in names] for record in listed)]
+    for row in rows:
+        text = io.StringIO()
+        cells = ("; ".join(cell) if isinstance(cell, list) else "" if cell is None else str(cell) for cell in row)
+        csv.writer(text, lineterminator="").writerow(map(escape_unprintable, cells))
+        yield text.getvalue()
 
 
 def print_line(text: object = "", *, file: TextIO | None = None, flush: bool = False) -> None:

@@ -71,11 +71,8 @@ with hidden("scipy"):
     from numba.core.registry import cpu_target
     from numba.np.ufunc.parallel import _launch_threads
 
-    from crossfade.kvstore.kernel_cache import use_kernel_cache
     from crossfade.kvstore.kernel_code import kernel_libraries
     from crossfade.kvstore.portable_kernels import KernelCache
-
-use_kernel_cache()
 
 __all__ = ["allocating_kernel", "chosen_kernel", "compiled_for", "get_num_threads", "inner_kernel", "intrinsic", "njit"]
 
@@ -120,7 +117,7 @@ def njit(**options: Any) -> Callable[[Any], Any]:
 
 def _open_cache(function: Any) -> KernelCache:
     try:
-        return KernelCache(function)  # type: ignore[no-untyped-call]
+        return KernelCache(function)
     except RuntimeError as error:
         if _LOCATORS_VARIABLE not in str(error):
             raise
@@ -203,7 +200,7 @@ _FLOAT_FEATURES = ("avx", "avx2", "fma", "avx512f")
 
 
 def compiled_for() -> str:
-    """Return the processor that kernels are compiled for: this one, or that of ``NUMBA_CPU_NAME``."""
+    """Return the processor that kernels are compiled for: this one, or ``NUMBA_CPU_NAME``."""
     _, name, features = cpu_target.target_context.codegen().magic_tuple()
     enabled = features.split(",")
     return "".join([str(name), *(f"+{feature}" for feature in _FLOAT_FEATURES if f"+{feature}" in enabled)])

@@ -68,7 +68,7 @@ class _CallableLibrary(JITCodeLibrary):
     """The code of a kernel that Python can call."""
 
     portable: bytes | None = None
-    """Its code and that of all that it calls, before they were optimized; None if it is from a cache."""
+    """Its code, with the code of all that it calls, before optimization; None if it is from a cache."""
 
     def _optimize_final_module(self) -> None:
         self.portable = self._final_module.as_bitcode()

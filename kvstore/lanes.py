@@ -206,7 +206,7 @@ def where_at_least(_context: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def power_of_two(_context: Any, shifted: Any) -> Any:
-    """Return 2ⁿ, n in −126 to 127, where ``shifted`` is n + 1.5·2²³: that number's lowest bits are those of n."""
+    """Return 2ⁿ, n in −126 to 127, where ``shifted`` is n + 1.5·2²³: its lowest bits are the bits of n."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         biased = builder.add(builder.bitcast(arguments[0], INT_VECTOR), ir.Constant(INT_VECTOR, [127] * LANES))

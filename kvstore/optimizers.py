@@ -228,7 +228,7 @@ class LazyOptimizer:
         check_convergence(divergent_rows, weights_ND, rows_A, gradient_AD)
 
     def reset(self, rows_A: IntArray) -> None:
-        """Reset the state of ``rows_A`` to that of rows that were never updated."""
+        """Reset the state of ``rows_A``, as if they had never been updated."""
         for values in self.state.values():
             values[rows_A] = 0
 

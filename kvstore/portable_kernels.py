@@ -3,10 +3,10 @@
     with compiling_anew():
         ...                                         # trainings
     install(KERNELS)                                # those that this process has compiled
-    kernel._cache = KernelCache(kernel.py_func)     # of a kernel that is called: the user's, then the installed ones
+    kernel._cache = KernelCache(kernel.py_func)     # of a kernel that is called: numba's, then the installed ones
 
-They are in ``kernels.zip`` beside this file, each under a hash of its name, its signature, and the code of its module
-and of those that it imports kernels from: after a change, none is found, and numba compiles from Python as without.
+They are in ``kernels.zip`` beside this file, each under a hash of its name, its signature, and its stamp
+(``kernel_cache.py``): after a change of its code, none is found, and numba compiles from Python as without.
 The file is unpickled, so it is as trusted as the code beside it.
 """
 
@@ -26,12 +26,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba.core.caching import FunctionCache
 from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 
 from crossfade.kvstore.compile_notice import announce
-from crossfade.kvstore.kernel_cache import KernelCacheLocator
+from crossfade.kvstore.kernel_cache import StampedCache
 from crossfade.kvstore.kernel_code import from_portable, portable_parts, triple
 
 FILE = Path(__file__).with_name("kernels.zip")
@@ -41,15 +40,15 @@ _anew: list[bool] = []
 """Not empty while kernels are compiled from Python even if there is code of them."""
 
 
-class KernelCache(FunctionCache):
-    """The user's cache of one kernel, which takes what it lacks from the installed ones."""
+class KernelCache(StampedCache):
+    """The cache of one kernel, which takes what it lacks from the installed ones."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Load machine code, but not numba's declarations for its compiler, which take half a second."""
         if _anew:
             return None
         rtsys.initialize(target_context)
-        found = super()._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        found = self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         if found is None and self._enabled:
             announce()
             found = _find(self, sig)
@@ -58,10 +57,10 @@ class KernelCache(FunctionCache):
         return found
 
 
-def _find(kernel_cache: Any, signature: Any) -> Any:
+def _find(kernel_cache: KernelCache, signature: Any) -> Any:
     """Return the compiled code of a kernel for the types of its arguments; None if it is not installed."""
     installed, name = _installed(), _name(kernel_cache, signature)
-    if installed is None or name is None or name not in installed.NameToInfo:
+    if installed is None or name not in installed.NameToInfo:
         return None
     try:
         return from_portable(pickle.loads(installed.read(name)))  # noqa: S301
@@ -78,12 +77,10 @@ def _installed() -> zipfile.ZipFile | None:
         return None
 
 
-def _name(kernel_cache: Any, signature: Any) -> str | None:
-    """Return the name of a kernel's code in the file; None if its module is not cached by what it is compiled from."""
-    locator, function = getattr(getattr(kernel_cache, "_impl", None), "locator", None), kernel_cache._py_func
-    if not isinstance(locator, KernelCacheLocator):
-        return None
-    parts = triple(), locator.get_source_stamp(), locator.get_disambiguator(), function.__qualname__, signature
+def _name(kernel_cache: KernelCache, signature: Any) -> str:
+    """Return the name of a kernel's code in the file."""
+    function: Any = kernel_cache._py_func
+    parts = triple(), kernel_cache.stamp, function.__code__.co_firstlineno, function.__qualname__, signature
     return hashlib.sha256("\n".join(map(str, (function.__module__, *parts))).encode()).hexdigest()
 
 
@@ -106,9 +103,8 @@ def install(kernels: Iterable[Any]) -> int:
     codes = {}
     for kernel in kernels:
         for signature, result in kernel.overloads.items():
-            name, parts = _name(kernel._cache, signature), portable_parts(result)
-            if name is not None and parts is not None:
-                codes[name] = dumps(parts)  # type: ignore[no-untyped-call]
+            if (parts := portable_parts(result)) is not None:
+                codes[_name(kernel._cache, signature)] = dumps(parts)  # type: ignore[no-untyped-call]
     descriptor, temporary = tempfile.mkstemp(dir=FILE.parent)
     try:
         with os.fdopen(descriptor, "wb") as written, zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as file:

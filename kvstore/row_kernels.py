@@ -33,7 +33,7 @@ _USUAL_COLUMNS = 64
 
 @dataclass(frozen=True)
 class _Columns:
-    """``LANES`` columns of rows from ``first`` on, or those of them that are in ``mask``."""
+    """``LANES`` columns of rows from ``first`` on, or only the columns in ``mask``."""
 
     builder: Any
     first: Any
@@ -99,7 +99,7 @@ def _rows(context: Any, builder: Any, signature: Any, arguments: Any) -> tuple[l
 
 
 def _signature(result: Any, *kinds: Any) -> Any:
-    """Return the types of an intrinsic, and check those of arrays while a kernel is compiled."""
+    """Return the types of an intrinsic; check the types of arrays while a kernel is compiled."""
     for kind in kinds:
         if isinstance(kind, types.Array) and (kind.dtype, kind.ndim, kind.layout) != (types.float32, 2, "C"):
             raise TypingError(f"found {kind}: expected a contiguous float32 array with two dimensions")

@@ -37,7 +37,7 @@ _GAP = 32
 
 
 def leaf_shift(parts: int) -> int:
-    """Return by how many bits numbers of ``parts`` parts are shifted to be those of their leaves."""
+    """Return by how many bits to shift the number of one of ``parts`` parts right, for the number of its leaf."""
     shift = 0
     while (parts - 1) >> shift >= MAX_LEAVES:
         shift += 1
@@ -46,7 +46,7 @@ def leaf_shift(parts: int) -> int:
 
 @inner_kernel()
 def leaf_stride(count, dim):  # type: ignore[no-untyped-def]
-    """Return how many rows of ``dim`` columns there are from the leaves of one thread to those of the next."""
+    """Return the stride from one thread's leaves to the next thread's, in rows of ``dim`` columns."""
     return count + -(-_GAP // dim)
 
 

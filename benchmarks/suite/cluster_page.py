@@ -36,17 +36,11 @@ def cluster_section(scale: Scale, results: Results) -> Iterator[str]:
 
 
 def bandwidth_chart(scale: Scale, results: Results) -> dict[str, Points]:
-    """Return milliseconds of a step by Gbit/s, measured and as predicted from the unlimited step."""
+    """Return milliseconds of a step by Gbit/s."""
     chart: dict[str, Points] = {}
     for servers, name in STORES.items():
-        unlimited = results.median(bandwidth_key(UNLIMITED, servers), "step_ms")
-        measured, predicted = [], []
-        for gbits in scale.gbits:
-            step = results.median(bandwidth_key(gbits, servers), "step_ms")
-            wire = results.median(bandwidth_key(gbits, servers), "predicted_wire_ms")
-            measured += [(float(gbits), step)] if step else []
-            predicted += [(float(gbits), unlimited + wire)] if unlimited and wire else []
-        chart |= {f"{name}, measured": measured, f"{name}, unlimited + predicted": predicted}
+        steps = ((float(gbits), results.median(bandwidth_key(gbits, servers), "step_ms")) for gbits in scale.gbits)
+        chart[name] = [(gbits, step) for gbits, step in steps if step]
     return chart
 
 
@@ -73,9 +67,8 @@ def _bandwidths(scale: Scale, results: Results) -> Iterator[str]:
         worker each (dist_sync), or one worker that holds a part of the tables (sharded). The hosts are network
         namespaces of this machine, and the kernel limits both directions of their links. What one TCP connection moves
         between them was measured before each run; where that is less than the limit, the cores are the limit. Megabytes
-        are those of a step that both workers together pull and push, half of them on the wire. The time on the wire is
-        the prediction of `crossfade plan --hosts 2 --bandwidth RATE`; the difference is that to the unlimited step of
-        the same repeat."""
+        are those of a step that both workers together pull and push, half of them on the wire. The difference is that
+        to the unlimited step of the same repeat."""
     )
     rows = [
         [name, *_bandwidth_row(results, gbits, servers)]
@@ -89,7 +82,6 @@ def _bandwidths(scale: Scale, results: Results) -> Iterator[str]:
         "step, ms",
         "MB pulled",
         "MB pushed",
-        "predicted wire, ms",
         "difference, ms",
     ]
     yield table(head, rows)
@@ -102,9 +94,9 @@ def _bandwidth_row(results: Results, gbits: float, servers: int) -> list[str]:
     row = [f"{gbits} Gbit/s" if gbits else "unlimited", cell(results, key, "link_gbits")]
     row += [cell(results, key, "step_ms"), *moved]
     if not gbits:
-        return [*row, "", ""]
+        return [*row, ""]
     differences = results.differences(key, bandwidth_key(UNLIMITED, servers), "step_ms")
-    return [*row, cell(results, key, "predicted_wire_ms"), spread(differences) or absence(results, key)]
+    return [*row, spread(differences) or absence(results, key)]
 
 
 def _slow_workers(scale: Scale, results: Results) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Train on two hosts, which are network namespaces of this machine, with links of a given bandwidth.
 
     result = train_on_two_hosts(job, run_dir, gbits=10, servers=2)      # 0: as fast as they are
-    result["step_ms"], result["bytes_pulled"], result["predicted_wire_ms"]
+    result["step_ms"], result["bytes_pulled"]
 
 They are started as users start them, ``crossfade train`` on one host and ``crossfade agent`` on the other; each has a
 worker, and a server unless the workers hold the tables. The kernel limits both directions of both links (a token
@@ -10,7 +10,6 @@ bucket, ``tc``'s tbf), which a connection between the hosts confirms before each
 
 from __future__ import annotations
 
-import json
 import secrets
 import subprocess
 import sys
@@ -34,7 +33,7 @@ TOLERANCE = 1.05
 
 
 def train_on_two_hosts(job: dict[str, Any], run_dir: Path, gbits: float, *, servers: int = HOSTS) -> dict[str, Any]:
-    """Run the job with links of ``gbits`` Gbit/s, 0: without a limit; return its figures next to the plan's.
+    """Run the job with links of ``gbits`` Gbit/s, 0: without a limit; return its figures.
 
     Without ``servers``, the workers hold the tables.
 
@@ -56,10 +55,7 @@ def train_on_two_hosts(job: dict[str, Any], run_dir: Path, gbits: float, *, serv
         raise MeasurementError(f"the network of two hosts failed: {error}") from None
     report = read_report(run_dir)
     moved = {name: report[name] / report["steps"] for name in ("bytes_pulled", "bytes_pushed")}
-    result |= moved | {"link_gbits": link}
-    if gbits:
-        result["predicted_wire_ms"] = 1e3 * predicted_seconds(run_dir.with_suffix(".yaml"), gbits, servers)
-    return result
+    return result | moved | {"link_gbits": link}
 
 
 def _train(job: dict[str, Any], run_dir: Path, hosts: Sequence[Host], servers: int) -> dict[str, Any]:
@@ -95,12 +91,3 @@ def link_gbits(hosts: Sequence[Host]) -> float:
             receiving.kill()
     received, seconds = output.split()
     return 8e-9 * int(received) / float(seconds)
-
-
-def predicted_seconds(job: Path, gbits: float, servers: int) -> float:
-    """Return the seconds of a step on the wire that ``crossfade plan`` predicts."""
-    counts = {"hosts": HOSTS, "servers": servers, "workers": HOSTS}
-    options = [word for name, count in counts.items() for word in (f"--{name}", str(count))]
-    command = [sys.executable, "-m", "crossfade", "plan", str(job), *options, "--bandwidth", f"{gbits:g}Gbit", "--json"]
-    plan = json.loads(run_command(command, COMMAND_SECONDS))
-    return float(plan["network"]["seconds"])

@@ -109,7 +109,7 @@ class _Waits:
         job = {"name": "tiny", "data": {"path": str(self._synthetic("tiny", *TINY))}}
         command = train_command(job, self._made / "runs" / "tiny")
         with tempfile.TemporaryDirectory(dir=self._made) as cache:
-            there = ["env", "--unset", "NUMBA_CACHE_DIR", f"XDG_CACHE_HOME={cache}"]
+            there = ["env", f"NUMBA_CACHE_DIR={cache}"]
             first, second = (self._timed([*there, *command]) for _ in range(2))
         return {
             "cpu_seconds": first["cpu_seconds"] - second["cpu_seconds"],

@@ -20,7 +20,8 @@ import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -128,6 +129,18 @@ def _id_text(place: str, value: Any) -> str:
     return str(value)
 
 
+def _plain(annotation: Any) -> Any:
+    """Return a type without the validators of a field, which are not for readers, and unions as ``X | None``."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain(parts[0])
+    if origin in (Union, UnionType):
+        return functools.reduce(operator.or_, map(_plain, parts))
+    if origin in (None, Literal):
+        return annotation
+    return origin[tuple(_plain(part) for part in parts)]
+
+
 def takes(
     options: type[Options], *, without: Collection[str] = ()
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
@@ -137,25 +150,25 @@ def takes(
     """
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, eval_str=True)
         own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
         fields = {
             name: field
             for name, field in options.model_fields.items()
             if name not in without and name not in signature.parameters
         }
-        types = get_type_hints(options)  # plain ones: the validators of the fields are not for readers
+        types = get_type_hints(options, include_extras=True)
         keywords = [
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=inspect.Parameter.empty if field.is_required() else field.get_default(),
-                annotation=types[name],
+                annotation=_plain(types[name]),
             )
             for name, field in fields.items()
         ]
+        documented = re.sub(r" *\*\*\w+:.*(\n|$)", "", inspect.cleandoc(function.__doc__ or ""))
         lines = "\n".join(f"    {name}: {described(field)}." for name, field in fields.items())
-        documented = re.sub(r"    \*\*\w+:.*\n", "", inspect.cleandoc(function.__doc__ or ""))
         if "Args:\n" in documented:
             documented = re.sub(r"(Args:\n(?:    .*\n?)*)", lambda match: f"{match[1].rstrip()}\n{lines}\n", documented)
         else:

@@ -5,12 +5,9 @@ from sklearn.model_selection import GridSearchCV
 search = GridSearchCV(Recommender(query="user", item="artist"), {"dim": [32, 64]}, cv=3).fit(plays)
 """
 
-from __future__ import annotations
-
 import inspect
-from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +15,14 @@ import pyarrow.compute as pc
 
 from crossfade.api import arguments
 from crossfade.api.fit import fit
+from crossfade.api.fit_options import FitOptions
 from crossfade.api.frames import open_batches
+from crossfade.api.model import Model, Opened
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.prepare.option_values import EntityColumn
-
-if TYPE_CHECKING:
-    from crossfade.api.model import Model, Opened
-    from crossfade.trainer.recommend.options import OnUnknown
-    from crossfade.trainer.recommend.trained_model import TrainedModel
-
+from crossfade.trainer.recommend.options import OnUnknown, RecommendOptions
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _NOTHING_TO_SCORE = "X: no event has a known query with a known item that is new to it; expected at least one"
 
@@ -42,33 +37,23 @@ class Recommender:
         model_: the model, after ``fit``.
     """
 
+    query: str
+    item: str
+    k: int
     model_: Model
 
-    def __init__(
-        self,
-        query: str = "user",
-        item: str = "item",
-        *,
-        weight: str | None = None,
-        timestamp: str | None = None,
-        read: Mapping[str, Any] | None = None,
-        dim: int = 64,
-        epochs: int | None = None,
-        seed: int = 1,
-        k: int = 10,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Keep the parameters; ``fit`` checks them."""
-        self.query = query
-        self.item = item
-        self.weight = weight
-        self.timestamp = timestamp
-        self.read = read
-        self.dim = dim
-        self.epochs = epochs
-        self.seed = seed
-        self.k = k
-        self.settings = settings
+    @arguments.takes(FitOptions, without=["names", "valid", "test", "progress"])
+    def __init__(self, query: str = "user", item: str = "item", *, k: int = 10, **options: Any) -> None:
+        """Keep the parameters; ``fit`` checks them.
+
+        Args:
+            query: read customers from this column; NAME=COLUMN names them.
+            item: read items from this column; NAME=COLUMN names them.
+            k: depth of ``predict`` and ``score``.
+            **options: the fields of ``FitOptions`` but what is held out, names, and progress.
+        """
+        defaults = {name: parameter.default for name, parameter in _parameters().items()}
+        self.set_params(**{**defaults, "query": query, "item": item, "k": k, **options})
 
     def __repr__(self) -> str:
         """Return the parameters that differ from their defaults."""
@@ -93,7 +78,7 @@ class Recommender:
         """Return the parameters; ``deep`` has no effect, since none is an estimator."""
         return {name: getattr(self, name) for name in _parameters()}
 
-    def set_params(self, **parameters: Any) -> Recommender:
+    def set_params(self, **parameters: Any) -> Self:
         """Set parameters, and return self.
 
         Raises:
@@ -105,7 +90,7 @@ class Recommender:
             setattr(self, name, value)
         return self
 
-    def fit(self, X: Any, y: object = None) -> Recommender:
+    def fit(self, X: Any, y: object = None) -> Self:
         """Train on ``X``, events as ``crossfade.fit`` takes them.
 
         ``y`` is there because scikit-learn passes it, None unless it is given one: events have no target beside them.
@@ -206,8 +191,6 @@ def _recall(model: Opened, query: pa.ChunkedArray, item: pa.ChunkedArray, k: int
 
     Shapes: N pairs, Q queries, K ranks.
     """
-    from crossfade.trainer.recommend.options import RecommendOptions
-
     items = model.tables[model.item].rows
     query_N, item_N = _rows(model.trained, model.query, query), _rows(model.trained, model.item, item)
     pair_N = np.unique((query_N * items + item_N)[(query_N >= 0) & (item_N >= 0)])

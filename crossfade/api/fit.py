@@ -3,8 +3,6 @@
 model = fit(plays, query="user", item="artist", dim=64)
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.api import arguments
+from crossfade.api.fit_options import PREPARED_AS, READ, FitOptions
 from crossfade.api.frames import FrameKind, frame_kind, open_batches
 from crossfade.api.job import Job
 from crossfade.api.model import Model
 from crossfade.api.saving import DATASET_FOLDER
 from crossfade.api.training import bar_type, train
-from crossfade.api.wording import READ, fit_words, in_python
+from crossfade.api.wording import fit_words, in_python
 from crossfade.base.errors import InputError
 from crossfade.base.text import similar_name
 from crossfade.display import progress_bars
@@ -33,26 +32,12 @@ from crossfade.trainer.runs.run_folder import RunFolder
 _EVENTS_FILE, _RUN_FOLDER = "events.parquet", "run"
 _OF_FILES = ("delimiter", "format")
 """The keys of ``read`` that describe files, rather than values."""
+_COLUMNS_AND_HOLD_OUTS = ("query", "item", "weight", "timestamp", "valid", "test")
 
 
 @in_python
-def fit(
-    plays: Any,
-    *,
-    query: str,
-    item: str,
-    weight: str | None = None,
-    timestamp: str | None = None,
-    names: Mapping[str, str] | None = None,
-    read: Mapping[str, Any] | None = None,
-    valid: str | None = "random:0.1",
-    test: str | None = None,
-    dim: int = 64,
-    epochs: int | None = None,
-    seed: int = 1,
-    settings: Mapping[str, Any] | None = None,
-    progress: bool | None = None,
-) -> Model:
+@arguments.takes(FitOptions)
+def fit(plays: Any, **options: Any) -> Model:
     """Train embeddings on events, in this process, and return the model.
 
     Ctrl-C ends the training early: a model of the steps so far is returned. The dataset and the run are in a temporary
@@ -61,79 +46,49 @@ def fit(
     Args:
         plays: events, one per row: a table of pandas, Polars, DuckDB, or Arrow, or the path, pattern, or s3:// address
             of Parquet, CSV, or TSV files, or several of these.
-        query: the column of customers, or NAME=COLUMN.
-        item: the column of items, or NAME=COLUMN.
-        weight: the column of weights; None: every event weighs 1. Below 0 is negative feedback.
-        timestamp: the column of times, which hold-outs by time need.
-        names: the column of names, such as ``{"artist": "artist_name"}``, by entity.
-        read: how dirty events are read, such as ``{"on_bad_line": "skip"}``: see docs/python-api.md.
-        valid: what is held out to choose the best epoch: ``random:FRACTION``, ``last-N``, ``after:TIME``, or None.
-        test: what is held out for the metrics of the report, in the same form.
-        dim: columns of the embeddings.
-        epochs: passes over the events at most; None: as in a job without it.
-        seed: seed of every random number.
-        settings: further keys of a job, such as ``{"train.batch_size": 4096}``.
-        progress: whether to show progress bars; None: in terminals and notebooks.
+        **options: the fields of ``FitOptions``.
 
     Raises:
         InputError: a column, an event, or a setting is invalid.
         CrossfadeError: training failed.
     """
-    settings = _settings(dim, epochs, seed, settings)
-    chosen = {"query": query, "item": item, "weight": weight, "timestamp": timestamp, "seed": settings["train.seed"]}
-    chosen |= {"hold_out_valid": NONE if valid is None else valid, "hold_out_test": test}
-    return _fit(plays, chosen, names, read, settings, progress)
-
-
-def _fit(
-    plays: Any,
-    chosen: dict[str, Any],
-    names: Mapping[str, str] | None,
-    read: Mapping[str, Any] | None,
-    settings: Mapping[str, Any],
-    progress: bool | None,
-) -> Model:
-    """Prepare and train in a temporary folder; ``chosen`` are options of the preparation."""
+    chosen = FitOptions.of(**options)
+    settings = _settings(chosen)
     folder = Path(tempfile.mkdtemp(prefix="crossfade-"))
     try:
         kind = frame_kind(plays)
         events = None if kind is None else folder / _EVENTS_FILE
         with fit_words(events):
-            files = _paths(plays) if events is None else [events]
-            chosen |= {"out": folder / DATASET_FOLDER, "train": files, **_read_options(read, kind)}
-            options = _with_names(chosen, names)
+            values = _read_options(chosen.read or {}, kind) | {"seed": settings["train.seed"]}
+            values |= {"out": folder / DATASET_FOLDER, "train": _paths(plays) if events is None else [events]}
+            values |= {PREPARED_AS.get(name, name): getattr(chosen, name) for name in _COLUMNS_AND_HOLD_OUTS}
+            values["hold_out_valid"] = NONE if chosen.valid is None else chosen.valid
+            prepared = _with_names(values, chosen.names or {})
             if events is not None:
-                _write_events(plays, options, events)
-            with progress_bars(bar_type(progress)) as reporter:
+                _write_events(plays, prepared, events)
+            with progress_bars(bar_type(chosen.progress)) as reporter:
                 first_row = 1 if events is None else 0  # as ``iloc`` counts
-                prepare(options, reporter, first_row=first_row, keep=False)
-        values = {"name": "model", "data": {"path": options.out}, "metrics": {"port": None}}
-        train(Job(values, settings).config, RunFolder(folder / _RUN_FOLDER), progress=progress)
+                prepare(prepared, reporter, first_row=first_row, keep=False)
+        job = Job({"name": "model", "data": {"path": prepared.out}, "metrics": {"port": None}}, settings)
+        train(job.config, RunFolder(folder / _RUN_FOLDER), progress=chosen.progress)
         return Model(folder / _RUN_FOLDER, frame=kind, workspace=folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _settings(dim: object, epochs: object, seed: object, settings: object) -> dict[str, Any]:
-    """Return the keys of a job that arguments of ``fit`` stand for.
-
-    Raises:
-        InputError: one is invalid.
-    """
-    chosen = {"model.dim": arguments.whole_number("dim", dim), "train.seed": arguments.whole_number("seed", seed, 0)}
-    if epochs is not None:
-        chosen["train.epochs"] = arguments.whole_number("epochs", epochs)
-    return {**chosen, **arguments.mapping("settings", settings, '{"train.batch_size": 4096}')}
+def _settings(chosen: FitOptions) -> dict[str, Any]:
+    """Return the keys of a job that arguments of ``fit`` stand for."""
+    epochs = {} if chosen.epochs is None else {"train.epochs": chosen.epochs}
+    return {"model.dim": chosen.dim, "train.seed": chosen.seed, **epochs, **(chosen.settings or {})}
 
 
-def _read_options(read: object, kind: FrameKind | None) -> dict[str, Any]:
+def _read_options(read: Mapping[str, Any], kind: FrameKind | None) -> dict[str, Any]:
     """Return the options of a preparation that ``read`` stands for; ``kind`` is that of ``plays``, if it is a table.
 
     Raises:
         InputError: one is unknown, or has no effect.
     """
-    read = arguments.mapping("read", read, '{"on_missing": "drop"}')
     for key in read:
         if key not in READ:
             near = similar_name(key, READ)
@@ -144,14 +99,13 @@ def _read_options(read: object, kind: FrameKind | None) -> dict[str, Any]:
     return {key: value for key, value in read.items() if value is not None}
 
 
-def _with_names(chosen: Mapping[str, Any], names: object) -> PrepareOptions:
-    """Return the options that were ``chosen``; ``names`` are in the events, next to the IDs.
+def _with_names(chosen: Mapping[str, Any], columns: Mapping[str, Any]) -> PrepareOptions:
+    """Return the options that were ``chosen``; names are in ``columns`` of the events, next to the IDs.
 
     Raises:
         InputError: an option is invalid.
     """
     options = PrepareOptions.of(**chosen)
-    columns = arguments.mapping("names", names, '{"artist": "artist_name"}')
     if columns and len(options.train) > 1:
         raise InputError("names: expected one file of events, or a data frame, to read names from")
     ids = {side.name: side.column for side in (options.query, options.item)}

@@ -4,13 +4,11 @@ job = Job.from_yaml("jobs/lastfm.yaml", {"train.epochs": 5})
 model = job.train(servers=2, workers=2)
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -46,7 +44,7 @@ class Job:
 
     @classmethod
     @in_python
-    def from_yaml(cls, path: str | Path, settings: Mapping[str, Any] | None = None) -> Job:
+    def from_yaml(cls, path: str | Path, settings: Mapping[str, Any] | None = None) -> Self:
         """Read a job file; ``settings`` such as ``{"train.epochs": 5}`` replace values of the file.
 
         Raises:
@@ -55,7 +53,7 @@ class Job:
         return cls._of(load_job(Path(arguments.path("path", path)), *_overrides(settings)))
 
     @classmethod
-    def _of(cls, config: JobConfig) -> Job:
+    def _of(cls, config: JobConfig) -> Self:
         job = cls.__new__(cls)
         job.config = config
         return job
@@ -69,7 +67,7 @@ class Job:
         return self.config.to_yaml()
 
     @in_python
-    def with_settings(self, settings: Mapping[str, Any]) -> Job:
+    def with_settings(self, settings: Mapping[str, Any]) -> Self:
         """Return a job with some values replaced, such as ``{"train.epochs": 5}``.
 
         Raises:
@@ -87,7 +85,7 @@ class Job:
         overwrite: bool = False,
         resume: bool = False,
         progress: bool | None = None,
-    ) -> Model:
+    ) -> "Model":
         """Train, and return the model.
 
         With one worker and no servers, the job trains in this process, else in processes that it starts: the servers

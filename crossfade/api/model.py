@@ -9,8 +9,6 @@
 Shapes: R rows of a table, D columns.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import weakref
@@ -60,7 +58,7 @@ class Model:
     """
 
     @in_python
-    @takes(ModelSource, without=["source"])
+    @takes(ModelSource)
     def __init__(
         self, source: str | Path, *, frame: FrameKind | None = None, workspace: Path | None = None, **options: Any
     ) -> None:
@@ -270,7 +268,7 @@ class Model:
         return to_frame(self.use(make), self.frame)
 
 
-@takes(ModelSource, without=["source"])
+@takes(ModelSource)
 def load(source: str | Path, *, frame: FrameKind | None = None, **options: Any) -> Model:
     """Open the trained model at ``source``: a run folder, a folder of checkpoints, or a checkpoint, local or on S3.
 

@@ -82,17 +82,15 @@ def check_free(folder: Path, overwrite: bool) -> None:
     Raises:
         InputError: it may not be replaced.
     """
-    check_replaceable(
-        folder,
-        overwrite,
-        exists=f"{folder}: already exists; choose another, or replace a model with overwrite=True",
-        no_folder=f"{folder}: is not a folder of a model, so overwrite=True does not replace it; choose another",
-        find_foreign=lambda: _find_foreign(folder),
-    )
+    check_replaceable(folder, overwrite, "a model", lambda: _find_foreign(folder), option="folder")
 
 
 def _find_foreign(folder: Path) -> str | None:
-    """Return a message on why ``folder`` is not a model that may be deleted; None if it is one."""
+    """Return a file of ``folder`` that is not part of a model; None if there is none.
+
+    Raises:
+        InputError: it is no model, or is being written.
+    """
     run = RunFolder(folder)
     foreign = [name for name in run.foreign_names() if written_name(name) != DATASET_FOLDER]
     for name, own in _OWN_FILES.items():
@@ -101,15 +99,12 @@ def _find_foreign(folder: Path) -> str | None:
             if (not path.is_dir() or path.is_symlink()) and not own.fullmatch(written):
                 foreign.append(path.relative_to(folder).as_posix())
     if foreign:
-        return (
-            f"{folder}: holds '{foreign[0]}', which is not part of a model and which overwrite=True would delete; move "
-            "it, or choose another folder"
-        )
+        return foreign[0]
     if any(folder.iterdir()) and not _is_job(folder / JOB_FILE):
         problem = f"holds no model (it has no {JOB_FILE} of a run), so overwrite=True does not replace it"
-        return f"{folder}: {problem}; choose another"
+        raise InputError(f"{folder}: {problem}; choose another")
     if run.lock.is_held():
-        return f"{folder}: a run is in progress; wait until it ends, or choose another folder"
+        raise InputError(f"{folder}: a run is in progress; wait until it ends, or choose another folder")
     return None
 
 

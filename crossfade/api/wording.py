@@ -17,21 +17,15 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from crossfade.api.arguments import shown
+from crossfade.api.fit_options import PREPARED_AS, READ
 from crossfade.base.errors import CrossfadeError, InputError, OptionError, OptionWords
 from crossfade.trainer.prepare.faults import EventFaultsError
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-READ = ("delimiter", "format", "id_type", "on_bad_line", "on_missing", "max_bad", "timestamp_format")
-"""The options of a preparation that are keys of the argument ``read`` of ``fit``."""
-_OF_FIT = {
-    "train": "plays",
-    "hold_out_valid": "valid",
-    "hold_out_test": "test",
-    "out": "TMPDIR",
-}
-"""What further options of a preparation are called in ``fit``, unless their own name is that of an argument."""
+_OF_FIT = {option: argument for argument, option in PREPARED_AS.items()} | {"out": "TMPDIR"}
+"""What options of a preparation are called in ``fit``, unless their own name is that of an argument."""
 _ARGUMENTS = {"overwrite": "overwrite=True", "resume": "resume=True", "work_dir": "TMPDIR"}
 """What options without a value are called in Python, unless their own name is that of an argument."""
 _MAX_KINDS = 3

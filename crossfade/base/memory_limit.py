@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, command
 
 _GIB = 2**30
 _COMMAND_BYTES = round(2.5 * _GIB)
@@ -57,7 +57,7 @@ def lack_of_memory(error: BaseException) -> str | None:
             limit = _limit()
             what = " ".join(str(cause).split()) or "an allocation failed"
             where = "" if limit is None else f"; this process is limited to {limit / _GIB:.1f} GiB (ulimit -v)"
-            return f"not enough memory: {what}{where}; 'crossfade plan' has what a job needs"
+            return f"not enough memory: {what}{where}; {command('plan')} has what a job needs"
         cause = cause.__cause__
     return None
 

@@ -29,7 +29,14 @@ from pydantic.fields import FieldInfo
 from crossfade.base.errors import OptionError, option_named
 from crossfade.base.text import similar_name
 
-_KINDS: Mapping[Any, str] = {int: "an integer", float: "a number", str: "text", Path: "a path", bool: "true or false"}
+_KINDS: Mapping[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    bool: "true or false",
+    dict: "a dictionary",
+}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|(s3|gs|https?|file):/")
 """How addresses such as ``s3://music`` begin, or what a ``Path`` has made of the usual ones."""
 
@@ -104,7 +111,7 @@ class Options(BaseModel):
     one_of: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """Options of which exactly one must be given."""
     at_most_one: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """Options of which only one may be given."""
+    """Options of which only one may be given, further ones than those of base classes."""
 
     @model_validator(mode="before")
     @classmethod
@@ -134,7 +141,8 @@ class Options(BaseModel):
         Raises:
             OptionError: a name is unknown, a value is invalid, or options contradict each other.
         """
-        for names in (*cls.one_of, *cls.at_most_one):
+        at_most_one = [names for kind in cls.__mro__ for names in vars(kind).get("at_most_one", ())]
+        for names in (*cls.one_of, *at_most_one):
             found = [name for name in names if values.get(name) not in (None, False)]
             if len(found) > 1 or (not found and names in cls.one_of):
                 first = found[1] if found else names[0]
@@ -219,7 +227,7 @@ def expected(field: FieldInfo, *, inner: bool = False) -> str:
         return alternatives(get_args(kind))
     if is_list(field) and not inner:
         return "a list of values"
-    words = _KINDS.get(kind, "another value")
+    words = _KINDS.get(get_origin(kind) or kind, "another value")
     limits = get_args(get_args(plain_type(field.annotation))[0])[1:] if inner else _limits(field)
     low = next((entry for entry in limits if isinstance(entry, Ge | Gt)), None)
     high = next((entry for entry in limits if isinstance(entry, Le | Lt)), None)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from crossfade.base.errors import escape_unprintable
 from crossfade.base.formatting import duration, size
 from crossfade.base.options import Number, Options, option
 from crossfade.cli.command import Command, as_command
-from crossfade.terminal import print_json, print_line
+from crossfade.terminal import TableOptions, print_line, print_result
+
+if TYPE_CHECKING:
+    from crossfade.kvstore.checkpoint.lifecycle import CheckpointEntry
 
 _FROM = "FROM is a run folder or a folder of checkpoints, either of which may be on S3."
 _LIST_NOTES = f"""\
@@ -43,11 +48,10 @@ class CheckpointsSource(Options):
     )
 
 
-class ListCommand(CheckpointsSource):
+class ListCommand(TableOptions, CheckpointsSource):
     """Which checkpoints are listed, and how."""
 
     verify: bool = option(False, "read all files and compare their checksums", group="output")
-    json_: bool = option(False, "print a list of JSON objects, one for each checkpoint", group="output")
 
 
 class CleanCommand(CheckpointsSource):
@@ -72,16 +76,17 @@ def _list(options: ListCommand) -> int:
     from crossfade.kvstore.checkpoint.lifecycle import list_checkpoints
 
     entries = list_checkpoints(locate_checkpoints(options.source), verify=options.verify)
-    if options.json_:
-        print_json([vars(entry) for entry in entries])
-        return 0
+    print_result(options, [vars(entry) for entry in entries], lambda: _print(entries), lambda: map(vars, entries))
+    return 0
+
+
+def _print(entries: Sequence[CheckpointEntry]) -> None:
     now = time.time()
     print_line(f"{'step':>11}  {'size':>9}  {'age':>13}  state" if entries else "no checkpoints")
     for entry in entries:
         age = duration(None if entry.modified is None else now - entry.modified)
         detail = f": {escape_unprintable(entry.detail)}" if entry.detail else ""
         print_line(f"{entry.step:>11,}  {size(entry.bytes):>9}  {age:>13}  {entry.state}{detail}")
-    return 0
 
 
 @as_command(

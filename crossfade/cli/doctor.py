@@ -1,4 +1,4 @@
-"""``crossfade doctor``: check a host, and a job on it, and print what to fix."""
+"""``crossfade doctor``: check MXNet, the GPU's driver, and storage, and print what to fix."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ from crossfade.deploy.doctor.options import DoctorOptions
 from crossfade.terminal import print_json, print_line
 
 _DESCRIPTION = """\
-Check this host and, if one is named, a run or a job on it, and print what to fix.
+Check that MXNet can be imported and the GPU's driver works and, of a run or a job, what is allowed on S3.
 
-Nothing is started or changed, but for probe objects on S3, which are deleted again.
+Nothing is started or changed, but for a probe object among checkpoints on S3, which is deleted again. Data, memory, and
+ports are checked by 'crossfade train' before it starts.
 """
 _EXAMPLES = (
     ("crossfade doctor", "Check this host."),
-    ("crossfade doctor jobs/lastfm.yaml --servers 2 --workers 2", "Check whether a job can run on it."),
-    ("crossfade doctor runs/lastfm --json", "Check a run that exists, and print JSON."),
+    ("crossfade doctor jobs/lastfm.yaml --servers 2 --workers 2", "Check what a job needs, too."),
+    ("crossfade doctor runs/lastfm --json", "Check what a run needs, and print JSON."),
 )
 _NOTES = """\
 Each line has a check, what was found, and what to do:
 
 ok             nothing
-warning        training works, but slower, or not in all cases; or a process that died has left something
+warning        training works, but not in all cases, or not on the GPU
 fix            training does not work
-
-A check that does not end within --timeout is to be fixed too. Memory and ports are not compared while a run is in
-progress in the run folder.
 
 Exit codes: 0 nothing is to be fixed; 1 something is; 2 invalid input.
 """

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.formatting import with_error
-from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
-from crossfade.terminal import print_line, print_table
+from crossfade.terminal import TableOptions, print_line, print_result, print_table
 from crossfade.trainer.evaluation.options import EvaluateOptions
 from crossfade.trainer.runs.shown_metrics import error_of, is_metric
 
@@ -75,10 +74,8 @@ _RERANKED = ("recall", "ndcg", "coverage", "diversity", "novelty", "gini")
 Values = Mapping[str, float | int | None]
 
 
-class EvaluateCommand(EvaluateOptions):
+class EvaluateCommand(TableOptions, EvaluateOptions):
     """The options of the command."""
-
-    json_: bool = option(False, "print the metrics as JSON", group="output")
 
 
 @as_command(
@@ -94,21 +91,32 @@ def run(options: EvaluateCommand) -> int:
         InputError: an option or the job is invalid, the run has no embeddings or its dataset no such split, or the runs
             that are compared have different datasets.
     """
-    from crossfade.display import print_metrics, progress_bars
+    from crossfade.display import progress_bars
     from crossfade.trainer.evaluation.run_evaluation import evaluate_run, evaluate_shard
 
     if options.shard is not None:
         queries = evaluate_shard(options, options.shard)
-        if options.json_:
-            print(json.dumps({"queries": queries, "shard": str(options.shard)}))
-            return 0
-        print_line(f"sums of {counted(queries, 'query', 'queries')}: {options.out}, shard {options.shard}")
+        line = f"sums of {counted(queries, 'query', 'queries')}: {options.out}, shard {options.shard}"
+        print_result(options, {"queries": queries, "shard": str(options.shard)}, lambda: print_line(line))
         return 0
     with progress_bars() as bars:
         results = evaluate_run(options, bars)
-    if options.json_:
-        print(json.dumps(results))
-        return 0
+    print_result(
+        options, results, lambda: _print(results, options), lambda: _records(results, options), to_json=json.dumps
+    )
+    return 0
+
+
+def _records(results: Mapping[str, Any], options: EvaluateCommand) -> Iterator[dict[str, Any]]:
+    """Yield each metric of the split and of its segments, with its standard error where it has one."""
+    for segment, values in {"all": results[options.split], **results.get("segments", {})}.items():
+        for name in filter(is_metric, values):
+            yield {"segment": segment, "metric": name, "value": values[name], "error": values.get(error_of(name))}
+
+
+def _print(results: Mapping[str, Any], options: EvaluateCommand) -> None:
+    from crossfade.display import print_metrics
+
     if shortfall := results["baselines"]["shortfall"]:
         print_line(shortfall)
     print_metrics({str(options.split): results[options.split]}, results["task"], results["baselines"])
@@ -123,7 +131,6 @@ def run(options: EvaluateCommand) -> int:
         _print_comparison(results["comparison"], options.source)
     for entity, found in results.get("labels", {}).items():
         _print_precision(entity, found)
-    return 0
 
 
 def _print_precision(entity: str, found: LabelPrecision) -> None:

@@ -6,10 +6,9 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
-from crossfade.terminal import print_line
+from crossfade.terminal import PrintOptions, print_line, print_result
 from crossfade.trainer.formats.options import ExportOptions
 
 if TYPE_CHECKING:
@@ -113,10 +112,8 @@ Exit codes: 0 done; 1 the checkpoint cannot be read, or the server was lost; 2 i
 """
 
 
-class ExportCommand(ExportOptions):
+class ExportCommand(PrintOptions, ExportOptions):
     """The options of the command."""
-
-    json_: bool = option(False, "print what was exported as JSON", group="output")
 
 
 @as_command(
@@ -138,16 +135,16 @@ def run(options: ExportCommand) -> int:
     with progress_bars() as bars:
         if options.shard is not None:
             rows = export_shard(options, options.shard, _logger.info, bars)
-            if options.json_:
-                print(json.dumps({"rows": rows, "shard": str(options.shard)}))
-            else:
-                print_line(f"{counted(rows, 'row')}: {options.out}, shard {options.shard}")
+            line = f"{counted(rows, 'row')}: {options.out}, shard {options.shard}"
+            print_result(options, {"rows": rows, "shard": str(options.shard)}, lambda: print_line(line))
             return 0
         exported = (merge_export if options.merge else export)(options, _logger.info, bars)
-    if options.json_:
-        print(json.dumps({**vars(exported), "tables": [vars(table) for table in exported.tables]}))
-    else:
-        _print_lines(exported, is_pushed=options.push is not None)
+    print_result(
+        options,
+        {**vars(exported), "tables": [vars(table) for table in exported.tables]},
+        lambda: _print_lines(exported, is_pushed=options.push is not None),
+        to_json=json.dumps,
+    )
     return 0
 
 

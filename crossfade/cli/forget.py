@@ -117,7 +117,7 @@ def _describe(report: ForgetReport, file: str) -> list[str]:
     if report.pending:
         lines.insert(2, f"  {report.pending:,} of them were waiting for admission (--admit)")
     if report.leftovers_deleted:
-        lines.append("  finished an earlier 'crossfade forget' that was interrupted: deleted the files it had left")
+        lines.append(f"  finished an earlier {command('forget')} that was interrupted: deleted the files it had left")
     return lines
 
 
@@ -132,7 +132,7 @@ def _other_copies_of_service(folder: str, report: ServiceForgetReport) -> list[s
     if report.versions:
         names = ", ".join(map(str, report.versions))
         lines = [
-            f"  versions       {names}: the next 'crossfade refresh' publishes one without them, and deletes these",
+            f"  versions       {names}: the next {command('refresh')} publishes one without them, and deletes these",
             *lines,
         ]
     return ["what may still hold them, and how to clear it:", *lines]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
-from crossfade.terminal import print_json, print_line
+from crossfade.terminal import PrintOptions, print_line, print_result
 from crossfade.trainer.recommend.options import IndexOptions
 from crossfade.trainer.runs.options import ModelSource
 
@@ -63,10 +62,8 @@ Exit codes: 0 done; 1 FOLDER cannot be written; 2 invalid input, or a corrupt ch
 """
 
 
-class IndexCommand(IndexOptions, ModelSource):
+class IndexCommand(PrintOptions, IndexOptions, ModelSource):
     """The options of the command."""
-
-    json_: bool = option(False, "print the card as JSON", group="output")
 
 
 @as_command(
@@ -90,10 +87,8 @@ def run(options: IndexCommand) -> int:
     with progress_bars() as bars:
         if (shard := options.shard) is not None:
             rows = with_trained_model(options, _logger.info, lambda model: index_shard(model, options, shard, bars))
-            if options.json_:
-                print_json({"rows": rows, "shard": str(shard)})
-            else:
-                print_line(f"{counted(rows, 'vector')}: {options.out}, shard {shard}")
+            line = f"{counted(rows, 'vector')}: {options.out}, shard {shard}"
+            print_result(options, {"rows": rows, "shard": str(shard)}, lambda: print_line(line))
             return 0
         build = merge_index if options.merge else build_index
         card = with_trained_model(options, _logger.info, lambda model: build(model, options, bars))
@@ -101,10 +96,7 @@ def run(options: IndexCommand) -> int:
         scanned = f"{card.index.probes} of" if card.index.probes < card.index.lists else "all"
         recall = f"recall@100 is {card.measured.recall_at_100:.4f} with {scanned} {card.index.lists} lists"
         _logger.warning(f"{recall}; --codes flat is exact")
-    if options.json_:
-        print_json(card.model_dump(mode="json"))
-    else:
-        _print(card, options.out)
+    print_result(options, card.model_dump(mode="json"), lambda: _print(card, options.out))
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import zip_longest
 from pathlib import Path
@@ -16,7 +16,7 @@ from crossfade.base.errors import OptionError, escape_unprintable, option_named
 from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
-from crossfade.terminal import print_json, print_line
+from crossfade.terminal import TableOptions, print_line, print_lines, print_result
 from crossfade.trainer.recommend.options import RecommendToOptions
 
 if TYPE_CHECKING:
@@ -80,13 +80,12 @@ With --shard, OUT is a folder of Parquet files, whose rows are, in the order of 
 verifies them and writes OUT/_manifest.json."""
 
 
-class RecommendCommand(RecommendToOptions):
+class RecommendCommand(TableOptions, RecommendToOptions):
     """The options of the command."""
 
     show: str | None = option(
         None, "print this feature, or column of the metadata, beside the names of items", group="output", value="COLUMN"
     )
-    json_: bool = option(False, "print recommendations as JSON", group="output")
 
     @property
     def columns_used(self) -> set[str]:
@@ -95,8 +94,8 @@ class RecommendCommand(RecommendToOptions):
 
     @model_validator(mode="after")
     def _check_printing(self) -> Self:
-        name = "json" if self.json_ else "show"
-        if self.out is not None and (self.json_ or self.show is not None):
+        name = next((name for name in ("json_", "csv", "show") if getattr(self, name)), None)
+        if self.out is not None and name is not None:
             problem = "is for recommendations that are printed"
             fix = f"leave out {option_named(name)} or {option_named('out')}"
             raise OptionError(name, found=self.show if name == "show" else "", problem=problem, fix=fix)
@@ -161,24 +160,30 @@ def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:
     if column is not None:
         of_row = column_values(model.trained, model.item, file, column, labels)
     texts = {row: f"{text}{_beside(of_row.get(row))}" for row, text in distinct_labels(labels).items()}
-    results, fallback_Q = [], [None] * found.queries if found.fallback_Q is None else found.fallback_Q.tolist()
+    results, lines, fallback_Q = (
+        [],
+        list[str](),
+        [None] * found.queries if found.fallback_Q is None else found.fallback_Q.tolist(),
+    )
     for label, rows_K, scores_K, favorite_N, is_fallback in zip(
         found.labels, rows_QK, scores_QK, favorites, fallback_Q, strict=True
     ):
         ranked = [(row, score) for row, score in zip(rows_K, scores_K, strict=True) if row >= 0]
-        if options.json_:
-            more = {row: {str(column): values} for row, values in of_row.items()}
-            scored = [labels[row].as_record(model.item) | more.get(row, {}) | {"score": score} for row, score in ranked]
-            history = [labels[row].as_record(model.item) | more.get(row, {}) for row in favorite_N.tolist()]
-            mark = {} if is_fallback is None else {"is_fallback": is_fallback}
-            results.append({model.query: label.id or None, **mark, "recommendations": scored, "history": history})
-        else:
-            scored_texts = [f"{score:8.3f}  {texts[row]}" for row, score in ranked]
-            popular = f" (unknown or untrained: popular {model.item})" if is_fallback else ""
-            known, title = [texts[row] for row in favorite_N.tolist()], f"{model.query} {label}{popular}"
-            _print_lists(title if label.id else f"new {model.query}", model.item, scored_texts, known)
-    if options.json_:
-        print_json(results)
+        more = {row: {str(column): values} for row, values in of_row.items()}
+        scored = [labels[row].as_record(model.item) | more.get(row, {}) | {"score": score} for row, score in ranked]
+        history = [labels[row].as_record(model.item) | more.get(row, {}) for row in favorite_N.tolist()]
+        mark = {} if is_fallback is None else {"is_fallback": is_fallback}
+        results.append({model.query: label.id or None, **mark, "recommendations": scored, "history": history})
+        scored_texts = [f"{score:8.3f}  {texts[row]}" for row, score in ranked]
+        popular = f" (unknown or untrained: popular {model.item})" if is_fallback else ""
+        known, title = [texts[row] for row in favorite_N.tolist()], f"{model.query} {label}{popular}"
+        lines += _list_lines(title if label.id else f"new {model.query}", model.item, scored_texts, known)
+    print_result(
+        options,
+        results,
+        lambda: print_lines(lines),
+        lambda: [{model.query: each[model.query], **item} for each in results for item in each["recommendations"]],
+    )
 
 
 def _beside(values: Sequence[str] | None) -> str:
@@ -188,14 +193,14 @@ def _beside(values: Sequence[str] | None) -> str:
     return escape_unprintable(f" ({', '.join(values[:_SHOWN_VALUES])}{', …' * (len(values) > _SHOWN_VALUES)})")
 
 
-def _print_lists(title: str, item: str, lines: list[str], known: list[str]) -> None:
-    """Print recommendations beside the items of the largest weights in the history."""
+def _list_lines(title: str, item: str, lines: list[str], known: list[str]) -> Iterator[str]:
+    """Yield recommendations beside the items of the largest weights in the history."""
     head = f"{'score':>8}  recommended {item}"
     width = max(map(_columns, [head, *lines]))
-    print_line(title)
-    print_line(f"{head}{' ' * (width - _columns(head))}    history, by weight")
+    yield title
+    yield f"{head}{' ' * (width - _columns(head))}    history, by weight"
     for line, label in zip_longest(lines, known, fillvalue=""):
-        print_line(f"{line}{' ' * (width - _columns(line))}    {label}".rstrip())
+        yield f"{line}{' ' * (width - _columns(line))}    {label}".rstrip()
 
 
 def _columns(text: str) -> int:

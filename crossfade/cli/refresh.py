@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
 from crossfade.base.errors import CrossfadeError, as_typed, option_named, worded
 from crossfade.base.formatting import decimals, duration, local_time
-from crossfade.base.options import option
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.deploy.refresh.options import RefreshOptions
-from crossfade.terminal import print_json, print_line, print_table
+from crossfade.terminal import PrintOptions, align, print_line, print_lines, print_result
 
 if TYPE_CHECKING:
+    from crossfade.deploy.refresh.event_files import Arrivals
     from crossfade.deploy.refresh.increment import RefreshedService
-    from crossfade.deploy.refresh.versions import VersionRecord
+    from crossfade.deploy.refresh.last_failure import Failure
+    from crossfade.deploy.refresh.versions import ServiceVersions, VersionRecord
 
 _logger = logging.getLogger(__name__)
 _MAX_BACKOFF_SECONDS = 3600.0
 """After unexpected errors, attempts follow at intervals that double up to this, unless the interval is longer."""
+_ARRIVALS = ("waiting", "settling", "ahead", "unpublished", "set_aside", "never_matched")
 _EXAMPLES = (
     ("crossfade refresh music.yaml", "Take the event files that are new, train on them, and publish the version."),
     ("crossfade refresh music.yaml --every 10m", "The same every ten minutes, until a signal arrives."),
@@ -57,10 +60,8 @@ version is served.
 """
 
 
-class RefreshCommand(RefreshOptions):
+class RefreshCommand(PrintOptions, RefreshOptions):
     """The options of the command."""
-
-    json_: bool = option(False, "print versions as JSON, a line each", group="output")
 
 
 @as_command(
@@ -81,7 +82,7 @@ def run(options: RefreshCommand) -> int:
     config = load_service(options.service)
     with closing(RefreshedService(config)) as service:
         if options.status:
-            _print_status(service, as_json=options.json_)
+            _print_status(service, options)
             return 0
         if options.every is not None:
             _refresh_at_intervals(service, options, options.every)
@@ -137,10 +138,7 @@ def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
             for line in service.arrivals.reasons() if service.arrivals is not None else ():
                 print_line(worded(line, as_typed))
         return 0
-    if options.json_:
-        print_line(record.model_dump_json(), flush=True)
-    else:
-        print_line(_describe(record), flush=True)
+    print_line(record.model_dump_json() if options.json_ else _describe(record), flush=True)
     stopper.check()
     return int(record.status == "rejected")
 
@@ -185,32 +183,27 @@ def _report(service: RefreshedService, error: Exception) -> None:
     _logger.error(f"{message}; {served}, and the next attempt follows")
 
 
-def _print_status(service: RefreshedService, *, as_json: bool) -> None:
+def _print_status(service: RefreshedService, options: RefreshCommand) -> None:
     from crossfade.deploy.refresh.last_failure import read_failure
 
     versions, arrivals = service.versions, service.find_arrivals()
     current, failure = versions.current, read_failure(service.folder)
-    if as_json:
-        print_json(
-            {
-                "current": None if current is None else current.number,
-                "versions": [json.loads(record.model_dump_json()) for record in versions.records],
-                "waiting": arrivals.waiting,
-                "settling": arrivals.settling,
-                "ahead": arrivals.ahead,
-                "unpublished": arrivals.unpublished,
-                "set_aside": arrivals.set_aside,
-                "never_matched": arrivals.never_matched,
-                "last_failure": None if failure is None else failure.model_dump(),
-            }
-        )
-        return
+    value = {
+        "current": None if current is None else current.number,
+        "versions": [json.loads(record.model_dump_json()) for record in versions.records],
+        **{name: getattr(arrivals, name) for name in _ARRIVALS},
+        "last_failure": None if failure is None else failure.model_dump(),
+    }
+    print_result(options, value, lambda: print_lines(_status_lines(versions, arrivals, failure)))
+
+
+def _status_lines(versions: ServiceVersions, arrivals: Arrivals, failure: Failure | None) -> Iterator[str]:
     rows = [["version", "decided", "status", "events", "files", "metric", "before", "after", "took"]]
     rows += [
         [
             str(record.number),
             local_time(record.decided),
-            "served" if record == current else record.status,
+            "served" if record == versions.current else record.status,
             f"{record.events:,}",
             f"{len(record.files):,}",
             record.metric,
@@ -220,12 +213,11 @@ def _print_status(service: RefreshedService, *, as_json: bool) -> None:
         ]
         for record in versions.records
     ]
-    print_table(rows)
+    yield from align(rows, min_width=8)
     if versions.must_forget:
-        print_line("ids were forgotten: the next call publishes a version without them, and then takes events")
+        yield "ids were forgotten: the next call publishes a version without them, and then takes events"
     count = len(arrivals.waiting)
-    print_line(f"{counted(count, 'file')} of events {'waits' if count == 1 else 'wait'}")
-    for line in arrivals.reasons():
-        print_line(worded(line, as_typed))
+    yield f"{counted(count, 'file')} of events {'waits' if count == 1 else 'wait'}"
+    yield from (worded(line, as_typed) for line in arrivals.reasons())
     if failure is not None:
-        print_line(f"the last attempt failed at {local_time(failure.at)}: {failure.message}")
+        yield (f"the last attempt failed at {local_time(failure.at)}: {failure.message}")

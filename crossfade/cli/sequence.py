@@ -6,9 +6,8 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from crossfade.base.options import option
 from crossfade.cli.command import as_command
-from crossfade.terminal import print_json, print_line
+from crossfade.terminal import TableOptions, print_lines, print_result
 from crossfade.trainer.recommend.options import SequenceOptions
 
 if TYPE_CHECKING:
@@ -46,10 +45,8 @@ _METHODS = {
 }
 
 
-class SequenceCommand(SequenceOptions):
+class SequenceCommand(TableOptions, SequenceOptions):
     """The options of the command."""
-
-    json_: bool = option(False, "print the path or the measurement as JSON", group="output")
 
 
 @as_command(
@@ -80,21 +77,24 @@ def _print_path(finder: PathFinder, options: SequenceCommand) -> None:
     labels = finder.names.labels(path.row_K)
     found = [labels[row] for row in path.row_K.tolist()]
     mean, least = float(path.cosine_K.mean()), float(path.cosine_K.min())
-    cosines = [None, *path.cosine_K.tolist()]
-    if options.json_:
-        rows = [
-            label.as_record(entity) | {"cosine": cosine, "progress": progress}
-            for label, cosine, progress in zip(found, cosines, path.progress_K.tolist(), strict=True)
-        ]
-        print_json({"path": rows, "mean_cosine": mean, "min_cosine": least})
-        return
-    print_line(f"{'cosine':>8}  {'progress':>8}  {entity}")
-    texts = distinct_labels(labels)
-    for row, cosine, progress in zip(path.row_K.tolist(), cosines, path.progress_K, strict=True):
-        print_line(
-            f"{'' if cosine is None else f'{cosine:.3f}':>8}  {round(float(progress), 2) + 0.0:>8.2f}  {texts[row]}"
+    rows = [
+        label.as_record(entity) | {"cosine": cosine, "progress": progress}
+        for label, cosine, progress in zip(
+            found, [None, *path.cosine_K.tolist()], path.progress_K.tolist(), strict=True
         )
-    print_line(f"cosine of consecutive rows: mean {mean:.3f}, minimum {least:.3f}")
+    ]
+    texts = distinct_labels(labels)
+    lines = [
+        f"{'cosine':>8}  {'progress':>8}  {entity}",
+        *(
+            f"{'' if (cosine := each['cosine']) is None else f'{cosine:.3f}':>8}  "
+            f"{round(each['progress'], 2) + 0.0:>8.2f}  {texts[row]}"
+            for row, each in zip(path.row_K.tolist(), rows, strict=True)
+        ),
+        f"cosine of consecutive rows: mean {mean:.3f}, minimum {least:.3f}",
+    ]
+    value = {"path": rows, "mean_cosine": mean, "min_cosine": least}
+    print_result(options, value, lambda: print_lines(lines), lambda: rows)
 
 
 def _measure(finder: PathFinder, options: SequenceCommand) -> None:
@@ -103,14 +103,15 @@ def _measure(finder: PathFinder, options: SequenceCommand) -> None:
 
     with progress_bars() as bars:
         measured = measure_paths(finder, bars)
-    if options.json_:
-        print(json.dumps({"pairs": options.measure, "length": options.length, "methods": measured}))
-        return
-    print_line(
+    lines = [
         f"{options.measure:,} random pairs of {len(finder.candidate_I):,} rows of {finder.entity}, {options.length} "
-        "rows from A to B; cosines of consecutive rows, and the deviation of progress from equal steps"
-    )
-    print_line(f"{'mean':>8}  {'minimum':>8}  {'deviation':>9}")
-    for name, method in _METHODS.items():
-        found = measured[name]
-        print_line(f"{found['mean_cosine']:>8.3f}  {found['min_cosine']:>8.3f}  {found['deviation']:>9.3f}  {method}")
+        "rows from A to B; cosines of consecutive rows, and the deviation of progress from equal steps",
+        f"{'mean':>8}  {'minimum':>8}  {'deviation':>9}",
+        *(
+            f"{found['mean_cosine']:>8.3f}  {found['min_cosine']:>8.3f}  {found['deviation']:>9.3f}  {_METHODS[name]}"
+            for name, found in measured.items()
+        ),
+    ]
+    value = {"pairs": options.measure, "length": options.length, "methods": measured}
+    records = ({"method": name, **found} for name, found in measured.items())
+    print_result(options, value, lambda: print_lines(lines), lambda: records, to_json=json.dumps)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossfade.base.options import option
 from crossfade.cli.command import as_command
-from crossfade.terminal import print_json, print_lines
+from crossfade.terminal import TableOptions, print_lines, print_result
 from crossfade.trainer.recommend.options import ListFiles, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource
 
@@ -34,11 +34,10 @@ Items and customers without an interaction of positive weight in train are left 
 `model.start` gave them a vector: theirs are random. With --index, some of the nearest rows may be missing."""
 
 
-class SimilarCommand(ListFiles, SimilarOptions, ModelSource):
+class SimilarCommand(TableOptions, ListFiles, SimilarOptions, ModelSource):
     """The options of the command."""
 
     names: tuple[str, ...] = option(..., "look up this name or ID", group="model", value="NAME", positional=True)
-    json_: bool = option(False, "print neighbors as JSON", group="output")
 
 
 @as_command(
@@ -71,13 +70,15 @@ def _print_similar(model: Model, options: SimilarCommand) -> None:
     listed = read_lists(options, model.files.names(entity), entity)
     rows_QK, cosine_QK = model.similar(rows, listed)
     labels = model.labels(entity, [*rows.tolist(), *rows_QK[rows_QK >= 0].tolist()])
-    texts, results = distinct_labels(labels), []
+    texts, results, lines = distinct_labels(labels), list[dict[str, Any]](), list[str]()
     for row, other_K, cosine_K in zip(rows.tolist(), rows_QK.tolist(), cosine_QK.tolist(), strict=True):
         found = [(other, cosine) for other, cosine in zip(other_K, cosine_K, strict=True) if other >= 0]
-        if options.json_:
-            neighbors = [labels[other].as_record(entity) | {"cosine": cosine} for other, cosine in found]
-            results.append(labels[row].as_record(entity) | {"neighbors": neighbors})
-        else:
-            print_lines([texts[row], *(f"  {cosine:6.3f}  {texts[other]}" for other, cosine in found)])
-    if options.json_:
-        print_json(results)
+        neighbors = [labels[other].as_record(entity) | {"cosine": cosine} for other, cosine in found]
+        results.append(labels[row].as_record(entity) | {"neighbors": neighbors})
+        lines += [texts[row], *(f"  {cosine:6.3f}  {texts[other]}" for other, cosine in found)]
+    print_result(
+        options,
+        results,
+        lambda: print_lines(lines),
+        lambda: [{"of": each[entity], **found} for each in results for found in each["neighbors"]],
+    )

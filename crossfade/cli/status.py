@@ -12,7 +12,7 @@ from crossfade.base import formatting as text
 from crossfade.base.options import Number, option
 from crossfade.cli.command import as_command
 from crossfade.deploy.dashboard.options import RunsOptions
-from crossfade.terminal import align, print_line, print_lines
+from crossfade.terminal import PrintOptions, align, print_lines, print_result
 from crossfade.trainer.runs.shown_metrics import show_metric
 
 if TYPE_CHECKING:
@@ -44,10 +44,9 @@ _LABEL = 13
 _VERSIONS = 10
 
 
-class StatusOptions(RunsOptions):
+class StatusOptions(PrintOptions, RunsOptions):
     """Which runs and services are shown, and how."""
 
-    json_: bool = option(False, "print JSON", group="output")
     watch: Number | None = option(
         None,
         "repeat at this interval (default: 2)",
@@ -66,29 +65,29 @@ def run(options: StatusOptions) -> int:
     while True:
         if options.watch is not None and not options.json_ and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
-        _show(runs, as_json=options.json_)
+        _show(runs, options)
         if options.watch is None:
             return 0
         sys.stdout.flush()
         time.sleep(options.watch)
 
 
-def _show(runs: Runs, *, as_json: bool) -> None:
+def _show(runs: Runs, options: StatusOptions) -> None:
     from crossfade.deploy.dashboard.summary import latest_first, read_summaries
 
     found = latest_first(read_summaries(runs))
     services = [service.summarize(time.time()) for service in runs.services()]
-    if as_json:
-        print(json.dumps({"runs": [run.to_json() for run in found], "services": [each.to_json() for each in services]}))
-        return
+    value = {"runs": [run.to_json() for run in found], "services": [each.to_json() for each in services]}
+    print_result(options, value, lambda: print_lines(_lines(found, services)), to_json=json.dumps)
+
+
+def _lines(found: Sequence[Summary], services: Sequence[ServiceSummary]) -> Iterator[str]:
     for service in services:
-        print_lines(_service(service))
+        yield from _service(service)
     if not found:
-        print_line("no runs yet")
-    elif len(found) == 1:
-        print_lines(_screen(found[0]))
+        yield "no runs yet"
     else:
-        print_lines(_table(found))
+        yield from _screen(found[0]) if len(found) == 1 else _table(found)
 
 
 def _service(service: ServiceSummary) -> Iterator[str]:

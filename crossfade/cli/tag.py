@@ -7,15 +7,14 @@ import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
-from crossfade.terminal import print_line
+from crossfade.terminal import TableOptions, print_line, print_result
 from crossfade.trainer.recommend.options import TagOptions
 from crossfade.trainer.runs.options import ModelSource
 
 if TYPE_CHECKING:
-    from crossfade.trainer.recommend.tagging import TagQuality
+    from crossfade.trainer.recommend.tagging import Tagged, TagQuality
 
 _logger = logging.getLogger(__name__)
 
@@ -54,10 +53,8 @@ _METHODS = {
 _EXAMPLES_SHOWN = 8
 
 
-class TagCommand(TagOptions, ModelSource):
+class TagCommand(TableOptions, TagOptions, ModelSource):
     """The options of the command."""
-
-    json_: bool = option(False, "print the measurement as JSON", group="output")
 
 
 @as_command(
@@ -82,15 +79,17 @@ def run(options: TagCommand) -> int:
     examples = 0 if options.json_ else _EXAMPLES_SHOWN
     with progress_bars() as bars:
         tagged = with_trained_model(options, _logger.info, lambda model: tag(model, options, bars, examples))
-    if options.json_:
-        print(json.dumps(asdict(tagged.quality)))
-        return 0
+    measured = ({"method": name, **found} for name, found in tagged.quality.metrics.items())
+    print_result(options, asdict(tagged.quality), lambda: _print(tagged, options), lambda: measured, to_json=json.dumps)
+    return 0
+
+
+def _print(tagged: Tagged, options: TagOptions) -> None:
     _print_quality(tagged.entity, tagged.quality, options)
     if tagged.written is None:
         _print_examples(tagged.entity, tagged.examples)
     else:
         print_line(f"{counted(tagged.written, 'label')} of {tagged.unlabeled:,} rows without one: {options.out}")
-    return 0
 
 
 def _print_quality(entity: str, quality: TagQuality, options: TagOptions) -> None:

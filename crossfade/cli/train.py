@@ -91,11 +91,11 @@ def _explain() -> int:
 def _train_in_container(options: TrainOptions) -> int:
     """Run the job that SageMaker started this container for."""
     from crossfade import sagemaker_entry
-    from crossfade.base.errors import InputError
+    from crossfade.base.errors import InputError, command
     from crossfade.deploy.aws.sagemaker.container import Paths
 
     paths = Paths(options.sagemaker) if options.sagemaker else Paths()
     if options.job is not None or not paths.has_job():
         found = "one and --sagemaker" if options.job is not None else f"none, nor {paths.config}, as SageMaker makes"
-        raise InputError(f"expected a job file, as in 'crossfade train jobs/lastfm.yaml', but found {found}")
+        raise InputError(f"expected a job file, as in {command('train', 'jobs/lastfm.yaml')}, but found {found}")
     return sagemaker_entry.run(paths)

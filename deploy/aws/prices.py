@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, translate_aws_errors
-from crossfade.deploy.aws.instance_types import INSTANCES
 
 if TYPE_CHECKING:
     from mypy_boto3_pricing.type_defs import FilterTypeDef
@@ -26,6 +25,68 @@ Service = Literal["AmazonEC2", "AmazonSageMaker"]
 TABLE_DATE = "July 2025"
 TABLE_REGION = "us-east-1"
 
+_EC2: dict[str, dict[str, float]] = {
+    "p2": {"xlarge": 0.9, "8xlarge": 7.2, "16xlarge": 14.4},
+    "p3": {"2xlarge": 3.06, "8xlarge": 12.24, "16xlarge": 24.48},
+    "g4dn": {
+        "xlarge": 0.526,
+        "2xlarge": 0.752,
+        "4xlarge": 1.204,
+        "8xlarge": 2.176,
+        "12xlarge": 3.912,
+        "16xlarge": 4.352,
+    },
+    "g5": {
+        "xlarge": 1.006,
+        "2xlarge": 1.212,
+        "4xlarge": 1.624,
+        "8xlarge": 2.448,
+        "12xlarge": 5.672,
+        "16xlarge": 4.096,
+        "24xlarge": 8.144,
+        "48xlarge": 16.288,
+    },
+    "r5": {
+        "large": 0.126,
+        "xlarge": 0.252,
+        "2xlarge": 0.504,
+        "4xlarge": 1.008,
+        "8xlarge": 2.016,
+        "12xlarge": 3.024,
+        "16xlarge": 4.032,
+        "24xlarge": 6.048,
+    },
+    "r6i": {
+        "large": 0.126,
+        "xlarge": 0.252,
+        "2xlarge": 0.504,
+        "4xlarge": 1.008,
+        "8xlarge": 2.016,
+        "12xlarge": 3.024,
+        "16xlarge": 4.032,
+        "24xlarge": 6.048,
+        "32xlarge": 8.064,
+    },
+    "r7g": {
+        "large": 0.1071,
+        "xlarge": 0.2142,
+        "2xlarge": 0.4284,
+        "4xlarge": 0.8568,
+        "8xlarge": 1.7136,
+        "12xlarge": 2.5704,
+        "16xlarge": 3.4272,
+    },
+    "m5": {
+        "large": 0.096,
+        "xlarge": 0.192,
+        "2xlarge": 0.384,
+        "4xlarge": 0.768,
+        "8xlarge": 1.536,
+        "12xlarge": 2.304,
+        "16xlarge": 3.072,
+        "24xlarge": 4.608,
+    },
+}
 _SAGEMAKER: dict[str, dict[str, float]] = {
     "ml.p2": {"xlarge": 1.125},
     "ml.p3": {"2xlarge": 3.825, "8xlarge": 14.688, "16xlarge": 28.152},
@@ -80,8 +141,7 @@ def hourly_price(aws: Aws | None, service: Service, instance_type: str) -> Price
 
 def _from_table(service: Service, instance_type: str, reason: str) -> Price:
     family, _, size = instance_type.rpartition(".")
-    instance = INSTANCES.get(instance_type) if service == "AmazonEC2" else None
-    dollars = instance.dollars if instance else _SAGEMAKER.get(family, {}).get(size)
+    dollars = (_EC2 if service == "AmazonEC2" else _SAGEMAKER).get(family, {}).get(size)
     source = f"{TABLE_REGION}, {TABLE_DATE}, from the built-in table"
     return Price(dollars, f"{source}; {reason}" if dollars is not None else f"not in the table; {reason}")
 

@@ -1,1 +1,1 @@
-"""Plan the memory and the network traffic of a job before it runs."""
+"""Plan the memory of a job before it runs."""

@@ -1,6 +1,6 @@
-"""Plan the capacity of a job: memory of each process and host, the traffic of a step, and whether hosts are enough.
+"""Plan the memory of a job before it starts: bytes of its tables, processes, and hosts, and whether they fit.
 
-inputs = read_inputs(job).with_counts()
+inputs = read_inputs(job)
 plan = plan_capacity(inputs)
 plan.required_bytes, plan.peak_bytes        # of the fullest host
 fit = check_fit(inputs, plan, this_machine())
@@ -8,13 +8,15 @@ fit = check_fit(inputs, plan, this_machine())
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, command
 from crossfade.base.machine import Machine, this_machine
-from crossfade.deploy.capacity.plan_inputs import PlanInputs
+from crossfade.deploy.capacity.plan_inputs import PlanInputs, read_inputs
 from crossfade.deploy.capacity.process_memory import (
     RANK_LIBRARIES_BYTES,
     SHARED_LIBRARIES_BYTES,
@@ -22,28 +24,30 @@ from crossfade.deploy.capacity.process_memory import (
     ProcessPlan,
     peak_bytes,
     plan_processes,
-    table_bytes,
 )
-from crossfade.deploy.capacity.step_time import WorkerStep, worker_steps
-from crossfade.deploy.capacity.traffic import StepTraffic, expect_traffic, worker_loads
+from crossfade.deploy.cluster.store_choice import choose_store
 from crossfade.deploy.topology import AcceptedRoles, Role, assign_roles
-from crossfade.kvstore.mxnet.server_protocol import TableLayout, make_layout
-from crossfade.kvstore.store import VALUE_BYTES
+from crossfade.kvstore.optimizer_spec import state_bytes_per_row
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.data.reporter import ProgressReporter
+
+_logger = logging.getLogger(__name__)
+
+Verdict = Literal["fits", "tight", "does not fit"]
+_GIB = 2**30
+_MAX_HOSTS = 1024
+_MIN_DIM = 4
 
 
 @dataclass(frozen=True)
 class TablePlan:
-    """One table: its bytes, and its layout on the servers (no keys in process)."""
+    """One table and its bytes."""
 
     name: str
     rows: int
     dim: int
     weights_bytes: int
     state_bytes: int
-    keys: int
-    key_rows: int
-    key_bytes: int
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,11 @@ class HostPlan:
 
 @dataclass(frozen=True)
 class CapacityPlan:
-    """What a job will hold and send. ``traffic`` is None where the vocabularies have not been read."""
+    """What a job will hold."""
 
     tables: tuple[TablePlan, ...]
     processes: tuple[ProcessPlan, ...]
     hosts: tuple[HostPlan, ...]
-    traffic: StepTraffic | None
-    steps: tuple[WorkerStep, ...] = ()
-    """What each worker computes in a step; empty where the traffic is unknown."""
 
     @property
     def required_bytes(self) -> int:
@@ -77,22 +78,56 @@ class CapacityPlan:
         return max(host.peak_bytes for host in self.hosts)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """Whether each host of a plan is large enough, and what would fix it. ``tight``: the peak may exceed its memory."""
+
+    machine: Machine
+    verdict: Verdict
+    advice: tuple[str, ...]
+
+
 def plan_capacity(inputs: PlanInputs) -> CapacityPlan:
-    """Return what the job of ``inputs`` will hold and, where its vocabularies have been read, send."""
-    job = inputs.job
-    loads = worker_loads(job, inputs.folder, inputs.manifest, inputs.selection.groups)
-    layouts = make_layout(inputs.model.tables, max(1, job.cluster.servers), job.cluster.max_key_bytes)
-    processes = plan_processes(inputs, loads, layouts)
-    traffic = None
-    if inputs.counts is not None:
-        traffic = expect_traffic(job, inputs.manifest, inputs.model, loads, inputs.counts, inputs.selection.rows)
-    return CapacityPlan(
-        tables=tuple(_plan_table(job, layout) for layout in layouts),
-        processes=tuple(processes),
-        hosts=tuple(_plan_hosts(job, processes)),
-        traffic=traffic,
-        steps=() if traffic is None else tuple(worker_steps(job, loads, traffic, inputs.model)),
-    )
+    """Return what the job of ``inputs`` will hold."""
+    job, processes = inputs.job, plan_processes(inputs)
+    tables = [
+        TablePlan(
+            table.name,
+            table.rows,
+            table.dim,
+            table.bytes,
+            table.rows * state_bytes_per_row(job.optimizer.kind, table.dim),
+        )
+        for table in inputs.model.tables
+    ]
+    return CapacityPlan(tuple(tables), tuple(processes), tuple(_plan_hosts(job, processes)))
+
+
+def plan_job(job: JobConfig, progress: ProgressReporter) -> tuple[JobConfig, CapacityPlan, Fit]:
+    """Return ``job`` as this machine runs it, what it will hold, and whether it fits hosts like this machine.
+
+    Nothing is started. Without MXNet here, the workers hold the tables, as in ``crossfade train``.
+
+    Raises:
+        InputError: the job or the dataset is invalid.
+    """
+    inputs = read_inputs(check_hosts(choose_store(job, _logger.info)), progress)
+    plan = plan_capacity(inputs)
+    return inputs.job, plan, check_fit(inputs, plan, this_machine())
+
+
+def check_hosts(job: JobConfig) -> JobConfig:
+    """Return ``job``, whose hosts have something to do.
+
+    Raises:
+        InputError: it has several hosts for one process.
+    """
+    if job.cluster.hosts > 1 and not job.cluster.is_distributed:
+        raise InputError(
+            f"{job.cluster.hosts} hosts need servers, or several workers, that hold the tables: set cluster.servers or "
+            "cluster.workers"
+        )
+    return job
 
 
 def role_hosts(job: JobConfig) -> list[list[Role]]:
@@ -104,14 +139,7 @@ def role_hosts(job: JobConfig) -> list[list[Role]]:
     return [assigned.get(host, []) for host in hosts]
 
 
-def _plan_table(job: JobConfig, layout: TableLayout) -> TablePlan:
-    table = layout.table
-    key_rows, dim = layout.key_shape
-    shape = (layout.num_shards, key_rows, key_rows * dim * VALUE_BYTES) if job.cluster.servers else (0, 0, 0)
-    return TablePlan(table.name, table.rows, table.dim, table.bytes, table_bytes(job, table) - table.bytes, *shape)
-
-
-def _plan_hosts(job: JobConfig, processes: Sequence[ProcessPlan]) -> Iterable[HostPlan]:
+def _plan_hosts(job: JobConfig, processes: Sequence[ProcessPlan]) -> Iterator[HostPlan]:
     if not job.cluster.is_distributed:
         yield HostPlan(("process",), processes[0].required_bytes, processes[0].peak_bytes)
         return
@@ -126,21 +154,6 @@ def _plan_hosts(job: JobConfig, processes: Sequence[ProcessPlan]) -> Iterable[Ho
         yield HostPlan(tuple(process.name for process in here), required, peak_bytes(items))
 
 
-Verdict = Literal["fits", "tight", "does not fit"]
-_GIB = 2**30
-_MAX_HOSTS = 1024
-_MIN_DIM = 4
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Whether each host of a plan is large enough, and what would fix it. ``tight``: the peak may exceed its memory."""
-
-    machine: Machine
-    verdict: Verdict
-    advice: tuple[str, ...]
-
-
 def check_fit(inputs: PlanInputs, plan: CapacityPlan, machine: Machine) -> Fit:
     """Check whether ``plan``, made from ``inputs``, fits hosts that are all like ``machine``."""
     verdict = _verdict(plan, machine)
@@ -150,24 +163,30 @@ def check_fit(inputs: PlanInputs, plan: CapacityPlan, machine: Machine) -> Fit:
 def check_fits_this_machine(inputs: PlanInputs) -> str | None:
     """Check that the processes of a job fit the available memory if this machine runs all of them.
 
-    Returns a warning if the job may need more in the course of training.
+    With a host for each role only this one is checked, since the others have what they need. Returns a warning if the
+    job may need more in the course of training.
 
     Raises:
         InputError: it does not fit; with the figures of ``crossfade plan``.
     """
-    machine = this_machine()
-    plan = plan_local_host(inputs)
-    fit = check_fit(inputs, plan, machine)
-    if fit.verdict == "does not fit":
-        raise InputError(_rejection(inputs, plan, fit))
-    inputs = inputs.with_counts()
-    plan = plan_local_host(inputs)
+    plan, machine = plan_capacity(inputs), this_machine()
+    if inputs.job.cluster.one_role_per_host:
+        plan = replace(plan, hosts=plan.hosts[:1])
     fit = check_fit(inputs, plan, machine)
     if fit.verdict == "fits":
         return None
-    return (
-        f"this may take up to {format_gib(plan.peak_bytes)}, but {format_gib(machine.available_bytes)} are free here; "
-        f"'crossfade plan' itemizes it ({' or '.join(fit.advice)})"
+    free = f"{format_gib(machine.available_bytes)} are free here"
+    if fit.verdict == "tight":
+        advice = " or ".join(fit.advice)
+        return (
+            f"this may take up to {format_gib(plan.peak_bytes)}, but {free}; {command('plan')} itemizes it ({advice})"
+        )
+    sizes = [(table, table.weights_bytes + table.state_bytes) for table in plan.tables]
+    tables = ", ".join(f"{table.name} {table.rows:,} x {table.dim} = {format_gib(size)}" for table, size in sizes)
+    raise InputError(
+        f"the tables need {format_gib(sum(size for _, size in sizes))} with their {inputs.job.optimizer.kind} state "
+        f"({tables}), all processes of a host {format_gib(plan.required_bytes)}, but {free}: "
+        + (", or ".join(fit.advice) or "lower model.dim, train fewer rows, or use more hosts")
     )
 
 
@@ -182,62 +201,27 @@ def _verdict(plan: CapacityPlan, machine: Machine) -> Verdict:
     return "tight" if plan.peak_bytes > machine.available_bytes else "fits"
 
 
-def _advice(inputs: PlanInputs, machine: Machine) -> Iterable[str]:
+def _advice(inputs: PlanInputs, machine: Machine) -> Iterator[str]:
     """Yield changes to the job, each of which on its own would make it fit."""
     job = inputs.job
 
-    def fits(other: JobConfig) -> bool:
-        return _verdict(plan_capacity(inputs.with_job(other)), machine) == "fits"
+    def fits(section: str, **changes: object) -> bool:
+        changed = getattr(job, section).model_copy(update=changes)
+        other = inputs.with_job(job.model_copy(update={section: changed}))
+        return _verdict(plan_capacity(other), machine) == "fits"
 
-    for dim in (job.model.dim >> shift for shift in range(1, 16)):
-        if dim < _MIN_DIM:
-            break
-        if fits(job.model_copy(update={"model": job.model.model_copy(update={"dim": dim})})):
-            yield f"lower model.dim to {dim}"
-            break
-    if job.optimizer.kind in {"adagrad", "adam"}:
-        optimizer = job.optimizer.model_copy(update={"kind": "rowwise_adagrad"})
-        if fits(job.model_copy(update={"optimizer": optimizer})):
-            yield "set optimizer.kind to rowwise_adagrad"
-    hosts = 2
-    while hosts <= _MAX_HOSTS and not fits(_on_hosts(job, hosts)):
-        hosts *= 2
-    if hosts <= _MAX_HOSTS:
-        low = hosts // 2
-        while hosts - low > 1:
-            middle = (low + hosts) // 2
-            low, hosts = (low, middle) if fits(_on_hosts(job, middle)) else (middle, hosts)
-        kind = _holder(job)
+    halves = (job.model.dim >> shift for shift in range(1, job.model.dim.bit_length()))
+    if dim := next((dim for dim in halves if dim >= _MIN_DIM and fits("model", dim=dim)), None):
+        yield f"lower model.dim to {dim}"
+    if job.optimizer.kind in {"adagrad", "adam"} and fits("optimizer", kind="rowwise_adagrad"):
+        yield "set optimizer.kind to rowwise_adagrad"
+    # Each host gets at least one of the roles that hold the tables.
+    kind = "server" if job.cluster.servers or job.cluster.store == "mxnet" else "worker"
+    roles = getattr(job.cluster, f"{kind}s")
+    counts = range(2, _MAX_HOSTS + 1)
+    place = bisect_left(
+        counts, True, key=lambda hosts: fits("cluster", **{"hosts": hosts, f"{kind}s": max(hosts, roles)})
+    )
+    if place < len(counts):
+        hosts = counts[place]
         yield f"use {hosts} hosts like {machine.name} with a {kind} each (cluster.hosts, cluster.{kind}s)"
-
-
-def _holder(job: JobConfig) -> Literal["server", "worker"]:
-    """Return which roles hold the tables on several hosts."""
-    is_on_servers = job.cluster.servers or job.cluster.store == "mxnet"
-    return "server" if is_on_servers else "worker"
-
-
-def _on_hosts(job: JobConfig, hosts: int) -> JobConfig:
-    """Return ``job`` on ``hosts`` hosts, with at least one role on each that holds tables."""
-    key = f"{_holder(job)}s"
-    cluster = job.cluster.model_copy(update={"hosts": hosts, key: max(hosts, getattr(job.cluster, key))})
-    return job.model_copy(update={"cluster": cluster})
-
-
-def plan_local_host(inputs: PlanInputs) -> CapacityPlan:
-    """Plan the job; with a host for each role only this one is checked, since the others have what they need."""
-    plan = plan_capacity(inputs)
-    return replace(plan, hosts=plan.hosts[:1]) if inputs.job.cluster.one_role_per_host else plan
-
-
-def _rejection(inputs: PlanInputs, plan: CapacityPlan, fit: Fit) -> str:
-    job, model = inputs.job, inputs.model
-    tables = ", ".join(
-        f"{table.name} {table.rows:,} x {table.dim} = {format_gib(table_bytes(job, table))}" for table in model.tables
-    )
-    needed = sum(table_bytes(job, table) for table in model.tables)
-    advice = ", or ".join(fit.advice) or "lower model.dim, train fewer rows, or use more hosts"
-    return (
-        f"the tables need {format_gib(needed)} with their {job.optimizer.kind} state ({tables}), all processes of a "
-        f"host {format_gib(plan.required_bytes)}, but {format_gib(fit.machine.available_bytes)} are free here: {advice}"
-    )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from crossfade.base.errors import ClusterError, OptionError
-from crossfade.kvstore.mxnet.server_protocol import MIN_SECRET_LENGTH
+from crossfade.kvstore.mxnet.signatures import MIN_SECRET_LENGTH
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 

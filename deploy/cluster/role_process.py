@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
+from crossfade.base.errors import command
 from crossfade.base.machine import OomKills
 from crossfade.base.text import error_line
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
@@ -138,7 +139,7 @@ class RoleProcess:
         details = f"{tail}log: {self.log}"
         if code == -signal.SIGKILL and self._oom_kills.have_risen():
             how = "was killed for lack of memory"
-            details += "; 'crossfade plan' has the memory that each process needs"
+            details += f"; {command('plan')} has the memory that each process needs"
         return Failure(
             message=f"{self.role.name} {how}",
             details=details,

@@ -14,10 +14,8 @@ from urllib.parse import parse_qs, urlencode
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from dash.exceptions import DependencyException
 from flask import Response, request
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from werkzeug.exceptions import HTTPException
+from pydantic import Field, TypeAdapter
 
-from crossfade.base.validation import format_validation_error
 from crossfade.deploy.dashboard import bounded_lock, charts, page, service_page
 from crossfade.deploy.dashboard.bounded_lock import BusyError
 from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, Axis, RunView
@@ -100,24 +98,6 @@ def content_policy(app: Dash) -> str:
     return _POLICY.format(scripts=" ".join(app.csp_hashes()))
 
 
-class _Property(BaseModel):
-    """A property of a component, with its value where it is an input or a state."""
-
-    id: str
-    property: str
-    value: Any = None
-
-
-class _CallbackRequest(BaseModel):
-    """A request that names a callback by its outputs, and has the values of its inputs and states in their order."""
-
-    output: str
-    outputs: _Property | _Bounded[_Property]
-    inputs: _Bounded[_Property] = []
-    state: _Bounded[_Property] = []
-    changedPropIds: _Bounded[str] = []
-
-
 def _reject_malformed_requests(app: Dash) -> None:
     """Answer malformed requests for callbacks by 400: Dash would answer them with a traceback."""
 
@@ -125,15 +105,13 @@ def _reject_malformed_requests(app: Dash) -> None:
     def check() -> Response | None:
         if request.path != "/_dash-update-component" or request.method != "POST":
             return None
-        try:
-            problem = _problem(_CallbackRequest.model_validate(request.get_json(), strict=True), app.callback_map)
-        except HTTPException:
-            raise  # another type than JSON, no JSON, or too large
-        except ValidationError as error:
-            problem = format_validation_error(error, root="body")
-        except (ValueError, RecursionError):
-            problem = "expected JSON"
-        return None if problem is None else Response(f"{problem}\n", HTTPStatus.BAD_REQUEST, mimetype="text/plain")
+        try:  # another type than JSON, no JSON, or too much raise errors with a status
+            if _is_request(request.get_json(), app.callback_map):
+                return None
+        except (KeyError, TypeError, ValueError, RecursionError):  # it has another form
+            pass
+        problem = "expected a request of the page for a callback\n"
+        return Response(problem, HTTPStatus.BAD_REQUEST, mimetype="text/plain")
 
     @app.server.errorhandler(BusyError)
     def busy(error: BusyError) -> Response:
@@ -144,25 +122,27 @@ def _reject_malformed_requests(app: Dash) -> None:
         return Response("there is no such file\n", HTTPStatus.NOT_FOUND, mimetype="text/plain")
 
 
-def _problem(asked: _CallbackRequest, callbacks: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return what is wrong with a request; None: nothing."""
-    declared = callbacks.get(asked.output)
-    if declared is None or "callback" not in declared:  # one that runs in the browser has no function here
-        return "output: expected the output of a callback"
-    outputs = asked.outputs if isinstance(asked.outputs, list) else [asked.outputs]
-    if [f"{each.id}.{each.property}" for each in outputs] != asked.output.strip(".").split("..."):
-        return "outputs: expected the outputs of the callback"
-    for key, given in (("inputs", asked.inputs), ("state", asked.state)):
-        if [(each.id, each.property) for each in given] != [(each["id"], each["property"]) for each in declared[key]]:
-            return f"{key}: expected the {key} of the callback"
-        for each in given:
-            try:
-                _STORES.get(each.id, _COUNT).validate_python(each.value, strict=True)
-            except ValidationError:
-                return f"{key}: expected another value of {each.id}.{each.property}"
-    if not {*asked.changedPropIds} <= {f"{each.id}.{each.property}" for each in asked.inputs}:
-        return "changedPropIds: expected inputs of the callback"
-    return None
+def _is_request(body: Any, callbacks: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether ``body`` names a callback by its outputs, and has values of its inputs and states in their order.
+
+    Raises:
+        KeyError, TypeError, ValueError: it has another form.
+    """
+    declared = callbacks[body["output"]]
+    outputs = body["outputs"] if isinstance(body["outputs"], list) else [body["outputs"]]
+    given = {key: body.get(key, []) for key in ("inputs", "state")}
+    for each in (*given["inputs"], *given["state"]):
+        _STORES.get(each["id"], _COUNT).validate_python(each.get("value"), strict=True)
+    return (
+        "callback" in declared  # one that runs in the browser has no function here
+        and [_name(each) for each in outputs] == body["output"].strip(".").split("...")
+        and all(list(map(_name, given[key])) == list(map(_name, declared[key])) for key in given)
+        and {*body.get("changedPropIds", [])} <= set(map(_name, given["inputs"]))
+    )
+
+
+def _name(part: Mapping[str, Any]) -> str:
+    return f"{part['id']}.{part['property']}"
 
 
 def _select_axis(app: Dash) -> None:

@@ -1,16 +1,14 @@
 """The page's graphs as Plotly figures: dictionaries made of runs, without side effects.
 
-Colors of text, grids and backgrounds come from ``assets/page.css`` and follow the page's theme. Lines and bars have a
-contrast of at least 3:1 with both backgrounds, as WCAG 2.1 asks of graphics (success criterion 1.4.11).
+Lines and bars have a contrast of at least 3:1 with both backgrounds, as WCAG 2.1 asks of graphics (success criterion
+1.4.11).
 
 Shapes: N lines of a history, P points that are drawn.
 """
 
 from __future__ import annotations
 
-import html
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,31 +16,27 @@ import numpy as np
 
 from crossfade.base import formatting
 from crossfade.base.arrays import FloatArray
+from crossfade.deploy.dashboard.figures import MAX_POINTS, Figure, figure, names_axis, plain, short, thinned
 from crossfade.deploy.dashboard.history import ColumnBuffer, EpochResult
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.service_reader import ServiceSummary
 from crossfade.deploy.dashboard.summary import Summary
+from crossfade.trainer.runs.shown_metrics import error_of, show_metric
 from crossfade.trainer.training.phases import PHASES
 
 Axis = Literal["step", "time"]
-Figure = dict[str, Any]
 BY_AXIS = ("loss", "eval_metric", "throughput")
 """The graphs whose horizontal axis can be chosen; the others have their own."""
 COLORS = ("#2f7fd1", "#d1602f", "#2a9568", "#a25bd0", "#c0487f", "#8a7a1f")
 """One for each selected run, in their order."""
 MAX_RUNS = len(COLORS)
 _PHASE_COLORS = ("#8a7a1f", "#b5762a", "#2a9568", "#2f7fd1", "#2b8fa3", "#a25bd0", "#c0487f", "#7b7f87")
+_BASELINE_COLOR = "#6b6f77"
 PHASE_COLORS = dict(zip(PHASES, _PHASE_COLORS, strict=True))
-_MAX_POINTS = 400
-"""Of a line; more would only slow the browser down."""
 _MIN_LABELED_SHARE = 0.095
 """A bar's part below this share of the bar has no room for its label."""
-_MAX_NAME = 24
-"""Characters of a run's name in a graph; longer ones are shortened."""
 _MAX_TICKS = 12
 """Of the numbers of versions."""
-_LINE_BREAK, _MAX_LINE = "<br>", 40
-"""Between the lines of the text in an empty graph, and their characters: as many as a phone has room for."""
 _TRAFFIC_ROWS = (
     ("bytes_pulled", "pulled"),
     ("bytes_pushed", "pushed"),
@@ -64,13 +58,12 @@ def loss(shown: Sequence[RunView], axis: Axis) -> Figure:
     traces = []
     for each in shown:
         steps = each.run.training.steps
-        current_N = steps.is_current()
-        x_P, y_P = _thinned(_axis(each, steps, axis)[current_N], steps["loss"][current_N])
+        x_P, y_P = thinned(_axis(each, steps, axis), steps["loss"])
         traces.append(_line(each, x_P, y_P, opacity=0.45, width=1.5, legend=False))
         epochs = each.run.training.epochs
         x = _positions(each, epochs, axis)
         traces.append(_line(each, x, [epoch.loss for epoch in epochs], markers=True))
-    return _figure(traces, "The log has no step.", x_title=_axis_title(axis), legend=len(shown) > 1)
+    return figure(traces, "The log has no step.", x_title=_axis_title(axis), legend=len(shown) > 1)
 
 
 def eval_metric(shown: Sequence[RunView], axis: Axis) -> Figure:
@@ -81,23 +74,65 @@ def eval_metric(shown: Sequence[RunView], axis: Axis) -> Figure:
         values = [epoch.valid.get(each.summary.best_metric) for epoch in evaluated]
         traces.append(_line(each, _positions(each, evaluated, axis), values, markers=True))
     reason = "No valid split has been evaluated."
-    return _figure(traces, reason, x_title=_axis_title(axis), legend=len(shown) > 1)
+    return figure(traces, reason, x_title=_axis_title(axis), legend=len(shown) > 1)
+
+
+def evaluation(shown: Sequence[RunView]) -> Figure:
+    """Draw the metric of each run and of the baselines on the split that decides, with their standard errors.
+
+    Runs of the same dataset have the same baselines, which are drawn once.
+    """
+    split, metric = judged_by(shown)
+    found = [(each.summary.name, each.summary.metrics.get(split, {}), each.color) for each in shown]
+    of_baselines = [
+        (f"by {name.replace('_', ' ')}", values, _BASELINE_COLOR)
+        for each in shown
+        for name, values in each.summary.baselines.get(split, {}).items()
+    ]
+    found += [each for number, each in enumerate(of_baselines) if each not in of_baselines[:number]]
+    rows = [(name, values, color) for name, values, color in found if metric in values]
+    names = [name for name, _, _ in rows]
+    bar = {
+        "type": "bar",
+        "orientation": "h",
+        "y": list(range(len(rows))),
+        "x": [values[metric] for _, values, _ in rows],
+        "error_x": {"type": "data", "array": [values.get(error_of(metric), 0.0) for _, values, _ in rows]},
+        "text": [formatting.decimals(values[metric]) for _, values, _ in rows],
+        "textposition": "inside",
+        "insidetextanchor": "start",
+        "textangle": 0,
+        "constraintext": "none",
+        "marker": {"color": [color for _, _, color in rows]},
+        "customdata": [[plain(name), show_metric(values, metric)] for name, values, _ in rows],
+        "hovertemplate": "%{customdata[0]}: %{customdata[1]}<extra></extra>",
+    }
+    ticks = {"tickmode": "array", "tickvals": bar["y"], "ticktext": list(map(short, names))}
+    axis = {"autorange": "reversed", "showgrid": False, "ticklen": 6, **ticks}
+    title = f"{plain(metric)} on {split}"
+    return figure([bar], "Not evaluated yet.", x_title=title, hover="closest", y=axis, bargap=0.4)
+
+
+def judged_by(shown: Sequence[RunView]) -> tuple[str, str]:
+    """Return the split and the metric that runs are compared by: test where one was evaluated on it, or valid."""
+    split = "test" if any("test" in each.summary.metrics for each in shown) else "valid"
+    return split, shown[0].summary.best_metric if shown else ""
 
 
 def throughput(shown: Sequence[RunView], axis: Axis) -> Figure:
     """Draw examples per second of all workers."""
     traces = []
     for each in shown:
-        time_P, step_P, rate_P = each.run.training.throughput(_MAX_POINTS // 2)
+        time_P, step_P, rate_P = each.run.training.throughput(MAX_POINTS // 2)
         x_P = step_P if axis == "step" else _minutes(each, time_P)
         traces.append(_line(each, x_P, rate_P, hover="%{y:,.0f}/s"))
     reason = "A rate needs two steps in the log, which has one a second."
-    return _figure(traces, reason, x_title=_axis_title(axis), legend=len(shown) > 1, y={"rangemode": "tozero"})
+    return figure(traces, reason, x_title=_axis_title(axis), legend=len(shown) > 1, y={"rangemode": "tozero"})
 
 
 def phases(shown: Sequence[RunView]) -> Figure:
     """Draw the mean time of a step by phase, in milliseconds, as measured on the first worker."""
-    names = [_plain(each.summary.name) for each in shown]
+    names = [plain(each.summary.name) for each in shown]
     per_step = []
     for each in shown:
         steps = max(1, _measured_steps(each))
@@ -125,8 +160,8 @@ def phases(shown: Sequence[RunView]) -> Figure:
         if any(phase in values for values in per_step)
     ]
     layout: dict[str, Any] = {"barmode": "stack", "bargap": 0.65 if len(shown) == 1 else 0.35}
-    layout |= {"y": _names_axis(names, (_short(each.summary.name) for each in shown)), "hover": "closest"}
-    return _figure(traces, "No step has been timed.", x_title="milliseconds per step", legend=True, **layout)
+    layout |= {"y": names_axis(names, (short(each.summary.name) for each in shown)), "hover": "closest"}
+    return figure(traces, "No step has been timed.", x_title="milliseconds per step", legend=True, **layout)
 
 
 def _measured_steps(each: RunView) -> int:
@@ -142,8 +177,8 @@ def _measured_steps(each: RunView) -> int:
 def traffic(shown: Sequence[RunView]) -> Figure:
     """Draw bytes pulled and pushed by all workers, and the bytes that dense gradients would have taken."""
     rows = [(each, name, label) for each in shown if each.summary.traffic for name, label in _TRAFFIC_ROWS]
-    labels = [f"{_plain(each.summary.name)}: {label}" if len(shown) > 1 else label for each, _, label in rows]
-    short = [f"{_short(each.summary.name)}: {label}" if len(shown) > 1 else label for each, _, label in rows]
+    labels = [f"{plain(each.summary.name)}: {label}" if len(shown) > 1 else label for each, _, label in rows]
+    ticks = [f"{short(each.summary.name)}: {label}" if len(shown) > 1 else label for each, _, label in rows]
     values = [each.summary.traffic.get(name, 0) for each, name, _ in rows]
     bar = {
         "type": "bar",
@@ -162,7 +197,7 @@ def traffic(shown: Sequence[RunView]) -> Figure:
     # The labels stand outside the bars: leave room next to the longest.
     scale = {"tickformat": "~s", "ticksuffix": "B", "range": [0, 1.25 * max([1, *values])]}
     reason = "The log has no totals of bytes, which workers add up once a second."
-    return _figure([bar], reason, x=scale, hover="closest", y=_names_axis(labels, short), bargap=0.4)
+    return figure([bar], reason, x=scale, hover="closest", y=names_axis(labels, ticks), bargap=0.4)
 
 
 def memory(shown: Sequence[RunView]) -> Figure:
@@ -186,35 +221,48 @@ def updates(shown: Sequence[RunView]) -> Figure:
 
 
 def versions(service: ServiceSummary) -> Figure:
-    """Draw the metric of each version of a service before and after its training, and mark those that were rejected."""
+    """Draw the metric of each version of a service before and after its training, and mark those that were rejected.
+
+    Each version is judged on the events that were new then, so no line connects it with others.
+    """
     metric = service.last.metric if service.last is not None else ""
-    records = [record for record in service.records if record.metric == metric][-_MAX_POINTS:]
-    traces = []
-    for name, color in (("before", COLORS[1]), ("after", COLORS[0])):
+    records = [record for record in service.records if record.metric == metric][-MAX_POINTS:]
+    gains = [record for record in records if record.before is not None and record.after is not None]
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [number for record in gains for number in (record.number, record.number, None)],
+            "y": [value for record in gains for value in (record.before, record.after, None)],
+            "line": {"color": _BASELINE_COLOR, "width": 2.0},
+            "showlegend": False,
+            "hoverinfo": "skip",
+        }
+    ]
+    for name, color, symbol in (
+        ("before", COLORS[1], "circle"),
+        ("after", COLORS[0], "circle"),
+        ("rejected", COLORS[4], "x"),
+    ):
+        drawn = [record for record in records if name != "rejected" or record.status == "rejected"]
+        if not drawn:
+            continue
         traces.append(
             {
                 "type": "scatter",
-                "mode": "lines+markers",
-                "name": f"{name} training",
-                "x": [record.number for record in records],
-                "y": [getattr(record, name) for record in records],
-                "line": {"color": color, "width": 2.0},
-                "marker": {"size": 6},
-                "connectgaps": True,
+                "mode": "markers",
+                "name": name if name == "rejected" else f"{name} training",
+                "x": [record.number for record in drawn],
+                "y": [record.before if name == "before" else record.after for record in drawn],
+                "marker": {"symbol": symbol, "size": 11 if name == "rejected" else 8, "color": color},
                 "hovertemplate": "%{y:.4~g}",
             }
         )
-    if rejected := [record for record in records if record.status == "rejected"]:
-        marker = {"symbol": "x", "size": 11, "color": COLORS[4]}
-        place = {"x": [record.number for record in rejected], "y": [record.after for record in rejected]}
-        traces.append({"type": "scatter", "mode": "markers", "name": "rejected", "marker": marker, **place})
-        traces[-1]["hovertemplate"] = "%{y:.4~g}"
     first, last = (records[0].number, records[-1].number) if records else (0, 0)
     numbers = {"dtick": max(1, -(-(last - first) // _MAX_TICKS)), "range": [first - 0.5, last + 0.5], "tickformat": "d"}
-    title = f"version, by {_plain(metric)}"
-    return _figure(
-        traces, "No version has been evaluated: no event was held out.", x_title=title, legend=True, x=numbers
-    )
+    title = f"version, by {plain(metric)} on its own new events"
+    reason = "No version has been evaluated: no event was held out."
+    return figure(traces, reason, x_title=title, legend=True, x=numbers)
 
 
 def _by_process(
@@ -237,15 +285,15 @@ def _by_process(
             if not name.startswith(kinds):
                 continue
             time_N, value_N = pick(samples)
-            x_P, y_P = _thinned(_minutes(each, time_N), value_N)
-            label = _plain(name) if len(shown) == 1 else f"{_short(each.summary.name)}: {_plain(name)}"
+            x_P, y_P = thinned(_minutes(each, time_N), value_N)
+            label = plain(name) if len(shown) == 1 else f"{short(each.summary.name)}: {plain(name)}"
             color = COLORS[number % MAX_RUNS] if len(shown) == 1 else each.color
             dash = ("solid", "dash", "dot", "dashdot")[number % 4] if len(shown) > 1 else "solid"
             trace = _line(each, x_P, y_P, name=label)
             trace["line"] |= {"color": color, "dash": dash}
             traces.append(trace)
     scale = {"tickformat": "~s", "ticksuffix": suffix, "rangemode": "tozero"}
-    return _figure(traces, reason, x_title=_axis_title("time"), legend=True, y=scale)
+    return figure(traces, reason, x_title=_axis_title("time"), legend=True, y=scale)
 
 
 # ---- building blocks
@@ -268,15 +316,6 @@ def _axis_title(axis: Axis) -> str:
     return "step" if axis == "step" else "minutes since the start"
 
 
-def _thinned(x_N: FloatArray, y_N: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Reduce a line to at most _MAX_POINTS points, each the mean of its neighbors."""
-    if len(x_N) <= _MAX_POINTS:
-        return x_N, y_N
-    bounds_P = np.linspace(0, len(x_N), _MAX_POINTS + 1).astype(np.int64)
-    counts_P = np.diff(bounds_P)
-    return np.add.reduceat(x_N, bounds_P[:-1]) / counts_P, np.add.reduceat(y_N, bounds_P[:-1]) / counts_P
-
-
 def _line(
     each: RunView,
     x_N: FloatArray,
@@ -292,7 +331,7 @@ def _line(
     return {
         "type": "scatter",
         "mode": "lines+markers" if markers or len(x_N) == 1 else "lines",
-        "name": name or _short(each.summary.name),
+        "name": name or short(each.summary.name),
         "x": np.asarray(x_N).tolist(),
         "y": [None if value is None or not np.isfinite(value) else float(value) for value in y_N],
         "line": {"color": each.color, "width": width},
@@ -300,72 +339,4 @@ def _line(
         "opacity": opacity,
         "showlegend": legend,
         "hovertemplate": hover,
-    }
-
-
-def _short(name: str) -> str:
-    """Shorten a long name in its middle: the names of runs often differ in their ends."""
-    half = _MAX_NAME // 2
-    return _plain(name if len(name) <= _MAX_NAME else f"{name[: half - 1]}…{name[-half:]}")
-
-
-def _plain(name: str) -> str:
-    """Escape ``name`` for Plotly, which interprets some HTML elements, such as links, in all texts."""
-    return html.escape(name, quote=False)
-
-
-def _names_axis(names: Sequence[str], shown: Iterable[str]) -> dict[str, Any]:
-    """Return an axis of the categories ``names``, which are shown as ``shown``."""
-    ticks = {"tickmode": "array", "tickvals": list(names), "ticktext": list(shown)}
-    return {"categoryorder": "array", "categoryarray": list(reversed(names)), "showgrid": False, "ticklen": 6, **ticks}
-
-
-def reason_for_no_data(figure: Figure) -> str | None:
-    """Return why ``figure`` shows nothing; None if it shows something."""
-    notes = figure["layout"].get("annotations")
-    return str(notes[0]["text"]).replace(_LINE_BREAK, " ") if notes else None
-
-
-def _figure(
-    traces: list[dict[str, Any]],
-    reason: str,
-    *,
-    x_title: str = "",
-    legend: bool = False,
-    hover: str = "x unified",
-    x: dict[str, Any] | None = None,
-    y: dict[str, Any] | None = None,
-    **layout: Any,
-) -> Figure:
-    """Return the figure of ``traces``; without any data, it gives the ``reason`` instead."""
-    axis: dict[str, Any] = {"automargin": True, "zeroline": False, "showline": False, "fixedrange": True}
-    if not any(value is not None for trace in traces for value in trace["y"]):
-        axis["visible"] = legend = False
-        place = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
-        text = _LINE_BREAK.join(textwrap.wrap(reason, _MAX_LINE))
-        layout["annotations"] = [{"text": text, **place}]
-    return {
-        "data": traces,
-        "layout": {
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12},
-            "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
-            "hovermode": hover,
-            "dragmode": False,
-            "showlegend": legend,
-            "legend": {
-                "orientation": "h",
-                "yanchor": "bottom",
-                "y": 1.02,
-                "x": 0,
-                "itemclick": False,
-                "itemdoubleclick": False,
-                "traceorder": "normal",
-            },
-            "xaxis": {**axis, "title": {"text": x_title, "standoff": 8}, **(x or {})},
-            "yaxis": {**axis, **(y or {})},
-            "uirevision": "kept",
-            **layout,
-        },
     }

@@ -1,16 +1,15 @@
 """The history of a run, built from the events of ``events.jsonl`` and ``processes.jsonl``.
 
     history = TrainingHistory()
-    for record in records:
-        history.add(record)
+    for timed in events:
+        history.add(timed)
     history.steps["loss"], history.examples_per_second()
 
-Shapes: N lines of a column, C columns, P points of a graph.
+Shapes: N lines of a column, P points of a graph.
 """
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel
 
-from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.runs.events import (
     CheckpointFailed,
     CheckpointSaved,
@@ -32,7 +31,6 @@ from crossfade.trainer.runs.events import (
     TimedEvent,
     TotalsEvent,
     Whole,
-    parse_record,
 )
 from crossfade.trainer.runs.resumption import UnsavedWork
 from crossfade.trainer.runs.shown_metrics import error_of
@@ -48,64 +46,49 @@ _COUNTERS = _COLUMNS[3:]
 
 
 class ColumnBuffer:
-    """Columns of equal length, at eight bytes a number. One of them is ``step`` where attempts are used.
+    """Columns of equal length, at eight bytes a number.
 
-    A run that resumes from a checkpoint repeats some steps. Each resumption begins a new *attempt*; lines that a later
-    attempt repeats are not current, and are left out wherever steps count.
+    A run that resumes from a checkpoint repeats some steps: each resumption begins an *attempt*, which drops the lines
+    that it repeats.
     """
 
     def __init__(self, *names: str) -> None:
-        """Create empty columns with these names."""
-        self._columns = {name: column for column, name in enumerate(names)}
-        self._values = array("d")
-        """Line by line."""
-        self._attempts: list[tuple[int, float]] = []
-        """Of each attempt but the first: its first line, and the step that it resumed from."""
+        """Create empty columns with these names; one of them is ``step`` where attempts are used."""
+        self._columns = {name: array("d") for name in names}
+        self._starts: list[int] = []
+        """The first line of each attempt but the first."""
 
     def add(self, *values: float) -> None:
-        """Append a line, with values in the order of the names.
-
-        Raises:
-            TypeError: a value is not a number; the buffer is unchanged.
-        """
-        assert len(values) == len(self._columns)
-        self._values.extend(array("d", values))
+        """Append a line, with values in the order of the names."""
+        for column, value in zip(self._columns.values(), values, strict=True):
+            column.append(value)
 
     def begin_attempt(self, step: float) -> None:
         """Begin an attempt that resumes from ``step``."""
-        self._attempts.append((len(self), step))
+        kept = int(np.searchsorted(self["step"], step, side="right"))
+        for column in self._columns.values():
+            del column[kept:]
+        self._starts = [*(start for start in self._starts if start < kept), kept]
 
     def __len__(self) -> int:
-        return len(self._values) // len(self._columns)
+        return len(next(iter(self._columns.values())))
 
     def __getitem__(self, name: str) -> FloatArray:
         """Return a copy of a column, float64 of shape (N,); a view would keep the buffer from growing."""
-        lines_NC = np.frombuffer(self._values, dtype=np.float64).reshape(-1, len(self._columns))
-        return lines_NC[:, self._columns[name]].copy()
+        return np.array(self._columns[name])
 
     def last(self, name: str) -> float | None:
         """Return the last value of a column in the current attempt; None if it has no line yet."""
-        return self._values[self._columns[name] - len(self._columns)] if len(self) > self.attempt_start else None
+        return self._columns[name][-1] if len(self) > self.attempt_start else None
 
     @property
     def attempt_start(self) -> int:
         """The first line of the current attempt."""
-        return self._attempts[-1][0] if self._attempts else 0
+        return self._starts[-1] if self._starts else 0
 
     def attempt_of(self, lines_N: IntArray) -> IntArray:
         """Return the number of the attempt of each of these lines."""
-        return np.searchsorted([start for start, _ in self._attempts], lines_N, side="right")
-
-    def is_current(self) -> BoolArray:
-        """Return which lines no later attempt repeats, bool of shape (N,)."""
-        step_N = self["step"]
-        current_N = np.ones(len(step_N), dtype=np.bool_)
-        max_step, end = math.inf, len(step_N)
-        for start, resumed_from in reversed(self._attempts):
-            current_N[start:end] = step_N[start:end] <= max_step
-            max_step, end = min(max_step, resumed_from), start
-        current_N[:end] = step_N[:end] <= max_step
-        return current_N
+        return np.searchsorted(self._starts, lines_N, side="right")
 
 
 @dataclass(frozen=True)
@@ -125,7 +108,8 @@ class TrainingHistory:
     def __init__(self) -> None:
         """Begin without events."""
         self.steps = ColumnBuffer("time", "step", "epoch", "examples", "loss", *STEP_PHASES)
-        self.totals = ColumnBuffer("time", "step", *TRAFFIC)
+        self.totals: TotalsEvent | None = None
+        """The last of the current attempt."""
         self.epochs: list[EpochResult] = []
         self.saves: list[TimedEvent] = []
         """Checkpoints that are complete (CheckpointSaved), and those that could not be written (CheckpointFailed)."""
@@ -136,24 +120,20 @@ class TrainingHistory:
         self.planned_steps: int | None = None
         self.first_time: float | None = None
         self.last_time: float | None = None
-        self.invalid_records = 0
-        """Records that are not valid events; they are skipped."""
         self._resumed_from = 0
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Add one line of the log; count it if it is not a valid event."""
-        try:
-            self._add(parse_record(record))
-        except (KeyError, ValueError):
-            self.invalid_records += 1
+    def add(self, timed: TimedEvent) -> None:
+        """Add one event of the log.
 
-    def _add(self, timed: TimedEvent) -> None:
+        Raises:
+            KeyError: a step lacks the seconds of a phase.
+        """
         time, event = timed
         match event:
             case StepEvent():
                 self._add_step(time, event)
             case TotalsEvent():
-                self.totals.add(time, event.step, *(getattr(event, name) for name in TRAFFIC))
+                self.totals = event
             case EpochEvent():
                 # A repeated epoch replaces its earlier results.
                 self.epochs = [epoch for epoch in self.epochs if epoch.step < event.step]
@@ -179,8 +159,8 @@ class TrainingHistory:
         if event.name == "training":
             self._resumed_from = event.step or 0
             self.work = UnsavedWork(self._resumed_from, time)
-            for columns in (self.steps, self.totals):
-                columns.begin_attempt(self._resumed_from)
+            self.totals = None
+            self.steps.begin_attempt(self._resumed_from)
             self.epochs = [epoch for epoch in self.epochs if epoch.step <= self._resumed_from]
 
     # ---- results
@@ -188,8 +168,8 @@ class TrainingHistory:
     @property
     def step(self) -> int:
         """Steps taken so far."""
-        known = [self.steps.last("step"), self.totals.last("step"), self.epochs[-1].step if self.epochs else None]
-        return int(max((value for value in known if value is not None), default=self._resumed_from))
+        last = [event.step for event in (self.totals, *self.epochs[-1:]) if event is not None]
+        return int(max(self._resumed_from, self.steps.last("step") or 0, *last))
 
     @property
     def evaluated(self) -> list[EpochResult]:
@@ -220,7 +200,7 @@ class TrainingHistory:
 
     def traffic(self) -> dict[str, int]:
         """Return rows and bytes that all workers have moved so far."""
-        return {name: int(value) for name in TRAFFIC if (value := self.totals.last(name)) is not None}
+        return {} if self.totals is None else {name: getattr(self.totals, name) for name in TRAFFIC}
 
     def phase_seconds(self) -> dict[str, float]:
         """Return the seconds of the first worker's steps by phase."""
@@ -245,10 +225,9 @@ class TrainingHistory:
         Returns:
             Three float64 arrays of shape (P,), with P < ``points``.
         """
-        current_N = np.flatnonzero(self.steps.is_current())
-        if len(current_N) == 0:
+        if not len(self.steps):
             return (np.empty(0),) * 3
-        lines_P = current_N[np.unique(np.linspace(0, len(current_N) - 1, points).astype(np.int64))]
+        lines_P = np.unique(np.linspace(0, len(self.steps) - 1, points).astype(np.int64))
         attempt_P = self.steps.attempt_of(lines_P)
         time_P, step_P, examples_P = (self.steps[name][lines_P] for name in ("time", "step", "examples"))
         seconds_P = np.diff(time_P)
@@ -318,23 +297,21 @@ class ProcessHistory:
         """The latest load of each process."""
         self.events: list[TimedEvent] = []
         """All other events: restarts, and when commands started and ended."""
-        self.invalid_records = 0
-        """Records that are not valid events; they are skipped."""
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Add one line of the log; count it if it is not a valid event."""
-        try:
-            timed = parse_record(record)
-            if not isinstance(timed.event, LoadSample):
-                self.events.append(timed)
-                return
-            for load in timed.event.processes.values():
-                check_load(load)
-            for name, load in timed.event.processes.items():
-                self.samples.setdefault(name, ColumnBuffer(*_COLUMNS)).add(*load_columns(timed.time, load))
-                self.loads[name] = load
-        except (KeyError, ValueError):
-            self.invalid_records += 1
+    def add(self, timed: TimedEvent) -> None:
+        """Add one event of the log.
+
+        Raises:
+            ValueError: a load has an invalid figure.
+        """
+        if not isinstance(timed.event, LoadSample):
+            self.events.append(timed)
+            return
+        for load in timed.event.processes.values():
+            check_load(load)
+        for name, load in timed.event.processes.items():
+            self.samples.setdefault(name, ColumnBuffer(*_COLUMNS)).add(*load_columns(timed.time, load))
+            self.loads[name] = load
 
     def rates(self, name: str, now: float, load: Mapping[str, Any], *, over: float) -> dict[str, float]:
         """Return rates of a process, from its ``load`` at ``now`` and its sample ``over`` seconds before.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,18 +12,20 @@ from dash import dcc, html
 
 from crossfade.base.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.base.text import counted
-from crossfade.deploy.dashboard import service_page
+from crossfade.deploy.dashboard import charts, service_page
 from crossfade.deploy.dashboard.alert import Alert
-from crossfade.deploy.dashboard.charts import MAX_RUNS, Axis, Figure, RunView, reason_for_no_data
+from crossfade.deploy.dashboard.charts import MAX_RUNS, Axis, RunView
+from crossfade.deploy.dashboard.figures import Figure, reason_for_no_data
 from crossfade.deploy.dashboard.page_elements import Component, alert_list, aria, badge, graph_card, table, tile
 from crossfade.deploy.dashboard.processes import COLUMNS, STATE_TITLE, TEXT_COLUMNS
 from crossfade.deploy.dashboard.summary import Summary, lost_steps
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
-from crossfade.trainer.runs.shown_metrics import count_queries, show_metric, shown_metrics
+from crossfade.trainer.runs.shown_metrics import count_queries, show_metric
 
 GRAPHS = {
     "loss": ("Loss", "Training loss of each step (smoothed), and the mean of each epoch."),
     "eval_metric": ("Validation metric", "The metric that selects the best epoch (evaluate.best_metric)."),
+    "evaluation": ("Metric beside baselines", "The same metric of the best embeddings, ± its standard error."),
     "throughput": ("Throughput", "Examples per second of all workers together."),
     "phases": ("Time per step by phase", "Mean of a step, measured on the first worker."),
     "traffic": ("Bytes pulled and pushed", "Totals of all workers, and what dense gradients would have taken."),
@@ -35,6 +38,8 @@ REFRESH_SECONDS = 2.0
 EXPLORE_PATH = "/explore"
 """The page of searches, neighbors and recommendations."""
 _MAX_EVENTS = 50
+_TRIAL = re.compile(r"(rung-\d+-)?trial-\d+")
+"""Names of the folders of trials in the folder of a study of 'crossfade tune'."""
 
 
 def layout(source: str) -> Component:
@@ -97,7 +102,7 @@ def _content() -> Component:
     )
     sections = [
         html.Section([html.Div([html.H2("Training"), axis], className="heading"), _graphs(rows[0])]),
-        html.Section([html.H2("Evaluation"), html.Div(id="results")]),
+        html.Section([html.H2("Evaluation"), html.Div(id="results"), _graphs(("evaluation",))]),
         html.Section([html.H2("Step time and traffic"), _graphs(rows[1])]),
         html.Section([html.H2("Processes"), html.Div(id="processes"), _graphs(rows[2])]),
         html.Section([html.H2("Checkpoints and restarts"), html.Div(id="events")]),
@@ -123,11 +128,37 @@ def _graphs(names: Sequence[str]) -> Component:
 
 
 def run_boxes(summaries: Sequence[Summary], selected: Sequence[str]) -> list[Component]:
-    """Build the list of runs, each with a checkbox.
+    """Build the list of runs, each with a checkbox; the trials of a study are together, at the place of the first.
 
     They are buttons with the role of a checkbox: Dash's own checklist loses its selection when its options change.
     """
-    return [_run_box(summary, ticked=summary.name in selected) for summary in summaries]
+    found: list[Component] = []
+    studies: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        study, _, trial = summary.name.rpartition("/")
+        if not study or not _TRIAL.fullmatch(trial):
+            found.append(_run_box(summary, ticked=summary.name in selected))
+        elif study in studies:
+            studies[study].append(summary)
+        else:
+            studies[study] = [summary]
+            found.append(study)
+    return [_study(each, studies[each], selected) if isinstance(each, str) else each for each in found]
+
+
+def _study(name: str, trials: Sequence[Summary], selected: Sequence[str]) -> Component:
+    """Build the boxes of the trials of a study below a line with its best value."""
+    best = max(
+        (trial for trial in trials if trial.best_value is not None),
+        key=lambda trial: trial.best_value or 0.0,
+        default=None,
+    )
+    shown = "" if best is None else f" · {best.best_metric} {decimals(best.best_value)}"
+    boxes = [_run_box(trial, ticked=trial.name in selected) for trial in trials]
+    is_open = any(trial.name in selected for trial in trials)
+    head = html.Summary(f"{name}: {counted(len(trials), 'trial')}{shown}")
+    mark: dict[str, Any] = {"data-study": name}
+    return html.Details([head, *boxes], open=is_open, key=name, **mark)
 
 
 def _run_box(summary: Summary, *, ticked: bool) -> Component:
@@ -297,40 +328,29 @@ def _checkpoint_event(saved: TimedEvent) -> tuple[float | None, str, int | None,
 
 
 def results(shown: Sequence[RunView]) -> Component:
-    """Build a table for each split of the last evaluation: a row for each metric, a column for each depth.
-
-    Runs that are below a baseline are named before.
-    """
-    splits = dict.fromkeys(split for each in shown for split in each.summary.metrics)
+    """Say how each run stands beside the baselines, and why some are missing."""
     notes = dict.fromkeys(note for each in shown for note in each.summary.baseline_notes)
-    below = [html.P(f"{run.name}: {run.shortfall}") for run in (each.summary for each in shown) if run.shortfall]
-    tables = [_quality(split, shown) for split in splits]
-    return [*below, *tables, *(html.P(note, className="hint") for note in notes)] or html.P(
-        "Not evaluated yet.", className="hint"
-    )
+    split, metric = charts.judged_by(shown)
+    verdicts = [f"{each.summary.name}: {_verdict(each.summary, split, metric)}" for each in shown]
+    return [*map(html.P, verdicts), *(html.P(note, className="hint") for note in notes)]
 
 
-def _quality(split: str, shown: Sequence[RunView]) -> Component:
-    evaluated = [(each.summary.name, each.summary.metrics[split]) for each in shown if split in each.summary.metrics]
-    # Runs of the same dataset have the same baselines, which are shown once.
-    for each in shown:
-        for name, values in each.summary.baselines.get(split, {}).items():
-            if (baseline := (f"by {name.replace('_', ' ')}", values)) not in evaluated:
-                evaluated.append(baseline)
-    names = list(dict.fromkeys(name for _, values in evaluated for name in shown_metrics(values)))
-    depths = sorted({name.partition("@")[2] for name in names}, key=int)
-    several = max(len(shown), len(evaluated)) > 1
-    rows = [
-        [metric, *([run] if several else []), *(show_metric(values, f"{metric}@{depth}") for depth in depths)]
-        for metric in dict.fromkeys(name.partition("@")[0] for name in names)
-        for run, values in evaluated
-        if any(f"{metric}@{depth}" in values for depth in depths)
-    ]
-    queries = ", ".join(dict.fromkeys(count_queries(values) for _, values in evaluated if "queries" in values))
-    tasks = sorted({each.summary.task for each in shown} - {""})
-    of_task = f", task {' and '.join(tasks)}" if tasks else ""
-    titles = ["Metric", *(["Ranking"] if several else []), *(f"@{depth}" for depth in depths)]
-    return table(f"Quality on {split}{of_task}: {queries} queries", titles, rows, text_columns=1 + several)
+def _verdict(run: Summary, split: str, metric: str) -> str:
+    """Return in a sentence how ``run`` stands beside the baselines on ``split``."""
+    values = run.metrics.get(split, {})
+    if metric not in values:
+        return f"not evaluated on {split} yet."
+    if run.shortfall:
+        return f"{run.shortfall}."
+    queries = f"{count_queries(values)} queries" if "queries" in values else ""
+    of_what = ", ".join(filter(None, (queries, f"task {run.task}" if run.task else "")))
+    found = f"{metric} on {split} is {show_metric(values, metric)}{f' ({of_what})' if of_what else ''}"
+    baselines = {name: each for name, each in run.baselines.get(split, {}).items() if metric in each}
+    if not baselines:
+        return f"{found}; {'baselines are measured at the end' if run.live else 'no baseline was measured'}."
+    best = max(baselines, key=lambda name: baselines[name][metric])
+    shown = f"{best.replace('_', ' ')} ({show_metric(baselines[best], metric)})"
+    return f"{found}, above {shown}, the best of {counted(len(baselines), 'baseline')}."
 
 
 def job(shown: Sequence[RunView]) -> Component:
@@ -380,6 +400,7 @@ def _describe(name: str, run: Summary) -> str:
     return {
         "loss": decimals(run.loss),
         "eval_metric": f"{run.best_metric} {decimals(run.eval_metric)}",
+        "evaluation": "see the sentence above",
         "throughput": f"{count(run.examples_per_second)} examples per second",
         "phases": ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in run.phase_seconds.items()),
         "traffic": f"{size(run.traffic.get('bytes_pushed'))} pushed, "

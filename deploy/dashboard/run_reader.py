@@ -20,13 +20,12 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from crossfade.base.errors import InputError, reason_of
 from crossfade.base.io.regular_files import open_below, read_below
-from crossfade.base.text import counted
 from crossfade.base.validation import format_validation_error
 from crossfade.deploy.dashboard.bounded_lock import BoundedLock
 from crossfade.deploy.dashboard.history import Load, ProcessHistory, TrainingHistory
 from crossfade.deploy.dashboard.service_reader import ServiceReader, is_service
 from crossfade.trainer.config.loading import parse_job_text
-from crossfade.trainer.runs.events import Seconds, UnixTime, Whole
+from crossfade.trainer.runs.events import Seconds, TimedEvent, UnixTime, Whole, parse_record
 from crossfade.trainer.runs.run_folder import (
     EVENTS_FILE,
     JOB_FILE,
@@ -39,9 +38,8 @@ from crossfade.trainer.runs.run_folder import (
 
 _MAX_FILE_BYTES = 8 << 20
 """Of a file that is read as a whole: ``state.json`` of a thousand processes has 1 MB."""
-_CHUNK_BYTES, _MAX_LINE_BYTES = 1 << 20, 4 << 20
-"""``/healthz`` waits while Python parses a chunk. A sample of a thousand processes is a line of 1 MB."""
-_parse = json.JSONDecoder().decode
+_MAX_LINE_BYTES = 4 << 20
+"""A sample of a thousand processes is a line of 1 MB."""
 T = TypeVar("T")
 _RUN_FILES = (RUN_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)
 REFRESH_SECONDS = 0.5
@@ -52,20 +50,18 @@ _MAX_DEPTH = 2
 
 
 class Tail:
-    """Reads the objects of one file. Invalid lines are counted and skipped; an unfinished last line is read later."""
+    """Reads the events of one file. Invalid lines are counted and skipped; an unfinished last line is read later."""
 
     def __init__(self, path: Path) -> None:
         """Read from the beginning of ``path``, which need not exist yet."""
         self.path = path
-        self.bad_lines = 0
-        self.first_bad_line = 0
-        """The number of the first invalid line, from 1; 0 if there is none."""
-        self.error = ""
-        """The reason why the file cannot be read; empty if it can."""
         self.unread_bytes = 0
         """What the last call of ``read`` has left for the next."""
-        self._offset = self._lines = 0
-        self._inode: int | None = None
+        self._error = ""
+        self._restart(None)
+
+    def _restart(self, inode: int | None) -> None:
+        self._inode, self._offset, self._lines, self._bad_lines, self._first_bad_line = inode, 0, 0, 0, 0
 
     def is_replaced(self) -> bool:
         """Return whether the file was replaced or truncated; if so, ``read`` begins at its start again."""
@@ -80,62 +76,48 @@ class Tail:
             self._restart(found.st_ino)
         return replaced
 
-    def _restart(self, inode: int | None) -> None:
-        self._inode, self._offset, self._lines, self.bad_lines, self.first_bad_line = inode, 0, 0, 0, 0
+    def read(self, take: Callable[[TimedEvent], None], until: float = math.inf) -> None:
+        """Pass the events on complete lines since the last call to ``take``, which raises an error for invalid ones.
 
-    def read(self, until: float = math.inf) -> Iterator[dict[str, Any]]:
-        """Yield the objects on complete lines since the last call; after the monotonic ``until``, leave the rest."""
-        self.error, self.unread_bytes = "", 0
+        After the monotonic time ``until``, leave the rest for the next call.
+        """
+        self._error, self.unread_bytes = "", 0
         try:
             with os.fdopen(open_below(self.path.parent, self.path.name), "rb") as file:
+                size = os.fstat(file.fileno()).st_size
                 if os.fstat(file.fileno()).st_ino == self._inode:
-                    began = file.seek(self._offset)
-                    while chunk := self._complete_lines(file):
-                        if self._offset > began and time.monotonic() >= until:
-                            self.unread_bytes = os.fstat(file.fileno()).st_size - self._offset
-                            break
-                        self._offset += len(chunk)
-                        yield from self._objects(chunk)
-                        file.seek(self._offset)
+                    file.seek(self._offset)
+                    self._read(file, size, take, until)
         except FileNotFoundError:
             return
         except OSError as error:
-            self.error = f"{self.path.name} cannot be read: {reason_of(error)}"
+            self._error = f"{self.path.name} cannot be read: {reason_of(error)}"
 
-    @staticmethod
-    def _complete_lines(file: BinaryIO) -> bytes:
-        data = b""
-        while len(data) < _MAX_LINE_BYTES and (piece := file.read(_CHUNK_BYTES)):
-            data += piece
-            if end := data.rfind(b"\n") + 1:
-                return data[:end]
-        # A longer line cannot be a record: skip it in pieces, so that it does not block the reader.
-        return data if len(data) >= _MAX_LINE_BYTES else b""
-
-    def _objects(self, data: bytes) -> Iterator[dict[str, Any]]:
-        # Bytes that are not UTF-8 become replacement characters, which at worst make one line invalid.
-        for line in data.decode("utf-8", errors="replace").removesuffix("\n").split("\n"):
+    def _read(self, file: BinaryIO, size: int, take: Callable[[TimedEvent], None], until: float) -> None:
+        # A line without an end is not written completely, or too long to be an event: then it is skipped in pieces.
+        while (line := file.readline(_MAX_LINE_BYTES)).endswith(b"\n") or len(line) == _MAX_LINE_BYTES:
+            self._offset += len(line)
             self._lines += 1
             try:
-                found = _parse(line)
-            except (ValueError, RecursionError):
-                found = None
-            if isinstance(found, dict) and isinstance(found.get("event"), str) and "time" in found:
-                yield found
-            elif line.strip():
-                self.bad_lines += 1
-                self.first_bad_line = self.first_bad_line or self._lines
+                take(parse_record(json.loads(line.decode())))
+            except (KeyError, TypeError, ValueError, RecursionError):
+                if line.strip():
+                    self._bad_lines += 1
+                    self._first_bad_line = self._first_bad_line or self._lines
+            if time.monotonic() >= until and self._offset < size:
+                self.unread_bytes = size - self._offset
+                break
 
     def problem(self) -> str | None:
         """Return a description of what is wrong with the file; None if nothing is."""
-        if self.error:
-            return self.error
+        if self._error:
+            return self._error
         if self.unread_bytes > 0:
             return f"{self.path.name}: {self.unread_bytes:,} bytes are not read yet"
-        if not self.bad_lines:
+        if not self._bad_lines:
             return None
-        count = "a line" if self.bad_lines == 1 else f"{self.bad_lines:,} lines"
-        return f"{self.path.name}: {count} cannot be read, skipped (first: line {self.first_bad_line:,})"
+        count = "a line" if self._bad_lines == 1 else f"{self._bad_lines:,} lines"
+        return f"{self.path.name}: {count} cannot be read, skipped (first: line {self._first_bad_line:,})"
 
 
 def is_run(folder: Path) -> bool:
@@ -217,6 +199,14 @@ class Restart(BaseModel):
 _Restarts = TypeAdapter(list[Restart])
 
 
+def _parse_job(data: bytes) -> tuple[dict[str, Any], str]:
+    text = data.decode()
+    found = parse_job_text(text, JOB_FILE)
+    if not isinstance(found, dict):
+        raise ValueError("expected a mapping")
+    return found, text
+
+
 def _parse_restarts(data: bytes) -> list[dict[str, Any]]:
     return [restart.model_dump(exclude_unset=True) for restart in _Restarts.validate_json(data)]
 
@@ -261,24 +251,18 @@ class RunReader:
         self._refreshed_at = time.monotonic()
         if self._events.is_replaced():
             self.training = TrainingHistory()
-        for record in self._events.read(until):
-            self.training.add(record)
+        self._events.read(self.training.add, until)
         if self._processes.is_replaced():
             self.processes = ProcessHistory()
-        for record in self._processes.read(until):
-            self.processes.add(record)
-        if self._has_changed(JOB_FILE):
-            self.job_text = ""
-            self.job = self._read(JOB_FILE, self._parse_job, {})
-        if self._has_changed(RUN_FILE):
-            self.identity = self._read(RUN_FILE, RunFile.model_validate_json, RunFile())
-        if self._has_changed(STATE_FILE):
-            self.state_changed_at = time.time() if self.state else None
-            self.state = self._read(STATE_FILE, StateFile.model_validate_json, None)
-        if self._has_changed(REPORT_FILE):
-            self.report = self._read(REPORT_FILE, ReportFile.model_validate_json, None)
-        if self._has_changed(RESTARTS_FILE):
-            self.restarts = self._read(RESTARTS_FILE, _parse_restarts, [])
+        self._processes.read(self.processes.add, until)
+        self.job, self.job_text = self._read(JOB_FILE, _parse_job, (self.job, self.job_text), ({}, ""))
+        self.identity = self._read(RUN_FILE, RunFile.model_validate_json, self.identity, RunFile())
+        before = self.state
+        self.state = self._read(STATE_FILE, StateFile.model_validate_json, before, None)
+        if self.state is not before:
+            self.state_changed_at = time.time() if before else None
+        self.report = self._read(REPORT_FILE, ReportFile.model_validate_json, self.report, None)
+        self.restarts = self._read(RESTARTS_FILE, _parse_restarts, self.restarts, [])
 
     def setting(self, section: str, key: str) -> Any:
         """Return a value of the job; None if it is not set."""
@@ -293,29 +277,18 @@ class RunReader:
     def problems(self) -> list[str]:
         """Return a description of each file or record that cannot be read."""
         tails = [problem for tail in (self._events, self._processes) if (problem := tail.problem()) is not None]
-        invalid = self.training.invalid_records + self.processes.invalid_records
-        records = [f"{counted(invalid, 'record')} skipped: not valid events"] if invalid else []
-        return [*self._problems.values(), *tails, *records]
+        return [*self._problems.values(), *tails]
 
-    def _has_changed(self, name: str) -> bool:
-        """Return whether the file ``name`` was changed, replaced or deleted since the last call."""
+    def _read(self, name: str, parse: Callable[[bytes], T], earlier: T, default: T) -> T:
+        """Return what ``parse`` makes of the file ``name``; ``earlier`` if it is as at the last call."""
         try:
             found = (self.path / name).stat()
             identity = found.st_ino, found.st_mtime_ns, found.st_size
         except OSError:
             identity = 0, 0, 0
-        before, self._seen[name] = self._seen.get(name), identity
-        return before != identity
-
-    def _parse_job(self, data: bytes) -> dict[str, Any]:
-        text = data.decode()
-        found = parse_job_text(text, JOB_FILE)
-        if not isinstance(found, dict):
-            raise ValueError("expected a mapping")
-        self.job_text = text
-        return found
-
-    def _read(self, name: str, parse: Callable[[bytes], T], default: T) -> T:
+        if self._seen.get(name) == identity:
+            return earlier
+        self._seen[name] = identity
         self._problems.pop(name, None)
         try:
             return parse(read_below(self.path, name, _MAX_FILE_BYTES))

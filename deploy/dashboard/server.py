@@ -42,7 +42,7 @@ def serve(options: DashboardOptions, on_listening: Callable[[str], None]) -> Non
 
         from crossfade.deploy.dashboard.app import content_policy, make_app
         from crossfade.deploy.dashboard.explored_models import ExploredModels
-        from crossfade.deploy.dashboard.login import restricted
+        from crossfade.deploy.dashboard.restricted_pages import restricted
     except ImportError as error:
         raise MissingExtraError(error.name or "dash", extra="dashboard", purpose="crossfade dashboard") from error
     # Invalid requests, which uvicorn logs as warnings, would fill the log.

@@ -9,7 +9,7 @@ from dash import html
 
 from crossfade.base.formatting import count, decimals, duration, local_time
 from crossfade.base.text import counted
-from crossfade.deploy.dashboard.charts import Figure, reason_for_no_data
+from crossfade.deploy.dashboard.figures import Figure, reason_for_no_data
 from crossfade.deploy.dashboard.page_elements import Component, alert_list, aria, badge, graph_card, table, tile
 from crossfade.deploy.dashboard.service_reader import TEXT_COLUMNS, TITLES, ServiceSummary, version_row
 from crossfade.deploy.refresh.versions import VersionRecord

@@ -1,1 +1,1 @@
-"""Examine a host, and a job on it, for what would keep training from working; see ``examine.py``."""
+"""Check what training needs of a host and cannot explain by itself: MXNet, the GPU's driver, and storage."""

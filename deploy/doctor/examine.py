@@ -1,94 +1,172 @@
-"""Examine a host and, if one is named, a job on it.
+"""Check that MXNet can be imported, that the GPU's driver works, and what the credentials may do on S3.
 
 for finding in examine(DoctorOptions(job=Path("runs/plays"))):
-    ...
+    finding.check, finding.state, finding.message
+
+Whether data, memory, disks, and ports suffice, ``crossfade train`` checks before it starts.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
+import subprocess
+import sys
+import uuid
 from collections.abc import Iterator
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
 
+from crossfade.base.errors import CrossfadeError, InputError, as_typed, option_named
+from crossfade.base.io.folder import Folder
+from crossfade.base.io.s3 import ATTEMPTS_VARIABLE, TIMEOUT_VARIABLE
 from crossfade.deploy.cluster.store_choice import choose_store
-from crossfade.deploy.doctor.findings import Finding, run_check
-from crossfade.deploy.doctor.host_checks import (
-    check_gpus,
-    check_huge_pages,
-    check_kernel_cache,
-    check_loopback,
-    check_memory_limit,
-    check_mxnet,
-    check_open_files,
-    check_temporary_files,
-    check_versions,
-)
 from crossfade.deploy.doctor.options import DoctorOptions
-from crossfade.deploy.doctor.storage_checks import (
-    check_checkpoint_storage,
-    check_clock,
-    check_dataset_storage,
-    short_requests,
-)
-from crossfade.deploy.topology import roles
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.run_folder import RunFolder
+from crossfade.trainer.model.engines.cuda_driver import find_gpus
+from crossfade.trainer.model.engines.engine import choose_engine, drivers
+
+_IMPORT_MXNET = """\
+import sys
+from crossfade.base.errors import CrossfadeError
+from crossfade.kvstore.mxnet.imports import import_mxnet
+try:
+    print(import_mxnet().__version__)
+except CrossfadeError as error:
+    sys.exit(str(error))
+"""
+_SYSTEM_LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}
+"""Libraries that MXNet loads and its wheel lacks, and the packages of Debian that have them."""
+_LIMITS = {ATTEMPTS_VARIABLE: "2", TIMEOUT_VARIABLE: "5", "AWS_MAX_ATTEMPTS": "2"}
+"""Attempts and seconds of a request, where the environment has none: a run may wait for minutes, a check not."""
+_PROBE = b"probe"
+
+State = Literal["ok", "warning", "fix"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of a check. What is to ``fix`` keeps training from working; ``message`` has how to fix it."""
+
+    check: str
+    state: State
+    message: str
 
 
 def examine(options: DoctorOptions) -> Iterator[Finding]:
-    """Yield what checks of this host find and, if the options name a job, checks of the job and its run folder.
+    """Yield what checks of this host find and, if the options name a job, checks of the job's storage.
 
     Raises:
         InputError: the run or job does not exist, or is invalid.
     """
-    (job, run), seconds = options.load(), options.timeout
-    if job is not None:
-        notes: list[str] = []
-        job = choose_store(job, notes.append)
-        yield from (Finding("store", "warning", note) for note in notes)
-    with short_requests():
-        yield from _examine_host(job, seconds)
-        if job is None or run is None:
-            return
-        yield from _examine_storage(job, run, seconds)
-        yield from _examine_job(job, run, seconds)
-
-
-def _examine_host(job: JobConfig | None, seconds: float) -> Iterator[Finding]:
-    count = len(list(roles(job.cluster))) if job is not None and job.cluster.is_distributed else 0
+    job, run = options.load()
+    notes: list[str] = []
+    job = job and choose_store(job, notes.append)
+    yield from (Finding("store", "warning", note) for note in notes)
     needs_mxnet = job is not None and (job.cluster.servers > 0 or job.train.engine == "mxnet")
-    yield from run_check("packages", check_versions, seconds)
-    yield from run_check("mxnet", partial(check_mxnet, needed=needs_mxnet, seconds=seconds), seconds)
-    yield from run_check("gpu", partial(check_gpus, job), seconds)
-    yield from run_check("kernels", partial(check_kernel_cache, seconds=seconds), seconds)
-    yield from run_check("loopback", check_loopback, seconds)
-    yield from run_check("huge pages", check_huge_pages, seconds)
-    yield from run_check("memory limit", check_memory_limit, seconds)
-    yield from run_check("open files", partial(check_open_files, count), seconds)
-    yield from run_check("temporary", check_temporary_files, seconds)
+    yield check_mxnet(needed=needs_mxnet, seconds=options.timeout)
+    yield from check_gpus(job)
+    if job is not None and run is not None:
+        with _short_requests():
+            yield from check_storage(job.data.path, run.checkpoints(job))
 
 
-def _examine_storage(job: JobConfig, run: RunFolder, seconds: float) -> Iterator[Finding]:
-    data, checkpoints = job.data.path, run.checkpoints(job)
-    if data.startswith("s3://") or checkpoints.startswith("s3://"):
-        yield from run_check("clock", check_clock, seconds)
-    if data.startswith("s3://"):
-        yield from run_check("storage", partial(check_dataset_storage, data), seconds)
-    if checkpoints.startswith("s3://"):
-        yield from run_check("storage", partial(check_checkpoint_storage, checkpoints), seconds)
+def check_mxnet(*, needed: bool, seconds: float) -> Finding:
+    """Import MXNet in a child process, since a library that cannot be loaded may abort it."""
+    if find_spec("mxnet") is None and not needed:
+        return Finding("mxnet", "ok", "is not installed: workers hold the tables, and there are no servers")
+    state: State = "fix" if needed else "warning"
+    command = [sys.executable, "-P", "-c", _IMPORT_MXNET]  # -P: nothing from the current folder
+    try:
+        result = subprocess.run(  # noqa: S603 - our own command
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        advice = f"look for a disk that does not answer, or raise {option_named('timeout')}"
+        return Finding("mxnet", state, f"importing it did not end within {seconds:g} s; {advice}")
+    if result.returncode == 0:
+        return Finding("mxnet", "ok", f"{result.stdout.strip()} can be imported")
+    problem = (result.stderr.strip().splitlines() or [""])[-1]
+    if result.returncode < 0:
+        problem = f"importing it ended with signal {-result.returncode}; install the wheel for this processor again"
+    missing = [package for library, package in _SYSTEM_LIBRARIES.items() if not _can_load(library)]
+    fix = f"; apt-get install {' '.join(missing)}, or the packages of this system that have them" if missing else ""
+    return Finding("mxnet", state, f"{problem}{fix}")
 
 
-def _examine_job(job: JobConfig, run: RunFolder, seconds: float) -> Iterator[Finding]:
-    from crossfade.deploy.doctor.run_checks import JobChecks, check_leftovers
+def _can_load(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
-    checks = JobChecks(job, run)
-    for name, check in (
-        ("packages", checks.check_packages),
-        ("run", checks.check_run),
-        ("checkpoints", checks.check_checkpoints),
-        ("data", checks.check_data),
-        ("memory", checks.check_memory),
-        ("disk", checks.check_disks),
-        ("ports", checks.check_ports),
-        ("leftovers", partial(check_leftovers, job, run)),
-    ):
-        yield from run_check(name, check, seconds)
+
+def check_gpus(job: JobConfig | None) -> Iterator[Finding]:
+    """Check the driver and each GPU; with ``job``, also what its first worker would compute on."""
+    state = find_gpus()
+    if state.problem:
+        yield Finding("gpu", "warning", state.problem)
+    elif not state.gpus:
+        yield Finding("gpu", "ok", "none is found, so training computes on the CPU")
+    for gpu in state.gpus:
+        engines, reason = drivers(gpu)
+        if engines:
+            yield Finding("gpu", "ok", f"{gpu} can be used by engine {' and '.join(engines)}")
+        else:
+            yield Finding("gpu", "warning", f"{gpu} cannot be used: {reason}")
+    if job is None:
+        return
+    try:
+        choice = choose_engine(job.train)
+    except CrossfadeError as error:
+        yield Finding("gpu", "fix", error.worded(as_typed))
+    else:
+        yield Finding("gpu", "ok", f"the job would compute on {', '.join(choice.devices)} with engine {choice.engine}")
+
+
+@contextmanager
+def _short_requests() -> Iterator[None]:
+    """Have requests to S3 fail soon while the context lasts, unless the environment sets how long they are retried."""
+    added = {name: value for name, value in _LIMITS.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def check_storage(data: str, checkpoints: str) -> Iterator[Finding]:
+    """Check that the dataset can be listed, and checkpoints listed, written, read, and deleted, as far as on S3."""
+    for uri, is_written in ((data, False), (checkpoints, True)):
+        if uri.startswith("s3://"):
+            yield _try_folder(uri, is_written=is_written)
+
+
+def _try_folder(uri: str, *, is_written: bool) -> Finding:
+    """List the folder ``uri`` and, if training writes there, write, read, and delete a probe object."""
+    folder, probe, action = Folder(uri), f".crossfade-doctor-{uuid.uuid4().hex}", "list"
+    try:
+        folder.check_bucket()
+        folder.names()
+        if is_written:
+            action = "write"
+            folder.write(probe, _PROBE)
+            action = "read"
+            if folder.read(probe) != _PROBE:
+                raise InputError("an object has other bytes than were written; look at what serves S3")
+            action = "delete"
+            # Without boto3 an empty object stays, as pyarrow keeps the folder of a file.
+            folder.remove(probe, folder.version(probe) if find_spec("boto3") is not None else None)
+    except (CrossfadeError, OSError) as error:
+        reason = error.worded(as_typed) if isinstance(error, CrossfadeError) else str(error)
+        where, _, rest = reason.partition(": ")
+        reason = rest if where.startswith(uri) else reason
+        left = f"; delete {uri}/{probe}" if action in ("read", "delete") else ""
+        # Training works where it may not delete, but old checkpoints stay.
+        return Finding("storage", "warning" if action == "delete" else "fix", f"{uri}: {action} fails: {reason}{left}")
+    done = "list, write, read, and delete succeed" if is_written else "list succeeds"
+    return Finding("storage", "ok", f"{uri}: {done}")

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class DoctorOptions(ClusterSizes):
-    """What to check, besides this host."""
+    """Whose storage to check, besides this host."""
 
     job: Path | None = option(
         None, "check this run folder, or this job file, too", group="job", value="RUN", positional=True
     )
     run_dir: Path | None = option(None, "use DIR as the folder of the run (runs/NAME)", group="job", value="DIR")
-    timeout: Number = option(60.0, "give a check up after this time", group="checks", value="SECONDS", gt=0)
+    timeout: Number = option(60.0, "give up importing MXNet after this time", group="checks", value="SECONDS", gt=0)
 
     def load(self) -> tuple[JobConfig | None, RunFolder | None]:
         """Return the job that is named and its run folder; None without one.

@@ -10,17 +10,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
-from crossfade.base.options import alternatives, option
-from crossfade.deploy.capacity.options import DATASET_SIZE, PlannedJob
+from crossfade.base.options import Integer, alternatives, option
+from crossfade.trainer.config.options import ClusterSizes, JobOptions
 
 ONLY: dict[str, tuple[str, ...]] = {
     "slurm": ("partition", "time", "run_dir"),
     "kubernetes": ("image", "namespace", "service_account", "secret", "claim", "storage"),
 }
 """The options that belong to one scheduler."""
-_PRINTED = ("instance_type", "bandwidth", "json_", *DATASET_SIZE)
-"""Options of the plan that is printed where no files are written. Memory that a scheduler enforces is not planned
-without the dataset, whose features and evaluations count."""
 
 
 def _matching(pattern: str, expected: str) -> BeforeValidator:
@@ -41,11 +38,14 @@ _slurm = partial(option, group="Slurm")
 _kubernetes = partial(option, group="Kubernetes")
 
 
-class PlanOptions(PlannedJob):
+class PlanOptions(JobOptions, ClusterSizes):
     """What is planned, and for which scheduler files are written instead of the plan."""
 
     to: Literal["slurm", "kubernetes"] | None = _schedulers(
         None, "write files that run the job there, sized by the plan, instead of the plan"
+    )
+    cores: Integer | None = _schedulers(
+        None, "request N CPUs for each host that trains (default: by its roles)", value="N", ge=1
     )
     out: Path | None = _schedulers(None, "write the files to FOLDER (required with a scheduler)", value="FOLDER")
     data: str | None = _schedulers(
@@ -78,7 +78,7 @@ class PlanOptions(PlannedJob):
         given = [name for name in self.model_fields_set if getattr(self, name) not in (None, False)]
         some = sorted({name for names in ONLY.values() for name in names})
         if self.to is None:
-            for name in ("out", "data", *some):
+            for name in ("out", "data", "cores", *some):
                 if name in given:
                     fitting = [each for each in ONLY if name in ONLY[each]] or list(ONLY)
                     fix = f"add {alternatives([option_named('to', each) for each in fitting])}"
@@ -90,7 +90,7 @@ class PlanOptions(PlannedJob):
         others = [name for name in some if name not in ONLY[self.to]]
         if self.to == "kubernetes":
             others.append("hosts")
-        for name in (*others, *_PRINTED):
+        for name in (*others, "json_"):
             if name in given:
                 problem = f"has no meaning with {option_named('to', self.to)}"
                 raise OptionError(name, problem=problem, fix="leave one of them out")

@@ -57,7 +57,7 @@ def write_files(options: PlanOptions, job: JobConfig, progress: ProgressReporter
     assert options.to is not None, "the options name a scheduler"
     assert out is not None, "the options require a folder"
     job = adapt_job(job, options.to)
-    plan = plan_capacity(read_inputs(job, progress).with_counts())
+    plan = plan_capacity(read_inputs(job, progress))
     hosts = size_hosts(plan, options.cores, alike=options.to == "slurm")
     if options.data is not None:
         job = job.model_copy(update={"data": job.data.model_copy(update={"path": options.data})})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -14,22 +14,19 @@ from crossfade.deploy.serving.schemas import (
     FoundRows,
     HistoryItem,
     ModelDescription,
+    Neighbors,
     NewRequest,
     RecommendRequest,
     Result,
     Results,
     Row,
     ScoredRow,
-    SimilarRequest,
     Vector,
     Vectors,
 )
 from crossfade.trainer.recommend.model import FoundRow, Rankings
-from crossfade.trainer.recommend.options import RankingOptions
 from crossfade.trainer.recommend.row_names import UnknownRowError
 from crossfade.trainer.serving.version import Version
-
-Ranking = TypeVar("Ranking", bound=RankingOptions)
 
 
 class Answers:
@@ -40,22 +37,22 @@ class Answers:
         self.opened, self.version = opened, version
         self._model = opened.model
 
-    def is_quick(self, request: RecommendRequest | SimilarRequest) -> bool:
+    def is_quick(self, request: RecommendRequest | Neighbors) -> bool:
         """Return whether the request takes about a millisecond, so that it may be answered at once."""
         if isinstance(request, NewRequest) or len(request.ids) != 1:
             return False
         model = self._model
-        if isinstance(request, SimilarRequest):
-            return model.is_quick(model.entity(request.entity), "cosine", self._filtered(request.options, request))
-        options = self._filtered(request.options, request)
+        if isinstance(request, Neighbors):
+            return model.is_quick(model.entity(request.options.entity), "cosine", self._filtered(request))
+        options = self._filtered(request)
         if request.on_unknown == "popular" and not model.knows(model.query, [str(request.ids[0])])[0]:
             return model.is_quick(model.item, "popularity", options.of_popular)
         return model.is_quick(model.item, model.score, options)
 
-    def load_filters(self, request: RecommendRequest | SimilarRequest) -> Callable[[], None] | None:
+    def load_filters(self, request: RecommendRequest | Neighbors) -> Callable[[], None] | None:
         """Return what evaluates the filters and column of the request; None if they are at hand or are not used."""
-        metadata, where = self.opened.metadata, self._filtered(request.options, request).where
-        column = request.max_per.column if request.max_per else None
+        metadata, options = self.opened.metadata, self._filtered(request)
+        where, column = options.where, options.max_per[0] if options.max_per else None
         if metadata.has(where, column):
             return None
 
@@ -74,7 +71,7 @@ class Answers:
             InputError: a filter or a column is invalid.
             UnknownRowError: no item of a list or history is known.
         """
-        model, options = self._model, self._filtered(request.options, request)
+        model, options = self._model, self._filtered(request)
         if isinstance(request, NewRequest):
             items, weights = zip(*map(self._read_history, request.histories), strict=True)
             rankings = model.recommend_to_histories(model.make_histories(items, weights), options)
@@ -90,19 +87,19 @@ class Answers:
                 result.is_fallback, result.error = result.error is not None, None
         return self._results(model.item, results, model.recommend(rows_Q, options))
 
-    def similar(self, request: SimilarRequest) -> Results:
+    def similar(self, request: Neighbors) -> Results:
         """Rank rows by their cosine with those of the request.
 
         Raises:
             InputError: a filter or a column is invalid.
             UnknownRowError: there is no such entity, or no row of a list is known.
         """
-        model, entity = self._model, self._model.entity(request.entity)
+        model, entity = self._model, self._model.entity(request.options.entity)
         if entity == model.query:
             others = " or ".join(name for name in model.tables if name != entity)
             raise InputError(f"entity: expected {others}; neighbors of '{entity}' are not served")
         found = model.find_each(entity, [str(id) for id in request.ids])
-        rankings = model.similar(_usable(found), self._filtered(request.options, request))
+        rankings = model.similar(_usable(found), self._filtered(request))
         return self._results(entity, _as_results(request.ids, found), rankings)
 
     def vectors(self, ids: Sequence[str], entity: str | None) -> Vectors:
@@ -142,16 +139,16 @@ class Answers:
             **self._model.describe(),
         )
 
-    def _filtered(self, options: Ranking, request: RecommendRequest | SimilarRequest) -> Ranking:
-        """Return ``options`` of ``request`` with the condition that its filters are met.
+    def _filtered(self, request: RecommendRequest | Neighbors) -> Any:
+        """Return the options of ``request``, with the condition that its filters are met.
 
         Raises:
             InputError: a filter is invalid.
         """
         if not request.where:
-            return options
+            return request.options
         condition = self.opened.metadata.condition((each.column, each.op, each.value) for each in request.where)
-        return options.model_copy(update={"where": condition})
+        return request.options.model_copy(update={"where": condition})
 
     def _read_history(self, history: Sequence[HistoryItem]) -> tuple[IntArray, FloatArray]:
         """Return the rows and weights of a history; items that are unknown are left out."""

@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import cache
 from html import escape
@@ -25,15 +25,15 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
+from pydantic_core import from_json
 from starlette.routing import Route
 
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.answers import Answers
-from crossfade.deploy.serving.bodies import Bodies, InvalidRequestError, describe_problems
 from crossfade.deploy.serving.current import CurrentVersion, OverloadedError
 from crossfade.deploy.serving.metrics import RecordedRequests, exposition
 from crossfade.deploy.serving.schemas import (
@@ -43,6 +43,7 @@ from crossfade.deploy.serving.schemas import (
     Health,
     KnownRequest,
     ModelDescription,
+    Neighbors,
     NewRequest,
     OneResult,
     RecommendQuery,
@@ -97,7 +98,10 @@ _DOCUMENTATION_HEADERS = security_headers(
 _LINES = "application/jsonlines"
 _RETRY_SECONDS = 1
 """Seconds after which a client, or a line of a body, tries again when too much is waiting."""
-_NO_LISTS: dict[str, Any] = {"where": [], "allow": [], "deny": [], "max_per": None}
+MAX_JSON_BYTES = 128 << 10
+"""Of a request: reading it takes about 10 ms, for which others wait, since a parser of JSON keeps Python's lock."""
+_MAX_PROBLEMS, _MAX_LETTERS = 5, 80
+Problem = dict[str, Any]
 
 
 class _ServingAccess(RestrictedAccess):
@@ -115,12 +119,11 @@ class _ServingAccess(RestrictedAccess):
 def make_app(access: Access) -> FastAPI:
     """Build the application of the versions in the folder that ``VERSIONS_VARIABLE`` names, for ``access``."""
     _prepare_process()
-    current, bodies = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE]))), Bodies()
+    current = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE])))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await current.load()
-        bodies.start()
         # Exclude what lives as long as the process from garbage collections, which would take a tenth of a second each.
         gc.collect()
         gc.freeze()
@@ -128,7 +131,6 @@ def make_app(access: Access) -> FastAPI:
         yield Bounds().state()
         following.cancel()
         current.close()
-        bodies.close()
 
     app = FastAPIOffline(
         title="Crossfade",
@@ -154,7 +156,7 @@ def make_app(access: Access) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(405, _wrong_method(app))
     _add_front_page(app, current, access)
-    _add_rankings(app, current, bodies, has_token=access.token is not None)
+    _add_rankings(app, current, has_token=access.token is not None)
     _add_rows(app, current)
     _add_operations(app, current)
     _add_description(app)
@@ -180,7 +182,7 @@ def _problem(status: int) -> Any:
 def _invalid(_: Request, error: Exception) -> Response:
     """Respond with the first fields that are wrong, without their values."""
     if isinstance(error, RequestValidationError):
-        problems = describe_problems(error.errors())
+        problems = _describe_problems(error.errors())
     else:
         assert isinstance(error, InvalidRequestError)
         problems = error.problems
@@ -214,11 +216,57 @@ def _check_sender(request: Request, query: RecommendQuery, has_token: bool) -> N
         )
 
 
+class InvalidRequestError(Exception):
+    """A request has fields that are missing, unknown, or of other values; ``problems`` are the first of them."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+
+def _read_request(kind: str, body: bytes) -> Any:
+    """Return the request of ``kind``, "recommend" or "similar", in ``body``.
+
+    Raises:
+        InvalidRequestError: it is no such request.
+    """
+    if len(body) > MAX_JSON_BYTES:
+        message = f"A request should have at most {MAX_JSON_BYTES:,} bytes; send several"
+        raise InvalidRequestError([{"type": "too_long", "loc": ["body"], "msg": message}])
+    try:
+        value = from_json(body, allow_inf_nan=False)
+        return _model(kind, value).model_validate(value, strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        raise InvalidRequestError(_describe_problems(found, "body")) from None
+    except ValueError as error:
+        problem = {"type": "json_invalid", "loc": ["body"], "msg": f"JSON decode error: {error}"}
+        raise InvalidRequestError([problem]) from None
+
+
+def _describe_problems(errors: Iterable[Mapping[str, Any]], *where: str) -> list[Problem]:
+    """Return the first of pydantic's ``errors``, which are at ``where``, without the values that caused them."""
+    return [
+        {
+            "type": error["type"],
+            "loc": [part[:_MAX_LETTERS] if isinstance(part, str) else part for part in (*where, *error["loc"])],
+            "msg": error["msg"].partition(", but found")[0],
+        }
+        for _, error in zip(range(_MAX_PROBLEMS), errors, strict=False)
+    ]
+
+
+def _model(kind: str, value: object) -> type[BaseModel]:
+    if kind == "similar":
+        return SimilarRequest
+    return NewRequest if isinstance(value, dict) and "histories" in value else KnownRequest
+
+
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _answer_lines(body: bytes, bodies: Bodies, rank: Callable[[Any], Awaitable[Results]]) -> Response:
+async def _answer_lines(body: bytes, rank: Callable[[Any], Awaitable[Results]]) -> Response:
     """Respond with a line for each of ``body``: the results of its request, or what is wrong with it.
 
     Raises:
@@ -228,7 +276,7 @@ async def _answer_lines(body: bytes, bodies: Bodies, rank: Callable[[Any], Await
 
     async def answer(line: bytes) -> bytes:
         try:
-            found = _json(await rank(await bodies.read("recommend", line)))
+            found = _json(await rank(_read_request("recommend", line)))
         except InvalidRequestError as error:
             found = JSONResponse({"detail": error.problems})
         except InputError as error:
@@ -251,7 +299,7 @@ async def _answer_lines(body: bytes, bodies: Bodies, rank: Callable[[Any], Await
     return StreamingResponse(answers([await answer(line) for line in lines[:1]]), media_type=_LINES)
 
 
-async def _read_body(request: Request, bodies: Bodies, kind: str) -> Any:
+async def _read_body(request: Request, kind: str) -> Any:
     """Return the request in the body.
 
     Raises:
@@ -260,7 +308,7 @@ async def _read_body(request: Request, bodies: Bodies, kind: str) -> Any:
     """
     if _media_type(request) != "application/json":
         raise BodyTypeError("the body is of another type; expected the header Content-Type: application/json")
-    return await bodies.read(kind, await request.body())
+    return _read_request(kind, await request.body())
 
 
 def _body_of(*models: type[BaseModel]) -> dict[str, Any]:
@@ -271,7 +319,7 @@ def _body_of(*models: type[BaseModel]) -> dict[str, Any]:
 
 
 def _add_description(app: FastAPI) -> None:
-    """Describe ``app``, with the schemas of bodies, in a document that is written once instead of for each request."""
+    """Add the schemas of bodies, which the routes read by themselves, to the description of ``app``."""
     describe = app.openapi
 
     @cache
@@ -282,20 +330,7 @@ def _add_description(app: FastAPI) -> None:
         described["components"]["schemas"] |= found["$defs"]
         return described
 
-    @cache
-    def document() -> bytes:
-        return bytes(JSONResponse(with_bodies()).body)
-
-    async def respond(_: Request) -> Response:
-        # FastAPI would also name a path that a proxy removes (root_path), which the server does not set.
-        return Response(document(), media_type="application/json")
-
     app.openapi = with_bodies  # type: ignore[method-assign]
-    for route in app.routes:
-        if isinstance(route, Route) and route.path == app.openapi_url:
-            app.routes.remove(route)
-            break
-    app.add_route(str(app.openapi_url), respond, include_in_schema=False)
 
 
 def _wrong_method(app: FastAPI) -> Any:
@@ -346,10 +381,10 @@ def _add_front_page(app: FastAPI, current: CurrentVersion, access: Access) -> No
         return HTMLResponse(_front_page(current.answers.describe() if access.token is None else None))
 
 
-def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_token: bool) -> None:
-    async def rank(request: RecommendRequest | SimilarRequest) -> Results:
+def _add_rankings(app: FastAPI, current: CurrentVersion, *, has_token: bool) -> None:
+    async def rank(request: RecommendRequest | Neighbors) -> Results:
         def ask(answers: Answers) -> Results:
-            return answers.similar(request) if isinstance(request, SimilarRequest) else answers.recommend(request)
+            return answers.similar(request) if isinstance(request, Neighbors) else answers.recommend(request)
 
         return await current.answer(
             ask, lambda answers: answers.is_quick(request), lambda answers: answers.load_filters(request)
@@ -359,14 +394,12 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_
     async def recommend_to_one(request: Request, query: Annotated[RecommendQuery, Query()]) -> Response:
         """Recommend items to one customer, or whatever the query entity is."""
         _check_sender(request, query, has_token)
-        values = query.model_dump(exclude={"id"})
-        return _one(await rank(KnownRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
+        return _one(await rank(query))
 
     @app.get("/similar", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
     async def similar_to_one(query: Annotated[SimilarQuery, Query()]) -> Response:
         """Find the nearest neighbors of one row."""
-        values = query.model_dump(exclude={"id"})
-        return _one(await rank(SimilarRequest.model_construct(ids=[query.id], **_NO_LISTS, **values)))
+        return _one(await rank(query))
 
     recommend_body, similar_body = _body_of(KnownRequest, NewRequest), _body_of(SimilarRequest)
     many: dict[str, Any] = {"response_model": Results, "responses": BODY_PROBLEMS}
@@ -388,13 +421,13 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, bodies: Bodies, *, has_
     async def recommend_to_many(request: Request) -> Response:
         """Recommend items to several customers by ID, or to new ones by their histories."""
         if _media_type(request) == _LINES:
-            return await _answer_lines(await request.body(), bodies, rank)
-        return _json(await rank(await _read_body(request, bodies, "recommend")))
+            return await _answer_lines(await request.body(), rank)
+        return _json(await rank(await _read_body(request, "recommend")))
 
     @app.post("/similar", **many, tags=["rankings"], openapi_extra=similar_body)
     async def similar_to_many(request: Request) -> Response:
         """Find the nearest neighbors of several rows."""
-        return _json(await rank(await _read_body(request, bodies, "similar")))
+        return _json(await rank(await _read_body(request, "similar")))
 
 
 def _add_rows(app: FastAPI, current: CurrentVersion) -> None:

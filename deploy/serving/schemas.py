@@ -1,7 +1,8 @@
-"""Bodies of requests and responses, with the limits of what a request may ask for.
+"""Requests and responses as JSON, with the limits of what a request may ask for.
 
-Options of rankings have the names, defaults, and descriptions of ``trainer/recommend/options.py``. Their types are
-those of JSON, and bounded.
+The options of rankings are made of the options' classes (``trainer/recommend/options.py``), whose names, defaults,
+limits, and descriptions they have; here are only their types in JSON, and further limits. In a body, numbers are no
+text: bodies are validated with ``strict=True``, and addresses without.
 """
 
 from __future__ import annotations
@@ -10,14 +11,22 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, NotRequired, Self
 
 from annotated_types import Ge, Le
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator, with_config
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    create_model,
+    model_validator,
+    with_config,
+)
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from crossfade.base.validation import described
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
-from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.recommend.options import OnUnknown, RankingOptions, RecommendOptions, SimilarOptions
 
 MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT, MAX_DAMPING = 1000, 100, 1000, 1000, 100
@@ -27,6 +36,7 @@ MAX_COMPARISONS = 2_000_000
 ranking thread, for which other requests wait, about a tenth of a second."""
 MAX_INTEGER = 2**53 - 1
 """Larger integers are not exact in JSON; IDs may be text instead."""
+_MAX_KEYS = 16
 _PATTERN = r"^[^\x00-\x1f\x7f]+$"
 
 Text = Annotated[
@@ -42,10 +52,10 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+Integer = Annotated[int, BeforeValidator(_whole)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Id = Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER), BeforeValidator(_whole)] | Text
 """An ID or, for an entity with names, a name."""
-Count = Annotated[int, Field(strict=True, ge=1, le=MAX_K), BeforeValidator(_whole)]
-"""A number of rows in a body; in JSON, neither text nor true is a number."""
 
 
 def _splits(value: object) -> object:
@@ -57,31 +67,11 @@ Splits = Annotated[list[SplitName], Field(max_length=len(ALL_SPLITS), fail_fast=
 """All splits, or none: a version has the histories of all together."""
 
 
-def _declared(options: type[RankingOptions], name: str, *, note: str = "", **limits: Any) -> Any:
-    """Return the field ``name`` of ``options`` as one of a request, with further ``limits`` and a ``note`` about it."""
-    field = options.model_fields[name]
-    default = list(field.default) if isinstance(field.default, tuple) else field.default
-    bounds: dict[str, Any] = {}
-    for entry in field.metadata:
-        if isinstance(entry, Ge):
-            bounds["ge"] = entry.ge
-        if isinstance(entry, Le):
-            bounds["le"] = entry.le
-    return Field(default, description=f"{field.description}{note}", **bounds, **limits)
-
-
-_DAMPING = _declared(RecommendOptions, "popularity_damping", le=MAX_DAMPING, allow_inf_nan=False)
-_DIVERSITY = _declared(
-    RecommendOptions,
-    "diversity",
-    note=f"; above 0, the number of lists times k times candidates is at most {MAX_COMPARISONS:,}",
-    allow_inf_nan=False,
-)
-_EXPLORATION = _declared(RecommendOptions, "exploration", allow_inf_nan=False)
-_SEED = _declared(RecommendOptions, "seed", le=MAX_INTEGER)
-_ON_UNKNOWN: Any = Field("popular", description=RecommendOptions.model_fields["on_unknown"].description)
-Fraction = Annotated[float, Field(strict=True)]
-"""A number in a body."""
+def _few_keys(value: object) -> object:
+    """Reject an object with more keys than any of a request: each would be a fault of its own."""
+    if isinstance(value, dict) and len(value) > _MAX_KEYS:
+        raise PydanticCustomError("too_long", "Objects should have at most {most} keys", {"most": _MAX_KEYS})
+    return value
 
 
 _FilterText = Annotated[
@@ -98,18 +88,19 @@ _Value = (
 )
 
 
-class _Body(BaseModel):
+class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _check_keys = model_validator(mode="before")(_few_keys)
 
 
-class GroupLimit(_Body):
+class GroupLimit(_Request):
     """A limit of the rows with the same value of a column, such as an artist."""
 
     column: Text
-    count: Count
+    count: Integer = Field(ge=1, le=MAX_K)
 
 
-class _Filter(_Body):
+class _Filter(_Request):
     column: _FilterText
 
 
@@ -133,37 +124,65 @@ class ListFilter(_Filter):
 Filter = Annotated[ValueFilter | ListFilter, Field(discriminator="op")]
 
 
-class _Ranking(_Body):
-    k: Count = _declared(RankingOptions, "k")
-    where: list[Filter] = Field(
-        default_factory=list, max_length=MAX_FILTERS, description="keep only rows that meet all of these filters"
-    )
-    allow: list[Id] = _declared(RankingOptions, "allow", max_length=MAX_LIST, fail_fast=True)
-    deny: list[Id] = _declared(RankingOptions, "deny", max_length=MAX_LIST, fail_fast=True)
-    max_per: GroupLimit | None = _declared(RankingOptions, "max_per")
+_WHERE: Any = Field(
+    default_factory=list, max_length=MAX_FILTERS, description="keep only rows that meet all of these filters"
+)
+_LISTS: dict[str, Any] = {"allow": list[Id], "deny": list[Id], "max_per": GroupLimit | None}
+_TYPES: dict[str, Any] = {
+    "k": Integer,
+    "entity": Text | None,
+    "exclude": Splits,
+    "popularity_damping": Finite,
+    "diversity": Finite,
+    "exploration": Finite,
+    "seed": Integer,
+}
+_LIMITS: dict[str, dict[str, Any]] = {
+    "k": {"le": MAX_K},
+    "allow": {"max_length": MAX_LIST, "fail_fast": True},
+    "deny": {"max_length": MAX_LIST, "fail_fast": True},
+    "popularity_damping": {"le": MAX_DAMPING},
+    "seed": {"le": MAX_INTEGER},
+}
+"""Limits of requests, besides the limits of the options."""
+_NOTES = {"diversity": f"; above 0, the number of lists times k times candidates is at most {MAX_COMPARISONS:,}"}
 
-    def _values(self) -> dict[str, Any]:
-        """Return the options that all rankings have; they were validated with the request."""
-        return {
-            "k": self.k,
-            "allow": tuple(map(str, self.allow)),
-            "deny": tuple(map(str, self.deny)),
-            "max_per": None if self.max_per is None else (self.max_per.column, self.max_per.count),
-        }
 
-
-class _Recommendations(_Ranking):
-    exclude: Splits = _declared(RecommendOptions, "exclude")
-    popularity_damping: Fraction = _DAMPING
-    diversity: Fraction = _DIVERSITY
-    exploration: Fraction = _EXPLORATION
-    seed: Annotated[int, Field(strict=True), BeforeValidator(_whole)] = _SEED
+class _Ranking(_Request):
+    """What requests for rankings share: the options that their fields are made of."""
 
     @cached_property
-    def options(self) -> RecommendOptions:
-        """The options of the ranking."""
-        own: dict[str, Any] = {name: getattr(self, name) for name in RerankingOptions.model_fields}
-        return RecommendOptions.model_construct(**self._values(), exclude=tuple(self.exclude), **own)
+    def options(self) -> Any:
+        """The options of the ranking; they were validated with the request."""
+        values = {name: getattr(self, name) for name in type(self).model_fields if name in (*_TYPES, *_LISTS)}
+        if limit := values.get("max_per"):
+            values["max_per"] = limit.column, limit.count
+        values |= {name: tuple(map(str, values[name])) for name in ("allow", "deny", "exclude") if name in values}
+        kind = RecommendOptions if "exclude" in values else SimilarOptions
+        return kind.model_construct(**values)
+
+
+def _ranking(options: type[RankingOptions], types: dict[str, Any]) -> Any:
+    """Return a request with the fields of ``options`` that have ``types``."""
+    fields: dict[str, Any] = {}
+    for name, field in options.model_fields.items():
+        if name in types:
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            limits: dict[str, Any] = {}
+            for bound in field.metadata:
+                if isinstance(bound, Ge):
+                    limits["ge"] = bound.ge
+                elif isinstance(bound, Le):
+                    limits["le"] = bound.le
+            limits |= _LIMITS.get(name, {})
+            description = f"{field.description}{_NOTES.get(name, '')}"
+            fields[name] = types[name], Field(default, description=description, **limits)
+    return create_model(f"_{options.__name__}", __base__=_Ranking, **fields)
+
+
+_Similar, _SimilarInAddress = (_ranking(SimilarOptions, types) for types in (_TYPES | _LISTS, _TYPES))
+_Recommend, _RecommendInAddress = (_ranking(RecommendOptions, types) for types in (_TYPES | _LISTS, _TYPES))
+_ON_UNKNOWN: Any = Field("popular", description=RecommendOptions.model_fields["on_unknown"].description)
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -176,16 +195,21 @@ class HistoryItem(TypedDict):
     ]
 
 
-def _check_comparisons(request: _Recommendations, queries: int) -> None:
+History = Annotated[
+    list[Annotated[HistoryItem, BeforeValidator(_few_keys)]],
+    Field(min_length=1, max_length=MAX_LIST, fail_fast=True),
+]
+
+
+def _check_comparisons(request: _Ranking, queries: int) -> None:
     """Check that diversity takes no more than a bounded time.
 
     Raises:
         PydanticCustomError: it does.
     """
-    if not request.diversity:
-        return
-    comparisons = queries * request.k * request.options.depth(request.k)
-    if comparisons > MAX_COMPARISONS:
+    options = request.options
+    comparisons = queries * options.k * options.depth(options.k)
+    if options.diversity and comparisons > MAX_COMPARISONS:
         raise PydanticCustomError(
             "too_many_comparisons",
             "With diversity, the number of lists times k times candidates should be at most {most}, which is {found} "
@@ -194,11 +218,12 @@ def _check_comparisons(request: _Recommendations, queries: int) -> None:
         )
 
 
-class KnownRequest(_Recommendations):
+class KnownRequest(_Recommend):  # type: ignore[valid-type, misc]
     """Recommendations for queries that were in training, such as customers, by ID."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [2, 3], "k": 5}]})
 
+    where: list[Filter] = _WHERE
     ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="who to recommend to")
     on_unknown: OnUnknown = _ON_UNKNOWN
 
@@ -208,14 +233,15 @@ class KnownRequest(_Recommendations):
         return self
 
 
-class NewRequest(_Recommendations):
+class NewRequest(_Recommend):  # type: ignore[valid-type, misc]
     """Recommendations for queries that were not in training, or have interacted since, by their histories."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"histories": [[{"id": "Radiohead"}, {"id": "Björk", "weight": 3}]], "k": 5}]}
     )
 
-    histories: list[Annotated[list[HistoryItem], Field(min_length=1, max_length=MAX_LIST, fail_fast=True)]] = Field(
+    where: list[Filter] = _WHERE
+    histories: list[History] = Field(
         min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="what each of them likes"
     )
 
@@ -225,62 +251,58 @@ class NewRequest(_Recommendations):
         return self
 
 
-RecommendRequest = KnownRequest | NewRequest
-
-
-class SimilarRequest(_Ranking):
+class SimilarRequest(_Similar):  # type: ignore[valid-type, misc]
     """The nearest neighbors, by cosine, of rows of an entity."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["Radiohead"], "k": 5}]})
 
+    where: list[Filter] = _WHERE
     ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="whose neighbors to return")
-    entity: Text | None = _declared(SimilarOptions, "entity")
-
-    @cached_property
-    def options(self) -> SimilarOptions:
-        """The options of the ranking."""
-        return SimilarOptions.model_construct(**self._values(), entity=self.entity)
 
 
-class RankingQuery(_Body):
-    """Parameters of a request for one ID."""
-
+class _OfOne(BaseModel):
     id: Text = Field(description="an ID or, for an entity with names, a name")
-    k: int = _declared(RankingOptions, "k", le=MAX_K)
+
+    @property
+    def ids(self) -> list[str]:
+        """The only ID."""
+        return [self.id]
+
+    @property
+    def where(self) -> list[Filter]:
+        """No filters: an address has none."""
+        return []
 
 
-class RecommendQuery(RankingQuery):
+class RecommendQuery(_RecommendInAddress, _OfOne):  # type: ignore[valid-type, misc]
     """Parameters of a request for the recommendations of one query."""
 
-    exclude: Splits = _declared(RecommendOptions, "exclude")
-    popularity_damping: float = _DAMPING
-    diversity: float = _DIVERSITY
-    exploration: float = _EXPLORATION
-    seed: int = _SEED
     on_unknown: Literal["error", "popular"] = _ON_UNKNOWN
 
 
-class SimilarQuery(RankingQuery):
+class SimilarQuery(_SimilarInAddress, _OfOne):  # type: ignore[valid-type, misc]
     """Parameters of a request for the neighbors of one row."""
 
-    entity: Text | None = _declared(SimilarOptions, "entity")
+
+RecommendRequest = KnownRequest | NewRequest | RecommendQuery
+Neighbors = SimilarRequest | SimilarQuery
 
 
-class RowQuery(_Body):
+class RowQuery(_Request):
     """Parameters of a request for rows by ID or name."""
 
     id: list[Text] = Field(
         min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="IDs or names; repeat it for several"
     )
-    entity: Text | None = _declared(SimilarOptions, "entity")
+    entity: Text | None = Field(None, description=SimilarOptions.model_fields["entity"].description)
 
 
-class SearchQuery(_Body):
+class SearchQuery(_Request):
     """Parameters of a search for names or, for rows without one, IDs."""
 
     text: Text = Field(description="the first letters of words of the name or ID")
     k: int = Field(10, ge=1, le=MAX_QUERIES, description="rows to return")
-    entity: Text | None = _declared(SimilarOptions, "entity")
+    entity: Text | None = Field(None, description=SimilarOptions.model_fields["entity"].description)
 
 
 class Row(BaseModel):

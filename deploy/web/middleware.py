@@ -36,6 +36,8 @@ class RestrictedAccess:
 
     health: tuple[str, ...] = ("/healthz",)
     """Paths that answer everybody, by any name of the host."""
+    challenge, how = "Bearer", "send it as 'Authorization: Bearer TOKEN'"
+    """How to send the token: what a browser is asked for, and in words."""
 
     def __init__(
         self, app: ASGIApp, access: Access, policy: str = "default-src 'none'; frame-ancestors 'none'"
@@ -55,14 +57,13 @@ class RestrictedAccess:
         """Return whether pages of other sites may send a request, as a link does."""
         return self.is_open(method, path)
 
-    def is_signed_in(self, scope: Scope) -> bool:
-        """Return whether a request has the token, or what stands for it."""
-        return self._access.has_token(Headers(scope=scope).get("authorization"))
+    def is_foreign(self, headers: Headers, path: str) -> bool:
+        """Return whether a page of another site has sent a request."""
+        return headers.get("sec-fetch-site", "none") not in _OWN_SITE
 
-    def ask_for_token(self, scope: Scope) -> Response:
-        """Return the answer to a request without the token."""
-        detail = "the token is missing or wrong; send it as 'Authorization: Bearer TOKEN'"
-        return _rejection(401, detail, {"WWW-Authenticate": "Bearer"})
+    def has_token(self, authorization: str | None) -> bool:
+        """Return whether a request with this header has the token, or needs none."""
+        return self._access.has_token(authorization)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -85,15 +86,16 @@ class RestrictedAccess:
             return None
         if problem := self._access.host_problem(headers.get("host")):
             return _rejection(421, problem)
-        if headers.get("sec-fetch-site", "none") not in _OWN_SITE and not self.may_be_linked(method, path):
+        if self.is_foreign(headers, path) and not self.may_be_linked(method, path):
             return _rejection(403, "a page of another site sent this request; send it from a program, or from /docs")
         query = scope["query_string"]
         if query.count(b"&") >= MAX_PARAMETERS or not query.isascii():
             return _rejection(400, f"expected at most {MAX_PARAMETERS} parameters, in ASCII")
-        if self.is_signed_in(scope):
+        if self.has_token(headers.get("authorization")):
             scope["state"][ADMIT]()
         elif not self.is_open(method, path):
-            return self.ask_for_token(scope)
+            challenge = {"WWW-Authenticate": self.challenge}
+            return _rejection(401, f"the token is missing or wrong; {self.how}", challenge)
         return None
 
 

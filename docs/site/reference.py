@@ -55,7 +55,13 @@ _OPTIONS = """\
 
 What each option takes, on the command line, in Python, and over HTTP, from the declarations that all three are made of.
 """
-_FUNCTIONS = (crossfade.load, crossfade.Model.recommend, crossfade.Model.similar, crossfade.Model.evaluate)
+_FUNCTIONS = (
+    crossfade.fit,
+    crossfade.load,
+    crossfade.Model.recommend,
+    crossfade.Model.similar,
+    crossfade.Model.evaluate,
+)
 _REQUESTS = {
     "GET /recommend": schemas.RecommendQuery,
     "POST /recommend with ids": schemas.KnownRequest,
@@ -92,9 +98,10 @@ def _option_row(name: str, field: FieldInfo, is_typed: bool) -> str:
     face, value = shown(field), expected(field)
     if is_list(field):
         value = "values" if (each := expected(field, inner=True)) == "another value" else f"values, each {each}"
+    elif face.value and value in ("another value", "a dictionary"):
+        value = f"`{face.value}`"
     elif value == "another value":
-        keys = getattr(plain_type(field.annotation), "model_fields", ())
-        value = f"`{face.value}`" if face.value else f"an object of {', '.join(keys)}"
+        value = f"an object of {', '.join(getattr(plain_type(field.annotation), 'model_fields', ()))}"
     if is_typed:
         name = face.value or name.upper() if face.positional else f"--{name.rstrip('_').replace('_', '-')}"
     default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"

@@ -24,7 +24,7 @@ SHARD_NAME = re.compile(
     r"(?P<table>[A-Za-z0-9_-]+)/(?P<array>[a-z_]+)\.(?P<number>[0-9]{5,9})-of-(?P<shards>[0-9]{5,9})\.npy"
 )
 EXTRA_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.npz")
-"""Name of a small file that the writer adds: never that of a manifest or a part."""
+"""Name of a small file that the writer adds: never a name of a manifest or a part."""
 
 
 def step_name(step: int) -> str:

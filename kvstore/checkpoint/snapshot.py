@@ -70,7 +70,7 @@ class PartResult:
 
 @njit(cache=True, nogil=True)
 def _allocate_slots(rows_A, begin, sent, slot_N, free_M, free, copied_A, slots_A):  # type: ignore[no-untyped-def]
-    """Allocate slots for those of ``rows_A[begin:]`` neither sent nor copied, until none is free."""
+    """Allocate slots for the rows of ``rows_A[begin:]`` that were neither sent nor copied, until none is free."""
     copied = 0
     for a in range(begin, rows_A.shape[0]):
         row = rows_A[a]

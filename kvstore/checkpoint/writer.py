@@ -29,7 +29,7 @@ _TRUNCATED = "the snapshot is truncated"
 
 
 class _OpenFile:
-    """A file of ``size`` bytes, written in pieces that alternate with those of other files."""
+    """A file of ``size`` bytes, written in pieces that alternate with pieces of other files."""
 
     def __init__(self, folder: Folder, path: str, size: int) -> None:
         self.path, self.size, self.crc32 = path, size, 0

@@ -27,7 +27,6 @@ from crossfade.kvstore.mxnet.server_protocol import (
     COMMAND_HEAD,
     DEFAULT_KEY_BYTES,
     STATUS_LENGTH,
-    CommandSigner,
     TableLayout,
     create_command,
     decode_status,
@@ -36,6 +35,7 @@ from crossfade.kvstore.mxnet.server_protocol import (
     reset_commands,
     status_key,
 )
+from crossfade.kvstore.mxnet.signatures import CommandSigner
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import (
     MAX_ALL_REDUCE_LENGTH,
@@ -91,7 +91,7 @@ class MXNetStore:
         checkpoint: str | None = None,
         reset_rows: Mapping[str, IntArray] = NO_RESETS,
     ) -> None:
-        """Create the tables on the servers, which initialize rows in place and load those of ``checkpoint``.
+        """Create the tables on the servers, which initialize rows in place and load the rows of ``checkpoint``.
 
         Few keys are created at a time, on different servers, since MXNet copies the rows of a key several times then.
         """

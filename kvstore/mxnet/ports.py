@@ -3,7 +3,7 @@
 - Roles of a job on one host use Unix sockets (``DMLC_LOCAL``), which only the job's user may open (``private_sockets``)
   and which the agent removes once all roles are connected: from then on nobody can connect.
 - Roles on several hosts use TCP, with a filter of the kernel on the listening socket that drops all packets from other
-  addresses than those of the job's hosts (``filter_next_listener``). It needs no privileges, and ends with the socket.
+  addresses than the job's hosts (``filter_next_listener``). It needs no privileges, and ends with the socket.
 """
 
 from __future__ import annotations

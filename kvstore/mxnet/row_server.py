@@ -1,7 +1,7 @@
 """The server's side of ``dist_sync``, in place of the main function of MXNet.
 
 MXNet's stock server unpickles whatever the network sends. This one takes JSON commands that a worker of the job
-has signed (``server_protocol.py``), ignores all others, and updates rows in place in the store's own memory with the
+has signed (``signatures.py``), ignores all others, and updates rows in place in the store's own memory with the
 kernels of ``optimizers.py``. An error in a command or an update ends the process at once: MXNet would swallow it, and
 workers would assume that the step was applied.
 """
@@ -29,13 +29,13 @@ from crossfade.kvstore.mxnet.ports import filter_next_listener, private_sockets
 from crossfade.kvstore.mxnet.scheduler import Controller, run_until_done
 from crossfade.kvstore.mxnet.server_protocol import (
     ALL_REDUCE_KEY,
-    CommandVerifier,
     TableLayout,
     encode_status,
     is_below,
     make_layout,
     status_key,
 )
+from crossfade.kvstore.mxnet.signatures import CommandVerifier
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer, name_divergence
 from crossfade.kvstore.philox import init_rows, init_rows_at
@@ -79,7 +79,7 @@ class _KeyShard:
             init_rows(out_ND, rows_N, seed=seed, table=self.table.name, std=self.table.init_std)
 
     def reset_rows(self, seed: int, rows_R: IntArray) -> None:
-        """Initialize those of the table's ``rows_R`` that are in this shard, and zero their optimizer state."""
+        """Initialize the rows of ``rows_R`` that this shard has, and zero their optimizer state."""
         local_R = rows_R[rows_R % self._layout.num_shards == self.number]
         positions_R = local_R // self._layout.num_shards
         init_rows_at(self.weights_ND, positions_R, local_R, seed=seed, table=self.table.name, std=self.table.init_std)

@@ -4,6 +4,3 @@ from typing import Literal
 
 WireDtype = Literal["float32", "bfloat16", "stochastic_bfloat16"]
 """How rows and gradients travel between hosts: as they are, rounded to nearest even, or rounded at random."""
-
-WIRE_VALUE_BYTES: dict[WireDtype, int] = {"float32": 4, "bfloat16": 2, "stochastic_bfloat16": 2}
-"""Bytes of a value of a row or gradient between hosts."""

@@ -34,7 +34,7 @@ from crossfade.base.errors import ClusterError
 _POLL_SECONDS, _MAX_POLL_SECONDS = 0.02, 0.3
 _REQUEST_SECONDS = 30.0
 _HANDSHAKE_SECONDS = 10.0
-_MAX_GUESTS = 128
+_MAX_UNPROVED = 128
 """Connections that may prove themselves at the same time."""
 _MAX_VALUE_BYTES = 1 << 16
 _BACKLOG = 1024
@@ -237,12 +237,12 @@ def _introduce(connected: socket.socket, key: bytes, rank: int, other: int) -> N
 
 
 @dataclass
-class _Guest:
-    """A connection that was accepted, whose other end has yet to prove that it is a rank of this job."""
+class _Unproved:
+    """An accepted connection whose other end has yet to prove that it is a rank of this job."""
 
     connection: Connection
     until: float
-    """When it is turned away, by the monotonic clock."""
+    """When it is closed, by the monotonic clock."""
     rank: int = -1
     challenge: bytes = b""
     data: bytes = b""
@@ -275,43 +275,43 @@ def _accept(
 ) -> Iterator[tuple[int, Connection]]:
     """Accept the ranks that are ``missing``; yield each with its connection.
 
-    Those that connect prove themselves at the same time, so that a stranger who says nothing delays nobody.
+    Those that connect prove themselves at the same time, so that one that sends nothing delays no other.
 
     Raises:
         TimeoutError: a rank has not connected before the deadline.
     """
     sources = [listener for listener in (listeners.tcp, listeners.unix) if listener is not None]
-    guests: dict[int, _Guest] = {}
+    unproved: dict[int, _Unproved] = {}
     try:
         while missing:
             if time.monotonic() > deadline:
                 raise TimeoutError("timed out")
-            for number in _ready(sources, guests, deadline):
+            for number in _ready(sources, unproved, deadline):
                 for listener in sources:
-                    if listener.fileno() == number and (guest := _welcome(listeners, listener)) is not None:
-                        guests[guest.connection.socket.fileno()] = guest
-                if number in guests and (proved := _hear(guests, number, key, rank)) is not None:
+                    if listener.fileno() == number and (accepted := _accept_one(listeners, listener)) is not None:
+                        unproved[accepted.connection.socket.fileno()] = accepted
+                if number in unproved and (proved := _read_proof(unproved, number, key, rank)) is not None:
                     if proved.rank in missing:
                         missing.discard(proved.rank)
                         yield proved.rank, proved.connection
                     else:
                         proved.connection.socket.close()
-            _turn_away(guests, _MAX_GUESTS + len(missing))
+            _close_expired(unproved, _MAX_UNPROVED + len(missing))
     finally:
-        for guest in guests.values():
-            guest.connection.socket.close()
+        for each in unproved.values():
+            each.connection.socket.close()
 
 
-def _ready(sources: list[socket.socket], guests: dict[int, _Guest], deadline: float) -> list[int]:
-    """Wait until somebody connects, a guest speaks, or a time is over; return the descriptors that can be read."""
+def _ready(sources: list[socket.socket], unproved: dict[int, _Unproved], deadline: float) -> list[int]:
+    """Wait for a connection, for data, or for the next time limit; return the descriptors that can be read."""
     poll = select.poll()
-    for number in (*(source.fileno() for source in sources), *guests):
+    for number in (*(source.fileno() for source in sources), *unproved):
         poll.register(number, select.POLLIN)
-    until = min([deadline, *(guest.until for guest in guests.values())])
+    until = min([deadline, *(each.until for each in unproved.values())])
     return [number for number, _ in poll.poll(max(0.0, until - time.monotonic()) * 1000 + 1)]
 
 
-def _welcome(listeners: _Listeners, listener: socket.socket) -> _Guest | None:
+def _accept_one(listeners: _Listeners, listener: socket.socket) -> _Unproved | None:
     """Accept a connection, unless it is gone."""
     try:
         accepted, _ = listener.accept()
@@ -320,30 +320,30 @@ def _welcome(listeners: _Listeners, listener: socket.socket) -> _Guest | None:
             raise
         return None
     accepted.setblocking(False)
-    return _Guest(Connection(accepted, listener is listeners.unix), time.monotonic() + _HANDSHAKE_SECONDS)
+    return _Unproved(Connection(accepted, listener is listeners.unix), time.monotonic() + _HANDSHAKE_SECONDS)
 
 
-def _hear(guests: dict[int, _Guest], number: int, key: bytes, rank: int) -> _Guest | None:
-    """Let a guest prove itself; return it once it has. A stranger is turned away."""
-    guest = guests[number]
+def _read_proof(unproved: dict[int, _Unproved], number: int, key: bytes, rank: int) -> _Unproved | None:
+    """Read what a connection has sent; return it once it has proved itself. One that cannot is closed soon."""
+    connection = unproved[number]
     try:
-        if not guest.advance(key, rank):
+        if not connection.advance(key, rank):
             return None
     except BlockingIOError:
         return None
     except OSError:
-        guest.until = 0.0
+        connection.until = 0.0
         return None
-    return guests.pop(number)
+    return unproved.pop(number)
 
 
-def _turn_away(guests: dict[int, _Guest], limit: int) -> None:
-    """Close the connections of guests whose time is over, and of the first ones if there are more than ``limit``."""
-    now, excess = time.monotonic(), len(guests) - limit
-    for place, (number, guest) in enumerate(list(guests.items())):
-        if guest.until <= now or place < excess:
-            del guests[number]
-            guest.connection.socket.close()
+def _close_expired(unproved: dict[int, _Unproved], limit: int) -> None:
+    """Close connections whose time is over, and the first ones if there are more than ``limit``."""
+    now, excess = time.monotonic(), len(unproved) - limit
+    for place, (number, connection) in enumerate(list(unproved.items())):
+        if connection.until <= now or place < excess:
+            del unproved[number]
+            connection.connection.socket.close()
 
 
 def _read(connected: socket.socket, size: int) -> bytes:

@@ -1,8 +1,8 @@
 """Copy rows between tables and messages, and apply what several ranks have sent for a shard in one pass.
 
-Sums over ranks are those of a balanced binary tree over rank numbers: the sum of the first half of the ranks plus that
-of the second, where a half without the row counts as nothing. The order of additions does not depend on the speed of
-ranks, and each rank may itself send the sum of a subtree.
+Sums over ranks are added as a balanced binary tree over rank numbers: the sum of the first half of the ranks plus the
+sum of the second, where a half without the row counts as nothing. The order of additions does not depend on the speed
+of ranks, and each rank may itself send the sum of a subtree.
 
 Shapes: A rows of a copy, N rows of a shard, W ranks, K rows that all ranks have sent, R rows of an array, D columns.
 """
@@ -61,7 +61,7 @@ class _Stack(NamedTuple):
 
 @intrinsic
 def _rows_at(_context: Any, address: Any, like: Any) -> Any:
-    """Return the rows at an address in memory, which are as long as those of ``like``."""
+    """Return the rows at an address in memory, as long as the rows of ``like``."""
     kind = types.Array(types.float32, 2, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -242,7 +242,7 @@ def apply_gradients(
 ) -> tuple[int, int]:
     """Add up the gradients of each row of a shard over the ranks, and update it.
 
-    Gradients that were received are overwritten; those of this rank are not.
+    Received gradients are overwritten; this rank's are not.
 
     Args:
         rank: this rank.
@@ -260,7 +260,7 @@ def apply_gradients(
 
 @njit(cache=True, error_model="numpy", nogil=True)
 def replace_rows(weights_ND, own, sent):  # type: ignore[no-untyped-def]
-    """Replace rows of a shard by those of this rank, and by those that others have sent."""
+    """Replace rows of a shard by rows of this rank and rows that others have sent."""
     for a in range(own.positions_A.shape[0]):
         copy_row(weights_ND, own.positions_A[a], own.values_RD, own.order_A[a])
     for w in range(sent.address_W.shape[0]):

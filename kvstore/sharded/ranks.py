@@ -186,7 +186,7 @@ class Ranks:
         return buffer.bytes[:size]
 
     def exchange(self, sent_W: IntArray, received_W: IntArray) -> list[Bytes]:
-        """Send the sections of the last ``buffer``; return those of the other ranks.
+        """Send the sections of the last ``buffer``; return the sections that the other ranks sent.
 
         Sections are valid until the next exchange, and may be written to.
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ _NONE: IntArray = np.empty(0, np.int64)
 
 
 class _Operation(IntEnum):
-    """What a rank announces for a round."""
+    """What a rank wants a round to do."""
 
     COMMAND = 0
     PULL = 1
@@ -109,12 +109,26 @@ class _Request:
         return all(own_A is rows_A or np.array_equal(own_A, rows_A) for own_A, rows_A in pairs)
 
 
+class _Announcement(NamedTuple):
+    """What a rank sends to each other one at the start of a round, before how many rows of each table it has for it."""
+
+    operation: _Operation
+    command_bytes: int = 0
+    """The length of rank 0's command."""
+    is_exact: bool = False
+    """Whether a pull needs every bit of the rows."""
+    sends_positions: bool = False
+    """Whether a push or an assignment is of other rows than the rank pulled last, so that their positions follow."""
+
+
 @dataclass(frozen=True)
 class _Round:
-    """What the ranks announced: ``flags_W`` is a number of each, ``counts_WT`` the rows that each has for this one."""
+    """What the ranks announced; ``counts_WT`` are the rows that each has for this one."""
 
     operations_W: IntArray
-    flags_W: IntArray
+    command_bytes_W: IntArray
+    is_exact_W: NDArray[np.bool_]
+    sends_positions_W: NDArray[np.bool_]
     counts_WT: IntArray
 
 
@@ -178,25 +192,28 @@ class ShardedStore:
 
     # ---- rounds
 
-    def _announce(self, operation: _Operation, flag: int = 0, counts_WT: IntArray | None = None) -> _Round:
-        width = 2 + len(self._tables)
+    def _announce(self, own: _Announcement, counts_WT: IntArray | None = None) -> _Round:
+        fields = len(own)
+        width = fields + len(self._tables)
         sizes_W = self._ranks.sizes(width * np.dtype(np.int64).itemsize)
-        announced = self._ranks.buffer(int(sizes_W.sum())).view(np.int64).reshape(-1, width)
-        announced[:, :2] = operation, flag
-        announced[:, 2:] = 0 if counts_WT is None else np.delete(counts_WT, self.rank, axis=0)
-        heard_WC = np.empty((self.workers, width), np.int64)
-        heard_WC[self.rank, :2], heard_WC[self.rank, 2:] = (operation, flag), 0
+        message = self._ranks.buffer(int(sizes_W.sum())).view(np.int64).reshape(-1, width)
+        message[:, :fields] = own
+        message[:, fields:] = 0 if counts_WT is None else np.delete(counts_WT, self.rank, axis=0)
+        announced_WC = np.empty((self.workers, width), np.int64)
+        announced_WC[self.rank, :fields], announced_WC[self.rank, fields:] = own, 0
         for w, section in enumerate(self._ranks.exchange(sizes_W, sizes_W)):
             if w != self.rank:
-                heard_WC[w] = section.view(np.int64)
-        return _Round(heard_WC[:, 0], heard_WC[:, 1], heard_WC[:, 2:])
+                announced_WC[w] = section.view(np.int64)
+        operations_W, command_bytes_W, is_exact_W, sends_positions_W = announced_WC[:, :fields].T
+        return _Round(operations_W, command_bytes_W, is_exact_W != 0, sends_positions_W != 0, announced_WC[:, fields:])
 
-    def _meet(self, operation: _Operation, flag: int = 0, counts_WT: IntArray | None = None) -> _Round:
-        """Serve commands and pulls of other ranks until all want ``operation``, or one pulls, as this one."""
+    def _meet(self, own: _Announcement, counts_WT: IntArray | None = None) -> _Round:
+        """Serve commands and pulls of other ranks until all want the same, or one pulls, as this one."""
+        operation = own.operation
         while True:
-            found = self._announce(operation, flag, counts_WT)
+            found = self._announce(own, counts_WT)
             if found.operations_W[0] == _Operation.COMMAND:
-                self._obey(int(found.flags_W[0]))
+                self._execute(np.empty(found.command_bytes_W[0], np.uint8))
             elif (found.operations_W == operation).all() or operation is _Operation.PULL:
                 return found
             elif (found.operations_W == _Operation.PULL).any():
@@ -210,7 +227,7 @@ class ShardedStore:
         """Copy the requested rows. It returns once all ranks have announced an operation."""
         request = self._request(rows)
         counts_WT = request.counts()
-        blocks = self._serve(self._meet(_Operation.PULL, int(exact), counts_WT), request)
+        blocks = self._serve(self._meet(_Announcement(_Operation.PULL, is_exact=exact), counts_WT), request)
         self._pulled = request
         return {name: blocks[self._numbers[name]] for name in rows}
 
@@ -263,7 +280,7 @@ class ShardedStore:
             for rows_A, table in zip(request.rows, self._tables, strict=True)
         ]
         for width in self._widths:
-            self._exchange_rows(width, asked, found.flags_W != 0, request, blocks)
+            self._exchange_rows(width, asked, found.is_exact_W, request, blocks)
         for t, table in enumerate(self._tables):
             own = request.slice_of(t, self.rank)
             move_rows(blocks[t], request.order[t][own], self._shard.weights(table.name), request.positions[t][own])
@@ -277,7 +294,7 @@ class ShardedStore:
         request: _Request,
         blocks: list[FloatArray],
     ) -> None:
-        """Send the rows that others have ``asked`` for, and copy those of ``request`` into ``blocks``."""
+        """Send the rows that others have ``asked`` for, and copy the rows of ``request`` into ``blocks``."""
         sent_W, received_W = np.zeros((2, self.workers), np.int64)
         for w, t in self._sections(width):
             sent_W[w] += len(asked[w][t])
@@ -307,7 +324,7 @@ class ShardedStore:
         self._push(_Operation.PUSH, gradients)
 
     def assign(self, table: str, rows_A: IntArray, values_AD: FloatArray) -> None:
-        """Replace the values of rows by those of rank 0."""
+        """Replace the values of rows by rank 0's."""
         check_rows(self._tables[self._numbers[table]], rows_A)
         if self.rank != 0:
             rows_A, values_AD = rows_A[:0], values_AD[:0]
@@ -318,13 +335,12 @@ class ShardedStore:
         pulled = dict(zip(self._numbers, self._pulled.rows, strict=True)) if self._pulled is not None else {}
         # Tables that are not pushed count as pulled, so that the others need no positions.
         request = self._request(pulled | {name: gradient.rows_A for name, gradient in gradients.items()})
-        is_known = request is self._pulled
-        counts_WT = request.counts()
-        found = self._meet(operation, int(is_known), counts_WT)
+        announcement = _Announcement(operation, sends_positions=request is not self._pulled)
+        found = self._meet(announcement, request.counts())
         positions = self._asked
-        if not found.flags_W.all():
-            sent = self._exchange_positions(request, found.counts_WT, (found.flags_W == 0).tolist())
-            positions = [self._asked[w] if known else sent[w] for w, known in enumerate(found.flags_W)]
+        if found.sends_positions_W.any():
+            sent = self._exchange_positions(request, found.counts_WT, found.sends_positions_W.tolist())
+            positions = [sent[w] if sends else self._asked[w] for w, sends in enumerate(found.sends_positions_W)]
         values = {self._numbers[name]: np.ascontiguousarray(gradient.values_AD) for name, gradient in gradients.items()}
         for width in self._widths:
             self._push_width(operation, width, positions, request, values)
@@ -389,14 +405,11 @@ class ShardedStore:
         """Execute a command on all ranks, from rank 0; return their answers."""
         assert self.rank == 0
         body = np.frombuffer(json.dumps(command).encode(), np.uint8)
-        self._announce(_Operation.COMMAND, len(body))
+        self._announce(_Announcement(_Operation.COMMAND, command_bytes=len(body)))
         return self._execute(body)
 
-    def _obey(self, length: int) -> None:
-        """Execute the command of ``length`` bytes that rank 0 has announced."""
-        self._execute(np.empty(length, np.uint8))
-
     def _execute(self, body: NDArray[np.uint8]) -> list[dict[str, Any]]:
+        """Execute a command, which rank 0 sends and the others receive into ``body``."""
         nothing_W, sizes_W = np.zeros(self.workers, np.int64), self._ranks.sizes(len(body))
         if self.rank == 0:
             self._ranks.buffer(int(sizes_W.sum())).reshape(-1, len(body))[:] = body
@@ -409,7 +422,7 @@ class ShardedStore:
         return self._collect(self._saves.execute(json.loads(body.tobytes())))
 
     def _collect(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
-        """Send an answer to rank 0, where those of all ranks are returned; elsewhere, there is only this rank's."""
+        """Send an answer to rank 0, which gets the answers of all ranks; the others get only their own."""
         nothing_W, sizes_W = np.zeros(self.workers, np.int64), self._ranks.sizes(_STATUS_BYTES)
         if self.rank == 0:
             self._ranks.buffer(0)
@@ -432,12 +445,12 @@ class ShardedStore:
     def all_reduce(self, values_N: FloatArray) -> FloatArray:
         """Sum ``values_N`` over all ranks, in float64 and in their order."""
         assert len(values_N) <= MAX_ALL_REDUCE_LENGTH
-        self._meet(_Operation.ALL_REDUCE)
+        self._meet(_Announcement(_Operation.ALL_REDUCE))
         return self._ranks.sum(values_N.astype(np.float64))
 
     def barrier(self) -> None:
         """Return when every rank has called it."""
-        self._meet(_Operation.BARRIER)
+        self._meet(_Announcement(_Operation.BARRIER))
 
     def close(self) -> None:
         """Leave the other ranks once all do, and abandon a save that is in progress."""

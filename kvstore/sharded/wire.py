@@ -6,7 +6,7 @@
     rows = message.exchange(received_W, is_exact)               # float32 (R, D) of each rank
 
 A bfloat16 is the upper half of a float32: its sign, its exponent, and seven bits of its fraction. Rounding at random
-rounds up with the probability that keeps the mean: its numbers are those of a counter of table, row, column, and step,
+rounds up with the probability that keeps the mean: its numbers come from a counter of table, row, column, and step,
 so a run repeats bit for bit. Rows that ranks of one host read in each other's memory are never rounded, nor are those
 of an exact message. NaN stays NaN.
 
@@ -53,7 +53,7 @@ class Draw(NamedTuple):
 
 @inner_kernel()
 def _rounded(bits, addend):  # type: ignore[no-untyped-def]
-    """Return the upper half of the bits of a float32 plus a number below 2^16; of a NaN, that of a quiet NaN."""
+    """Return the upper half of the bits of a float32 plus a number below 2^16; a NaN becomes a quiet NaN."""
     if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
         return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
     return np.uint16((bits + addend) >> np.uint32(16))

@@ -109,7 +109,7 @@ class DeviceOptimizer:
 
 
 DEVICE_TYPE = "cuda"
-"""PyTorch's name of GPUs, those of ROCm included."""
+"""PyTorch's name of GPUs, including ROCm's."""
 MAX_DIM = 1024
 """Columns of a table up to which a program of the kernel holds a row in registers."""
 _CHECKED_ROWS, _CHECKED_ACTIVE, _CHECKED_STEPS = 400, 301, 3

@@ -101,8 +101,7 @@ def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("typed", "command", "message"),
     [
         ("train jobs/a.yaml --dashbord", "train", "unrecognized arguments: --dashbord; did you mean --dashboard?"),
-        ("plan jobs/a.yaml --instance r6i.xlarge", "plan", "--instance r6i.xlarge; did you mean --instance-type?"),
-        ("plan jobs/a.yaml --band 1Gbit", "plan", "--band 1Gbit; did you mean --bandwidth?"),
+        ("submit ec2 jobs/a.yaml --instance r6i.xlarge", "submit ec2", "did you mean --instance-type?"),
         ("submit ec2 jobs/a.yaml --hots=2", "submit ec2", "unrecognized arguments: --hots=2; did you mean --hosts?"),
         ("recommend runs/a --custmer 4", "recommend", "unrecognized arguments: --custmer 4; did you mean --customer?"),
         ("recommend runs/a --listener 4", "recommend", "; use --customer 4, whatever customers are called in the data"),

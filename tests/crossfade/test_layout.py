@@ -1,9 +1,7 @@
 """The layout: files and functions have a bounded size, and tests mirror modules. `make lint` checks the imports."""
 
 import ast
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import grimp
-import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("kvstore", "trainer", "deploy", "crossfade")
@@ -19,8 +16,6 @@ PACKAGES = ("kvstore", "trainer", "deploy", "crossfade")
 VAGUE_NAMES = {"utils.py", "helpers.py", "common.py"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 600, 50, 8
 MANY_PARAMETERS = {
-    "crossfade/api/estimator.py: __init__": "scikit-learn requires a keyword for each setting",
-    "crossfade/api/fit.py: fit": "users set each by its keyword",
     "crossfade/base/options.py: option": "keywords of a declaration",
     "deploy/cluster/agent.py: __init__": "what a host's agent is made of",
     "deploy/cluster/supervision.py: run_job": "what a job is made of",
@@ -33,15 +28,17 @@ SMALL_FILE_LINES = 100
 SMALL_FILES = {
     "crossfade/base/blas_kernels.py": "runs before anything else is imported",
     "crossfade/sagemaker_entry.py": "the entry of a process",
-    "deploy/doctor/examine.py": "what a command does, below the faces",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
+    "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/data/feature_kernels.py": "loads numba",
     "trainer/evaluation/list_kernels.py": "compiled again when its file changes",
     "trainer/formats/faiss_indexes.py": "for an optional package",
     "trainer/maps/page.py": "a page with its assets",
     "trainer/recommend/history_file.py": "loads DuckDB",
+    "trainer/tracking/tracker.py": "what a run does with its events, below the faces",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
+TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")
 FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")
 FILES_WITH_FLAGS = {
     "deploy/aws/ec2/run_host.py": "starts commands of crossfade",
@@ -128,14 +125,6 @@ def strings_with_flags(root: Path) -> list[str]:
     ]
 
 
-def write(root: Path, **sources: str) -> None:
-    """Write modules under ``root``; in a name, ``__`` stands for a slash."""
-    for name, source in sources.items():
-        path = root / f"{name.replace('__', '/')}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source, encoding="utf-8")
-
-
 def test_files_and_functions_have_a_bounded_size() -> None:
     assert oversized(ROOT) == []
 
@@ -148,53 +137,31 @@ def test_tests_mirror_the_layout() -> None:
     assert misplaced_tests(ROOT) == []
 
 
+def typed_commands(root: Path) -> list[str]:
+    """Return the places of messages under ``root`` that have a command as it is typed, not by ``errors.command``."""
+    return [
+        f"{path.relative_to(root)}:{part.lineno}"
+        for path in product_files(root)
+        if "cli" not in path.parts  # texts of help
+        for node in nodes(path)[1]
+        if isinstance(node, ast.JoinedStr | ast.Raise)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and TYPED_COMMAND.search(part.value)
+    ]
+
+
+def test_messages_name_commands_by_one_function() -> None:
+    assert typed_commands(ROOT) == []
+
+
 def test_no_string_below_the_faces_names_a_flag() -> None:
     files = {place.partition(":")[0] for place in strings_with_flags(ROOT)}
     assert files == FILES_WITH_FLAGS.keys()
 
 
-def test_oversized_function_and_file_are_found(tmp_path: Path) -> None:
-    body = "    pass\n"
-    write(tmp_path, kvstore__a="def f():\n" + body * MAX_FUNCTION_LINES, kvstore__b="x = 1\n" * (MAX_FILE_LINES + 1))
-    write(tmp_path, kvstore__c="def f():\n" + body * (MAX_FUNCTION_LINES - 1), kvstore__d="x = 1\n" * MAX_FILE_LINES)
-    names = ", ".join(f"x{number}" for number in range(MAX_PARAMETERS))
-    write(tmp_path, kvstore__e=f"def f({names}, *, y): pass\n", kvstore__f=f"def f(self, {names}): pass\n")
-    assert [line.partition(":")[0] for line in oversized(tmp_path)] == ["kvstore/a.py", "kvstore/b.py", "kvstore/e.py"]
-
-
-def test_string_with_a_flag_is_found(tmp_path: Path) -> None:
-    write(tmp_path, kvstore__a='x = f"{y}: lower it, and --resume"\n', trainer__b='"""Do what ``--set`` does."""\n')
-    write(tmp_path, deploy__c="x = 'a--b'  # --resume\n", crossfade__cli__d='x = "--resume"\n')
-    assert strings_with_flags(tmp_path) == ["kvstore/a.py:1", "trainer/b.py:1"]
-
-
-def test_misplaced_test_is_found(tmp_path: Path) -> None:
-    write(tmp_path, kvstore__a="", tests__kvstore__test_a="", tests__other__test_b="", tests__test_c="")
-    assert misplaced_tests(tmp_path) == ["tests/other/test_b.py", "tests/test_c.py"]
-
-
-@pytest.mark.slow
-def test_import_that_runs_against_the_layers_breaks_a_contract(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "crossfade", tmp_path / "crossfade", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for module, imported in (("kvstore/stats.py", "crossfade.trainer.model.spec"), ("trainer/data/reader.py", "mxnet")):
-        with (tmp_path / "crossfade" / module).open("a", encoding="utf-8") as file:
-            file.write(f"\nimport {imported}\n")
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    checked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert checked.returncode == 1
-    assert "A package imports only those beneath it BROKEN" in checked.stdout
-    assert "MXNet is optional: few modules import it BROKEN" in checked.stdout
-
-
 def test_imported_packages_do_not_import_mxnet() -> None:
     code = "import sys, crossfade.cli.main, trainer, kvstore; sys.exit('mxnet' in sys.modules)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
-
-
-def test_docker_folder_has_no_python_modules() -> None:
-    assert list((ROOT / "docker").rglob("*.py")) == []
 
 
 def test_no_module_has_a_vague_name() -> None:

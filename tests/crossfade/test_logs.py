@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -33,61 +34,44 @@ def record(message: str, level: int = logging.INFO, **values: object) -> logging
     return record
 
 
-def failed() -> logging.LogRecord:
-    try:
-        raise ValueError("two\nlines")
-    except ValueError as error:
-        return record("failed", logging.ERROR, exc_info=(ValueError, error, error.__traceback__), role="server-0")
+WORKER = {"role": "worker-0", "generation": 2, "step": 0}
 
 
 @pytest.mark.parametrize(
-    ("values", "line"),
+    ("formatter", "level", "values", "line"),
     [
-        ({}, "2026-03-01T12:00:00.123Z INFO - joined"),
-        ({"role": "worker-0"}, "2026-03-01T12:00:00.123Z INFO worker-0 joined"),
+        (logs.TextFormatter(), logging.INFO, {}, "2026-03-01T12:00:00.123Z INFO - Bj\\n"),
         (
-            {"role": "worker-0", "generation": 2, "step": 0},
-            "2026-03-01T12:00:00.123Z INFO worker-0 generation=2 step=0 joined",
+            logs.TextFormatter(),
+            logging.INFO,
+            WORKER,
+            "2026-03-01T12:00:00.123Z INFO worker-0 generation=2 step=0 Bj\\n",
+        ),
+        (logs.ConsoleFormatter(), logging.INFO, WORKER, "crossfade: Bj\\n"),
+        (logs.ConsoleFormatter(), logging.ERROR, {}, "crossfade: error: Bj\\n"),
+        (
+            logs.JsonFormatter(),
+            logging.WARNING,
+            {"role": "worker-0", "step": None},
+            '{"time": "2026-03-01T12:00:00.123Z", "level": "WARNING", "role": "worker-0", "message": "Bj\\n"}',
         ),
     ],
 )
-def test_text_line_has_time_level_role_and_known_numbers(values: dict[str, object], line: str) -> None:
-    assert logs.TextFormatter().format(record("joined", **values)) == line
+def test_line_has_the_message_and_what_is_known(
+    formatter: logging.Formatter, level: int, values: dict[str, object], line: str
+) -> None:
+    assert formatter.format(record("Bj\n", level, **values)) == line
 
 
-def test_json_line_has_known_values_only() -> None:
-    line = logs.JsonFormatter().format(record("Björk\n", logging.WARNING, role="worker-0", generation=2, step=None))
-    assert "\n" not in line
-    assert json.loads(line) == {
-        "time": "2026-03-01T12:00:00.123Z",
-        "level": "WARNING",
-        "role": "worker-0",
-        "generation": 2,
-        "message": "Björk\n",
-    }
-
-
-def test_every_line_of_text_traceback_has_time_and_role() -> None:
-    lines = logs.TextFormatter().format(failed()).split("\n")
-    assert all(line.startswith("2026-03-01T12:00:00.123Z ERROR server-0 ") for line in lines)
-    assert lines[0].endswith(" failed")
-    assert lines[1].endswith(" Traceback (most recent call last):")
-
-
-def test_json_traceback_is_one_value() -> None:
-    values = json.loads(logs.JsonFormatter().format(failed()))
-    assert values["message"] == "failed"
-    assert values["exception"].endswith("ValueError: two\nlines")
-
-
-def test_text_message_cannot_break_its_line() -> None:
-    assert logs.TextFormatter().format(record("a\nb\x1b[2J")).endswith("- a\\nb\\x1b[2J")
-
-
-def test_console_line_is_prefixed_by_command_and_severity() -> None:
-    formatter = logs.ConsoleFormatter()
-    assert formatter.format(record("resuming from step 5")) == "crossfade: resuming from step 5"
-    assert formatter.format(record("no such file", logging.ERROR)) == "crossfade: error: no such file"
+def test_each_line_of_a_traceback_has_time_and_role_and_is_one_value_of_json() -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        failed = record("failed", logging.ERROR, exc_info=sys.exc_info(), role="server-0")
+    first, second, *others = logs.TextFormatter().format(failed).split("\n")
+    assert all(line.startswith("2026-03-01T12:00:00.123Z ERROR server-0 ") for line in (first, second, *others))
+    assert (first.endswith(" failed"), second.endswith(" Traceback (most recent call last):")) == (True, True)
+    assert json.loads(logs.JsonFormatter().format(failed))["exception"].endswith("ValueError: two\nlines")
 
 
 def test_context_is_added_to_records(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,30 +94,15 @@ def test_configuring_again_replaces_format_and_context(capsys: pytest.CaptureFix
     assert logs.is_console()
     logging.getLogger("crossfade.deploy.x").info("joined")
     assert capsys.readouterr().err == "crossfade: joined\n"
-
-
-def test_other_packages_are_logged_from_warning_level(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("agent", "text", "debug")
+    logs.configure("agent", "text", "warning")
+    assert (os.environ[logs.FORMAT_VARIABLE], os.environ[logs.LEVEL_VARIABLE]) == ("text", "warning")
     logging.getLogger("botocore.x").info("hidden")
     logging.getLogger("botocore.x").warning("shown")
     assert messages(capsys.readouterr().err) == ["crossfade: shown"]
-
-
-def test_child_processes_inherit_format_and_level() -> None:
-    logs.configure("agent", "json", "warning")
-    assert (os.environ[logs.FORMAT_VARIABLE], os.environ[logs.LEVEL_VARIABLE]) == ("json", "warning")
-
-
-def test_error_of_train_is_a_json_line_if_requested(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "nowhere.yaml", "--log-format", "json"]) == 2
-    [line] = json_lines(capsys.readouterr().err)
+    [line] = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
     assert (line["level"], line["role"]) == ("ERROR", "train")
-    assert str(line["message"]).startswith("nowhere.yaml: no such job file")
-
-
-def test_unknown_format_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["agent", "--join", "127.0.0.1:7", "--run-dir", "run", "--log-format", "xml"]) == 2
-    assert "--log-format xml: expected text or json" in capsys.readouterr().err
+    assert line["message"].startswith("nowhere.yaml: no such job file")
 
 
 def test_event_is_logged_with_flat_values(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,11 +110,6 @@ def test_event_is_logged_with_flat_values(capsys: pytest.CaptureFixture[str]) ->
     run_role._log_event(EpochEvent(epoch=2, step=6, loss=8.179242293556511, valid={"recall@10": 0.25, "queries": 202}))
     line = "INFO worker-0 step=6 epoch epoch=2 loss=8.17924 valid.recall@10=0.25 valid.queries=202"
     assert capsys.readouterr().err.partition(" ")[2] == f"{line}\n"
-
-
-def json_lines(text: str) -> list[dict[str, object]]:
-    """Return the JSON objects among the lines of ``text``; native libraries may add other lines."""
-    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
 @pytest.mark.parametrize(

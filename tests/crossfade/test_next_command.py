@@ -1,20 +1,14 @@
 """Printed commands work as printed, in the shell that printed them."""
 
 import shlex
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from command_here import crossfade_here
-from running_command import succeeded
 
-from crossfade.base.io.folder import Folder
-from crossfade.next_command import command_line, median_id, train_command
+from crossfade.next_command import command_line, train_command
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.data.vocabulary import Vocabulary
 
 JOB = "name: {name}\ndata: {{path: {path}, query: customer, item: {item}}}\n"
 SCRIPT = f"#!{sys.executable}\nimport sys\nfrom crossfade.cli.main import main\nsys.exit(main())\n"
@@ -61,27 +55,6 @@ def test_without_a_job_file_one_is_written_that_does_not_replace_another(jobs: P
     assert train_command("data/plays", "customer", "track") == command.replace("{file}", "plays.yaml")
     Path("plays.yaml").write_text("something else")
     assert train_command("data/plays", "customer", "track") == command.replace("{file}", "plays-2.yaml")
-
-
-@pytest.mark.slow
-def test_median_customer_has_as_many_interactions_as_most(tmp_path: Path) -> None:
-    plays = [(f"c{customer}", track) for customer in range(1, 100) for track in range(customer)]
-    plays += [("-x", track) for track in range(50)]  # cannot be typed as the value of an option
-    table = "".join(f"{customer},{track}\n" for customer, track in plays)
-    (tmp_path / "plays.csv").write_text(f"customer,track\n{table}")
-    columns = ("--query", "customer=customer", "--item", "track=track")
-    succeeded(crossfade_here("prepare", "--events", "plays.csv", *columns, "--out", "data", cwd=tmp_path))
-    data = Folder(tmp_path / "data")
-    manifest = read_manifest(data)
-    vocabulary = Vocabulary(data, manifest, "customer")
-    ids = vocabulary.read(0, vocabulary.rows, ["id"])["id"].to_pylist()
-    counts = dict(zip(ids, vocabulary.counts().tolist(), strict=True))
-    assert counts[median_id(data, manifest, "customer")] == pytest.approx(statistics.median(counts.values()), abs=1)
-
-
-def next_of(output: str) -> str:
-    [line] = [line for line in output.splitlines() if line.startswith("next: ")]
-    return line.removeprefix("next: ")
 
 
 def nexts(output: str) -> list[str]:

@@ -32,8 +32,7 @@ DRIVER = Path(__file__).parents[1] / "support" / "drive_installed_kernels.py"
 
 def run(folder: Path, cache: str, *arguments: str) -> dict[str, Any]:
     """Run a command in a separate process, with a separate cache, and return what it printed last."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_CACHE")}
-    environment |= {"XDG_CACHE_HOME": str(folder / cache), "PYTHONPATH": str(Path.cwd())}
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder / cache), "PYTHONPATH": str(Path.cwd())}
     command = [sys.executable, str(DRIVER), str(folder / "kernels.zip"), *arguments]
     output = subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout
     found: dict[str, Any] = json.loads(output.splitlines()[-1])

@@ -18,8 +18,9 @@ from run_folders import JOB, state, write_run
 from running_command import succeeded
 
 from crossfade.base import logs
-from crossfade.base.errors import escape_unprintable, to_json_line
+from crossfade.base.errors import OptionError, escape_unprintable, to_json_line
 from crossfade.cli.main import main
+from crossfade.terminal import TableOptions, print_line, print_result
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROLS = "\x1b]52;c;eA==\x07\x1b[2J\x9b31m\r\n\u202egnp\u2066\x00"
@@ -46,6 +47,19 @@ def test_json_has_no_controls_and_the_same_value() -> None:
     assert_harmless(line)
     assert READABLE in line
     assert json.loads(line) == value
+
+
+def test_result_is_printed_as_json_as_csv_or_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    records = [{"id": 7, "tags": ["a", 'b"']}, {"id": CONTROLS, "score": 0.5}]
+    for options, expected in (
+        (TableOptions(), "shown\n"),
+        (TableOptions(json_=True), to_json_line(records) + "\n"),
+        (TableOptions(csv=True), f'id,tags,score\n7,"a; b""",\n{ESCAPED},,0.5\n'),
+    ):
+        print_result(options, records, lambda: print_line("shown"), lambda: records)
+        assert capsys.readouterr().out == expected
+    with pytest.raises(OptionError, match="was given, and so was json_"):
+        TableOptions.of(json_=True, csv=True)
 
 
 @pytest.mark.parametrize("formatter", [logs.ConsoleFormatter(), logs.TextFormatter(), logs.JsonFormatter()])
@@ -109,6 +123,7 @@ def test_no_command_prints_controls_of_names(hostile: Path) -> None:
         ("similar", "run", name),
         ("recommend", "run", "--customer", customer, "-k", 3),
         ("recommend", "run", "--customer", customer, "-k", 3, "--json"),
+        ("recommend", "run", "--customer", customer, "-k", 3, "--csv"),
         ("recommend", "run", "--history", name, other),
         ("sequence", "run", name, other, "--length", 4),
         ("sequence", "run", name, other, "--length", 4, "--json"),

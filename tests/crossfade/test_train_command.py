@@ -1,7 +1,6 @@
 """``crossfade train`` in process, and the commands that read its run folder."""
 
 import json
-import re
 import shlex
 import signal
 import subprocess
@@ -9,16 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from cluster_data import CUSTOMERS, GENRES, HELD_OUT, TRACKS, train_rows, write_job, write_planted
+from cluster_data import CUSTOMERS, HELD_OUT, TRACKS, train_rows, write_job, write_planted
 from command_here import crossfade_here
 from running_command import messages, records, started, succeeded, wait_for_steps
 
-from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES
-from crossfade.trainer.embeddings.listing import LISTING_FILE
 from crossfade.trainer.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -61,13 +55,6 @@ def report(workspace: Path) -> dict[str, Any]:
     return read_report(workspace / "run")
 
 
-@pytest.fixture(scope="module")
-def untrained(workspace: Path) -> dict[str, Any]:
-    """Return the report of a run with negligible steps, in which no epoch improves on the first."""
-    settings = ("optimizer.learning_rate=1e-9", "train.epochs=50", "train.patience=2")
-    return train(workspace, "untrained", *settings)
-
-
 def train(workspace: Path, run: str, *settings: str) -> dict[str, Any]:
     """Train into ``run`` in this process, and return its report."""
     words = [word for setting in settings for word in ("--set", setting)]
@@ -89,60 +76,22 @@ def test_report_has_every_documented_figure(report: dict[str, Any]) -> None:
     assert 0 < report["train_seconds"] <= report["wall_seconds"] < 60
     assert report["examples_per_second"] == pytest.approx(report["examples"] / report["train_seconds"])
     assert set(report["versions"]) >= {"python", "crossfade", "numpy"}
-
-
-def test_report_and_steps_have_seconds_by_phase(workspace: Path, report: dict[str, Any]) -> None:
     phases = ("data", "sample", "pull", "gradients", "push")
     seconds = report["seconds_by_phase"]
     assert set(seconds) == {*phases, "sync", "evaluate", "save"}
-    assert all(seconds[phase] >= 0 for phase in phases)
     assert 0 < sum(seconds[phase] for phase in phases) <= report["train_seconds"]
-    assert set(report["background_seconds"]) == {"data", "sample"}
     # Background work counts whether or not training waited for it.
-    assert report["background_seconds"]["sample"] > 0
     assert report["background_seconds"]["data"] >= seconds["data"]
-    step_seconds = [line["seconds"] for line in records(workspace / "run") if line["event"] == "step"]
-    assert step_seconds
-    assert all(set(line) == set(phases) for line in step_seconds)
-    assert all(step_seconds[-1][phase] <= seconds[phase] for phase in phases)
 
 
-def test_report_counts_rows_and_bytes_moved(report: dict[str, Any]) -> None:
-    assert report["rows_pulled"] == report["rows_pushed"]
-    assert STEPS * BATCH / 2 < report["rows_pushed"] < STEPS * (CUSTOMERS + TRACKS)
-    assert report["bytes_pushed"] == report["rows_pushed"] * (DIM * VALUE_BYTES + ROW_ID_BYTES)
-    assert report["bytes_pulled"] == report["bytes_pushed"]
-    assert report["dense_equivalent_bytes_pushed"] == STEPS * (CUSTOMERS + TRACKS) * DIM * VALUE_BYTES
-
-
-def test_metrics_are_fractions_over_queries_with_held_out_items(report: dict[str, Any]) -> None:
-    assert set(report["metrics"]) == {"valid", "test"}
-    for metrics in report["metrics"].values():
-        assert set(metrics) == METRICS
-        assert metrics["queries"] == CUSTOMERS
-        # Planted tracks are distinct, so no pair is in two splits.
-        assert (metrics["pairs"], metrics["pairs_dropped"]) == (CUSTOMERS * HELD_OUT, 0)
-        assert all(0 < value <= 1 for name, value in metrics.items() if "@" in name and "popularity" not in name)
-        assert metrics["popularity@10"] > 0
-        assert metrics["recall@5"] < metrics["recall@10"]
-
-
-def test_training_finds_planted_genres(report: dict[str, Any], untrained: dict[str, Any]) -> None:
+def test_training_finds_planted_genres(report: dict[str, Any]) -> None:
     ranked_tracks = TRACKS - train_rows() / CUSTOMERS
     for split in ("valid", "test"):
-        trained = report["metrics"][split]
-        assert trained["recall@10"] > 3 * 10 / ranked_tracks
-        assert trained["ndcg@10"] > 3 * untrained["metrics"][split]["ndcg@10"]
-
-
-def test_tracks_of_one_genre_are_neighbors(workspace: Path) -> None:
-    table = pq.read_table(workspace / "run" / "embeddings" / "track")
-    vectors = np.array(table.column("vector").to_pylist())
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    cosine = unit @ unit.T
-    np.fill_diagonal(cosine, -np.inf)
-    same = cosine.argmax(axis=1) % GENRES == np.arange(TRACKS) % GENRES
-    assert same.mean() > 0.8  # chance: a fifth
+        found = report["metrics"][split]
+        assert set(found) == METRICS
+        # Planted tracks are distinct, so no pair is in two splits.
+        assert (found["queries"], found["pairs"], found["pairs_dropped"]) == (CUSTOMERS, CUSTOMERS * HELD_OUT, 0)
+        assert found["recall@10"] > 3 * 10 / ranked_tracks
 
 
 def test_event_log_has_epochs_and_steps(workspace: Path, report: dict[str, Any]) -> None:
@@ -165,24 +114,6 @@ def test_resolved_job_in_run_folder_is_a_job_file(workspace: Path) -> None:
     )
     assert "1 step\n" in result.stdout
     assert read_report(workspace / "once")["parameters"] == read_report(workspace / "run")["parameters"]
-
-
-def test_embeddings_have_every_row_in_order(workspace: Path) -> None:
-    expected = {
-        "customer": (pa.string(), [f"c{row:03d}" for row in range(CUSTOMERS)]),
-        "track": (pa.int64(), [5000 + row for row in range(TRACKS)]),
-    }
-    folder = workspace / "run" / "embeddings"
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*expected, LISTING_FILE])
-    for entity, (id_type, ids) in expected.items():
-        table = pq.read_table(folder / entity)
-        assert table.schema.field("id").type == id_type
-        assert table.schema.field("row").type == pa.int64()
-        assert table.schema.field("vector").type == pa.list_(pa.float32(), DIM)
-        assert table.column("id").to_pylist() == ids
-        assert table.column("row").to_pylist() == list(range(len(ids)))
-        assert np.isfinite(np.array(table.column("vector").to_pylist())).all()
-    assert pq.read_table(folder / "track").column("name")[7].as_py() == "Genre 2 Song 7"
 
 
 def test_missing_valid_split_is_said_before_training(tmp_path: Path) -> None:
@@ -225,14 +156,6 @@ def test_evaluate_reproduces_metrics_of_report(workspace: Path, report: dict[str
     assert evaluate(workspace, "--split", "valid")["valid"] == valid
 
 
-def test_evaluate_options_change_split_depths_and_exclusion(workspace: Path, report: dict[str, Any]) -> None:
-    metrics = evaluate(workspace, "--split", "valid", "--k", 5, 30, "--exclude")["valid"]
-    assert set(metrics) == names_at(5, 30)
-    # Tracks of train stay in these rankings, and rank above held-out ones.
-    assert metrics["recall@5"] < report["metrics"]["valid"]["recall@5"]
-    assert metrics["recall@30"] > metrics["recall@5"]
-
-
 def test_evaluate_prints_table(workspace: Path, report: dict[str, Any]) -> None:
     level, head, *rows, task = succeeded(crossfade_here("evaluate", "run", cwd=workspace)).stdout.splitlines()
     assert level.startswith("ndcg@10 on test is ")
@@ -246,28 +169,6 @@ def test_evaluate_prints_table(workspace: Path, report: dict[str, Any]) -> None:
         errors = [f"± {expected[f'{kind}@{k}_se']:.4f}" if kind in KINDS[:5] else "" for k in (5, 10)]
         shown = [f"{expected[f'{kind}@{k}']:.4f} {error}".split() for k, error in zip((5, 10), errors, strict=True)]
         assert values == [*shown[0], *shown[1]]
-
-
-def test_similar_by_name_and_by_id_lists_nearest_first(workspace: Path) -> None:
-    by_name, by_id = (
-        succeeded(crossfade_here("similar", "run", name, "-k", 5, cwd=workspace)).stdout
-        for name in ("genre 2 song 7", 5007)
-    )
-    assert by_name == by_id
-    title, *lines = by_name.splitlines()
-    assert title == "Genre 2 Song 7"
-    matches = [re.fullmatch(r" +(-?\d\.\d{3})  (Genre \d Song \d+)", line) for line in lines]
-    cosines = [float(match[1]) for match in matches if match]
-    assert len(cosines) == 5
-    assert cosines == sorted(cosines, reverse=True)
-    assert title not in [match[2] for match in matches if match]
-    assert sum("Genre 2" in line for line in lines) >= 3
-    customers = succeeded(crossfade_here("similar", "run", "c010", "--entity", "customer", cwd=workspace))
-    assert customers.stdout.splitlines()[0] == "c010"
-
-
-def test_patience_stops_run_without_improvement(untrained: dict[str, Any]) -> None:
-    assert (untrained["best_epoch"], untrained["epochs"]) == (1, 3)
 
 
 def test_earlier_run_is_moved_aside_or_overwritten(workspace: Path) -> None:
@@ -290,17 +191,6 @@ def test_folder_that_is_not_a_run_is_rejected_and_unchanged(workspace: Path, ove
     assert result.returncode == 2
     assert result.stderr == "crossfade: error: data: exists and is not a run folder; name another with --run-dir\n"
     assert (workspace / "data" / "manifest.json").exists()
-
-
-def test_run_in_folder_of_active_run_is_rejected(workspace: Path) -> None:
-    endless = ("--set", "train.epochs=1000000", "--set", "train.eval_every_epochs=1000000")
-    with started("train", "job.yaml", "--run-dir", "busy", *endless, cwd=workspace) as first:
-        wait_for_steps(first, workspace / "busy")
-        for arguments in ((), ("--overwrite",)):
-            second = crossfade_here("train", "job.yaml", "--run-dir", "busy", *arguments, cwd=workspace)
-            assert second.returncode == 2
-            assert second.stderr.startswith("crossfade: error: busy: a run is in progress; ")
-        assert first.process.poll() is None
 
 
 def test_killed_run_is_moved_aside_and_can_be_resumed_there(workspace: Path) -> None:

@@ -13,20 +13,18 @@ from saved_shards import (
     join_shards,
     random_table,
     save_shards,
-    save_store,
     split_table,
 )
 
 from crossfade.kvstore.checkpoint import checkpoint as reader
 from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
-from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "checkpoint-format.md"
 NUM_SHARDS = (1, 2, 3, 5, 6, 8, 10)
 ROWS = (1, 2, 7, 100)
-CUSTOMER, TRACK = TableSpec("customer", rows=50, dim=4, init_std=0.1), TableSpec("track", rows=30, dim=3, init_std=0.5)
+CUSTOMER = TableSpec("customer", rows=50, dim=4, init_std=0.1)
 
 
 def assert_equal(one: Arrays, other: Arrays) -> None:
@@ -60,27 +58,17 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Saved(tmp_path_factory.mktemp(request.param), request.param)
 
 
-@pytest.mark.parametrize("num_shards", [*NUM_SHARDS, 128])
-def test_checkpoint_loads_into_any_number_of_shards(saved: Saved, num_shards: int) -> None:
+@pytest.mark.parametrize(
+    ("num_shards", "chunk_rows", "servers"),
+    [*((number, 1 << 20, 1) for number in (*NUM_SHARDS, 128)), *((3, rows, 1) for rows in (1, 3, 16)), (6, 16, 3)],
+)
+def test_checkpoint_loads_into_any_number_of_shards_in_chunks_of_any_size(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, num_shards: int, chunk_rows: int, servers: int
+) -> None:
+    monkeypatch.setattr(reader, "CHUNK_BYTES", chunk_rows * 3 * 4)
     into = {table.name: blank_shards(table, saved.optimizer, num_shards) for table in saved.tables}
-    open_checkpoint(saved.uri).load([shard for shards in into.values() for shard in shards])
-    for name, shards in into.items():
-        assert_equal(join_shards(shards), saved.arrays[name])
-
-
-@pytest.mark.parametrize("chunk_rows", [1, 3, 16])
-def test_checkpoint_loads_in_chunks_of_any_size(saved: Saved, monkeypatch: pytest.MonkeyPatch, chunk_rows: int) -> None:
-    monkeypatch.setattr("crossfade.kvstore.checkpoint.checkpoint.CHUNK_BYTES", chunk_rows * 3 * 4)
-    into = {table.name: blank_shards(table, saved.optimizer, 3) for table in saved.tables}
-    open_checkpoint(saved.uri).load([shard for shards in into.values() for shard in shards])
-    for name, shards in into.items():
-        assert_equal(join_shards(shards), saved.arrays[name])
-
-
-def test_each_server_loads_its_own_shards(saved: Saved) -> None:
-    into = {table.name: blank_shards(table, saved.optimizer, 6) for table in saved.tables}
-    for server in range(3):
-        open_checkpoint(saved.uri).load([shard for shards in into.values() for shard in shards[server::3]])
+    for server in range(servers):
+        open_checkpoint(saved.uri).load([shard for shards in into.values() for shard in shards[server::servers]])
     for name, shards in into.items():
         assert_equal(join_shards(shards), saved.arrays[name])
 
@@ -109,70 +97,32 @@ def test_padding_is_neither_written_nor_read(saved: Saved) -> None:
     assert (into[3].arrays["weights"][1:] == PADDING).all()
 
 
-def test_numpy_reads_a_table(saved: Saved) -> None:
-    for table in saved.tables:
-        for name, expected in saved.arrays[table.name].items():
-            files = sorted(Path(saved.uri, table.name).glob(f"{name}.*.npy"))
-            assert len(files) == Saved.num_shards(table)
-            values = np.empty_like(expected)
-            for number, path in enumerate(files):
-                values[number :: len(files)] = np.load(path)
-            np.testing.assert_array_equal(values, expected)
-
-
-@pytest.mark.parametrize("rows", [1, 16, 33, 1000])
-def test_weights_in_consecutive_blocks_equal_the_table(saved: Saved, rows: int) -> None:
-    with closing(open_checkpoint(saved.uri)) as checkpoint:
-        for table in saved.tables:
-            starts = range(0, table.rows, rows)
-            blocks = [checkpoint.weights(table.name, start, min(start + rows, table.rows)) for start in starts]
-            np.testing.assert_array_equal(np.concatenate(blocks), saved.arrays[table.name]["weights"])
-
-
-def test_weights_in_any_order_equal_the_table(saved: Saved) -> None:
+def test_weights_in_blocks_and_in_any_order_equal_the_table(saved: Saved) -> None:
     with closing(open_checkpoint(saved.uri)) as checkpoint:
         for table in saved.tables:
             expected = saved.arrays[table.name]["weights"]
+            for rows in (1, 16, 33, 1000):
+                starts = range(0, table.rows, rows)
+                blocks = [checkpoint.weights(table.name, start, min(start + rows, table.rows)) for start in starts]
+                np.testing.assert_array_equal(np.concatenate(blocks), expected)
             for start in (table.rows // 2, 0, table.rows - 1, table.rows // 3, table.rows // 3 + 1):
-                np.testing.assert_array_equal(
-                    checkpoint.weights(table.name, start, table.rows), expected[start:], err_msg=table.name
-                )
+                np.testing.assert_array_equal(checkpoint.weights(table.name, start, table.rows), expected[start:])
                 assert checkpoint.weights(table.name, start, start).shape == (0, 3)
 
 
-def test_single_rows_in_any_order_equal_the_table(saved: Saved) -> None:
+@pytest.mark.parametrize("sizes", [{}, {"_MAX_GAP_BYTES": 12, "CHUNK_BYTES": 60}], ids=["together", "by themselves"])
+def test_single_rows_in_any_order_equal_the_table(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
+) -> None:
+    for name, value in sizes.items():
+        monkeypatch.setattr(reader, name, value)
     with closing(open_checkpoint(saved.uri)) as checkpoint:
         for table in saved.tables:
-            expected = saved.arrays[table.name]["weights"]
-            for rows in ([0], [table.rows - 1, 0], np.random.default_rng(1).permutation(table.rows), []):
+            expected, draws = saved.arrays[table.name]["weights"], np.random.default_rng(1)
+            steps = (range(0, table.rows, step) for step in (1, 2, 13))
+            for rows in ([0], [table.rows - 1, 0], draws.permutation(table.rows), [], *steps):
                 rows_N = np.array(rows, np.int64)
                 np.testing.assert_array_equal(checkpoint.read_rows(table.name, rows_N), expected[rows_N])
-
-
-def test_distant_rows_are_read_by_themselves(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_MAX_GAP_BYTES", 12)
-    monkeypatch.setattr(reader, "CHUNK_BYTES", 60)
-    with closing(open_checkpoint(saved.uri)) as checkpoint:
-        for table in saved.tables:
-            expected = saved.arrays[table.name]["weights"]
-            for step in (1, 2, 13):
-                rows_N = np.arange(0, table.rows, step)
-                np.testing.assert_array_equal(checkpoint.read_rows(table.name, rows_N), expected[rows_N])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_local_store_and_servers_load_each_others_checkpoints(kind: OptimizerKind, tmp_path: Path) -> None:
-    optimizer = OptimizerSpec(kind)
-    arrays = random_table(CUSTOMER, optimizer)
-    from_servers = save_shards(str(tmp_path), 1, [CUSTOMER], optimizer, [split_table(CUSTOMER, arrays, 4)])
-    with closing(LocalStore()) as store:
-        store.create([CUSTOMER, TRACK], optimizer, seed=1, checkpoint=from_servers)
-        np.testing.assert_array_equal(store.pull({"customer": np.arange(50)})["customer"], arrays["weights"])
-        saved_locally = save_store(store, str(tmp_path), 2, [CUSTOMER, TRACK], optimizer)
-    into = blank_shards(CUSTOMER, optimizer, 4)
-    open_checkpoint(saved_locally).load(into)
-    assert_equal(join_shards(into), arrays)
 
 
 @pytest.mark.slow

@@ -1,18 +1,15 @@
-"""Checkpoints on S3: they are written and loaded through outages, and corruption is detected."""
+"""Checkpoints on S3: they are written through outages, and an error there marks none as corrupt."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-from object_store import ObjectStore, free_ports, running_object_store
+from object_store import ObjectStore, free_ports
 from saved_shards import (
     Arrays,
     join_shards,
@@ -32,26 +29,14 @@ from crossfade.kvstore.checkpoint.snapshot import Snapshot
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 
+pytestmark = pytest.mark.slow
+
 SGD = OptimizerSpec("sgd")
 SMALL = TableSpec("small", rows=50, dim=4, init_std=0.1)
 LARGE = TableSpec("large", rows=(32 << 20) // 256, dim=64, init_std=0.1)
 """32 MB, so that the upload of each of three shards has several parts."""
 HUGE = TableSpec("huge", rows=(64 << 20) // 256, dim=64, init_std=0.1)
 """64 MB, whose upload takes long enough to be interrupted."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
-        yield server
-
-
-@pytest.fixture
-def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """Point this process and its children at the server."""
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    return server
 
 
 @pytest.fixture
@@ -79,7 +64,6 @@ def save(checkpoints: str, step: int, *tables: TableSpec) -> dict[str, Arrays]:
     return arrays
 
 
-@pytest.mark.slow
 def test_checkpoints_on_s3_are_written_found_loaded_and_pruned(checkpoints: str) -> None:
     for step, tables in ((1, (SMALL,)), (2, (SMALL, LARGE))):
         arrays = save(checkpoints, step, *tables)
@@ -100,7 +84,6 @@ def test_checkpoints_on_s3_are_written_found_loaded_and_pruned(checkpoints: str)
     assert_loads(open_checkpoint(checkpoint.uri), arrays)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sent", [1 << 10, 24 << 20], ids=["before its first part", "after it"])
 def test_object_of_a_truncated_snapshot_is_absent(checkpoints: str, sent: int) -> None:
     folder = Folder(step_folder(checkpoints, 1))
@@ -118,22 +101,6 @@ def test_object_of_a_truncated_snapshot_is_absent(checkpoints: str, sent: int) -
     assert folder.sizes() == {}
 
 
-@pytest.mark.slow
-def test_corruption_on_s3_is_detected(checkpoints: str) -> None:
-    save(checkpoints, 1)
-    step = Folder(checkpoints).child("step-000000001")
-    path = "small/weights.00001-of-00003.npy"
-    data = step.read(path)
-    step.write(path, data[:-1] + b"?")
-    with pytest.raises(CheckpointError, match=r"small/weights.00001-of-00003.npy: its CRC-32") as caught:
-        open_checkpoint(step.uri).load(zero_shards(SMALL))
-    assert caught.value.checkpoint == step.uri
-    step.write(path, data[:-1])
-    with pytest.raises(CheckpointError, match=r"small/weights.00001-of-00003.npy: has 399 bytes, expected 400"):
-        open_checkpoint(step.uri)
-
-
-@pytest.mark.slow
 def test_wrong_secret_fails_at_once_and_does_not_mark_a_checkpoint_corrupt(
     checkpoints: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,35 +117,6 @@ def test_wrong_secret_fails_at_once_and_does_not_mark_a_checkpoint_corrupt(
         assert caught.value.checkpoint is None
 
 
-def writer_ports() -> set[int]:
-    """Return the ports from which writers of this process are connected."""
-    ports = set()
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):
-            if "crossfade.kvstore.checkpoint.writer" in child.cmdline():
-                ports |= {connection.laddr.port for connection in child.net_connections() if connection.laddr}
-    return ports
-
-
-@pytest.mark.slow
-def test_save_survives_an_unresponsive_s3(s3: ObjectStore, checkpoints: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CROSSFADE_S3_TIMEOUT_SECONDS", "1")
-    arrays = random_table(SMALL, SGD)
-    seen: set[int] = set()
-    with closing(Snapshot(step_folder(checkpoints, 1), 0, 1, split_table(SMALL, arrays, 1))) as snapshot:
-        with s3.paused():
-
-            def has_retried() -> bool:
-                seen.update(writer_ports())
-                return len(seen) > 2
-
-            wait_until(has_retried, "a third connection of the writer")
-            assert snapshot.poll() is None
-        part = wait_for_snapshot(snapshot).part
-    assert len(Folder(step_folder(checkpoints, 1)).read(part.name)) == part.bytes
-
-
-@pytest.mark.slow
 def test_save_survives_an_s3_outage(s3: ObjectStore, checkpoints: str) -> None:
     folder = Folder(step_folder(checkpoints, 1))
     shards = [*split_table(SMALL, random_table(SMALL, SGD), 1), *split_table(HUGE, random_table(HUGE, SGD), 1)]
@@ -195,25 +133,6 @@ def test_save_survives_an_s3_outage(s3: ObjectStore, checkpoints: str) -> None:
         assert folder.read(path, 1 << 30)[128:] == expected.tobytes()
 
 
-@pytest.mark.slow
-def test_loads_survive_an_s3_outage_before_and_after_the_checkpoint_is_opened(
-    s3: ObjectStore, checkpoints: str
-) -> None:
-    arrays = save(checkpoints, 1)
-    uri = step_folder(checkpoints, 1)
-    opened = open_checkpoint(uri)
-    with ThreadPoolExecutor(2) as threads:
-        s3.stop()
-        loading = [
-            threads.submit(lambda: assert_loads(open_checkpoint(uri), arrays)),
-            threads.submit(assert_loads, opened, arrays),
-        ]
-        s3.start()
-        for each in loading:
-            each.result(timeout=240)
-
-
-@pytest.mark.slow
 def test_lasting_s3_outage_is_an_error_and_keeps_the_tables(
     s3: ObjectStore, checkpoints: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from crossfade.base.errors import CheckpointError
 from crossfade.kvstore.mxnet.client import MXNetStore
-from crossfade.kvstore.mxnet.server_protocol import STATUS_LENGTH, CommandSigner, encode_status
+from crossfade.kvstore.mxnet.server_protocol import STATUS_LENGTH, encode_status
+from crossfade.kvstore.mxnet.signatures import CommandSigner
 
 
 def test_save_is_sent_after_pushes_of_the_step_are_acknowledged() -> None:

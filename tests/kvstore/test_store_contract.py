@@ -206,11 +206,16 @@ def test_resumed_training_equals_uninterrupted_training(
     optimizer = OptimizerSpec(kind, weight_decay=0.1)
     store = push_step(open_store(optimizer=optimizer))
     checkpoint = save_store(store, str(tmp_path), 1, TABLES, optimizer)
-    resumed = open_store(optimizer=optimizer, seed=2, checkpoint=checkpoint)
+    with closing(LocalStore()) as local:
+        local.create(TABLES, optimizer, 3, checkpoint)
+        saved_locally = save_store(local, str(tmp_path), 2, TABLES, optimizer)
+    resumed = [open_store(optimizer=optimizer, seed=2, checkpoint=each) for each in (checkpoint, saved_locally)]
     for _ in range(2):
-        for name, block_AD in pull_all(resumed).items():
-            np.testing.assert_array_equal(block_AD, pull_all(store)[name])
-        push_step(store), push_step(resumed)
+        for each in resumed:
+            for name, block_AD in pull_all(each).items():
+                np.testing.assert_array_equal(block_AD, pull_all(store)[name])
+        for each in (store, *resumed):
+            push_step(each)
 
 
 def test_save_has_the_state_at_the_call(open_store: OpenStore, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ every_layout = pytest.mark.parametrize(
 def requests_of(layout: TableLayout) -> list[np.ndarray]:
     rows = layout.table.rows
     some = np.flatnonzero(np.random.default_rng(rows).random(rows) < 0.3)
-    return [np.arange(rows), some, np.arange(0, rows, 3), np.array([rows - 1])]
+    return [np.arange(rows), some, np.arange(0, rows, 3), np.array([rows - 1]), np.empty(0, np.int64)]
 
 
 def test_layouts_include_many_keys_and_fewer_rows_than_servers() -> None:
@@ -47,12 +47,6 @@ def test_split_yields_every_row_of_a_request_exactly_once(layout: TableLayout) -
             assert len(part.order_A) == len(part.positions_A)
             assert (np.diff(part.positions_A) > 0).all(), "positions in a key are sorted and unique"
             assert ((part.positions_A >= 0) & (part.positions_A < layout.key_shape[0])).all()
-
-
-@every_layout
-def test_split_without_rows_yields_every_key(layout: TableLayout) -> None:
-    parts = list(layout.split(np.empty(0, np.int64)))
-    assert [(part.key, len(part.positions_A)) for part in parts] == [(key, 0) for key in layout.key_numbers]
 
 
 @every_layout

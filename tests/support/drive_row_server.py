@@ -19,13 +19,13 @@ from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_s
 from crossfade.kvstore.mxnet.row_server import RowServer
 from crossfade.kvstore.mxnet.server_protocol import (
     STATUS_LENGTH,
-    CommandVerifier,
     create_command,
     decode_status,
     encode_command,
     make_layout,
     status_key,
 )
+from crossfade.kvstore.mxnet.signatures import CommandVerifier
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 
 ROWS_A = np.linspace(0, TABLE.rows - 1, 500).astype(np.int64)

@@ -57,7 +57,8 @@ def server_update_pages() -> dict[str, int]:
     """Return the number of pages of each array that an update by a server touches."""
     from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
     from crossfade.kvstore.mxnet.row_server import RowServer
-    from crossfade.kvstore.mxnet.server_protocol import CommandVerifier, create_command, make_layout
+    from crossfade.kvstore.mxnet.server_protocol import create_command, make_layout
+    from crossfade.kvstore.mxnet.signatures import CommandVerifier
 
     import_mxnet()
     server = RowServer(SimpleNamespace(rank=0), CommandVerifier("no command is signed"), "unused")

@@ -185,11 +185,6 @@ class TrainConfig(Section):
         """The names in ``device``."""
         return as_list(self.device)
 
-    @property
-    def uses_cpu_engine(self) -> bool:
-        """Whether the engine is cpu, unless a machine has a GPU that ``auto`` finds."""
-        return self.engine in {"auto", "cpu"} and not on_gpu(self.devices)
-
     @model_validator(mode="after")
     def _check_device(self) -> TrainConfig:
         check_devices(self.devices)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from crossfade.base.errors import CheckpointError, InputError, StorageUnavailableError, option_named
+from crossfade.base.errors import CheckpointError, InputError, StorageUnavailableError, command, option_named
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -140,7 +140,7 @@ def _record(checkpoint: Checkpoint, key: str) -> Any:
         return checkpoint.manifest.training[key]
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{checkpoint.uri}: has no record of its dataset; expected a checkpoint that 'crossfade train' wrote"
+            f"{checkpoint.uri}: has no record of its dataset; expected a checkpoint that {command('train')} wrote"
         ) from error
 
 

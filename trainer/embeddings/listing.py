@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, command
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
@@ -24,7 +24,7 @@ from crossfade.trainer.data.parquet import ListedIn, file_entry
 LISTING_FILE, POPULARITY_FILE = "embeddings.json", "popularity.parquet"
 AGAIN = "train or export them again"
 LISTED = ListedIn(LISTING_FILE, AGAIN)
-_EXPECTED = "expected a folder that 'crossfade train' or 'crossfade export' wrote"
+_EXPECTED = f"expected a folder that {command('train')} or {command('export')} wrote"
 
 
 class _Listing(BaseModel):

@@ -382,26 +382,18 @@ def _check_free(out: Path, overwrite: bool) -> None:
     Raises:
         InputError: it may not be replaced.
     """
-    another, overwriting = f"choose another {option_named('out')}", option_named("overwrite")
-    check_replaceable(
-        out,
-        overwrite,
-        exists=f"{out}: already exists; {another}, or replace embeddings with {overwriting}",
-        no_folder=f"{out}: is not a folder of embeddings, so {overwriting} does not replace it; {another}",
-        find_foreign=lambda: _find_foreign(out),
-    )
+    check_replaceable(out, overwrite, "an export", lambda: _find_foreign(out))
 
 
 def _find_foreign(out: Path) -> str | None:
-    """Return a message on a file in ``out`` that is not one of embeddings or an export; None if all are."""
+    """Return a file in ``out`` that is not one of embeddings or an export; None if all are."""
     listed = _listed_files(out)
     for path in _files(out):
         relative = path.relative_to(out).as_posix()
         is_card = relative == CARD_FILE and is_model_card(path)
         is_card |= relative == EMBEDDINGS_LISTING and is_listing(read_below(out, EMBEDDINGS_LISTING))
         if not (is_card or relative in listed or _EMBEDDINGS_FILE.fullmatch(relative)):
-            overwriting = option_named("overwrite")
-            return f"{path}: {overwriting} would delete this file, which is not one of embeddings; move it"
+            return relative
     return None
 
 

@@ -62,24 +62,15 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         InputError: its files may not be replaced.
     """
 
-    named, overwriting = option_named("out", folder), option_named("overwrite")
-
     def find_foreign() -> str | None:
         # A command that was killed may have left hidden files, which the next one deletes.
         own = tuple(f"{dot}{name}" for name in _FILES for dot in ("", "."))
-        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith(own))
-        return f"{named}: holds '{foreign[0]}', which is not part of a map; choose another" if foreign else None
+        return min((path.name for path in folder.iterdir() if not path.name.startswith(own)), default=None)
 
     # The table is written last.
     if folder.is_dir() and not (folder / _FILES[-1]).exists() and find_foreign() is None:
         return
-    check_replaceable(
-        folder,
-        overwrite,
-        exists=f"{named}: already exists; choose another, or replace a map with {overwriting}",
-        no_folder=f"{named}: is not a folder, so {overwriting} does not replace it; choose another",
-        find_foreign=find_foreign,
-    )
+    check_replaceable(folder, overwrite, "a map", find_foreign)
 
 
 def write_map(items_map: ItemsMap, folder: Path) -> str | None:

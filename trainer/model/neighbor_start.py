@@ -31,8 +31,6 @@ _MAX_NEIGHBORS = 1 << 10
 _PART_PAIRS = 1 << 16
 _MAX_INTERACTIONS, MAX_PAIRS = 1 << 28, 1 << 22
 """What one process reads, and keeps of each table, at most. Further new rows begin with random values."""
-BYTES_PER_PAIR = 64
-"""Memory at the peak, while pairs are put in order; 58 were measured."""
 _MIN_LENGTH = 1e-6
 
 

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import CrossfadeError, InputError, option_named
+from crossfade.base.errors import CrossfadeError, InputError, command, option_named
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3_conditional import ChangedError
@@ -507,8 +507,8 @@ def delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
         return False
     except ValueError as error:
         raise InputError(
-            f"{folder.uri}/{JOURNAL}: was not written by 'crossfade forget': {error}; "
-            f"delete it, and list what is left over with 'crossfade validate {folder.uri}'"
+            f"{folder.uri}/{JOURNAL}: was not written by {command('forget')}: {error}; "
+            f"delete it, and list what is left over with {command('validate', folder.uri)}"
         ) from error
     used = {FILE_NAME, *(file.path for file in manifest.files())}
     for path in listed:

@@ -32,7 +32,7 @@ from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailable
 from crossfade.base.io.durable_file import is_partial
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
-from crossfade.base.io.replacing import replace_folder
+from crossfade.base.io.replacing import check_replaceable, replace_folder
 from crossfade.base.io.s3_conditional import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.temporary_folder import temporary_folder
@@ -150,18 +150,11 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
         if out.on_s3:
             _check_prefix(out, overwrite, tag)
         else:
-            _check_folder(_path(out), overwrite)
+            path = _path(out)
+            check_replaceable(path, overwrite, "prepared data", lambda: _find_foreign(path))
 
 
-def _check_folder(out: Path, overwrite: bool) -> None:
-    if not os.path.lexists(out):
-        return
-    if not overwrite:
-        raise InputError(f"{out}: exists already; choose another {_OUT}, or replace prepared data with {_OVERWRITE}")
-    if out.is_symlink() or not out.is_dir():
-        raise InputError(
-            f"{out}: is not a folder of prepared data, so {_OVERWRITE} does not replace it; choose another {_OUT}"
-        )
+def _find_foreign(out: Path) -> str | None:
     try:
         read_manifest(Folder(out))
     except InputError as error:
@@ -170,7 +163,7 @@ def _check_folder(out: Path, overwrite: bool) -> None:
         ) from None
     # A file that another command is writing, or was when it was killed, is none of its user's.
     found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
-    _check_foreign(str(out), found - _OUR_ENTRIES)
+    return min(found - _OUR_ENTRIES, default=None)
 
 
 def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
@@ -182,15 +175,9 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
         raise InputError(f"{out.uri}: {state}; choose another {_OUT}, or replace it with {_OVERWRITE}")
     if FILE_NAME in found:
         read_manifest(out)
-    _check_foreign(
-        out.uri, {name for name in found if name not in (FILE_NAME, JOURNAL) and not _OUR_OBJECTS.fullmatch(name)}
-    )
-
-
-def _check_foreign(out: str, foreign: set[str]) -> None:
-    if foreign:
+    if foreign := {name for name in found if name not in (FILE_NAME, JOURNAL) and not _OUR_OBJECTS.fullmatch(name)}:
         raise InputError(
-            f"{out}: holds '{min(foreign)}', which {_OVERWRITE} would delete; move it, or choose another {_OUT}"
+            f"{out.uri}: holds '{min(foreign)}', which {_OVERWRITE} would delete; move it, or choose another {_OUT}"
         )
 
 

@@ -125,7 +125,7 @@ def _check_content(folder: Folder, manifest: DatasetManifest, entity: str, name:
 def _find_stray_files(folder: Folder, manifest: DatasetManifest, problems: Problems) -> list[str]:
     if folder.exists(JOURNAL):
         problems.add(
-            f"{folder.uri}/{JOURNAL}: a 'crossfade forget' was interrupted; run it again to delete its leftover files"
+            f"{folder.uri}/{JOURNAL}: a {command('forget')} was interrupted; run it again to delete its leftover files"
         )
         return []
     listed = {file.path for file in manifest.files()}

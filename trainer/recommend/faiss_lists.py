@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import InputError, MissingExtraError
+from crossfade.base.errors import InputError, MissingExtraError, command
 from crossfade.base.io.folder import OutputFile
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.config.score import ScoreKind
@@ -153,7 +153,7 @@ class VectorLists:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
         except RuntimeError as error:
             raise InputError(
-                f"{path}: is no index that FAISS can read; build it again with 'crossfade index'"
+                f"{path}: is no index that FAISS can read; build it again with {command('index')}"
             ) from error
         # By default, each search starts threads that read ahead.
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0

@@ -102,7 +102,7 @@ def read_card(folder: Path) -> IndexCard:
     try:
         return parse_card(read_below(folder, CARD_FILE), path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{folder}: has no {CARD_FILE}; expected a folder that 'crossfade index' wrote") from error
+        raise InputError(f"{folder}: has no {CARD_FILE}; expected a folder that {command('index')} wrote") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -117,7 +117,7 @@ def parse_card(data: bytes, source: object) -> IndexCard:
         return validate_json(IndexCard, data)
     except ValueError as error:
         raise InputError(
-            f"{source}: is not the card of an index: {error}; build it again with 'crossfade index'"
+            f"{source}: is not the card of an index: {error}; build it again with {command('index')}"
         ) from error
 
 
@@ -187,17 +187,9 @@ def check_free(out: Path, overwrite: bool) -> None:
     Raises:
         InputError: it may not be replaced.
     """
-    named, overwriting = option_named("out", out), option_named("overwrite")
-    more = f"{named}: holds more than an index, so {overwriting} does not replace it; choose another"
 
     def find_foreign() -> str | None:
         names = {path.name for path in out.iterdir()}
-        return more if not names <= _FILES or (names and CARD_FILE not in names) else None
+        return min(names - _FILES if CARD_FILE in names else names, default=None)
 
-    check_replaceable(
-        out,
-        overwrite,
-        exists=f"{named}: already exists; choose another, or replace an index with {overwriting}",
-        no_folder=more,
-        find_foreign=find_foreign,
-    )
+    check_replaceable(out, overwrite, "an index", find_foreign)

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError, StorageUnavailableError
+from crossfade.base.errors import InputError, StorageUnavailableError, command
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_below
@@ -218,6 +218,6 @@ def check_row_groups(job: JobConfig, folder: Folder, manifest: DatasetManifest) 
                     raise InputError(
                         f"{folder.uri}/{file.path}, row group {index}: has {rows:,} rows, but data.max_row_group_rows "
                         f"is {limit:,}, and a worker holds several row groups in memory; write the file with smaller "
-                        "row groups ('crossfade prepare' writes 131,072 rows at most), or, if there is memory, set "
-                        f"data.max_row_group_rows to {rows} ('crossfade plan' shows the memory it takes)"
+                        f"row groups ({command('prepare')} writes 131,072 rows at most), or, if there is memory, set "
+                        f"data.max_row_group_rows to {rows} ({command('plan')} shows the memory it takes)"
                     )

@@ -29,7 +29,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, RootModel, ValidationError
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, command, option_named
 from crossfade.base.io.durable_file import is_partial, replace_file, written_name
 from crossfade.base.io.file_lock import folder_lock
 from crossfade.base.io.regular_files import read_below
@@ -109,9 +109,9 @@ def parse_run_file(data: bytes, name: str, model: type[File], fix: str = _FIX) -
         return model.model_validate(parse_json(data))
     except ValidationError as error:
         problem = format_validation_error(error)
-        raise InputError(f"{name}: is not as 'crossfade train' writes it: {problem}; {fix}") from error
+        raise InputError(f"{name}: is not as {command('train')} writes it: {problem}; {fix}") from error
     except ValueError as error:
-        raise InputError(f"{name}: is not as 'crossfade train' writes it: {error}; {fix}") from error
+        raise InputError(f"{name}: is not as {command('train')} writes it: {error}; {fix}") from error
 
 
 JOB_FILE, RUN_FILE = "job.yaml", "run.json"
@@ -166,7 +166,7 @@ class RunFolder:
         """
         if not (self.path / JOB_FILE).exists():
             raise InputError(
-                f"{self.path}: not a run folder: it has no {JOB_FILE}; expected a folder that 'crossfade train' wrote"
+                f"{self.path}: not a run folder: it has no {JOB_FILE}; expected a folder that {command('train')} wrote"
             )
         return make_job(_read(self.path / JOB_FILE), str(self.path / JOB_FILE))
 

@@ -68,7 +68,7 @@ def restore_train_state(
         state = TrainState.from_record(record.train_state, keep_counters=rank == 0)
     except ValidationError as error:
         raise InputError(
-            f"{uri}: has no train state; expected a checkpoint that 'crossfade train' wrote "
+            f"{uri}: has no train state; expected a checkpoint that {command('train')} wrote "
             f"({format_validation_error(error)})"
         ) from error
     check_same_data(checkpoint, metadata.job.data.path, metadata.data)

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import OptionError, option_named
 from crossfade.base.io.durable_file import sync_file, sync_folder
 
 _AT_FDCWD = -100
@@ -47,28 +47,33 @@ def replace_folder(target: Path, staging: Path) -> None:
 
 
 def check_replaceable(
-    path: Path, overwrite: bool, *, exists: str, no_folder: str, find_foreign: Callable[[], str | None]
+    path: Path, overwrite: bool, kind: str, find_foreign: Callable[[], str | None], *, option: str = "out"
 ) -> None:
     """Reject an existing ``path``, unless ``overwrite`` is given and it is a folder of the caller's own files.
 
     Args:
         path: what is to be written.
         overwrite: whether the user has asked to replace it.
-        exists: the message if it exists, and the user has not.
-        no_folder: the message if it is a file or a link.
-        find_foreign: returns a message on what the folder holds beside the caller's files; None if there is nothing.
+        kind: what the caller writes, such as ``an index``.
+        find_foreign: returns a file of the folder that the caller has not written; None if there is none.
+        option: what names ``path``.
 
     Raises:
-        InputError: it may not be replaced.
+        OptionError: it may not be replaced.
     """
     if not os.path.lexists(path):
         return
+    overwriting = option_named("overwrite")
     if not overwrite:
-        raise InputError(exists)
-    if path.is_symlink() or not path.is_dir():
-        raise InputError(no_folder)
-    if (message := find_foreign()) is not None:
-        raise InputError(message)
+        problem, fix = "already exists", f"choose another, or replace {kind} with {overwriting}"
+    elif path.is_symlink() or not path.is_dir():
+        problem, fix = f"is not a folder, so {overwriting} does not replace it", "choose another"
+    elif (foreign := find_foreign()) is not None:
+        problem = f"holds '{foreign}', which is not part of {kind} and which {overwriting} would delete"
+        fix = "move it, or choose another folder"
+    else:
+        return
+    raise OptionError(option, found=path, problem=problem, fix=fix)
 
 
 def is_replacement_unfinished(target: Path) -> bool:

@@ -39,8 +39,6 @@ _RENEWAL_SECONDS = 15.0
 """Seconds after which the owner of a lock on S3 renews it."""
 _LEASE_SECONDS = 60.0
 """Age at which a lock on S3 is taken over, if it is not renewed while another process looks on."""
-_STALE_SECONDS = 24 * 3600
-"""That of a lock of an earlier release, which does not renew it."""
 _RECORD_SECONDS = 1.0
 """Seconds within which the owner of a locked file writes its record."""
 _POLL_SECONDS = 0.005
@@ -69,8 +67,8 @@ class _Owner(BaseModel):
     machine: str
     started_at: float
     token: str
-    renewals: int | None = None
-    """How often it has renewed its lock; None if it does not."""
+    renewals: int = 0
+    """How often it has renewed its lock, so that a lock that is renewed differs from before."""
 
     @staticmethod
     def this_process() -> _Owner:
@@ -115,12 +113,6 @@ def _parse(record: bytes) -> _Owner | None:
         return _Owner.model_validate_json(record)
     except ValidationError:
         return None
-
-
-def ended_owner(record: bytes) -> str | None:
-    """Return the process that wrote ``record`` into a lock if it ran on this host and has ended; otherwise None."""
-    owner = _parse(record)
-    return str(owner) if owner is not None and owner.has_ended() else None
 
 
 class BusyError(InputError):
@@ -306,18 +298,15 @@ class _ObjectLock:
         owner, age = _parse(found.data), time.time() - found.modified
         if owner is not None and owner.has_ended():
             return "has ended"
-        if owner is None or owner.renewals is None:
-            return "is over a day old" if age > _STALE_SECONDS else None
         # The clocks of the two hosts may differ: a lock that seems old must also stay as it is for two renewals.
-        if age < _LEASE_SECONDS:
+        if owner is None or age < _LEASE_SECONDS:
             return None
         self._released.wait(2 * _RENEWAL_SECONDS)
         is_same = self._folder.version(LOCK_NAME) == found.version
         return f"has not renewed it for {age + 2 * _RENEWAL_SECONDS:.0f} s" if is_same else None
 
     def _write(self, version: str | None) -> None:
-        renewals = 0 if self._owner.renewals is None else self._owner.renewals + 1
-        owner = self._owner.model_copy(update={"renewals": renewals})
+        owner = self._owner.model_copy(update={"renewals": self._owner.renewals + 1})
         self._version = self._folder.write_over(LOCK_NAME, owner.model_dump_json().encode(), version)
         self._owner = owner
 

@@ -1,5 +1,5 @@
 // Toggles a run or a service when its box is clicked, removes the notice about those that do not exist, and keeps the
-// keyboard's focus on a box: Dash builds a list again when it changes.
+// keyboard's focus on a box and a study open: Dash builds a list again when it changes.
 (() => {
   /* Return the name in the ID of the box that was clicked. Dash also asks for boxes that have only just been created. */
   function clickedName(kind) {
@@ -29,7 +29,12 @@
   const remember = (event) => { focused = event.target.closest("[role=checkbox]")?.id || ""; };
   document.addEventListener("focusin", remember);
   document.addEventListener("pointerdown", remember);
+  const opened = new Map();
+  document.addEventListener("toggle", ({ target }) => {
+    if (target.dataset.study) opened.set(target.dataset.study, target.open);
+  }, true);
   new MutationObserver(() => {
+    for (const study of document.querySelectorAll("[data-study]")) study.open = opened.get(study.dataset.study) ?? study.open;
     if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });
   }).observe(document.body, { childList: true, subtree: true });
 })();

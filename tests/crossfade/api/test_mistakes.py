@@ -64,8 +64,9 @@ OF_MODEL: list[tuple[Use, str]] = [
 ]
 OF_FIT: list[tuple[Fit, str]] = [
     ({"dim": 0}, "dim=0: expected an integer from 1"),
+    ({"epoch": 3}, "epoch: is unknown; did you mean epochs?"),
     ({"seed": 1.5}, "seed=1.5: expected an integer from 0"),
-    ({"query": None}, "query=None: expected the name of a column"),
+    ({"query": None}, "query=None: expected text"),
     ({"query": "usr"}, "plays: has no column 'usr' (did you mean 'user'?)"),
     ({"query": "track"}, "item='track': has the same name as query='track'"),
     ({"weight": 3}, "weight=3: expected text"),
@@ -113,9 +114,10 @@ def rejection(use: Callable[[], object], kind: type[Exception] = crossfade.Input
 @pytest.mark.parametrize("name", sorted({*crossfade.__all__} - {"__version__"}))
 def test_help_has_plain_types(name: str) -> None:
     shown = pydoc.render_doc(getattr(crossfade, name), renderer=pydoc.plaintext)
-    assert re.findall(r"Annotated|Validator|<\w+ \S+ at 0x\w+>|pydantic", shown) == []
+    assert re.findall(r"Annotated|Validator|<\w+ \S+ at 0x\w+>|pydantic|: '|\*\*options", shown) == []
     if name == "Model":
         assert "where: str | None = None, allow: tuple[str, ...] = ()" in shown
+        assert "max_per: tuple[str, int] | None = None" in shown
 
 
 @pytest.mark.parametrize("case", range(len(OF_MODEL)))

@@ -19,6 +19,9 @@ def test_several_queries_keep_their_order(model: crossfade.Model) -> None:
     found = model.recommend(["user_7", "user_3"], k=2)
     assert found["user"].tolist() == ["user_7", "user_7", "user_3", "user_3"]
     assert model.recommend("user_3", k=2)["track"].tolist() == found["track"].tolist()[2:]
+    assert len(model.recommend("all", k=2)) == 2 * len(model.ids("user"))
+    assert model.recommend("user_42", k=3, where="id < 20")["track"].max() < 20
+    assert ": 300 of user, 200 of track, 16 columns)" in repr(model)
 
 
 def test_explored_lists_stay_until_the_seed_changes(model: crossfade.Model) -> None:
@@ -32,10 +35,6 @@ def test_explored_lists_stay_until_the_seed_changes(model: crossfade.Model) -> N
         model.evaluate("valid", popularity_damping=1, k=3)["popularity@3"]
         < model.evaluate("valid", k=3)["popularity@3"]
     )
-
-
-def test_all_queries_get_recommendations(model: crossfade.Model) -> None:
-    assert len(model.recommend("all", k=2)) == 2 * len(model.ids("user"))
 
 
 def test_known_ids_can_be_told_from_others(model: crossfade.Model) -> None:
@@ -76,10 +75,6 @@ def test_neighbors_share_the_genre(model: crossfade.Model) -> None:
     assert list(found.columns) == ["track", "rank", "neighbor", "similarity", "neighbor_name"]
     assert found["track"].tolist() == [3] * 4 + [4] * 4
     assert (found["neighbor"] % 5 == found["track"] % 5).sum() >= 7
-
-
-def test_condition_on_ids_filters(model: crossfade.Model) -> None:
-    assert model.recommend("user_42", k=3, where="id < 20")["track"].max() < 20
 
 
 def test_vectors_array_and_ids_agree(model: crossfade.Model) -> None:
@@ -158,9 +153,9 @@ def _link(folder: Path) -> None:
         (_write_below("report.tex"), "holds 'report.tex', which is not part of a model"),
         (_write_below("job.yaml", "kind: Job"), "holds no model .it has no job.yaml of a run"),
         (lambda folder: (folder / "embeddings").mkdir(parents=True), "holds no model .it has no job.yaml"),
-        (lambda folder: folder.write_text("a file"), "is not a folder of a model"),
-        (_link, "is not a folder of a model"),
-        (lambda folder: folder.symlink_to("nowhere"), "is not a folder of a model"),
+        (lambda folder: folder.write_text("a file"), "is not a folder, so overwrite=True does"),
+        (_link, "is not a folder, so overwrite=True does"),
+        (lambda folder: folder.symlink_to("nowhere"), "is not a folder, so overwrite=True does"),
     ],
     ids=[
         *("folder", "run with a file", "file in embeddings", "file in checkpoints", "file in a dataset"),
@@ -219,10 +214,6 @@ def test_vectors_have_no_row_of_somebody_who_was_forgotten(plays: pd.DataFrame, 
     assert found["user"].tolist() == before["user"].tolist()[2:]
     assert np.array_equal(np.stack(found["vector"]), np.stack(before["vector"])[2:])
     assert model.ids("user")[:2] == [None, None]
-
-
-def test_repr_names_entities_and_sizes(model: crossfade.Model) -> None:
-    assert ": 300 of user, 200 of track, 16 columns)" in repr(model)
 
 
 def test_model_is_opened_once_and_again_in_another_process(model: crossfade.Model, tmp_path: Path) -> None:

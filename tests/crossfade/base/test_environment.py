@@ -18,7 +18,10 @@ VARIABLE = "CROSSFADE_S3_ATTEMPTS"
         ("AWS_ENDPOINT_URL_S3", "ftp://127.0.0.1"),
         ("AWS_ENDPOINT_URL", "http://[::1"),
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:99999"),
-        ("CROSSFADE_S3_ATTEMPTS", "0"),
+        *(
+            ("CROSSFADE_S3_ATTEMPTS", text)
+            for text in ("0", "101", "-1", "+1", "1e1", " 1", "0x1", "1_0", "\u00b2", "\u0663")
+        ),
         ("CROSSFADE_S3_ATTEMPTS", "9" * 5000),
         ("CROSSFADE_S3_TIMEOUT_SECONDS", "1.5"),
         ("CROSSFADE_S3_TIMEOUT_SECONDS", "99999999999"),
@@ -39,13 +42,3 @@ def test_variable_is_read_as_an_integer_within_its_bounds(monkeypatch: pytest.Mo
     for text, number in (("", 7), ("1", 1), ("007", 7), ("100", 100)):
         monkeypatch.setenv(VARIABLE, text)
         assert environment_integer(VARIABLE, 7, 1, 100) == number
-
-
-@pytest.mark.parametrize(
-    "text", ["0", "101", "-1", "+1", "1.0", "1e1", " 1", "0x1", "1_0", "\u00b2", "\u0663", "1" * 5000]
-)
-def test_text_that_is_no_integer_within_the_bounds_is_rejected(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv(VARIABLE, text)
-    with pytest.raises(InputError, match="expected an integer from 1 to 100; correct it, or unset it") as error:
-        environment_integer(VARIABLE, 7, 1, 100)
-    assert len(str(error.value)) < 200

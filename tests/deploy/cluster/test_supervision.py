@@ -138,8 +138,7 @@ def test_job_on_one_host_is_reached_by_nobody_else_and_leaves_only_its_run_folde
 ) -> None:
     for name in ("home", "temporary", "work"):
         (tmp_path / name).mkdir()
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")  # of compiled kernels, for all runs
-    variables = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary"), "XDG_CACHE_HOME": cache}
+    variables = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")}
     run_dir = tmp_path / "work" / "run"
     with train(run_dir, *ON_ONE_SERVER, job=workspace / "job.yaml", variables=variables) as training:
         training.wait_for("step")

@@ -238,15 +238,6 @@ def test_map_marks_the_item_and_its_neighbors_at_the_resolution_of_the_screen(br
 
 
 @pytest.mark.slow
-def test_run_without_a_map_says_how_to_draw_one(browser: Browser, address: str) -> None:
-    with opened(browser, address, run="two", item=ITEM) as visit:
-        expect(visit.page.locator("#map-hint")).to_have_text(
-            "This run has no map. Draw one with crossfade map runs/two"
-        )
-        expect(visit.page.locator("#map")).to_be_hidden()
-
-
-@pytest.mark.slow
 def test_run_without_embeddings_is_a_line_and_the_other_run_is_shown(browser: Browser, address: str) -> None:
     with opened(browser, address, run="empty", item=ITEM) as visit:
         alert = visit.page.get_by_role("alert")

@@ -10,11 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cluster_data import TRACKS, write_job, write_planted
-from command_here import crossfade_here
+from cluster_data import TRACKS
 from explored_runs import COLD_TRACK, name_of, write_map, write_runs
 from flask.testing import FlaskClient
-from running_command import succeeded
 from waiting import wait_until
 
 from crossfade.deploy.dashboard import bounded_lock, explore
@@ -53,35 +51,12 @@ def answer(client: FlaskClient, route: str, **parameters: str) -> Any:
     return found
 
 
-def test_preparation_is_reported_until_the_model_is_open(workspace: Path) -> None:
-    with closing(ExploredModels()) as models:
-        client = make_app(Runs([workspace / "runs"]), models, "runs").server.test_client()
-        first = client.get("/explore/api/model?run=one").json
-        assert set(first) == {"preparing"}
-        assert set(first["preparing"]) == {"phase", "share"}
-        described = answer(client, "model")
-        assert (described["item"], described["query"], described["score"]) == ("track", "customer", "cosine")
-
-
 def test_items_are_found_by_words_and_ids(client: FlaskClient) -> None:
     assert answer(client, "search", text="song 19")["rows"][0] == {"id": "5019", "name": name_of(19)}
     assert answer(client, "search", text="5007")["rows"] == [{"id": "5007", "name": name_of(7)}]
     assert len(answer(client, "search", text="genre")["rows"]) == 12
     for text in ("", "nothing", '"*', "' OR 1"):
         assert answer(client, "search", text=text)["rows"] == []
-
-
-def test_rows_without_names_are_found_and_shown_by_id(tmp_path: Path) -> None:
-    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train={"epochs": 1})
-    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "runs/one", cwd=tmp_path))
-    with closing(ExploredModels()) as models:
-        client = make_app(Runs([tmp_path / "runs"]), models, "runs").server.test_client()
-        assert answer(client, "search", text=ITEM)["rows"] == [{"id": ITEM, "name": None}]
-        found = answer(client, "neighbors", item=ITEM)
-        assert found["item"] == {"id": ITEM, "name": None}
-        assert all(5000 <= int(row["id"]) < 5000 + TRACKS and row["name"] is None for row in found["rows"])
-        advice = answer(client, "recommendations", customer=CUSTOMER)
-        assert not {row["id"] for row in advice["rows"]} & {row["id"] for row in advice["history"]}
 
 
 @pytest.mark.parametrize(

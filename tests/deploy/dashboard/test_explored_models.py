@@ -111,15 +111,6 @@ def test_run_without_a_model_and_with_an_invalid_job_have_errors_of_their_own(
         models.ask(tmp_path, neighbors)
 
 
-def test_checkpoint_is_used_where_there_are_no_embeddings(
-    workspace: Path, models: ExploredModels, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(workspace / "runs" / "one", run)
-    shutil.rmtree(run / "embeddings")
-    assert len(ask(models, run)) == 5
-
-
 def test_only_the_models_used_last_stay_open(
     workspace: Path, models: ExploredModels, copies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,12 +149,4 @@ def test_model_that_is_dropped_while_it_answers_is_closed_after_its_answer(
     assert models.ask(one, open_the_other) == expected
     wait_until(lambda: len(written_copies(copies)) == 1, "the deletion of its copy")
     models.ask(two, lambda _: models.close())
-    assert list(copies.iterdir()) == []
-
-
-def test_closing_deletes_all_copies(workspace: Path, copies: Path) -> None:
-    models = ExploredModels()
-    assert ask(models, workspace / "runs" / "one")
-    assert written_copies(copies)
-    models.close()
     assert list(copies.iterdir()) == []

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import BEGAN, epoch, load, sample, state, step, totals, training_from, write_run
+from run_folders import BEGAN, JOB, epoch, load, sample, state, step, totals, training_from, write_run
 
 from crossfade.deploy.dashboard import app, charts, page, run_reader
 from crossfade.deploy.dashboard.charts import COLORS, RunView
 from crossfade.deploy.dashboard.explored_models import ExploredModels
+from crossfade.deploy.dashboard.figures import reason_for_no_data
 from crossfade.deploy.dashboard.page import GRAPHS
 from crossfade.deploy.dashboard.run_reader import RunReader, Runs
 from crossfade.deploy.dashboard.summary import summarize
@@ -21,10 +22,10 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_reader, "REFRESH_SECONDS", 0.0)
 
 
-def show(folder: Path, *, color: str = COLORS[0], at: float = 100.0) -> RunView:
-    run = RunReader(folder, folder.name)
+def show(folder: Path, *, name: str = "", at: float = 100.0) -> RunView:
+    run = RunReader(folder, name or folder.name)
     run.refresh()
-    return RunView(run, summarize(run, BEGAN + at), color)
+    return RunView(run, summarize(run, BEGAN + at), COLORS[0])
 
 
 @pytest.fixture
@@ -97,32 +98,70 @@ def test_run_without_data_is_shown(tmp_path: Path) -> None:
         for part in app._PARTS:
             getattr(page, part)(shown)
         figures = app._figures(shown, "step")
-        assert [charts.reason_for_no_data(figure) for figure in figures].count(None) == 0
+        assert [reason_for_no_data(figure) for figure in figures].count(None) == 0
         for graph in GRAPHS:
             page.describe_chart(graph, shown, {"data": [], "layout": {}})
 
 
-def test_results_have_the_task_and_each_baseline_once(tmp_path: Path) -> None:
-    job = "name: plays\nevaluate: {best_metric: ndcg@10, task: repeat}\n"
-    baselines = {"metrics": {"test": {"item_cosine": {"ndcg@10": 0.15}}}, "notes": ["a limit"]}
+@pytest.mark.parametrize(
+    ("kind", "report", "verdict"),
+    [
+        ("running", {}, "not evaluated on valid yet."),
+        ("done", {"metrics": {"test": {"ndcg@10": 0.2}}}, "ndcg@10 on test is 0.2000; no baseline was measured."),
+        (
+            "done",
+            {
+                "metrics": {"test": {"ndcg@10": 0.2, "ndcg@10_se": 0.01, "queries": 1200}},
+                "baselines": {
+                    "metrics": {
+                        "test": {"popularity": {"ndcg@10": 0.1}, "item_cosine": {"ndcg@10": 0.15, "ndcg@10_se": 0.02}}
+                    }
+                },
+            },
+            "ndcg@10 on test is 0.2000 ± 0.0100 (1,200 queries, task repeat), above item cosine (0.1500 ± 0.0200), the "
+            "best of 2 baselines.",
+        ),
+        (
+            "done",
+            {
+                "metrics": {"test": {"ndcg@10": 0.2}},
+                "baselines": {"shortfall": "it is below als: try more", "metrics": {"test": {"als": {"ndcg@10": 0.3}}}},
+            },
+            "it is below als: try more.",
+        ),
+    ],
+)
+def test_evaluation_is_a_sentence(tmp_path: Path, kind: str, report: dict[str, Any], verdict: str) -> None:
+    job = JOB.replace("ndcg@10}", "ndcg@10, task: repeat}")
+    shown = show(
+        write_run(tmp_path / "one", job=job if "1,200" in verdict else JOB, state=state(kind, at=99), report=report)
+    )
+    assert [text_of(part) for part in page.results([shown])] == [f"one: {verdict}"]
+
+
+def test_evaluation_chart_has_runs_and_each_baseline_once_with_errors(tmp_path: Path) -> None:
+    baselines = {"metrics": {"test": {"item_cosine": {"ndcg@10": 0.15, "ndcg@10_se": 0.02}}}, "notes": ["a limit"]}
+    metrics = ({"test": {"ndcg@10": 0.2, "ndcg@10_se": 0.01}}, {"test": {"ndcg@10": 0.1}}, {"valid": {"ndcg@10": 0.9}})
     runs = [
-        show(
-            write_run(
-                tmp_path / name,
-                job=job,
-                state=state("done", at=1),
-                report={"metrics": {"test": {"ndcg@10": value, "queries": 5}}, "baselines": baselines},
-            )
-        )
-        for name, value in (("one", 0.2), ("other", 0.1))
+        show(write_run(tmp_path / name, state=state("done", at=1), report={"metrics": found, "baselines": baselines}))
+        for name, found in zip(("one", "other", "third"), metrics, strict=True)
     ]
-    region, note = page.results(runs)
-    rows = [["ndcg", "one", "0.2000"], ["ndcg", "other", "0.1000"], ["ndcg", "by item cosine", "0.1500"]]
-    assert _rows(region) == rows
-    caption, head, _ = region.children.children
-    assert caption.children == "Quality on test, task repeat: 5 queries"
-    assert [cell.children for cell in head.children.children] == ["Metric", "Ranking", "@10"]
-    assert note.children == "a limit"
+    (bars,) = charts.evaluation(runs)["data"]
+    assert [name for name, _ in bars["customdata"]] == ["one", "other", "by item cosine"]
+    assert (bars["x"], bars["error_x"]["array"]) == ([0.2, 0.1, 0.15], [0.01, 0.0, 0.02])
+    assert text_of(page.results(runs)[-1]) == "a limit"
+
+
+def test_trials_of_a_study_are_together_below_its_best_value(tmp_path: Path) -> None:
+    names = ("plays", "search/trial-0001", "one/two", "search/trial-0000", "quick/rung-1-trial-07")
+    for number, name in enumerate(names):
+        write_run(tmp_path / name, metrics=[epoch(1, at=8, step=8, quality=number / 10)], state=state("done", at=9))
+    runs = {run.name: run for run in Runs([tmp_path]).readers()}
+    boxes = page.run_boxes([show(runs[name].path, name=name).summary for name in names], ["search/trial-0000"])
+    ids = [box.id["run"] if hasattr(box, "id") else [each.id["run"] for each in box.children[1:]] for box in boxes]
+    assert ids == ["plays", ["search/trial-0001", "search/trial-0000"], "one/two", ["quick/rung-1-trial-07"]]
+    assert text_of(boxes[1].children[0]) == "search: 2 trials · ndcg@10 0.3000"
+    assert [boxes[1].open, boxes[3].open] == [True, False]
 
 
 def test_differences_between_jobs_are_listed_by_key(tmp_path: Path) -> None:
@@ -179,13 +218,6 @@ def test_policy_forbids_other_hosts_and_scripts_other_than_those_of_dash(tmp_pat
     assert re.search(r"script-src 'self' ('sha256-[\w+/=]+' ?)+;", policy)
 
 
-def test_unknown_run_is_named_beside_the_latest() -> None:
-    notice = page.missing_runs(["plaice"], ["plays"])
-    assert notice == "There is no run 'plaice'; the latest is shown instead. The list of runs has all there are."
-    assert page.missing_runs(["plays"], ["plays"]) is None
-    assert page.missing_runs([], []) is None
-
-
 def text_of(part: Any) -> str:
     """Return all text in a part of the page."""
     if isinstance(part, list | tuple):
@@ -239,39 +271,17 @@ def test_advice_is_shown_once(tmp_path: Path) -> None:
     assert page.alerts([shown]) is None
 
 
-def test_quality_is_a_table_of_metric_by_depth(tmp_path: Path) -> None:
-    valid = {"recall@5": 0.1, "recall@10": 0.2, "ndcg@5": 0.3, "ndcg@10": 0.4, "queries": 1200}
-    test = {"recall@10": 0.5, "queries": 7}
-    report = {"metrics": {"valid": valid, "test": test}}
-    one = show(write_run(tmp_path / "one", state=state("done", at=9), report=report))
-    other = show(write_run(tmp_path / "two", state=state("done", at=9), report={"metrics": {"valid": valid}}))
-    on_valid, on_test = page.results([one])
-    caption, head, _ = on_valid.children.children
-    assert caption.children == "Quality on valid: 1,200 queries"
-    assert text_of(head) == "Metric @5 @10"
-    assert _rows(on_valid) == [["recall", "0.1000", "0.2000"], ["ndcg", "0.3000", "0.4000"]]
-    assert _rows(on_test) == [["recall", "0.5000"]]
-    compared, of_one = page.results([one, other])
-    assert [row[:2] for row in _rows(compared)] == [
-        ["recall", "one"],
-        ["recall", "two"],
-        ["ndcg", "one"],
-        ["ndcg", "two"],
-    ]
-    assert [row[:2] for row in _rows(of_one)] == [["recall", "one"]]
-
-
 def test_graph_without_data_says_why(resumed: RunView, tmp_path: Path) -> None:
     short = show(write_run(tmp_path / "short", metrics=[step(1, at=1)], state=state("done", at=1)))
-    assert charts.reason_for_no_data(charts.loss([short], "step")) is None
+    assert reason_for_no_data(charts.loss([short], "step")) is None
     assert charts.loss([short], "step")["data"][0]["mode"] == "lines+markers"  # a line of one point is invisible
     figure = charts.throughput([short], "step")
     reason = "A rate needs two steps in the log, which has one a second."
-    assert charts.reason_for_no_data(figure) == reason
+    assert reason_for_no_data(figure) == reason
     assert figure["layout"]["xaxis"]["visible"] is figure["layout"]["yaxis"]["visible"] is False
     assert page.describe_chart("throughput", [short], figure) == f"Throughput. {reason}"
-    assert charts.reason_for_no_data(charts.traffic([short])) is not None
-    assert charts.reason_for_no_data(charts.traffic([short, resumed])) is None
+    assert reason_for_no_data(charts.traffic([short])) is not None
+    assert reason_for_no_data(charts.traffic([short, resumed])) is None
 
 
 def test_long_names_are_shortened_in_graphs_and_stay_distinct(resumed: RunView, tmp_path: Path) -> None:

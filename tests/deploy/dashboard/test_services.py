@@ -238,10 +238,13 @@ def test_versions_are_a_table_that_leads_to_their_runs(music: Path) -> None:
     assert [row[0] for row in _rows(service_page.versions(long, {}))] == [str(number) for number in range(60, 10, -1)]
 
 
-def test_chart_has_the_metric_before_and_after_and_marks_rejected_versions(music: Path) -> None:
+def test_chart_compares_each_version_before_and_after_and_marks_rejected_ones(music: Path) -> None:
     ServiceVersions(music).write(make_record(4, before=None))
     figure = charts.versions(look(music))
-    before, after, rejected = figure["data"]
+    gains, before, after, rejected = figure["data"]
+    # Versions are judged on different events: a line joins the two values of each, and no others.
+    assert gains["x"] == [1, 1, None, 2, 2, None, 3, 3, None]
+    assert [trace["mode"] for trace in figure["data"]] == ["lines", "markers", "markers", "markers"]
     assert (before["x"], before["y"]) == ([1, 2, 3, 4], [pytest.approx(value) for value in (0.21, 0.22, 0.23)] + [None])
     assert after["y"] == pytest.approx([0.26, 0.125, 0.28, 0.29])
     assert (rejected["x"], rejected["y"]) == ([2], [0.125])
@@ -249,7 +252,7 @@ def test_chart_has_the_metric_before_and_after_and_marks_rejected_versions(music
     assert description.endswith("Version 4: ndcg@10 – before and 0.2900 after training; rejected: 2")  # noqa: RUF001
     # Values of another metric cannot be compared with them.
     ServiceVersions(music).write(make_record(5, metric="recall@20"))
-    assert [trace["x"] for trace in charts.versions(look(music))["data"]] == [[5], [5]]
+    assert [trace["x"] for trace in charts.versions(look(music))["data"][1:]] == [[5], [5]]
 
 
 def test_service_is_chosen_by_the_address_or_is_the_first_if_it_names_nothing(music: Path) -> None:

@@ -15,8 +15,6 @@ from object_store import BUCKET, ObjectStore
 from refreshed_service import EVENTS, ServiceFolder, current, plays
 from run_results import assert_same_bits, report_of
 from running_command import records, succeeded
-from serving import running_server
-from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 NEVER = "ndcg@10 >= 9 * last"
@@ -76,6 +74,9 @@ def test_versions_continue_each_other_and_count_each_event_once(undisturbed: Ser
         assert record["before"] == (report["valid_at_start"] or {}).get("ndcg@10")
         assert (record["before"] is None) == (number == 1)
         assert set(record["seconds"]) == {"prepare", "train"}
+    # The first version is trained by job, and later ones by increment_job.
+    events = [[record["event"] for record in records(undisturbed.run(number))] for number in (1, 2, 3)]
+    assert [names.count("epoch") for names in events] == [2, 1, 1]
     for entity in ("customer", "track"):
         second, third = ids(undisturbed, 2, entity), ids(undisturbed, 3, entity)
         assert second[: len(ids(undisturbed, 1, entity))] == ids(undisturbed, 1, entity)
@@ -88,32 +89,21 @@ def test_versions_continue_each_other_and_count_each_event_once(undisturbed: Ser
     assert text[4] == "0 files of events wait"
 
 
-def test_first_version_is_trained_by_job_and_later_ones_by_increment_job(undisturbed: ServiceFolder) -> None:
-    events = [[record["event"] for record in records(undisturbed.run(number))] for number in (1, 2, 3)]
-    assert [names.count("epoch") for names in events] == [2, 1, 1]
-
-
 def test_file_is_taken_once_and_a_changed_one_is_only_warned_of(service: ServiceFolder) -> None:
-    taken = service.add(3)
+    """Its events are older than the versions there, and two names lead to it."""
+    late = plays(3).set_column(2, "at", pa.array(np.arange(500, 500 + EVENTS)))
+    taken = service.add(3, late)
+    taken.with_name("day-003-link.parquet").symlink_to(taken)
     assert service.status()["waiting"] == [str(taken)]
     line = json.loads(succeeded(service.command("refresh", "--json")).stdout)
-    assert (line["number"], line["events"]) == (3, EVENTS)
+    assert (line["number"], line["events"], line["newest"]) == (3, EVENTS, 799)
+    assert (service.files(3), service.times(3)) == (["day-003.parquet"], late["at"].to_pylist())
     assert succeeded(service.command("refresh")).stderr == ""
     service.add(3, plays(3, events=EVENTS + 1))
     result = succeeded(service.command("refresh"))
     assert result.stdout == "no new event files\n"
     assert f"{taken}: has changed since its events were taken, and is not read again" in result.stderr
     assert service.statuses() == ["published"] * 3
-
-
-def test_late_file_with_old_events_is_taken(undisturbed: ServiceFolder, tmp_path: Path) -> None:
-    service = undisturbed.copied(tmp_path)
-    late = plays(9).set_column(2, "at", pa.array(np.arange(500, 500 + EVENTS)))
-    service.add(0, late)
-    succeeded(service.command("refresh"))
-    assert service.files(4) == ["day-000.parquet"]
-    assert (service.record(4)["events"], service.record(4)["newest"]) == (EVENTS, 799)
-    assert service.times(4) == late["at"].to_pylist()
 
 
 def test_local_file_is_left_until_it_has_settled(service: ServiceFolder) -> None:
@@ -185,24 +175,6 @@ def test_events_of_a_rejected_version_wait_for_the_next_file(
     assert service.current() == current(5)
 
 
-def test_version_is_published_if_it_falls_short_by_less_than_the_standard_error(service: ServiceFolder) -> None:
-    service.configure(publish_if="recall@10 >= 0 * last")
-    service.add(3)
-    succeeded(service.command("refresh"))
-    record, valid = service.record(3), report_of(service.run(3))["metrics"]["valid"]
-    assert (record["metric"], record["after"]) == ("recall@10", valid["recall@10"])
-    missed = (record["after"] + valid["recall@10_se"]) / record["before"]
-    for share, status in ((missed - 0.001, "published"), (missed + 0.001, "rejected")):
-        succeeded(service.command("rollback"))
-        service.configure(publish_if=f"recall@10 >= {share:.6f} * last")
-        service.event_file(3).touch()
-        service.command("refresh")
-        assert service.statuses()[-1] == status
-        if status == "rejected":
-            return
-    raise AssertionError("no version was rejected")
-
-
 def test_rollback_returns_to_an_earlier_version_and_its_events_wait(undisturbed: ServiceFolder, tmp_path: Path) -> None:
     service = undisturbed.copied(tmp_path)
     before = recommended(service.path)
@@ -230,13 +202,6 @@ def test_rollback_returns_to_an_earlier_version_and_its_events_wait(undisturbed:
     assert (service.record(4)["base"], service.current()["version"]) == (1, 4)
 
 
-def test_file_that_several_names_lead_to_is_taken_once(tmp_path: Path) -> None:
-    service = ServiceFolder(tmp_path, tmp_path / "events" / "day-*", tmp_path / "later.parquet")
-    (tmp_path / "events" / "link.parquet").symlink_to(service.add(1))
-    succeeded(service.command("refresh"))
-    assert (service.files(1), service.record(1)["events"]) == (["day-001.parquet"], EVENTS)
-
-
 def test_workers_that_hold_the_tables_train_versions(tmp_path: Path) -> None:
     job = {"model": {"dim": 8}, "train": {"epochs": 2, "batch_size": 64}, "cluster": {"workers": 2}}
     service = ServiceFolder(tmp_path, job=job)
@@ -247,49 +212,6 @@ def test_workers_that_hold_the_tables_train_versions(tmp_path: Path) -> None:
     assert (report["workers"], report["store"]) == (2, "ShardedStore")
     assert service.record(2)["before"] == report["valid_at_start"]["ndcg@10"]
     assert service.current()["version"] == 2
-
-
-def test_server_follows_versions_and_rollbacks(service: ServiceFolder) -> None:
-    with running_server(service.path, "--refresh", 0.1, cwd=service.folder) as server:
-
-        def wait_for_version(number: int) -> None:
-            expected = scores(json.loads(recommended(service.run(number))))
-            assert len(expected) == 10
-            wait_until(lambda: scores(server.get("recommend", id="c1")[1]) == expected, f"answers of version {number}")
-
-        wait_for_version(2)
-        service.add(3)
-        succeeded(service.command("refresh"))
-        wait_for_version(3)
-        succeeded(service.command("rollback"))
-        wait_for_version(2)
-
-
-def scores(found: object) -> list[float]:
-    """Return all scores in an answer."""
-    if isinstance(found, dict):
-        own = [float(found["score"])] if "score" in found else []
-        return own + [score for value in found.values() for score in scores(value)]
-    return [score for value in found for score in scores(value)] if isinstance(found, list) else []
-
-
-def test_file_with_faults_ends_the_attempt_and_is_taken_once_corrected(
-    service: ServiceFolder, undisturbed: ServiceFolder
-) -> None:
-    table = plays(3)
-    bad = service.add(3, table.set_column(0, "user", pa.array([None, *table["user"].to_pylist()[1:]])))
-    result = service.command("refresh")
-    assert result.returncode == 2
-    assert str(bad) in result.stderr
-    assert service.current()["version"] == 2
-    bad.write_bytes(b"PAR1")
-    result = service.command("refresh")
-    assert (result.returncode, str(bad) in result.stderr) == (2, True)
-    bad.unlink()
-    service.add(3)
-    succeeded(service.command("refresh"))
-    assert service.record(3)["events"] == EVENTS
-    assert_same_bits(service.run(3), undisturbed.run(3))
 
 
 def test_older_versions_are_deleted_but_not_the_datasets_that_are_read(

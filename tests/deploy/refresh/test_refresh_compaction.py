@@ -1,18 +1,18 @@
 """A service whose datasets have become many merges them into one; versions go on as before."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from command_here import crossfade_here
 from crashing_storage import Crash
-from refreshed_service import EVENTS, ServiceFolder, plays
+from refreshed_service import EVENTS, ServiceFolder, plays, training_there
 from run_results import assert_same_bits
 from running_command import succeeded
 
 from crossfade.base.errors import CrossfadeError
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.refresh import increment
+from crossfade.deploy.tuning.trial_run import TrialProcess
 from crossfade.trainer.data.lineage import open_bases
 from crossfade.trainer.data.manifest import read_manifest
 
@@ -28,16 +28,25 @@ def folders(service: ServiceFolder) -> list[str]:
     return sorted(path.name for path in service.path.iterdir() if path.is_dir())
 
 
+@pytest.fixture(scope="module")
+def compacted(
+    process: TrialProcess, undisturbed: ServiceFolder, tmp_path_factory: pytest.TempPathFactory
+) -> ServiceFolder:
+    """Make a service whose datasets become one with version 4, and that goes on with version 5."""
+    service = undisturbed.copied(tmp_path_factory.mktemp("compacted"), compact_after=3, keep_versions=2)
+    with training_there(process):
+        for day in (4, 5):
+            service.add(day)
+            succeeded(service.command("refresh"))
+    return service
+
+
 def test_compacted_service_goes_on_and_deletes_the_datasets_of_old_versions(
-    undisturbed: ServiceFolder, tmp_path: Path
+    compacted: ServiceFolder, tmp_path: Path
 ) -> None:
-    service = undisturbed.copied(tmp_path, compact_after=3, keep_versions=2)
-    service.add(4)
-    succeeded(service.command("refresh"))
-    compacted = service.path / "version-000004-compacted"
-    assert sum(split.rows for split in read_manifest(Folder(compacted)).splits.values()) == 4 * EVENTS
-    service.add(5)
-    succeeded(service.command("refresh"))
+    service = compacted.copied(tmp_path, compact_after=3, keep_versions=2)
+    manifest = read_manifest(Folder(service.path / "version-000004-compacted"))
+    assert sum(split.rows for split in manifest.splits.values()) == 4 * EVENTS
     assert bases(service.data(5)) == ["version-000004-compacted"]
     assert service.times(5) == plays(5)["at"].to_pylist()
     service.add(6)
@@ -54,48 +63,32 @@ def test_compacted_service_goes_on_and_deletes_the_datasets_of_old_versions(
     assert {"version-000005", "version-000007"} <= set(folders(service))
 
 
-def test_failed_compaction_is_reported_and_tried_again_before_the_next_version(
-    undisturbed: ServiceFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["fails", "is killed before it", "is killed after it"])
+def test_compaction_that_fails_or_is_interrupted_is_done_before_the_next_version(
+    undisturbed: ServiceFolder, compacted: ServiceFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    service = undisturbed.copied(tmp_path, compact_after=3)
-    service.add(4)
-    with monkeypatch.context() as patch:
-        patch.setattr(increment, "compact", _fail)
-        result = succeeded(service.command("refresh"))
-    assert "could not be compacted and cleaned up: no room" in result.stderr
-    assert (service.current()["version"], "version-000004-compacted" in folders(service)) == (4, False)
-    service.add(5)
-    succeeded(service.command("refresh"))
-    assert bases(service.data(5)) == ["version-000004-compacted"]
+    real = increment.compact
 
-
-@pytest.mark.parametrize("is_done", [False, True])
-def test_compaction_that_was_interrupted_is_done_before_the_next_version(
-    undisturbed: ServiceFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_done: bool
-) -> None:
-    real, found = increment.compact, []
-
-    def crashing(*arguments: object) -> None:
-        if is_done:
+    def end(*arguments: object) -> None:
+        if how == "fails":
+            raise CrossfadeError("no room")
+        if how == "is killed after it":
             real(*arguments)  # type: ignore[arg-type]
         raise Crash
 
-    for crashes in (False, True):
-        folder = tmp_path / str(crashes)
-        folder.mkdir()
-        service = undisturbed.copied(folder, compact_after=3)
-        service.add(4)
-        with monkeypatch.context() as patch, pytest.raises(Crash) if crashes else nullcontext():
-            if crashes:
-                patch.setattr(increment, "compact", crashing)
-            service.command("refresh")
-        assert service.current()["version"] == 4
-        service.add(5)
-        succeeded(service.command("refresh"))
-        found.append(service)
-    assert bases(found[1].data(5)) == ["version-000004-compacted"]
-    assert_same_bits(found[0].run(5), found[1].run(5))
-
-
-def _fail(*_: object) -> None:
-    raise CrossfadeError("no room")
+    service = undisturbed.copied(tmp_path, compact_after=3, keep_versions=2)
+    service.add(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(increment, "compact", end)
+        if how == "fails":
+            result = succeeded(service.command("refresh"))
+            assert "could not be compacted and cleaned up: no room" in result.stderr
+        else:
+            with pytest.raises(Crash):
+                service.command("refresh")
+    assert service.current()["version"] == 4
+    assert ("version-000004-compacted" in folders(service)) == (how == "is killed after it")
+    service.add(5)
+    succeeded(service.command("refresh"))
+    assert bases(service.data(5)) == ["version-000004-compacted"]
+    assert_same_bits(service.run(5), compacted.run(5))

@@ -18,7 +18,6 @@ import pytest
 from command_here import rejected_here
 from crashing_storage import Crash
 from error_table import documented
-from killed_process import holding
 from paced_training import pace
 from refreshed_service import EVENTS, ServiceFolder, crash_at, current, plays
 from run_results import assert_same_bits
@@ -70,13 +69,6 @@ def test_crash_at_any_step_is_continued_by_the_same_command(
         else:
             break
     assert call == STEPS + 1
-
-
-def test_servers_follow_a_version_whose_publication_was_interrupted(undisturbed: ServiceFolder, tmp_path: Path) -> None:
-    service = undisturbed.copied(tmp_path)
-    (service.path / "current.json").unlink()
-    succeeded(service.command("refresh"))
-    assert service.current() == current(3)
 
 
 def test_crash_of_a_rollback_is_continued_by_the_same_command(undisturbed: ServiceFolder, tmp_path: Path) -> None:
@@ -159,26 +151,30 @@ def test_failed_training_leaves_the_version_that_is_served(service: ServiceFolde
     assert_as_undisturbed(service, undisturbed)
 
 
-def test_file_that_is_replaced_while_it_is_read_is_read_again(
-    service: ServiceFolder, undisturbed: ServiceFolder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", ["replaced", "deleted"])
+def test_file_that_changes_while_it_is_read_is_named_and_read_again(
+    service: ServiceFolder, undisturbed: ServiceFolder, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    half = plays(3).slice(0, EVENTS // 2)
-
-    def prepare_and_replace(*arguments: object) -> object:
+    def prepare_and_change(*arguments: object) -> object:
+        if change == "deleted":
+            service.event_file(3).unlink()
         manifest = prepare(*arguments)  # type: ignore[arg-type]
         service.add(3)
         return manifest
 
-    service.add(3, half)
+    service.add(3, plays(3).slice(0, EVENTS // 2))
     with monkeypatch.context() as patch:
-        patch.setattr(increment, "prepare", prepare_and_replace)
+        patch.setattr(increment, "prepare", prepare_and_change)
         result = service.command("refresh")
     error = result.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
-    assert str(service.event_file(3)) in documented(
-        "an event file that is replaced while it is read", error, result.returncode
-    )
-    succeeded(service.command("refresh"))
-    assert_as_undisturbed(service, undisturbed)
+    cause = {
+        "replaced": "an event file that is replaced while it is read",
+        "deleted": "an event file that is deleted while it is read",
+    }[change]
+    assert str(service.event_file(3)) in documented(cause, error, result.returncode)
+    if change == "replaced":
+        succeeded(service.command("refresh"))
+        assert_as_undisturbed(service, undisturbed)
 
 
 def test_file_that_is_replaced_before_a_crash_is_read_again(service: ServiceFolder, undisturbed: ServiceFolder) -> None:
@@ -198,12 +194,6 @@ def test_rollback_during_an_interrupted_refresh_starts_it_over(service: ServiceF
     succeeded(service.command("refresh"))
     assert (service.record(3)["base"], service.files(3)) == (1, ["day-002.parquet", "day-003.parquet"])
     assert service.times(3) == [at for day in (2, 3) for at in plays(day)["at"].to_pylist()]
-
-
-def test_lock_is_free_after_its_process_was_killed(service: ServiceFolder) -> None:
-    with holding(RefreshedService(load_service(service.file)).locked) as pid:
-        assert f"process {pid} " in service.command("refresh").stderr
-    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
 
 
 def test_refresh_at_intervals_takes_files_as_they_arrive(tmp_path: Path) -> None:
@@ -349,22 +339,6 @@ def test_files_beyond_the_longest_list_follow_in_the_next_version(
     assert (service.files(3), service.files(4)) == (["day-003.parquet", "day-004.parquet"], ["day-005.parquet"])
 
 
-def test_file_that_is_deleted_while_it_is_read_is_named(
-    service: ServiceFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def delete_and_prepare(*arguments: object) -> object:
-        service.event_file(3).unlink()
-        return prepare(*arguments)  # type: ignore[arg-type]
-
-    service.add(3)
-    with monkeypatch.context() as patch:
-        patch.setattr(increment, "prepare", delete_and_prepare)
-        result = service.command("refresh")
-    error = result.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
-    documented("an event file that is deleted while it is read", error, result.returncode)
-    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
-
-
 @pytest.mark.parametrize(
     ("name", "damaged", "unsuitable"),
     [
@@ -381,11 +355,7 @@ def test_damaged_notes_are_named(service: ServiceFolder, name: str, damaged: str
     path = service.path / name
     path.write_text("{")
     rejected_here(damaged, "refresh", service.file, "--status")
-    for replacing in (
-        lambda: os.mkfifo(path),
-        lambda: path.symlink_to(service.file),
-        path.mkdir,
-    ):
+    for replacing in (lambda: path.symlink_to(service.file), lambda: os.mkfifo(path)):
         path.unlink()
         replacing()
         rejected_here(unsuitable, "refresh", service.file, "--status")

@@ -1,7 +1,6 @@
 """The metrics of ``crossfade refresh``: from recorded versions, and of a process that refreshes a service."""
 
 import json
-import os
 import re
 import socket
 from pathlib import Path
@@ -13,7 +12,7 @@ from command_here import rejected_here
 from error_table import documented
 from metric_groups import PROCESS, REFRESH
 from preparing import write_parquet
-from recorded_service import make_record, write_service, write_versions
+from recorded_service import write_service, write_versions
 from running_command import RunningCommand, started
 from scraping import ask, assert_valid_metrics, families, samples, scrape, value
 from waiting import wait_until
@@ -94,17 +93,6 @@ def test_changes_by_other_processes_show_and_only_they_are_read(
     ServiceVersions(service.folder).withdraw(after=0)
     assert "crossfade_refresh_version" not in samples(text_of(collector))
     assert read[3:] == ["version-000001.json"]
-
-
-def test_folder_is_listed_again_only_after_a_change(service: RefreshedService) -> None:
-    collector, old = RefreshMetrics(service), (1_790_000_000, 1_790_000_000)
-    os.utime(service.folder, old)
-    assert value(text_of(collector), "crossfade_refresh_version") == 1
-    ServiceVersions(service.folder).write(make_record(4))
-    os.utime(service.folder, old)
-    assert value(text_of(collector), "crossfade_refresh_version") == 1
-    ServiceVersions(service.folder).write(make_record(5))
-    assert value(text_of(collector), "crossfade_refresh_version") == 5
 
 
 def test_times_in_other_units_are_no_age(tmp_path: Path) -> None:

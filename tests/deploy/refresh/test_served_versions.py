@@ -188,8 +188,11 @@ def test_server_follows_an_increment_as_a_server_that_is_started_on_it(service: 
         kinds = {kind: written_by(server, kind) for kind in ("complete", "delta")}
         assert kinds == {"complete": 1, "delta": 1}
         found = answers(server)
-    with running_server(service.path, "--refresh", 0, cwd=service.folder) as server:
+    with running_server(service.path, "--refresh", 0.1, cwd=service.folder) as server:
         assert found == answers(server)
+        succeeded(service.command("rollback"))
+        wait_until(lambda: server.get("healthz")[1]["version"] == number - 1, "the version before is served")
+        assert answers(server) == before
     assert [name for name in found if found[name] == before[name]] == ["search"], "the same tracks"
 
 

@@ -38,12 +38,9 @@ def vectors(service: ServiceFolder, customer: str) -> list[bytes]:
     return found
 
 
-def traces(service: ServiceFolder, customer: str, known: list[bytes]) -> Iterator[Path]:
-    """Yield the files in the folder of the service that have the ID of a customer, or one of its vectors."""
-    yield from traces_in(service.path, customer, known)
-
-
-def traces_in(folder: Path, customer: str, known: list[bytes]) -> Iterator[Path]:
+def traces(place: ServiceFolder | Path, customer: str, known: list[bytes]) -> Iterator[Path]:
+    """Yield the files in a folder that have the ID of a customer, or one of its vectors."""
+    folder = place if isinstance(place, Path) else place.path
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.suffix == ".parquet":
             columns = [column.to_pylist() for column in pq.read_table(path).columns]
@@ -72,7 +69,7 @@ def test_forgotten_customer_is_nowhere_after_the_next_version(service: ServiceFo
     with running_server(service.path, "--refresh", 0.1, cwd=service.folder) as server:
         assert server.get("recommend", id="c0")[0] == 200
         work = server.work_folder()
-        assert {path.name for path in traces_in(work, "c0", known)} > {"names.sqlite", "customer.npy"}
+        assert {path.name for path in traces(work, "c0", known)} > {"names.sqlite", "customer.npy"}
         output = forgotten(service, "c0")
         assert "versions       1, 2: the next 'crossfade refresh' publishes one without them" in output
         assert not [path for path in traces(service, "c0", known) if "-data" in str(path)]
@@ -85,7 +82,7 @@ def test_forgotten_customer_is_nowhere_after_the_next_version(service: ServiceFo
         unknown = {"id": "c0", "on_unknown": "error"}
         wait_until(lambda: server.get("recommend", **unknown)[0] == 404, "an unknown customer")
         wait_until(lambda: not (work / "000001").exists(), "the copy of the version before is deleted")
-        assert list(traces_in(work, "c0", known)) == []
+        assert list(traces(work, "c0", known)) == []
         assert server.metric('crossfade_serve_version_write_seconds_count{kind="complete"}') == 2
         assert server.get("recommend", id="c1")[0] == 200
     assert not knows(service, "c0")

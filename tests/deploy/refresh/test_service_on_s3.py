@@ -17,7 +17,7 @@ from running_command import succeeded
 from crossfade.base.io import writer_lock
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import FoundFile
-from crossfade.base.io.writer_lock import LOCK_NAME, folder_writer
+from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.deploy.refresh import increment
 from crossfade.deploy.refresh.remote import RemoteVersions
 
@@ -105,18 +105,6 @@ def test_while_a_host_works_others_are_rejected_and_take_over_when_it_is_gone(
     monkeypatch.setattr(writer_lock, "_RENEWAL_SECONDS", 0.05)
     assert succeeded(second.command("refresh")).stdout.startswith("version 3 published: ")
     assert LOCK_NAME not in remote.names()
-
-
-def test_lock_that_is_renewed_is_not_taken_over(remote: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_lock, "_LEASE_SECONDS", 0.0)
-    monkeypatch.setattr(writer_lock, "_RENEWAL_SECONDS", 0.2)
-    monkeypatch.setattr(writer_lock._Owner, "has_ended", lambda _: False)
-    with folder_writer(remote) as lock:
-        other = writer_lock._ObjectLock(Folder(remote.uri))
-        with pytest.raises(writer_lock.InputError, match="has been writing it since"):
-            other.acquire()
-        lock.check()
-    assert remote.names() == []
 
 
 def test_host_that_crashes_at_any_change_on_s3_leaves_a_service_that_another_continues(

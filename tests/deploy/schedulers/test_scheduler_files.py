@@ -53,7 +53,7 @@ def test_manifests_are_written_as_options_specify(folder: Path) -> None:
 
 def test_memory_is_the_peak_of_each_host_with_headroom(folder: Path) -> None:
     job = adapt_job(PlanOptions.of(job=folder / "job.yaml", servers=2, workers=3).load_job(), "kubernetes")
-    plan = plan_capacity(read_inputs(job).with_counts())
+    plan = plan_capacity(read_inputs(job))
     assert [host.processes for host in plan.hosts][:2] == [("train", "scheduler"), ("train", "server-0")]
     for kind, hosts in size_hosts(plan).items():
         alike = plan.hosts[:1] if kind == "coordinator" else plan.hosts[1:3] if kind == "server" else plan.hosts[3:]
@@ -103,6 +103,7 @@ def test_resource_names_are_labels(folder: Path) -> None:
         ("--to kubernetes --out o --storage 9", "--storage 9: expected a size such as 500Mi, 20Gi or 1Ti"),
         ("--to kubernetes --out o --secret A_B", "--secret A_B: expected lower-case letters, digits and hyphens"),
         ("--claim c", "--claim: is for the files of a scheduler; add --to kubernetes"),
+        ("--cores 8", "--cores: is for the files of a scheduler; add --to slurm or --to kubernetes"),
         ("--data d", "--data: is for the files of a scheduler; add --to slurm or --to kubernetes"),
         ("--to slurm --out job.yaml", "--out job.yaml: cannot be written: File exists; name a folder"),
         ("--to kubernetes --out o", "data.path: {folder}/data " + NOT_READ.format("data.path") + NAMED),

@@ -189,18 +189,18 @@ def test_existing_output_is_replaced_only_with_overwrite_and_only_embeddings(
 ) -> None:
     out = tmp_path / "out"
     lines.export(step_folder(written / "checkpoints", 100), out)
-    with pytest.raises(InputError, match="out: already exists; choose another out"):
+    with pytest.raises(InputError, match="out: already exists; choose another, or replace an export"):
         lines.export(written / "checkpoints", out)
     assert_is_step(out, 100)
     lines.export(written / "checkpoints", out, overwrite=True)
     assert_is_step(out, 300)
     (out / "track" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"notes\.txt: overwrite would delete this file"):
+    with pytest.raises(InputError, match=r"holds 'track/notes\.txt', which is not part of an export"):
         lines.export(written / "checkpoints", out, overwrite=True)
     (tmp_path / "link").symlink_to(out)
-    with pytest.raises(InputError, match="link: is not a folder of embeddings"):
+    with pytest.raises(InputError, match="link: is not a folder, so overwrite"):
         lines.export(written / "checkpoints", tmp_path / "link", overwrite=True)
-    with pytest.raises(InputError, match=rf"data/{MANIFEST_NAME}: overwrite would delete this file"):
+    with pytest.raises(InputError, match="which is not part of an export and which overwrite would delete"):
         lines.export(written / "checkpoints", written / "data", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 

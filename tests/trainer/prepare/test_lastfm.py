@@ -136,7 +136,7 @@ def test_skip_existing_keeps_complete_dataset_of_same_command(
     after = (tmp_path / "out/manifest.json").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert main([*words, "--seed", "3"]) == 2
-    assert "out: exists already" in capsys.readouterr().err
+    assert "out: already exists" in capsys.readouterr().err
     with next((tmp_path / "out/train").iterdir()).open("ab") as file:
         file.write(b"more")
     assert main(words) == 2

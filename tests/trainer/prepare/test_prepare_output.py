@@ -61,7 +61,7 @@ def test_existing_dataset_is_replaced_only_with_overwrite(tmp_path: Path) -> Non
     out = tmp_path / "out"
     prepare_files(out, train)
     before = checksums(out)
-    with pytest.raises(InputError, match=r"out: exists already.*overwrite"):
+    with pytest.raises(InputError, match=r"out: already exists.*overwrite"):
         prepare_files(out, train, hold_out="random:0.5")
     assert checksums(out) == before
     prepare_files(out, train, hold_out="random:0.5", overwrite=True)

@@ -1,8 +1,6 @@
 """One training with context, histories, and features of items together: it resumes, exports, and runs on servers."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -71,16 +69,8 @@ def test_export_has_the_vectors_of_all_tables(workspace: Path, trained: Path) ->
     assert same_bits(workspace / "exported", trained / "embeddings")
 
 
-def test_plan_counts_memory_and_traffic_of_all_tables(workspace: Path, trained: Path) -> None:
-    plan = plan_capacity(read_inputs(load_job(workspace / "job.yaml")).with_counts())
-    steps = [json.loads(line) for line in (trained / "events.jsonl").read_text().splitlines()]
-    moved: list[dict[str, Any]] = [step["rows"] for step in steps if step["event"] == "step"]
-    assert plan.traffic is not None
-    expected = {table.table: table.rows[0] for table in plan.traffic.tables}
-    assert {table.name for table in plan.tables} == set(expected) == set(moved[0])
-    for name, rows in expected.items():
-        assert rows == pytest.approx(np.mean([step[name] for step in moved]), rel=0.1), name
-    [process] = plan.processes
+def test_plan_counts_features_and_histories(workspace: Path) -> None:
+    [process] = plan_capacity(read_inputs(load_job(workspace / "job.yaml"))).processes
     held = {part.what: part.bytes for part in process.parts}
     assert held["genre of each track"] == 4 * (TRACKS + 1) + 4 * TRACKS
     assert sum(size for what, size in held.items() if "latest history" in what) > 0

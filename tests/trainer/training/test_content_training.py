@@ -153,7 +153,7 @@ def test_plan_counts_content(workspace: Path) -> None:
     rows = inputs.manifest.entities["track"].rows
     assert parts["content of each track"] == rows * (4 * (WIDTH + 3) + 1)
     weights = DIM * (WIDTH + 3) + DIM
-    assert parts[f"dense layers of track/content: {weights} weights"] == 4 * weights
+    assert parts[f"dense layers of track/content: {weights} weights"] > 5 * 4 * weights
 
 
 @pytest.mark.cluster

@@ -18,7 +18,7 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import StoreError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.mxnet.row_server import RowServer
-from crossfade.kvstore.mxnet.server_protocol import CommandVerifier
+from crossfade.kvstore.mxnet.signatures import CommandVerifier
 from crossfade.trainer.data.manifest import DataFile, Entity
 
 pytestmark = pytest.mark.cluster
@@ -216,7 +216,7 @@ def test_step_traffic_and_memory_are_those_of_its_rows(tmp_path: Path) -> None:
         assert grown < MAX_BYTES, f"{role} grew by {grown:,} bytes in {MEASURED_STEPS} steps"
 
 
-# 8. Nothing from the network is unpickled: test_foreign_commands.py. test_supervision.py shows that listeners bind to
+# 8. Nothing from the network is unpickled: test_dist_store.py. test_supervision.py shows that listeners bind to
 # loopback. Failures are not silent (9) there and in test_lost_checkpoints.py.
 
 

@@ -9,7 +9,7 @@ from killed_process import killed_at
 
 from crossfade.base.io import replacing as module
 from crossfade.base.io.output import finish_replacement, staged_folder
-from crossfade.base.io.replacing import replace_folder, restore_folder
+from crossfade.base.io.replacing import replace_folder
 
 FILES = ("manifest.json", "train/part-0")
 
@@ -64,12 +64,6 @@ def test_kill_at_any_system_call_leaves_old_or_new_folder(tmp_path: Path, one_st
     assert restored is not one_step
 
 
-def test_missing_target_is_created(tmp_path: Path, one_step: bool) -> None:
-    replace(tmp_path / "deep" / "data")
-    assert content(tmp_path / "deep" / "data") == {"new"}
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["data"]
-
-
 def test_failed_second_rename_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, rename = tmp_path / "data", Path.rename
     write(target, "old")
@@ -97,15 +91,6 @@ def test_restoring_is_reported_in_one_line(tmp_path: Path, caplog: pytest.LogCap
     assert content(target) == {"old"}
     [line] = caplog.messages
     assert line == f"{target}: restored from .data.old, where a command that was killed had moved it"
-
-
-def test_replaced_old_folder_is_deleted(tmp_path: Path) -> None:
-    target = tmp_path / "data"
-    write(target, "new")
-    write(tmp_path / ".data.old", "old")
-    restore_folder(target)
-    assert content(target) == {"new"}
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_files_and_folders_are_synced_before_and_after_the_move(
