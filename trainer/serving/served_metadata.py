@@ -34,7 +34,11 @@ Filter = tuple[str, Comparison, Value | list[Value]]
 """A column, how it is compared, and with what; ``in`` has a list of values."""
 _OPERATORS: dict[Comparison, str] = {"eq": "=", "ne": "<>", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "in": "IN"}
 _KEPT_MASKS, _KEPT_GROUPS = 256, 8
-_LIMITS = {"threads": "1", "memory_limit": "512MB", "max_temp_directory_size": "0B"}
+_LIMITS: dict[str, str | bool | int | float | list[str]] = {
+    "threads": 1,
+    "memory_limit": "512MB",
+    "max_temp_directory_size": "0B",
+}
 
 
 class ServedMetadata:
