@@ -208,23 +208,10 @@ def _get(path: str, headers: bytes = b"X-Requested-With: x\r\n") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + headers + b"\r\n"
 
 
-def _conditions(number: int) -> dict[str, str]:
-    """Return conditions that must be rejected, or end at the limit; ``number`` makes them new each time."""
-    text = "||".join(["id::VARCHAR"] * 45)
-    return {
-        "pattern for every row": f"regexp_matches(id::VARCHAR, id::VARCHAR || '(.?){{1000}}{number}')",
-        "repetitions": f"regexp_matches(id::VARCHAR, '(.?){{1000}}{number}')",
-        "slow pattern": f"regexp_matches({text}, '(.?.?.?.?.?.?.?.?.?.?.?.?.?.?.?.?.?.?){{99}}x{number}')",
-        "slow LIKE": f"({text}) LIKE '%_1%_2%_3%_4%_5%_6%_7%_8%_9%_x{number}'",
-        "grouping sets": f"{number}) GROUP BY CUBE(id), (1",
-        "order": f"true) ORDER BY repeat('x', 1000000000), ({number}",
-        "subquery": f"{number} < (SELECT count(*) FROM range(1000000000) a, range(1000000000) b)",
-        "repeat": f"length(repeat('x', 100000000{number})) > 1",
-        "array": f"id::INTEGER[100000{number}] IS NULL",
-        "sum": f"id = {number}" + "+1" * 480,
-        "parentheses": "(" * 480 + str(number) + ")" * 480,
-        "file": f"(SELECT count(*) FROM read_csv('/etc/passwd')) > {number}",
-    }
+def _filters(number: int) -> list[dict[str, Any]]:
+    """Return as many filters as a request may have, each as large as it may be; ``number`` makes them new each time."""
+    values = [f"{number} {place} ' OR \" -- ".ljust(200, "x") for place in range(100)]
+    return [{"column": "name", "op": "in", "value": values}] * 8
 
 
 def _bodies() -> dict[str, bytes]:
@@ -293,14 +280,10 @@ def _heads() -> dict[str, bytes]:
 
 
 def _kinds(address: tuple[str, int], number: int) -> dict[str, Callable[[], str]]:
-    """Return what sends one request of each kind and returns the answer; ``number`` makes conditions new each time."""
+    """Return what sends one request of each kind and returns the answer; ``number`` makes filters new each time."""
     made: dict[str, Callable[[], str]] = {}
-    for kind, condition in _conditions(number).items():
-        body = json.dumps({"ids": ["1000001"], "where": condition}).encode()
-        made[f"condition: {kind}"] = partial(_exchange, address, _post(body))
-        made[f"condition by GET: {kind}"] = partial(
-            _exchange, address, _get(f"/recommend?id=1000001&where={quote(condition)}")
-        )
+    for kind, filters in (("filters", _filters(number)), ("SQL", f"id = {number} OR true")):
+        made[kind] = partial(_exchange, address, _post(json.dumps({"ids": ["1000001"], "where": filters}).encode()))
     for kind, data in _fixed().items():
         made[kind] = partial(_exchange, address, data)
     return {**made, "unread answers": partial(_read_nothing, address), "held": partial(_hold, address)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import as_command, read_options
+from crossfade.cli.command import as_command
 from crossfade.deploy.schedulers.options import PlanOptions
 from crossfade.terminal import align, print_json, print_lines
 
@@ -18,15 +17,13 @@ if TYPE_CHECKING:
     from crossfade.deploy.capacity.plan import CapacityPlan, Fit, HostPlan
     from crossfade.deploy.capacity.process_memory import ProcessPlan
     from crossfade.trainer.config.schema import JobConfig
-    from crossfade.trainer.prepare.options import PrepareOptions
 
 _DESCRIPTION = """\
 Print the memory of a job's tables, processes, and hosts, whether it fits this machine, and what would make it fit.
 
 Nothing is started, and only the manifest of the dataset is read. 'crossfade train' rejects a job that cannot fit, with
 the same figures. With --to, the files that run the job on Slurm or Kubernetes are written, with requests for that much
-memory, instead of the plan; with --array, those that do another command in shards; with --spark, those that prepare a
-dataset on a Spark service.
+memory, instead of the plan.
 """
 _EXAMPLES = (
     ("crossfade plan jobs/lastfm.yaml --servers 2 --workers 2", "Plan for this machine, with servers."),
@@ -43,16 +40,6 @@ _EXAMPLES = (
     (
         "crossfade plan jobs/lastfm.yaml --servers 2 --workers 4 --to kubernetes --data s3://music/lastfm --out k8s",
         "Write manifests for seven pods.",
-    ),
-    (
-        "crossfade plan jobs/plays.yaml --to slurm --out slurm \\\n"
-        "      --array 'recommend runs/plays --all --shard auto/16 --out recs'",
-        "Write batch scripts for sixteen shards and their merge.",
-    ),
-    (
-        "crossfade plan jobs/plays.yaml --to glue --upload s3://music/jobs --role ARN --executors 8 --out glue \\\n"
-        "      --spark 'prepare --events s3://music/plays/*.parquet --engine spark --out s3://music/prepared'",
-        "Write a job of AWS Glue that prepares a dataset.",
     ),
 )
 _NOTES = """\
@@ -88,7 +75,7 @@ def run(options: PlanCommand) -> int:
 
         with progress_bars() as bars:
             # The job as it is: other machines run it, with packages of their own.
-            lines = list(write_files(options, check_hosts(options.load_job()), bars, _preparation(options.spark)))
+            lines = list(write_files(options, check_hosts(options.load_job()), bars))
         print_lines(lines)
         return 0
     with progress_bars() as bars:
@@ -102,16 +89,6 @@ def run(options: PlanCommand) -> int:
     else:
         print_lines(_report(job, plan, fit))
     return int(fit.verdict == "does not fit")
-
-
-def _preparation(command: str | None) -> PrepareOptions | None:
-    """Return the options of a command that prepares; unknown words in it end this one, as they would that."""
-    if command is None:
-        return None
-    from crossfade.cli.main import make_parser
-    from crossfade.trainer.prepare.options import PrepareOptions
-
-    return read_options(make_parser(("prepare",)).parse_args(shlex.split(command)), PrepareOptions)
 
 
 def _report(job: JobConfig, plan: CapacityPlan, fit: Fit) -> Iterator[str]:

@@ -36,15 +36,6 @@ _EXAMPLES = (
     ),
     ("crossfade submit sagemaker --follow plays-20260301-120000", "Follow a submitted job."),
     ("crossfade submit sagemaker --stop plays-20260301-120000", "Stop a job after a checkpoint."),
-    (
-        "crossfade submit sagemaker --deploy plays-20260301-120000 --endpoint plays --wait",
-        "Serve the model of a completed job at an endpoint, or update the endpoint with it.",
-    ),
-    (
-        "crossfade submit sagemaker --transform plays-20260301-120000 --input s3://music/customers \\\n"
-        "      --output s3://music/recommendations --endpoint-hosts 4 --wait",
-        "Recommend to the customers in files of JSON lines, without an endpoint.",
-    ),
 )
 _NOTES = """\
 The dataset is read from S3 at data.path, or copied to each host first with --channel training=s3://BUCKET/PREFIX. Each
@@ -60,14 +51,6 @@ available, choose another --instance-type, such as ml.g4dn.xlarge.
 With --spot, SageMaker interrupts the job when it needs the hosts; the job writes a checkpoint and resumes when there is
 capacity. With --wait or --follow, Ctrl-C asks whether to stop the job or only to stop following.
 
---deploy starts 'crossfade serve' in crossfade:cpu (crossfade:slim on Arm, such as ml.m6g) with the job's model.tar.gz,
-on hosts that cost money until the endpoint is deleted (aws sagemaker delete-endpoint). An endpoint that exists answers
-on while it is updated.
-
---transform starts the same on --endpoint-hosts hosts, which end with the job. Each line of the files below --input is a
-request as for POST /recommend, {"ids": [2, 3], "k": 20}, and OUTPUT/FILE.out has the answer, or what is wrong, in the
-same line.
-
 Exit codes: 0 done (without --wait: submitted); 1 the job failed, or AWS cannot run it now; 2 invalid input; 130 no
 longer following; 143 the job was stopped.
 """
@@ -76,7 +59,7 @@ _FINISHED = {"Completed", "Failed", "Stopped"}
 
 @as_command("sagemaker", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: SubmitSageMakerOptions) -> int:
-    """Submit, follow or stop a training job, or use its model; return the exit code of a job followed to its end.
+    """Submit, follow or stop a training job; return the exit code of one followed to its end.
 
     Raises:
         InputError: the job or an option is invalid, or AWS rejects the request.
@@ -85,10 +68,6 @@ def run(options: SubmitSageMakerOptions) -> int:
     from crossfade.deploy.aws.sagemaker.jobs import stop
 
     aws, job = options.aws(), options.stop
-    if options.deploy is not None:
-        return _deploy(aws, options)
-    if options.transform is not None:
-        return _transform(aws, options)
     if job is not None:
         stop(aws, job)
         _logger.info(f"the training job {job} stops after a checkpoint; --follow {job} follows it")
@@ -128,52 +107,6 @@ def _submit(aws: Aws, options: SubmitSageMakerOptions) -> int:
         _logger.info(f"submitted; to follow it (--stop stops it): {following}")
         return 0
     return _follow(aws, submission.name, options.poll_seconds)
-
-
-def _transform(aws: Aws, options: SubmitSageMakerOptions) -> int:
-    """Start a transform job with the model of a training job, or print the requests."""
-    from crossfade.deploy.aws.sagemaker.endpoint import plan_transform, transform, wait_until_transformed
-    from crossfade.deploy.aws.sagemaker.jobs import image_problem
-
-    planned = plan_transform(aws, options)
-    name = planned.name
-    if options.dry_run:
-        print(json.dumps(planned.to_json(), indent=2))
-        return 0
-    if line := image_problem(aws, planned.image):
-        _logger.info(line)
-    transform(aws, planned)
-    print_line(name)
-    if not options.wait:
-        _logger.info(f"the transform job {name} has started; --wait waits for it")
-        return 0
-    return wait_until_transformed(
-        aws, name, _pause, options.poll_seconds, lambda status: _logger.info(f"{name}: {status}")
-    )
-
-
-def _deploy(aws: Aws, options: SubmitSageMakerOptions) -> int:
-    """Deploy the model of a training job, or print the requests."""
-    from crossfade.deploy.aws.sagemaker.endpoint import deploy, plan_deployment, wait_until_in_service
-    from crossfade.deploy.aws.sagemaker.jobs import image_problem
-
-    deployment = plan_deployment(aws, options)
-    endpoint = deployment.name
-    if options.dry_run:
-        print(json.dumps(deployment.to_json(), indent=2))
-        return 0
-    if line := image_problem(aws, deployment.image):
-        _logger.info(line)
-    deploy(aws, deployment)
-    print_line(endpoint)
-    if not options.wait:
-        action = "updated" if deployment.update else "created"
-        _logger.info(f"the endpoint {endpoint} is being {action}; --wait waits for it")
-        return 0
-    wait_until_in_service(
-        aws, endpoint, _pause, options.poll_seconds, lambda status: _logger.info(f"{endpoint}: {status}")
-    )
-    return 0
 
 
 def _follow(aws: Aws, name: str, poll_seconds: float) -> int:

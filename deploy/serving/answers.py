@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,17 +41,18 @@ class Answers:
         """Return whether the request takes about a millisecond, so that it may be answered at once."""
         if isinstance(request, NewRequest) or len(request.ids) != 1:
             return False
+        model = self._model
         if isinstance(request, Neighbors):
-            return self._model.is_quick(self._model.entity(request.options.entity), "cosine", request.options)
-        model, options = self._model, request.options
+            return model.is_quick(model.entity(request.options.entity), "cosine", self._filtered(request))
+        options = self._filtered(request)
         if request.on_unknown == "popular" and not model.knows(model.query, [str(request.ids[0])])[0]:
             return model.is_quick(model.item, "popularity", options.of_popular)
         return model.is_quick(model.item, model.score, options)
 
     def load_filters(self, request: RecommendRequest | Neighbors) -> Callable[[], None] | None:
-        """Return what evaluates the condition and column of the request; None if they are at hand or are not used."""
-        metadata, where = self.opened.metadata, request.options.where
-        column = request.options.max_per[0] if request.options.max_per else None
+        """Return what evaluates the filters and column of the request; None if they are at hand or are not used."""
+        metadata, options = self.opened.metadata, self._filtered(request)
+        where, column = options.where, options.max_per[0] if options.max_per else None
         if metadata.has(where, column):
             return None
 
@@ -66,10 +68,10 @@ class Answers:
         """Recommend items.
 
         Raises:
-            InputError: a condition or a column is invalid.
+            InputError: a filter or a column is invalid.
             UnknownRowError: no item of a list or history is known.
         """
-        model, options = self._model, request.options
+        model, options = self._model, self._filtered(request)
         if isinstance(request, NewRequest):
             items, weights = zip(*map(self._read_history, request.histories), strict=True)
             rankings = model.recommend_to_histories(model.make_histories(items, weights), options)
@@ -89,7 +91,7 @@ class Answers:
         """Rank rows by their cosine with those of the request.
 
         Raises:
-            InputError: a condition or a column is invalid.
+            InputError: a filter or a column is invalid.
             UnknownRowError: there is no such entity, or no row of a list is known.
         """
         model, entity = self._model, self._model.entity(request.options.entity)
@@ -97,7 +99,7 @@ class Answers:
             others = " or ".join(name for name in model.tables if name != entity)
             raise InputError(f"entity: expected {others}; neighbors of '{entity}' are not served")
         found = model.find_each(entity, [str(id) for id in request.ids])
-        rankings = model.similar(_usable(found), request.options)
+        rankings = model.similar(_usable(found), self._filtered(request))
         return self._results(entity, _as_results(request.ids, found), rankings)
 
     def vectors(self, ids: Sequence[str], entity: str | None) -> Vectors:
@@ -136,6 +138,17 @@ class Answers:
             indexes=self.opened.card.indexes,
             **self._model.describe(),
         )
+
+    def _filtered(self, request: RecommendRequest | Neighbors) -> Any:
+        """Return the options of ``request``, with the condition that its filters are met.
+
+        Raises:
+            InputError: a filter is invalid.
+        """
+        if not request.where:
+            return request.options
+        condition = self.opened.metadata.condition((each.column, each.op, each.value) for each in request.where)
+        return request.options.model_copy(update={"where": condition})
 
     def _read_history(self, history: Sequence[HistoryItem]) -> tuple[IntArray, FloatArray]:
         """Return the rows and weights of a history; items that are unknown are left out."""

@@ -34,7 +34,7 @@ from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.answers import Answers
-from crossfade.deploy.serving.current import CurrentVersion
+from crossfade.deploy.serving.current import CurrentVersion, OverloadedError
 from crossfade.deploy.serving.metrics import RecordedRequests, exposition
 from crossfade.deploy.serving.schemas import (
     BODY_PROBLEMS,
@@ -60,7 +60,6 @@ from crossfade.deploy.web.middleware import LimitedBodies, RestrictedAccess, sec
 from crossfade.deploy.web.protocol import Bounds
 from crossfade.kvstore import __version__
 from crossfade.trainer.recommend.row_names import UnknownRowError
-from crossfade.trainer.serving.served_metadata import OverloadedError
 
 VERSIONS_VARIABLE = "CROSSFADE_SERVE_VERSIONS"
 """The folder of the versions."""
@@ -194,7 +193,7 @@ class ForeignRequestError(CrossfadeError):
     """A page of another site may have sent a request that costs more than a look-up."""
 
 
-_COSTLY = ("where", "popularity_damping", "diversity", "exploration")
+_COSTLY = ("popularity_damping", "diversity", "exploration")
 """Parameters that cost more than a look-up, unless they are 0."""
 
 
@@ -202,13 +201,13 @@ class BodyTypeError(CrossfadeError):
     """A body is not of the type application/json, which a page of another site cannot send."""
 
 
-def _check_sender(request: Request, query: RecommendQuery | SimilarQuery, has_token: bool) -> None:
+def _check_sender(request: Request, query: RecommendQuery, has_token: bool) -> None:
     """Check that a costly GET is not from a page of another site, where browsers do not say whose page it is.
 
     Raises:
         ForeignRequestError: it may be.
     """
-    costs = [name for name in _COSTLY if getattr(query, name, None)]
+    costs = [name for name in _COSTLY if getattr(query, name)]
     says_whose = any(name in request.headers for name in ("sec-fetch-site", "x-requested-with"))
     if costs and not has_token and not says_whose:
         raise ForeignRequestError(
@@ -398,9 +397,8 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, *, has_token: bool) -> 
         return _one(await rank(query))
 
     @app.get("/similar", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
-    async def similar_to_one(request: Request, query: Annotated[SimilarQuery, Query()]) -> Response:
+    async def similar_to_one(query: Annotated[SimilarQuery, Query()]) -> Response:
         """Find the nearest neighbors of one row."""
-        _check_sender(request, query, has_token)
         return _one(await rank(query))
 
     recommend_body, similar_body = _body_of(KnownRequest, NewRequest), _body_of(SimilarRequest)
@@ -445,7 +443,7 @@ def _add_rows(app: FastAPI, current: CurrentVersion) -> None:
 
     @app.get("/model", response_model=ModelDescription, responses={503: PROBLEMS[503]}, tags=["rows"])
     async def model() -> Response:
-        """Describe the model: its entities, its score, and the columns for conditions."""
+        """Describe the model: its entities, its score, and the columns for filters."""
         return _json(current.answers.describe())
 
 

@@ -5,9 +5,8 @@
     results = await current.answer(lambda answers: answers.similar(request), is_quick, load_filters)
 
 Requests that take about a millisecond are answered in the event loop. Others wait for one thread, so that they delay
-neither these nor the health check, and that only one thread builds what is built when it is first needed. Conditions
-are evaluated before by other threads, which wait for processes, so that a slow one does not keep that thread. A request
-keeps the version that it began with.
+neither these nor the health check, and that only one thread builds what is built when it is first needed. Filters are
+evaluated before by another thread. A request keeps the version that it began with.
 """
 
 from __future__ import annotations
@@ -25,14 +24,17 @@ from crossfade.base.errors import CrossfadeError
 from crossfade.deploy.serving.answers import Answers
 from crossfade.deploy.serving.metrics import record_failed_version, record_version
 from crossfade.deploy.serving.versions import Versions
-from crossfade.trainer.serving.served_metadata import MAX_SLOW, OverloadedError
 from crossfade.trainer.serving.version import Version, open_version
 
-MAX_WAITING, MAX_CONDITIONS = 64, 32
-"""Requests that may wait for the thread, and for conditions; more are rejected."""
+MAX_WAITING, MAX_FILTERING = 64, 32
+"""Requests that may wait for the thread, and for filters; more are rejected."""
 _POLL_SECONDS, _RETRY_SECONDS = 1.0, 30.0
 _logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+
+
+class OverloadedError(CrossfadeError):
+    """Too much is waiting to be answered."""
 
 
 class _Waiting:
@@ -93,10 +95,9 @@ class CurrentVersion:
         self._versions = versions
         self._open: _OpenVersion | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
-        # More than may wait for the process of slow conditions, so that these keep threads from no others.
-        self._condition_threads = ThreadPoolExecutor(MAX_SLOW + 4, thread_name_prefix="conditions")
+        self._filter_thread = ThreadPoolExecutor(1, thread_name_prefix="filters")
         self._requests = _Waiting(MAX_WAITING, "requests")
-        self._conditions = _Waiting(MAX_CONDITIONS, "requests with new conditions")
+        self._filtering = _Waiting(MAX_FILTERING, "requests with new filters")
 
     @property
     def answers(self) -> Answers:
@@ -140,7 +141,7 @@ class CurrentVersion:
         record_version(self._open.answers.version)
         if previous is not None:
             await previous.unused()
-            await loop.run_in_executor(self._condition_threads, previous.answers.opened.close)
+            await loop.run_in_executor(self._filter_thread, previous.answers.opened.close)
 
     async def follow(self) -> None:
         """Load each new version as it appears; one that cannot be opened is tried again after a while."""
@@ -165,10 +166,10 @@ class CurrentVersion:
     ) -> Result:
         """Return what ``ask`` returns for the current version.
 
-        ``load_filters`` returns what must be called before if the request has conditions that are not at hand.
+        ``load_filters`` returns what must be called before if the request has filters that are not at hand.
 
         Raises:
-            InputError: ``ask`` raised it, or a condition is invalid.
+            InputError: ``ask`` raised it, or a filter is invalid.
             OverloadedError: no version is loaded, or too many requests are waiting.
         """
         with self._current().used() as answers:
@@ -177,15 +178,15 @@ class CurrentVersion:
             loop = asyncio.get_running_loop()
             load = load_filters(answers)
             if load is not None:
-                with self._conditions.place():
-                    await loop.run_in_executor(self._condition_threads, load)
+                with self._filtering.place():
+                    await loop.run_in_executor(self._filter_thread, load)
             with self._requests.place():
                 return await loop.run_in_executor(self._thread, ask, answers)
 
     def close(self) -> None:
         """Wait for the last request, and close the version."""
         self._thread.shutdown()
-        self._condition_threads.shutdown()
+        self._filter_thread.shutdown()
         if self._open is not None:
             self._open.answers.opened.close()
 

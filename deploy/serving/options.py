@@ -48,14 +48,14 @@ class ServeOptions(MetadataOptions, AccessOptions, ModelSource):
         Raises:
             InputError: no model is named, and this is not a SageMaker endpoint.
         """
-        from crossfade.deploy.aws.sagemaker.endpoint import DATA_VARIABLE, MODEL_FOLDER
+        from crossfade.deploy.aws.sagemaker.container import SERVED_DATA_VARIABLE, Paths
 
         if self.source is not None:
             found: dict[str, object] = {"host": "127.0.0.1", "port": DEFAULT_PORT}
-        elif MODEL_FOLDER.is_dir():
+        elif (folder := Paths().model).is_dir():
             found = {
-                "source": str(MODEL_FOLDER),
-                "data": os.environ.get(DATA_VARIABLE),
+                "source": str(folder),
+                "data": os.environ.get(SERVED_DATA_VARIABLE),
                 "host": "0.0.0.0",  # noqa: S104 - SageMaker's network reaches only the endpoint
                 "port": SAGEMAKER_PORT,
             }

@@ -30,6 +30,7 @@ from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.recommend.options import OnUnknown, RankingOptions, RecommendOptions, SimilarOptions
 
 MAX_K, MAX_QUERIES, MAX_LIST, MAX_TEXT, MAX_DAMPING = 1000, 100, 1000, 1000, 100
+MAX_FILTERS, MAX_VALUES = 8, 100
 MAX_COMPARISONS = 2_000_000
 """Places times candidates of a request with diversity. With 64 columns each costs up to 50 ns, so that all take the
 ranking thread, for which other requests wait, about a tenth of a second."""
@@ -73,6 +74,20 @@ def _few_keys(value: object) -> object:
     return value
 
 
+_FilterText = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200, pattern=_PATTERN),
+    described("one line of text, without control characters"),
+]
+"""Text of a filter. It is shorter, since the filters that were used last are kept."""
+_Value = (
+    Annotated[bool, Field(strict=True)]
+    | Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER)]
+    | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    | _FilterText
+)
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     _check_keys = model_validator(mode="before")(_few_keys)
@@ -85,10 +100,36 @@ class GroupLimit(_Request):
     count: Integer = Field(ge=1, le=MAX_K)
 
 
+class _Filter(_Request):
+    column: _FilterText
+
+
+class ValueFilter(_Filter):
+    """A comparison of a column with a value, such as of "year" with "ge" and 1990.
+
+    A column with lists, such as of tags, meets it if one of its values does, and "ne" if none is equal.
+    """
+
+    op: Literal["eq", "ne", "lt", "le", "gt", "ge"]
+    value: _Value
+
+
+class ListFilter(_Filter):
+    """A comparison of a column with several values: it has one of them."""
+
+    op: Literal["in"]
+    value: list[_Value] = Field(min_length=1, max_length=MAX_VALUES, fail_fast=True)
+
+
+Filter = Annotated[ValueFilter | ListFilter, Field(discriminator="op")]
+
+
+_WHERE: Any = Field(
+    default_factory=list, max_length=MAX_FILTERS, description="keep only rows that meet all of these filters"
+)
 _LISTS: dict[str, Any] = {"allow": list[Id], "deny": list[Id], "max_per": GroupLimit | None}
 _TYPES: dict[str, Any] = {
     "k": Integer,
-    "where": Text | None,
     "entity": Text | None,
     "exclude": Splits,
     "popularity_damping": Finite,
@@ -182,6 +223,7 @@ class KnownRequest(_Recommend):  # type: ignore[valid-type, misc]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [2, 3], "k": 5}]})
 
+    where: list[Filter] = _WHERE
     ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="who to recommend to")
     on_unknown: OnUnknown = _ON_UNKNOWN
 
@@ -198,6 +240,7 @@ class NewRequest(_Recommend):  # type: ignore[valid-type, misc]
         json_schema_extra={"examples": [{"histories": [[{"id": "Radiohead"}, {"id": "Björk", "weight": 3}]], "k": 5}]}
     )
 
+    where: list[Filter] = _WHERE
     histories: list[History] = Field(
         min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="what each of them likes"
     )
@@ -213,6 +256,7 @@ class SimilarRequest(_Similar):  # type: ignore[valid-type, misc]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["Radiohead"], "k": 5}]})
 
+    where: list[Filter] = _WHERE
     ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="whose neighbors to return")
 
 
@@ -223,6 +267,11 @@ class _OfOne(BaseModel):
     def ids(self) -> list[str]:
         """The only ID."""
         return [self.id]
+
+    @property
+    def where(self) -> list[Filter]:
+        """No filters: an address has none."""
+        return []
 
 
 class RecommendQuery(_RecommendInAddress, _OfOne):  # type: ignore[valid-type, misc]
@@ -370,7 +419,7 @@ class FieldProblems(BaseModel):
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "A condition or column is invalid."},
+    400: {"model": Problem, "description": "A filter or column is invalid."},
     403: {"model": Problem, "description": "A page of another site sent the request, or may have sent it."},
     404: {"model": Problem, "description": "There is no such row or entity, or none of a list or history."},
     422: {

@@ -38,7 +38,7 @@ def sources() -> set[str]:
     found = set()
     for name in ("crossfade", "trainer", "kvstore", "deploy"):
         for path in (ROOT / name).rglob("*"):
-            if path.suffix in {".py", ".css", ".html", ".js", ".svg", ".yaml", ".zip"} and path.is_file():
+            if path.suffix in {".py", ".css", ".html", ".js", ".sbatch", ".svg", ".yaml", ".zip"} and path.is_file():
                 inside = path.relative_to(ROOT).as_posix()
                 found.add(inside if name == "crossfade" else f"crossfade/{inside}")
     return found

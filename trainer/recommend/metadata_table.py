@@ -1,4 +1,4 @@
-# ruff: noqa: S608  (what is put into SQL is quoted by `identifier`; the user's condition runs in a locked database)
+# ruff: noqa: S608  (what is put into SQL is quoted by `identifier`)
 """The metadata of an entity's rows in DuckDB, for conditions and groups.
 
     with open_metadata(data, manifest, "track", MetadataFile("songs.csv"), {"year"}, model.counts) as table:
@@ -48,7 +48,6 @@ from crossfade.trainer.prepare.database import (
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, find_files
 from crossfade.trainer.prepare.raw_files import check_expansion, column_names, read_errors
-from crossfade.trainer.recommend.condition import check_condition
 from crossfade.trainer.recommend.options import MetadataFile
 
 COUNT = "count"
@@ -175,12 +174,10 @@ class MetadataTable:
         """Return which rows meet ``condition``, bool (R,).
 
         Raises:
-            InputError: it is not a condition on the columns, or has parts that ``condition.py`` does not accept.
+            InputError: it is not a condition on the columns.
         """
-        check_condition(self._connection, condition)
         kept_R = np.zeros(self._rows, np.bool_)
-        # The line break ends a comment in the condition.
-        rows = self._query(f"SELECT row FROM items WHERE ({condition}\n)", option_named("where", condition))
+        rows = self._query("FROM items", option_named("where", condition), condition)
         kept_R[rows.column("row").to_numpy()] = True
         return kept_R
 
@@ -192,7 +189,7 @@ class MetadataTable:
         """
         what = f"the column '{column}'"
         if column not in self.columns():
-            raise InputError(f"there is no column '{column}' to group by; {self._columns_hint()}")
+            raise InputError(f"there is no column '{column}' to group by; {self.columns_hint()}")
         quoted = identifier(column)
         is_list = self._query(f"SELECT typeof(any_value({quoted})) LIKE '%[]' AS l FROM items", what)
         value = f"unnest({quoted})" if is_list.column("l")[0].as_py() else quoted
@@ -206,27 +203,31 @@ class MetadataTable:
         named = tuple(names[number] for number in range(len(names)))
         return GroupLists(np.searchsorted(row_N, np.arange(self._rows + 1)), value_N, named)
 
-    def _query(self, sql: str, named: str) -> pa.Table:
+    def _query(self, sql: str, named: str, condition: str | None = None) -> pa.Table:
         try:
-            return self._connection.sql(sql).to_arrow_table()
+            relation = self._connection.sql(sql)
+            # DuckDB parses a filter as one expression, which cannot change the query around it.
+            return (relation if condition is None else relation.filter(condition).project("row")).to_arrow_table()
         except duckdb.InterruptException:
             raise
-        except duckdb.Error as error:
-            raise InputError(f"{named}: {first_line(error)}; {self._columns_hint()}") from error
+        except (duckdb.Error, UnicodeError) as error:
+            raise InputError(f"{named}: {first_line(error)}; {self.columns_hint()}") from error
 
     def columns(self) -> list[str]:
         """Return the columns that a condition may use."""
-        names = self._columns_of("items")
+        names = list(self.types())
         return [*names, *(name for name in self._features() if name not in names)]
 
-    def _columns_of(self, relation: str) -> list[str]:
-        names = [str(name) for name, *_ in execute(self._connection, f"DESCRIBE {relation}")]
-        return [name for name in names if name != "row"]
+    def types(self, relation: str = "items") -> dict[str, str]:
+        """Return the SQL types of the columns of ``relation``."""
+        found = {str(name): str(kind) for name, kind, *_ in execute(self._connection, f"DESCRIBE {relation}")}
+        return {name: kind for name, kind in found.items() if name != "row"}
 
     def _features(self) -> list[str]:
         return list(self._manifest.features_of(self._entity))
 
-    def _columns_hint(self) -> str:
+    def columns_hint(self) -> str:
+        """Return what a message adds about the columns that there are."""
         hint = "" if self._has_file else f"; further columns come from {option_named('metadata', 'FILE')}"
         return f"the columns are {format_names(self.columns())}{hint}"
 
@@ -277,7 +278,7 @@ class MetadataTable:
                 f"{option_named('metadata', file)}: has no column {' or '.join(map(repr, candidates))} of IDs; name it "
                 f"with {option_named('metadata_id')}: {format_names(columns)}"
             )
-        taken = {name.lower() for name in ["row", *self._columns_of("vocabulary"), *self._features()]}
+        taken = {name.lower() for name in ["row", *self.types("vocabulary"), *self._features()]}
         chosen = [name for name in columns if name != found and name.lower() not in taken]
         selected = "".join(f", given.{identifier(name)}" for name in chosen)
         check_expansion(self._connection, file, [found, *chosen])

@@ -132,9 +132,8 @@ class ListFiles(FilterOptions):
         "filters": "CONDITION is an SQL expression of DuckDB, such as count >= 100, list_contains(tag, 'jazz'), or\n"
         "genre = 'jazz' AND year > 1990. Its columns are id, name and count (interactions of positive\n"
         "weight in train), each feature of the dataset, as a list of its values, and those of the\n"
-        "metadata file. The message for a function that is not accepted lists those that are. A metadata\n"
-        "file may have several lines for an ID; one of them must meet the condition. Lists of IDs have\n"
-        "one per line or, as Parquet, CSV or TSV, a column named as the entity."
+        "metadata file, which may have several lines for an ID; one of them must meet the condition.\n"
+        "Lists of IDs have one per line or, as Parquet, CSV or TSV, a column named as the entity."
     }
 
     allow: tuple[Id, ...] = option((), "keep only the IDs in these files", group="filters", value="FILE")

@@ -75,7 +75,6 @@ class VersionFiles:
 
         Raises:
             InputError: the condition or the column is invalid, or ``entity`` has no metadata.
-            OverloadedError: too many conditions that need long are waiting.
         """
         rows, item = self.trained.manifest.entities[entity].rows, self.trained.spec.item.name
         if entity != item and (options.where is not None or options.max_per is not None):
@@ -97,7 +96,7 @@ class Version:
     Attributes:
         card: what it was copied from.
         model: answers from it.
-        metadata: evaluates conditions, which requests may do before they ask the model.
+        metadata: evaluates filters, which requests do before they ask the model.
     """
 
     card: VersionCard
@@ -107,14 +106,14 @@ class Version:
     """Shared as long as the version is open, so that it is not deleted (deploy/serving/versions.py)."""
 
     def warm_up(self) -> None:
-        """Answer one request and start the processes for conditions, so that the first of a client finds all loaded."""
-        self.metadata.start()
+        """Answer one request of each kind, so that the first of a client finds all loaded."""
+        self.metadata.rows_where("true")
         some_Q = np.flatnonzero(self.model.trained_rows(self.model.query))[:1]
         for options in (RecommendOptions(), RecommendOptions(diversity=0.5)):
             self.model.recommend(some_Q, options)
 
     def close(self) -> None:
-        """End the processes for conditions; files are closed when nothing refers to them."""
+        """Close the metadata; other files are closed when nothing refers to them."""
         try:
             self.metadata.close()
         finally:

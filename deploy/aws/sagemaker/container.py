@@ -43,6 +43,8 @@ BASE = Path("/opt/ml")
 CHECKPOINTS = "/opt/ml/checkpoints"
 TRAINING_CHANNEL = "training"
 """The channel that replaces data.path."""
+SERVED_DATA_VARIABLE = "CROSSFADE_SERVE_DATA"
+"""Names the dataset on S3 of a model that is served, whose archive has none."""
 JOB_PARAMETER = "job"
 """The hyperparameter that may hold the text of a job file."""
 MAX_FAILURE_CHARACTERS = 1024

@@ -86,7 +86,7 @@ def stop(aws: Aws, name: str) -> None:
         raise _if_unknown(aws, name, error) from error
 
 
-def describe_job(aws: Aws, name: str) -> dict[str, Any]:
+def _describe(aws: Aws, name: str) -> dict[str, Any]:
     """Return SageMaker's description of the job ``name``.
 
     Raises:
@@ -123,7 +123,7 @@ def follow(
     log, seen_transitions, progress = _Log(aws, name), 0, None
     while True:
         with _job_continues(name):
-            description = describe_job(aws, name)
+            description = _describe(aws, name)
             lines = log.read()
         transitions = description.get("SecondaryStatusTransitions", [])
         new = [_transition(each) for each in transitions[seen_transitions:]]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, model_validator
 
 from crossfade.base.errors import OptionError, option_named
-from crossfade.base.options import Integer, Number, option, shown
+from crossfade.base.options import Integer, Number, option
 from crossfade.deploy.aws.clients import AccountOptions
 from crossfade.trainer.config.options import OptionalJob
 
@@ -27,24 +27,17 @@ _job = partial(option, group="job")
 _action = partial(option, group="action")
 _limits = partial(option, group="limits")
 _network = partial(option, group="network and encryption")
-_endpoint = partial(option, group="endpoint")
 
 
 _ANY = {"region", "profile", "poll_seconds"}
-_MODEL = {"role", "name", "image", "dry_run", "wait", "endpoint_type", "endpoint_hosts", "data"}
-_OPTIONS_OF: dict[str, set[str]] = {
-    "follow": {"wait"},
-    "stop": set(),
-    "deploy": {*_MODEL, "endpoint"},
-    "transform": {*_MODEL, "input", "output"},
-}
-"""The options of each action that needs no job file. A job takes all but those of the group of endpoints."""
+_OPTIONS_OF: dict[str, set[str]] = {"follow": {"wait"}, "stop": set()}
+"""The options of each action that needs no job file."""
 
 
 class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     """The job to run on SageMaker, or what to do with a training job that exists."""
 
-    one_of = (("job", "follow", "stop", "deploy", "transform"),)
+    one_of = (("job", "follow", "stop"),)
 
     role: str | None = _job(None, "run with this IAM role, a name or ARN (required)", value="ROLE")
     output: str | None = _job(None, "write results below s3://BUCKET/PREFIX (required)", value="URI")
@@ -63,13 +56,9 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     input_mode: Literal["File", "FastFile"] = _job("File", "set the mode of channels")
     tag: tuple[NamedValue, ...] = _job((), "tag the job; repeatable", value="KEY=VALUE", repeat=True)
     dry_run: bool = _action(False, "print the request as JSON, and start nothing")
-    wait: bool = _action(False, "follow the job to its end, or wait for the endpoint")
+    wait: bool = _action(False, "follow the job to its end")
     follow: str | None = _action(None, "follow a submitted job to its end", value="NAME")
     stop: str | None = _action(None, "stop a job after a checkpoint", value="NAME")
-    deploy: str | None = _action(None, "serve the model of a completed job at an endpoint", value="NAME")
-    transform: str | None = _action(
-        None, "recommend to the customers in files on S3, by the model of a completed job", value="NAME"
-    )
     poll_seconds: Number = _action(10.0, "poll the job at this interval", value="SECONDS", gt=0)
     max_hours: Number = _limits(24.0, "stop training after H hours", value="H", gt=0)
     spot: bool = _limits(False, "use spot capacity, which costs less and may be interrupted")
@@ -87,15 +76,6 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     )
     volume_key: str | None = _network(None, "encrypt disks with this KMS key", value="KEY")
     output_key: str | None = _network(None, "encrypt results with this KMS key", value="KEY")
-    endpoint: str | None = _endpoint(
-        None, "create this endpoint, or update it (default: the name of the training job)", value="NAME"
-    )
-    endpoint_type: str = _endpoint("ml.m5.large", "serve or transform on this instance type", value="TYPE")
-    endpoint_hosts: Integer = _endpoint(1, "serve or transform on N hosts", value="N", ge=1)
-    input: str | None = _endpoint(None, "transform the files of JSON lines below s3://BUCKET/PREFIX", value="URI")
-    data: str | None = _endpoint(
-        None, "read IDs and interactions on S3 here (default: where the training job read them)", value="URI"
-    )
 
     @model_validator(mode="after")
     def _check_action(self) -> Self:
@@ -104,10 +84,8 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
         Raises:
             OptionError: there is one.
         """
-        given = [name for name in type(self).model_fields if name in self.model_fields_set - _ANY]
-        action = next((name for name in _OPTIONS_OF if getattr(self, name) is not None), "job")
-        for name in given:
-            group = shown(type(self).model_fields[name]).group
-            if name != action and (group == "endpoint" if action == "job" else name not in _OPTIONS_OF[action]):
+        action = next((name for name in _OPTIONS_OF if getattr(self, name) is not None), None)
+        for name in type(self).model_fields:
+            if action and name in self.model_fields_set - {action, *_ANY, *_OPTIONS_OF[action]}:
                 raise OptionError(name, problem=f"does not apply to {option_named(action)}", fix="leave it out")
         return self

@@ -92,27 +92,22 @@ def make_submission(aws: Aws, options: SubmitSageMakerOptions) -> Submission:
     for name in ("role", "output"):
         if getattr(options, name) is None:
             raise OptionError(name, problem="is missing", fix=f"see {command('submit sagemaker', help=True)}")
-    job = options.load_job()
+    job, role = options.load_job(), options.role or ""
     return Submission(
         options=options,
         job=job,
-        name=options.name or timed_name(job.name.replace("_", "-")),
-        role=role_arn(aws, options.role or ""),
-        image=options.image or default_image(aws, options.instance_type, job.train.engine),
+        name=options.name or _timed_name(job.name.replace("_", "-")),
+        role=role if role.startswith("arn:") else f"arn:{aws.partition}:iam::{aws.account()}:role/{role}",
+        image=options.image or _default_image(aws, options.instance_type, job.train.engine),
     )
 
 
-def timed_name(name: str) -> str:
+def _timed_name(name: str) -> str:
     """Return a name on SageMaker that begins like ``name`` and ends with the time."""
     return f"{name.strip('-')[:47].rstrip('-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def role_arn(aws: Aws, role: str) -> str:
-    """Return the ARN of ``role``, a name or an ARN."""
-    return role if role.startswith("arn:") else f"arn:{aws.partition}:iam::{aws.account()}:role/{role}"
-
-
-def default_image(aws: Aws, instance_type: str, engine: EngineName = "auto") -> str:
+def _default_image(aws: Aws, instance_type: str, engine: EngineName) -> str:
     """Return the image in ECR that runs on ``instance_type`` and has ``engine``.
 
     Raises:
@@ -122,18 +117,7 @@ def default_image(aws: Aws, instance_type: str, engine: EngineName = "auto") -> 
     return f"{aws.account()}.dkr.ecr.{aws.region}.{aws.domain}/crossfade:{variant}"
 
 
-def check_name(option: str, name: str) -> None:
-    """Check that ``name``, the value of ``option``, can be the name of something on SageMaker.
-
-    Raises:
-        OptionError: it cannot.
-    """
-    if not _NAME.fullmatch(name):
-        expected = "up to 63 letters, digits and hyphens, without a hyphen at either end"
-        raise OptionError(option, found=name, expected=expected)
-
-
-def check_s3(option: str, uri: str) -> None:
+def _check_s3(option: str, uri: str) -> None:
     """Check that ``uri``, the value of ``option``, is a place on S3.
 
     Raises:
@@ -150,9 +134,11 @@ def check_submission(submission: Submission) -> None:
         InputError: an option is invalid; the message names the first one.
     """
     options = submission.options
-    check_name("name", submission.name)
+    if not _NAME.fullmatch(submission.name):
+        expected = "up to 63 letters, digits and hyphens, without a hyphen at either end"
+        raise OptionError("name", found=submission.name, expected=expected)
     for option, uri in (("output", submission.output), *(("channel", uri) for uri in submission.channels.values())):
-        check_s3(option, uri)
+        _check_s3(option, uri)
     if bool(options.subnet) != bool(options.security_group):
         raise OptionError("subnet", problem=f"a job in a VPC needs both it and {option_named('security_group')}")
     if options.max_wait_hours is not None:

@@ -1,15 +1,23 @@
 """The options of ``crossfade plan --to``: what they write, and how they are rejected."""
 
-import re
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from running_command import single_line, succeeded
 
+from crossfade.deploy.capacity.plan import plan_capacity
+from crossfade.deploy.capacity.plan_inputs import read_inputs
+from crossfade.deploy.schedulers.options import PlanOptions
+from crossfade.deploy.schedulers.scheduler_files import adapt_job, resource_name, size_hosts
+
+NOT_READ = (
+    "is a path of this machine, which pods cannot read; expected s3://BUCKET/PREFIX or a path below /runs, where the "
+    "volume is mounted: set {}"
+)
+NAMED = ", or name where the pods find the dataset with --data"
 SIZES = ("--servers", 2, "--workers", 2)
 
 
@@ -23,33 +31,43 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_manifests_are_written_as_options_specify(folder: Path) -> None:
     options = ("--data", "s3://music/plays", "--image", "registry/crossfade:1", "--namespace", "music")
-    accounts = ("--service-account", "trainer", "--secret", "aws", "--storage", "2Ti", "--cores", 7)
-    plan = ("plan", "job.yaml", *SIZES, "--to", "kubernetes", "--out", "k8s", *options, *accounts)
+    plan = ("plan", "job.yaml", *SIZES, "--to", "kubernetes", "--out", "k 8s", *options, "--storage", "2Ti")
+    printed = succeeded(crossfade_here(*plan, "--cores", 7, cwd=folder)).stdout.splitlines()
+    assert [line.split()[:3] for line in printed[1:4]] == [
+        ["coordinator", "1", "0.5"],
+        ["server", "2", "1.0"],
+        ["worker", "2", "7.0"],
+    ]
+    create = (
+        "kubectl create secret generic planted-token --namespace music --from-literal=token=$(openssl rand -hex 32)"
+    )
+    assert printed[4:] == [
+        "wrote planted.yaml to k 8s",
+        f"create the token of its pods: {create}",
+        "start it: kubectl apply -f 'k 8s/planted.yaml'",
+    ]
+    text = (folder / "k 8s/planted.yaml").read_text()
+    for expected in ("image: registry/crossfade:1", "storage: 2Ti", "cpu: '7'", "value: '7'", "namespace: music"):
+        assert expected in text
+
+
+def test_memory_is_the_peak_of_each_host_with_headroom(folder: Path) -> None:
+    job = adapt_job(PlanOptions.of(job=folder / "job.yaml", servers=2, workers=3).load_job(), "kubernetes")
+    plan = plan_capacity(read_inputs(job))
+    assert [host.processes for host in plan.hosts][:2] == [("train", "scheduler"), ("train", "server-0")]
+    for kind, hosts in size_hosts(plan).items():
+        alike = plan.hosts[:1] if kind == "coordinator" else plan.hosts[1:3] if kind == "server" else plan.hosts[3:]
+        least = max(host.peak_bytes for host in alike) * 1.1 + 2**28
+        assert least <= hosts.memory_mib * 2**20 < least + 2**26
+        assert hosts.number == len(alike)
+
+
+def test_files_keep_servers_that_this_machine_has_no_package_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mxnet", None)
+    plan = ("plan", "job.yaml", *SIZES, "--to", "kubernetes", "--out", "other", "--data", "s3://music/plays")
     printed = succeeded(crossfade_here(*plan, cwd=folder)).stdout.splitlines()
     assert [line.split()[:2] for line in printed[1:4]] == [["coordinator", "1"], ["server", "2"], ["worker", "2"]]
-    assert printed[4].startswith("wrote base/job.yaml, ")
-    assert printed[4].endswith(" to k8s")
-    assert "kubectl create secret generic planted-token --namespace music " in printed[5]
-    assert printed[6] == "start it: kubectl apply -k k8s/base"
-    text = "".join(path.read_text() for path in (folder / "k8s" / "base").iterdir())
-    for expected in ("image: registry/crossfade:1", "serviceAccountName: trainer", "storage: 2Ti", "cpu: '7'"):
-        assert expected in text
-    assert "kind: ServiceAccount" not in text
-    assert yaml.safe_load((folder / "k8s/base/kustomization.yaml").read_text())["namespace"] == "music"
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_files_keep_servers_that_this_machine_has_no_package_for(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
-    monkeypatch.setitem(sys.modules, "mxnet", None)
-    sizes = ("--servers", 2, "--workers", workers)
-    plan = ("plan", "job.yaml", *sizes, "--to", "kubernetes", "--out", f"of-{workers}", "--data", "s3://music/plays")
-    printed = succeeded(crossfade_here(*plan, cwd=folder)).stdout.splitlines()
-    expected = [["coordinator", "1"], ["server", "2"], ["worker", str(workers)]]
-    assert [line.split()[:2] for line in printed[1:4]] == expected
-    here = succeeded(crossfade_here("plan", "job.yaml", *sizes, cwd=folder)).stdout
-    assert ("2 workers, which hold the tables" if workers == 2 else "in process") in here
+    assert "2 workers, which hold the tables" in succeeded(crossfade_here(*plan[:6], cwd=folder)).stdout
 
 
 @pytest.mark.parametrize(
@@ -66,20 +84,12 @@ def test_default_image_has_the_engine_of_the_job(folder: Path, train: dict[str, 
     options = [f"--set=train.{key}={value}" for key, value in train.items()]
     plan = ("plan", "job.yaml", *SIZES, "--to", "kubernetes", "--out", "images", "--data", "s3://music/plays", *options)
     succeeded(crossfade_here(*plan, cwd=folder))
-    assert f"image: crossfade:{image}\n" in (folder / "images" / "base" / "workers.yaml").read_text()
+    assert f"image: crossfade:{image}\n" in (folder / "images" / "planted.yaml").read_text()
 
 
-def test_batch_script_is_written_as_options_specify(folder: Path) -> None:
-    options = ("--hosts", 2, "--cores", 5, "--time", "1-0:30", "--partition", "long", "--run-dir", "/shared/plays")
-    plan = ("plan", "job.yaml", *SIZES, "--to", "slurm", "--out", "slurm", "--data", "/shared/data", *options)
-    printed = succeeded(crossfade_here(*plan, cwd=folder)).stdout.splitlines()
-    assert printed[1].split()[:3] == ["node", "2", "5.0"]
-    assert printed[-2:] == ["wrote planted.sbatch, job.yaml to slurm", "start it: sbatch slurm/planted.sbatch"]
-    script = (folder / "slurm/planted.sbatch").read_text()
-    for line in ("nodes=2", "cpus-per-task=5", "time=1-0:30", "partition=long"):
-        assert f"\n#SBATCH --{line}\n" in script
-    assert f"\njob={folder}/slurm/job.yaml\nrun_dir=/shared/plays\n" in script
-    assert yaml.safe_load((folder / "slurm/job.yaml").read_text())["data"]["path"] == "/shared/data"
+def test_resource_names_are_labels(folder: Path) -> None:
+    job = PlanOptions.of(job=folder / "job.yaml").load_job().model_copy(update={"name": f"A__{'b' * 36}-c-d_"})
+    assert resource_name(job) == f"a-{'b' * 36}-c"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,6 @@ def test_batch_script_is_written_as_options_specify(folder: Path) -> None:
     [
         ("--to slurm", "--to slurm: name the folder of the files, as in --out slurm"),
         ("--to slurm --out o --image i", "--image: has no meaning with --to slurm; leave one of them out"),
-        ("--to kubernetes --out o --time 1", "--time: has no meaning with --to kubernetes; leave one of them out"),
         ("--to kubernetes --out o --hosts 2", "--hosts: has no meaning with --to kubernetes; leave one of them out"),
         ("--to slurm --out o --json", "--json: has no meaning with --to slurm; leave one of them out"),
         ("--to slurm --out o --time 4h", "--time 4h: expected a time limit of Slurm such as 4:00:00 or 1-12:00:00"),
@@ -97,16 +106,18 @@ def test_batch_script_is_written_as_options_specify(folder: Path) -> None:
         ("--cores 8", "--cores: is for the files of a scheduler; add --to slurm or --to kubernetes"),
         ("--data d", "--data: is for the files of a scheduler; add --to slurm or --to kubernetes"),
         ("--to slurm --out job.yaml", "--out job.yaml: cannot be written: File exists; name a folder"),
+        ("--to kubernetes --out o", "data.path: {folder}/data " + NOT_READ.format("data.path") + NAMED),
+        (
+            "--to kubernetes --out o --data /runs/a --set checkpoint.path=s3",
+            "checkpoint.path: s3 " + NOT_READ.format("checkpoint.path"),
+        ),
+        (
+            "--to kubernetes --out o --data s3://music/a --set checkpoint.warm_start_from=/home/me/runs/old",
+            "checkpoint.warm_start_from: /home/me/runs/old " + NOT_READ.format("checkpoint.warm_start_from"),
+        ),
     ],
 )
 def test_invalid_options_are_rejected(folder: Path, arguments: str, message: str) -> None:
     result = crossfade_here("plan", "job.yaml", *SIZES, *arguments.split(), cwd=folder)
-    assert single_line(result.returncode, result.stdout, result.stderr) == message
-
-
-def test_dataset_that_pods_cannot_read_is_rejected(folder: Path) -> None:
-    plan = ("plan", "job.yaml", *SIZES, "--to", "kubernetes", "--out", "unwritten")
-    result = crossfade_here(*plan, cwd=folder)
-    message = single_line(result.returncode, result.stdout, result.stderr)
-    assert re.match(r"data\.path: .*/data is a path of this machine, which pods cannot read; expected s3://", message)
-    assert not (folder / "unwritten").exists()
+    assert single_line(result.returncode, result.stdout, result.stderr) == message.format(folder=folder)
+    assert not (folder / "o").exists()

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ from preparing import forget_dataset, prepare_files, random_events, write_parque
 from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError, OptionError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import _needs_pandas
-from crossfade.deploy.schedulers.spark_services import entry_script
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare import extend, hold_out, staging
@@ -28,6 +28,7 @@ from crossfade.trainer.prepare.faults import EventFaultsError
 
 require_spark()
 
+PAGE = Path(__file__).parents[3] / "docs" / "preparing-data.md"
 EVENTS = 3_000
 SETTINGS = {
     "driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",  # half of the processor time of short runs
@@ -309,11 +310,13 @@ def test_parts_of_another_attempt_stay(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("spark")
-def test_script_of_a_spark_service_prepares(tmp_path: Path) -> None:
+def test_documented_script_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = write_text(tmp_path / "plays.csv", "customer,item\n" + "".join(f"{n % 7},{n % 5}\n" for n in range(60)))
     # No ID waits for admission.
     words = ["prepare", "--events", str(events), "--hold-out-valid", "none", "--admit", "item=2", "--engine", "spark"]
-    script = write_text(tmp_path / "script.py", entry_script([*words, "--out", str(tmp_path / "spark")]))
+    [line] = re.findall(r"^printf '(.*)' > crossfade_on_spark.py$", PAGE.read_text(), re.MULTILINE)
+    script = write_text(tmp_path / "script.py", line.replace("\\n", "\n"))
+    monkeypatch.setattr(sys, "argv", ["script.py", *words, "--out", str(tmp_path / "spark")])
     runpy.run_path(str(script), run_name="__main__")
     prepare_files(tmp_path / "duckdb", events, hold_out_valid="none", admit={"item": 2})
     assert files(tmp_path / "spark") == files(tmp_path / "duckdb")

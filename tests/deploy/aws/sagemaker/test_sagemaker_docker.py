@@ -20,7 +20,7 @@ from sagemaker_folders import JOB, TOKEN, assert_same_model, parameters_of, prep
 from sagemaker_folders import SECTIONS as LONG
 from waiting import wait_until
 
-from crossfade.deploy.aws.sagemaker.endpoint import DATA_VARIABLE
+from crossfade.deploy.aws.sagemaker.container import SERVED_DATA_VARIABLE
 
 pytestmark = pytest.mark.docker
 
@@ -227,7 +227,7 @@ def assert_served(engine: Engine, image: str, network: str, base: Path) -> None:
     """Start an endpoint's container with the model in ``base``, and send requests as SageMaker does."""
     id = engine.docker(
         *("run", "--detach", "--network", network, "--volume", f"{base / 'model'}:/opt/ml/model:ro"),
-        *("--volume", f"{base / 'input' / 'data' / 'training'}:/data:ro", "--env", f"{DATA_VARIABLE}=/data"),
+        *("--volume", f"{base / 'input' / 'data' / 'training'}:/data:ro", "--env", f"{SERVED_DATA_VARIABLE}=/data"),
         *(image, "serve"),
     )
     url = f"http://{engine.inspect(id)['NetworkSettings']['Networks'][network]['IPAddress']}:8080"
