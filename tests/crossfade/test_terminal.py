@@ -89,7 +89,7 @@ def test_commands_print_data_through_the_terminal_module_only() -> None:
     assert len(paths) > 30
     assert [call for path in paths for call in prints(path)] == [
         "schema.py: print(text, end='')",
-        "submit.py: print(f'UserData of {name}:\\n{script}')",
+        "submit.py: print(f'{key} of {name}:\\n{text}')",
     ]
 
 
