@@ -89,10 +89,10 @@ def submit(options: SubmitEc2Options, show: Callable[[str], None]) -> int:
             if error.kind == "credentials":
                 # Without valid credentials nothing can be deleted either.
                 raise InputError(f"{error.marked}; then {follow_run} or {cleanup_run}") from error
-            take_down(aws, spec.run)
+            _try_to_take_down(aws, spec.run)
             raise
         except BaseException:
-            take_down(aws, spec.run)
+            _try_to_take_down(aws, spec.run)
             raise
 
 
@@ -229,6 +229,14 @@ def take_down(aws: Aws, run: str) -> None:
     _logger.info("deleting the cluster")
     for stack in find_stacks(aws, run):
         delete(aws, stack)
+
+
+def _try_to_take_down(aws: Aws, run: str) -> None:
+    """Delete the stack of a run that has failed; log an error, which must not hide the reason of the failure."""
+    try:
+        take_down(aws, run)
+    except CrossfadeError as error:
+        _logger.warning(str(error))
 
 
 def _find(aws: Aws, run: str) -> Stack:

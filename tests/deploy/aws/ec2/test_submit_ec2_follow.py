@@ -138,6 +138,17 @@ def test_failed_host_or_invalid_file_of_a_host_ends_the_run_with_its_reason(
     assert leftovers(aws) == []
 
 
+def test_failed_run_is_reported_even_if_its_cluster_cannot_be_deleted(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Story(aws, Story.fail)
+    aws.fail("DeleteStack", "AccessDenied", "no", times=0)
+    assert submit(job, "--poll-seconds", 0.1) == 1
+    *_, left, error = capsys.readouterr().err.splitlines()
+    assert "deleting the stack: these credentials lack the permission DeleteStack" in left
+    assert " failed: the image x cannot be pulled" in error
+
+
 @pytest.mark.parametrize(
     ("code", "exit_code", "line"),
     [
