@@ -33,8 +33,8 @@ _EC2_EXAMPLES = (
 _EC2_NOTES = """\
 The dataset must be on S3. Each of several hosts runs a server and a worker, or with cluster.store: sharded a worker,
 unless the job or the options set more. The run's folder below --output gets the job, the log, checkpoints and, at the
-end, result/ with embeddings and report. Instances need a route to S3, Secrets Manager, Auto Scaling and ECR; those of
-the default network have one. No port is open to the internet. docs/aws.md lists the permissions of this command, and
+end, result/ with embeddings and report. Instances need a route to S3, Secrets Manager, Auto Scaling and ECR; in the
+default network they have one. No port is open to the internet. docs/aws.md lists the permissions of this command, and
 explains how to push an image to ECR.
 
 The cluster is a CloudFormation stack. Its Auto Scaling groups replace hosts that are lost, whether the run is followed
@@ -45,7 +45,7 @@ Ctrl-C makes the run write a checkpoint and deletes the cluster; a second one de
 stops following. If this command is killed, hosts still terminate when the run ends, or after --max-hours at the latest,
 and '--cleanup RUN' deletes the rest.
 
-Exit codes: that of the run: 0 done, 1 failed, 2 invalid input, 143 stopped; 130 no longer following.
+Exit codes are the run's: 0 done, 1 failed, 2 invalid input, 143 stopped; 130 no longer following.
 """
 
 
@@ -89,8 +89,8 @@ _EXAMPLES = (
     ),
 )
 _NOTES = """\
-The job file is that of 'crossfade train'; its dataset and results are on S3. Credentials, region and endpoint come from
-the configuration of the AWS tools (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL ...). The package boto3 is required:
+'crossfade train' takes the same job file; the dataset and the results are on S3. Credentials, region and endpoint come
+from the configuration of the AWS tools (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL ...). The package boto3 is required:
 pip install 'crossfade[aws]'. The maximum cost is printed before anything starts. docs/aws.md lists permissions and
 quotas, and explains how to push an image to ECR.
 """

@@ -58,7 +58,7 @@ class Aws:
     sts: STSClient
 
     def __init__(self, region: str | None = None, profile: str | None = None) -> None:
-        """Use ``region`` or, without one, that of AWS_REGION, AWS_DEFAULT_REGION or the profile.
+        """Use ``region`` or, without one, the region of AWS_REGION, AWS_DEFAULT_REGION or the profile.
 
         Raises:
             MissingExtraError: boto3 is not installed.

@@ -30,6 +30,7 @@ def _matching(pattern: str, expected: str) -> BeforeValidator:
 
 
 _Time = Annotated[str, _matching(r"(\d+-)?\d+(:\d+){0,2}", "a time limit of Slurm such as 4:00:00 or 1-12:00:00")]
+_Partition = Annotated[str, _matching(r"[\w.,+-]+", "names of partitions such as long or short,long")]
 _Label = Annotated[str, _matching(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "lower-case letters, digits and hyphens")]
 _Quantity = Annotated[str, _matching(r"[1-9]\d*(Mi|Gi|Ti)", "a size such as 500Mi, 20Gi or 1Ti")]
 
@@ -51,7 +52,7 @@ class PlanOptions(JobOptions, ClusterSizes):
     data: str | None = _schedulers(
         None, "read the dataset from this path or s3:// address there (default: data.path)", value="PATH"
     )
-    partition: str | None = _slurm(
+    partition: _Partition | None = _slurm(
         None, "submit to this partition (default: the default one of the cluster)", value="NAME"
     )
     time: _Time = _slurm("1-00:00:00", "set the time limit, [DAYS-]HOURS:MINUTES:SECONDS", value="LIMIT")

@@ -143,10 +143,6 @@ class AwsServer:
         text = f"<{action}Response><{action}Result>{result}</{action}Result></{action}Response>"
         self._scripts.setdefault(action, _Script()).left.append((200, lambda _: text))
 
-    def handle(self, action: str, handler: Callable[[Call], tuple[int, str]]) -> None:
-        """Answer calls of ``action``, which moto does not support, by ``handler``: status and body."""
-        self._handlers[action] = handler
-
     def before(self, action: str, do: Callable[[Call], object]) -> None:
         """Call ``do`` before each call of ``action`` is answered."""
         self._before[action] = do

@@ -131,8 +131,8 @@ class RunFollower:
         self._log(f"host {host.id} was lost ({reason}); Auto Scaling starts another in its place")
         return False
 
-    def check_launches(self) -> None:
-        """Log why Auto Scaling cannot start a host now; raise if a retry cannot help."""
+    def check_launches(self) -> bool:
+        """Log why Auto Scaling cannot start a host now, and return whether it cannot; raise if a retry cannot help."""
         problem = ""
         for group in ("head", "workers"):
             with translate_aws_errors("reading why hosts are missing", self._aws.region):
@@ -147,6 +147,7 @@ class RunFollower:
         if problem and problem != self._launch_problem:
             self._log(f"{problem}; Auto Scaling tries again")
         self._launch_problem = problem
+        return bool(problem)
 
 
 def _launch_error(message: str, region: str) -> CrossfadeError:

@@ -111,8 +111,7 @@ def split_uri(uri: str, option: str) -> tuple[str, str]:
 def cluster_job(job: JobConfig, instance_type: str, hosts: int, storage: str) -> dict[str, Any]:
     """Return ``job`` as the hosts run it, with checkpoints in ``storage``.
 
-    Where the job leaves servers and workers open, several hosts get those of
-    ``sizes_on_instances``.
+    Where the job leaves servers and workers open, ``sizes_on_instances`` sets them for several hosts.
 
     Raises:
         InputError: it reads files of this machine, or needs servers that the instances cannot run.

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from crossfade.base.errors import InputError, command
+from crossfade.base.errors import CrossfadeError, InputError, command
 from crossfade.base.text import counted
 from crossfade.deploy.aws.accelerators import notes
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError
@@ -89,22 +89,25 @@ def submit(options: SubmitEc2Options, show: Callable[[str], None]) -> int:
             if error.kind == "credentials":
                 # Without valid credentials nothing can be deleted either.
                 raise InputError(f"{error.marked}; then {follow_run} or {cleanup_run}") from error
-            take_down(aws, spec.run)
+            _try_to_take_down(aws, spec.run)
             raise
         except BaseException:
-            take_down(aws, spec.run)
+            _try_to_take_down(aws, spec.run)
             raise
 
 
 def _await_instances(aws: Aws, stack: Stack, poll_seconds: float, signals: list[int]) -> None:
     """Wait until all hosts have been started, so that a detached run that cannot start is not left behind.
 
+    Where a retry may help, as without capacity, Auto Scaling goes on without this command.
+
     Raises:
         CloudError, CloudRequestError: AWS does not answer, or cannot start them.
     """
     follower = RunFollower(aws, stack, _logger.info, _logger.info)
     while not signals and sum(one.is_live for one in find_instances(aws, stack.run)) < stack.hosts:
-        follower.check_launches()
+        if follower.check_launches():
+            return
         _pause(poll_seconds, signals)
 
 
@@ -176,7 +179,11 @@ def follow_existing(aws: Aws, run: str, poll_seconds: float, show: Callable[[str
     """
     stack = _find(aws, run)
     with catch_signals() as signals:
-        return follow(aws, stack, poll_seconds, signals, show, owns=False)
+        try:
+            return follow(aws, stack, poll_seconds, signals, show, owns=False)
+        except CrossfadeError:
+            _logger.info(f"{command('submit ec2', cleanup=run)} deletes what is left of the run")
+            raise
 
 
 def list_runs(aws: Aws) -> list[tuple[str, ...]]:
@@ -222,6 +229,14 @@ def take_down(aws: Aws, run: str) -> None:
     _logger.info("deleting the cluster")
     for stack in find_stacks(aws, run):
         delete(aws, stack)
+
+
+def _try_to_take_down(aws: Aws, run: str) -> None:
+    """Delete the stack of a run that has failed; log an error, which must not hide the reason of the failure."""
+    try:
+        take_down(aws, run)
+    except CrossfadeError as error:
+        _logger.warning(str(error))
 
 
 def _find(aws: Aws, run: str) -> Stack:

@@ -1,6 +1,6 @@
 """The CloudFormation stack of a run: what it is created from, and how it is created, found, and deleted.
 
-    stack = create(aws, stack_request(aws, spec, find_network(aws, spec)), stop_waiting=lambda: False)
+    stack = create(aws, stack_request(aws, spec, find_place(aws, spec)), stop_waiting=lambda: False)
     for instance in find_instances(aws, stack.run): ...
     delete(aws, stack)
 
@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import command, option_named
+from crossfade.base.errors import ClusterError, command, option_named
 from crossfade.deploy.aws.accelerators import ENGINES, Variant
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, error_from_code, translate_aws_errors
 from crossfade.deploy.aws.ec2.run_spec import RunSpec, split_uri
@@ -151,7 +151,7 @@ def _files(aws: Aws, spec: RunSpec) -> dict[str, str]:
     image = EcrImage.parse(spec.image)
     repository = f"{image.region}:{image.account}:repository/{image.repository}" if image else ""
     sources = [split_uri(uri, "the job's data") for uri in spec.sources]
-    prefixes = [name for _, path in sources for name in ([path, f"{path}/*"] if path else ["*"])]
+    prefixes = [each for _, path in sources for each in _within(path)]
     s3 = f"arn:{aws.partition}:s3:::"
     return {
         "Image": spec.image,
@@ -159,10 +159,15 @@ def _files(aws: Aws, spec: RunSpec) -> dict[str, str]:
         "Repository": f"arn:{aws.partition}:ecr:{repository}" if image else "",
         "Bucket": bucket,
         "Folder": folder,
-        "DataObjects": ",".join(f"{s3}{name}/{path}/*" if path else f"{s3}{name}/*" for name, path in sources),
+        "DataObjects": ",".join(f"{s3}{name}/{each}" for name, path in sources for each in _within(path)),
         "DataBuckets": ",".join(dict.fromkeys(f"{s3}{name}" for name, _ in sources)),
         "DataPrefixes": ",".join(prefixes),
     }
+
+
+def _within(path: str) -> list[str]:
+    """Return patterns of the keys that ``path``, a file or a folder of a bucket, has."""
+    return [path, f"{path}/*"] if path else ["*"]
 
 
 @dataclass(frozen=True)
@@ -202,9 +207,9 @@ def find_stacks(aws: Aws, run: str | None = None) -> list[Stack]:
 def _stack(described: Mapping[str, Any]) -> Stack | None:
     """Return a stack; None if it is not the stack of a run."""
     tags = {tag["Key"]: tag["Value"] for tag in described.get("Tags", [])}
-    if RUN_TAG not in tags:
+    values = {each["ParameterKey"]: each["ParameterValue"] for each in described.get("Parameters", [])}
+    if not {RUN_TAG, OWNER_TAG, STORAGE_TAG} <= tags.keys() or not {"Workers", "Ends"} <= values.keys():
         return None
-    values = {each["ParameterKey"]: each["ParameterValue"] for each in described["Parameters"]}
     return Stack(
         id=described["StackId"],
         run=tags[RUN_TAG],
@@ -221,6 +226,7 @@ def create(aws: Aws, request: CreateStackInputTypeDef, stop_waiting: Callable[[]
     """Create a stack, and return it when it is complete, or earlier if ``stop_waiting`` says so.
 
     Raises:
+        ClusterError: another client has deleted it.
         CloudError, CloudRequestError: it cannot be created; AWS deletes what was created of it.
     """
     with translate_aws_errors("creating the stack", aws.region):
@@ -228,7 +234,10 @@ def create(aws: Aws, request: CreateStackInputTypeDef, stop_waiting: Callable[[]
     while (described := _describe(aws, name))["StackStatus"] == "CREATE_IN_PROGRESS" and not stop_waiting():
         time.sleep(POLL_SECONDS)
     if described["StackStatus"] not in {"CREATE_IN_PROGRESS", "CREATE_COMPLETE"}:
-        reason = _failures(aws, name, "CREATE_FAILED")[-1]  # the first one; the others follow from it
+        failures = _failures(aws, name, "CREATE_FAILED")
+        if not failures:
+            raise ClusterError("the cluster was deleted while it was being created")
+        reason = failures[-1]  # the first one; the others follow from it
         code = _REASON_CODE.search(reason)
         raise error_from_code(code[1] if code else "CREATE_FAILED", reason, "it", "creating the stack", aws.region)
     stack = _stack(described)

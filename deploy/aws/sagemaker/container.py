@@ -181,7 +181,7 @@ def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
 
     A hyperparameter is a key of the job file, such as ``train.epochs``; ``job`` may hold the text of a job file, which
     the others override. All values are text, as on a command line. Where they leave servers and workers open, several
-    hosts get those of ``sizes_on_hosts``.
+    hosts get as many as ``sizes_on_hosts`` says.
 
     Raises:
         InputError: they do not describe a valid job.

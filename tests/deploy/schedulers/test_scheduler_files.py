@@ -100,6 +100,10 @@ def test_resource_names_are_labels(folder: Path) -> None:
         ("--to kubernetes --out o --hosts 2", "--hosts: has no meaning with --to kubernetes; leave one of them out"),
         ("--to slurm --out o --json", "--json: has no meaning with --to slurm; leave one of them out"),
         ("--to slurm --out o --time 4h", "--time 4h: expected a time limit of Slurm such as 4:00:00 or 1-12:00:00"),
+        (
+            "--to slurm --out o --partition long;#",
+            "--partition long;#: expected names of partitions such as long or short,long",
+        ),
         ("--to kubernetes --out o --storage 9", "--storage 9: expected a size such as 500Mi, 20Gi or 1Ti"),
         ("--to kubernetes --out o --secret A_B", "--secret A_B: expected lower-case letters, digits and hyphens"),
         ("--claim c", "--claim: is for the files of a scheduler; add --to kubernetes"),

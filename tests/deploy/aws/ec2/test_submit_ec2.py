@@ -92,7 +92,7 @@ def test_token_is_only_in_the_secret(aws: AwsServer, job: Path) -> None:
 
 
 def test_role_of_the_hosts_writes_only_what_hosts_write(aws: AwsServer, job: Path) -> None:
-    assert detached(job, "--set", "model.start={track: s3://other}") == 0
+    assert detached(job, "--set", "model.start={track: s3://other, customer: s3://third/customer.parquet}") == 0
     run, iam = submitted_run(aws), aws.client("iam")
     [role] = iam.list_roles()["Roles"]
     assert role["Path"] == "/crossfade/us-east-1/"
@@ -106,8 +106,9 @@ def test_role_of_the_hosts_writes_only_what_hosts_write(aws: AwsServer, job: Pat
     folder = f"arn:aws:s3:::{BUCKET}/runs/{run}"
     assert {name for action, name in allowed if action == "s3:GetObject"} == {
         f"{folder}/*",
-        f"arn:aws:s3:::{BUCKET}/data/*",
+        *(f"arn:aws:s3:::{BUCKET}/{name}" for name in ("data", "data/*")),
         "arn:aws:s3:::other/*",
+        *(f"arn:aws:s3:::third/{name}" for name in ("customer.parquet", "customer.parquet/*")),
     }
     written = {name.removeprefix(f"{folder}/") for action, name in allowed if action == "s3:PutObject"}
     assert written == {"coordinator.json", "end.json", "hosts/*", "log/*", "result/*", "checkpoints/*"}
@@ -115,7 +116,10 @@ def test_role_of_the_hosts_writes_only_what_hosts_write(aws: AwsServer, job: Pat
     assert {action for action, name in allowed if name == "*"} == {"ecr:GetAuthorizationToken"}
     assert {(action, name.rpartition(":")[2].partition("/")[2]) for action, name in allowed if "s3" not in action} == {
         ("secretsmanager:GetSecretValue", next(name for _, name in allowed if ":secret:" in name).partition("/")[2]),
-        ("autoscaling:TerminateInstanceInAutoScalingGroup", f"crossfade-{run}-*"),
+        *(
+            ("autoscaling:TerminateInstanceInAutoScalingGroup", f"crossfade-{run}-{kind}")
+            for kind in ("head", "workers")
+        ),
         ("ecr:GetAuthorizationToken", ""),
         ("ecr:BatchGetImage", "crossfade"),
         ("ecr:GetDownloadUrlForLayer", "crossfade"),
@@ -289,6 +293,15 @@ def test_failed_stack_is_reported_with_its_first_reason(
     assert leftovers(aws) == []
 
 
+def test_stack_that_is_deleted_while_it_is_created_is_reported(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aws.answer_xml("DescribeStacks", failed_stack("")["DescribeStacks"])
+    assert detached(job) == 1
+    assert "the cluster was deleted while it was being created" in capsys.readouterr().err.splitlines()[-1]
+    assert leftovers(aws) == []
+
+
 # ---- list and clean-up
 
 
@@ -337,13 +350,15 @@ def test_cleanup_without_a_name_keeps_active_and_foreign_runs(
     cloudformation = aws.client("cloudformation")
     for name, tags in (("crossfade-another", foreign), ("theirs", [])):
         cloudformation.create_stack(StackName=name, TemplateBody=json.dumps(empty), Parameters=values, Tags=tags)
+    empty = {"Resources": {}}
+    cloudformation.create_stack(StackName="by-hand", TemplateBody=json.dumps(empty), Tags=foreign)
     assert main(["submit", "ec2", "--cleanup"]) == 0
     stderr = capsys.readouterr().err
     assert f"{active} still has 1 instance" in stderr
     assert "another belongs to another" in stderr
     assert f"deleted everything of the run {ended} " in stderr
     left = {described["StackName"] for described in cloudformation.describe_stacks()["Stacks"]}
-    assert left == {f"crossfade-{active}", "crossfade-another", "theirs"}
+    assert left == {f"crossfade-{active}", "crossfade-another", "theirs", "by-hand"}
 
 
 def test_stack_that_cannot_be_deleted_is_reported(

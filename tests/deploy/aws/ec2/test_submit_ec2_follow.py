@@ -138,18 +138,49 @@ def test_failed_host_or_invalid_file_of_a_host_ends_the_run_with_its_reason(
     assert leftovers(aws) == []
 
 
-def test_detached_run_whose_hosts_cannot_start_is_reported_and_deleted(
+def test_failed_run_is_reported_even_if_its_cluster_cannot_be_deleted(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Story(aws, Story.fail)
+    aws.fail("DeleteStack", "AccessDenied", "no", times=0)
+    assert submit(job, "--poll-seconds", 0.1) == 1
+    *_, left, error = capsys.readouterr().err.splitlines()
+    assert "deleting the stack: these credentials lack the permission DeleteStack" in left
+    assert " failed: the image x cannot be pulled" in error
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "line"),
+    [
+        ("VcpuLimitExceeded", 2, "starting a host: a quota of the account"),
+        ("InsufficientInstanceCapacity", 0, "Auto Scaling tries again"),
+    ],
+)
+def test_detached_run_whose_hosts_cannot_start_is_deleted_unless_a_retry_may_help(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], code: str, exit_code: int, line: str
 ) -> None:
     def lack(story: Story) -> None:
         group = f"crossfade-{submitted_run(aws)}-head"
         aws.client("autoscaling").set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=0)
-        story.lack("VcpuLimitExceeded")
+        story.lack(code)
 
     Story(aws, lack)
-    assert detached(job) == 2
-    assert "starting a host: a quota of the account" in capsys.readouterr().err.splitlines()[-1]
-    assert leftovers(aws) == []
+    assert detached(job) == exit_code
+    assert line in capsys.readouterr().err
+    assert (leftovers(aws) == []) == (exit_code > 0)
+
+
+def test_failed_run_of_another_client_is_kept_and_can_be_cleaned_up(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detached(job) == 0
+    Story(aws, Story.fail)
+    run = submitted_run(aws)
+    assert main(["submit", "ec2", "--follow", run, "--poll-seconds", "0.1"]) == 1
+    *_, advice, error = capsys.readouterr().err.splitlines()
+    assert f"--cleanup {run}" in advice
+    assert " failed: the image x cannot be pulled" in error
+    assert f"stack crossfade-{run}" in leftovers(aws)
 
 
 def test_text_of_hosts_cannot_control_the_terminal(
