@@ -27,7 +27,7 @@ from waiting import wait_until
 from crossfade.base.io.checksums import FileChecksum
 from crossfade.deploy.serving import app
 from crossfade.deploy.serving.current import OverloadedError
-from crossfade.deploy.serving.schemas import Results
+from crossfade.deploy.serving.schemas import KnownRequest, Results
 from crossfade.deploy.topology import Address
 from crossfade.deploy.web.middleware import MAX_BODY_BYTES
 from crossfade.trainer.serving.version_folder import CARD_FILE, NAMES
@@ -67,6 +67,12 @@ def recommended(workspace: Path, *arguments: object) -> list[dict[str, Any]]:
         {"id": item["track"], "name": item["name"], "score": near(item["score"])}
         for item in json.loads(printed)[0]["recommendations"]
     ]
+
+
+def test_large_integers_in_filters_are_exact() -> None:
+    where = [{"column": "code", "op": "eq", "value": 2**53 + 3}]
+    [found] = KnownRequest.model_validate({"ids": [1], "where": where}, strict=True).where
+    assert found.value == 2**53 + 3
 
 
 def test_recommendations_are_those_of_the_command(workspace: Path, server: RunningServer) -> None:
