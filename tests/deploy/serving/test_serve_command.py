@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -297,6 +298,16 @@ def test_overload_delays_lines_and_rejects_a_body(monkeypatch: pytest.MonkeyPatc
     assert [list(line) for line in lines] == [["version", "results"], ["detail"], ["version", "results"]]
     with pytest.raises(OverloadedError):
         asyncio.run(respond(overloaded))
+
+
+def test_lines_of_a_body_are_not_held_all_at_once() -> None:
+    body = b"\n" * MAX_BODY_BYTES
+    tracemalloc.start()
+    try:
+        asyncio.run(app._answer_lines(body, mock.AsyncMock()))
+        assert tracemalloc.get_traced_memory()[1] < MAX_BODY_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_front_page_says_what_is_served(server: RunningServer) -> None:
