@@ -1,12 +1,11 @@
-# ruff: noqa: S608  (what is put into SQL is quoted)
 """The metadata of items, for the filters and groups of requests.
 
     metadata = ServedMetadata(folder / "metadata.duckdb", folder / "data", "track", 10_000, has_file=True)
     kept_R = metadata.rows_where(metadata.condition([("year", "gt", 1990)]))
 
 Filters come from unauthenticated clients, so they are data: columns that exist, comparisons, and values, which become
-SQL in quotes. To evaluate one takes as long as to read its column. Any thread may use the metadata, and waits for another
-one only where an answer is not at hand.
+SQL in quotes. To evaluate one takes as long as to read its column. Any thread may use the metadata, and waits for
+another only where an answer is not at hand.
 
 Shapes: R rows.
 """
