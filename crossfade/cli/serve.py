@@ -30,7 +30,7 @@ and POST /invocations for SageMaker. /docs shows them with examples, /openapi.js
   curl 'http://127.0.0.1:8090/recommend?id=2&k=5'
   curl 'http://127.0.0.1:8090/similar?id=Radiohead'
 
-With a token, that of --token-file or in {TOKEN_VARIABLE}, requests need the header 'Authorization: Bearer TOKEN',
+With a token, by --token-file or in {TOKEN_VARIABLE}, requests need the header 'Authorization: Bearer TOKEN',
 except for /healthz, /ping and /docs. Nothing is encrypted: by default, the server listens on loopback. Without FROM, it
 serves /opt/ml/model on all addresses and by any name, port 8080, as SageMaker expects.
 
