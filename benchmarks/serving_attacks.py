@@ -209,9 +209,9 @@ def _get(path: str, headers: bytes = b"X-Requested-With: x\r\n") -> bytes:
 
 
 def _filters(number: int) -> list[dict[str, Any]]:
-    """Return as many filters as a request may have, each as large as it may be; ``number`` makes them new each time."""
-    values = [f"{number} {place} ' OR \" -- ".ljust(200, "x") for place in range(100)]
-    return [{"column": "name", "op": "in", "value": values}] * 8
+    """Return as many filters as a request may have, as large as it may be; ``number`` makes them new each time."""
+    values = [f"{number} {place} ' OR \" -- ".ljust(150, "x") for place in range(100)]
+    return [{"column": column, "op": "in", "value": values} for column in ("name", "genre") * 4]
 
 
 def _bodies() -> dict[str, bytes]:

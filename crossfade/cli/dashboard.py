@@ -21,7 +21,7 @@ _EXAMPLES = (
     ("crossfade dashboard /shared/runs --host 0.0.0.0 --token-file token", "Serve it to those who have the token."),
 )
 _NOTES = f"""\
-Without --token-file, the token is that in {TOKEN_VARIABLE}, if it is set.
+Without --token-file, {TOKEN_VARIABLE} has the token, if it is set.
 
 ?run=lastfm&run=plays in the address selects runs, ?service=music a service. /healthz answers 200, without a token.
 'crossfade train --dashboard' serves the page of its run while it trains. 'crossfade status' prints the same in the

@@ -13,7 +13,7 @@ _EXAMPLES = (
     ("crossfade serve runs/lastfm", "Serve a run at http://127.0.0.1:8090/; /docs shows the routes."),
     (
         "crossfade serve s3://music/checkpoints/plays --data s3://music/plays --metadata songs.csv --processes 4",
-        "Serve the newest checkpoint on S3 by four processes, with conditions on the songs' metadata.",
+        "Serve the newest checkpoint on S3 by four processes, with filters by the songs' metadata.",
     ),
     ("crossfade serve", "Serve the model in /opt/ml/model, as a SageMaker endpoint starts it."),
 )
@@ -30,7 +30,7 @@ and POST /invocations for SageMaker. /docs shows them with examples, /openapi.js
   curl 'http://127.0.0.1:8090/recommend?id=2&k=5'
   curl 'http://127.0.0.1:8090/similar?id=Radiohead'
 
-With a token, that of --token-file or in {TOKEN_VARIABLE}, requests need the header 'Authorization: Bearer TOKEN',
+With a token, by --token-file or in {TOKEN_VARIABLE}, requests need the header 'Authorization: Bearer TOKEN',
 except for /healthz, /ping and /docs. Nothing is encrypted: by default, the server listens on loopback. Without FROM, it
 serves /opt/ml/model on all addresses and by any name, port 8080, as SageMaker expects.
 

@@ -136,7 +136,8 @@ class TrainingHistory:
                 self.totals = event
             case EpochEvent():
                 # A repeated epoch replaces its earlier results.
-                self.epochs = [epoch for epoch in self.epochs if epoch.step < event.step]
+                while self.epochs and self.epochs[-1].step >= event.step:
+                    self.epochs.pop()
                 self.epochs.append(EpochResult(time, event.epoch, event.step, event.loss, event.valid or {}))
             case PhaseEvent():
                 self._add_phase(time, event)

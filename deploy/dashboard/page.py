@@ -38,7 +38,7 @@ REFRESH_SECONDS = 2.0
 EXPLORE_PATH = "/explore"
 """The page of searches, neighbors and recommendations."""
 _MAX_EVENTS = 50
-_TRIAL = re.compile(r"(rung-\d+-)?trial-\d+")
+_TRIAL = re.compile(r"trial-\d+")
 """Names of the folders of trials in the folder of a study of 'crossfade tune'."""
 
 

@@ -51,6 +51,7 @@ class _PageAccess(RestrictedAccess):
 
     challenge = 'Basic realm="Crossfade: the token is the password, with any name"'
     how = "give it as the password, with any name, or send it as 'Authorization: Bearer TOKEN'"
+    own = "send it from a page of the dashboard, or from a program with the header X-Requested-With"
 
     def may_be_linked(self, method: str, path: str) -> bool:
         return method in ("GET", "HEAD") and path in _PAGES
@@ -59,7 +60,8 @@ class _PageAccess(RestrictedAccess):
         # Browsers do not say whose page a request is from to a server without TLS on another machine; pages of other
         # sites cannot send the second header.
         said = "sec-fetch-site" in headers or "x-requested-with" in headers
-        return super().is_foreign(headers, path) or (path.startswith(_QUESTIONS) and not said)
+        # Flask ignores further slashes at the beginning.
+        return super().is_foreign(headers, path) or (f"/{path.lstrip('/')}".startswith(_QUESTIONS) and not said)
 
     def has_token(self, authorization: str | None) -> bool:
         return super().has_token(authorization) or self._access.is_token(_password(authorization or ""))
@@ -71,7 +73,7 @@ def _password(authorization: str) -> str:
     if scheme.lower() != "basic":
         return ""
     try:
-        return base64.b64decode(encoded).decode().partition(":")[2]
+        return base64.b64decode(encoded).partition(b":")[2].decode()
     except (binascii.Error, ValueError):
         return ""
 

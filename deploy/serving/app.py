@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from functools import cache
 from html import escape
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -272,11 +274,11 @@ async def _answer_lines(body: bytes, rank: Callable[[Any], Awaitable[Results]]) 
     Raises:
         OverloadedError: too much is waiting already. Later, when the status is sent, lines wait instead.
     """
-    lines = body.removesuffix(b"\n").split(b"\n") if body else []
+    lines = BytesIO(body)  # a body may have millions of lines, of which a list would take long
 
     async def answer(line: bytes) -> bytes:
         try:
-            found = _json(await rank(_read_request("recommend", line)))
+            found = _json(await rank(_read_request("recommend", line.removesuffix(b"\n"))))
         except InvalidRequestError as error:
             found = JSONResponse({"detail": error.problems})
         except InputError as error:
@@ -286,7 +288,7 @@ async def _answer_lines(body: bytes, rank: Callable[[Any], Awaitable[Results]]) 
     async def answers(first: list[bytes]) -> AsyncIterator[bytes]:
         for each in first:
             yield each
-        for line in lines[1:]:
+        for line in lines:
             await asyncio.sleep(0)  # other requests are answered between two lines
             answered = None
             while answered is None:
@@ -296,7 +298,7 @@ async def _answer_lines(body: bytes, rank: Callable[[Any], Awaitable[Results]]) 
                     await asyncio.sleep(_RETRY_SECONDS)
             yield answered
 
-    return StreamingResponse(answers([await answer(line) for line in lines[:1]]), media_type=_LINES)
+    return StreamingResponse(answers([await answer(line) for line in islice(lines, 1)]), media_type=_LINES)
 
 
 async def _read_body(request: Request, kind: str) -> Any:

@@ -82,7 +82,7 @@ _FilterText = Annotated[
 """Text of a filter. It is shorter, since the filters that were used last are kept."""
 _Value = (
     Annotated[bool, Field(strict=True)]
-    | Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER)]
+    | Annotated[int, Field(strict=True, ge=-(2**127), lt=2**127)]  # exact, as IDs of 64 bits need it
     | Annotated[float, Field(strict=True, allow_inf_nan=False)]
     | _FilterText
 )

@@ -38,6 +38,8 @@ class RestrictedAccess:
     """Paths that answer everybody, by any name of the host."""
     challenge, how = "Bearer", "send it as 'Authorization: Bearer TOKEN'"
     """How to send the token: what a browser is asked for, and in words."""
+    own = "send it from a program, or from /docs"
+    """How to send a request that is not taken for a request of another site."""
 
     def __init__(
         self, app: ASGIApp, access: Access, policy: str = "default-src 'none'; frame-ancestors 'none'"
@@ -87,7 +89,7 @@ class RestrictedAccess:
         if problem := self._access.host_problem(headers.get("host")):
             return _rejection(421, problem)
         if self.is_foreign(headers, path) and not self.may_be_linked(method, path):
-            return _rejection(403, "a page of another site sent this request; send it from a program, or from /docs")
+            return _rejection(403, f"a page of another site may have sent this request; {self.own}")
         query = scope["query_string"]
         if query.count(b"&") >= MAX_PARAMETERS or not query.isascii():
             return _rejection(400, f"expected at most {MAX_PARAMETERS} parameters, in ASCII")

@@ -1,11 +1,11 @@
-# ruff: noqa: S608  (what is put into SQL is quoted)
 """The metadata of items, for the filters and groups of requests.
 
     metadata = ServedMetadata(folder / "metadata.duckdb", folder / "data", "track", 10_000, has_file=True)
     kept_R = metadata.rows_where(metadata.condition([("year", "gt", 1990)]))
 
 Filters come from unauthenticated clients, so they are data: columns that exist, comparisons, and values, which become
-SQL in quotes. To evaluate one takes as long as to read its column. Any thread may use the metadata.
+SQL in quotes. To evaluate one takes as long as to read its column. Any thread may use the metadata, and waits for
+another only where an answer is not at hand.
 
 Shapes: R rows.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +52,8 @@ class ServedMetadata:
         execute(self._connection, "SET TimeZone = 'UTC'")
         folder = Folder(data)
         self._table = MetadataTable(self._connection, folder, read_manifest(folder), entity, has_file=has_file)
-        self._types = self._table.types()
-        lock = threading.Lock()  # of the connection
+        self._types, self._columns_hint = self._table.types(), self._table.columns_hint()
+        lock = threading.Lock()  # of the connection, which only what holds it uses
         self._masks, self._groups = _Kept(_KEPT_MASKS, lock), _Kept(_KEPT_GROUPS, lock)
 
     @property
@@ -73,13 +74,13 @@ class ServedMetadata:
     def _comparison(self, column: str, comparison: Comparison, value: Value | list[Value]) -> str:
         found = self._types.get(column)
         if found is None:
-            raise InputError(f"{option_named('where')}: there is no column '{column}'; {self._table.columns_hint()}")
+            raise InputError(f"{option_named('where')}: there is no column '{column}'; {self._columns_hint}")
         quoted = ", ".join(map(_literal, value if isinstance(value, list) else [value]))
         if not found.endswith("[]"):
             return f"{identifier(column)} {_OPERATORS[comparison]} ({quoted})"
-        verb, operator = ("NOT IN", "=") if comparison == "ne" else ("IN", _OPERATORS[comparison])
-        values = f"SELECT row, unnest({identifier(column)}) AS value FROM items"
-        return f"row {verb} (SELECT row FROM ({values}) WHERE value {operator} ({quoted}))"
+        number, operator = ("=", "=") if comparison == "ne" else (">", _OPERATORS[comparison])
+        met = f"list_filter({identifier(column)}, lambda value: value {operator} ({quoted}))"
+        return f"coalesce(len({met}), 0) {number} 0"
 
     def has(self, condition: str | None, column: str | None) -> bool:
         """Return whether the rows of ``condition`` and the groups of ``column`` are at hand."""
@@ -123,10 +124,15 @@ class _Kept:
         return key in self._values
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
-        with self._lock:
-            if key not in self._values:
-                self._values[key] = make()
-                if len(self._values) > self._most:
-                    self._values.popitem(last=False)
+        value = self._values.get(key)
+        if value is None:
+            with self._lock:
+                value = self._values.get(key)
+                if value is None:
+                    value = make()
+        self._values[key] = value
+        with suppress(KeyError):  # another thread has dropped it meanwhile
             self._values.move_to_end(key)
-            return self._values[key]
+        if len(self._values) > self._most:
+            self._values.popitem(last=False)
+        return value

@@ -62,8 +62,8 @@ def url() -> Iterator[str]:
         yield f"http://{address}"
 
 
-def basic(credentials: str) -> dict[str, str]:
-    return {"Authorization": f"Basic {b64encode(credentials.encode()).decode()}"}
+def basic(credentials: str, encoding: str = "utf-8") -> dict[str, str]:
+    return {"Authorization": f"Basic {b64encode(credentials.encode(encoding)).decode()}"}
 
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -81,7 +81,7 @@ def test_nothing_is_answered_without_the_token(url: str) -> None:
             assert TOKEN not in answer.text
         assert requests.post(f"{url}/api", headers=wrong, timeout=60).status_code == 401
     assert requests.get(f"{url}/healthz", timeout=60).status_code == 200
-    for right in (BEARER, PASSWORD, basic(f":{TOKEN}")):
+    for right in (BEARER, PASSWORD, basic(f":{TOKEN}"), basic(f"Zoë:{TOKEN}"), basic(f"Zoë:{TOKEN}", "latin-1")):
         page = requests.get(url, headers=right, timeout=60)
         assert (page.text, page.headers["Content-Security-Policy"]) == ("the page", "default-src 'self'")
         assert requests.post(f"{url}/api", headers=right, timeout=60).status_code == 200
@@ -96,6 +96,7 @@ def test_nothing_is_answered_without_the_token(url: str) -> None:
         ("POST", "api", {"Sec-Fetch-Site": "same-origin"}, 200),
         ("GET", "explore/api/model", {"Sec-Fetch-Site": "cross-site"}, 403),
         ("GET", "explore/api/model", {}, 403),
+        ("GET", "//explore/api/model", {}, 403),
         ("GET", "explore/api/model", {"Sec-Fetch-Site": "same-origin"}, 200),
         ("GET", "explore/api/model", {"X-Requested-With": "explore"}, 200),
     ],

@@ -153,13 +153,13 @@ def test_evaluation_chart_has_runs_and_each_baseline_once_with_errors(tmp_path: 
 
 
 def test_trials_of_a_study_are_together_below_its_best_value(tmp_path: Path) -> None:
-    names = ("plays", "search/trial-0001", "one/two", "search/trial-0000", "quick/rung-1-trial-07")
+    names = ("plays", "search/trial-0001", "one/two", "search/trial-0000", "quick/trial-0007")
     for number, name in enumerate(names):
         write_run(tmp_path / name, metrics=[epoch(1, at=8, step=8, quality=number / 10)], state=state("done", at=9))
     runs = {run.name: run for run in Runs([tmp_path]).readers()}
     boxes = page.run_boxes([show(runs[name].path, name=name).summary for name in names], ["search/trial-0000"])
     ids = [box.id["run"] if hasattr(box, "id") else [each.id["run"] for each in box.children[1:]] for box in boxes]
-    assert ids == ["plays", ["search/trial-0001", "search/trial-0000"], "one/two", ["quick/rung-1-trial-07"]]
+    assert ids == ["plays", ["search/trial-0001", "search/trial-0000"], "one/two", ["quick/trial-0007"]]
     assert text_of(boxes[1].children[0]) == "search: 2 trials · ndcg@10 0.3000"
     assert [boxes[1].open, boxes[3].open] == [True, False]
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -27,7 +28,7 @@ from waiting import wait_until
 from crossfade.base.io.checksums import FileChecksum
 from crossfade.deploy.serving import app
 from crossfade.deploy.serving.current import OverloadedError
-from crossfade.deploy.serving.schemas import Results
+from crossfade.deploy.serving.schemas import KnownRequest, Results
 from crossfade.deploy.topology import Address
 from crossfade.deploy.web.middleware import MAX_BODY_BYTES
 from crossfade.trainer.serving.version_folder import CARD_FILE, NAMES
@@ -67,6 +68,12 @@ def recommended(workspace: Path, *arguments: object) -> list[dict[str, Any]]:
         {"id": item["track"], "name": item["name"], "score": near(item["score"])}
         for item in json.loads(printed)[0]["recommendations"]
     ]
+
+
+def test_large_integers_in_filters_are_exact() -> None:
+    where = [{"column": "code", "op": "eq", "value": 2**53 + 3}]
+    [found] = KnownRequest.model_validate({"ids": [1], "where": where}, strict=True).where
+    assert found.value == 2**53 + 3
 
 
 def test_recommendations_are_those_of_the_command(workspace: Path, server: RunningServer) -> None:
@@ -291,6 +298,16 @@ def test_overload_delays_lines_and_rejects_a_body(monkeypatch: pytest.MonkeyPatc
     assert [list(line) for line in lines] == [["version", "results"], ["detail"], ["version", "results"]]
     with pytest.raises(OverloadedError):
         asyncio.run(respond(overloaded))
+
+
+def test_lines_of_a_body_are_not_held_all_at_once() -> None:
+    body = b"\n" * MAX_BODY_BYTES
+    tracemalloc.start()
+    try:
+        asyncio.run(app._answer_lines(body, mock.AsyncMock()))
+        assert tracemalloc.get_traced_memory()[1] < MAX_BODY_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_front_page_says_what_is_served(server: RunningServer) -> None:

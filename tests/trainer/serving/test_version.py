@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +18,13 @@ from command_here import crossfade_here
 from running_command import succeeded
 from written_runs import ArrayVectors
 
-from crossfade.base.arrays import IntArray
+from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import InputError, OptionError
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.recommend import model
 from crossfade.trainer.recommend.history import Histories
+from crossfade.trainer.recommend.metadata_table import MetadataTable
 from crossfade.trainer.recommend.model import Model, open_model
 from crossfade.trainer.recommend.options import MetadataFile, RecommendOptions, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource
@@ -261,6 +263,19 @@ def test_filters_keep_the_rows_that_meet_all(version: Version, filters: list[Fil
 def test_filters_that_cannot_be_met_are_rejected(version: Version, filters: list[Filter], message: str) -> None:
     with pytest.raises(InputError, match=message):
         version.metadata.rows_where(version.metadata.condition(filters))
+
+
+def test_answers_at_hand_wait_for_no_other(version: Version) -> None:
+    metadata = version.metadata
+    kept_R = metadata.rows_where("count > 0")
+
+    def meanwhile(_: str) -> BoolArray:
+        with pytest.raises(InputError, match="there is no column 'year'"):
+            metadata.condition([("year", "gt", 1990)])
+        return metadata.rows_where("count > 0")
+
+    with mock.patch.object(MetadataTable, "rows_where", side_effect=meanwhile):
+        assert (metadata.rows_where("count > 1") == kept_R).all()
 
 
 def test_conditions_and_columns_that_are_invalid_are_named(served: Model) -> None:
