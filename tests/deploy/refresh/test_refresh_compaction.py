@@ -11,8 +11,8 @@ from running_command import succeeded
 
 from crossfade.base.errors import CrossfadeError
 from crossfade.base.io.folder import Folder
+from crossfade.deploy.launch.trial_run import TrialProcess
 from crossfade.deploy.refresh import increment
-from crossfade.deploy.tuning.trial_run import TrialProcess
 from crossfade.trainer.data.lineage import open_bases
 from crossfade.trainer.data.manifest import read_manifest
 
