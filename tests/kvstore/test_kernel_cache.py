@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from crossfade.kvstore import kernel_cache, row_kernels
+
 FACTORS = """
 from crossfade.kvstore.jit import njit
 
@@ -88,3 +90,11 @@ def test_kernel_uses_inner_ones_that_different_processes_have_compiled(tmp_path:
         folder.mkdir()
         (folder / "kernel.py").write_text(LOOP.format(call))
         assert run_kernel(folder, tmp_path / "cache") == (expected, 0)
+
+
+@pytest.mark.parametrize("name", ["jit.py", "kernel_code.py", "row_kernels.py", "vector_ir.py"])
+def test_stamp_depends_on_the_decorators_the_linker_and_all_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stamp, text = kernel_cache._stamp.__wrapped__, kernel_cache._text
+    before = stamp(Path(row_kernels.__file__))
+    monkeypatch.setattr(kernel_cache, "_text", lambda file: text(file) + "#" * (file.name == name))
+    assert stamp(Path(row_kernels.__file__)) != before
