@@ -57,7 +57,6 @@ class ModelSource(Options):
         return {key: value for key, value in changes.items() if value is not None}
 
 
-MAX_SHARDS = 99_999
 ARRAY_VARIABLES = {"SLURM_ARRAY_TASK_ID": 1, "JOB_COMPLETION_INDEX": 0, "AWS_BATCH_JOB_ARRAY_INDEX": 0}
 """Where schedulers put the number of a task in its array, and what the first is: of Slurm, which lets users choose, of
 Kubernetes, and of AWS Batch."""
