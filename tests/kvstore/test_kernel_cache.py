@@ -62,6 +62,10 @@ def test_kernel_is_compiled_again_if_an_imported_kernel_changes_but_not_if_only_
     assert run_kernel(tmp_path, cache) == (41, 1)
     (tmp_path / "factors.py").write_text(FACTORS.format(5))
     assert run_kernel(tmp_path, cache) == (51, 0)
+    for suffix in ("nbi", "nbc"):
+        for path in cache.rglob(f"*.{suffix}"):
+            path.write_bytes(b"")
+        assert run_kernel(tmp_path, cache) == (51, 0)
 
 
 LOOP = """
