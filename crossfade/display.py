@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -50,9 +50,6 @@ from crossfade.trainer.runs.shown_metrics import (
     show_metric,
     shown_metrics,
 )
-
-if TYPE_CHECKING:
-    pass
 
 _logger = logging.getLogger(__name__)
 _WORTH_COMPARING = 1.05

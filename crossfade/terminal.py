@@ -53,11 +53,11 @@ def print_result(
 
 
 def _csv_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a header of all keys, and a line for each of ``records``."""
+    """Yield a header of all keys, and a line for each of ``records``; nothing if there are none."""
     listed = list(records)
     names = list(dict.fromkeys(name for record in listed for name in record))
     rows: list[list[Any]] = [names, *([record.get(name, "") for name in names] for record in listed)]
-    for row in rows:
+    for row in rows if listed else ():
         text = io.StringIO()
         cells = ("; ".join(cell) if isinstance(cell, list) else "" if cell is None else str(cell) for cell in row)
         csv.writer(text, lineterminator="").writerow(map(escape_unprintable, cells))

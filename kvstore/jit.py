@@ -27,7 +27,7 @@ _INTERPRETER_VARIABLE = "NUMBA_DISABLE_JIT"
 _LAYER_VARIABLE, _PRIORITY_VARIABLE = "NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY"
 _LAYERS = ("default", "omp", "workqueue")
 """The threading layers that kernels are tested with. 'safe' and 'threadsafe' may need TBB."""
-_LOCATORS_VARIABLE = "NUMBA_CACHE_LOCATOR_CLASSES"
+_FOLDER_VARIABLE, _LOCATORS_VARIABLE = "NUMBA_CACHE_DIR", "NUMBA_CACHE_LOCATOR_CLASSES"
 _LIBRARIES = ("omp", "workqueue", "tbb")
 
 
@@ -120,7 +120,9 @@ def _open_cache(function: Any) -> KernelCache:
         return KernelCache(function)
     except RuntimeError as error:
         if _LOCATORS_VARIABLE not in str(error):
-            raise
+            raise InputError(
+                f"{_FOLDER_VARIABLE}: numba found no folder for compiled kernels that it can write; set it to one"
+            ) from error
         raise InputError(f"{_LOCATORS_VARIABLE}: numba has no such class: {error}; unset it") from error
 
 

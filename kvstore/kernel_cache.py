@@ -22,8 +22,8 @@ _COMPILER = re.compile(r"^(?:from|import) (?:numba|llvmlite|crossfade\.kvstore\.
 """What a file that defines kernels, or parts of them, imports."""
 _IMPORT = re.compile(r"^(?:from|import) ([\w.]+)(?: import (\([^)]*\)|.*))?", re.MULTILINE)
 _NAME = re.compile(r"\w+")
-_LIBRARIES = Path(__file__).with_name("kernel_code.py")
-"""Changes the code of all kernels, which do not import it."""
+_OF_ALL = tuple(Path(__file__).with_name(name) for name in ("jit.py", "kernel_code.py"))
+"""The files that change the code of all kernels: the options of decorators, and how it is linked."""
 _VERSIONS = f"{numba.__version__} {llvmlite.__version__} {sys.version_info[:2]}"
 
 
@@ -31,7 +31,7 @@ class StampedCache(FunctionCache):
     """Numba's cache of one kernel, under the stamp of its code."""
 
     def __init__(self, function: FunctionType) -> None:
-        """Open the cache of ``function``; raises RuntimeError if numba finds no folder for it."""
+        """Open the cache of ``function``; raises RuntimeError if numba finds no folder that it can write."""
         super().__init__(function)  # type: ignore[no-untyped-call]
         self.stamp = _stamp(Path(function.__code__.co_filename))
         self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, self.stamp)  # type: ignore[no-untyped-call]
@@ -40,7 +40,7 @@ class StampedCache(FunctionCache):
 @cache
 def _stamp(file: Path) -> str:
     """Return a hash of what the kernels of a file are compiled from and by."""
-    files, left = {file, _LIBRARIES}, [file]
+    files, left = {file, *_OF_ALL}, [file]
     while left:
         imported = _kernel_files(left.pop()) - files
         files |= imported

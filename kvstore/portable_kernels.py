@@ -48,7 +48,11 @@ class KernelCache(StampedCache):
         if _anew:
             return None
         rtsys.initialize(target_context)
-        found = self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        try:
+            found = self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        except (EOFError, ValueError, pickle.UnpicklingError):  # cut off, as when the machine lost power
+            self.flush()  # type: ignore[no-untyped-call]
+            found = None
         if found is None and self._enabled:
             announce()
             found = _find(self, sig)

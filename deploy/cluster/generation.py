@@ -102,10 +102,6 @@ class Generation:
             after_results=written or None,
         )
 
-    def agent_of(self, role: str) -> str:
-        """Return the agent that runs the role named ``role``."""
-        return next(agent for agent, assigned in self.assigned.items() if role in {each.name for each in assigned})
-
     def desired_state(self, agent: str, action: Action, **job: Any) -> DesiredState:
         """Return the desired state of ``agent``; ``job`` has the fields that are the same in all generations.
 

@@ -2,7 +2,7 @@
 
 waiting ──► preparing ──► running ──► done            (waiting: for enough agents; preparing: port and checkpoint)
    ▲                       │ │  └───► stopping ──► stopped
-   │                       │ └──► draining            (a host is about to be reclaimed, or slow: a checkpoint first)
+   │                       │ └──► draining            (a host is about to be reclaimed: a checkpoint first)
    │                       ▼          │
 backing_off ◄──────── terminating ◄───┘
                            └────► failed

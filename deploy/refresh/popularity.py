@@ -62,7 +62,9 @@ def _add_to(version: TrainedModel, base: Path, *, takes_events: bool) -> None:
         if card is not None:
             count_I = count_latest(lineage, version.job.data.time_range())[card.share]
             term = PopularityTerm.of(card.factor, card.share, resolved(version.job.model.temperature), count_I)
-    write_term(Folder(version.uri), term)
+    known = version.popularity  # of an attempt that was killed before it wrote the record of the version
+    if known is None or term is None or known.card != term.card or not np.array_equal(known.offset_I, term.offset_I):
+        write_term(Folder(version.uri), term)
 
 
 def _choose(model: TrainedModel, lineage: LineageReader, kept: PopularityCard | None) -> PopularityCard | None:

@@ -12,6 +12,7 @@ from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from error_table import documented
+from numba import config
 from running_command import crossfade, single_line, succeeded
 
 from crossfade.base.errors import InputError
@@ -238,6 +239,13 @@ def test_environment_that_numba_cannot_use(
         with pytest.raises(InputError) as caught:
             jit._check_environment()
         documented(cause, str(caught.value))
+
+
+def test_folders_that_numba_cannot_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "CACHE_LOCATOR_CLASSES", "ZipCacheLocator")  # finds none, whoever may write where
+    with pytest.raises(InputError) as caught:
+        jit._open_cache(test_folders_that_numba_cannot_write)
+    documented("no folder for compiled kernels", str(caught.value))
 
 
 @pytest.mark.slow

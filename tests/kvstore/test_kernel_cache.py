@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from crossfade.kvstore import kernel_cache, row_kernels
+
 FACTORS = """
 from crossfade.kvstore.jit import njit
 
@@ -60,6 +62,10 @@ def test_kernel_is_compiled_again_if_an_imported_kernel_changes_but_not_if_only_
     assert run_kernel(tmp_path, cache) == (41, 1)
     (tmp_path / "factors.py").write_text(FACTORS.format(5))
     assert run_kernel(tmp_path, cache) == (51, 0)
+    for suffix in ("nbi", "nbc"):
+        for path in cache.rglob(f"*.{suffix}"):
+            path.write_bytes(b"")
+        assert run_kernel(tmp_path, cache) == (51, 0)
 
 
 LOOP = """
@@ -88,3 +94,11 @@ def test_kernel_uses_inner_ones_that_different_processes_have_compiled(tmp_path:
         folder.mkdir()
         (folder / "kernel.py").write_text(LOOP.format(call))
         assert run_kernel(folder, tmp_path / "cache") == (expected, 0)
+
+
+@pytest.mark.parametrize("name", ["jit.py", "kernel_code.py", "row_kernels.py", "vector_ir.py"])
+def test_stamp_depends_on_the_decorators_the_linker_and_all_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stamp, text = kernel_cache._stamp.__wrapped__, kernel_cache._text
+    before = stamp(Path(row_kernels.__file__))
+    monkeypatch.setattr(kernel_cache, "_text", lambda file: text(file) + "#" * (file.name == name))
+    assert stamp(Path(row_kernels.__file__)) != before

@@ -17,6 +17,7 @@ from refreshed_service import EVENTS, ServiceFolder, current, plays
 from run_results import assert_same_bits, report_of
 from running_command import records, succeeded
 
+from crossfade.deploy.refresh.popularity import add_popularity
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.embeddings.popularity import read_term
 
@@ -123,6 +124,11 @@ def test_popularity_is_chosen_by_new_events_kept_without_many_and_counted_anew(t
     assert [service.record(number)["after"] for number in (2, 3)] == [
         report_of(service.run(number))["metrics"]["valid"]["ndcg@10"] for number in (2, 3)
     ]
+    # An attempt that is repeated does not touch the file: a kill meanwhile would leave one that is listed and damaged.
+    file = service.run(3) / "embeddings" / "popularity.parquet"
+    written = file.stat().st_mtime_ns
+    add_popularity(service.run(2), service.run(3), takes_events=True)
+    assert file.stat().st_mtime_ns == written
 
 
 def test_file_is_taken_once_and_a_changed_one_is_only_warned_of(service: ServiceFolder) -> None:
