@@ -153,7 +153,9 @@ def answers(server: RunningServer) -> dict[str, Any]:
     found = {
         "recommend": server.post("recommend", {"ids": customers, "k": 9}),
         "again": server.post("recommend", {"ids": customers, "k": 9, "exclude": []}),
-        "where": server.post("recommend", {"ids": customers, "k": 9, "where": [{"column": "count", "op": "gt", "value": 30}]}),
+        "where": server.post(
+            "recommend", {"ids": customers, "k": 9, "where": [{"column": "count", "op": "gt", "value": 30}]}
+        ),
         "new": server.post("recommend", {"histories": [[{"id": "t1"}, {"id": "t9"}]], "k": 9}),
         "similar": server.post("similar", {"ids": tracks, "k": 9}),
         "vectors": server.get("vector", id=customers[:-1], entity="customer"),
