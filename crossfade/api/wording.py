@@ -25,7 +25,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _OF_FIT = {option: argument for argument, option in PREPARED_AS.items()} | {"out": "TMPDIR"}
-"""What options of a preparation are called in ``fit``, unless their own name is that of an argument."""
+"""What options of a preparation are called in ``fit``, unless an argument has their own name."""
 _ARGUMENTS = {"overwrite": "overwrite=True", "resume": "resume=True", "work_dir": "TMPDIR"}
 """What options without a value are called in Python, unless their own name is that of an argument."""
 _MAX_KINDS = 3

@@ -111,7 +111,7 @@ class Options(BaseModel):
     one_of: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """Options of which exactly one must be given."""
     at_most_one: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """Options of which only one may be given, further ones than those of base classes."""
+    """Options of which only one may be given, beside the lists of base classes."""
 
     @model_validator(mode="before")
     @classmethod

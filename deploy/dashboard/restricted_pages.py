@@ -104,7 +104,7 @@ async def _is_healthy(_: Request) -> Response:
 
 
 class WsgiInThreads:
-    """An ASGI application that answers requests by a WSGI application, such as that of Dash.
+    """An ASGI application that answers requests by a WSGI application, such as Dash.
 
     The complete answer is made in a thread, then sent by the event loop, so no thread waits for a client that reads
     slowly. The process does not wait for its threads when it ends, as it does for threads of a pool: one may hang in a

@@ -48,7 +48,7 @@ class StudyPlan:
         resolved_job: the job with a value for each ``auto``.
         parameters: the keys that are searched, and their values.
         rungs: how many trials are trained, and for how long.
-        quick: whether the rungs are those of a quick study.
+        quick: whether the study is a quick one.
     """
 
     folder: Path

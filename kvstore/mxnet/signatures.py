@@ -22,7 +22,7 @@ MIN_SECRET_LENGTH = 16
 Rejection = Literal["size", "mac", "replay"]
 _REASONS: dict[Rejection, str] = {
     "size": "it is longer than any command",
-    "mac": "its message authentication code is not that of the job's secret",
+    "mac": "its message authentication code was not made with the job's secret",
     "replay": "it repeats a command that was executed",
 }
 _logger = logging.getLogger(__name__)

@@ -200,7 +200,7 @@ class LineageReader:
     def read_train(self, *, timestamps: bool = False, new: bool = True) -> Iterator[Interactions]:
         """Yield the train interactions of all datasets, the oldest dataset first, one row group at a time.
 
-        Without ``new``, only those of the base datasets.
+        Without ``new``, only the base datasets count.
 
         Raises:
             InputError: a file is missing or corrupt.
