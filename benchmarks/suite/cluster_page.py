@@ -67,8 +67,8 @@ def _bandwidths(scale: Scale, results: Results) -> Iterator[str]:
         worker each (dist_sync), or one worker that holds a part of the tables (sharded). The hosts are network
         namespaces of this machine, and the kernel limits both directions of their links. What one TCP connection moves
         between them was measured before each run; where that is less than the limit, the cores are the limit. Megabytes
-        are those of a step that both workers together pull and push, half of them on the wire. The difference is that
-        to the unlimited step of the same repeat."""
+        are what both workers together pull and push in a step, half of it on the wire. The last column is the time
+        beyond an unlimited step of the same repeat."""
     )
     rows = [
         [name, *_bandwidth_row(results, gbits, servers)]

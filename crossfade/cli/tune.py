@@ -38,8 +38,8 @@ _NOTES = """\
 train.batch_size (a quarter to twice), train.query_frequency_power (0.3 more or less), train.item_frequency_power
 (0.15), and model.dim (half or twice), or the keys of --search, by successive halving: of 40 epochs, it trains 30
 settings for 4 epochs, the best 9 of them for 13, and the best 4 for all 40. The job's own settings are always among
-them, so the result is never worse than they are on valid. The number of examples is at most that of ten trainings. It
-prints everything that was tried.
+them, so the result is never worse than they are on valid. The study takes at most ten times the examples of the job.
+Twice the columns need twice the memory. Everything that was tried is printed.
 
 Without --quick and --search, the search space is the learning rate up to ten times as high or low as in the job, the
 temperature up to three times, and the batch size from an eighth to twice the job's, all on a log scale.

@@ -68,7 +68,7 @@ Splits = Annotated[list[SplitName], Field(max_length=len(ALL_SPLITS), fail_fast=
 
 
 def _few_keys(value: object) -> object:
-    """Reject an object with more keys than any of a request: each would be a fault of its own."""
+    """Reject an object with more keys than a request has, before each unknown key is reported."""
     if isinstance(value, dict) and len(value) > _MAX_KEYS:
         raise PydanticCustomError("too_long", "Objects should have at most {most} keys", {"most": _MAX_KEYS})
     return value

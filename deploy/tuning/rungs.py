@@ -7,8 +7,8 @@ Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparamet
 settings that do best with little training are likely to be among the best with all of it. That holds only if a short
 training is a small copy of the long one. A pruner that stops long trainings compares learning rates that have not
 fallen yet, so it prefers the highest. Here, each rung has its own schedule, complete, and a learning rate that is
-higher as the training is shorter, so that rows can move as far: the sum of the learning rate over T steps is that of a
-whole training. AdaGrad divides the learning rate by about √T, so its is only higher by the root.
+higher as the training is shorter, so that rows can move as far: learning rates add up to the same sum as in a whole
+training. AdaGrad divides the learning rate by about √T, so there it is higher only by the root.
 """
 
 from __future__ import annotations

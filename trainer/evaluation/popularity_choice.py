@@ -4,8 +4,8 @@
     term = choose_term(trials, count_latest(lineage, job.data.time_range()), temperature=0.18)
 
 The factor may have either sign. With timestamps, popularity is counted in all of train and in its latest ``SHARES``,
-whichever ranks best. A term is taken if its metric exceeds the model's own, or that of the term to keep, by more than
-two standard errors of the difference, query by query.
+whichever ranks best. A term is taken if its metric exceeds the model's own, or the metric with the term to
+keep, by more than two standard errors of the difference, query by query.
 
 Shapes: I items, Q queries, G groups of queries.
 """
