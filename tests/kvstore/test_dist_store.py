@@ -132,7 +132,7 @@ def test_foreign_tampered_and_replayed_commands_are_ignored(job: FinishedJob) ->
     pickle.loads(drive_store.pickled(unpickled).encode("ascii"))
     assert unpickled.exists()  # loading it does create the file
     ignored = "ignored a command that no worker of this job has sent"
-    assert f"{ignored}: its message authentication code is not" in job.server_log
+    assert f"{ignored}: its message authentication code was not made" in job.server_log
     assert f"{ignored}: it repeats a command that was executed" in job.server_log
     assert SECRET not in job.server_log
 
