@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from error_table import documented
 from pydantic import BaseModel
 
 from crossfade.base.errors import InputError
@@ -153,55 +152,77 @@ def test_invalid_value_is_rejected_with_key_and_expectation(job_path: Path, text
 @pytest.mark.parametrize(
     ("cause", "text", "overrides"),
     [
-        ("a job file that is not YAML", "evaluate: {k: [10\n", ()),
-        ("a job file that is a list", "- name: small\n", ()),
-        ("a duplicate key", "loss: bpr\nloss: bpr\n", ()),
-        ("a missing key", "name: small\ndata: {}\n", ()),
-        ("a misspelled key", "train: {batchsize: 8}\n", ()),
-        ("an unknown key", "verbose: true\n", ()),
-        ("a job name with other characters", "name: 1st\ndata: {path: x}\n", ()),
-        ("a value of another type", "train: {epochs: many}\n", ()),
-        ("a value out of range", "train: {epochs: 0}\n", ()),
-        ("a value that is none of the choices", "model: {score: manhattan}\n", ()),
-        ("top_k with a loss that it does not weigh", "loss: bpr\ntop_k: 20\n", ()),
-        ("top_k with unknown draws", "top_k: 20\nnegatives: {kind: in_batch}\n", ()),
-        ("a half-life that is no span of time", "train: {half_life: 30w}\n", ()),
-        ("workers without servers", "cluster: {store: mxnet, workers: 3}\n", ()),
-        ("servers beside workers that hold the tables", "cluster: {store: sharded, servers: 2, workers: 2}\n", ()),
-        ("rounded rows with servers", "cluster: {wire_dtype: bfloat16, servers: 2, workers: 2}\n", ()),
+        ("not valid YAML", "evaluate: {k: [10\n", ()),
+        ("not a job file: expected keys such as 'name:' and 'data:' at", "- name: small\n", ()),
+        ("not valid YAML: the key 'loss' is given twice", "loss: bpr\nloss: bpr\n", ()),
+        ("the key 'data.path' is missing", "name: small\ndata: {}\n", ()),
+        ("unknown key 'train.batchsize'", "train: {batchsize: 8}\n", ()),
+        ("unknown key 'verbose'", "verbose: true\n", ()),
+        ("name: expected a letter, then letters", "name: 1st\ndata: {path: x}\n", ()),
+        ("train.epochs: input should be a valid integer, but found 'many", "train: {epochs: many}\n", ()),
+        ("train.epochs: input should be greater than or equal to 1, but", "train: {epochs: 0}\n", ()),
+        ("model.score: input should be 'dot', 'cosine' or 'euclidean'", "model: {score: manhattan}\n", ()),
+        ("top_k needs loss 'softmax', but the loss is 'bpr': leave one of", "loss: bpr\ntop_k: 20\n", ()),
+        ("top_k estimates the K-th highest score of all items, so it", "top_k: 20\nnegatives: {kind: in_batch}\n", ()),
+        ("train.half_life: expected days or hours, such as 30d or 36h, or", "train: {half_life: 30w}\n", ()),
         (
-            "tables on a device of several workers",
+            "cluster: 3 workers need at least one server: set cluster.servers",
+            "cluster: {store: mxnet, workers: 3}\n",
+            (),
+        ),
+        (
+            "cluster: store is 'sharded', so the workers hold the tables",
+            "cluster: {store: sharded, servers: 2, workers: 2}\n",
+            (),
+        ),
+        (
+            "cluster: wire_dtype is 'bfloat16', but MXNet's servers exchange",
+            "cluster: {wire_dtype: bfloat16, servers: 2, workers: 2}\n",
+            (),
+        ),
+        (
+            "train.tables is 'device', but 2 workers hold parts of the",
             "train: {tables: device, engine: torch}\ncluster: {workers: 2}\n",
             (),
         ),
-        ("more workers than partitions", "cluster: {servers: 1, workers: 32}\n", ()),
-        ("a best metric that is not computed", "evaluate: {best_metric: recall@50}\n", ()),
-        ("credentials in tracking.mlflow", "tracking: {mlflow: 'https://me:secret@mlflow:5000'}\n", ()),
-        ("a remote folder for TensorBoard", "tracking: {tensorboard: 's3://music/boards'}\n", ()),
-        ("--set without a value", "", ("train.epochs",)),
-        ("--set with a misspelled key", "", ("train.epcohs=3",)),
-        ("--set of a key below a value", "loss: bpr\n", ("loss.margin=1",)),
-        ("--set with a value that is not YAML", "", ("evaluate.k=[10",)),
+        ("32 workers need at least as many partitions: raise", "cluster: {servers: 1, workers: 32}\n", ()),
+        ("evaluate: best_metric is 'recall@50', so add its cutoff to", "evaluate: {best_metric: recall@50}\n", ()),
+        (
+            "tracking.mlflow: expected an address without credentials and",
+            "tracking: {mlflow: 'https://me:secret@mlflow:5000'}\n",
+            (),
+        ),
+        (
+            "tracking.tensorboard: expected true, false or a folder of this",
+            "tracking: {tensorboard: 's3://music/boards'}\n",
+            (),
+        ),
+        ("train.epochs: expected KEY=VALUE, for example", "", ("train.epochs",)),
+        ("unknown key 'train.epcohs'", "", ("train.epcohs=3",)),
+        ("loss.margin=1: 'loss' is a value, not a section", "loss: bpr\n", ("loss.margin=1",)),
+        ("evaluate.k=[10", "", ("evaluate.k=[10",)),
     ],
 )
 def test_message_is_the_documented_one(job_path: Path, cause: str, text: str, overrides: tuple[str, ...]) -> None:
     job = text if text.startswith(("name: ", "- ")) else SMALL + text
     with pytest.raises(InputError) as caught:
         load(job_path, job, *overrides)
-    documented(cause, str(caught.value), caught.value.exit_code)
+    assert cause in str(caught.value)
+    assert caught.value.exit_code == 2
 
 
 def test_messages_about_unreadable_job_files_are_the_documented_ones(tmp_path: Path) -> None:
     (tmp_path / "latin1.yaml").write_bytes("name: chloé\n".encode("latin-1"))
     causes = {
-        "no.yaml": "a missing job file",
-        ".": "a job file that is a folder",
-        "latin1.yaml": "a job file that is not UTF-8",
+        "no.yaml": "no such job file",
+        ".": "cannot be read: Is a directory",
+        "latin1.yaml": "is not UTF-8 text",
     }
     for name, cause in causes.items():
         with pytest.raises(InputError) as caught:
             load_job(tmp_path / name)
-        documented(cause, str(caught.value), caught.value.exit_code)
+        assert cause in str(caught.value)
+        assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(

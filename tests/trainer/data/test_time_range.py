@@ -12,7 +12,6 @@ import pytest
 from builders import ITEM, QUERY, write_groups, write_vocabulary
 from cluster_data import write_job
 from command_here import crossfade_here
-from error_table import documented
 from running_command import crossfade, succeeded
 
 from crossfade.base.errors import InputError
@@ -248,7 +247,8 @@ def test_half_life_in_days_is_rejected_for_timestamps_not_in_seconds(tmp_path: P
         pytest.raises(InputError) as caught,
     ):
         weigh_by_age(reader, row_groups(manifest.splits["train"]), TimeSpan.parse("10d"))
-    documented("a half-life in days with timestamps in milliseconds", str(caught.value), caught.value.exit_code)
+    assert "train.half_life is 10d, which is counted in seconds, but the" in str(caught.value)
+    assert caught.value.exit_code == 2
 
 
 @pytest.fixture

@@ -232,22 +232,22 @@ def test_any_name_is_shown_as_it_is(browser: Browser, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_invalid_options_are_rejected(workspace: Path) -> None:
     rejected = partial(rejected_here, cwd=workspace)
-    rejected("a map without items", "map", "run", "--count", 0)
-    rejected("a map of too few items", "map", "run", "--where", "id < 5003", "--overwrite")
-    rejected("a map without a folder", "map", "run/checkpoints")
+    rejected("0: expected an integer from 1", "map", "run", "--count", 0)
+    rejected("of track can be mapped", "map", "run", "--where", "id < 5003", "--overwrite")
+    rejected("is not a local run folder: name a folder for the map with", "map", "run/checkpoints")
 
 
 @pytest.mark.slow
 def test_only_a_map_is_replaced_and_one_seed_draws_one_map(workspace: Path, drawn: str, tmp_path: Path) -> None:
     rejected, again = partial(rejected_here, cwd=workspace), tmp_path / "again"
     assert "map of" in drawn
-    rejected("an existing folder of a map", "map", "run")
+    rejected("already exists; choose another, or replace a map with", "map", "run")
     (tmp_path / "map.png").write_bytes(b"of somebody else")
     (tmp_path / "notes.txt").touch()
-    rejected("an existing folder of a map", "map", "run", "--out", tmp_path)
-    rejected("a folder with more than a map", "map", "run", "--out", tmp_path, "--overwrite")
+    rejected("already exists; choose another, or replace a map with", "map", "run", "--out", tmp_path)
+    rejected("which is not part of a map and which", "map", "run", "--out", tmp_path, "--overwrite")
     assert (tmp_path / "map.png").read_bytes() == b"of somebody else"
-    rejected("a file in place of a map", "map", "run", "--out", tmp_path / "notes.txt", "--overwrite")
+    rejected("is not a folder, so", "map", "run", "--out", tmp_path / "notes.txt", "--overwrite")
     again.mkdir()
     (again / "map.png").write_bytes(b"of a command that was killed")
     tables = []

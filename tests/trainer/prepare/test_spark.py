@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from dirty_plays import DirtyPlays
-from error_table import documented
 from needs import require_spark
 from preparing import forget_dataset, prepare_files, random_events, write_parquet, write_text
 
@@ -270,13 +269,13 @@ def test_failures_of_spark(tmp_path: Path, spark: Any) -> None:
 
     with pytest.raises(CrossfadeError) as error, spark_session():
         spark.sql("SELECT raise_error('no disk is left')").collect()
-    assert "no disk is left" in documented("Spark failed", str(error.value), exit_code=1)
+    assert "no disk is left" in str(error.value)
     folder = Folder(tmp_path)
     staged = staging.Staged(folder, overwrite=False, folder=folder, work=tmp_path, lock=None)
     table = spark.range(5).selectExpr("id", "0", "id")
     with pytest.raises(CrossfadeError) as error:
         SparkTables(spark, staged).write(table, pa.schema([("place", pa.int64())]), [Part("train", 0, 9)], 6)
-    assert "hold 5 rows, but 6 were" in documented("rows lost in Spark", str(error.value), exit_code=1)
+    assert "hold 5 rows, but 6 were" in str(error.value)
 
 
 def test_parts_of_another_attempt_stay(tmp_path: Path) -> None:
@@ -334,7 +333,7 @@ def test_options_that_spark_lacks_are_rejected(tmp_path: Path) -> None:
     events = write_parquet(tmp_path / "events.parquet", **random_events(10))
     with pytest.raises(OptionError) as error:
         prepare_files(tmp_path / "out", events, engine="spark", order="random")
-    assert documented("an option that Spark lacks", str(error.value))
+    assert "spark: does not support" in str(error.value)
     prepare_files(tmp_path / "base", events, features=f"item={events}:item:hour=when")
     with pytest.raises(OptionError, match="base of a dataset with features"):
         prepare_files(tmp_path / "out", events, engine="spark", base=tmp_path / "base")

@@ -189,21 +189,21 @@ def test_damaged_embeddings_are_rejected(run: Path, workspace: Path) -> None:
     customer = (run, "--customer", "c010")
     begin = column.dictionary_page_offset or column.data_page_offset
     flip(file, begin + column.total_compressed_size // 2)
-    rejected_here("damaged embeddings", "recommend", *customer, cwd=workspace)
+    rejected_here("train or export them again", "recommend", *customer, cwd=workspace)
     file.write_bytes(content)
     flip(file, len(content) - 100)
-    rejected_here("damaged embeddings, at their end", "recommend", *customer, cwd=workspace)
+    rejected_here("it was corrupted or replaced", "recommend", *customer, cwd=workspace)
     file.write_bytes(content)
     listing = run / "embeddings" / "embeddings.json"
     listing.unlink()
-    rejected_here("embeddings of an earlier revision", "recommend", *customer, cwd=workspace)
+    rejected_here("has no embeddings.json, which has the checksums: it is", "recommend", *customer, cwd=workspace)
     table = pq.read_table(file)
     values = table.column("vector").combine_chunks().flatten().to_numpy().copy()
     values[8] = np.inf
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), table.schema.field("vector").type.list_size)
     pq.write_table(table.set_column(2, "vector", vectors), file, write_page_checksum=True)
     write_listing(Folder(run / "embeddings"))
-    rejected_here("embeddings that are not finite", "recommend", *customer, cwd=workspace)
+    rejected_here("the vector of row", "recommend", *customer, cwd=workspace)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
@@ -233,7 +233,7 @@ def test_written_format_is_that_of_the_name(tmp_path: Path, ending: str) -> None
 def test_other_formats_are_rejected(workspace: Path, tmp_path: Path) -> None:
     for name in ("recs", "recs.txt", "recs.csv.gz", "recs.xlsx"):
         everyone = ("run", "--all", "--out", tmp_path / name)
-        rejected_here("a file of recommendations of another format", "recommend", *everyone, cwd=workspace)
+        rejected_here("expected a name that ends in .parquet, .csv, .jsonl", "recommend", *everyone, cwd=workspace)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -336,7 +336,7 @@ def test_interrupted_command_continues_with_the_first_missing_part(
     assert crossfade_here(*command, "--out", out, cwd=workspace).returncode == 1
     assert not out.exists()
     other = ("recommend", "run", "--all", "-k", 6, "--out", out)
-    message = rejected_here("an unfinished result of another request", "recommend", *other[1:], cwd=workspace)
+    message = rejected_here("holds an unfinished result of another request", "recommend", *other[1:], cwd=workspace)
     assert "(different: options)" in message
     succeeded(crossfade_here(*command, "--out", out, cwd=workspace))
     assert ranked == [70, 70, 70, 70, 70, 20]
@@ -370,7 +370,7 @@ def test_parts_of_a_changed_filter_file_are_not_continued(
         broken.setattr(Selection, "rank", full)
         assert crossfade_here("recommend", *command, cwd=workspace).returncode == 1
     allowed.write_text("5001\n5003\n")
-    message = rejected_here("an unfinished result of another request", "recommend", *command, cwd=workspace)
+    message = rejected_here("holds an unfinished result of another request", "recommend", *command, cwd=workspace)
     assert "(different: candidates)" in message
 
 
@@ -398,7 +398,7 @@ def test_run_and_checkpoints_on_s3_give_the_same(workspace: Path, tmp_path: Path
             found = crossfade_here("similar", server.uri(folder), "5007", *options[-2:], cwd=tmp_path)
             assert succeeded(found).stdout == similar
         nowhere = ("recommend", server.uri("runs/nowhere"), *command)
-        rejected_here("a model on S3 that is not there", *nowhere, cwd=tmp_path)
+        rejected_here("no such folder, or an empty one", *nowhere, cwd=tmp_path)
 
 
 def test_new_customer_gets_recommendations_by_history(workspace: Path, tmp_path: Path) -> None:
@@ -424,32 +424,34 @@ def test_histories_come_from_a_file(workspace: Path, tmp_path: Path) -> None:
     assert not {5001, 5002} & set(found["other"])
     assert sum((track - 5000) % GENRES == 1 for track in found["other"]) >= 7
     plays.write_text("track\n1\n")
-    rejected_here("a history of unknown items", "recommend", "run", "--history-file", plays, cwd=workspace)
+    rejected_here(
+        "none of its lines names an ID of track in 'track", "recommend", "run", "--history-file", plays, cwd=workspace
+    )
 
 
 INVALID = {
-    "a count of recommendations below 1": "--customer c010 -k 0",
-    "a negative popularity damping": "--customer c010 --popularity-damping nan",
-    "a diversity above 1": "--customer c010 --diversity 1.5",
-    "recommendations to all without a file": "--all",
-    "--json with --out": "--customer c010 --json --out x.parquet",
-    "--show with --out": "--customer c010 --show genre --out x.parquet",
-    "--metadata without a use of its columns": "--customer c010 --metadata x.csv",
-    "no customers": "",
-    "customers given twice": "--customer c010 --all",
-    "--max-per without a number": "--customer c010 --max-per genre",
-    "--metadata-id without --metadata": "--customer c010 --metadata-id x",
-    "an unknown customer": "--customer c999",
-    "several unknown customers": "--customer c999 c998",
-    "an unknown customer in a file that must have none": "--customers some.txt --on-unknown error --out new.parquet",
-    "--on-unknown with a history": "--history 5008 --on-unknown skip",
-    "a condition on an unknown column": "--customer c010 --where 'year > 1990'",
-    "filters that leave no item": "--customer c010 --where 'count > 1e9'",
-    "a group that is no column": "--customer c010 --max-per artist=2",
-    "a filter file of other IDs": "--customer c010 --allow ids.txt",
-    "a list of customers without a trained one": "--customers ids.txt --out new.parquet",
-    "a folder as the file of recommendations": "--all --out folder --overwrite",
-    "an existing file of recommendations": "--all --out existing.parquet",
+    "-k 0: expected an integer from 1": "--customer c010 -k 0",
+    "expected a number from 0": "--customer c010 --popularity-damping nan",
+    "expected a number from 0 to 1": "--customer c010 --diversity 1.5",
+    "FILE.parquet": "--all",
+    "is for recommendations that are printed": "--customer c010 --json --out x.parquet",
+    "genre: is for recommendations that are printed": "--customer c010 --show genre --out x.parquet",
+    "x.csv: has no effect without": "--customer c010 --metadata x.csv",
+    "expected one of": "",
+    "was given, and so was": "--customer c010 --all",
+    "genre: expected COLUMN=N with N of 1 or more, such as artist=2": "--customer c010 --max-per genre",
+    "x: is a column of a file": "--customer c010 --metadata-id x",
+    "there is no customer with the ID or name 'c999": "--customer c999",
+    "the model has no customer with these": "--customer c999 c998",
+    "there is no customer with the ID or name 'x": "--customers some.txt --on-unknown error --out new.parquet",
+    "skip: is for customers by ID, and a history has none": "--history 5008 --on-unknown skip",
+    "the columns are id, name, count": "--customer c010 --where 'year > 1990'",
+    "the filters leave no track: relax": "--customer c010 --where 'count > 1e9'",
+    "there is no column 'artist' to group by": "--customer c010 --max-per artist=2",
+    "IDs is one of track": "--customer c010 --allow ids.txt",
+    "IDs has a trained vector": "--customers ids.txt --out new.parquet",
+    "is a folder; name a file in it": "--all --out folder --overwrite",
+    "already exists; choose another, or replace it with": "--all --out existing.parquet",
 }
 
 
@@ -466,9 +468,9 @@ def test_invalid_options_are_rejected(workspace: Path) -> None:
 
 def test_model_or_dataset_that_is_not_there_is_rejected(workspace: Path, run: Path, tmp_path: Path) -> None:
     customer = ("--customer", "c010")
-    rejected_here("a model that is not there", "recommend", "nowhere", *customer, cwd=workspace)
+    rejected_here("no such folder, or an empty one", "recommend", "nowhere", *customer, cwd=workspace)
     for name, customers in (("smaller", CUSTOMERS - 1), ("other", CUSTOMERS)):
         train = {"train": [[make_interactions([0], [0])]]}
         write_data_set(tmp_path / name, train, queries=customers, items=TRACKS + 1)
         command = ("recommend", run, *customer, "--data", tmp_path / name)
-        rejected_here("the embeddings of another dataset", *command, cwd=workspace)
+        rejected_here("it was prepared again, or is another dataset", *command, cwd=workspace)

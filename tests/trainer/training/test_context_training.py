@@ -183,9 +183,12 @@ def test_file_of_recommendations_is_for_the_given_context(workspace: Path, in_co
 @pytest.mark.parametrize(
     ("cause", "options"),
     [
-        ("an unknown value of context", ["--customer", "c8", "--context", "device=boat"]),
-        ("context that the model does not have", ["--customer", "c8", "--context", "room=18"]),
-        ("--context with --history", ["--history", "5", "--context", "device=car"]),
+        ("device=boat: there is no device with the ID or name 'boat", ["--customer", "c8", "--context", "device=boat"]),
+        ("has no context 'room", ["--customer", "c8", "--context", "room=18"]),
+        (
+            "device=car: is added to trained vectors, which histories do not",
+            ["--history", "5", "--context", "device=car"],
+        ),
     ],
 )
 def test_context_that_cannot_be_recommended_for_is_rejected(in_context: Path, cause: str, options: list[str]) -> None:
