@@ -122,12 +122,6 @@ def test_catalog_gives_rows_to_ids_of_content(raw: Path, tmp_path: Path) -> None
     assert values(data, "audio")[99] == [5.0, 5.0]
 
 
-def test_dataset_with_content_can_be_overwritten(raw: Path, data: Path) -> None:
-    prepare(raw, data, "--overwrite")
-    assert read_manifest(Folder(data)).content == {}
-    assert not (data / "content").exists()
-
-
 @pytest.mark.slow
 def test_threads_and_row_groups_do_not_change_the_scaling(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import interaction_table, make_interactions
-from cluster_data import CUSTOMERS, TRACKS, train_rows, write_job, write_planted
+from cluster_data import TRACKS, train_rows, write_job, write_planted
 from command_here import crossfade_here
 from paced_training import paced
 from running_command import single_line, succeeded
@@ -84,24 +83,6 @@ def test_invalid_value_is_rejected_with_its_row(train_error: TrainError, workspa
     assert train_error() == f"{place} rows 0 to {TRACKS - 1}; prepare the data again"
 
 
-def test_truncated_vocabulary_is_rejected(train_error: TrainError, workspace: Path) -> None:
-    path = workspace / "data" / "vocabulary" / "track" / "part-00001.parquet"
-    path.write_bytes(path.read_bytes()[:100])
-    message = train_error()
-    assert message.startswith(f"{path}: has 100 bytes, but the manifest lists ")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="needs a user other than root: run it as one")
-def test_unreadable_file_is_rejected(train_error: TrainError, workspace: Path) -> None:
-    (workspace / "data" / FILE).chmod(0)
-    assert train_error() == f"{workspace / 'data' / FILE}: cannot be read: Permission denied"
-
-
-def test_manifest_of_earlier_version_is_rejected(train_error: TrainError, workspace: Path) -> None:
-    change_manifest(workspace / "data", lambda manifest: manifest.update(version=1))
-    assert "not a manifest of prepared data: the file: has format version" in train_error()
-
-
 def test_empty_files_add_no_examples_and_one_file_with_rows_is_required(
     train_error: TrainError, workspace: Path
 ) -> None:
@@ -121,17 +102,6 @@ def test_row_group_above_limit_is_rejected_until_limit_is_raised(train_error: Tr
     assert message.startswith(f"{workspace / 'data' / FILE}, row group 0: has 1,500 rows, but {limit} is")
     assert f"set {limit} to 1500" in message
     assert examples_of(workspace, "--set", f"{limit}=1500") == 2 * train_rows()
-
-
-def test_training_reads_one_huge_row_group(workspace: Path) -> None:
-    rows = 300_000
-    random = np.random.default_rng(1)
-    table = interaction_table(make_interactions(random.integers(0, CUSTOMERS, rows), random.integers(0, TRACKS, rows)))
-    pq.write_table(table, workspace / "data" / FILE, row_group_size=rows, **write_options(table.schema))
-    described = file_entry(Folder(workspace / "data"), FILE)
-    assert described.row_groups == [rows]
-    change_manifest(workspace / "data", lambda m: m["splits"]["train"].update(files=[described.model_dump()]))
-    assert examples_of(workspace, *ONCE) == rows
 
 
 def test_training_reads_more_files_than_a_process_may_open(workspace: Path) -> None:

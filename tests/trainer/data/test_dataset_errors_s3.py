@@ -58,33 +58,26 @@ def test_s3_uri_with_spaces_unicode_and_quotes_is_read(
 
 
 @pytest.mark.parametrize(
-    ("what", "variables", "expected"),
+    ("variables", "expected"),
     [
         (
-            "access denied (403 SignatureDoesNotMatch): the secret key does",
             {"AWS_SECRET_ACCESS_KEY": "wrong"},
-            "access denied (403 SignatureDoesNotMatch): the secret key does not belong to the credentials of "
-            "AWS_ACCESS_KEY_ID=tests; check AWS_SECRET_ACCESS_KEY",
+            "(403 SignatureDoesNotMatch): the secret key does not belong to the credentials of AWS_ACCESS_KEY_ID=tests;",
         ),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "(403 InvalidAccessKeyId): "),
         (
-            "does not recognize the access key of the credentials of",
-            {"AWS_ACCESS_KEY_ID": "nobody"},
-            "access denied (403 InvalidAccessKeyId): ",
-        ),
-        (
-            "access denied (403 AccessDenied): the credentials of",
             FOREIGN_CREDENTIALS,
-            "access denied (403 AccessDenied): the credentials of AWS_ACCESS_KEY_ID=stranger may not do this in bucket "
+            "(403 AccessDenied): the credentials of AWS_ACCESS_KEY_ID=stranger may not do this in bucket "
             f"'{BUCKET}'; ask for the right to list it",
         ),
     ],
 )
 def test_denied_s3_credentials_are_explained(
-    train_error: TrainError, s3: ObjectStore, what: str, variables: dict[str, str], expected: str
+    train_error: TrainError, s3: ObjectStore, variables: dict[str, str], expected: str
 ) -> None:
     uri = s3.uri(f"in put/{SPECIAL_CHARACTERS}")
     message = train_error(*on_s3(uri), variables={**s3.variables, **variables})
-    assert message.startswith(f"{uri}/manifest.json: {expected}")
+    assert message.startswith(f"{uri}/manifest.json: access denied {expected}")
 
 
 def test_expired_credentials_missing_bucket_and_empty_prefix_are_explained(

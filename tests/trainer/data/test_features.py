@@ -183,15 +183,6 @@ def test_forgetting_customers_removes_their_features_and_unshared_values(
     assert "is a feature of track" in capsys.readouterr().err.removeprefix("crossfade: error: ").strip()
 
 
-def test_inferred_manifest_has_features(data: Path) -> None:
-    before = read_manifest(Folder(data))
-    (data / "manifest.json").unlink()
-    assert problems(data) == []
-    after = read_manifest(Folder(data))
-    assert after.features == before.features
-    assert after.entities == before.entities
-
-
 def rewritten(data: Path, name: str, change: Any) -> None:
     """Change the pairs of a feature of tracks, and have the manifest made anew."""
     (path,) = (data / "features" / "track" / name).iterdir()
@@ -231,12 +222,6 @@ def test_loading_invalid_pairs_is_rejected(data: Path, what: str) -> None:
     features = {**manifest.features, "track": {**manifest.features["track"], "tag": feature}}
     with pytest.raises(InputError, match=r"features/track/tag/part-00000.parquet, row( group)? 0"):
         load_feature(Folder(data), manifest.model_copy(update={"features": features}), "track", "tag")
-
-
-def test_validate_reports_wrong_value_counts(data: Path) -> None:
-    rewritten(data, "tag", lambda pairs: [column.pop(0) for column in pairs.values()])
-    assert all("the count is" in problem for problem in problems(data))
-    assert problems(data)
 
 
 @pytest.mark.parametrize(

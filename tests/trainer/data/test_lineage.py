@@ -165,11 +165,6 @@ def test_base_dataset_that_was_prepared_again_is_an_error(tmp_path: Path, data: 
     assert str(tmp_path / "day2") in problem(data, "another dataset has replaced it since it was extended")
 
 
-def test_base_dataset_may_have_forgotten_ids_since(tmp_path: Path, data: Path) -> None:
-    forget_dataset(Folder(tmp_path / "day1"), pa.array(["a"]), "customer", NullReporter())
-    assert sorted(known(data)) == sorted([("b", 1), *DAY_2, *DAY_3])
-
-
 def test_corrupt_file_of_a_base_dataset_is_an_error(tmp_path: Path, data: Path) -> None:
     [part] = (tmp_path / "day1" / "train").iterdir()
     part.write_bytes(part.read_bytes()[:-9])

@@ -24,7 +24,6 @@ from crossfade.trainer.data import parquet as parquet_files
 from crossfade.trainer.data.manifest import Split, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
-from crossfade.trainer.data.schedule import BatchSchedule
 
 QUERIES, ITEMS = 11, 13
 UNEVEN = [[40, 7, 31], [90], [1, 1, 58, 20], [0, 5], [12, 12, 12, 12]]
@@ -81,11 +80,6 @@ def replace_second_group(**columns: pa.Array) -> Callable[[Path], None]:
 
 def drop_weights(path: Path) -> None:
     write_groups(path, [interaction_table(group).drop_columns("weight") for group in VALID[0]])
-
-
-def shorten_second_group(path: Path) -> None:
-    first, second = (interaction_table(group) for group in VALID[0])
-    write_groups(path, [first, second.slice(0, 3)])
 
 
 def corrupt_second_pages(path: Path) -> None:
@@ -191,15 +185,6 @@ def test_file_that_changes_while_reading_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         reader.read(second)
     assert "no such file, but the manifest lists it" in str(caught.value)
-
-
-def test_corrupt_file_raises_in_the_schedule(tmp_path: Path) -> None:
-    manifest = write_data_set(tmp_path, {"train": VALID}, queries=QUERIES, items=ITEMS)
-    shorten_second_group(tmp_path / "train" / "part-00000.parquet")
-    reader, groups = InteractionReader(Folder(tmp_path), manifest), row_groups(manifest.splits["train"])
-    schedule = BatchSchedule(reader, groups, batch_size=32, partitions=2, shuffle_block_rows=50, seed=1)
-    with pytest.raises(InputError, match=r"train/part-00000.parquet: has [0-9,]+ bytes, but the manifest lists "):
-        list(schedule.slices(0, 0, 0, 1))
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,13 +207,3 @@ def test_client_errors_are_explained_in_one_line(
     assert type(explained) is kind
     assert expected in str(explained)
     assert "\n" not in str(explained)
-
-
-@pytest.mark.slow
-def test_object_names_with_spaces_unicode_and_quotes_are_read(
-    server: ObjectStore, proxy: Proxy, tmp_path: Path
-) -> None:
-    odd = Folder(server.uri('pre fix/Füße "it\'s" 音楽 100% +&'))
-    odd.write("ü 'x'.bin", b"12")
-    assert odd.read("ü 'x'.bin") == b"12"
-    assert odd.names() == ["ü 'x'.bin"]
