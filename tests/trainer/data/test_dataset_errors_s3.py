@@ -62,7 +62,7 @@ def test_s3_uri_with_spaces_unicode_and_quotes_is_read(
     [
         (
             {"AWS_SECRET_ACCESS_KEY": "wrong"},
-            "(403 SignatureDoesNotMatch): the secret key does not belong to the credentials of AWS_ACCESS_KEY_ID=tests;",
+            "(403 SignatureDoesNotMatch): the secret key does not belong to the credentials of AWS_ACCESS_KEY_ID=tests",
         ),
         ({"AWS_ACCESS_KEY_ID": "nobody"}, "(403 InvalidAccessKeyId): "),
         (

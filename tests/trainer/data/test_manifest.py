@@ -72,6 +72,7 @@ def test_entity_with_another_name_is_rejected(data: Path, name: str) -> None:
         (lambda m: m["splits"]["train"]["files"][0].update(row_groups=[2**62, 2**62]), "64-bit integers"),
         (lambda m: m["splits"]["train"]["files"][0].update(bytes=-1), "bytes: input should be greater than"),
         (lambda m: m.update(item="customer"), "query and item are both 'customer'"),
+        (lambda m: m["entities"]["track"].update(vacant_rows=[2, 0]), "vacant_rows"),
         (lambda m: m["source"].update(x=float("nan")), "NaN is not a number of JSON"),
         (lambda m: m.update(version=1), "has format version 1, but version 3 is required"),
     ],

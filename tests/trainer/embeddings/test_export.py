@@ -204,21 +204,6 @@ def test_existing_output_is_replaced_only_with_overwrite_and_only_embeddings(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
 
-def test_failed_export_keeps_the_earlier_one(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
-    lines.export(step_folder(checkpoints, 100), tmp_path / "out")
-    corrupt(next(step_folder(checkpoints, 300).glob("track/weights.00003*")))
-    with pytest.raises(CheckpointError):
-        lines.export(step_folder(checkpoints, 300), tmp_path / "out", overwrite=True)
-    assert_is_step(tmp_path / "out", 100)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "out"]
-
-
-def test_unwritable_output_is_rejected(written: Path, tmp_path: Path, lines: Lines) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file: cannot be written: .*; choose another out"):
-        lines.export(written / "checkpoints", tmp_path / "file" / "out")
-
-
 @pytest.mark.slow
 def test_full_disk_is_reported_without_leftovers(checkpoints: Path, tmp_path: Path) -> None:
     def limit() -> None:
@@ -339,16 +324,6 @@ def test_checkpoints_on_s3_are_exported(written: Path, tmp_path: Path, lines: Li
             lines.export(server.uri("nowhere"), tmp_path / "out")
 
 
-def test_missing_source_and_missing_output_folder_are_rejected(checkpoints: Path, tmp_path: Path) -> None:
-    result = crossfade_here("export", "nowhere", "--out", "out", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "crossfade: error: nowhere: no such folder" in result.stderr
-    result = crossfade_here("export", checkpoints, cwd=tmp_path)
-    assert result.returncode == 2
-    assert "name a new folder" in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
-
-
 def rejected(cause: str, *arguments: object) -> None:
     result = crossfade_here(*arguments)
     assert cause in result.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
@@ -406,18 +381,3 @@ def test_shard_of_a_corrupt_checkpoint_is_not_exported(
     result = crossfade_here(*command, "--shard", "1/5")
     assert result.returncode == 2
     assert f"{victim}: its CRC-32 does not match its content" in result.stderr
-
-
-@pytest.mark.slow
-def test_shards_are_exported_to_s3(written: Path, tmp_path: Path) -> None:
-    with running_object_store(tmp_path) as server, pytest.MonkeyPatch.context() as environment:
-        for name, value in server.variables.items():
-            environment.setenv(name, value)
-        command = ("export", written / "checkpoints", "--out", server.uri("out"))
-        for last in (("--shard", "1/2"), ("--shard", "2/2"), ("--merge",)):
-            succeeded(crossfade_here(*command, *last))
-        assert Folder(server.uri("out")).names() == ["README.md", "customer", "embeddings.json", "track"]
-        exported = EmbeddingFiles(server.uri("out"))
-        for entity, arrays in values_at(300).items():
-            rows_N = np.arange(len(arrays["weights"]))
-            np.testing.assert_array_equal(exported.vectors(entity, rows_N), arrays["weights"])

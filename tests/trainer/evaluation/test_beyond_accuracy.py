@@ -28,7 +28,6 @@ from crossfade.trainer.evaluation.beyond_accuracy import SegmentMetrics, gini_in
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, count_owners
 from crossfade.trainer.evaluation.ranking import evaluate
 from crossfade.trainer.evaluation.segments import (
-    MAX_CONTEXT_SEGMENTS,
     ActivitySegments,
     ContextSegments,
     parse_segments,
@@ -215,21 +214,6 @@ def test_values_of_context_are_segments_and_rare_ones_share_one(tmp_path: Path) 
             assert found[name][key] == (None if value is None else pytest.approx(value, abs=1e-6)), (name, key)
 
 
-def test_most_frequent_values_of_context_have_segments(tmp_path: Path) -> None:
-    counts = [3, 1, *[9] * (MAX_CONTEXT_SEGMENTS - 1)]
-    segments = ContextSegments.of(vocabulary_of(tmp_path, "hour", list(range(len(counts))), counts), "hour")
-    own = [hour for hour in range(len(counts)) if hour != 1]
-    assert segments.names == (*(f"hour={hour}" for hour in own), "other hour", "no hour")
-    context = {"hour": np.array([1, -1, *own])}
-    nothing = lists_of([[]] * len(context["hour"]))
-    chunk = HeldOut(np.arange(len(context["hour"])), nothing, nothing, context=context)
-    assert [segments.names[segment] for segment in segments.assign(chunk)] == [
-        "other hour",
-        "no hour",
-        *(f"hour={hour}" for hour in own),
-    ]
-
-
 def test_segments_are_bounds_or_a_context_entity() -> None:
     assert parse_segments([], ["kind"]) == []
     assert parse_segments(["5", "12"], ["kind"]) == [5, 12]
@@ -334,19 +318,6 @@ def test_command_shows_what_re_ranking_changes(workspace: Path) -> None:
     change = f"{100 * (after['gini@10'] / before['gini@10'] - 1):+.1f}"
     assert table[-1].split() == ["gini@10", f"{before['gini@10']:.4f}", f"{after['gini@10']:.4f}", change, "%"]
     assert tested[2].split()[:3] == ["recall@10", f"{after['recall@10']:.4f}", f"{before['recall@10']:.4f}"]
-
-
-def test_command_divides_customers_at_given_numbers(workspace: Path) -> None:
-    result = crossfade_here("evaluate", "run", "--segments", 5, 12, "--k", 10, "--json", cwd=workspace)
-    segments = json.loads(succeeded(result).stdout)["segments"]
-    plays = [customer % 17 for customer in range(300)]
-    assert {name: values["queries"] for name, values in segments.items()} == {
-        "new": plays.count(0),
-        "from 1": sum(1 <= count < 5 for count in plays),
-        "from 5": sum(5 <= count < 12 for count in plays),
-        "from 12": sum(count >= 12 for count in plays),
-        "all": 300,
-    }
 
 
 @pytest.mark.parametrize("bounds", [[12, 5], [5, 5], [1, 5], [-2]])

@@ -11,7 +11,7 @@ import pytest
 from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError, OptionError
+from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
@@ -177,12 +177,6 @@ def test_missing_labels_are_rejected(
     with pytest.raises(InputError) as caught:
         read_labels(*data[:2], source_of(text))
     assert what in str(caught.value)
-
-
-def test_minimum_count_without_labels_is_rejected() -> None:
-    with pytest.raises(OptionError) as caught:
-        EvaluateOptions.of(source="run", label_min_count=20)
-    assert "selects rows for label precision" in str(caught.value)
 
 
 def test_too_few_labeled_rows_are_rejected(data: tuple[Folder, DatasetManifest, FloatArray]) -> None:

@@ -209,13 +209,6 @@ def test_rankings_match_sorting_all_scores(
     assert (items_QK[0] == -1).sum() == 12 - (ITEMS - len(excluded[0])) > 0
 
 
-def test_scores_of_vectors_with_ties_have_ties() -> None:
-    for score in get_args(ScoreKind):
-        source = SOURCES["ties"]
-        scores = {plain_score(score, source.tables[QUERY][0], item_D) for item_D in source.tables[ITEM]}
-        assert len(scores) < ITEMS / 2
-
-
 @pytest.mark.parametrize(
     ("split", "exclude", "excluded_splits", "score"),
     [

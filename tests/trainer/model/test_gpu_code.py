@@ -184,19 +184,6 @@ def test_mxnet_drives_a_gpu_or_the_reason_has_the_package_to_install(
     assert "mxnet" not in sys.modules
 
 
-def test_two_packages_of_mxnet_are_rejected(site: Path) -> None:
-    install(site, "mxnet", mxnet="1.9.1", mxnet_cu112="1.9.1")
-    fix = install_mxnet("cu112", "pip uninstall mxnet mxnet-cu112 && pip install 'mxnet-cu112==1.9.1'")
-    assert mxnet_reason(gpu(7, 0)) == (
-        f"mxnet 1.9.1 and mxnet-cu112 1.9.1 are installed, which overwrite each other's files; {fix}"
-    )
-
-
-def test_mxnet_without_metadata_is_left_to_itself(site: Path) -> None:
-    install(site, "mxnet")
-    assert mxnet_reason(gpu(7, 0)) is None
-
-
 @pytest.mark.parametrize(
     ("found", "fix"),
     [
@@ -208,13 +195,6 @@ def test_mxnet_without_metadata_is_left_to_itself(site: Path) -> None:
 )
 def test_missing_torch_gives_the_package_that_drives_the_gpu(site: Path, found: GpuInfo, fix: str) -> None:
     assert torch_reason(found) == f"PyTorch is not installed; {fix}"
-
-
-def test_torch_that_cannot_be_imported_is_a_reason(site: Path) -> None:
-    (site / "torch.py").write_text("raise ImportError('libcudart.so.13: not found')")
-    assert torch_reason(gpu(9, 0)) == (
-        "PyTorch is installed, but cannot be imported: libcudart.so.13: not found; install it again"
-    )
 
 
 @pytest.mark.parametrize(
@@ -268,15 +248,6 @@ def test_torch_drives_a_gpu_or_the_reason_has_the_fix(
     install(site, "mxnet", mxnet="1.9.1")
     stand_in_for_torch(monkeypatch, cuda, codes)
     assert torch_reason(found) == (reason and f"the installed PyTorch 2.13.0 {reason}")
-
-
-def test_torch_that_finds_no_gpu_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "CUDA initialization: CUDA unknown error. (Triggered internally at c10/cuda/CUDAFunctions.cpp:119.)"
-    stand_in_for_torch(monkeypatch, "13.0", CU130, warning=text)
-    assert torch_reason(gpu(9, 0)) == (
-        "the installed PyTorch 2.13.0 finds no usable GPU: CUDA initialization: CUDA unknown error; check that "
-        "nvidia-smi lists the GPU"
-    )
 
 
 @pytest.mark.slow

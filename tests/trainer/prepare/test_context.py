@@ -120,21 +120,6 @@ def test_previous_item_crosses_splits_and_follows_time(tmp_path: Path) -> None:
     }
 
 
-def test_text_and_parquet_give_the_same_dataset_whatever_the_threads(tmp_path: Path, plays: Path) -> None:
-    table = pq.read_table(plays)
-    lines = [
-        "customer,item,at,device,room",
-        *(",".join(str(v or 0 if k == "at" else v or "") for k, v in row.items()) for row in table.to_pylist()),
-    ]
-    csv = write_text(tmp_path / "plays.csv", "\n".join(lines) + "\n")
-    options = {"timestamp": "at", "context": {"hour": "timestamp:hour", "device": "device"}, **NO_HOLD_OUT}
-    prepare_files(tmp_path / "parquet", plays, threads=1, **options)
-    prepare_files(tmp_path / "csv", csv, threads=2, **options)
-    assert events(tmp_path / "csv") == events(tmp_path / "parquet")
-    for entity in ("hour", "device"):
-        assert vocabulary_tuples(tmp_path / "csv", entity) == vocabulary_tuples(tmp_path / "parquet", entity)
-
-
 def test_extending_keeps_rows_of_context(tmp_path: Path, plays: Path) -> None:
     prepare_files(tmp_path / "first", plays, context={"device": "device"}, **NO_HOLD_OUT)
     assert [row[1] for row in vocabulary_tuples(tmp_path / "first", "device")] == ["car", "boat", "phone"]
@@ -209,10 +194,3 @@ def test_context_that_cannot_be_prepared_is_rejected(tmp_path: Path, cause: str,
         prepare_files(tmp_path / "out", raw, **options)
     assert cause in str(caught.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_adjacency_text_has_no_context(tmp_path: Path) -> None:
-    raw = write_text(tmp_path / "train.txt", "0 1 2\n1 2\n")
-    with pytest.raises(InputError) as caught:
-        prepare_files(tmp_path / "out", raw, format="lightgcn", context={"device": "d"}, **NO_HOLD_OUT)
-    assert "a lightgcn file has no column 'd" in str(caught.value)

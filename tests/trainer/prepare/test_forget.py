@@ -164,18 +164,6 @@ def test_only_files_with_forgotten_rows_are_rewritten(data: Folder) -> None:
     }
 
 
-def test_forgetting_twice_changes_nothing_and_more_ids_may_follow(data: Folder) -> None:
-    forget_all(data, FORGOTTEN[:1])
-    sizes = data.sizes()
-    again = forget_all(data, FORGOTTEN[:1])
-    assert (again.found, again.files_rewritten, data.sizes()) == (0, 0, sizes)
-    rows = vocabulary_tuples(data, "customer")
-    forget_all(data, FORGOTTEN[1:])
-    vacant = [row[0] for row in rows if row[1] in (None, *FORGOTTEN)]
-    assert read_manifest(data).entities["customer"].vacant_rows == vacant
-    assert not [path for path in data.sizes() if path.count("-") > 2]
-
-
 @pytest.mark.slow
 def test_items_can_be_forgotten(data: Folder) -> None:
     before = interactions(data)

@@ -18,7 +18,6 @@ from running_command import crossfade, succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.prepare import lake_tables
 from crossfade.trainer.prepare.input_files import find_arriving, find_files
 from crossfade.trainer.prepare.lake_tables import table_files
 
@@ -187,21 +186,6 @@ def test_renamed_columns_of_iceberg_are_rejected(tmp_path: Path) -> None:
     for changed in (table, again):
         with pytest.raises(InputError, match="columns that were renamed, or dropped and added again"):
             table_files("events", changed.metadata_location)
-
-
-@pytest.mark.parametrize(
-    ("uri", "location"),
-    [
-        ("s3a://lake/a", "s3://lake/a"),
-        ("file:/lake/a", "/lake/a"),
-        ("file:///lake/a", "/lake/a"),
-        ("/lake/a", "/lake/a"),
-    ],
-)
-def test_locations_of_iceberg_are_those_of_other_files(uri: str, location: str) -> None:
-    assert lake_tables._location("events", uri) == location
-    with pytest.raises(InputError, match="files at gs://; expected local files or s3://"):
-        lake_tables._location("events", "gs://lake/a")
 
 
 def test_unclear_and_streamed_tables_are_rejected(folder: Path, tmp_path: Path) -> None:

@@ -90,6 +90,13 @@ GOOD = "customer,item,w,t\n1,1,1,5\n"
 
 
 REJECTED: list[tuple[str, Case]] = [
+    ("leaves no interaction", csv_case("customer,item\n1,1\n1,2\n2,3\n", min_count={"customer": 3})),
+    ("too large", parquet_case({"weight": "w", "duplicates": "sum"}, customer=[1, 1], item=[1, 1], w=[3e38, 3e38])),
+    ("no interaction", csv_case(GOOD, since="100", timestamp="t")),
+    (
+        "a date is compared in seconds",
+        csv_case("customer,item,t\n1,1,1577836800000\n", since="2020-01-01", timestamp="t"),
+    ),
     ("no such file; check the path (the current folder is", lambda folder: {"train": [folder / "no.csv"]}),
     ("matches no file; check the pattern (the current folder is", lambda folder: {"train": [f"{folder}/*.csv"]}),
     ("is a FIFO, socket, or device", fifo),

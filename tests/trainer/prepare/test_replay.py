@@ -35,8 +35,6 @@ from crossfade.trainer.runs.job_inputs import load_inputs, select_rows, trained_
 
 pytestmark = pytest.mark.slow
 
-Pair = tuple[int, int]
-
 
 def day(folder: Path, name: str, base: str | None = None, *, count: int = 2000, **options: Any) -> DatasetManifest:
     """Prepare random events, which differ from day to day; ``base`` names an earlier day."""
@@ -351,15 +349,6 @@ def test_half_life_and_frequencies_count_the_replay(prepared: Path) -> None:
     assert trained_counts(inputs, "item").tolist() == [
         found[item] for item in range(inputs.manifest.entities["item"].rows)
     ]
-
-
-def test_summary_and_command_show_the_replay(days: Path) -> None:
-    columns = ("--timestamp", "when", "--hold-out-valid", "none")
-    options = ("--events", "day3.parquet", *columns, "--base", "day2", "--out", "shown")
-    printed = succeeded(crossfade_here("prepare", *options, "--replay", "150%", cwd=days)).stdout
-    [line] = [line for line in printed.splitlines() if line.split()[:1] == ["replay"]]
-    assert line.split()[1:3] == ["1,350", "interactions"]
-    assert line.endswith("; of base datasets, for training only")
 
 
 def test_interrupted_preparation_continues_to_the_same_replay(days: Path, monkeypatch: pytest.MonkeyPatch) -> None:

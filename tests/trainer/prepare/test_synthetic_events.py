@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from preparing import checksums, entries
+from preparing import checksums
 
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import make_parser
@@ -159,18 +159,3 @@ def test_command_writes_raw_events_and_prints_how_to_prepare_them(
     assert sum(split.rows for split in manifest.splits.values()) == 5000
     assert manifest.entities["track"].has_names
     assert manifest.source["negative"] > 300  # type: ignore[operator]
-
-
-@pytest.mark.usefixtures("several_files")
-def test_error_in_one_file_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The disk is full after some files.
-    def fail(self: Folder, name: str) -> None:
-        if name.endswith("part-00002.parquet"):
-            raise OSError(28, "No space left on device", name)
-        return open_output(self, name)  # type: ignore[return-value]
-
-    open_output = Folder.open_output
-    monkeypatch.setattr(Folder, "open_output", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_raw_events(tmp_path / "raw", SPEC, seed=1, threads=2)
-    assert entries(tmp_path) == []

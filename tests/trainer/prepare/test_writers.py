@@ -112,27 +112,6 @@ def test_of_two_forgets_at_once_one_succeeds_or_both_in_turn(tmp_path: Path, pre
     assert losers, "the two never met"
 
 
-@pytest.mark.slow
-def test_forget_and_overwriting_prepare_at_once_leave_one_complete_dataset(tmp_path: Path, prepared: Path) -> None:
-    losers = 0
-    with two_processes() as processes:
-        for number in range(4):
-            data = tmp_path / str(number) / "data"
-            shutil.copytree(prepared / "data", data)
-            again = overwriting(prepared, data)
-            other_command = ("forget", data, "--ids", prepared / "c1") if number % 2 else again
-            results = run_both(processes, (again, other_command))
-            assert 0 in [result.returncode for result in results]
-            left = check_complete(data)
-            assert len(left) in (49, 50)
-            for result, other in zip(results, reversed(processes), strict=True):
-                if result.returncode:
-                    losers += 1
-                    check_loser(result, other.pid, data)
-            assert [path.name for path in data.parent.iterdir()] == ["data"]
-    assert losers, "the two never met"
-
-
 def test_second_writer_of_a_dataset_names_the_first(tmp_path: Path, prepared: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(prepared / "data", data)

@@ -22,7 +22,6 @@ from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare import database
 from crossfade.trainer.recommend import bulk
 
 
@@ -93,45 +92,6 @@ def test_lock_on_a_full_disk_is_deleted(disk: Path) -> None:
     assert describe_disk_error(failure.value) == f"{disk}/plan.json: {message.removeprefix('the subject: ')}"
 
 
-def test_synthetic_data_on_a_full_disk_name_it_and_leave_nothing(disk: Path, tmp_path: Path) -> None:
-    fill(disk)
-    size = ("--queries", 500, "--items", 300, "--interactions", 20000)
-    result = crossfade_here("synthesize", "--out", disk / "data", *size, cwd=tmp_path)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].endswith(f"could not be written: no space is left on the disk of {disk}")
-    assert [path.name for path in disk.iterdir()] == ["filler"]
-
-
-@pytest.mark.slow
-def test_temporary_files_of_histories_on_a_full_disk(
-    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = write_run(tmp_path / "written").path
-    rows = "".join(f"customer {number},1000\n" for number in range(200_000))
-    (tmp_path / "plays.csv").write_text(f"customer,track\n{rows}")
-    monkeypatch.setattr("tempfile.tempdir", str(disk))
-    monkeypatch.setattr(database, "default_memory_bytes", lambda: 12 << 20)  # else nothing is written there
-    fill(disk)
-    command = ("recommend", run, "--history-file", tmp_path / "plays.csv", "--out", tmp_path / "recs.csv")
-    failed("MB are free; make room, or name another disk for temporary", *command, cwd=tmp_path)
-    assert not (tmp_path / "recs.csv").exists()
-    fill(disk, leave=0)
-    shard = ("recommend", run, "--all", "--shard", "1/1", "--out", tmp_path / "recs")
-    failed("MB are free; make room, or name another disk for temporary", *shard, cwd=tmp_path)
-    assert [path.name for path in disk.iterdir()] == ["filler"]
-
-
-@pytest.mark.parametrize("leave", [0, 8192])
-def test_server_on_a_full_disk_names_its_working_folder(disk: Path, tmp_path: Path, leave: int) -> None:
-    run = write_run(tmp_path / "written").path
-    (disk / "work").mkdir()
-    fill(disk, leave)
-    command = ("serve", run, "--port", 0, "--work-dir", disk / "work")
-    message = failed("could not be written: no space is left on the disk of", *command, cwd=tmp_path)
-    assert message.startswith(f"{disk}/work/crossfade-model-")
-    assert list((disk / "work").iterdir()) == []
-
-
 @pytest.mark.parametrize("leave", [0, 4096, 8192])
 def test_version_on_a_full_disk_does_not_blame_the_dataset(disk: Path, tmp_path: Path, leave: int) -> None:
     source = ServeOptions.of(source=write_run(tmp_path / "written").path, exact=True)
@@ -151,11 +111,3 @@ def test_study_on_a_full_disk_is_named_and_resumes(disk: Path, tmp_path: Path) -
         claim_study(disk / "study", job, JOURNAL_FILE)
     make_room(disk)
     claim_study(disk / "study", job, JOURNAL_FILE).close()
-
-
-def test_scheduler_files_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "written").path
-    fill(disk, leave=0)
-    result = crossfade_here("plan", run / "job.yaml", "--to", "slurm", "--out", disk / "files", cwd=tmp_path)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].endswith(f"could not be written: no space is left on the disk of {disk}")

@@ -142,16 +142,6 @@ def test_recommendations_are_those_of_exact_search(workspace: Path) -> None:
     assert tracks(*new, "--index", "all", cwd=workspace) == tracks(*new, cwd=workspace)
 
 
-def test_re_ranked_recommendations_are_those_of_exact_search(workspace: Path) -> None:
-    """The candidates of twenty are all tracks here, so that damping by the index misses none."""
-    for options in (
-        ("--popularity-damping", 0.5),
-        ("--popularity-damping", 1, "--diversity", 0.4),
-    ):
-        customers = ("run", "--customer", "c010", "c003", "-k", 20, *options)
-        assert tracks(*customers, "--index", "all", cwd=workspace) == tracks(*customers, cwd=workspace)
-
-
 def test_search_deepens_until_there_are_enough(workspace: Path) -> None:
     customer = ("run", "--customer", "c010", "c003", "-k", TRACKS)
     found = tracks(*customer, "--index", "nearest", cwd=workspace)
@@ -166,13 +156,6 @@ def test_filter_scans_more_lists(workspace: Path) -> None:
     exact, found = tracks(*customers, cwd=workspace), tracks(*customers, "--index", "nearest", cwd=workspace)
     # A twentieth of the tracks, so all of twelve lists: the nearest one would have three of them for some customers.
     assert found == exact
-
-
-def test_file_of_recommendations_has_those_of_the_index(workspace: Path, tmp_path: Path) -> None:
-    for name, options in (("exact.parquet", ()), ("index.parquet", ("--index", "all"))):
-        output("recommend", "run", "--all", "-k", 4, "--out", tmp_path / name, *options, cwd=workspace)
-    exact, found = (pq.read_table(tmp_path / name) for name in ("exact.parquet", "index.parquet"))
-    assert found.select(["customer", "rank", "track"]).equals(exact.select(["customer", "rank", "track"]))
 
 
 def test_moved_run_and_its_checkpoint_use_the_index(workspace: Path, run: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import make_interactions, write_data_set
@@ -20,8 +19,6 @@ from running_command import succeeded
 from written_runs import write_run
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.io.folder import Folder
-from crossfade.trainer.embeddings.listing import write_listing
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend import bulk
 from crossfade.trainer.recommend.model import Rankings, Selection
@@ -148,18 +145,6 @@ def test_re_ranked_lists_keep_filters_and_limits(workspace: Path, tmp_path: Path
         assert not set(ids) & played()["c010"]
 
 
-def test_filters_and_limits_per_group_hold(workspace: Path, tmp_path: Path) -> None:
-    (tmp_path / "songs.csv").write_text(
-        "track,genre\n" + "".join(f"{5000 + row},g{row % GENRES}\n" for row in range(TRACKS))
-    )
-    metadata = ("--metadata", tmp_path / "songs.csv")
-    options = ("--where", "genre <> 'g0' AND id > 5020", *metadata, "--max-per", "genre=2", "-k", 7)
-    [found] = tracks(recommend("run", "--customer", "c010", *options, cwd=workspace)).values()
-    assert len(found) == 7
-    assert all(track > 5020 for track in found)
-    assert sorted(Counter((track - 5000) % GENRES for track in found).values()) == [1, 2, 2, 2]
-
-
 def test_column_is_shown_beside_names(workspace: Path, tmp_path: Path) -> None:
     genres = [f"{5000 + row},{genre}\n" for row in range(TRACKS) for genre in (f"g{row % GENRES}", "x", "y", "z")]
     (tmp_path / "songs.csv").write_text(f"track,genre\n{''.join(genres)}")
@@ -172,38 +157,6 @@ def test_column_is_shown_beside_names(workspace: Path, tmp_path: Path) -> None:
         assert f"  {item['name']} ({genre}, x, y, …)" in line
     for item, line in zip(found["history"], lines, strict=False):
         assert line.endswith(f"  {item['name']} ({', '.join(item['genre'][:3])}, …)")
-
-
-def flip(path: Path, place: int) -> None:
-    """Change one bit of the file."""
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
-def test_damaged_embeddings_are_rejected(run: Path, workspace: Path) -> None:
-    [file] = (run / "embeddings" / "track").glob("rows-*.parquet")
-    content = file.read_bytes()
-    column = pq.read_metadata(file).row_group(0).column(2)
-    assert column.path_in_schema.startswith("vector.")
-    customer = (run, "--customer", "c010")
-    begin = column.dictionary_page_offset or column.data_page_offset
-    flip(file, begin + column.total_compressed_size // 2)
-    rejected_here("train or export them again", "recommend", *customer, cwd=workspace)
-    file.write_bytes(content)
-    flip(file, len(content) - 100)
-    rejected_here("it was corrupted or replaced", "recommend", *customer, cwd=workspace)
-    file.write_bytes(content)
-    listing = run / "embeddings" / "embeddings.json"
-    listing.unlink()
-    rejected_here("has no embeddings.json, which has the checksums: it is", "recommend", *customer, cwd=workspace)
-    table = pq.read_table(file)
-    values = table.column("vector").combine_chunks().flatten().to_numpy().copy()
-    values[8] = np.inf
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), table.schema.field("vector").type.list_size)
-    pq.write_table(table.set_column(2, "vector", vectors), file, write_page_checksum=True)
-    write_listing(Folder(run / "embeddings"))
-    rejected_here("the vector of row", "recommend", *customer, cwd=workspace)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
@@ -228,13 +181,6 @@ def test_written_format_is_that_of_the_name(tmp_path: Path, ending: str) -> None
     else:
         rows = pq.read_table(out).to_pylist()
     assert rows == expected
-
-
-def test_other_formats_are_rejected(workspace: Path, tmp_path: Path) -> None:
-    for name in ("recs", "recs.txt", "recs.csv.gz", "recs.xlsx"):
-        everyone = ("run", "--all", "--out", tmp_path / name)
-        rejected_here("expected a name that ends in .parquet, .csv, .jsonl", "recommend", *everyone, cwd=workspace)
-    assert list(tmp_path.iterdir()) == []
 
 
 def read_file(path: Path) -> Recommended:
@@ -305,15 +251,6 @@ def test_unknown_customers_are_left_out_or_get_popular_tracks(
     for option in (("--shard", "1/2"), ("--shard", "2/2"), ("--merge",)):
         succeeded(crossfade_here(*command, shards, *option, cwd=workspace))
     assert pq.read_table(sorted(shards.glob("*.parquet"))).to_pylist() == rows
-
-
-def test_long_lists_of_all_customers_are_ranked_in_parts(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bulk, "_MAX_PART_RANKS", 10_000)
-    command = ("recommend", "run", "--all", "-k", 10**12, "--out", tmp_path / "recs.parquet")
-    succeeded(crossfade_here(*command, cwd=workspace))
-    assert min(map(len, read_file(tmp_path / "recs.parquet").values())) > 50
 
 
 def test_interrupted_command_continues_with_the_first_missing_part(
@@ -452,6 +389,7 @@ INVALID = {
     "IDs has a trained vector": "--customers ids.txt --out new.parquet",
     "is a folder; name a file in it": "--all --out folder --overwrite",
     "already exists; choose another, or replace it with": "--all --out existing.parquet",
+    "expected a name that ends in .parquet, .csv, .jsonl": "--all --out recs.csv.gz",
 }
 
 

@@ -95,12 +95,6 @@ def test_unknown_text_gets_examples(names: RowNames, tmp_path: Path) -> None:
         lettered.find(["c003"])
 
 
-def test_misspelt_id_of_a_row_with_a_name_gets_a_suggestion(tmp_path: Path) -> None:
-    named = names_of(tmp_path, ["spotify:4Z8W", "Lied-ä000", "Lied-ö700"], ["Radiohead", "Zu spät", None])
-    with pytest.raises(InputError, match=r"'lied-ä000'; did you mean 'Lied-ä000', 'Lied-ö700'\?$"):
-        named.find(["lied-ä000"])
-
-
 def test_joined_id_is_found_by_a_part_and_in_any_case(tmp_path: Path) -> None:
     ids = ["Sigur Rós|Hoppípolla", "AC\\|DC|Thunderstruck", "Muse|Intro", "Alt-J|intro", "Intro"]
     names, lines = names_of(tmp_path, ids, None), list[str]()
@@ -118,11 +112,6 @@ def test_joined_id_is_found_by_a_part_and_in_any_case(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"'Thunderstrock'; did you mean 'AC\\\\\|DC\|Thunderstruck'\?"):
         names.find(["Thunderstrock"])
-
-
-def test_suggestions_do_not_repeat(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"did you mean 'Intro'\?$"):
-        names_of(tmp_path, [1, 2, 3, 4, 5], ["Intro", "Intro", "Intro", "Xyz", "Intro"]).find(["Itnro"])
 
 
 def test_names_that_several_rows_of_a_list_have_get_their_ids() -> None:

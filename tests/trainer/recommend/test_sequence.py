@@ -108,25 +108,12 @@ def test_rows_between_the_ends_meet_the_filters(workspace: Path) -> None:
     rejected_here("of track near the path from", "sequence", "run", A, B, *limits, 11, cwd=workspace)
 
 
-def test_ends_of_one_group_leave_no_room_for_others_of_it(workspace: Path) -> None:
-    limit = ("--max-per", "genre=1", "--metadata", "genres.csv")
-    path = tracks(sequence("run", A, A + GENRES, *limit, "--length", 6, cwd=workspace))
-    assert sorted((track - 5000) % GENRES for track in path) == [0, 0, 1, 2, 3, 4]
-
-
 def test_rows_beyond_the_ends_are_used_where_few_lie_between(workspace: Path) -> None:
     found = sequence("run", A, A + GENRES, "--where", "id < 5012", "--length", 12, cwd=workspace)
     assert sorted(tracks(found)) == list(range(5000, 5012))
     progress = [row["progress"] for row in found["path"][1:-1]]
     assert progress == sorted(progress)
     assert progress[0] < 0 or progress[-1] > 1
-
-
-def test_queries_have_paths_too_and_checkpoints_give_the_same(workspace: Path) -> None:
-    command = ("c000", "c001", "--entity", "customer", "--length", 6)
-    found = sequence("run", *command, cwd=workspace)
-    assert [found["path"][0]["customer"], found["path"][-1]["customer"]] == ["c000", "c001"]
-    assert sequence("run/checkpoints", *command, cwd=workspace) == found
 
 
 def test_progress_is_the_angle_in_the_plane_of_the_ends() -> None:

@@ -178,14 +178,6 @@ def test_empty_or_truncated_file_is_named_before_training(
         assert cause[name, content] in str(caught.value)
 
 
-def test_truncated_report_is_named(run: RunFolder, job: JobConfig) -> None:
-    begin(run, job)
-    run.write_report({"steps": 1})
-    (run.path / "report.json").write_text('{"steps": ')
-    with pytest.raises(InputError, match=r"report.json: is not as 'crossfade train' writes it: .*; delete it"):
-        run.report()
-
-
 def test_temporary_files_of_a_killed_process_are_deleted_by_the_next_run(run: RunFolder, job: JobConfig) -> None:
     begin(run, job)
     (run.path / ".state.json.7.partial").write_text("{")

@@ -112,16 +112,6 @@ def test_training_without_a_server_counts_what_is_lost(
     assert int(lost[1]) == int(lost[2]) >= 4
 
 
-def test_stopped_run_is_marked_as_killed(
-    job: Path, tmp_path: Path, server: MlflowServer, request: pytest.FixtureRequest
-) -> None:
-    with paced("train", job, run_dir=tmp_path / "run") as training:
-        training.wait_for("step")
-        training.command.process.terminate()
-        assert training.command.finish().returncode == 143
-    assert server.run(request.node.name).info.status == "KILLED"
-
-
 def test_rejected_run_is_reported_once_and_trains_without(
     job: Path, tmp_path: Path, server: MlflowServer, request: pytest.FixtureRequest
 ) -> None:

@@ -233,14 +233,6 @@ def test_longer_run_resumes_from_the_end_of_the_shorter(workspace: Path) -> None
     assert report_of(run)["examples"] == report_of(undisturbed)["examples"]
 
 
-def test_checkpoint_path_may_be_the_default(workspace: Path) -> None:
-    inside = ("--set", "checkpoint.path=inside/checkpoints", "--set", "train.epochs=1")
-    for _ in range(2):
-        train(workspace, "inside", *inside)
-        assert list((workspace / "inside" / "checkpoints").glob("step-*"))
-    assert (workspace / "inside.1" / "checkpoints").exists()
-
-
 def test_unwritable_checkpoint_path_is_rejected_before_training(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     checkpoints = tmp_path / "file" / "checkpoints"
@@ -289,14 +281,6 @@ def test_warm_start_extends_a_smaller_vocabulary(workspace: Path, undisturbed: P
     np.testing.assert_array_equal(warm[: len(old)], old)
     np.testing.assert_array_equal(warm[len(old) :], fresh[len(old) :])
     assert not np.allclose(fresh[: len(old)], old)
-
-
-def test_warm_start_of_another_dimension_is_rejected(workspace: Path, undisturbed: Path, tmp_path: Path) -> None:
-    start = ("--set", f"checkpoint.warm_start_from={undisturbed / 'checkpoints'}", "--set", "model.dim=16")
-    result = crossfade_here("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=workspace)
-    assert result.returncode == 2
-    assert "checkpoint.warm_start_from: " in result.stderr
-    assert not (tmp_path / "run").exists()
 
 
 def test_checkpoint_records_its_run_and_job(undisturbed: Path) -> None:
