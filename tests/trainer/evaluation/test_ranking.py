@@ -11,13 +11,12 @@ import pytest
 from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import EvaluateConfig, EvaluationTask
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.lineage import LineageReader
-from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation import exact_sums, ranking, top_k
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
@@ -388,9 +387,3 @@ def test_zero_vector_ranks_without_a_warning() -> None:
     source = Vectors(np.zeros((1, DIM), np.float32), random_rows(5, DIM, seed=1))
     items_QK, _ = rank_items(source, source.model("cosine"), np.array([0]), lists_of([[]]), depth=5)
     assert items_QK.tolist() == [[0, 1, 2, 3, 4]]
-
-
-def test_unreadable_split_is_rejected(data: Path, tmp_path: Path) -> None:
-    manifest: DatasetManifest = read_manifest(Folder(data))
-    with pytest.raises(InputError, match="no such file"):
-        load_held_out(LineageReader(Folder(tmp_path), manifest), "test", EvaluateConfig(), 0, 1)

@@ -143,20 +143,6 @@ def test_search_lists_and_lights_the_neighbors(visit: Visit, workspace: Path) ->
 
 
 @pytest.mark.slow
-def test_legend_switches_labels(visit: Visit) -> None:
-    before = pixels(visit)
-    button = visit.page.locator("#legend button").first
-    button.click()
-    settled(visit)
-    assert button.get_attribute("aria-pressed") == "false"
-    hidden = pixels(visit)
-    assert len(hidden) < len(before)
-    button.click()
-    settled(visit)
-    assert pixels(visit) == before
-
-
-@pytest.mark.slow
 def test_keys_and_wheel_move_the_map(visit: Visit) -> None:
     visit.page.focus("#map")
     visit.page.keyboard.press("0")

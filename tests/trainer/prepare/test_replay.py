@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,10 +23,8 @@ from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.data.lineage import BEFORE_ALL, LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
 from crossfade.trainer.data.parquet import file_entry
-from crossfade.trainer.data.reader import InteractionReader, Interactions
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare import pipeline, replay
-from crossfade.trainer.prepare.database import execute_on
+from crossfade.trainer.prepare import pipeline
 from crossfade.trainer.prepare.option_values import MAX_REPLAY
 from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
 from crossfade.trainer.prepare.validate import validate
@@ -174,42 +171,6 @@ def test_rows_are_grouped_as_in_train(days: Path) -> None:
         runs = 1 + sum(one != other for one, other in pairwise(queries))
         assert (runs == len(set(queries))) == (order == "grouped")
         assert queries != sorted(queries)
-
-
-def test_work_follows_new_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    random, count = np.random.default_rng(3), 96_000
-    columns = {"customer": random.integers(0, 4000, count), "item": random.integers(0, 50, count)}
-    raw = write_parquet(tmp_path / "base.parquet", **columns)
-    base = prepare_files(tmp_path / "base", raw, hold_out_valid="none")
-    assert sum(len(file.row_groups) for file in base.splits["train"].files) == 64
-    read: list[int] = []
-    original = InteractionReader.read
-
-    def recorded(self: InteractionReader, *arguments: Any, **options: Any) -> Interactions:
-        found = original(self, *arguments, **options)
-        read.append(len(found))
-        return found
-
-    loaded: list[int] = []
-
-    def recorded_load(connection: duckdb.DuckDBPyConnection, part: pa.Table, sql: str) -> None:
-        loaded.append(len(part) if "replay_read" in sql else 0)
-        execute_on(connection, part, sql)
-
-    monkeypatch.setattr(InteractionReader, "read", recorded)
-    monkeypatch.setattr(replay, "execute_on", recorded_load)
-    monkeypatch.setattr(replay, "_LEAST_ROWS", 48_000)
-    for new, share, groups in ((600, 1, 32), (15_000, 1, 40), (15_000, 5, 64)):
-        read.clear()
-        loaded.clear()
-        raw = write_parquet(tmp_path / "new.parquet", **{name: values[:new] for name, values in columns.items()})
-        options = {"base": tmp_path / "base", "replay": share, "hold_out_valid": "none", "overwrite": True}
-        manifest = prepare_files(tmp_path / "new", raw, **options)
-        assert len(read) == groups
-        new_customers = len(np.unique(columns["customer"][:new])) / 4000
-        assert sum(loaded) <= 1.1 * sum(read) * min(1.0, new_customers + 4 * new * share / 48_000)
-        assert manifest.replay is not None
-        assert manifest.replay.rows == new * share
 
 
 def test_complete_histories_are_drawn_of_customers_with_new_events_first(tmp_path: Path) -> None:

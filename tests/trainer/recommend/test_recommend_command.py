@@ -14,7 +14,6 @@ import pytest
 from builders import make_interactions, write_data_set
 from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, train_rows, write_job, write_planted
 from command_here import crossfade_here, rejected_here
-from object_store import running_object_store
 from running_command import succeeded
 from written_runs import write_run
 
@@ -317,25 +316,6 @@ def test_parts_are_bounded_in_queries_and_interactions(monkeypatch: pytest.Monke
     assert bulk.part_starts(np.array([50, 4, 6, 1, 1, 1, 1, 9])).tolist() == [0, 1, 3, 6, 8]
     assert bulk.part_starts(np.array([], np.int64)).tolist() == [0]
     assert bulk.part_starts(np.ones(5, np.int64), 2).tolist() == [0, 2, 4, 5]
-
-
-@pytest.mark.slow
-def test_run_and_checkpoints_on_s3_give_the_same(workspace: Path, tmp_path: Path) -> None:
-    command = ("--customer", "c010", "c200")
-    expected = recommend("run", *command, cwd=workspace)
-    similar = succeeded(crossfade_here("similar", "run", "5007", cwd=workspace)).stdout
-    with running_object_store(tmp_path) as server, pytest.MonkeyPatch.context() as environment:
-        for name, value in server.variables.items():
-            environment.setenv(name, value)
-        server.upload(workspace / "run", "runs/planted")
-        server.upload(workspace / "data", "data/planted")
-        for folder in ("runs/planted", "runs/planted/checkpoints"):
-            options = (*command, "--data", server.uri("data/planted"))
-            assert recommend(server.uri(folder), *options, cwd=tmp_path) == expected
-            found = crossfade_here("similar", server.uri(folder), "5007", *options[-2:], cwd=tmp_path)
-            assert succeeded(found).stdout == similar
-        nowhere = ("recommend", server.uri("runs/nowhere"), *command)
-        rejected_here("no such folder, or an empty one", *nowhere, cwd=tmp_path)
 
 
 def test_new_customer_gets_recommendations_by_history(workspace: Path, tmp_path: Path) -> None:

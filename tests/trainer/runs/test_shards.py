@@ -209,46 +209,6 @@ def test_shards_of_an_index_are_the_whole(workspace: Path, tmp_path: Path, monke
 
 
 @pytest.mark.slow
-def test_shards_of_other_lists_are_not_merged(workspace: Path, tmp_path: Path) -> None:
-    command = ("index", "run", "--out", tmp_path)
-    for number in (1, 2):
-        succeeded(crossfade_here(*command, "--shard", f"{number}/2", cwd=workspace))
-    lists = tmp_path / "_shards" / "lists.npz"
-    content = lists.read_bytes()
-    with np.load(lists) as found:
-        np.savez(lists, index=found["index"], longest=1 + found["longest"])
-    rejected_here("has shards of other lists", *command, "--merge", cwd=workspace)
-    lists.write_bytes(content[:-9])
-    rejected_here("is damaged; delete it, and repeat all shards", *command, "--merge", cwd=workspace)
-    lists.unlink()
-    rejected_here("has shards without lists.npz", *command, "--merge", cwd=workspace)
-
-
-def interrupt_merge(workspace: Path, command: tuple[object, ...], out: Folder) -> None:
-    """Stop a merge on S3 when it has uploaded the first file, and when it has only to delete the shards."""
-    take_over = Folder.take_over
-
-    def interrupted(self: Folder, *names: Any) -> None:
-        if self.uri == out.uri and names[0] != "index.faiss":
-            raise OSError("interrupted")
-        take_over(self, *names)
-
-    def fail(self: Folder) -> None:
-        raise OSError("interrupted")
-
-    for name, function in (("take_over", interrupted), ("delete", fail)):
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Folder, name, function)
-            assert crossfade_here(*command, "--merge", cwd=workspace).returncode == 1
-        if name == "take_over":
-            assert out.names() == ["_shards", "index.faiss"]
-            succeeded(crossfade_here(*command, "--shard", "2/2", cwd=workspace))
-    assert out.names() == ["_shards", "card.json", "index.faiss", "rows.parquet"]
-    rejected_here("holds more than shards", *command, "--shard", "2/2", cwd=workspace)
-    rejected_here("holds shards of another request", *command, "--codes", "sq8", "--merge", cwd=workspace)
-
-
-@pytest.mark.slow
 def test_shards_are_written_to_s3(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command, ranked = ("recommend", "run", "--all", "--out"), ("evaluate", "run", "--json")
     indexed = ("index", "run", "--out")
@@ -261,8 +221,6 @@ def test_shards_are_written_to_s3(workspace: Path, tmp_path: Path, monkeypatch: 
         recs, sums, index = server.uri("recs"), server.uri("sums"), server.uri("index")
         for last in (("--shard", "1/2"), ("--shard", "2/2"), ("--merge",)):
             succeeded(crossfade_here(*command, recs, *last, cwd=workspace))
-            if last == ("--merge",):
-                interrupt_merge(workspace, (*indexed, index), Folder(index))
             succeeded(crossfade_here(*indexed, index, *last, cwd=workspace))
             printed = succeeded(crossfade_here(*ranked, "--out", sums, *last, cwd=workspace)).stdout
         assert json.loads(printed) == whole
