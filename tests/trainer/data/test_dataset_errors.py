@@ -18,7 +18,7 @@ from builders import interaction_table, make_interactions
 from cluster_data import TRACKS, train_rows, write_job, write_planted
 from command_here import crossfade_here
 from paced_training import paced
-from running_command import single_line, succeeded
+from running_command import succeeded
 from train_errors import TrainError, train_error_runner
 
 from crossfade.base.io.folder import Folder
@@ -115,18 +115,6 @@ def test_training_reads_more_files_than_a_process_may_open(workspace: Path) -> N
     files = [{**entry, "path": f"many/{number}.parquet"} for number in range(count)]
     change_manifest(data, lambda manifest: manifest["splits"]["train"].update(files=files))
     assert examples_of(workspace, *ONCE, "--set", "evaluate.exclude_splits=[valid]") == 2 * count
-
-
-def test_path_with_spaces_unicode_and_quotes_is_read(workspace: Path) -> None:
-    data = workspace / 'da ta/Füße "it\'s" 音楽 100%'
-    data.parent.mkdir()
-    shutil.move(workspace / "data", data)
-    write_job(workspace / "job.yaml", data)
-    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "r'u \"n", cwd=workspace))
-    (data / FILE).unlink()
-    result = crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=workspace)
-    message = single_line(result.returncode, result.stdout, result.stderr)
-    assert message == f"{data / FILE}: no such file, but the manifest lists it; prepare the data again"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from cluster_data import train_rows, write_job, write_planted
 from command_here import crossfade_here
 from flaky_proxy import flaky_proxy
-from object_store import BUCKET, FOREIGN_CREDENTIALS, ObjectStore, free_ports, running_object_store
+from object_store import BUCKET, FOREIGN_CREDENTIALS, ObjectStore, running_object_store
 from paced_training import paced
 from running_command import succeeded
 from train_errors import TrainError, train_error_runner
@@ -92,18 +92,6 @@ def test_expired_credentials_missing_bucket_and_empty_prefix_are_explained(
     assert message.startswith("s3://nowhere/data/manifest.json: there is no bucket")
     message = train_error(*on_s3(s3.uri("nothing/here")), variables=s3.variables)
     assert message.startswith(f"{s3.uri('nothing/here')}/manifest.json: no such file; expected a folder written by")
-
-
-def test_unreachable_endpoint_is_rejected(train_error: TrainError) -> None:
-    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
-    variables = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "y",
-        "CROSSFADE_S3_ATTEMPTS": "3",
-    }
-    message = train_error(*on_s3("s3://music/data"), variables=variables)
-    assert message.startswith(f"s3://music/data/manifest.json: {endpoint} cannot be reached (NETWORK_CONNECTION): ")
 
 
 def test_s3_object_deleted_during_training_ends_the_run(workspace: Path, s3: ObjectStore) -> None:

@@ -224,25 +224,6 @@ def test_loading_invalid_pairs_is_rejected(data: Path, what: str) -> None:
         load_feature(Folder(data), manifest.model_copy(update={"features": features}), "track", "tag")
 
 
-@pytest.mark.parametrize(
-    ("what", "option"),
-    [
-        ("has no column 'genre", "track={raw}/tags.parquet:id:genre"),
-        ("has a value of 'tags' for none of the ids of the events (column", "customer={raw}/tags.parquet:id:tags"),
-        ("column 'loud' holds fractional numbers", "track={raw}/fractions.parquet:id:loud"),
-        ("no such file; check the path (the current folder is", "track={raw}/none.parquet:id:tags"),
-    ],
-)
-def test_unreadable_features_are_rejected(
-    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, option: str
-) -> None:
-    pq.write_table(pa.table({"id": [10], "loud": [0.5]}), raw / "fractions.parquet")
-    files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
-    assert main(["prepare", *files, "--features", option.format(raw=raw)]) == 2
-    assert what in capsys.readouterr().err.strip().removeprefix("crossfade: error: ")
-    assert not (tmp_path / "out").exists()
-
-
 def test_feature_files_with_different_value_types_are_rejected(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from object_store import running_object_store
 from preparing import forget_dataset, prepare_files, vocabulary_tuples, write_parquet
 
 from crossfade.base.errors import InputError
@@ -144,12 +143,6 @@ def test_times_are_those_of_the_newest_dataset(tmp_path: Path, first: int | None
         assert [time_N.tolist() for time_N in times if time_N is not None] == [[earliest], [second]]
 
 
-def test_lineage_that_was_moved_together_is_found(tmp_path: Path, prepared: Path) -> None:
-    shutil.copytree(prepared, tmp_path / "new")
-    (tmp_path / "link").symlink_to(tmp_path / "new" / "day3")
-    assert len(known(tmp_path / "new" / "day3")) == len(known(tmp_path / "link")) == 8
-
-
 def test_missing_base_dataset_is_an_error(tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "day1").rename(tmp_path / "elsewhere")
     assert f"{tmp_path / 'day1'}: cannot be used as the base dataset of {data}" in problem(
@@ -192,24 +185,3 @@ def test_base_dataset_of_an_earlier_version_or_outside_the_lineage_ends_the_sear
 )
 def test_base_dataset_is_found_beside_a_dataset_that_was_moved(base: str, data: str, moved: str, found: str) -> None:
     assert _base_folder(Folder(moved), refer_to_base(Folder(base), 1, Folder(data))).uri == found
-
-
-@pytest.mark.slow
-def test_dataset_on_s3_extends_a_local_one_and_is_extended_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "s3").mkdir()
-    with running_object_store(tmp_path / "s3") as store:
-        for name, value in store.variables.items():
-            monkeypatch.setenv(name, value)
-        day(tmp_path, "day1", DAY_1)
-        bases = {"day2": str(tmp_path / "day1"), "day3": store.uri("day2")}
-        for plays, (name, base) in zip((DAY_2, DAY_3), bases.items(), strict=True):
-            raw = write_parquet(
-                tmp_path / f"{name}.parquet", customer=[one for one, _ in plays], item=[item for _, item in plays]
-            )
-            prepare_files(store.uri(name), raw, item="item", base=base, hold_out_valid="none")
-        assert sorted(known(store.uri("day3"))) == sorted([*DAY_1, *DAY_2, *DAY_3])
-        shutil.rmtree(tmp_path / "day1")
-        with pytest.raises(InputError, match=r"day1: cannot be used as the base dataset of s3://.*day3"):
-            known(store.uri("day3"))

@@ -89,6 +89,17 @@ MOSTLY_BAD = "customer,item,w\n" + "".join(f"1,{n},{'yes' if n % 4 else 1}\n" fo
 GOOD = "customer,item,w,t\n1,1,1,5\n"
 
 
+def with_features(columns: str) -> Case:
+    """Return events with features of a file that has other IDs."""
+
+    def write(folder: Path) -> dict[str, Any]:
+        write_text(folder / "f.csv", "id,w,loud\n77,x,1\n")
+        write_parquet(folder / "g.parquet", id=[1], loud=[0.5])
+        return {**csv_case(GOOD)(folder), "features": f"item={folder}/{columns}"}
+
+    return write
+
+
 REJECTED: list[tuple[str, Case]] = [
     ("leaves no interaction", csv_case("customer,item\n1,1\n1,2\n2,3\n", min_count={"customer": 3})),
     ("too large", parquet_case({"weight": "w", "duplicates": "sum"}, customer=[1, 1], item=[1, 1], w=[3e38, 3e38])),
@@ -97,6 +108,9 @@ REJECTED: list[tuple[str, Case]] = [
         "a date is compared in seconds",
         csv_case("customer,item,t\n1,1,1577836800000\n", since="2020-01-01", timestamp="t"),
     ),
+    ("has no column 'genre'", with_features("e.csv:item:genre")),
+    ("has a value of 'w' for none of the ids of", with_features("f.csv:id:w")),
+    ("column 'loud' holds fractional numbers", with_features("g.parquet:id:loud")),
     ("no such file; check the path (the current folder is", lambda folder: {"train": [folder / "no.csv"]}),
     ("matches no file; check the pattern (the current folder is", lambda folder: {"train": [f"{folder}/*.csv"]}),
     ("is a FIFO, socket, or device", fifo),

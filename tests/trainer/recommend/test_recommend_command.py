@@ -280,18 +280,6 @@ def test_interrupted_command_continues_with_the_first_missing_part(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.parquet", "whole.parquet"]
 
 
-def test_customer_gets_the_same_alone(workspace: Path, tmp_path: Path) -> None:
-    """``test_top_k.py`` compares rankings by the kernels of other processors."""
-    out = tmp_path / "everyone.parquet"
-    succeeded(crossfade_here("recommend", "run", "--all", "-k", 20, "--out", out, cwd=workspace))
-    rows = pq.read_table(out, columns=["customer", "track", "score"]).to_pylist()
-    for customer in ("c000", "c123", "c299"):
-        [alone] = recommend("run", "--customer", customer, "-k", 20, cwd=workspace)
-        assert [(item["track"], np.float32(item["score"])) for item in alone["recommendations"]] == [
-            (row["track"], np.float32(row["score"])) for row in rows if row["customer"] == customer
-        ]
-
-
 def test_parts_of_a_changed_filter_file_are_not_continued(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
