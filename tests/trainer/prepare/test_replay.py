@@ -191,19 +191,6 @@ def test_complete_histories_are_drawn_of_customers_with_new_events_first(tmp_pat
     assert len(set(others)) > 1
 
 
-def test_all_rows_are_read_where_most_have_expired(tmp_path: Path) -> None:
-    random, count = np.random.default_rng(3), 96_000
-    customer_N = random.integers(0, 4000, count)
-    columns = {"customer": customer_N, "item": random.integers(0, 50, count), "when": np.where(customer_N < 40, 100, 0)}
-    options: dict[str, Any] = {"timestamp": "when", "hold_out_valid": "none", "expire_after": "customer=100"}
-    prepare_files(tmp_path / "base", write_parquet(tmp_path / "base.parquet", **columns), **options)
-    raw = write_parquet(tmp_path / "new.parquet", customer=[0] * 500, item=[0] * 500, when=[100] * 500)
-    options |= {"base": tmp_path / "base", "replay": 1, "expire_after": "customer=50"}
-    manifest = prepare_files(tmp_path / "new", raw, **options)
-    assert manifest.replay is not None
-    assert manifest.replay.rows == 500  # a share of row groups that is enough otherwise has about 25
-
-
 def test_base_without_times_or_context_has_none_in_the_replay(tmp_path: Path) -> None:
     first = write_parquet(tmp_path / "first.parquet", customer=list("abab"), item=list("xxyy"))
     prepare_files(tmp_path / "first", first, hold_out_valid="none")
