@@ -125,7 +125,6 @@ def test_interrupted_read_is_not_retried(folder: Folder, proxy: Proxy) -> None:
 def test_denied_access_is_explained_without_retries(
     folder: Folder, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which credentials are wrong is in the errors of ``crossfade train`` (test_dataset_errors_s3.py)."""
     for name, value in FOREIGN_CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     for request in (lambda: folder.read("x.bin"), folder.names, folder.sizes):

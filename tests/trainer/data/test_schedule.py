@@ -96,14 +96,6 @@ def test_every_interaction_is_read_exactly_once_per_epoch(uneven_data: Path, wor
     assert read == Counter((n % QUERIES, n * 7 % ITEMS, n) for n in range(ROWS))
 
 
-@pytest.mark.parametrize("batch_size", [1, 32, ROWS, 10**6])
-def test_every_worker_takes_the_same_number_of_steps(uneven_data: Path, batch_size: int) -> None:
-    schedule = schedule_of(uneven_data, batch_size=batch_size)
-    assert schedule.steps == -(-ROWS // batch_size)
-    for rank in range(5):
-        assert len(list(schedule.slices(0, 0, rank, workers=5))) == schedule.steps
-
-
 @pytest.mark.parametrize(("workers", "group_rows"), [(2, 1), (3, 3), (5, None)])
 def test_global_batch_does_not_depend_on_number_of_workers(
     uneven_data: Path, workers: int, group_rows: int | None
@@ -118,14 +110,6 @@ def test_global_batches_have_about_the_batch_size(uneven_data: Path) -> None:
     sizes = [len(batch) for batch in global_batches(schedule, 0, 1)]
     assert sum(sizes) == ROWS
     assert max(sizes) - min(sizes) <= 2 * 4  # a partition's part varies by at most one
-
-
-def test_worker_without_partition_gets_empty_slices(uneven_data: Path) -> None:
-    slices = list(schedule_of(uneven_data, partitions=2).slices(0, 0, rank=0, workers=3))
-    assert slices
-    for part in slices:
-        assert len(part.interactions) == len(part.positions_B) == 0
-        assert part.global_size > 0
 
 
 @pytest.mark.slow

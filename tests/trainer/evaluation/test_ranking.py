@@ -270,21 +270,6 @@ def test_metrics_do_not_depend_on_number_of_workers(
     assert ("recall_cold@10" in together) is cold
 
 
-def test_interactions_without_positive_weight_are_ignored(data: Path) -> None:
-    held_out_data = held_out(data, "test", ["train"])
-    queries = held_out_data.queries_Q.tolist()
-    assert 28 not in queries
-    truth, trained = new_to(by_query("test"), by_query("train")), by_query("train")
-    assert queries == sorted(truth)
-    for index, query in enumerate(queries):
-        for expected, lists in (
-            (truth[query], held_out_data.truth),
-            (trained.get(query, set()), held_out_data.excluded),
-        ):
-            items = lists.items_N[lists.starts_Q1[index] : lists.starts_Q1[index + 1]].tolist()
-            assert items == sorted(expected)
-
-
 @pytest.mark.parametrize("exclude", [["train", "valid"], []])
 def test_task_repeat_excludes_nothing_and_counts_everything(data: Path, exclude: list[SplitName]) -> None:
     source = SOURCES["no ties"]
