@@ -1,8 +1,7 @@
-"""Draw a map into a folder: ``map.png``, ``map.html``, and ``map.parquet``."""
+"""Draw a map into a folder: ``map.html``, and ``map.parquet`` with the places."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,11 +15,10 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.maps.items_map import ItemsMap, build_map
 from crossfade.trainer.maps.options import MapOptions
 from crossfade.trainer.maps.page import write_page
-from crossfade.trainer.maps.picture import write_picture
 from crossfade.trainer.recommend.trained_model import TrainedModel
 from crossfade.trainer.runs.run_folder import JOB_FILE
 
-_FILES = ("map.png", "map.html", "map.parquet")
+_FILES = ("map.html", "map.parquet")
 
 
 def map_folder(options: MapOptions) -> Path:
@@ -39,10 +37,8 @@ def map_folder(options: MapOptions) -> Path:
     return folder
 
 
-def draw_map(
-    model: TrainedModel, options: MapOptions, folder: Path, reporter: ProgressReporter
-) -> tuple[ItemsMap, str | None]:
-    """Draw the map of ``model`` into ``folder``; return it, with what ``write_map`` returns.
+def draw_map(model: TrainedModel, options: MapOptions, folder: Path, reporter: ProgressReporter) -> ItemsMap:
+    """Draw the map of ``model`` into ``folder``, and return it.
 
     Raises:
         CheckpointError, CrossfadeError, InputError, MissingExtraError: as ``build_map`` and ``write_map``.
@@ -52,7 +48,8 @@ def draw_map(
     except OSError as error:
         raise OptionError("out", found=folder, problem=f"cannot be written: {error.strerror}") from error
     items_map = build_map(model, options, reporter)
-    return items_map, write_map(items_map, folder)
+    write_map(items_map, folder)
+    return items_map
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
@@ -73,26 +70,19 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     check_replaceable(folder, overwrite, "a map", find_foreign)
 
 
-def write_map(items_map: ItemsMap, folder: Path) -> str | None:
+def write_map(items_map: ItemsMap, folder: Path) -> None:
     """Write the files of ``items_map``; each replaces an earlier one when it is complete.
-
-    Returns:
-        What could not be drawn, and what to install; None if all could.
 
     Raises:
         CrossfadeError: a file cannot be written.
         InputError: another process writes one of them.
-        MissingExtraError: matplotlib is not installed.
     """
-    writers: list[Callable[[ItemsMap, Path], str | None]] = [write_picture, write_page, _write_table]
-    note = None
-    for name, write in zip(_FILES, writers, strict=True):
+    for name, write in zip(_FILES, (write_page, _write_table), strict=True):
         try:
             with staged_file(folder / name) as partial:
-                note = write(items_map, partial) or note
+                write(items_map, partial)
         except OSError as error:
             raise CrossfadeError(f"{folder / name}: could not be written: {write_failure(error, folder)}") from error
-    return note
 
 
 def _write_table(items_map: ItemsMap, path: Path) -> None:
