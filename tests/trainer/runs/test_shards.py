@@ -284,6 +284,5 @@ def test_options_that_contradict_shards_are_rejected(tmp_path: Path) -> None:
     rejected_here("a file of recommendations on S3", "recommend", "run", "--all", "--out", "s3://music/recs.parquet")
     of_evaluation = ("evaluate", "run", "--shard", "1/2")
     rejected_here("shards without a folder", *of_evaluation)
-    rejected_here("shards without a folder", "export", "run", "--shard", "1/2")
     rejected_here("an evaluation into a folder", "evaluate", "run", "--out", tmp_path)
     rejected_here("a comparison in shards", *of_evaluation, "--out", tmp_path, "--compare", "other")
