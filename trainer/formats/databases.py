@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from crossfade.base.errors import MissingExtraError, OptionError, command, option_named
+from crossfade.base.errors import MissingExtraError, Option, OptionError, command
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.config.sections import has_credentials
 from crossfade.trainer.formats.options import FormatName
@@ -102,7 +102,7 @@ class PgVector(Database):
         found = self._execute(f"SELECT obj_description(oid, 'pg_class') FROM pg_class WHERE {of_name}", table.name)  # noqa: S608
         if found not in ([], [(MARK,)]):
             problem = f"the table {table.name} is not one that {command('export')} wrote"
-            raise OptionError("push", problem=problem, fix=f"choose another {option_named('name')}")
+            raise OptionError("push", problem=problem, fix=("choose another ", Option("name")))
         id_type, name = "text" if table.has_text_ids else "bigint", "name text, " if table.has_names else ""
         columns = f"id {id_type} PRIMARY KEY, {name}vector vector({table.dim}) NOT NULL"
         self._execute(f"CREATE TABLE {table.version} ({columns})")
@@ -334,7 +334,7 @@ class S3Vectors(Database):
         tags = self._client.list_tags_for_resource(resourceArn=found["indexArn"])["tags"]
         if MARK not in tags or (found["dimension"], found["distanceMetric"]) != (table.dim, table.score):
             problem = f"the index {table.name} has another form, or {command('export')} did not create it"
-            fix = f"delete it, or choose another {option_named('name')}"
+            fix = ("delete it, or choose another ", Option("name"))
             raise OptionError("push", found=self.place, problem=problem, fix=fix)
 
     def put(self, table: VectorTable, rows: Sequence[Row]) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.base.io.regular_files import read_below
 from crossfade.base.io.replacing import check_replaceable
 from crossfade.kvstore.store import TableSpec
@@ -108,8 +108,9 @@ def _export_files(options: ExportOptions, log: Log, reporter: ProgressReporter) 
     target = Path(options.out) if options.out else locate_checkpoint(options.source).embeddings
     if target is None:
         raise InputError(
-            f"{options.source}: name a new folder for the embeddings with {option_named('out')}; only a run with "
-            "train.save_embeddings: none is exported to its own folder"
+            f"{options.source}: name a new folder for the embeddings with ",
+            Option("out"),
+            "; only a run with train.save_embeddings: none is exported to its own folder",
         )
 
     def check_free() -> None:

@@ -28,9 +28,9 @@ from crossfade.base.errors import (
     CrossfadeError,
     InputError,
     MissingExtraError,
+    Option,
     OptionError,
     format_names,
-    option_named,
 )
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.temporary_folder import temporary_folder
@@ -70,7 +70,7 @@ def check_place(place: str) -> None:
     except ImportError as error:
         missing = error.name or "mlflow"
         how = "pip install 'crossfade[mlflow]' pandas"
-        raise MissingExtraError(missing, extra="mlflow", purpose=option_named("to", "mlflow"), how=how) from error
+        raise MissingExtraError(missing, extra="mlflow", purpose=Option("to", "mlflow"), how=how) from error
     if not _PLACE.fullmatch(place):
         raise OptionError("push", found=place, expected="models:/NAME, without a version")
 
@@ -90,7 +90,7 @@ def register(exported: ExportedModel, place: str) -> str:
 
     model = exported.model
     if len(exported.tables) < len(model.spec.vectors):
-        leave_out = f"leave out {option_named('entity')}"
+        leave_out = ("leave out ", Option("entity"))
         raise OptionError("entity", problem="a model of MLflow needs all tables", fix=leave_out)
     uri = _tracking_server(model)
     with temporary_folder("mlflow") as work:
@@ -104,8 +104,8 @@ def register(exported: ExportedModel, place: str) -> str:
             with tracking_errors():
                 return f"{place}/{_register(MlflowClient(tracking_uri=uri), model, folder, place)}"
         except TrackingError as error:
-            problem = f"{option_named('push')}: {uri}: {error}"
-            raise (CrossfadeError if error.temporary else InputError)(problem) from error
+            kind = CrossfadeError if error.temporary else InputError
+            raise kind(Option("push"), f": {uri}: {error}") from error
 
 
 def _write(exported: ExportedModel, folder: Path) -> None:

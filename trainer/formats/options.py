@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import option
 from crossfade.trainer.runs.options import Location, ModelSource
 
@@ -53,25 +53,22 @@ class ExportOptions(ModelSource):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        to, out = self.to, option_named("out")
+        to, out = self.to, Option("out")
         if self.name is not None and to not in DATABASES:
-            fits = option_named("to", ", ".join(DATABASES))
+            fits = Option("to", ", ".join(DATABASES))
             raise OptionError("name", found=self.name, problem="is for databases", expected=fits)
         if to in SERVERS:
             if self.push is None:
-                raise OptionError(
-                    "to", found=to, problem="has no files", fix=f"name a server with {option_named('push')}"
-                )
+                raise OptionError("to", found=to, problem="has no files", fix=("name a server with ", Option("push")))
             if self.out is not None or self.overwrite:
-                raise OptionError(
-                    "push", problem="writes no files", fix=f"leave out {out} and {option_named('overwrite')}"
-                )
+                fix = ("leave out ", out, " and ", Option("overwrite"))
+                raise OptionError("push", problem="writes no files", fix=fix)
             return self
         if self.push is not None:
             problem = f"writes to a server, but the format is {to}"
-            raise OptionError("push", problem=problem, expected=option_named("to", ", ".join(SERVERS)))
+            raise OptionError("push", problem=problem, expected=Option("to", ", ".join(SERVERS)))
         if self.out is None and to != "parquet":
-            raise OptionError("to", found=to, fix=f"name a new local folder with {out}")
+            raise OptionError("to", found=to, fix=("name a new local folder with ", out))
         if self.out is not None and "://" in self.out:
             raise OptionError("out", found=self.out, expected="a local path")
         return self

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.formats.exported_model import ExportedModel
@@ -149,8 +149,8 @@ def _attempt(database: Database, request: Callable[[], None]) -> None:
             if problem.is_rejected:
                 raise OptionError("push", found=database.place, problem=problem.text) from error
             if pause is None:
-                message = f"{option_named('push', database.place)}: {problem.text}; repeat the command when it answers"
-                raise CrossfadeError(message) from error
+                what = f": {problem.text}; repeat the command when it answers"
+                raise CrossfadeError(Option("push", database.place), what) from error
             time.sleep(pause)
     return None
 
@@ -185,11 +185,12 @@ def _vector_tables(exported: ExportedModel, database: Database, prefix: str) -> 
         if len(name) > _MAX_NAME_LETTERS:
             raise InputError(
                 f"'{name}' would have {len(name)} characters, of {_MAX_NAME_LETTERS} at most; choose a shorter prefix "
-                f"with {option_named('name')}"
+                "with ",
+                Option("name"),
             )
         if name in [other.name for other in tables]:
-            alone = option_named("entity", table.name)
-            raise InputError(f"'{name}' would hold several entities; export '{table.name}' by itself, with {alone}")
+            what = f"'{name}' would hold several entities; export '{table.name}' by itself, with "
+            raise InputError(what, Option("entity", table.name))
         entity, version = model.manifest.entities[table.name], f"{name}_{exported.date:%Y%m%dt%H%M%S%f}"
         is_text = entity.id_type == "string"
         score = model.job.model.score
