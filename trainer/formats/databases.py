@@ -305,7 +305,7 @@ class S3Vectors(Database):
         config = Config(read_timeout=_TIMEOUT_SECONDS, retries={"total_max_attempts": 1}, user_agent_extra="crossfade")
         session = boto3.Session(region_name=os.environ.get("AWS_REGION"))
         try:
-            self._client: Any = session.client("s3vectors", config=config)  # type: ignore[call-overload]
+            self._client: Any = session.client("s3vectors", config=config)
         except exceptions.BotoCoreError as error:
             fix = "set AWS_REGION and AWS_PROFILE, or log in with 'aws sso login'"
             raise OptionError("push", problem=_one_line(error).rstrip("."), fix=fix) from error

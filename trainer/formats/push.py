@@ -174,7 +174,8 @@ def _batches(exported: ExportedModel, table: VectorTable, log: Log) -> Iterator[
 
 
 def _vector_tables(exported: ExportedModel, database: Database, prefix: str) -> list[VectorTable]:
-    model, tables = exported.model, []
+    model = exported.model
+    tables: list[VectorTable] = []
     for table in exported.tables:
         if table.dim > database.max_columns:
             raise InputError(

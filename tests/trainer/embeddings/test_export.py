@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from builders import write_data_set
 from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
-from command_here import crossfade_here
 from exporting import OPTIMIZER, training_on, vectors
 from object_store import running_object_store
 from pyarrow import fs
@@ -177,27 +176,6 @@ def test_only_named_tables_are_exported(written: Path, tmp_path: Path, lines: Li
         lines.export(written / "checkpoints", tmp_path / "other", "track", "artist")
 
 
-def test_existing_output_is_replaced_only_with_overwrite_and_only_embeddings(
-    written: Path, tmp_path: Path, lines: Lines
-) -> None:
-    out = tmp_path / "out"
-    lines.export(step_folder(written / "checkpoints", 100), out)
-    with pytest.raises(InputError, match="out: already exists; choose another, or replace an export"):
-        lines.export(written / "checkpoints", out)
-    assert_is_step(out, 100)
-    lines.export(written / "checkpoints", out, overwrite=True)
-    assert_is_step(out, 300)
-    (out / "track" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds 'track/notes\.txt', which is not part of an export"):
-        lines.export(written / "checkpoints", out, overwrite=True)
-    (tmp_path / "link").symlink_to(out)
-    with pytest.raises(InputError, match="link: is not a folder, so overwrite"):
-        lines.export(written / "checkpoints", tmp_path / "link", overwrite=True)
-    with pytest.raises(InputError, match="which is not part of an export and which overwrite would delete"):
-        lines.export(written / "checkpoints", written / "data", overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
-
-
 def test_failed_export_keeps_the_earlier_one(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     lines.export(step_folder(checkpoints, 100), tmp_path / "out")
     corrupt(next(step_folder(checkpoints, 300).glob("track/weights.00003*")))
@@ -331,13 +309,3 @@ def test_checkpoints_on_s3_are_exported(written: Path, tmp_path: Path, lines: Li
             assert_is_step(tmp_path / f"out-{number}", expected)
         with pytest.raises(InputError, match="no such folder"):
             lines.export(server.uri("nowhere"), tmp_path / "out")
-
-
-def test_missing_source_and_missing_output_folder_are_rejected(checkpoints: Path, tmp_path: Path) -> None:
-    result = crossfade_here("export", "nowhere", "--out", "out", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "crossfade: error: nowhere: no such folder" in result.stderr
-    result = crossfade_here("export", checkpoints, cwd=tmp_path)
-    assert result.returncode == 2
-    assert "name a new folder" in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]

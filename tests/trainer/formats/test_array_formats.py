@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from builders import ITEM, QUERY
 from command_here import crossfade_here
-from object_store import running_object_store
 from running_command import succeeded
 from safetensors import safe_open
-from safetensors.numpy import load_file
 from written_runs import (
     CUSTOMER_IDS,
     TRACK_IDS,
@@ -58,53 +55,29 @@ def run_example(folder: Path) -> dict[str, Any]:
     return variables
 
 
-def assert_complete_rows(folder: Path) -> None:
-    rows = pq.read_table(folder / ITEM / "rows.parquet").to_pydict()
-    assert rows["row"] == list(range(len(TRACK_IDS)))
-    assert rows["id"] == TRACK_IDS
-    assert rows["name"] == TRACK_NAMES
-    assert [row for row, trained in enumerate(rows["trained"]) if not trained] == UNTRAINED
-    customers = pq.read_table(folder / QUERY / "rows.parquet").to_pydict()
-    assert list(customers) == ["row", "id", "trained"]
-    assert customers["id"] == CUSTOMER_IDS
-    assert all(customers["trained"])
-
-
-def test_numpy_has_all_vectors_in_order(run: WrittenRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported_model, "GROUP_ROWS", 3)
-    out = export(run, "numpy")
-    for entity in (QUERY, ITEM):
-        vectors_ND = np.load(out / entity / "vectors.npy", mmap_mode="r")
-        assert isinstance(vectors_ND, np.memmap)
-        assert vectors_ND.dtype == np.float32
-        np.testing.assert_array_equal(vectors_ND, run.vectors[entity])
-    assert_complete_rows(out)
-
-
-def test_safetensors_are_read_by_their_library(run: WrittenRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported_model, "GROUP_ROWS", 3)
-    out = export(run, "safetensors")
-    for entity in (QUERY, ITEM):
-        path = out / entity / "vectors.safetensors"
-        tensors = load_file(path)
-        assert list(tensors) == ["vectors"]
-        assert tensors["vectors"].dtype == np.float32
-        np.testing.assert_array_equal(tensors["vectors"], run.vectors[entity])
-        with safe_open(path, framework="numpy") as file:
-            np.testing.assert_array_equal(file.get_slice("vectors")[2:5], run.vectors[entity][2:5])
-            metadata = file.metadata()
-        assert (metadata["entity"], metadata["job"], metadata["score"]) == (entity, "planted", "cosine")
-        [length] = struct.unpack("<Q", path.read_bytes()[:8])
-        assert (8 + length) % 8 == 0
-    assert_complete_rows(out)
-
-
 @pytest.mark.parametrize("to", ["numpy", "safetensors", "parquet"])
-def test_example_loads_the_vectors(run: WrittenRun, to: str) -> None:
-    weights = save_checkpoint(run, 7) if to == "parquet" else run.vectors
-    found = run_example(export(run, to))
-    np.testing.assert_array_equal(found["vectors"], weights[ITEM])
-    assert found["rows"].column("name").to_pylist() == TRACK_NAMES
+def test_example_loads_all_vectors_and_rows(run: WrittenRun, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exported_model, "GROUP_ROWS", 3)
+    vectors = save_checkpoint(run, 7) if to == "parquet" else run.vectors
+    for entity, ids, names in ((ITEM, TRACK_IDS, TRACK_NAMES), (QUERY, CUSTOMER_IDS, None)):
+        out = export(run, to, "--entity", entity, "--overwrite")
+        found = run_example(out)
+        assert found["vectors"].dtype == np.float32
+        np.testing.assert_array_equal(found["vectors"], vectors[entity])
+        rows = found["rows"].to_pydict()
+        assert (rows["id"], rows.get("name")) == (ids, names)
+        if to != "parquet":
+            assert [row for row, trained in enumerate(rows["trained"]) if not trained] == (UNTRAINED if names else [])
+
+
+def test_safetensors_are_read_by_their_library(run: WrittenRun) -> None:
+    path = export(run, "safetensors") / ITEM / "vectors.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        np.testing.assert_array_equal(file.get_slice("vectors")[2:5], run.vectors[ITEM][2:5])
+        metadata = file.metadata()
+    assert (metadata["entity"], metadata["job"], metadata["score"]) == (ITEM, "planted", "cosine")
+    [length] = struct.unpack("<Q", path.read_bytes()[:8])
+    assert (8 + length) % 8 == 0
 
 
 def test_embeddings_are_exported_before_checkpoints(run: WrittenRun, tmp_path: Path) -> None:
@@ -202,19 +175,3 @@ def test_missing_client_is_named(to: str, module: str, extra: str, monkeypatch: 
     options = ExportOptions.of(source="nowhere", to=to, push="")
     with pytest.raises(MissingExtraError, match=rf"crossfade\[{extra}\]"):
         run_export(options, print, NullReporter())
-
-
-def test_run_and_checkpoints_on_s3_are_exported(run: WrittenRun, tmp_path: Path) -> None:
-    weights = save_checkpoint(run, 7)
-    (run.path / "report.json").write_text(json.dumps({"steps": 7, "epochs": 1, "best_epoch": 1, "metrics": {}}))
-    (tmp_path / "server").mkdir()
-    with running_object_store(tmp_path / "server") as server, pytest.MonkeyPatch.context() as environment:
-        for name, value in server.variables.items():
-            environment.setenv(name, value)
-        uri = server.upload(run.path, "runs/planted")
-        for number, (source, expected) in enumerate(((uri, run.vectors), (f"{uri}/checkpoints", weights))):
-            out = tmp_path / str(number)
-            result = succeeded(crossfade_here("export", source, "--to", "numpy", "--out", out))
-            np.testing.assert_array_equal(np.load(out / ITEM / "vectors.npy"), expected[ITEM])
-            origin = ("embeddings of epoch 1, the best on valid", "checkpoint of step 7")[number]
-            assert f": {origin} of job 'planted'" in result.stderr
