@@ -33,8 +33,8 @@ SMALL_FILES = {
     "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/data/feature_kernels.py": "loads numba",
     "trainer/evaluation/list_kernels.py": "compiled again when its file changes",
-    "trainer/maps/page.py": "a page with its assets",
     "trainer/recommend/history_file.py": "loads DuckDB",
+    "trainer/tracking/tensorboard_file.py": "for an optional package",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
 TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")

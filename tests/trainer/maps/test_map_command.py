@@ -18,7 +18,7 @@ from playwright.sync_api import Browser
 from running_command import succeeded
 
 from crossfade.trainer.maps.items_map import ItemsMap
-from crossfade.trainer.maps.page import write_page
+from crossfade.trainer.maps.map_files import write_page
 
 EVIL = "</script><b>Genre & \"Song\" 'Björk'"
 """A name that would break a page that does not escape it."""
