@@ -14,7 +14,7 @@ checkpoint. They are read in blocks to their end, so corruption is detected befo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -172,19 +172,12 @@ def _tables(model: TrainedModel, options: ExportOptions) -> list[TableSpec]:
 
 def _find_foreign(out: Path) -> str | None:
     """Return a file in ``out`` that is not one of embeddings or an export; None if all are."""
-    for path in _files(out):
+    for path in sorted(out.rglob("*")):  # it does not follow a link to a folder
+        if path.is_dir() and not path.is_symlink():
+            continue
         relative = path.relative_to(out).as_posix()
         is_card = relative == CARD_FILE and is_model_card(path)
         is_card |= relative == LISTING_FILE and is_listing(read_below(out, LISTING_FILE))
         if not (is_card or _OWN_FILE.fullmatch(relative)):
             return relative
     return None
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield everything below ``folder`` but folders, sorted; a link to a folder is not followed."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            yield from _files(path)
-        else:
-            yield path
