@@ -94,7 +94,7 @@ def run(options: DemoOptions) -> int:
         ("similar", run, *_ARTISTS[name]),
         ("recommend", run, "--customer", customer, *shown),
     ]
-    can_draw = find_spec("matplotlib") is not None and find_spec("openTSNE") is not None
+    can_draw = find_spec("openTSNE") is not None
     steps += [("map", run)] if can_draw and not options.no_map else []
     for step in steps:
         if code := _call(*step):

@@ -33,9 +33,8 @@ SMALL_FILES = {
     "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/data/feature_kernels.py": "loads numba",
     "trainer/evaluation/list_kernels.py": "compiled again when its file changes",
-    "trainer/formats/faiss_indexes.py": "for an optional package",
-    "trainer/maps/page.py": "a page with its assets",
     "trainer/recommend/history_file.py": "loads DuckDB",
+    "trainer/tracking/tensorboard_file.py": "for an optional package",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
 TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")
@@ -46,8 +45,6 @@ FILES_WITH_FLAGS = {
     "deploy/dashboard/server.py": "starts commands of crossfade",
     "deploy/launch/trial_run.py": "starts commands of crossfade",
     "deploy/schedulers/scheduler_files.py": "writes files with commands of crossfade",
-    "trainer/formats/pgvector.py": "writes a script that calls psql",
-    "trainer/formats/search_engines.py": "writes scripts that call curl",
 }
 """Files below the faces whose strings are words of command lines. All others name options by marks."""
 

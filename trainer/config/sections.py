@@ -551,9 +551,6 @@ class TrackingConfig(Section):
     experiment: Annotated[str, Field(min_length=1, max_length=500)] = Field(
         "crossfade", description="experiment of the tracking server that the run belongs to"
     )
-    upload_embeddings: bool = Field(
-        False, description="whether the tracking server gets the embeddings of the finished run as an artifact"
-    )
     tensorboard: Annotated[bool | str, BeforeValidator(_check_tensorboard)] = Field(
         False,
         description="whether to write event files for TensorBoard, to RUN/tensorboard; or a folder: FOLDER/NAME-ID",

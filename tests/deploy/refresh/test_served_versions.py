@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow.parquet as pq
 import pytest
-from command_here import crossfade_here
 from crashing_storage import Crash
 from refreshed_service import CUSTOMERS, NEW_CUSTOMERS, TRACKS, ServiceFolder
 from running_command import succeeded
@@ -120,30 +118,6 @@ def test_version_is_not_deleted_while_it_is_open(undisturbed: ServiceFolder, tmp
     assert (tmp_path / "000001" / CARD_FILE).exists()
     assert versions.delete_earlier()
     assert sorted(path.name for path in tmp_path.glob("0*")) == ["000002"]
-
-
-def test_changes_since_a_version_make_its_export_that_of_the_current_one(
-    undisturbed: ServiceFolder, tmp_path: Path
-) -> None:
-    def exported(source: Path, out: str, *options: object) -> Path:
-        succeeded(crossfade_here("export", source, "--out", tmp_path / out, *options))
-        return tmp_path / out
-
-    def rows(path: Path) -> dict[str, tuple[int, bytes]]:
-        found = [row for file in sorted(path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-        return {row["id"]: (row["row"], np.array(row["vector"], np.float32).tobytes()) for row in found}
-
-    before, now = exported(undisturbed.run(2), "before"), exported(undisturbed.path, "now")
-    changes = exported(undisturbed.path, "changes", "--since", 2)
-    for entity in ("customer", "track"):
-        expected, found = rows(now / entity), rows(before / entity)
-        deleted = pq.read_table(changes / entity / "deleted.parquet")["id"].to_pylist()
-        (changes / entity / "deleted.parquet").unlink()
-        changed = rows(changes / entity)
-        assert deleted == []
-        assert changed.keys() == {id for id in expected if expected[id] != found.get(id)}
-        assert len(changed) > 0
-        assert {**found, **changed} == expected
 
 
 def answers(server: RunningServer) -> dict[str, Any]:

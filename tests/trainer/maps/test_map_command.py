@@ -3,7 +3,6 @@
 import itertools
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import Visit, browsing, visiting
 from cluster_data import GENRES, TRACKS, write_job, write_planted
-from command_here import crossfade_here, rejected_here
+from command_here import crossfade_here
 from playwright.sync_api import Browser
 from running_command import succeeded
 
 from crossfade.trainer.maps.items_map import ItemsMap
-from crossfade.trainer.maps.page import write_page
+from crossfade.trainer.maps.map_files import write_page
 
 EVIL = "</script><b>Genre & \"Song\" 'Björk'"
 """A name that would break a page that does not escape it."""
@@ -143,6 +142,20 @@ def test_search_lists_and_lights_the_neighbors(visit: Visit, workspace: Path) ->
 
 
 @pytest.mark.slow
+def test_legend_switches_labels(visit: Visit) -> None:
+    before = pixels(visit)
+    button = visit.page.locator("#legend button").first
+    button.click()
+    settled(visit)
+    assert button.get_attribute("aria-pressed") == "false"
+    hidden = pixels(visit)
+    assert len(hidden) < len(before)
+    button.click()
+    settled(visit)
+    assert pixels(visit) == before
+
+
+@pytest.mark.slow
 def test_keys_and_wheel_move_the_map(visit: Visit) -> None:
     visit.page.focus("#map")
     visit.page.keyboard.press("0")
@@ -163,6 +176,19 @@ def test_keys_and_wheel_move_the_map(visit: Visit) -> None:
     visit.page.mouse.wheel(0, -400)
     settled(visit)
     assert pixels(visit) != whole
+
+
+@pytest.mark.slow
+def test_hover_shows_the_name(visit: Visit) -> None:
+    settled(visit)
+    place: list[float] = visit.page.evaluate(
+        "() => { const box = canvas.getBoundingClientRect(), ratio = devicePixelRatio; "
+        "const [x, y] = screen(places[0], places[1]);"
+        " return [box.left + x / ratio, box.top + y / ratio]; }"
+    )
+    visit.page.mouse.move(*place)
+    assert visit.page.locator("#tip").is_visible()
+    assert re.fullmatch(r"Genre (\d) Song \d+ \(genre \1\)", visit.page.inner_text("#tip"))
 
 
 @pytest.mark.slow
@@ -193,31 +219,31 @@ def test_any_name_is_shown_as_it_is(browser: Browser, tmp_path: Path) -> None:
         assert visit.errors == []
 
 
-@pytest.mark.slow
-def test_invalid_options_are_rejected(workspace: Path) -> None:
-    rejected = partial(rejected_here, cwd=workspace)
-    rejected("0: expected an integer from 1", "map", "run", "--count", 0)
-    rejected("of track can be mapped", "map", "run", "--where", "id < 5003", "--overwrite")
-    rejected("is not a local run folder: name a folder for the map with", "map", "run/checkpoints")
+def assert_rejected(workspace: Path, phrase: str, *arguments: object) -> None:
+    result = crossfade_here("map", *arguments, cwd=workspace)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert phrase in result.stderr
 
 
 @pytest.mark.slow
 def test_only_a_map_is_replaced_and_one_seed_draws_one_map(workspace: Path, drawn: str, tmp_path: Path) -> None:
-    rejected, again = partial(rejected_here, cwd=workspace), tmp_path / "again"
     assert "map of" in drawn
-    rejected("already exists; choose another, or replace a map with", "map", "run")
-    (tmp_path / "map.png").write_bytes(b"of somebody else")
-    (tmp_path / "notes.txt").touch()
-    rejected("already exists; choose another, or replace a map with", "map", "run", "--out", tmp_path)
-    rejected("which is not part of a map and which", "map", "run", "--out", tmp_path, "--overwrite")
-    assert (tmp_path / "map.png").read_bytes() == b"of somebody else"
-    rejected("is not a folder, so", "map", "run", "--out", tmp_path / "notes.txt", "--overwrite")
+    assert_rejected(workspace, "only 3 of track can be mapped", "run", "--where", "id < 5003", "--overwrite")
+    assert_rejected(workspace, "is not a local run folder: name a folder for the map", "run/checkpoints")
+    assert_rejected(workspace, "already exists; choose another, or replace a map", "run")
+    page, notes, again = tmp_path / "map.html", tmp_path / "notes.txt", tmp_path / "again"
+    page.write_bytes(b"of somebody else")
+    notes.touch()
+    assert_rejected(workspace, "already exists; choose another, or replace a map", "run", "--out", tmp_path)
+    assert_rejected(workspace, "holds 'notes.txt', which is not part of a map", "run", "--out", tmp_path, "--overwrite")
+    assert page.read_bytes() == b"of somebody else"
+    assert_rejected(workspace, "is not a folder", "run", "--out", notes, "--overwrite")
     again.mkdir()
-    (again / "map.png").write_bytes(b"of a command that was killed")
+    (again / "map.html").write_bytes(b"of a command that was killed")
     tables = []
     for command in (("map", "run"), ("map", "run/checkpoints", "--overwrite")):
         succeeded(crossfade_here(*command, "--count", 20, "--out", again, cwd=workspace))
-        assert sorted(path.name for path in again.iterdir()) == ["map.html", "map.parquet", "map.png"]
+        assert sorted(path.name for path in again.iterdir()) == ["map.html", "map.parquet"]
         tables.append(pq.read_table(again / "map.parquet"))
     assert tables[0].drop_columns(["x", "y"]).equals(tables[1].drop_columns(["x", "y"]))
     for axis in ("x", "y"):

@@ -249,6 +249,5 @@ def test_options_that_contradict_shards_are_rejected(tmp_path: Path) -> None:
     )
     of_evaluation = ("evaluate", "run", "--shard", "1/2")
     rejected_here("needs the folder of all shards", *of_evaluation)
-    rejected_here("needs the folder of all shards", "export", "run", "--shard", "1/2")
     rejected_here("is the folder of shards", "evaluate", "run", "--out", tmp_path)
     rejected_here("is not divided into shards", *of_evaluation, "--out", tmp_path, "--compare", "other")
