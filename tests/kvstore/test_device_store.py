@@ -19,7 +19,8 @@ from crossfade.base.errors import CheckpointError, DivergedError, InputError, St
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import RowGradient, RowStore, TableSpec
-from crossfade.kvstore.torch.store import DeviceStore, divide, row_bytes
+from crossfade.kvstore.torch.store import DeviceStore
+from crossfade.kvstore.torch.table import divide, row_bytes
 from crossfade.trainer.model.engines.torch import torch_device
 
 torch = pytest.importorskip("torch", reason=TORCH)
@@ -235,7 +236,7 @@ def test_copying_to_the_host_counts_as_a_pause_of_the_save(
     stores: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = opened(stores, DeviceStore("cpu"))
-    monkeypatch.setattr("crossfade.kvstore.torch.store.DeviceTable.download", lambda _: time.sleep(0.3))
+    monkeypatch.setattr("crossfade.kvstore.torch.table.DeviceTable.download", lambda _: time.sleep(0.3))
     store.save(str(tmp_path))
     result = wait_for_save(store)
     assert 0.6 <= result.pause_seconds < result.seconds
