@@ -141,7 +141,7 @@ class LocalStore:
         pause_seconds, self._snapshot = self._snapshot.pause_seconds, None
         return SaveResult((written.part,), pause_seconds, written.seconds, written.bytes)
 
-    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copy the requested rows."""
         self.check(rows)
         return {name: self._weights[name].take(rows_A, axis=0) for name, rows_A in rows.items()}

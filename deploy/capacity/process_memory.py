@@ -183,14 +183,13 @@ def _table_rows(job: JobConfig, local_rows: dict[str, int], row_bytes: int, shar
 def _messages(inputs: PlanInputs) -> Iterator[MemoryItem]:
     """Yield what a worker that holds a shard of the tables needs to exchange rows with the others."""
     job, workers = inputs.job, inputs.job.cluster.workers
-    # Embeddings are exchanged unrounded, a piece at a time.
-    exact_rows = _embedding_rows(inputs) if job.train.save_embeddings == "best" else 0
-    rows, row_bytes = max(_step_rows(inputs), exact_rows), job.model.dim * VALUE_BYTES
+    # Embeddings are exchanged a piece at a time.
+    embedding_rows = _embedding_rows(inputs) if job.train.save_embeddings == "best" else 0
+    rows, row_bytes = max(_step_rows(inputs), embedding_rows), job.model.dim * VALUE_BYTES
     remote = workers - min(workers, -(-workers // job.cluster.host_count))
     # Rows are in two memories for messages, which alternate. Receivers read them there on one host, and have copies on
-    # others, rounded ones in float32 too.
-    received = 1.0 if job.cluster.wire_dtype == "float32" else 1.5
-    copies = (2 * (workers - 1) + received * remote) / workers
+    # others.
+    copies = (2 * (workers - 1) + remote) / workers
     yield MemoryItem("rows sent to and received from other workers", int(copies * rows * row_bytes))
 
 

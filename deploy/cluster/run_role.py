@@ -297,7 +297,7 @@ def _join_ranks(
     rank = environment_integer(RANK_VARIABLE, 0, 0, _MAX_ROLES)
     num_ranks = environment_integer(RANKS_VARIABLE, 1, 1, _MAX_ROLES)
     ranks = Ranks.join(credentials.rendezvous, rank, num_ranks, _address(), job.cluster.stall_timeout_seconds)
-    store = ShardedStore(ranks, job.cluster.wire_dtype)
+    store = ShardedStore(ranks)
     metrics.register("rows", TableMetrics(store.stats))
     return store, ranks if job.all_reduces_dense else None
 

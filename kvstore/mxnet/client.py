@@ -170,7 +170,7 @@ class MXNetStore:
             self._store.pull(status_key(server, self._servers), out=row)
         return SaveResult.of([decode_status(row.asnumpy()) for row in rows], "server")
 
-    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copy the requested rows. All keys are requested before the first answer is awaited."""
         blocks, requests = {}, []
         for name, rows_A in rows.items():

@@ -177,7 +177,7 @@ class DeviceStore:
         for table in self._tables.values():
             table.release()
 
-    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copy the requested rows into the memory of the host."""
         self.check(rows)
         return {name: self._pull(name, rows_A) for name, rows_A in rows.items()}

@@ -64,7 +64,7 @@ class StoreVectors:
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
-        return self._store.pull({entity: rows_N}, exact=True)[entity]
+        return self._store.pull({entity: rows_N})[entity]
 
 
 def write_embeddings(

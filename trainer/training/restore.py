@@ -175,7 +175,7 @@ def _assign_neighbor_start(
         parts, count = neighbors.parts(), len(neighbors.bounds()) - 1
         for _ in range(int(store.all_reduce(np.array([float(max(count, 0))]))[0])):
             part = next(parts, None)
-            known_BD = store.pull({known.name: part.known_B if part else _NO_ROWS}, exact=True)[known.name]
+            known_BD = store.pull({known.name: part.known_B if part else _NO_ROWS})[known.name]
             store.assign(table.name, *(part.start(known_BD) if part else (_NO_ROWS, known_BD)))
 
 

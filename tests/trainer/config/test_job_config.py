@@ -53,7 +53,7 @@ def test_minimal_job_has_defaults(job_path: Path) -> None:
         ),
         (
             SMALL + "cluster: {zzz: 8}\n",
-            "unknown key 'cluster.zzz'; known keys here: store, wire_dtype, servers, workers, host, "
+            "unknown key 'cluster.zzz'; known keys here: store, servers, workers, host, "
             "scheduler_port, max_key_bytes, hosts, one_role_per_host, host_timeout_seconds, standby_timeout_seconds, "
             "coordinator_address, shared_run_dir, max_restarts, stall_timeout_seconds, "
             "grace_period_seconds, filter_ports",
@@ -168,7 +168,6 @@ def test_invalid_value_is_rejected_with_key_and_expectation(job_path: Path, text
         ("a half-life that is no span of time", "train: {half_life: 30w}\n", ()),
         ("workers without servers", "cluster: {store: mxnet, workers: 3}\n", ()),
         ("servers beside workers that hold the tables", "cluster: {store: sharded, servers: 2, workers: 2}\n", ()),
-        ("rounded rows with servers", "cluster: {wire_dtype: bfloat16, servers: 2, workers: 2}\n", ()),
         (
             "tables on a device of several workers",
             "train: {tables: device, engine: torch}\ncluster: {workers: 2}\n",
