@@ -20,7 +20,7 @@ from crossfade.base.errors import InputError, MissingExtraError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.deploy.aws.aws_errors import translate_aws_errors
-from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME, STEP_NAME
+from crossfade.kvstore.checkpoint.format import MANIFEST_NAME, STEP_NAME
 from crossfade.kvstore.checkpoint.lifecycle import Leftover, find_leftovers
 from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 

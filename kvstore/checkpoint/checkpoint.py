@@ -31,20 +31,18 @@ from crossfade.base.errors import CheckpointError
 from crossfade.base.io.folder import Folder, InputFile
 from crossfade.base.io.regular_files import SMALL_FILE_BYTES
 from crossfade.base.json_text import validate_json
-from crossfade.kvstore.checkpoint.file_names import (
+from crossfade.kvstore.checkpoint.format import (
     HEADER_BYTES,
     MANIFEST_NAME,
     SHARD_NAME,
     STEP_NAME,
     WEIGHTS,
-    npy_header,
-)
-from crossfade.kvstore.checkpoint.format import (
     CheckpointManifest,
     CorruptFileError,
     Part,
     PartFile,
     TableShard,
+    npy_header,
     shard_rows,
     translate_read_errors,
 )

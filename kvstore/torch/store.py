@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import CheckpointError, CrossfadeError
+from crossfade.base.errors import CrossfadeError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import divergence, name_divergence
@@ -143,22 +143,17 @@ class DeviceStore:
     def save(self, folder: str) -> None:
         """Start writing all tables and their state into the checkpoint folder ``folder``.
 
-        Rows on the device are copied to the host first, where they take memory until the save ends. The calling thread
-        must live until then.
+        Rows on the device are copied to the host first, where they take memory until the save ends.
 
         Raises:
-            CheckpointError: it cannot start, or the previous save is still in progress.
+            CheckpointError: the previous save is still in progress.
         """
         self._host.check_not_saving(folder)  # it still reads the arrays that are written here
         start = time.monotonic()
         for table in self._tables.values():
             table.download()
         self._download_seconds = time.monotonic() - start
-        try:
-            self._host.save(folder)
-        except CheckpointError:
-            self._release()
-            raise
+        self._host.save(folder)
 
     def poll_save(self) -> SaveResult | None:
         """Return the result of the last ``save``, or None while it is in progress."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfade.base.arrays import IntArray
-from crossfade.kvstore.checkpoint.file_names import WEIGHTS
+from crossfade.kvstore.checkpoint.format import WEIGHTS
 from crossfade.kvstore.memory import release_pages
 from crossfade.kvstore.optimizer_spec import (
     MAX_SQUARE,

@@ -17,8 +17,7 @@ from saved_shards import blank_shards, poison, random_table, reseal, save_shards
 from crossfade.base.errors import CheckpointError, InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
-from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
-from crossfade.kvstore.checkpoint.format import CheckpointManifest
+from crossfade.kvstore.checkpoint.format import MANIFEST_NAME, CheckpointManifest
 from crossfade.kvstore.checkpoint.lifecycle import clear_later, commit, latest_checkpoint, prune, step_folder
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec

@@ -278,20 +278,6 @@ def test_rows_on_the_device_take_no_memory_of_the_host_but_during_a_save(
     np.testing.assert_array_equal(store.pull({LARGE.name: cold_rows_A})[LARGE.name], cold)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason=LINUX)
-def test_save_that_cannot_start_releases_the_memory(
-    stores: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError("no process")
-
-    store = open_large(stores, LARGE_BUDGET)
-    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.subprocess.Popen", fail)
-    with pytest.raises(CheckpointError, match="no process"):
-        store.save(str(tmp_path / "step"))
-    assert prefix_pages(store) == {"weights": 0, "sum_of_squares": 0}
-
-
 def test_tables_are_copied_in_chunks(
     stores: ExitStack, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from crossfade.base.errors import CheckpointError, ClusterError, InputError, com
 from crossfade.base.io.folder import Folder
 from crossfade.base.validation import format_validation_error
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.format import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.store import NO_RESETS, RowStore
 from crossfade.trainer.config.loading import check_job

@@ -25,7 +25,7 @@ from saved_shards import Arrays, random_table, save_shards, split_table
 
 from crossfade.base.errors import CheckpointError, InputError
 from crossfade.base.io.folder import Folder
-from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.format import MANIFEST_NAME
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.embeddings import files
