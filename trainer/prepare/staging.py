@@ -33,7 +33,7 @@ from crossfade.base.io.durable_file import is_partial
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.replacing import check_replaceable, replace_folder
-from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.s3 import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer
@@ -309,7 +309,6 @@ def _stage_on_s3(out: Folder, overwrite: bool, work: Path, identity: str | None 
     journal, tag = Journal(), f"-{uuid.uuid4().hex[:12]}"
     with ExitStack() as stack:
         with translate_storage_errors(option_named("out", out.uri), unreachable=InputError):
-            out.check_bucket()
             lock = stack.enter_context(folder_writer(out))
             if identity is not None:
                 journal = _opened(stack, work.parent, identity, None)

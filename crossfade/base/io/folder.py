@@ -33,8 +33,7 @@ from crossfade.base.io.regular_files import (
     open_regular,
     read_below,
 )
-from crossfade.base.io.s3 import S3Files
-from crossfade.base.io.s3_conditional import ChangedError, Version
+from crossfade.base.io.s3 import ChangedError, S3Files, Version
 
 _COPY_BYTES = 8 << 20
 
@@ -201,15 +200,6 @@ class Folder:
         with self._naming():
             return self._files.entries(self._prefix)
 
-    def check_bucket(self) -> None:
-        """Check that its S3 bucket exists: listing a folder in a bucket that does not exist yields no names, no error.
-
-        Raises:
-            NoBucketError: it does not exist.
-        """
-        with self._naming():
-            self._files.check_bucket()
-
     def sizes(self) -> dict[str, int]:
         """Return the size of every file below it, by path relative to it."""
         return {path: found.bytes for path, found in self.files().items()}
@@ -338,9 +328,6 @@ class _LocalFiles:
                 for name, status in found.items()
             }
         return {}
-
-    def check_bucket(self) -> None:
-        """Return at once: a file system has no buckets."""
 
     def files(self, prefix: str) -> dict[str, FoundFile]:
         folder = self.root / prefix

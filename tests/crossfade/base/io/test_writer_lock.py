@@ -18,7 +18,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io import writer_lock as module
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import output_lock, staged_file, staged_folder
-from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.s3 import ChangedError
 from crossfade.base.io.writer_lock import LOCK_NAME, _Owner, folder_writer, path_lock
 
 
