@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import CheckpointError, DivergedError, option_named
+from crossfade.base.errors import CheckpointError, DivergedError, Option
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.format import FORMAT_VERSION, PART_FORMAT, TableShard, npy_header, part_name
 from crossfade.kvstore.finite import find_non_finite_row
@@ -180,8 +180,9 @@ class _PendingShard:
             row = (self.written - len(piece_PW) + bad) * self.shard.num_shards + self.shard.number
             raise DivergedError(
                 f"table '{self.shard.table}', row {row}: has values that are not finite ({name}), so no checkpoint of "
-                f"it is written: training has diverged; lower optimizer.learning_rate, and {option_named('resume')}",
-                row,
+                "it is written: training has diverged; lower optimizer.learning_rate, and ",
+                Option("resume"),
+                row=row,
             )
 
     def header(self, name: str) -> bytes:
