@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from crossfade.base import logs
-from crossfade.base.memory_limit import check_address_space, lack_of_memory
+from crossfade.base.memory_limit import lack_of_memory
 from crossfade.deploy.cluster.options import SchedulerOptions, ServerOptions, WorkerOptions
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ def run_role(kind: RoleKind, options: SchedulerOptions) -> int:
         # While blocked in MXNet, Python cannot run a handler.
         signal.signal(number, signal.SIG_DFL)
     try:
-        check_address_space(kind)
         if not (started_by_agent and RANK_VARIABLE in os.environ):  # which workers that hold the tables have
             _check_environment(kind)
             os.environ["DMLC_ROLE"] = kind

@@ -311,6 +311,7 @@ def _stage_on_s3(out: Folder, overwrite: bool, work: Path, identity: str | None 
     journal, tag = Journal(), f"-{uuid.uuid4().hex[:12]}"
     with ExitStack() as stack:
         with translate_storage_errors(Option("out", out.uri), unreachable=InputError):
+            out.names()  # of a bucket that does not exist, which some servers would create by the lock
             lock = stack.enter_context(folder_writer(out))
             if identity is not None:
                 journal = _opened(stack, work.parent, identity, None)

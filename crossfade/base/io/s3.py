@@ -8,6 +8,7 @@ retry may succeed.
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import threading
@@ -261,7 +262,7 @@ def _files_of(page: ListObjectsV2OutputTypeDef, start: int) -> dict[str, FoundFi
     }
 
 
-class _Upload:
+class _Upload(io.RawIOBase):
     """An object that is written in parts, of equal size but the last, and that exists once all are sent."""
 
     def __init__(self, files: S3Files, key: str) -> None:
@@ -270,12 +271,17 @@ class _Upload:
         self._buffer = bytearray()
         self._tags: list[str] = []
 
-    def write(self, data: Any) -> None:
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: Any) -> int:
         """Append ``data``."""
         self._buffer += data
         while len(self._buffer) > PART_BYTES:
             self._send(self._buffer[:PART_BYTES])
             del self._buffer[:PART_BYTES]
+        return len(data)
 
     def _send(self, part: bytearray) -> None:
         if "UploadId" not in self._place:
@@ -386,14 +392,8 @@ def _describe(answer: Mapping[str, Any], bucket: str) -> OSError:
         return OSError(f"{detail} ({label})")
     text = f"{_endpoint_name()} rejected the request ({label}): {detail}"
     if code in _REJECTED:
-        reason = _REJECTED[code].format(who=_credentials(), bucket=bucket, endpoint=_endpoint_name())
+        key = os.environ.get("AWS_ACCESS_KEY_ID")
+        who = f"the credentials of AWS_ACCESS_KEY_ID={key}" if key else "the credentials found (~/.aws, or a role)"
+        reason = _REJECTED[code].format(who=who, bucket=bucket, endpoint=_endpoint_name())
         text = f"access denied ({label if status == 403 else code}): {reason}"
     return PermissionError(text)
-
-
-def _credentials() -> str:
-    """Describe the credentials in use, as far as the environment names them."""
-    for variable in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
-        if value := os.environ.get(variable):
-            return f"the credentials of {variable}={value}"
-    return "the credentials found (~/.aws, or a role)"

@@ -274,7 +274,7 @@ def test_missing_bucket_is_not_created(s3: ObjectStore, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no bucket 'nobodys'"):
         prepare_files("s3://nobodys/out", write_parquet(tmp_path / "e.parquet", **random_events(10)))
     with pytest.raises(FileNotFoundError):
-        Folder("s3://nobodys").check_bucket()
+        Folder("s3://nobodys").names()
 
 
 def test_overwrite_replaces_old_objects(workspace: Folder, tmp_path: Path) -> None:
