@@ -15,8 +15,7 @@ from crossfade.base.machine import OomKills, find_source, is_source
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.run_state import find_state
 
-FIRST = "4:memory:/jobs/one\n1:cpu:/\n0::/\n"
-SECOND = "0::/jobs/one\n"
+MEMBERSHIP = "0::/jobs/one\n"
 COUNT_OF_CHILDREN = """
 import subprocess, sys
 from crossfade.base.machine import OomKills
@@ -69,10 +68,8 @@ def test_count_is_read_from_no_file_that_a_run_folder_chooses(source: str) -> No
 @pytest.mark.parametrize(
     ("membership", "files", "expected"),
     [
-        (FIRST, ["memory/jobs/one/memory.oom_control", "memory/memory.oom_control"], 0),
-        (FIRST, ["memory/memory.oom_control"], 0),  # in a container
-        (SECOND, ["jobs/one/memory.events", "jobs/memory.events"], 0),
-        (SECOND, ["jobs/memory.events"], 0),  # where only the parent's memory is controlled
+        (MEMBERSHIP, ["jobs/one/memory.events", "jobs/memory.events"], 0),
+        (MEMBERSHIP, ["jobs/memory.events"], 0),  # where only the parent's memory is controlled
         ("0::/\n", ["memory.events"], 0),  # in a container
         ("0::/\n", [], None),
         ("", ["memory.events"], None),
