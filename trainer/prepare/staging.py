@@ -50,7 +50,6 @@ from crossfade.trainer.data.manifest import (
     DataFile,
     DatasetManifest,
     read_manifest,
-    restore_dataset,
 )
 from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles, file_entry, write_options
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
@@ -190,7 +189,6 @@ def read_complete(out: Folder) -> DatasetManifest | None:
         InputError: the folder cannot be read, or its manifest is not one of this format version.
     """
     with translate_storage_errors(Option("out", out.uri), unreachable=InputError):
-        restore_dataset(out)
         sizes = out.sizes()
         if FILE_NAME not in sizes:
             return None
