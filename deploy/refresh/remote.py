@@ -242,7 +242,7 @@ class RemoteVersions(ServiceVersions):
 
             def download(path: str) -> None:
                 (staging / path).parent.mkdir(parents=True, exist_ok=True)
-                with closing(source.open_input(path)) as file, (staging / path).open("wb") as copy:
+                with closing(source.open_random(path)) as file, (staging / path).open("wb") as copy:
                     self._copy(file, copy)
 
             with ThreadPoolExecutor(_STREAMS, thread_name_prefix="download") as pool:

@@ -6,7 +6,6 @@ import shutil
 import tracemalloc
 import zlib
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -231,8 +230,8 @@ def test_value_that_is_not_finite_is_blamed_on_its_file_and_row(tmp_path: Path, 
     assert str(caught.value) == f"{uri}/{name}: row 29 of table 'customer' has values that are not finite"
     assert caught.value.checkpoint == uri
     if array == "weights":
-        with closing(open_checkpoint(uri)) as checkpoint, pytest.raises(CheckpointError, match="row 29 of"):
-            checkpoint.weights("customer", 20, 50)
+        with pytest.raises(CheckpointError, match="row 29 of"):
+            open_checkpoint(uri).read_rows("customer", np.arange(20, 50))
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "", "\0\xff", '{"format": "crossfade-interactions", "version": 1}'])
@@ -291,21 +290,15 @@ def test_files_without_requested_rows_are_not_opened(checkpoints: str) -> None:
         open_checkpoint(uri).load([blank_shards(CUSTOMER, ROWWISE, 2)[1]])
 
 
-@pytest.mark.parametrize("starts", [(0, 25), (25,), (49,)], ids=["in order", "from the middle", "the last row"])
-def test_corrupt_file_is_detected_when_it_is_read(checkpoints: str, starts: tuple[int, ...]) -> None:
+def test_corrupt_file_is_detected_when_it_is_read(checkpoints: str) -> None:
     uri = step_folder(checkpoints, 2)
     flip(Path(uri, "customer", "weights.00001-of-00004.npy"), -1)
-    with closing(open_checkpoint(uri)) as checkpoint:
-        for start in starts[:-1]:
-            checkpoint.weights("customer", start, start + 25)
+    checkpoint = open_checkpoint(uri)
+    expected = random_table(CUSTOMER, ROWWISE, seed=2)["weights"]
+    np.testing.assert_array_equal(checkpoint.read_rows("customer", np.array([8, 2])), expected[[8, 2]])
+    for _ in range(2):
         with pytest.raises(CheckpointError, match=r"weights.00001.*CRC-32"):
-            checkpoint.weights("customer", starts[-1], min(starts[-1] + 25, 50))
-    with closing(open_checkpoint(uri)) as checkpoint:
-        expected = random_table(CUSTOMER, ROWWISE, seed=2)["weights"]
-        np.testing.assert_array_equal(checkpoint.read_rows("customer", np.array([8, 2])), expected[[8, 2]])
-        for _ in range(2):
-            with pytest.raises(CheckpointError, match=r"weights.00001.*CRC-32"):
-                checkpoint.read_rows("customer", np.array([2, 5]))
+            checkpoint.read_rows("customer", np.array([2, 5]))
 
 
 def test_latest_checkpoint_is_the_newest_by_its_number(small_steps: Path, checkpoints: str) -> None:

@@ -38,19 +38,6 @@ from crossfade.base.io.s3 import ChangedError, S3Files, Version
 _COPY_BYTES = 8 << 20
 
 
-class InputFile(Protocol):
-    """A file opened for sequential reading from a position that ``seek`` may set."""
-
-    def readinto(self, buffer: Any, /) -> int | None:
-        """Read up to ``len(buffer)`` bytes into ``buffer``; return how many, 0 at the end of the file."""
-
-    def seek(self, position: int, /) -> int:
-        """Continue at byte ``position``."""
-
-    def close(self) -> None:
-        """Close the file."""
-
-
 class OutputFile(Protocol):
     """A file opened for writing."""
 
@@ -167,15 +154,6 @@ class Folder:
         """
         with self._naming(name):
             return self._files.write_over(self._prefix + name, data, version)
-
-    def open_input(self, name: str) -> InputFile:
-        """Open the file ``name`` for sequential reading. Errors of later reads do not name it.
-
-        Raises:
-            FileNotFoundError: it does not exist.
-        """
-        with self._naming(name):
-            return self._files.open_input(self._prefix + name)
 
     def open_random(self, name: str) -> RandomFile:
         """Open the current version of the file ``name`` for random access. Errors of later reads do not name it.
@@ -308,9 +286,6 @@ class _LocalFiles:
             found = self.read_version(path).version
         if found != version:
             raise ChangedError("was changed by another process")
-
-    def open_input(self, path: str) -> InputFile:
-        return open(open_regular(self.root / path), "rb", buffering=0)  # noqa: PTH123 - a descriptor
 
     def open_random(self, path: str) -> RandomFile:
         return LocalRandomFile(open_regular(self.root / path))

@@ -210,8 +210,6 @@ class S3Files:
             raise
         return _S3RandomFile(self, key, answer["ContentLength"], answer["ETag"])
 
-    open_input = open_random
-
     def entries(self, prefix: str) -> dict[str, FoundFile | None]:
         """Return the objects directly below ``prefix`` by name; None for a prefix of further objects."""
         start = len(self.key(prefix))

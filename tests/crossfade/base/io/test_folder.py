@@ -73,7 +73,7 @@ def test_written_files_are_read_and_listed(folder: Folder) -> None:
 def test_file_is_read_in_pieces_from_any_position(folder: Folder) -> None:
     folder.write("digits", b"0123456789")
     buffer = bytearray(4)
-    with closing(folder.open_input("digits")) as file:
+    with closing(folder.open_random("digits")) as file:
         assert file.readinto(buffer) == 4
         file.seek(7)
         assert file.readinto(buffer) == 3
@@ -93,7 +93,7 @@ def test_delete_removes_the_folder_and_nothing_else(folder: Folder) -> None:
 
 def test_missing_file_is_named(folder: Folder) -> None:
     folder.write("there", b"1")
-    for read in (folder.read, folder.open_input):
+    for read in (folder.read, folder.open_random):
         with pytest.raises(FileNotFoundError, match=r"folder.*/missing"):
             read("missing")
 
@@ -289,7 +289,7 @@ def test_conditional_request_is_repeated_after_a_fault(
 def test_fifo_in_place_of_a_file_is_rejected_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     folder = Folder(tmp_path)
-    for read in (folder.read, folder.open_input, folder.open_random):
+    for read in (folder.read, folder.open_random):
         with pytest.raises(UnsuitableFileError, match="not a regular file"):
             read("pipe")
 
