@@ -245,10 +245,10 @@ class S3Files:
                 raise ChangedError(_CHANGED) from error
 
     def delete(self, prefix: str) -> None:
-        """Delete all objects below ``prefix``."""
-        for page in self._pages(prefix):
-            for listed in page.get("Contents", []):
-                self.retry(lambda client: client.delete_object(Bucket=self.bucket, Key=listed["Key"]))  # noqa: B023
+        """Delete all objects below ``prefix``, and the empty object that some servers keep for a folder."""
+        keys = [listed["Key"] for page in self._pages(prefix) for listed in page.get("Contents", [])]
+        for key in filter(None, (*keys, self.key(prefix))):
+            self.retry(lambda client: client.delete_object(Bucket=self.bucket, Key=key))  # noqa: B023
 
 
 def _files_of(page: ListObjectsV2OutputTypeDef, start: int) -> dict[str, FoundFile]:
