@@ -73,15 +73,6 @@ def test_updates_wait_for_free_slots_and_continue(tmp_path: Path, monkeypatch: p
     assert (shard.arrays["weights"] == 2.0).all()
 
 
-def test_updates_after_a_snapshot_has_ended_are_ignored(tmp_path: Path) -> None:
-    shard = shard_of_ones(100)
-    with running_snapshot(shard, folder=tmp_path) as (snapshot, _):
-        wait_for_snapshot(snapshot)
-        change_rows(snapshot, shard)
-        change_rows(snapshot, shard_of_ones(10, "another table"))
-    assert (np.load(weights_file(tmp_path)) == 1.0).all()
-
-
 def test_server_saves_the_state_at_the_command_although_rows_change(tmp_path: Path) -> None:
     script = Path(__file__).resolve().parents[2] / "tests" / "support" / "drive_row_server.py"
     command = [sys.executable, script, tmp_path]

@@ -11,7 +11,7 @@ import pytest
 from memory_cgroup import memory_cgroup
 from run_folders import BEGAN, state, write_run
 
-from crossfade.base.machine import OomKills, find_source, is_source
+from crossfade.base.machine import find_source, is_source
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.run_state import find_state
 
@@ -83,12 +83,3 @@ def test_count_is_that_of_the_own_cgroup_or_of_the_machine(
         (tmp_path / name).write_text("low 0\noom 3\noom_kill 1\n")
     source = find_source(membership, tmp_path)
     assert source == (Path("/proc/vmstat") if expected is None else tmp_path / files[expected])
-
-
-@pytest.mark.parametrize("content", ["oom_kill 2\n", "oom_kill 1\n", "", None])
-def test_count_that_grows_has_risen_and_one_that_is_gone_has_not(tmp_path: Path, content: str | None) -> None:
-    source = tmp_path / "memory.events"
-    source.write_text("oom_kill 1\n")
-    kills = OomKills(source)
-    source.unlink() if content is None else source.write_text(content)
-    assert kills.have_risen() == (content == "oom_kill 2\n")

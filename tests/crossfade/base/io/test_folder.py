@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -168,34 +167,6 @@ def test_file_is_synced_before_it_appears(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def s3_folder(s3: ObjectStore, tmp_path: Path) -> Folder:
     return Folder(s3.uri(f"locks/{tmp_path.name}"))
-
-
-@pytest.mark.slow
-def test_of_writers_on_s3_one_gets_the_lock(s3_folder: Folder) -> None:
-    for _ in range(3):
-        barrier, done, results = threading.Barrier(4, timeout=240), threading.Barrier(4, timeout=60), []
-
-        def compete(barrier: threading.Barrier = barrier, done: threading.Barrier = done) -> None:
-            own = Folder(s3_folder.uri)
-            barrier.wait()
-            try:
-                with folder_writer(own):
-                    results.append("got it")  # noqa: B023 - the threads end in this round
-                    done.wait()
-            except InputError as error:
-                results.append(str(error))  # noqa: B023
-                done.wait()
-
-        threads = [threading.Thread(target=compete) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(re.sub(".*; if", "if", text) for text in results) == [
-            "got it",
-            *[f"if that process has ended, delete {s3_folder.uri}/{LOCK_NAME}"] * 3,
-        ]
-        assert s3_folder.sizes() == {}
 
 
 @pytest.mark.slow

@@ -63,23 +63,6 @@ def test_kill_at_any_system_call_leaves_old_or_new_folder(tmp_path: Path, one_st
     assert aside is not one_step
 
 
-def test_failed_second_rename_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, rename = tmp_path / "data", Path.rename
-    write(target, "old")
-
-    def fail_rename_to_target(self: Path, to: Path) -> Path:
-        if to == target and ".partial-" in self.name:
-            raise OSError(5, "Input/output error", str(to))
-        return rename(self, to)
-
-    monkeypatch.setattr(module, "_exchange", lambda first, second: False)
-    monkeypatch.setattr(Path, "rename", fail_rename_to_target)
-    with pytest.raises(OSError, match="Input/output error"):
-        replace(target)
-    assert content(target) == {"old"}
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
 def test_files_and_folders_are_synced_before_and_after_the_move(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_step: bool
 ) -> None:
