@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfade.base.errors import InputError, MissingExtraError
+from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.deploy.aws.aws_errors import translate_aws_errors
-from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME, STEP_NAME
+from crossfade.kvstore.checkpoint.format import MANIFEST_NAME, STEP_NAME
 from crossfade.kvstore.checkpoint.lifecycle import Leftover, find_leftovers
 from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 
@@ -72,8 +71,6 @@ def leftovers_of(source: str, written_before: float) -> Iterator[list[Leftover]]
             ]
         found += find_leftovers(checkpoints, written_before)
         if checkpoints.startswith("s3://"):
-            if find_spec("boto3") is None:
-                raise MissingExtraError("boto3", "aws", "crossfade checkpoints clean on S3")
             found += find_uploads(checkpoints, written_before)
         yield found
 

@@ -82,7 +82,7 @@ def sizes_on_hosts(cluster: ClusterConfig, hosts: int) -> dict[str, int]:
     """Return ``servers`` and ``workers`` of a job on ``hosts`` hosts, where it leaves them open; empty if not.
 
     Each host gets a worker unless the job says how many. It also gets a server unless the workers are to hold the
-    tables: there are several, ``servers`` is given as 0, or ``store`` or ``wire_dtype`` is for that.
+    tables: there are several, ``servers`` is given as 0, or ``store`` is sharded.
     """
     given = cluster.model_fields_set
     if hosts == 1 or cluster.workers > 1 or (cluster.servers and "workers" in given):
@@ -92,7 +92,7 @@ def sizes_on_hosts(cluster: ClusterConfig, hosts: int) -> dict[str, int]:
     if "workers" in given and "servers" not in given:  # one worker, whose tables are on all hosts
         return {"servers": hosts}
     without_servers = "servers" in given and cluster.store != "mxnet"
-    is_held = without_servers or cluster.store == "sharded" or cluster.wire_dtype != "float32"
+    is_held = without_servers or cluster.store == "sharded"
     return {"servers": 0 if is_held else hosts, "workers": hosts}
 
 

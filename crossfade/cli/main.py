@@ -23,7 +23,7 @@ from crossfade.base import logs
 from crossfade.base.errors import CrossfadeError, worded
 from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE
 from crossfade.base.io.disk_errors import describe_disk_error
-from crossfade.base.memory_limit import check_address_space, lack_of_memory
+from crossfade.base.memory_limit import lack_of_memory
 from crossfade.base.packages import hidden
 from crossfade.base.signals import SpotInterruption, StopSignal, stopper
 from crossfade.cli.command import Command, CommandParser
@@ -122,8 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(arguments)
     stopper.listen()
     try:
-        if arguments[0] not in _ROLES:  # they report errors to their agents
-            check_address_space(arguments[0])
         with hiding:
             code: int = parsed.run(parsed)
     except BaseException as error:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from crossfade.base import logs
-from crossfade.base.memory_limit import check_address_space, lack_of_memory
+from crossfade.base.memory_limit import lack_of_memory
 from crossfade.deploy.cluster.options import SchedulerOptions, ServerOptions, WorkerOptions
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ def run_role(kind: RoleKind, options: SchedulerOptions) -> int:
         # While blocked in MXNet, Python cannot run a handler.
         signal.signal(number, signal.SIG_DFL)
     try:
-        check_address_space(kind)
         if not (started_by_agent and RANK_VARIABLE in os.environ):  # which workers that hold the tables have
             _check_environment(kind)
             os.environ["DMLC_ROLE"] = kind
@@ -297,7 +296,7 @@ def _join_ranks(
     rank = environment_integer(RANK_VARIABLE, 0, 0, _MAX_ROLES)
     num_ranks = environment_integer(RANKS_VARIABLE, 1, 1, _MAX_ROLES)
     ranks = Ranks.join(credentials.rendezvous, rank, num_ranks, _address(), job.cluster.stall_timeout_seconds)
-    store = ShardedStore(ranks, job.cluster.wire_dtype)
+    store = ShardedStore(ranks)
     metrics.register("rows", TableMetrics(store.stats))
     return store, ranks if job.all_reduces_dense else None
 

@@ -31,7 +31,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.regular_files import FoundFile
 from crossfade.base.io.replacing import replace_folder
-from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.s3 import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer, path_lock
 from crossfade.base.json_text import validate_json
@@ -242,7 +242,7 @@ class RemoteVersions(ServiceVersions):
 
             def download(path: str) -> None:
                 (staging / path).parent.mkdir(parents=True, exist_ok=True)
-                with closing(source.open_input(path)) as file, (staging / path).open("wb") as copy:
+                with closing(source.open_random(path)) as file, (staging / path).open("wb") as copy:
                     self._copy(file, copy)
 
             with ThreadPoolExecutor(_STREAMS, thread_name_prefix="download") as pool:

@@ -222,36 +222,8 @@ def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, workspace:
     assert (workspace / "run" / "report.json").read_text() == report
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "cause"),
-    [
-        ("NUMBA_NUM_THREADS", ("x", "0", "100000", "9" * 5000), "an invalid number of threads for numba"),
-        ("NUMBA_THREADING_LAYER", ("x", "tbb", "safe"), "an unknown threading layer"),
-        ("NUMBA_THREADING_LAYER_PRIORITY", ("x", "omp omp tbb"), "unknown threading layers"),
-        ("NUMBA_DISABLE_JIT", ("1",), "numba that must not compile"),
-    ],
-)
-def test_environment_that_numba_cannot_use(
-    monkeypatch: pytest.MonkeyPatch, name: str, values: tuple[str, ...], cause: str
-) -> None:
-    for value in values:
-        monkeypatch.setenv(name, value)
-        with pytest.raises(InputError) as caught:
-            jit._check_environment()
-        documented(cause, str(caught.value))
-
-
 def test_folders_that_numba_cannot_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "CACHE_LOCATOR_CLASSES", "ZipCacheLocator")  # finds none, whoever may write where
     with pytest.raises(InputError) as caught:
         jit._open_cache(test_folders_that_numba_cannot_write)
     documented("no folder for compiled kernels", str(caught.value))
-
-
-@pytest.mark.slow
-def test_command_reports_the_environment_that_numba_cannot_use(workspace: Path) -> None:
-    for variable, cause in (
-        ({"NUMBA_NUM_THREADS": "100000"}, "an invalid number of threads for numba"),
-        ({"NUMBA_CACHE_LOCATOR_CLASSES": "x"}, "an unknown cache class of numba"),
-    ):
-        documented(cause, rejection(crossfade("train", "job.yaml", cwd=workspace, variables=variable)))

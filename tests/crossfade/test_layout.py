@@ -20,8 +20,6 @@ MANY_PARAMETERS = {
     "deploy/cluster/agent.py: __init__": "what a host's agent is made of",
     "deploy/cluster/supervision.py: run_job": "what a job is made of",
     "deploy/dashboard/charts.py: _line": "coordinates and texts of a chart",
-    "kvstore/torch/triton_kernels.py: _adam": "Triton passes pointers and scalars one by one",
-    "kvstore/torch/triton_kernels.py: _update_kernel": "the same",
 }
 """Functions with more parameters than ``MAX_PARAMETERS``, without self. In other kernels, NamedTuples hold several."""
 SMALL_FILE_LINES = 100

@@ -52,7 +52,6 @@ def test_occupied_ports_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None
         ({"workers": 1}, (3, 1)),
         ({"store": "mxnet", "servers": 0}, (3, 3)),
         ({"store": "sharded"}, (0, 3)),
-        ({"wire_dtype": "bfloat16"}, (0, 3)),
         ({"servers": 0}, (0, 3)),
         ({"workers": 8}, (0, 8)),
         ({"servers": 6}, (6, 3)),

@@ -14,7 +14,7 @@ from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
 from crossfade.kvstore.threads import MIN_PARALLEL_VALUES
 
-ROWS, DIM = 12, 5
+ROWS, DIM = 12, 21
 
 
 class Reference:
@@ -169,20 +169,6 @@ def test_results_do_not_depend_on_the_number_of_threads(kind: OptimizerKind) -> 
                 active = np.arange(step, rows, 2)
                 optimizer.update(weights_ND, active, random_rows(len(active), dim, seed=2 + step))
         results.append((weights_ND.tobytes(), state_bytes(optimizer, np.arange(rows))))
-    assert results[0] == results[1]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_few_rows_are_updated_as_many_are(kind: OptimizerKind) -> None:
-    rows, dim = 8_001, 33
-    gradient_ND, results = random_rows(rows, dim, seed=2), []
-    for updates in (1, 2):
-        weights_ND = random_rows(rows, dim, seed=1)
-        optimizer = make_optimizer(spec_of(kind, weight_decay=0.01), rows, dim)
-        for rows_A in np.array_split(np.arange(rows), updates):
-            optimizer.update(weights_ND, rows_A, gradient_ND[rows_A])
-        results.append((weights_ND.tobytes(), state_bytes(optimizer, np.arange(rows))))
-    assert rows // 2 * dim < MIN_PARALLEL_VALUES < rows * dim
     assert results[0] == results[1]
 
 

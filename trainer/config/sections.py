@@ -30,7 +30,6 @@ from crossfade.base.errors import command
 from crossfade.base.validation import described
 from crossfade.kvstore.mxnet.server_protocol import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
 from crossfade.kvstore.optimizer_spec import OptimizerKind
-from crossfade.kvstore.sharded import WireDtype
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.time_values import TimeSpan
 
@@ -390,11 +389,6 @@ class ClusterConfig(Section):
         "sharded: the workers, each a part, so that there are no servers; auto: mxnet if there are servers and MXNet "
         "is installed, else sharded",
     )
-    wire_dtype: WireDtype = Field(
-        "float32",
-        description="how rows and gradients travel between hosts whose workers hold the tables; bfloat16: rounded to "
-        "nearest, half the bytes; stochastic_bfloat16: rounded at random, without bias; shared memory is not rounded",
-    )
     servers: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
         0, description="processes that hold the tables; 0: the workers hold them"
     )
@@ -458,11 +452,6 @@ class ClusterConfig(Section):
             raise ValueError(
                 f"store is 'sharded', so the workers hold the tables, but servers is {self.servers}: set "
                 "cluster.servers to 0"
-            )
-        if self.wire_dtype != "float32" and (self.servers or self.store == "mxnet"):
-            raise ValueError(
-                f"wire_dtype is '{self.wire_dtype}', but MXNet's servers exchange float32: set cluster.servers to 0 "
-                "and cluster.store to sharded, or leave cluster.wire_dtype out"
             )
         if self.one_role_per_host and self.hosts > 1:
             raise ValueError(

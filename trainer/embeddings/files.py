@@ -32,7 +32,7 @@ from crossfade.base.errors import CrossfadeError, InputError, Option, StorageUna
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
-from crossfade.base.io.replacing import replace_folder, restore_folder
+from crossfade.base.io.replacing import replace_folder
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.manifest import DataFile
@@ -63,7 +63,7 @@ class StoreVectors:
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
-        return self._store.pull({entity: rows_N}, exact=True)[entity]
+        return self._store.pull({entity: rows_N})[entity]
 
 
 def write_embeddings(
@@ -85,7 +85,7 @@ def write_embeddings(
         source: provides the vectors; by default, the store.
     """
     staging = partial_folder(folder)
-    _on_first(store, lambda: _clear(folder, staging))
+    _on_first(store, partial(shutil.rmtree, staging, ignore_errors=True))
     source = source or StoreVectors(store)
     for table in tables:
         write_table(staging, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
@@ -136,12 +136,6 @@ def staged_export(out: Path, check_free: Callable[[], None]) -> Iterator[Path]:
         except OSError as error:
             # An error of writing: errors of reading have been turned into those of the checkpoint or the dataset.
             raise CrossfadeError(f"{out}: could not be written: {write_failure(error, out)}") from error
-
-
-def _clear(folder: Path, staging: Path) -> None:
-    """Delete what a killed run has left beside ``folder``, or restore ``folder`` from it."""
-    restore_folder(folder)
-    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _complete(folder: Path, staging: Path) -> None:

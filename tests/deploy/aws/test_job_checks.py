@@ -102,6 +102,6 @@ def test_dense_layers_of_several_workers_need_an_image_with_horovod() -> None:
     assert list(notes(dense, "r7g.large", hosts=2)) == []
     [note] = notes(dense, "r6i.large", hosts=2)
     assert "built with HOROVOD=" in note
-    for cluster in ({"store": "sharded"}, {"workers": 4}, {"wire_dtype": "bfloat16"}, {"servers": 2, "workers": 1}):
+    for cluster in ({"store": "sharded"}, {"workers": 4}, {"servers": 2, "workers": 1}):
         alone = job_of({}, model={"dim": 8, "dense": {"item": [8]}}, cluster=cluster)
         assert list(notes(alone, "r6i.large", hosts=2)) == [], cluster

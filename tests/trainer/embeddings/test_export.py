@@ -20,7 +20,7 @@ from pyarrow import fs
 from saved_shards import Arrays, random_table, save_shards, split_table
 
 from crossfade.base.errors import CheckpointError, InputError
-from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.format import MANIFEST_NAME
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.embeddings.files import EmbeddingFiles

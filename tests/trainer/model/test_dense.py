@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +211,11 @@ def test_export_equals_written_embeddings(workspace: Path, trained: Path) -> Non
     run = train(workspace, "one-epoch", "--set", "train.epochs=1")
     assert main(["export", str(newest(run)), "--out", str(workspace / "exported")]) == 0
     written, exported = vectors(run / "embeddings"), vectors(workspace / "exported")
-    with closing(open_checkpoint(str(newest(run)))) as checkpoint:
-        rows = {name: checkpoint.weights(name, 0, checkpoint.rows(name)) for name in written}
-        inputs = read_inputs(load_job(workspace / "job.yaml"))
-        layers = DenseLayers.of(inputs.job, inputs.model)
-        layers.load(checkpoint)
+    checkpoint = open_checkpoint(str(newest(run)))
+    rows = {name: checkpoint.read_rows(name, np.arange(checkpoint.rows(name))) for name in written}
+    inputs = read_inputs(load_job(workspace / "job.yaml"))
+    layers = DenseLayers.of(inputs.job, inputs.model)
+    layers.load(checkpoint)
     for entity, vectors_ND in written.items():
         np.testing.assert_array_equal(exported[entity], vectors_ND)
         np.testing.assert_allclose(layers.apply(entity, rows[entity]), vectors_ND, atol=1e-6)

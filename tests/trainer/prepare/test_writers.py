@@ -142,16 +142,3 @@ def test_manifest_is_written_by_one_process_at_a_time(tmp_path: Path, prepared: 
     assert "has been writing it since" in result.stderr
     assert not (data / "manifest.json").exists()
     assert crossfade_here("validate", data).returncode == 0
-
-
-def test_dataset_whose_replacement_was_killed_is_restored_by_the_next_command(tmp_path: Path, prepared: Path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(prepared / "data", tmp_path / ".data.old")  # what the first of the two renames leaves
-    result = crossfade_here("validate", data)
-    assert result.returncode == 0
-    assert f"{data}: restored from .data.old, where a command that was killed had moved it" in result.stderr
-    assert len(check_complete(data)) == 50
-    with output_lock(data):
-        shutil.move(data, tmp_path / ".data.old")
-        result = crossfade_here("validate", data)
-        assert "has been writing it since" in result.stderr, "the replacement is in progress"

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -263,8 +262,7 @@ def final_weights(run: Path, entity: str) -> FloatArray:
     """Read the rows of the newest checkpoint of a run."""
     checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
-    with closing(checkpoint):
-        return checkpoint.weights(entity, 0, checkpoint.rows(entity))
+    return checkpoint.read_rows(entity, np.arange(checkpoint.rows(entity)))
 
 
 # test_forget_training.py has a warm start on servers.

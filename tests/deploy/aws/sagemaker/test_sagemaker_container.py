@@ -118,8 +118,8 @@ def test_default_is_one_server_and_worker_per_host(tmp_path: Path, monkeypatch: 
     assert (cluster.servers, cluster.workers, cluster.coordinator_address) == (6, 1, "127.0.0.1:7171")
     assert cluster.grace_period_seconds == 110  # SageMaker kills what is left after 120
     text = {"job": "name: held\ncluster: {store: sharded}"}
-    rounded, eight = {"cluster.wire_dtype": "bfloat16"}, {"cluster.workers": "8"}
-    for folder, held in enumerate(({"cluster.store": "sharded"}, text, {"cluster.servers": "0"}, rounded, eight)):
+    eight = {"cluster.workers": "8"}
+    for folder, held in enumerate(({"cluster.store": "sharded"}, text, {"cluster.servers": "0"}, eight)):
         base = prepare(tmp_path / f"held-{folder}", parameters | held, hosts)
         cluster = read_job(Paths(base), Hosts(hosts[0], hosts)).cluster
         assert (cluster.hosts, cluster.servers, cluster.workers) == (3, 0, 8 if held is eight else 3)

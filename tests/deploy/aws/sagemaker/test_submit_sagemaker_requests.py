@@ -181,7 +181,6 @@ def test_request_has_the_roles_of_its_hosts(job: Path) -> None:
     for overrides, servers, workers in (
         ([], "3", "3"),
         (["cluster.servers=0"], "0", "3"),
-        (["cluster.wire_dtype=bfloat16"], "0", "3"),
         (["cluster.servers=6", "cluster.workers=1"], "6", "1"),
     ):
         parameters = make_request(submission(load_job(job, overrides), hosts=3))["HyperParameters"]
