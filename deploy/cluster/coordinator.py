@@ -23,7 +23,7 @@ from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE
 from crossfade.deploy.aws.spot import NOTICE_SECONDS
 from crossfade.deploy.cluster.generation import Generation, final_failure
 from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State, outcome
-from crossfade.deploy.cluster.membership import LEASE_SECONDS, HostHealth, Member, Membership
+from crossfade.deploy.cluster.membership import LEASE_SECONDS, Member, Membership
 from crossfade.deploy.cluster.messages import Action, DesiredState, Failure, Heartbeat
 from crossfade.deploy.cluster.restart_policy import Restart, RestartPolicy
 from crossfade.deploy.topology import Address, assign_roles, roles
@@ -70,7 +70,6 @@ class Coordinator:
         self._members = Membership(cluster, self.local_agent, clock)
         self._restart_policy = RestartPolicy(cluster.max_restarts)
         self._events: list[events.Event] = []
-        self._health = HostHealth(cluster, self._members, self._events.append)
         self._generation = Generation(0, GenerationSpec(Address("", 0)), {}, {}, clock())
         self._started_before, self._after_terminating, self._checkpoints_requested = started_before, State.BACKOFF, 0
         self._error: Failure | None = None
@@ -190,7 +189,6 @@ class Coordinator:
                 "checkpoint_step": self._generation.work.checkpoint_step,
                 "restarts": [vars(restart) for restart in self.restarts],
                 "agents": self._members.status(),
-                "warnings": self._health.warnings(),
             }
 
     def scrape_targets(self) -> list[tuple[str, str, str]]:
@@ -229,8 +227,6 @@ class Coordinator:
             self._checkpoints_requested += 1
         if heartbeat.interruption_notice and not member.interruption_notice:
             self._note_interruption(member, heartbeat.interruption_notice)
-        if heartbeat.failure and heartbeat.generation == self.generation and not heartbeat.failure.checkpoint:
-            self._health.note_failure(member)
         if heartbeat.leaving:
             self._remove_member(member, "has left", for_good=True)
         elif self.state in LIVE and member.id in self._generation.assigned:
@@ -379,7 +375,6 @@ class Coordinator:
         if self.state is State.TERMINATING and self._members.are_clear(self._generation.assigned):
             self._generation.assigned = {}
             self.state = self._after_terminating
-            self._health.end_generation()
             if self.state is State.BACKOFF:
                 self._back_off()
         if self.state is State.BACKOFF and self._clock() >= self._deadline:

@@ -53,9 +53,6 @@ class JobMetrics:
         yield names.RESTARTS.single(len(status["restarts"]))
         yield names.GENERATION.single(status["generation"])
         yield names.JOB_STATE.family(*(((state.value,), float(state == status["state"])) for state in State))
-        yield names.HOST_EXCLUDED.family(
-            *(((each["host"], each["address"]), float(each["excluded"] is not None)) for each in status["agents"])
-        )
         yield names.ROLE_UP.family(*(((role.name,), float(role.name in reported)) for role in roles(self._cluster)))
 
 

@@ -1,7 +1,6 @@
 """When a job restarts: how many failures in a row it survives, how long it backs off, and a record of each restart.
 
-Failures count until a new checkpoint is written, so a job that makes progress may restart any number of times. Those
-of a host's roles count by host as well, so that a bad host is found.
+Failures count until a new checkpoint is written, so a job that makes progress may restart any number of times.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ MAX_BACKOFF_SECONDS = 60.0
 NETWORK_FAILURE_SECONDS = 3600.0
 """Of the failures that data from the network may have caused, which anyone who reaches a port can repeat, one in this
 time counts. All of them delay the next generation."""
-BAD_HOST_FAILURES = 3
-"""Failures in a row of roles of the same host, and of no other, after which the host counts as bad."""
 
 
 @dataclass
@@ -114,29 +111,3 @@ class RestartPolicy:
         """Record that training has resumed, or is done."""
         if self._down_since is not None and self.restarts:
             self.restarts[-1].seconds, self._down_since = now - self._down_since, None
-
-
-class HostFailures:
-    """Counts the generations in a row in which roles of one host failed and those of all other hosts did not."""
-
-    def __init__(self) -> None:
-        """Start without failures."""
-        self._failed: set[str] = set()
-        self._agent, self._count = "", 0
-
-    def note(self, agent: str) -> None:
-        """Record that a role of the host of ``agent`` has failed in this generation."""
-        self._failed.add(agent)
-
-    def end_generation(self) -> str | None:
-        """Count the failures of this generation; return the agent of a bad host.
-
-        A generation that ended for another reason, such as a lost host, does not count.
-        """
-        failed, self._failed = self._failed, set()
-        if len(failed) > 1:
-            self._agent, self._count = "", 0
-        elif failed:
-            [agent] = failed
-            self._agent, self._count = agent, 1 + (self._count if agent == self._agent else 0)
-        return self._agent if self._count >= BAD_HOST_FAILURES else None

@@ -32,7 +32,6 @@ from crossfade.trainer.runs.events import (
     CommandStarted,
     Event,
     FailureEvent,
-    HostExcluded,
     HostsMissing,
     KernelsDiffer,
     LoadSample,
@@ -54,7 +53,7 @@ MAX_SAMPLE_SECONDS = 15.0
 _SAMPLES_PER_RUN = 60
 JOB_EVENTS = (
     *(FailureEvent, RestartEvent, ResumeEvent, BackoffEvent),
-    *(WaitingForHosts, HostsMissing, HostExcluded, KernelsDiffer),
+    *(WaitingForHosts, HostsMissing, KernelsDiffer),
 )
 """The events that ``processes.jsonl`` keeps: those of the job and its processes, not of its training."""
 

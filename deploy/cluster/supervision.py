@@ -214,8 +214,7 @@ def _expose(
 
 def _job_status(coordinator: Coordinator) -> dict[str, Any]:
     generation, processes = coordinator.generation, coordinator.processes()
-    status = coordinator.status()
-    return {"state": status["state"], "generation": generation, "processes": processes, "warnings": status["warnings"]}
+    return {"state": coordinator.state.value, "generation": generation, "processes": processes}
 
 
 def _raise_unless_done(coordinator: Coordinator, stop_requested: bool) -> None:

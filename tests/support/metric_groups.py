@@ -40,10 +40,7 @@ FIRST = {
 GPU = {"crossfade_gpu_memory_used_bytes", "crossfade_gpu_memory_limit_bytes"}
 ROWS = {"crossfade_updated_rows_total", "crossfade_update_seconds_total", "crossfade_table_shard_bytes"}
 SERVER = {"crossfade_rejected_commands_total"}
-JOB = {
-    *("crossfade_restarts_total", "crossfade_generation", "crossfade_job_state", "crossfade_role_up"),
-    "crossfade_host_excluded",
-}
+JOB = {"crossfade_restarts_total", "crossfade_generation", "crossfade_job_state", "crossfade_role_up"}
 HOST = {"crossfade_running_roles"}
 REFRESH = {
     *("crossfade_refresh_attempts_total", "crossfade_refresh_consecutive_failures", "crossfade_refresh_waiting_files"),

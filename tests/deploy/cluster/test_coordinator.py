@@ -3,8 +3,6 @@
 That one generation runs at a time, and that the job gets on, whatever happens, is in ``test_coordinator_model.py``.
 """
 
-from typing import Any
-
 import pytest
 from scripted_agents import GRACE, KILLED, RESTARTS, STALL, Cluster, Host, saved, step
 
@@ -23,7 +21,6 @@ ABORTED = Failure(message="worker-0 was killed by SIGABRT", role="worker-0", cau
 SERVER_ABORTED = Failure(message="server-1 was killed by SIGABRT", role="server-1", cause="was killed by SIGABRT")
 NOTICE = "EC2 terminates this spot instance at noon"
 SAVED, STOPPED = saved(8), StoppedEvent(step=8, checkpoint="checkpoints/step-000000008")
-HOST_TIMEOUT = 30.0
 
 
 def test_generation_runs_on_all_hosts_and_ends_there_before_the_next() -> None:
@@ -369,38 +366,3 @@ def test_reclaimed_host_is_left_after_a_checkpoint(how: str, cause: str) -> None
     assert spare.generation == 2
     [restart] = cluster.coordinator.restarts
     assert restart.cause == f"the host host 10.0.0.2 (10.0.0.2) received an interruption notice: {NOTICE}{cause}"
-
-
-@pytest.mark.parametrize("settings", [{}, {"host_timeout_seconds": HOST_TIMEOUT}])
-@pytest.mark.parametrize("spares", [0, 1])
-def test_host_whose_roles_fail_repeatedly_gets_no_more_if_the_job_can_go_on(
-    settings: dict[str, Any], spares: int
-) -> None:
-    cluster = Cluster(hosts=2, **settings)
-    bad, *spare = (cluster.join(f"10.0.0.{number + 2}") for number in range(1 + spares))
-    cluster.start()
-    cluster.local.report_events(step(1))
-    can_go_on = bool(spares or settings)
-    # Failures of several hosts exclude none, nor does a corrupt checkpoint.
-    corrupt = KILLED.model_copy(update={"checkpoint": "checkpoints/step-9"})
-    plan = [[bad], [bad], [cluster.local], [bad], [bad], [bad, cluster.local], [bad], [bad], [bad]]
-    for number, hosts in enumerate(plan, 2):
-        assert cluster.events("host_excluded") == []
-        cluster.local.report_events(saved(number))
-        for host in hosts:
-            cluster.coordinator.handle_heartbeat(host.make_heartbeat(failure=KILLED))
-        if number == 4:
-            bad.heartbeat(failure=corrupt)
-        cluster.heartbeat_all()
-        cluster.heartbeat_all()
-        cluster.wait(5 + HOST_TIMEOUT * (number == len(plan) + 1))
-        cluster.start()
-    reason = "its roles failed 3 times in a row, those of the other hosts did not"
-    excluded = [(event["address"], event["reason"]) for event in cluster.events("host_excluded")]
-    assert excluded == [("10.0.0.2", reason)] * can_go_on
-    assert (bad.generation is None) == can_go_on
-    warnings = [f"host 10.0.0.2 (10.0.0.2) gets no more roles: {reason}; restart its agent to let it rejoin"]
-    assert cluster.coordinator.status()["warnings"] == warnings * can_go_on
-    assert all(host.generation == len(plan) + 1 for host in (cluster.local, *spare))
-    Host(cluster, "10.0.0.2", "a new agent").heartbeat()
-    assert {agent["excluded"] for agent in cluster.coordinator.status()["agents"]} == {None}
