@@ -71,7 +71,7 @@ class Coordinator:
         self._restart_policy = RestartPolicy(cluster.max_restarts)
         self._events: list[events.Event] = []
         self._generation = Generation(0, GenerationSpec(Address("", 0)), {}, {}, clock())
-        self._started_before, self._after_terminating, self._checkpoints_requested = started_before, State.BACKOFF, 0
+        self._started_before, self._after_terminating = started_before, State.BACKOFF
         self._error: Failure | None = None
         self._interruption_notice: str | None = None
         self._deadline, self._drain_seconds = _NEVER, NOTICE_SECONDS
@@ -222,9 +222,6 @@ class Coordinator:
                     self._events.append(event.event)
                 if isinstance(event.event, events.StepEvent):
                     self._restart_policy.end_outage(self._clock())
-        if heartbeat.checkpoints_requested > member.checkpoints_requested:
-            member.checkpoints_requested = heartbeat.checkpoints_requested
-            self._checkpoints_requested += 1
         if heartbeat.interruption_notice and not member.interruption_notice:
             self._note_interruption(member, heartbeat.interruption_notice)
         if heartbeat.leaving:
@@ -276,7 +273,6 @@ class Coordinator:
             servers=self._cluster.servers,
             workers=self._cluster.workers,
             job_digest=self._job_digest,
-            checkpoints_requested=self._checkpoints_requested,
         )
 
     # ---- transitions

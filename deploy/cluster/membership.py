@@ -33,7 +33,6 @@ class Member:
     source: str | None = None
     """The address that its heartbeats come from, which differs from ``address`` on a host with several."""
     acknowledged_event: int = 0
-    checkpoints_requested: int = 0
     interruption_notice: str | None = None
     roles: dict[str, RoleState] = field(default_factory=dict)
     is_clear: bool = True

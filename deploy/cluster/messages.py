@@ -87,7 +87,6 @@ class Heartbeat(_Message):
     interruption_notice: str | None = Field(
         None, max_length=MAX_MESSAGE, description="why its host is about to be reclaimed"
     )
-    checkpoints_requested: int = Field(0, description="how often it has requested a checkpoint: its host is at risk")
 
 
 class Endpoint(_Message):
@@ -120,6 +119,5 @@ class DesiredState(_Message):
     job_digest: str = Field("", description="SHA-256 of the job file that the roles must find")
     secret: str = Field("", repr=False, description="what workers of the generation sign commands with")
     hosts: list[str] = Field([], description="addresses from which the roles of the generation connect")
-    checkpoints_requested: int = Field(0, description="how often a checkpoint has been requested out of schedule")
     exit_code: int = 0
     message: str = ""

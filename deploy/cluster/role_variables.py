@@ -1,8 +1,6 @@
-"""What an agent hands to the roles that it starts: environment variables and a signal."""
+"""The environment variables that an agent sets for the roles that it starts."""
 
 from __future__ import annotations
-
-import signal
 
 from crossfade.base.environment import environment_integer
 from crossfade.base.processes import die_with_parent
@@ -19,8 +17,6 @@ COMMAND_VARIABLE = "CROSSFADE_COMMAND"
 _MAX_PID = 1 << 22
 """Linux has no higher process IDs."""
 _MAX_GENERATION = 10**9
-CHECKPOINT_SIGNAL = signal.SIGURG
-"""Asks a worker for a checkpoint. A process that does not handle it yet ignores it."""
 
 
 def die_with_agent() -> bool:

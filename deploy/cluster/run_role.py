@@ -254,7 +254,6 @@ def _work(
     hooks = TrainingHooks(
         on_event=emit,
         stop_requested=_remember_sigterm(folder),
-        checkpoints_requested=_count_save_signals(),
         metrics=metrics,
     )
     run_training(job, folder, hooks, servers=store, checkpoint=checkpoint, all_reduce=all_reduce)
@@ -324,12 +323,3 @@ def _remember_sigterm(folder: RunFolder) -> Callable[[], bool]:
 
     signal.signal(signal.SIGTERM, remember)
     return is_requested
-
-
-def _count_save_signals() -> Callable[[], int]:
-    """Return a function that counts the checkpoints that the agent has requested from now on."""
-    from crossfade.deploy.cluster.role_variables import CHECKPOINT_SIGNAL
-
-    received: list[int] = []
-    signal.signal(CHECKPOINT_SIGNAL, lambda number, _frame: received.append(number))
-    return lambda: len(received)

@@ -155,7 +155,7 @@ def _local_agent(job: JobConfig, folder: RunFolder, coordinator: Coordinator, sp
 
 def spot_callbacks(spot: SpotMonitor | None) -> dict[str, Any]:
     """Return the arguments by which an ``Agent`` learns of spot notices."""
-    return {} if spot is None else {"interruption_notice": spot.notice, "checkpoints_requested": spot.recommendations}
+    return {} if spot is None else {"interruption_notice": spot.notice}
 
 
 def _listen(job: JobConfig, coordinator: Coordinator, emit: EventSink, stack: ExitStack) -> None:

@@ -235,7 +235,6 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
             on_event=take,
             log=_logger.info,
             stop_requested=stop_requested,
-            checkpoints_requested=spot.recommendations if spot else lambda: 0,
             metrics=context.listener.metrics,
         )
         report = run_in_process(job, folder, hooks, resume=context.resume, allow_restart=context.allow_restart)

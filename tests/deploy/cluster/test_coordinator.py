@@ -178,8 +178,6 @@ def test_lost_replaced_and_repeating_agents_neither_disturb_nor_double_the_job(c
     overtaken, late = other.make_heartbeat(failure=KILLED), other.make_heartbeat()
     other.heartbeat()
     assert cluster.coordinator.handle_heartbeat(overtaken).action == "run"
-    for _ in range(2):
-        assert other.heartbeat(checkpoints_requested=1).checkpoints_requested == 1
     cluster.coordinator.start_failed(OSError("late"))
     assert (cluster.state, cluster.coordinator.generation) == (State.RUNNING, 1)
     # A silent agent is lost when its lease is over, and may return; the agent of another coordinator may join.
