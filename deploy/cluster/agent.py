@@ -19,18 +19,17 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 from crossfade.base.errors import ClusterError, option_named
 from crossfade.base.machine import usable_cores
-from crossfade.deploy.cluster.messages import MAX_EVENTS, DesiredState, Failure, Heartbeat, NumberedEvent
-from crossfade.deploy.cluster.role_credentials import RoleCredentials
-from crossfade.deploy.cluster.role_environment import JobTopology, role_environment, socket_number
+from crossfade.deploy.cluster.messages import MAX_EVENTS, DesiredState, Endpoint, Failure, Heartbeat, NumberedEvent
+from crossfade.deploy.cluster.role_environment import role_environment, socket_number
 from crossfade.deploy.cluster.role_process import RoleProcess
-from crossfade.deploy.topology import AcceptedRoles, Address, Role
+from crossfade.deploy.cluster.role_variables import RoleCredentials
+from crossfade.deploy.topology import AcceptedRoles, Role
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
-from crossfade.trainer.model.engines.engine import LOCAL_RANK_VARIABLE
 from crossfade.trainer.runs.events import PhaseEvent, StepEvent
 from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 
@@ -172,39 +171,27 @@ class Agent:
         self._generation, self._failure, self._done, self._stop_requested = desired.generation, None, set(), False
         names = ", ".join(desired.roles) or "no roles"
         self._notify(f"generation {desired.generation}: {names} (logs: {self._folder.logs})")
-        roles = [Role.from_name(name) for name in desired.roles]
-        topology = self._topology(desired, roles)
+        scheduler = desired.scheduler
+        # On one host, MXNet's roles connect by Unix sockets, which ps-lite has.
+        on_one_host = (
+            scheduler is not None and set(desired.hosts) == {self._address} and os.access(SOCKET_FOLDER, os.W_OK)
+        )
+        if scheduler is not None and on_one_host:
+            desired = desired.model_copy(update={"scheduler": Endpoint(host=scheduler.host, port=socket_number())})
+        # Horovod takes the rendezvous from the environment.
+        rendezvous = desired.rendezvous if scheduler is None else None
+        credentials = RoleCredentials(desired.secret, [] if on_one_host else desired.hosts, rendezvous)
         cores = usable_cores()
-        credentials = _credentials(desired, topology)
         try:
             self._check_job(desired)
             self._folder.logs.mkdir(exist_ok=True)
-            workers_here = [role for role in roles if role.kind == "worker"]
-            for role in roles:
-                variables = role_environment(role, topology, cores)
-                if role.kind == "worker":
-                    variables[LOCAL_RANK_VARIABLE] = str(workers_here.index(role))
+            for role in map(Role.from_name, desired.roles):
+                variables = role_environment(role, desired, self._address, cores, on_one_host=on_one_host)
                 process = RoleProcess(role, self._folder, desired, variables, credentials)
                 self._processes.append(process)
                 self._selector.register(process.pipe, selectors.EVENT_READ, process)
         except (OSError, ClusterError) as error:
             self._failure = Failure(message=f"the roles on {self.host} could not be started: {error}")
-
-    def _topology(self, desired: DesiredState, roles: Sequence[Role]) -> JobTopology:
-        """Return how ``roles`` of this host find the others: on one host by Unix sockets, which ps-lite has."""
-        scheduler, on_one_host = None, False
-        if desired.scheduler is not None:
-            on_one_host = set(desired.hosts) == {self._address} and os.access(SOCKET_FOLDER, os.W_OK)
-            scheduler = Address(desired.scheduler.host, socket_number() if on_one_host else desired.scheduler.port)
-        return JobTopology(
-            scheduler=scheduler,
-            address=self._address,
-            servers=desired.servers,
-            workers=desired.workers,
-            workers_here=sum(role.kind == "worker" for role in roles),
-            rendezvous=desired.rendezvous,
-            on_one_host=on_one_host,
-        )
 
     def _check_job(self, desired: DesiredState) -> None:
         path = self._folder.path / JOB_FILE
@@ -299,12 +286,6 @@ class Agent:
         self._coordinator = desired.coordinator
         self._ended_generation, self._events, self._has_news = 0, [], True
         self._notify("joined the coordinator")
-
-
-def _credentials(desired: DesiredState, topology: JobTopology) -> RoleCredentials:
-    """Return what the roles get through their standard input. Horovod takes the rendezvous from the environment."""
-    rendezvous = None if topology.scheduler else desired.rendezvous
-    return RoleCredentials(desired.secret, [] if topology.on_one_host else desired.hosts, rendezvous)
 
 
 def job_digest(folder: RunFolder) -> str:

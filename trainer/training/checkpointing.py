@@ -333,7 +333,7 @@ class CheckpointMetadata:
     Attributes:
         run: ID of the run.
         data: fingerprint of its dataset.
-        command: ID of the command that runs it; None if roles were started by hand.
+        command: ID of the command that runs it; None: none does.
         kernels: the CPU kernels of the first worker, as ``describe_kernels`` describes them.
     """
 

@@ -79,7 +79,7 @@ def agent(coordinator: ScriptedCoordinator) -> Iterator[Agent]:
 
 def children() -> list[psutil.Process]:
     """Return the running roles."""
-    return [child for child in psutil.Process().children() if "crossfade" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "crossfade.deploy.cluster.run_role" in child.cmdline()]
 
 
 def run_until(agent: Agent, condition: Callable[[], object]) -> None:
@@ -126,10 +126,10 @@ def test_desired_roles_are_started_once(agent: Agent, coordinator: ScriptedCoord
     coordinator.set(roles=("worker-3",), checkpoint="folder/step-7")
     run_until(agent, lambda: coordinator.last.generation == 1)
     assert coordinator.last.roles == {"worker-3": "running"}
-    assert command("worker") == ["worker", "--run-dir", str(coordinator.folder.path), "--checkpoint", "folder/step-7"]
+    assert command("worker") == ["worker", str(coordinator.folder.path), "folder/step-7"]
     coordinator.set(generation=2, roles=("server-1",))
     run_until(agent, lambda: coordinator.last.generation == 2)
-    assert command("server") == ["server", "--run-dir", str(coordinator.folder.path)]
+    assert command("server") == ["server", str(coordinator.folder.path)]
     assert coordinator.last.ended_generation == 1
     coordinator.set("wait")
     run_until(agent, lambda: coordinator.last.generation is None)

@@ -10,8 +10,8 @@ import pytest
 from crossfade.base.errors import ClusterError
 from crossfade.deploy.cluster import rendezvous
 from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
-from crossfade.deploy.cluster.role_environment import JobTopology, interface_of, role_environment
-from crossfade.deploy.topology import Address, Role
+from crossfade.deploy.cluster.role_environment import interface_of
+from crossfade.deploy.topology import Address
 
 WORKERS = 2
 
@@ -90,23 +90,6 @@ def test_interrupted_request_stores_nothing(rendezvous_server: Rendezvous) -> No
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
     assert ask(address, "GET", "global/0") == (404, b"")
-
-
-def test_only_workers_get_the_rendezvous_of_their_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOROVOD_RANK", "7")
-
-    def horovod_variables(role: str, meet: str | None) -> dict[str, str]:
-        around = JobTopology(Address("127.0.0.1", 9000), "127.0.0.2", 1, 2, 1, meet)
-        variables = role_environment(Role.from_name(role), around, cores=1)
-        return {name: value for name, value in variables.items() if name.startswith("HOROVOD_")}
-
-    assert horovod_variables("worker-1", "10.0.0.1:7000/secret") == {
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1:7000/secret",
-        "HOROVOD_GLOO_RENDEZVOUS_PORT": "7000",
-        "HOROVOD_GLOO_IFACE": interface_of("127.0.0.1"),
-    }
-    assert horovod_variables("worker-1", None) == {}
-    assert horovod_variables("server-0", "10.0.0.1:7000/secret") == {}
 
 
 def test_address_without_interface_is_rejected() -> None:

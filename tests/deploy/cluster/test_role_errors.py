@@ -4,19 +4,11 @@ import pytest
 
 from crossfade.base.errors import DivergedError, InputError, StoreError
 from crossfade.base.text import MAX_ERROR, error_line
-from crossfade.deploy.cluster.role_events import last_error
-from crossfade.deploy.cluster.run_role import _report_error
-from crossfade.trainer.runs.events import Event, RoleError
+from crossfade.deploy.cluster.role_process import last_error
+from crossfade.deploy.cluster.run_role import report_error
+from crossfade.trainer.runs.events import RoleError
 
 HEAD = "2026-03-01T12:00:00.123Z ERROR server-0 generation=2 step=7 "
-
-
-class KeptEvents(list[Event]):
-    """The agent's end of the pipe: what a role emits."""
-
-    def emit(self, event: Event) -> None:
-        """Keep ``event``."""
-        self.append(event)
 
 
 @pytest.mark.parametrize(
@@ -30,10 +22,9 @@ class KeptEvents(list[Event]):
     ],
 )
 def test_only_errors_that_would_repeat_cause_no_restart(error: Exception, exit_code: int, restart: bool) -> None:
-    kept = KeptEvents()
-    _report_error(error, kept)  # type: ignore[arg-type]
-    [reported] = kept
-    assert isinstance(reported, RoleError)
+    emitted: list[RoleError] = []
+    report_error(error, emitted.append)
+    [reported] = emitted
     assert (reported.exit_code, reported.restart) == (exit_code, restart)
 
 
