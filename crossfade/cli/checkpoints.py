@@ -30,7 +30,7 @@ _CLEAN_NOTES = f"""\
 {_FROM}
 
 Deleted are unfinished checkpoints (without a manifest), files in the folder of a complete checkpoint that it does not
-list, temporary files and, on S3, unfinished uploads (which need the package boto3: pip install 'crossfade[aws]').
+list, and temporary files.
 Complete checkpoints and those that cannot be read stay. What was written within --older-than stays too, since a run may
 still be writing it; of a run folder nothing is deleted while a run is in progress in it.
 """
@@ -91,7 +91,7 @@ def _print(entries: Sequence[CheckpointEntry]) -> None:
 
 @as_command(
     "clean",
-    "Delete unfinished checkpoints, uploads and temporary files, which processes that died have left.",
+    "Delete unfinished checkpoints and temporary files, which processes that died have left.",
     (
         ("crossfade checkpoints clean runs/lastfm --dry-run", "Show what would be deleted."),
         ("crossfade checkpoints clean s3://music/checkpoints --older-than 2", "Delete what is two hours old."),
@@ -123,6 +123,6 @@ run: Command[Options] = Command(
     ),
     actions=(
         (_list, "show step, size, age and state of checkpoints"),
-        (_clean, "delete unfinished checkpoints, uploads and temporary files"),
+        (_clean, "delete unfinished checkpoints and temporary files"),
     ),
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from crossfade.deploy.cluster.messages import Heartbeat, NumberedEvent, RoleState
 from crossfade.deploy.topology import AcceptedRoles, missing_hosts
@@ -134,20 +133,6 @@ class Membership:
     def role_states(self) -> dict[str, RoleState]:
         """Return the state of each role that a member reports."""
         return {name: state for member in self for name, state in member.roles.items()}
-
-    def status(self) -> list[dict[str, Any]]:
-        """Return the members as JSON values."""
-        now = self._clock()
-        return [
-            {
-                "host": member.host,
-                "address": member.address,
-                "accepted_roles": member.accepted_roles,
-                "heard_seconds_ago": round(now - member.heard_at, 3),
-                "roles": member.roles,
-            }
-            for member in self
-        ]
 
     def scrape_targets(self) -> list[tuple[str, str, str]]:
         """Return where agents can be scraped: process, host and HOST:PORT."""

@@ -47,7 +47,6 @@ class Failure(_Message):
     exit_code: int = 1
     restart: bool = Field(True, description="whether another generation may succeed")
     checkpoint: str | None = Field(None, description="a corrupt checkpoint, which must not be loaded again")
-    from_network: bool = Field(False, description="whether data at its port may be the cause, which anyone may send")
     role: str | None = Field(None, max_length=64, description="the role that failed, if it is known")
     host: str | None = Field(None, description="the host that was lost")
     cause: str | None = Field(None, max_length=MAX_ERROR, description="how the role ended; None: as ``message`` says")

@@ -48,12 +48,11 @@ class JobMetrics:
 
     def collect(self) -> Iterator[Family]:
         """Yield the current values."""
-        status = self._coordinator.status()
-        reported = {name for agent in status["agents"] for name in agent["roles"]}
-        yield names.RESTARTS.single(len(status["restarts"]))
-        yield names.GENERATION.single(status["generation"])
-        yield names.JOB_STATE.family(*(((state.value,), float(state == status["state"])) for state in State))
-        yield names.ROLE_UP.family(*(((role.name,), float(role.name in reported)) for role in roles(self._cluster)))
+        current, states = self._coordinator.state, self._coordinator.role_states()
+        yield names.RESTARTS.single(self._coordinator.restarts)
+        yield names.GENERATION.single(self._coordinator.generation)
+        yield names.JOB_STATE.family(*(((state.value,), float(state is current)) for state in State))
+        yield names.ROLE_UP.family(*(((role.name,), float(role.name in states)) for role in roles(self._cluster)))
 
 
 class HostMetrics:

@@ -133,7 +133,6 @@ class RoleProcess:
                 message=f"{self.role.name} was aborted by data at its port that MXNet cannot read, as scanners and "
                 "other programs send it",
                 details=f"{tail}log: {self.log}; close the port to others: docs/distributed.md, 'Access to the ports'",
-                from_network=True,
                 role=self.role.name,
                 cause="was aborted by data at its port",
                 error=last_error(log),

@@ -283,12 +283,10 @@ def _train_distributed(job: JobConfig, folder: RunFolder, show: EventSink, conte
                 stop_requested=lambda: stopper.number is not None,
                 spot=context.spot,
             )
-        except supervision.JobInterrupted as interrupted:
-            raise SpotInterruption(f"{interrupted}; {_RESUME}") from None
         except supervision.JobStopped as stopped:
             how = f"{stopped}; {_RESUME}"
     stopper.check(how)
-    raise AssertionError("stopped without a request")
+    raise SpotInterruption(how)
 
 
 def _print_addresses(context: RunContext, folder: RunFolder) -> None:

@@ -236,7 +236,6 @@ class CoordinatorMachine(RuleBasedStateMachine):
         for event in self.coordinator.take_events():
             if isinstance(event, InterruptionNotice):
                 self.unwanted |= {agent.id for agent in self.agents if agent.address == event.address}
-        assert self.coordinator.status()["state"] == self.coordinator.state.value
         self.coordinator.processes()
         if self.coordinator.state is State.FAILED:
             assert str(self.coordinator.error())
@@ -263,7 +262,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
             self.at_most_one_generation_runs()
             if self.trains():
                 return
-        raise AssertionError(f"no progress: {self.coordinator.status()}")
+        raise AssertionError(f"no progress: {self.coordinator.state}")
 
     def trains(self) -> bool:
         if self.coordinator.state in FINISHED:
