@@ -4,7 +4,7 @@ import pytest
 
 from crossfade.base.errors import DivergedError, InputError, StoreError
 from crossfade.base.text import MAX_ERROR, error_line
-from crossfade.deploy.cluster.role_process import last_error
+from crossfade.deploy.cluster.role_process import _NETWORK_ABORT, last_error
 from crossfade.deploy.cluster.run_role import report_error
 from crossfade.trainer.runs.events import RoleError
 
@@ -45,6 +45,19 @@ def test_only_errors_that_would_repeat_cause_no_restart(error: Exception, exit_c
 )
 def test_last_exception_or_abort_in_a_log_is_found(log: str, expected: str | None) -> None:
     assert last_error(log) == expected
+
+
+@pytest.mark.parametrize(
+    ("check", "from_network"),
+    [
+        # As recorded when the port of a server had received a message that was not one of ps-lite's.
+        ("van.cc:520: Check failed: pb.ParseFromArray(meta_buf, buf_size): failed to parse string into protobuf", True),
+        ("van.cc:432: Check failed: my_node_.port != -1 (-1 vs. -1) : bind failed", False),
+    ],
+)
+def test_abort_by_data_at_a_port_differs_from_a_port_in_use(check: str, from_network: bool) -> None:
+    line = f"what():  [21:01:49] ../3rdparty/ps-lite/src/{check}"
+    assert bool(_NETWORK_ABORT.search(line)) == from_network
 
 
 def test_line_is_printable_and_bounded() -> None:
