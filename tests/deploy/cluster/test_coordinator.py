@@ -134,9 +134,6 @@ def test_permanent_error_fails_the_job_at_once(
     assert cluster.state is State.FAILED
     assert (type(cluster.coordinator.error()), str(cluster.coordinator.error())) == (kind, "worker-1: a wrong thing")
     assert (other.heartbeat().action, cluster.coordinator.restarts) == ("leave", 0)
-    unstarted = Cluster()
-    unstarted.coordinator.start_failed(InputError("no such scheme: gopher"))
-    assert (unstarted.state, type(unstarted.coordinator.error())) == (State.FAILED, InputError)
 
 
 @pytest.mark.parametrize(
@@ -161,8 +158,9 @@ def test_stalled_job_restarts(alone: Cluster, event: Event, is_progress: bool) -
     assert [event["cause"] for event in alone.events("restart")] == [f"no sign of progress for {STALL:g} s"]
 
 
-def test_lost_replaced_and_repeating_agents_neither_disturb_nor_double_the_job(cluster: Cluster, other: Host) -> None:
-    # Messages count once, those of an earlier generation not at all.
+def test_messages_count_once_and_those_of_an_earlier_agent_or_generation_not_at_all(
+    cluster: Cluster, other: Host
+) -> None:
     report = cluster.local.make_heartbeat(events=cluster.local.number_events(step(2), step(3)))
     cluster.coordinator.take_events()
     assert cluster.coordinator.handle_heartbeat(report) == cluster.coordinator.handle_heartbeat(report)
@@ -173,27 +171,18 @@ def test_lost_replaced_and_repeating_agents_neither_disturb_nor_double_the_job(c
     other.heartbeat()
     assert cluster.coordinator.handle_heartbeat(overtaken).action == "run"
     cluster.coordinator.start_failed(OSError("late"))
-    assert (cluster.state, cluster.coordinator.generation) == (State.RUNNING, 1)
-    # A silent agent is lost when its lease is over, and may return; the agent of another coordinator may join.
+    own = Host(cluster, "10.0.0.1", "another").heartbeat()
+    assert (own.exit_code, "10.0.0.1 is the coordinator's own address" in own.message) == (1, True)
+    # A silent agent is lost when its lease is over, and another may replace it.
     cluster.hosts.remove(other)
     cluster.wait(LEASE_SECONDS)
-    assert cluster.state is State.RUNNING
-    cluster.wait(200)
+    assert (cluster.state, cluster.coordinator.generation) == (State.RUNNING, 1)
+    cluster.wait(2)
     lost, waiting = (to_json(event) for event in cluster.coordinator.take_events())
-    assert (cluster.state, waiting) == (State.WAITING, {"event": "waiting", "hosts": 1})
-    assert other.heartbeat(coordinator="an earlier one").action == "wait"
-    other.heartbeat(leaving=True)
-    new, own = Host(cluster, other.address, "the new one"), Host(cluster, "10.0.0.1", "another").heartbeat()
-    assert (own.exit_code, "10.0.0.1 is the coordinator's own address" in own.message) == (1, True)
+    assert (lost["cause"], waiting["hosts"]) == ("the agent on host 10.0.0.2 (10.0.0.2) sent no heartbeat for 15 s", 1)
+    new = Host(cluster, other.address, "another")
     new.heartbeat()
     cluster.hosts.append(new)
-    assert cluster.state is State.PREPARING
-    cluster.hosts.remove(new)
-    cluster.wait(LEASE_SECONDS + 1)
-    cluster.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
-    assert (cluster.state, cluster.coordinator.generation) == (State.WAITING, 1)
-    cluster.hosts.append(new)
-    new.heartbeat()
     cluster.start()
     cluster.coordinator.take_events()
     old = [NumberedEvent(number=99, generation=1, role="worker-0", event=step(77))]
@@ -201,29 +190,8 @@ def test_lost_replaced_and_repeating_agents_neither_disturb_nor_double_the_job(c
         new.make_heartbeat(generation=1, failure=KILLED, roles={"server-1": "done"}, events=old)
     )
     assert (desired.generation, desired.acknowledged_event, cluster.events("step")) == (2, 99, [])
-    # Neither a late message of the lost agent nor its host's changes what its replacement runs.
-    desired = cluster.coordinator.handle_heartbeat(late)
-    assert (desired.action, desired.exit_code, cluster.state) == ("leave", 1, State.RUNNING)
-    newer = Host(cluster, new.address, "the newest")
-    newer.heartbeat()
-    cluster.heartbeat_all()
-    cluster.local.heartbeat()
-    assert "has replaced it" in new.desired.message
-    cluster.hosts = [cluster.local, newer]
-    cluster.wait(5)
-    cluster.start()
-    newer.generation, newer.ended_generation, newer.roles = None, 3, {}
-    newer.heartbeat()
-    cluster.heartbeat_all()
-    cluster.heartbeat_all()
-    cluster.wait(5)
-    cluster.start()
-    causes = [lost["cause"], *(event["cause"] for event in cluster.events("failure"))]
-    assert [cause.partition("(10.0.0.2) ")[2] or cause for cause in causes] == [
-        "sent no heartbeat for 15 s",
-        "was replaced by a new agent at its address",
-        "the agent on host 10.0.0.2 ended its roles: it could not reach the coordinator",
-    ]
+    left = cluster.coordinator.handle_heartbeat(late)
+    assert (left.action, left.exit_code, cluster.state) == ("leave", 1, State.RUNNING)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import pytest
 
 from crossfade.base.errors import DivergedError, InputError, StoreError
-from crossfade.base.text import MAX_ERROR, error_line
 from crossfade.deploy.cluster.role_process import _NETWORK_ABORT, last_error
 from crossfade.deploy.cluster.run_role import report_error
 from crossfade.trainer.runs.events import RoleError
@@ -58,11 +57,3 @@ def test_last_exception_or_abort_in_a_log_is_found(log: str, expected: str | Non
 def test_abort_by_data_at_a_port_differs_from_a_port_in_use(check: str, from_network: bool) -> None:
     line = f"what():  [21:01:49] ../3rdparty/ps-lite/src/{check}"
     assert bool(_NETWORK_ABORT.search(line)) == from_network
-
-
-def test_line_is_printable_and_bounded() -> None:
-    assert error_line("\n  StoreError: \x1b[2J\u202e no\nStack trace:\n") == r"StoreError: \x1b[2J\u202e no"
-    assert error_line(" \n") is None
-    long = error_line("x\x00" * MAX_ERROR)
-    assert long is not None
-    assert (len(long), long[-1]) == (MAX_ERROR, "…")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 from pathlib import Path
 
@@ -50,7 +49,6 @@ def test_killed_roles_cause_one_restart_each_which_the_resumed_run_reports(
     for number, cause in enumerate(causes):
         assert cause["generation"] == number + 2
         assert cause["step"] > 0 if number else cause["step"] == 0
-        assert cause["seconds"] > 0
     # A checkpoint that was being written at that moment is skipped.
     lines = [line for line in messages(killed.stderr) if not line.startswith("crossfade: skipped a checkpoint: ")]
     for number, (cause, line) in enumerate(zip(expected, lines, strict=True), 2):
@@ -77,35 +75,25 @@ def test_frozen_server_is_detected_by_the_stall_timeout_whatever_the_wall_clock_
         training.command.roles()["server-0"].suspend()
         state = run_dir / "state.json"
         training.wait(lambda: json.loads(state.read_text())["failure"], "the failure in the state")
-        failure = json.loads(state.read_text())["failure"]
         succeeded(training.finish())
         assert training.command.mark.processes() == []
     # On an overloaded machine, a start may take longer than that too.
     assert report_of(run_dir)["restart_causes"][0]["cause"] == "no sign of progress for 15 s"
-    assert failure["role"] == "server-0"
-    assert re.fullmatch(r"sent nothing for \d\d s; no sign of progress for 15 s", failure["cause"])
     assert_undisturbed(run_dir, undisturbed)
     times = [record["time"] for record in records(run_dir)]
     assert max(times) - min(times) > 80_000  # so the hook was active
 
 
-def test_job_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: Path) -> None:
-    limit = ("--set", "cluster.max_restarts=1", "--set", "checkpoint.interval_seconds=null")
-    with started("train", job, "--run-dir", "run", *ON_ONE_SERVER, *limit, cwd=tmp_path) as command:
-        for victim in ("worker-0", "server-0"):
-            roles: dict[str, psutil.Process] = {}
-
-            def has_started(roles: dict[str, psutil.Process] = roles) -> bool:
-                roles.update(command.roles())
-                return sorted(roles) == ROLES_OF_ONE_SERVER
-
-            wait_until(has_started, "all roles")
-            roles[victim].kill()
-            wait_until(lambda role=roles[victim]: not role.is_running(), f"the end of {victim}")
+def test_job_that_may_not_restart_fails_with_the_cause(job: Path, tmp_path: Path) -> None:
+    with started(
+        "train", job, "--run-dir", "run", *ON_ONE_SERVER, "--set", "cluster.max_restarts=0", cwd=tmp_path
+    ) as command:
+        wait_until(lambda: sorted(command.roles()) == ROLES_OF_ONE_SERVER, "all roles")
+        command.roles()["server-0"].kill()
         result = command.finish()
         assert result.returncode == 1
-        _, message = messages(result.stderr)
-        assert message.startswith("crossfade: error: server-0 was killed by SIGKILL; restarted 1 times without a new ")
+        [message] = messages(result.stderr)
+        assert message.startswith("crossfade: error: server-0 was killed by SIGKILL; restarted 0 times without a new ")
         assert f" (cluster.max_restarts) (on {os.uname().nodename}; lost " in message
         assert message.endswith("log: run/logs/server-0.log)")
         assert command.mark.processes() == []
