@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from crossfade.trainer.model.allreduce import AllReduce, HorovodAllReduce
     from crossfade.trainer.monitoring.registry import ProcessMetrics
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("crossfade.deploy.cluster.run_role")  # in the process of a role, __name__ is __main__
 
 LOAD_INTERVAL_SECONDS = 2.0
 """Time between two reports of a role's resource use."""
