@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, cast
 
-from crossfade.base.errors import ClusterError, InputError, OptionError, option_named
+from crossfade.base.errors import ClusterError, InputError, Option, OptionError, Text
 from crossfade.trainer.config.sections import ClusterConfig
 
 RoleKind = Literal["scheduler", "server", "worker"]
@@ -127,7 +127,7 @@ class Address:
     port: int
 
     @staticmethod
-    def parse(text: str, source: str) -> Address:
+    def parse(text: str, source: Text) -> Address:
         """Parse ``HOST:PORT``; ``source`` names the option or key that holds it, for errors.
 
         Raises:
@@ -135,7 +135,7 @@ class Address:
         """
         host, _, port = text.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
-            raise InputError(f"{source}: expected HOST:PORT, as in 10.0.0.1:7070, but found '{text}'")
+            raise InputError(source, f": expected HOST:PORT, as in 10.0.0.1:7070, but found '{text}'")
         return Address(host, int(port))
 
     def __str__(self) -> str:
@@ -193,8 +193,8 @@ def local_address(destination: Address) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         raise InputError(
-            f"{destination}: no route from this host: {error.strerror}; set its address with "
-            f"{option_named('advertise_address')}"
+            f"{destination}: no route from this host: {error.strerror}; set its address with ",
+            Option("advertise_address"),
         ) from error
 
 
