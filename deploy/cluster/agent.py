@@ -129,10 +129,6 @@ class Agent:
         """Seconds since the last heartbeat that the coordinator answered."""
         return time.monotonic() - self._answered_at
 
-    def running_roles(self) -> int:
-        """Return how many roles run here. May be called from any thread."""
-        return sum(process.process.returncode is None for process in list(self._processes))
-
     # ---- roles
 
     def _observe_roles(self, timeout_seconds: float) -> None:

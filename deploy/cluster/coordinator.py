@@ -22,10 +22,9 @@ from crossfade.base.errors import ClusterError, CrossfadeError, InputError, as_t
 from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE
 from crossfade.deploy.aws.spot import NOTICE_SECONDS
 from crossfade.deploy.cluster.generation import Generation, final_failure
-from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State, outcome
+from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, RestartPolicy, State, outcome
 from crossfade.deploy.cluster.membership import LEASE_SECONDS, Member, Membership
 from crossfade.deploy.cluster.messages import Action, DesiredState, Failure, Heartbeat, RoleState
-from crossfade.deploy.cluster.restart_policy import RestartPolicy
 from crossfade.deploy.topology import Address, assign_roles, roles
 from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.runs import events

@@ -19,7 +19,7 @@ from crossfade.deploy.cluster.agent import POLL_SECONDS, Agent, job_digest
 from crossfade.deploy.cluster.coordinator import Coordinator
 from crossfade.deploy.cluster.coordinator_http import read_token, serve_coordinator
 from crossfade.deploy.cluster.job_state import FINISHED, GenerationSpec, State
-from crossfade.deploy.cluster.process_metrics import HostMetrics, JobMetrics, target
+from crossfade.deploy.cluster.process_metrics import JobMetrics, target
 from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.deploy.topology import Address, host_address, scheduler_address
@@ -124,13 +124,7 @@ def run_job(
             folder.lock.check_owned()  # since this process may have been frozen
             _advance(coordinator, stop_requested)
             start_finder.run_once(coordinator)
-            for event in coordinator.take_events():
-                state.take(event)
-                emit(event)
-                if isinstance(event, RestartEvent):
-                    restarts.append(_record_of(event))
-                    with suppress(OSError):  # a full disk costs only this record
-                        folder.write_restarts(restarts)
+            _publish_events(coordinator, folder, state, emit, restarts)
     _raise_unless_done(coordinator, stop_requested())
     return _complete_report(folder, restarts)
 
@@ -216,7 +210,6 @@ def _expose(
 
     state.watch(status)
     listener.metrics.register("job", JobMetrics(coordinator, job.cluster))
-    listener.metrics.register("host", HostMetrics(agent))
     listener.metrics.state = lambda: coordinator.state.value
     listener.metrics.set_identity()
     listener.targets = targets
@@ -231,10 +224,18 @@ def _raise_unless_done(coordinator: Coordinator, stop_requested: bool) -> None:
         raise JobStopped(f"{coordinator.message}: {notice}" if notice else coordinator.message)
 
 
-def _record_of(event: RestartEvent) -> dict[str, Any]:
-    """Return the record of a restart, of which ``step`` is the step that had been reached."""
-    reached = event.step + (event.lost_steps or 0)
-    return {"step": reached, **event.model_dump(include={"generation", "cause", "lost_steps", "lost_seconds"})}
+def _publish_events(
+    coordinator: Coordinator, folder: RunFolder, state: StateWriter, emit: EventSink, restarts: list[dict[str, Any]]
+) -> None:
+    """Pass on the events since the last call, and record each restart; ``step`` is the step that had been reached."""
+    for event in coordinator.take_events():
+        state.take(event)
+        emit(event)
+        if isinstance(event, RestartEvent):
+            record = event.model_dump(include={"generation", "cause", "lost_steps", "lost_seconds"})
+            restarts.append({**record, "step": event.step + (event.lost_steps or 0)})
+            with suppress(OSError):  # a full disk costs only this record
+                folder.write_restarts(restarts)
 
 
 def _complete_report(folder: RunFolder, restarts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -41,7 +41,6 @@ GPU = {"crossfade_gpu_memory_used_bytes", "crossfade_gpu_memory_limit_bytes"}
 ROWS = {"crossfade_updated_rows_total", "crossfade_update_seconds_total", "crossfade_table_shard_bytes"}
 SERVER = {"crossfade_rejected_commands_total"}
 JOB = {"crossfade_restarts_total", "crossfade_generation", "crossfade_job_state", "crossfade_role_up"}
-HOST = {"crossfade_running_roles"}
 REFRESH = {
     *("crossfade_refresh_attempts_total", "crossfade_refresh_consecutive_failures", "crossfade_refresh_waiting_files"),
     *("crossfade_refresh_last_success_timestamp_seconds", "crossfade_refresh_versions_total"),
@@ -57,7 +56,6 @@ GROUPS = {
     "rows": ROWS,
     "server": SERVER,
     "job": JOB,
-    "host": HOST,
     "refresh": REFRESH,
 }
 TABLES = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]

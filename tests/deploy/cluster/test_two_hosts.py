@@ -11,7 +11,7 @@ import psutil
 import pytest
 from cluster_data import write_job, write_planted
 from fault_runs import ON_SERVERS, TOKEN, assert_undisturbed, train
-from metric_groups import FIRST, HOST, JOB, PROCESS, ROWS, SERVER, TRAINING
+from metric_groups import FIRST, JOB, PROCESS, ROWS, SERVER, TRAINING
 from needs import X86, root
 from paced_training import Training, metrics_address, pace
 from run_results import report_of
@@ -25,8 +25,8 @@ SCRAPED = {
     "server-0": ("127.0.0.1", PROCESS | ROWS | SERVER),
     "server-1": ("127.0.0.2", PROCESS | ROWS | SERVER),
     "worker-0": ("127.0.0.1", PROCESS | TRAINING | FIRST),
-    "coordinator": ("127.0.0.1", PROCESS | JOB | HOST),
-    "agent": ("127.0.0.2", PROCESS | HOST),
+    "coordinator": ("127.0.0.1", PROCESS | JOB),
+    "agent": ("127.0.0.2", PROCESS),
 }
 
 
