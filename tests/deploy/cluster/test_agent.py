@@ -195,17 +195,6 @@ def test_agent_lease_is_shorter_than_the_coordinators() -> None:
     assert AGENT_LEASE_SECONDS + 2 * REQUEST_TIMEOUT_SECONDS + POLL_SECONDS < LEASE_SECONDS
 
 
-def test_leaving_agent_ends_its_roles_first(agent: Agent, coordinator: ScriptedCoordinator) -> None:
-    coordinator.set()
-    run_until(agent, lambda: coordinator.last.generation == 1)
-    coordinator.desired = DesiredState(coordinator="c1", action="leave", exit_code=1, message="the job is failed")
-    run_until(agent, lambda: agent.final_state)
-    assert agent.final_state is coordinator.desired
-    assert children() == []
-    agent.close()
-    assert coordinator.last.leaving
-
-
 @pytest.mark.parametrize("how", ["another job", "no folder for logs"])
 def test_roles_that_cannot_start_are_a_failure(agent: Agent, coordinator: ScriptedCoordinator, how: str) -> None:
     if how == "another job":

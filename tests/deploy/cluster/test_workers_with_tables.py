@@ -12,13 +12,19 @@ from command_here import crossfade_here
 from fault_runs import assert_last_is_complete, assert_undisturbed, train, wait_for_saves
 from paced_training import Training
 from run_results import ENTITIES, checkpoint_arrays, report_of
-from running_command import crossfade, messages, succeeded
+from running_command import crossfade, messages, records, succeeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 DENSE = ("--set", "model.dense={item: [8]}")
 TWO = ("--servers", 0, "--workers", 2, "--set", "cluster.store=sharded", *DENSE)
 WORKERS = ["worker-0", "worker-1"]
+JUMPING_CLOCK = """
+import itertools, time
+real, jumps = time.time, itertools.cycle((0, 86400, -86400))
+time.time = lambda: real() + next(jumps)
+"""
+"""In every process, each reading of the wall clock jumps a day back or forth."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,7 @@ def test_workers_that_are_killed_frozen_and_stopped_end_like_undisturbed_ones(
 ) -> None:
     run_dir, settings = workspace / "faults-of-ranks", ("--set", "cluster.stall_timeout_seconds=15")
     inherited = {"CROSSFADE_RANK": "7", "CROSSFADE_ADDRESS": "10.0.0.9", "DMLC_ROLE": "server"}
-    with train(run_dir, *TWO, *settings, variables=inherited) as training:
+    with train(run_dir, *TWO, *settings, variables=inherited, hook=JUMPING_CLOCK) as training:
         roles = wait_for_checkpoint_of(training, 1)
         for rank, name in enumerate(WORKERS):
             assert_keeps_secrets(roles[name], rank)
@@ -72,6 +78,8 @@ def test_workers_that_are_killed_frozen_and_stopped_end_like_undisturbed_ones(
     # On an overloaded machine, a start may take longer than that too.
     assert set(frozen) == {"no sign of progress for 15 s"}
     assert_undisturbed(run_dir, undisturbed_pair)
+    times = [record["time"] for record in records(run_dir)]
+    assert max(times) - min(times) > 80_000  # so the clocks have jumped
     assert_last_is_complete(run_dir / "checkpoints")
 
 
