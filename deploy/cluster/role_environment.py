@@ -60,6 +60,7 @@ def role_environment(
     return {
         **thread_variables(len(workers_here) if is_worker else cores, cores),
         **_MALLOC,
+        "PYDANTIC_DISABLE_PLUGINS": "1",  # it would look for them in the metadata of all packages
         **inherited,
         ROLE_ADDRESS_VARIABLE: address,
         **({LOCAL_RANK_VARIABLE: str(workers_here.index(role.name))} if is_worker else {}),

@@ -91,13 +91,6 @@ def run_until(agent: Agent, condition: Callable[[], object]) -> None:
     wait_until(holds, "the agent's reaction")
 
 
-def command(name: str) -> list[str]:
-    """Return the command line of the only role, from its kind on."""
-    [child] = children()
-    words = child.cmdline()
-    return words[words.index(name) :]
-
-
 def test_new_coordinator_is_joined_without_roles_and_the_earlier_one_is_ignored(
     agent: Agent, coordinator: ScriptedCoordinator
 ) -> None:
@@ -121,24 +114,6 @@ def test_new_coordinator_is_joined_without_roles_and_the_earlier_one_is_ignored(
     run_until(agent, lambda: coordinator.last.generation == 2)
 
 
-def test_desired_roles_are_started_once(agent: Agent, coordinator: ScriptedCoordinator) -> None:
-    coordinator.set(roles=("worker-3",), checkpoint="folder/step-7")
-    run_until(agent, lambda: coordinator.last.generation == 1)
-    assert coordinator.last.roles == {"worker-3": "running"}
-    assert command("worker") == ["worker", str(coordinator.folder.path), "folder/step-7"]
-    coordinator.set(generation=2, roles=("server-1",))
-    run_until(agent, lambda: coordinator.last.generation == 2)
-    assert command("server") == ["server", str(coordinator.folder.path)]
-    assert coordinator.last.ended_generation == 1
-    coordinator.set("wait")
-    run_until(agent, lambda: coordinator.last.generation is None)
-    assert (coordinator.last.ended_generation, coordinator.last.roles, children()) == (2, {}, [])
-    coordinator.set(generation=2)  # which is not started again
-    sent = len(coordinator.heartbeats)
-    run_until(agent, lambda: len(coordinator.heartbeats) > sent + 2)
-    assert children() == []
-
-
 @pytest.mark.parametrize("how", ["was killed by SIGKILL", "was killed for lack of memory"])
 def test_killed_role_is_reported_with_its_log(agent: Agent, coordinator: ScriptedCoordinator, how: str) -> None:
     coordinator.set(roles=("server-0", "server-1"))
@@ -157,21 +132,6 @@ def test_killed_role_is_reported_with_its_log(agent: Agent, coordinator: Scripte
     assert f"log: {log}" in failure.details
     assert ("has the memory that each process needs" in failure.details) == ("memory" in how)
     assert first.is_running()
-
-
-def test_error_event_of_a_role_is_reported(agent: Agent, coordinator: ScriptedCoordinator) -> None:
-    coordinator.set(roles=("worker-0",))  # whose job file lacks nearly everything
-    (coordinator.folder.path / JOB_FILE).write_text("- no job\n")
-    coordinator.set(roles=("worker-0",))
-    run_until(agent, lambda: coordinator.last.failure)
-    assert coordinator.last.failure is not None
-    assert coordinator.last.failure.message.startswith(
-        f"worker-0: {coordinator.folder.path}/{JOB_FILE}: not a job file"
-    )
-    assert (coordinator.last.failure.exit_code, coordinator.last.failure.restart) == (2, False)
-    assert (coordinator.last.failure.role, coordinator.last.failure.cause) == ("worker-0", "ended with exit code 2")
-    assert coordinator.last.failure.error is not None
-    assert coordinator.last.failure.error.startswith(f"{coordinator.folder.path}/{JOB_FILE}: not a job file")
 
 
 def test_roles_end_when_the_lease_is_over(agent: Agent, coordinator: ScriptedCoordinator) -> None:

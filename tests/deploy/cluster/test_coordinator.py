@@ -6,7 +6,7 @@ That one generation runs at a time, and that the job gets on, whatever happens, 
 import pytest
 from scripted_agents import GRACE, KILLED, RESTARTS, STALL, Cluster, Host, saved, step
 
-from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.errors import ClusterError
 from crossfade.deploy.aws.spot import NOTICE_SECONDS
 from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
 from crossfade.deploy.cluster.job_state import GenerationSpec, State
@@ -121,19 +121,6 @@ def test_restart_records_its_causes_and_what_is_trained_again(alone: Cluster) ->
     *_, failure = (event for event in events if event["event"] == "failure")
     lost = {"step": 110, "lost_steps": 60, "lost_seconds": 3.0}
     assert failure == {"event": "failure", "generation": 2, "cause": KILLED.message, "ends_run": False, **lost}
-
-
-@pytest.mark.parametrize(("exit_code", "kind"), [(2, InputError), (1, ClusterError)])
-def test_permanent_error_fails_the_job_at_once(
-    cluster: Cluster, other: Host, exit_code: int, kind: type[Exception]
-) -> None:
-    other.heartbeat(failure=Failure(message="worker-1: a wrong thing", exit_code=exit_code, restart=False))
-    cluster.coordinator.stop()  # which does not hide the error
-    cluster.heartbeat_all()
-    cluster.heartbeat_all()
-    assert cluster.state is State.FAILED
-    assert (type(cluster.coordinator.error()), str(cluster.coordinator.error())) == (kind, "worker-1: a wrong thing")
-    assert (other.heartbeat().action, cluster.coordinator.restarts) == ("leave", 0)
 
 
 @pytest.mark.parametrize(

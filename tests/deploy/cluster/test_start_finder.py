@@ -13,7 +13,6 @@ from waiting import wait_until
 from crossfade.base.errors import InputError
 from crossfade.deploy.cluster import supervision
 from crossfade.deploy.cluster.job_state import State
-from crossfade.deploy.cluster.messages import Failure
 from crossfade.deploy.cluster.supervision import StartFinder
 from crossfade.deploy.topology import TOKEN_VARIABLE, check_local_address
 from crossfade.trainer.config.loading import load_job
@@ -47,24 +46,6 @@ class SearchedJob:
             return self.cluster.state is state
 
         wait_until(reached, f"the state {state}")
-
-
-def test_new_job_starts_without_a_search_and_restarts_with_one_on_another_port(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    searching = SearchedJob(tmp_path, monkeypatch, resume=False)
-    searching.may_answer.set()
-    searching.run_until(State.RUNNING)
-    cluster = searching.cluster
-    first = cluster.local.heartbeat()
-    assert (first.checkpoint, searching.asked) == (None, [])
-    cluster.fail(Failure(message="server-0: bad CRC", checkpoint="folder/step-9"))
-    searching.run_until(State.RUNNING)
-    second = cluster.local.heartbeat()
-    assert searching.asked == [(str(searching.folder.path / "checkpoints"), frozenset({"folder/step-9"}))]
-    assert first.scheduler is not None
-    assert second.scheduler is not None
-    assert second.scheduler.port != first.scheduler.port
 
 
 def test_slow_search_delays_neither_agents_nor_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
