@@ -269,8 +269,8 @@ class Coordinator:
         origin: dict[str, Any] = {"step": spec.step, "checkpoint": spec.checkpoint, "skipped": list(spec.skipped)}
         work, policy = self._generation.work, self._restart_policy
         if policy.cause is not None:
-            lost_steps, lost_seconds = work.since(spec.step)
-            lost = {"lost_steps": lost_steps, "lost_seconds": lost_seconds}
+            steps, seconds = work.since(spec.step)
+            lost: dict[str, Any] = {"lost_steps": steps, "lost_seconds": seconds}
             event = events.RestartEvent(generation=self.generation + 1, cause=policy.cause, **origin, **lost)
             self._events.append(event)
             self.restarts, policy.cause = self.restarts + 1, None
