@@ -5,7 +5,6 @@ assign_roles(cluster, {"first": "all", "second": "all"})      # {"first": [Role(
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import socket
 from collections import Counter
@@ -68,7 +67,7 @@ def missing_hosts(cluster: ClusterConfig, hosts: Mapping[str, AcceptedRoles]) ->
     return max(0, lacking - accepted.count("all"))
 
 
-UNPLACED = {"coordinator_address": None, "host": "127.0.0.1", "scheduler_port": 0}
+UNPLACED = {"coordinator_address": None, "host": "127.0.0.1"}
 """Keys of ``cluster`` in a job whose hosts set their addresses when they start."""
 
 
@@ -143,42 +142,21 @@ class Address:
         return f"{self.host}:{self.port}"
 
 
-def host_address(cluster: ClusterConfig) -> str:
-    """Return the numeric address of ``cluster.host``, where this host's roles listen.
+def free_address(cluster: ClusterConfig) -> Address:
+    """Return the numeric address of ``cluster.host``, where this host's roles listen, and a port that is free there.
 
     Raises:
         InputError: it is not an address of this machine.
     """
-    return scheduler_address(cluster.model_copy(update={"scheduler_port": 0})).host
-
-
-def scheduler_address(cluster: ClusterConfig) -> Address:
-    """Return where the scheduler will listen: ``cluster.host``, and the port that the job names or a free one.
-
-    Raises:
-        InputError: the port is in use, or the host is not an address of this machine.
-    """
     try:
-        host = str(socket.getaddrinfo(cluster.host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-        return _free_address(host, cluster.scheduler_port)
+        host = socket.getaddrinfo(cluster.host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+            return Address(*probe.getsockname())
     except socket.gaierror as error:
         raise InputError(f"cluster.host: '{cluster.host}' is not a host name or address: {error.strerror}") from error
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise InputError(
-                f"cluster.scheduler_port: {cluster.scheduler_port} on {cluster.host} is in use; name another, or 0 for "
-                "a free one"
-            ) from error
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
-
-
-def _free_address(host: str, port: int) -> Address:
-    """Return ``host`` and ``port``, 0: one that the kernel assigns, if a process can listen there."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As MXNet does, so that lingering connections of an earlier generation do not occupy the port.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
-        return Address(*probe.getsockname())
 
 
 def local_address(destination: Address) -> str:

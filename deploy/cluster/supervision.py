@@ -22,7 +22,7 @@ from crossfade.deploy.cluster.job_state import FINISHED, GenerationSpec, State
 from crossfade.deploy.cluster.process_metrics import JobMetrics, target
 from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
 from crossfade.deploy.cluster.state_writer import StateWriter
-from crossfade.deploy.topology import Address, host_address, scheduler_address
+from crossfade.deploy.topology import Address, free_address
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.monitoring.http import MetricsEndpoint
@@ -67,10 +67,7 @@ def check_hosts(cluster: ClusterConfig) -> None:
             "cluster.coordinator_address, as in ",
             Option("set", "cluster.coordinator_address=10.0.0.1:7070"),
         )
-    if cluster.workers_hold_tables:
-        host_address(cluster)
-    else:
-        scheduler_address(cluster)
+    free_address(cluster)
 
 
 def is_loopback(host: str) -> bool:
@@ -151,7 +148,7 @@ def _local_agent(job: JobConfig, folder: RunFolder, coordinator: Coordinator, sp
     return Agent(
         folder,
         coordinator.handle_heartbeat,
-        host_address(job.cluster),
+        free_address(job.cluster).host,
         identity=coordinator.local_agent,
         heartbeat_seconds=0.0,  # a call costs nothing, so each run_once makes one
         lease_seconds=float("inf"),
@@ -177,7 +174,7 @@ def _serve_rendezvous(job: JobConfig, stack: ExitStack) -> Rendezvous | None:
     """Serve a rendezvous until ``stack`` closes, if the workers connect to each other."""
     if not (job.cluster.workers_hold_tables or job.needs_horovod):
         return None
-    return stack.enter_context(serve_rendezvous(host_address(job.cluster)))
+    return stack.enter_context(serve_rendezvous(free_address(job.cluster).host))
 
 
 def _event_writer(folder: RunFolder, emit: EventSink, stack: ExitStack) -> EventSink:
@@ -308,7 +305,7 @@ class StartFinder:
         if self._job.cluster.workers_hold_tables:
             return None
         try:
-            return scheduler_address(self._job.cluster)
+            return free_address(self._job.cluster)
         except InputError as error:
             # The address was usable when the job started, so it may be again.
             raise ClusterError(str(error)) from error

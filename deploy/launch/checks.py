@@ -72,7 +72,9 @@ def _check_dashboard_port(port: int) -> None:
     from crossfade.base.errors import OptionError
 
     try:
-        socket.create_server(("127.0.0.1", port)).close()
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
     except OSError as error:
         fix = "name another port, or none to use a free one"
         problem = f"cannot listen on 127.0.0.1:{port}: {error.strerror}"

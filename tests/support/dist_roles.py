@@ -22,7 +22,7 @@ from running_command import Mark
 
 from crossfade.deploy.cluster.messages import DesiredState, Endpoint
 from crossfade.deploy.cluster.role_environment import role_environment
-from crossfade.deploy.topology import roles, scheduler_address
+from crossfade.deploy.topology import free_address, roles
 from crossfade.kvstore.mxnet.client import MXNetStore
 from crossfade.kvstore.mxnet.row_server import run_server
 from crossfade.kvstore.mxnet.scheduler import run_scheduler
@@ -138,7 +138,7 @@ def running_roles(
 ) -> Iterator[RunningRoles]:
     """Run ``tests/support/SCRIPT`` in every role; kill what still runs at the end or after ``seconds``."""
     cluster = ClusterConfig(servers=servers, workers=workers)
-    scheduler = scheduler_address(cluster)
+    scheduler = free_address(cluster)
     desired = DesiredState(
         coordinator="",
         action="run",

@@ -17,16 +17,13 @@ from waiting import wait_until
 pytestmark = pytest.mark.cluster
 
 
-def test_killed_roles_cause_one_restart_each_which_the_resumed_run_reports(
-    workspace: Path, undisturbed: Path, free_port: int
-) -> None:
-    # In every generation, on the scheduler port that the job names. The first victim dies before all roles have joined.
-    # A worker stopped by another process counts too.
+def test_killed_roles_cause_one_restart_each_which_the_resumed_run_reports(workspace: Path, undisturbed: Path) -> None:
+    # The first victim dies before all roles have joined. A worker stopped by another process counts too.
     early, *later = victims = [
         *(("server-0", "kill"), ("scheduler", "kill"), ("worker-0", "terminate")),
     ]
-    run_dir, port = workspace / "killed", ("--set", f"cluster.scheduler_port={free_port}")
-    with train(run_dir, *ON_ONE_SERVER, *port) as training:
+    run_dir = workspace / "killed"
+    with train(run_dir, *ON_ONE_SERVER) as training:
         command = training.command
         wait_until(lambda: sorted(command.roles()) == ROLES_OF_ONE_SERVER, "the start of all roles")
         command.roles()[early[0]].kill()

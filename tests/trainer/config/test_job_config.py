@@ -54,7 +54,7 @@ def test_minimal_job_has_defaults(job_path: Path) -> None:
         (
             SMALL + "cluster: {zzz: 8}\n",
             "unknown key 'cluster.zzz'; known keys here: store, wire_dtype, servers, workers, host, "
-            "scheduler_port, max_key_bytes, hosts, one_role_per_host, host_timeout_seconds, standby_timeout_seconds, "
+            "max_key_bytes, hosts, one_role_per_host, host_timeout_seconds, standby_timeout_seconds, "
             "coordinator_address, shared_run_dir, max_restarts, stall_timeout_seconds, "
             "grace_period_seconds, filter_ports",
         ),
