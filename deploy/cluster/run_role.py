@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from crossfade.base import logs
-from crossfade.base.errors import CrossfadeError, DivergedError, InputError, StoreError, as_typed
+from crossfade.base.errors import CrossfadeError, DivergedError, InputError, StoreError, as_typed, command
 from crossfade.base.memory_limit import check_address_space, lack_of_memory
 from crossfade.base.packages import hidden
 from crossfade.deploy.cluster.process_metrics import process_metrics
@@ -83,7 +83,8 @@ class EventPipe:
 def main(kind: str, run_dir: str, checkpoint: str | None = None) -> int:
     """Run one role. An error is sent to the agent and ends the process at once: a clean exit waits for other roles."""
     if not die_with_agent():
-        sys.exit("only an agent starts roles: run 'crossfade train' or 'crossfade agent'")
+        print(f"crossfade: error: only {command('train')} and {command('agent')} start roles", file=sys.stderr)
+        return InputError.exit_code
     gc.disable()  # until the role has started: imports create objects that stay, and scans of them take time
     logs.LogOptions().configure(os.environ[ROLE_VARIABLE], int(os.environ[GENERATION_VARIABLE]))
     for number in (signal.SIGINT, signal.SIGTERM):

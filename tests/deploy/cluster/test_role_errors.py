@@ -1,5 +1,8 @@
 """What a role reports of an error, and its last line, from its log or its message."""
 
+import subprocess
+import sys
+
 import pytest
 
 from crossfade.base.errors import DivergedError, InputError, StoreError
@@ -57,3 +60,10 @@ def test_last_exception_or_abort_in_a_log_is_found(log: str, expected: str | Non
 def test_abort_by_data_at_a_port_differs_from_a_port_in_use(check: str, from_network: bool) -> None:
     line = f"what():  [21:01:49] ../3rdparty/ps-lite/src/{check}"
     assert bool(_NETWORK_ABORT.search(line)) == from_network
+
+
+def test_role_that_no_agent_has_started_is_rejected() -> None:
+    words = [sys.executable, "-m", "crossfade.deploy.cluster.run_role", "worker", "run"]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    line = "crossfade: error: only 'crossfade train' and 'crossfade agent' start roles\n"
+    assert (result.returncode, result.stderr) == (2, line)
