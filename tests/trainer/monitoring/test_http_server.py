@@ -97,13 +97,13 @@ def test_agent_joins_among_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_strangers_take_no_place_of_an_admitted_request(monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, Limits(STRANGERS, MEMBERS, 60.0))
+    admitted, admit = threading.Event(), BoundedServer.admit
+    monkeypatch.setattr(BoundedServer, "admit", lambda server, request: (admit(server, request), admitted.set()))
     with coordinator() as address, connect(address) as member:
         body = Host(Cluster(hosts=2), "127.0.0.2").make_heartbeat().model_dump_json().encode()
         head = f"POST /v1/heartbeat HTTP/1.0\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
         member.sendall(head.encode() + body[:-1])
-        # More requests are read only after this one has been admitted, whose body is incomplete.
-        remote = RemoteCoordinator(address, TOKEN)
-        assert remote.send_heartbeat(Host(Cluster(hosts=2), "127.0.0.3").make_heartbeat()).action == "wait"
+        wait_until(admitted.is_set, "the admission of the request, whose body is incomplete")
         with idle_strangers(address, 5 * STRANGERS):
             assert is_answered(address)
             member.sendall(body[-1:])
