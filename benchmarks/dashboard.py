@@ -67,15 +67,15 @@ def print_state_cost(folder: Path) -> None:
     job = resolve(check_job({"name": "long", "data": {"path": "nowhere"}}, "here"), size)
     metrics.register("training", TrainingMetrics(job, tables, 0))
     own = {"state": "running", "host": "here", "metrics": None}
-    state = StateWriter(RunFolder(folder))
-    state.watch(
-        lambda: {"state": "running", "generation": 1, "processes": {"one": {**own, "load": metrics.snapshot()}}}
-    )
-    for label, call in (("a load, every 2 s", metrics.snapshot), ("a state, every second", state._write)):
-        used = time.process_time()
-        for _ in range(REPEATS):
-            call()
-        print(f"{label:<34}{1000 * (time.process_time() - used) / REPEATS:>8.2f} CPU ms")
+    with StateWriter(RunFolder(folder)) as state:
+        state.watch(
+            lambda: {"state": "running", "generation": 1, "processes": {"one": {**own, "load": metrics.snapshot()}}}
+        )
+        for label, call in (("a load, every 2 s", metrics.snapshot), ("a state, every second", state._write)):
+            used = time.process_time()
+            for _ in range(REPEATS):
+                call()
+            print(f"{label:<34}{1000 * (time.process_time() - used) / REPEATS:>8.2f} CPU ms")
 
 
 def main() -> None:

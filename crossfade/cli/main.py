@@ -44,7 +44,6 @@ From listening events to embeddings:
 Run crossfade COMMAND --help for the options and examples of a command.
 """
 
-_ROLES = ("scheduler", "server", "worker")
 COMMANDS: dict[str, str | None] = {
     "prepare": "turn raw events into a dataset",
     "compact": "write a dataset and its bases as one without a base",
@@ -74,7 +73,7 @@ COMMANDS: dict[str, str | None] = {
     "demo": "try everything on a sample",
     "submit": "run a job on AWS",
     "agent": "run roles of a job that another host coordinates",
-    **dict.fromkeys((*_ROLES, "ec2-host")),
+    "ec2-host": None,
 }
 """What each command does, verb first, in the order of ``crossfade --help``, which leaves out those without text."""
 
@@ -104,8 +103,7 @@ def make_parser(only: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
 
 def load_command(name: str) -> Command[Any]:
     """Import the command ``name``."""
-    module, attribute = ("roles", name) if name in _ROLES else (name.replace("-", "_"), "run")
-    found: Command[Any] = getattr(importlib.import_module(f"crossfade.cli.{module}"), attribute)
+    found: Command[Any] = importlib.import_module(f"crossfade.cli.{name.replace('-', '_')}").run
     return found
 
 

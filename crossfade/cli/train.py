@@ -35,8 +35,7 @@ SIGINT (Ctrl-C) and SIGTERM: the workers write a checkpoint and the command ends
 cluster.grace_period_seconds at the latest. A second signal ends it at once.
 
 Spot instances: with --spot, when EC2 announces an interruption, the run writes a checkpoint and ends with exit code 75;
---resume continues it, here or elsewhere, if checkpoint.path outlives the host. At a rebalance recommendation the run
-writes a checkpoint and continues.
+--resume continues it, here or elsewhere, if checkpoint.path outlives the host.
 
 Monitoring: 'crossfade dashboard' serves a page, as does --dashboard during training; 'crossfade status' prints the same
 in the terminal; see docs/dashboard.md. The address of /metrics is printed for Prometheus, and /targets next to it lists

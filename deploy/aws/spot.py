@@ -2,12 +2,11 @@
 
     with monitor_spot(log) as spot:
         spot.notice()               # None, or the interruption notice of this host
-        spot.recommendations()      # number of rebalance recommendations so far
 
 A thread polls the metadata service every five seconds, as EC2 advises. If the service does not answer, that is logged
 once and polling continues: it never ends the run.
 
-Sources: EC2 user guide, "Spot Instance interruption notices" and "EC2 instance rebalance recommendations".
+Source: EC2 user guide, "Spot Instance interruption notices".
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from crossfade.deploy.aws.metadata import InstanceMetadata
 POLL_SECONDS = 5.0
 NOTICE_SECONDS = 110.0
 """Time that a host has after it reads the notice: EC2's two minutes, less polling and shutdown."""
-ACTION_PATH, _RECOMMENDATION = "spot/instance-action", "events/recommendations/rebalance"
-"""Where the metadata service has an interruption, if one is coming, and a recommendation to leave."""
+ACTION_PATH = "spot/instance-action"
+"""Where the metadata service has an interruption, if one is coming."""
 _VERBS = {"terminate": "terminates", "stop": "stops", "hibernate": "hibernates"}
 
 
@@ -35,21 +34,16 @@ class SpotMonitor:
         """Read notices from ``metadata``; ``log`` receives a line for each new one."""
         self._metadata, self._log = metadata, log
         self._notice: str | None = None
-        self._recommended: set[str] = set()
         self._unreachable = False
 
     def notice(self) -> str | None:
         """Return the interruption notice of this host; None if there is none."""
         return self._notice
 
-    def recommendations(self) -> int:
-        """Count the rebalance recommendations so far. Each is a reason for a checkpoint, not for stopping."""
-        return len(self._recommended)
-
     def poll(self) -> None:
         """Read the metadata service once."""
         try:
-            self._record(self._metadata.get(ACTION_PATH), self._metadata.get(_RECOMMENDATION))
+            self._record(self._metadata.get(ACTION_PATH))
         except (StorageUnavailableError, ValueError) as error:
             if not self._unreachable:
                 self._log(f"cannot read spot notices, retrying every {POLL_SECONDS:g} s: {error}")
@@ -59,16 +53,11 @@ class SpotMonitor:
                 self._log("spot notices can be read again")
             self._unreachable = False
 
-    def _record(self, action: str | None, recommendation: str | None) -> None:
+    def _record(self, action: str | None) -> None:
         if action is not None and self._notice is None:
             action_name, when = _fields(action, "action", "time")
             self._notice = f"EC2 {_VERBS.get(action_name, action_name)} this spot instance at {when}"
             self._log(self._notice)
-        if recommendation is not None:
-            (when,) = _fields(recommendation, "noticeTime")
-            if when not in self._recommended:
-                self._recommended.add(when)
-                self._log(f"EC2 recommends rebalancing this spot instance ({when}): writing a checkpoint")
 
 
 def _fields(text: str, *names: str) -> list[str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
 from typing import TYPE_CHECKING
-
-from crossfade.base.errors import Option
 
 if TYPE_CHECKING:
     from crossfade.deploy.capacity.plan_inputs import PlanInputs
@@ -70,10 +69,16 @@ def check_runnable(
 
 def _check_dashboard_port(port: int) -> None:
     """Reject a port in use on loopback: the run would go on without its page."""
-    from crossfade.deploy.topology import Address, check_free_port
+    from crossfade.base.errors import OptionError
 
-    fix = "name another port, or none to use a free one"
-    check_free_port(Option("dashboard", port), Address("127.0.0.1", port), fix)
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except OSError as error:
+        fix = "name another port, or none to use a free one"
+        problem = f"cannot listen on 127.0.0.1:{port}: {error.strerror}"
+        raise OptionError("dashboard", found=port, problem=problem, fix=fix) from error
 
 
 def _check_resumable(inputs: PlanInputs, folder: RunFolder, *, allow_restart: bool) -> None:

@@ -235,7 +235,6 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
             on_event=take,
             log=_logger.info,
             stop_requested=stop_requested,
-            checkpoints_requested=spot.recommendations if spot else lambda: 0,
             metrics=context.listener.metrics,
         )
         report = run_in_process(job, folder, hooks, resume=context.resume, allow_restart=context.allow_restart)
@@ -284,12 +283,10 @@ def _train_distributed(job: JobConfig, folder: RunFolder, show: EventSink, conte
                 stop_requested=lambda: stopper.number is not None,
                 spot=context.spot,
             )
-        except supervision.JobInterrupted as interrupted:
-            raise SpotInterruption(str(interrupted), _RESUME) from None
         except supervision.JobStopped as stopped:
             how = (str(stopped), _RESUME)
     stopper.check(*how)
-    raise AssertionError("stopped without a request")
+    raise SpotInterruption(*how)
 
 
 def _print_addresses(context: RunContext, folder: RunFolder) -> None:

@@ -25,9 +25,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from crossfade.base.errors import InputError
-from crossfade.base.io.disk_errors import disk_of
-from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.run_folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 
 _POLL_SECONDS = 0.5
@@ -38,9 +35,6 @@ _OVERRIDES = (
     "metrics.port=null",
 )
 """A trial leaves metrics and no embeddings, so it is not evaluated on the test split either."""
-
-_LOG_BYTES = 1 << 16
-"""Free space below which a full disk explains an empty log, in bytes."""
 
 EpochRecord = dict[str, Any]
 """An ``EpochEvent`` of ``events.jsonl``."""
@@ -54,27 +48,21 @@ class TrialProcess:
         self._host: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[bytes | None] = queue.Queue()
 
-    def train(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool], *, warm: bool) -> int:
+    def train(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool]) -> int:
         """Run ``crossfade train`` with ``arguments``, append its output to ``log``, and return its exit code.
 
-        ``watch`` is called twice a second, and returns whether to stop the training. ``warm`` is whether the process
-        may train others, before and after; a training with servers starts separate processes anyway.
+        ``watch`` is called twice a second, and returns whether to stop the training.
         """
         log.touch()
-        if not warm:
-            self.close()
         host = self._host_for(log)
         request = json.dumps({"arguments": list(arguments), "log": str(log)}) + "\n"
         with suppress(BrokenPipeError):  # it has been killed just now, so its answer is that it has ended
             host.stdin.write(request.encode())  # type: ignore[union-attr]
-        is_reusable = False  # after an error of ``watch``, the next training would get the answer to this one
         try:
-            code = self._await_answer(host, watch)
-            is_reusable = warm
-            return code
-        finally:
-            if not is_reusable:
-                self.close()
+            return self._await_answer(host, watch)
+        except BaseException:
+            self.close()  # the next training would get the answer to this one
+            raise
 
     def _await_answer(self, host: subprocess.Popen[bytes], watch: Callable[[], bool]) -> int:
         is_stopping = False
@@ -126,10 +114,9 @@ def _read(stdout: IO[bytes], answers: queue.Queue[bytes | None]) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-    if process.poll() is None:
-        process.terminate()
+    assert process.stdin is not None
+    process.stdin.close()
+    process.terminate()
     process.wait()
 
 
@@ -166,14 +153,8 @@ class TrialRun:
         settings = [*_OVERRIDES, *overrides]
         arguments = [str(self._job), "--run-dir", str(self._folder.path), "--resume"]
         arguments += [word for each in settings for word in ("--set", each)]
-        self._exit_code = self._process.train(arguments, self._log, look, warm=not self._is_distributed(settings))
+        self._exit_code = self._process.train(arguments, self._log, look)
         return self._exit_code
-
-    def _is_distributed(self, settings: Sequence[str]) -> bool:
-        try:
-            return load_job(self._job, settings).cluster.is_distributed
-        except InputError:  # the values of a trial may exclude each other; its training reports it
-            return False
 
     @property
     def path(self) -> Path:
@@ -207,8 +188,6 @@ class TrialRun:
         text = self._log.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         cause = lines[-1].removeprefix("crossfade: error: ") if lines else f"no output, exit code {self._exit_code}"
-        if not lines and shutil.disk_usage(self._log.parent).free < _LOG_BYTES:
-            cause = f"no output: no space is left on the disk of {disk_of(self._log)}"
         if self._exit_code < 0:
             cause = f"killed by {signal.Signals(-self._exit_code).name}"
         return f"{cause} (log: {self._log})"

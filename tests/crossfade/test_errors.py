@@ -8,31 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from error_table import documented
 from numba import config
-from running_command import crossfade, single_line, succeeded
+from running_command import single_line, succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.cli.main import main
-from crossfade.deploy.cluster.role_events import EventPipe
-from crossfade.deploy.cluster.role_variables import die_with_agent, role_generation
-from crossfade.deploy.cluster.run_role import _check_environment
+from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.kvstore import jit
 from crossfade.trainer.model.engines.engine import local_rank
 
 Rejected = Callable[..., str]
-
-ONE_OF_EACH = {
-    "DMLC_PS_ROOT_URI": "127.0.0.1",
-    "DMLC_PS_ROOT_PORT": "9000",
-    "DMLC_NODE_HOST": "127.0.0.1",
-    "DMLC_NUM_SERVER": "1",
-    "DMLC_NUM_WORKER": "1",
-}
-"""The environment of a role of a job with one server and one worker."""
 
 
 @pytest.fixture
@@ -94,8 +82,6 @@ def test_address_that_cannot_be_used_is_rejected_before_training(train_rejected:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         documented("a port of the run's dashboard in use", train_rejected("--dashboard", port))
-        message = train_rejected("--servers", 1, "--set", f"cluster.scheduler_port={port}")
-    assert message == f"cluster.scheduler_port: {port} on 127.0.0.1 is in use; name another, or 0 for a free one"
     message = train_rejected("--servers", 1, "--set", "cluster.host=192.0.2.1")  # reserved for documentation: RFC 5737
     assert message.startswith("cluster.host: cannot listen on '192.0.2.1': ")
 
@@ -147,68 +133,18 @@ def test_missing_package_is_reported(
     assert f"needs the package '{package}" in message
 
 
-def test_role_without_addresses_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in ONE_OF_EACH.items():
-        monkeypatch.setenv(name, "" if name in ("DMLC_NODE_HOST", "DMLC_NUM_WORKER") else value)
-    with pytest.raises(InputError) as caught:
-        _check_environment("server")
-    assert str(caught.value) == "the environment lacks DMLC_NODE_HOST, DMLC_NUM_WORKER; see 'crossfade server --help'"
-
-
-@pytest.mark.slow
-def test_worker_without_rendezvous_is_rejected(workspace: Path) -> None:
-    require_built_horovod()
-    (workspace / "run").mkdir()
-    model = {"dim": 8, "dense": {"item": [8]}}
-    write_job(workspace / "run" / "job.yaml", workspace / "data", model=model, cluster={"servers": 1, "workers": 2})
-    message = role_rejected("worker", workspace, {**ONE_OF_EACH, "HOROVOD_GLOO_IFACE": "lo"})
-    documented("a worker without Horovod's environment variables", message)
-
-
-@pytest.mark.slow
-def test_worker_by_hand_is_rejected_where_workers_hold_the_tables(workspace: Path) -> None:
-    (workspace / "run").mkdir()
-    write_job(workspace / "run" / "job.yaml", workspace / "data", cluster={"workers": 2})
-    documented("a worker by hand whose job has no servers", role_rejected("worker", workspace, ONE_OF_EACH))
-
-
 READERS: dict[str, Callable[[], object]] = {
-    **dict.fromkeys(("DMLC_NUM_SERVER", "DMLC_NUM_WORKER", "DMLC_PS_ROOT_PORT"), lambda: _check_environment("server")),
     "CROSSFADE_AGENT_PID": die_with_agent,
-    "CROSSFADE_EVENTS_FD": EventPipe,
-    "CROSSFADE_GENERATION": role_generation,
     "CROSSFADE_LOCAL_RANK": lambda: local_rank(0),
 }
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_invalid_number_in_the_environment_is_rejected(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    for other, value in {**ONE_OF_EACH, name: "65537" if name.endswith("PORT") else "-1"}.items():
-        monkeypatch.setenv(other, value)
+    monkeypatch.setenv(name, "-1")
     with pytest.raises(InputError) as caught:
         READERS[name]()
     documented("an environment variable that is not a valid number", str(caught.value))
-
-
-@pytest.mark.slow
-def test_role_reports_the_error_in_its_environment(workspace: Path) -> None:
-    message = role_rejected("server", workspace, {**ONE_OF_EACH, "CROSSFADE_EVENTS_FD": "999"})
-    documented("a role with the pipe of an agent that did not start it", message)
-    message = role_rejected("server", workspace, {**ONE_OF_EACH, "DMLC_NUM_WORKER": "0"})
-    assert message.startswith("DMLC_NUM_WORKER is '0', expected an integer from 1")
-
-
-def role_rejected(role: str, workspace: Path, variables: dict[str, str]) -> str:
-    """Start a role in the run folder ``run`` by hand; return the message with which it ends."""
-    secret = workspace / "secret"
-    secret.touch(mode=0o600)
-    secret.write_text("0123456789abcdef")
-    result = crossfade(role, "--run-dir", "run", "--secret-file", secret, cwd=workspace, variables=variables)
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    last = result.stderr.splitlines()[-1]
-    # Once it has read who it is, a role writes log lines.
-    return last.partition(f" ERROR {role} ")[2] or last.removeprefix("crossfade: error: ")
 
 
 @pytest.mark.slow
@@ -216,7 +152,7 @@ def test_rejected_run_leaves_earlier_run_in_place(rejected: Rejected, workspace:
     succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", "--set", "train.max_steps=1"))
     report = (workspace / "run" / "report.json").read_text()
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        in_use = ("--servers", 1, "--set", f"cluster.scheduler_port={taken.getsockname()[1]}")
+        in_use = ("--set", f"metrics.port={taken.getsockname()[1]}")
         rejected("train", "job.yaml", "--run-dir", "run", "--overwrite", *in_use)
     assert (workspace / "run" / "report.json").exists()
     assert (workspace / "run" / "report.json").read_text() == report

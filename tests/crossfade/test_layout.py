@@ -39,7 +39,6 @@ TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")
 FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")
 FILES_WITH_FLAGS = {
     "deploy/aws/ec2/run_host.py": "starts commands of crossfade",
-    "deploy/cluster/role_process.py": "starts commands of crossfade",
     "deploy/dashboard/server.py": "starts commands of crossfade",
     "deploy/launch/trial_run.py": "starts commands of crossfade",
     "deploy/schedulers/scheduler_files.py": "writes files with commands of crossfade",

@@ -107,7 +107,7 @@ def test_configuring_again_replaces_format_and_context(capsys: pytest.CaptureFix
 
 def test_event_is_logged_with_flat_values(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("worker-0", "text", "info")
-    run_role._log_event(EpochEvent(epoch=2, step=6, loss=8.179242293556511, valid={"recall@10": 0.25, "queries": 202}))
+    run_role.log_event(EpochEvent(epoch=2, step=6, loss=8.179242293556511, valid={"recall@10": 0.25, "queries": 202}))
     line = "INFO worker-0 step=6 epoch epoch=2 loss=8.17924 valid.recall@10=0.25 valid.queries=202"
     assert capsys.readouterr().err.partition(" ")[2] == f"{line}\n"
 

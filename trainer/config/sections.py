@@ -396,9 +396,6 @@ class ClusterConfig(Section):
         1, description="processes that compute gradients; 1 without servers: train in one process"
     )
     host: str = Field("127.0.0.1", description="address that roles listen on and reach each other at")
-    scheduler_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="port of the scheduler, if hosts are several; 0: any free port"
-    )
     max_key_bytes: Annotated[int, Field(ge=1024, le=MAX_KEY_BYTES)] = Field(
         DEFAULT_KEY_BYTES, description="largest part of a table, in bytes, stored under one key"
     )

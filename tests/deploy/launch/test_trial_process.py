@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, closing
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -106,53 +106,13 @@ def test_stopped_training_saves_its_work_and_the_next_one_has_a_new_process(
     assert TrialRun(workspace, "after", process).train(SETTINGS, go_on, go_on) == 0
 
 
-class Recorder(TrialProcess):
-    """Keeps how a training would be started."""
-
-    def train(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool], *, warm: bool) -> int:
-        """Keep ``warm``."""
-        self.warm = warm
-        return 0
-
-
-def test_training_with_servers_has_a_process_of_its_own(workspace: Path) -> None:
-    recorder = Recorder()
-    for settings, warm in ([], True), (["cluster.servers=1"], False), (["model.dim=-1"], True):
-        TrialRun(workspace, "recorded", recorder).train(settings, go_on, go_on)
-        assert recorder.warm == warm
-
-
-@pytest.mark.slow
-def test_training_that_is_not_warm_leaves_no_process(workspace: Path, process: TrialProcess) -> None:
-    assert TrialRun(workspace, "kept", process).train(SETTINGS, go_on, go_on) == 0
-    (warm,) = hosts()
-    words = [word for each in SETTINGS for word in ("--set", each)]
-    arguments = ["job.yaml", "--run-dir", "cold", *words]
-    with chdir(workspace):
-        assert process.train(arguments, Path("cold.log"), lambda: False, warm=False) == 0
-    assert not warm.is_running()
-    assert hosts() == []
-
-
 def test_process_that_was_killed_between_trainings_is_replaced(workspace: Path, process: TrialProcess) -> None:
     for _ in range(2):
-        assert process.train(["missing.yaml"], workspace / "missing.log", lambda: False, warm=True) == 2
+        assert process.train(["missing.yaml"], workspace / "missing.log", lambda: False) == 2
         (host,) = hosts()
         host.kill()
         os.waitid(os.P_PID, host.pid, os.WEXITED | os.WNOWAIT)
     assert (workspace / "missing.log").read_text().count("missing.yaml") == 2
-
-
-def test_process_that_ends_without_output_is_reported_with_its_exit_code(
-    workspace: Path, process: TrialProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif 'crossfade.cli.trial_host' in sys.orig_argv: os._exit(1)"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    run = TrialRun(workspace, "silent", process)
-    assert run.train(SETTINGS, go_on, go_on) == 1
-    assert run.describe_failure().startswith("no output, exit code 1 (log: ")
 
 
 def test_orphan_process_reports_its_dead_parent() -> None:

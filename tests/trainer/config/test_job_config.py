@@ -53,7 +53,7 @@ def test_minimal_job_has_defaults(job_path: Path) -> None:
         (
             SMALL + "cluster: {zzz: 8}\n",
             "unknown key 'cluster.zzz'; known keys here: store, servers, workers, host, "
-            "scheduler_port, max_key_bytes, hosts, one_role_per_host, host_timeout_seconds, standby_timeout_seconds, "
+            "max_key_bytes, hosts, one_role_per_host, host_timeout_seconds, standby_timeout_seconds, "
             "coordinator_address, shared_run_dir, max_restarts, stall_timeout_seconds, "
             "grace_period_seconds, filter_ports",
         ),
@@ -120,7 +120,6 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
         ("loss: bpr\ntop_k: 20", ["top_k needs loss 'softmax', but the loss is 'bpr'"]),
         ("top_k: 20\nnegatives: {kind: in_batch}", ["top_k estimates the K-th highest score of all items"]),
         ("train: {half_life: 30w}", ["train.half_life: expected days or hours", "but found '30w'"]),
-        ("cluster: {wire_dtype: bfloat16, servers: 2, workers: 2}", ["cluster: wire_dtype is 'bfloat16', but MXNet's"]),
         ("cluster: {servers: 1, workers: 32}", ["32 workers need at least as many partitions"]),
         ("evaluate: {best_metric: recall@50}", ["evaluate: best_metric is 'recall@50', so add its cutoff"]),
         ("tracking: {mlflow: 'https://me:secret@mlflow:5000'}", ["tracking.mlflow: expected an address without cred"]),

@@ -242,22 +242,6 @@ def test_unwritable_checkpoint_path_is_rejected_before_training(workspace: Path,
     assert f"checkpoint.path: {checkpoints} cannot be written" in result.stderr
 
 
-@pytest.mark.cluster
-def test_checkpoint_of_two_servers_resumes_in_process(
-    workspace: Path, undisturbed: Path, terminated_on_servers: Stopped
-) -> None:
-    run = terminated_on_servers.copy("moved-to-0")
-    train(workspace, run.name, "--resume")
-    assert_close(run, undisturbed)
-
-
-@pytest.mark.cluster
-def test_checkpoint_of_one_process_resumes_on_servers(workspace: Path, undisturbed: Path, interrupted: Stopped) -> None:
-    run = interrupted.copy("moved-from-0")
-    train(workspace, run.name, "--servers", 2, "--resume")
-    assert_same_bits(run, undisturbed)
-
-
 def final_weights(run: Path, entity: str) -> FloatArray:
     """Read the rows of the newest checkpoint of a run."""
     checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
