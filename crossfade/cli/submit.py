@@ -72,9 +72,10 @@ def _run_on_ec2(options: SubmitEc2Options) -> int:
     if options.follow is not None:
         return runs.follow_existing(aws, options.follow, options.poll_seconds, print_log)
     if options.list:
-        print_lines(align(runs.list_runs(aws), left=5))
+        print_lines(align(runs.list_runs(aws), left=4))
     else:
-        runs.clean_up(aws, options.cleanup or "")
+        assert options.cleanup is not None, "the options require an action"
+        runs.clean_up(aws, options.cleanup)
     return 0
 
 
@@ -91,8 +92,7 @@ _EXAMPLES = (
 _NOTES = """\
 'crossfade train' takes the same job file; the dataset and the results are on S3. Credentials, region and endpoint come
 from the configuration of the AWS tools (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL ...). The package boto3 is required:
-pip install 'crossfade[aws]'. The maximum cost is printed before anything starts. docs/aws.md lists permissions and
-quotas, and explains how to push an image to ECR.
+pip install 'crossfade[aws]'. docs/aws.md lists permissions and quotas, and explains how to push an image to ECR.
 """
 
 

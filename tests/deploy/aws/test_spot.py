@@ -1,6 +1,5 @@
 """Spot interruption notices: reading them, and trainings that receive one."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,9 +13,7 @@ from paced_training import Training, pace, paced
 from run_results import assert_same_bits, report_of
 from running_command import RunningCommand, messages, started, succeeded
 
-from crossfade.base.errors import InputError, StorageUnavailableError
-from crossfade.deploy.aws.metadata import InstanceMetadata
-from crossfade.deploy.aws.spot import SpotMonitor, monitor_spot
+from crossfade.deploy.aws.spot import SpotMonitor
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 
 ON_SERVERS = ("--servers", 2, "--workers", 1)
@@ -27,68 +24,22 @@ NOTICE = "EC2 terminates this spot instance at 2017-09-18T08:22:00Z"
 
 
 @pytest.fixture
-def metadata() -> Iterator[Metadata]:
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
     with running_metadata() as metadata:
+        for name, value in metadata.variables.items():
+            monkeypatch.setenv(name, value)
         yield metadata
 
 
 # ---- notices
 
 
-def test_expired_metadata_token_is_renewed(metadata: Metadata) -> None:
-    metadata.values["local-ipv4"] = "10.0.0.5"
-    client = InstanceMetadata(metadata.endpoint)
-    assert client.get("local-ipv4") == "10.0.0.5"
-    assert client.get("spot/instance-action") is None
-    assert len(metadata.tokens) == 1
-    metadata.expire_tokens()
-    assert client.get("local-ipv4") == "10.0.0.5"
-    assert len(metadata.tokens) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "problem"),
-    [
-        ("AWS_EC2_METADATA_DISABLED", "true", "AWS_EC2_METADATA_DISABLED is true"),
-        *[
-            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", value, r"expected a URL such as http://169\.254\.169\.254, but found")
-            for value in ("10.0.0.1", "https://10.0.0.1", "http://", "http://host:port", "http://h/path", "http://[::1")
-        ],
-    ],
-)
-def test_disabled_service_or_invalid_endpoint_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str
-) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=problem), monitor_spot(print):
-        pass
-
-
-def test_absent_or_silent_metadata_service_times_out() -> None:
-    [port] = free_ports(1)
-    with pytest.raises(StorageUnavailableError, match=r"cannot be reached: .*refused"):
-        InstanceMetadata(f"http://127.0.0.1:{port}").get("local-ipv4")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(StorageUnavailableError, match="timed out"):
-            InstanceMetadata(endpoint, timeout_seconds=0.1).get("local-ipv4")
-
-
-def test_host_that_boots_asks_again_while_its_metadata_service_does_not_answer(metadata: Metadata) -> None:
-    metadata.values["local-ipv4"] = "10.0.0.5"
-    metadata.throttled = 3
-    client = InstanceMetadata(metadata.endpoint)
-    with pytest.raises(StorageUnavailableError, match="no token, but status 503"):
-        client.get_when_ready("local-ipv4", seconds=0)
-    assert client.get_when_ready("local-ipv4", pause_seconds=0.01) == "10.0.0.5"
-    assert metadata.throttled == 0
-
-
 def test_each_notice_and_recommendation_is_logged_once(metadata: Metadata) -> None:
     lines: list[str] = []
-    monitor = SpotMonitor(InstanceMetadata(metadata.endpoint), lines.append)
+    monitor = SpotMonitor(lines.append)
     monitor.poll()
     assert (monitor.notice(), monitor.recommendations(), lines) == (None, 0, [])
+    metadata.expire_tokens()
     metadata.recommend_rebalance("2020-10-27T08:22:00Z")
     monitor.poll()
     monitor.poll()
@@ -107,22 +58,39 @@ def test_each_notice_and_recommendation_is_logged_once(metadata: Metadata) -> No
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "[]", '"terminate"', '{"action": "terminate"}', '{"action": 1, "time": 2}', None]
+    ("answer", "problem"),
+    [
+        ('"terminate"', 'expected action, time, but found "terminate"'),
+        ('{"action": 1, "time": 2}', "expected action, time"),
+        ("no JSON\x1b", "Expecting value"),
+        (None, "the metadata service returned no token, but status 503"),
+    ],
 )
-def test_malformed_or_missing_answer_is_logged_once_and_ignored(metadata: Metadata, answer: str | None) -> None:
+def test_malformed_or_missing_answer_is_logged_once_and_ignored(
+    metadata: Metadata, answer: str | None, problem: str
+) -> None:
     lines: list[str] = []
-    monitor = SpotMonitor(InstanceMetadata(metadata.endpoint), lines.append)
+    monitor = SpotMonitor(lines.append)
     if answer is None:
         metadata.throttled = 2
     else:
         metadata.values["spot/instance-action"] = answer
     monitor.poll()
     monitor.poll()
-    assert [line.partition(",")[0] for line in lines] == ["cannot read spot notices"]
+    [line] = lines
+    assert line.startswith(f"cannot read spot notices, retrying every 5 s: {metadata.endpoint[7:]}: {problem}")
     metadata.interrupt()
     monitor.poll()
     assert lines[1:] == [NOTICE, "spot notices can be read again"]
     assert monitor.notice() == NOTICE
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "10.0.0.1", "http://host:port"])
+def test_absent_service_or_invalid_endpoint_is_logged(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint)
+    lines: list[str] = []
+    SpotMonitor(lines.append).poll()
+    assert [line.partition(",")[0] for line in lines] == ["cannot read spot notices"]
 
 
 # ---- trainings
