@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import on_gpu
 from crossfade.trainer.model.engines.cuda_driver import Capability
@@ -86,8 +86,9 @@ def gpu_of(instance_type: str) -> Gpu | None:
     if match is None or (match[1] not in _GPUS and _ACCELERATED.fullmatch(match[1])):
         problem = "is no instance type" if match is None else "has an accelerator that no image has code for"
         raise InputError(
-            f"{instance_type} {problem}; choose another {option_named('instance_type')}, such as g4dn.xlarge, "
-            "g5.xlarge, or r6i.4xlarge without a GPU (docs/aws.md)"
+            f"{instance_type} {problem}; choose another ",
+            Option("instance_type"),
+            ", such as g4dn.xlarge, g5.xlarge, or r6i.4xlarge without a GPU (docs/aws.md)",
         )
     return _GPUS.get(match[1])
 
@@ -106,8 +107,9 @@ def variant_of(instance_type: str, engine: EngineName = "auto") -> Variant:
     having = f"its GPU, {gpu.name}" if gpu else "its processor, without a GPU"
     raise InputError(
         f"train.engine is {engine}, but no image has that engine for {instance_type}: {having}, runs "
-        f"{' or '.join(f'crossfade:{variant}' for variant in variants)}; leave train.engine out, or choose another "
-        f"{option_named('instance_type')}, such as g4dn.xlarge or g5.xlarge"
+        f"{' or '.join(f'crossfade:{variant}' for variant in variants)}; leave train.engine out, or choose another ",
+        Option("instance_type"),
+        ", such as g4dn.xlarge or g5.xlarge",
     )
 
 
@@ -119,6 +121,8 @@ def check_device(job: JobConfig, instance_type: str) -> None:
     """
     if gpu_of(instance_type) is None and on_gpu(job.train.devices):
         raise InputError(
-            f"train.device is {', '.join(job.train.devices)}, but {instance_type} has no GPU; choose another "
-            f"{option_named('instance_type')}, such as g5.xlarge, or add {option_named('set', 'train.device=auto')}"
+            f"train.device is {', '.join(job.train.devices)}, but {instance_type} has no GPU; choose another ",
+            Option("instance_type"),
+            ", such as g5.xlarge, or add ",
+            Option("set", "train.device=auto"),
         )

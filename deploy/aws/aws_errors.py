@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from crossfade.base.errors import CrossfadeError, InputError, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option, Text
 
 
 class CloudError(CrossfadeError):
@@ -23,21 +23,21 @@ class CloudError(CrossfadeError):
     ``code`` is AWS's own error code, such as InsufficientInstanceCapacity; ``kind`` is its category.
     """
 
-    def __init__(self, message: str, kind: str, code: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, *message: Text, kind: str, code: str = "") -> None:
+        super().__init__(*message)
         self.kind, self.code = kind, code
 
 
 class CloudRequestError(InputError):
     """AWS rejects the request until the user fixes something; ``code`` and ``kind`` are as in ``CloudError``."""
 
-    def __init__(self, message: str, kind: str, code: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, *message: Text, kind: str, code: str = "") -> None:
+        super().__init__(*message)
         self.kind, self.code = kind, code
 
 
 _TRANSIENT = {"capacity", "throttled", "fault"}
-_ADVICE = {
+_ADVICE: dict[str, Text] = {
     "capacity": "try again later, or choose another instance type, region, or zone",
     "throttled": "try again in some minutes",
     "fault": "try again in some minutes",
@@ -46,7 +46,7 @@ _ADVICE = {
     "credentials": "log in, as with 'aws sso login', or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY",
     "permission": "allow it by a policy (docs/aws.md lists the policies of each command)",
-    "region": f"set the right region with {option_named('region')} or AWS_REGION, or enable it in the account",
+    "region": ("set the right region with ", Option("region"), " or AWS_REGION, or enable it in the account"),
 }
 """How to fix the errors of a kind, or what to do until they pass."""
 _CODES = (
@@ -88,8 +88,8 @@ def _from_response(error: Any, doing: str, region: str) -> CrossfadeError:
     code, message = str(body.get("Code", "")), _one_line(body.get("Message", "")).rstrip(".")
     kind = next((kind for kind, pattern in _CODES if re.fullmatch(pattern, code)), "request")
     found = f"{doing}: {message or f'AWS rejects {error.operation_name}'} ({code}, region {region})"
-    text = f"{found}; {_ADVICE[kind]}" if kind in _ADVICE else found
-    return (CloudError if kind in _TRANSIENT else CloudRequestError)(text, kind, code)
+    fix = ("; ", _ADVICE[kind]) if kind in _ADVICE else ()
+    return (CloudError if kind in _TRANSIENT else CloudRequestError)(found, fix, kind=kind, code=code)
 
 
 def _from_client(error: Exception, doing: str, region: str) -> CrossfadeError:
@@ -99,11 +99,11 @@ def _from_client(error: Exception, doing: str, region: str) -> CrossfadeError:
     found = f"{doing}: {_one_line(error).rstrip('.')}"
     match error:
         case aws.NoRegionError() | aws.InvalidRegionError() | aws.UnknownRegionError():
-            return CloudRequestError(f"{found}; {_ADVICE['region']}", "region")
+            return CloudRequestError(found, "; ", _ADVICE["region"], kind="region")
         case aws.ParamValidationError():
-            return CloudRequestError(found, "request")
+            return CloudRequestError(found, kind="request")
         case aws.WaiterError():
-            return CloudError(found, "fault")
+            return CloudError(found, kind="fault")
         case (
             aws.NoCredentialsError()
             | aws.PartialCredentialsError()
@@ -113,9 +113,9 @@ def _from_client(error: Exception, doing: str, region: str) -> CrossfadeError:
             | aws.TokenRetrievalError()
             | aws.SSOError()
         ):
-            return CloudRequestError(f"{found}; {_ADVICE['credentials']}", "credentials")
+            return CloudRequestError(found, "; ", _ADVICE["credentials"], kind="credentials")
     fix = f"check the network, that the region '{region}' has this service, and AWS_ENDPOINT_URL if it is set"
-    return CloudError(f"{found}; {fix}", "unreachable")
+    return CloudError(f"{found}; {fix}", kind="unreachable")
 
 
 def _one_line(message: object) -> str:

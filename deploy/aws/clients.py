@@ -15,7 +15,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import MissingExtraError, option_named
+from crossfade.base.errors import MissingExtraError, Option
 from crossfade.base.options import Options, option
 from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 
@@ -63,9 +63,11 @@ class Aws:
         self.region: str = self._session.region_name or ""
         if not self.region:
             raise CloudRequestError(
-                f"no AWS region is set; set one with {option_named('region')} or AWS_REGION, as in "
-                f"{option_named('region', 'us-east-1')}",
-                "region",
+                "no AWS region is set; set one with ",
+                Option("region"),
+                " or AWS_REGION, as in ",
+                Option("region", "us-east-1"),
+                kind="region",
             )
 
     @property

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import option_named
+from crossfade.base.errors import Option
 from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 
 if TYPE_CHECKING:
@@ -54,9 +54,11 @@ def check_image(aws: Aws, image: str) -> None:
         return
     if parts.region != aws.region:
         raise CloudRequestError(
-            f"{option_named('image', image)}: is in {parts.region}, but the job is to run in {aws.region}; push the "
-            f"image to {aws.region} (docs/aws.md), or set {option_named('region', parts.region)}",
-            "region",
+            Option("image", image),
+            f": is in {parts.region}, but the job is to run in {aws.region}; push the image to {aws.region} "
+            "(docs/aws.md), or set ",
+            Option("region", parts.region),
+            kind="region",
         )
     which: Any = {"imageDigest": parts.digest} if parts.digest else {"imageTag": parts.tag}
     try:
@@ -64,8 +66,8 @@ def check_image(aws: Aws, image: str) -> None:
             aws.ecr.describe_images(registryId=parts.account, repositoryName=parts.repository, imageIds=[which])
     except CloudRequestError as error:
         if error.kind == "missing":
-            message = f"{error.marked}; push it as docs/aws.md describes, or set another {option_named('image')}"
-            raise CloudRequestError(message, "missing", error.code) from error
+            fix = ("; push it as docs/aws.md describes, or set another ", Option("image"))
+            raise CloudRequestError(*error.args, fix, kind="missing", code=error.code) from error
         if error.kind != "permission":
             raise
         _logger.info(f"not checked: {error}")

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import ClusterError, command, option_named
+from crossfade.base.errors import ClusterError, Option, command
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, translate_aws_errors
 from crossfade.deploy.aws.ec2.run_spec import RunSpec, split_uri
 from crossfade.deploy.aws.ecr import EcrImage
@@ -89,7 +89,7 @@ def _network(aws: Aws, spec: RunSpec) -> tuple[str, tuple[str, ...]]:
     if not subnets:
         missing = "has no default VPC" if not found else f"has no default subnet in a zone that offers {kind}"
         raise CloudRequestError(
-            f"the account {missing} in {aws.region}; set a subnet with {option_named('subnet')}", "missing"
+            f"the account {missing} in {aws.region}; set a subnet with ", Option("subnet"), kind="missing"
         )
     if spec.options.hosts > 1:
         subnets = [secrets.choice(subnets)]
@@ -242,7 +242,8 @@ def delete(aws: Aws, stack: Stack) -> None:
     except CloudError as error:
         left = "; ".join(_failures(aws, stack.id, "DELETE_FAILED"))
         how = command("submit ec2", cleanup=stack.run)
-        raise CloudError(f"{error.marked}{f': {left}' if left else ''}; retry with {how}", "fault") from error
+        fix = f"{f': {left}' if left else ''}; retry with {how}"
+        raise CloudError(*error.args, fix, kind="fault") from error
 
 
 def _failures(aws: Aws, stack_id: str, status: str) -> list[str]:

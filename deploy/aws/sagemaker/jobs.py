@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import ClusterError, CrossfadeError, InputError, option_named
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, Option
 from crossfade.base.exit_codes import STOPPED_EXIT_CODE
 from crossfade.base.signals import stopper
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, translate_aws_errors
@@ -60,8 +60,8 @@ def _call(aws: Aws, doing: str, name: str, operation: Callable[..., Any]) -> Any
             return operation(TrainingJobName=name)
     except CloudRequestError as error:
         if error.kind == "request" and _NOT_FOUND.match(str(error)):
-            fix = f"'aws sagemaker list-training-jobs' lists them, and {option_named('region')} names another region"
-            raise CloudRequestError(f"{error.marked}; {fix}", "missing", error.code) from error
+            fix = ("; 'aws sagemaker list-training-jobs' lists them, and ", Option("region"), " names another region")
+            raise CloudRequestError(*error.args, fix, kind="missing", code=error.code) from error
         raise
 
 
@@ -85,8 +85,8 @@ def follow(aws: Aws, name: str, poll_seconds: float, show: Callable[[str], None]
                 description = _call(aws, "describing", name, aws.sagemaker.describe_training_job)
                 lines = log.read()
             except CloudError as error:
-                how = f"the training job {name} continues; {option_named('follow', name)} follows it again"
-                raise CloudError(f"{error.marked} ({how})", error.kind, error.code) from error
+                how = (f" (the training job {name} continues; ", Option("follow", name), " follows it again)")
+                raise CloudError(*error.args, how, kind=error.kind, code=error.code) from error
             for line in lines:
                 show(f"{line}\n")
             transitions = description.get("SecondaryStatusTransitions", [])
@@ -94,8 +94,8 @@ def follow(aws: Aws, name: str, poll_seconds: float, show: Callable[[str], None]
                 _logger.info(f"{name}: {each['Status']}: {each.get('StatusMessage', '')}")
             seen, status = max(seen, len(transitions)), description["TrainingJobStatus"]
     if status not in _ENDED:
-        how = f"{option_named('follow', name)} follows it, {option_named('stop', name)} stops it"
-        stopper.check(f"following; the training job {name} continues ({how})")
+        ways = (Option("follow", name), " follows it, ", Option("stop", name), " stops it)")
+        stopper.check(f"following; the training job {name} continues (", ways)
     if status != "Failed":
         model = description.get("ModelArtifacts", {}).get("S3ModelArtifacts")
         show(f"{name}: {status.lower()}{f'; model: {model}' if model and status == 'Completed' else ''}\n")
@@ -119,10 +119,10 @@ def _exit_code(name: str, status: str, description: dict[str, Any]) -> int:
 def _failure(message: str, reason: str, secondary: str) -> CrossfadeError:
     code = _EXIT_CODE.search(reason)
     if secondary == "MaxRuntimeExceeded":
-        return ClusterError(f"{message}: it reached {option_named('max_hours')}; its checkpoints are kept")
+        return ClusterError(f"{message}: it reached ", Option("max_hours"), "; its checkpoints are kept")
     if secondary == "MaxWaitTimeExceeded" or reason.startswith("CapacityError"):
-        fix = f"try again later, choose another {option_named('instance_type')}, or leave out {option_named('spot')}"
-        return CloudError(f"{message}; {fix}", "capacity", "CapacityError")
+        fix = ("; try again later, choose another ", Option("instance_type"), ", or leave out ", Option("spot"))
+        return CloudError(message, fix, kind="capacity", code="CapacityError")
     if reason.startswith("ClientError") or (code is not None and int(code[1]) == InputError.exit_code):
         return InputError(message)
     return ClusterError(message)

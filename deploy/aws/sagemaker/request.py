@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from crossfade.base.errors import InputError, OptionError, command, option_named
+from crossfade.base.errors import InputError, Option, OptionError, command
 from crossfade.deploy.aws.accelerators import check_device, variant_of
 from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, TRAINING_CHANNEL
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
@@ -114,7 +114,7 @@ def check_submission(submission: Submission) -> None:
         if not _S3.fullmatch(uri):
             raise OptionError(option, found=uri, expected="an S3 URI, as in s3://BUCKET/PREFIX")
     if bool(options.subnet) != bool(options.security_group):
-        raise OptionError("subnet", problem=f"a job in a VPC needs both it and {option_named('security_group')}")
+        raise OptionError("subnet", problem=("a job in a VPC needs both it and ", Option("security_group")))
     _check_paths(submission)
     check_device(submission.job, options.instance_type)
 
@@ -135,8 +135,8 @@ def _check_paths(submission: Submission) -> None:
         if path is not None and not path.startswith(readable):
             raise InputError(
                 f"{key}: {path} is on this machine, which the job cannot read; copy it to S3, as with "
-                f"{command('prepare', out='s3://BUCKET/PREFIX')}, and add "
-                f"{option_named('set', f'{key}=s3://BUCKET/PREFIX')}"
+                f"{command('prepare', out='s3://BUCKET/PREFIX')}, and add ",
+                Option("set", f"{key}=s3://BUCKET/PREFIX"),
             )
 
 
