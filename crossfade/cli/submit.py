@@ -70,7 +70,8 @@ def _run_on_ec2(options: SubmitEc2Options) -> int:
         return runs.submit(options, print_log)
     aws = options.aws()
     if options.follow is not None:
-        return runs.follow_existing(aws, options.follow, options.poll_seconds, print_log)
+        stack = runs.find_run(aws, options.follow)
+        return runs.follow(aws, stack, options.poll_seconds, print_log, owns=False)
     if options.list:
         print_lines(align(runs.list_runs(aws), left=4))
     else:

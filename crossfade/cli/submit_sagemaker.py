@@ -33,10 +33,10 @@ _EXAMPLES = (
     ("crossfade submit sagemaker --stop plays-20260301-120000", "Stop a job after a checkpoint."),
 )
 _NOTES = """\
-The dataset is read from S3 at data.path, or copied to each host first with --channel training=s3://BUCKET/PREFIX. Each
-of several hosts runs a server and a worker, or with cluster.store: sharded a worker, unless cluster.servers and
-cluster.workers are set. Checkpoints go to OUTPUT/NAME/checkpoints, unless checkpoint.path is set; embeddings, report
-and job to OUTPUT/NAME/output/model.tar.gz.
+The dataset is read from S3 at data.path, or copied to each host first with --copy-data. Each of several hosts runs a
+server and a worker, or with cluster.store: sharded a worker, unless cluster.servers and cluster.workers are set.
+Checkpoints go to OUTPUT/NAME/checkpoints, unless checkpoint.path is set; embeddings, report and job to
+OUTPUT/NAME/output/model.tar.gz.
 
 The image depends on the GPU of the instance type: crossfade:torch for T4 and newer (ml.g4dn, ml.g5, ml.p4d, ml.p5),
 crossfade:cu112 for V100 and M60 (ml.p3, ml.g3), crossfade:cu90 for K80 (ml.p2), crossfade:cpu without one. A job uses
@@ -72,8 +72,8 @@ def run(options: SubmitSageMakerOptions) -> int:
 
 def _submit(aws: Aws, options: SubmitSageMakerOptions) -> str | None:
     """Submit a job, or print its request; return the name of a training job to follow."""
+    from crossfade.deploy.aws.aws_errors import translate_aws_errors
     from crossfade.deploy.aws.ecr import check_image
-    from crossfade.deploy.aws.sagemaker.jobs import start
     from crossfade.deploy.aws.sagemaker.request import make_request, make_submission
 
     submission = make_submission(aws, options)
@@ -84,7 +84,8 @@ def _submit(aws: Aws, options: SubmitSageMakerOptions) -> str | None:
         print(json.dumps(request, indent=2))
         return None
     check_image(aws, submission.image)
-    start(aws, request)
+    with translate_aws_errors(f"starting the training job {submission.name}", aws.region):
+        aws.sagemaker.create_training_job(**request)
     print_line(submission.name)
     if options.wait:
         return submission.name

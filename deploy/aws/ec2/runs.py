@@ -227,19 +227,6 @@ def _console(aws: Aws, host: str) -> str:
     return f"its console ends: {' | '.join(lines)}" if lines else "its console is empty"
 
 
-def follow_existing(aws: Aws, run: str, poll_seconds: float, show: Callable[[str], None]) -> int:
-    """Follow the detached run named ``run``; a signal only ends the following.
-
-    Raises:
-        InputError: there is no such run.
-    """
-    try:
-        return follow(aws, _find(aws, run), poll_seconds, show, owns=False)
-    except ClusterError:
-        _logger.info(f"{command('submit ec2', cleanup=run)} deletes what is left of the run")
-        raise
-
-
 def list_runs(aws: Aws) -> list[tuple[str, ...]]:
     """Return a table of the runs that have a stack."""
     rows: list[tuple[str, ...]] = [("RUN", "INSTANCES", "LAUNCHED", "FOLDER")]
@@ -257,11 +244,16 @@ def clean_up(aws: Aws, run: str) -> None:
     Raises:
         InputError: there is no such run.
     """
-    delete(aws, _find(aws, run))
+    delete(aws, find_run(aws, run))
     _logger.info(f"deleted everything of the run {run} except its folder on S3 and its log")
 
 
-def _find(aws: Aws, run: str) -> Stack:
+def find_run(aws: Aws, run: str) -> Stack:
+    """Return the stack of ``run``.
+
+    Raises:
+        InputError: there is none.
+    """
     found = find_stacks(aws, f"{PREFIX}{run}")
     if not found:
         raise InputError(

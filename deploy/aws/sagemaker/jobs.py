@@ -1,6 +1,5 @@
-"""Start, follow and stop SageMaker training jobs.
+"""Follow and stop SageMaker training jobs.
 
-start(aws, request)
 exit_code = follow(aws, "plays-1", poll_seconds=10, show=print)
 """
 
@@ -18,8 +17,6 @@ from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, trans
 from crossfade.deploy.aws.run_logs import LogReader
 
 if TYPE_CHECKING:
-    from mypy_boto3_sagemaker.type_defs import CreateTrainingJobRequestTypeDef
-
     from crossfade.deploy.aws.clients import Aws
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
@@ -27,16 +24,6 @@ _ENDED = ("Completed", "Failed", "Stopped")
 _NOT_FOUND = re.compile(r".*(not found|[Cc]ould not find)", re.DOTALL)
 _EXIT_CODE = re.compile(r"exit ?code:? (\d+)", re.IGNORECASE)
 _logger = logging.getLogger(__name__)
-
-
-def start(aws: Aws, request: CreateTrainingJobRequestTypeDef) -> None:
-    """Start the job of ``request``.
-
-    Raises:
-        CloudRequestError, CloudError: AWS does not start it.
-    """
-    with translate_aws_errors(f"starting the training job {request['TrainingJobName']}", aws.region):
-        aws.sagemaker.create_training_job(**request)
 
 
 def stop(aws: Aws, name: str) -> None:

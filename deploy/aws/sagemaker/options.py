@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Self
+from typing import Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
 from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, option
 from crossfade.deploy.aws.clients import AccountOptions
 from crossfade.trainer.config.options import OptionalJob
-
-
-def _pair(value: Any) -> Any:
-    """Return a name and a value from ``NAME=VALUE``, or from a pair."""
-    pair = tuple(value.partition("=")[::2]) if isinstance(value, str) and "=" in value else value
-    if not isinstance(pair, tuple) or len(pair) != 2 or not pair[0]:
-        raise ValueError("expected NAME=VALUE")
-    return pair
-
-
-NamedValue = Annotated[tuple[str, str], BeforeValidator(_pair)]
 
 _job = partial(option, group="job")
 _action = partial(option, group="action")
@@ -47,9 +36,7 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     )
     hosts: Integer | None = _job(None, "run on N hosts (default: cluster.hosts)", value="N", ge=1)
     volume_gb: Integer = _job(50, "attach a disk of N GiB", value="N", ge=1)
-    channel: tuple[NamedValue, ...] = _job(
-        (), "copy this S3 prefix to each host first; repeatable", value="NAME=URI", repeat=True
-    )
+    copy_data: bool = _job(False, "copy the dataset at data.path to each host first, instead of reading it from S3")
     dry_run: bool = _action(False, "print the request as JSON, and start nothing")
     wait: bool = _action(False, "follow the job to its end")
     follow: str | None = _action(None, "follow a submitted job to its end", value="NAME")

@@ -70,11 +70,6 @@ class Submission:
         """The number of hosts."""
         return self.options.hosts or self.job.cluster.hosts
 
-    @property
-    def channels(self) -> dict[str, str]:
-        """The prefixes on S3 that are copied to each host, by name."""
-        return dict(self.options.channel)
-
 
 def make_submission(aws: Aws, options: SubmitSageMakerOptions) -> Submission:
     """Return the job that ``options`` submit, with what is left open chosen.
@@ -110,9 +105,8 @@ def check_submission(submission: Submission) -> None:
     if not _NAME.fullmatch(submission.name):
         expected = "up to 63 letters, digits and hyphens, without a hyphen at either end"
         raise OptionError("name", found=submission.name, expected=expected)
-    for option, uri in (("output", submission.output), *(("channel", uri) for uri in submission.channels.values())):
-        if not _S3.fullmatch(uri):
-            raise OptionError(option, found=uri, expected="an S3 URI, as in s3://BUCKET/PREFIX")
+    if not _S3.fullmatch(submission.output):
+        raise OptionError("output", found=submission.output, expected="an S3 URI, as in s3://BUCKET/PREFIX")
     if bool(options.subnet) != bool(options.security_group):
         raise OptionError("subnet", problem=("a job in a VPC needs both it and ", Option("security_group")))
     _check_paths(submission)
@@ -127,8 +121,6 @@ def _check_paths(submission: Submission) -> None:
     """
     job = submission.job
     paths = {"data.path": job.data.path, "checkpoint.path": job.checkpoint.path, **job.starting_points()}
-    if TRAINING_CHANNEL in submission.channels:
-        del paths["data.path"]
     for key, path in paths.items():
         # What is written there is lost with the host.
         readable = ("s3://",) if key == "checkpoint.path" else ("s3://", "/opt/ml/")
@@ -174,8 +166,10 @@ def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
         "EnableNetworkIsolation": not _needs_network(submission),
         "Tags": [{"Key": "crossfade", "Value": job.name}],
     }
-    if submission.channels:
-        request["InputDataConfig"] = [_channel(name, uri) for name, uri in submission.channels.items()]
+    if options.copy_data:
+        source = {"S3DataType": "S3Prefix", "S3Uri": job.data.path, "S3DataDistributionType": "FullyReplicated"}
+        channel = {"ChannelName": TRAINING_CHANNEL, "DataSource": {"S3DataSource": source}}
+        request["InputDataConfig"] = [channel]
     if options.subnet:
         request["VpcConfig"] = {"SecurityGroupIds": [*options.security_group], "Subnets": [*options.subnet]}
     if submission.hosts > 1:
@@ -189,7 +183,7 @@ def _needs_network(submission: Submission) -> bool:
     """Return whether the job reaches anything but the folders that SageMaker itself copies."""
     job = submission.job
     paths = [job.checkpoint.path, *job.starting_points().values()]
-    if TRAINING_CHANNEL not in submission.channels:
+    if not submission.options.copy_data:
         paths.append(job.data.path)
     reads_s3 = any(path is not None and path.startswith("s3://") for path in paths)
     reports = job.metrics.pushgateway is not None or job.tracking.mlflow is not None
@@ -237,11 +231,6 @@ def _hyperparameters(job: JobConfig) -> dict[str, str]:
 
 def _key(name: str, key: str | None) -> dict[str, str]:
     return {name: key} if key else {}
-
-
-def _channel(name: str, uri: str) -> dict[str, Any]:
-    source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
-    return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
 
 
 def _metric_definitions(job: JobConfig) -> list[dict[str, str]]:

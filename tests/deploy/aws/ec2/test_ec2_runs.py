@@ -118,11 +118,9 @@ def test_run_whose_hosts_are_reclaimed_equals_an_uninterrupted_run(
             return has_trained(hosts[0])
 
         wait_until(has_begun, "training on both", seconds=SECONDS)
-        for host in hosts:
+        for host, last in zip(hosts[::-1], ("the job continues without this host", "with exit code 75"), strict=True):
             host.metadata.interrupt()
-        for host in hosts:
-            if host.role == "head":  # a worker waits for its end
-                wait_until(lambda host=host: host.is_off, "its end", SECONDS)
+            wait_until(lambda host=host, last=last: last in host.console, last, SECONDS)
             aws.client("ec2").terminate_instances(InstanceIds=[host.id])
             wait_until(lambda host=host: machines.of(host.role) is not host, f"another {host.role}", SECONDS)
         (workspace / "release").touch()

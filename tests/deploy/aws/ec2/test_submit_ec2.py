@@ -1,6 +1,5 @@
 """``crossfade submit ec2``: the stack it creates from the template, its errors, lists, and clean-up."""
 
-import base64
 import json
 import re
 import subprocess
@@ -69,12 +68,6 @@ def test_options_reach_the_cluster(aws: AwsServer, job: Path, capsys: pytest.Cap
     for action in actions:
         assert f"{action['StartTime']:%Y-%m-%dT%H:%M:%SZ}" == created(aws)["Ends"]
         assert (action["MinSize"], action["MaxSize"], action["DesiredCapacity"]) == (0, 0, 0)
-    [described] = aws.client("cloudformation").describe_stacks()["Stacks"]
-    assert {tag["Key"]: tag["Value"] for tag in described["Tags"]} == {
-        "crossfade:run": run,
-        "crossfade:job": "planted",
-        "crossfade:storage": f"s3://{BUCKET}/runs/{run}",
-    }
     groups_of_hosts = aws.client("ec2").describe_security_groups(GroupIds=data["SecurityGroupIds"])["SecurityGroups"]
     [opened] = groups_of_hosts[0]["IpPermissions"]
     assert [pair["GroupId"] for pair in opened["UserIdGroupPairs"]] == data["SecurityGroupIds"]
@@ -178,25 +171,13 @@ def test_dry_run_prints_the_requests_and_sends_none(
     assert "<the machine image>" in printed.out
 
 
-def test_user_data_is_valid_bash_that_quotes_its_values(aws: AwsServer, job: Path) -> None:
-    image = "registry.example/$(id)`id`:tag"
-    assert detached(job, "--image", image, "--set", "train.engine=torch") == 0  # which a user's image may have
-    [instance] = [each for some in aws.client("ec2").describe_instances()["Reservations"] for each in some["Instances"]]
-    script = user_data(aws, instance["InstanceId"])
-    assert len(script.encode()) <= 16384  # EC2's limit
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    assert "${" not in script
-    settings = script.partition("\nimds=")[0]
-    shell = subprocess.run(["bash"], input=f'{settings}\necho "$image"', text=True, capture_output=True, check=True)
-    assert shell.stdout.strip() == image
-    pattern = yaml.load(TEMPLATE.read_text(), yaml.BaseLoader)["Parameters"]["Image"]["AllowedPattern"]
-    assert re.fullmatch(pattern, image)
-    assert not re.fullmatch(pattern, "x' y")
-
-
-def user_data(aws: AwsServer, instance: str) -> str:
-    answer = aws.client("ec2").describe_instance_attribute(InstanceId=instance, Attribute="userData")
-    return base64.b64decode(answer["UserData"]["Value"]).decode()
+def test_template_rejects_a_value_that_would_end_its_quotes_in_the_script() -> None:
+    parameters = yaml.load(TEMPLATE.read_text(), yaml.BaseLoader)["Parameters"]
+    for name in ("Image", "Registry", "Folder"):
+        pattern = parameters[name]["AllowedPattern"]
+        assert re.fullmatch(pattern, "registry.example/$(id)`id`:tag")
+        assert not re.fullmatch(pattern, "x' y")
+    assert not re.fullmatch(parameters["Run"]["AllowedPattern"], "$(id)")
 
 
 # ---- errors
@@ -229,8 +210,6 @@ def failed_stack(reason: str, action: str = "CREATE") -> dict[str, str]:
             ("--output", "s3://music/runs", "--set", "model.start={track: here.parquet}"),
             "model.start.track: here.parquet is on this machine, which the instances cannot read; copy it to S3",
         ),
-        (("--output", "s3://music/runs", "--image", IMAGE.replace("us-east-1", "eu-west-1")), "is in eu-west-1, but"),
-        (("--output", "s3://music/runs", "--image", f"{IMAGE}-of-yesterday"), "cpu-of-yesterday"),
         (("--output", "s3://music/runs", "--subnet", "subnet-0123456789abcdef0"), "subnet-01234567"),
         (("--output", "s3://music/runs", "--instance-type", "p2.xlarge"), "no default subnet in a zone that offers"),
         (

@@ -49,7 +49,7 @@ def test_every_option_reaches_the_request(aws: AwsServer, job: Path) -> None:
         *("--instance-type", "ml.m5.xlarge", "--hosts", 2, "--spot", "--max-hours", 2, "--volume-gb", 200),
         *("--volume-key", "key-1", "--output-key", "key-2", "--set", "train.epochs=7"),
         *("--subnet", "subnet-1", "--subnet", "subnet-2", "--security-group", "sg-1"),
-        *("--channel", "training=s3://music/plays"),
+        "--copy-data",
     )
     succeeded(submit(aws, job, *options))
     [call] = aws.calls_of("CreateTrainingJob")
@@ -92,13 +92,13 @@ def submission(job: JobConfig, **options: Any) -> Submission:
         ("metrics.pushgateway=http://pushgateway:9091", {}, False),
         ("tracking.mlflow=http://mlflow:5000", {}, False),
         ("train.epochs=2", {"hosts": 2}, False),
-        ("train.epochs=2", {"channel": ()}, False),
+        ("train.epochs=2", {"copy_data": False}, False),
     ],
 )
 def test_job_that_needs_no_network_is_isolated_from_it(
     job: Path, override: str, options: dict[str, Any], is_isolated: bool
 ) -> None:
-    submitted = submission(load_job(job, [override]), **{"channel": ("training=s3://music/plays",), **options})
+    submitted = submission(load_job(job, [override]), **{"copy_data": True, **options})
     assert make_request(submitted)["EnableNetworkIsolation"] is is_isolated
 
 
@@ -130,7 +130,6 @@ def test_dry_run_prints_the_request_with_the_image_of_the_engine(
         (("--name", "plays_1"), "--name plays_1: expected up to 63 letters, digits and hyphens"),
         (("--subnet", "subnet-1"), "--subnet: a job in a VPC needs both it and --security-group"),
         (("--instance-type", "ml.m5.large", "--set", "train.device=gpu"), "ml.m5.large has no GPU"),
-        (("--channel", "=x"), "--channel =x: expected NAME=VALUE"),
         (("--image", IMAGE.replace("us-east-1", "eu-west-1")), "is in eu-west-1, but the job is to run in us-east-1"),
         (("--image", IMAGE.replace("cu90", "none")), "push it as docs/aws.md describes"),
         (("--set", f"data.path=s3://music/{'x' * 2600}"), "data.path: has 26"),
