@@ -11,13 +11,13 @@ Run one host of a job on EC2, in the container that 'crossfade submit ec2' start
 _EXAMPLES = (
     (
         "crossfade ec2-host --storage s3://music/runs/plays-1a2b3c4d --token-secret crossfade/plays-1a2b3c4d \\\n"
-        "      --ends 2026-03-01T12:00:00Z --run-dir /runs/run",
-        "Train as the head, which coordinates the others, or run the agent of a worker.",
+        "      --role head --address 10.0.0.5 --ends 2026-03-01T12:00:00Z --run-dir /runs/run",
+        "Train as the head, which coordinates the others.",
     ),
     (
         "crossfade ec2-host --storage s3://music/runs/plays-1a2b3c4d --token-secret crossfade/plays-1a2b3c4d \\\n"
-        "      --ends 2026-03-01T12:00:00Z --poll-seconds 30 --run-dir /runs/run",
-        "Exchange states with the other hosts twice a minute.",
+        "      --role worker --address 10.0.0.6 --ends 2026-03-01T12:00:00Z --run-dir /runs/run",
+        "Run the agent of a worker.",
     ),
 )
 _NOTES = """\
