@@ -160,12 +160,11 @@ def _key_figures(run: Summary) -> list[tuple[str, str, str]]:
     if run.best_error is not None:
         best = f"± {decimals(run.best_error)}; {best}"
     pushed = f"{size(run.traffic.get('bytes_pushed'))} pushed" if run.traffic else ""
-    spent = run.time_by_phase() or [""]
+    rate, spent = f"{count(run.steps_per_second)} steps/s", ", ".join(run.time_by_phase()[:3])
     return [
         ("Loss", decimals(run.loss), "mean of the last epoch"),
         (run.best_metric, decimals(run.best_value), best),
-        ("Examples/s", count(run.examples_per_second), f"{count(run.steps_per_second)} steps/s"),
-        ("Most time", spent[0], ", ".join(spent[1:])),
+        ("Examples/s", count(run.examples_per_second), "; ".join(filter(None, (rate, spent)))),
         ("Saved vs. dense", times(run.dense_ratio), pushed),
         ("Checkpoint", saved, age or size(checkpoints["last_bytes"])),
         ("Restarts", str(len(run.restarts)), counted(len(run.alerts), "alert") if run.alerts else "no alerts"),
