@@ -14,11 +14,12 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from crossfade.base.errors import CrossfadeError, InputError
-from crossfade.deploy.dashboard.bounded_lock import BoundedLock
+from crossfade.deploy.dashboard.bounded_lock import BoundedLock, BusyError
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
@@ -59,8 +60,15 @@ class _PreparedModel:
         write_copy(model, self.folder, shutil.disk_usage(self.folder.parent).free)
 
     def close(self) -> None:
-        """Delete the copy: where it is in use, its open files last until the answer is given."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Close the model after the answer that is being given, and delete the copy.
+
+        Where the answer takes long, the copy stays until the dashboard ends.
+        """
+        with suppress(BusyError), self.lock:
+            if self.version is not None:
+                self.version.close()
+                self.version = None
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class ExploredModels:
@@ -88,43 +96,42 @@ class ExploredModels:
                 model = self._prepare(run, fingerprint)
             self._models.move_to_end(run)
             if model.error is not None:
-                self._drop(run)
+                del self._models[run]
                 raise model.error
-        if model.version is None:
-            return None
         with model.lock:
-            return question(model.version.model)
+            return None if model.version is None else question(model.version.model)
 
     def _prepare(self, run: Path, fingerprint: str) -> _PreparedModel:
         """Begin to prepare the model of ``run``, and drop the model that was used least recently."""
-        if run in self._models:
-            self._drop(run)
         self._folder = self._folder or CopiesFolder()
         only = self._history_from_this_dataset_only
         source = ModelSource(source=str(run), history_from_this_dataset_only=only)
-        model = self._models[run] = _PreparedModel(source, fingerprint, self._folder.new_path())
+        model = _PreparedModel(source, fingerprint, self._folder.new_path())
+        dropped = [self._models.pop(run, None)]
+        self._models[run] = model
         if len(self._models) > MAX_OPEN:
-            self._drop(next(iter(self._models)))
+            dropped.append(self._models.popitem(last=False)[1])
 
         def open_in_turn() -> None:
             with self._turn:
-                if self._models.get(run) is model:
-                    model.open()
-            if self._models.get(run) is not model:
-                model.close()
+                model.open()
+            is_kept = model.error is None and self._models.get(run) is model
+            for each in (*dropped, None if is_kept else model):
+                if each is not None:
+                    each.close()
 
         threading.Thread(target=open_in_turn, name="explore", daemon=True).start()
         return model
 
-    def _drop(self, run: Path) -> None:
-        self._models.pop(run).close()
-
     def close(self) -> None:
         """Delete the copies of all models."""
         with self._lock:
+            models = list(self._models.values())
             self._models.clear()
-            if self._folder is not None:
-                self._folder.delete()
+        for model in models:
+            model.close()
+        if self._folder is not None:
+            self._folder.delete()
 
 
 def _fingerprint(run: Path) -> str:

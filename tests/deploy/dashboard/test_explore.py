@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import DESKTOP, PHONE, Visit, browsing, visiting
-from cluster_data import TRACKS
 from explored_runs import name_of, write_runs
 from playwright.sync_api import Browser, Locator, expect
 from running_command import started
 
-from crossfade.trainer.maps.map_labels import PALETTE
 from crossfade.trainer.recommend.model import open_model
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource
@@ -86,7 +84,7 @@ def test_item_is_searched_and_neighbors_are_followed_by_keyboard_alone(
         expect(title).to_have_text("Items of one")
         press(visit, "Tab")
         expect(page.get_by_role("link", name="Skip to the results")).to_be_focused()
-        press(visit, *["Tab"] * 5)
+        press(visit, *["Tab"] * 4)
         box = page.get_by_role("combobox", name="Track")
         expect(box).to_be_focused()
         page.keyboard.type("song 7")
@@ -107,8 +105,8 @@ def test_item_is_searched_and_neighbors_are_followed_by_keyboard_alone(
         expect(title).to_have_text(f"Neighbors of {name_of(ROW)}")
         expect(box).to_have_value(name_of(ROW))
         expect(box).to_be_focused()
-        expect(page.locator("#status")).to_have_text(f"10 neighbors of {name_of(ROW)} in one")
-        found = table(visit, "^one: by cosine")
+        expect(page.locator("#status")).to_have_text(f"10 neighbors of {name_of(ROW)}")
+        found = table(visit, "^Nearest by cosine")
         assert names_in(found) == [name_of(row) for row in rows]
         assert found.locator("td.number").all_text_contents() == [f"{score:.3f}" for score in scores]
         page.wait_for_url(f"**/explore?run=one&item={ITEM}")
@@ -128,30 +126,6 @@ def test_item_is_searched_and_neighbors_are_followed_by_keyboard_alone(
 
 
 @pytest.mark.slow
-def test_two_runs_show_which_neighbors_they_share(browser: Browser, address: str, workspace: Path) -> None:
-    one, two = similar(workspace, "one")[0], similar(workspace, "two")[0]
-    shared = set(one) & set(two)
-    assert 0 < len(shared) < 10
-    with opened(browser, address, run="one", item=ITEM) as visit:
-        page = visit.page
-        expect(table(visit, "^one")).to_be_visible()
-        page.get_by_label("Compare with").focus()
-        page.keyboard.type("two")
-        page.wait_for_url("**&other=two**")
-        expect(page.locator("#neighbors-hint")).to_have_text(f"{len(shared)} of 10 are in both lists.")
-        for run, rows, other, others in (("one", one, "two", two), ("two", two, "one", one)):
-            found = table(visit, f"^{run}")
-            assert names_in(found) == [name_of(row) for row in rows]
-            expect(found.get_by_role("columnheader").last).to_have_text(f"In {other}")
-            marks = [f"rank {others.index(row) + 1}" if row in shared else "not listed" for row in rows]
-            assert found.locator("td.words").all_text_contents() == marks
-        page.get_by_label("Run", exact=True).focus()
-        page.keyboard.type("two")
-        page.wait_for_url(f"**/explore?run=two&item={ITEM}")
-        expect(table(visit, "^one")).to_have_count(0)
-
-
-@pytest.mark.slow
 def test_recommendations_are_beside_the_history(browser: Browser, address: str, workspace: Path) -> None:
     with closing(open_model(ModelSource.of(source=workspace / "runs" / "one"), print)) as model:
         rows_QK, _ = model.use(lambda found: found.recommend(np.array([3]), RecommendOptions()))
@@ -163,7 +137,7 @@ def test_recommendations_are_beside_the_history(browser: Browser, address: str, 
         box.fill(CUSTOMER)
         box.press("Enter")
         expect(page.locator("#recommendations-title")).to_have_text(f"Recommendations for customer {CUSTOMER}")
-        assert names_in(table(visit, "^one: recommended")) == [name_of(row) for row in rows_QK[0]]
+        assert names_in(table(visit, "^Recommended")) == [name_of(row) for row in rows_QK[0]]
         past = table(visit, f"^History: the 10 largest weights of {len(history)}")
         assert set(names_in(past)) <= {name_of(row) for row in history}
         assert len(set(names_in(past))) == 10
@@ -171,81 +145,12 @@ def test_recommendations_are_beside_the_history(browser: Browser, address: str, 
         page.wait_for_url(f"**/explore?run=one&customer={CUSTOMER}")
         box.fill("nobody")
         page.get_by_role("button", name="Show").click()
-        expect(page.get_by_role("alert")).to_have_text("onethere is no customer with the ID or name 'nobody'")
+        expect(page.get_by_role("alert")).to_have_text("errorthere is no customer with the ID or name 'nobody'")
         expect(page.locator("#recommendations")).to_be_hidden()
         page.go_back()
         expect(page.locator("#recommendations")).to_be_visible()
         expect(box).to_have_value(CUSTOMER)
         expect(page.get_by_role("alert")).to_have_text("")
-
-
-def pixels(visit: Visit) -> dict[str, int]:
-    """Return how many pixels of the map have each color."""
-    script = """() => {
-        const map = document.getElementById("map"), colors = {};
-        const copy = new OffscreenCanvas(map.width, map.height).getContext("2d", { willReadFrequently: true });
-        copy.drawImage(map, 0, 0);
-        const data = copy.getImageData(0, 0, map.width, map.height).data;
-        for (let at = 0; at < data.length; at += 4) {
-            const color = data.slice(at, at + 4).join(" ");
-            colors[color] = (colors[color] || 0) + 1;
-        }
-        return colors;
-    }"""
-    found: dict[str, int] = visit.page.evaluate(script)
-    return found
-
-
-def rgb(color: str) -> str:
-    """Return ``color``, as in ``#4477aa``, as browsers write it."""
-    return f"rgb({', '.join(str(int(color[at : at + 2], 16)) for at in (1, 3, 5))})"
-
-
-@pytest.mark.slow
-def test_map_marks_the_item_and_its_neighbors_at_the_resolution_of_the_screen(browser: Browser, address: str) -> None:
-    accent = "31 102 181 255"
-    with opened(browser, address, {"device_scale_factor": 2}, run="one") as visit:
-        page, canvas = visit.page, visit.page.locator("#map")
-        every = f"The {TRACKS} most frequent of track"
-        expect(canvas).to_have_attribute("aria-label", f"Map. {every}.")
-        expect(page.locator("#legend li")).to_have_text([*(f"genre {genre}" for genre in (1, 2, 3, 4, 0)), "others"])
-        # The colors are those of the picture, by the order of the labels there, in which the first has fewer items.
-        shown = page.locator("#legend li span").evaluate_all("dots => dots.map(each => each.style.background)")
-        assert shown[:-1] == [rgb(PALETTE[genre]) for genre in (1, 2, 3, 4, 0)]
-        box = canvas.bounding_box()
-        assert box is not None
-        assert canvas.evaluate("map => [map.width, map.height]") == [round(2 * box["width"]), round(2 * box["height"])]
-        whole = pixels(visit)
-        assert len(whole) > 5
-        assert accent not in whole
-        page.goto(f"{address}explore?run=one&item={ITEM}")
-        marked = f"Map. {every}; 10 of 10 neighbors are among them, with their ranks in the table."
-        expect(canvas).to_have_attribute("aria-label", marked)
-        near = pixels(visit)
-        assert near[accent] > 100
-        page.get_by_role("button", name="whole map").click()
-        expect(page.get_by_role("button", name="whole map")).to_have_attribute("aria-pressed", "true")
-        assert pixels(visit) != near
-        # The first track is at the right end of the leftmost ring: the fifth part of the map's width is between two.
-        page.goto(f"{address}explore?run=one")
-        expect(canvas).to_have_attribute("aria-label", f"Map. {every}.")
-        place = page.evaluate(
-            "() => [document.getElementById('map').clientWidth, document.getElementById('map').clientHeight]"
-        )
-        scale = (place[0] - 56) / 42
-        canvas.click(position={"x": 28 + 2 * scale, "y": place[1] / 2})
-        expect(page.locator("#neighbors-title")).to_have_text(f"Neighbors of {name_of(0)}")
-
-
-@pytest.mark.slow
-def test_run_without_embeddings_is_a_line_and_the_other_run_is_shown(browser: Browser, address: str) -> None:
-    with opened(browser, address, run="empty", item=ITEM) as visit:
-        alert = visit.page.get_by_role("alert")
-        expect(alert).to_have_text("emptyit has neither embeddings nor a complete checkpoint yet")
-        expect(visit.page.locator("#neighbors")).to_be_hidden()
-        visit.page.get_by_label("Compare with").select_option("one")
-        expect(table(visit, "^one")).to_be_visible()
-        expect(alert).to_contain_text("neither embeddings")
 
 
 @pytest.mark.slow
@@ -254,7 +159,7 @@ def test_page_is_accessible_and_fits_the_window(
     browser: Browser, address: str, size: dict[str, int], scheme: str
 ) -> None:
     options = {"size": size, "color_scheme": scheme}
-    with opened(browser, address, options, run="one", other="two", item=ITEM, customer=CUSTOMER) as visit:
+    with opened(browser, address, options, run="one", item=ITEM, customer=CUSTOMER) as visit:
         page = visit.page
         expect(table(visit, "^History")).to_be_visible()
         expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
@@ -296,15 +201,19 @@ def test_first_visit_shows_the_preparation_and_a_stopped_dashboard_deletes_its_c
     with started("dashboard", "--port", 0, cwd=workspace, variables={"TMPDIR": str(tmp_path)}) as command:
         assert command.process.stdout is not None
         address = command.process.stdout.readline().split()[1]
-        with opened(browser, address, run="empty") as visit:
-            expect(visit.page.get_by_role("alert")).to_contain_text("neither")
+        with opened(browser, address, run="empty", item=ITEM) as visit:
+            alert = visit.page.get_by_role("alert")
+            expect(alert).to_have_text("errorit has neither embeddings nor a complete checkpoint yet")
+            expect(visit.page.locator("#neighbors")).to_be_hidden()
             visit.page.add_init_script(record)
             visit.page.goto(f"{address}explore?run=one&item={ITEM}")
-            expect(table(visit, "^one")).to_be_visible()
+            expect(table(visit, "^Nearest")).to_be_visible()
             shown = visit.page.evaluate("window.shown")
-            assert shown
-            assert all(re.fullmatch(r"Preparing the model of one: [a-z ]+(, \d+ %)?", text) for text in shown), shown
+            assert set(shown) == {"Preparing the model of one: large models take minutes"}
             expect(visit.page.locator("#preparing")).to_be_empty()
+            visit.page.get_by_label("Run", exact=True).select_option("two")
+            visit.page.wait_for_url(f"**/explore?run=two&item={ITEM}")
+            expect(visit.page.locator("#status")).to_have_text(f"10 neighbors of {name_of(ROW)}")
         assert list(tmp_path.glob("crossfade-model-*/*/version.json"))
         command.process.send_signal(signal.SIGTERM)
         assert command.finish().returncode == 128 + signal.SIGTERM

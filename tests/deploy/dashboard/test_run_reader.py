@@ -4,6 +4,7 @@ import json
 import math
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,12 @@ from run_folders import (
     write_run,
 )
 
-from crossfade.base import formatting
 from crossfade.base.processes import started_at
 from crossfade.deploy.dashboard import run_reader
 from crossfade.deploy.dashboard.history import TrainingHistory
 from crossfade.deploy.dashboard.run_reader import RunReader, Runs, Tail
-from crossfade.deploy.dashboard.summary import Summary, latest_first, summarize
+from crossfade.deploy.dashboard.summary import Summary, read_summaries, summarize
 from crossfade.trainer.runs.events import parse_record
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the reader look for changes at every call."""
-    monkeypatch.setattr(run_reader, "REFRESH_SECONDS", 0.0)
-    monkeypatch.setattr(run_reader, "SCAN_SECONDS", 0.0)
 
 
 def read(folder: Path) -> RunReader:
@@ -46,13 +39,6 @@ def read(folder: Path) -> RunReader:
 
 def look(folder: Path, *, at: float = 0.0) -> Summary:
     return summarize(read(folder), BEGAN + at)
-
-
-BUSY = {
-    "worker_0": load(phase_seconds={"gradients": 400.0}, memory_available_bytes=50),
-    **{f"worker_{rank}": load(phase_seconds={"gradients": 99.0}) for rank in (1, 2)},
-}
-RUNNING = {name: ("running", its) for name, its in BUSY.items()}
 
 
 def warned(summary: Summary, *words: str) -> bool:
@@ -148,20 +134,18 @@ def test_repeated_steps_count_once_and_rates_do_not_cross_a_restart() -> None:
     assert training.steps["step"].tolist() == list(range(1, 11))
     assert training.step == 10
     assert training.steps_per_second() == pytest.approx(1.0)
-    times, steps, rates = training.throughput(100)
-    assert set(rates.round(6)) == {10.0}  # although 90 s passed without a step
-    assert steps.tolist() == [2, 3, 4, 6, 7, 8, 9, 10]
-    assert len(times) == 8
+    steps, rates = training.throughput(100)
+    assert steps.tolist() == list(range(2, 11))
+    assert rates.round(6).tolist() == [10.0] * 3 + [pytest.approx(10 / 101, abs=1e-6)] + [10.0] * 5
 
 
 def test_invalid_event_is_counted_and_adds_no_line(tmp_path: Path) -> None:
     without_loss = step(2, at=2)
-    del without_loss["seconds"]["push"]
+    del without_loss["loss"]
     with_text_loss = {**step(3, at=3), "loss": "a lot"}
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1), without_loss, with_text_loss, step(4, at=4)])
     run = read(folder)
     assert run.training.steps["step"].tolist() == [1, 4]
-    assert run.training.steps["push"].shape == (2,)
     assert run.problems() == ["events.jsonl: 2 lines cannot be read, skipped (first: line 2)"]
 
 
@@ -201,23 +185,15 @@ def test_live_run_has_progress_rates_and_best_value(tmp_path: Path) -> None:
     json.dumps(summary.to_json())
 
 
-def test_server_row_has_the_figures_of_its_load(tmp_path: Path) -> None:
+def test_process_has_the_figures_of_its_load(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "run",
-        processes=[
-            sample(at=0, server_0=load(pid=1, updated=50_000, cpu=80)),  # of an earlier generation
-            sample(at=90, server_0=load(updated=1000, cpu=2)),
-            sample(at=95, server_0=load(updated=2000, cpu=4)),
-        ],
-        state=state("running", at=100, server_0=("running", load(updated=6000, cpu=7))),
+        state=state("running", at=100, server_0=("running", load(updated=6000)), worker_0=("missing", {})),
     )
-    row = look(folder, at=100).processes[0]
-    assert (row.name, row.state, row.host) == ("server-0", "running", "here")
-    assert (row.rows, row.held_bytes, row.resident_bytes) == (10, 640, 100)
-    assert row.updated == 6000
-    assert row.updated_per_second == pytest.approx(500.0)
-    assert row.update_share == pytest.approx(0.5)
-    assert row.cpu == pytest.approx(0.5)
+    server, worker = look(folder, at=100).processes
+    assert (server.name, server.state, server.host) == ("server-0", "running", "here")
+    assert (server.rows, server.held_bytes, server.updated, server.resident_bytes) == (10, 640, 6000, 100)
+    assert (worker.state, worker.rows, worker.resident_bytes) == ("missing", None, None)
 
 
 def test_finished_run_shows_its_report(tmp_path: Path) -> None:
@@ -274,17 +250,6 @@ def test_slow_command_is_live_when_the_clock_was_set(tmp_path: Path, set_clock: 
         assert look(folder, at=5).state == "running"
 
 
-def test_command_with_wrong_clock_is_live_while_its_state_changes(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", state=state("running", at=0))
-    run = read(folder)
-    assert summarize(run, BEGAN + 3600).state == "lost"
-    (folder / "state.json").write_text(json.dumps(state("running", at=1.5)))
-    run.refresh()
-    assert run.state_changed_at is not None
-    assert summarize(run, run.state_changed_at + 10).state == "running"
-    assert summarize(run, run.state_changed_at + 20).state == "lost"
-
-
 def test_state_of_roles_without_a_command_comes_from_events(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1)])
     assert look(folder, at=2).state == "running"
@@ -293,25 +258,69 @@ def test_state_of_roles_without_a_command_comes_from_events(tmp_path: Path) -> N
     assert look(folder, at=200).state == "stopped"
 
 
-# ---- alerts
+# ---- alerts and failures
 
 
-def test_restart_and_missing_server_are_alerts_with_their_cause(tmp_path: Path) -> None:
-    cause = "server-0 was killed by SIGKILL (log: logs/server-0.log)"
-    written = {"event": "restart", "generation": 2, "cause": cause, "step": 5, "checkpoint": None}
+def event(kind: str, *, at: float, **values: Any) -> dict[str, Any]:
+    return {"time": BEGAN + at, "event": kind, "generation": 2, **values}
+
+
+def failure(*, at: float, **more: Any) -> dict[str, Any]:
+    values = {"role": "server-0", "host": "b2", "cause": "was killed for lack of memory", "log": "logs/server-0.log"}
+    lost = {"ends_run": False, "step": 333, "lost_steps": 33, "lost_seconds": 5.6}
+    return event("failure", at=at, **{**values, **lost, **more})
+
+
+def test_restart_and_missing_server_are_alerts(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "run",
         metrics=[step(9, at=9)],
-        processes=[{"time": BEGAN + 10, **written}],
-        restarts=[{"generation": 2, "cause": cause, "step": 9, "seconds": 2.5}],
+        processes=[event("restart", at=10, cause="server-0 was killed", step=5, lost_steps=4, lost_seconds=2.5)],
         state=state("running", at=12, generation=2, server_0=("missing", {}), worker_0=("running", load())),
     )
     summary = look(folder, at=13)
-    assert [process.state for process in summary.processes] == ["missing", "running"]
-    assert warned(summary, "server-0 is missing", "SIGKILL")
-    assert warned(summary, "restarted 3.0 s ago", "SIGKILL")
-    assert summary.restarts == [{"generation": 2, "cause": cause, "step": 9, "seconds": 2.5, "time": BEGAN + 10}]
+    assert warned(summary, "server-0 is missing")
+    assert warned(summary, "restarted 3.0 s ago: server-0 was killed; lost 4 steps since the last checkpoint, 2.5 s")
+    [restart] = summary.to_json()["restarts"]
+    assert restart == {
+        "time": BEGAN + 10,
+        "generation": 2,
+        "cause": "server-0 was killed",
+        "step": 9,
+        "lost_steps": 4,
+        "lost_seconds": 2.5,
+    }
     assert not warned(look(folder, at=5000), "restarted")
+
+
+def test_last_failure_is_shown_with_what_its_restart_lost(tmp_path: Path) -> None:
+    events = [failure(at=1, role="worker-0", error="ValueError: no"), failure(at=2)]
+    folder = write_run(tmp_path / "run", processes=events, state=state("running", at=9))
+    found = look(folder, at=9).failure
+    assert found is not None
+    assert (found.event.describe(), found.time) == ("server-0 on b2 was killed for lack of memory", BEGAN + 2)
+    assert found.work() == "33 steps since the last checkpoint, 5.6 s"
+    # The newest checkpoint cannot be read, so the restart begins at an earlier one.
+    add(folder / "processes.jsonl", event("restart", at=3, cause="x", step=0, lost_steps=333))
+    (folder / "state.json").write_text(json.dumps(state("done", at=9)))
+    assert look(folder, at=9999).failure.work() == "333 steps since the beginning"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("role", "cause", "error", "alert"),
+    [
+        ("server-0", "was killed by SIGKILL", None, "server-0 on b2 was killed by SIGKILL"),
+        ("worker-1", "ended with exit code 1", "ValueError: x", "worker-1 on b2 ended with exit code 1: ValueError: x"),
+        ("in-process", "ended with exit code 1", "training diverged", "training diverged"),
+    ],
+)
+def test_critical_alert_is_the_cause_without_the_end_of_the_log(
+    tmp_path: Path, role: str, cause: str, error: str | None, alert: str
+) -> None:
+    message = f"{role} {cause} (its log ends: {' | '.join(map(str, range(10)))}; log: logs/{role}.log)"
+    record = failure(at=1, role=role, cause=cause, error=error, ends_run=True)
+    folder = write_run(tmp_path / "run", state=state("failed", at=3, message=message), processes=[record])
+    assert [each.text for each in look(folder, at=9).alerts] == [alert]
 
 
 @pytest.mark.parametrize(
@@ -320,8 +329,8 @@ def test_restart_and_missing_server_are_alerts_with_their_cause(tmp_path: Path) 
         ({"metrics": [step(1, at=1, loss=math.nan)], "state": state("running", at=2)}, ["the loss is not finite"]),
         ({"metrics": [step(1, at=1, loss=math.inf)], "state": state("running", at=2)}, ["the loss is not finite"]),
         (
-            {"processes": [sample(at=2, **BUSY)], "state": state("running", at=2, **RUNNING)},
-            ["worker-0 computes 2.0 times as long", "worker-0: only 50 B of 1 kB memory are free"],
+            {"state": state("running", at=2, worker_0=("running", load(memory_available_bytes=50)))},
+            ["worker-0: only 50 B of 1 kB memory are free"],
         ),
         ({"state": state("running", at=2) | {"warnings": ["two gets no more roles"]}}, ["two gets no more roles"]),
         ({"state": state("done", at=2) | {"warnings": ["two gets no more roles"]}}, []),
@@ -362,7 +371,7 @@ def test_log_that_is_not_read_to_its_end_causes_no_alert_about_what_is_missing(t
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"time": "soon", "state": 3}', "\0\0\0"])
-@pytest.mark.parametrize("name", ["state.json", "report.json", "restarts.json", "run.json", "job.yaml"])
+@pytest.mark.parametrize("name", ["state.json", "report.json", "run.json", "job.yaml"])
 def test_corrupt_file_is_named_and_the_rest_is_shown(tmp_path: Path, name: str, content: str) -> None:
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1), step(2, at=2)])
     (folder / name).write_text(content)
@@ -411,21 +420,10 @@ def test_run_folder_as_argument_is_named_by_folder_or_path(tmp_path: Path) -> No
 
 
 def test_live_runs_come_first_then_the_latest(tmp_path: Path) -> None:
-    for name, kind, began in (("old", "done", 0), ("new", "done", 50), ("live", "running", 20)):
-        write_run(tmp_path / name, metrics=[step(1, at=began)], state=state(kind, at=60))
-    summaries = [look(tmp_path / name, at=60) for name in ("old", "new", "live")]
-    assert [summary.name for summary in latest_first(summaries)] == ["live", "new", "old"]
-
-
-def test_figures_have_readable_units() -> None:
-    assert [formatting.size(value) for value in (None, 12, 15_076_311, 2_958_901_248)] == [
-        *("\N{EN DASH}", "12 B", "15.1 MB", "2.96 GB")
-    ]
-    assert [formatting.count(value) for value in (5.655, 9762, 1_234_567, 4e9)] == ["5.7", "9,762", "1.23 M", "4 G"]
-    assert [formatting.duration(value) for value in (0.42, 59.6, 250, 12_000, 187_200)] == [
-        *("0.4 s", "60 s", "4 min 10 s", "3 h 20 min", "2 d 4 h")
-    ]
-    assert [formatting.share(value) for value in (0.0, 0.031, 0.42)] == ["0 %", "3.1 %", "42 %"]
+    for name, kind, began in (("old", "done", 0), ("new", "done", 50), ("live", "waiting", 20)):
+        report = {"state": {**state(kind, at=60), "started": BEGAN + began, "time": time.time()}}
+        write_run(tmp_path / name, **report)
+    assert [summary.name for _, summary in read_summaries(Runs([tmp_path]))] == ["live", "new", "old"]
 
 
 # ---- files that others may have written
@@ -433,10 +431,10 @@ def test_figures_have_readable_units() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["job.yaml", "run.json", "state.json", "report.json", "restarts.json", "events.jsonl", "processes.jsonl"],
+    ["job.yaml", "run.json", "state.json", "report.json", "events.jsonl", "processes.jsonl"],
 )
 def test_file_behind_a_link_that_leads_out_of_the_run_is_not_read(tmp_path: Path, name: str) -> None:
-    files: dict[str, Any] = {"report": {"metrics": {}}, "restarts": [], "state": state("done", at=1)}
+    files: dict[str, Any] = {"report": {"metrics": {}}, "state": state("done", at=1)}
     folder = write_run(tmp_path / "run", metrics=[step(1, at=1)], processes=[sample(at=1)], **files)
     within = folder / "within"
     (folder / name).rename(within)
@@ -489,20 +487,19 @@ def test_hostile_event_is_skipped_and_counted(tmp_path: Path, line: str) -> None
     assert summarize(reader, BEGAN + 2).step == 2
 
 
-def test_hostile_load_is_skipped(tmp_path: Path) -> None:
-    bad = [load(pid="7"), load(cpu=math.inf), {**load(updated=3), "held_bytes": {"track": 3}}, {"pid": 3}]
-    bad.append({**load(), "updates": {"track": {"updated": "3", "seconds": 0.1}}})  # type: ignore[arg-type]
-    run = write_run(
-        tmp_path / "run",
-        processes=[sample(at=0, worker_0=load()), *(sample(at=1, worker_0=each) for each in bad)],
-        state=state("running", at=1, worker_0=("running", bad[2])),
-        restarts=[{"generation": [], "cause": {}}],
-    )
-    reader = read(run)
-    problems = reader.problems()
-    assert f"processes.jsonl: {len(bad)} lines cannot be read, skipped (first: line 2)" in problems
-    assert any("state.json cannot be read: processes.worker-0.load" in problem for problem in problems)
-    assert any("restarts.json cannot be read: 0.generation" in problem for problem in problems)
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"resident_bytes": 10**400},
+        {"held_bytes": {"track": 3}},
+        {"updates": {"track": {"updated": []}}},
+        {"phase_seconds": {"pull": math.inf}},
+    ],
+)
+def test_hostile_load_is_an_error_of_the_state_file(tmp_path: Path, figures: dict[str, Any]) -> None:
+    run = write_run(tmp_path / "run", state=state("running", at=1, worker_0=("running", figures)))
+    [problem] = read(run).problems()
+    assert "state.json cannot be read: processes.worker-0.load" in problem
 
 
 def test_job_with_aliases_that_multiply_is_not_expanded(tmp_path: Path) -> None:
