@@ -16,6 +16,7 @@ from crossfade.deploy.dashboard.run_reader import Runs
 
 pytestmark = pytest.mark.slow
 
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_runs(tmp_path_factory.mktemp("explore"))
