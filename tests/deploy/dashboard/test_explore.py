@@ -1,9 +1,12 @@
-"""The page Explore in a real browser, with runs that are trained on planted data."""
+"""The page Explore in a real browser, its routes, and the models that it opens, of runs trained on planted data."""
 
 import json
 import re
+import shutil
 import signal
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,24 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import DESKTOP, PHONE, Visit, browsing, visiting
-from explored_runs import name_of, write_runs
+from cluster_data import CUSTOMERS, TRACKS
+from explored_runs import COLD_TRACK, name_of, write_runs
+from flask.testing import FlaskClient
 from playwright.sync_api import Browser, Locator, expect
 from running_command import started
+from waiting import wait_until
 
-from crossfade.trainer.recommend.model import open_model
+from crossfade.base.errors import CrossfadeError
+from crossfade.deploy.dashboard import explored_models
+from crossfade.deploy.dashboard.app import make_app
+from crossfade.deploy.dashboard.explored_models import ExploredModels, write_copy
+from crossfade.deploy.dashboard.run_reader import Runs
+from crossfade.trainer.recommend.model import Model, open_model
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
+from crossfade.trainer.recommend.trained_model import with_trained_model
 from crossfade.trainer.runs.options import ModelSource
+
+pytestmark = pytest.mark.slow
 
 ROW, ITEM, CUSTOMER = 7, "5007", "c003"
 
@@ -74,7 +88,6 @@ def press(visit: Visit, *keys: str) -> None:
         visit.page.keyboard.press(key)
 
 
-@pytest.mark.slow
 def test_item_is_searched_and_neighbors_are_followed_by_keyboard_alone(
     browser: Browser, address: str, workspace: Path
 ) -> None:
@@ -125,7 +138,6 @@ def test_item_is_searched_and_neighbors_are_followed_by_keyboard_alone(
         expect(title).to_have_text(f"Neighbors of {name_of(ROW)}")
 
 
-@pytest.mark.slow
 def test_recommendations_are_beside_the_history(browser: Browser, address: str, workspace: Path) -> None:
     with closing(open_model(ModelSource.of(source=workspace / "runs" / "one"), print)) as model:
         rows_QK, _ = model.use(lambda found: found.recommend(np.array([3]), RecommendOptions()))
@@ -153,7 +165,6 @@ def test_recommendations_are_beside_the_history(browser: Browser, address: str, 
         expect(page.get_by_role("alert")).to_have_text("")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "dark"), (PHONE, "light")])
 def test_page_is_accessible_and_fits_the_window(
     browser: Browser, address: str, size: dict[str, int], scheme: str
@@ -172,22 +183,6 @@ def test_page_is_accessible_and_fits_the_window(
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
 
 
-@pytest.mark.slow
-def test_dashboard_and_page_lead_to_each_other(browser: Browser, address: str) -> None:
-    with visiting(browser, f"{address}?run=two") as visit:
-        visit.page.get_by_role("link", name="Explore").click()
-        expect(visit.page.get_by_role("heading", name="Explore")).to_be_visible()
-        visit.page.wait_for_url("**/explore?run=*")
-        visit.page.get_by_label("Run", exact=True).select_option("one")
-        visit.page.wait_for_url("**/explore?run=one")
-        visit.page.locator("#theme").click()
-        visit.page.get_by_role("link", name="Dashboard").click()
-        expect(visit.page.locator("#head h1")).to_contain_text("one")
-        assert visit.page.evaluate("document.documentElement.dataset.theme") == "dark"
-        assert visit.errors == []
-
-
-@pytest.mark.slow
 def test_first_visit_shows_the_preparation_and_a_stopped_dashboard_deletes_its_copies(
     browser: Browser, workspace: Path, tmp_path: Path
 ) -> None:
@@ -214,7 +209,160 @@ def test_first_visit_shows_the_preparation_and_a_stopped_dashboard_deletes_its_c
             visit.page.get_by_label("Run", exact=True).select_option("two")
             visit.page.wait_for_url(f"**/explore?run=two&item={ITEM}")
             expect(visit.page.locator("#status")).to_have_text(f"10 neighbors of {name_of(ROW)}")
+            visit.page.get_by_role("link", name="Dashboard").click()
+            expect(visit.page.locator("#head h1")).to_contain_text("two")
         assert list(tmp_path.glob("crossfade-model-*/*/version.json"))
         command.process.send_signal(signal.SIGTERM)
         assert command.finish().returncode == 128 + signal.SIGTERM
         assert list(tmp_path.iterdir()) == []
+
+
+# ---- models
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder that has the copies."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def models(copies: Path) -> Iterator[ExploredModels]:
+    with closing(ExploredModels()) as models:
+        yield models
+
+
+def neighbors(model: Model) -> list[int]:
+    rows: list[int] = model.similar(np.array([7]), SimilarOptions(k=5))[0][0].tolist()
+    return rows
+
+
+def ask(models: ExploredModels, run: Path, question: Callable[[Model], Any] = neighbors) -> Any:
+    """Ask until the model is open, and return the answer."""
+    answers: list[Any] = []
+
+    def has_answered() -> bool:
+        answers[:] = [models.ask(run, question)]
+        return answers[0] is not None
+
+    wait_until(has_answered, f"the model of {run}")
+    return answers[0]
+
+
+def written_copies(folder: Path) -> list[Path]:
+    return sorted(folder.glob("crossfade-model-*/*/version.json"))
+
+
+def test_model_is_prepared_once_and_again_for_new_embeddings(
+    workspace: Path, models: ExploredModels, copies: Path
+) -> None:
+    run = copies / "run"
+    shutil.copytree(workspace / "runs" / "one", run)
+    assert models.ask(run, neighbors) is None
+    before = ask(models, run)
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: models.ask(run, neighbors), range(32)))
+    assert answers == [before] * 32
+    assert len(written_copies(copies)) == 1
+    shutil.rmtree(run / "embeddings")
+    shutil.copytree(workspace / "runs" / "two" / "embeddings", run / "embeddings")
+    expected = ask(models, workspace / "runs" / "two")
+    assert expected != before
+    assert ask(models, run) == expected
+    wait_until(lambda: len(written_copies(copies)) == 2, "the deletion of the earlier copy")
+
+
+def test_moved_dataset_is_an_error_until_it_is_back(workspace: Path, models: ExploredModels) -> None:
+    (workspace / "data").rename(workspace / "moved")
+    try:
+        with pytest.raises(CrossfadeError, match=r"data/manifest\.json: no such file"):
+            ask(models, workspace / "runs" / "one")
+    finally:
+        (workspace / "moved").rename(workspace / "data")
+    assert ask(models, workspace / "runs" / "one")
+
+
+def test_disk_without_room_is_an_error_that_names_tmpdir(workspace: Path, tmp_path: Path) -> None:
+    source, path = ModelSource(source=str(workspace / "runs" / "one")), tmp_path / "copy"
+    needed = 4 * 8 * (CUSTOMERS + TRACKS + 1)
+    with pytest.raises(CrossfadeError, match=f"no room for a copy of the vectors, {needed:,} bytes; set TMPDIR"):
+        with_trained_model(source, print, lambda model: write_copy(model, path, needed - 1))
+    assert not path.exists()
+    with_trained_model(source, print, lambda model: write_copy(model, path, needed))
+    assert path.exists()
+
+
+def test_model_that_is_dropped_while_it_answers_gives_its_answer(
+    workspace: Path, models: ExploredModels, copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explored_models, "MAX_OPEN", 1)
+    one, two = (workspace / "runs" / name for name in ("one", "two"))
+    expected = ask(models, one)
+
+    def open_the_other(model: Model) -> list[int]:
+        assert ask(models, two)
+        return [*neighbors(model), *model.search(model.item, "song 7", 1)]
+
+    assert models.ask(one, open_the_other) == [*expected, 7]
+    wait_until(lambda: len(written_copies(copies)) == 1, "the deletion of its copy")
+    models.close()
+    assert list(copies.iterdir()) == []
+
+
+# ---- routes
+
+
+@pytest.fixture(scope="module")
+def client(workspace: Path) -> Iterator[FlaskClient]:
+    with closing(ExploredModels()) as models:
+        yield make_app(Runs([workspace / "runs"]), models, "runs").server.test_client()
+
+
+def answer(client: FlaskClient, route: str, **parameters: str) -> Any:
+    """Ask until the model is open, and return the answer."""
+    found: dict[str, Any] = {}
+
+    def has_answered() -> bool:
+        response = client.get(f"/explore/api/{route}", query_string={"run": "one", **parameters})
+        assert response.status_code == 200
+        found.clear()
+        found.update(response.json)
+        return "preparing" not in found
+
+    wait_until(has_answered, route)
+    return found
+
+
+def test_items_are_found_by_words_and_ids(client: FlaskClient) -> None:
+    assert answer(client, "search", text="song 19")["rows"][0] == {"id": "5019", "name": name_of(19)}
+    assert answer(client, "search", text="5007")["rows"] == [{"id": "5007", "name": name_of(7)}]
+    assert len(answer(client, "search", text="genre")["rows"]) == 12
+    for text in ("", "nothing", '"*', "' OR 1"):
+        assert answer(client, "search", text=text)["rows"] == []
+
+
+@pytest.mark.parametrize(
+    ("route", "parameters", "error"),
+    [
+        ("neighbors", {"item": "no such"}, "there is no track with the ID or name 'no such'"),
+        ("neighbors", {}, "there is no track with the ID or name ''"),
+        ("neighbors", {"item": str(COLD_TRACK)}, "has no interaction of positive weight in train"),
+        ("recommendations", {"customer": "c999"}, "there is no customer with the ID or name 'c999'"),
+        ("model", {"run": "../data"}, "there is no run '../data'"),
+        ("model", {"run": "/etc"}, "there is no run '/etc'"),
+        ("model", {"run": "invalid"}, "job.yaml: the key 'data"),
+        ("model", {"run": "empty"}, "it has neither embeddings nor a complete checkpoint yet"),
+    ],
+)
+def test_invalid_request_is_answered_with_an_error(
+    client: FlaskClient, route: str, parameters: dict[str, str], error: str
+) -> None:
+    assert error in answer(client, route, **parameters)["error"]
+
+
+def test_newest_embeddings_come_first(client: FlaskClient) -> None:
+    assert client.get("/explore/api/runs").json == {"source": "runs", "runs": ["two", "one", "empty", "invalid"]}
+    for path in ("/explore", "/explore/"):
+        assert "<title>Explore" in client.get(path).text
+    assert "explore" not in client.get("/").text
