@@ -80,6 +80,6 @@ def test_weak_and_missing_tokens_are_rejected(tmp_path: Path, content: bytes | N
     file = tmp_path / "token"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(InputError, match="token.*: expected|token.*; expected") as caught:
+    with pytest.raises(InputError, match=r"token.*[:;] expected") as caught:
         read_token(VARIABLE, file)
     assert caught.value.exit_code == 2
