@@ -15,7 +15,7 @@ from dash.exceptions import DependencyException
 from flask import Response, request
 from pydantic import Field, TypeAdapter
 
-from crossfade.deploy.dashboard import charts, page, service_page
+from crossfade.deploy.dashboard import charts, page
 from crossfade.deploy.dashboard.bounded_lock import BusyError
 from crossfade.deploy.dashboard.charts import COLORS, MAX_RUNS, RunView
 from crossfade.deploy.dashboard.explore import explore_pages
@@ -30,20 +30,6 @@ _POLICY = (
     "frame-ancestors 'none'; object-src 'none'; base-uri 'self'; form-action 'self'"
 )
 """The content security policy; ``scripts`` are the hashes of those that Dash places in the page."""
-_INDEX = """<!DOCTYPE html>
-<html lang="en">
-<head>
-{%metas%}
-<title>{%title%}</title>
-{%favicon%}
-{%css%}
-<script src="/assets/early_theme.js"></script>
-</head>
-<body>
-{%app_entry%}
-<footer>{%config%}{%scripts%}{%renderer%}</footer>
-</body>
-</html>"""
 _Text = Annotated[str, Field(max_length=64 << 10)]
 """Text in Unicode: where it has a maximum length, pydantic rejects surrogates that stand alone, too."""
 _VALUES: dict[str, TypeAdapter[Any]] = {
@@ -61,10 +47,9 @@ def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
     app = Dash(
         "crossfade",
         assets_folder=str(Path(__file__).with_name("assets")),
-        assets_ignore=r"^(explore|early)",  # those that pages load themselves
+        assets_ignore="^explore",  # which its page loads
         title="Crossfade",
         update_title="",
-        index_string=_INDEX,
         serve_locally=True,
         compress=False,
         add_log_handler=False,
@@ -73,6 +58,7 @@ def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
             {"name": "color-scheme", "content": "light dark"},
         ],
     )
+    app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     app.layout = page.layout(source)
     app.server.register_blueprint(explore_pages(runs, models, source))
     _show(app, runs)
@@ -120,12 +106,12 @@ def _build(runs: Runs, search: str) -> list[Any]:
     if service is not None:
         names = {run.path: run.name for run, _ in found}
         kept = {each.number: ServiceVersions(Path(service.path)).run_path(each.number) for each in service.records}
-        versions = service_page.versions(service, {each: names[kept[each]] for each in kept if kept[each] in names})
+        versions = page.service_versions(service, {each: names[kept[each]] for each in kept if kept[each] in names})
     is_live = any(each.summary.live for each in shown)
     return [
-        service_page.boxes(list(services.values()), selection),
+        page.service_boxes(list(services.values()), selection),
         page.run_boxes([summary for _, summary in found], selection),
-        None if service is None else service_page.head(service),
+        None if service is None else page.service_head(service),
         versions,
         *(getattr(page, part)(shown) for part in page.PARTS),
         time.strftime("live, %H:%M:%S" if is_live else "%H:%M:%S"),

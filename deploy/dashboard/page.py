@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -11,6 +11,7 @@ from dash import dcc, html
 
 from crossfade.base.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.base.text import counted
+from crossfade.deploy.dashboard.alert import Alert
 from crossfade.deploy.dashboard.charts import MAX_RUNS, RunView
 from crossfade.deploy.dashboard.page_elements import (
     Component,
@@ -23,7 +24,7 @@ from crossfade.deploy.dashboard.page_elements import (
     table,
     tile,
 )
-from crossfade.deploy.dashboard.run_alerts import Alert
+from crossfade.deploy.dashboard.service_reader import TEXT_COLUMNS, TITLES, ServiceSummary, version_row
 from crossfade.deploy.dashboard.summary import PROCESS_COLUMNS, PROCESS_TEXT_COLUMNS, Summary, process_cells
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
 from crossfade.trainer.runs.shown_metrics import count_queries, show_metric
@@ -39,7 +40,7 @@ PARTS = ("head", "alerts", "tiles", "results", "processes", "events", "job")
 REFRESH_SECONDS = 2.0
 EXPLORE_PATH = "/explore"
 """The page of searches, neighbors and recommendations."""
-_MAX_EVENTS = 50
+_MAX_EVENTS = _MAX_VERSIONS = 50
 
 
 def layout(source: str) -> Component:
@@ -47,7 +48,6 @@ def layout(source: str) -> Component:
     tools = [
         html.A("Explore", href=EXPLORE_PATH, className="page-link"),
         html.Span(id="clock", className="clock"),
-        html.Button("Dark", id="theme", className="theme", type="button"),
     ]
     lists = [html.Div(id=part, className="list") for part in ("services", "runs")]
     graphs = [graph_card(name, *words) for name, words in GRAPHS.items()]
@@ -274,3 +274,63 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             found[f"{prefix}{key}"] = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
     return found
+
+
+# ---- services
+
+
+def service_boxes(summaries: Sequence[ServiceSummary], selection: Selection) -> Component:
+    """Build the list of services; None without any."""
+    if not summaries:
+        return None
+    return [html.H2("Services"), *(_service_box(summary, selection) for summary in summaries)]
+
+
+def _service_box(summary: ServiceSummary, selection: Selection) -> Component:
+    served = "nothing is served yet" if summary.served is None else f"version {summary.served}"
+    metric = ""
+    if (record := summary.served_record) is not None and record.after is not None:
+        metric = f" · {record.metric} {decimals(record.after)}"
+    is_shown = summary.name == selection.service
+    address = Selection(selection.runs, None if is_shown else summary.name).address()
+    return box("service", summary.name, summary.state, f"{served}{metric}", address, is_shown=is_shown)
+
+
+def service_head(service: ServiceSummary) -> Component:
+    """Build the heading with what is served and since when, the alerts, and the key figures."""
+    served = "No version is served yet."
+    if service.served is not None:
+        since = f" since {local_time(service.since)}" if service.since is not None else ""
+        served = f"version {service.served} is served{since}"
+    heading = [html.H1([service.name, badge(service.state)]), html.P(served), html.P(service.path, className="hint")]
+    return [
+        html.Div(heading, className="head"),
+        alert_list(f"Alerts of {service.name}", service.alerts),
+        html.Dl([tile(*figure) for figure in _service_figures(service)], className="tiles"),
+    ]
+
+
+def _service_figures(service: ServiceSummary) -> list[tuple[str, str, str]]:
+    """Return title, value and note of each key figure."""
+    record = service.served_record
+    newest = local_time(service.newest) or "the time is unknown, or not in seconds"
+    age = ("Age of the newest event", duration(service.age_seconds), newest)
+    if record is None:
+        return [age]
+    before = "" if record.before is None else f"{decimals(record.before)} before training"
+    return [age, (record.metric, decimals(record.after), before)]
+
+
+def service_versions(service: ServiceSummary, runs: Mapping[int, str]) -> Component:
+    """Build the table of versions, the latest first; ``runs`` has the names of the runs of some, which it links."""
+    rows: list[list[Component]] = []
+    for record in reversed(service.records[-_MAX_VERSIONS:]):
+        number, decided, status, *others = version_row(service, record)
+        run = runs.get(record.number)
+        first = number if run is None else html.A(number, href=Selection([run], service.name).address())
+        rows.append([first, decided, badge(status), *others])
+    if not rows:
+        return html.P("No version has been decided on yet.", className="hint")
+    limit = f" (last {_MAX_VERSIONS} of {len(service.records):,})" if len(service.records) > _MAX_VERSIONS else ""
+    caption = f"Versions of {service.name}{limit}; links open their runs"
+    return table(caption, TITLES, rows, text_columns=TEXT_COLUMNS, stacked=True)

@@ -15,9 +15,8 @@ from typing import Any
 
 from crossfade.base.formatting import count, lost, share, size
 from crossfade.deploy.dashboard.alert import Alert
-from crossfade.deploy.dashboard.run_alerts import find_alerts
 from crossfade.deploy.dashboard.run_reader import ProcessState, ReportFile, RunReader, Runs
-from crossfade.deploy.dashboard.run_state import ENDED, find_state
+from crossfade.deploy.dashboard.run_state import ENDED, find_alerts, find_state
 from crossfade.kvstore.store import VALUE_BYTES
 from crossfade.trainer.runs.events import CheckpointSaved, FailureEvent, RestartEvent
 from crossfade.trainer.runs.shown_metrics import error_of

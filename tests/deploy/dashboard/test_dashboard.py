@@ -6,25 +6,26 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import DESKTOP, PHONE, Visit, browsing, visiting
 from cluster_data import write_job, write_planted
-from command_here import crossfade_here
 from paced_training import metrics_address, paced
 from playwright.sync_api import Browser, expect
 from recorded_service import make_record
 from restarted_run import ShownRun
 from run_folders import BEGAN, add, epoch, load, sample, state, step, totals, training_from, write_run
-from running_command import RunningCommand, started, succeeded
+from running_command import started, succeeded
 from scraping import ask
 
 from crossfade.deploy.refresh.versions import ServiceVersions
 
 GRAPHS = ("loss", "eval_metric", "throughput")
 SECONDS = 120_000
-EPOCHS = 120  # long enough for several state records, which are written once a second
+TOKEN = "a-secret-of-this-test-alone"
+MARKUP = "<img src=x onerror=document.title=1>"
 
 
 @pytest.fixture(scope="module")
@@ -34,45 +35,23 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write data and a job, and train it into ``runs/first``."""
-    folder = tmp_path_factory.mktemp("page")
-    train = {"epochs": 60, "eval_every_epochs": 10, "patience": None}
-    write_job(folder / "job.yaml", write_planted(folder / "data"), train=train, checkpoint={"interval_steps": 40})
-    succeeded(
-        crossfade_here("train", "job.yaml", "--run-dir", "runs/first", "--set", f"train.epochs={EPOCHS}", cwd=folder)
-    )
-    return folder
-
-
-def address_of(page: RunningCommand) -> str:
-    """Return the URL that the command prints once it serves."""
-    assert page.process.stdout is not None
-    line = page.process.stdout.readline()
-    assert line.startswith("dashboard: http://127.0.0.1:"), (line, page.process.stderr)
-    return line.removeprefix("dashboard: ").strip()
-
-
 @contextmanager
-def served(*, cwd: Path) -> Iterator[str]:
-    with started("dashboard", "--port", 0, cwd=cwd) as page:
-        yield address_of(page)
-
-
-@pytest.fixture(scope="module")
-def address(workspace: Path) -> Iterator[str]:
-    with served(cwd=workspace) as address:
-        yield address
+def served(*options: object, cwd: Path) -> Iterator[str]:
+    with started("dashboard", "--port", 0, *options, cwd=cwd) as page:
+        assert page.process.stdout is not None
+        line = page.process.stdout.readline()
+        assert line.startswith("dashboard: http://127.0.0.1:"), (line, page.process.stderr)
+        yield line.removeprefix("dashboard: ").strip()
 
 
 @contextmanager
 def opened(browser: Browser, address: str, *runs: str, service: str = "", **options: Any) -> Iterator[Visit]:
     """Open the page with ``runs`` selected; assert at the end that it logged no errors and used no other server."""
-    query = "&".join([*(f"run={run}" for run in runs), *([f"service={service}"] if service else [])])
-    with visiting(browser, f"{address}?{query}", **options) as visit:
+    query = urlencode([*(("run", run) for run in runs), *([("service", service)] if service else [])])
+    password = {"username": "anybody", "password": TOKEN}
+    with visiting(browser, f"{address}?{query}", http_credentials=password, **options) as visit:
         for run in runs:
-            expect(visit.page.locator("#head h1", has_text=run)).to_be_visible()
+            expect(visit.page.locator("#head h1", has_text=run).last).to_be_visible()
         yield visit
         assert visit.errors == []
         assert visit.hosts <= {address.split("/")[2]}
@@ -94,59 +73,24 @@ def wait_for_graph(visit: Visit, graph: str, condition: str) -> None:
     visit.page.wait_for_function(script, arg=graph, timeout=SECONDS)
 
 
-# ---- real runs
-
-
-@pytest.mark.slow
-def test_finished_run_has_data_in_every_graph_and_table(browser: Browser, address: str, workspace: Path) -> None:
-    report = json.loads((workspace / "runs" / "first" / "report.json").read_text())
-    with opened(browser, address, "first") as visit:
-        page = visit.page
-        for graph in GRAPHS:
-            wait_for_graph(visit, graph, "t.length > 0 && t.every(each => each.x.length > 0)")
-        assert len(drawn(visit, "eval_metric")[0]["y"]) == EPOCHS // 10
-        assert len(drawn(visit, "loss")[1]["y"]) == EPOCHS
-        expect(page.locator("#head")).to_contain_text(f"step {report['steps']:,} of {report['steps']:,}")
-        expect(page.locator("#processes tbody tr")).to_have_count(1)
-        expect(page.locator("#processes tbody tr")).to_contain_text("in-process")
-        expect(page.locator("#events tbody tr").first).to_contain_text("checkpoint")
-        best = report["metrics"]["test"]["ndcg@10"]
-        expect(page.locator("#results")).to_contain_text(f"ndcg@10 on test is {best:.4f}")
-        page.get_by_text("job.yaml of first").click()
-        expect(page.locator("#job pre")).to_have_text((workspace / "runs" / "first" / "job.yaml").read_text().rstrip())
-        dense = report["dense_equivalent_bytes_pushed"] / report["bytes_pushed"]
-        expect(page.locator("#tiles")).to_contain_text(f"{dense:.3g}")
-
-
 @pytest.mark.cluster
-def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
-    browser: Browser, address: str, workspace: Path
-) -> None:
-    run_dir = workspace / "runs" / "cluster"
-    arguments = (
-        "train",
-        workspace / "job.yaml",
-        "--servers",
-        2,
-        "--workers",
-        1,
-        "--set",
-        "optimizer.learning_rate=0.05",
-        "--set",
-        "train.epochs=16",
-        "--set",
-        "checkpoint.interval_steps=10",
-    )
+def test_run_is_shown_from_its_first_steps_through_a_restart_to_its_results(browser: Browser, tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "cluster"
+    run_dir.parent.mkdir()
+    train = {"epochs": 16, "eval_every_epochs": 4, "patience": None}
+    checkpoint = {"interval_steps": 10}
+    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train, checkpoint=checkpoint)
+    arguments = ("train", tmp_path / "job.yaml", "--servers", 2, "--workers", 1, "--dashboard")
     with ExitStack() as stack:
+        address = stack.enter_context(served(cwd=tmp_path))
         page = (visit := stack.enter_context(opened(browser, address))).page
-        expect(page.locator("#head h1")).to_have_count(1)  # the page has chosen a run before there is a newer one
+        expect(page.locator("#runs")).to_contain_text("No runs yet")
         training = stack.enter_context(paced(*arguments, run_dir=run_dir, step_seconds=0.25))
         scraped = metrics_address(training)
         # The latest run is shown without a reload.
-        expect(page.locator("#head h1")).to_have_text("clusterrunning", timeout=120_000)
+        expect(page.locator("#head h1")).to_have_text("clusterrunning")
         wait_for_graph(visit, "loss", "t.length && t[0].x.length > 1")
         before = drawn(visit, "loss")[0]["x"][-1]
-        wait_for_graph(visit, "loss", f"t[0].x.at(-1) > {before}")
         for server in ("server-0", "server-1"):
             row = page.locator("#processes tbody tr", has_text=server)
             expect(row).to_contain_text("running")
@@ -162,24 +106,21 @@ def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
         expect(failure).to_contain_text("was killed by SIGKILL; lost ")
         wait_for_graph(visit, "loss", f"t[0].x.at(-1) > {before}")
         shown_failure = shown.assert_restarted()
-        succeeded(training.finish())
+        finished = succeeded(training.finish())
+        beside = next(line for line in finished.stderr.splitlines() if line.startswith("dashboard: ")).split()[1]
+        with pytest.raises(OSError, match="refused"):
+            ask(beside.split("/")[2], "/healthz")
         shown.assert_done(shown_failure)
         expect(page.locator("#head h1")).to_have_text("clusterdone")
         expect(page.locator("#tiles")).to_contain_text("Restarts1")
-
-
-@pytest.mark.slow
-def test_train_with_dashboard_serves_the_page_and_prints_its_address(browser: Browser, workspace: Path) -> None:
-    arguments = ("train", "job.yaml", "--dashboard", "--set", "train.epochs=20")
-    with paced(*arguments, run_dir=workspace / "beside") as training:
-        assert training.command.process.stderr is not None
-        lines = iter(training.command.process.stderr.readline, "")
-        address = next(line for line in lines if line.startswith("dashboard: ")).split()[1]
-        with opened(browser, address, "beside") as visit:
-            expect(visit.page.locator("#head h1")).to_contain_text("running")
-        succeeded(training.finish())
-    with pytest.raises(OSError, match="refused"):
-        ask(address.split("/")[2], "/healthz")
+        report = json.loads((run_dir / "report.json").read_text())
+        expect(page.locator("#head")).to_contain_text(f"step {report['steps']:,} of {report['steps']:,}")
+        expect(page.locator("#results")).to_contain_text(
+            f"ndcg@10 on test is {report['metrics']['test']['ndcg@10']:.4f}"
+        )
+        assert (len(drawn(visit, "eval_metric")[0]["y"]), len(drawn(visit, "loss")[1]["y"])) == (4, 16)
+        page.get_by_text("job.yaml of cluster").click()
+        expect(page.locator("#job pre")).to_have_text((run_dir / "job.yaml").read_text().rstrip())
 
 
 # ---- synthetic runs
@@ -203,13 +144,13 @@ def write_plays(folder: Path, *, quality: float, rate: float, kind: str = "done"
     )
 
 
-LONG = "".join(f"run-with-a-long-name-{number}-" for number in range(8))
+LONG = MARKUP + "".join(f"run-with-a-long-name-{number}-" for number in range(7))
 OLD = f"old-{'music-' * 12}"
 
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve runs, of which one is damaged; a service whose last version was rejected, and one with an old event."""
+    """Serve runs, of which one is damaged and has markup as its name, and services, to those who have the token."""
     folder, now = tmp_path_factory.mktemp("plays"), int(time.time())
     write_plays(folder / "runs" / "one", quality=0.31, rate=0.1)
     write_plays(folder / "runs" / "two", quality=0.35, rate=0.05)
@@ -226,7 +167,9 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             values = {"newest": newest, "status": status if number == 3 else "published", "decided": now - 90.0}
             ServiceVersions(path).write(make_record(number, **values))
         write_plays(path / "version-000002", quality=0.35, rate=0.1)
-    with served(cwd=folder) as address:
+    (folder / "token").write_text(TOKEN)
+    with served("--token-file", "token", cwd=folder) as address:
+        assert TOKEN not in address
         yield address
 
 
@@ -283,6 +226,11 @@ def test_page_is_accessible_and_fits_the_window(
             assert not serious, json.dumps(serious, indent=1)
             assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
             assert size is DESKTOP or page.evaluate(CUT_OFF) == []
+            expect(page.locator("#events")).to_contain_text(MARKUP)
+            assert (page.locator("img[src='x']").count(), page.title()) == (0, "Crossfade")
+            page.goto(f"{synthetic}explore")
+            expect(page.locator("#run option", has_text=MARKUP)).to_have_count(1)
+            assert page.locator("img[src='x']").count() == 0
 
 
 @pytest.mark.slow

@@ -198,113 +198,84 @@ def test_state_of_roles_without_a_command_comes_from_events(tmp_path: Path) -> N
     assert look(folder, at=200).state == "stopped"
 
 
-# ---- alerts and failures
+# ---- alerts
 
 
 def event(kind: str, *, at: float, **values: Any) -> dict[str, Any]:
-    return {"time": BEGAN + at, "event": kind, "generation": 2, **values}
+    return {"time": BEGAN + at, "event": kind, **values}
 
 
-def failure(*, at: float, **more: Any) -> dict[str, Any]:
-    values = {"role": "server-0", "host": "b2", "cause": "was killed for lack of memory", "log": "logs/server-0.log"}
-    lost = {"ends_run": False, "step": 333, "lost_steps": 33, "lost_seconds": 5.6}
-    return event("failure", at=at, **{**values, **lost, **more})
+def failed(role: str, cause: str, error: str | None, alert: str) -> tuple[dict[str, Any], float, list[str]]:
+    """Return a run that ended by a failure, which its alert has without the end of the log."""
+    values = {"generation": 1, "role": role, "host": "b2", "cause": cause, "error": error, "log": "logs/x.log"}
+    record = event("failure", at=1, **values, ends_run=True, step=333, lost_steps=33, lost_seconds=5.6)
+    message = f"{role} {cause} (its log ends: {' | '.join(map(str, range(10)))}; log: logs/x.log)"
+    return {"state": state("failed", at=3, message=message), "processes": [record]}, 9.0, [alert]
 
 
-def test_restart_and_missing_server_are_alerts(tmp_path: Path) -> None:
-    folder = write_run(
-        tmp_path / "run",
-        metrics=[step(9, at=9)],
-        processes=[event("restart", at=10, cause="server-0 was killed", step=5, lost_steps=4, lost_seconds=2.5)],
-        state=state("running", at=12, generation=2, server_0=("missing", {}), worker_0=("running", load())),
-    )
-    summary = look(folder, at=13)
-    assert warned(summary, "server-0 is missing")
-    assert warned(summary, "restarted 3.0 s ago: server-0 was killed; lost 4 steps since the last checkpoint, 2.5 s")
-    [restart] = summary.to_json()["restarts"]
-    assert restart == {
-        "time": BEGAN + 10,
-        "generation": 2,
-        "cause": "server-0 was killed",
-        "step": 9,
-        "lost_steps": 4,
-        "lost_seconds": 2.5,
-    }
-    assert not warned(look(folder, at=5000), "restarted")
-
-
-def test_last_failure_is_shown_with_what_its_restart_lost(tmp_path: Path) -> None:
-    events = [failure(at=1, role="worker-0", error="ValueError: no"), failure(at=2)]
-    folder = write_run(tmp_path / "run", processes=events, state=state("running", at=9))
-    found = look(folder, at=9).failure
-    assert found is not None
-    assert (found.event.describe(), found.time) == ("server-0 on b2 was killed for lack of memory", BEGAN + 2)
-    assert found.work() == "33 steps since the last checkpoint, 5.6 s"
-    # The newest checkpoint cannot be read, so the restart begins at an earlier one.
-    add(folder / "processes.jsonl", event("restart", at=3, cause="x", step=0, lost_steps=333))
-    (folder / "state.json").write_text(json.dumps(state("done", at=9)))
-    assert look(folder, at=9999).failure.work() == "333 steps since the beginning"  # type: ignore[union-attr]
+UNSAVED = event("checkpoint_failed", at=1999, step=8, message="disk full")
+RESTART = event("restart", at=10, generation=2, cause="x", step=5, lost_steps=4, lost_seconds=2.5)
+MISSING = state("running", at=12, server_0=("missing", {}), worker_0=("running", load()))
 
 
 @pytest.mark.parametrize(
-    ("role", "cause", "error", "alert"),
+    ("written", "at", "expected"),
     [
-        ("server-0", "was killed by SIGKILL", None, "server-0 on b2 was killed by SIGKILL"),
-        ("worker-1", "ended with exit code 1", "ValueError: x", "worker-1 on b2 ended with exit code 1: ValueError: x"),
-        ("in-process", "ended with exit code 1", "training diverged", "training diverged"),
-    ],
-)
-def test_critical_alert_is_the_cause_without_the_end_of_the_log(
-    tmp_path: Path, role: str, cause: str, error: str | None, alert: str
-) -> None:
-    message = f"{role} {cause} (its log ends: {' | '.join(map(str, range(10)))}; log: logs/{role}.log)"
-    record = failure(at=1, role=role, cause=cause, error=error, ends_run=True)
-    folder = write_run(tmp_path / "run", state=state("failed", at=3, message=message), processes=[record])
-    assert [each.text for each in look(folder, at=9).alerts] == [alert]
-
-
-@pytest.mark.parametrize(
-    ("written", "words"),
-    [
-        ({"metrics": [step(1, at=1, loss=math.nan)], "state": state("running", at=2)}, ["the loss is not finite"]),
-        ({"metrics": [step(1, at=1, loss=math.inf)], "state": state("running", at=2)}, ["the loss is not finite"]),
+        ({"metrics": [step(1, at=1, loss=math.nan)], "state": state("running", at=2)}, 3, ["the loss is not finite"]),
+        ({"metrics": [step(1, at=1, loss=math.inf)], "state": state("running", at=2)}, 3, ["the loss is not finite"]),
         (
             {"state": state("running", at=2, worker_0=("running", load(memory_available_bytes=50)))},
+            3,
             ["worker-0: only 50 B of 1 kB memory are free"],
         ),
-        ({"state": state("running", at=2) | {"warnings": ["two gets no more roles"]}}, ["two gets no more roles"]),
-        ({"state": state("done", at=2) | {"warnings": ["two gets no more roles"]}}, []),
-        ({"state": state("failed", at=2, message="restarted 3 times")}, ["restarted 3 times"]),
+        ({"state": state("running", at=2) | {"warnings": ["two gets no more roles"]}}, 3, ["two gets no more roles"]),
+        ({"state": state("done", at=2) | {"warnings": ["two gets no more roles"]}}, 3, []),
+        ({"state": state("failed", at=2, message="restarted 3 times")}, 3, ["restarted 3 times"]),
+        failed("server-0", "was killed by SIGKILL", None, "server-0 on b2 was killed by SIGKILL"),
+        failed(
+            "worker-1", "ended with exit code 1", "ValueError: x", "worker-1 on b2 ended with exit code 1: ValueErr"
+        ),
+        failed("in-process", "ended with exit code 1", "training diverged", "training diverged"),
+        (
+            {"processes": [RESTART], "state": MISSING},
+            13,
+            ["server-0 is missing", "restarted 3.0 s ago: x; lost 4 steps since the last checkpoint, 2.5 s"],
+        ),
+        (
+            {"metrics": [step(1, at=0)], "state": state("running", at=2000)},
+            2000,
+            ["no step, evaluation or checkpoint for 33 min", "the last checkpoint is 33 min 20 s old"],
+        ),
+        (
+            {"metrics": [step(1, at=1900), UNSAVED], "state": state("running", at=2000)},
+            2000,
+            ["the checkpoint of step 8 was not written: disk full"],
+        ),
     ],
 )
-def test_alerts_say_what_is_wrong(tmp_path: Path, written: dict[str, Any], words: list[str]) -> None:
-    found = sorted(alert.text for alert in look(write_run(tmp_path / "run", **written), at=3).alerts)
-    assert len(found) == len(words)
-    assert all(text.startswith(each) for text, each in zip(found, sorted(words), strict=True))
+def test_alerts_say_what_is_wrong(tmp_path: Path, written: dict[str, Any], at: float, expected: list[str]) -> None:
+    found = [alert.text for alert in look(write_run(tmp_path / "run", **written), at=at).alerts]
+    assert len(found) == len(expected)
+    assert all(text.startswith(each) for text, each in zip(found, expected, strict=True))
 
 
-def test_stalled_training_and_overdue_checkpoint_are_alerts(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", metrics=[step(1, at=0)], state=state("running", at=2000))
-    summary = look(folder, at=2000)
-    assert warned(summary, "no step, evaluation or checkpoint for 33 min")
-    assert warned(summary, "the last checkpoint is 33 min 20 s old")
-    add(
-        folder / "events.jsonl", {"time": BEGAN + 1999, "event": "checkpoint_failed", "step": 8, "message": "disk full"}
-    )
-    summary = look(folder, at=2000)
-    assert not warned(summary, "no step")
-    assert warned(summary, "the checkpoint of step 8 was not written: disk full")
+def test_failure_has_what_its_restart_lost_if_the_newest_checkpoint_could_not_be_used(tmp_path: Path) -> None:
+    [record] = failed("server-0", "was killed", None, "")[0]["processes"]
+    folder = write_run(tmp_path / "run", processes=[record], state=state("done", at=9))
+    assert look(folder).failure.work() == "33 steps since the last checkpoint, 5.6 s"  # type: ignore[union-attr]
+    add(folder / "processes.jsonl", {**RESTART, "step": 0, "lost_steps": 333})
+    assert look(folder).failure.work() == "333 steps since the beginning, 2.5 s"  # type: ignore[union-attr]
 
 
-def test_log_that_is_not_read_to_its_end_causes_no_alert_about_what_is_missing(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", metrics=[step(number, at=100.0 * number) for number in range(21)])
-    for command, live in (({}, "running"), ({"state": state("running", at=2000)}, "running")):
-        if command:
-            (folder / "state.json").write_text(json.dumps(command["state"]))
-        reader = RunReader(folder, "run")
-        reader.refresh(until=0.0)
-        behind = summarize(reader, BEGAN + 2000)
-        assert (behind.state, len(behind.alerts), warned(behind, "are not read yet")) == (live, 1, True)
+@pytest.mark.parametrize("files", [{}, {"state": state("running", at=2000)}])
+def test_log_that_is_not_read_to_its_end_causes_no_alert_about_what_is_missing(
+    tmp_path: Path, files: dict[str, Any]
+) -> None:
+    folder = write_run(tmp_path / "run", metrics=[step(number, at=100.0 * number) for number in range(21)], **files)
+    reader = RunReader(folder, "run")
+    reader.refresh(until=0.0)
+    behind = summarize(reader, BEGAN + 2000)
+    assert (behind.state, len(behind.alerts), warned(behind, "are not read yet")) == ("running", 1, True)
 
 
 # ---- corrupt files

@@ -15,7 +15,7 @@ from recorded_service import make_record
 from run_folders import state, write_run
 
 from crossfade.cli.status import _service
-from crossfade.deploy.dashboard import service_page
+from crossfade.deploy.dashboard import page
 from crossfade.deploy.dashboard.page_elements import Selection
 from crossfade.deploy.dashboard.run_reader import Runs
 from crossfade.deploy.dashboard.service_reader import ServiceReader, ServiceSummary
@@ -109,7 +109,7 @@ def test_deletion_of_ids_is_shown_until_the_next_version(music: Path) -> None:
     assert [(alert.level, alert.text) for alert in look(music).alerts] == [
         ("info", "ids were forgotten: version 3 may have vectors of them until the next refresh")
     ]
-    assert "ids were forgotten" in text_of(service_page.head(look(music)))
+    assert "ids were forgotten" in text_of(page.service_head(look(music)))
     versions.mark_forgotten(complete=False)
     assert "a deletion of ids was interrupted" in look(music).alerts[1].text
     versions.write(make_record(4, newest=NEWEST))
@@ -163,8 +163,8 @@ def test_corrupt_records_are_shown_or_named(music: Path) -> None:
 
     def show() -> None:
         found = look(music)
-        assert [str(part) for part in (*_service(found), service_page.versions(found, {}))]
-        assert text_of([service_page.boxes([found], Selection([], "music")), service_page.head(found)])
+        assert [str(part) for part in (*_service(found), page.service_versions(found, {}))]
+        assert text_of([page.service_boxes([found], Selection([], "music")), page.service_head(found)])
         assert "version-000003.json" in str(found.alerts) or found.records[-1].number == 3
 
     def records(draw: random.Random) -> str | None:
@@ -180,7 +180,7 @@ def test_corrupt_records_are_shown_or_named(music: Path) -> None:
 
 def test_versions_are_a_table_that_leads_to_their_runs(music: Path) -> None:
     found = look(music)
-    region = service_page.versions(found, {3: "music/version-000003"})
+    region = page.service_versions(found, {3: "music/version-000003"})
     rows = rows_of(region)
     assert [row[0] for row in rows] == ["3", "2", "1"]
     assert rows[1][2:] == ["rejected", "ndcg@10", "100", "1", "0.2200", "0.1250", "42 s"]
@@ -188,15 +188,13 @@ def test_versions_are_a_table_that_leads_to_their_runs(music: Path) -> None:
     assert link.href == "?run=music%2Fversion-000003&service=music"
     many = [make_record(number) for number in range(1, 61)]
     long = ServiceSummary("music", "music", many, {}, 60, None, None, None, [])
-    assert [row[0] for row in rows_of(service_page.versions(long, {}))] == [str(number) for number in range(60, 10, -1)]
+    assert [row[0] for row in rows_of(page.service_versions(long, {}))] == [str(number) for number in range(60, 10, -1)]
 
 
 @pytest.mark.slow
 def test_status_has_the_service_and_its_runs(music: Path) -> None:
     ServiceVersions(music).write(make_record(4, newest=int(time.time()) - 60))
-    result = crossfade_here("status", music, cwd=music.parent)
-    assert result.returncode == 0
-    head, served, newest, _, titles, *lines = result.stdout.splitlines()
+    head, served, newest, _, titles, *lines = crossfade_here("status", music, cwd=music.parent).stdout.splitlines()
     assert head == f"music: fresh  ({music})"
     assert served.startswith("served       version 4, since 20")
     assert newest.startswith("newest event 1 min")
@@ -204,14 +202,12 @@ def test_status_has_the_service_and_its_runs(music: Path) -> None:
     assert lines[1].split()[3:] == ["rejected", "ndcg@10", "100", "1", "0.2200", "0.1250", "42", "s"]
     assert any(line.startswith("version-000003 ") for line in lines)
     # Without folders named, what is in services/ is shown beside the runs, which need not be there.
-    assert "music: fresh  (services/music)" in crossfade_here("status", cwd=music.parents[1]).stdout
     ServiceVersions(music).mark_forgotten(complete=True)
-    printed = json.loads(crossfade_here("status", music, "--json", cwd=music.parent).stdout)
-    assert "version-000003" in {run["name"] for run in printed["runs"]}
+    printed = json.loads(crossfade_here("status", "--json", cwd=music.parents[1]).stdout)
+    assert "services/music/version-000003" in {run["name"] for run in printed["runs"]}
     [service] = printed["services"]
-    assert [service[key] for key in ("name", "state", "served")] == ["music", "fresh", 4]
+    assert [service[key] for key in ("name", "path", "state", "served")] == ["music", "services/music", "fresh", 4]
     assert service["forgotten"] == {"through": 4, "complete": True}
-    assert [alert["level"] for alert in service["alerts"]] == ["info"]
     assert [(each["number"], each["status"], each["files"]) for each in service["versions"][1:3]] == [
         (2, "rejected", 1),
         (3, "published", 0),
