@@ -43,7 +43,6 @@ ENDED = ("done", "failed", "stopped", "lost", "unknown")
 _LEVELS = ("critical", "warning", "info")
 
 
-
 def find_state(run: RunReader, now: float) -> tuple[str, str]:
     """Return the state of ``run`` at the Unix time ``now``, and a message if it has ended."""
     if run.state is None:

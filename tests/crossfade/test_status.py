@@ -1,7 +1,6 @@
 """``crossfade status`` on real runs: during training, after a kill, and at the end."""
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
