@@ -16,9 +16,9 @@ from crossfade.terminal import PrintOptions, align, print_lines, print_result
 from crossfade.trainer.runs.shown_metrics import show_metric
 
 if TYPE_CHECKING:
+    from crossfade.deploy.dashboard.figures import LastFailure, ProcessRow, Restart, Summary
     from crossfade.deploy.dashboard.run_reader import Runs
     from crossfade.deploy.dashboard.service_reader import ServiceSummary
-    from crossfade.deploy.dashboard.summary import LastFailure, ProcessRow, Restart, Summary
 
 _DESCRIPTION = """\
 Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,
@@ -192,7 +192,7 @@ def _failure(failure: LastFailure) -> Iterator[str]:
 
 
 def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
-    from crossfade.deploy.dashboard.summary import PROCESS_COLUMNS, PROCESS_TEXT_COLUMNS, process_cells
+    from crossfade.deploy.dashboard.figures import PROCESS_COLUMNS, PROCESS_TEXT_COLUMNS, process_cells
 
     yield from align([PROCESS_COLUMNS, *map(process_cells, rows)], left=PROCESS_TEXT_COLUMNS)
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from crossfade.base.arrays import FloatArray
+from crossfade.deploy.dashboard.figures import Summary
 from crossfade.deploy.dashboard.run_reader import RunReader
-from crossfade.deploy.dashboard.summary import Summary
 
 COLORS = ("#2f7fd1", "#d1602f", "#2a9568", "#a25bd0", "#c0487f", "#8a7a1f")
 """One for each selected run, in their order."""

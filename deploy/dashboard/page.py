@@ -13,6 +13,7 @@ from crossfade.base.formatting import count, decimals, duration, local_time, sha
 from crossfade.base.text import counted
 from crossfade.deploy.dashboard.alert import Alert
 from crossfade.deploy.dashboard.charts import MAX_RUNS, RunView
+from crossfade.deploy.dashboard.figures import PROCESS_COLUMNS, PROCESS_TEXT_COLUMNS, Summary, process_cells
 from crossfade.deploy.dashboard.page_elements import (
     Component,
     Selection,
@@ -25,7 +26,6 @@ from crossfade.deploy.dashboard.page_elements import (
     tile,
 )
 from crossfade.deploy.dashboard.service_reader import TEXT_COLUMNS, TITLES, ServiceSummary, version_row
-from crossfade.deploy.dashboard.summary import PROCESS_COLUMNS, PROCESS_TEXT_COLUMNS, Summary, process_cells
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
 from crossfade.trainer.runs.shown_metrics import count_queries, show_metric
 
@@ -199,17 +199,15 @@ def _verdict(run: Summary, split: str) -> str:
 
 def processes(shown: Sequence[RunView]) -> Component:
     """Build the table of processes of each run."""
-    parts: list[Component] = []
-    for each in shown:
-        name, rows = each.summary.name, [process_cells(process) for process in each.summary.processes]
-        cells = [[first, badge(state), *others] for first, state, *others in rows]
-        columns = {"text_columns": PROCESS_TEXT_COLUMNS, "stacked": True}
-        parts.append(
-            table(f"Processes of {name}", PROCESS_COLUMNS, cells, **columns)
-            if cells
-            else html.P(f"{name}: its folder has no data on processes.", className="hint")
-        )
-    return parts
+    return [_processes(each.summary) for each in shown]
+
+
+def _processes(run: Summary) -> Component:
+    if not run.processes:
+        return html.P(f"{run.name}: its folder has no data on processes.", className="hint")
+    rows = [[name, badge(state), *others] for name, state, *others in map(process_cells, run.processes)]
+    caption = f"Processes of {run.name}"
+    return table(caption, PROCESS_COLUMNS, rows, text_columns=PROCESS_TEXT_COLUMNS, stacked=True)
 
 
 def events(shown: Sequence[RunView]) -> Component:

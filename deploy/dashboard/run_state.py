@@ -10,7 +10,7 @@ import math
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
@@ -20,6 +20,7 @@ from crossfade.base.processes import started_at
 from crossfade.base.text import error_line
 from crossfade.deploy.cluster.state_writer import IN_PROCESS
 from crossfade.deploy.dashboard.alert import Alert
+from crossfade.deploy.dashboard.figures import ENDED, Summary
 from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
 from crossfade.trainer.monitoring.thresholds import (
     MIN_FREE_MEMORY_RATIO,
@@ -31,15 +32,10 @@ from crossfade.trainer.monitoring.thresholds import (
 )
 from crossfade.trainer.runs.events import CheckpointFailed
 
-if TYPE_CHECKING:
-    from crossfade.deploy.dashboard.summary import Summary
-
 SILENT_SECONDS = 15.0
 """A command writes its state every second; after this time without a new state, it counts as lost."""
 GONE_SECONDS = 3.0
 """After this time without a new state, the command's process is looked for on this host."""
-ENDED = ("done", "failed", "stopped", "lost", "unknown")
-"""States of runs that have ended. ``lost``: the command no longer runs. ``unknown``: no file has the state."""
 _LEVELS = ("critical", "warning", "info")
 
 
@@ -133,11 +129,11 @@ def _liveness(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
     last = run.training.last_time
     if last is not None and now - last > STALLED_SECONDS and not run.is_behind:
         yield Alert("critical", f"no step, evaluation or checkpoint for {duration(now - last)}")
-    interval, since = run.setting("checkpoint", "interval_seconds"), run.training.first_time
-    since = summary.checkpoints["last_time"] or since
-    is_known = isinstance(interval, int | float) and since and not run.is_behind
-    if is_known and now - since > OVERDUE_CHECKPOINTS * interval + OVERDUE_SECONDS:
-        yield Alert("warning", f"the last checkpoint is {duration(now - since)} old; the interval is {interval:g} s")
+    interval, since = run.setting("checkpoint", "interval_seconds"), summary.checkpoints["last_time"]
+    age = now - (since or run.training.first_time or now)
+    is_overdue = isinstance(interval, int | float) and age > OVERDUE_CHECKPOINTS * interval + OVERDUE_SECONDS
+    if is_overdue and not run.is_behind:
+        yield Alert("warning", f"the last checkpoint is {duration(age)} old; the interval is {interval:g} s")
     recent = [each for each in summary.restarts if now - each.time < RECENT_RESTART_SECONDS]
     if recent:
         more = f" (and {len(recent) - 1} more within {duration(RECENT_RESTART_SECONDS)})" if len(recent) > 1 else ""

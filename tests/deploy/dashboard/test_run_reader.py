@@ -24,8 +24,9 @@ from run_folders import (
 
 from crossfade.base.processes import started_at
 from crossfade.deploy.dashboard import run_reader
+from crossfade.deploy.dashboard.figures import Summary
 from crossfade.deploy.dashboard.run_reader import RunReader, Runs, Tail
-from crossfade.deploy.dashboard.summary import Summary, read_summaries, summarize
+from crossfade.deploy.dashboard.summary import read_summaries, summarize
 
 
 def read(folder: Path) -> RunReader:
