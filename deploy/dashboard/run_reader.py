@@ -26,7 +26,7 @@ from crossfade.deploy.dashboard.bounded_lock import BoundedLock
 from crossfade.deploy.dashboard.history import TrainingHistory
 from crossfade.deploy.dashboard.service_reader import ServiceReader, is_service
 from crossfade.trainer.config.loading import parse_job_text
-from crossfade.trainer.runs.events import LoadSample, Seconds, TimedEvent, UnixTime, Whole, parse_record
+from crossfade.trainer.runs.events import Seconds, TimedEvent, UnixTime, Whole, parse_record
 from crossfade.trainer.runs.run_folder import (
     EVENTS_FILE,
     JOB_FILE,
@@ -238,15 +238,11 @@ class RunReader:
         self._events.read(self.training.add, until)
         if self._processes.is_replaced():
             self.job_events = []
-        self._processes.read(self._add_job_event, until)
+        self._processes.read(self.job_events.append, until)
         self.job, self.job_text = self._read(JOB_FILE, _parse_job, (self.job, self.job_text), ({}, ""))
         self.identity = self._read(RUN_FILE, RunFile.model_validate_json, self.identity, RunFile())
         self.state = self._read(STATE_FILE, StateFile.model_validate_json, self.state, None)
         self.report = self._read(REPORT_FILE, ReportFile.model_validate_json, self.report, None)
-
-    def _add_job_event(self, timed: TimedEvent) -> None:
-        if not isinstance(timed.event, LoadSample):
-            self.job_events.append(timed)
 
     def setting(self, section: str, key: str) -> Any:
         """Return a value of the job; None if it is not set."""

@@ -16,7 +16,7 @@ from paced_training import metrics_address, paced
 from playwright.sync_api import Browser, expect
 from recorded_service import make_record
 from restarted_run import ShownRun
-from run_folders import BEGAN, add, epoch, load, sample, state, step, totals, training_from, write_run
+from run_folders import BEGAN, add, epoch, load, state, step, totals, training_from, write_run
 from running_command import started, succeeded
 from scraping import ask
 
@@ -133,14 +133,12 @@ def write_plays(folder: Path, *, quality: float, rate: float, kind: str = "done"
         if number % 10 == 0:
             metrics.append(epoch(number // 10, at=number, step=number, quality=quality * number / 40))
     metrics.append(totals(40, at=40, pushed=10**6, dense=10**9))
-    loads = [{"in_process": load(updated=at * 100, cpu=at / 2)} for at in range(0, 41, 10)]
     return write_run(
         folder,
         metrics=metrics,
         job=f"name: plays\nmodel: {{dim: 8}}\nevaluate: {{best_metric: ndcg@10}}\n"
         f"optimizer: {{learning_rate: {rate}}}\n",
-        processes=[sample(at=10 * number, **each) for number, each in enumerate(loads)],
-        state=state(kind, at=41, in_process=("running", loads[-1]["in_process"])),
+        state=state(kind, at=41, in_process=("running", load(updated=4000))),
     )
 
 

@@ -14,7 +14,6 @@ from run_folders import (
     add,
     epoch,
     load,
-    sample,
     state,
     step,
     totals,
@@ -343,7 +342,7 @@ def test_live_runs_come_first_then_the_latest(tmp_path: Path) -> None:
 )
 def test_file_behind_a_link_that_leads_out_of_the_run_is_not_read(tmp_path: Path, name: str) -> None:
     files: dict[str, Any] = {"report": {"metrics": {}}, "state": state("done", at=1)}
-    folder = write_run(tmp_path / "run", metrics=[step(1, at=1)], processes=[sample(at=1)], **files)
+    folder = write_run(tmp_path / "run", metrics=[step(1, at=1)], processes=[RESTART], **files)
     within = folder / "within"
     (folder / name).rename(within)
     (folder / name).symlink_to("within")

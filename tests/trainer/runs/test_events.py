@@ -16,7 +16,6 @@ from crossfade.trainer.runs.events import (
     EVENT_TYPES,
     CheckpointFailed,
     EpochEvent,
-    LoadSample,
     PhaseEvent,
     RestartEvent,
     StepEvent,
@@ -54,7 +53,6 @@ STEP = StepEvent(
         PhaseEvent(name="training", step=0, rows_from=None),
         StoppedEvent(step=4, checkpoint="checkpoints/step-4"),
         RestartEvent(generation=2, cause="server-0 was killed", step=8, skipped=["step 9: corrupt"]),
-        LoadSample(generation=1, processes={"worker-0": {"pid": 7, "best_epoch": None}}),
     ],
     ids=lambda event: event.kind,
 )
@@ -107,7 +105,7 @@ def test_log_line_without_time_is_rejected(time: dict[str, Any]) -> None:
 
 
 def test_kinds_are_distinct_and_fields_documented() -> None:
-    assert len(EVENT_TYPES) == 26
+    assert len(EVENT_TYPES) == 25
     for event in EVENT_TYPES.values():
         assert event.__doc__
         assert all(field.description for field in event.model_fields.values())
