@@ -7,8 +7,8 @@ from crossfade.deploy.dashboard.options import TOKEN_VARIABLE, DashboardOptions
 from crossfade.terminal import print_line
 
 _DESCRIPTION = """\
-Serve a page that shows runs: loss, metrics and throughput; the time of a step by phase; bytes moved compared with dense
-gradients; rows, memory and load of each server; checkpoints, restarts and alerts; the resolved job; and runs compared.
+Serve a page that shows runs: loss, metrics, and throughput; bytes moved compared with dense gradients; rows and memory
+of each process; checkpoints, restarts, failures, and alerts; the resolved job; and runs compared.
 
 Of services of 'crossfade refresh', it shows the served version, how fresh it is, and the metric of all versions.
 The page reads only their folders, needs no internet access, and shows new runs as they appear. /explore searches the

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
-from crossfade.base.errors import as_typed, worded
 from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
@@ -50,8 +48,7 @@ def run(options: DoctorCommand) -> int:
     from crossfade.deploy.doctor.examine import examine
 
     findings = []
-    for found in examine(options):
-        finding = replace(found, message=worded(found.message, as_typed))
+    for finding in examine(options):
         findings.append(finding)
         if not options.json_:
             print_line(f"{finding.state:<7}  {finding.check:<12}  {finding.message}", flush=True)

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crossfade.base import formatting as text
 from crossfade.base.options import Number, option
@@ -16,11 +16,9 @@ from crossfade.terminal import PrintOptions, align, print_lines, print_result
 from crossfade.trainer.runs.shown_metrics import show_metric
 
 if TYPE_CHECKING:
-    from crossfade.deploy.dashboard.processes import ProcessRow
+    from crossfade.deploy.dashboard.figures import LastFailure, ProcessRow, Restart, Summary
     from crossfade.deploy.dashboard.run_reader import Runs
-    from crossfade.deploy.dashboard.run_state import LastFailure
     from crossfade.deploy.dashboard.service_reader import ServiceSummary
-    from crossfade.deploy.dashboard.summary import Summary
 
 _DESCRIPTION = """\
 Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,
@@ -73,10 +71,11 @@ def run(options: StatusOptions) -> int:
 
 
 def _show(runs: Runs, options: StatusOptions) -> None:
-    from crossfade.deploy.dashboard.summary import latest_first, read_summaries
+    from crossfade.deploy.dashboard.summary import read_summaries
 
-    found = latest_first(read_summaries(runs))
-    services = [service.summarize(time.time()) for service in runs.services()]
+    with runs.lock:
+        found = [summary for _, summary in read_summaries(runs)]
+        services = [service.summarize(time.time()) for service in runs.services()]
     value = {"runs": [run.to_json() for run in found], "services": [each.to_json() for each in services]}
     print_result(options, value, lambda: print_lines(_lines(found, services)), to_json=json.dumps)
 
@@ -145,9 +144,8 @@ def _screen(run: Summary) -> Iterator[str]:
         pushed = f"pulled {text.size(traffic['bytes_pulled'])}, pushed {text.size(traffic['bytes_pushed'])}"
         dense = f"dense gradients: {text.size(traffic['dense_equivalent_bytes_pushed'])}, {text.times(run.dense_ratio)}"
         yield _line("bytes", f"{pushed}; {dense}")
-    if total := sum(run.phase_seconds.values()):
-        spent = sorted(run.phase_seconds.items(), key=lambda item: -item[1])
-        yield _line("time", ", ".join(f"{phase} {text.share(seconds / total)}" for phase, seconds in spent))
+    if spent := run.time_by_phase():
+        yield _line("time", ", ".join(spent))
     yield _line("checkpoints", _checkpoints(run))
     yield _line("restarts", _restarts(run.restarts))
     if run.failure is not None:
@@ -174,32 +172,29 @@ def _checkpoints(run: Summary) -> str:
     return f"{kept['written']} written{failed}; {last}"
 
 
-def _restarts(restarts: Sequence[dict[str, Any]]) -> str:
-    from crossfade.deploy.dashboard.summary import lost_steps
-
+def _restarts(restarts: Sequence[Restart]) -> str:
     if not restarts:
         return "none"
-    lost = lost_steps(restarts[-1])
+    lost = restarts[-1].work()
     return f"{len(restarts)}; the last one {lost}" if lost else str(len(restarts))
 
 
 def _failure(failure: LastFailure) -> Iterator[str]:
     """Describe the last failure: what happened and when, the role's error and log, and what was lost."""
-    yield _line("last failure", f"{failure.text}, {text.local_time(failure.time)}")
-    log = f"log: {failure.log}" if failure.log else ""
-    if failure.error:
-        yield _line("", f"{failure.error} ({log})" if log else failure.error)
+    event = failure.event
+    yield _line("last failure", f"{event.describe()}, {text.local_time(failure.time)}")
+    log = f"log: {event.log}" if event.log else ""
+    if event.error:
+        yield _line("", f"{event.error} ({log})" if log else event.error)
     elif log:
         yield _line("", log)
-    yield _line("", f"lost {failure.work()}{'; it ended the run' if failure.ends_run else ''}")
+    yield _line("", f"lost {failure.work()}{'; it ended the run' if event.ends_run else ''}")
 
 
 def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
-    from crossfade.deploy.dashboard.processes import TERMINAL_COLUMNS, TEXT_COLUMNS
+    from crossfade.deploy.dashboard.figures import PROCESS_COLUMNS, PROCESS_TEXT_COLUMNS, process_cells
 
-    titles = [column.title for column in TERMINAL_COLUMNS]
-    cells = [[column.text(row) for column in TERMINAL_COLUMNS] for row in rows]
-    yield from align([titles, *cells], left=TEXT_COLUMNS)
+    yield from align([PROCESS_COLUMNS, *map(process_cells, rows)], left=PROCESS_TEXT_COLUMNS)
 
 
 def _table(runs: Sequence[Summary]) -> Iterator[str]:

@@ -6,7 +6,7 @@
         state.end("done")
 
     state.json        the state of the run and of each of its processes, rewritten every second
-    processes.jsonl   its history: load samples, failures, restarts, and the start and end of each command
+    processes.jsonl   its history: failures, restarts, and the start and end of each command
 
 The run itself reads neither file, so a full disk costs only these records.
 """
@@ -34,7 +34,6 @@ from crossfade.trainer.runs.events import (
     FailureEvent,
     HostsMissing,
     KernelsDiffer,
-    LoadSample,
     PhaseEvent,
     RestartEvent,
     ResumeEvent,
@@ -48,9 +47,6 @@ IN_PROCESS = "in-process"
 """The name of the only process of a run without servers."""
 STATE_SECONDS = 1.0
 """Seconds between two versions of state.json."""
-MAX_SAMPLE_SECONDS = 15.0
-"""Maximum time between two load samples. Short runs sample more often, to have ``_SAMPLES_PER_RUN``."""
-_SAMPLES_PER_RUN = 60
 JOB_EVENTS = (
     *(FailureEvent, RestartEvent, ResumeEvent, BackoffEvent),
     *(WaitingForHosts, HostsMissing, KernelsDiffer),
@@ -68,7 +64,7 @@ class StateWriter:
         """Write to ``folder``, whose lock this process holds."""
         self._folder = folder
         self._source: StateSource = lambda: {"state": "starting", "generation": 0, "processes": {}}
-        self._started, self._began_at, self._sampled_at = time.time(), time.monotonic(), float("-inf")
+        self._started = time.time()
         self._oom_kills = OomKills.of_this_process().source
         self._work = UnsavedWork(0, time.monotonic())
         self._failure: dict[str, Any] | None = None
@@ -139,7 +135,6 @@ class StateWriter:
         for process in last["processes"].values():
             process["state"] = "done" if state == "done" else "ended"
         self._write_state({**last, "state": state, "message": message, "ended": time.time()})
-        self._append(_load_sample(last))
         self._append(CommandEnded(state=state, message=message))
 
     def _run(self) -> None:
@@ -147,12 +142,7 @@ class StateWriter:
             self._write()
 
     def _write(self) -> None:
-        state = self._source()
-        self._write_state({**state, "message": ""})
-        pause = (time.monotonic() - self._began_at) / _SAMPLES_PER_RUN
-        if time.monotonic() - self._sampled_at >= min(pause, MAX_SAMPLE_SECONDS):
-            self._sampled_at = time.monotonic()
-            self._append(_load_sample(state))
+        self._write_state({**self._source(), "message": ""})
 
     def _write_state(self, state: dict[str, Any]) -> None:
         kills = {"source": str(self._oom_kills), "count": OomKills(self._oom_kills).count}
@@ -164,8 +154,3 @@ class StateWriter:
     def _append(self, event: Event) -> None:
         with self._append_lock:
             self._log.write(event)
-
-
-def _load_sample(state: dict[str, Any]) -> LoadSample:
-    loads = {name: process["load"] for name, process in state["processes"].items() if process["load"]}
-    return LoadSample(generation=state["generation"], processes=loads)

@@ -1,15 +1,11 @@
 """A lock with a timeout, so that a hanging request does not block the others.
 
-lock = BoundedLock("the run 'lastfm'")
-with lock: ...
+with BoundedLock("the folder of the runs"): ...
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from crossfade.base.errors import CrossfadeError
 
@@ -33,19 +29,7 @@ class BoundedLock:
         Raises:
             BusyError: another thread has held it all the time.
         """
-        self._acquire(WAIT_SECONDS)
-
-    @contextmanager
-    def held(self, until: float) -> Iterator[None]:
-        """Hold the lock, as ``with`` does, but wait for it only until the monotonic time ``until``."""
-        self._acquire(max(0.0, until - time.monotonic()))
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    def _acquire(self, seconds: float) -> None:
-        if not self._lock.acquire(timeout=seconds):
+        if not self._lock.acquire(timeout=WAIT_SECONDS):
             raise BusyError(f"{self._subject} is being read by another request; try again later")
 
     def __exit__(self, *_: object) -> None:

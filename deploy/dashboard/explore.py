@@ -1,4 +1,4 @@
-"""The Explore page of the dashboard: search, neighbors, a map, two runs compared, recommendations beside a history.
+"""The Explore page of the dashboard: search, neighbors, and recommendations beside a history.
 
     app.server.register_blueprint(explore_pages(runs, models, "runs"))
 
@@ -6,26 +6,21 @@ The page is ``assets/explore.html``. Its script reads the state from the address
 ``/explore/api/``. They answer an object with the result, with ``error``, or with ``preparing`` while the model of the
 run is not open yet. The status is always 200: an unknown ID is an answer, and browsers log other statuses as failures.
 
-Shapes: Q queries, one here; K ranks; N items of a history, or points of a map.
+Shapes: Q queries, one here; K ranks; N items of a history.
 """
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from flask import Blueprint, Response, jsonify, request
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import CrossfadeError, InputError, command, reason_of
-from crossfade.base.io.regular_files import open_below
-from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing
+from crossfade.base.errors import CrossfadeError
+from crossfade.deploy.dashboard.explored_models import ExploredModels
 from crossfade.deploy.dashboard.page import EXPLORE_PATH
 from crossfade.deploy.dashboard.run_reader import Runs
 from crossfade.trainer.recommend.model import Model
@@ -37,13 +32,6 @@ K = 10
 """Rows of a list."""
 _MAX_SUGGESTIONS = 12
 Answer = dict[str, Any]
-MAX_POINTS = 50_000
-FULL_SCALE = 10_000
-"""The larger side of the map, in the units of the places."""
-_MAP = "map/map.parquet"
-_COLUMNS = {name: pa.string() for name in ("id", "name", "label", "color")} | {
-    axis: pa.float64() for axis in ("x", "y")
-}
 _PAGE = Path(__file__).parent / "assets" / "explore.html"
 
 
@@ -117,66 +105,6 @@ def _row(label: RowLabel) -> Answer:
     return {"id": str(label.id), "name": label.name}
 
 
-def read_points(run: Path) -> dict[str, Any] | None:
-    """Return the most frequent items of the map of ``run``, with places and labels; None if it has no map.
-
-    Raises:
-        InputError: the map cannot be read.
-    """
-    try:
-        with os.fdopen(open_below(run, _MAP), "rb") as file:
-            table = _read_table(file)
-        place_N2 = np.stack([table.column(axis).to_numpy() for axis in ("x", "y")], axis=1)
-        if not np.isfinite(place_N2).all():
-            raise InputError("has a place that is not finite")
-    except FileNotFoundError:
-        return None
-    except (OSError, pa.ArrowException, InputError) as error:
-        fix = f"draw it again with {command('map', str(run), overwrite=True)}"
-        raise InputError(f"{run / _MAP}: cannot be read: {reason_of(error)}; {fix}") from error
-    place_N2 -= place_N2.min(axis=0, initial=0.0 if not len(place_N2) else np.inf)
-    place_N2 *= FULL_SCALE / max(float(place_N2.max(initial=0.0)), 1e-9)
-    x_N, y_N = np.round(place_N2).astype(np.int64).T
-    return {
-        "ids": table.column("id").to_pylist(),
-        "names": table.column("name").to_pylist(),
-        "x": x_N.tolist(),
-        "y": y_N.tolist(),
-        **_labels(table),
-    }
-
-
-def _read_table(file: BinaryIO) -> pa.Table:
-    """Read the first points of a map, with the types that pages need.
-
-    Raises:
-        InputError: a column is missing.
-        ArrowException: it is not Parquet, or a column has another type.
-    """
-    with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-        found = set(parquet.schema_arrow.names)
-        types = _COLUMNS if "label" in found else {name: _COLUMNS[name] for name in ("id", "name", "x", "y")}
-        if missing := types.keys() - found:
-            raise InputError(f"has no column '{min(missing)}'")
-        batch = next(parquet.iter_batches(MAX_POINTS, columns=list(types)), None)
-        table = parquet.schema_arrow.empty_table() if batch is None else pa.Table.from_batches([batch])
-    return table.select(list(types)).cast(pa.schema(list(types.items())))
-
-
-def _labels(table: pa.Table) -> dict[str, Any]:
-    """Return the labels with their colors, the most frequent first, and the number of each point's label or -1."""
-    if "label" not in table.column_names:
-        return {"labels": [], "label": [-1] * table.num_rows}
-    labels = table.column("label").to_pylist()
-    colors = dict(zip(labels, table.column("color").to_pylist(), strict=True))
-    names = [name for name, _ in Counter(name for name in labels if name is not None).most_common()]
-    numbers = {name: number for number, name in enumerate(names)}
-    return {
-        "labels": [{"name": name, "color": colors[name]} for name in names],
-        "label": [numbers.get(name, -1) for name in labels],
-    }
-
-
 _QUESTIONS: dict[str, tuple[Callable[[Model, str], Answer], str]] = {
     "model": (describe, ""),
     "search": (search, "text"),
@@ -196,36 +124,24 @@ def explore_pages(runs: Runs, models: ExploredModels, source: str) -> Blueprint:
 
     @pages.get("/api/runs")
     def list_runs() -> Response:
-        found = sorted(runs.readers(), key=lambda reader: -_written_at(reader.path))
-        return jsonify(source=source, runs=[reader.name for reader in found])
-
-    @pages.get("/api/map")
-    def points() -> Response:
-        return _answer_about(runs, lambda path: {"points": read_points(path), "command": f"crossfade map {path}"})
+        paths = runs.paths()
+        return jsonify(source=source, runs=sorted(paths, key=lambda name: -_written_at(paths[name])))
 
     @pages.get("/api/<any(model, search, neighbors, recommendations):question>")
     def ask(question: str) -> Response:
         answer, parameter = _QUESTIONS[question]
-        text = request.args.get(parameter, "")
-        return _answer_about(runs, lambda path: models.ask(path, lambda model: answer(model, text)))
+        name, text = request.args.get("run", ""), request.args.get(parameter, "")
+        try:
+            # Only folders that were found are read, whatever the name is.
+            path = runs.paths().get(name)
+            if path is None:
+                return jsonify(error=f"there is no run '{name}'")
+            found = models.ask(path, lambda model: answer(model, text))
+        except CrossfadeError as error:
+            return jsonify(error=str(error))
+        return jsonify(preparing=True) if found is None else jsonify(found)
 
     return pages
-
-
-def _answer_about(runs: Runs, answer: Callable[[Path], dict[str, Any] | Preparing]) -> Response:
-    """Return what ``answer`` returns about the folder of the request's run, or its error."""
-    name = request.args.get("run", "")
-    try:
-        # Only folders that were found are read, whatever the name is.
-        path = next((reader.path for reader in runs.readers() if reader.name == name), None)
-        if path is None:
-            return jsonify(error=f"there is no run '{name}'")
-        found = answer(path)
-    except CrossfadeError as error:
-        return jsonify(error=str(error))
-    if isinstance(found, Preparing):
-        return jsonify(preparing={"phase": found.phase, "share": found.share})
-    return jsonify(found)
 
 
 def _written_at(run: Path) -> float:

@@ -2,10 +2,9 @@
 
     with closing(ExploredModels()) as models:
         found = models.ask(Path("runs/lastfm"), lambda model: model.search("artist", "radio", 10))
-        found.phase if isinstance(found, Preparing) else found
+        found is None       # the model is not open yet: ask again
 
-The first question about a run begins to prepare its model. When the run has other embeddings, they are prepared too,
-and the earlier ones answer until they are open. The models that were used last stay open.
+The first question about a run, or about embeddings that it has written since, begins to prepare its model.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.deploy.dashboard.bounded_lock import BoundedLock, BusyError
+from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
 from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.runs.run_folder import RunFolder
 from crossfade.trainer.serving.copies_folder import CopiesFolder
-from crossfade.trainer.serving.version import open_version
+from crossfade.trainer.serving.version import Version, open_version
 from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
 MAX_OPEN = 4
@@ -36,63 +35,44 @@ _logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class Preparing:
-    """A model that is not open yet: what is being done, and which share of that is done, None if it is unknown."""
+class _PreparedModel:
+    """A model that is being prepared, or is open. ``lock`` has it used by one thread at a time."""
 
-    phase: str
-    share: float | None
-
-
-class _Progress:
-    """Keeps the progress of one thread for any other."""
-
-    def __init__(self) -> None:
-        self._phase: tuple[str, int | None] = "waiting for another model", None
-        self._done = 0
-
-    def phase(self, name: str, total: int | None, unit: str) -> None:
-        self._done = 0
-        self._phase = name, total
-
-    def advance(self, amount: int) -> None:
-        self._done += amount
-
-    def read(self) -> Preparing:
-        name, total = self._phase
-        return Preparing(name, min(self._done / total, 1.0) if total else None)
-
-
-@dataclass
-class _Preparation:
-    """The preparation of the model of ``run`` whose fingerprint was ``fingerprint`` when it began."""
-
-    run: Path
-    fingerprint: str
-    progress: _Progress = field(default_factory=_Progress)
-    error: CrossfadeError | None = None
-
-
-class _OpenModel:
-    """An open model and the copy that it is read from. ``lock`` has it used by one thread at a time."""
-
-    def __init__(self, fingerprint: str, folder: Path) -> None:
-        self.fingerprint = fingerprint
-        self.version = open_version(folder)
+    def __init__(self, source: ModelSource, fingerprint: str, folder: Path) -> None:
+        self.source, self.fingerprint, self.folder = source, fingerprint, folder
         self.lock = BoundedLock("the model")
-        self.closed = False
-        self._folder = folder
+        self.version: Version | None = None
+        self.error: CrossfadeError | None = None
+
+    def open(self) -> None:
+        """Copy the model and open the copy; keep the error if that fails."""
+        try:
+            with_trained_model(self.source, _logger.warning, self._copy)
+            self.version = open_version(self.folder)
+        except (CrossfadeError, OSError) as error:
+            self.error = error if isinstance(error, CrossfadeError) else CrossfadeError(str(error))
+        except Exception as error:  # a failure must not leave the page waiting
+            _logger.exception(f"{self.source.source}: its model cannot be prepared")
+            self.error = CrossfadeError(str(error))
+
+    def _copy(self, model: TrainedModel) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)  # what an attempt with a corrupt checkpoint has left
+        write_copy(model, self.folder, shutil.disk_usage(self.folder.parent).free)
 
     def close(self) -> None:
-        """Close the model and delete its copy; a question that is being answered does so at its end."""
-        self.closed = True
+        """Close the model after the answer that is being given, and delete the copy.
+
+        Where the answer takes long, the copy stays until the dashboard ends.
+        """
         with suppress(BusyError), self.lock:
-            self.version.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if self.version is not None:
+                self.version.close()
+                self.version = None
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class ExploredModels:
-    """The models of runs, by the folder of the run. Thread-safe."""
+    """The models of runs, by the folder of the run; those that were used last stay open. Thread-safe."""
 
     def __init__(self, *, history_from_this_dataset_only: bool = False) -> None:
         """Begin without a model; ``history_from_this_dataset_only`` does without base datasets."""
@@ -100,105 +80,58 @@ class ExploredModels:
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         """Has one model prepared at a time."""
-        self._open: OrderedDict[Path, _OpenModel] = OrderedDict()
-        self._preparations: dict[Path, _Preparation] = {}
+        self._models: OrderedDict[Path, _PreparedModel] = OrderedDict()
         self._folder: CopiesFolder | None = None
-        self._closed = False
 
-    def ask(self, run: Path, question: Callable[[Model], Answer]) -> Answer | Preparing:
-        """Return the answer of the model of ``run`` to ``question``, or how far its preparation is.
+    def ask(self, run: Path, question: Callable[[Model], Answer]) -> Answer | None:
+        """Return the answer of the model of ``run`` to ``question``; None while the model is being prepared.
 
         Raises:
             CrossfadeError: the run has no model, or it could not be prepared, which the next question tries again.
         """
         fingerprint = _fingerprint(run)
-        while True:
-            with self._lock:
-                model = self._open.get(run)
-                if model is None:
-                    return self._wait_for(self._prepare(run, fingerprint))
-                if model.fingerprint != fingerprint:
-                    self._prepare(run, fingerprint)
-                self._open.move_to_end(run)
-            try:
-                with model.lock:
-                    if not model.closed:
-                        return question(model.version.model)
-            finally:
-                if model.closed:
-                    model.close()
+        with self._lock:
+            model = self._models.get(run)
+            if model is None or (model.fingerprint != fingerprint and model.version is not None):
+                model = self._prepare(run, fingerprint)
+            self._models.move_to_end(run)
+            if model.error is not None:
+                del self._models[run]
+                raise model.error
+        with model.lock:
+            return None if model.version is None else question(model.version.model)
+
+    def _prepare(self, run: Path, fingerprint: str) -> _PreparedModel:
+        """Begin to prepare the model of ``run``, and drop the model that was used least recently."""
+        self._folder = self._folder or CopiesFolder()
+        only = self._history_from_this_dataset_only
+        source = ModelSource(source=str(run), history_from_this_dataset_only=only)
+        model = _PreparedModel(source, fingerprint, self._folder.new_path())
+        dropped = [self._models.pop(run, None)]
+        self._models[run] = model
+        if len(self._models) > MAX_OPEN:
+            dropped.append(self._models.popitem(last=False)[1])
+
+        def open_in_turn() -> None:
+            with self._turn:
+                model.open()
+            is_kept = model.error is None and self._models.get(run) is model
+            for each in (*dropped, None if is_kept else model):
+                if each is not None:
+                    each.close()
+
+        threading.Thread(target=open_in_turn, name="explore", daemon=True).start()
+        return model
 
     def close(self) -> None:
-        """Close all models and delete their copies; a preparation that is under way fails."""
+        """Delete the copies of all models."""
         with self._lock:
-            self._closed = True
-            models = list(self._open.values())
-            self._open.clear()
+            models = list(self._models.values())
+            self._models.clear()
         for model in models:
             model.close()
         if self._folder is not None:
             self._folder.delete()
-
-    def _wait_for(self, preparation: _Preparation) -> Preparing:
-        """Return the progress of ``preparation``, or raise its error and forget it."""
-        if preparation.error is None:
-            return preparation.progress.read()
-        del self._preparations[preparation.run]
-        raise preparation.error
-
-    def _prepare(self, run: Path, fingerprint: str) -> _Preparation:
-        """Return the preparation that is under way or has failed with ``fingerprint``; otherwise, begin one."""
-        known = self._preparations.get(run)
-        if known is not None and (known.error is None or known.fingerprint == fingerprint):
-            return known
-        preparation = _Preparation(run, fingerprint)
-        self._preparations[run] = preparation
-        threading.Thread(target=self._open_model, args=[preparation], name="explore", daemon=True).start()
-        return preparation
-
-    def _open_model(self, preparation: _Preparation) -> None:
-        """Open the model, in a background thread; keep the error if that fails."""
-        run = preparation.run
-        try:
-            with self._turn:
-                folder = self._copies()
-                path = folder.new_path()
-                preparation.progress.phase("reading the run", None, "")
-
-                def copy(model: TrainedModel) -> None:
-                    _write_copy(model, path, folder.free_bytes(), preparation.progress)
-
-                only = self._history_from_this_dataset_only
-                source = ModelSource(source=str(run), history_from_this_dataset_only=only)
-                with_trained_model(source, _logger.warning, copy)
-                model = _OpenModel(preparation.fingerprint, path)
-        except Exception as error:  # a failure must not leave the page waiting
-            if not isinstance(error, CrossfadeError | OSError):
-                _logger.exception(f"{run}: its model cannot be prepared")
-            if run in self._open:
-                _logger.warning(f"{run}: the new embeddings cannot be opened, the earlier ones answer: {error}")
-            preparation.error = error if isinstance(error, CrossfadeError) else CrossfadeError(str(error))
-        else:
-            self._keep(preparation, model)
-
-    def _copies(self) -> CopiesFolder:
-        with self._lock:
-            if self._closed:
-                raise CrossfadeError("the dashboard is ending")
-            self._folder = self._folder or CopiesFolder()
-            return self._folder
-
-    def _keep(self, preparation: _Preparation, model: _OpenModel) -> None:
-        """Keep ``model`` open instead of the earlier one of its run, and not too many of other runs."""
-        with self._lock:
-            dropped = [self._open.pop(preparation.run, None)]
-            del self._preparations[preparation.run]
-            self._open[preparation.run] = model
-            while len(self._open) > (0 if self._closed else MAX_OPEN):
-                dropped.append(self._open.popitem(last=False)[1])
-        for each in dropped:
-            if each is not None:
-                each.close()
 
 
 def _fingerprint(run: Path) -> str:
@@ -209,12 +142,16 @@ def _fingerprint(run: Path) -> str:
         raise InputError("it has neither embeddings nor a complete checkpoint yet") from error
 
 
-def _write_copy(model: TrainedModel, path: Path, free_bytes: int, progress: _Progress) -> None:
+def write_copy(model: TrainedModel, path: Path, free_bytes: int) -> None:
+    """Copy ``model`` to the new folder ``path``.
+
+    Raises:
+        InputError: its vectors take more than ``free_bytes``.
+    """
     needed = sum(table.rows * table.dim * 4 for table in model.spec.vectors)
     if needed > free_bytes:
         raise InputError(
             f"{path.parent}: has no room for a copy of the vectors, {needed:,} bytes; set TMPDIR to a folder on a "
             "larger disk and start the dashboard again"
         )
-    shutil.rmtree(path, ignore_errors=True)  # what an attempt with a corrupt checkpoint has left
-    write_version(model, path, _OPTIONS, progress)
+    write_version(model, path, _OPTIONS, NullReporter())

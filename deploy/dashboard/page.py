@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -12,169 +11,93 @@ from dash import dcc, html
 
 from crossfade.base.formatting import count, decimals, duration, local_time, share, size, times
 from crossfade.base.text import counted
-from crossfade.deploy.dashboard import charts, service_page
 from crossfade.deploy.dashboard.alert import Alert
-from crossfade.deploy.dashboard.charts import MAX_RUNS, Axis, RunView
-from crossfade.deploy.dashboard.figures import Figure, reason_for_no_data
-from crossfade.deploy.dashboard.page_elements import Component, alert_list, aria, badge, graph_card, table, tile
-from crossfade.deploy.dashboard.processes import COLUMNS, STATE_TITLE, TEXT_COLUMNS
-from crossfade.deploy.dashboard.summary import Summary, lost_steps
+from crossfade.deploy.dashboard.charts import MAX_RUNS, RunView
+from crossfade.deploy.dashboard.figures import PROCESS_COLUMNS, PROCESS_TEXT_COLUMNS, Summary, process_cells
+from crossfade.deploy.dashboard.page_elements import (
+    Component,
+    Selection,
+    alert_list,
+    aria,
+    badge,
+    box,
+    graph_card,
+    table,
+    tile,
+)
+from crossfade.deploy.dashboard.service_reader import TEXT_COLUMNS, TITLES, ServiceSummary, version_row
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, TimedEvent
 from crossfade.trainer.runs.shown_metrics import count_queries, show_metric
 
 GRAPHS = {
     "loss": ("Loss", "Training loss of each step (smoothed), and the mean of each epoch."),
     "eval_metric": ("Validation metric", "The metric that selects the best epoch (evaluate.best_metric)."),
-    "evaluation": ("Metric beside baselines", "The same metric of the best embeddings, ± its standard error."),
     "throughput": ("Throughput", "Examples per second of all workers together."),
-    "phases": ("Time per step by phase", "Mean of a step, measured on the first worker."),
-    "traffic": ("Bytes pulled and pushed", "Totals of all workers, and what dense gradients would have taken."),
-    "memory": ("Memory", "Resident memory of each process."),
-    "updates": ("Row updates", "Rows updated per second by each process that holds tables."),
 }
 """Title and caption of each graph."""
-AXES: tuple[Axis, ...] = ("step", "time")
+PARTS = ("head", "alerts", "tiles", "results", "processes", "events", "job")
+"""The parts that show the selected runs, each built by the function of its name."""
 REFRESH_SECONDS = 2.0
 EXPLORE_PATH = "/explore"
 """The page of searches, neighbors and recommendations."""
-_MAX_EVENTS = 50
-_TRIAL = re.compile(r"trial-\d+")
-"""Names of the folders of trials in the folder of a study of 'crossfade tune'."""
+_MAX_EVENTS = _MAX_VERSIONS = 50
 
 
 def layout(source: str) -> Component:
     """Build the page before any run has been read; ``source`` names the folders of the runs."""
+    tools = [
+        html.A("Explore", href=EXPLORE_PATH, className="page-link"),
+        html.Span(id="clock", className="clock"),
+    ]
+    lists = [html.Div(id=part, className="list") for part in ("services", "runs")]
+    graphs = [graph_card(name, *words) for name, words in GRAPHS.items()]
+    content = [
+        html.Section([html.Div(id="service"), html.Div(id="versions")], id="service-panel", **aria(label="Service")),
+        *(html.Div(id=part) for part in ("head", "alerts", "tiles")),
+        html.Section([html.H2("Training"), html.Div(graphs, className="graphs"), html.Div(id="results")]),
+        html.Section([html.H2("Processes"), html.Div(id="processes")]),
+        html.Section([html.H2("Checkpoints, restarts, and failures"), html.Div(id="events")]),
+        html.Section([html.H2("Job"), html.Div(id="job")]),
+    ]
     return html.Div(
         [
             dcc.Location(id="location", refresh=False),
             dcc.Interval(id="tick", interval=int(1000 * REFRESH_SECONDS)),
-            dcc.Store(id="shown-version"),
-            dcc.Store(id="selected"),
-            dcc.Store(id="listed"),
-            dcc.Store(id="axis", data=AXES[0]),
-            dcc.Store(id="service"),
-            dcc.Store(id="listed-services"),
-            dcc.Store(id="shown-service"),
+            dcc.Store(id="shown"),
             html.A("Skip to the run", href="#run", className="skip"),
             html.Header(
                 [
                     html.Div([html.Span("Crossfade", className="brand"), html.Span(source, className="where")]),
-                    html.Div(
-                        [
-                            html.A("Explore", href=EXPLORE_PATH, className="page-link"),
-                            html.Span(id="clock", className="clock"),
-                            html.Button("Dark", id="theme", className="theme", type="button"),
-                        ],
-                        className="tools",
-                    ),
+                    html.Div(tools, className="tools"),
                 ]
             ),
-            html.Div([_picker(), _content()], className="columns"),
+            html.Div(
+                [
+                    html.Nav(lists, className="picker", **aria(label="Runs and services")),
+                    html.Main(content, id="run", tabIndex=-1),
+                ],
+                className="columns",
+            ),
         ]
     )
 
 
-def _picker() -> Component:
-    return html.Nav(
-        [
-            service_page.picker(),
-            html.H2("Runs"),
-            html.P(f"Select up to {MAX_RUNS} runs to compare.", className="hint", id="runs-hint"),
-            html.Div(id="runs", className="runs", role="group", **aria(label="Runs to show")),
-            html.P("No runs yet. New runs appear here.", id="no-runs", hidden=True),
-        ],
-        className="picker",
-        **aria(label="Runs and services"),
-    )
+def run_boxes(summaries: Sequence[Summary], selection: Selection) -> Component:
+    """Build the list of runs."""
+    if not summaries:
+        return [html.H2("Runs"), html.P("No runs yet. New runs appear here.")]
+    hint = html.P(f"Select up to {MAX_RUNS} runs to compare.", className="hint")
+    return [html.H2("Runs"), hint, *(_run_box(summary, selection) for summary in summaries)]
 
 
-def _content() -> Component:
-    axis = html.Div(
-        [html.Button(f"by {each}", id=f"by-{each}", type="button", **aria(pressed="false")) for each in AXES],
-        className="axis",
-        role="group",
-        **aria(label="Horizontal axis"),
-    )
-    rows: tuple[tuple[str, ...], ...] = (
-        ("loss", "eval_metric", "throughput"),
-        ("phases", "traffic"),
-        ("memory", "updates"),
-    )
-    sections = [
-        html.Section([html.Div([html.H2("Training"), axis], className="heading"), _graphs(rows[0])]),
-        html.Section([html.H2("Evaluation"), html.Div(id="results"), _graphs(("evaluation",))]),
-        html.Section([html.H2("Step time and traffic"), _graphs(rows[1])]),
-        html.Section([html.H2("Processes"), html.Div(id="processes"), _graphs(rows[2])]),
-        html.Section([html.H2("Checkpoints and restarts"), html.Div(id="events")]),
-        html.Section([html.H2("Job"), html.Div(id="job")]),
-    ]
-    return html.Main(
-        [
-            html.P(id="missing-service", className="missing", role="status"),
-            html.P(id="missing-runs", className="missing", role="status"),
-            service_page.panel(),
-            html.Div(id="head"),
-            html.Div(id="alerts"),
-            html.Div(id="tiles"),
-            *sections,
-        ],
-        id="run",
-        tabIndex=-1,
-    )
-
-
-def _graphs(names: Sequence[str]) -> Component:
-    return html.Div([graph_card(name, *GRAPHS[name]) for name in names], className=f"graphs of-{len(names)}")
-
-
-def run_boxes(summaries: Sequence[Summary], selected: Sequence[str]) -> list[Component]:
-    """Build the list of runs, each with a checkbox; the trials of a study are together, at the place of the first.
-
-    They are buttons with the role of a checkbox: Dash's own checklist loses its selection when its options change.
-    """
-    found: list[Component] = []
-    studies: dict[str, list[Summary]] = {}
-    for summary in summaries:
-        study, _, trial = summary.name.rpartition("/")
-        if not study or not _TRIAL.fullmatch(trial):
-            found.append(_run_box(summary, ticked=summary.name in selected))
-        elif study in studies:
-            studies[study].append(summary)
-        else:
-            studies[study] = [summary]
-            found.append(study)
-    return [_study(each, studies[each], selected) if isinstance(each, str) else each for each in found]
-
-
-def _study(name: str, trials: Sequence[Summary], selected: Sequence[str]) -> Component:
-    """Build the boxes of the trials of a study below a line with its best value."""
-    best = max(
-        (trial for trial in trials if trial.best_value is not None),
-        key=lambda trial: trial.best_value or 0.0,
-        default=None,
-    )
-    shown = "" if best is None else f" · {best.best_metric} {decimals(best.best_value)}"
-    boxes = [_run_box(trial, ticked=trial.name in selected) for trial in trials]
-    is_open = any(trial.name in selected for trial in trials)
-    head = html.Summary(f"{name}: {counted(len(trials), 'trial')}{shown}")
-    mark: dict[str, Any] = {"data-study": name}
-    return html.Details([head, *boxes], open=is_open, key=name, **mark)
-
-
-def _run_box(summary: Summary, *, ticked: bool) -> Component:
-    best = "not evaluated yet"
+def _run_box(summary: Summary, selection: Selection) -> Component:
+    name, best = summary.name, "not evaluated yet"
     if summary.best_value is not None:
         best = f"{summary.best_metric} {decimals(summary.best_value)}"
-    return html.Button(
-        [
-            html.Span([html.Span(summary.name, className="name"), badge(summary.state)], className="line"),
-            html.Span(f"{share(summary.progress)} · {best}", className="hint"),
-        ],
-        id={"run": summary.name},
-        type="button",
-        role="checkbox",
-        **aria(checked="true" if ticked else "false"),
-    )
+    others = [run for run in selection.runs if run != name]
+    is_shown = name in selection.runs
+    address = Selection(others if is_shown else [*others, name], selection.service).address()
+    return box("run", name, summary.state, f"{share(summary.progress)} · {best}", address, is_shown=is_shown)
 
 
 def head(shown: Sequence[RunView]) -> Component:
@@ -207,15 +130,6 @@ def _head(each: RunView) -> Component:
     )
 
 
-def missing_runs(requested: Sequence[str], known: Sequence[str]) -> Component:
-    """Build the notice about runs in the page's address that do not exist; None if all do."""
-    missing = [f"'{name}'" for name in requested if name not in known]
-    if not missing:
-        return None
-    instead = "; the latest is shown instead" if known and len(missing) == len(requested) else ""
-    return f"There is no run {', '.join(missing)}{instead}. The list of runs has all there are."
-
-
 def alerts(shown: Sequence[RunView]) -> Component:
     """Build the list of alerts; None if there are none."""
     several = len(shown) > 1
@@ -246,98 +160,28 @@ def _key_figures(run: Summary) -> list[tuple[str, str, str]]:
     if run.best_error is not None:
         best = f"± {decimals(run.best_error)}; {best}"
     pushed = f"{size(run.traffic.get('bytes_pushed'))} pushed" if run.traffic else ""
+    rate, spent = f"{count(run.steps_per_second)} steps/s", ", ".join(run.time_by_phase()[:3])
     return [
         ("Loss", decimals(run.loss), "mean of the last epoch"),
         (run.best_metric, decimals(run.best_value), best),
-        ("Examples/s", count(run.examples_per_second), f"{count(run.steps_per_second)} steps/s"),
+        ("Examples/s", count(run.examples_per_second), "; ".join(filter(None, (rate, spent)))),
         ("Saved vs. dense", times(run.dense_ratio), pushed),
         ("Checkpoint", saved, age or size(checkpoints["last_bytes"])),
         ("Restarts", str(len(run.restarts)), counted(len(run.alerts), "alert") if run.alerts else "no alerts"),
     ]
 
 
-def processes(shown: Sequence[RunView]) -> Component:
-    """Build the table of processes of each run."""
-    titles = [column.title for column in COLUMNS]
-    return [
-        table(
-            f"Processes of {each.summary.name}",
-            titles,
-            [
-                [badge(row.state) if column.title == STATE_TITLE else column.text(row) for column in COLUMNS]
-                for row in each.summary.processes
-            ],
-            text_columns=TEXT_COLUMNS,
-            stacked=True,
-        )
-        if each.summary.processes
-        else html.P(f"{each.summary.name}: its folder has no data on processes.", className="hint")
-        for each in shown
-    ]
-
-
-def events(shown: Sequence[RunView]) -> Component:
-    """Build the last failure of each run, and the table of its checkpoints and restarts, the latest first."""
-    return [part for each in shown for part in (*_failure(each.summary), _events(each))]
-
-
-def _failure(run: Summary) -> list[Component]:
-    """Build a table with the last failure of ``run``; nothing without one."""
-    failure = run.failure
-    if failure is None:
-        return []
-    ended = "; it ended the run" if failure.ends_run else ""
-    parts = [
-        failure.cause,
-        failure.error,
-        f"lost {failure.work()}{ended}",
-        f"log: {failure.log}" if failure.log else "",
-    ]
-    row = (local_time(failure.time), failure.role or "", failure.host or "", "; ".join(filter(None, parts)))
-    titles = ("Time", "Process", "Host", "Details")
-    return [table(f"Last failure of {run.name}", titles, [row], text_columns=4, stacked=True)]
-
-
-def _events(each: RunView) -> Component:
-    name = each.summary.name
-    found = [_checkpoint_event(save) for save in each.run.training.saves]
-    for restart in each.summary.restarts:
-        lost = f"; {steps}" if (steps := lost_steps(restart)) else ""
-        downtime = f"; no training for {duration(restart['seconds'])}" if restart.get("seconds") else ""
-        found.append((restart.get("time"), "restart", restart.get("step"), f"{restart.get('cause')}{lost}{downtime}"))
-    if not found:
-        return html.P(f"{name}: none yet.", className="hint")
-    latest = sorted(found, key=lambda event: -(event[0] or 0.0))
-    rows = [
-        (local_time(at), badge(kind), f"{step:,}" if isinstance(step, int) else "", details)
-        for at, kind, step, details in latest[:_MAX_EVENTS]
-    ]
-    limit = f" (last {_MAX_EVENTS} of {len(latest):,})" if len(latest) > _MAX_EVENTS else ""
-    caption = f"Checkpoints and restarts of {name}{limit}"
-    return table(caption, ("Time", "Event", "Step", "Details"), rows, text_columns=4, stacked=True)
-
-
-def _checkpoint_event(saved: TimedEvent) -> tuple[float | None, str, int | None, str]:
-    """Return time, kind, step and details of a checkpoint that was written or failed."""
-    at, event = saved
-    if isinstance(event, CheckpointFailed):
-        return at, "not saved", event.step, event.message
-    assert isinstance(event, CheckpointSaved)
-    took = f"{size(event.bytes)} in {duration(event.seconds)}"
-    return at, "checkpoint", event.step, f"{took}; training paused for {duration(event.pause_seconds)}"
-
-
 def results(shown: Sequence[RunView]) -> Component:
     """Say how each run stands beside the baselines, and why some are missing."""
+    split = "test" if any("test" in each.summary.metrics for each in shown) else "valid"
     notes = dict.fromkeys(note for each in shown for note in each.summary.baseline_notes)
-    split, metric = charts.judged_by(shown)
-    verdicts = [f"{each.summary.name}: {_verdict(each.summary, split, metric)}" for each in shown]
-    return [*map(html.P, verdicts), *(html.P(note, className="hint") for note in notes)]
+    verdicts = [html.P(f"{each.summary.name}: {_verdict(each.summary, split)}") for each in shown]
+    return [*verdicts, *(html.P(note, className="hint") for note in notes)]
 
 
-def _verdict(run: Summary, split: str, metric: str) -> str:
+def _verdict(run: Summary, split: str) -> str:
     """Return in a sentence how ``run`` stands beside the baselines on ``split``."""
-    values = run.metrics.get(split, {})
+    values, metric = run.metrics.get(split, {}), run.best_metric
     if metric not in values:
         return f"not evaluated on {split} yet."
     if run.shortfall:
@@ -353,18 +197,60 @@ def _verdict(run: Summary, split: str, metric: str) -> str:
     return f"{found}, above {shown}, the best of {counted(len(baselines), 'baseline')}."
 
 
+def processes(shown: Sequence[RunView]) -> Component:
+    """Build the table of processes of each run."""
+    return [_processes(each.summary) for each in shown]
+
+
+def _processes(run: Summary) -> Component:
+    if not run.processes:
+        return html.P(f"{run.name}: its folder has no data on processes.", className="hint")
+    rows = [[name, badge(state), *others] for name, state, *others in map(process_cells, run.processes)]
+    caption = f"Processes of {run.name}"
+    return table(caption, PROCESS_COLUMNS, rows, text_columns=PROCESS_TEXT_COLUMNS, stacked=True)
+
+
+def events(shown: Sequence[RunView]) -> Component:
+    """Build the table of checkpoints, restarts, and the last failure of each run, the latest first."""
+    return [_events(each) for each in shown]
+
+
+_Row = tuple[float, str, int, str]
+"""Time, kind, step and details of an event."""
+
+
+def _events(each: RunView) -> Component:
+    name = each.summary.name
+    found = [_checkpoint_event(save) for save in each.run.training.saves]
+    found += [(restart.time, "restart", restart.step, restart.describe()) for restart in each.summary.restarts]
+    if (failure := each.summary.failure) is not None:
+        ended = "; it ended the run" if failure.event.ends_run else ""
+        log = f"log: {failure.event.log}" if failure.event.log else ""
+        parts = (failure.event.describe(), failure.event.error, f"lost {failure.work()}{ended}", log)
+        found.append((failure.time, "failure", failure.event.step, "; ".join(filter(None, parts))))
+    if not found:
+        return html.P(f"{name}: none yet.", className="hint")
+    latest = sorted(found, reverse=True)
+    rows = [(local_time(at), badge(kind), f"{step:,}", details) for at, kind, step, details in latest[:_MAX_EVENTS]]
+    limit = f" (last {_MAX_EVENTS} of {len(latest):,})" if len(latest) > _MAX_EVENTS else ""
+    return table(f"Events of {name}{limit}", ("Time", "Event", "Step", "Details"), rows, text_columns=4, stacked=True)
+
+
+def _checkpoint_event(saved: TimedEvent) -> _Row:
+    at, event = saved
+    if isinstance(event, CheckpointFailed):
+        return at, "not saved", event.step, event.message
+    assert isinstance(event, CheckpointSaved)
+    took = f"{size(event.bytes)} in {duration(event.seconds)}"
+    return at, "checkpoint", event.step, f"{took}; training paused for {duration(event.pause_seconds)}"
+
+
 def job(shown: Sequence[RunView]) -> Component:
     """Build the resolved job of each run and, for several, a table of the keys that differ."""
     parts: list[Component] = [_differences(shown)] if len(shown) > 1 else []
     for each in shown:
-        parts.append(
-            html.Details(
-                [
-                    html.Summary(f"job.yaml of {each.summary.name}"),
-                    html.Pre(each.run.job_text, tabIndex=0, role="region", **aria(label=f"job of {each.summary.name}")),
-                ]
-            )
-        )
+        text = html.Pre(each.run.job_text, tabIndex=0, role="region", **aria(label=f"job of {each.summary.name}"))
+        parts.append(html.Details([html.Summary(f"job.yaml of {each.summary.name}"), text]))
     return parts
 
 
@@ -388,27 +274,61 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def describe_chart(name: str, shown: Sequence[RunView], figure: Figure) -> str:
-    """Describe the graph ``name``, drawn as ``figure``, in words, for screen readers."""
-    if (reason := reason_for_no_data(figure)) is not None:
-        return f"{GRAPHS[name][0]}. {reason}"
-    descriptions = [f"{each.summary.name}: {_describe(name, each.summary)}" for each in shown]
-    return f"{GRAPHS[name][0]}. {'; '.join(descriptions)}"
+# ---- services
 
 
-def _describe(name: str, run: Summary) -> str:
-    return {
-        "loss": decimals(run.loss),
-        "eval_metric": f"{run.best_metric} {decimals(run.eval_metric)}",
-        "evaluation": "see the sentence above",
-        "throughput": f"{count(run.examples_per_second)} examples per second",
-        "phases": ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in run.phase_seconds.items()),
-        "traffic": f"{size(run.traffic.get('bytes_pushed'))} pushed, "
-        f"{size(run.traffic.get('dense_equivalent_bytes_pushed'))} if dense",
-        "memory": ", ".join(f"{process.name} {size(process.resident_bytes)}" for process in run.processes),
-        "updates": ", ".join(
-            f"{process.name} {count(process.updated_per_second)} rows per second"
-            for process in run.processes
-            if process.rows is not None
-        ),
-    }[name]
+def service_boxes(summaries: Sequence[ServiceSummary], selection: Selection) -> Component:
+    """Build the list of services; None without any."""
+    if not summaries:
+        return None
+    return [html.H2("Services"), *(_service_box(summary, selection) for summary in summaries)]
+
+
+def _service_box(summary: ServiceSummary, selection: Selection) -> Component:
+    served = "nothing is served yet" if summary.served is None else f"version {summary.served}"
+    metric = ""
+    if (record := summary.served_record) is not None and record.after is not None:
+        metric = f" · {record.metric} {decimals(record.after)}"
+    is_shown = summary.name == selection.service
+    address = Selection(selection.runs, None if is_shown else summary.name).address()
+    return box("service", summary.name, summary.state, f"{served}{metric}", address, is_shown=is_shown)
+
+
+def service_head(service: ServiceSummary) -> Component:
+    """Build the heading with what is served and since when, the alerts, and the key figures."""
+    served = "No version is served yet."
+    if service.served is not None:
+        since = f" since {local_time(service.since)}" if service.since is not None else ""
+        served = f"version {service.served} is served{since}"
+    heading = [html.H1([service.name, badge(service.state)]), html.P(served), html.P(service.path, className="hint")]
+    return [
+        html.Div(heading, className="head"),
+        alert_list(f"Alerts of {service.name}", service.alerts),
+        html.Dl([tile(*figure) for figure in _service_figures(service)], className="tiles"),
+    ]
+
+
+def _service_figures(service: ServiceSummary) -> list[tuple[str, str, str]]:
+    """Return title, value and note of each key figure."""
+    record = service.served_record
+    newest = local_time(service.newest) or "the time is unknown, or not in seconds"
+    age = ("Age of the newest event", duration(service.age_seconds), newest)
+    if record is None:
+        return [age]
+    before = "" if record.before is None else f"{decimals(record.before)} before training"
+    return [age, (record.metric, decimals(record.after), before)]
+
+
+def service_versions(service: ServiceSummary, runs: Mapping[int, str]) -> Component:
+    """Build the table of versions, the latest first; ``runs`` has the names of the runs of some, which it links."""
+    rows: list[list[Component]] = []
+    for record in reversed(service.records[-_MAX_VERSIONS:]):
+        number, decided, status, *others = version_row(service, record)
+        run = runs.get(record.number)
+        first = number if run is None else html.A(number, href=Selection([run], service.name).address())
+        rows.append([first, decided, badge(status), *others])
+    if not rows:
+        return html.P("No version has been decided on yet.", className="hint")
+    limit = f" (last {_MAX_VERSIONS} of {len(service.records):,})" if len(service.records) > _MAX_VERSIONS else ""
+    caption = f"Versions of {service.name}{limit}; links open their runs"
+    return table(caption, TITLES, rows, text_columns=TEXT_COLUMNS, stacked=True)

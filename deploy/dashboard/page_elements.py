@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 from dash import dcc, html
 
@@ -11,6 +13,20 @@ from crossfade.deploy.dashboard.alert import Alert
 
 Component = Any
 """A Dash component, or anything else that Dash can place in the page."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The runs and the service that are shown, which the page's address has."""
+
+    runs: Sequence[str]
+    service: str | None
+
+    def address(self) -> str:
+        """Return the address, relative to the page."""
+        return (
+            f"?{urlencode([*(('run', run) for run in self.runs), *([('service', self.service)] * bool(self.service))])}"
+        )
 
 
 def aria(**values: str | int) -> dict[str, Any]:
@@ -30,10 +46,18 @@ def graph_card(name: str, title: str, caption: str) -> Component:
     return html.Figure(
         [
             html.Figcaption([html.H3(title), html.P(caption, className="hint")]),
-            html.Div(graph, id=f"description-{name}", role="img", **aria(label=title)),
+            html.Div(graph, role="img", **aria(label=f"{title}. {caption}")),
         ],
         className="card",
     )
+
+
+def box(kind: str, name: str, state: str, hint: str, address: str, *, is_shown: bool) -> Component:
+    """Build the entry of a run or a service in a list: a link that adds it to what is shown, or removes it."""
+    mark = [html.Span("shown: ", className="unseen")] if is_shown else []
+    line = html.Span([html.Span([*mark, name], className="name"), badge(state)], className="line")
+    content = [line, html.Span(hint, className="hint")]
+    return dcc.Link(content, href=address, id={kind: name}, className="box shown" if is_shown else "box")
 
 
 def badge(state: str) -> Component:

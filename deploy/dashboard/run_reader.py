@@ -1,7 +1,8 @@
 """Find folders of runs and services, and read each run repeatedly, while it grows or after, and what is wrong with it.
 
-for run in Runs([Path("runs")]).readers():
-    with run.lock:
+runs = Runs([Path("runs")])
+with runs.lock:
+    for run in runs.readers():
         run.refresh()
         run.training.step, run.problems()
 """
@@ -16,13 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crossfade.base.errors import InputError, reason_of
 from crossfade.base.io.regular_files import open_below, read_below
 from crossfade.base.validation import format_validation_error
 from crossfade.deploy.dashboard.bounded_lock import BoundedLock
-from crossfade.deploy.dashboard.history import Load, ProcessHistory, TrainingHistory
+from crossfade.deploy.dashboard.history import TrainingHistory
 from crossfade.deploy.dashboard.service_reader import ServiceReader, is_service
 from crossfade.trainer.config.loading import parse_job_text
 from crossfade.trainer.runs.events import Seconds, TimedEvent, UnixTime, Whole, parse_record
@@ -31,7 +32,6 @@ from crossfade.trainer.runs.run_folder import (
     JOB_FILE,
     PROCESSES_FILE,
     REPORT_FILE,
-    RESTARTS_FILE,
     RUN_FILE,
     STATE_FILE,
 )
@@ -42,9 +42,6 @@ _MAX_LINE_BYTES = 4 << 20
 """A sample of a thousand processes is a line of 1 MB."""
 T = TypeVar("T")
 _RUN_FILES = (RUN_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)
-REFRESH_SECONDS = 0.5
-"""Several viewers of a run cause one read in this time."""
-SCAN_SECONDS = 1.0
 _MAX_DEPTH = 2
 """Depth of the search for runs: those of 'crossfade tune' are one level below the others."""
 
@@ -125,13 +122,30 @@ def is_run(folder: Path) -> bool:
     return (folder / JOB_FILE).is_file() and any((folder / name).is_file() for name in _RUN_FILES)
 
 
+class Updates(BaseModel):
+    """What updates a table has had in a process."""
+
+    updated: Whole
+
+
+class Load(BaseModel):
+    """The parts of a process's load that are shown; a process that has not reported yet has none."""
+
+    resident_bytes: Whole | None = None
+    memory_limit_bytes: Whole | None = None
+    memory_available_bytes: Whole | None = None
+    held_bytes: dict[str, dict[str, Whole]] = {}
+    updates: dict[str, Updates] = {}
+    phase_seconds: dict[str, Seconds] = {}
+
+
 class ProcessState(BaseModel):
     """A process in ``state.json``: its state, host, metrics address and latest load."""
 
     state: str
     host: str | None = None
     metrics: str | None = None
-    load: Load = {}
+    load: Load = Load()
 
 
 class OomKillsOfState(BaseModel):
@@ -185,20 +199,6 @@ class ReportFile(BaseModel):
     dense_equivalent_bytes_pushed: Whole = 0
 
 
-class Restart(BaseModel):
-    """The parts of an entry of ``restarts.json`` that are shown."""
-
-    model_config = ConfigDict(extra="allow")
-    generation: Whole | None = None
-    cause: str | None = None
-    step: Whole | None = None
-    lost_steps: Whole | None = None
-    lost_seconds: Seconds | None = None
-
-
-_Restarts = TypeAdapter(list[Restart])
-
-
 def _parse_job(data: bytes) -> tuple[dict[str, Any], str]:
     text = data.decode()
     found = parse_job_text(text, JOB_FILE)
@@ -207,37 +207,24 @@ def _parse_job(data: bytes) -> tuple[dict[str, Any], str]:
     return found, text
 
 
-def _parse_restarts(data: bytes) -> list[dict[str, Any]]:
-    return [restart.model_dump(exclude_unset=True) for restart in _Restarts.validate_json(data)]
-
-
 class RunReader:
     """The contents of a run folder. ``refresh`` reads what has changed; the rest are plain attributes."""
 
     def __init__(self, path: Path, name: str) -> None:
         """Read the folder ``path``; ``name`` is the run's name among those that are shown."""
         self.path, self.name = path, name
-        self.lock = BoundedLock(f"the run '{name}'")
-        """Hold it while refreshing or reading."""
-        self.training, self.processes = TrainingHistory(), ProcessHistory()
+        self.training = TrainingHistory()
+        self.job_events: list[TimedEvent] = []
+        """Failures, restarts, and when commands started and ended."""
         self.job: dict[str, Any] = {}
         self.job_text = ""
         self.state: StateFile | None = None
-        self.state_changed_at: float | None = None
-        """Unix time when ``state`` was last seen to change; None if it has not changed since it was first read."""
         self.report: ReportFile | None = None
         self.identity = RunFile()
-        self.restarts: list[dict[str, Any]] = []
         self._events = Tail(path / EVENTS_FILE)
         self._processes = Tail(path / PROCESSES_FILE)
         self._seen: dict[str, tuple[int, int, int]] = {}
         self._problems: dict[str, str] = {}
-        self._refreshed_at = float("-inf")
-
-    @property
-    def version(self) -> tuple[object, ...]:
-        """A value that changes whenever there is something new to show."""
-        return (len(self.training.steps), self.training.last_time, len(self.processes.events), *self._seen.values())
 
     @property
     def is_behind(self) -> bool:
@@ -245,34 +232,22 @@ class RunReader:
         return bool(self._events.unread_bytes or self._processes.unread_bytes)
 
     def refresh(self, until: float = math.inf) -> None:
-        """Read what is new, of the logs until the monotonic time ``until``. Hold ``lock``."""
-        if time.monotonic() - self._refreshed_at < REFRESH_SECONDS:
-            return
-        self._refreshed_at = time.monotonic()
+        """Read what is new, of the logs until the monotonic time ``until``."""
         if self._events.is_replaced():
             self.training = TrainingHistory()
         self._events.read(self.training.add, until)
         if self._processes.is_replaced():
-            self.processes = ProcessHistory()
-        self._processes.read(self.processes.add, until)
+            self.job_events = []
+        self._processes.read(self.job_events.append, until)
         self.job, self.job_text = self._read(JOB_FILE, _parse_job, (self.job, self.job_text), ({}, ""))
         self.identity = self._read(RUN_FILE, RunFile.model_validate_json, self.identity, RunFile())
-        before = self.state
-        self.state = self._read(STATE_FILE, StateFile.model_validate_json, before, None)
-        if self.state is not before:
-            self.state_changed_at = time.time() if before else None
+        self.state = self._read(STATE_FILE, StateFile.model_validate_json, self.state, None)
         self.report = self._read(REPORT_FILE, ReportFile.model_validate_json, self.report, None)
-        self.restarts = self._read(RESTARTS_FILE, _parse_restarts, self.restarts, [])
 
     def setting(self, section: str, key: str) -> Any:
         """Return a value of the job; None if it is not set."""
         found = self.job.get(section)
         return found.get(key) if isinstance(found, dict) else None
-
-    def is_distributed(self) -> bool:
-        """Return whether the job runs in several processes: servers, or several workers."""
-        workers = self.setting("cluster", "workers")
-        return bool(self.setting("cluster", "servers")) or (isinstance(workers, int) and workers > 1)
 
     def problems(self) -> list[str]:
         """Return a description of each file or record that cannot be read."""
@@ -302,7 +277,7 @@ class RunReader:
 
 
 class Runs:
-    """The runs and the services in some folders. Thread-safe."""
+    """The runs and the services in some folders. Hold ``lock`` while using their readers."""
 
     def __init__(self, paths: Sequence[Path], beside: Path | None = None) -> None:
         """Look in ``paths``, each the folder of a run or one that holds such folders, and in the folder ``beside``.
@@ -312,31 +287,31 @@ class Runs:
         self._paths, self._beside = paths, beside
         self._readers: dict[Path, RunReader] = {}
         self._services: dict[Path, ServiceReader] = {}
-        self._lock = BoundedLock("the folder of the runs")
-        self._scanned_at = float("-inf")
+        self.lock = BoundedLock("the folder of the runs")
 
     def readers(self) -> list[RunReader]:
         """Return a reader for each run, sorted by name. A run keeps its reader as long as it exists."""
-        with self._lock:
-            self._scan()
-            return sorted(self._readers.values(), key=lambda reader: reader.name)
+        self._scan()
+        return sorted(self._readers.values(), key=lambda reader: reader.name)
 
     def services(self) -> list[ServiceReader]:
         """Return a reader for each service, sorted by name. A service keeps its reader as long as it exists."""
-        with self._lock:
-            self._scan()
-            return sorted(self._services.values(), key=lambda reader: reader.name)
+        self._scan()
+        return sorted(self._services.values(), key=lambda reader: reader.name)
+
+    def paths(self) -> dict[str, Path]:
+        """Return the folder of each run, by its name. Takes ``lock``."""
+        with self.lock:
+            return {reader.name: reader.path for reader in self.readers()}
 
     def _scan(self) -> None:
-        if time.monotonic() - self._scanned_at < SCAN_SECONDS:
-            return
         runs, services = {}, {}
         for path, name in self._find():
             if is_run(path):
                 runs[path] = self._readers.get(path) or RunReader(path, name)
             else:
                 services[path] = self._services.get(path) or ServiceReader(path, name)
-        self._readers, self._services, self._scanned_at = runs, services, time.monotonic()
+        self._readers, self._services = runs, services
 
     def _find(self) -> Iterator[tuple[Path, str]]:
         """Yield the folders of runs and services, each with its name."""

@@ -1,42 +1,49 @@
-"""Determine the state of a run from its folder, and its last failure: what happened, and what was lost.
+"""Determine from its folder what state a run is in, and what is wrong with it.
 
 state, message = find_state(run, time.time())   # as its command writes it, or ``lost`` if that no longer runs
-failure = find_failure(run, state, message)
-failure.text                                    # server-0 on b2 was killed by SIGKILL
-failure.work()                                  # 12 steps since the last checkpoint, 3.0 s
+alerts = find_alerts(run, summary, time.time())  # by the limits of ``docker/prometheus/rules.yml``
 """
 
 from __future__ import annotations
 
+import math
 import socket
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from crossfade.base.formatting import duration, lost
+from crossfade.base.formatting import duration, size
 from crossfade.base.machine import OomKills, is_source
 from crossfade.base.processes import started_at
+from crossfade.base.text import error_line
 from crossfade.deploy.cluster.state_writer import IN_PROCESS
+from crossfade.deploy.dashboard.alert import Alert
+from crossfade.deploy.dashboard.figures import ENDED, Summary
 from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
-from crossfade.trainer.runs.events import FailureEvent, RestartEvent
+from crossfade.trainer.monitoring.thresholds import (
+    MIN_FREE_MEMORY_RATIO,
+    OVERDUE_CHECKPOINTS,
+    OVERDUE_SECONDS,
+    RECENT_RESTART_SECONDS,
+    ROLE_ALERT_STATES,
+    STALLED_SECONDS,
+)
+from crossfade.trainer.runs.events import CheckpointFailed
 
 SILENT_SECONDS = 15.0
 """A command writes its state every second; after this time without a new state, it counts as lost."""
 GONE_SECONDS = 3.0
 """After this time without a new state, the command's process is looked for on this host."""
-ENDED = ("done", "failed", "stopped", "lost", "unknown")
-"""States of runs that have ended. ``lost``: the command no longer runs. ``unknown``: no file has the state."""
+_LEVELS = ("critical", "warning", "info")
 
 
 def find_state(run: RunReader, now: float) -> tuple[str, str]:
-    """Return the state of ``run`` at the Unix time ``now``, and a message if it has ended. Hold its ``lock``."""
+    """Return the state of ``run`` at the Unix time ``now``, and a message if it has ended."""
     if run.state is None:
         return _state_from_events(run, now)
     state, silent_seconds = run.state.state, now - run.state.time
-    if run.state_changed_at is not None:  # by this host's clock, since the clock of another host may differ
-        silent_seconds = min(silent_seconds, now - run.state_changed_at)
     if state in ENDED:
         return state, run.state.message
     if silent_seconds > GONE_SECONDS and _is_gone(run.state.command):
@@ -80,66 +87,65 @@ def _why_gone(state: StateFile) -> str:
     return "it was killed, or its machine restarted"
 
 
-@dataclass(frozen=True)
-class LastFailure:
-    """A failure. ``time`` is Unix time; what is not known is None."""
-
-    time: float
-    text: str
-    """Role, host, and cause in one line."""
-    role: str | None
-    host: str | None
-    cause: str
-    error: str | None
-    """The last line of the role's error."""
-    log: str | None
-    """Where the role's log is, on its host."""
-    ends_run: bool
-    """Whether no generation followed it."""
-    step: int
-    lost_steps: int
-    lost_seconds: float | None
-    after_results: bool | None = None
-    """Whether all results had been written, so that the run is done."""
-
-    def work(self) -> str:
-        """Describe what was lost: ``333 steps since the last checkpoint, 5.6 s``."""
-        return lost(self.lost_steps, self.lost_seconds, from_step=self.step - self.lost_steps)
+def find_alerts(run: RunReader, summary: Summary, now: float) -> list[Alert]:
+    """Return the alerts of ``run`` at the Unix time ``now``, the most severe first."""
+    found = [*_ended(summary), *_training(run)]
+    if summary.live:
+        found += _liveness(run, summary, now)
+        found += _processes(summary)
+    found += [Alert("warning", problem) for problem in run.problems()]
+    return sorted(found, key=lambda alert: _LEVELS.index(alert.level))
 
 
-def find_failure(run: RunReader, state: str, message: str) -> LastFailure | None:
-    """Return the last failure of ``run``, whose ``state`` is described by ``message``. Hold its ``lock``."""
-    if state == "lost" and run.state is not None:
-        return _of_lost_command(run, run.state, message)
-    found: LastFailure | None = None
-    for time, event in run.processes.events:
-        if isinstance(event, FailureEvent):
-            found = _of_event(time, event)
-        elif isinstance(event, RestartEvent) and found is not None and event.lost_steps is not None:
-            # Newer checkpoints may not have been usable: then more was lost than the failure has.
-            found = replace(found, lost_steps=event.lost_steps, lost_seconds=event.lost_seconds)
-    return found
+def _ended(summary: Summary) -> Iterator[Alert]:
+    if summary.state in {"failed", "lost"}:
+        yield Alert("critical", _cause(summary))
+    elif summary.state == "stopped":
+        yield Alert("info", f"stopped {summary.message}".strip())
+    elif summary.state == "unknown":
+        yield Alert("warning", summary.message)
 
 
-def _of_event(time: float, event: FailureEvent) -> LastFailure:
-    values = {name: value for name, value in event if name != "generation"}
-    return LastFailure(time=time, text=event.describe(), **values)
+def _cause(summary: Summary) -> str:
+    """Return why the run ended, in a line: without the end of a log, which the last failure names."""
+    failure = None if summary.failure is None else summary.failure.event
+    if summary.state == "lost" or failure is None or not failure.ends_run:
+        return error_line(summary.message) or "the run has failed"
+    if failure.role == IN_PROCESS and failure.error:
+        return failure.error
+    return f"{failure.describe()}: {failure.error}" if failure.error else failure.describe()
 
 
-def _of_lost_command(run: RunReader, state: StateFile, message: str) -> LastFailure:
-    """Return the failure of a command that could not record it, as far as the events of the training have it."""
-    work, host = run.training.work, state.command.get("host")
-    step = run.training.step  # also of events other than steps, of which the log has a sample
-    return LastFailure(
-        time=state.time,
-        text=message,
-        role="coordinator" if run.is_distributed() else IN_PROCESS,
-        host=host if isinstance(host, str) else None,
-        cause=message,
-        error=None,
-        log=None,
-        ends_run=True,
-        step=step,
-        lost_steps=max(0, step - work.checkpoint_step),
-        lost_seconds=work.since(work.checkpoint_step)[1],
-    )
+def _training(run: RunReader) -> Iterator[Alert]:
+    losses = [run.training.steps.last("loss"), *(epoch.loss for epoch in run.training.epochs[-1:])]
+    if any(loss is not None and not math.isfinite(loss) for loss in losses):
+        yield Alert("critical", "the loss is not finite: lower optimizer.learning_rate or raise model.temperature")
+    saves = run.training.saves
+    if saves and isinstance(last := saves[-1].event, CheckpointFailed):
+        yield Alert("warning", f"the checkpoint of step {last.step:,} was not written: {last.message}")
+
+
+def _liveness(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
+    last = run.training.last_time
+    if last is not None and now - last > STALLED_SECONDS and not run.is_behind:
+        yield Alert("critical", f"no step, evaluation or checkpoint for {duration(now - last)}")
+    interval, since = run.setting("checkpoint", "interval_seconds"), summary.checkpoints["last_time"]
+    age = now - (since or run.training.first_time or now)
+    is_overdue = isinstance(interval, int | float) and age > OVERDUE_CHECKPOINTS * interval + OVERDUE_SECONDS
+    if is_overdue and not run.is_behind:
+        yield Alert("warning", f"the last checkpoint is {duration(age)} old; the interval is {interval:g} s")
+    recent = [each for each in summary.restarts if now - each.time < RECENT_RESTART_SECONDS]
+    if recent:
+        more = f" (and {len(recent) - 1} more within {duration(RECENT_RESTART_SECONDS)})" if len(recent) > 1 else ""
+        yield Alert("warning", f"restarted {duration(now - recent[-1].time)} ago: {recent[-1].describe()}{more}")
+    for warning in run.state.warnings if run.state else []:
+        yield Alert("warning", warning)
+
+
+def _processes(summary: Summary) -> Iterator[Alert]:
+    for process in summary.processes:
+        if process.state == "missing" and summary.state in ROLE_ALERT_STATES:
+            yield Alert("critical", f"{process.name} is missing")
+        free, limit = process.memory_available_bytes, process.memory_limit_bytes
+        if free is not None and limit and free < MIN_FREE_MEMORY_RATIO * limit:
+            yield Alert("warning", f"{process.name}: only {size(free)} of {size(limit)} memory are free")

@@ -1,7 +1,7 @@
 """Read a service of 'crossfade refresh' repeatedly, and summarize it in figures and alerts.
 
     for service in Runs([Path("services")]).services():
-        summary = service.summarize(time.time())
+        summary = service.summarize(now)
         print(summary.name, summary.served, summary.newest, summary.alerts)
 
 Only the records of versions, ``current.json``, and ``forgotten.json`` are read. Alerts have the limits of
@@ -10,7 +10,6 @@ Only the records of versions, ``current.json``, and ``forgotten.json`` are read.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,14 +20,10 @@ from crossfade.base.formatting import decimals, duration, local_time
 from crossfade.base.io.regular_files import read_below
 from crossfade.base.json_text import validate_json
 from crossfade.deploy.dashboard.alert import Alert
-from crossfade.deploy.dashboard.bounded_lock import BoundedLock
 from crossfade.deploy.refresh.record_reader import RecordReader, newest_event
 from crossfade.deploy.refresh.versions import FORGOTTEN_FILE, Forgotten, ServiceVersions, VersionRecord
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
 from crossfade.trainer.monitoring.thresholds import STALE_EVENTS_SECONDS
-
-REFRESH_SECONDS = 0.5
-"""Several viewers of a service cause one read in this time."""
 
 
 def is_service(folder: Path) -> bool:
@@ -99,48 +94,39 @@ class ServiceSummary:
 
 
 class ServiceReader:
-    """A service in a folder, whose files may be damaged. Thread-safe."""
+    """A service in a folder, whose files may be damaged."""
 
     def __init__(self, path: Path, name: str) -> None:
         """Read the folder ``path``; ``name`` is the service's name among those that are shown."""
         self.path, self.name = path, name
         self._versions = ServiceVersions(path)
         self._reader = RecordReader(self._versions)
-        self._lock = BoundedLock(f"the service '{name}'")
-        self._records: list[VersionRecord] = []
-        self._current: tuple[int, float] | None = None
-        self._forgotten: Forgotten | None = None
         self._problems: list[str] = []
-        self._refreshed_at = float("-inf")
 
     def summarize(self, now: float) -> ServiceSummary:
         """Read what is new, and summarize the service at the Unix time ``now``."""
-        with self._lock:
-            if time.monotonic() - self._refreshed_at >= REFRESH_SECONDS:
-                self._refreshed_at = time.monotonic()
-                self._problems = []
-                self._records, self._current = self._reader.read(), self._read_current()
-                self._forgotten = self._read_forgotten()
-            served, since = self._served()
-            newest = newest_event(self._records)
-            newest = None if newest is None or newest < 0 else newest
-            age = None if newest is None else max(0.0, now - newest)
-            forgotten = self._forgotten if self._forgotten and served and served <= self._forgotten.through else None
-            return ServiceSummary(
-                name=self.name,
-                path=str(self.path),
-                records=self._records,
-                file_counts=self._reader.file_counts,
-                served=served,
-                since=since,
-                newest=newest,
-                age_seconds=age,
-                forgotten=forgotten,
-                alerts=[
-                    *_alerts(self._records[-1:], served, age, forgotten),
-                    *(Alert("warning", problem) for problem in (*self._problems, *self._reader.problems)),
-                ],
-            )
+        self._problems = []
+        records, current, noted = self._reader.read(), self._read_current(), self._read_forgotten()
+        served, since = _served(records, current)
+        newest = newest_event(records)
+        newest = None if newest is None or newest < 0 else newest
+        age = None if newest is None else max(0.0, now - newest)
+        forgotten = noted if noted and served and served <= noted.through else None
+        return ServiceSummary(
+            name=self.name,
+            path=str(self.path),
+            records=records,
+            file_counts=self._reader.file_counts,
+            served=served,
+            since=since,
+            newest=newest,
+            age_seconds=age,
+            forgotten=forgotten,
+            alerts=[
+                *_alerts(records[-1:], served, age, forgotten),
+                *(Alert("warning", problem) for problem in (*self._problems, *self._reader.problems)),
+            ],
+        )
 
     def _read_current(self) -> tuple[int, float] | None:
         """Return the version that servers follow, and when the file that names it was written."""
@@ -165,17 +151,16 @@ class ServiceReader:
             self._problems.append(f"{FORGOTTEN_FILE} cannot be read: {reason_of(error)}")
         return None
 
-    def _served(self) -> tuple[int | None, float | None]:
-        """Return the version that is served, and since when: without ``current.json``, the last that was published."""
-        published = [record.number for record in self._records if record.status == "published"]
-        if not self._current and not published:
-            return None, None
-        served = self._current[0] if self._current else published[-1]
-        if self._current and any(
-            record.number > served and record.status == "withdrawn" for record in self._records
-        ):  # by a rollback
-            return served, self._current[1]
-        return served, next((record.decided for record in self._records if record.number == served), None)
+
+def _served(records: list[VersionRecord], current: tuple[int, float] | None) -> tuple[int | None, float | None]:
+    """Return the version that is served, and since when: without ``current.json``, the last that was published."""
+    published = [record.number for record in records if record.status == "published"]
+    if not current and not published:
+        return None, None
+    served = current[0] if current else published[-1]
+    if current and any(record.number > served and record.status == "withdrawn" for record in records):
+        return served, current[1]  # by a rollback
+    return served, next((record.decided for record in records if record.number == served), None)
 
 
 TITLES = ("Version", "Decided", "Status", "Metric", "Events", "Files", "Before", "After", "Took")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.base.errors import InputError
-from crossfade.base.options import Number, option
+from crossfade.base.options import option
 from crossfade.trainer.config.options import ClusterSizes
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ class DoctorOptions(ClusterSizes):
         None, "check this run folder, or this job file, too", group="job", value="RUN", positional=True
     )
     run_dir: Path | None = option(None, "use DIR as the folder of the run (runs/NAME)", group="job", value="DIR")
-    timeout: Number = option(60.0, "give up importing MXNet after this time", group="checks", value="SECONDS", gt=0)
 
     def load(self) -> tuple[JobConfig | None, RunFolder | None]:
         """Return the job that is named and its run folder; None without one.

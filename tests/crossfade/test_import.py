@@ -22,7 +22,7 @@ from crossfade.cli.main import make_parser
 make_parser()
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & {"numpy", "pyarrow", "numba", "duckdb", "tqdm", "scipy", "pandas"}, loaded
-from crossfade.deploy.dashboard import processes, summary  # of crossfade status
+from crossfade.deploy.dashboard import summary  # of crossfade status
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & {"pyarrow", "numba", "duckdb", "tqdm", "scipy", "pandas"}, loaded
 from crossfade.trainer.prepare import pipeline, validate

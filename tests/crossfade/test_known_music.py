@@ -23,7 +23,7 @@ from waiting import wait_until
 import crossfade
 from crossfade.base.errors import InputError
 from crossfade.deploy.dashboard.explore import recommend as explore
-from crossfade.deploy.dashboard.explored_models import ExploredModels, Preparing
+from crossfade.deploy.dashboard.explored_models import ExploredModels
 
 pytestmark = pytest.mark.slow
 
@@ -116,7 +116,7 @@ def explored(run: Path, customer: str, **options: bool) -> dict[str, Any]:
 
     def has_answered() -> bool:
         answers[:] = [models.ask(run, lambda model: explore(model, customer))]
-        return not isinstance(answers[0], Preparing)
+        return answers[0] is not None
 
     with closing(ExploredModels(**options)) as models:
         wait_until(has_answered, f"the model of {run}")

@@ -19,7 +19,6 @@ MANY_PARAMETERS = {
     "crossfade/base/options.py: option": "keywords of a declaration",
     "deploy/cluster/agent.py: __init__": "what a host's agent is made of",
     "deploy/cluster/supervision.py: run_job": "what a job is made of",
-    "deploy/dashboard/charts.py: _line": "coordinates and texts of a chart",
 }
 """Functions with more parameters than ``MAX_PARAMETERS``, without self. In other kernels, NamedTuples hold several."""
 SMALL_FILE_LINES = 100

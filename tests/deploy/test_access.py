@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from error_table import documented
 
 from crossfade.base.errors import InputError, OptionError
 from crossfade.deploy.access import Access, AccessOptions, read_token
@@ -15,7 +14,6 @@ VARIABLE = "CROSSFADE_SERVE_TOKEN"
 @pytest.mark.parametrize(
     ("listening", "allowed", "header", "accepted"),
     [
-        ("127.0.0.1", (), "localhost", True),
         ("127.0.0.1", (), "LOCALHOST.:8090", True),
         ("127.0.0.1", (), "127.0.0.1:8090", True),
         ("127.0.0.1", (), "[::1]:8090", True),
@@ -53,7 +51,6 @@ def test_allowed_host_is_a_name() -> None:
         with pytest.raises(OptionError) as caught:
             AccessOptions.of(allowed_host=[name])
         assert caught.value.field == ("allowed_host", 0)
-    documented("an allowed host that is an address", str(caught.value))
 
 
 def test_token_is_compared_as_a_whole() -> None:
@@ -75,15 +72,14 @@ def test_token_is_read_from_the_file_or_the_environment(monkeypatch: pytest.Monk
     assert read_token(VARIABLE, tmp_path / "token") == f"{TOKEN}-in-a-file"
 
 
-def test_weak_and_missing_tokens_are_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def rejected(cause: str, file: Path | None) -> None:
-        with pytest.raises(InputError) as error:
-            read_token(VARIABLE, file)
-        documented(cause, str(error.value), error.value.exit_code)
+WEAK = ("", "short", "sixteen letters and spaces", "sixteen-létters-and-more", "line-one-of-two\nline-two")
 
-    for weak in ("short", "sixteen letters and spaces", "sixteen-létters-and-more", "line-one-of-two\nline-two"):
-        monkeypatch.setenv(VARIABLE, weak)
-        rejected("a token of the server that can be guessed", None)
-    rejected("a token file that is missing", tmp_path / "token")
-    (tmp_path / "token").write_text("")
-    rejected("a token file that is empty", tmp_path / "token")
+
+@pytest.mark.parametrize("content", [*(text.encode() for text in WEAK), b"\xff" * 16, None])
+def test_weak_and_missing_tokens_are_rejected(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=r"token.*[:;] expected") as caught:
+        read_token(VARIABLE, file)
+    assert caught.value.exit_code == 2

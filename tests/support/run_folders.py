@@ -60,11 +60,6 @@ def load(*, pid: int = 7, cpu: float = 1.0, updated: int | None = None, **more: 
     return {"pid": pid, "resident_bytes": 100, "cpu_seconds": cpu, **memory, **rows, **more}
 
 
-def sample(*, at: float, **loads: dict[str, Any]) -> dict[str, Any]:
-    named = {name.replace("_", "-"): value for name, value in loads.items()}
-    return {"time": BEGAN + at, "event": "sample", "generation": 1, "processes": named}
-
-
 def state(kind: str, *, at: float, generation: int = 1, message: str = "", **processes: Any) -> dict[str, Any]:
     """Return the contents of state.json; each process is given by its state and load."""
     states = {

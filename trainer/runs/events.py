@@ -277,14 +277,6 @@ class CommandStarted(_Event):
     pid_started: Seconds = Field(description="when the process started, in seconds since its machine did")
 
 
-class LoadSample(_Event):
-    """The latest load of every process of the run. Only in `processes.jsonl`."""
-
-    kind: ClassVar[str] = "sample"
-    generation: Whole = Field(description="generation of the processes")
-    processes: dict[str, dict[str, Any]] = Field(description="load by process, as in `load`")
-
-
 class CommandEnded(_Event):
     """The `crossfade train` command ended. Only in `processes.jsonl`."""
 
@@ -317,7 +309,7 @@ JobEvent = (
     | FailureEvent
     | BackoffEvent
 )
-CommandEvent = CommandStarted | LoadSample | CommandEnded
+CommandEvent = CommandStarted | CommandEnded
 Event = TrainingEvent | RoleEvent | JobEvent | CommandEvent
 
 EventSink = Callable[[Event], None]

@@ -1,14 +1,11 @@
-// The Explore page. Its state is the query of its address: run, other (a second run), item, and customer.
+// The Explore page. Its state is the query of its address: run, item, and customer.
 
 import { ask, describeFailure } from "./explore_api.js";
 import { makeCombobox } from "./explore_combobox.js";
-import { bar, element, labelOf, preparingLine, problemList, table } from "./explore_elements.js";
-import { ItemMap } from "./explore_map.js";
+import { bar, element, labelOf, problem, table } from "./explore_elements.js";
 
-const KEYS = ["run", "other", "item", "customer"];
+const KEYS = ["run", "item", "customer"];
 const at = Object.fromEntries([...document.querySelectorAll("[id]")].map((each) => [each.id, each]));
-const map = new ItemMap(at.map, at.tip, (item) => go({ item: item.id }));
-const drawnMaps = new Map();
 let state = {}, runs = [], request = new AbortController(), entities = { item: "item", query: "customer" };
 
 function readAddress() {
@@ -50,84 +47,53 @@ async function show() {
 }
 
 function showFailure(error) {
-  at.problems.replaceChildren(...problemList([["error", describeFailure(error)]]));
+  at.problems.replaceChildren(problem(describeFailure(error)));
 }
 
 function showControls() {
-  const options = (names) => names.map((name) => element("option", { value: name }, name));
-  at.run.replaceChildren(...options(runs));
+  at.run.replaceChildren(...runs.map((name) => element("option", { value: name }, name)));
   at.run.value = state.run;
-  const others = runs.filter((run) => run !== state.run);
-  at.other.replaceChildren(element("option", { value: "" }, "no other run"), ...options(others));
-  at.other.value = others.includes(state.other) ? state.other : "";
   at.customer.value = state.customer;
   at.dashboard.href = runs.includes(state.run) ? `/?${new URLSearchParams({ run: state.run })}` : "/";
 }
 
 async function showResults(signal) {
-  if (!runs.length) {
-    at.problems.replaceChildren(...problemList([["no runs", "there are none yet: 'crossfade train' writes them"]]));
-    return hideResults();
-  }
-  const compared = state.other && state.other !== state.run ? [state.run, state.other] : [state.run], problems = [];
-  const [drawn, models] = await Promise.all([loadMap(state.run, signal), openModels(compared, signal)]);
-  const open = compared.filter((run, place) => keepErrors(problems, run, models[place]));
-  if (open.includes(state.run)) showEntities(models[0]);
-  const { item, customer } = state;
-  const lists = item ? await askAll(open, "neighbors", { item }, signal, problems) : [];
-  const advice = customer ? await askAll(open, "recommendations", { customer }, signal, problems) : [];
-  if (drawn.error && open.includes(state.run)) problems.push([state.run, drawn.error]);
-  at.problems.replaceChildren(...problemList(problems));
-  if (!open.length) return hideResults();
-  showNeighbors(lists);
-  showMap(drawn, lists);
-  showRecommendations(advice);
-  announce(lists, advice, problems);
-}
-
-function hideResults() {
+  const { run, item, customer } = state;
   at.status.textContent = "";
-  at.neighbors.hidden = true;
-  at.recommendations.hidden = true;
+  if (!runs.length) at.problems.replaceChildren(problem("there are no runs yet: 'crossfade train' writes them"));
+  const model = runs.length ? await openModel(run, signal) : null;
+  if (!model) return at.neighbors.hidden = at.recommendations.hidden = true;
+  const list = item ? await askModel("neighbors", { run, item }, signal) : null;
+  const advice = customer ? await askModel("recommendations", { run, customer }, signal) : null;
+  showNeighbors(list);
+  showRecommendations(advice);
+  announce(list, advice);
 }
 
-async function loadMap(run, signal) {
-  if (!drawnMaps.has(run)) drawnMaps.set(run, await ask("map", { run }, signal));
-  const drawn = drawnMaps.get(run);
-  if (!drawn.points) drawnMaps.delete(run); // it may be drawn until the next request
-  return drawn;
-}
-
-/* Wait until the models of `compared` are open; show the progress meanwhile, and announce it once. */
-async function openModels(compared, signal) {
-  const lines = new Map();
-  const models = await Promise.all(compared.map((run) => ask("model", { run }, signal, (progress) => {
-    if (!lines.size) at.status.textContent = "Preparing the model";
-    lines.set(run, preparingLine(run, progress));
-    at.preparing.replaceChildren(...lines.values());
-  })));
+/* Wait until the model of `run` is open, and return its description; null if it cannot be opened. */
+async function openModel(run, signal) {
+  const model = await askModel("model", { run }, signal, () => {
+    if (at.preparing.hasChildNodes()) return;
+    at.status.textContent = "Preparing the model";
+    const line = `Preparing the model of ${run}: large models take minutes`;
+    at.preparing.replaceChildren(element("p", {}, element("progress", { "aria-label": "preparing" }), line));
+  });
   at.preparing.replaceChildren();
-  return models;
-}
-
-/* Return whether `answer` is one; keep its error otherwise. */
-function keepErrors(problems, run, answer) {
-  if (answer.error) problems.push([run, answer.error]);
-  return !answer.error;
-}
-
-async function askAll(open, route, parameters, signal, problems) {
-  const askOne = async (run) => ({ run, ...(await ask(route, { run, ...parameters }, signal)) });
-  const answers = await Promise.all(open.map(askOne));
-  return answers.filter((answer) => keepErrors(problems, answer.run, answer));
-}
-
-function showEntities(model) {
+  if (!model) return null;
   entities = model;
   const example = model.examples[model.query];
   at["item-label"].textContent = capitalized(model.item);
   at["customer-label"].textContent = capitalized(model.query);
   at["customer-hint"].textContent = example ? `An ID, such as ${example.id}` : "An ID";
+  return model;
+}
+
+/* Return the answer of `route`; show an error, and return null. */
+async function askModel(route, parameters, signal, onPreparing) {
+  const answer = await ask(route, parameters, signal, onPreparing);
+  if (!answer.error) return answer;
+  at.problems.append(problem(answer.error));
+  return null;
 }
 
 function capitalized(text) {
@@ -144,120 +110,63 @@ function itemLink(item) {
   return link;
 }
 
-/* Show a list for each of `answers`; with two, each row has its rank in the other. Return how many are in both. */
-function showLists(place, answers, caption, more = []) {
-  const ranks = answers.map((answer) => new Map(answer.rows.map((row, rank) => [row.id, rank + 1])));
-  const best = Math.max(...answers.flatMap((answer) => answer.rows.map((row) => row.score)), 1e-9);
-  const tables = answers.map((answer, number) => {
-    const other = answers[1 - number];
-    const columns = [["Rank", "rank"], [capitalized(entities.item), "name"], ["Score", "number"]];
-    if (other) columns.push([`In ${other.run}`, "words"]);
-    return table(caption(answer), columns, answer.rows.map((row, rank) => {
-      const cells = [String(rank + 1), itemLink(row), bar(row.score.toFixed(3), row.score / best)];
-      return other ? [...cells, rankCell(ranks[1 - number].get(row.id))] : cells;
-    }));
-  });
-  place.replaceChildren(...tables, ...more);
-  place.className = `lists of-${tables.length + more.length}`;
-  return answers.length === 2 ? answers[0].rows.filter((row) => ranks[1].has(row.id)).length : 0;
+/* A table of items in the order of `rows`, with the number of each, `key`, as text and as a bar. */
+function itemTable(caption, rows, title, key, format) {
+  const most = Math.max(...rows.map((row) => row[key]), 1e-9);
+  const columns = [["Rank", "rank"], [capitalized(entities.item), "name"], [title, "number"]];
+  const cells = (row, rank) => [String(rank + 1), itemLink(row), bar(format(row[key]), row[key] / most)];
+  return table(caption, columns, rows.map(cells));
 }
 
-function rankCell(rank) {
-  if (!rank) return element("span", { class: "hint" }, "not listed");
-  return element("span", { class: "badge both" }, `rank ${rank}`);
+function scoreTable(caption, rows) {
+  return itemTable(caption, rows, "Score", "score", (score) => score.toFixed(3));
 }
 
-function showNeighbors(lists) {
-  const [first] = lists, shared = showLists(at["neighbor-lists"], lists, (list) => `${list.run}: by cosine`);
+function showNeighbors(list) {
   at.neighbors.hidden = false;
-  at["neighbors-title"].textContent = first ? `Neighbors of ${labelOf(first.item)}` : `Items of ${state.run}`;
-  const id = first?.item.name ? `ID ${first.item.id}` : "";
+  at["neighbors-title"].textContent = list ? `Neighbors of ${labelOf(list.item)}` : `Items of ${state.run}`;
   const start = `Search ${entities.item}s above to see their neighbors.`;
-  at["neighbors-hint"].textContent = sharedText(lists, shared) || (first ? id : start);
-  at["neighbor-lists"].hidden = !first;
-  at.neighbors.dataset.lists = lists.length;
-  if (!("typed" in at.item.dataset)) at.item.value = first ? labelOf(first.item) : state.item;
-  document.title = `${first ? `${labelOf(first.item)}, ` : ""}${state.run || "Explore"}: Crossfade`;
+  at["neighbors-hint"].textContent = list ? `ID ${list.item.id}` : start;
+  at["neighbor-lists"].replaceChildren(...(list ? [scoreTable("Nearest by cosine", list.rows)] : []));
+  if (!("typed" in at.item.dataset)) at.item.value = list ? labelOf(list.item) : state.item;
+  document.title = `${list ? `${labelOf(list.item)}, ` : ""}${state.run || "Explore"}: Crossfade`;
 }
 
-function sharedText(lists, shared) {
-  return lists.length === 2 ? `${shared} of ${lists[0].rows.length} are in both lists.` : "";
-}
-
-function showMap(drawn, lists) {
-  const points = drawn.points || null, list = lists.find((each) => each.run === state.run);
-  at.stage.hidden = at.legend.hidden = !points;
-  map.setPoints(points);
-  const near = list ? map.mark(list.item, list.rows) : map.mark(null, []);
-  const marked = points && map.marked().length > 0;
-  at["map-views"].hidden = !marked;
-  if (drawn.error) at["map-hint"].textContent = "The map cannot be shown.";
-  else if (!points) {
-    at["map-hint"].replaceChildren("This run has no map. Draw one with ", element("code", {}, drawn.command));
-  }
-  if (!points) return;
-  const all = `The ${points.ids.length.toLocaleString("en-US")} most frequent of ${entities.item}`;
-  const found = list ? `; ${near} of ${list.rows.length} neighbors are among them` : "";
-  at["map-hint"].textContent = `${all}${found}.`;
-  at.map.setAttribute("aria-label", `Map. ${all}${found}${list ? ", with their ranks in the table" : ""}.`);
-  const named = points.labels.length ? [...points.labels, { name: "others", color: "var(--quiet)" }] : [];
-  at.legend.replaceChildren(...named.map(({ name, color }) => {
-    const dot = element("span", { class: "dot" });
-    dot.style.background = color;
-    return element("li", {}, dot, name);
-  }));
-}
-
-function showPart(near) {
-  at["map-near"].setAttribute("aria-pressed", String(near));
-  at["map-whole"].setAttribute("aria-pressed", String(!near));
-  map.show(near);
-}
-
-function showRecommendations(answers) {
-  const [first] = answers;
-  at.recommendations.hidden = !first;
-  if (!first) return;
-  const { history } = first, most = Math.max(...history.map((row) => row.weight), 1e-9);
-  const weight = (row) => row.weight.toLocaleString("en-US", { maximumFractionDigits: 3 });
-  const rows = history.map((row, rank) => [String(rank + 1), itemLink(row), bar(weight(row), row.weight / most)]);
-  const caption = `History: the ${history.length} largest weights of ${first.history_items.toLocaleString("en-US")}`;
-  const past = table(caption, [["Rank", "rank"], [capitalized(entities.item), "name"], ["Weight", "number"]], rows);
-  const shared = showLists(at["recommendation-lists"], answers, (answer) => `${answer.run}: recommended`, [past]);
-  at["recommendations-title"].textContent = `Recommendations for ${entities.query} ${labelOf(first.query)}`;
-  at["recommendations-hint"].textContent = sharedText(answers, shared) || "Items in the history are left out.";
+function showRecommendations(advice) {
+  at.recommendations.hidden = !advice;
+  if (!advice) return;
+  const weight = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 3 });
+  const caption = `History: the ${advice.history.length} largest weights of ${advice.history_items.toLocaleString("en-US")}`;
+  const past = itemTable(caption, advice.history, "Weight", "weight", weight);
+  at["recommendation-lists"].replaceChildren(scoreTable("Recommended", advice.rows), past);
+  at["recommendations-title"].textContent = `Recommendations for ${entities.query} ${labelOf(advice.query)}`;
+  at["recommendations-hint"].textContent = "Items in the history are left out.";
 }
 
 /* Say what has changed on the page, for screen readers. */
-function announce(lists, advice, problems) {
-  const neighbors = lists.map((list) => `${list.rows.length} neighbors of ${labelOf(list.item)} in ${list.run}`);
-  const advised = advice.map((list) => `${list.rows.length} recommendations for ${labelOf(list.query)} by ${list.run}`);
-  const counts = lists.length === 2 ? [at["neighbors-hint"].textContent] : [];
-  at.status.textContent = problems.length ? "" : [...neighbors, ...counts, ...advised].join(". ");
+function announce(list, advice) {
+  const neighbors = list ? [`${list.rows.length} neighbors of ${labelOf(list.item)}`] : [];
+  const advised = advice ? [`${advice.rows.length} recommendations for ${labelOf(advice.query)}`] : [];
+  at.status.textContent = [...neighbors, ...advised].join(". ");
 }
 
 async function start() {
   const answer = await ask("runs", {}, request.signal);
+  if (answer.error) return at.problems.replaceChildren(problem(answer.error));
   runs = answer.runs;
   at.source.textContent = answer.source;
   readAddress();
   history.replaceState(null, "", addressWith({}));
-  at.run.addEventListener("change", () => {
-    go({ run: at.run.value, other: state.other === at.run.value ? "" : state.other });
-  });
-  at.other.addEventListener("change", () => go({ other: at.other.value }));
+  at.run.addEventListener("change", () => go({ run: at.run.value }));
   at["customer-form"].addEventListener("submit", (event) => {
     event.preventDefault();
     go({ customer: at.customer.value.trim() });
   });
-  at["map-near"].addEventListener("click", () => showPart(true));
-  at["map-whole"].addEventListener("click", () => showPart(false));
   makeCombobox(at.item, at.suggestions, at["item-hint"], () => state.run, (item) => go({ item: item.id }));
   addEventListener("popstate", () => {
     readAddress();
     show();
   });
-  showPart(true);
   await show();
 }
 

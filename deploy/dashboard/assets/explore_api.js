@@ -3,14 +3,14 @@
 const POLL_MILLISECONDS = 400;
 const HEADERS = { "X-Requested-With": "explore" }; // which pages of other sites cannot send
 
-/* Return the answer of `route`; call `onPreparing` with what the server does until it has one. Errors are answers. */
+/* Return the answer of `route`; call `onPreparing` until the server has one. Errors are answers. */
 export async function ask(route, parameters, signal, onPreparing = () => {}) {
   for (;;) {
     const response = await fetch(`/explore/api/${route}?${new URLSearchParams(parameters)}`, { signal, headers: HEADERS });
     if (!response.ok) return { error: `the dashboard answered with status ${response.status}: see its terminal` };
     const answer = await response.json();
     if (!answer.preparing) return answer;
-    onPreparing(answer.preparing);
+    onPreparing();
     await pause(signal);
   }
 }

@@ -31,18 +31,8 @@ export function bar(text, share) {
   return cell;
 }
 
-/* Lines about what is wrong, each with the run that it is about. */
-export function problemList(problems) {
-  const lines = problems.map(([run, text]) => {
-    return element("li", { class: "alert critical" }, element("strong", {}, run), element("span", {}, text));
-  });
-  return lines.length ? [element("ul", { class: "alerts" }, ...lines)] : [];
-}
-
-/* What the server does until the model of `run` is open. */
-export function preparingLine(run, { phase, share }) {
-  const percent = share === null ? "" : `, ${Math.round(100 * share)} %`;
-  const progress = element("progress", { "aria-label": `preparing the model of ${run}`, max: 1 });
-  if (share !== null) progress.value = share;
-  return element("p", {}, progress, `Preparing the model of ${run}: ${phase}${percent}`);
+/* A line about what is wrong. */
+export function problem(text) {
+  const line = element("li", { class: "alert critical" }, element("strong", {}, "error"), element("span", {}, text));
+  return element("ul", { class: "alerts" }, line);
 }

@@ -1,9 +1,12 @@
-"""The page Explore in a real browser, with runs that are trained on planted data."""
+"""The page Explore in a real browser, its routes, and the models that it opens, of runs trained on planted data."""
 
 import json
 import re
+import shutil
 import signal
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,15 +16,24 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import DESKTOP, PHONE, Visit, browsing, visiting
-from cluster_data import TRACKS
-from explored_runs import name_of, write_runs
+from cluster_data import CUSTOMERS, TRACKS
+from explored_runs import COLD_TRACK, name_of, write_runs
+from flask.testing import FlaskClient
 from playwright.sync_api import Browser, Locator, expect
 from running_command import started
+from waiting import wait_until
 
-from crossfade.trainer.maps.map_labels import PALETTE
-from crossfade.trainer.recommend.model import open_model
+from crossfade.base.errors import CrossfadeError
+from crossfade.deploy.dashboard import explored_models
+from crossfade.deploy.dashboard.app import make_app
+from crossfade.deploy.dashboard.explored_models import ExploredModels, write_copy
+from crossfade.deploy.dashboard.run_reader import Runs
+from crossfade.trainer.recommend.model import Model, open_model
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
+from crossfade.trainer.recommend.trained_model import with_trained_model
 from crossfade.trainer.runs.options import ModelSource
+
+pytestmark = pytest.mark.slow
 
 ROW, ITEM, CUSTOMER = 7, "5007", "c003"
 
@@ -56,11 +68,25 @@ def opened(browser: Browser, address: str, options: dict[str, Any] | None = None
         assert visit.hosts <= {address.split("/")[2]}
 
 
-def similar(workspace: Path, run: str, row: int = ROW) -> tuple[list[int], list[float]]:
-    """Return the neighbors of a track and their scores."""
-    with closing(open_model(ModelSource.of(source=workspace / "runs" / run), print)) as model:
-        rows_QK, scores_QK = model.use(lambda found: found.similar(np.array([row]), SimilarOptions()))
-    return rows_QK[0].tolist(), scores_QK[0].tolist()
+@pytest.fixture(scope="module")
+def client(workspace: Path) -> Iterator[FlaskClient]:
+    with closing(ExploredModels()) as models:
+        yield make_app(Runs([workspace / "runs"]), models, "runs").server.test_client()
+
+
+def answer(client: FlaskClient, route: str, **parameters: str) -> Any:
+    """Ask until the model is open, and return the answer."""
+    found: dict[str, Any] = {}
+
+    def has_answered() -> bool:
+        response = client.get(f"/explore/api/{route}", query_string={"run": "one", **parameters})
+        assert response.status_code == 200
+        found.clear()
+        found.update(response.json)
+        return "preparing" not in found
+
+    wait_until(has_answered, route)
+    return found
 
 
 def table(visit: Visit, caption: str) -> Locator:
@@ -76,17 +102,16 @@ def press(visit: Visit, *keys: str) -> None:
         visit.page.keyboard.press(key)
 
 
-@pytest.mark.slow
 def test_item_is_searched_and_neighbors_are_followed_by_keyboard_alone(
-    browser: Browser, address: str, workspace: Path
+    browser: Browser, address: str, client: FlaskClient
 ) -> None:
-    rows, scores = similar(workspace, "one")
+    rows = answer(client, "neighbors", item=ITEM)["rows"]
     with opened(browser, address, run="one") as visit:
         page, title = visit.page, visit.page.locator("#neighbors-title")
         expect(title).to_have_text("Items of one")
         press(visit, "Tab")
         expect(page.get_by_role("link", name="Skip to the results")).to_be_focused()
-        press(visit, *["Tab"] * 5)
+        press(visit, *["Tab"] * 3)
         box = page.get_by_role("combobox", name="Track")
         expect(box).to_be_focused()
         page.keyboard.type("song 7")
@@ -107,16 +132,16 @@ def test_item_is_searched_and_neighbors_are_followed_by_keyboard_alone(
         expect(title).to_have_text(f"Neighbors of {name_of(ROW)}")
         expect(box).to_have_value(name_of(ROW))
         expect(box).to_be_focused()
-        expect(page.locator("#status")).to_have_text(f"10 neighbors of {name_of(ROW)} in one")
-        found = table(visit, "^one: by cosine")
-        assert names_in(found) == [name_of(row) for row in rows]
-        assert found.locator("td.number").all_text_contents() == [f"{score:.3f}" for score in scores]
+        expect(page.locator("#status")).to_have_text(f"10 neighbors of {name_of(ROW)}")
+        found = table(visit, "^Nearest by cosine")
+        assert names_in(found) == [row["name"] for row in rows]
+        assert found.locator("td.number").all_text_contents() == [f"{row['score']:.3f}" for row in rows]
         page.wait_for_url(f"**/explore?run=one&item={ITEM}")
         found.get_by_role("link").nth(2).focus()
         press(visit, "Enter")
-        expect(title).to_have_text(f"Neighbors of {name_of(rows[2])}")
+        expect(title).to_have_text(f"Neighbors of {rows[2]['name']}")
         expect(title).to_be_focused()
-        page.wait_for_url(f"**/explore?run=one&item={5000 + rows[2]}")
+        page.wait_for_url(f"**/explore?run=one&item={rows[2]['id']}")
         page.go_back()
         expect(title).to_have_text(f"Neighbors of {name_of(ROW)}")
         page.go_back()
@@ -127,35 +152,16 @@ def test_item_is_searched_and_neighbors_are_followed_by_keyboard_alone(
         expect(title).to_have_text(f"Neighbors of {name_of(ROW)}")
 
 
-@pytest.mark.slow
-def test_two_runs_show_which_neighbors_they_share(browser: Browser, address: str, workspace: Path) -> None:
-    one, two = similar(workspace, "one")[0], similar(workspace, "two")[0]
-    shared = set(one) & set(two)
-    assert 0 < len(shared) < 10
-    with opened(browser, address, run="one", item=ITEM) as visit:
-        page = visit.page
-        expect(table(visit, "^one")).to_be_visible()
-        page.get_by_label("Compare with").focus()
-        page.keyboard.type("two")
-        page.wait_for_url("**&other=two**")
-        expect(page.locator("#neighbors-hint")).to_have_text(f"{len(shared)} of 10 are in both lists.")
-        for run, rows, other, others in (("one", one, "two", two), ("two", two, "one", one)):
-            found = table(visit, f"^{run}")
-            assert names_in(found) == [name_of(row) for row in rows]
-            expect(found.get_by_role("columnheader").last).to_have_text(f"In {other}")
-            marks = [f"rank {others.index(row) + 1}" if row in shared else "not listed" for row in rows]
-            assert found.locator("td.words").all_text_contents() == marks
-        page.get_by_label("Run", exact=True).focus()
-        page.keyboard.type("two")
-        page.wait_for_url(f"**/explore?run=two&item={ITEM}")
-        expect(table(visit, "^one")).to_have_count(0)
-
-
-@pytest.mark.slow
-def test_recommendations_are_beside_the_history(browser: Browser, address: str, workspace: Path) -> None:
+def test_recommendations_are_beside_the_history(
+    browser: Browser, address: str, client: FlaskClient, workspace: Path
+) -> None:
+    found = answer(client, "recommendations", customer=CUSTOMER)
     with closing(open_model(ModelSource.of(source=workspace / "runs" / "one"), print)) as model:
-        rows_QK, _ = model.use(lambda found: found.recommend(np.array([3]), RecommendOptions()))
-        history = set(model.use(lambda found: found.histories(np.array([3]))).lists.items_N.tolist())
+        rows_QK, _ = model.use(lambda opened: opened.recommend(np.array([3]), RecommendOptions()))
+    assert [row["name"] for row in found["rows"]] == [name_of(row) for row in rows_QK[0].tolist()]
+    assert [row["weight"] for row in found["history"]] == sorted(
+        (row["weight"] for row in found["history"]), reverse=True
+    )
     with opened(browser, address, run="one") as visit:
         page = visit.page
         expect(page.locator("#customer-hint")).to_have_text("An ID, such as c000")
@@ -163,98 +169,22 @@ def test_recommendations_are_beside_the_history(browser: Browser, address: str, 
         box.fill(CUSTOMER)
         box.press("Enter")
         expect(page.locator("#recommendations-title")).to_have_text(f"Recommendations for customer {CUSTOMER}")
-        assert names_in(table(visit, "^one: recommended")) == [name_of(row) for row in rows_QK[0]]
-        past = table(visit, f"^History: the 10 largest weights of {len(history)}")
-        assert set(names_in(past)) <= {name_of(row) for row in history}
-        assert len(set(names_in(past))) == 10
-        expect(past.locator("tbody td.number").first).to_have_text("1")
+        assert names_in(table(visit, "^Recommended")) == [row["name"] for row in found["rows"]]
+        past = table(visit, f"^History: the 10 largest weights of {found['history_items']}")
+        assert names_in(past) == [row["name"] for row in found["history"]]
         page.wait_for_url(f"**/explore?run=one&customer={CUSTOMER}")
         box.fill("nobody")
         page.get_by_role("button", name="Show").click()
-        expect(page.get_by_role("alert")).to_have_text("onethere is no customer with the ID or name 'nobody'")
+        expect(page.get_by_role("alert")).to_have_text("errorthere is no customer with the ID or name 'nobody'")
         expect(page.locator("#recommendations")).to_be_hidden()
-        page.go_back()
-        expect(page.locator("#recommendations")).to_be_visible()
-        expect(box).to_have_value(CUSTOMER)
-        expect(page.get_by_role("alert")).to_have_text("")
 
 
-def pixels(visit: Visit) -> dict[str, int]:
-    """Return how many pixels of the map have each color."""
-    script = """() => {
-        const map = document.getElementById("map"), colors = {};
-        const copy = new OffscreenCanvas(map.width, map.height).getContext("2d", { willReadFrequently: true });
-        copy.drawImage(map, 0, 0);
-        const data = copy.getImageData(0, 0, map.width, map.height).data;
-        for (let at = 0; at < data.length; at += 4) {
-            const color = data.slice(at, at + 4).join(" ");
-            colors[color] = (colors[color] || 0) + 1;
-        }
-        return colors;
-    }"""
-    found: dict[str, int] = visit.page.evaluate(script)
-    return found
-
-
-def rgb(color: str) -> str:
-    """Return ``color``, as in ``#4477aa``, as browsers write it."""
-    return f"rgb({', '.join(str(int(color[at : at + 2], 16)) for at in (1, 3, 5))})"
-
-
-@pytest.mark.slow
-def test_map_marks_the_item_and_its_neighbors_at_the_resolution_of_the_screen(browser: Browser, address: str) -> None:
-    accent = "31 102 181 255"
-    with opened(browser, address, {"device_scale_factor": 2}, run="one") as visit:
-        page, canvas = visit.page, visit.page.locator("#map")
-        every = f"The {TRACKS} most frequent of track"
-        expect(canvas).to_have_attribute("aria-label", f"Map. {every}.")
-        expect(page.locator("#legend li")).to_have_text([*(f"genre {genre}" for genre in (1, 2, 3, 4, 0)), "others"])
-        # The colors are those of the picture, by the order of the labels there, in which the first has fewer items.
-        shown = page.locator("#legend li span").evaluate_all("dots => dots.map(each => each.style.background)")
-        assert shown[:-1] == [rgb(PALETTE[genre]) for genre in (1, 2, 3, 4, 0)]
-        box = canvas.bounding_box()
-        assert box is not None
-        assert canvas.evaluate("map => [map.width, map.height]") == [round(2 * box["width"]), round(2 * box["height"])]
-        whole = pixels(visit)
-        assert len(whole) > 5
-        assert accent not in whole
-        page.goto(f"{address}explore?run=one&item={ITEM}")
-        marked = f"Map. {every}; 10 of 10 neighbors are among them, with their ranks in the table."
-        expect(canvas).to_have_attribute("aria-label", marked)
-        near = pixels(visit)
-        assert near[accent] > 100
-        page.get_by_role("button", name="whole map").click()
-        expect(page.get_by_role("button", name="whole map")).to_have_attribute("aria-pressed", "true")
-        assert pixels(visit) != near
-        # The first track is at the right end of the leftmost ring: the fifth part of the map's width is between two.
-        page.goto(f"{address}explore?run=one")
-        expect(canvas).to_have_attribute("aria-label", f"Map. {every}.")
-        place = page.evaluate(
-            "() => [document.getElementById('map').clientWidth, document.getElementById('map').clientHeight]"
-        )
-        scale = (place[0] - 56) / 42
-        canvas.click(position={"x": 28 + 2 * scale, "y": place[1] / 2})
-        expect(page.locator("#neighbors-title")).to_have_text(f"Neighbors of {name_of(0)}")
-
-
-@pytest.mark.slow
-def test_run_without_embeddings_is_a_line_and_the_other_run_is_shown(browser: Browser, address: str) -> None:
-    with opened(browser, address, run="empty", item=ITEM) as visit:
-        alert = visit.page.get_by_role("alert")
-        expect(alert).to_have_text("emptyit has neither embeddings nor a complete checkpoint yet")
-        expect(visit.page.locator("#neighbors")).to_be_hidden()
-        visit.page.get_by_label("Compare with").select_option("one")
-        expect(table(visit, "^one")).to_be_visible()
-        expect(alert).to_contain_text("neither embeddings")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "dark"), (PHONE, "light")])
 def test_page_is_accessible_and_fits_the_window(
     browser: Browser, address: str, size: dict[str, int], scheme: str
 ) -> None:
     options = {"size": size, "color_scheme": scheme}
-    with opened(browser, address, options, run="one", other="two", item=ITEM, customer=CUSTOMER) as visit:
+    with opened(browser, address, options, run="one", item=ITEM, customer=CUSTOMER) as visit:
         page = visit.page
         expect(table(visit, "^History")).to_be_visible()
         expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
@@ -267,22 +197,6 @@ def test_page_is_accessible_and_fits_the_window(
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
 
 
-@pytest.mark.slow
-def test_dashboard_and_page_lead_to_each_other(browser: Browser, address: str) -> None:
-    with visiting(browser, f"{address}?run=two") as visit:
-        visit.page.get_by_role("link", name="Explore").click()
-        expect(visit.page.get_by_role("heading", name="Explore")).to_be_visible()
-        visit.page.wait_for_url("**/explore?run=*")
-        visit.page.get_by_label("Run", exact=True).select_option("one")
-        visit.page.wait_for_url("**/explore?run=one")
-        visit.page.locator("#theme").click()
-        visit.page.get_by_role("link", name="Dashboard").click()
-        expect(visit.page.locator("#head h1")).to_contain_text("one")
-        assert visit.page.evaluate("document.documentElement.dataset.theme") == "dark"
-        assert visit.errors == []
-
-
-@pytest.mark.slow
 def test_first_visit_shows_the_preparation_and_a_stopped_dashboard_deletes_its_copies(
     browser: Browser, workspace: Path, tmp_path: Path
 ) -> None:
@@ -296,16 +210,152 @@ def test_first_visit_shows_the_preparation_and_a_stopped_dashboard_deletes_its_c
     with started("dashboard", "--port", 0, cwd=workspace, variables={"TMPDIR": str(tmp_path)}) as command:
         assert command.process.stdout is not None
         address = command.process.stdout.readline().split()[1]
-        with opened(browser, address, run="empty") as visit:
-            expect(visit.page.get_by_role("alert")).to_contain_text("neither")
+        with opened(browser, address, run="empty", item=ITEM) as visit:
+            alert = visit.page.get_by_role("alert")
+            expect(alert).to_have_text("errorit has neither embeddings nor a complete checkpoint yet")
+            expect(visit.page.locator("#neighbors")).to_be_hidden()
             visit.page.add_init_script(record)
             visit.page.goto(f"{address}explore?run=one&item={ITEM}")
-            expect(table(visit, "^one")).to_be_visible()
+            expect(table(visit, "^Nearest")).to_be_visible()
             shown = visit.page.evaluate("window.shown")
-            assert shown
-            assert all(re.fullmatch(r"Preparing the model of one: [a-z ]+(, \d+ %)?", text) for text in shown), shown
+            assert set(shown) == {"Preparing the model of one: large models take minutes"}
             expect(visit.page.locator("#preparing")).to_be_empty()
+            visit.page.get_by_label("Run", exact=True).select_option("two")
+            visit.page.wait_for_url(f"**/explore?run=two&item={ITEM}")
+            expect(visit.page.locator("#status")).to_have_text(f"10 neighbors of {name_of(ROW)}")
+            visit.page.get_by_role("link", name="Dashboard").click()
+            expect(visit.page.locator("#head h1")).to_contain_text("two")
         assert list(tmp_path.glob("crossfade-model-*/*/version.json"))
         command.process.send_signal(signal.SIGTERM)
         assert command.finish().returncode == 128 + signal.SIGTERM
         assert list(tmp_path.iterdir()) == []
+
+
+# ---- models
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder that has the copies."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def models(copies: Path) -> Iterator[ExploredModels]:
+    with closing(ExploredModels()) as models:
+        yield models
+
+
+def neighbors(model: Model) -> list[int]:
+    rows: list[int] = model.similar(np.array([7]), SimilarOptions(k=5))[0][0].tolist()
+    return rows
+
+
+def ask(models: ExploredModels, run: Path, question: Callable[[Model], Any] = neighbors) -> Any:
+    """Ask until the model is open, and return the answer."""
+    answers: list[Any] = []
+
+    def has_answered() -> bool:
+        answers[:] = [models.ask(run, question)]
+        return answers[0] is not None
+
+    wait_until(has_answered, f"the model of {run}")
+    return answers[0]
+
+
+def written_copies(folder: Path) -> list[Path]:
+    return sorted(folder.glob("crossfade-model-*/*/version.json"))
+
+
+def test_model_is_prepared_once_and_again_for_new_embeddings(
+    workspace: Path, models: ExploredModels, copies: Path
+) -> None:
+    run = copies / "run"
+    shutil.copytree(workspace / "runs" / "one", run)
+    assert models.ask(run, neighbors) is None
+    before = ask(models, run)
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: models.ask(run, neighbors), range(32)))
+    assert answers == [before] * 32
+    assert len(written_copies(copies)) == 1
+    shutil.rmtree(run / "embeddings")
+    shutil.copytree(workspace / "runs" / "two" / "embeddings", run / "embeddings")
+    expected = ask(models, workspace / "runs" / "two")
+    assert expected != before
+    assert ask(models, run) == expected
+    wait_until(lambda: len(written_copies(copies)) == 2, "the deletion of the earlier copy")
+
+
+def test_moved_dataset_is_an_error_until_it_is_back(workspace: Path, models: ExploredModels) -> None:
+    (workspace / "data").rename(workspace / "moved")
+    try:
+        with pytest.raises(CrossfadeError, match=r"data/manifest\.json: no such file"):
+            ask(models, workspace / "runs" / "one")
+    finally:
+        (workspace / "moved").rename(workspace / "data")
+    assert ask(models, workspace / "runs" / "one")
+
+
+def test_disk_without_room_is_an_error_that_names_tmpdir(workspace: Path, tmp_path: Path) -> None:
+    source, path = ModelSource(source=str(workspace / "runs" / "one")), tmp_path / "copy"
+    needed = 4 * 8 * (CUSTOMERS + TRACKS + 1)
+    with pytest.raises(CrossfadeError, match=f"no room for a copy of the vectors, {needed:,} bytes; set TMPDIR"):
+        with_trained_model(source, print, lambda model: write_copy(model, path, needed - 1))
+    assert not path.exists()
+    with_trained_model(source, print, lambda model: write_copy(model, path, needed))
+    assert path.exists()
+
+
+def test_model_that_is_dropped_while_it_answers_gives_its_answer(
+    workspace: Path, models: ExploredModels, copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explored_models, "MAX_OPEN", 1)
+    one, two = (workspace / "runs" / name for name in ("one", "two"))
+    expected = ask(models, one)
+
+    def open_the_other(model: Model) -> list[int]:
+        assert ask(models, two)
+        return [*neighbors(model), *model.search(model.item, "song 7", 1)]
+
+    assert models.ask(one, open_the_other) == [*expected, 7]
+    wait_until(lambda: len(written_copies(copies)) == 1, "the deletion of its copy")
+    models.close()
+    assert list(copies.iterdir()) == []
+
+
+# ---- routes
+
+
+def test_items_are_found_by_words_and_ids(client: FlaskClient) -> None:
+    assert answer(client, "search", text="song 19")["rows"][0] == {"id": "5019", "name": name_of(19)}
+    assert answer(client, "search", text="5007")["rows"] == [{"id": "5007", "name": name_of(7)}]
+    assert len(answer(client, "search", text="genre")["rows"]) == 12
+    for text in ("", "nothing", '"*', "' OR 1"):
+        assert answer(client, "search", text=text)["rows"] == []
+
+
+@pytest.mark.parametrize(
+    ("route", "parameters", "error"),
+    [
+        ("neighbors", {"item": "no such"}, "there is no track with the ID or name 'no such'"),
+        ("neighbors", {}, "there is no track with the ID or name ''"),
+        ("neighbors", {"item": str(COLD_TRACK)}, "has no interaction of positive weight in train"),
+        ("recommendations", {"customer": "c999"}, "there is no customer with the ID or name 'c999'"),
+        ("model", {"run": "../data"}, "there is no run '../data'"),
+        ("model", {"run": "/etc"}, "there is no run '/etc'"),
+        ("model", {"run": "invalid"}, "job.yaml: the key 'data"),
+        ("model", {"run": "empty"}, "it has neither embeddings nor a complete checkpoint yet"),
+    ],
+)
+def test_invalid_request_is_answered_with_an_error(
+    client: FlaskClient, route: str, parameters: dict[str, str], error: str
+) -> None:
+    assert error in answer(client, route, **parameters)["error"]
+
+
+def test_newest_embeddings_come_first(client: FlaskClient) -> None:
+    assert client.get("/explore/api/runs").json == {"source": "runs", "runs": ["two", "one", "empty", "invalid"]}
+    for path in ("/explore", "/explore/"):
+        assert "<title>Explore" in client.get(path).text
+    assert "explore" not in client.get("/").text

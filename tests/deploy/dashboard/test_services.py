@@ -4,21 +4,19 @@ import json
 import os
 import random
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_here import crossfade_here
-from flask.testing import FlaskClient
 from fuzzed_json import corrupt_json, fuzz, fuzz_range, judge
+from page_text import rows_of, text_of
 from recorded_service import make_record
 from run_folders import state, write_run
 
 from crossfade.cli.status import _service
-from crossfade.deploy.dashboard import charts, run_reader, service_page, service_reader
-from crossfade.deploy.dashboard.app import _service_of, make_app
-from crossfade.deploy.dashboard.explored_models import ExploredModels
+from crossfade.deploy.dashboard import page
+from crossfade.deploy.dashboard.page_elements import Selection
 from crossfade.deploy.dashboard.run_reader import Runs
 from crossfade.deploy.dashboard.service_reader import ServiceReader, ServiceSummary
 from crossfade.deploy.refresh.versions import EventFile, ServiceVersions
@@ -26,12 +24,6 @@ from crossfade.trainer.monitoring.thresholds import STALE_EVENTS_SECONDS
 
 NEWEST = 1_790_000_000
 CASES, FIRST = fuzz_range(100)
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_reader, "SCAN_SECONDS", 0.0)
-    monkeypatch.setattr(service_reader, "REFRESH_SECONDS", 0.0)
 
 
 def write_music(folder: Path, *records: dict[str, Any]) -> Path:
@@ -117,7 +109,7 @@ def test_deletion_of_ids_is_shown_until_the_next_version(music: Path) -> None:
     assert [(alert.level, alert.text) for alert in look(music).alerts] == [
         ("info", "ids were forgotten: version 3 may have vectors of them until the next refresh")
     ]
-    assert "ids were forgotten" in json.dumps(shown_parts(client_of(music.parent))["service-alerts.children"])
+    assert "ids were forgotten" in text_of(page.service_head(look(music)))
     versions.mark_forgotten(complete=False)
     assert "a deletion of ids was interrupted" in look(music).alerts[1].text
     versions.write(make_record(4, newest=NEWEST))
@@ -131,33 +123,6 @@ def test_deletion_of_ids_is_shown_until_the_next_version(music: Path) -> None:
 def test_times_that_are_no_seconds_are_no_age(tmp_path: Path, newest: int | None) -> None:
     found = look(write_music(tmp_path / "music", {"newest": newest}), age=10**9)
     assert (found.newest, found.age_seconds, found.alerts, found.state) == (None, None, [], "served")
-
-
-def client_of(folder: Path) -> FlaskClient:
-    with closing(ExploredModels()) as models:
-        server = make_app(Runs([folder]), models, "services").server
-    server.testing = True
-    return server.test_client()
-
-
-def shown_parts(client: FlaskClient, service: str | None = None, **states: Any) -> dict[str, Any]:
-    """Return the properties that the page gets when ``service`` is chosen, without those that do not change."""
-    [callback] = [
-        each for each in client.get("/_dash-dependencies").get_json() if "graph-versions.figure" in each["output"]
-    ]
-    names = callback["output"].strip(".").split("...")
-    values = {"service": service, **states}
-    request = {
-        "output": callback["output"],
-        "outputs": [dict(zip(("id", "property"), name.rsplit(".", 1), strict=True)) for name in names],
-        "inputs": [{**part, "value": values.get(part["id"])} for part in callback["inputs"]],
-        "state": [{**part, "value": values.get(part["id"])} for part in callback["state"]],
-        "changedPropIds": [],
-    }
-    response = client.post("/_dash-update-component", json=request)
-    assert response.status_code == 200
-    parts = response.get_json()["response"]
-    return {f"{name}.{key}": value for name, found in parts.items() for key, value in found.items()}
 
 
 def test_files_behind_links_that_lead_out_of_the_service_are_not_read(music: Path) -> None:
@@ -183,8 +148,6 @@ def test_damaged_files_are_alerts_and_what_can_be_read_is_shown(music: Path) -> 
     problems = " ".join(alert.text for alert in found.alerts)
     for name in ("current.json", *(f"version-00000{number}.json" for number in (1, 4, 5, 6, 7))):
         assert name in problems
-    parts = shown_parts(client_of(music.parent))
-    assert "version-000007.json" in json.dumps(parts["service-alerts.children"])
     # A record that is restored in place, which does not change the folder's time, is read.
     reader = ServiceReader(music, "music")
     reader.summarize(NEWEST)
@@ -200,13 +163,8 @@ def test_corrupt_records_are_shown_or_named(music: Path) -> None:
 
     def show() -> None:
         found = look(music)
-        text = [
-            *map(str, _service(found)),
-            json.dumps(charts.versions(found)),
-            str(service_page.boxes([found], "music")),
-        ]
-        text += [str(getattr(service_page, part)(found)) for part in ("head", "alerts", "tiles")]
-        text += [str(service_page.versions(found, {})), service_page.describe_chart(found, charts.versions(found))]
+        assert [str(part) for part in (*_service(found), page.service_versions(found, {}))]
+        assert text_of([page.service_boxes([found], Selection([], "music")), page.service_head(found)])
         assert "version-000003.json" in str(found.alerts) or found.records[-1].number == 3
 
     def records(draw: random.Random) -> str | None:
@@ -220,71 +178,23 @@ def test_corrupt_records_are_shown_or_named(music: Path) -> None:
     fuzz(CASES, FIRST, records)
 
 
-def _rows(region: Any) -> list[list[Any]]:
-    _, _, body = region.children.children
-    return [[getattr(cell.children, "children", cell.children) for cell in row.children] for row in body.children]
-
-
 def test_versions_are_a_table_that_leads_to_their_runs(music: Path) -> None:
     found = look(music)
-    region = service_page.versions(found, {3: "music/version-000003"})
-    rows = _rows(region)
+    region = page.service_versions(found, {3: "music/version-000003"})
+    rows = rows_of(region)
     assert [row[0] for row in rows] == ["3", "2", "1"]
     assert rows[1][2:] == ["rejected", "ndcg@10", "100", "1", "0.2200", "0.1250", "42 s"]
     link = region.children.children[2].children[0].children[0].children
     assert link.href == "?run=music%2Fversion-000003&service=music"
     many = [make_record(number) for number in range(1, 61)]
     long = ServiceSummary("music", "music", many, {}, 60, None, None, None, [])
-    assert [row[0] for row in _rows(service_page.versions(long, {}))] == [str(number) for number in range(60, 10, -1)]
-
-
-def test_chart_compares_each_version_before_and_after_and_marks_rejected_ones(music: Path) -> None:
-    ServiceVersions(music).write(make_record(4, before=None))
-    figure = charts.versions(look(music))
-    gains, before, after, rejected = figure["data"]
-    # Versions are judged on different events: a line joins the two values of each, and no others.
-    assert gains["x"] == [1, 1, None, 2, 2, None, 3, 3, None]
-    assert [trace["mode"] for trace in figure["data"]] == ["lines", "markers", "markers", "markers"]
-    assert (before["x"], before["y"]) == ([1, 2, 3, 4], [pytest.approx(value) for value in (0.21, 0.22, 0.23)] + [None])
-    assert after["y"] == pytest.approx([0.26, 0.125, 0.28, 0.29])
-    assert (rejected["x"], rejected["y"]) == ([2], [0.125])
-    description = service_page.describe_chart(look(music), figure)
-    assert description.endswith("Version 4: ndcg@10 – before and 0.2900 after training; rejected: 2")  # noqa: RUF001
-    # Values of another metric cannot be compared with them.
-    ServiceVersions(music).write(make_record(5, metric="recall@20"))
-    assert [trace["x"] for trace in charts.versions(look(music))["data"][1:]] == [[5], [5]]
-
-
-def test_service_is_chosen_by_the_address_or_is_the_first_if_it_names_nothing(music: Path) -> None:
-    assert [_service_of(search, ["a", "b"]) for search in ("", "?service=b", "?run=x", "?service=c")] == [
-        "a",
-        "b",
-        "",
-        "c",
-    ]
-    client = client_of(music.parent)
-    first = shown_parts(client)
-    assert (first["service.data"], first["service-panel.hidden"]) == ("music", False)
-    marks = first["shown-service.data"]
-    again = shown_parts(client, "music", **{"listed-services": first["listed-services.data"], "shown-service": marks})
-    assert {
-        "graph-versions.figure",
-        "service-versions.children",
-        "services.children",
-        "service-panel.hidden",
-    }.isdisjoint(again)
-    assert shown_parts(client, "", **{"shown-service": marks})["service-panel.hidden"] is True
-    other = shown_parts(client, location="?service=misuc")
-    assert other["missing-service.children"] == "There is no service 'misuc'. The list of services has all there are."
-    assert (other["service.data"], other["service-panel.hidden"]) == ("", True)
+    assert [row[0] for row in rows_of(page.service_versions(long, {}))] == [str(number) for number in range(60, 10, -1)]
 
 
 @pytest.mark.slow
 def test_status_has_the_service_and_its_runs(music: Path) -> None:
     ServiceVersions(music).write(make_record(4, newest=int(time.time()) - 60))
-    result = crossfade_here("status", music, cwd=music.parent)
-    assert result.returncode == 0
-    head, served, newest, _, titles, *lines = result.stdout.splitlines()
+    head, served, newest, _, titles, *lines = crossfade_here("status", music, cwd=music.parent).stdout.splitlines()
     assert head == f"music: fresh  ({music})"
     assert served.startswith("served       version 4, since 20")
     assert newest.startswith("newest event 1 min")
@@ -292,14 +202,12 @@ def test_status_has_the_service_and_its_runs(music: Path) -> None:
     assert lines[1].split()[3:] == ["rejected", "ndcg@10", "100", "1", "0.2200", "0.1250", "42", "s"]
     assert any(line.startswith("version-000003 ") for line in lines)
     # Without folders named, what is in services/ is shown beside the runs, which need not be there.
-    assert "music: fresh  (services/music)" in crossfade_here("status", cwd=music.parents[1]).stdout
     ServiceVersions(music).mark_forgotten(complete=True)
-    printed = json.loads(crossfade_here("status", music, "--json", cwd=music.parent).stdout)
-    assert "version-000003" in {run["name"] for run in printed["runs"]}
+    printed = json.loads(crossfade_here("status", "--json", cwd=music.parents[1]).stdout)
+    assert "services/music/version-000003" in {run["name"] for run in printed["runs"]}
     [service] = printed["services"]
-    assert [service[key] for key in ("name", "state", "served")] == ["music", "fresh", 4]
+    assert [service[key] for key in ("name", "path", "state", "served")] == ["music", "services/music", "fresh", 4]
     assert service["forgotten"] == {"through": 4, "complete": True}
-    assert [alert["level"] for alert in service["alerts"]] == ["info"]
     assert [(each["number"], each["status"], each["files"]) for each in service["versions"][1:3]] == [
         (2, "rejected", 1),
         (3, "published", 0),

@@ -1,4 +1,4 @@
-"""``crossfade doctor`` reports MXNet and the GPU's driver, as text or JSON, and rejects what is no run or job."""
+"""``crossfade doctor`` reports MXNet, the GPU's driver, and rights on S3, and rejects what is no run or job."""
 
 import json
 import os
@@ -6,35 +6,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import boto3
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from cuda_stub import H100, build_cuda_stub, cuda_stub_environment
-from error_table import documented
-from needs import root
+from object_store import BUCKET, READER, ObjectStore
 from running_command import single_line, succeeded
 
-from crossfade.deploy.doctor.examine import check_mxnet
+from crossfade.base.io.folder import Folder
+from crossfade.deploy.doctor import examine
+from crossfade.deploy.doctor.examine import check_mxnet, check_storage
 
 pytestmark = pytest.mark.slow
 
-HIDDEN = """
-set -e
-libraries=$(dirname "$(realpath "$(ldconfig -p | awk '/libgomp.so.1 .*x86-64/ {print $NF; exit}')")")
-mkdir "$0/real" "$0/links"
-mount --bind "$libraries" "$0/real"
-ln -s "$0"/real/* "$0/links/"
-rm "$0"/links/libgomp.so.1*
-mount --bind "$0/links" "$libraries"
-exec "$@"
-"""
-"""Hide libgomp for the command that follows."""
 
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
-    return tmp_path
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("doctor")
+    write_job(folder / "job.yaml", write_planted(folder / "data"))
+    return folder
 
 
 def test_host_and_job_are_examined_and_nothing_is_written(workspace: Path) -> None:
@@ -48,38 +39,17 @@ def test_host_and_job_are_examined_and_nothing_is_written(workspace: Path) -> No
     assert set(workspace.rglob("*")) == before
 
 
-def test_what_is_no_run_or_job_is_rejected(workspace: Path) -> None:
-    def rejected(*arguments: object) -> str:
-        result = crossfade_here("doctor", *arguments, cwd=workspace)
-        return single_line(result.returncode, result.stdout, result.stderr)
-
-    documented("a folder to examine that is no run folder", rejected("data"))
-    documented("options of the doctor without a run", rejected("--servers", 1))
-    assert "no such job file; did you mean 'job.yaml'?" in rejected("jobs.yaml")
-
-
-def test_missing_system_library_is_to_be_fixed(workspace: Path) -> None:
-    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
-        pytest.skip(root("mounts"))
-    (workspace / "work").mkdir()
-    command = [
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        HIDDEN,
-        workspace / "work",
-        sys.executable,
-        "-m",
-        "crossfade",
-        "doctor",
-    ]
-    arguments = [workspace / "job.yaml", "--servers", "1", "--json"]
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, cwd="/")
-    assert (result.returncode, result.stderr) == (1, "")
-    [found] = [finding for finding in json.loads(result.stdout) if finding["state"] == "fix"]
-    assert "libgomp.so.1: cannot open shared object file" in found["message"]
-    assert found["message"].endswith("; apt-get install libgomp1, or the packages of this system that have them")
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["data"], "data: not a run folder: it has no job.yaml"),
+        (["--servers", "1"], "RUN is missing"),
+        (["jobs.yaml"], "no such job file; did you mean 'job.yaml'?"),
+    ],
+)
+def test_what_is_no_run_or_job_is_rejected(workspace: Path, arguments: list[str], error: str) -> None:
+    result = crossfade_here("doctor", *arguments, cwd=workspace)
+    assert error in single_line(result.returncode, result.stdout, result.stderr)
 
 
 @pytest.mark.parametrize(
@@ -94,24 +64,57 @@ def test_mxnet_that_hangs_or_ends_the_process_is_to_be_fixed(
 ) -> None:
     (tmp_path / "mxnet.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(examine, "_IMPORT_SECONDS", seconds)
     for needed, state in ((True, "fix"), (False, "warning")):
-        found = check_mxnet(needed=needed, seconds=seconds)
+        found = check_mxnet(needed=needed)
         assert (found.state, found.message.partition(";")[0]) == (state, problem)
 
 
-def test_gpu_without_engine_and_the_device_of_the_job_are_reported(workspace: Path) -> None:
-    environment = cuda_stub_environment(build_cuda_stub(workspace), H100)
-    found = []
-    for settings in ([], ["--set", "train.device=gpu:1"]):
-        command = [sys.executable, "-m", "crossfade", "doctor", "job.yaml", "--json", *settings]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=workspace)
-        gpu = [finding for finding in json.loads(result.stdout) if finding["check"] == "gpu"]
-        found.append([(finding["state"], finding["message"]) for finding in gpu])
-    [(state, message), of_job], [_, (device_state, device)] = found
-    assert (state, message.partition(": ")[0]) == (
-        "warning",
-        "gpu:0 (NVIDIA H100 80GB HBM3, compute capability 9.0) cannot be used",
+def test_gpu_without_engine_and_the_device_of_the_job_are_reported(workspace: Path, tmp_path: Path) -> None:
+    environment = cuda_stub_environment(build_cuda_stub(tmp_path), H100)
+    command = [sys.executable, "-m", "crossfade", "doctor", "job.yaml", "--json", "--set", "train.device=gpu:1"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=workspace)
+    gpu, of_job = (finding for finding in json.loads(result.stdout) if finding["check"] == "gpu")
+    assert gpu["state"] == "warning"
+    assert gpu["message"].startswith("gpu:0 (NVIDIA H100 80GB HBM3, compute capability 9.0) cannot be used: ")
+    assert "pip install 'crossfade[torch]'" in gpu["message"]
+    assert (result.returncode, of_job["state"], of_job["message"].partition(":")[0]) == (
+        1,
+        "fix",
+        "train.device is gpu",
     )
-    assert "pip install 'crossfade[torch]'" in message
-    assert of_job == ("ok", "the job would compute on cpu with engine cpu")
-    assert (device_state, device.partition(":")[0]) == ("fix", "train.device is gpu")
+
+
+def test_rights_on_s3_are_tried_and_no_object_stays(
+    s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, checkpoints = s3.upload(write_planted(tmp_path / "data"), "planted"), s3.uri("checkpoints")
+    job = write_job(tmp_path / "job.yaml", data, checkpoint={"path": checkpoints})
+
+    def examined() -> tuple[int, list[str]]:
+        result = crossfade_here("doctor", job, "--json", cwd=tmp_path)
+        assert result.stderr == ""
+        found = [finding for finding in json.loads(result.stdout) if finding["check"] == "storage"]
+        return result.returncode, [f"{finding['state']} {finding['message']}" for finding in found]
+
+    listed = f"ok {data}: list succeeds"
+    assert examined() == (0, [listed, f"ok {checkpoints}: list, write, read, and delete succeed"])
+    assert Folder(checkpoints).names() == []
+    statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:DeleteObject"}
+    statement["Resource"] = f"arn:aws:s3:::{BUCKET}/kept/*"
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    boto3.client("s3").put_bucket_policy(Bucket=BUCKET, Policy=policy)
+    [found] = check_storage("data", s3.uri("kept"))
+    [probe] = Folder(s3.uri("kept")).names()
+    assert (found.state, found.message.endswith(f"; delete {s3.uri('kept')}/{probe}")) == ("warning", True)
+    [found] = check_storage("data", "s3://no-such-bucket/plays")
+    assert (found.state, "there is no bucket 'no-such-bucket'" in found.message) == ("fix", True)
+    for name, value in READER.items():
+        monkeypatch.setenv(name, value)
+    code, (first, second) = examined()
+    assert (code, first) == (1, listed)
+    assert second.startswith(f"fix {checkpoints}: write fails: access denied (403")
+    monkeypatch.setenv("CROSSFADE_S3_TIMEOUT_SECONDS", "1")
+    with s3.paused():
+        code, found_paused = examined()
+    assert (code, ["cannot be reached" in each for each in found_paused]) == (1, [True, True])

@@ -16,7 +16,6 @@ from crossfade.trainer.runs.events import (
     EVENT_TYPES,
     CheckpointFailed,
     EpochEvent,
-    LoadSample,
     PhaseEvent,
     RestartEvent,
     StepEvent,
@@ -54,7 +53,6 @@ STEP = StepEvent(
         PhaseEvent(name="training", step=0, rows_from=None),
         StoppedEvent(step=4, checkpoint="checkpoints/step-4"),
         RestartEvent(generation=2, cause="server-0 was killed", step=8, skipped=["step 9: corrupt"]),
-        LoadSample(generation=1, processes={"worker-0": {"pid": 7, "best_epoch": None}}),
     ],
     ids=lambda event: event.kind,
 )
