@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Search for the settings of a job that give the best metric on the valid split, by training it many times.
 
-The test split is never evaluated. With --quick, it costs at most ten trainings; otherwise, a trial that falls behind
-the median of the others is pruned.
+The test split is never evaluated. With --quick, it costs at most ten trainings.
 """
 _EXAMPLES = (
     ("crossfade tune jobs/lastfm.yaml --quick", "Search the six settings that matter, in at most ten trainings."),
@@ -66,8 +65,7 @@ def run(options: TuneOptions) -> int:
 
     plan = plan_study(options)
     with study_errors(plan.folder):
-        prune = not (options.quick or options.no_pruning)
-        study = TuningStudy(plan, prune=prune, stop_requested=lambda: stopper.number is not None)
+        study = TuningStudy(plan, stop_requested=lambda: stopper.number is not None)
         if options.quick:
             _print_plan(plan)
         with stopper.deferred(), progress_bars() as bars:
@@ -112,7 +110,7 @@ def _print_trials(trials: Sequence[TrialResult], plan: StudyPlan) -> None:
     for trial in trials:
         value = "failed" if trial.value is None else f"{trial.value:.4f}"
         seconds = f"{trial.seconds:.1f}" if trial.seconds else "-"
-        note = "the job's own" if trial.is_own else "pruned" if trial.pruned else ""
+        note = "the job's own" if trial.is_own else ""
         values = (_text(trial.parameters[key]) for key in keys)
         rows.append([str(trial.rung.epochs), str(trial.number), value, seconds, *values, note])
     print_table(rows, min_width=0)

@@ -118,7 +118,7 @@ def _taken(service: ServiceSummary, record: VersionRecord | None) -> str:
     """Return what a version took, in words."""
     if record is None:
         return ""
-    return f"for {counted(record.events, 'event')} of {counted(service.file_counts.get(record.number, 0), 'file')}"
+    return f"for {counted(record.events, 'event')} of {counted(len(record.files), 'file')}"
 
 
 def versions(service: ServiceSummary, runs: Mapping[int, str]) -> Component:

@@ -2,7 +2,7 @@
 
 config = load_service(Path("music.yaml"))
 config.prepare_options(files, out, base)        # options of prepare for one increment
-config.job_text()                               # the job file of its versions
+config.first_job(data)                          # the job file of its first version
 
 name: music
 events: [s3://music/events/*/*.parquet]
@@ -122,9 +122,6 @@ class ServiceConfig(Section):
         "without a final newline if less than 12 times this",
     )
     keep_versions: Annotated[Integer, Field(ge=2)] = Field(3, description="published versions to keep for a rollback")
-    compact_after: Annotated[Integer, Field(ge=1)] | None = Field(
-        24, description="merge the datasets of so many increments into one; null: never"
-    )
 
     _source: Path = PrivateAttr(default_factory=lambda: Path.cwd() / "service.yaml")
 
@@ -187,7 +184,7 @@ class ServiceConfig(Section):
     def metric(self) -> str:
         """Return the metric by which versions are judged: that of the condition, or by which epochs are chosen."""
         guard = self.guard
-        return guard.metric if guard is not None else make_job(self.job_text(), "job").evaluate.best_metric
+        return guard.metric if guard is not None else make_job(self.first_job(), "job").evaluate.best_metric
 
     def prepare_options(self, files: Sequence[str], out: Path, base: str | None) -> PrepareOptions:
         """Return the options that prepare ``files`` as an increment of the dataset ``base``; None: as the first.
@@ -209,37 +206,33 @@ class ServiceConfig(Section):
         names = {entity: replace(file, path=self._located(str(file.path))) for entity, file in options.names.items()}
         return options.model_copy(update={**of_features, "names": names})
 
-    def job_text(self) -> str:
-        """Return the job file of the first version, without its dataset."""
-        own: dict[str, Any] = {"name": self.name, "data": {"path": "."}}
-        return json.dumps(_merged(self._located_job(self.job), own))
+    def first_job(self, data: str = ".") -> str:
+        """Return the job file of the first version, whose dataset is ``data``."""
+        return json.dumps(_merged(self._located_job(self.job), {"name": self.name, "data": {"path": data}}))
 
-    def first_settings(self) -> list[str]:
-        """Return what replaces keys of the job in the first version, as ``KEY=VALUE``."""
-        return [setting("train.save_embeddings", "best")]
+    def next_job(self, data: str, checkpoints: str, popularity: float | None, epochs: int | None = None) -> str:
+        """Return the job file of a version that continues another.
 
-    def increment_settings(self, checkpoints: str) -> list[str]:
-        """Return what replaces keys of the job in versions that continue the one with these ``checkpoints``.
-
-        Only their first and their last step are evaluated, so the embeddings that are served are those of the last
+        Only its first and its last step are evaluated, so the embeddings that are served are those of the last
         checkpoint, which the next version continues.
+
+        Args:
+            data: its dataset.
+            checkpoints: what it continues.
+            popularity: the factor of popularity in the version before, which ``auto`` keeps; None: there is none.
+            epochs: epochs of its training; None: as the job says.
         """
-        changed = dict(flattened(self._located_job(self.increment_job)))
-        epochs = make_job(self._increment_text(), "increment_job").train.epochs
-        changed |= {"train.eval_every_epochs": epochs, "evaluate.at_start": True}
-        changed |= {"checkpoint.warm_start_from": checkpoints}
-        if self.counts_popularity:
-            changed["model.popularity"] = "off"  # it is chosen by all new events, not by the few that are held out
-        return [*self.first_settings(), *(setting(key, changed[key]) for key in sorted(changed))]
-
-    @property
-    def counts_popularity(self) -> bool:
-        """Whether ``deploy/refresh/popularity.py`` chooses the popularity term of versions that continue another."""
-        model = make_job(self._increment_text(), "increment_job").model
-        return model.popularity == "auto" and model.score != "euclidean" and self.prepare.get("timestamp") is not None
-
-    def _increment_text(self) -> str:
-        return json.dumps(_merged(json.loads(self.job_text()), self.increment_job))
+        values = _merged(json.loads(self.first_job(data)), self._located_job(self.increment_job))
+        job = make_job(json.dumps(values), f"{self.source}: increment_job")
+        epochs = epochs or job.train.epochs
+        own: dict[str, Any] = {
+            "train": {"epochs": epochs, "eval_every_epochs": epochs},
+            "evaluate": {"at_start": True},
+            "checkpoint": {"warm_start_from": checkpoints},
+        }
+        if popularity is not None and job.model.popularity == "auto":
+            own["model"] = {"popularity": popularity}
+        return json.dumps(_merged(values, own))
 
     def check(self, source: str) -> JobConfig:
         """Check the job, also of increments, and the options of prepare; return the job.
@@ -249,9 +242,8 @@ class ServiceConfig(Section):
         """
         for key in self._decided_keys():
             raise InputError(f"{source}: {key}: a service decides it; leave it out")
-        job = make_job(self.job_text(), f"{source}: job")
-        increment = make_job(self._increment_text(), f"{source}: increment_job")
-        make_job(self.job_text(), f"{source}: increment_job", self.increment_settings("checkpoints"))
+        job = make_job(self.first_job(), f"{source}: job")
+        increment = make_job(self.next_job(".", "checkpoints", None), f"{source}: increment_job")
         guard = self.guard
         if guard is not None and int(guard.metric.partition("@")[2]) not in increment.evaluate.k:
             raise InputError(
@@ -275,11 +267,6 @@ class ServiceConfig(Section):
         except OptionError as error:
             raise InputError(f"{source}: prepare: {error}") from error
         return job
-
-
-def setting(key: str, value: object) -> str:
-    """Return what replaces a key of a job file, as ``KEY=VALUE``."""
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,14 +76,14 @@ class Plan(StoredRecord):
         base: the version that it continues; None for the first.
         files: its event files; none if it continues the last version only to leave out what was forgotten.
         is_read: whether its dataset is complete, and no file was changed while it was read.
-        job: what its training was started with; None before that.
+        job: the job file that its training was started with; None before that.
     """
 
     number: int
     base: int | None
     files: list[EventFile]
     is_read: bool = False
-    job: list[str] | None = None
+    job: str | None = None
 
 
 class VersionRecord(StoredRecord):
@@ -126,17 +126,11 @@ class Forgotten(StoredRecord):
     complete: bool
 
 
-KnownRecords = dict[str, tuple[tuple[int, int, int], VersionRecord]]
-"""Records by the names of their files, each with the state of its file: inode, time, and size."""
-
-
 class ServiceVersions:
     """The versions in the folder of a service, of which one process at a time writes."""
 
-    def __init__(self, folder: Path, known: KnownRecords | None = None) -> None:
-        """Open the versions in ``folder``; ``known`` has records that are read again only if they change."""
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.known: KnownRecords = {} if known is None else known
 
     @cached_property
     def records(self) -> list[VersionRecord]:
@@ -145,14 +139,7 @@ class ServiceVersions:
         Raises:
             InputError: a record was damaged.
         """
-        return [self._record(path) for path in self.record_paths()]
-
-    def _record(self, path: Path) -> VersionRecord:
-        status = path.stat()
-        state = (status.st_ino, status.st_mtime_ns, status.st_size)
-        if path.name not in self.known or self.known[path.name][0] != state:
-            self.known[path.name] = state, read_record(path)
-        return self.known[path.name][1]
+        return [read_record(path) for path in self.record_paths()]
 
     def record_paths(self) -> list[Path]:
         """Return the files of the records, the oldest first."""
@@ -306,9 +293,9 @@ class ServiceVersions:
     def _compacted_path(self, number: int) -> Path:
         return self.folder / f"{_name(number)}-compacted"
 
-    def compaction(self, after: int | None) -> Path | None:
+    def compaction(self, after: int) -> Path | None:
         """Return where the datasets of the current version are to be merged; None if they are fewer than ``after``."""
-        if after is None or self.current is None:
+        if self.current is None:
             return None
         folder = self._open(self.base_path(self.current.number).name)
         return self._compacted_path(self.current.number) if len(_bases(folder)) >= after else None

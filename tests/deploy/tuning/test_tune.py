@@ -70,7 +70,7 @@ def rows(printed: str) -> list[list[str]]:
 def test_study_finds_better_parameters_and_writes_them_as_a_job(workspace: Path) -> None:
     # One learning rate trains nothing, the other does.
     search = ["--search", "optimizer.learning_rate=1.0e-9|0.3", "--search", "model.dim=4..8", "--out", "found"]
-    result = succeeded(crossfade_here("tune", "job.yaml", "--trials", 4, "--no-pruning", *search, cwd=workspace))
+    result = succeeded(crossfade_here("tune", "job.yaml", "--trials", 4, *search, cwd=workspace))
     head, *_, last = result.stdout.splitlines()
     assert head.split() == ["epochs", "trial", "valid", "ndcg@10", "seconds", "learning_rate", "dim"]
     values = [float(row[2]) for row in rows(result.stdout)]
@@ -140,14 +140,14 @@ def test_quick_study_that_was_stopped_ends_with_the_same_results(
     out = Path("stopped")
     options = TuneOptions.of(job=Path("job.yaml"), quick=True, search=SEARCH, out=out)
     for log in ("trial-0003.log", "trial-0019.log"):
-        TuningStudy(plan_study(options), prune=False, stop_requested=(out / log).exists).run(lambda _: None)
+        TuningStudy(plan_study(options), stop_requested=(out / log).exists).run(lambda _: None)
         assert not (out / log.removesuffix(".log") / "report.json").exists()
     ended: list[int] = []
-    study = TuningStudy(plan_study(options), prune=False, stop_requested=lambda: False)
+    study = TuningStudy(plan_study(options), stop_requested=lambda: False)
     study.run(ended.append)
     assert sum(ended) == sum(epochs * trials for epochs, trials in RUNGS)
     again = plan_study(options.model_copy(update={"out": quick}))
-    whole = TuningStudy(again, prune=False, stop_requested=lambda: False)
+    whole = TuningStudy(again, stop_requested=lambda: False)
     whole.run(lambda _: None)
     resumed = [replace(each, seconds=0.0) for each in study.trials()]
     assert resumed == [replace(each, seconds=0.0) for each in whole.trials()]
@@ -197,7 +197,6 @@ def test_five_failed_trials_in_a_row_end_the_study(workspace: Path, options: tup
         (["--out", "data"], "data: exists and holds no study"),
         (["--set", "data.path=nowhere"], "nowhere"),
         (["--quick", "--trials", 5], "--trials 5: --quick itself chooses how many settings it tries; leave one out"),
-        (["--quick", "--no-pruning"], "--no-pruning: --quick trains only the best settings to the end; "),
         (["--quick", "--search", "train.epochs=1..3"], "--search train.epochs: --quick sets it"),
         (["--quick"], "runs/planted-tune-quick: holds a study of another search space; name another folder"),
         (["--quick", "--set", "model.dim=9"], "holds a study of another job: model.dim was 8 and is now 9"),
