@@ -1,20 +1,12 @@
 """The versions in the folder of a service: what counts as taken, what is served, and what is deleted."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from error_table import documented
 
 from crossfade.base.errors import InputError
-from crossfade.deploy.refresh import versions as versions_module
-from crossfade.deploy.refresh.remote import locked_versions
-from crossfade.deploy.refresh.versions import (
-    EventFile,
-    ServiceVersions,
-    Status,
-    VersionRecord,
-    read_record,
-)
+from crossfade.deploy.refresh.versions import EventFile, ServiceVersions, Status, VersionRecord
 from crossfade.trainer.embeddings.current_run import current_run
 
 
@@ -56,20 +48,6 @@ def test_newest_published_version_is_current(versions: ServiceVersions) -> None:
     assert set(versions.taken()) == {f"/events/{name}" for name in "abcd"}
 
 
-def test_records_are_read_again_only_if_they_have_changed(
-    versions: ServiceVersions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-    monkeypatch.setattr(versions_module, "read_record", lambda path: (read.append(path.name), read_record(path))[1])
-    with locked_versions(versions.folder) as first:
-        assert first.records == versions.records
-    ServiceVersions(versions.folder).withdraw(after=3)
-    read.clear()
-    with locked_versions(versions.folder, known=first.known) as second:
-        assert (second.current, read) == (second.records[2], ["version-000004.json"])
-        assert second.records[3].status == "withdrawn"
-
-
 def test_empty_folder_has_no_version(tmp_path: Path) -> None:
     versions = ServiceVersions(tmp_path)
     versions.repair()
@@ -95,14 +73,6 @@ def test_servers_follow_the_records_whatever_was_interrupted(versions: ServiceVe
         assert current_run(str(versions.folder)).run == str(versions.run_path(4))
 
 
-def test_discarded_version_leaves_its_log(versions: ServiceVersions) -> None:
-    for path in (versions.run_path(5), versions.data_path(5)):
-        path.mkdir()
-    (versions.folder / "version-000005.log").touch()
-    versions.discard(5)
-    assert [path.name for path in versions.folder.glob("*000005*")] == ["version-000005.log"]
-
-
 def test_half_deleted_versions_are_not_kept_and_nothing_is_deleted_while_the_served_one_is_unreadable(
     versions: ServiceVersions,
 ) -> None:
@@ -120,16 +90,18 @@ def test_half_deleted_versions_are_not_kept_and_nothing_is_deleted_while_the_ser
     assert not (versions.folder / ".trash-version-000001").exists()
 
 
-def test_damaged_files_are_named(versions: ServiceVersions) -> None:
-    (versions.folder / "current.json").write_text('{"version": 1, "run": "../elsewhere"}')
-    with pytest.raises(InputError) as caught:
-        current_run(str(versions.folder))
-    assert "current.json" in documented("a damaged name of the current version", str(caught.value))
-    (versions.folder / "plan.json").write_text("[]")
-    with pytest.raises(InputError) as caught:
-        versions.plan()
-    assert "plan.json" in documented("a damaged plan of a version", str(caught.value))
-    (versions.folder / "version-000003.json").write_text("{")
-    with pytest.raises(InputError) as caught:
-        ServiceVersions(versions.folder).records  # noqa: B018 - it is read here
-    assert "version-000003.json" in documented("a damaged record of a version", str(caught.value))
+@pytest.mark.parametrize(
+    ("name", "text", "read"),
+    [
+        ("current.json", '{"version": 1, "run": "../elsewhere"}', lambda versions: current_run(str(versions.folder))),
+        ("plan.json", "[]", ServiceVersions.plan),
+        ("forgotten.json", '{"through": "all"}', lambda versions: versions.forgotten),
+        ("version-000003.json", "{", lambda versions: ServiceVersions(versions.folder).records),
+    ],
+)
+def test_damaged_file_is_named(
+    versions: ServiceVersions, name: str, text: str, read: Callable[[ServiceVersions], object]
+) -> None:
+    (versions.folder / name).write_text(text)
+    with pytest.raises(InputError, match=f"{name}: "):
+        read(versions)
