@@ -137,6 +137,8 @@ _TYPES: dict[str, Any] = {
     "exploration": Finite,
     "seed": Integer,
 }
+_IN_ADDRESS = {name: _TYPES[name] for name in ("k", "entity", "exclude")}
+"""What an address may choose: only look-ups, since any site in a browser may lead to it."""
 _LIMITS: dict[str, dict[str, Any]] = {
     "k": {"le": MAX_K},
     "allow": {"max_length": MAX_LIST, "fail_fast": True},
@@ -180,8 +182,8 @@ def _ranking(options: type[RankingOptions], types: dict[str, Any]) -> Any:
     return create_model(f"_{options.__name__}", __base__=_Ranking, **fields)
 
 
-_Similar, _SimilarInAddress = (_ranking(SimilarOptions, types) for types in (_TYPES | _LISTS, _TYPES))
-_Recommend, _RecommendInAddress = (_ranking(RecommendOptions, types) for types in (_TYPES | _LISTS, _TYPES))
+_Similar, _SimilarInAddress = (_ranking(SimilarOptions, types) for types in (_TYPES | _LISTS, _IN_ADDRESS))
+_Recommend, _RecommendInAddress = (_ranking(RecommendOptions, types) for types in (_TYPES | _LISTS, _IN_ADDRESS))
 _ON_UNKNOWN: Any = Field("popular", description=RecommendOptions.model_fields["on_unknown"].description)
 
 
@@ -398,12 +400,6 @@ class Health(BaseModel):
     version: int
 
 
-class Problem(BaseModel):
-    """Why a request was rejected."""
-
-    detail: str
-
-
 class FieldProblem(BaseModel):
     """What is wrong with a field: where it is, and why."""
 
@@ -412,24 +408,13 @@ class FieldProblem(BaseModel):
     msg: str
 
 
-class FieldProblems(BaseModel):
-    """The first fields that are wrong."""
+class Problem(BaseModel):
+    """Why a request was rejected: in a sentence, or by the first fields that are wrong."""
 
-    detail: list[FieldProblem]
+    detail: str | list[FieldProblem]
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "A filter or column is invalid."},
-    403: {"model": Problem, "description": "A page of another site sent the request, or may have sent it."},
-    404: {"model": Problem, "description": "There is no such row or entity, or none of a list or history."},
-    422: {
-        "model": FieldProblems,
-        "description": "The request is not JSON, or a field is missing, unknown, or invalid.",
-    },
+    "4XX": {"model": Problem, "description": "The request is invalid, or something that it names is unknown."},
     503: {"model": Problem, "description": "Too many requests are waiting, or no model is loaded yet."},
-}
-BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    **PROBLEMS,
-    413: {"model": Problem, "description": "The body is too large."},
-    415: {"model": Problem, "description": "The body is not of the type application/json."},
 }
