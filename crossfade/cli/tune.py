@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.command_line import command_line
 from crossfade.base.signals import stopper
-from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.deploy.tuning.options import TuneOptions
 from crossfade.terminal import print_line, print_table
@@ -66,8 +64,6 @@ def run(options: TuneOptions) -> int:
     plan = plan_study(options)
     with study_errors(plan.folder):
         study = TuningStudy(plan, stop_requested=lambda: stopper.number is not None)
-        if options.quick:
-            _print_plan(plan)
         with stopper.deferred(), progress_bars() as bars:
             bars.phase("tuning", _epochs(plan), "epoch")
             study.run(bars.advance)
@@ -86,19 +82,6 @@ _AGAIN = "the same command resumes the study"
 
 def _epochs(plan: StudyPlan) -> int:
     return sum(rung.trials * rung.epochs for rung in plan.rungs)
-
-
-def _print_plan(plan: StudyPlan) -> None:
-    """Print on stderr what a quick study will try."""
-    rungs = [f"{rung.trials} for {counted(rung.epochs, 'epoch')}" for rung in plan.rungs]
-    job, trainings = plan.resolved_job, _epochs(plan) / plan.job.train.epochs
-    lines = [
-        f"successive halving on valid {job.evaluate.best_metric}; settings: {', '.join(rungs)}",
-        *(f"  {each.key}: {each.describe()}, in the job {_text(each.own_value(job))}" for each in plan.parameters),
-        f"{counted(_epochs(plan), 'epoch')}, as many as {trainings:.1f} trainings have",
-    ]
-    for line in lines:
-        print_line(line, file=sys.stderr, flush=True)
 
 
 def _print_trials(trials: Sequence[TrialResult], plan: StudyPlan) -> None:

@@ -6,8 +6,7 @@
 
 A local file is taken once it has not been written for ``settle_seconds``; a text file without a final newline may be
 half written, and is taken after twelve times as long. With ``prepare: {on_bad_line: skip}``, a file that cannot be read
-is set aside, so that it does not keep the others waiting: ``set_aside.json`` names it until it changes, or the options
-of prepare do.
+is set aside, so that it does not keep the others waiting: a version takes it without its events, until it changes.
 """
 
 from __future__ import annotations
@@ -16,38 +15,24 @@ import json
 import logging
 import os
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from crossfade.base.errors import InputError, escape_unprintable, option_named
 from crossfade.base.formatting import duration
-from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.regular_files import open_regular
 from crossfade.base.text import counted
 from crossfade.deploy.refresh.service_file import ServiceConfig
-from crossfade.deploy.refresh.versions import EventFile, ServiceVersions, StoredRecord, read_stored
+from crossfade.deploy.refresh.versions import EventFile, ServiceVersions
 from crossfade.trainer.prepare.input_files import RawFile, Source, find_arriving
 
-SET_ASIDE_FILE = "set_aside.json"
 MAX_FILES = 50_000
 """Files that a version takes, at most: records and manifests, which list them, are read up to 64 MiB."""
 _UNFINISHED_FACTOR = 12
-_MAX_PROBLEM = 500
 _TEXT_FORMATS = {"csv", "tsv", "jsonl", "lightgcn"}
 _logger = logging.getLogger(__name__)
-
-
-class _AsideFile(EventFile):
-    problem: str
-
-
-class _Aside(StoredRecord):
-    """``set_aside.json``: the files that cannot be read by the options ``prepare``."""
-
-    prepare: dict[str, Any]
-    files: list[_AsideFile]
 
 
 class FoundFiles(NamedTuple):
@@ -71,7 +56,7 @@ class Arrivals:
     Attributes:
         ready: files that the next version may take.
         settling: in how many seconds a file that was written a moment ago may be taken.
-        set_aside: why a file cannot be read.
+        set_aside: files that cannot be read.
         unpublished: files among ``ready`` that a version had which was rejected or withdrawn.
         unmatched: the patterns that match no file.
         has_no_file: whether no pattern matches any file.
@@ -79,7 +64,7 @@ class Arrivals:
 
     ready: dict[str, EventFile]
     settling: dict[str, float]
-    set_aside: dict[str, str]
+    set_aside: list[str]
     unpublished: list[str]
     unmatched: list[str]
     has_no_file: bool
@@ -107,7 +92,7 @@ class Arrivals:
         if self.unpublished:
             were = f"{counted(len(self.unpublished), 'file')} of versions that were rejected or withdrawn"
             lines.append(f"{were}: taken with the next new file, or at once with {option_named('publish')}")
-        lines += [f"set aside: {uri}: {problem}" for uri, problem in self.set_aside.items()]
+        lines += [f"set aside until it changes, as a warning says: {uri}" for uri in self.set_aside]
         return lines
 
 
@@ -144,25 +129,24 @@ def find_arrivals(config: ServiceConfig, versions: ServiceVersions) -> Arrivals:
     """Find the event files that the current version does not have.
 
     Raises:
-        InputError: as ``find_event_files``, or the list of files that are set aside was damaged.
+        InputError: as ``find_event_files``.
     """
     taken, tried = versions.taken(), versions.tried()
-    found, aside, now = find_event_files(config), _read_aside(config), time.time()
-    unusable = {name: str(error).rpartition(f"{name}: ")[2] for name, error in found.unusable.items()}
-    for uri, problem in unusable.items():
-        _warn_once(f"{uri}: is left out: {problem}")
-    arrivals = Arrivals({}, {}, unusable, [], found.unmatched, not found.files and not unusable)
+    found, now = find_event_files(config), time.time()
+    for uri, error in found.unusable.items():
+        _warn_once(f"{uri}: is set aside: {str(error).rpartition(f'{uri}: ')[2]}")
+    arrivals = Arrivals({}, {}, list(found.unusable), [], found.unmatched, not found.files and not found.unusable)
     for uri, source in found.files.items():
         with suppress(FileNotFoundError):  # it was deleted meanwhile
             file = EventFile(uri=uri, state=state_of(source), bytes=source.bytes)
-            if uri in taken:
-                if taken[uri].state != file.state:
-                    _warn_once(
-                        f"{uri}: has changed since its events were taken, and is not read again; give further events "
-                        "another name"
-                    )
-            elif uri in aside and aside[uri].state == file.state:
-                arrivals.set_aside[uri] = aside[uri].problem
+            known = taken.get(uri)
+            if known is not None and known.state == file.state:
+                arrivals.set_aside.extend([uri] if known.is_faulty else [])
+            elif known is not None and not known.is_faulty:
+                _warn_once(
+                    f"{uri}: has changed since its events were taken, and is not read again; give further events "
+                    "another name"
+                )
             elif (left := _seconds_left(source, config.settle_seconds, now)) <= 0:
                 arrivals.ready[uri] = file
             else:
@@ -196,29 +180,6 @@ def _lacks_newline(file: RawFile) -> bool:
             return opened.read(1) not in (b"\n", b"\r") and file.compression() is None
     except OSError:
         return False  # The reader of its events reports the error.
-
-
-def _read_aside(config: ServiceConfig) -> dict[str, _AsideFile]:
-    """Return the files that are set aside, by URI.
-
-    Raises:
-        InputError: the list was damaged.
-    """
-    path = config.path / SET_ASIDE_FILE
-    if not config.sets_aside or not path.exists():
-        return {}
-    found = read_stored(_Aside, path, "a list of event files", "delete it, to read them again")
-    return {file.uri: file for file in found.files} if found.prepare == config.prepare else {}
-
-
-def set_aside(config: ServiceConfig, files: Mapping[str, tuple[EventFile, str]], found: Container[str]) -> None:
-    """Leave files out of versions until they change: each with its problem, by URI; ``found`` has all event files."""
-    known = {uri: file for uri, file in _read_aside(config).items() if uri in found}
-    for uri, (file, problem) in files.items():
-        known[uri] = _AsideFile(**file.model_dump(), problem=problem.removeprefix(f"{uri}: ")[:_MAX_PROBLEM])
-        _logger.warning(escape_unprintable(f"{uri}: is set aside until it changes: {known[uri].problem}"))
-    record = _Aside(prepare=config.prepare, files=list(known.values()))
-    replace_file(config.path / SET_ASIDE_FILE, record.model_dump_json(indent=1).encode())
 
 
 _warned: set[str] = set()

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, command
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, command, escape_unprintable
 from crossfade.base.io.durable_file import link_or_copy, replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
@@ -31,7 +31,7 @@ from crossfade.base.io.replacing import replace_folder
 from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.base.options import alternatives
 from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
-from crossfade.deploy.refresh.event_files import Arrivals, find_arrivals, find_changed, find_event_files, set_aside
+from crossfade.deploy.refresh.event_files import Arrivals, find_arrivals, find_changed, find_event_files
 from crossfade.deploy.refresh.remote import locked_versions, set_remote
 from crossfade.deploy.refresh.service_file import ServiceConfig
 from crossfade.deploy.refresh.versions import PLAN_FILE, Plan, ServiceVersions, VersionRecord
@@ -140,28 +140,36 @@ class RefreshedService:
         Raises:
             InputError: a file is invalid, or no file was ever found.
         """
-        while (plan := self._plan(again=again)) is not None:
+        plan = self._plan(again=again)
+        while plan is not None:
             try:
                 return plan, self._prepare(plan, progress)
             except FaultyFilesError as error:
-                if not self._set_aside(plan, error):
-                    raise
+                plan = self._set_aside(plan, error)
         if self.arrivals is not None and not self.versions.records and self.arrivals.has_no_file:
             raise InputError(f"{self.config.source}: events: no file matches {self.arrivals.unmatched[0]}")
         return None
 
-    def _set_aside(self, plan: Plan, error: FaultyFilesError) -> bool:
-        """Set the files aside that ``error`` names, and return whether others are left to make a version of.
+    def _set_aside(self, plan: Plan, error: FaultyFilesError) -> Plan:
+        """Return ``plan`` with the files that ``error`` names set aside, if others are left to make a version of.
 
         If all files are faulty, the options may be wrong, and no file waits for it.
+
+        Raises:
+            FaultyFilesError: no file may be set aside.
         """
-        if not self.config.sets_aside or not 0 < len(error.files) < len(plan.files):
-            return False
-        planned = {file.uri: file for file in plan.files}
-        names = {uri: str(file) for uri, file in self._found.items() if uri in planned}
-        faulty = {uri: (planned[uri], error.files[name]) for uri, name in names.items() if name in error.files}
-        set_aside(self.config, faulty, self._found)
-        return bool(faulty)
+        names = {uri: str(file) for uri, file in self._found.items()}
+        sound = [file for file in plan.files if not file.is_faulty]
+        faulty = {file.uri for file in sound if names.get(file.uri) in error.files}
+        if not self.config.sets_aside or not 0 < len(faulty) < len(sound):
+            raise error
+        for uri in sorted(faulty):
+            problem = error.files[names[uri]].removeprefix(f"{uri}: ")
+            _logger.warning(escape_unprintable(f"{uri}: is set aside until it changes: {problem}"))
+        files = [file.model_copy(update={"is_faulty": file.is_faulty or file.uri in faulty}) for file in plan.files]
+        plan = plan.model_copy(update={"files": files})
+        self.versions.write_plan(plan)
+        return plan
 
     def _check_deletion(self) -> None:
         """Check that no deletion of IDs was interrupted, whose IDs would be in the next version.
@@ -216,7 +224,7 @@ class RefreshedService:
         if plan.is_read:
             return read_manifest(Folder(str(out)))
         self._found = find_event_files(self.config).files
-        files = [str(self._found[file.uri]) for file in plan.files if file.uri in self._found]
+        files = [str(self._found[file.uri]) for file in plan.files if file.uri in self._found and not file.is_faulty]
         if not (out / FILE_NAME).exists():
             if plan.files:
                 base = None if plan.base is None else str(self.versions.base_path(plan.base))

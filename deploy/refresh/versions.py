@@ -61,11 +61,19 @@ _Known = TypeVar("_Known", bound=StoredRecord)
 
 
 class EventFile(StoredRecord):
-    """A file of events: where it is, its state, which differs if it was replaced or changed, and its size."""
+    """A file of events.
+
+    Attributes:
+        uri: where it is.
+        state: differs if it was replaced or changed.
+        bytes: its size.
+        is_faulty: whether it cannot be read, so that the version that took it has none of its events.
+    """
 
     uri: str
     state: str
     bytes: int
+    is_faulty: bool = False
 
 
 class Plan(StoredRecord):
@@ -166,7 +174,8 @@ class ServiceVersions:
 
     def tried(self) -> set[EventFile]:
         """Return the files of all versions that were rejected or withdrawn."""
-        return {file for record in self.records if record.status != "published" for file in record.files}
+        files = (file for record in self.records if record.status != "published" for file in record.files)
+        return {file.model_copy(update={"is_faulty": False}) for file in files}
 
     def plan(self) -> Plan | None:
         """Return what the next version takes, if that was planned.

@@ -141,7 +141,6 @@ class TuningStudy:
                 while self._ended(rung) < trials:
                     if self._stop_requested() or not self._run_trial(self._next_trial(), process, on_epochs):
                         return
-                self._log_rung(rung)
             if not self.results(self.plan.rungs[-1]):
                 raise ClusterError(f"{self.plan.folder}: no whole training has a result; see the logs there")
 
@@ -211,15 +210,6 @@ class TuningStudy:
         if self._consecutive_failures == _MAX_CONSECUTIVE_FAILURES:
             raise ClusterError(f"{_MAX_CONSECUTIVE_FAILURES} trials in a row failed, the last one: {cause}")
         _logger.warning(f"trial {trial.number} failed: {cause}")
-
-    def _log_rung(self, rung: Rung) -> None:
-        """Log the best of a rung of a quick study, beside the job's own settings."""
-        results = self.results(rung)
-        if not self.plan.quick or not results:
-            return
-        own = "".join(f", the job's own settings {each.value:.4f}" for each in results if each.is_own)
-        best = f"best valid {self._metric} {results[0].value:.4f}, trial {results[0].number}"
-        _logger.info(f"rung {rung.number} of {len(self.plan.rungs)}: {best}{own}")
 
 
 def _require_optuna() -> Any:
