@@ -27,6 +27,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from pydantic_core import from_json
+from starlette.routing import Route
 
 from crossfade.base.errors import InputError
 from crossfade.deploy.access import Access
@@ -128,6 +129,7 @@ def make_app(access: Access) -> FastAPI:
     for error, status in (UnknownRowError, 404), (InputError, 400), (OverloadedError, 503):
         app.add_exception_handler(error, _problem(status))
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(405, _wrong_method(app))
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     _add_rankings(app, current)
     _add_rows(app, current)
@@ -211,6 +213,17 @@ def _add_description(app: FastAPI) -> None:
         return described
 
     app.openapi = with_bodies  # type: ignore[method-assign]
+
+
+def _wrong_method(app: FastAPI) -> Any:
+    """Return a handler that names all methods of a path: by itself, a path with two routes names those of the first."""
+
+    def respond(request: Request, _: Exception) -> Response:
+        routes = [route for route in app.routes if isinstance(route, Route) and route.path == request.url.path]
+        allowed = sorted({method for route in routes for method in route.methods or ()})
+        return JSONResponse({"detail": "Method Not Allowed"}, 405, {"Allow": ", ".join(allowed)})
+
+    return respond
 
 
 def _json(body: BaseModel) -> Response:

@@ -203,54 +203,45 @@ History = Annotated[
 ]
 
 
-def _check_comparisons(request: _Ranking, queries: int) -> None:
-    """Check that diversity takes no more than a bounded time.
+class _RecommendToMany(_Recommend):  # type: ignore[valid-type, misc]
+    """What requests for several lists share: filters, and a bound of the time that diversity takes."""
 
-    Raises:
-        PydanticCustomError: it does.
-    """
-    options = request.options
-    comparisons = queries * options.k * options.depth(options.k)
-    if options.diversity and comparisons > MAX_COMPARISONS:
-        raise PydanticCustomError(
-            "too_many_comparisons",
-            "With diversity, the number of lists times k times candidates should be at most {most}, which is {found} "
-            "here: ask for fewer lists at once, or for shorter ones",
-            {"most": f"{MAX_COMPARISONS:,}", "found": f"{comparisons:,}"},
-        )
+    where: list[Filter] = _WHERE
+
+    @model_validator(mode="after")
+    def _check_comparisons(self) -> Self:
+        options = self.options
+        lists = self.histories if isinstance(self, NewRequest) else self.ids
+        comparisons = len(lists) * options.k * options.depth(options.k)
+        if options.diversity and comparisons > MAX_COMPARISONS:
+            raise PydanticCustomError(
+                "too_many_comparisons",
+                "With diversity, the number of lists times k times candidates should be at most {most}, which is "
+                "{found} here: ask for fewer lists at once, or for shorter ones",
+                {"most": f"{MAX_COMPARISONS:,}", "found": f"{comparisons:,}"},
+            )
+        return self
 
 
-class KnownRequest(_Recommend):  # type: ignore[valid-type, misc]
+class KnownRequest(_RecommendToMany):
     """Recommendations for queries that were in training, such as customers, by ID."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [2, 3], "k": 5}]})
 
-    where: list[Filter] = _WHERE
     ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="who to recommend to")
     on_unknown: OnUnknown = _ON_UNKNOWN
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_comparisons(self, len(self.ids))
-        return self
 
-
-class NewRequest(_Recommend):  # type: ignore[valid-type, misc]
+class NewRequest(_RecommendToMany):
     """Recommendations for queries that were not in training, or have interacted since, by their histories."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"histories": [[{"id": "Radiohead"}, {"id": "Björk", "weight": 3}]], "k": 5}]}
     )
 
-    where: list[Filter] = _WHERE
     histories: list[History] = Field(
         min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="what each of them likes"
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_comparisons(self, len(self.histories))
-        return self
 
 
 class SimilarRequest(_Similar):  # type: ignore[valid-type, misc]
