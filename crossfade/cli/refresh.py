@@ -40,16 +40,12 @@ SERVICE is a YAML file:
   increment_job: {train: {epochs: 4}}
   publish_if: ndcg@10 >= 0.98 * last
 
-The first version trains on all events, by job. Each later one continues it: new files extend the dataset (--base),
-customers and tracks keep their rows, and the model is trained on the new events and on earlier ones (replay), first
-those of the customers who have new ones, by job with the keys of increment_job. Before that, the model that it
-continues is judged by a sample of the new events, which no version is trained on; the new version is published if it
-meets publish_if on the same sample. Otherwise its events wait for the next file, and are taken again with it.
+The first version trains on all events, by job. Each later one extends the dataset and continues the training on new
+events and on earlier ones (replay), by job with the keys of increment_job. It is published if it meets publish_if on
+new events that were held out; otherwise its events are taken again with the next file.
 
-Paths count from the folder of SERVICE. Each file is taken once, by its name; a local file that is being written should
-have another name until it is complete. With prepare: {on_bad_line: skip}, files that cannot be read are set aside.
-A command that was killed continues where it was; only one runs at a time. All keys: docs/fresh-models.md; metrics that
-are served at intervals: docs/metrics.md.
+Each file is taken once, by its name. A command that was killed continues where it was; only one runs at a time. All
+keys: docs/fresh-models.md; metrics that are served at intervals: docs/metrics.md.
 
 Exit codes: 0 a version was published, or there was nothing new; 1 the training failed, or a version was rejected;
 2 invalid input, such as an event file with faults, or events that never matched a file. Whatever fails, the last

@@ -35,9 +35,7 @@ from crossfade.trainer.prepare.option_values import MAX_REPLAY, QUARANTINE
 from crossfade.trainer.prepare.options import PrepareOptions
 
 _MAX_BYTES = 1 << 16
-_SET_BY_REFRESH = {"train", "valid", "test", "sample", "out", "overwrite", "skip_existing", "replay"}
-"""Options of prepare that a service itself decides."""
-_KEYS_OF_REFRESH = (
+_KEYS_OF_JOBS = (
     "name",
     "data.path",
     "checkpoint.path",
@@ -47,9 +45,12 @@ _KEYS_OF_REFRESH = (
     "metrics.port",
     "train.save_embeddings",
 )
-"""Keys of the job that a service itself decides."""
-_KEYS_OF_INCREMENTS = ("checkpoint.warm_start_from", "train.eval_every_epochs")
-"""Keys that it also decides in versions that continue another."""
+_DECIDED_KEYS = {
+    "prepare": ("train", "valid", "test", "sample", "out", "overwrite", "skip_existing", "replay"),
+    "job": _KEYS_OF_JOBS,
+    "increment_job": (*_KEYS_OF_JOBS, "checkpoint.warm_start_from", "train.eval_every_epochs"),
+}
+"""Keys of the sections of the file that a service itself decides."""
 _JOB_PATHS = re.compile(r"checkpoint\.warm_start_from|tracking\.tensorboard|model\.start\..+")
 """Keys of the job that are paths, where they are text."""
 _CONDITION = re.compile(r"\s*((?:recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*)\s*>=\s*([0-9]*\.?[0-9]+)\s*\*\s*last\s*")
@@ -134,12 +135,9 @@ class ServiceConfig(Section):
 
     def _decided_keys(self) -> Iterator[str]:
         """Yield the given keys that a service itself decides."""
-        yield from (f"prepare.{name}" for name in sorted(_SET_BY_REFRESH & self.prepare.keys()))
-        for section in ("job", "increment_job"):
+        for section, keys in _DECIDED_KEYS.items():
             given = dict(flattened(getattr(self, section)))
-            yield from (f"{section}.{key}" for key in _KEYS_OF_REFRESH if key in given)
-        given = dict(flattened(self.increment_job))
-        yield from (f"increment_job.{key}" for key in _KEYS_OF_INCREMENTS if key in given)
+            yield from (f"{section}.{key}" for key in keys if key in given)
 
     @property
     def source(self) -> Path:

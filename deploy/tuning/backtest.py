@@ -143,7 +143,7 @@ class Backtest:
         if not (data / FILE_NAME).exists():
             self.source.write(window, data)
         settings = [f"data.path={json.dumps(str(data.absolute()))}", "train.save_embeddings=best"]
-        code = trial.train(settings, lambda _: stop_requested(), on_epochs)
+        code = trial.train(settings, stop_requested, on_epochs)
         if code and not stop_requested():
             raise ClusterError(f"{window.name}: the training failed: {trial.describe_failure()}")
         return code == 0
