@@ -51,7 +51,7 @@ REMOTE_FILE = "remote.json"
 _NOT_COPIED = {LOCK_NAME, LOCK_FILE}
 _BUFFER_BYTES = 8 << 20
 _STREAMS = 4
-_RECORD = re.compile(r"version-[0-9]{6}\.json")
+_RECORD, _LOG = (re.compile(rf"version-[0-9]{{6}}\.{ending}") for ending in ("json", "log"))
 _State = tuple[int, float]
 """Bytes and time of a file on S3."""
 
@@ -88,6 +88,9 @@ class RemoteVersions(ServiceVersions):
             else:
                 path.unlink()
         self._found = self._remote.files()
+        for name in [name for name in self._found if _LOG.fullmatch(name)]:  # of a service that was copied there
+            self._remote.remove(name)
+            del self._found[name]
         records = {name for name in self._found if _RECORD.fullmatch(name)}
         local = {path.name for path in self.record_paths()}
         is_copy = bool(self._copied) or all(name in records and self._is_equal(name) for name in local)

@@ -5,14 +5,12 @@ import re
 import socket
 from pathlib import Path
 
-import numpy as np
 import pytest
 from command_here import crossfade_here
 from metric_groups import PROCESS, REFRESH
-from preparing import write_parquet
 from recorded_service import write_service, write_versions
-from refreshed_service import rejected
-from running_command import RunningCommand, started
+from refreshed_service import EVENTS, ServiceFolder, rejected
+from running_command import started
 from scraping import ask, assert_valid_metrics, families, samples, scrape, value
 from waiting import wait_until
 
@@ -118,64 +116,40 @@ def test_invalid_addresses_of_metrics_are_rejected(tmp_path: Path) -> None:
         for options, phrase in (
             (("--metrics-port", 0), "--metrics-port: needs --every"),
             (("--every", "1s", "--metrics-port", "all"), "--metrics-port all: "),
-            (("--every", "1s", "--metrics-port", other.getsockname()[1]), "--metrics-port "),
+            (("--every", "1s", "--metrics-port", other.getsockname()[1]), "--metrics-port: cannot listen"),
         ):
             rejected(crossfade_here("refresh", path, *options), phrase)
 
 
-# ---- a process
-
-
-def write_events(path: Path, seed: int, newest: int, customers: int = 40) -> None:
-    """Write events whose newest is at ``newest``, all at once."""
-    rows = np.random.default_rng(seed).integers(0, customers, 400)
-    path.parent.mkdir(exist_ok=True)
-    columns = {
-        "user": [f"c{row}" for row in rows],
-        "track": [f"t{(row * 7 + index % 8) % 30}" for index, row in enumerate(rows)],
-        "at": np.arange(newest - 399, newest + 1),
-    }
-    write_parquet(path.with_suffix(".part"), **columns).replace(path)
-
-
-def metrics_of(daemon: RunningCommand) -> str:
-    """Return the address that the process prints."""
-    assert daemon.process.stderr is not None
-    found = re.search(r"metrics: http://(\S+)/metrics", daemon.process.stderr.readline())
-    assert found is not None
-    return found[1]
-
-
 @pytest.mark.slow
-def test_process_serves_metrics_of_versions_of_failures_and_of_what_waits(tmp_path: Path) -> None:
-    path, events = write_service(tmp_path, publish_if=None), tmp_path / "events"
-    write_events(events / "one.parquet", 1, 1_790_000_000)
-    with started("refresh", path, "--every", "0.2s", cwd=tmp_path) as daemon:
-        address = metrics_of(daemon)
+def test_process_serves_metrics_of_versions_and_failures(history: ServiceFolder, tmp_path: Path) -> None:
+    copy = history.copied(tmp_path)
+    with started("refresh", copy.file, "--every", "0.2s", cwd=tmp_path) as daemon:
+        assert daemon.process.stderr is not None
+        found = re.search(r"metrics: http://(\S+)/metrics", daemon.process.stderr.readline())
+        assert found is not None
+        address = found[1]
 
         def has(name: str, expected: float, **labels: str) -> bool:
             return (f"crossfade_refresh_{name}" in samples(text := scrape(address))) and (
                 value(text, f"crossfade_refresh_{name}", **labels) == expected
             )
 
-        wait_until(lambda: has("version", 1), "the first version")
         wait_until(lambda: has("waiting_files", 0), "no file to wait")
         assert families(scrape(address)) == PROCESS | REFRESH
-        assert value(scrape(address), NEWEST) == 1_790_000_000
-        (events / "two.parquet").write_bytes(b"no Parquet")
+        assert has("version", 2)
+        copy.event_file(3).write_bytes(b"no Parquet")
         wait_until(lambda: value(scrape(address), "crossfade_refresh_consecutive_failures") >= 2, "two failures")
         assert has("waiting_files", 1)
         status, answer = ask(address, "/healthz")
-        assert (status, json.loads(answer)["run"]) == (200, "fresh")
-        (events / "two.parquet").unlink()
-        write_events(events / "three.parquet", 3, 1_790_001_000)
-        wait_until(lambda: has("version", 2), "the second version")
+        assert (status, json.loads(answer)["run"]) == (200, "music")
+        copy.add(3)
+        wait_until(lambda: has("version", 3), "the third version")
         wait_until(lambda: has("consecutive_failures", 0), "the end of the failures")
         text = scrape(address)
-        assert value(text, NEWEST) == 1_790_001_000
+        assert value(text, NEWEST) == 3000 + EVENTS - 1
         assert value(text, "crossfade_refresh_metric_before", metric="ndcg@10") > 0
         for stage in ("prepare", "train"):
             assert value(text, "crossfade_refresh_last_version_seconds", stage=stage) > 0
-        # A record is damaged: the process goes on, and says so.
-        (tmp_path / "service" / "version-000001.json").write_text("{")
+        (copy.path / "version-000001.json").write_text("{")
         wait_until(lambda: value(scrape(address), "crossfade_refresh_consecutive_failures") >= 2, "two failures")

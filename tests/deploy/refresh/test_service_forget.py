@@ -116,24 +116,25 @@ def columns(day: int) -> tuple[list[int], list[str]]:
 def test_compacted_datasets_and_an_interrupted_version_are_forgotten_too(
     service: ServiceFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(increment, "_COMPACT_AFTER", 1)
+    monkeypatch.setattr(increment, "_COMPACT_AFTER", 2)
     service.add(3)
+    succeeded(service.command("refresh"))
+    service.add(4, plays(2))
     with pytest.raises(Crash), crash_at(7):  # trained, and not decided
         service.command("refresh")
     known = vectors(service, "c44")
     names = {path.relative_to(service.path).parts[0] for path in traces(service, "c44", known)}
-    assert {"version-000002-data", "version-000002-compacted", "version-000003"} <= names
-    output = forgotten(service, "c44")
-    assert output.count("forgot 1 row of customer") == 2, "the compacted one, and that of day 2"
-    assert not service.run(3).exists()
-    assert not service.data(3).exists()
+    assert {"version-000002-data", "version-000003-compacted", "version-000004"} <= names
+    assert "version-000003-compacted: forgot 1 row of customer" in forgotten(service, "c44")
+    assert not service.run(4).exists()
+    assert not service.data(4).exists()
     succeeded(service.command("refresh"))
     assert list(traces(service, "c44", known)) == []
-    table = plays(3)
-    service.add(3, table.filter(pc.not_equal(table["user"], "c44")))
+    table = plays(2)
+    service.add(4, table.filter(pc.not_equal(table["user"], "c44")))
     succeeded(service.command("refresh"))
     assert list(traces(service, "c44", known)) == []
-    assert service.files(4) == ["day-003.parquet"]
+    assert service.files(5) == ["day-004.parquet"]
     assert (knows(service, "c1"), knows(service, "c44")) == (True, False)
 
 

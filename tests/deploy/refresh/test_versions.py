@@ -4,65 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from recorded_service import make_record
 
 from crossfade.base.errors import InputError
-from crossfade.deploy.refresh.versions import EventFile, ServiceVersions, Status, VersionRecord
+from crossfade.deploy.refresh.versions import ServiceVersions
 from crossfade.trainer.embeddings.current_run import current_run
-
-
-def event_file(name: str) -> EventFile:
-    return EventFile(uri=f"/events/{name}", state="1", bytes=1)
-
-
-def record(number: int, status: Status, *names: str) -> VersionRecord:
-    return VersionRecord(
-        number=number,
-        status=status,
-        base=number - 1 or None,
-        files=[event_file(name) for name in names],
-        events=1,
-        newest=None,
-        metric="ndcg@10",
-        before=None,
-        after=0.5,
-        decided=0.0,
-        seconds={},
-    )
 
 
 @pytest.fixture
 def versions(tmp_path: Path) -> ServiceVersions:
     """Write a published, a rejected, and two further published versions."""
     versions = ServiceVersions(tmp_path)
-    versions.write(record(1, "published", "a"))
-    versions.write(record(2, "rejected", "b"))
-    versions.write(record(3, "published", "b", "c"))
-    versions.write(record(4, "published", "d"))
+    for number in range(1, 5):
+        versions.write(make_record(number, status="rejected" if number == 2 else "published"))
     return versions
-
-
-def test_newest_published_version_is_current(versions: ServiceVersions) -> None:
-    assert versions.current is not None
-    assert (versions.current.number, versions.next_number) == (4, 5)
-    assert current_run(str(versions.folder)) == (str(versions.run_path(4)), str(versions.data_path(4)), 4)
-    assert set(versions.taken()) == {f"/events/{name}" for name in "abcd"}
-
-
-def test_empty_folder_has_no_version(tmp_path: Path) -> None:
-    versions = ServiceVersions(tmp_path)
-    versions.repair()
-    assert (versions.current, versions.next_number, versions.taken(), versions.plan()) == (None, 1, {}, None)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_files_of_withdrawn_versions_are_not_taken(versions: ServiceVersions) -> None:
-    assert versions.tried() == {event_file("b")}
-    assert versions.withdraw(after=1) == [4, 3]
-    reopened = ServiceVersions(versions.folder)
-    assert [each.status for each in reopened.records] == ["published", "rejected", "withdrawn", "withdrawn"]
-    assert set(reopened.taken()) == {"/events/a"}
-    assert reopened.tried() == {event_file(name) for name in "bcd"}
-    assert reopened.next_number == 5, "numbers are not used again"
 
 
 def test_servers_follow_the_records_whatever_was_interrupted(versions: ServiceVersions) -> None:
