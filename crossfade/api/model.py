@@ -306,7 +306,7 @@ def _similar(model: Opened, texts: Sequence[str], options: SimilarOptions) -> pa
         if len(texts) == 1:
             raise
         how = f"leave out the IDs for which model.knows(ids, '{entity}') is False"
-        raise UnknownRowError(f"{error.marked}; {how}") from error
+        raise UnknownRowError(error.args, f"; {how}") from error
     row_QK, cosine_QK = model.similar(rows_Q, options)
     kept_N = row_QK.ravel() >= 0
     row_N, from_N = row_QK.ravel()[kept_N], np.repeat(rows_Q, row_QK.shape[1])[kept_N]

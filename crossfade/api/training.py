@@ -63,7 +63,7 @@ def train(
             context = RunContext(listener, None, StateWriter(folder), resume=resume, note=note)
             run_in_folder(job, folder, inputs, display, context)
     except StopSignal as stopped:
-        _logger.warning(f"stopped {worded(str(stopped), python_word)}")
+        _logger.warning(f"stopped {worded(stopped.args, python_word)}")
         return False
     return True
 

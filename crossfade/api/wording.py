@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 
 from crossfade.api.arguments import shown
 from crossfade.api.fit_options import PREPARED_AS, READ
-from crossfade.base.errors import CrossfadeError, InputError, OptionError, OptionWords
+from crossfade.base.errors import CrossfadeError, InputError, OptionWords, worded
 from crossfade.trainer.prepare.faults import EventFaultsError
 
 Parameters = ParamSpec("Parameters")
@@ -49,10 +49,10 @@ def fit_words(events: Path | None) -> Iterator[None]:
         with _words(_fit_word, events):
             yield
     except EventFaultsError as error:
-        kinds = error.details
+        kinds = [worded(line, _fit_word) for line in error.details]
         first = "; ".join(kinds[:_MAX_KINDS])
         more = f"; and {len(kinds) - _MAX_KINDS} more kinds" if len(kinds) > _MAX_KINDS else ""
-        choice = f", or leave out {error.choice}" if error.choice else ""
+        choice = f", or leave out {worded(error.choice, _fit_word)}" if error.choice else ""
         correct = "correct the values" if events is not None else "correct the files"
         message = f"the events have {error.count:,} faults: {first}{more}; {correct}{choice}"
         with _words(_fit_word, events):
@@ -64,20 +64,9 @@ def _words(words: OptionWords, events: Path | None = None) -> Iterator[None]:
     try:
         yield
     except CrossfadeError as error:
-        if error.args and isinstance(error.args[0], str):
-            message = error.worded(_with_type(error, words))
-            if events is not None:
-                message = message.replace(str(events), "plays")
-            error.args = (message, *error.args[1:])
+        message = error.worded(words)
+        error.args = (message if events is None else message.replace(str(events), "plays"),)
         raise
-
-
-def _with_type(error: CrossfadeError, words: OptionWords) -> OptionWords:
-    """Return ``words`` for values of any type: the value that ``error`` found is shown as it was given."""
-    if not isinstance(error, OptionError):
-        return words
-    text, found = str(error.found), error.found
-    return lambda name, value: words(name, found if value == text and name == error.field[0] else value)
 
 
 def python_word(name: str, value: object) -> str:

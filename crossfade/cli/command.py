@@ -107,17 +107,12 @@ class CommandParser(argparse.ArgumentParser):
             return f"separate its values with commas: {option} {shlex.quote(','.join(parts))}"
         return self.suggest(word, "")
 
-    def word(self, name: str, value: str = "") -> str:
+    def word(self, name: str, value: object = "") -> str:
         """Return the option ``name`` as it was typed or else as it is typed, with ``value``."""
         action = next((each for each in self._actions if each.dest == name), None)
         names = [f"--{name.replace('_', '-')}"] if action is None else action.option_strings
         typed = [each for each in names if any(_is_option(word, each) for word in self._words)]
-        return " ".join(filter(None, [*(typed or names)[:1], value])) or str(action and action.metavar)
-
-
-def typed_words(name: str, value: str) -> str:
-    """Return the option ``name`` as it is typed, with ``value``."""
-    return f"--{name.replace('_', '-')}{f' {value}' if value else ''}"
+        return " ".join(filter(None, [*(typed or names)[:1], str(value)])) or str(action and action.metavar)
 
 
 def _is_option(word: str, name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
-from crossfade.base.errors import OptionError, escape_unprintable, option_named
+from crossfade.base.errors import Option, OptionError, escape_unprintable
 from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
@@ -97,7 +97,7 @@ class RecommendCommand(TableOptions, RecommendToOptions):
         name = next((name for name in ("json_", "csv", "show") if getattr(self, name)), None)
         if self.out is not None and name is not None:
             problem = "is for recommendations that are printed"
-            fix = f"leave out {option_named(name)} or {option_named('out')}"
+            fix = ("leave out ", Option(name), " or ", Option("out"))
             raise OptionError(name, found=self.show if name == "show" else "", problem=problem, fix=fix)
         return self
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
 from crossfade.base.command_line import command_line
-from crossfade.base.errors import CrossfadeError, as_typed, option_named, worded
+from crossfade.base.errors import CrossfadeError, Option, Text, as_typed, worded
 from crossfade.base.formatting import decimals, duration
 from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.signals import stopper
@@ -97,7 +97,7 @@ def _refresh_at_intervals(service: RefreshedService, options: RefreshCommand, se
     of_process.register("refresh", metrics)
     of_process.state = metrics.state
     of_process.set_identity()
-    source = option_named("metrics_port")
+    source = Option("metrics_port")
     with serve_metrics(of_process, options.metrics_port, options.metrics_host, "127.0.0.1", source=source) as listener:
         if listener.address is not None:
             _logger.info(f"metrics: http://{listener.address}/metrics")
@@ -174,7 +174,7 @@ def _print_status(service: RefreshedService, options: RefreshCommand) -> None:
         "versions": [json.loads(record.model_dump_json()) for record in versions.records],
         **{name: getattr(arrivals, name) for name in _ARRIVALS},
     }
-    lines = [f"{counted(len(arrivals.waiting), 'event file')} waiting", *arrivals.reasons()]
+    lines: list[Text] = [f"{counted(len(arrivals.waiting), 'event file')} waiting", *arrivals.reasons()]
     if versions.must_forget:
         lines.insert(0, "ids were forgotten: the next call publishes a version without them, and then takes events")
     next_step = command_line("status", service.folder)

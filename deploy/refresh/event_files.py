@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from crossfade.base.errors import InputError, escape_unprintable, option_named
+from crossfade.base.errors import InputError, Option, Text, escape_unprintable
 from crossfade.base.formatting import duration
 from crossfade.base.io.regular_files import open_regular
 from crossfade.base.text import counted
@@ -82,16 +82,16 @@ class Arrivals:
             files.sort(key=lambda file: file.uri in self.unpublished)
         return files[:MAX_FILES]
 
-    def reasons(self) -> list[str]:
+    def reasons(self) -> list[Text]:
         """Return the reasons why files wait, a line each."""
-        lines = [f"events: no file matches {pattern}" for pattern in self.unmatched]
+        lines: list[Text] = [f"events: no file matches {pattern}" for pattern in self.unmatched]
         if self.settling:
             settle = "settles" if len(self.settling) == 1 else "settle"
             longest = duration(max(self.settling.values()))
             lines.append(f"{counted(len(self.settling), 'file')} {settle} for another {longest}")
         if self.unpublished:
             were = f"{counted(len(self.unpublished), 'file')} of versions that were rejected or withdrawn"
-            lines.append(f"{were}: taken with the next new file, or at once with {option_named('publish')}")
+            lines.append((f"{were}: taken with the next new file, or at once with ", Option("publish")))
         lines += [f"set aside until it changes, as a warning says: {uri}" for uri in self.set_aside]
         return lines
 
