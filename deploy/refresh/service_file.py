@@ -29,7 +29,7 @@ from crossfade.base.io.regular_files import read_regular
 from crossfade.base.options import Integer
 from crossfade.base.validation import format_validation_error
 from crossfade.trainer.config.loading import make_job, parse_job_text
-from crossfade.trainer.config.schema import JobConfig, flattened
+from crossfade.trainer.config.schema import flattened
 from crossfade.trainer.config.sections import Section
 from crossfade.trainer.prepare.option_values import MAX_REPLAY, QUARANTINE
 from crossfade.trainer.prepare.options import PrepareOptions
@@ -82,10 +82,6 @@ class Guard(NamedTuple):
         if before is None:
             return False
         return after is None or not after + error >= self.share * before  # also if it is NaN
-
-    def __str__(self) -> str:
-        """Return the condition as it is written."""
-        return f"{self.metric} >= {self.share:g} * last"
 
 
 class ServiceConfig(Section):
@@ -232,15 +228,15 @@ class ServiceConfig(Section):
             own["model"] = {"popularity": popularity}
         return json.dumps(_merged(values, own))
 
-    def check(self, source: str) -> JobConfig:
-        """Check the job, also of increments, and the options of prepare; return the job.
+    def check(self, source: str) -> None:
+        """Check the job, also of increments, and the options of prepare.
 
         Raises:
             InputError: a key or an option is invalid.
         """
         for key in self._decided_keys():
             raise InputError(f"{source}: {key}: a service decides it; leave it out")
-        job = make_job(self.first_job(), f"{source}: job")
+        make_job(self.first_job(), f"{source}: job")
         increment = make_job(self.next_job(".", "checkpoints", None), f"{source}: increment_job")
         guard = self.guard
         if guard is not None and int(guard.metric.partition("@")[2]) not in increment.evaluate.k:
@@ -264,7 +260,6 @@ class ServiceConfig(Section):
             self.prepare_options(["events"], Path("out"), None)
         except OptionError as error:
             raise InputError(f"{source}: prepare: {error}") from error
-        return job
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

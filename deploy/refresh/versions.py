@@ -195,15 +195,6 @@ class ServiceVersions:
         self._replace(FORGOTTEN_FILE, Forgotten(through=self.next_number - 1, complete=complete))
 
     @property
-    def forgotten_through(self) -> int:
-        """The last version that may have vectors of IDs that were forgotten; 0 if there is none.
-
-        Raises:
-            InputError: the file that notes it was damaged.
-        """
-        return 0 if self.forgotten is None else self.forgotten.through
-
-    @property
     def forgotten(self) -> Forgotten | None:
         """The note of a deletion that versions may not have followed yet.
 
@@ -216,7 +207,7 @@ class ServiceVersions:
     @property
     def must_forget(self) -> bool:
         """Whether the version that is served may have vectors of IDs that were forgotten."""
-        return self.current is not None and self.current.number <= self.forgotten_through
+        return self.current is not None and self.forgotten is not None and self.current.number <= self.forgotten.through
 
     @property
     def kept(self) -> list[int]:
@@ -320,7 +311,7 @@ class ServiceVersions:
         """
         for trash in self.folder.glob(f"{_TRASH}*"):
             shutil.rmtree(trash)
-        outdated = 0 if self.must_forget else self.forgotten_through
+        outdated = 0 if self.must_forget or self.forgotten is None else self.forgotten.through
         current = [] if self.current is None else [self.current.number]
         kept = [number for number in {*self.kept[-keep:], *current} if number > outdated]
         datasets = {folder.name for number in kept for folder in self.datasets(number)}
