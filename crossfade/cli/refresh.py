@@ -148,7 +148,8 @@ def _describe(record: VersionRecord) -> str:
     metric = f"{record.metric} {decimals(record.after)}"
     if record.before is not None:
         metric += f", {decimals(record.before)} before"
-    taken = f"{counted(record.events, 'new event')} of {counted(len(record.files), 'file')}"
+    sound = sum(not file.is_faulty for file in record.files)
+    taken = f"{counted(record.events, 'new event')} of {counted(sound, 'file')}"
     if not record.files:
         taken = "without the forgotten ids, and without new events"
     return f"version {record.number} {record.status}: {taken}, {metric}, {took}"
