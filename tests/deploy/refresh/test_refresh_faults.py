@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import signal
 from collections.abc import Callable
 from itertools import count
@@ -12,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from crashing_storage import Crash
+from metric_groups import PROCESS, REFRESH
 from paced_training import pace
 from refreshed_service import EVENTS, ServiceFolder, crash_at, current, plays, rejected
 from run_results import assert_same_bits
 from running_command import records, started, succeeded
+from scraping import ask, families, samples, scrape, value
 from waiting import wait_until
 
 from crossfade.base.signals import StopSignal
@@ -168,7 +171,7 @@ def test_rollback_during_an_interrupted_refresh_starts_it_over(service: ServiceF
     assert service.times(3) == [at for day in (2, 3) for at in plays(day)["at"].to_pylist()]
 
 
-def test_refresh_at_intervals_takes_files_as_they_arrive(tmp_path: Path) -> None:
+def test_refresh_at_intervals_takes_files_as_they_arrive_and_serves_metrics(tmp_path: Path) -> None:
     service = ServiceFolder(tmp_path)
     variables, release = paced_refresh(service)
     release.touch()
@@ -176,12 +179,19 @@ def test_refresh_at_intervals_takes_files_as_they_arrive(tmp_path: Path) -> None
     bad = table.set_column(0, "user", pa.array([None, *table["user"].to_pylist()[1:]]))
     bad = bad.set_column(1, "track", pa.array([*table["track"].to_pylist()[:-1], None]))
     with started("refresh", service.file, "--every", "0.1s", cwd=tmp_path, variables=variables) as command:
+        assert command.process.stderr is not None
+        [address] = re.findall(r"metrics: http://(\S+)/metrics", command.process.stderr.readline())
         service.add(1)
-        wait_until((service.path / "current.json").exists, "version 1")
+        wait_until(lambda: "crossfade_refresh_version" in samples(scrape(address)), "version 1")
+        wait_until(lambda: value(scrape(address), "crossfade_refresh_waiting_files") == 0, "no file waits")
+        assert families(scrape(address)) == PROCESS | REFRESH
         service.add(2, bad)
         lines = lines_to(command.process.stderr, "and the next attempt follows")
         for column in ("user", "track"):
             assert any(f"column '{column}'" in line and "day-002.parquet" in line for line in lines), "all faults"
+        assert value(scrape(address), "crossfade_refresh_consecutive_failures") >= 1
+        status, answer = ask(address, "/healthz")
+        assert (status, json.loads(answer)["run"]) == (200, "music")
         release.unlink()
         service.add(2)
         wait_until(training(service, 2), "a step of version 2")

@@ -1,18 +1,14 @@
-"""The metrics of ``crossfade refresh``: from recorded versions, and of a process that refreshes a service."""
+"""The metrics of ``crossfade refresh``, from recorded versions; test_refresh_faults.py scrapes a process."""
 
-import json
-import re
 import socket
 from pathlib import Path
 
 import pytest
 from command_here import crossfade_here
-from metric_groups import PROCESS, REFRESH
+from metric_groups import REFRESH
 from recorded_service import write_service, write_versions
-from refreshed_service import EVENTS, ServiceFolder, rejected
-from running_command import started
-from scraping import ask, assert_valid_metrics, families, samples, scrape, value
-from waiting import wait_until
+from refreshed_service import rejected
+from scraping import assert_valid_metrics, families, samples, value
 
 from crossfade.base.errors import InputError
 from crossfade.base.signals import StopSignal
@@ -119,37 +115,3 @@ def test_invalid_addresses_of_metrics_are_rejected(tmp_path: Path) -> None:
             (("--every", "1s", "--metrics-port", other.getsockname()[1]), "--metrics-port: cannot listen"),
         ):
             rejected(crossfade_here("refresh", path, *options), phrase)
-
-
-@pytest.mark.slow
-def test_process_serves_metrics_of_versions_and_failures(history: ServiceFolder, tmp_path: Path) -> None:
-    copy = history.copied(tmp_path)
-    with started("refresh", copy.file, "--every", "0.2s", cwd=tmp_path) as daemon:
-        assert daemon.process.stderr is not None
-        found = re.search(r"metrics: http://(\S+)/metrics", daemon.process.stderr.readline())
-        assert found is not None
-        address = found[1]
-
-        def has(name: str, expected: float, **labels: str) -> bool:
-            return (f"crossfade_refresh_{name}" in samples(text := scrape(address))) and (
-                value(text, f"crossfade_refresh_{name}", **labels) == expected
-            )
-
-        wait_until(lambda: has("waiting_files", 0), "no file to wait")
-        assert families(scrape(address)) == PROCESS | REFRESH
-        assert has("version", 2)
-        copy.event_file(3).write_bytes(b"no Parquet")
-        wait_until(lambda: value(scrape(address), "crossfade_refresh_consecutive_failures") >= 2, "two failures")
-        assert has("waiting_files", 1)
-        status, answer = ask(address, "/healthz")
-        assert (status, json.loads(answer)["run"]) == (200, "music")
-        copy.add(3)
-        wait_until(lambda: has("version", 3), "the third version")
-        wait_until(lambda: has("consecutive_failures", 0), "the end of the failures")
-        text = scrape(address)
-        assert value(text, NEWEST) == 3000 + EVENTS - 1
-        assert value(text, "crossfade_refresh_metric_before", metric="ndcg@10") > 0
-        for stage in ("prepare", "train"):
-            assert value(text, "crossfade_refresh_last_version_seconds", stage=stage) > 0
-        (copy.path / "version-000001.json").write_text("{")
-        wait_until(lambda: value(scrape(address), "crossfade_refresh_consecutive_failures") >= 2, "two failures")
