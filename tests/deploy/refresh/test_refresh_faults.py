@@ -1,6 +1,7 @@
 """``crossfade refresh`` and ``rollback`` that are killed, stopped, or disturbed: nothing is lost, or counted twice."""
 
 import gzip
+import json
 import os
 import re
 import signal
