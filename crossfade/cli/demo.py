@@ -17,7 +17,6 @@ from crossfade.terminal import print_line
 _EXAMPLES = (
     ("crossfade demo", "Train on Last.fm in this folder, and print what it recommends."),
     ("crossfade demo --dir /tmp/demo --no-map", "Do so in another folder, and leave out the map."),
-    ("crossfade demo --fresh", "Play three days of a service whose model is kept fresh: a minute."),
 )
 _NOTES = """\
 The data are prepared in data/lastfm, unless they are there already, and the run is runs/lastfm, whose earlier content
@@ -26,10 +25,6 @@ is deleted. The job is jobs/lastfm.yaml, which is written if there is none. Each
 Last.fm HetRec 2011 has 1,892 listeners and 17,632 artists; data/lastfm_genres.csv gets the tag of each artist that most
 listeners gave it. If it can be neither found nor downloaded, synthetic listening takes its place, in data/synthetic and
 runs/synthetic; its artists are called 'artist 3 (jazz)' and so on.
-
-With --fresh, all is in the folder demo-fresh. The service is fresh.yaml, which is written if there is none. Its events
-are synthetic: three days arrive in one file in events, and two further days in one each; 'crossfade refresh' makes a
-version of each. The raw events are kept in data/fresh-events; earlier content of services/fresh is deleted.
 """
 _REAL, _SYNTHETIC = "lastfm", "synthetic"
 _JOB_TEXT = """\
@@ -52,9 +47,6 @@ class DemoOptions(Options):
 
     dir: Path = option(Path(), "work in this folder (default: the current one)", group="output", value="DIR")
     no_map: bool = option(False, "draw no map of the artists", group="output")
-    fresh: bool = option(False, "play three days of a service that keeps a model fresh instead", group="data")
-
-    at_most_one = (("fresh", "no_map"),)
 
 
 @as_command(
@@ -66,13 +58,10 @@ class DemoOptions(Options):
 def run(options: DemoOptions) -> int:
     """Run each command; the first one that fails ends the demo with its exit code."""
     from crossfade.base.io.folder import Folder
-    from crossfade.cli.demo_fresh import play_days
     from crossfade.trainer.data.manifest import read_manifest
     from crossfade.trainer.prepare.lastfm import write_genres
 
     folder = options.dir
-    if options.fresh:
-        return play_days(folder / "demo-fresh", _call)
     name, existing, raw = _choose_sample(folder)
     data, job, run = folder / "data" / name, folder / "jobs" / f"{name}.yaml", folder / "runs" / name
     job.parent.mkdir(parents=True, exist_ok=True)

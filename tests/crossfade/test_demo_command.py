@@ -1,8 +1,6 @@
 """``crossfade demo`` runs every command it prints, on the real sample or on synthetic listening."""
 
-import json
 import re
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -10,17 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import yaml
 from command_here import crossfade_here
 from running_command import succeeded
-from serving import running_server
 
 from crossfade.base.io.folder import Folder
-from crossfade.cli import demo_fresh
 from crossfade.cli.demo import _ARTISTS
-from crossfade.cli.main import main
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 
@@ -123,69 +116,12 @@ def test_failing_command_ends_the_demo(tmp_path: Path, monkeypatch: pytest.Monke
     assert printed_commands(result.stdout) == ["prepare"]
 
 
-def test_days_of_a_service_are_published_one_after_the_other_also_where_an_earlier_demo_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(demo_fresh, "_SIZE", ("--queries", "100", "--items", "50", "--interactions", "5000"))
-    folder = tmp_path / "demo-fresh"
-    text = demo_fresh._service_text(folder).replace("epochs: 5", "epochs: 2").replace("epochs: 3", "epochs: 1")
-    for name, content in (
-        ("fresh.yaml", text + "publish_if: null\n"),
-        ("events/2020-01-05.parquet", "of an earlier demo"),
-        ("services/fresh/current.json", "of an earlier demo"),
-    ):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
-    assert main(["demo", "--fresh", "--dir", str(tmp_path)]) == 0
-    output = capfd.readouterr().out
-    assert printed_commands(output) == ["synthesize", "refresh", "refresh", "refresh", "refresh"]
-    published = re.findall(r"^version (\d) published: ([\d,]+) new events of 1 file, ndcg@10 ", output, re.MULTILINE)
-    assert [number for number, _ in published] == ["1", "2", "3"]
-    assert [re.search(rf"^{number} .* (\w+) +{count} ", output, re.MULTILINE)[1] for number, count in published] == [  # type: ignore[index]
-        "published",
-        "published",
-        "served",
-    ]
-    dates = [pq.read_table(path)["timestamp"].to_numpy() for path in sorted((folder / "events").iterdir())]
-    assert [f"{len(date_N):,}" for date_N in dates] == [count for _, count in published]
-    assert sum(map(len, dates)) == 5000
-    days = [sorted(set(date_N.astype("datetime64[D]").astype(str))) for date_N in dates]
-    assert days == [["2020-01-01", "2020-01-02", "2020-01-03"], ["2020-01-04"], ["2020-01-05"]]
-    customer = pq.read_table(folder / "events")["customer"][0].as_py()
-    names = succeeded(crossfade_here("recommend", folder / "services/fresh", "--customer", customer)).stdout
-    assert "(genre" in names
-    assert published_by_next_steps(output) == [3, 2, 2]
-    assert files_that_git_reports(tmp_path) == []
-
-
-def test_service_of_the_days_may_be_in_a_folder_of_any_name() -> None:
-    folder = Path("/my: \U0001f3b5")
-    assert yaml.safe_load(demo_fresh._service_text(folder))["folder"] == str(folder / "services" / "fresh")
-
-
 def files_that_git_reports(folder: Path) -> list[str]:
     """Return what a checkout in ``folder`` reports as new."""
     shutil.copy(Path(__file__).parents[2] / ".gitignore", folder)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     status = subprocess.run(["git", "status", "--short"], cwd=folder, check=True, capture_output=True, text=True)
     return [line for line in status.stdout.splitlines() if not line.endswith(" .gitignore")]
-
-
-def published_by_next_steps(output: str) -> list[int]:
-    """Run what the demo prints as next where it was called; return the version that is published after each command.
-
-    A server runs until it answers.
-    """
-    serve, *others = re.findall(r"^  ([^# ].*)", output.partition("\nnext:\n")[2], re.MULTILINE)
-    source = shlex.split(serve)[-1]
-    with running_server(source, cwd=Path(source).parents[1]) as server:
-        assert shlex.split(serve)[1:] == ["serve", source]
-        assert server.is_healthy()
-    found = []
-    for command in others:
-        subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
-        found.append(json.loads((Path(source) / "current.json").read_text())["version"])
-    return found
 
 
 def test_first_minutes_run_from_top_to_bottom(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ SMALL_FILES = {
     "crossfade/base/blas_kernels.py": "runs before anything else is imported",
     "crossfade/cli/sagemaker_entry.py": "the entry of a process",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
-    "deploy/refresh/popularity.py": "loads numba",
     "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/data/feature_kernels.py": "loads numba",
     "trainer/evaluation/list_kernels.py": "compiled again when its file changes",

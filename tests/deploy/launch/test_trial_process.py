@@ -16,7 +16,7 @@ from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from running_command import records, succeeded
 
-from crossfade.deploy.launch.trial_run import EpochRecord, TrialProcess, TrialRun
+from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def _hosts() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "crossfade.cli.trial_host" in child.cmdline()]
 
 
-def go_on(_epochs: object) -> bool:
+def go_on(*_: object) -> bool:
     return False
 
 
@@ -84,13 +84,12 @@ def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) ->
     assert first.train(SETTINGS, go_on, go_on) == 0
     (host,) = hosts()
 
-    def crash(epochs: list[EpochRecord]) -> bool:
+    def crash(epochs: int) -> None:
         if epochs:
             host.send_signal(signal.SIGSEGV)
-        return False
 
     crashed = TrialRun(workspace, "crashed", process)
-    assert crashed.train(LONG, crash, go_on) == -signal.SIGSEGV
+    assert crashed.train(LONG, go_on, crash) == -signal.SIGSEGV
     assert crashed.describe_failure().startswith("killed by SIGSEGV (log: ")
     assert TrialRun(workspace, "after-crash", process).train(SETTINGS, go_on, go_on) == 0
     assert results(workspace / "after-crash") == results(workspace / "before")
@@ -101,7 +100,8 @@ def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) ->
 def test_stopped_training_saves_its_work_and_the_next_one_has_a_new_process(
     workspace: Path, process: TrialProcess
 ) -> None:
-    assert TrialRun(workspace, "long", process).train(LONG, bool, go_on) == 128 + signal.SIGTERM
+    long = TrialRun(workspace, "long", process)
+    assert long.train(LONG, lambda: long.epochs > 0, go_on) == 128 + signal.SIGTERM
     assert list((workspace / "long" / "checkpoints").iterdir())
     assert TrialRun(workspace, "after", process).train(SETTINGS, go_on, go_on) == 0
 
