@@ -31,8 +31,8 @@ _DETAILS = """
 hosts. Run by hand, a role is not supervised: when one dies, the others wait for it.
 """
 _NOTES = """\
-Without servers (cluster.servers 0), the workers hold the tables, and only an agent starts them, since it gives them
-where they meet. For other jobs, the environment locates the roles:
+Without servers (cluster.servers 0), the workers hold the tables, and only an agent starts them. For other jobs, the
+environment locates the roles:
   DMLC_PS_ROOT_URI, DMLC_PS_ROOT_PORT   address and port of the scheduler
   DMLC_NODE_HOST                        address that this process listens on
   DMLC_NUM_SERVER, DMLC_NUM_WORKER      number of servers and workers of the job
@@ -41,13 +41,8 @@ Servers execute only commands that are signed with the secret in --secret-file: 
 servers and workers, new for each start, so that nobody can replay the commands of an earlier one:
   (umask 077; openssl rand -hex 32 > FILE)
 
-Several workers that train dense layers all-reduce gradients with Horovod, which needs:
-  HOROVOD_GLOO_RENDEZVOUS_ADDR          HOST or HOST:PORT/PATH of a rendezvous server, as horovodrun has one
-  HOROVOD_GLOO_RENDEZVOUS_PORT          its port
-  HOROVOD_GLOO_IFACE                    network interface between the workers
-
-Each role serves /metrics and /healthz at DMLC_NODE_HOST and the job's metrics.port; for several roles on one host set
-metrics.port to 0.
+Several workers that train dense layers need HOROVOD_GLOO_RENDEZVOUS_ADDR, HOROVOD_GLOO_RENDEZVOUS_PORT, and
+HOROVOD_GLOO_IFACE. Each role serves /metrics and /healthz at DMLC_NODE_HOST and the job's metrics.port.
 """
 
 

@@ -13,7 +13,6 @@ from crossfade.base.options import Number, option
 from crossfade.cli.command import as_command
 from crossfade.deploy.dashboard.options import RunsOptions
 from crossfade.terminal import PrintOptions, align, print_lines, print_result
-from crossfade.trainer.runs.shown_metrics import show_metric
 
 if TYPE_CHECKING:
     from crossfade.deploy.dashboard.processes import ProcessRow
@@ -23,10 +22,8 @@ if TYPE_CHECKING:
     from crossfade.deploy.dashboard.summary import Summary
 
 _DESCRIPTION = """\
-Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,
-restarts, the cause of the last failure and what was lost, and alerts.
-
-Of services of 'crossfade refresh', it shows which version is served, how fresh it is, and the last versions.
+Show the state of runs and services: progress, metrics, throughput, processes, checkpoints, restarts, the last failure,
+and alerts; of services the served version, how fresh it is, and the last versions.
 
 The command reads only these folders. It works during a run, on another host that shares the folder, and afterwards.
 """
@@ -36,9 +33,6 @@ _EXAMPLES = (
     ("crossfade status runs/lastfm --watch", "Show one run, again every 2 seconds until Ctrl-C."),
     ("crossfade status runs/lastfm --json", "Print one line of JSON: objects in the lists runs and services."),
 )
-_NOTES = """\
-'crossfade dashboard' serves the same and more as a page.
-"""
 _BAR = 30
 _LABEL = 13
 _VERSIONS = 10
@@ -58,7 +52,7 @@ class StatusOptions(PrintOptions, RunsOptions):
     )
 
 
-@as_command("status", _DESCRIPTION, _EXAMPLES, _NOTES)
+@as_command("status", _DESCRIPTION, _EXAMPLES)
 def run(options: StatusOptions) -> int:
     """Show the runs, once or repeatedly."""
     runs = options.open_runs()
@@ -128,23 +122,11 @@ def _screen(run: Summary) -> Iterator[str]:
         last = f"{text.decimals(run.eval_metric)} in the last evaluation"
         best = f"{text.with_error(run.best_value, run.best_error)} in epoch {run.best_epoch}"
         yield _line("metric", f"best {run.best_metric} on valid {best}; {last}")
-    if run.advice is not None:
-        yield _line("", run.advice)
-    if run.shortfall is not None:
-        yield _line("", run.shortfall)
-    if baselines := run.baselines.get("valid"):
-        values = (
-            f"{name.replace('_', ' ')} {show_metric(found, run.best_metric)}" for name, found in baselines.items()
-        )
-        yield _line("baselines", f"{run.best_metric} on valid by {', by '.join(values)}")
+    yield from (_line("", line) for line in (run.advice, run.shortfall) if line is not None)
     yield _line(
         "throughput",
         f"{text.count(run.examples_per_second)} examples and {text.count(run.steps_per_second)} steps per second",
     )
-    if traffic := run.traffic:
-        pushed = f"pulled {text.size(traffic['bytes_pulled'])}, pushed {text.size(traffic['bytes_pushed'])}"
-        dense = f"dense gradients: {text.size(traffic['dense_equivalent_bytes_pushed'])}, {text.times(run.dense_ratio)}"
-        yield _line("bytes", f"{pushed}; {dense}")
     if total := sum(run.phase_seconds.values()):
         spent = sorted(run.phase_seconds.items(), key=lambda item: -item[1])
         yield _line("time", ", ".join(f"{phase} {text.share(seconds / total)}" for phase, seconds in spent))
@@ -155,9 +137,7 @@ def _screen(run: Summary) -> Iterator[str]:
     if run.processes:
         yield ""
         yield from _processes(run.processes)
-    if run.alerts:
-        yield ""
-        yield from (f"{alert.level}: {alert.text}" for alert in run.alerts)
+    yield from (f"{alert.level}: {alert.text}" for alert in run.alerts)
 
 
 def _line(label: str, value: str) -> str:
@@ -170,8 +150,7 @@ def _checkpoints(run: Summary) -> str:
     if kept["last_step"] is None:
         return f"none yet{failed}"
     age = f", {text.duration(time.time() - kept['last_time'])} ago" if run.live else ""
-    last = f"the latest of step {kept['last_step']:,}{age}, {text.size(kept['last_bytes'])}"
-    return f"{kept['written']} written{failed}; {last}"
+    return f"{kept['written']} written{failed}; the latest of step {kept['last_step']:,}{age}"
 
 
 def _restarts(restarts: Sequence[dict[str, Any]]) -> str:
@@ -204,7 +183,7 @@ def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
 
 def _table(runs: Sequence[Summary]) -> Iterator[str]:
     """Describe each run in a line."""
-    head = ("run", "state", "done", "step", "loss", "best", "", "examples/s", "dense", "restarts", "alerts")
+    head = ("run", "state", "done", "step", "loss", "best", "", "examples/s", "restarts", "alerts")
     cells = [
         (
             run.name,
@@ -215,7 +194,6 @@ def _table(runs: Sequence[Summary]) -> Iterator[str]:
             text.decimals(run.best_value),
             run.best_metric if run.best_value is not None else "",
             text.count(run.examples_per_second),
-            text.times(run.dense_ratio),
             str(len(run.restarts)),
             str(len(run.alerts)) if run.alerts else "",
         )

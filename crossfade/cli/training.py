@@ -132,8 +132,7 @@ def _train_once(options: TrainOptions) -> int:
             context = run_job.RunContext(listener, spot, StateWriter(folder), resume, note, allow_restart)
             with _serve_dashboard(folder, options.dashboard):
                 report = run_job.run_in_folder(job, folder, inputs, display, context)
-        interactions: dict[str, int] = {name: split.rows for name, split in inputs.manifest.splits.items()}
-        display.print_report(report, folder.path, interactions)
+        display.print_report(report, folder.path)
         for line in use_commands(folder.path, inputs.folder, inputs.manifest):
             print_line(f"next: {line}")
     return 0

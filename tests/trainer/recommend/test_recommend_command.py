@@ -160,20 +160,6 @@ def test_filters_and_limits_per_group_hold(workspace: Path, tmp_path: Path) -> N
     assert sorted(Counter((track - 5000) % GENRES for track in found).values()) == [1, 2, 2, 2]
 
 
-def test_column_is_shown_beside_names(workspace: Path, tmp_path: Path) -> None:
-    genres = [f"{5000 + row},{genre}\n" for row in range(TRACKS) for genre in (f"g{row % GENRES}", "x", "y", "z")]
-    (tmp_path / "songs.csv").write_text(f"track,genre\n{''.join(genres)}")
-    options = ("--customer", "c010", "-k", 20, "--metadata", tmp_path / "songs.csv", "--show", "genre")
-    [found] = recommend("run", *options, cwd=workspace)
-    lines = succeeded(crossfade_here("recommend", "run", *options, cwd=workspace)).stdout.splitlines()[2:]
-    for item, line in zip(found["recommendations"], lines, strict=True):
-        genre = f"g{(item['track'] - 5000) % GENRES}"
-        assert item["genre"] == [genre, "x", "y", "z"]
-        assert f"  {item['name']} ({genre}, x, y, …)" in line
-    for item, line in zip(found["history"], lines, strict=False):
-        assert line.endswith(f"  {item['name']} ({', '.join(item['genre'][:3])}, …)")
-
-
 def flip(path: Path, place: int) -> None:
     """Change one bit of the file."""
     content = bytearray(path.read_bytes())
@@ -433,7 +419,6 @@ INVALID = {
     "a diversity above 1": "--customer c010 --diversity 1.5",
     "recommendations to all without a file": "--all",
     "--json with --out": "--customer c010 --json --out x.parquet",
-    "--show with --out": "--customer c010 --show genre --out x.parquet",
     "--metadata without a use of its columns": "--customer c010 --metadata x.csv",
     "no customers": "",
     "customers given twice": "--customer c010 --all",
