@@ -14,8 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from crossfade.api.wording import python_word
-from crossfade.base.errors import worded
+from crossfade.base.errors import plain
 from crossfade.base.signals import StopSignal, stopper
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.deploy.cluster.store_choice import choose_store
@@ -63,7 +62,7 @@ def train(
             context = RunContext(listener, None, StateWriter(folder), resume=resume, note=note)
             run_in_folder(job, folder, inputs, display, context)
     except StopSignal as stopped:
-        _logger.warning(f"stopped {worded(str(stopped), python_word)}")
+        _logger.warning(f"stopped {plain(str(stopped))}")
         return False
     return True
 

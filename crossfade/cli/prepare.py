@@ -35,7 +35,6 @@ everything is done, and not at all after an error. All else is in docs/preparing
     "Turn raw events (Parquet, CSV, TSV, JSON, adjacency text) into a dataset of vocabularies and interactions.",
     _EXAMPLES,
     _NOTES,
-    suggest=lambda word, value: "" if word.startswith("-") else f"use --events {word}",
 )
 def run(options: PrepareOptions) -> int:
     """Prepare a dataset, and print a summary and the command to run next.

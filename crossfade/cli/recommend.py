@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
@@ -51,7 +51,7 @@ re-ranking: docs/using-embeddings.md.
 class RecommendCommand(TableOptions, RecommendToOptions):
     """The options of the command."""
 
-    at_most_one = (("out", "json_"), ("out", "csv"))
+    at_most_one: ClassVar[Any] = (("out", "json_"), ("out", "csv"))
 
 
 @as_command(
