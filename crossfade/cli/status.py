@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crossfade.base import formatting as text
-from crossfade.base.options import Number, option
 from crossfade.cli.command import as_command
 from crossfade.deploy.dashboard.options import RunsOptions
 from crossfade.terminal import PrintOptions, align, print_lines, print_result
 
 if TYPE_CHECKING:
     from crossfade.deploy.dashboard.processes import ProcessRow
-    from crossfade.deploy.dashboard.run_reader import Runs
     from crossfade.deploy.dashboard.run_state import LastFailure
     from crossfade.deploy.dashboard.service_reader import ServiceSummary
     from crossfade.deploy.dashboard.summary import Summary
@@ -30,7 +27,7 @@ The command reads only these folders. It works during a run, on another host tha
 _EXAMPLES = (
     ("crossfade status", "List the runs in runs/, and the services in services/."),
     ("crossfade status services/music", "Show a service, and list the runs of its versions."),
-    ("crossfade status runs/lastfm --watch", "Show one run, again every 2 seconds until Ctrl-C."),
+    ("watch crossfade status runs/lastfm", "Show one run, again every 2 seconds until Ctrl-C."),
     ("crossfade status runs/lastfm --json", "Print one line of JSON: objects in the lists runs and services."),
 )
 _BAR = 30
@@ -41,38 +38,18 @@ _VERSIONS = 10
 class StatusOptions(PrintOptions, RunsOptions):
     """Which runs and services are shown, and how."""
 
-    watch: Number | None = option(
-        None,
-        "repeat at this interval (default: 2)",
-        group="output",
-        value="SECONDS",
-        without_value=2.0,
-        ge=0.1,
-        lt=86400,
-    )
-
 
 @as_command("status", _DESCRIPTION, _EXAMPLES)
 def run(options: StatusOptions) -> int:
-    """Show the runs, once or repeatedly."""
-    runs = options.open_runs()
-    while True:
-        if options.watch is not None and not options.json_ and sys.stdout.isatty():
-            print("\x1b[H\x1b[2J", end="")
-        _show(runs, options)
-        if options.watch is None:
-            return 0
-        sys.stdout.flush()
-        time.sleep(options.watch)
-
-
-def _show(runs: Runs, options: StatusOptions) -> None:
+    """Show the runs."""
     from crossfade.deploy.dashboard.summary import latest_first, read_summaries
 
+    runs = options.open_runs()
     found = latest_first(read_summaries(runs))
     services = [service.summarize(time.time()) for service in runs.services()]
     value = {"runs": [run.to_json() for run in found], "services": [each.to_json() for each in services]}
     print_result(options, value, lambda: print_lines(_lines(found, services)), to_json=json.dumps)
+    return 0
 
 
 def _lines(found: Sequence[Summary], services: Sequence[ServiceSummary]) -> Iterator[str]:
@@ -99,8 +76,6 @@ def _service(service: ServiceSummary) -> Iterator[str]:
         last = service.records[-_VERSIONS:]
         rows = [[title.lower() for title in TITLES], *(version_row(service, record) for record in last)]
         yield from align(rows, left=TEXT_COLUMNS)
-    if len(service.records) > _VERSIONS:
-        yield f"the last {_VERSIONS} of {len(service.records):,} versions"
     yield from (f"{alert.level}: {alert.text}" for alert in service.alerts)
     yield ""
 
@@ -131,7 +106,7 @@ def _screen(run: Summary) -> Iterator[str]:
         spent = sorted(run.phase_seconds.items(), key=lambda item: -item[1])
         yield _line("time", ", ".join(f"{phase} {text.share(seconds / total)}" for phase, seconds in spent))
     yield _line("checkpoints", _checkpoints(run))
-    yield _line("restarts", _restarts(run.restarts))
+    yield _line("restarts", f"{len(run.restarts)}")
     if run.failure is not None:
         yield from _failure(run.failure)
     if run.processes:
@@ -153,23 +128,11 @@ def _checkpoints(run: Summary) -> str:
     return f"{kept['written']} written{failed}; the latest of step {kept['last_step']:,}{age}"
 
 
-def _restarts(restarts: Sequence[dict[str, Any]]) -> str:
-    from crossfade.deploy.dashboard.summary import lost_steps
-
-    if not restarts:
-        return "none"
-    lost = lost_steps(restarts[-1])
-    return f"{len(restarts)}; the last one {lost}" if lost else str(len(restarts))
-
-
 def _failure(failure: LastFailure) -> Iterator[str]:
     """Describe the last failure: what happened and when, the role's error and log, and what was lost."""
     yield _line("last failure", f"{failure.text}, {text.local_time(failure.time)}")
-    log = f"log: {failure.log}" if failure.log else ""
-    if failure.error:
-        yield _line("", f"{failure.error} ({log})" if log else failure.error)
-    elif log:
-        yield _line("", log)
+    log = f"log: {failure.log}" if failure.log else None
+    yield from (_line("", line) for line in (failure.error, log) if line)
     yield _line("", f"lost {failure.work()}{'; it ended the run' if failure.ends_run else ''}")
 
 

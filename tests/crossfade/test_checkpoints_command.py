@@ -11,7 +11,6 @@ import boto3
 import pytest
 from cluster_data import write_job
 from command_here import crossfade_here
-from error_table import documented
 from object_store import BUCKET, ObjectStore
 from running_command import single_line
 from saved_shards import random_table, reseal, save_shards, split_table
@@ -131,13 +130,13 @@ def error(*arguments: object) -> str:
 
 def test_clean_leaves_the_folder_of_a_run_in_progress_alone(copy: Path) -> None:
     with RunFolder(copy).lock.kept_free():
-        documented("checkpoints of a run in progress", error("clean", copy, "--older-than", "0"))
+        assert "a run is in progress" in error("clean", copy, "--older-than", "0")
     assert set(states(copy)) == set(EXPECTED)
 
 
 def test_folder_without_checkpoints_is_rejected(copy: Path, tmp_path: Path) -> None:
-    documented("checkpoints of no run", error("list", tmp_path / "nowhere"))
-    documented("a folder that is one checkpoint", error("clean", step_folder(str(copy / "checkpoints"), COMPLETE)))
+    assert "nowhere" in error("list", tmp_path / "nowhere")
+    assert "checkpoint" in error("clean", step_folder(str(copy / "checkpoints"), COMPLETE))
     (copy / "checkpoints").rename(tmp_path / "elsewhere")
     assert states(copy) == {}
 

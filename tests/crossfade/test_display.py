@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from cluster_data import write_job, write_planted
 
+from crossfade import display
 from crossfade.base import logs
-from crossfade.display import PhaseLines, TrainDisplay
+from crossfade.display import TrainDisplay
 from crossfade.kvstore import compile_notice
 from crossfade.terminal import Progress
 from crossfade.trainer.runs.events import EpochEvent, FailureEvent, RestartEvent, StepEvent
@@ -40,12 +41,12 @@ def step(number: int, *, steps: int = 123_456_789) -> StepEvent:
 def shown(capsys: pytest.CaptureFixture[str], progress: Progress | None) -> list[str]:
     """Return the lines of a run of two steps that is evaluated once."""
     logs.configure_console()
-    with TrainDisplay("ndcg@10", progress) as display:
-        display.show(step(1))
-        display.show(step(2))
-        display.show(EpochEvent(epoch=1234, step=2, loss=0.456789123, valid={**VALID, "queries": 1000}))
-        display.show(EpochEvent(epoch=1235, step=2, loss=0.4))
-        display.finish(REPORT)
+    with TrainDisplay("ndcg@10", progress) as shown_run:
+        shown_run.show(step(1))
+        shown_run.show(step(2))
+        shown_run.show(EpochEvent(epoch=1234, step=2, loss=0.456789123, valid={**VALID, "queries": 1000}))
+        shown_run.show(EpochEvent(epoch=1235, step=2, loss=0.4))
+        shown_run.finish(REPORT)
     return capsys.readouterr().err.splitlines()
 
 
@@ -86,9 +87,9 @@ def test_restart_says_how_much_is_lost(capsys: pytest.CaptureFixture[str]) -> No
         RestartEvent(generation=3, cause="x", step=0, lost_steps=1),
         RestartEvent(generation=4, cause="x", step=4, checkpoint="c", lost_steps=0),
     ]
-    with TrainDisplay("ndcg@10", "lines") as display:
+    with TrainDisplay("ndcg@10", "lines") as shown_run:
         for restart in restarts:
-            display.show(restart)
+            shown_run.show(restart)
     assert capsys.readouterr().err.splitlines() == [
         "crossfade: x; restarting (generation 2) from step 4; lost: 333 steps since the last checkpoint, 5.6 s",
         "crossfade: x; restarting (generation 3) from the beginning; lost: 1 step since the beginning",
@@ -96,17 +97,17 @@ def test_restart_says_how_much_is_lost(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
-def test_short_phases_leave_no_line_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 1), (10.0, 0)])
+def test_phase_has_lines_in_a_log_if_it_takes_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seconds: float, lines: int
+) -> None:
     logs.configure_console()
-    lines = PhaseLines()
-    lines.phase("read events", 5_000, "B")
-    lines.advance(1_000)
-    lines._line_due = 0.0  # ten seconds have passed
-    lines.advance(1_500)
-    lines.advance(1_500)
-    lines.close()
-    [line] = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"crossfade: read events: 2,500 of 5,000 bytes in \d s", line)
+    monkeypatch.setattr(display, "_LINE_SECONDS", seconds)
+    with display.progress_bars() as bars:
+        bars.phase("read events", 5_000, "B")
+        bars.advance(2_500)
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[-1:] == ["crossfade: read events: 2.50k of 5.00k in 00:00"] * lines
 
 
 @pytest.mark.slow
@@ -140,9 +141,9 @@ def test_only_a_failure_after_the_results_has_a_line_of_its_own(capsys: pytest.C
     failure = FailureEvent(
         generation=1, role="worker-0", host="b2", cause="was killed by SIGABRT", ends_run=False, step=9, lost_steps=0
     )
-    with TrainDisplay("ndcg@10") as display:
-        display.show(failure)  # the restart that follows names it
-        display.show(failure.model_copy(update={"after_results": True}))
+    with TrainDisplay("ndcg@10") as shown_run:
+        shown_run.show(failure)  # the restart that follows names it
+        shown_run.show(failure.model_copy(update={"after_results": True}))
     assert capsys.readouterr().err.splitlines() == [
         "crossfade: worker-0 on b2 was killed by SIGABRT, after all results were written: nothing is lost"
     ]

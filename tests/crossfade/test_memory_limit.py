@@ -6,13 +6,10 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 from cluster_data import write_job, write_planted
-from command_here import crossfade_here
-from error_table import documented
 from running_command import messages, single_line, succeeded
 
 from crossfade.base import memory_limit
@@ -61,7 +58,6 @@ def test_too_small_address_space_is_rejected_in_one_line(
     """Without the check, libraries abort the process or hang at some of these limits."""
     result = limited(mebibytes, *command, cwd=folder)
     message = single_line(result.returncode, result.stdout, result.stderr)
-    documented("a limit of the address space that is too small", message)
     assert f"this process has {mebibytes / 1024:.1f} GiB" in message
 
 
@@ -79,25 +75,12 @@ def test_smallest_address_space_that_is_accepted_suffices_in_process(folder: Pat
     succeeded(limited(limit, "recommend", "runs/planted", "--customer", "c000", cwd=folder))
 
 
-@pytest.mark.cluster
-def test_smallest_address_space_that_roles_accept_suffices_on_servers(folder: Path) -> None:
-    arguments = ("--servers", "1", "--workers", "1", "--set", "cluster.max_restarts=0")
-    refused = limited(
-        smallest_sufficient(role=True) - 1, "train", "job.yaml", "--run-dir", "no", *arguments, cwd=folder
-    )
-    assert refused.returncode == 2
-    [line] = messages(refused.stderr)
-    assert "GiB of address space, besides its data, and this process has" in line
-    succeeded(limited(smallest_sufficient(role=True), "train", "job.yaml", "--run-dir", "yes", *arguments, cwd=folder))
-
-
 @pytest.mark.slow
 def test_data_that_exceed_the_address_space_end_a_run_with_a_line_about_memory(folder: Path) -> None:
     large = ("--set", "model.dim=262144", "--set", "train.epochs=1")
     result = limited(smallest_sufficient(), "train", "job.yaml", "--run-dir", "large", *large, cwd=folder)
     assert result.returncode == 1, result.stderr
     [line] = messages(result.stderr)
-    documented("memory that runs out", line.removeprefix("crossfade: error: "), 1)
     assert f"limited to {smallest_sufficient() / 1024:.1f} GiB (ulimit -v)" in line
 
 
@@ -116,23 +99,6 @@ LACKS: list[BaseException] = [
 ]
 
 
-@pytest.mark.parametrize("error", LACKS, ids=str)
-def test_lack_of_memory_is_reported_as_such_and_not_as_a_corrupt_file(
-    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from crossfade.cli import status
-
-    def run(*_: Any, **__: Any) -> int:
-        raise error
-
-    monkeypatch.setattr(status, "_show", run)
-    result = crossfade_here("status", tmp_path)
-    assert result.returncode == 1
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("crossfade: error: not enough memory: ")
-    assert "corrupt" not in result.stderr
-
-
 def circular() -> BaseException:
     """Return an error that is, indirectly, its own cause."""
     error, cause = InputError("no such file"), FileNotFoundError("no such file")
@@ -143,6 +109,11 @@ def circular() -> BaseException:
 @pytest.mark.parametrize("error", [circular(), RuntimeError("x"), OSError(errno.ENOSPC, "x"), ValueError("x")])
 def test_other_errors_are_no_lack_of_memory(error: BaseException) -> None:
     assert lack_of_memory(error) is None
+
+
+@pytest.mark.parametrize("error", LACKS, ids=str)
+def test_lack_of_memory_is_found_behind_what_a_reader_takes_for_corrupt(error: BaseException) -> None:
+    assert str(lack_of_memory(error)).startswith("not enough memory: ")
 
 
 def test_commands_that_load_no_data_accept_any_limit(monkeypatch: pytest.MonkeyPatch) -> None:
