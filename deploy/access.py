@@ -21,7 +21,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option, Text
 from crossfade.base.options import Options, option
 
 MIN_TOKEN_LENGTH = 16
@@ -134,19 +134,20 @@ def read_token(variable: str, file: Path | None, file_variable: str | None = Non
     Raises:
         InputError: the file cannot be read, or the token can be guessed or cannot be sent.
     """
-    name = variable
+    name: Text = variable
     if file is not None:
-        name = option_named("token_file", file) if file_variable is None else f"{file_variable}: {file}"
+        name = Option("token_file", file) if file_variable is None else f"{file_variable}: {file}"
     try:
         token = os.environ.get(variable, "") if file is None else file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise InputError(f"{name}: cannot be read as a token: {reason}; expected a file with one line") from error
+        raise InputError(name, f": cannot be read as a token: {reason}; expected a file with one line") from error
     if file is None and not token:
         return None
     if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
         raise InputError(
-            f"{name}: expected {MIN_TOKEN_LENGTH} or more printable ASCII characters without spaces, as made by: "
-            "openssl rand -hex 32"
+            name,
+            f": expected {MIN_TOKEN_LENGTH} or more printable ASCII characters without spaces, as made by: "
+            "openssl rand -hex 32",
         )
     return token

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, cast
 
-from crossfade.base.errors import ClusterError, InputError, OptionError, option_named
+from crossfade.base.errors import ClusterError, InputError, Option, OptionError, Text
 from crossfade.trainer.config.sections import ClusterConfig
 
 RoleKind = Literal["scheduler", "server", "worker"]
@@ -133,7 +133,7 @@ class Address:
     port: int
 
     @staticmethod
-    def parse(text: str, source: str) -> Address:
+    def parse(text: str, source: Text) -> Address:
         """Parse ``HOST:PORT``; ``source`` names the option or key that holds it, for errors.
 
         Raises:
@@ -141,7 +141,7 @@ class Address:
         """
         host, _, port = text.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
-            raise InputError(f"{source}: expected HOST:PORT, as in 10.0.0.1:7070, but found '{text}'")
+            raise InputError(source, f": expected HOST:PORT, as in 10.0.0.1:7070, but found '{text}'")
         return Address(host, int(port))
 
     def __str__(self) -> str:
@@ -182,7 +182,7 @@ def scheduler_address(cluster: ClusterConfig) -> Address:
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
 
 
-def check_free_port(what: str, address: Address, fix: str = "name another port") -> None:
+def check_free_port(what: Text, address: Address, fix: str = "name another port") -> None:
     """Check that a process can listen on ``address``, which ``what`` names, an option or a key of the job.
 
     Raises:
@@ -191,7 +191,7 @@ def check_free_port(what: str, address: Address, fix: str = "name another port")
     try:
         _free_address(address.host, address.port)
     except OSError as error:
-        raise InputError(f"{what}: cannot listen on {address}: {error.strerror}; {fix}") from error
+        raise InputError(what, f": cannot listen on {address}: {error.strerror}; {fix}") from error
 
 
 def _free_address(host: str, port: int) -> Address:
@@ -229,8 +229,8 @@ def local_address(destination: Address) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         raise InputError(
-            f"{destination}: no route from this host: {error.strerror}; set its address with "
-            f"{option_named('advertise_address')}"
+            f"{destination}: no route from this host: {error.strerror}; set its address with ",
+            Option("advertise_address"),
         ) from error
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import DivergedError, option_named
+from crossfade.base.errors import DivergedError, Option
 from crossfade.kvstore.cache_prefetch import AHEAD, prefetch_row
 from crossfade.kvstore.elements import get, put
 from crossfade.kvstore.finite import find_largest_row
@@ -250,11 +250,12 @@ def check_convergence(
 
 def divergence(divergent_rows: int, active_rows: int, row: int | None) -> DivergedError:
     """Return the error for an update in which ``divergent_rows`` rows have diverged, ``row`` among them."""
-    resume = option_named("resume")
     return DivergedError(
         f"the gradients or values of {divergent_rows} of {active_rows} active rows are not finite, or beyond 1e18: "
-        f"training has diverged; lower optimizer.learning_rate, and {resume}, or raise model.temperature",
-        row,
+        "training has diverged; lower optimizer.learning_rate, and ",
+        Option("resume"),
+        ", or raise model.temperature",
+        row=row,
     )
 
 
@@ -266,7 +267,7 @@ def name_divergence(table: str, row_of: Callable[[int], int] = int) -> Iterator[
     except DivergedError as error:
         row = None if error.row is None else row_of(error.row)
         place = f"table '{table}'" if row is None else f"table '{table}', row {row}"
-        raise DivergedError(f"{place}: {error}", row) from error
+        raise DivergedError(f"{place}: {error}", row=row) from error
 
 
 def _zeros(name: str, shape: tuple[int, ...]) -> FloatArray:

@@ -112,7 +112,7 @@ def takes(
         def checked(*positional: Parameters.args, **named: Parameters.kwargs) -> Result:
             for name in rejected:
                 if name in named:
-                    raise OptionError(name, problem="is unknown", fix=f"expected one of {alternatives(list(fields))}")
+                    raise OptionError(name, problem="is unknown", expected=("one of ", alternatives(fields)))
             return function(*positional, **named)
 
         checked.__doc__ = documented

@@ -17,7 +17,7 @@ from crossfade.api.job import Job
 from crossfade.api.model import Model
 from crossfade.api.saving import DATASET_FOLDER
 from crossfade.api.training import bar_type, train
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, join
 from crossfade.display import progress_bars
 from crossfade.trainer.prepare.faults import EventFaultsError
 from crossfade.trainer.prepare.hold_out import NONE
@@ -128,9 +128,9 @@ def _prepare(options: PrepareOptions, progress: bool | None, first_row: int) -> 
             prepare(options, reporter, first_row=first_row, keep=False)
     except EventFaultsError as error:
         more = f"; and {len(error.details) - _MAX_KINDS} more kinds" if len(error.details) > _MAX_KINDS else ""
-        choice = f"; correct them, or leave out {error.choice}" if error.choice else "; correct them"
-        kinds = "; ".join(error.details[:_MAX_KINDS])
-        raise InputError(f"the events have {error.count:,} faults: {kinds}{more}{choice}") from error
+        choice = ("; correct them, or leave out ", error.choice) if error.choice else "; correct them"
+        kinds = join(error.details[:_MAX_KINDS], "; ")
+        raise InputError(f"the events have {error.count:,} faults: ", kinds, more, choice) from error
 
 
 def _write_events(plays: Any, options: PrepareOptions, path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from crossfade.base.errors import plain
+from crossfade.base.errors import worded
 from crossfade.base.signals import StopSignal, stopper
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.deploy.cluster.store_choice import choose_store
@@ -62,7 +62,7 @@ def train(
             context = RunContext(listener, None, StateWriter(folder), resume=resume, note=note)
             run_in_folder(job, folder, inputs, display, context)
     except StopSignal as stopped:
-        _logger.warning(f"stopped {plain(str(stopped))}")
+        _logger.warning(f"stopped {worded(stopped.args)}")
         return False
     return True
 

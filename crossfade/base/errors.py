@@ -12,13 +12,15 @@ CrossfadeError                  1   the run failed
     ├── CloudRequestError       2   AWS rejects the request (deploy/aws/aws_errors.py)
     └── MissingExtraError       2   an optional package is not installed
 
-A message names options by marks, ``f"relax {option_named('where')}"``, and each face puts its own words in their place:
-``--where`` on the command line, ``where`` in Python.
+A message is data: the arguments of an error are strings and options, nested as they were put together,
+``InputError(f"{path}: exists; name another with ", Option("run_dir"))``. Each face words the options in its own way:
+``--run-dir`` on the command line, ``run_dir`` in Python.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 _MAX_NAMES, _MAX_NAME_LENGTH = 20, 60
@@ -29,15 +31,22 @@ _HALF_LENGTH = 980
 """Letters of a message that are shown from its beginning and from its end, which has how to fix it."""
 
 
-_MARK = "\ue000{}\ue001{}\ue002"
-_MARKED = re.compile("\ue000([^\ue001]*)\ue001([^\ue002]*)\ue002")
+@dataclass(frozen=True)
+class Option:
+    """An option in a message: its name and, unless it is empty, its value."""
+
+    name: str
+    value: object = ""
+
+    def __str__(self) -> str:
+        """Return the option in plain words, as files have it."""
+        return plain_words(self.name, self.value)
+
+
+Text = str | Option | Sequence["Text"]
+"""A message, or a part of one: strings and options, which are joined without anything between them."""
 OptionWords = Callable[[str, Any], str]
 """Returns what a face calls an option, given its name and, unless it is empty, its value."""
-
-
-def option_named(name: str, value: object = "") -> str:
-    """Return a mark for the option ``name``, with ``value`` if a message has one, to be put into the message."""
-    return _MARK.format(name, value)
 
 
 def command(verb: str, *words: str, **options: str | bool) -> str:
@@ -51,23 +60,32 @@ def as_typed(name: str, value: Any) -> str:
     return " ".join(filter(None, [f"--{name.replace('_', '-')}", str(value)]))
 
 
-def worded(text: str, words: OptionWords) -> str:
-    """Return ``text`` in printable form, with the options that it marks named by ``words``."""
-    return escape_unprintable(_MARKED.sub(lambda mark: words(mark[1], mark[2]), text))
+def plain_words(name: str, value: Any) -> str:
+    """Return an option by its plain name, for files and for messages that no face has worded."""
+    return f"{name} {value}" if str(value) else name
+
+
+def parts(text: Text) -> tuple[str | Option, ...]:
+    """Return the strings and options of ``text``, in order."""
+    if isinstance(text, str | Option):
+        return (text,)
+    return tuple(part for each in text for part in parts(each))
+
+
+def join(texts: Iterable[Text], separator: Text) -> Text:
+    """Return ``texts`` with ``separator`` between them, as ``str.join`` does."""
+    return [part for text in texts for part in (separator, text)][1:]
+
+
+def worded(text: Text, words: OptionWords = plain_words) -> str:
+    """Return ``text`` in printable form, with its options named by ``words``."""
+    named = (part if isinstance(part, str) else words(part.name, part.value) for part in parts(text))
+    return escape_unprintable("".join(named))
 
 
 def reason_of(error: Exception) -> str:
     """Return the message of ``error`` in one line, of an error of the system without the path; never empty."""
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-
-
-def plain(text: str) -> str:
-    """Return ``text`` with the plain names of the options that it names by marks, for files."""
-    return _MARKED.sub(lambda mark: _plain_words(mark[1], mark[2]), text)
-
-
-def _plain_words(name: str, value: str) -> str:
-    return f"{name} {value}" if value else name
 
 
 class CrossfadeError(Exception):
@@ -77,28 +95,27 @@ class CrossfadeError(Exception):
     """
 
     exit_code = 1
-    details: Sequence[str] = ()
+    details: Sequence[Text] = ()
+
+    def __init__(self, *message: Text) -> None:
+        """Set the message: ``args`` are its parts, for faces and for another error that repeats it."""
+        super().__init__(*message)
 
     def __str__(self) -> str:
         """Return the message in one printable line: text from corrupt files must not control or fill the terminal."""
-        return self.worded(_plain_words)
-
-    @property
-    def marked(self) -> str:
-        """The message with its marks, for another error that repeats it."""
-        return super().__str__()
+        return self.worded(plain_words)
 
     def worded(self, words: OptionWords) -> str:
         """Return the message as ``__str__`` does, with options named by ``words``."""
-        text = worded(super().__str__(), words)
+        text = worded(self.args, words)
         return text if len(text) <= 2 * _HALF_LENGTH else f"{text[:_HALF_LENGTH]} … {text[-_HALF_LENGTH:]}"
 
 
 class DivergedError(CrossfadeError):
     """A gradient, a loss or a value of a table is not finite; ``row`` is one of its rows, if the error is in rows."""
 
-    def __init__(self, message: str, row: int | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, *message: Text, row: int | None = None) -> None:
+        super().__init__(*message)
         self.row = row
 
 
@@ -117,8 +134,8 @@ class CheckpointError(CrossfadeError):
     It is None where the checkpoint may be intact, as when storage is unreachable.
     """
 
-    def __init__(self, message: str, checkpoint: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, *message: Text, checkpoint: str | None = None) -> None:
+        super().__init__(*message)
         self.checkpoint = checkpoint
         if checkpoint is not None:
             self.exit_code = InputError.exit_code
@@ -150,23 +167,20 @@ class OptionError(InputError):
         field: str | Sequence[str | int],
         *,
         found: object = "",
-        problem: str | None = None,
-        expected: str | None = None,
-        fix: str | None = None,
+        problem: Text = "",
+        expected: Text = "",
+        fix: Text = "",
     ) -> None:
         """Describe the error; the message has the parts that are given, in this order."""
         self.field: tuple[str | int, ...] = (field,) if isinstance(field, str) else tuple(field)
         self.found, self.problem, self.expected, self.fix = found, problem, expected, fix
-        parts = [problem, None if expected is None else f"expected {expected}", fix]
-        super().__init__(f"{option_named(str(self.field[0]), found)}: {'; '.join(filter(None, parts))}")
+        said = [text for text in (problem, expected and ("expected ", expected), fix) if text]
+        super().__init__(Option(str(self.field[0]), found), ": ", join(said, "; "))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how to make the error again in another process, which gets its parts."""
-        return _option_error, (self.field, self.found, self.problem, self.expected, self.fix)
-
-
-def _option_error(field: Any, found: object, problem: Any, expected: Any, fix: Any) -> OptionError:
-    return OptionError(field, found=found, problem=problem, expected=expected, fix=fix)
+        said = partial(OptionError, problem=self.problem, expected=self.expected, fix=self.fix)
+        return partial(said, found=self.found), (self.field,)
 
 
 _MXNET_EXTRAS = ("mxnet", "horovod")
@@ -175,11 +189,11 @@ _MXNET_EXTRAS = ("mxnet", "horovod")
 class MissingExtraError(InputError):
     """An optional package is not installed; the message names the extra that installs it, or other instructions."""
 
-    def __init__(self, package: str, extra: str, purpose: str, how: str | None = None) -> None:
+    def __init__(self, package: str, extra: str, purpose: Text, how: str | None = None) -> None:
         """Name the missing ``package`` and its ``purpose``; ``how`` replaces the default 'pip install' instructions."""
         how = how or f"pip install 'crossfade[{extra}]'"
         where = " (only on Linux on x86-64 with Python 3.11)" if extra in _MXNET_EXTRAS else ""
-        super().__init__(f"{purpose} needs the package '{package}', which is not installed here: {how}{where}")
+        super().__init__(purpose, f" needs the package '{package}', which is not installed here: {how}{where}")
 
 
 def escape_unprintable(text: str) -> str:

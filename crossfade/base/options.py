@@ -26,7 +26,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError, Text, join, worded
 from crossfade.base.text import similar_name
 
 _KINDS: Mapping[Any, str] = {
@@ -146,9 +146,8 @@ class Options(BaseModel):
             found = [name for name in names if values.get(name) not in (None, False)]
             if len(found) > 1 or (not found and names in cls.one_of):
                 first = found[1] if found else names[0]
-                problem = f"was given, and so was {option_named(found[0])}" if found else None
-                known = alternatives([option_named(name) for name in names])
-                raise OptionError(first, problem=problem, expected=f"one of {known}")
+                problem = ("was given, and so was ", Option(found[0])) if found else ""
+                raise OptionError(first, problem=problem, expected=("one of ", alternatives(map(Option, names))))
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -192,7 +191,7 @@ def option_error(options: type[BaseModel], error: ValidationError, values: Mappi
         return OptionError(name, problem="is unknown", fix=_suggestion(name, options.model_fields, "one of "))
     field, found = options.model_fields[name], values.get(name)
     if problem["type"] == "missing":
-        return OptionError(name, problem="is missing", fix=field.description)
+        return OptionError(name, problem="is missing", fix=field.description or "")
     if place and isinstance(found, Sequence) and not isinstance(found, str):
         found = found[place[0]]
     if problem["type"] == "value_error":
@@ -205,13 +204,13 @@ def option_error(options: type[BaseModel], error: ValidationError, values: Mappi
 
 def _suggestion(name: str, known: Iterable[str], of: str) -> str:
     near = similar_name(name, known)
-    return f"did you mean {near}?" if near else f"expected {of}{alternatives(list(known))}"
+    return f"did you mean {near}?" if near else f"expected {of}{worded(alternatives(known))}"
 
 
-def alternatives(names: Sequence[object]) -> str:
-    """Return ``names`` joined with commas and 'or'."""
-    *others, last = map(str, names)
-    return f"{', '.join(others)}{',' if len(others) > 1 else ''} or {last}" if others else last
+def alternatives(names: Iterable[object]) -> Text:
+    """Return ``names`` joined with commas and 'or': options, or what is shown as text."""
+    *others, last = (name if isinstance(name, Option) else str(name) for name in names)
+    return (join(others, ", "), "," if len(others) > 1 else "", " or ", last) if others else last
 
 
 def _element(field: FieldInfo) -> Any:
@@ -224,7 +223,7 @@ def expected(field: FieldInfo, *, inner: bool = False) -> str:
     """Return what is expected of a value of ``field``, or of one of its values, such as 'an integer from 1'."""
     kind = _element(field) if inner else plain_type(field.annotation)
     if get_origin(kind) is Literal:
-        return alternatives(get_args(kind))
+        return worded(alternatives(get_args(kind)))
     if is_list(field) and not inner:
         return "a list of values"
     words = _KINDS.get(get_origin(kind) or kind, "another value")

@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from crossfade.base.errors import Text
+
 _Handler = signal.Handlers | Callable[[int, FrameType | None], Any]
 
 
 class StopSignal(BaseException):
-    """Raised when a signal stops this process; the message, if any, describes its progress.
+    """Raised when a signal stops this process; the message, if any, describes its progress, for a face to word.
 
     Not an ``Exception``, so that code which handles errors does not swallow it.
     """
@@ -66,10 +68,10 @@ class SignalHandler:
         self.number = None
         self.listen(self._on_second)
 
-    def check(self, message: str = "") -> None:
-        """Raise ``StopSignal`` if a signal arrived and is not deferred."""
+    def check(self, *message: Text) -> None:
+        """Raise ``StopSignal`` with ``message`` if a signal arrived and is not deferred."""
         if self.number is not None and not self._deferring:
-            raise StopSignal(message)
+            raise StopSignal(*message)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, self._on_second)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from crossfade.base.errors import escape_unprintable
+from crossfade.base.errors import as_typed, escape_unprintable
 from crossfade.base.options import Options, described, is_list, notes_of, plain_type, shown
 
 Declared = TypeVar("Declared", bound=Options)
@@ -40,17 +40,12 @@ class CommandParser(argparse.ArgumentParser):
         """Print ``message`` on stderr, and end the process with exit code 2."""
         self.exit(2, f"{self.prog}: error: {escape_unprintable(message)}; see '{self.prog} --help'\n")
 
-    def word(self, name: str, value: str = "") -> str:
+    def word(self, name: str, value: object = "") -> str:
         """Return the option ``name`` as it is typed, with ``value``."""
         action = next((each for each in self._actions if each.dest == name), None)
         if action is None:
-            return typed_words(name, value)
-        return " ".join(filter(None, [*action.option_strings[:1], value])) or str(action.metavar)
-
-
-def typed_words(name: str, value: str) -> str:
-    """Return the option ``name`` as it is typed, with ``value``."""
-    return f"--{name.replace('_', '-')}{f' {value}' if value else ''}"
+            return as_typed(name, value)
+        return " ".join(filter(None, [*action.option_strings[:1], str(value)])) or str(action.metavar)
 
 
 def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from crossfade.base.errors import worded
+from crossfade.base.errors import as_typed, worded
 from crossfade.base.options import option
 from crossfade.base.text import counted
-from crossfade.cli.command import as_command, typed_words
+from crossfade.cli.command import as_command
 from crossfade.deploy.doctor.options import DoctorOptions
 from crossfade.terminal import print_json, print_line
 
@@ -51,7 +51,7 @@ def run(options: DoctorCommand) -> int:
 
     findings = []
     for found in examine(options):
-        finding = replace(found, message=worded(found.message, typed_words))
+        finding = replace(found, message=worded(found.message, as_typed))
         findings.append(finding)
         if not options.json_:
             print_line(f"{finding.state:<7}  {finding.check:<12}  {finding.message}", flush=True)

@@ -154,14 +154,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
     """Report ``error`` and return its exit code; None for a bug, which needs its traceback."""
     if stopper.number is not None:
-        how = f" {worded(str(error), parser.word)}" if isinstance(error, StopSignal) and str(error) else ""
+        how = f" {worded(error.args, parser.word)}" if isinstance(error, StopSignal) and error.args else ""
         _logger.warning(f"stopped by {signal.Signals(stopper.number).name}{how}")
         return 128 + stopper.number
     if message := lack_of_memory(error):
         error = CrossfadeError(message)
     match error:
         case SpotInterruption():
-            _logger.warning(f"stopped {worded(str(error), parser.word)}")
+            _logger.warning(f"stopped {worded(error.args, parser.word)}")
             return INTERRUPTED_EXIT_CODE
         case CrossfadeError():
             for line in error.details:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
-from crossfade.base.errors import CrossfadeError, as_typed, option_named, worded
+from crossfade.base.errors import CrossfadeError, Option, as_typed, worded
 from crossfade.base.formatting import decimals, duration, local_time
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
@@ -104,7 +104,7 @@ def _refresh_at_intervals(service: RefreshedService, options: RefreshCommand, se
     of_process.register("refresh", metrics)
     of_process.state = metrics.state
     of_process.set_identity()
-    source = option_named("metrics_port")
+    source = Option("metrics_port")
     with serve_metrics(of_process, options.metrics_port, options.metrics_host, "127.0.0.1", source=source) as listener:
         if listener.address is not None:
             _logger.info(f"metrics: http://{listener.address}/metrics")

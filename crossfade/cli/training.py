@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from crossfade.base import logs
 from crossfade.base.command_line import command_line
-from crossfade.base.errors import OptionError, as_typed, option_named
+from crossfade.base.errors import Option, OptionError, as_typed
 from crossfade.base.exit_codes import STOPPED_EXIT_CODE
 from crossfade.base.options import Port, option
 from crossfade.terminal import Progress, print_line
@@ -69,7 +69,7 @@ class TrainOptions(Roles):
             raise OptionError(
                 "allow_restart_from_scratch",
                 problem="a run that does not resume starts at step 0",
-                fix=f"add {option_named('resume')}",
+                fix=("add ", Option("resume")),
             )
         return self
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.base.text import counted
 from crossfade.deploy.topology import sizes_on_hosts
 from crossfade.trainer.config.schema import JobConfig
@@ -153,8 +153,9 @@ def variant_of(instance_type: str, engine: EngineName = "auto") -> Variant:
     raise InputError(
         f"train.engine is {engine}, but {_PACKAGES[engine]} has no code for the GPU of {instance_type}, {gpu.name} "
         f"(compute capability {format_version(gpu.capability)}); leave train.engine out, which uses "
-        f"{_PACKAGES[ENGINES[gpu.variants[0]]]}, or choose another {option_named('instance_type')}, such as "
-        "g4dn.xlarge or g5.xlarge"
+        f"{_PACKAGES[ENGINES[gpu.variants[0]]]}, or choose another ",
+        Option("instance_type"),
+        ", such as g4dn.xlarge or g5.xlarge",
     )
 
 
@@ -167,14 +168,18 @@ def _without_gpu(instance_type: str, engine: EngineName) -> Variant:
     variant: Variant = "slim" if is_arm(instance_type) else "cpu"
     if engine == "mxnet" and variant == "slim":
         raise InputError(
-            f"train.engine is mxnet, but {instance_type} {_ARM_REASON}; leave train.engine out, or choose another "
-            f"{option_named('instance_type')}, such as r6i.4xlarge"
+            f"train.engine is mxnet, but {instance_type} {_ARM_REASON}; leave train.engine out, or choose another ",
+            Option("instance_type"),
+            ", such as r6i.4xlarge",
         )
     if engine == "torch":
         raise InputError(
             f"train.engine is torch, but {instance_type} has no GPU, and the image for it, crossfade:{variant}, has no "
-            f"PyTorch; leave train.engine out, choose an {option_named('instance_type')} with a GPU, such as "
-            f"g4dn.xlarge or g5.xlarge, or set an {option_named('image')} that has PyTorch"
+            "PyTorch; leave train.engine out, choose an ",
+            Option("instance_type"),
+            " with a GPU, such as g4dn.xlarge or g5.xlarge, or set an ",
+            Option("image"),
+            " that has PyTorch",
         )
     return variant
 
@@ -199,7 +204,9 @@ def sizes_on_instances(cluster: ClusterConfig, instance_type: str, hosts: int) -
     workers = f" and cluster.workers to {hosts}" if hosts > 1 and cluster.workers == 1 else ""
     raise InputError(
         f"{found}, but {instance_type} {_ARM_REASON}; let the workers hold the tables (set cluster.store to sharded, "
-        f"cluster.servers to 0{workers}), or choose another {option_named('instance_type')}, such as r6i.4xlarge"
+        f"cluster.servers to 0{workers}), or choose another ",
+        Option("instance_type"),
+        ", such as r6i.4xlarge",
     )
 
 
@@ -222,8 +229,10 @@ def check_device(job: JobConfig, instance_type: str) -> None:
     gpu = gpu_of(instance_type)
     if on_gpu(job.train.devices) and gpu is None:
         raise InputError(
-            f"train.device is {', '.join(job.train.devices)}, but {instance_type} has no GPU; choose another "
-            f"{option_named('instance_type')}, such as g5.xlarge, or add {option_named('set', 'train.device=auto')}"
+            f"train.device is {', '.join(job.train.devices)}, but {instance_type} has no GPU; choose another ",
+            Option("instance_type"),
+            ", such as g5.xlarge, or add ",
+            Option("set", "train.device=auto"),
         )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from crossfade.base.errors import CrossfadeError, InputError, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option, Text
 
 CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
 CloudRequestErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
@@ -26,16 +26,16 @@ class CloudError(CrossfadeError):
     ``code`` is AWS's own error code, such as InsufficientInstanceCapacity; ``kind`` is its category.
     """
 
-    def __init__(self, message: str, kind: CloudErrorKind, code: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, *message: Text, kind: CloudErrorKind, code: str = "") -> None:
+        super().__init__(*message)
         self.kind, self.code = kind, code
 
 
 class CloudRequestError(InputError):
     """AWS rejects the request until the user fixes something; ``code`` and ``kind`` are as in ``CloudError``."""
 
-    def __init__(self, message: str, kind: CloudRequestErrorKind, code: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, *message: Text, kind: CloudRequestErrorKind, code: str = "") -> None:
+        super().__init__(*message)
         self.kind, self.code = kind, code
 
 
@@ -125,8 +125,7 @@ _REQUEST_ADVICE: list[tuple[CloudRequestErrorKind, set[str], str]] = [
     (
         "region",
         _REGION,
-        f"not available in the region {{region}} ({{found}}); set the right one with {option_named('region')}, or "
-        "enable it in the account",
+        "not available in the region {region} ({found}); set the right one, or enable it in the account",
     ),
 ]
 _ACTION = re.compile(r"not authorized to perform:? ?([a-z0-9-]+:[A-Za-z]+)")
@@ -156,7 +155,7 @@ def translate_aws_errors(doing: str, region: str) -> Iterator[None]:
     except aws.WaiterError as error:
         if "Error" in error.last_response:
             raise error_from_response(error.last_response, "", doing, region) from error
-        raise CloudError(f"{doing}: {_one_line(error)}", "fault") from error
+        raise CloudError(f"{doing}: {_one_line(error)}", kind="fault") from error
     except (aws.BotoCoreError, aws.HTTPClientError) as error:
         raise _from_client(error, doing, region) from error
 
@@ -167,6 +166,7 @@ def _from_client(error: Exception, doing: str, region: str) -> CrossfadeError:
 
     found = _one_line(error)
     kind: CloudRequestErrorKind = "credentials"
+    problem: Text
     match error:
         case aws.NoCredentialsError() | aws.PartialCredentialsError():
             problem = (
@@ -178,7 +178,7 @@ def _from_client(error: Exception, doing: str, region: str) -> CrossfadeError:
         case aws.CredentialRetrievalError() | aws.TokenRetrievalError() | aws.SSOError() | aws.MetadataRetrievalError():
             problem = f"cannot retrieve the AWS credentials ({found}); log in again, as with 'aws sso login'"
         case aws.NoRegionError() | aws.InvalidRegionError() | aws.UnknownRegionError():
-            kind, problem = "region", f"{found}; set a region with {option_named('region')} or AWS_REGION"
+            kind, problem = "region", (f"{found}; set a region with ", Option("region"), " or AWS_REGION")
         case aws.ParamValidationError():
             kind, problem = "request", f"the request is invalid: {found}"
         case _:
@@ -187,8 +187,8 @@ def _from_client(error: Exception, doing: str, region: str) -> CrossfadeError:
                     f" Check that the region '{region}' has this service, that this machine is on the network, and "
                     "that AWS_ENDPOINT_URL is right if it is set."
                 )
-            return CloudError(f"{doing}: AWS did not answer: {found}", "unreachable")
-    return CloudRequestError(f"{doing}: {problem}", kind)
+            return CloudError(f"{doing}: AWS did not answer: {found}", kind="unreachable")
+    return CloudRequestError(f"{doing}: ", problem, kind=kind)
 
 
 def error_from_response(response: object, operation: str, doing: str, region: str) -> CrossfadeError:
@@ -203,17 +203,22 @@ def error_from_code(code: str, message: str, operation: str, doing: str, region:
     found = f"{code}: {message}" if message else code
     if code in _CAPACITY or code in _THROTTLED or code in _FAULTS:
         kind: CloudErrorKind = "capacity" if code in _CAPACITY else "throttled" if code in _THROTTLED else "fault"
-        return CloudError(f"{doing}: {_TRANSIENT_ADVICE[kind].format(found=found, region=region)}", kind, code)
+        return CloudError(
+            f"{doing}: {_TRANSIENT_ADVICE[kind].format(found=found, region=region)}", kind=kind, code=code
+        )
     if code in _QUOTA:
-        return CloudRequestError(_quota(found, doing, region), "quota", code)
+        return CloudRequestError(_quota(found, doing, region), kind="quota", code=code)
     if code in _DENIED:
-        return CloudRequestError(_denied(message, operation, doing), "permission", code)
+        return CloudRequestError(_denied(message, operation, doing), kind="permission", code=code)
     for request_kind, codes, advice in _REQUEST_ADVICE:
         if code in codes:
-            return CloudRequestError(f"{doing}: {advice.format(found=found, region=region)}", request_kind, code)
+            message = f"{doing}: {advice.format(found=found, region=region)}"
+            return CloudRequestError(message, kind=request_kind, code=code)
     if _MISSING.fullmatch(code):
-        return CloudRequestError(f"{doing}: {message or 'not found'} ({code}, region {region})", "missing", code)
-    return CloudRequestError(f"{doing}: AWS rejects {operation}: {message} ({code})", "request", code)
+        return CloudRequestError(
+            f"{doing}: {message or 'not found'} ({code}, region {region})", kind="missing", code=code
+        )
+    return CloudRequestError(f"{doing}: AWS rejects {operation}: {message} ({code})", kind="request", code=code)
 
 
 def _quota(found: str, doing: str, region: str) -> str:

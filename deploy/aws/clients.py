@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import MissingExtraError, option_named
+from crossfade.base.errors import MissingExtraError, Option
 from crossfade.base.options import Options, option
 from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 
@@ -74,13 +74,15 @@ class Aws:
         self.region: str = self._session.region_name or ""
         if not self.region:
             raise CloudRequestError(
-                f"no AWS region is set; set one with {option_named('region')} or AWS_REGION, as in "
-                f"{option_named('region', 'us-east-1')}",
-                "region",
+                "no AWS region is set; set one with ",
+                Option("region"),
+                " or AWS_REGION, as in ",
+                Option("region", "us-east-1"),
+                kind="region",
             )
         if not _REGION.fullmatch(self.region):
             raise CloudRequestError(
-                f"'{self.region}' is not the name of an AWS region; expected one such as us-east-1", "region"
+                f"'{self.region}' is not the name of an AWS region; expected one such as us-east-1", kind="region"
             )
 
     @cached_property
@@ -130,7 +132,7 @@ class Aws:
                     "no AWS credentials were found; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                     "or log in with 'aws sso login' "
                     "(https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-files.html)",
-                    "credentials",
+                    kind="credentials",
                 )
             identity = self.sts.get_caller_identity()
         arn = identity["Arn"]

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import option_named
+from crossfade.base.errors import Option
 from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_errors
 
 if TYPE_CHECKING:
@@ -54,9 +54,11 @@ def check_image(aws: Aws, image: str) -> bool:
         return False
     if parts.region != aws.region:
         raise CloudRequestError(
-            f"{option_named('image', image)}: is in {parts.region}, but the job is to run in {aws.region}; push the "
-            f"image to {aws.region} (docs/aws.md), or set {option_named('region', parts.region)}",
-            "region",
+            Option("image", image),
+            f": is in {parts.region}, but the job is to run in {aws.region}; push the "
+            f"image to {aws.region} (docs/aws.md), or set ",
+            Option("region", parts.region),
+            kind="region",
         )
     which: Any = {"imageDigest": parts.digest} if parts.digest else {"imageTag": parts.tag}
     with translate_aws_errors(f"looking for the image {image}", aws.region):

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from crossfade.base.errors import ClusterError, option_named
+from crossfade.base.errors import ClusterError, Option
 from crossfade.base.machine import usable_cores
 from crossfade.deploy.cluster.messages import MAX_EVENTS, DesiredState, Failure, Heartbeat, NumberedEvent
 from crossfade.deploy.cluster.role_credentials import RoleCredentials
@@ -214,9 +214,9 @@ class Agent:
         path = self._folder.path / JOB_FILE
         if desired.job_digest and job_digest(self._folder) != desired.job_digest:
             raise ClusterError(
-                f"{path} is not the job that the coordinator runs; "
-                f"{option_named('run_dir')} must be the run's folder, "
-                "on a file system that all hosts share (cluster.shared_run_dir)"
+                f"{path} is not the job that the coordinator runs; ",
+                Option("run_dir"),
+                " must be the run's folder, on a file system that all hosts share (cluster.shared_run_dir)",
             )
 
     def _end_roles(self) -> None:

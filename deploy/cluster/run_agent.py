@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 
-from crossfade.base.errors import ClusterError, InputError, option_named
+from crossfade.base.errors import ClusterError, InputError, Option
 from crossfade.base.signals import stopper
 from crossfade.deploy.aws.spot import monitor_spot
 from crossfade.deploy.cluster.agent import Agent
@@ -33,7 +33,7 @@ def run_agent(options: AgentOptions) -> int:
         StopSignal: the agent was stopped.
     """
     options.configure("agent")
-    coordinator = Address.parse(options.join, option_named("join"))
+    coordinator = Address.parse(options.join, Option("join"))
     remote = RemoteCoordinator(coordinator, read_token("crossfade agent"))
     address = options.advertise_address or local_address(coordinator)
     check_local_address(address)
@@ -46,7 +46,7 @@ def run_agent(options: AgentOptions) -> int:
             metrics.set_identity(run=_check_job(folder))
 
     with (
-        serve_metrics(metrics, options.metrics_port, None, address, source=option_named("metrics_port")) as listener,
+        serve_metrics(metrics, options.metrics_port, None, address, source=Option("metrics_port")) as listener,
         monitor_spot(_logger.info, enabled=options.spot) as spot,
     ):
         agent = Agent(
@@ -76,8 +76,9 @@ def _run_until_left(agent: Agent, options: AgentOptions, after_turn: Callable[[]
             agent.run_once()
             if limit is not None and agent.silent_seconds > limit:
                 raise ClusterError(
-                    f"the coordinator at {options.join} has not answered for {limit:g} s "
-                    f"({option_named('coordinator_timeout')})"
+                    f"the coordinator at {options.join} has not answered for {limit:g} s (",
+                    Option("coordinator_timeout"),
+                    ")",
                 )
             if stopper.number is not None:
                 stop_at = min(stop_at, time.monotonic() + options.grace_period)

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import ClusterError, CrossfadeError, InputError, option_named
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, Option
 from crossfade.deploy.aws.spot import SpotMonitor
 from crossfade.deploy.cluster.agent import POLL_SECONDS, Agent, job_digest
 from crossfade.deploy.cluster.coordinator import Coordinator
@@ -53,12 +53,14 @@ def check_hosts(cluster: ClusterConfig) -> None:
         if cluster.host_count > 1 and is_loopback(cluster.host) and not is_loopback(listen.host):
             raise InputError(
                 f"cluster.host is {cluster.host}, where the roles of other hosts cannot reach this one's: set it to "
-                f"this host's address, as in {option_named('set', 'cluster.host=10.0.0.1')}"
+                "this host's address, as in ",
+                Option("set", "cluster.host=10.0.0.1"),
             )
     elif cluster.host_count > 1:
         raise InputError(
             f"the job has {cluster.host_count} hosts, but the other hosts' agents have nowhere to join: set "
-            f"cluster.coordinator_address, as in {option_named('set', 'cluster.coordinator_address=10.0.0.1:7070')}"
+            "cluster.coordinator_address, as in ",
+            Option("set", "cluster.coordinator_address=10.0.0.1:7070"),
         )
     if cluster.workers_hold_tables:
         host_address(cluster)

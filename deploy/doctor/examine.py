@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from crossfade.base.errors import CrossfadeError, InputError, as_typed, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option, Text, as_typed
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import ATTEMPTS_VARIABLE, TIMEOUT_VARIABLE
 from crossfade.deploy.cluster.store_choice import choose_store
@@ -52,7 +52,7 @@ class Finding:
 
     check: str
     state: State
-    message: str
+    message: Text
 
 
 def examine(options: DoctorOptions) -> Iterator[Finding]:
@@ -84,8 +84,8 @@ def check_mxnet(*, needed: bool, seconds: float) -> Finding:
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        advice = f"look for a disk that does not answer, or raise {option_named('timeout')}"
-        return Finding("mxnet", state, f"importing it did not end within {seconds:g} s; {advice}")
+        advice = ("look for a disk that does not answer, or raise ", Option("timeout"))
+        return Finding("mxnet", state, (f"importing it did not end within {seconds:g} s; ", advice))
     if result.returncode == 0:
         return Finding("mxnet", "ok", f"{result.stdout.strip()} can be imported")
     problem = (result.stderr.strip().splitlines() or [""])[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from crossfade.base.errors import option_named
+from crossfade.base.errors import Option
 
 if TYPE_CHECKING:
     from crossfade.deploy.capacity.plan_inputs import PlanInputs
@@ -73,7 +73,7 @@ def _check_dashboard_port(port: int) -> None:
     from crossfade.deploy.topology import Address, check_free_port
 
     fix = "name another port, or none to use a free one"
-    check_free_port(option_named("dashboard", port), Address("127.0.0.1", port), fix)
+    check_free_port(Option("dashboard", port), Address("127.0.0.1", port), fix)
 
 
 def _check_resumable(inputs: PlanInputs, folder: RunFolder, *, allow_restart: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from crossfade.base import logs
 from crossfade.base.command_line import command_line
-from crossfade.base.errors import as_typed, command, escape_unprintable, option_named, worded
+from crossfade.base.errors import Option, Text, as_typed, command, escape_unprintable, worded
 from crossfade.base.text import counted
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-_RESUME = f"resume with {option_named('resume')}"
+_RESUME = ("; resume with ", Option("resume"))
 
 
 class Display(Protocol):
@@ -169,7 +169,7 @@ def run_in_folder(
             except BaseException as error:
                 if folder.lock.is_owned():
                     if isinstance(error, StopSignal | SpotInterruption):
-                        context.state.end("stopped", worded(str(error), as_typed))
+                        context.state.end("stopped", worded(error.args, as_typed))
                         tracker.end("stopped")
                     else:
                         context.state.fail(error)
@@ -241,9 +241,9 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
         report = run_in_process(job, folder, hooks, resume=context.resume, allow_restart=context.allow_restart)
     if not isinstance(report, StopResult):
         return report
-    stopper.check(f"{report.explain()}; {_RESUME}")
+    stopper.check(report.explain(), _RESUME)
     assert spot is not None, "stopped without a request"
-    raise SpotInterruption(f"{report.explain()}: {spot.notice()}; {_RESUME}")
+    raise SpotInterruption(f"{report.explain()}: {spot.notice()}", _RESUME)
 
 
 def _describe_process(job: JobConfig, context: RunContext) -> None:
@@ -270,7 +270,7 @@ def _train_distributed(job: JobConfig, folder: RunFolder, show: EventSink, conte
     roles = f"{workers}, which hold the tables" if is_held else f"1 scheduler, {servers}, {workers}"
     _print(f"starting {roles} (logs: {folder.logs})")
     _print_addresses(context, folder)
-    how = ""
+    how: tuple[Text, ...] = ()
     with stopper.deferred():
         try:
             return supervision.run_job(
@@ -285,10 +285,10 @@ def _train_distributed(job: JobConfig, folder: RunFolder, show: EventSink, conte
                 spot=context.spot,
             )
         except supervision.JobInterrupted as interrupted:
-            raise SpotInterruption(f"{interrupted}; {_RESUME}") from None
+            raise SpotInterruption(str(interrupted), _RESUME) from None
         except supervision.JobStopped as stopped:
-            how = f"{stopped}; {_RESUME}"
-    stopper.check(how)
+            how = (str(stopped), _RESUME)
+    stopper.check(*how)
     raise AssertionError("stopped without a request")
 
 

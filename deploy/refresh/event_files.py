@@ -25,7 +25,7 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from crossfade.base.errors import InputError, escape_unprintable, option_named
+from crossfade.base.errors import InputError, Option, Text, escape_unprintable
 from crossfade.base.formatting import duration
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.regular_files import open_regular
@@ -117,9 +117,9 @@ class Arrivals:
         if self.set_aside:
             _warn_once(_set_aside_text(self.set_aside), "set aside", sorted(self.set_aside))
 
-    def reasons(self) -> list[str]:
+    def reasons(self) -> list[Text]:
         """Return the reasons why files wait, a line each."""
-        lines = [*self.never_matched]
+        lines: list[Text] = [*self.never_matched]
         if self.settling:
             settle = "settles" if len(self.settling) == 1 else "settle"
             longest = duration(max(self.settling.values()))
@@ -128,7 +128,7 @@ class Arrivals:
             lines.append(_ahead_text(self.ahead))
         if self.unpublished:
             were = f"{counted(len(self.unpublished), 'file')} of versions that were rejected or withdrawn"
-            lines.append(f"{were}: taken with the next new file, or at once with {option_named('publish')}")
+            lines.append((f"{were}: taken with the next new file, or at once with ", Option("publish")))
         if self.set_aside:
             lines.append(_set_aside_text(self.set_aside))
         return lines

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Options, PortOrNone, option
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -59,7 +59,7 @@ class RefreshOptions(ServiceOptions):
         """
         for name in ("metrics_port", "metrics_host"):
             if name in self.model_fields_set and self.every is None:
-                raise OptionError(name, problem=f"needs {option_named('every', 'TIME')}: one attempt has no metrics")
+                raise OptionError(name, problem=("needs ", Option("every", "TIME"), ": one attempt has no metrics"))
         return self
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, alternatives, option
 from crossfade.trainer.config.options import ClusterSizes, JobOptions
 
@@ -82,17 +82,17 @@ class PlanOptions(JobOptions, ClusterSizes):
             for name in ("out", "data", "cores", *some):
                 if name in given:
                     fitting = [each for each in ONLY if name in ONLY[each]] or list(ONLY)
-                    fix = f"add {alternatives([option_named('to', each) for each in fitting])}"
+                    fix = ("add ", alternatives(Option("to", each) for each in fitting))
                     raise OptionError(name, problem="is for the files of a scheduler", fix=fix)
             return self
         if self.out is None:
-            problem = f"name the folder of the files, as in {option_named('out', self.to)}"
+            problem = ("name the folder of the files, as in ", Option("out", self.to))
             raise OptionError("to", found=self.to, problem=problem)
         others = [name for name in some if name not in ONLY[self.to]]
         if self.to == "kubernetes":
             others.append("hosts")
         for name in (*others, "json_"):
             if name in given:
-                problem = f"has no meaning with {option_named('to', self.to)}"
+                problem = ("has no meaning with ", Option("to", self.to))
                 raise OptionError(name, problem=problem, fix="leave one of them out")
         return self

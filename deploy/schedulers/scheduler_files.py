@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError, Option, OptionError
 from crossfade.base.io.disk_errors import is_full_disk, write_error
 from crossfade.deploy.capacity.plan import CapacityPlan, HostPlan, plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
@@ -85,7 +85,7 @@ def _write(files: Mapping[str, str], out: Path) -> None:
             (out / name).write_text(text, encoding="utf-8")
     except OSError as error:
         if is_full_disk(error):
-            raise write_error(option_named("out", out), error, out) from error
+            raise write_error(Option("out", out), error, out) from error
         problem = f"cannot be written: {error.strerror}"
         raise OptionError("out", found=out, problem=problem, fix="name a folder") from error
 
@@ -246,7 +246,7 @@ def _check_storage(job: JobConfig) -> None:
         InputError: a path is of this machine.
     """
     paths = {
-        "data.path": (job.data.path, f", or name where the pods find the dataset with {option_named('data')}"),
+        "data.path": (job.data.path, (", or name where the pods find the dataset with ", Option("data"))),
         "checkpoint.path": (job.checkpoint.path, ""),
         **{key: (source, "") for key, source in job.starting_points().items()},
     }
@@ -254,7 +254,8 @@ def _check_storage(job: JobConfig) -> None:
         if path is not None and not path.startswith(("s3://", f"{_RUNS}/")):
             raise InputError(
                 f"{key}: {path} is a path of this machine, which pods cannot read; expected s3://BUCKET/PREFIX or a "
-                f"path below {_RUNS}, where the volume is mounted: set {key}{how}"
+                f"path below {_RUNS}, where the volume is mounted: set {key}",
+                how,
             )
 
 

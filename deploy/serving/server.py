@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import CrossfadeError, MissingExtraError, option_named
+from crossfade.base.errors import CrossfadeError, MissingExtraError, Option
 from crossfade.base.io.disk_errors import write_error
 from crossfade.base.machine import thread_variables
 from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
@@ -109,7 +109,7 @@ def _working_folder(work: Path | None) -> Iterator[Path]:
         folder = CopiesFolder(work)
     except OSError as error:
         place = work or Path(tempfile.gettempdir())
-        raise write_error(option_named("work_dir", place), error, place) from error
+        raise write_error(Option("work_dir", place), error, place) from error
     try:
         # The client of Prometheus maps its files into memory, and a process that writes such a page to a full disk is
         # killed by SIGBUS.

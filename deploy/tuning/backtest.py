@@ -30,7 +30,7 @@ from typing import IO
 
 import numpy as np
 
-from crossfade.base.errors import ClusterError, InputError, option_named
+from crossfade.base.errors import ClusterError, InputError, Option
 from crossfade.base.io.durable_file import replace_file
 from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 from crossfade.deploy.tuning.options import BacktestOptions
@@ -85,8 +85,8 @@ class Backtest:
         if path.exists() and path.read_text(encoding="utf-8") != text:
             lock.close()
             raise InputError(
-                f"{folder}: holds a backtest of other windows or data; {OTHER_FOLDER}, or replace it with "
-                f"{option_named('overwrite')}"
+                f"{folder}: holds a backtest of other windows or data; {OTHER_FOLDER}, or replace it with ",
+                Option("overwrite"),
             )
         replace_file(path, text.encode())
         return Backtest(folder, job, windows, lock, source)
@@ -171,9 +171,7 @@ class Backtest:
 def _check(job: JobConfig, inputs: JobInputs) -> None:
     folder, manifest = inputs.folder, inputs.manifest
     if not manifest.has_timestamp:
-        raise InputError(
-            f"{folder.uri}: has no timestamps to cut windows by; prepare it with {option_named('timestamp')}"
-        )
+        raise InputError(f"{folder.uri}: has no timestamps to cut windows by; prepare it with ", Option("timestamp"))
     if manifest.base is not None:
         raise InputError(
             f"{folder.uri}: extends a base dataset, whose events are not in it; prepare the events of both together"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Share, option
 from crossfade.trainer.config.options import JobOptions, OptionalJob
 from crossfade.trainer.data.split_names import SplitName
@@ -45,16 +45,16 @@ class TuneOptions(JobOptions):
         """Reject what a quick study itself decides."""
         if not self.quick:
             return self
-        quick = option_named("quick")
+        quick = Option("quick")
         if self.trials is not None:
-            problem = f"{quick} itself chooses how many settings it tries"
+            problem = (quick, " itself chooses how many settings it tries")
             raise OptionError("trials", found=self.trials, problem=problem, fix="leave one out")
         if self.no_pruning:
-            problem = f"{quick} trains only the best settings to the end"
+            problem = (quick, " trains only the best settings to the end")
             raise OptionError("no_pruning", problem=problem, fix="leave one of the two out")
         for key in _RUNG_KEYS:
             if any(text.startswith(f"{key}=") for text in self.search):
-                problem = f"{quick} sets it to train some settings for less time"
+                problem = (quick, " sets it to train some settings for less time")
                 raise OptionError("search", found=key, problem=problem, fix="search another key")
         return self
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
@@ -140,7 +140,7 @@ def check_parameters(path: Path, overrides: Sequence[str], parameters: Sequence[
     for parameter in parameters:
         for value in parameter.extremes():
             setting = format_override(parameter.key, value)
-            load_job(path, [*overrides, setting], {setting: option_named("search", parameter.key)})
+            load_job(path, [*overrides, setting], {setting: Option("search", parameter.key)})
 
 
 def format_override(key: str, value: Any) -> str:

@@ -23,7 +23,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import ClusterError, InputError, MissingExtraError, option_named
+from crossfade.base.errors import ClusterError, InputError, MissingExtraError, Option
 from crossfade.deploy.launch.trial_run import EpochRecord, TrialProcess, TrialRun
 from crossfade.deploy.tuning.rungs import Rung
 from crossfade.deploy.tuning.study_folder import JOURNAL_FILE, OTHER_FOLDER, StudyPlan, claim_study, write_best
@@ -101,9 +101,9 @@ class TuningStudy:
         known = self._study.user_attrs.get(_PLAN, tried)
         if known != tried:
             self._lock.close()
-            how = f"with{'' if known['quick'] else 'out'} {option_named('quick')}"
+            how = (f"with{'' if known['quick'] else 'out'} ", Option("quick"))
             what = "of another search space" if known["quick"] == tried["quick"] else how
-            raise InputError(f"{self.plan.folder}: holds a study {what}; {OTHER_FOLDER}")
+            raise InputError(f"{self.plan.folder}: holds a study ", what, f"; {OTHER_FOLDER}")
         self._study.set_user_attr(_PLAN, tried)
 
     def trials(self) -> list[TrialResult]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from crossfade.base.errors import CrossfadeError, InputError, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option
 from crossfade.base.io.disk_errors import is_full_disk, write_failure
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.file_lock import try_lock
@@ -35,7 +35,7 @@ _KINDS = {JOURNAL_FILE: "of settings", BACKTEST_FILE: "of windows"}
 """What is studied, by the file that has the state."""
 _TRIALS = 20
 """Trials of a study that is not quick, by default."""
-OTHER_FOLDER = f"name another folder with {option_named('out')}"
+OTHER_FOLDER = ("name another folder with ", Option("out"))
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def plan_study(options: TuneOptions) -> StudyPlan:
     job = options.load_job()
     inputs = load_inputs(job)
     if not inputs.has_rows("valid"):
-        fix = f"prepare it with {option_named('hold_out')}"
-        raise InputError(f"{inputs.folder.uri}: has no valid split to compare settings by; {fix}")
+        fix = ("prepare it with ", Option("hold_out"))
+        raise InputError(f"{inputs.folder.uri}: has no valid split to compare settings by; ", fix)
     defaults = quick_parameters if options.quick else default_parameters
     parameters = [SearchParameter.parse(text) for text in options.search] or defaults(inputs.job)
     check_parameters(options.job, options.set, parameters)
@@ -92,13 +92,13 @@ def claim_study(folder: Path, job: JobConfig, state_file: str) -> IO[bytes]:
     exists = path.exists() and (folder / LOCK_FILE).exists()
     # A command that could not write the job, as on a full disk, has left the lock.
     if not exists and folder.exists() and {path.name for path in folder.iterdir()} - {LOCK_FILE}:
-        raise InputError(f"{folder}: exists and holds no study; {OTHER_FOLDER}")
+        raise InputError(f"{folder}: exists and holds no study; ", OTHER_FOLDER)
     for name, how in _KINDS.items():
         if name != state_file and (folder / name).exists():
-            raise InputError(f"{folder}: holds a study {how}; {OTHER_FOLDER}")
+            raise InputError(f"{folder}: holds a study {how}; ", OTHER_FOLDER)
     if exists and path.read_text(encoding="utf-8") != text:
         differences = job.resume_conflicts(load_job(path)) or ["keys that may change within a run"]
-        raise InputError(f"{folder}: holds a study of another job: {', '.join(differences)}; {OTHER_FOLDER}")
+        raise InputError(f"{folder}: holds a study of another job: {', '.join(differences)}; ", OTHER_FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
         lock = opened.enter_context(_lock(folder))
@@ -113,7 +113,7 @@ def _lock(folder: Path) -> IO[bytes]:
         try_lock(lock)
     except BlockingIOError:
         lock.close()
-        raise InputError(f"{folder}: another process runs this study; wait for it, or {OTHER_FOLDER}") from None
+        raise InputError(f"{folder}: another process runs this study; wait for it, or ", OTHER_FOLDER) from None
     return lock
 
 

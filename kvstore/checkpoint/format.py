@@ -209,17 +209,19 @@ def translate_read_errors(folder: Folder, name: str) -> Iterator[None]:
     try:
         yield
     except CorruptFileError as error:
-        raise CheckpointError(f"{uri}: {error}", folder.uri) from error
+        raise CheckpointError(f"{uri}: {error}", checkpoint=folder.uri) from error
     except FormatVersionError as error:
         # Not skipped as a corrupt one is: a run that resumed from an older checkpoint would lose what this one has.
         raise InputError(f"{uri}: {error}") from error
     except ValidationError as error:
-        raise CheckpointError(f"{uri}: invalid content: {format_validation_error(error)}", folder.uri) from error
+        raise CheckpointError(
+            f"{uri}: invalid content: {format_validation_error(error)}", checkpoint=folder.uri
+        ) from error
     except FileNotFoundError as error:
-        raise CheckpointError(f"{uri}: missing", folder.uri) from error
+        raise CheckpointError(f"{uri}: missing", checkpoint=folder.uri) from error
     except (IsADirectoryError, NotADirectoryError, UnsuitableFileError) as error:
-        raise CheckpointError(f"{uri}: cannot be read: {error.strerror}", folder.uri) from error
+        raise CheckpointError(f"{uri}: cannot be read: {error.strerror}", checkpoint=folder.uri) from error
     except OSError as error:
         # EIO is a disk that lost the data, so the checkpoint is corrupt; any other error may be transient.
         corrupt = folder.uri if error.errno == errno.EIO else None
-        raise CheckpointError(f"{uri}: cannot be read: {error}", corrupt) from error
+        raise CheckpointError(f"{uri}: cannot be read: {error}", checkpoint=corrupt) from error

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import CheckpointError, DivergedError, option_named
+from crossfade.base.errors import CheckpointError, DivergedError, Option
 from crossfade.kvstore.checkpoint.file_names import npy_header
 from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.finite import find_non_finite_row
@@ -185,8 +185,9 @@ class _PendingShard:
             row = (self.sent - len(piece_PW) + bad) * self.shard.num_shards + self.shard.number
             raise DivergedError(
                 f"table '{self.shard.table}', row {row}: has values that are not finite ({name}), so no checkpoint of "
-                f"it is written: training has diverged; lower optimizer.learning_rate, and {option_named('resume')}",
-                row,
+                "it is written: training has diverged; lower optimizer.learning_rate, and ",
+                Option("resume"),
+                row=row,
             )
 
     def header(self, name: str) -> bytes:

@@ -16,13 +16,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError, Option, OptionError, Text
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.text import similar_path
 from crossfade.base.validation import count_problems, first_problem, format_validation_error
 from crossfade.trainer.config.schema import JobConfig
 
-NO_OPTIONS: Mapping[str, str] = {}
+NO_OPTIONS: Mapping[str, Text] = {}
 _JOBS = Path("jobs")
 _SCALARS = {"int": "integer", "float": "number", "bool": "boolean", "timestamp": "date"}
 """YAML's tags of plain values, and the words for them."""
@@ -90,7 +90,7 @@ for _name, _kind in _SCALARS.items():
     _reject_malformed(f"tag:yaml.org,2002:{_name}", _kind)
 
 
-def load_job(path: Path, overrides: Sequence[str] = (), typed: Mapping[str, str] = NO_OPTIONS) -> JobConfig:
+def load_job(path: Path, overrides: Sequence[str] = (), typed: Mapping[str, Text] = NO_OPTIONS) -> JobConfig:
     """Read and check the job file at ``path``; ``overrides`` such as ``train.epochs=5`` replace values of the file.
 
     Messages about an override name the option ``set`` or, if it is in ``typed``, the words there.
@@ -118,7 +118,7 @@ def _suggest_file(path: Path) -> str:
 
 
 def make_job(
-    text: str | bytes, source: str, overrides: Sequence[str] = (), typed: Mapping[str, str] = NO_OPTIONS
+    text: str | bytes, source: str, overrides: Sequence[str] = (), typed: Mapping[str, Text] = NO_OPTIONS
 ) -> JobConfig:
     """Parse and check the job file ``text`` with ``overrides``, see ``load_job``; messages name it as ``source``.
 
@@ -128,18 +128,18 @@ def make_job(
     try:
         text = text.decode() if isinstance(text, bytes) else text
     except UnicodeDecodeError as error:
-        raise InputError(f"{source}: is not UTF-8 text; expected a YAML file") from error
+        raise InputError(source, ": is not UTF-8 text; expected a YAML file") from error
     values = parse_job_text(text, source)
     if not isinstance(values, dict):
-        raise InputError(f"{source}: not a job file: expected keys such as 'name:' and 'data:' at the top level")
+        raise InputError(source, ": not a job file: expected keys such as 'name:' and 'data:' at the top level")
     for override in overrides:
         _apply_override(values, override)
     try:
         return JobConfig.model_validate(values)
     except ValidationError as error:
         wrong = _override_of(error, overrides)
-        where = source if wrong is None else typed.get(wrong, option_named("set", wrong))
-        raise InputError(f"{where}: {_format_error(error)}") from error
+        where: Text = source if wrong is None else typed.get(wrong, Option("set", wrong))
+        raise InputError(where, f": {_format_error(error)}") from error
 
 
 def check_job(values: dict[str, Any], source: str) -> JobConfig:
@@ -151,34 +151,34 @@ def check_job(values: dict[str, Any], source: str) -> JobConfig:
     try:
         return JobConfig.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{source}: {_format_error(error)}") from error
+        raise InputError(source, f": {_format_error(error)}") from error
 
 
-def parse_job_text(text: str, source: str) -> Any:
+def parse_job_text(text: str, source: Text) -> Any:
     """Parse ``text``, YAML of bounded size, without checking its keys; messages name it as ``source``.
 
     Raises:
         InputError: it is not such YAML.
     """
     if len(text) > _MAX_BYTES:
-        raise InputError(f"{source}: has {len(text):,} letters; expected a job of at most {_MAX_BYTES:,}")
+        raise InputError(source, f": has {len(text):,} letters; expected a job of at most {_MAX_BYTES:,}")
     try:
         return yaml.load(text, Loader=_JobLoader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        where = f"{source}:{mark.line + 1}" if mark else source
-        raise InputError(f"{where}: not valid YAML: {error.problem}") from error
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(source, f"{line}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(source, f": not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
-        raise InputError(f"{source}: not valid YAML: nested too deeply") from None
+        raise InputError(source, ": not valid YAML: nested too deeply") from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
-        example = option_named("set", "train.epochs=5")
-        raise OptionError("set", found=override, expected=f"KEY=VALUE, for example {example}")
+        example = Option("set", "train.epochs=5")
+        raise OptionError("set", found=override, expected=("KEY=VALUE, for example ", example))
     *sections, last = path.split(".")
     target = values
     for section in sections:
@@ -187,7 +187,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         target = target[section]
         if not isinstance(target, dict):
             raise OptionError("set", found=override, problem=f"'{section}' is a value, not a section")
-    target[last] = parse_job_text(text, option_named("set", override))
+    target[last] = parse_job_text(text, Option("set", override))
 
 
 def _override_of(error: ValidationError, overrides: Sequence[str]) -> str | None:

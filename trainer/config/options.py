@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from crossfade.base.errors import option_named
+from crossfade.base.errors import Option
 from crossfade.base.options import Integer, Options, option
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class OptionalJob(Options):
         path = path or self.job
         assert path is not None, "no job is named"
         given = {name: getattr(self, name) for name in self.sizes if getattr(self, name) is not None}
-        typed = {f"cluster.{name}={value}": option_named(name, value) for name, value in given.items()}
+        typed = {f"cluster.{name}={value}": Option(name, value) for name, value in given.items()}
         return load_job(path, [*self.set, *typed], typed)
 
 

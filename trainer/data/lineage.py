@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import InputError, StorageUnavailableError, option_named
+from crossfade.base.errors import InputError, Option, StorageUnavailableError, Text
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import (
     BaseReference,
@@ -41,8 +41,9 @@ from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.data.vocabulary import Vocabulary
 
 WITHOUT_BASES = (
-    f"go on without it: {option_named('history_from_this_dataset_only')} (in a job, "
-    "data.history_from_this_dataset_only: true)"
+    "go on without it: ",
+    Option("history_from_this_dataset_only"),
+    " (in a job, data.history_from_this_dataset_only: true)",
 )
 _logger = logging.getLogger(__name__)
 BEFORE_ALL = int(np.iinfo(np.int64).min)
@@ -82,7 +83,7 @@ def refer_to_base(base: Folder, fingerprint: int, out: Folder) -> BaseReference:
     return BaseReference(location=location, fingerprint=fingerprint)
 
 
-def open_bases(folder: Folder, manifest: DatasetManifest, without: str = WITHOUT_BASES) -> list[EarlierDataset]:
+def open_bases(folder: Folder, manifest: DatasetManifest, without: Text = WITHOUT_BASES) -> list[EarlierDataset]:
     """Open the base datasets of the dataset in ``folder``, the oldest first.
 
     ``without`` says in an error how to do without them.
@@ -134,15 +135,16 @@ def _bucket(folder: Folder) -> str | None:
 
 
 @contextmanager
-def explaining_base(base: Folder, folder: Folder, without: str) -> Iterator[None]:
+def explaining_base(base: Folder, folder: Folder, without: Text) -> Iterator[None]:
     """Add to an error about the dataset in ``base`` why it is needed, and what to do."""
     try:
         yield
     except (InputError, StorageUnavailableError) as error:
-        message = error.marked.removeprefix(f"{base.uri}: ")
-        raise type(error)(
-            f"{base.uri}: cannot be used as the base dataset of {folder.uri}: {message}; restore it there, or {without}"
-        ) from error
+        problem = error.args[0], *error.args[1:]
+        if isinstance(problem[0], str):
+            problem = problem[0].removeprefix(f"{base.uri}: "), *problem[1:]
+        where = f"{base.uri}: cannot be used as the base dataset of {folder.uri}: "
+        raise type(error)(where, problem, "; restore it there, or ", without) from error
 
 
 @cache
@@ -160,7 +162,7 @@ class LineageReader:
         threads: int = DEFAULT_READER_THREADS,
         *,
         this_dataset_only: bool = False,
-        without: str = WITHOUT_BASES,
+        without: Text = WITHOUT_BASES,
     ) -> None:
         """Read the dataset in ``folder`` with up to ``threads`` threads; ``this_dataset_only``: without base datasets.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil, floor
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 
 _MIN_MILLISECONDS = 100_000_000_000
 """Timestamps from here on are in milliseconds or a smaller unit: as seconds, this is the year 5138."""
@@ -147,10 +147,10 @@ class EventTimeRange:
                     moment.option,
                     found=moment.text,
                     problem="needs the time of each event",
-                    fix=f"name its column with {option_named('timestamp')}",
+                    fix=("name its column with ", Option("timestamp")),
                 )
         if low is not None and high is not None and low.value >= high.value:
-            problem = f"the time range is empty; it must be later than {option_named('since', low.text)}"
+            problem = ("the time range is empty; it must be later than ", Option("since", low.text))
             raise OptionError("until", found=high.text, problem=problem)
         return EventTimeRange(low, high)
 

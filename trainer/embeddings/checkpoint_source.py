@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from crossfade.base.errors import CheckpointError, InputError, StorageUnavailableError, command, option_named
+from crossfade.base.errors import CheckpointError, InputError, Option, StorageUnavailableError, command
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -150,14 +150,14 @@ def open_dataset_of(checkpoint: Checkpoint, data: Folder) -> DatasetManifest:
     Raises:
         InputError: there is no dataset in ``data``, or another one.
     """
-    fix = f"name the dataset that the checkpoint was trained on, which has the IDs, with {option_named('data')}"
+    fix = ("name the dataset that the checkpoint was trained on, which has the IDs, with ", Option("data"))
     fingerprint = _record(checkpoint, "data")
     try:
         if not data.exists(DATA_MANIFEST):
-            raise InputError(f"{data.uri}: is not a dataset; {fix}")
+            raise InputError(f"{data.uri}: is not a dataset; ", fix)
         manifest = read_manifest(data)
     except StorageUnavailableError as error:
-        raise InputError(error.marked) from error
+        raise InputError(*error.args) from error
     except OSError as error:
         raise InputError(str(error)) from error
     for table in checkpoint.manifest.tables:
@@ -165,10 +165,11 @@ def open_dataset_of(checkpoint: Checkpoint, data: Folder) -> DatasetManifest:
         if rows != table.rows:
             raise InputError(
                 f"{data.uri}: its vocabulary of '{table.name}' has {rows:,} rows, but the table in {checkpoint.uri} "
-                f"has {table.rows:,}; {fix}"
+                f"has {table.rows:,}; ",
+                fix,
             )
     if fingerprint not in (data_fingerprint(data), manifest.compacted):
         raise InputError(
-            f"{data.uri}: is another dataset than {checkpoint.uri} was trained on, or was prepared again; {fix}"
+            f"{data.uri}: is another dataset than {checkpoint.uri} was trained on, or was prepared again; ", fix
         )
     return manifest

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option, StorageUnavailableError
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder, OutputFile
 from crossfade.base.io.output import staged_folder
@@ -147,7 +147,7 @@ def staged_export(out: Path, check_free: Callable[[], None]) -> Iterator[Path]:
         try:
             staging = stack.enter_context(staged_folder(out))
         except OSError as error:
-            message = f"{out.parent}: cannot be written: {error.strerror}; choose another {option_named('out')}"
+            message = (f"{out.parent}: cannot be written: {error.strerror}; choose another ", Option("out"))
             raise InputError(message) from error
         check_free()
         try:

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError, Option, OptionError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import data_fingerprint
@@ -156,7 +156,7 @@ def compare(run: QueryMetrics, other: QueryMetrics) -> dict[str, MetricCompariso
         raise OptionError(
             "compare",
             problem="the split has no held-out interaction of positive weight",
-            fix=f"choose another {option_named('split')}",
+            fix=("choose another ", Option("split")),
         )
     assert np.array_equal(run.queries(), other.queries())
     others = other.values()

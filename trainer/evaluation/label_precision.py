@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.kvstore.jit import njit
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.embeddings.files import VectorSource
@@ -84,7 +84,9 @@ def label_precision(
     if rows < 2:
         raise InputError(
             f"rows of {entity} with a label and {min_count} interactions in train: {rows}; expected at least two: "
-            f"lower {option_named('label_min_count')}, or provide labels for more rows"
+            "lower ",
+            Option("label_min_count"),
+            ", or provide labels for more rows",
         )
     sampled_Q = _sample(rows, seed)
     near_QK = _nearest_vectors(source, model, entity, labeled.row_S, sampled_Q)

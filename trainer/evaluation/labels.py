@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.features import iter_pairs
@@ -29,7 +29,7 @@ from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.raw_files import open_columns, read_errors
 
-OPTION = option_named("labels")
+OPTION = Option("labels")
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,15 @@ def read_labels(folder: Folder, manifest: DatasetManifest, source: LabelSource) 
     """
     sides = (manifest.query, manifest.item)
     if source.entity not in sides:
-        raise InputError(f"{OPTION} {source.entity}=…: no such entity; expected '{sides[0]}' or '{sides[1]}'")
+        raise InputError(OPTION, f" {source.entity}=…: no such entity; expected '{sides[0]}' or '{sides[1]}'")
     if source.id_column is None or source.label_column is None:
         return _from_feature(folder, manifest, source)
     pairs = _from_file(folder, manifest, source, source.id_column, source.label_column)
     if not len(pairs.row_P):
         raise InputError(
-            f"{OPTION} {source.entity}={source.path}: has a label in '{source.label_column}' for none of the ids of "
-            f"the data in '{source.id_column}'; expected ids of the same entity: check the columns"
+            OPTION,
+            f" {source.entity}={source.path}: has a label in '{source.label_column}' for none of the ids of "
+            f"the data in '{source.id_column}'; expected ids of the same entity: check the columns",
         )
     return pairs
 
@@ -72,8 +73,9 @@ def _from_feature(folder: Folder, manifest: DatasetManifest, source: LabelSource
     if source.path not in known:
         has = f"it has {', '.join(known)}" if known else "it has none"
         raise InputError(
-            f"{OPTION} {source.entity}={source.path}: {folder.uri} has no such feature of {source.entity}; {has}; "
-            "labels in a file are named as FILE:ID_COLUMN:LABEL_COLUMN"
+            OPTION,
+            f" {source.entity}={source.path}: {folder.uri} has no such feature of {source.entity}; {has}; "
+            "labels in a file are named as FILE:ID_COLUMN:LABEL_COLUMN",
         )
     pieces = [(row_N, value_N) for _, row_N, value_N in iter_pairs(folder, manifest, source.entity, source.path)]
     row_P, label_P = (np.concatenate([np.empty(0, np.int64), *column]) for column in zip(*pieces, strict=True))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge
 from pydantic import BeforeValidator, TypeAdapter, ValidationError, model_validator
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
@@ -198,19 +198,19 @@ class EvaluateOptions(ShardOptions, RerankingOptions, ModelSource):
     def _check_shards(self) -> Self:
         name = "shard" if self.shard is not None else "merge"
         if self.is_divided and self.out is None:
-            problem, fix = "needs the folder of all shards", f"name it with {option_named('out', 'OUT')}"
-            raise OptionError(name, problem=problem, fix=fix)
+            how = ("name it with ", Option("out", "OUT"))
+            raise OptionError(name, problem="needs the folder of all shards", fix=how)
         if self.out is not None and not self.is_divided:
-            fix = f"add {option_named('shard')}, or leave it out"
+            fix = ("add ", Option("shard"), ", or leave it out")
             raise OptionError("out", found=self.out, problem="is the folder of shards", fix=fix)
         if self.is_divided and (whole := [each for each in _NOT_DIVIDED if getattr(self, each)]):
-            fix = f"leave it out, or {option_named(name)}"
-            raise OptionError(whole[0], problem="is not divided into shards", fix=fix)
+            how = ("leave it out, or ", Option(name))
+            raise OptionError(whole[0], problem="is not divided into shards", fix=how)
         return self
 
     @model_validator(mode="after")
     def _check_label_min_count(self) -> Self:
         if self.label_min_count > 1 and self.labels is None:
-            problem, fix = "selects rows for label precision", f"add {option_named('labels')}, or leave it out"
+            problem, fix = "selects rows for label precision", ("add ", Option("labels"), ", or leave it out")
             raise OptionError("label_min_count", found=self.label_min_count, problem=problem, fix=fix)
         return self

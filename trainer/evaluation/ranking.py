@@ -66,7 +66,7 @@ from typing import Protocol
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option, join
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.config.sections import resolved
@@ -203,9 +203,9 @@ def evaluate_embeddings(
     """
     data, manifest, model, job = load_inputs(job) if among else open_inputs(job)
     if split not in manifest.splits:
-        chosen = " or ".join(option_named("split", name) for name in manifest.splits if name != "train")
-        choice = f"choose {chosen}, or " if chosen else ""
-        raise InputError(f"{data.uri}: has no split '{split}': {choice}prepare the data with a hold-out")
+        chosen = [Option("split", name) for name in manifest.splits if name != "train"]
+        choice = ("choose ", join(chosen, " or "), ", or ") if chosen else ""
+        raise InputError(f"{data.uri}: has no split '{split}': ", choice, "prepare the data with a hold-out")
     among = among or Alone()
     latest = None
     if model.history is not None and job.evaluate.by == "moment":

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crossfade.base.arrays import FloatArray
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError, Option, OptionError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.trainer.config.loading import check_job
@@ -240,7 +240,7 @@ def job_for(options: EvaluateOptions) -> JobConfig:
             "exclude",
             found=" ".join(options.exclude),
             problem="the task repeat excludes nothing",
-            fix=f"add {option_named('task', 'new')}, or leave out {option_named('exclude')}",
+            fix=("add ", Option("task", "new"), ", or leave out ", Option("exclude")),
         )
     return check_job(values, "the command line")
 

@@ -18,14 +18,14 @@ from typing import Protocol
 import numpy as np
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError, format_names, option_named
+from crossfade.base.errors import InputError, Option, format_names
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.evaluation.held_out import HeldOut
 
 NEW = "new"
 MAX_CONTEXT_SEGMENTS = 8
 """Values of a context entity that have a segment each: the most frequent ones."""
-_OPTION = option_named("segments")
+_OPTION = Option("segments")
 _TERCILES = ("casual", "regular", "heavy")
 
 
@@ -56,8 +56,8 @@ def parse_segments(texts: Sequence[str], context: Sequence[str]) -> list[int] | 
     except ValueError:
         found = f"its context is: {format_names(context)}" if context else "it has no context"
         raise InputError(
-            f"{_OPTION} {' '.join(texts)}: expected numbers of interactions, or a context entity of the dataset; "
-            f"{found}"
+            _OPTION,
+            f" {' '.join(texts)}: expected numbers of interactions, or a context entity of the dataset; {found}",
         ) from None
 
 
@@ -98,7 +98,7 @@ class ActivitySegments:
         """
         if any(later <= earlier for earlier, later in pairwise([1, *bounds])):
             raise InputError(
-                f"{_OPTION} {' '.join(map(str, bounds))}: expected rising numbers of interactions, each 2 or more"
+                _OPTION, f" {' '.join(map(str, bounds))}: expected rising numbers of interactions, each 2 or more"
             )
         names = [f"from {start:,}" for start in (1, *bounds)]
         return ActivitySegments((NEW, *names), np.array([0, 1, *bounds]), counts_R)

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError, Option, OptionError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_below
 from crossfade.base.io.replacing import check_replaceable
@@ -147,8 +147,9 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
     target = Path(options.out) if options.out else locate_checkpoint(options.source).embeddings
     if target is None:
         raise InputError(
-            f"{options.source}: name a new folder for the embeddings with {option_named('out')}; only a run with "
-            "train.save_embeddings: none is exported to its own folder"
+            f"{options.source}: name a new folder for the embeddings with ",
+            Option("out"),
+            "; only a run with train.save_embeddings: none is exported to its own folder",
         )
     _check_free(target, options.overwrite)
 
@@ -237,7 +238,7 @@ def _has_listing(out: Folder) -> bool:
 
 
 def _holds_embeddings(out: Folder) -> OptionError:
-    fix = f"choose another {option_named('out')}"
+    fix = ("choose another ", Option("out"))
     return OptionError("out", found=out.uri, problem="holds embeddings", fix=fix)
 
 
@@ -309,7 +310,7 @@ def _check_earlier(model: TrainedModel, since: TrainedModel) -> None:
             "since",
             found=since.uri,
             problem=f"its rows or columns are not those of {model.uri}",
-            fix=f"export all rows, without {option_named('since')}",
+            fix=("export all rows, without ", Option("since")),
         )
 
 
@@ -363,11 +364,12 @@ def database_names(prefix: str, entities: Iterable[str], to: FormatName) -> dict
         if len(name) > most:
             raise InputError(
                 f"'{name}' would have {len(name)} characters, of {most} at most in {system}; choose a shorter prefix "
-                f"with {option_named('name')}"
+                "with ",
+                Option("name"),
             )
         if list(names.values()).count(name) > 1:
-            alone = option_named("entity", entity)
-            raise InputError(f"'{name}' would hold several entities; export '{entity}' by itself, with {alone}")
+            alone = Option("entity", entity)
+            raise InputError(f"'{name}' would hold several entities; export '{entity}' by itself, with ", alone)
     return names
 
 

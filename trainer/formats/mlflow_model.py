@@ -32,9 +32,9 @@ from crossfade.base.errors import (
     CrossfadeError,
     InputError,
     MissingExtraError,
+    Option,
     OptionError,
     format_names,
-    option_named,
 )
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.temporary_folder import temporary_folder
@@ -80,7 +80,7 @@ def _check_installed() -> None:
     except ImportError as error:
         missing = error.name or "mlflow"
         how = "pip install 'crossfade[mlflow]' pandas"
-        raise MissingExtraError(missing, extra="mlflow", purpose=option_named("to", "mlflow"), how=how) from error
+        raise MissingExtraError(missing, extra="mlflow", purpose=Option("to", "mlflow"), how=how) from error
 
 
 def write_mlflow(exported: ExportedModel, folder: Path, described: Model | None = None) -> str:
@@ -99,9 +99,7 @@ def write_mlflow(exported: ExportedModel, folder: Path, described: Model | None 
 
     model = exported.model
     if len(exported.tables) < len(model.spec.vectors):
-        raise OptionError(
-            "entity", problem="a model of MLflow needs all tables", fix=f"leave out {option_named('entity')}"
-        )
+        raise OptionError("entity", problem="a model of MLflow needs all tables", fix=("leave out ", Option("entity")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no example, which would be the ID of a customer
         mlflow.pyfunc.save_model(
@@ -216,7 +214,7 @@ def _errors(uri: str) -> Iterator[None]:
         with tracking_errors():
             yield
     except TrackingError as error:
-        problem = f"{option_named('push')}: {uri}: {error}"
+        problem = (Option("push"), f": {uri}: {error}")
         raise (CrossfadeError if error.temporary else InputError)(problem) from error
 
 

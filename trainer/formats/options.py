@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import option
 from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
 
@@ -67,35 +67,33 @@ class ExportOptions(ShardOptions, ModelSource):
     def _check_shards(self) -> Self:
         if not self.is_divided:
             if self.out is not None and "://" in self.out:
-                raise OptionError("out", found=self.out, expected=f"a local path, or {option_named('shard')}")
+                raise OptionError("out", found=self.out, expected=("a local path, or ", Option("shard")))
             return self
         name = "shard" if self.shard is not None else "merge"
         if self.out is None:
-            fix = f"name it with {option_named('out', 'OUT')}"
+            fix = ("name it with ", Option("out", "OUT"))
             raise OptionError(name, problem="needs the folder of all shards", fix=fix)
         if self.to != "parquet" or self.since is not None:
-            raise OptionError(
-                name, problem="divides the Parquet files of all rows", expected=option_named("to", "parquet")
-            )
+            raise OptionError(name, problem="divides the Parquet files of all rows", expected=Option("to", "parquet"))
         if self.overwrite:
             raise OptionError("overwrite", problem="replaces a whole export", fix="for shards, choose another folder")
         return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        to, out, overwriting = self.to, option_named("out"), option_named("overwrite")
+        to, out, overwriting = self.to, Option("out"), Option("overwrite")
         if self.name is not None and to not in DATABASES:
-            fits = option_named("to", ", ".join(DATABASES))
+            fits = Option("to", ", ".join(DATABASES))
             raise OptionError("name", found=self.name, problem="is for databases", expected=fits)
         if self.push is not None and to not in PUSHES:
-            problem = f"writes to a server, but the format is {to}"
-            raise OptionError("push", problem=problem, expected=option_named("to", ", ".join(PUSHES)))
+            problem = ("writes to a server, but the format is ", to)
+            raise OptionError("push", problem=problem, expected=Option("to", ", ".join(PUSHES)))
         if self.push is None and to == "s3-vectors":
-            raise OptionError("to", found=to, problem="has no files", fix=f"name a bucket with {option_named('push')}")
+            raise OptionError("to", found=to, problem="has no files", fix=("name a bucket with ", Option("push")))
         if self.push is not None and (self.out is not None or self.overwrite):
-            raise OptionError("push", problem="writes no files", fix=f"leave out {out} and {overwriting}")
+            raise OptionError("push", problem="writes no files", fix=("leave out ", out, " and ", overwriting))
         if self.since is not None and to not in CHANGES:
-            raise OptionError("since", problem=f"writes changes, but the format is {to}", expected=", ".join(CHANGES))
+            raise OptionError("since", problem=("writes changes, but the format is ", to), expected=", ".join(CHANGES))
         if self.push is None and self.out is None and (to != "parquet" or self.since is not None):
-            raise OptionError("to", found=to, fix=f"name a new local folder with {out}")
+            raise OptionError("to", found=to, fix=("name a new local folder with ", out))
         return self

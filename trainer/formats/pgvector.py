@@ -34,7 +34,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.csv
 
-from crossfade.base.errors import CrossfadeError, MissingExtraError, OptionError, command, option_named
+from crossfade.base.errors import CrossfadeError, MissingExtraError, Option, OptionError, command
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.embeddings.files import FILE_ROWS
@@ -371,7 +371,7 @@ def push(exported: ExportedModel, uri: str) -> str:
         info = connection.info
         return f"{info.host}:{info.port}/{info.dbname}"
     except psycopg.OperationalError as error:
-        message = f"{option_named('push')}: {_one_line(error)}; tables are replaced completely or not at all"
+        message = (Option("push"), f": {_one_line(error)}; tables are replaced completely or not at all")
         raise CrossfadeError(message) from error
     except psycopg.Error as error:
         raise OptionError("push", problem=_one_line(error), fix="the previous tables are unchanged") from error

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError, OptionError, command, option_named
+from crossfade.base.errors import CrossfadeError, InputError, MissingExtraError, Option, OptionError, command
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.formats.exported_model import Block, ExportedModel, identity
@@ -137,10 +137,10 @@ def _translated() -> Iterator[None]:
         code, text = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
         problem = f"AWS rejects {error.operation_name}: {_one_line(text)} ({code})"
         if code in _TRANSIENT:
-            raise CrossfadeError(f"{option_named('push')}: {problem}; {_AGAIN}") from error
+            raise CrossfadeError(Option("push"), f": {problem}; {_AGAIN}") from error
         raise OptionError("push", problem=problem) from error
     except (ConnectionError, HTTPClientError) as error:
-        raise CrossfadeError(f"{option_named('push')}: AWS did not answer: {_one_line(error)}; {_AGAIN}") from error
+        raise CrossfadeError(Option("push"), f": AWS did not answer: {_one_line(error)}; {_AGAIN}") from error
     except BotoCoreError as error:
         fix = "set AWS_REGION and AWS_PROFILE, or log in with 'aws sso login'"
         raise OptionError("push", problem=_one_line(error).rstrip("."), fix=fix) from error
@@ -198,7 +198,7 @@ class _Index:
                 f"the index {self.uri} has {found['dimension']} columns and the metric {found['distanceMetric']}, but "
                 f"the vectors have {self.table.dim} and need {metric}"
             )
-            raise OptionError("push", problem=problem, fix=f"delete it, or choose another {option_named('name')}")
+            raise OptionError("push", problem=problem, fix=("delete it, or choose another ", Option("name")))
         self.arn = found["indexArn"]
         self.state = self._read_tag()
         self.requests = self._requests_before(self.state)
@@ -233,7 +233,7 @@ class _Index:
             raise self._not_held()
         if state is None and self.client.list_vectors(**self.place, maxResults=1)["vectors"]:
             problem = f"the index {self.uri} is not one that {command('export')} wrote"
-            raise OptionError("push", problem=problem, fix=f"choose another {option_named('name')}")
+            raise OptionError("push", problem=problem, fix=("choose another ", Option("name")))
         return 0
 
     def _own_requests(self, state: str | None) -> int | None:
@@ -242,7 +242,7 @@ class _Index:
 
     def _not_held(self) -> OptionError:
         problem = f"the index {self.uri} does not hold the version that the changes are of"
-        return OptionError("push", problem=problem, fix=f"export completely, without {option_named('since')}")
+        return OptionError("push", problem=problem, fix=("export completely, without ", Option("since")))
 
     def replace(self) -> None:
         """Put the vectors, delete those of other rows, and tag the index; of an index that holds them, only read."""
@@ -350,8 +350,9 @@ class _Index:
             self.client.tag_resource(resourceArn=self.arn, tags={TAG: _MIXED})
         if not is_own:
             raise CrossfadeError(
-                f"{option_named('push')}: another process pushes to the index {self.uri}, too, which may now have "
-                "vectors of both; push completely when no other process does"
+                Option("push"),
+                f": another process pushes to the index {self.uri}, too, which may now have "
+                "vectors of both; push completely when no other process does",
             )
         self.client.tag_resource(resourceArn=self.arn, tags={TAG: state})
         self.state, self.has_tagged = state, True

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.output import staged_file
 from crossfade.base.io.replacing import check_replaceable
@@ -32,8 +32,8 @@ def map_folder(options: MapOptions) -> Path:
     source, folder = options.source, options.out
     if folder is None:
         if "://" in source or (Path(source).exists() and not (Path(source) / JOB_FILE).exists()):
-            naming = option_named("out")
-            raise InputError(f"{source}: is not a local run folder: name a folder for the map with {naming}")
+            naming = Option("out")
+            raise InputError(f"{source}: is not a local run folder: name a folder for the map with ", naming)
         folder = Path(source) / "map"
     _check_free(folder, options.overwrite)
     return folder

@@ -304,7 +304,7 @@ class DenseLayers:
                 f"{checkpoint.uri}: has no dense layers, but the job has some for {' and '.join(self.entities)}; "
                 "expected a checkpoint of a job with the same model.dense and content"
             )
-        found = {} if data is None else _read(data, uri, checkpoint.uri)
+        found = {} if data is None else _read(data, uri, checkpoint=checkpoint.uri)
         for name in sorted(found.keys() | arrays.keys()):
             actual, expected = (_describe(held.get(name)) for held in (found, arrays))
             if actual != expected:
@@ -314,7 +314,7 @@ class DenseLayers:
                 )
         for name, values in arrays.items():
             if find_non_finite_row(found[name]) is not None:
-                raise CheckpointError(f"{uri}: {name} has values that are not finite", checkpoint.uri)
+                raise CheckpointError(f"{uri}: {name} has values that are not finite", checkpoint=checkpoint.uri)
             values[...] = found[name]
 
 
@@ -361,7 +361,7 @@ def _read(data: bytes, uri: str, checkpoint: str) -> dict[str, FloatArray]:
             return dict(arrays)
     # RuntimeError: encrypted, compressed in another way, or a header nested too deeply.
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, RuntimeError, MemoryError, struct.error) as error:
-        raise CheckpointError(f"{uri}: is not an .npz file: {error}", checkpoint) from error
+        raise CheckpointError(f"{uri}: is not an .npz file: {error}", checkpoint=checkpoint) from error
 
 
 def _check_members(data: bytes) -> None:

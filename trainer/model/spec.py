@@ -13,7 +13,7 @@ from math import prod
 from typing import Literal
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError, command, option_named
+from crossfade.base.errors import InputError, Option, Text, command
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.score import ScoreKind
@@ -282,12 +282,14 @@ def _history(
     if not manifest.is_grouped:
         raise InputError(
             f"{named}, but {job.data.path} is in random order, so that the other interactions of a query are not at "
-            f"hand; prepare it with {option_named('order', 'grouped')}"
+            "hand; prepare it with ",
+            Option("order", "grouped"),
         )
     if spec.half_life is not None and not manifest.has_timestamp:
         raise InputError(
             f"{source}: model.history.half_life is {spec.half_life}, but {job.data.path} has no timestamps by which to "
-            f"order histories; leave it out, or prepare the data with {option_named('timestamp')}"
+            "order histories; leave it out, or prepare the data with ",
+            Option("timestamp"),
         )
     is_written = not job.model.dense.item and all(tower.entity != item for tower in towers)
     if job.evaluate.by == "moment" and not is_written:
@@ -336,7 +338,7 @@ def _check_timestamps(source: str, job: JobConfig, manifest: DatasetManifest) ->
     found = "evaluate.by is 'moment'" if job.evaluate.by == "moment" else half_life
     if found is not None and not manifest.has_timestamp:
         raise InputError(
-            f"{source}: {found}, but {job.data.path} has no timestamps; prepare it with {option_named('timestamp')}"
+            f"{source}: {found}, but {job.data.path} has no timestamps; prepare it with ", Option("timestamp")
         )
 
 
@@ -374,13 +376,14 @@ def _check_tower(key: str, tower: Sequence[str], entity: str, manifest: DatasetM
     for name in tower:
         if name not in known:
             others = f"; it has {', '.join(known[1:])}" if known[1:] else ""
-            context = ""
+            context: Text = ""
             if entity == manifest.query:
                 found = f" ({', '.join(manifest.context)})" if manifest.context else ""
-                context = f", and context{found}, which {option_named('context')} adds"
+                context = (f", and context{found}, which ", Option("context"), " adds")
             raise InputError(
                 f"{key} names '{name}', but {path} has no such feature of {entity}{others}: expected {entity} and "
-                f"its features, which {command('prepare', features=True)} adds{context}"
+                f"its features, which {command('prepare', features=True)} adds",
+                context,
             )
     if len(set(tower)) < len(tower):
         raise InputError(f"{key} is {list(tower)}: expected each name once")

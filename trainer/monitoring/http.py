@@ -22,7 +22,7 @@ from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, Text
 from crossfade.trainer.monitoring.bounded_server import BoundedHandler, BoundedServer
 from crossfade.trainer.monitoring.registry import ProcessMetrics
 
@@ -106,7 +106,7 @@ class _Server(BoundedServer):
 
 @contextmanager
 def serve_metrics(
-    metrics: ProcessMetrics, port: int | None, host: str | None, role_host: str, *, source: str = "metrics.port"
+    metrics: ProcessMetrics, port: int | None, host: str | None, role_host: str, *, source: Text = "metrics.port"
 ) -> Iterator[MetricsEndpoint]:
     """Serve ``metrics`` while the context lasts.
 
@@ -129,7 +129,7 @@ def serve_metrics(
         server = _Server(host, port, endpoint)
     except OSError as error:
         raise InputError(
-            f"{source}: cannot listen on {host}:{port}: {error.strerror or error}; name another, or 0 for a free one"
+            source, f": cannot listen on {host}:{port}: {error.strerror or error}; name another, or 0 for a free one"
         ) from error
     endpoint.address = f"{role_host if host in _ALL_ADDRESSES else host}:{server.server_port}"
     with server.running():

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import CrossfadeError, InputError, OptionError, command, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError, command
 from crossfade.base.io.disk_errors import full_disk_errors
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import (
@@ -158,8 +158,11 @@ def _check_bases(lineage: LineageReader, *, without_timestamps: bool) -> None:
         if newest.has_timestamp and not base.manifest.has_timestamp and not without_timestamps:
             raise InputError(
                 f"{base.folder.uri}: its interactions have no timestamps, but those of {folder.uri} have them; leave "
-                f"out all of them with {option_named('without_timestamps')}, or prepare it again with "
-                f"{option_named('timestamp')}, and the datasets that extend it"
+                "out all of them with ",
+                Option("without_timestamps"),
+                ", or prepare it again with ",
+                Option("timestamp"),
+                ", and the datasets that extend it",
             )
         for name in base.manifest.context:
             if name not in newest.context or base.manifest.entities[name].rows > newest.entities[name].rows:

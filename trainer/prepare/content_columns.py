@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import FloatArray
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError, Option, OptionError
 from crossfade.trainer.data.column_names import MAX_CONTENT_WIDTH
 from crossfade.trainer.data.features import content_group_rows, content_schema, content_values, iter_content
 from crossfade.trainer.data.manifest import CONTENT, Content
@@ -121,16 +121,17 @@ def check_given(plan: ColumnPlan, widths: Sequence[int], twice: str | None) -> N
         InputError: there is no value, they differ in length, or an ID has two.
     """
     assert plan.source is not None
-    where = f"{option_named('content', f'{plan.entity}={plan.source.path}')}: column '{plan.source.columns[plan.name]}'"
+    where = (Option("content", f"{plan.entity}={plan.source.path}"), f": column '{plan.source.columns[plan.name]}'")
     if not widths:
-        raise InputError(f"{where} has no value; leave it out")
+        raise InputError(where, " has no value; leave it out")
     if len(widths) > 1 or widths[0] > MAX_CONTENT_WIDTH:
         raise InputError(
-            f"{where} has lists of {' and '.join(f'{width}' for width in widths[:2])} numbers; expected lists of one "
-            f"length, at most {MAX_CONTENT_WIDTH}"
+            where,
+            f" has lists of {' and '.join(f'{width}' for width in widths[:2])} numbers; expected lists of one "
+            f"length, at most {MAX_CONTENT_WIDTH}",
         )
     if twice is not None:
-        raise InputError(f"{where} has two different values of the id '{twice}'; expected one value of each id")
+        raise InputError(where, f" has two different values of the id '{twice}'; expected one value of each id")
 
 
 @dataclass

@@ -21,7 +21,7 @@ from types import FrameType
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import CrossfadeError, escape_unprintable, option_named
+from crossfade.base.errors import CrossfadeError, Option, Text, escape_unprintable
 from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_error, is_full_disk
 from crossfade.base.machine import limit_bytes
 from crossfade.trainer.prepare.input_files import RemoteFile, Source
@@ -64,8 +64,11 @@ def warn_low_disk(work: Path, needed: int) -> None:
 
 
 PREPARING_ADVICE = (
-    f"name another disk with {option_named('out')} and, for temporary files, with "
-    f"{option_named('work_dir')} (or TMPDIR)"
+    "name another disk with ",
+    Option("out"),
+    " and, for temporary files, with ",
+    Option("work_dir"),
+    " (or TMPDIR)",
 )
 
 
@@ -133,7 +136,7 @@ def default_memory_bytes() -> int:
 
 @contextmanager
 def working_database(
-    folder: Path, memory_bytes: int | None, threads: int | None, disk_advice: str = TEMPORARY_ADVICE
+    folder: Path, memory_bytes: int | None, threads: int | None, disk_advice: Text = TEMPORARY_ADVICE
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a database in memory that spills to ``folder``, loads no extension and reads no variable of the program.
 
@@ -166,7 +169,7 @@ def working_database(
 
 
 @contextmanager
-def _translate_errors(folder: Path, disk_advice: str) -> Iterator[None]:
+def _translate_errors(folder: Path, disk_advice: Text) -> Iterator[None]:
     with _record_signal_exceptions() as raised:
         try:
             yield
@@ -176,9 +179,12 @@ def _translate_errors(folder: Path, disk_advice: str) -> Iterator[None]:
             if "failed to offload data block" in str(error):  # what was free at the start is spilled
                 raise full_disk_error(folder, disk_advice) from error
             raise ResourceError(
-                f"the preparation needs more memory or disk space than allowed: {first_line(error)}; "
-                f"raise {option_named('memory')}, lower {option_named('threads')}, or name a larger disk with "
-                f"{option_named('work_dir', 'DIR')}"
+                f"the preparation needs more memory or disk space than allowed: {first_line(error)}; raise ",
+                Option("memory"),
+                ", lower ",
+                Option("threads"),
+                ", or name a larger disk with ",
+                Option("work_dir", "DIR"),
             ) from error
         except duckdb.Error as error:
             if is_full_disk(error):

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import duckdb
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 from crossfade.trainer.data.time_values import exceed_seconds_range
 from crossfade.trainer.prepare.database import count_rows, fetch_one, identifier
 from crossfade.trainer.prepare.events import EventTable
@@ -53,7 +53,7 @@ def check_base_context(plans: Sequence[ContextPlan], base: BaseDataset) -> None:
                 "base",
                 found=base.folder.uri,
                 problem=f"its events have the context '{name}', but these have none",
-                fix=f"add {option_named('context', f'{name}=COLUMN')}",
+                fix=("add ", Option("context", f"{name}=COLUMN")),
             )
     for plan in plans:
         if plan.name in base.manifest.entities and plan.name not in base.manifest.context:
@@ -113,7 +113,7 @@ def check_units(plans: Sequence[ContextPlan], find_latest: Callable[[], object])
     if exceed_seconds_range(latest):
         raise derived[0].error(
             f"requires seconds since 1970, but the timestamps reach {latest}",
-            f"name their unit with {option_named('timestamp_format', 'epoch-ms')}",
+            ("name their unit with ", Option("timestamp_format", "epoch-ms")),
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import duckdb
 
-from crossfade.base.errors import option_named
+from crossfade.base.errors import Option, Text
 from crossfade.trainer.prepare.database import execute, identifier, literal
 from crossfade.trainer.prepare.faults import MAX_PLACES, Faults, Place
 from crossfade.trainer.prepare.input_files import RawFile
@@ -49,7 +49,7 @@ class Check:
 
     role: str
     violation: str
-    problem: str
+    problem: Text
     missing: bool = False
 
 
@@ -95,14 +95,14 @@ def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
             Check(role, control, "has a control character; remove it"),
         ]
     if id_type == "integer":
-        text = option_named("id_type", "string")
+        text = Option("id_type", "string")
         checks += [
             Check(role, f"TRY_CAST({role} AS BIGINT) < 0", "is negative; expected an integer id of at least 0"),
-            Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", f"is not a 64-bit integer; try {text}"),
+            Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", ("is not a 64-bit integer; try ", text)),
         ]
         if kind in ("text", "string"):
             not_plain = f"NOT {INTEGER_TEXT.format(role)}"
-            checks.append(Check(role, not_plain, f"is not a plain integer; try {text}"))
+            checks.append(Check(role, not_plain, ("is not a plain integer; try ", text)))
     return checks
 
 
@@ -130,18 +130,17 @@ def _event_checks(kind: Kind, event_weights: Mapping[str, float]) -> list[Check]
         Check(
             "event",
             f"CAST(event AS VARCHAR) NOT IN ({allowed})",
-            f"has no weight; {option_named('event_weights')} has only: {names} (weight 0 drops an event)",
+            ("has no weight; ", Option("event_weights"), f" has only: {names} (weight 0 drops an event)"),
         ),
     ]
 
 
 def _timestamp_checks(kind: Kind, timestamp_type: str, formats: Sequence[str]) -> list[Check]:
-    option = option_named("timestamp_format")
-    not_one = (
-        f"is not a timestamp; expected an integer, or a date such as 2024-05-31T20:15:00, or its format in {option}"
-    )
+    option = Option("timestamp_format")
+    expected = "expected an integer, or a date such as 2024-05-31T20:15:00, or its format in "
+    not_one: Text = (f"is not a timestamp; {expected}", option)
     if formats:
-        not_one = f"has none of the formats of {option}: {', '.join(formats)}"
+        not_one = ("has none of the formats of ", option, f": {', '.join(formats)}")
     return [
         Check("timestamp", _is_missing("timestamp", kind), "is missing; expected one in every row", missing=True),
         Check("timestamp", f"{timestamp_sql(timestamp_type, formats)} IS NULL", not_one),
@@ -237,8 +236,8 @@ def _add(
     column = "" if file.format == "lightgcn" else f" of column '{columns[check.role]}'"
     name = _ROLE_NAMES.get(check.role, "context")
     shown = f" '{places[0].value}'" if places[0].value else ""
-    message = f"{places[0]}: the {name}{shown}{column} {check.problem}"
-    faults.add(f"the {name}{column} {check.problem}", places, count, message, missing=check.missing)
+    problem, message = f"the {name}{column} ", f"{places[0]}: the {name}{shown}{column} "
+    faults.add((problem, check.problem), places, count, (message, check.problem), missing=check.missing)
 
 
 def _write_rows(
@@ -267,7 +266,7 @@ def _write_rows(
         unit, number = find_place(row[0], record, faults.first_row)
         text = json.dumps(dict(zip(columns.values(), row[2:], strict=True)), ensure_ascii=False).encode()
         check = checks[row[1]]
-        problem = f"the {_ROLE_NAMES.get(check.role, 'context')} {check.problem}"
+        problem = (f"the {_ROLE_NAMES.get(check.role, 'context')} ", check.problem)
         quarantine.write(str(file), unit, number, problem, text if record is None else record.text)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import duckdb
 from pydantic import TypeAdapter
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import check_seconds
@@ -359,7 +359,7 @@ class EventReader:
             InputError: there are none.
         """
         if not has_events:
-            raise InputError(f"the files given hold no interaction; expected at least one in {option_named('train')}")
+            raise InputError("the files given hold no interaction; expected at least one in ", Option("train"))
         self._ambiguity.warn()
         self._stats.times_without_zone = self._ambiguity.without_zone
         id_types: dict[str, IdType] = {
@@ -422,14 +422,13 @@ class EventReader:
         self._files_of_types.setdefault(role, {}).setdefault(found, []).append(str(file))
         expected, first = self.types.setdefault(role, (found, file))
         if expected != found:
-            fix = "make them the same, or "
+            fix = ("read all ids as text with ", Option("id_type", "string"))
             if role == "timestamp":
-                fix += f"name their formats, as in {option_named('timestamp_format', 'iso epoch-s')}"
-            else:
-                fix += f"read all ids as text with {option_named('id_type', 'string')}"
+                fix = ("name their formats, as in ", Option("timestamp_format", "iso epoch-s"))
             raise _OtherTypeError(
                 f"{file}: column '{self._column(role)}' holds {KIND_NAMES[found]}, but {first} holds "
-                f"{KIND_NAMES[expected]} there; expected one type in all files: {fix}"
+                f"{KIND_NAMES[expected]} there; expected one type in all files: make them the same, or ",
+                fix,
             )
 
     def _check(

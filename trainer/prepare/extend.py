@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import InputError, OptionError, command, option_named
+from crossfade.base.errors import InputError, Option, OptionError, Text, command, join
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import refer_to_base
 from crossfade.trainer.data.manifest import (
@@ -96,11 +96,9 @@ class BaseDataset:
         """
         if (query, item) != (self.manifest.query, self.manifest.item):
             expected = (self.manifest.query, self.manifest.item)
-            options = [option_named(side, f"{name}=COLUMN") for side, name in zip(SIDES, expected, strict=True)]
-            raise self.error(
-                f"its entities are {' and '.join(expected)}, but these events are prepared as {query} and {item}; "
-                f"expected the same entities: {' '.join(options)}"
-            )
+            options = [Option(side, f"{name}=COLUMN") for side, name in zip(SIDES, expected, strict=True)]
+            found = f"its entities are {' and '.join(expected)}, but these events are prepared as {query} and {item}"
+            raise self.error((found, "; expected the same entities: ", join(options, " ")))
 
     def check_attributes(self, options: PrepareOptions) -> None:
         """Check that the names of features and content do not mean something else in this dataset.
@@ -133,7 +131,7 @@ class BaseDataset:
         of_base = self.manifest.features_of(entity), self.manifest.content_of(entity)
         return entity in given or any(of_base) or entity in options.max_ages() or described.has_last_seen
 
-    def error(self, problem: str) -> OptionError:
+    def error(self, problem: Text) -> OptionError:
         """Return the error that this dataset cannot be the base."""
         return OptionError("base", found=self.folder.uri, problem=problem)
 
@@ -153,8 +151,11 @@ class BaseDataset:
             kinds = {"int64": "integers", "string": "strings"}
             choice = {"int64": "integer", "string": "string"}[id_type]
             raise self.error(
-                f"its ids of {entity} are {kinds[id_type]}, but those of the events are {kinds[found]}; expected the "
-                f"same: name the column that has them, cast it, or read it with {option_named('id_type', choice)}"
+                (
+                    f"its ids of {entity} are {kinds[id_type]}, but those of the events are {kinds[found]}; "
+                    "expected the same: name the column that has them, cast it, or read it with ",
+                    Option("id_type", choice),
+                )
             )
 
     def check_ids(self, entity: str, counts: Sequence[object]) -> None:
@@ -216,7 +217,7 @@ def open_base_dataset(location: str) -> BaseDataset:
     try:
         return BaseDataset(folder, read_manifest(folder), data_fingerprint(folder))
     except InputError as error:
-        raise InputError(f"{option_named('base')} {error.marked}") from error
+        raise InputError(Option("base"), " ", error.args) from error
 
 
 def load_base(

@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named, plain
+from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError, Text, join, parts, worded
 from crossfade.base.io.output import staged_file
 from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
@@ -45,8 +45,8 @@ class Quarantine:
             raise OptionError(
                 "on_bad_line",
                 found=f"quarantine={target}",
-                problem=f"exists already, and not every line of it was written by {option_named('on_bad_line')}",
-                fix=f"name another file, or add {option_named('overwrite')}",
+                problem=("exists already, and not every line of it was written by ", Option("on_bad_line")),
+                fix=("name another file, or add ", Option("overwrite")),
             )
         if not target.parent.is_dir():
             raise OptionError(
@@ -57,13 +57,13 @@ class Quarantine:
             )
         self._file: IO[str] = self._collected.open("w", encoding="utf-8")
 
-    def write(self, file: str, unit: str, number: int, problem: str, text: bytes) -> None:
+    def write(self, file: str, unit: str, number: int, problem: Text, text: bytes) -> None:
         """Add the ``text`` of a line or row (the ``unit``) of ``file``, ``number`` counting from 1."""
         try:
             decoded, is_utf8 = text.decode(), True
         except UnicodeDecodeError:  # such bytes become escapes, which Python's surrogateescape turns back into bytes
             decoded, is_utf8 = text.decode("utf-8", "surrogateescape"), False
-        entry = {"file": file, unit: number, "problem": plain(problem), "text": decoded.rstrip("\r\n")}
+        entry = {"file": file, unit: number, "problem": worded(problem), "text": decoded.rstrip("\r\n")}
         self._file.write(json.dumps(entry, ensure_ascii=not is_utf8) + "\n")
 
     def close(self) -> None:
@@ -82,8 +82,8 @@ class Quarantine:
                 shutil.move(self._collected, partial)
         except OSError as error:
             raise CrossfadeError(
-                f"{option_named('on_bad_line', f'quarantine={self._target}')}: cannot be written: "
-                f"{error.strerror or error}; name another file"
+                Option("on_bad_line", f"quarantine={self._target}"),
+                f": cannot be written: {error.strerror or error}; name another file",
             ) from error
 
 
@@ -134,12 +134,12 @@ class _Problem:
 
     missing: bool
     fatal: bool
-    message: str
+    message: tuple[str | Option, ...]
     count: int = 0
     places: list[Place] = field(default_factory=list)
 
 
-_PROBLEMS = TypeAdapter(dict[str, _Problem])
+_PROBLEMS = TypeAdapter(list[tuple[tuple[str | Option, ...], _Problem]])
 
 
 class FaultyFilesError(InputError):
@@ -149,8 +149,8 @@ class FaultyFilesError(InputError):
         files: the files that have to be left out for the others to be prepared: the problem of each, by name.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, *message: Text) -> None:
+        super().__init__(*message)
         self.files: dict[str, str] = {}
 
 
@@ -163,10 +163,10 @@ class EventFaultsError(FaultyFilesError):
         choice: which of them can be left out, and by which options; empty: none.
     """
 
-    def __init__(self, count: int, details: Sequence[str], choice: str) -> None:
+    def __init__(self, count: int, details: Sequence[Text], choice: Text) -> None:
         super().__init__(
-            f"the events have {count:,} faults, listed above; correct the files"
-            f"{', or leave out ' if choice else ''}{choice}"
+            f"the events have {count:,} faults, listed above; correct the files",
+            (", or leave out ", choice) if choice else "",
         )
         self.count, self.details, self.choice = count, details, choice
 
@@ -199,8 +199,8 @@ class Faults:
     first_row: int = 1
     files: dict[str, str] = field(default_factory=dict)
     counts: FaultCounts = field(default_factory=FaultCounts)
-    _problems: dict[str, _Problem] = field(default_factory=dict)
-    _last_rejected: str = ""
+    _problems: dict[tuple[str | Option, ...], _Problem] = field(default_factory=dict)
+    _last_rejected: Text = ""
     _over_share: dict[str, str] = field(default_factory=dict)
 
     def emptied(self, keep_lines: bool) -> Faults:
@@ -210,7 +210,7 @@ class Faults:
 
     def state(self) -> Any:
         """Return the faults as JSON for ``restore``."""
-        return _PROBLEMS.dump_python(self._problems, mode="json")
+        return _PROBLEMS.dump_python(list(self._problems.items()), mode="json")
 
     def restore(self, state: Any) -> None:
         """Continue from a ``state``."""
@@ -219,15 +219,15 @@ class Faults:
 
     def absorb(self, state: Any) -> None:
         """Add the faults of other files, their ``state``."""
-        for text, found in _PROBLEMS.validate_python(state).items():
+        for text, found in _PROBLEMS.validate_python(state):
             self.add(text, found.places, found.count, found.message, found.missing, found.fatal)
 
     def add(
         self,
-        problem: str,
+        problem: Text,
         places: Sequence[Place],
         count: int,
-        message: str,
+        message: Text,
         missing: bool = False,
         fatal: bool = False,
     ) -> None:
@@ -235,12 +235,13 @@ class Faults:
 
         ``message`` describes the first one by itself. A ``fatal`` one is never left out.
         """
+        problem, message = parts(problem), parts(message)
         if self._rejects(_Problem(missing, fatal, message)):
             self.counts, self._last_rejected = self.counts._replace(rejected=self.counts.rejected + count), problem
         else:
             self.counts = self.counts._replace(left_out=self.counts.left_out + count)
         if problem not in self._problems and len(self._problems) >= _MAX_PROBLEMS:
-            problem = _OTHERS[missing, fatal]
+            problem = parts(_OTHERS[missing, fatal])
         found = self._problems.setdefault(problem, _Problem(missing, fatal, message))
         found.count += count
         found.places += places[: MAX_PLACES - len(found.places)]
@@ -254,8 +255,7 @@ class Faults:
 
     def add_error(self, error: InputError) -> None:
         """Add an error about a whole file, which is never left out."""
-        message = str(error.args[0])
-        self.add(message, [], 1, message, fatal=True)
+        self.add(error.args, [], 1, error.args, fatal=True)
 
     def judge_file(self, name: str, before: FaultCounts, rows: int) -> None:
         """Note whether the others could be prepared without the file ``name``, of which ``rows`` were read.
@@ -264,7 +264,7 @@ class Faults:
         """
         left_out = self.counts.left_out - before.left_out
         if self.counts.rejected > before.rejected:
-            self.files[name] = plain(self._last_rejected)
+            self.files[name] = worded(self._last_rejected)
         elif left_out > self.max_bad * rows:
             self._over_share[name] = f"{left_out:,} of {counted(rows, 'row')} would be left out"
 
@@ -279,7 +279,7 @@ class Faults:
 
     def lines(self) -> list[str]:
         """Describe each problem, with its count and the first places, but without values, which may be of a person."""
-        return [plain(_format(text, problem, values=False)) for text, problem in self._problems.items()]
+        return [worded(_format(text, problem, values=False)) for text, problem in self._problems.items()]
 
     def check(self, rows: int) -> None:
         """Reject the files if a fault is not to be left out, or too many of their ``rows`` are.
@@ -305,10 +305,10 @@ class Faults:
         listed = [_format(text, problem, values=True) for text, problem in rejected.items()]
         kinds = {problem.missing for problem in rejected.values() if not problem.fatal}
         left_out = {
-            False: f"bad lines with {option_named('on_bad_line', 'skip')}",
-            True: f"rows with a missing value with {option_named('on_missing', 'drop')}",
+            False: ("bad lines with ", Option("on_bad_line", "skip")),
+            True: ("rows with a missing value with ", Option("on_missing", "drop")),
         }
-        choice = " and ".join(text for missing, text in left_out.items() if missing in kinds)
+        choice = join((text for missing, text in left_out.items() if missing in kinds), " and ")
         return EventFaultsError(total, listed, choice)
 
     def _share_error(self, rows: int) -> FaultyFilesError | None:
@@ -322,8 +322,12 @@ class Faults:
             listed.append("others")
         return FaultyFilesError(
             f"{left_out:,} of {rows:,} rows would be left out ({left_out / rows:.1%}), more than the "
-            f"{100 * self.max_bad:.4g}% of {option_named('max_bad')}: {'; '.join(listed)}; check the columns and the "
-            f"format, or allow this with {option_named('max_bad', f'{math.ceil(100 * left_out / rows)}%')}"
+            f"{100 * self.max_bad:.4g}% of ",
+            Option("max_bad"),
+            ": ",
+            join(listed, "; "),
+            "; check the columns and the format, or allow this with ",
+            Option("max_bad", f"{math.ceil(100 * left_out / rows)}%"),
         )
 
     def _exceeds_share(self, rows: int) -> bool:
@@ -333,16 +337,16 @@ class Faults:
         return problem.fatal or not (self.drop_missing if problem.missing else self.skip_bad)
 
 
-def _format(text: str, problem: _Problem, values: bool) -> str:
+def _format(text: Text, problem: _Problem, values: bool) -> Text:
     if problem.fatal:
         return (
             problem.message
             if problem.count == 1 or text == problem.message
-            else f"{problem.count:,} {text}: {problem.message}"
+            else (f"{problem.count:,} ", text, ": ", problem.message)
         )
     more = ", …" if problem.count > len(problem.places) else ""
     noun = "row" if problem.missing else "line"
-    return f"{counted(problem.count, noun)}: {text} ({_format_places(problem.places, values)}{more})"
+    return (f"{counted(problem.count, noun)}: ", text, f" ({_format_places(problem.places, values)}{more})")
 
 
 def _format_places(places: Iterable[Place], values: bool) -> str:

@@ -20,7 +20,7 @@ from typing import Literal
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError, Option, OptionError
 from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_pairs
 from crossfade.trainer.data.manifest import FEATURES, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -197,8 +197,8 @@ def merge_types(name: str, column: str, found: Mapping[str, object]) -> IdType:
     if len(found) == 2:
         raise InputError(
             f"{found['string']}: column '{column}' holds strings, but {found['int64']} holds integers there; expected "
-            f"one type of '{name}' in all files: make them the same, or read all ids as text with "
-            f"{option_named('id_type', 'string')}"
+            f"one type of '{name}' in all files: make them the same, or read all ids as text with ",
+            Option("id_type", "string"),
         )
     return "string" if "string" in found else "int64"
 

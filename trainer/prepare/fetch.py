@@ -24,7 +24,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.base.errors import CrossfadeError, InputError, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option
 from crossfade.base.io.random_access import RandomFile
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, StandardInput
@@ -96,8 +96,8 @@ def _copy_standard_input(source: StandardInput, target: Path) -> RawFile:
 
 def _cannot_write(work: Path, file: Source, error: OSError) -> CrossfadeError:
     return CrossfadeError(
-        f"{work}: {file} cannot be written there: {error.strerror or error}; name a larger disk with "
-        f"{option_named('work_dir', 'DIR')}"
+        f"{work}: {file} cannot be written there: {error.strerror or error}; name a larger disk with ",
+        Option("work_dir", "DIR"),
     )
 
 

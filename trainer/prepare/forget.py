@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import CrossfadeError, InputError, command, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option, command
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3_conditional import ChangedError
@@ -555,7 +555,7 @@ def forget_in_lineage(
     bases = (
         []
         if this_dataset_only
-        else open_bases(folder, read_manifest(folder), f"forget without it: {option_named('this_dataset_only')}")
+        else open_bases(folder, read_manifest(folder), ("forget without it: ", Option("this_dataset_only")))
     )
     with ExitStack() as stack:
         planned = [

@@ -32,7 +32,8 @@ from typing import Literal
 
 import duckdb
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError, Text
+from crossfade.base.options import alternatives
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import TimeOption, TimeSpan, check_seconds, check_span
@@ -120,12 +121,12 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
     both, valid, test = options.hold_out, options.hold_out_valid, options.hold_out_test
     if both is not None:
         if valid not in (None, NONE) or test is not None:
-            others = option_named("hold_out_valid"), option_named("hold_out_test")
+            others = alternatives(map(Option, ("hold_out_valid", "hold_out_test")))
             raise OptionError(
                 "hold_out",
                 found=both,
-                problem=f"cannot be combined with {' or '.join(others)}",
-                fix=f"use either {option_named('hold_out')}, or the other two for a different hold-out of each split",
+                problem=("cannot be combined with ", others),
+                fix=("use either ", Option("hold_out"), ", or the other two for a different hold-out of each split"),
             )
         parsed = HoldOut.parse("hold_out", both)
         plan = {"test": parsed} if parsed.kind == "after" or valid == NONE else {"test": parsed, "valid": parsed}
@@ -139,12 +140,12 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
     for split, hold_out in plan.items():
         if getattr(options, split):
             other = "valid" if split == "test" else "test"
-            only = f", or use {option_named(f'hold_out_{other}')} for {other} only"
+            only: Text = (", or use ", Option(f"hold_out_{other}"), f" for {other} only")
             raise OptionError(
                 hold_out.option,
                 found=hold_out.text,
-                problem=f"{split} comes from {option_named(split)} files already",
-                fix=f"leave out one of the two{only if both is not None and len(plan) == 2 else ''}",
+                problem=(f"{split} comes from ", Option(split), " files already"),
+                fix=("leave out one of the two", only if both is not None and len(plan) == 2 else ""),
             )
         if hold_out.kind != "random" and options.timestamp is None:
             raise needs_timestamp(hold_out.option, hold_out.text)
@@ -153,7 +154,7 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
             "hold_out_gap",
             found=options.hold_out_gap.text,
             problem="comes before what is held out by time, and nothing is",
-            fix=f"add {option_named('hold_out_test', 'after:TIME')}",
+            fix=("add ", Option("hold_out_test", "after:TIME")),
         )
     return plan
 
@@ -321,7 +322,7 @@ def check_split(split: str, rows: int, positives: int, has_files: bool) -> None:
         raise OptionError(
             split,
             problem="the files hold no interaction with a weight above 0",
-            fix=f"add one, or leave out {option_named(split)}",
+            fix=("add one, or leave out ", Option(split)),
         )
 
 

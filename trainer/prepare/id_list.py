@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from crossfade.base.errors import InputError, format_names, option_named
+from crossfade.base.errors import InputError, Option, format_names
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.parquet import open_parquet
 
@@ -85,7 +85,7 @@ def _read_table(source: pa.NativeFile, location: str, column: str | None, entity
 def _read_lines(source: pa.NativeFile, location: str, column: str | None, _entity: str) -> pa.Array:
     if column is not None:
         raise InputError(
-            f"{location}: has no columns; leave out {option_named('column')}, or name a Parquet, CSV or TSV file"
+            f"{location}: has no columns; leave out ", Option("column"), ", or name a Parquet, CSV or TSV file"
         )
     return pa.array(line.rstrip("\r") for line in source.readall().decode("utf-8-sig").split("\n"))
 
@@ -104,7 +104,8 @@ def _choose(location: str, names: Sequence[str], column: str | None, entity: str
     chosen = column or entity
     if chosen not in names:
         raise InputError(
-            f"{location}: has no column '{chosen}'; name the column of the ids with {option_named('column')}: "
-            f"{format_names(names)}"
+            f"{location}: has no column '{chosen}'; name the column of the ids with ",
+            Option("column"),
+            f": {format_names(names)}",
         )
     return chosen

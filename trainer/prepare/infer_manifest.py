@@ -17,7 +17,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from crossfade.base.errors import InputError, format_names, option_named
+from crossfade.base.errors import InputError, Option, format_names
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT, is_entity_name
 from crossfade.trainer.data.features import ROW, VALUE
@@ -35,7 +35,7 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 
 _THREADS = 8
-_NAMED = f"{option_named('query')} and {option_named('item')}"
+_NAMED = (Option("query"), " and ", Option("item"))
 _LAYOUT = (
     "expected SPLIT/*.parquet (train, and optionally valid and test), vocabulary/ENTITY/*.parquet and, if there are "
     "features, features/ENTITY/FEATURE/*.parquet"
@@ -93,12 +93,13 @@ def infer_manifest(folder: Folder, query: str | None, item: str | None, progress
 def _check_names(folder: Folder, sides: tuple[str, str], found: dict[str, _DataFolder]) -> None:
     """Check that the entities, and the features that folders name, have names that a manifest can hold."""
     if sides[0] == sides[1]:
-        raise InputError(f"{folder.uri}: query and item are both '{sides[0]}'; name two columns with {_NAMED}")
+        raise InputError(f"{folder.uri}: query and item are both '{sides[0]}'; name two columns with ", _NAMED)
     for name in [*sides, *(path.split("/")[2] for path in found if path.startswith(f"{FEATURES}/"))]:
         if not is_entity_name(name):
             raise InputError(
                 f"{folder.uri}: '{name:.100}' cannot be the name of an entity; expected a word of at most 100 ASCII "
-                f"letters, digits, '_' and '-': rename the column and its folders, or name others with {_NAMED}"
+                "letters, digits, '_' and '-': rename the column and its folders, or name others with ",
+                _NAMED,
             )
 
 
@@ -152,7 +153,8 @@ def _features(folder: Folder, sides: Sequence[str], found: dict[str, _DataFolder
             if entity not in sides or name in taken:
                 raise InputError(
                     f"{folder.uri}/{path}: expected a feature of {' or '.join(sides)}, with a name that no other "
-                    f"entity has; rename its folder, or name the entities with {_NAMED}"
+                    "entity has; rename its folder, or name the entities with ",
+                    _NAMED,
                 )
             taken.add(name)
             filled = _files_with_rows(folder, data_folder, (ROW, VALUE), "row and value")
@@ -180,7 +182,8 @@ def _entity(folder: Folder, name: str, found: _DataFolder | None) -> Entity:
     if found is None:
         raise InputError(
             f"{where}: there is no vocabulary of '{name}', which is a column of train or a feature; {_LAYOUT}, where "
-            f"ENTITY is the name of the column; if the entities are other columns, name them with {_NAMED}"
+            "ENTITY is the name of the column; if the entities are other columns, name them with ",
+            _NAMED,
         )
     filled = _files_with_rows(folder, found, ("row", "id", "count"), "row, id, count, and name if there are names")
     if not filled:

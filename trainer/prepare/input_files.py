@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 from urllib.parse import unquote, urlsplit
 
-from crossfade.base.errors import InputError, command, option_named
+from crossfade.base.errors import InputError, Option, Text, command
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import FoundFile
 from crossfade.base.io.storage_errors import translate_storage_errors
@@ -139,7 +139,7 @@ def find_files(
     where = f"{entity} " if entity else ""
     found: list[Source] = []
     for pattern in patterns:
-        found += _find(option_named(option, f"{where}{pattern}"), plain_path(str(pattern)), file_format)
+        found += _find(Option(option, f"{where}{pattern}"), plain_path(str(pattern)), file_format)
     return found
 
 
@@ -151,11 +151,13 @@ def find_arriving(option: str, pattern: str, file_format: Format | None) -> tupl
     Raises:
         InputError: it names a table or a folder, or S3 rejects the request.
     """
-    where, pattern = option_named(option, pattern), plain_path(pattern)
+    where = Option(option, pattern)
+    pattern = plain_path(pattern)
     if _names_table(where, pattern):
         raise InputError(
-            f"{where}: is a table, whose files are replaced when it is compacted: their rows would count twice; "
-            "expected files of new events"
+            where,
+            ": is a table, whose files are replaced when it is compacted: their rows would count twice; "
+            "expected files of new events",
         )
     found: list[Source] = []
     unusable: dict[str, InputError] = {}
@@ -182,7 +184,8 @@ def infer_format(path: str) -> Format:
         known = " ".join(EXTENSIONS)
         raise InputError(
             f"{path}: the extension '{name.suffix}' has no known format; expected one of {known} (of text files also "
-            f"with {' or '.join(_COMPRESSED_EXTENSIONS)}), or {option_named('format', '|'.join(FORMATS))}"
+            f"with {' or '.join(_COMPRESSED_EXTENSIONS)}), or ",
+            Option("format", "|".join(FORMATS)),
         )
     return found
 
@@ -192,7 +195,7 @@ def plain_path(pattern: str) -> str:
     return unquote(urlsplit(pattern).path) if pattern.startswith("file://") else pattern
 
 
-def _find(option: str, pattern: str, file_format: Format | None) -> list[Source]:
+def _find(option: Text, pattern: str, file_format: Format | None) -> list[Source]:
     if _names_table(option, pattern):
         return [_table_file(file) for file in table_files(option, pattern)]
     return [source(_format_of(name, file_format)) for name, source in _matches(option, pattern)]
@@ -206,11 +209,11 @@ def _format_of(name: str, given: Format | None) -> Format:
     return given or infer_format(name)
 
 
-def _names_table(option: str, pattern: str) -> bool:
+def _names_table(option: Text, pattern: str) -> bool:
     return names_table(pattern) or (not glob.has_magic(pattern) and _is_table_folder(option, pattern))
 
 
-def _matches(option: str, pattern: str) -> list[tuple[str, Callable[[Format], Source]]]:
+def _matches(option: Text, pattern: str) -> list[tuple[str, Callable[[Format], Source]]]:
     """Return the name of each file that ``pattern`` matches, and what makes the file from its format."""
     if not pattern.startswith(_S3):
         return [(str(path), partial(_raw_file, subject, path)) for subject, path in _find_paths(option, pattern)]
@@ -220,7 +223,7 @@ def _matches(option: str, pattern: str) -> list[tuple[str, Callable[[Format], So
     ]
 
 
-def _is_table_folder(option: str, pattern: str) -> bool:
+def _is_table_folder(option: Text, pattern: str) -> bool:
     if not pattern.startswith(_S3):
         return Path(pattern).is_dir() and is_table(Folder(pattern))
     if PurePosixPath(pattern).suffix.lower() in (*EXTENSIONS, *_COMPRESSED_EXTENSIONS):
@@ -237,27 +240,27 @@ def _table_file(file: TableFile) -> Source:
     return RemoteFile(Folder(_S3 + bucket), key, file.bytes, "parquet", modified=0.0)
 
 
-def _find_paths(option: str, pattern: str) -> list[tuple[str, Path]]:
+def _find_paths(option: Text, pattern: str) -> list[tuple[Text, Path]]:
     """Return each path that ``pattern`` matches and is no folder, after what messages name it by."""
     uri = urlsplit(pattern)
     if len(uri.scheme) > 1 and pattern.startswith(f"{uri.scheme}://"):
-        raise InputError(f"{option}: expected a local file or s3://BUCKET/KEY; copy the file to one of the two")
+        raise InputError(option, ": expected a local file or s3://BUCKET/KEY; copy the file to one of the two")
     path = Path(pattern)
     if path.is_dir():
-        raise InputError(f"{option}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
+        raise InputError(option, f": is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
     if path.exists():
         return [(option, path)]
     if not glob.has_magic(pattern):
-        raise NoMatchError(f"{option}: no such file; check the path (the current folder is {Path.cwd()})")
+        raise NoMatchError(option, f": no such file; check the path (the current folder is {Path.cwd()})")
     # Path.glob rejects absolute patterns.
     matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207
     found = sorted(path for path in matches if path.exists() and not path.is_dir())
     if not found:
-        raise NoMatchError(f"{option}: matches no file; check the pattern (the current folder is {Path.cwd()})")
-    return [(f"{option}: {path}", path) for path in found]
+        raise NoMatchError(option, f": matches no file; check the pattern (the current folder is {Path.cwd()})")
+    return [((option, f": {path}"), path) for path in found]
 
 
-def _raw_file(subject: str, path: Path, file_format: Format) -> RawFile:
+def _raw_file(subject: Text, path: Path, file_format: Format) -> RawFile:
     """Return the file at ``path``, which exists.
 
     Raises:
@@ -266,28 +269,29 @@ def _raw_file(subject: str, path: Path, file_format: Format) -> RawFile:
     if path.is_file():
         return RawFile(path, file_format)
     raise InputError(
-        f"{subject}: is a FIFO, socket, or device; expected a regular file: write it to one, or pipe it "
-        f"into {command('prepare', events='-', format='csv')}"
+        subject,
+        ": is a FIFO, socket, or device; expected a regular file: write it to one, or pipe it "
+        f"into {command('prepare', events='-', format='csv')}",
     )
 
 
-def _find_objects(option: str, pattern: str) -> list[tuple[Folder, str, FoundFile]]:
+def _find_objects(option: Text, pattern: str) -> list[tuple[Folder, str, FoundFile]]:
     """Return the bucket, key and listing of each object that ``pattern`` matches, ordered by key."""
     name, _, key = pattern[len(_S3) :].partition("/")
     bucket = Folder(_S3 + name)
-    with translate_storage_errors(f"{option}", unreachable=InputError):
+    with translate_storage_errors(option, unreachable=InputError):
         bucket.check_bucket()
         folder, _, last = key.rpartition("/")
         entries = _below(bucket, folder).entries()
         if last and (named := entries.get(last)) is not None:
             return [(bucket, key, named)]
         if not last or last in entries:
-            raise InputError(f"{option}: is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
+            raise InputError(option, f": is a folder; expected files: try '{pattern.rstrip('/')}/*.parquet'")
         if not glob.has_magic(key):
-            raise NoMatchError(f"{option}: no such object; check the key")
+            raise NoMatchError(option, ": no such object; check the key")
         found = sorted(dict(_match_objects(bucket, "", key.split("/"))).items())
     if not found:
-        raise NoMatchError(f"{option}: matches no object; check the pattern")
+        raise NoMatchError(option, ": matches no object; check the pattern")
     return [(bucket, match, listed) for match, listed in found]
 
 

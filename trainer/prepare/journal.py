@@ -34,7 +34,7 @@ import duckdb
 import pyarrow as pa
 from pydantic import BaseModel
 
-from crossfade.base.errors import InputError, StorageUnavailableError, option_named
+from crossfade.base.errors import InputError, Option, StorageUnavailableError
 from crossfade.base.io.checksums import FileChecksum
 from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.base.io.durable_file import create_folder, replace_file, sync_folder
@@ -260,7 +260,7 @@ def _claim(folder: Path) -> None:
         is_shared = bool(folder.parent.stat().st_mode & stat.S_ISVTX)
         if not stat.S_ISDIR(found.st_mode) or (is_shared and found.st_uid != os.geteuid()):
             raise InputError(
-                f"{folder}: was not made by this user; name another folder with {option_named('work_dir')}"
+                f"{folder}: was not made by this user; name another folder with ", Option("work_dir")
             ) from None
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from crossfade.base.errors import InputError, MissingExtraError
+from crossfade.base.errors import InputError, MissingExtraError, Text
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import s3_endpoint
 
@@ -52,7 +52,7 @@ def _metadata_files(folder: Folder) -> list[str]:
     return sorted(name for name in folder.child("metadata").entries() if name.endswith(_METADATA))
 
 
-def table_files(option: str, location: str) -> list[TableFile]:
+def table_files(option: Text, location: str) -> list[TableFile]:
     """Return the files of the newest version of the table at ``location``, in order of their URIs.
 
     Messages begin with ``option``.
@@ -69,16 +69,17 @@ def table_files(option: str, location: str) -> list[TableFile]:
         files = _iceberg_files(option, location)
     else:
         raise InputError(
-            f"{option}: is a table of Iceberg, whose catalog decides which metadata is the newest: name it by the "
+            option,
+            ": is a table of Iceberg, whose catalog decides which metadata is the newest: name it by the "
             f"catalog, as {CATALOG}CATALOG/NAMESPACE.TABLE, or name the file, such as "
-            f"{folder.uri}/metadata/{_metadata_files(folder)[-1]}"
+            f"{folder.uri}/metadata/{_metadata_files(folder)[-1]}",
         )
     if not files:
-        raise InputError(f"{option}: the table has no files")
+        raise InputError(option, ": the table has no files")
     return sorted(files, key=lambda file: file.uri)
 
 
-def _delta_files(option: str, location: str) -> list[TableFile]:
+def _delta_files(option: Text, location: str) -> list[TableFile]:
     with _extra("deltalake", option):
         from deltalake import DeltaTable
     with _errors(option, "Delta"):
@@ -96,14 +97,14 @@ def _delta_files(option: str, location: str) -> list[TableFile]:
         raise _rewrite(option, f"columns mapped by {mapping}", "a copy of the table without delta.columnMapping.mode")
     if absolute := next((path for path in paths if "://" in path or path.startswith("/")), None):
         raise InputError(
-            f"{option}: the table has files of another one, such as {absolute}; expected one with files of its own"
+            option, f": the table has files of another one, such as {absolute}; expected one with files of its own"
         )
     # The log has paths as parts of URIs.
     root = location.rstrip("/")
     return [TableFile(f"{root}/{unquote(path)}", size) for path, size in zip(paths, sizes, strict=True)]
 
 
-def _iceberg_files(option: str, location: str) -> list[TableFile]:
+def _iceberg_files(option: Text, location: str) -> list[TableFile]:
     with _extra("pyiceberg", option):
         from pyiceberg.catalog import load_catalog
         from pyiceberg.table import StaticTable
@@ -120,11 +121,11 @@ def _iceberg_files(option: str, location: str) -> list[TableFile]:
     if len(columns) > min(len(set(part)) for part in zip(*columns, strict=True)):
         raise _rewrite(option, "columns that were renamed, or dropped and added again", "a copy as a new table")
     if formats := {task.file.file_format for task in tasks} - {"PARQUET"}:
-        raise InputError(f"{option}: the table has files of {', '.join(map(str, formats))}; expected Parquet")
+        raise InputError(option, f": the table has files of {', '.join(map(str, formats))}; expected Parquet")
     return [TableFile(_location(option, task.file.file_path), task.file.file_size_in_bytes) for task in tasks]
 
 
-def _location(option: str, uri: str) -> str:
+def _location(option: Text, uri: str) -> str:
     """Return a path, or an address as other files have it: Hadoop and Spark call it s3a, and write one / for a file."""
     scheme, separator, rest = uri.partition(":")
     if not separator or uri.startswith("/"):
@@ -132,16 +133,16 @@ def _location(option: str, uri: str) -> str:
     if scheme == "file":
         return "/" + rest.lstrip("/")
     if scheme not in ("s3", "s3a", "s3n"):
-        raise InputError(f"{option}: the table has files at {scheme}://; expected local files or s3://")
+        raise InputError(option, f": the table has files at {scheme}://; expected local files or s3://")
     return f"s3:{rest}"
 
 
-def _rewrite(option: str, what: str, how: str) -> InputError:
-    return InputError(f"{option}: the table has {what}, which its files do not show; rewrite them first: {how}")
+def _rewrite(option: Text, what: str, how: str) -> InputError:
+    return InputError(option, f": the table has {what}, which its files do not show; rewrite them first: {how}")
 
 
 @contextmanager
-def _extra(package: str, option: str) -> Iterator[None]:
+def _extra(package: str, option: Text) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
@@ -149,11 +150,11 @@ def _extra(package: str, option: str) -> Iterator[None]:
 
 
 @contextmanager
-def _errors(option: str, kind: str) -> Iterator[None]:
+def _errors(option: Text, kind: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the packages' errors have no common base
-        raise InputError(f"{option}: cannot be read as a table of {kind}: {error}") from error
+        raise InputError(option, f": cannot be read as a table of {kind}: {error}") from error
 
 
 def _delta_storage(location: str) -> dict[str, str] | None:

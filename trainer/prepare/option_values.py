@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, ValidationInfo
 
-from crossfade.base.errors import OptionError
+from crossfade.base.errors import OptionError, Text
 from crossfade.base.options import parse_share
 from crossfade.trainer.data.time_values import TimeSpan
 
@@ -135,7 +135,7 @@ class ContextPlan:
         """Whether values are derived from timestamps, rather than read from a column."""
         return self.source in DERIVED_CONTEXT
 
-    def error(self, problem: str, fix: str) -> OptionError:
+    def error(self, problem: Text, fix: Text) -> OptionError:
         """Return the error that the context has ``problem``."""
         return OptionError("context", found=self, problem=problem, fix=fix)
 

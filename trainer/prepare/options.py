@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from crossfade.base.errors import OptionError, option_named
-from crossfade.base.options import Integer, Number, Options, Share, option
+from crossfade.base.errors import Option, OptionError, Text
+from crossfade.base.options import Integer, Number, Options, Share, alternatives, option
 from crossfade.trainer.data.column_names import MAX_CONTENT_WIDTH, TIMESTAMP, WEIGHT, is_entity_name
 from crossfade.trainer.data.time_values import EventTimeRange, TimeSpan
 from crossfade.trainer.prepare.option_values import (
@@ -350,12 +350,12 @@ class PrepareOptions(Options):
             of_events = self.model_fields_set - {"sample", "out", "overwrite", "skip_existing", "seed"}
             for field in (name for name in type(self).model_fields if name in of_events):
                 raise OptionError(
-                    field, problem=f"describes event files, and {option_named('sample')} reads none", fix="leave it out"
+                    field, problem=("describes event files, and ", Option("sample"), " reads none"), fix="leave it out"
                 )
         elif self.skip_existing:
             raise OptionError(
                 "skip_existing",
-                problem=f"works only with {option_named('sample')}, since event files may have changed",
+                problem=("works only with ", Option("sample"), ", since event files may have changed"),
                 fix="leave it out",
             )
         check_entities(self.query.name, self.item.name)
@@ -371,19 +371,19 @@ class PrepareOptions(Options):
         if self.weight is not None and self.event is not None:
             raise OptionError(
                 "weight",
-                problem=f"was given, and so was {option_named('event')}: the weight comes from one of the two",
+                problem=("was given, and so was ", Option("event"), ": the weight comes from one of the two"),
                 fix="leave out the other",
             )
         if self.event is not None and not self.event_weights:
-            needed = option_named("event_weights", "play=1,like=3,skip=-1")
-            raise OptionError("event", found=self.event, problem=f"needs {needed}")
+            needs = ("needs ", Option("event_weights", "play=1,like=3,skip=-1"))
+            raise OptionError("event", found=self.event, problem=needs)
         if self.event is None and self.event_weights:
-            raise OptionError("event_weights", problem=f"needs {option_named('event', 'COLUMN')}")
+            raise OptionError("event_weights", problem=("needs ", Option("event", "COLUMN")))
         if self.timestamp_format and self.timestamp is None:
             raise OptionError(
                 "timestamp_format",
                 problem="describes the column of times",
-                fix=f"name it with {option_named('timestamp')}",
+                fix=("name it with ", Option("timestamp")),
             )
 
     def _check_attributes(self) -> None:
@@ -400,13 +400,9 @@ class PrepareOptions(Options):
         with_files = {file.entity for file in (*self.features, *self.content)}
         for entity in self.catalog:
             if entity not in with_files:
-                raise OptionError(
-                    "catalog",
-                    found=entity,
-                    problem=f"adds the ids in the files of {option_named('features', f'{entity}=…')} or "
-                    f"{option_named('content', f'{entity}=…')}, which are missing",
-                    fix="add one",
-                )
+                either = alternatives(Option(name, f"{entity}=…") for name in ("features", "content"))
+                problem = ("adds the ids in the files of ", either, ", which are missing")
+                raise OptionError("catalog", found=entity, problem=problem, fix="add one")
 
     def _check_context(self) -> None:
         taken = {name.lower() for name in (*self.sides(), *self._feature_names())}
@@ -418,7 +414,7 @@ class PrepareOptions(Options):
             if plan.is_derived and self.timestamp is None:
                 raise needs_timestamp("context", str(plan))
             if self.duplicates == "sum":
-                problem = f"{option_named('duplicates', 'sum')} merges events of different context"
+                problem = (Option("duplicates", "sum"), " merges events of different context")
                 raise plan.error(problem, "leave out one of the two")
 
     def _check_entities_named(self) -> None:
@@ -439,21 +435,21 @@ class PrepareOptions(Options):
             raise OptionError(
                 "hold_out_gap",
                 problem="drops events of queries without any before it, of which those in a base dataset have some",
-                fix=f"leave it out, or leave out {option_named('base')}",
+                fix=("leave it out, or leave out ", Option("base")),
             )
         if self.replay is not None and self.base is None:
             raise OptionError(
                 "replay",
                 found=f"{self.replay:g}",
                 problem="draws from base datasets, and there is none",
-                fix=f"name one with {option_named('base', 'DATA')}",
+                fix=("name one with ", Option("base", "DATA")),
             )
         for entity, minimum in self.admit.items():
             if entity in self.catalog:
                 raise OptionError(
                     "admit",
                     found=f"{entity}={minimum}",
-                    problem=f"{option_named('catalog', entity)} gives rows to ids without any event",
+                    problem=(Option("catalog", entity), " gives rows to ids without any event"),
                     fix="leave out one of the two",
                 )
         for max_age in self.expire_after.values():
@@ -512,7 +508,7 @@ class SyntheticSpec(Options):
             raise OptionError(
                 "valid",
                 found=self.valid,
-                problem=f"leaves nothing for train with {option_named('test', self.test)}",
+                problem=("leaves nothing for train with ", Option("test", self.test)),
                 fix="lower one",
             )
         return self
@@ -533,13 +529,11 @@ class SynthesizeOptions(SyntheticSpec):
         of_datasets = ("skip_existing", "overwrite", "work_dir", "valid", "test", "audio")
         for field in of_datasets if self.raw_events else ("moods", "drift", "likes"):
             if field in self.model_fields_set:
-                raw = option_named("raw_events")
-                where = (
-                    f"datasets, not to {raw}"
-                    if self.raw_events
-                    else f"{raw}, since a dataset has neither kinds nor an order of time"
-                )
-                raise OptionError(field, problem=f"applies to {where}", fix="leave it out")
+                raw = Option("raw_events")
+                where: Text = ("datasets, not to ", raw)
+                if not self.raw_events:
+                    where = (raw, ", since a dataset has neither kinds nor an order of time")
+                raise OptionError(field, problem=("applies to ", where), fix="leave it out")
         return self
 
 
@@ -556,7 +550,7 @@ def needs_timestamp(field: str, found: str) -> OptionError:
         field,
         found=found,
         problem="requires the time of each event",
-        fix=f"name its column with {option_named('timestamp')}",
+        fix=("name its column with ", Option("timestamp")),
     )
 
 
@@ -578,7 +572,7 @@ def check_entities(query: str, item: str) -> None:
         raise OptionError(
             "item",
             found=item,
-            problem=f"has the same name as {option_named('query', query)}",
+            problem=("has the same name as ", Option("query", query)),
             expected="two names (NAME=COLUMN)",
         )
 
@@ -596,5 +590,5 @@ def check_entity(field: str, name: str) -> None:
             problem="cannot be the name of an entity",
             expected=f"a word of at most 100 ASCII letters, digits, '_' and '-', other than '{WEIGHT}' and "
             f"'{TIMESTAMP}'",
-            fix=f"if the column has another name: {option_named(field, 'NAME=COLUMN')}",
+            fix=("if the column has another name: ", Option(field, "NAME=COLUMN")),
         )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from crossfade.base.errors import InputError, MissingExtraError, OptionError, option_named
+from crossfade.base.errors import InputError, MissingExtraError, Option, OptionError, Text, join
 from crossfade.base.io.disk_errors import full_disk_errors
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import EarlierDataset
@@ -101,9 +101,9 @@ def find_inputs(options: PrepareOptions) -> Inputs:
         for file in files:
             location = _location(file)
             if location in seen:
-                earlier = option_named(seen[location])
+                earlier = Option(seen[location])
                 raise OptionError(
-                    split, found=file, problem=f"was already given in {earlier}", expected="each file once"
+                    split, found=file, problem=("was already given in ", earlier), expected="each file once"
                 )
             seen[location] = split
             if file.format == "lightgcn":
@@ -113,7 +113,7 @@ def find_inputs(options: PrepareOptions) -> Inputs:
     for file in [*chain(*events.values()), *names.values(), *chain(*features, *content)]:
         if _location(file).startswith(f"{out}/"):
             raise InputError(
-                f"{file}: is inside {option_named('out', options.out)}, which would be replaced; choose another folder"
+                f"{file}: is inside ", Option("out", options.out), ", which would be replaced; choose another folder"
             )
     return Inputs(events, names, features, content)
 
@@ -129,11 +129,11 @@ def find_base(options: PrepareOptions) -> BaseDataset | None:
         base = open_base_dataset(options.base)
         base.check_entities(options.query.name, options.item.name)
         if base.folder.uri == Folder(options.out).uri:
-            out = option_named("out")
+            out = Option("out")
             raise OptionError(
                 "base",
                 found=options.base,
-                problem=f"is also {out}, which would be replaced",
+                problem=("is also ", out, ", which would be replaced"),
                 fix="choose another folder",
             )
         base.reference(Folder(options.out))
@@ -153,7 +153,7 @@ def _find_events(options: PrepareOptions, split: str) -> list[Source]:
                 split,
                 found=STANDARD_INPUT,
                 problem="standard input has no extension",
-                fix=f"name its format: {option_named('format', '|'.join(FORMATS))}",
+                fix=("name its format: ", Option("format", "|".join(FORMATS))),
             )
         else:
             files.append(StandardInput(options.file_format))
@@ -170,12 +170,11 @@ def _check_no_columns(options: PrepareOptions, file: Source) -> None:
     """Check that no option names a column, which files of the format lightgcn do not have."""
     columns = {"weight": options.weight, "event": options.event, "timestamp": options.timestamp}
     columns |= {"query": options.query.given, "item": options.item.given}
-    found = {option_named(name): column for name, column in columns.items() if column is not None}
-    found |= {option_named("context", name): column for name, column in options.context.items()}
+    found = {Option(name): column for name, column in columns.items() if column is not None}
+    found |= {Option("context", name): column for name, column in options.context.items()}
     for option, column in found.items():
         raise InputError(
-            f"{file}: a lightgcn file has no column '{column}'; leave it out of {option}, or correct "
-            f"{option_named('format')}"
+            f"{file}: a lightgcn file has no column '{column}'; leave it out of {option}, or correct ", Option("format")
         )
 
 
@@ -259,21 +258,22 @@ def check_for_spark(options: PrepareOptions, inputs: Inputs | None = None, base:
     Raises:
         OptionError: something is.
     """
-    given = [option_named(name) for name in _NOT_ON_SPARK if getattr(options, name)]
-    given += [option_named("order", "random")] if options.order == "random" else []
-    given += [option_named("on_bad_line", "quarantine=FILE")] if options.quarantine is not None else []
+    given: list[Text] = [Option(name) for name in _NOT_ON_SPARK if getattr(options, name)]
+    given += [Option("order", "random")] if options.order == "random" else []
+    given += [Option("on_bad_line", "quarantine=FILE")] if options.quarantine is not None else []
     for split, files in inputs.events.items() if inputs is not None else ():
-        given += [option_named(split, STANDARD_INPUT) for file in files if isinstance(file, StandardInput)]
+        given += [Option(split, STANDARD_INPUT) for file in files if isinstance(file, StandardInput)]
     if options.base is not None:
-        given += [f"{option_named('base')} with {option_named(name)}" for name in _COLUMNS if getattr(options, name)]
+        given += [(Option("base"), " with ", Option(name)) for name in _COLUMNS if getattr(options, name)]
     if base is not None:
         manifest = base.manifest
         found = {"features": manifest.features, "content": manifest.content, "context": manifest.context}
-        given += [f"{option_named('base')} of a dataset with {kind}" for kind, has_some in found.items() if has_some]
+        given += [(Option("base"), f" of a dataset with {kind}") for kind, has_some in found.items() if has_some]
     if given:
-        duckdb_engine = option_named("engine", "duckdb")
-        problem = f"does not support {', '.join(given)}"
-        raise OptionError("engine", found="spark", problem=problem, fix=f"leave them out, or use {duckdb_engine}")
+        problem = ("does not support ", join(given, ", "))
+        raise OptionError(
+            "engine", found="spark", problem=problem, fix=("leave them out, or use ", Option("engine", "duckdb"))
+        )
 
 
 def _spark_preparation(
@@ -293,7 +293,7 @@ def _spark_preparation(
         importlib.import_module("pandas")  # PySpark needs it, and does not require it
         from crossfade.trainer.prepare.spark_engine import SparkPreparation
     except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "pyspark", "spark", option_named("engine", "spark")) from error
+        raise MissingExtraError(error.name or "pyspark", "spark", Option("engine", "spark")) from error
     files = (inputs.features, inputs.content)
     return SparkPreparation(options, inputs.events, inputs.names, base, staged, progress, first_row, *files)
 

@@ -31,7 +31,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.trainer.prepare.database import (
     exact_path,
@@ -224,7 +224,8 @@ def _read_parquet(file: RawFile) -> pq.ParquetFile:
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a complete Parquet "
-            f"file, or give another format with {option_named('format')}"
+            "file, or give another format with ",
+            Option("format"),
         ) from error
 
 

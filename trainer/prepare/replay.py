@@ -36,7 +36,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import option_named
+from crossfade.base.errors import Option
 from crossfade.base.hashing import mix
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import BEFORE_ALL, EarlierDataset, explaining_base, open_bases
@@ -48,7 +48,7 @@ from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.options import PrepareOptions
 
-_WITHOUT = f"leave out {option_named('replay')}"
+_WITHOUT = ("leave out ", Option("replay"))
 _READ_ROWS = 4
 """How many times as many rows are read as are drawn, if there are as many."""
 _SPARE = 1.25

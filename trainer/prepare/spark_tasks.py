@@ -27,8 +27,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
-from crossfade.base.errors import InputError, OptionError
+from crossfade.base.errors import InputError, Option, parts
 from crossfade.base.io.durable_file import create_folder, sync_folder
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
@@ -576,18 +577,17 @@ def _query(connection: duckdb.DuckDBPyConnection, sql: str, schema: str, rows: i
         yield pa.RecordBatch.from_arrays(columns, schema=arrow)
 
 
+_PARTS = TypeAdapter(tuple[str | Option, ...])
+
+
 def _failure(error: InputError) -> dict[str, Any]:
     """Return what a report has of an ``error``."""
-    parts = error.__reduce__()[1] if isinstance(error, OptionError) else [str(error.args[0])]
-    return {"error": json.loads(json.dumps(parts, default=str)), "is_option": isinstance(error, OptionError)}
+    return {"error": _PARTS.dump_python(parts(error.args), mode="json")}
 
 
 def to_error(report: Mapping[str, Any]) -> InputError:
     """Return the error of a ``report``."""
-    if report["is_option"]:
-        field, found, problem, expected, fix = report["error"]
-        return OptionError(field, found=found, problem=problem, expected=expected, fix=fix)
-    return InputError(*report["error"])
+    return InputError(*_PARTS.validate_python(report["error"]))
 
 
 def _report(schema: str, report: Mapping[str, Any]) -> pa.RecordBatch:

@@ -28,7 +28,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option, StorageUnavailableError
 from crossfade.base.io.durable_file import is_partial
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
@@ -57,7 +57,7 @@ from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.journal import Journal, kept_folder, open_journal
 
-_OUT, _OVERWRITE = option_named("out"), option_named("overwrite")
+_OUT, _OVERWRITE = Option("out"), Option("overwrite")
 _OF_INTERACTIONS = (*ALL_SPLITS, REPLAY)
 _OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, OVERLAY, *_OF_INTERACTIONS}
 _OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, *_OUR_FOLDERS}
@@ -144,9 +144,7 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
     Raises:
         InputError: it exists and may not be replaced, or it cannot be read.
     """
-    with translate_storage_errors(
-        option_named("out", out.uri), unreachable=StorageUnavailableError if tag else InputError
-    ):
+    with translate_storage_errors(Option("out", out.uri), unreachable=StorageUnavailableError if tag else InputError):
         if out.on_s3:
             _check_prefix(out, overwrite, tag)
         else:
@@ -159,7 +157,11 @@ def _find_foreign(out: Path) -> str | None:
         read_manifest(Folder(out))
     except InputError as error:
         raise InputError(
-            f"{out}: holds no prepared data, so {_OVERWRITE} does not replace it; choose another {_OUT} ({error})"
+            f"{out}: holds no prepared data, so ",
+            _OVERWRITE,
+            " does not replace it; choose another ",
+            _OUT,
+            f" ({error})",
         ) from None
     # A file that another command is writing, or was when it was killed, is none of its user's.
     found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
@@ -172,12 +174,12 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
         return
     if not overwrite:
         state = "exists already" if FILE_NAME in found else "holds files that another preparation left or is writing"
-        raise InputError(f"{out.uri}: {state}; choose another {_OUT}, or replace it with {_OVERWRITE}")
+        raise InputError(f"{out.uri}: {state}; choose another ", _OUT, ", or replace it with ", _OVERWRITE)
     if FILE_NAME in found:
         read_manifest(out)
     if foreign := {name for name in found if name not in (FILE_NAME, JOURNAL) and not _OUR_OBJECTS.fullmatch(name)}:
         raise InputError(
-            f"{out.uri}: holds '{min(foreign)}', which {_OVERWRITE} would delete; move it, or choose another {_OUT}"
+            f"{out.uri}: holds '{min(foreign)}', which ", _OVERWRITE, " would delete; move it, or choose another ", _OUT
         )
 
 
@@ -187,7 +189,7 @@ def read_complete(out: Folder) -> DatasetManifest | None:
     Raises:
         InputError: the folder cannot be read, or its manifest is not one of this format version.
     """
-    with translate_storage_errors(option_named("out", out.uri), unreachable=InputError):
+    with translate_storage_errors(Option("out", out.uri), unreachable=InputError):
         restore_dataset(out)
         sizes = out.sizes()
         if FILE_NAME not in sizes:
@@ -233,7 +235,7 @@ def _work_folder(parent: Path | None) -> Iterator[Path]:
             work = stack.enter_context(temporary_folder("prepare", parent))
         except OSError as error:
             raise InputError(
-                f"{option_named('work_dir', parent)}: cannot be written: {error.strerror or error}; choose another"
+                Option("work_dir", parent), f": cannot be written: {error.strerror or error}; choose another"
             ) from error
         yield work
 
@@ -256,7 +258,7 @@ def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
 
 
 def _cannot_write(target: Path, error: OSError) -> InputError:
-    return InputError(f"{target.parent}: cannot be written: {error.strerror or error}; choose another {_OUT}")
+    return InputError(f"{target.parent}: cannot be written: {error.strerror or error}; choose another ", _OUT)
 
 
 def _staged_in(stack: ExitStack, out: Folder, overwrite: bool, partial: Path, work: Path) -> Staged:
@@ -300,7 +302,7 @@ def _opened(stack: ExitStack, kept: Path, identity: str, dataset: Path | None) -
         return stack.enter_context(open_journal(kept, identity, dataset))
     except OSError as error:
         raise InputError(
-            f"{kept}: cannot be written: {error.strerror or error}; choose another {option_named('work_dir')}"
+            f"{kept}: cannot be written: {error.strerror or error}; choose another ", Option("work_dir")
         ) from error
 
 
@@ -308,7 +310,7 @@ def _opened(stack: ExitStack, kept: Path, identity: str, dataset: Path | None) -
 def _stage_on_s3(out: Folder, overwrite: bool, work: Path, identity: str | None = None) -> Iterator[Staged]:
     journal, tag = Journal(), f"-{uuid.uuid4().hex[:12]}"
     with ExitStack() as stack:
-        with translate_storage_errors(option_named("out", out.uri), unreachable=InputError):
+        with translate_storage_errors(Option("out", out.uri), unreachable=InputError):
             out.check_bucket()
             lock = stack.enter_context(folder_writer(out))
             if identity is not None:

@@ -25,7 +25,7 @@ from typing import BinaryIO, cast
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option, Text
 from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
 
@@ -38,21 +38,25 @@ MAX_ADJACENCY_BYTES = 256 << 20
 """The longest line of adjacency text, which may hold every item of a large catalog."""
 
 _CARRIAGE_RETURN = "has a carriage return inside a line; remove it, for instance: tr -d '\\r'"
-_OPEN_QUOTE = f"a quote opens and does not close; double quotes inside fields, or use {option_named('format', 'tsv')}"
+_OPEN_QUOTE: Text = ("a quote opens and does not close; double quotes inside fields, or use ", Option("format", "tsv"))
 _NOT_UTF8 = "is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
-_TOO_LONG = f"the line is longer than {{:,}} bytes; expected one record in each line: check {option_named('format')}"
 _BAD_NUMBER = re.compile(rb"[0-9]{19,}\S*|[0-9]*[^0-9\s]\S*")
 """A word of a line that is not a number of at most 18 digits."""
 _HALF_PAIR = "has half of a surrogate pair, such as \\ud800, which is no text; remove it"
 _NOT_ADJACENCY = (
     "expected 'user item item …', non-negative integers with spaces between: fix the line, or give another format "
-    f"with {option_named('format')}"
+    "with ",
+    Option("format"),
 )
 _WIDE_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _SAMPLED_BYTES = 1024
 _WIDE_ZEROS = 0.3
 """The share of zero bytes from which on text has letters of several bytes: it is half of UTF-16 in Latin letters."""
 _JSON_NAMES_LINES = 1000  # an object may lack some keys, so that one line does not have all
+
+
+def _too_long(limit: int) -> Text:
+    return (f"the line is longer than {limit:,} bytes; expected one record in each line: check ", Option("format"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +74,13 @@ class Record:
     line: int
     text: bytes
     values: Sequence[str | None] = ()
-    problem: str = ""
+    problem: Text = ""
     found: str = ""
 
-    def describe(self, file: RawFile) -> str:
+    def describe(self, file: RawFile) -> Text:
         """Describe the problem in one line, with the place."""
         found = f"found '{self.found}'; " if self.found else ""
-        return f"{file}, line {self.line}: {found}{self.problem}"
+        return (f"{file}, line {self.line}: {found}", self.problem)
 
 
 class _Lines:
@@ -252,7 +256,7 @@ class _Delimited:
 
     def _parse(self, number: int, text: bytes) -> Record:
         if len(text) > MAX_RECORD_BYTES:
-            return Record(number, text, problem=_TOO_LONG.format(MAX_RECORD_BYTES))
+            return Record(number, text, problem=_too_long(MAX_RECORD_BYTES))
         try:
             fields = self._split(text.removesuffix(b"\n").removesuffix(b"\r").decode())
         except UnicodeDecodeError:
@@ -306,10 +310,10 @@ def _json_records(lines: _Lines, names: Sequence[str]) -> Iterator[Record]:
             yield Record(lines.number, line, problem=found)
 
 
-def _parse_object(line: bytes) -> dict[str, str | None] | str:
+def _parse_object(line: bytes) -> dict[str, str | None] | Text:
     """Return the values of the object of a line as text, its numbers as written, or the problem of the line."""
     if len(line) > MAX_RECORD_BYTES:
-        return _TOO_LONG.format(MAX_RECORD_BYTES)
+        return _too_long(MAX_RECORD_BYTES)
     try:
         found = json.loads(line.decode(), parse_float=str, parse_int=str, parse_constant=str)
         if isinstance(found, dict):
@@ -348,7 +352,7 @@ def _json_text(value: object) -> str | None:
 def _adjacency_records(lines: _Lines) -> Iterator[Record]:
     while line := lines.take():
         if len(line) > MAX_ADJACENCY_BYTES:
-            yield Record(lines.number, line, problem=_TOO_LONG.format(MAX_ADJACENCY_BYTES))
+            yield Record(lines.number, line, problem=_too_long(MAX_ADJACENCY_BYTES))
         elif (bad := _BAD_NUMBER.search(line)) is not None:
             found = bad[0][:40].decode("utf-8", "surrogateescape")
             yield Record(lines.number, line, problem=_NOT_ADJACENCY, found=found)

@@ -16,7 +16,7 @@ from typing import Any
 
 import duckdb
 
-from crossfade.base.errors import InputError, OptionError, option_named
+from crossfade.base.errors import InputError, Option, OptionError
 from crossfade.trainer.prepare.database import execute, fetch_one, literal
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.raw_files import Kind
@@ -140,13 +140,13 @@ def find_unnamed_formats(
         wrong = f"has timestamps of another format than ISO, such as {examples[0]}; name it"
     iso = [ISO] if 1 in forms else []
     if _OTHER in forms and not formats:
-        suggested = f", as in {option_named('timestamp_format', _EXAMPLE)}"
+        suggested = (", as in ", Option("timestamp_format", _EXAMPLE))
     else:
         quoted = [f"'{text}'" for text in formats]
         units = _units(connection) if 0 in forms else []
-        suggested = f": {option_named('timestamp_format', ' '.join([*iso, *quoted, *units]))}"
+        suggested = (": ", Option("timestamp_format", " ".join([*iso, *quoted, *units])))
     why = f" ({'; '.join(notes)})" if notes else ""
-    return InputError(f"{file}: column '{column}' {wrong}{suggested}{why}")
+    return InputError(f"{file}: column '{column}' {wrong}", suggested, f"{why}")
 
 
 def _suggest(connection: duckdb.DuckDBPyConnection) -> tuple[list[str], list[str]]:

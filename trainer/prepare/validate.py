@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError, OptionError, command, option_named
+from crossfade.base.errors import InputError, Option, OptionError, command
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.temporary_folder import temporary_folder
@@ -76,7 +76,7 @@ def validate(options: ValidateOptions, progress: ProgressReporter) -> Validation
                 field,
                 found=given,
                 problem=f"the manifest in {folder.uri} has '{found}'",
-                fix=f"leave out {option_named(field)}",
+                fix=("leave out ", Option(field)),
             )
     with temporary_folder("validate") as work:
         split_notes = _check_files(folder, manifest, problems, work, memory_bytes(options.memory), progress)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.trainer.data.manifest import VOCABULARY, Entity
 from crossfade.trainer.prepare.database import count_rows
 from crossfade.trainer.prepare.faults import Faults
@@ -165,7 +165,8 @@ def check_named(file: object, names: NamesFile, named: int, given: int) -> None:
     if not named:
         raise InputError(
             f"{file}: has a name for none of the ids of the events (column '{names.id_column}' holds {given} ids); "
-            f"expected ids of the same entity: check the columns in {option_named('names')}"
+            "expected ids of the same entity: check the columns in ",
+            Option("names"),
         )
 
 

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import CrossfadeError, InputError, OptionError, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError
 from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors, write_error, write_failure
 from crossfade.base.io.durable_file import sync_folder
 from crossfade.base.io.folder import Folder
@@ -192,8 +192,9 @@ def recommend_in_bulk(request: Request, out: Path) -> int:
         except OSError as error:
             complete = len(list(_parts_folder(out).glob("part-*.parquet")))
             raise CrossfadeError(
-                f"{option_named('out', out)}: could not be written: {write_failure(error, out)}; complete are "
-                f"{complete} parts in {_parts_folder(out)}, with which the same command continues"
+                Option("out", out),
+                f": could not be written: {write_failure(error, out)}; complete are "
+                f"{complete} parts in {_parts_folder(out)}, with which the same command continues",
             ) from error
 
 
@@ -418,6 +419,6 @@ def _open_parts(out: Path, request: dict[str, Any]) -> Path:
                 partial.write_text(json.dumps(request), encoding="utf-8")
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise write_error(option_named("out", out), error, out) from error
+        raise write_error(Option("out", out), error, out) from error
     check_request(out, f"{folder} holds an unfinished result", earlier, request)
     return folder

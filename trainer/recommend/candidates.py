@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import InputError, format_names, option_named
+from crossfade.base.errors import InputError, Option, format_names
+from crossfade.base.options import alternatives
 from crossfade.base.text import counted
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import VectorSource
@@ -123,7 +124,7 @@ def listed_rows(names: RowLookup, entity: str, ids: Sequence[str]) -> IntArray:
     rows_N, missing = names.rows_of(ids)
     if not len(rows_N):
         examples = format_names(missing[:3])
-        raise UnknownRowError(f"{option_named('allow')}: none of its {len(missing)} IDs is one of {entity}: {examples}")
+        raise UnknownRowError(Option("allow"), f": none of its {len(missing)} IDs is one of {entity}: {examples}")
     return rows_N
 
 
@@ -139,8 +140,7 @@ def with_lists(candidates: Candidates, allow_N: IntArray | None, deny_N: IntArra
 
 def filters_leave_none(entity: str) -> InputError:
     """Return the error that filters leave no row of ``entity``."""
-    names = [option_named(name) for name in ("where", "allow", "deny")]
-    return InputError(f"the filters leave no {entity}: relax {', '.join(names[:-1])}, or {names[-1]}")
+    return InputError(f"the filters leave no {entity}: relax ", alternatives(map(Option, ("where", "allow", "deny"))))
 
 
 class RowSubset:

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import InputError, command, option_named
+from crossfade.base.errors import InputError, Option, command
 from crossfade.base.io.checksums import FileChecksum, verify_files
 from crossfade.base.io.regular_files import read_below
 from crossfade.base.io.replacing import check_replaceable
@@ -143,18 +143,18 @@ def check_index(card: IndexCard, folder: Path, model: TrainedModel, entity: str,
     Raises:
         InputError: it has not, or a file of it is damaged.
     """
-    named = option_named("index", folder)
+    named = Option("index", folder)
     again = f"build one with {command('index', _location(model), entity=entity, metric=metric)}"
     if card.entity != entity:
-        raise InputError(f"{named}: has the vectors of '{card.entity}', not of '{entity}'; {again}")
+        raise InputError(named, f": has the vectors of '{card.entity}', not of '{entity}'; {again}")
     if card.metric != metric:
-        raise InputError(f"{named}: searches by {card.metric}, but the ranking is by {metric}; {again}")
+        raise InputError(named, f": searches by {card.metric}, but the ranking is by {metric}; {again}")
     if card.model.data_fingerprint not in (data_fingerprint(model.data), model.manifest.compacted):
-        raise InputError(f"{named}: was built with another dataset than {model.data.uri}; {again}")
+        raise InputError(named, f": was built with another dataset than {model.data.uri}; {again}")
     indexed_R = indexed_rows(model, entity)
     rows_N = np.flatnonzero(indexed_R)
     if len(rows_N) != card.rows or _vectors_crc32(model, entity, rows_N) != card.model.crc32:
-        raise InputError(f"{named}: was built from other vectors ({card.model.uri}) than {model.uri} has now; {again}")
+        raise InputError(named, f": was built from other vectors ({card.model.uri}) than {model.uri} has now; {again}")
     verify_files(folder, card.files, CARD_FILE, "copy the folder again, or build the index again")
     return indexed_R
 

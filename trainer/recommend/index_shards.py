@@ -28,7 +28,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from crossfade.base.errors import InputError, OptionError, format_names, option_named
+from crossfade.base.errors import InputError, Option, OptionError, format_names
 from crossfade.base.io.checksums import FileChecksum, verify_files
 from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors
 from crossfade.base.io.folder import Folder, OutputFile
@@ -168,7 +168,7 @@ def _check_unfinished(out: Folder) -> None:
         names -= {INDEX_FILE, ROWS_FILE}
     names -= {SHARDS_FOLDER}
     if names:
-        problem, fix = f"holds more than shards: {format_names(sorted(names))}", f"choose another {option_named('out')}"
+        problem, fix = f"holds more than shards: {format_names(sorted(names))}", ("choose another ", Option("out"))
         raise OptionError("out", found=out.uri, problem=problem, fix=fix)
 
 

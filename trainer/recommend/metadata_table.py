@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, IntArray, list_places
-from crossfade.base.errors import InputError, format_names, option_named
+from crossfade.base.errors import InputError, Option, Text, format_names
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.features import iter_pairs
@@ -114,7 +114,7 @@ def write_metadata(
     Raises:
         InputError: the metadata file or the dataset cannot be read.
     """
-    advice = f"name a folder on a larger disk with {option_named('work_dir')}"
+    advice = ("name a folder on a larger disk with ", Option("work_dir"))
     with (
         tempfile.TemporaryDirectory(prefix="metadata-", dir=path.parent) as work,
         working_database(Path(work), _memory_bytes(), None, advice) as connection,
@@ -177,7 +177,7 @@ class MetadataTable:
             InputError: it is not a condition on the columns.
         """
         kept_R = np.zeros(self._rows, np.bool_)
-        rows = self._query("FROM items", option_named("where", condition), condition)
+        rows = self._query("FROM items", Option("where", condition), condition)
         kept_R[rows.column("row").to_numpy()] = True
         return kept_R
 
@@ -189,7 +189,7 @@ class MetadataTable:
         """
         what = f"the column '{column}'"
         if column not in self.columns():
-            raise InputError(f"there is no column '{column}' to group by; {self.columns_hint()}")
+            raise InputError(f"there is no column '{column}' to group by; ", self.columns_hint())
         quoted = identifier(column)
         is_list = self._query(f"SELECT typeof(any_value({quoted})) LIKE '%[]' AS l FROM items", what)
         value = f"unnest({quoted})" if is_list.column("l")[0].as_py() else quoted
@@ -203,7 +203,7 @@ class MetadataTable:
         named = tuple(names[number] for number in range(len(names)))
         return GroupLists(np.searchsorted(row_N, np.arange(self._rows + 1)), value_N, named)
 
-    def _query(self, sql: str, named: str, condition: str | None = None) -> pa.Table:
+    def _query(self, sql: str, named: Text, condition: str | None = None) -> pa.Table:
         try:
             relation = self._connection.sql(sql)
             # DuckDB parses a filter as one expression, which cannot change the query around it.
@@ -211,7 +211,7 @@ class MetadataTable:
         except duckdb.InterruptException:
             raise
         except (duckdb.Error, UnicodeError) as error:
-            raise InputError(f"{named}: {first_line(error)}; {self.columns_hint()}") from error
+            raise InputError(named, f": {first_line(error)}; ", self.columns_hint()) from error
 
     def columns(self) -> list[str]:
         """Return the columns that a condition may use."""
@@ -226,10 +226,10 @@ class MetadataTable:
     def _features(self) -> list[str]:
         return list(self._manifest.features_of(self._entity))
 
-    def columns_hint(self) -> str:
+    def columns_hint(self) -> Text:
         """Return what a message adds about the columns that there are."""
-        hint = "" if self._has_file else f"; further columns come from {option_named('metadata', 'FILE')}"
-        return f"the columns are {format_names(self.columns())}{hint}"
+        hint = "" if self._has_file else ("; further columns come from ", Option("metadata", "FILE"))
+        return (f"the columns are {format_names(self.columns())}", hint)
 
     def _add_vocabulary(self, entity: str, table: str, count_R: IntArray | None = None) -> None:
         vocabulary = Vocabulary(self._data, self._manifest, entity)
@@ -265,7 +265,7 @@ class MetadataTable:
         with fetch_files(find_files("metadata", [given.location], None), work, None) as files:
             for number, file in enumerate(files):
                 if number:
-                    raise InputError(f"{option_named('metadata', given.location)}: matches several files; expected one")
+                    raise InputError(Option("metadata", given.location), ": matches several files; expected one")
                 with read_errors(file):
                     self._add_file(file, given.id_column)
 
@@ -275,8 +275,10 @@ class MetadataTable:
         found = next((name for name in candidates if name in columns), None)
         if found is None:
             raise InputError(
-                f"{option_named('metadata', file)}: has no column {' or '.join(map(repr, candidates))} of IDs; name it "
-                f"with {option_named('metadata_id')}: {format_names(columns)}"
+                Option("metadata", file),
+                f": has no column {' or '.join(map(repr, candidates))} of IDs; name it with ",
+                Option("metadata_id"),
+                f": {format_names(columns)}",
             )
         taken = {name.lower() for name in ["row", *self.types("vocabulary"), *self._features()]}
         chosen = [name for name in columns if name != found and name.lower() not in taken]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, Options, alternatives, option
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
@@ -96,7 +96,7 @@ class MetadataOptions(Options):
                 "metadata_id",
                 found=self.metadata_id,
                 problem="is a column of a file",
-                fix=f"name the file with {option_named('metadata')}",
+                fix=("name the file with ", Option("metadata")),
             )
         return self
 
@@ -151,11 +151,16 @@ class RankingOptions(FilterOptions):
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
         if self.metadata is not None and not self.columns_used:
-            names = " or ".join(option_named(name) for name in ("where", "max_per"))
             raise OptionError(
                 "metadata",
                 found=self.metadata,
-                problem=f"has no effect without {names}, which name its columns",
+                problem=(
+                    "has no effect without ",
+                    Option("where"),
+                    " or ",
+                    Option("max_per"),
+                    ", which name its columns",
+                ),
                 fix="leave it out",
             )
         return self
@@ -273,22 +278,20 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
     @model_validator(mode="after")
     def _check_shards(self) -> Self:
         if self.is_divided and not (self.all or self.customers):
-            named = [option_named(name) for name in ("all", "customers")]
-            raise OptionError(
-                "shard" if self.shard else "merge", problem="divides many customers", expected=alternatives(named)
-            )
+            many = alternatives(map(Option, ("all", "customers")))
+            raise OptionError("shard" if self.shard else "merge", problem="divides many customers", expected=many)
         if self.is_divided and self.overwrite:
             raise OptionError("overwrite", problem="is for a file", fix="to repeat shards, delete their folder")
         if self.out is not None and not self.is_divided and "://" in self.out:
-            raise OptionError("out", found=self.out, expected=f"a local path, or {option_named('shard')}")
+            raise OptionError("out", found=self.out, expected=("a local path, or ", Option("shard")))
         return self
 
     @model_validator(mode="after")
     def _check_out(self) -> Self:
         if self.out is None and (self.all or self.customers is not None):
             name = "all" if self.all else "customers"
-            file = option_named("out", "FILE.parquet, .csv, or .jsonl")
-            raise OptionError(name, problem="writes a file", fix=f"name it with {file}")
+            file = Option("out", "FILE.parquet, .csv, or .jsonl")
+            raise OptionError(name, problem="writes a file", fix=("name it with ", file))
         if self.is_new:
             self.check_for_histories()
         return self
@@ -334,12 +337,12 @@ class IndexOptions(ShardOptions, Options):
     @model_validator(mode="after")
     def _check_out(self) -> Self:
         if self.codes != "pq" and "columns_per_byte" in self.model_fields_set:
-            problem, expected = "is for product quantization", option_named("codes", "pq")
+            problem, expected = "is for product quantization", Option("codes", "pq")
             raise OptionError("columns_per_byte", found=self.columns_per_byte, problem=problem, expected=expected)
         if self.is_divided and self.overwrite:
             raise OptionError("overwrite", problem="replaces a whole index", fix="for shards, choose another folder")
         if not self.is_divided and "://" in self.out:
-            raise OptionError("out", found=self.out, expected=f"a local path, or {option_named('shard')}")
+            raise OptionError("out", found=self.out, expected=("a local path, or ", Option("shard")))
         return self
 
 
@@ -363,12 +366,12 @@ class SequenceOptions(ListFiles, ModelSource):
 
     @model_validator(mode="after")
     def _check_ends(self) -> Self:
-        measuring = option_named("measure")
+        measuring = Option("measure")
         if self.measure is None and self.end is None:
             problem = "is missing, and a path needs two names or IDs"
-            raise OptionError("end", problem=problem, fix=f"to measure paths of random pairs, use {measuring}")
+            raise OptionError("end", problem=problem, fix=("to measure paths of random pairs, use ", measuring))
         if self.measure is not None and self.start is not None:
-            fix = f"leave out '{self.start}', or {measuring}"
+            fix = (f"leave out '{self.start}', or ", measuring)
             raise OptionError("measure", found=self.measure, problem="draws random pairs", fix=fix)
         return self
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import OptionError, format_names, option_named
+from crossfade.base.errors import Option, OptionError, format_names
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import OnUnknown
@@ -113,8 +113,8 @@ def _decide(model: Model, rows_Q: IntArray, unknown: list[str], on_unknown: OnUn
     if on_unknown == "error":
         names = model.files.names(model.query)
         problem = names.describe_unknown(unknown) if unknown else untrained(model.query, without)
-        skip, popular = (option_named("on_unknown", value) for value in ("skip", "popular"))
-        raise UnknownRowError(f"{problem}; {skip} leaves them out, {popular} recommends popular items to them")
+        skip, popular = (Option("on_unknown", value) for value in ("skip", "popular"))
+        raise UnknownRowError(f"{problem}; ", skip, " leaves them out, ", popular, " recommends popular items to them")
     left_out = [*unknown, *without]
     which = f"{len(left_out):,} of {len(rows_Q):,} of {model.query} have no trained vector"
     log(f"{which}, such as {format_names(left_out[:_MAX_LOGGED])}; left out")

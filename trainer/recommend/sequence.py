@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.evaluation.top_k import unit_rows
@@ -133,8 +133,9 @@ class PathFinder:
                 return self.describe(near.row_I[path_K])
         raise InputError(
             f"the {len(near.row_I) - 2} of {self.entity} near the path from '{self._label(start)}' to "
-            f"'{self._label(end)}' are too few for {length - 2} between them: lower {option_named('length')}, or relax "
-            "the filters"
+            f"'{self._label(end)}' are too few for {length - 2} between them: lower ",
+            Option("length"),
+            ", or relax the filters",
         )
 
     def near(self, start: int, end: int, factor: int = 1) -> NearRows:
@@ -230,8 +231,8 @@ def measure_paths(finder: PathFinder, reporter: ProgressReporter) -> dict[str, S
     """
     candidate_I, length, pairs = finder.candidate_I, finder.options.length, finder.options.measure or 0
     if len(candidate_I) < length:
-        least = option_named("length", length)
-        raise InputError(f"the filters leave {len(candidate_I)} rows; expected at least {least}: relax them")
+        least = Option("length", length)
+        raise InputError(f"the filters leave {len(candidate_I)} rows; expected at least ", least, ": relax them")
     random = np.random.default_rng(finder.options.seed)
     random_QK = np.array([random.choice(candidate_I, length, replace=False) for _ in range(pairs)])
     methods = {"path": [], "interpolation": [], "walk": _walks(finder, random_QK), "random": list(random_QK)}

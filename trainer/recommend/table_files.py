@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.io.disk_errors import write_error
 from crossfade.base.io.output import staged_file
 
@@ -38,7 +38,7 @@ def check_output(out: Path | None, *, overwrite: bool) -> None:
     if out.suffix.lower() not in _WRITERS and not (out.exists() and not out.is_file()):
         raise OptionError("out", found=out, expected=f"a name that ends in {', '.join(_WRITERS)}")
     if out.exists() and not overwrite:
-        fix = f"choose another, or replace it with {option_named('overwrite')}"
+        fix = ("choose another, or replace it with ", Option("overwrite"))
         raise OptionError("out", found=out, problem="already exists", fix=fix)
 
 
@@ -52,7 +52,7 @@ def write_output(out: Path, tables: Iterable[pa.Table]) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         return write_tables(out, tables)
     except OSError as error:
-        raise write_error(option_named("out", out), error, out) from error
+        raise write_error(Option("out", out), error, out) from error
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:

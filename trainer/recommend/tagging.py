@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.evaluation.label_precision import count_pairs
 from crossfade.trainer.evaluation.labels import OPTION, LabelPairs, read_labels
@@ -156,10 +156,12 @@ class Tagger:
         fitted_S, validated_S, tested_S = parts = _divide(len(self.row_S), self._options.seed)
         for part_S in (validated_S, tested_S):
             if not can_be_ranked(self._has_SL[part_S]).any():
-                fewer = option_named("min_items")
+                fewer = Option("min_items")
                 raise InputError(
                     f"{OPTION} {self.entity}=…: no label divides the {len(self.row_S):,} rows that have one; expected "
-                    f"labels that some of them have: lower {fewer}, or provide labels for more rows"
+                    "labels that some of them have: lower ",
+                    fewer,
+                    ", or provide labels for more rows",
                 )
         both_S = np.concatenate([fitted_S, validated_S])
         frequency_L = self._has_SL[both_S].mean(axis=0)
@@ -281,10 +283,12 @@ def _labeled_rows(pairs: LabelPairs, usable_R: BoolArray, options: TagOptions) -
     label_L = np.argsort(-count_N, kind="stable")[:MAX_LABELS]
     label_L = label_L[count_N[label_L] >= options.min_items]
     if not len(label_L):
-        fewer = option_named("min_items")
+        fewer = Option("min_items")
         raise InputError(
             f"{OPTION} {options.labels.entity}=…: the most frequent label has {count_N.max()} rows with a trained "
-            f"vector; expected at least {options.min_items}: lower {fewer}, or provide labels for more rows"
+            f"vector; expected at least {options.min_items}: lower ",
+            fewer,
+            ", or provide labels for more rows",
         )
     place_N = np.full(len(count_N), -1, np.int64)
     place_N[label_L] = np.arange(len(label_L))

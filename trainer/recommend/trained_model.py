@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import CheckpointError, InputError, option_named
+from crossfade.base.errors import CheckpointError, InputError, Option
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.temporary_folder import temporary_folder
@@ -404,7 +404,8 @@ def _open_embeddings(run: Folder, change: Callable[[JobConfig], JobConfig]) -> T
         if table.name in embeddings.entities and not embeddings.has_rows_of(table.name, model.vocabulary(table.name)):
             raise InputError(
                 f"{inputs.folder.uri}: has other rows of '{table.name}' than {model.uri}: it was prepared again, or is "
-                f"another dataset; name the dataset that the model was trained on with {option_named('data')}"
+                "another dataset; name the dataset that the model was trained on with ",
+                Option("data"),
             )
     return replace(model, popularity=read_term(embeddings, inputs.model.item.rows))
 

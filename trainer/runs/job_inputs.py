@@ -74,7 +74,7 @@ def open_inputs(job: JobConfig) -> JobInputs:
     try:
         return load_inputs(job)
     except StorageUnavailableError as error:
-        raise InputError(error.marked) from error
+        raise InputError(*error.args) from error
 
 
 def load_inputs(job: JobConfig) -> JobInputs:

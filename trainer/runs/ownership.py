@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from crossfade.base.errors import CheckpointError, InputError, option_named
+from crossfade.base.errors import CheckpointError, InputError, Option
 from crossfade.base.io.folder import Folder
 from crossfade.base.json_text import parse_json
 from crossfade.kvstore.checkpoint.file_names import STEP_NAME
@@ -74,14 +74,17 @@ def check_still_owned(checkpoints: str, run: str, command: str | None = None) ->
         raise CheckpointError(f"{checkpoints}/{OWNER_FILE}: cannot be read: {error}") from error
     if owner is not None and owner.get("run") != run:
         raise InputError(
-            f"{checkpoints}: another run, of job '{owner.get('name')}', was started in it with "
-            f"{option_named('resume')} and has taken it over; this run ends, since two runs would overwrite each "
-            "other's checkpoints"
+            f"{checkpoints}: another run, of job '{owner.get('name')}', was started in it with ",
+            Option("resume"),
+            " and has taken it over; this run ends, since two runs would overwrite each other's checkpoints",
         )
     if owner is not None and command is not None and owner.get("command") not in {None, command}:
         raise InputError(
-            f"{checkpoints}: another command, with {option_named('resume')} or {option_named('standby')}, has taken "
-            "the run over; this one ends, since two commands would overwrite each other's checkpoints"
+            f"{checkpoints}: another command, with ",
+            Option("resume"),
+            " or ",
+            Option("standby"),
+            ", has taken the run over; this one ends, since two commands would overwrite each other's checkpoints",
         )
     return {run, *_earlier_runs(owner or {})}
 
@@ -109,14 +112,16 @@ def _check_owner(folder: Folder, run: str | None, name: str, *, take_over: bool)
         if steps := set(filter(STEP_NAME.fullmatch, steps)):
             raise InputError(
                 f"{folder.uri}: holds checkpoints of an earlier run ({max(steps)}), but no {OWNER_FILE} that names it; "
-                f"set checkpoint.path to another folder, or continue that run with {option_named('resume')}"
+                "set checkpoint.path to another folder, or continue that run with ",
+                Option("resume"),
             )
         return None
     if (run is not None and owner.get("run") == run) or (take_over and owner.get("name") == name):
         return owner
     raise InputError(
         f"{folder.uri}: holds checkpoints of another run, of job '{owner.get('name')}'; set checkpoint.path to another "
-        f"folder, or continue that run with {option_named('resume')}"
+        "folder, or continue that run with ",
+        Option("resume"),
     )
 
 

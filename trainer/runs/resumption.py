@@ -16,14 +16,14 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint
 from crossfade.kvstore.checkpoint.lifecycle import has_complete, latest_checkpoint
 from crossfade.trainer.runs.events import CheckpointSaved, Event, PhaseEvent, StepEvent, StoppedEvent, parse_record
 from crossfade.trainer.runs.run_folder import EVENTS_FILE
 
 _MAX_REASONS = 3
-_FIX = f"or start over at step 0 with {option_named('allow_restart_from_scratch')}, which deletes none of them"
+_FIX = ("or start over at step 0 with ", Option("allow_restart_from_scratch"), ", which deletes none of them")
 
 
 def last_saved_step(run_dir: Path) -> int | None:
@@ -78,12 +78,14 @@ def find_start(
         more = f" … ({len(skipped)} in all)" if len(skipped) > _MAX_REASONS else ""
         raise InputError(
             f"cannot resume: none of the checkpoints in {checkpoints} is usable: {'; '.join(skipped[:_MAX_REASONS])}"
-            f"{more}; restore one, {_FIX}"
+            f"{more}; restore one, ",
+            _FIX,
         )
     if saved_step is not None:
         raise InputError(
             f"cannot resume: {checkpoints} holds no checkpoint, but the run has saved some, the last of step "
-            f"{saved_step}; mount or restore the folder, {_FIX}"
+            f"{saved_step}; mount or restore the folder, ",
+            _FIX,
         )
     return None, skipped
 
@@ -100,8 +102,13 @@ def check_same_data(checkpoint: Checkpoint, path: str, fingerprint: int) -> None
         return
     raise InputError(
         f"{checkpoint.uri}: cannot resume: {path} has changed since; to continue from its tables, start another run "
-        f"without {option_named('resume')}: {option_named('run_dir', 'NEW')} "
-        f"{option_named('set', f'checkpoint.warm_start_from={checkpoint.uri}')} (rows without an id are reset)"
+        "without ",
+        Option("resume"),
+        ": ",
+        Option("run_dir", "NEW"),
+        " ",
+        Option("set", f"checkpoint.warm_start_from={checkpoint.uri}"),
+        " (rows without an id are reset)",
     )
 
 

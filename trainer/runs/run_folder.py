@@ -29,7 +29,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, RootModel, ValidationError
 
-from crossfade.base.errors import InputError, command, option_named
+from crossfade.base.errors import InputError, Option, Text, command
 from crossfade.base.io.durable_file import is_partial, replace_file, written_name
 from crossfade.base.io.file_lock import folder_lock
 from crossfade.base.io.regular_files import read_below
@@ -65,7 +65,7 @@ class RunRestarts(RootModel[list[dict[str, Any]]]):
     """``restarts.json``: an object for each restart."""
 
 
-def read_run_file(path: Path, model: type[File], fix: str = _FIX) -> File:
+def read_run_file(path: Path, model: type[File], fix: Text = _FIX) -> File:
     """Read the JSON file at ``path``; ``fix`` is what a user can do if it cannot be read.
 
     Raises:
@@ -75,7 +75,7 @@ def read_run_file(path: Path, model: type[File], fix: str = _FIX) -> File:
     return parse_run_file(_read(path), str(path), model, fix)
 
 
-def read_report(path: Path, fix: str = _FIX) -> dict[str, Any]:
+def read_report(path: Path, fix: Text = _FIX) -> dict[str, Any]:
     """Read all members of the report at ``path``, in their order; ``fix`` is what a user can do if it cannot be read.
 
     Raises:
@@ -97,21 +97,21 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def parse_run_file(data: bytes, name: str, model: type[File], fix: str = _FIX) -> File:
+def parse_run_file(data: bytes, name: str, model: type[File], fix: Text = _FIX) -> File:
     """Parse ``data``, the content of the file ``name``; ``fix`` is what a user can do if it cannot be parsed.
 
     Raises:
         InputError: it is not such a file.
     """
     if not data.strip(b"\0 \n"):
-        raise InputError(f"{name}: is empty; {fix}")
+        raise InputError(f"{name}: is empty; ", fix)
     try:
         return model.model_validate(parse_json(data))
     except ValidationError as error:
         problem = format_validation_error(error)
-        raise InputError(f"{name}: is not as {command('train')} writes it: {problem}; {fix}") from error
+        raise InputError(f"{name}: is not as {command('train')} writes it: {problem}; ", fix) from error
     except ValueError as error:
-        raise InputError(f"{name}: is not as {command('train')} writes it: {error}; {fix}") from error
+        raise InputError(f"{name}: is not as {command('train')} writes it: {error}; ", fix) from error
 
 
 JOB_FILE, RUN_FILE = "job.yaml", "run.json"
@@ -243,8 +243,8 @@ class RunFolder:
                     self._write(JOB_FILE, job.with_absolute_paths().to_yaml())
             except FileExistsError as error:
                 raise InputError(
-                    f"{self.path}: cannot be a run folder: {error.filename} is a file; name another with "
-                    f"{option_named('run_dir')}"
+                    f"{self.path}: cannot be a run folder: {error.filename} is a file; name another with ",
+                    Option("run_dir"),
                 ) from error
             except OSError as error:
                 raise InputError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
@@ -255,12 +255,10 @@ class RunFolder:
         if not self.path.exists() or (self.path.is_dir() and not self._has_begun()):
             return False
         if not ((self.path / JOB_FILE).exists() and (self.path / LOCK_FILE).exists()):
-            raise InputError(
-                f"{self.path}: exists and is not a run folder; name another with {option_named('run_dir')}"
-            )
+            raise InputError(f"{self.path}: exists and is not a run folder; name another with ", Option("run_dir"))
         if self.lock.is_held():
             raise RunInProgressError(
-                f"{self.path}: a run is in progress; wait for it, or name another folder with {option_named('run_dir')}"
+                f"{self.path}: a run is in progress; wait for it, or name another folder with ", Option("run_dir")
             )
         return True
 
@@ -273,8 +271,9 @@ class RunFolder:
         differences = job.resume_conflicts(self.job()) if self._holds_run() else []
         if differences:
             raise InputError(
-                f"{self.path}: cannot resume: {', '.join(differences)}; "
-                f"train without {option_named('resume')}, or with the job as it was"
+                f"{self.path}: cannot resume: {', '.join(differences)}; train without ",
+                Option("resume"),
+                ", or with the job as it was",
             )
 
     def _clear_the_way(self, overwrite: bool) -> EarlierRun | None:
@@ -298,8 +297,9 @@ class RunFolder:
         """Delete what a run wrote; raise if there is anything else."""
         if foreign := self.foreign_names():
             raise InputError(
-                f"{self.path}: holds {foreign[0]}, which is not part of a run; train without "
-                f"{option_named('overwrite')}, which moves the folder aside"
+                f"{self.path}: holds {foreign[0]}, which is not part of a run; train without ",
+                Option("overwrite"),
+                ", which moves the folder aside",
             )
         # The files that mark a run folder go last, so that a deletion that was killed can be repeated.
         for path in sorted(self.path.iterdir(), key=lambda path: path.name in {JOB_FILE, LOCK_FILE}):
@@ -336,7 +336,7 @@ class RunFolder:
         Raises:
             InputError: it cannot be read.
         """
-        return read_report(self.path / REPORT_FILE, f"delete it, and write it again with {option_named('resume')}")
+        return read_report(self.path / REPORT_FILE, ("delete it, and write it again with ", Option("resume")))
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Write ``report.json``."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.base.io.file_lock import folder_lock, try_lock
 
 LOCK_FILE = "run.lock"
@@ -111,8 +111,11 @@ class RunLock:
             holder = self._file.read_text(encoding="ascii")
             if self.command is not None and holder not in {"", *_RESULTS, self.command}:
                 raise InputError(
-                    f"{self._folder}: another command, with {option_named('resume')} or {option_named('standby')}, has "
-                    "taken the run over, since this one gave no sign of life; this one ends"
+                    f"{self._folder}: another command, with ",
+                    Option("resume"),
+                    " or ",
+                    Option("standby"),
+                    ", has taken the run over, since this one gave no sign of life; this one ends",
                 )
 
     def is_owned(self) -> bool:

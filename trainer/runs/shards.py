@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from crossfade.base.errors import CrossfadeError, InputError, OptionError, format_names, option_named
+from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError, format_names
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
@@ -101,7 +101,7 @@ class ShardFolder:
         with shard_errors(self.out):
             names = self._names()
             if not names:
-                raise OptionError("merge", problem=f"{self.out.uri} has no shards", fix=f"add {option_named('shard')}")
+                raise OptionError("merge", problem=f"{self.out.uri} has no shards", fix=("add ", Option("shard")))
             count = int(names[0][9:14])
             found = {name: self._read(name, count).result for name in names}
         shards = [Shard(number, count) for number in range(1, count + 1)]
@@ -111,7 +111,7 @@ class ShardFolder:
                 "merge",
                 problem=f"{count - len(missing)} of the {count} shards in {self.out.uri} are complete; missing are "
                 f"{format_names(missing)}",
-                fix=f"repeat the command with {option_named('shard', missing[0])}",
+                fix=("repeat the command with ", Option("shard", missing[0])),
             )
         return [result for result in results if result is not None]
 
@@ -196,10 +196,10 @@ def check_request(out: object, found: str, earlier: Mapping[str, Any], request: 
             "out",
             found=out,
             problem=f"{found} of another request (different: {', '.join(changed)})",
-            fix=f"repeat that request, delete the folder, or choose another {option_named('out')}",
+            fix=("repeat that request, delete the folder, or choose another ", Option("out")),
         )
 
 
 def shard_errors(out: Folder) -> AbstractContextManager[None]:
     """Return a context in which errors of storage are raised as errors of Crossfade about ``out``."""
-    return translate_storage_errors(option_named("out", out.uri), action="written", other=CrossfadeError)
+    return translate_storage_errors(Option("out", out.uri), action="written", other=CrossfadeError)

@@ -12,7 +12,7 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-from crossfade.base.errors import CrossfadeError, option_named
+from crossfade.base.errors import CrossfadeError, Option
 from crossfade.base.io.disk_errors import disk_of
 from crossfade.base.io.temporary_folder import temporary_folder
 
@@ -53,5 +53,6 @@ def full_work_disk_error(work: Path) -> CrossfadeError:
     """Return the error that the disk of the working folder ``work`` is full."""
     return CrossfadeError(
         f"{work}: could not be written: no space is left on the disk of {disk_of(work)}; name a folder on a "
-        f"larger disk with {option_named('work_dir')}"
+        "larger disk with ",
+        Option("work_dir"),
     )

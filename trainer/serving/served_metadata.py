@@ -23,7 +23,7 @@ import duckdb
 import numpy as np
 
 from crossfade.base.arrays import BoolArray
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.database import execute, identifier, literal
@@ -74,7 +74,7 @@ class ServedMetadata:
     def _comparison(self, column: str, comparison: Comparison, value: Value | list[Value]) -> str:
         found = self._types.get(column)
         if found is None:
-            raise InputError(f"{option_named('where')}: there is no column '{column}'; {self._columns_hint}")
+            raise InputError(Option("where"), f": there is no column '{column}'; ", self._columns_hint)
         quoted = ", ".join(map(_literal, value if isinstance(value, list) else [value]))
         if not found.endswith("[]"):
             return f"{identifier(column)} {_OPERATORS[comparison]} ({quoted})"

@@ -46,7 +46,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError, option_named
+from crossfade.base.errors import InputError, Option
 from crossfade.base.io.checksums import FileChecksum, checksums_of, verify_files
 from crossfade.base.io.durable_file import link_or_copy
 from crossfade.base.io.folder import Folder
@@ -347,7 +347,8 @@ def _copy_vectors(source: VectorSource, table: TableSpec, path: Path, reporter: 
     if shutil.disk_usage(path.parent).free < table.rows * table.dim * 4:
         raise InputError(
             f"{path.parent}: has no room for the vectors of {table.name}, {table.rows * table.dim * 4:,} bytes; name a "
-            f"folder on a larger disk with {option_named('work_dir')}"
+            "folder on a larger disk with ",
+            Option("work_dir"),
         )
     with path.open("wb") as file:
         np.lib.format.write_array_header_2_0(file, header)  # type: ignore[no-untyped-call]

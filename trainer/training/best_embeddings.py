@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import CrossfadeError, option_named
+from crossfade.base.errors import CrossfadeError, Option, Text
 from crossfade.base.io.disk_errors import is_full_disk, write_failure
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
@@ -91,21 +91,21 @@ class BestEmbeddings:
                     if not is_full_disk(error):
                         raise
                     raise CrossfadeError(
-                        f"{path}: could not be written: {write_failure(error, path)}; {self._describe_complete()}"
+                        f"{path}: could not be written: {write_failure(error, path)}; ", self._describe_complete()
                     ) from error
         else:
             scratch = path.with_name(f".embeddings.worker-{self.store.rank}")
             self._staged.stage(self.store, tables, vocabularies, epoch, scratch, self.vectors)
 
-    def _describe_complete(self) -> str:
+    def _describe_complete(self) -> Text:
         """Describe from where the run continues once its disk has room."""
         checkpoints, complete = self.folder.checkpoints(self.job), []
         with suppress(CrossfadeError):  # of storage, which would hide why the run fails
             complete = [entry.step for entry in list_checkpoints(checkpoints) if entry.state == "complete"]
         if not complete:
             return "no checkpoint is complete: make room, and train again"
-        resume = option_named("resume")
-        return f"the checkpoint of step {complete[-1]:,} in {checkpoints} is complete: make room, and add {resume}"
+        found = f"the checkpoint of step {complete[-1]:,} in {checkpoints} is complete"
+        return (f"{found}: make room, and add ", Option("resume"))
 
     def add_popularity(self, *, has_queries: bool) -> tuple[PopularityCard, EvalMetrics | None] | None:
         """Choose the popularity term of the written vectors, and write it; every worker calls this.

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import CheckpointError, ClusterError, InputError, command, option_named
+from crossfade.base.errors import CheckpointError, ClusterError, InputError, Option, command
 from crossfade.base.io.folder import Folder
 from crossfade.base.validation import format_validation_error
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -284,7 +284,9 @@ def _lineage_index(checkpoint: Checkpoint, job: JobConfig, manifest: DatasetMani
     if any(manifest.entities[name].has_last_seen for name in entities):
         raise InputError(
             f"{checkpoint.uri}: was trained on a dataset that {job.data.path} does not extend, so its rows may belong "
-            f"to other ids there ({option_named('expire_after')}); expected a checkpoint trained on this dataset or on "
-            f"one of its base datasets ({command('prepare', base=True)})"
+            "to other ids there (",
+            Option("expire_after"),
+            "); expected a checkpoint trained on this dataset or on "
+            f"one of its base datasets ({command('prepare', base=True)})",
         )
     return len(manifest.lineage)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from crossfade.base.errors import CheckpointError, option_named
+from crossfade.base.errors import CheckpointError, Option
 from crossfade.base.text import counted
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
@@ -158,8 +158,9 @@ class TrainingSession:
         if is_first and job.train.save_embeddings == "none" and not self.checkpoints.has_saved(state.step):
             raise CheckpointError(
                 f"{self.embeddings.folder.checkpoints(job)}: training is done, but its last checkpoint was not "
-                f"written, and train.save_embeddings=none keeps nothing else; {option_named('resume')} continues "
-                "from the one before"
+                "written, and train.save_embeddings=none keeps nothing else; ",
+                Option("resume"),
+                " continues from the one before",
             )
 
 

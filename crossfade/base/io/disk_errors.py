@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.errors import CrossfadeError, InputError, Text
 
 TEMPORARY_ADVICE = "name another disk for temporary files with TMPDIR"
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -37,14 +37,14 @@ def write_failure(error: OSError, path: Path) -> str:
     return error.strerror or " ".join(str(error).split())
 
 
-def write_error(subject: str, error: OSError, path: Path) -> CrossfadeError:
+def write_error(subject: Text, error: OSError, path: Path) -> CrossfadeError:
     """Return the error that ``subject``, an option or file, cannot be written, since writing to ``path`` has failed.
 
     It is an ``InputError``, since the path may be wrong, unless the disk is full.
     """
     if is_full_disk(error):
-        return CrossfadeError(f"{subject}: could not be written: {write_failure(error, path)}")
-    return InputError(f"{subject}: cannot be written: {write_failure(error, path)}")
+        return CrossfadeError(subject, f": could not be written: {write_failure(error, path)}")
+    return InputError(subject, f": cannot be written: {write_failure(error, path)}")
 
 
 def describe_disk_error(error: OSError) -> str:
@@ -54,18 +54,19 @@ def describe_disk_error(error: OSError) -> str:
     return str(error)
 
 
-def full_disk_error(path: Path, advice: str) -> CrossfadeError:
+def full_disk_error(path: Path, advice: Text) -> CrossfadeError:
     """Return the error that the disk of ``path`` is full; ``advice`` is how to use another one."""
     disk = disk_of(path)
     usage = shutil.disk_usage(disk)
     return CrossfadeError(
-        f"the disk at {disk} is full: {usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free; make room, or "
-        f"{advice}; nothing was written"
+        f"the disk at {disk} is full: {usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free; make room, or ",
+        advice,
+        "; nothing was written",
     )
 
 
 @contextmanager
-def full_disk_errors(path: Path, advice: str) -> Iterator[None]:
+def full_disk_errors(path: Path, advice: Text) -> Iterator[None]:
     """Raise an ``OSError`` of a full disk as one that names the disk: of its file, or else of ``path``.
 
     Raises:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError, Text
 from crossfade.base.io.durable_file import sync_file, sync_folder
 
 _AT_FDCWD = -100
@@ -63,13 +63,15 @@ def check_replaceable(
     """
     if not os.path.lexists(path):
         return
-    overwriting = option_named("overwrite")
+    overwriting = Option("overwrite")
+    problem: Text
+    fix: Text
     if not overwrite:
-        problem, fix = "already exists", f"choose another, or replace {kind} with {overwriting}"
+        problem, fix = "already exists", (f"choose another, or replace {kind} with ", overwriting)
     elif path.is_symlink() or not path.is_dir():
-        problem, fix = f"is not a folder, so {overwriting} does not replace it", "choose another"
+        problem, fix = ("is not a folder, so ", overwriting, " does not replace it"), "choose another"
     elif (foreign := find_foreign()) is not None:
-        problem = f"holds '{foreign}', which is not part of {kind} and which {overwriting} would delete"
+        problem = (f"holds '{foreign}', which is not part of {kind} and which ", overwriting, " would delete")
         fix = "move it, or choose another folder"
     else:
         return

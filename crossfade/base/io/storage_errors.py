@@ -1,6 +1,6 @@
 """Translate what a ``Folder`` raises about a user's file or folder into an error of Crossfade: one line that names it.
 
-    with translate_storage_errors(option_named("out", out.uri)):
+    with translate_storage_errors(Option("out", out.uri)):
         out.write("manifest.json", data)
 
 Errors of file systems and of S3 are handled alike: ``s3_errors`` has turned the S3 client's errors into
@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError
+from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError, Text
 from crossfade.base.io.regular_files import UnsuitableFileError
 from crossfade.base.io.s3 import NoBucketError
 
 
 @contextmanager
 def translate_storage_errors(
-    subject: str,
+    subject: Text,
     *,
     action: str = "accessed",
     if_missing: str | None = None,
@@ -46,7 +46,7 @@ def translate_storage_errors(
     except FileNotFoundError as error:
         if if_missing is None or isinstance(error, NoBucketError):
             raise InputError(_message(subject, action, error)) from error
-        raise InputError(f"{subject}: {if_missing}") from error
+        raise InputError(subject, f": {if_missing}") from error
     except (PermissionError, IsADirectoryError, NotADirectoryError, UnsuitableFileError) as error:
         raise InputError(_message(subject, action, error)) from error
     except ConnectionError as error:
@@ -55,10 +55,10 @@ def translate_storage_errors(
         raise other(_message(subject, action, error)) from error
 
 
-def _message(subject: str, action: str, error: OSError) -> str:
+def _message(subject: Text, action: str, error: OSError) -> Text:
     if error.errno:
-        return f"{subject}: cannot be {action}: {error.strerror}"
+        return (subject, f": cannot be {action}: {error.strerror}")
     text = " ".join(str(error).split())
     # Errors of S3 begin with the URI that they are about, which the subject names already.
     uri, separator, rest = text.partition(": ")
-    return f"{subject}: {rest if separator and (uri.startswith('s3://') or uri == subject) else text}"
+    return (subject, f": {rest if separator and (uri.startswith('s3://') or uri == subject) else text}")

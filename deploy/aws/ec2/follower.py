@@ -154,7 +154,7 @@ def _launch_error(message: str, region: str) -> CrossfadeError:
     """Translate the status message of a scaling activity that failed."""
     doing, found = "starting a host", _LAUNCH_ERROR.search(message)
     if found is None:
-        return CloudError(f"{doing}: {message}", "fault")
+        return CloudError(f"{doing}: {message}", kind="fault")
     return error_from_code(found[1], found[2], "RunInstances", doing, region)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import InputError, OptionError, command, option_named
+from crossfade.base.errors import InputError, Option, OptionError, Text, command
 from crossfade.deploy.aws.accelerators import Variant, check_device, sizes_on_instances, variant_of
 from crossfade.deploy.aws.ec2.options import SubmitEc2Options
 from crossfade.deploy.topology import UNPLACED
@@ -53,9 +53,9 @@ def make_spec(options: SubmitEc2Options, aws: Aws) -> RunSpec:
         CloudError, CloudRequestError: AWS did not identify the caller.
     """
     if options.output is None:
-        fix = f"name where the run's folder is created, as in {option_named('output', 's3://BUCKET/PREFIX')}"
+        fix = ("name where the run's folder is created, as in ", Option("output", "s3://BUCKET/PREFIX"))
         raise OptionError("output", problem="is missing", fix=fix)
-    bucket, prefix = split_uri(options.output, option_named("output"))
+    bucket, prefix = split_uri(options.output, Option("output"))
     job = options.load_job()
     check_device(job, options.instance_type)
     # An image of the user's own may have any engine.
@@ -96,7 +96,7 @@ def check_run_name(text: str) -> str:
     return text
 
 
-def split_uri(uri: str, option: str) -> tuple[str, str]:
+def split_uri(uri: str, option: Text) -> tuple[str, str]:
     """Return bucket and prefix of ``uri``; the prefix has no leading or trailing slash.
 
     Raises:
@@ -104,7 +104,7 @@ def split_uri(uri: str, option: str) -> tuple[str, str]:
     """
     match = _BUCKET_URI.fullmatch(uri)
     if match is None:
-        raise InputError(f"{option}: expected s3://BUCKET/PREFIX, but found '{uri}'")
+        raise InputError(option, f": expected s3://BUCKET/PREFIX, but found '{uri}'")
     return match[1], match[2].strip("/")
 
 

@@ -95,7 +95,7 @@ class RunStorage:
             raise CloudRequestError(
                 f"{self.uri}/{name}: expected the JSON of a {model.__name__}, but found: {where}: {first['msg']}; "
                 f"end the run with {command('submit ec2', cleanup='RUN')}",
-                "request",
+                kind="request",
             ) from error
 
     def has(self, name: str) -> bool:
@@ -117,7 +117,7 @@ class RunStorage:
             raise CloudRequestError(
                 f"{self.uri}/{name}: expected at most {MAX_BYTES:,} bytes, but found {response['ContentLength']:,}; "
                 f"end the run with {command('submit ec2', cleanup='RUN')}",
-                "request",
+                kind="request",
             )
         return data.decode("utf-8", errors="replace")
 

@@ -88,7 +88,7 @@ def submit(options: SubmitEc2Options, show: Callable[[str], None]) -> int:
         except CloudRequestError as error:
             if error.kind == "credentials":
                 # Without valid credentials nothing can be deleted either.
-                raise InputError(f"{error.marked}; then {follow_run} or {cleanup_run}") from error
+                raise InputError(error.args, f"; then {follow_run} or {cleanup_run}") from error
             _try_to_take_down(aws, spec.run)
             raise
         except BaseException:

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import ClusterError, command, option_named
+from crossfade.base.errors import ClusterError, Option, command
 from crossfade.deploy.aws.accelerators import ENGINES, Variant
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, error_from_code, translate_aws_errors
 from crossfade.deploy.aws.ec2.run_spec import RunSpec, split_uri
@@ -75,8 +75,9 @@ def find_place(aws: Aws, spec: RunSpec) -> Place:
         images = aws.ec2.describe_images(ImageIds=[image])["Images"]
     if not images:
         raise CloudRequestError(
-            f"the machine image {image} does not exist in {aws.region}; set another with {option_named('ami')}",
-            "missing",
+            f"the machine image {image} does not exist in {aws.region}; set another with ",
+            Option("ami"),
+            kind="missing",
         )
     return Place(image, images[0].get("RootDeviceName", "/dev/xvda"), *_network(aws, spec))
 
@@ -98,7 +99,7 @@ def _network(aws: Aws, spec: RunSpec) -> tuple[str, tuple[str, ...]]:
     if not subnets:
         missing = "has no default VPC" if not found else f"has no default subnet in a zone that offers {kind}"
         raise CloudRequestError(
-            f"the account {missing} in {aws.region}; set a subnet with {option_named('subnet')}", "missing"
+            f"the account {missing} in {aws.region}; set a subnet with ", Option("subnet"), kind="missing"
         )
     if spec.options.hosts > 1:
         subnets = [secrets.choice(subnets)]
@@ -258,7 +259,9 @@ def delete(aws: Aws, stack: Stack) -> None:
         if status == "DELETE_FAILED" or time.monotonic() > deadline:
             left = "; ".join(_failures(aws, stack.id, "DELETE_FAILED")) or f"not done after {DELETE_SECONDS:.0f} s"
             how = command("submit ec2", cleanup=stack.run)
-            raise CloudError(f"cannot delete all resources of the run {stack.run}; retry with {how}: {left}", "fault")
+            raise CloudError(
+                f"cannot delete all resources of the run {stack.run}; retry with {how}: {left}", kind="fault"
+            )
         time.sleep(POLL_SECONDS)
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import ClusterError, CrossfadeError, InputError, option_named
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, Option
 from crossfade.base.exit_codes import STOPPED_EXIT_CODE
 from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, error_from_code, translate_aws_errors
 from crossfade.deploy.aws.ecr import check_image
@@ -58,8 +58,8 @@ def image_problem(aws: Aws, image: str) -> str | None:
         if error.kind == "permission":
             return str(error)
         if error.kind == "missing":
-            message = f"{error.marked}; push it as docs/aws.md describes, or set another {option_named('image')}"
-            raise CloudRequestError(message, "missing") from error
+            fix = ("; push it as docs/aws.md describes, or set another ", Option("image"))
+            raise CloudRequestError(error.args, fix, kind="missing") from error
         raise
 
 
@@ -104,9 +104,11 @@ def _if_unknown(aws: Aws, name: str, error: CloudRequestError) -> CloudRequestEr
     if error.kind in {"missing", "request"} and _NOT_FOUND.search(str(error)):
         return CloudRequestError(
             f"there is no training job '{name}' in {aws.region} of this account; 'aws sagemaker list-training-jobs' "
-            f"lists them, and {option_named('region')} names another region",
-            "missing",
-            error.code,
+            "lists them, and ",
+            Option("region"),
+            " names another region",
+            kind="missing",
+            code=error.code,
         )
     return error
 
@@ -153,8 +155,11 @@ def _job_continues(name: str) -> Iterator[None]:
         yield
     except CloudError as error:
         raise CloudError(
-            f"{error.marked} (the training job {name} continues; {option_named('follow', name)} follows it again)",
-            error.kind,
+            error.args,
+            f" (the training job {name} continues; ",
+            Option("follow", name),
+            " follows it again)",
+            kind=error.kind,
         ) from error
 
 
@@ -233,14 +238,19 @@ def raise_for_end(description: dict[str, Any], region: str) -> int:
 def _failed(name: str, secondary: str, reason: str, region: str) -> CrossfadeError:
     if secondary == "MaxRuntimeExceeded":
         return ClusterError(
-            f"the training job {name} was stopped after {option_named('max_hours')}; submit it again with more, and "
-            f"with {option_named('set', 'checkpoint.path=URI')} of its checkpoints to resume from them"
+            f"the training job {name} was stopped after ",
+            Option("max_hours"),
+            "; submit it again with more, and with ",
+            Option("set", "checkpoint.path=URI"),
+            " of its checkpoints to resume from them",
         )
     if secondary == "MaxWaitTimeExceeded":
         return CloudError(
-            f"the training job {name} was stopped: no spot capacity within {option_named('max_wait_hours')}; allow "
-            f"more, or leave out {option_named('spot')}",
-            "capacity",
+            f"the training job {name} was stopped: no spot capacity within ",
+            Option("max_wait_hours"),
+            "; allow more, or leave out ",
+            Option("spot"),
+            kind="capacity",
         )
     if reason.startswith("CapacityError"):
         return error_from_code("CapacityError", reason, "CreateTrainingJob", f"the training job {name} failed", region)
@@ -248,4 +258,4 @@ def _failed(name: str, secondary: str, reason: str, region: str) -> CrossfadeErr
     message = f"the training job {name} failed: {reason or secondary}"
     if code is not None and int(code[1]) == InputError.exit_code:
         return InputError(message)
-    return CloudRequestError(message, "request") if reason.startswith("ClientError") else ClusterError(message)
+    return CloudRequestError(message, kind="request") if reason.startswith("ClientError") else ClusterError(message)

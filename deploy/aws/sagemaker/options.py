@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from crossfade.base.errors import OptionError, option_named
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, option
 from crossfade.deploy.aws.clients import AccountOptions
 from crossfade.trainer.config.options import OptionalJob
@@ -87,5 +87,5 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
         action = next((name for name in _OPTIONS_OF if getattr(self, name) is not None), None)
         for name in type(self).model_fields:
             if action and name in self.model_fields_set - {action, *_ANY, *_OPTIONS_OF[action]}:
-                raise OptionError(name, problem=f"does not apply to {option_named(action)}", fix="leave it out")
+                raise OptionError(name, problem=("does not apply to ", Option(action)), fix="leave it out")
         return self

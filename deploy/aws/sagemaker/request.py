@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from crossfade.base.errors import InputError, OptionError, command, option_named
+from crossfade.base.errors import InputError, Option, OptionError, Text, command, join
 from crossfade.deploy.aws.accelerators import check_device, is_arm, variant_of
 from crossfade.deploy.aws.sagemaker.container import CHECKPOINTS, PROGRESS_PATTERN, TRAINING_CHANNEL, value_pattern
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
@@ -140,14 +140,16 @@ def check_submission(submission: Submission) -> None:
     for option, uri in (("output", submission.output), *(("channel", uri) for uri in submission.channels.values())):
         _check_s3(option, uri)
     if bool(options.subnet) != bool(options.security_group):
-        raise OptionError("subnet", problem=f"a job in a VPC needs both it and {option_named('security_group')}")
+        raise OptionError("subnet", problem=("a job in a VPC needs both it and ", Option("security_group")))
     if options.max_wait_hours is not None:
         found = f"{options.max_wait_hours:g}"
         if not options.spot:
-            raise OptionError("max_wait_hours", found=found, problem=f"has no meaning without {option_named('spot')}")
+            raise OptionError("max_wait_hours", found=found, problem=("has no meaning without ", Option("spot")))
         if options.max_wait_hours < options.max_hours:
-            least = option_named("max_hours", f"{options.max_hours:g}")
-            raise OptionError("max_wait_hours", found=found, problem=f"must be at least {least}, which it includes")
+            least = Option("max_hours", f"{options.max_hours:g}")
+            raise OptionError(
+                "max_wait_hours", found=found, problem=("must be at least ", least, ", which it includes")
+            )
     _check_data(submission)
     check_device(submission.job, options.instance_type)
     if is_arm(options.instance_type):
@@ -162,8 +164,8 @@ def _check_data(submission: Submission) -> None:
     if TRAINING_CHANNEL not in submission.channels and not data.startswith(("s3://", "/opt/ml/")):
         raise InputError(
             f"data.path: {data} is on this machine, which the job cannot read; prepare the data on S3 "
-            f"({command('prepare', out='s3://BUCKET/PREFIX')}) and add "
-            f"{option_named('set', 'data.path=s3://BUCKET/PREFIX')}"
+            f"({command('prepare', out='s3://BUCKET/PREFIX')}) and add ",
+            Option("set", "data.path=s3://BUCKET/PREFIX"),
         )
     for key, source in submission.job.starting_points().items():
         if not source.startswith(("s3://", "/opt/ml/")):
@@ -217,11 +219,11 @@ def make_request(submission: Submission) -> CreateTrainingJobRequestTypeDef:
     return request  # type: ignore[return-value]  # checked at run time by botocore's model
 
 
-def network_uses(submission: Submission) -> list[str]:
+def network_uses(submission: Submission) -> list[Text]:
     """Return what the job needs a network for, by its options and keys."""
     job = submission.job
-    uses = {
-        option_named("hosts"): submission.hosts > 1,  # they write checkpoints to S3
+    uses: dict[str | Option, bool] = {
+        Option("hosts"): submission.hosts > 1,  # they write checkpoints to S3
         "data.path": TRAINING_CHANNEL not in submission.channels and job.data.path.startswith("s3://"),
         "checkpoint.path": job.checkpoint.path is not None,
         **{key: source.startswith("s3://") for key, source in job.starting_points().items()},
@@ -235,11 +237,10 @@ def _is_isolated(submission: Submission) -> bool:
     uses = network_uses(submission)
     isolated = submission.options.isolate_network
     if isolated and uses:
-        channel = option_named("channel", f"{TRAINING_CHANNEL}=s3://BUCKET/PREFIX")
         raise OptionError(
             "isolate_network",
-            problem=f"the job needs a network for {', '.join(uses)}",
-            expected=f"one host and its data in {channel}",
+            problem=("the job needs a network for ", join(uses, ", ")),
+            expected=("one host and its data in ", Option("channel", f"{TRAINING_CHANNEL}=s3://BUCKET/PREFIX")),
         )
     return not uses if isolated is None else isolated
 

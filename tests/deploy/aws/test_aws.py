@@ -64,7 +64,7 @@ def test_throttled_request_is_retried(aws: AwsServer) -> None:
         ("AccessDeniedException", "", "permission", 2, "lack the permission ListTrainingJobs"),
         ("ExpiredTokenException", "The security token is expired", "credentials", 2, "have expired"),
         ("UnrecognizedClientException", "The security token is invalid.", "credentials", 2, "rejects the credentials"),
-        ("OptInRequired", "You are not subscribed", "region", 2, "with region"),
+        ("OptInRequired", "You are not subscribed", "region", 2, "set the right one"),
         ("ResourceNotFound", "Requested resource not found.", "missing", 2, "Requested resource not found."),
         ("ImageNotFoundException", "no such image", "missing", 2, "no such image"),
         ("ValidationException", "1 validation error", "request", 2, "AWS rejects ListTrainingJobs"),
