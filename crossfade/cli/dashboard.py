@@ -18,8 +18,8 @@ _EXAMPLES = (
     ("crossfade dashboard /shared/runs --host 0.0.0.0 --token-file token", "Serve it to those who have the token."),
 )
 _NOTES = f"""\
-Without --token-file, {TOKEN_VARIABLE} has the token, if it is set. /healthz answers 200, without a token. More:
-docs/dashboard.md.
+Without --token-file, {TOKEN_VARIABLE} has the token, if it is set. /healthz answers 200, without a token.
+More: docs/dashboard.md.
 """
 
 
