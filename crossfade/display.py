@@ -206,20 +206,6 @@ class TrainDisplay:
         progress = f" progress={event.step / self._steps:.4f}" if self._steps else ""
         return f"epoch={event.epoch} step={event.step}{progress}"
 
-    def finish(self, report: dict[str, Any]) -> None:
-        """Show how the run with this report ended: a bar that is not full needs an explanation."""
-        if not report["stopped_early"]:
-            return
-        if self._bar is not None:
-            self._bar.total = self._bar.n
-            self._bar.set_description("stopped early")
-        elif self._progress != "bar":
-            best = report["metrics"]["valid"][self._best_metric]
-            _logger.info(f"{self._stopped_early()}; best {best:.6g} in epoch {report['best_epoch']}")
-
-    def _stopped_early(self) -> str:
-        return f"stopped early: no gain in {self._best_metric} beyond its standard error"
-
     def _describe_popularity(self, factor: float, share: float, without: Mapping[str, float] | None) -> str:
         plays = "plays" if share == 1 else f"plays in the latest {share:.0%} of train"
         metric = self._best_metric
@@ -234,7 +220,7 @@ class TrainDisplay:
             f"{counted(report['steps'], 'step')}"
         )
         if report["stopped_early"]:
-            print_line(self._stopped_early())
+            print_line(f"stopped early: no gain in {self._best_metric} beyond its standard error")
         if report["best_epoch"] is None:
             print_line("nothing on valid to select an epoch by: the embeddings are those of the last step")
         else:

@@ -43,9 +43,6 @@ class Display(Protocol):
     def show(self, event: Event) -> None:
         """Show one event."""
 
-    def finish(self, report: dict[str, Any]) -> None:
-        """Show how the run with this report ended."""
-
 
 def wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
     """Wait while another process runs in ``folder``; return how it ended, or None if there is a run to resume.
@@ -165,7 +162,6 @@ def run_in_folder(
         with display, context.state:
             try:
                 report = _train(job, folder, show, context)
-                display.finish(report)
             except BaseException as error:
                 if folder.lock.is_owned():
                     if isinstance(error, StopSignal | SpotInterruption):

@@ -1,15 +1,6 @@
 """Progress of a training: lines for a log, and a bar on a terminal."""
 
-import os
-import pty
-import re
-import subprocess
-import sys
-import termios
-from pathlib import Path
-
 import pytest
-from cluster_data import write_job, write_planted
 
 from crossfade import display
 from crossfade.base import logs
@@ -21,7 +12,6 @@ from crossfade.trainer.runs.events import EpochEvent, FailureEvent, RestartEvent
 VALID = {
     f"{kind}@{k}": 0.123456789 for kind in ("recall", "ndcg", "map", "mrr", "hit_rate") for k in (1, 5, 10, 20, 50)
 }
-REPORT = {"stopped_early": True, "best_epoch": 1, "metrics": {"valid": VALID}}
 
 
 def step(number: int, *, steps: int = 123_456_789) -> StepEvent:
@@ -46,7 +36,6 @@ def shown(capsys: pytest.CaptureFixture[str], progress: Progress | None) -> list
         shown_run.show(step(2))
         shown_run.show(EpochEvent(epoch=1234, step=2, loss=0.456789123, valid={**VALID, "queries": 1000}))
         shown_run.show(EpochEvent(epoch=1235, step=2, loss=0.4))
-        shown_run.finish(REPORT)
     return capsys.readouterr().err.splitlines()
 
 
@@ -58,15 +47,23 @@ def test_lines_of_a_log_have_the_loss_and_the_chosen_metric(
     assert lines == [
         "crossfade: epoch=1234 step=1 progress=0.0000 batch_loss=1234.57",
         "crossfade: epoch=1234 step=2 progress=0.0000 loss=0.456789 ndcg@10=0.123457",
-        "crossfade: stopped early: no gain in ndcg@10 beyond its standard error; best 0.123457 in epoch 1",
     ]
     assert max(map(len, lines)) <= 100
 
 
 def test_lines_for_programs_have_all_metrics_and_epochs(capsys: pytest.CaptureFixture[str]) -> None:
-    _, evaluated, other, _ = shown(capsys, "metrics")
+    _, evaluated, other = shown(capsys, "metrics")
     assert all(f" {name}=0.123457" in evaluated for name in VALID)
     assert other == "crossfade: epoch=1235 step=2 progress=0.0000 loss=0.4"
+
+
+def test_bar_has_the_epoch_the_loss_and_the_best_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainDisplay("ndcg@10", "bar") as shown_run:
+        shown_run.show(EpochEvent(epoch=1, step=1, loss=0.5, valid={**VALID, "queries": 1000}))
+        shown_run.show(step(2, steps=2))
+    last = capsys.readouterr().err.rpartition("\r")[2]
+    assert last.startswith("training: 100%|")
+    assert "epoch=1234, loss=1234.5679, ndcg@10=0.1235" in last
 
 
 def test_compilation_is_announced_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,32 +105,6 @@ def test_phase_has_lines_in_a_log_if_it_takes_long(
         bars.advance(2_500)
     printed = capsys.readouterr().err.splitlines()
     assert printed[-1:] == ["crossfade: read events: 2.50k of 5.00k in 00:00"] * lines
-
-
-@pytest.mark.slow
-def test_last_line_of_the_bar_says_that_the_run_stopped_early(tmp_path: Path) -> None:
-    settings = {"epochs": 50, "patience": 2}
-    write_job(
-        tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=settings, optimizer={"learning_rate": 1e-9}
-    )
-    controller, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 100))
-    command = [sys.executable, "-m", "crossfade", "train", "job.yaml", "--run-dir", "run"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
-        os.close(terminal)
-        printed = b""
-        try:
-            while chunk := os.read(controller, 1 << 16):
-                printed += chunk
-        except OSError:  # the command has ended
-            pass
-        assert process.stdout is not None
-        assert "stopped early: no gain in ndcg@10 beyond its standard error" in process.stdout.read()
-    os.close(controller)
-    assert process.returncode == 0
-    last = [line for line in re.split(r"[\r\n]+", printed.decode()) if line.strip()][-1]
-    assert last.startswith("stopped early: 100%|")
-    assert "ndcg@10=0." in last
 
 
 def test_only_a_failure_after_the_results_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

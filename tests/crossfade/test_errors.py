@@ -94,6 +94,14 @@ def test_wrong_folder_is_named(rejected: Rejected, workspace: Path, words: str, 
     assert (workspace / "data" / "manifest.json").exists()
 
 
+def test_misspelled_job_or_run_gets_a_suggestion(rejected: Rejected, workspace: Path) -> None:
+    assert rejected("train", "jb.yaml") == "jb.yaml: no such job file; did you mean 'job.yaml'?"
+    (workspace / "runs" / "plays").mkdir(parents=True)
+    (workspace / "job.yaml").rename(workspace / "runs" / "plays" / "job.yaml")
+    for words in (("similar", "runs/pay", "Intro"), ("status", "runs/pays"), ("similar", "play", "1")):
+        assert rejected(*words).endswith("; did you mean 'runs/plays'?")
+
+
 DENSE = ("--servers", 1, "--workers", 2, "--set", "model.dense={item: [8]}")
 
 

@@ -33,9 +33,6 @@ def test_recommends_tracks_of_the_genre_that_a_user_likes(model: crossfade.Model
     assert (found["track"] % 5 == 42 % 5).sum() >= 4
     assert found["track_name"].tolist() == [f"Title {track}" for track in found["track"]]
     assert found["score"].is_monotonic_decreasing
-
-
-def test_report_has_the_metrics_of_the_split_that_chose_the_epoch(model: crossfade.Model) -> None:
     assert model.metrics["valid"]["ndcg@10"] > 0.1
     assert "test" not in model.metrics
 
@@ -60,11 +57,6 @@ def test_path_gives_the_same_model_as_the_frame(plays: pd.DataFrame, tmp_path: P
     plays[:500].to_parquet(tmp_path / "plays.parquet")
     vectors = [crossfade.fit(source, **OPTIONS).array() for source in (plays[:500], str(tmp_path / "plays.parquet"))]
     assert (vectors[0] == vectors[1]).all()
-
-
-def test_hold_outs_by_time_use_the_timestamp(plays: pd.DataFrame) -> None:
-    model = crossfade.fit(plays[:500], timestamp="at", valid="last-1", test="last-1", **OPTIONS)
-    assert set(model.metrics) == {"valid", "test"}
 
 
 def rejection(plays: Any, **options: Any) -> str:

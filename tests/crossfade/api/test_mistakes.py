@@ -104,15 +104,3 @@ def test_ids_of_every_form_are_found(model: crossfade.Model) -> None:
     for names in (["3", 4.0], np.array([3, 4]), pd.Series([3.0, 4.0]), pa.array([3, 4]), pl.Series([3, 4]), (3, 4)):
         assert model.similar(names, k=2)["neighbor"].tolist() == expected
     assert model.similar(np.int64(3), k=2)["neighbor"].tolist() == expected[:2]
-
-
-@pytest.mark.slow
-def test_more_than_there_are_means_all(model: crossfade.Model) -> None:
-    tracks = len(model.ids("track"))
-    found = model.recommend("user_42", k=10**12, exclude=())
-    assert len(found) == tracks
-    assert found["rank"].max() == tracks
-    assert len(model.similar(3, k=10**12)) == tracks - 1
-    assert set(model.recommend("all", k=10**12)["user"]) == set(model.ids("user"))
-    metrics = model.evaluate("valid", k=[5, 10**12])
-    assert metrics[f"recall@{tracks}"] == 1
