@@ -81,7 +81,6 @@ def run_job(
     state: StateWriter,
     *,
     resume: bool,
-    allow_restart: bool,
     stop_requested: Callable[[], bool],
     spot: SpotMonitor | None = None,
 ) -> dict[str, Any]:
@@ -96,7 +95,6 @@ def run_job(
         listener: exposes the job's metrics and scrape targets.
         state: writes the job's state to the run folder.
         resume: start from the newest checkpoint, where there is one.
-        allow_restart: start over at step 0 where the run has saved checkpoints, but none is usable.
         stop_requested: whether to stop the job; called many times a second.
         spot: reports when this host is about to be reclaimed.
 
@@ -113,7 +111,7 @@ def run_job(
         agent.run_once()  # joins before others can
         _listen(job, coordinator, emit, stack)
         rendezvous, restarts = _serve_rendezvous(job, stack), _RestartLog(folder)
-        start_finder = StartFinder(job, folder, resume, rendezvous, allow_restart=allow_restart)
+        start_finder = StartFinder(job, folder, resume, rendezvous)
         while coordinator.state not in FINISHED or agent.final_state is None or coordinator.remote_hosts():
             agent.run_once()
             folder.lock.check_owned()  # since this process may have been frozen
@@ -266,21 +264,10 @@ def _complete_report(folder: RunFolder, restarts: list[dict[str, Any]]) -> dict[
 class StartFinder:
     """Gives the coordinator a start whenever it is preparing a generation."""
 
-    def __init__(
-        self,
-        job: JobConfig,
-        folder: RunFolder,
-        resume: bool,
-        rendezvous: Rendezvous | None = None,
-        *,
-        allow_restart: bool = False,
-    ) -> None:
-        """Search the checkpoints of ``job``; without ``resume`` the first generation starts from none.
-
-        ``allow_restart`` is as in ``find_start``.
-        """
+    def __init__(self, job: JobConfig, folder: RunFolder, resume: bool, rendezvous: Rendezvous | None = None) -> None:
+        """Search the checkpoints of ``job``; without ``resume`` the first generation starts from none."""
         self._job, self._resume, self._rendezvous = job, resume, rendezvous
-        self._run_dir, self._allow_restart = folder.path, allow_restart
+        self._run_dir = folder.path
         self._checkpoints = RunFolder(Path(folder.path).absolute()).checkpoints(job)
         self._searching = False
         self._result: GenerationSpec | Exception | None = None
@@ -311,7 +298,7 @@ class StartFinder:
             self._result = ClusterError(f"{type(error).__name__}: {error}")
 
     def _find_checkpoint(self, rejected: frozenset[str]) -> tuple[str | None, int, list[str]]:
-        return find_start_checkpoint(self._checkpoints, rejected, self._run_dir, allow_restart=self._allow_restart)
+        return find_start_checkpoint(self._checkpoints, rejected, self._run_dir)
 
     def _scheduler(self) -> Address | None:
         if self._job.cluster.workers_hold_tables:
@@ -324,16 +311,15 @@ class StartFinder:
 
 
 def find_start_checkpoint(
-    checkpoints: str, rejected: frozenset[str], run_dir: Path, *, allow_restart: bool
+    checkpoints: str, rejected: frozenset[str], run_dir: Path
 ) -> tuple[str | None, int, list[str]]:
     """Return the newest complete checkpoint that is not ``rejected``, its step, and why newer ones were skipped.
 
-    The event log in ``run_dir`` has whether the run has saved checkpoints; ``allow_restart`` is as in ``find_start``.
+    The event log in ``run_dir`` has whether the run has saved checkpoints.
 
     Raises:
         InputError: ``checkpoints`` is not the name of a folder, or none of the run's checkpoints is usable.
         CheckpointError: it cannot be read.
     """
-    saved_step = last_saved_step(run_dir)
-    checkpoint, skipped = find_start(checkpoints, rejected, saved_step=saved_step, allow_restart=allow_restart)
+    checkpoint, skipped = find_start(checkpoints, rejected, saved_step=last_saved_step(run_dir))
     return (checkpoint.uri, checkpoint.manifest.step, skipped) if checkpoint else (None, 0, skipped)

@@ -66,17 +66,13 @@ def wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What surrounds a run: metrics endpoint, spot monitor, state file, whether it resumes, and what to print first.
-
-    ``allow_restart`` is whether a run that resumes may start over, as in ``find_start``.
-    """
+    """What surrounds a run: metrics endpoint, spot monitor, state file, whether it resumes, and what to print first."""
 
     listener: MetricsEndpoint
     spot: SpotMonitor | None
     state: StateWriter
     resume: bool
     note: str | None = None
-    allow_restart: bool = False
 
 
 def note_without_valid(job: JobConfig, inputs: PlanInputs) -> str | None:
@@ -234,7 +230,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
             checkpoints_requested=spot.recommendations if spot else lambda: 0,
             metrics=context.listener.metrics,
         )
-        report = run_in_process(job, folder, hooks, resume=context.resume, allow_restart=context.allow_restart)
+        report = run_in_process(job, folder, hooks, resume=context.resume)
     if not isinstance(report, StopResult):
         return report
     stopper.check(report.explain(), _RESUME)
@@ -276,7 +272,6 @@ def _train_distributed(job: JobConfig, folder: RunFolder, show: EventSink, conte
                 context.listener,
                 context.state,
                 resume=context.resume,
-                allow_restart=context.allow_restart,
                 stop_requested=lambda: stopper.number is not None,
                 spot=context.spot,
             )

@@ -34,8 +34,8 @@ class SearchedJob:
         self.folder = RunFolder(tmp_path / "run")
         self.search = StartFinder(job, self.folder, resume)
 
-    def _newest(self, checkpoints: str, rejected: frozenset[str], run_dir: Path, *, allow_restart: bool) -> Any:
-        assert (run_dir, allow_restart) == (self.folder.path, False)
+    def _newest(self, checkpoints: str, rejected: frozenset[str], run_dir: Path) -> Any:
+        assert run_dir == self.folder.path
         self.asked.append((checkpoints, rejected))
         assert self.may_answer.wait(30)
         if isinstance(self.answer, Exception):
