@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +66,7 @@ def run(options: EvaluateCommand) -> int:
         return 0
     with progress_bars() as bars:
         results = evaluate_run(options, bars)
-    print_result(
-        options, results, lambda: _print(results, options), lambda: _records(results, options), to_json=json.dumps
-    )
+    print_result(options, results, lambda: _print(results, options), lambda: _records(results, options))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING
 
@@ -78,7 +77,6 @@ def run(options: ExportCommand) -> int:
         options,
         {**vars(exported), "tables": [vars(table) for table in exported.tables]},
         lambda: _print_lines(exported, is_pushed=options.push is not None),
-        to_json=json.dumps,
     )
     return 0
 

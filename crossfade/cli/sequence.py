@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING
 
@@ -105,4 +104,4 @@ def _measure(finder: PathFinder, options: SequenceCommand) -> None:
     ]
     value = {"pairs": options.measure, "length": options.length, "methods": measured}
     records = ({"method": name, **found} for name, found in measured.items())
-    print_result(options, value, lambda: print_lines(lines), lambda: records, to_json=json.dumps)
+    print_result(options, value, lambda: print_lines(lines), lambda: records)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -48,7 +47,7 @@ def run(options: StatusOptions) -> int:
     found = latest_first(read_summaries(runs))
     services = [service.summarize(time.time()) for service in runs.services()]
     value = {"runs": [run.to_json() for run in found], "services": [each.to_json() for each in services]}
-    print_result(options, value, lambda: print_lines(_lines(found, services)), to_json=json.dumps)
+    print_result(options, value, lambda: print_lines(_lines(found, services)))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,7 @@ def run(options: TagCommand) -> int:
     with progress_bars() as bars:
         tagged = with_trained_model(options, _logger.info, lambda model: tag(model, options, bars, examples))
     measured = ({"method": name, **found} for name, found in tagged.quality.metrics.items())
-    print_result(options, asdict(tagged.quality), lambda: _print(tagged, options), lambda: measured, to_json=json.dumps)
+    print_result(options, asdict(tagged.quality), lambda: _print(tagged, options), lambda: measured)
     return 0
 
 

@@ -157,7 +157,6 @@ def test_unfinished_uploads_and_objects_on_s3_are_deleted(s3: ObjectStore, copy:
     assert uploads() == set(keys)
     assert states(uri, "--verify") == {**EXPECTED, FLIPPED: "corrupt"}
     objects = set(Folder(uri).sizes())
-    assert cleaned(uri, "--older-than", "1") == []
     left = sorted([*LEFT[:1], "temporary file", "unfinished checkpoint", "unfinished upload", "unfinished upload"])
     assert cleaned(uri, "--older-than", "0", "--dry-run") == left
     assert (uploads(), set(Folder(uri).sizes())) == (set(keys), objects)
@@ -167,7 +166,4 @@ def test_unfinished_uploads_and_objects_on_s3_are_deleted(s3: ObjectStore, copy:
         ".owner.json.7.partial",
         f"step-{COMPLETE:09d}/track/weights.00000-of-00001.npy",
         f"step-{UNFINISHED:09d}/part-00000-of-00001.json",
-    }
-    assert {step: states(uri)[step] for step in EXPECTED if step != UNFINISHED} == {
-        step: state for step, state in EXPECTED.items() if step != UNFINISHED
     }

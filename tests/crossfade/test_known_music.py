@@ -1,10 +1,9 @@
-"""A model of a second day recommends nothing that was heard on the first, unless it is to go on without that day.
+"""A model of a second day recommends nothing that was heard on the first.
 
 What counts as known is tested by ``tests/trainer/data/test_lineage.py``.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,7 +16,6 @@ from running_command import succeeded
 pytestmark = pytest.mark.slow
 
 PLAYS_A_DAY = 14
-ONLY = "--history-from-this-dataset-only"
 Known = dict[str, set[int]]
 
 
@@ -57,13 +55,6 @@ def heard(workspace: Path) -> Known:
     return found
 
 
-@pytest.fixture
-def without_base(workspace: Path) -> Iterator[None]:
-    (workspace / "data1").rename(workspace / "gone")
-    yield
-    (workspace / "gone").rename(workspace / "data1")
-
-
 def recommended(path: Path) -> dict[str, list[int]]:
     lists: dict[str, list[int]] = {}
     for row in pq.read_table(path).to_pylist():
@@ -98,30 +89,5 @@ def test_evaluation_counts_no_known_track_as_new(workspace: Path) -> None:
     dropped = len(held_out & known)
     assert (printed["test"]["pairs"], printed["test"]["pairs_dropped"]) == (len(held_out) - dropped, dropped)
     assert dropped > 0
-    only = json.loads(succeeded(crossfade_here("evaluate", "run2", "--json", ONLY, cwd=workspace)).stdout)
-    assert only["test"]["pairs_dropped"] < dropped
-    for name in ("popularity", "item_cosine"):
-        assert printed["baselines"]["metrics"]["test"][name] != only["baselines"]["metrics"]["test"][name]
     report = json.loads((workspace / "run2" / "report.json").read_text())
     assert report["metrics"]["test"]["pairs_dropped"] == dropped
-
-
-@pytest.mark.usefixtures("without_base")
-def test_missing_base_dataset_stops_commands_unless_they_are_to_go_on_without(
-    workspace: Path, heard: Known, tmp_path: Path
-) -> None:
-    out = tmp_path / "all.parquet"
-    for words in (
-        ("recommend", "run2", "--all", "--out", out),
-        ("evaluate", "run2"),
-        ("train", "job2.yaml", "--run-dir", tmp_path / "run"),
-    ):
-        result = crossfade_here(*words, cwd=workspace)
-        assert (result.returncode, result.stdout) == (2, "")
-        assert "data1" in result.stderr
-    assert not (tmp_path / "run").exists()
-    succeeded(crossfade_here("recommend", "run2", "--all", "-k", 20, ONLY, "--out", out, cwd=workspace))
-    assert known_again(recommended(out), heard) > CUSTOMERS
-    succeeded(crossfade_here("evaluate", "run2", ONLY, cwd=workspace))
-    job_key = ("--set", "data.history_from_this_dataset_only=true", "--set", "train.epochs=1")
-    succeeded(crossfade_here("train", "job2.yaml", "--run-dir", tmp_path / "run", *job_key, cwd=workspace))

@@ -87,7 +87,7 @@ def test_commands_print_data_through_the_terminal_module_only() -> None:
     paths = sorted(path for path in (ROOT / "crossfade").rglob("*.py") if path.name != "terminal.py")
     assert len(paths) > 30
     assert [call for path in paths for call in prints(path)] == [
-        "schema.py: print(text, end='')",
+        "schema.py: print(json.dumps(job_schema(), indent=2, ensure_ascii=False))",
         "submit.py: print(f'{key} of {name}:\\n{text}')",
     ]
 
