@@ -55,18 +55,10 @@ def _run(role: RoleKind, options: SchedulerOptions) -> int:
 def _role(role: RoleKind) -> Command[SchedulerOptions]:
     """Return the command of ``role``, which is not in the list of commands: 'crossfade train' runs it."""
     options, sentence = _ROLES[role]
-    secret = " --secret-file secret" * (role != "scheduler")
-    checkpoint = " --checkpoint s3://music/plays/step-000001200" * (role == "worker")
+    typed = f"crossfade {role} --run-dir /shared/plays{' --secret-file secret' * (role != 'scheduler')}"
     examples = (
-        (
-            f"DMLC_PS_ROOT_URI=10.0.0.1 DMLC_PS_ROOT_PORT=9000 DMLC_NODE_HOST=10.0.0.2 DMLC_NUM_SERVER=1 \\\n"
-            f"    DMLC_NUM_WORKER=2 crossfade {role} --run-dir /shared/plays{secret}",
-            f"Run a {role} of a job with one server and two workers.",
-        ),
-        (
-            f"crossfade {role} --run-dir /shared/plays{secret}{checkpoint} \\\n    --log-format json",
-            "Write log lines as JSON objects.",
-        ),
+        (typed, f"Run a {role} of a job where the environment says."),
+        (f"{typed} --log-format json", "Write log lines as JSON objects."),
     )
     return Command(role, sentence + _DETAILS, examples, _NOTES, options, partial(_run, role))
 
