@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfade.base.errors import InputError, escape_unprintable
+from crossfade.base.errors import InputError
 from crossfade.base.formatting import duration, size
 from crossfade.base.options import Number, Options, option
 from crossfade.cli.command import Command, as_command
@@ -17,20 +17,13 @@ from crossfade.terminal import TableOptions, print_line, print_result
 if TYPE_CHECKING:
     from crossfade.kvstore.checkpoint.lifecycle import CheckpointEntry, Leftover
 
-_FROM = "FROM is a run folder or a folder of checkpoints, either of which may be on S3."
-_LIST_NOTES = f"""\
-{_FROM}
-
+_LIST_NOTES = """\
 complete       its manifest and the sizes of its files are right; with --verify, also the content of all files
 incomplete     it has no manifest: it is being written, or its process died; training does not use it
 corrupt        a file is missing, changed or truncated, or has values that are not finite; training does not use it
 other format   another version of Crossfade wrote it; training stops rather than overlook it
-
-Training deletes complete checkpoints that are older than the newest checkpoint.keep_latest, and no others.
 """
-_CLEAN_NOTES = f"""\
-{_FROM}
-
+_CLEAN_NOTES = """\
 Deleted are unfinished checkpoints (without a manifest), files in the folder of a complete checkpoint that it does not
 list, and temporary files. Complete checkpoints and those that cannot be read stay. What was written within --older-than
 stays too, since a run may still be writing it; of a run folder nothing is deleted while a run is in progress in it.
@@ -43,7 +36,7 @@ class CheckpointsSource(Options):
 
     source: str = option(
         ...,
-        "use the checkpoints of this run folder or in this folder",
+        "use the checkpoints of this run folder or in this folder, which may be on S3",
         group="checkpoints",
         value="FROM",
         positional=True,
@@ -82,11 +75,10 @@ def _list(options: ListCommand) -> int:
 
 
 def _print(entries: Sequence[CheckpointEntry]) -> None:
-    now = time.time()
     print_line(f"{'step':>11}  {'size':>9}  {'age':>13}  state" if entries else "no checkpoints")
     for entry in entries:
-        age = duration(None if entry.modified is None else now - entry.modified)
-        detail = f": {escape_unprintable(entry.detail)}" if entry.detail else ""
+        age = duration(None if entry.modified is None else time.time() - entry.modified)
+        detail = f": {entry.detail}" if entry.detail else ""
         print_line(f"{entry.step:>11,}  {size(entry.bytes):>9}  {age:>13}  {entry.state}{detail}")
 
 

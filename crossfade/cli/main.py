@@ -142,8 +142,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser(() if is_general else COMMANDS if command not in COMMANDS else (command,))
     if command is not None and not command.startswith("-") and command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "see 'crossfade --help'"
-        parser.error(f"there is no command '{command}'; {hint}")
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        parser.error(f"there is no command '{command}'{hint}")
     return parser.parse_args(arguments)
 
 

@@ -83,7 +83,6 @@ def run_job(
     state: StateWriter,
     *,
     resume: bool,
-    allow_restart: bool,
     stop_requested: Callable[[], bool],
     spot: SpotMonitor | None = None,
 ) -> dict[str, Any]:
@@ -98,7 +97,6 @@ def run_job(
         listener: exposes the job's metrics and scrape targets.
         state: writes the job's state to the run folder.
         resume: start from the newest checkpoint, where there is one.
-        allow_restart: start over at step 0 where the run has saved checkpoints, but none is usable.
         stop_requested: whether to stop the job; called many times a second.
         spot: reports when this host is about to be reclaimed.
 
@@ -115,7 +113,7 @@ def run_job(
         agent.run_once()  # joins before others can
         _listen(job, coordinator, emit, stack)
         rendezvous, restarts = _serve_rendezvous(job, stack), folder.restarts()
-        start_finder = StartFinder(job, folder, resume, rendezvous, allow_restart=allow_restart)
+        start_finder = StartFinder(job, folder, resume, rendezvous)
         while coordinator.state not in FINISHED or agent.final_state is None or coordinator.remote_hosts():
             agent.run_once()
             folder.lock.check_owned()  # since this process may have been frozen
@@ -251,21 +249,10 @@ def _complete_report(folder: RunFolder, restarts: list[dict[str, Any]]) -> dict[
 class StartFinder:
     """Gives the coordinator a start whenever it is preparing a generation."""
 
-    def __init__(
-        self,
-        job: JobConfig,
-        folder: RunFolder,
-        resume: bool,
-        rendezvous: Rendezvous | None = None,
-        *,
-        allow_restart: bool = False,
-    ) -> None:
-        """Search the checkpoints of ``job``; without ``resume`` the first generation starts from none.
-
-        ``allow_restart`` is as in ``find_start``.
-        """
+    def __init__(self, job: JobConfig, folder: RunFolder, resume: bool, rendezvous: Rendezvous | None = None) -> None:
+        """Search the checkpoints of ``job``; without ``resume`` the first generation starts from none."""
         self._job, self._resume, self._rendezvous = job, resume, rendezvous
-        self._run_dir, self._allow_restart = folder.path, allow_restart
+        self._run_dir = folder.path
         self._checkpoints = RunFolder(Path(folder.path).absolute()).checkpoints(job)
         self._search: Future[GenerationSpec] | None = None
 
@@ -293,10 +280,7 @@ class StartFinder:
     def _find_start(self, rejected: frozenset[str], fresh: bool) -> GenerationSpec:
         checkpoint, skipped = None, list[str]()
         if not fresh:
-            saved = last_saved_step(self._run_dir)
-            checkpoint, skipped = find_start(
-                self._checkpoints, rejected, saved_step=saved, allow_restart=self._allow_restart
-            )
+            checkpoint, skipped = find_start(self._checkpoints, rejected, saved_step=last_saved_step(self._run_dir))
         uri, step = (checkpoint.uri, checkpoint.manifest.step) if checkpoint else (None, 0)
         rendezvous = self._rendezvous.new_generation() if self._rendezvous else None
         return GenerationSpec(self._scheduler(), uri, step, skipped, rendezvous)

@@ -1,7 +1,6 @@
 """``crossfade demo`` runs every command it prints, on the real sample or on synthetic listening."""
 
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -9,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_here import crossfade_here
-from running_command import succeeded
 
 from crossfade.base.io.folder import Folder
 from crossfade.cli.demo import _ARTISTS
@@ -74,20 +71,10 @@ def test_synthetic_demo_recommends_by_genre_and_is_never_called_lastfm(tmp_path:
     neighbors = output.partition("artist 3 (jazz)\n")[2].splitlines()[:8]
     assert sum("(jazz)" in line for line in neighbors) >= 6, neighbors
     assert "lastfm" not in output
-    drawn = succeeded(crossfade_here("map", "runs/synthetic", "--count", 50, cwd=tmp_path)).stdout
-    assert files_that_git_reports(tmp_path) == []
-    assert "map of synthetic, synthetic listening: the 50 most frequent of artist: " in drawn
-    # Of the held-out pairs, one or two are of artists that are in no other.
-    assert "among_cold" not in output
-    assert re.search(
-        r"^metrics of cold items are left out: test has only (1 query|\d queries) with one$", output, re.MULTILINE
-    )
 
 
 @pytest.mark.slow
-def test_real_demo_recommends_to_a_median_customer_with_genres_beside_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_demo_recommends_to_a_median_customer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sample(tmp_path / "raw" / "lastfm_hetrec2011")
     monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path / "raw"))
     folder = tmp_path / "my: \U0001f3b5"
@@ -99,29 +86,11 @@ def test_real_demo_recommends_to_a_median_customer_with_genres_beside_names(
     manifest = read_manifest(data)
     vocabulary = Vocabulary(data, manifest, "customer")
     counts = dict(zip(vocabulary.read(0, vocabulary.rows, ["id"])["id"].to_pylist(), vocabulary.counts(), strict=True))
-    customer = re.search(r"recommend '.+/runs/lastfm' --customer (\d+) --metadata '.+/data/lastfm_genres.csv'", output)
+    customer = re.search(r"recommend '.+/runs/lastfm' --customer (\d+)$", output, re.MULTILINE)
     assert customer is not None, output
     assert counts[int(customer[1])] == pytest.approx(statistics.median(counts.values()), abs=1)
     shown = output.partition(f"\ncustomer {customer[1]}\n")[2].splitlines()[1:]
-    assert all(re.match(r" +\d\.\d{3}  .+ \((rock|jazz)\) +.+ \((rock|jazz)\)$", line) for line in shown), shown
-    assert (folder / "data" / "lastfm_genres.csv").read_text().startswith('"artist","genre"\n')
-
-
-def test_failing_command_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_sample(tmp_path / "raw" / "lastfm_hetrec2011")
-    (tmp_path / "raw" / "lastfm_hetrec2011" / "user_artists.dat").write_text("no table")
-    monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path / "raw"))
-    result = crossfade_here("demo", cwd=tmp_path)
-    assert result.returncode == 2
-    assert printed_commands(result.stdout) == ["prepare"]
-
-
-def files_that_git_reports(folder: Path) -> list[str]:
-    """Return what a checkout in ``folder`` reports as new."""
-    shutil.copy(Path(__file__).parents[2] / ".gitignore", folder)
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    status = subprocess.run(["git", "status", "--short"], cwd=folder, check=True, capture_output=True, text=True)
-    return [line for line in status.stdout.splitlines() if not line.endswith(" .gitignore")]
+    assert all(re.match(r" +\d\.\d{3}  \S", line) for line in shown), shown
 
 
 def test_first_minutes_run_from_top_to_bottom(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ PACKAGES = ("kvstore", "trainer", "deploy", "crossfade")
 VAGUE_NAMES = {"utils.py", "helpers.py", "common.py"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 600, 50, 8
 MANY_PARAMETERS = {
+    "crossfade/api/estimator.py: __init__": "scikit-learn reads hyperparameters from the signature",
+    "crossfade/api/fit.py: fit": "editors show the arguments of a signature",
     "crossfade/base/options.py: option": "keywords of a declaration",
     "deploy/cluster/agent.py: __init__": "what a host's agent is made of",
     "deploy/cluster/supervision.py: run_job": "what a job is made of",

@@ -4,12 +4,10 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 from cluster_data import write_job, write_planted
-from command_here import crossfade_here
 from running_command import messages
 
 from crossfade.base.errors import InputError
@@ -42,23 +40,6 @@ LACKS: list[BaseException] = [
     OSError(errno.ENOMEM, "Cannot allocate memory"),
     RuntimeError("can't start new thread"),
 ]
-
-
-@pytest.mark.parametrize("error", LACKS, ids=str)
-def test_lack_of_memory_is_reported_as_such_and_not_as_a_corrupt_file(
-    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from crossfade.cli import status
-
-    def run(*_: Any, **__: Any) -> int:
-        raise error
-
-    monkeypatch.setattr(status, "_show", run)
-    result = crossfade_here("status", tmp_path)
-    assert result.returncode == 1
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("crossfade: error: not enough memory: ")
-    assert "corrupt" not in result.stderr
 
 
 def circular() -> BaseException:

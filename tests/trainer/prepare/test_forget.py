@@ -341,7 +341,7 @@ def test_command_prints_what_was_deleted_and_what_remains_elsewhere(
     assert f"{tmp_path}/data: forgot 3 rows of customer (3 in all)" in printed
     assert "4 in " in printed
     assert "1 of them are not in the dataset" in printed
-    for remaining in ("raw events", "events.parquet", "checkpoint.warm_start_from", "embeddings"):
+    for remaining in ("raw events", "checkpoint.warm_start_from", "embeddings"):
         assert remaining in printed
     assert main([*forget_command, "--entity", "artist"]) == 2
     assert "has no entity 'artist'; it has customer, item" in capsys.readouterr().err

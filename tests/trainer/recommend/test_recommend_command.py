@@ -144,20 +144,6 @@ def test_re_ranked_lists_keep_filters_and_limits(workspace: Path, tmp_path: Path
         assert not set(ids) & played()["c010"]
 
 
-def test_column_is_shown_beside_names(workspace: Path, tmp_path: Path) -> None:
-    genres = [f"{5000 + row},{genre}\n" for row in range(TRACKS) for genre in (f"g{row % GENRES}", "x", "y", "z")]
-    (tmp_path / "songs.csv").write_text(f"track,genre\n{''.join(genres)}")
-    options = ("--customer", "c010", "-k", 20, "--metadata", tmp_path / "songs.csv", "--show", "genre")
-    [found] = recommend("run", *options, cwd=workspace)
-    lines = succeeded(crossfade_here("recommend", "run", *options, cwd=workspace)).stdout.splitlines()[2:]
-    for item, line in zip(found["recommendations"], lines, strict=True):
-        genre = f"g{(item['track'] - 5000) % GENRES}"
-        assert item["genre"] == [genre, "x", "y", "z"]
-        assert f"  {item['name']} ({genre}, x, y, …)" in line
-    for item, line in zip(found["history"], lines, strict=False):
-        assert line.endswith(f"  {item['name']} ({', '.join(item['genre'][:3])}, …)")
-
-
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_written_format_is_that_of_the_name(tmp_path: Path, ending: str) -> None:
     run = write_run(tmp_path / "written").path
@@ -340,7 +326,6 @@ INVALID = {
     "expected a number from 0 to 1": "--customer c010 --diversity 1.5",
     "FILE.parquet": "--all",
     "is for recommendations that are printed": "--customer c010 --json --out x.parquet",
-    "genre: is for recommendations that are printed": "--customer c010 --show genre --out x.parquet",
     "x.csv: has no effect without": "--customer c010 --metadata x.csv",
     "expected one of": "",
     "was given, and so was": "--customer c010 --all",

@@ -55,9 +55,8 @@ def test_missing_checkpoints_of_a_run_are_reported(tmp_path: Path) -> None:
     checkpoints = tmp_path / "unmounted" / "checkpoints"
     with pytest.raises(InputError) as caught:
         find_start(str(checkpoints), saved_step=8)
-    assert "holds no checkpoint, but the run has saved some, the last of" in str(caught.value)
+    assert "holds no checkpoint, but the run has saved some, the last of step 8" in str(caught.value)
     assert not checkpoints.parent.exists()
-    assert find_start(str(checkpoints), saved_step=8, allow_restart=True) == (None, [])
 
 
 @pytest.mark.slow
@@ -68,10 +67,8 @@ def test_unusable_checkpoints_are_reported_and_kept(tmp_path: Path, saved_step: 
         Path(step_folder(str(tmp_path), step), "track", "weights.00001-of-00002.npy").unlink()
     with pytest.raises(InputError) as caught:
         find_start(str(tmp_path), saved_step=saved_step)
-    assert "cannot resume: none of the checkpoints in" in str(caught.value)
+    assert "none of the checkpoints in" in str(caught.value)
     assert "step-000000003/track/weights.00001-of-00002.npy: missing" in str(caught.value)
-    checkpoint, skipped = find_start(str(tmp_path), saved_step=saved_step, allow_restart=True)
-    assert (checkpoint, len(skipped)) == (None, 2)
 
 
 def test_checkpoints_found_corrupt_while_loading_are_no_reason_to_start_over(tmp_path: Path) -> None:
@@ -86,7 +83,7 @@ def test_checkpoint_of_a_newer_format_is_not_passed_over(tmp_path: Path) -> None
     path = Path(step_folder(str(tmp_path), 3), "manifest.json")
     reseal(path, lambda text: text.replace('"version": 2', '"version": 3'))
     with pytest.raises(InputError) as caught:
-        find_start(str(tmp_path), allow_restart=True)
+        find_start(str(tmp_path))
     assert "has format version 3, but this version of Crossfade reads" in str(caught.value)
 
 
