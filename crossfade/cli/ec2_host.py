@@ -21,13 +21,15 @@ _EXAMPLES = (
     ),
 )
 _NOTES = """\
-The user data of the instances runs this command; it is not needed by hand. The exit code is that of the run.
+The user data of the instances runs this command; it is not needed by hand.
+
+Exit codes: 0 the run has ended, however; 75 the head is being reclaimed; others: the host failed.
 """
 
 
 @as_command("ec2-host", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: Ec2HostOptions) -> int:
-    """Run the host until the run ends or the instance is interrupted; return the exit code of its command."""
+    """Run the host until the run ends or the head's instance is interrupted."""
     from crossfade.deploy.aws.ec2.run_host import run_host
 
     return run_host(options)

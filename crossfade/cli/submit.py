@@ -120,8 +120,8 @@ _EC2_NOTES = """\
 The dataset must be on S3. Each of several hosts runs a server and a worker, or with cluster.store: sharded a worker,
 unless the job or the options set more. The run's folder below --output gets the job, checkpoints and, at the end,
 result/ with embeddings and report; CloudWatch gets the log, in the group /crossfade/runs. Instances need a route to S3,
-Secrets Manager, Auto Scaling, CloudWatch Logs and ECR; in the default network they have one. No port is open to the internet. docs/aws.md lists the permissions of this command, and
-explains how to push an image to ECR.
+Secrets Manager, Auto Scaling, CloudWatch Logs and ECR; in the default network they have one. No port is open to the
+internet. docs/aws.md lists the permissions of this command, and explains how to push an image to ECR.
 
 The cluster is a CloudFormation stack. Its Auto Scaling groups replace hosts that are lost, whether the run is followed
 or not. With --spot, EC2 may interrupt instances: the job saves a checkpoint first, and another instance replaces the

@@ -109,6 +109,11 @@ class Machine:
                 start_new_session=True,
             )
 
+    def stop_container(self) -> None:
+        """Send the command of its container SIGTERM."""
+        [process] = [each for each in self.mark.processes() if {"-m", "ec2-host"} <= {*each.cmdline()}]
+        process.terminate()
+
     @property
     def is_off(self) -> bool:
         """Return whether the machine has shut down."""

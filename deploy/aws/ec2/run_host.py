@@ -43,7 +43,7 @@ _EXIT_CODES = {0, 1, 2, STOPPED_EXIT_CODE}
 
 
 def run_host(options: Ec2HostOptions) -> int:
-    """Run this host until the run ends or the head's instance is interrupted; return the exit code.
+    """Run this host: return 0 once the run has ended, or 75 when the head's instance is interrupted.
 
     Raises:
         ClusterError: the run's folder no longer exists.
@@ -63,12 +63,12 @@ class HostRunner:
         self._storage, self._token, self._options = storage, token, options
 
     def run(self) -> int:
-        """Run until the run ends or the head's instance is interrupted; return the exit code."""
+        """Run until the run ends or the head's instance is interrupted; return the exit code of the host."""
         return self._coordinate() if self._options.role == "head" else self._join()
 
     def _coordinate(self) -> int:
-        if (end := self._storage.read(END_FILE, RunEnd)) is not None:
-            return end.exit_code  # the head was lost after the end
+        if self._storage.has(END_FILE):
+            return 0  # the head was lost after the end
         text = self._storage.read_text(JOB_FILE)
         if text is None:
             raise ClusterError(f"{self._storage.uri}: has no {JOB_FILE}; the run's folder was deleted")
@@ -88,11 +88,12 @@ class HostRunner:
 
         train = ("train", job, "--run-dir", folder.path, "--resume", "--spot", "--progress", "lines", *places)
         code = self._run_command(*train, should_stop=should_stop)
-        if code != INTERRUPTED_EXIT_CODE:
-            self._upload_result(folder)
-            end = RunEnd(exit_code=code if code in _EXIT_CODES else 1)
-            self._storage.write(END_FILE, end.model_dump_json(), once=True)
-        return code
+        if code == INTERRUPTED_EXIT_CODE:
+            return code
+        self._upload_result(folder)
+        end = RunEnd(exit_code=code if code in _EXIT_CODES else 1)
+        self._storage.write(END_FILE, end.model_dump_json(), once=True)
+        return 0
 
     def _upload_result(self, folder: RunFolder) -> None:
         """Upload the run folder, without hidden files and its lock."""
@@ -107,7 +108,7 @@ class HostRunner:
         A worker that is reclaimed waits for its end here.
         """
         serial: str | None = None
-        while (end := self._storage.read(END_FILE, RunEnd)) is None:
+        while not self._storage.has(END_FILE):
             coordinator = self._storage.read(COORDINATOR_FILE, CoordinatorAddress)
             if coordinator is None or coordinator.serial == serial:
                 time.sleep(self._options.poll_seconds)
@@ -123,7 +124,7 @@ class HostRunner:
             code = self._run_command(*arguments, should_stop=is_replaced)
             if code not in {*_EXIT_CODES, INTERRUPTED_EXIT_CODE}:
                 serial = None  # the agent was killed: join again
-        return end.exit_code
+        return 0
 
     def _run_command(self, *arguments: object, should_stop: Callable[[], bool]) -> int:
         """Run a command of Crossfade to its end, and send it SIGTERM once it ``should_stop``; return its exit code."""

@@ -121,8 +121,12 @@ def test_run_whose_hosts_are_reclaimed_equals_an_uninterrupted_run(
         for host, last in zip(hosts[::-1], ("the job continues without this host", "with exit code 75"), strict=True):
             host.metadata.interrupt()
             wait_until(lambda host=host, last=last: last in host.console, last, SECONDS)
-            aws.client("ec2").terminate_instances(InstanceIds=[host.id])
+            if host.role == "worker":
+                host.stop_container()  # as EC2 does when it shuts the instance down
             wait_until(lambda host=host: machines.of(host.role) is not host, f"another {host.role}", SECONDS)
+        assert aws.calls_of("TerminateInstanceInAutoScalingGroup") == [], (
+            "they stay in their groups, which replace them"
+        )
         (workspace / "release").touch()
         result = command.finish(SECONDS)
     console = "\n".join(machine.console for machine in machines.all)

@@ -183,21 +183,18 @@ def test_template_rejects_a_value_that_would_end_its_quotes_in_the_script() -> N
 # ---- errors
 
 
-def failed_stack(reason: str, action: str = "CREATE") -> dict[str, str]:
-    """Return answers about a stack that AWS could not create, and therefore deletes, or could not delete."""
-    status = "DELETE_COMPLETE" if action == "CREATE" else "DELETE_FAILED"
+def fail_stack(aws: AwsServer, status: str, event: str, reason: str) -> None:
+    """Have AWS report a stack with this status, and why one of its resources has failed."""
     stack = (
         f"<StackName>x</StackName><CreationTime>2026-03-01T12:00:00Z</CreationTime><StackStatus>{status}</StackStatus>"
     )
     events = "".join(
-        f"<member><LogicalResourceId>{name}</LogicalResourceId><ResourceStatus>{action}_FAILED</ResourceStatus>"
+        f"<member><LogicalResourceId>{name}</LogicalResourceId><ResourceStatus>{event}</ResourceStatus>"
         f"<ResourceStatusReason>{why}</ResourceStatusReason></member>"
         for name, why in (("Role", "Resource creation cancelled"), ("Token", reason))
     )
-    return {
-        "DescribeStacks": f"<Stacks><member>{stack}</member></Stacks>",
-        "DescribeStackEvents": f"<StackEvents>{events}</StackEvents>",
-    }
+    aws.answer_xml("DescribeStacks", f"<Stacks><member>{stack}</member></Stacks>")
+    aws.answer_xml("DescribeStackEvents", f"<StackEvents>{events}</StackEvents>")
 
 
 @pytest.mark.parametrize(
@@ -239,8 +236,7 @@ def test_request_that_aws_rejects_leaves_no_resources(
 def test_failed_stack_is_reported_with_its_first_reason(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for action, body in failed_stack("not authorized to perform: iam:CreateRole").items():
-        aws.answer_xml(action, body)
+    fail_stack(aws, "DELETE_COMPLETE", "CREATE_FAILED", "not authorized to perform: iam:CreateRole")
     assert detached(job) == 1
     line = "the cluster cannot be created: Token: not authorized to perform: iam:CreateRole"
     assert line in capsys.readouterr().err.splitlines()[-1]
@@ -275,8 +271,8 @@ def test_stack_that_cannot_be_deleted_is_reported(
 ) -> None:
     assert detached(job) == 0
     run = submitted_run(aws)
-    answers = failed_stack("not authorized to perform: iam:DeleteRole", "DELETE")
-    aws.before("DeleteStack", lambda _: [aws.answer_xml(name, text) for name, text in answers.items()])
+    reason = "not authorized to perform: iam:DeleteRole"
+    aws.before("DeleteStack", lambda _: fail_stack(aws, "DELETE_FAILED", "DELETE_FAILED", reason))
     assert main(["submit", "ec2", "--cleanup", run]) == 1
     stderr = capsys.readouterr().err.splitlines()[-1]
     assert f"iam:DeleteRole; retry with 'crossfade submit ec2 --cleanup {run}'" in stderr
