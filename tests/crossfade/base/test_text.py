@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from crossfade.base import formatting
 from crossfade.base.text import counted, similar_name, similar_path
 
 
@@ -37,14 +36,3 @@ def test_path_is_found_by_its_name_without_the_extension() -> None:
     assert similar_path("play", paths) == Path("plays.yml")
     assert similar_path("last-fm", paths) == Path("jobs/lastfm.yaml")
     assert similar_path("nowhere", paths) is None
-
-
-def test_figures_have_readable_units() -> None:
-    assert [formatting.size(value) for value in (None, 12, 15_076_311, 2_958_901_248)] == [
-        *("\N{EN DASH}", "12 B", "15.1 MB", "2.96 GB")
-    ]
-    assert [formatting.count(value) for value in (5.655, 9762, 1_234_567, 4e9)] == ["5.7", "9,762", "1.23 M", "4 G"]
-    assert [formatting.duration(value) for value in (0.42, 59.6, 250, 12_000, 187_200)] == [
-        *("0.4 s", "60 s", "4 min 10 s", "3 h 20 min", "2 d 4 h")
-    ]
-    assert [formatting.share(value) for value in (0.0, 0.031, 0.42)] == ["0 %", "3.1 %", "42 %"]
