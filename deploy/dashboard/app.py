@@ -67,7 +67,7 @@ def make_app(runs: Runs, models: ExploredModels, source: str) -> Dash:
 
 
 def content_policy(app: Dash) -> str:
-    """Forbid the browser to load anything from other servers, and to run scripts in the page but those of Dash."""
+    """Forbid the browser to load anything from other servers, and to run other scripts in the page than Dash's."""
     return _POLICY.format(scripts=" ".join(app.csp_hashes()))
 
 
@@ -96,7 +96,7 @@ def _show(app: Dash, runs: Runs) -> None:
 
 def _build(runs: Runs, search: str) -> list[Any]:
     """Build the parts of the page, which the address with the query ``search`` selects."""
-    found = read_summaries(runs, _READ_SECONDS)
+    found = read_summaries(runs, _READ_SECONDS, parse_qs(search[1:]).get("run", []))
     services = {reader.name: reader.summarize(time.time()) for reader in runs.services()}
     selection = _select(search, [summary.name for _, summary in found], list(services))
     by_name = {summary.name: (run, summary) for run, summary in found}

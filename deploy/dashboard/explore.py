@@ -101,7 +101,7 @@ def _ranked(model: Model, rows_K: IntArray, scores_K: FloatArray) -> list[Answer
 
 
 def _row(label: RowLabel) -> Answer:
-    # IDs as text, so that those of two runs compare, and those above 2**53 stay exact in JavaScript.
+    # IDs as text, since JavaScript rounds numbers above 2**53.
     return {"id": str(label.id), "name": label.name}
 
 

@@ -43,7 +43,7 @@ _MAX_LINE_BYTES = 4 << 20
 T = TypeVar("T")
 _RUN_FILES = (RUN_FILE, EVENTS_FILE, STATE_FILE, REPORT_FILE)
 _MAX_DEPTH = 2
-"""Depth of the search for runs: those of 'crossfade tune' are one level below the others."""
+"""Depth of the search for runs: trials of 'crossfade tune' are one level below other runs."""
 
 
 class Tail:

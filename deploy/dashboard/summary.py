@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection
 from typing import Any
 
 from crossfade.deploy.dashboard.figures import ENDED, LastFailure, ProcessRow, Restart, Summary
@@ -76,18 +77,21 @@ def summarize(run: RunReader, now: float | None = None) -> Summary:
 
 
 def _report(run: RunReader, state: str) -> ReportFile:
-    """Return the report of a finished run: that of an earlier start does not describe a run that was resumed."""
+    """Return the report of a finished run; a run that was resumed still has the report of its earlier start."""
     return run.report if state == "done" and run.report is not None else ReportFile()
 
 
-def read_summaries(runs: Runs, seconds: float = math.inf) -> list[tuple[RunReader, Summary]]:
+def read_summaries(
+    runs: Runs, seconds: float = math.inf, shown: Collection[str] = ()
+) -> list[tuple[RunReader, Summary]]:
     """Refresh all of ``runs`` and summarize them, the latest first; live runs come before the others.
 
-    Further calls read what takes more than ``seconds``. Hold the ``lock`` of ``runs``.
+    The runs ``shown`` are read first, then the latest. Further calls read what takes more than ``seconds``. Hold the
+    ``lock`` of ``runs``.
     """
     until = time.monotonic() + seconds
     found = []
-    for run in runs.readers():
+    for run in sorted(runs.readers(), key=lambda run: (run.name not in shown, -(run.identity.started or 0.0))):
         run.refresh(until)
         found.append((run, summarize(run)))
     return sorted(found, key=lambda each: (not each[1].live, -(each[1].started or 0.0), each[1].name))

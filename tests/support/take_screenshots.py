@@ -14,7 +14,7 @@ from waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_BYTES = 250_000
-WIDE = {"width": 1280, "height": 1150}  # ends below the table of processes
+WIDE = {"width": 1280, "height": 1330}  # ends below the table of processes
 JOB = ROOT / "jobs" / "lastfm.yaml"
 # In so small a catalog all items are negatives by default, and no rows are saved.
 SETTINGS = [

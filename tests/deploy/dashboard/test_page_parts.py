@@ -9,6 +9,7 @@ import pytest
 from page_text import rows_of, text_of
 from run_folders import BEGAN, JOB, epoch, state, step, training_from, write_run
 
+from crossfade.base import formatting
 from crossfade.deploy.dashboard import app, charts, page
 from crossfade.deploy.dashboard.charts import COLORS, RunView
 from crossfade.deploy.dashboard.explored_models import ExploredModels
@@ -173,3 +174,16 @@ def test_run_that_stopped_early_says_so_and_shows_its_best_metric(tmp_path: Path
     assert tiles["ndcg@10"] == "0.3100 best, in epoch 1; last 0.2900"
     resumed = show(write_run(tmp_path / "again", metrics=events, state=state("running", at=99), report=report))
     assert "stopped early" not in text_of(page.head([resumed]))
+
+
+def test_figures_have_readable_units() -> None:
+    none = "\N{EN DASH}"
+    assert [formatting.size(each) for each in (None, 12, 15_076_311, 2e9)] == [none, "12 B", "15.1 MB", "2 GB"]
+    assert [formatting.count(each) for each in (5.655, 9762, 1_234_567, 4e9)] == ["5.7", "9,762", "1.23 M", "4 G"]
+    assert [formatting.duration(each) for each in (0.42, 59.6, 250, 12_000)] == [
+        "0.4 s",
+        "60 s",
+        "4 min 10 s",
+        "3 h 20 min",
+    ]
+    assert [formatting.share(each) for each in (0.0, 0.031, 0.42)] == ["0 %", "3.1 %", "42 %"]

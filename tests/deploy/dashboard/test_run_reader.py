@@ -326,11 +326,18 @@ def test_run_folder_as_argument_is_named_by_folder_or_path(tmp_path: Path) -> No
     assert [run.name for run in Runs([one, other]).readers()] == [str(one), str(other)]
 
 
-def test_live_runs_come_first_then_the_latest(tmp_path: Path) -> None:
+def test_live_runs_come_first_then_the_latest_and_shown_ones_are_read_before_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, kind, began in (("old", "done", 0), ("new", "done", 50), ("live", "waiting", 20)):
-        report = {"state": {**state(kind, at=60), "started": BEGAN + began, "time": time.time()}}
-        write_run(tmp_path / name, **report)
-    assert [summary.name for _, summary in read_summaries(Runs([tmp_path]))] == ["live", "new", "old"]
+        written = {**state(kind, at=60), "started": BEGAN + began, "time": time.time()}
+        write_run(tmp_path / name, state=written)
+        (tmp_path / name / "run.json").write_text(json.dumps({"started": BEGAN + began}))
+    runs, order, refresh = Runs([tmp_path]), [], RunReader.refresh
+    assert [summary.name for _, summary in read_summaries(runs)] == ["live", "new", "old"]
+    monkeypatch.setattr(RunReader, "refresh", lambda run, until: order.append(run.name) or refresh(run, until))
+    read_summaries(runs, shown=["old"])
+    assert order == ["old", "new", "live"]
 
 
 # ---- files that others may have written

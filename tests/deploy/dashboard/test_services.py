@@ -4,6 +4,7 @@ import json
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def test_versions_are_a_table_that_leads_to_their_runs(music: Path) -> None:
     link = region.children.children[2].children[0].children[0].children
     assert link.href == "?run=music%2Fversion-000003&service=music"
     many = [make_record(number) for number in range(1, 61)]
-    long = ServiceSummary("music", "music", many, {}, 60, None, None, None, [])
+    long = replace(found, records=many)
     assert [row[0] for row in rows_of(page.service_versions(long, {}))] == [str(number) for number in range(60, 10, -1)]
 
 
