@@ -45,7 +45,6 @@ FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")
 FILES_WITH_FLAGS = {
     "deploy/aws/ec2/run_host.py": "starts commands of crossfade",
     "deploy/cluster/role_process.py": "starts commands of crossfade",
-    "deploy/dashboard/server.py": "starts commands of crossfade",
     "deploy/launch/trial_run.py": "starts commands of crossfade",
     "deploy/schedulers/scheduler_files.py": "writes files with commands of crossfade",
     "trainer/formats/pgvector.py": "writes a script that calls psql",

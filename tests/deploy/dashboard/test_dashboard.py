@@ -18,7 +18,6 @@ from recorded_service import make_record
 from restarted_run import ShownRun
 from run_folders import add, epoch, load, sample, state, step, totals, training_from, write_run
 from running_command import RunningCommand, started, succeeded
-from scraping import ask
 
 from crossfade.deploy.refresh.versions import ServiceVersions
 
@@ -188,20 +187,6 @@ def test_live_run_is_shown_from_its_first_steps_through_a_restart_to_its_end(
         shown.assert_done(shown_failure)
         expect(page.locator("#head h1")).to_have_text("clusterdone")
         expect(page.locator("#tiles")).to_contain_text("Restarts1")
-
-
-@pytest.mark.slow
-def test_train_with_dashboard_serves_the_page_and_prints_its_address(browser: Browser, workspace: Path) -> None:
-    arguments = ("train", "job.yaml", "--dashboard", "--set", "train.epochs=20")
-    with paced(*arguments, run_dir=workspace / "beside") as training:
-        assert training.command.process.stderr is not None
-        lines = iter(training.command.process.stderr.readline, "")
-        address = next(line for line in lines if line.startswith("dashboard: ")).split()[1]
-        with opened(browser, address, "beside") as visit:
-            expect(visit.page.locator("#head h1")).to_contain_text("running")
-        succeeded(training.finish())
-    with pytest.raises(OSError, match="refused"):
-        ask(address.split("/")[2], "/healthz")
 
 
 # ---- synthetic runs
