@@ -34,8 +34,8 @@ _EXAMPLES = (
 _NOTES = """\
 FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. --to parquet always exports
 a checkpoint, of several the newest complete one, as OUT/ENTITY/rows-000000000000.parquet with id, row, vector and
-optionally name. The other formats export what 'crossfade recommend' uses: the embeddings of a run, which are those of
-the best epoch, if it has written any. Formats of databases and faiss leave out rows that were not trained.
+optionally name. The other formats export what 'crossfade recommend' uses: the embeddings of a run's best epoch, if it
+has written any. Formats of databases and faiss leave out rows that were not trained.
 
 load.sh and --push replace what an earlier export wrote in one step, so that readers never find a part of it. --push
 writes no files. OUT is complete or, after an error, absent; --overwrite replaces nothing but files that an export

@@ -30,6 +30,7 @@ SMALL_FILE_LINES = 100
 SMALL_FILES = {
     "crossfade/base/blas_kernels.py": "runs before anything else is imported",
     "crossfade/cli/sagemaker_entry.py": "the entry of a process",
+    "deploy/dashboard/server.py": "loads Dash and uvicorn, which may be missing",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
     "deploy/refresh/popularity.py": "loads numba",
     "kvstore/kernel_cache.py": "extends a class of numba",

@@ -418,7 +418,6 @@ INVALID = {
     "a negative popularity damping": "--customer c010 --popularity-damping nan",
     "a diversity above 1": "--customer c010 --diversity 1.5",
     "recommendations to all without a file": "--all",
-    "--json with --out": "--customer c010 --json --out x.parquet",
     "--metadata without a use of its columns": "--customer c010 --metadata x.csv",
     "no customers": "",
     "customers given twice": "--customer c010 --all",
