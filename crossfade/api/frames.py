@@ -79,7 +79,7 @@ def _open(data: Any, columns: Mapping[str, str], name: str) -> pa.RecordBatchRea
 
 
 def _used_columns(columns: Mapping[str, str], names: Sequence[str], table: str) -> list[str]:
-    """Return those of the columns ``names`` of the events that ``columns`` name, each once."""
+    """Return the names of the columns that are read, each once; ``names`` are all names of ``table``."""
     parts = dict.fromkeys(part for role, column in columns.items() for part in source_columns(role, column, names))
     check_columns(table, names, parts)
     return list(parts)

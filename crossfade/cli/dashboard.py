@@ -26,9 +26,7 @@ More: docs/dashboard.md.
 @as_command("dashboard", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: DashboardOptions) -> int:
     """Serve the page until a signal arrives."""
-    from crossfade.deploy.cluster.role_variables import die_with_agent
     from crossfade.deploy.dashboard.server import serve
 
-    die_with_agent()
     serve(options, lambda address: print_line(f"dashboard: {address}", flush=True))
     return 0

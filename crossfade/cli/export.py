@@ -29,8 +29,8 @@ _EXAMPLES = (
 _NOTES = """\
 FROM is a run folder, a folder of checkpoints or one checkpoint, each of which may be on S3. --to parquet always exports
 a checkpoint, of several the newest complete one, as OUT/ENTITY/rows-000000000000.parquet with id, row, vector and
-optionally name. The other formats export what 'crossfade recommend' uses: the embeddings of a run, which are those of
-the best epoch, if it has written any. Databases get no rows that were not trained.
+optionally name. The other formats export what 'crossfade recommend' uses: the embeddings of a run's best epoch, if it
+has written any. Databases get no rows that were not trained.
 
   numpy        OUT/ENTITY/vectors.npy, float32, and rows.parquet
   safetensors  OUT/ENTITY/vectors.safetensors with the tensor 'vectors', float32, and rows.parquet

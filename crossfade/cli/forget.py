@@ -43,7 +43,7 @@ what may still hold them, and how to clear it:
 """
 _COPIES_OF_SERVICE = """\
 what may still hold them, and how to clear it:
-  event files    delete them there before: those that no version has taken, and those of withdrawn versions
+  event files    delete them there before: of files that no version has taken, and of withdrawn versions
   copies         exports, indexes, and backups: delete them, or make them anew
   processes      dashboards keep a copy of an earlier version: restart them; servers delete theirs
 """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +11,7 @@ from crossfade.base import logs
 from crossfade.base.command_line import command_line
 from crossfade.base.errors import as_typed
 from crossfade.base.exit_codes import STOPPED_EXIT_CODE
-from crossfade.base.options import Port, option
+from crossfade.base.options import option
 from crossfade.terminal import Progress, print_line
 from crossfade.trainer.config.options import Roles
 
@@ -48,12 +46,6 @@ class TrainOptions(Roles):
         None,
         "show progress as a bar, or as a line every ten seconds and at each evaluation, with the metric that selects "
         "the embeddings or with all metrics (default: a bar on a terminal, else lines)",
-    )
-    dashboard: Port | None = _display(
-        None,
-        "serve the dashboard of the run on loopback during training, and print its address (default: a free port)",
-        value="PORT",
-        without_value=0,
     )
 
 
@@ -98,7 +90,7 @@ def _train_once(options: TrainOptions) -> int:
         return _EXIT_CODES[ended]
     resume = options.resume or options.standby
     with progress_bars() as bars:
-        inputs = check_runnable(job, folder, bars, resume=resume, dashboard=options.dashboard)
+        inputs = check_runnable(job, folder, bars, resume=resume)
     job = inputs.job
     display = TrainDisplay(job.evaluate.best_metric, options.progress)
     with (
@@ -111,23 +103,11 @@ def _train_once(options: TrainOptions) -> int:
                 _describe_moved(folder, moved)
             note = run_job.note_without_valid(job, inputs)
             context = run_job.RunContext(listener, spot, StateWriter(folder), resume, note)
-            with _serve_dashboard(folder, options.dashboard):
-                report = run_job.run_in_folder(job, folder, inputs, display, context)
+            report = run_job.run_in_folder(job, folder, inputs, display, context)
         display.print_report(report, folder.path)
         for line in use_commands(folder.path, inputs.folder, inputs.manifest):
             print_line(f"next: {line}")
     return 0
-
-
-def _serve_dashboard(folder: RunFolder, port: int | None) -> AbstractContextManager[None]:
-    """Serve the dashboard of the run on ``port`` while the context lasts; None: do not serve it."""
-    if port is None:
-        return nullcontext()
-    from tqdm import tqdm
-
-    from crossfade.deploy.dashboard.server import serve_sidecar
-
-    return serve_sidecar(folder.path, port, lambda line: tqdm.write(line, file=sys.stderr))
 
 
 def _describe_moved(folder: RunFolder, moved: EarlierRun) -> None:

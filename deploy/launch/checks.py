@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,17 +14,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-def check_runnable(
-    job: JobConfig,
-    folder: RunFolder,
-    progress: ProgressReporter,
-    *,
-    resume: bool,
-    dashboard: int | None = None,
-) -> PlanInputs:
+def check_runnable(job: JobConfig, folder: RunFolder, progress: ProgressReporter, *, resume: bool) -> PlanInputs:
     """Reject a job that cannot run here, before an earlier run is touched; return its inputs, and the resolved job.
-
-    ``dashboard`` is the port of the run's page, if it is to be served.
 
     Raises:
         InputError: the dataset, the options, or the machine do not fit the job.
@@ -41,8 +31,6 @@ def check_runnable(
     if warning := check_fits_this_machine(inputs):
         _logger.warning(warning)
     _check_runtime(job)
-    if dashboard is not None:
-        _check_dashboard_port(dashboard)
     if job.checkpoint.warm_start_from is not None:
         from crossfade.trainer.training.restore import open_warm_start
 
@@ -63,20 +51,6 @@ def check_runnable(
     if resume and not folder.has_run_id():
         _logger.info(f"{folder.path}: there is no run to resume, so a new one starts")
     return inputs
-
-
-def _check_dashboard_port(port: int) -> None:
-    """Reject a port in use on loopback: the run would go on without its page."""
-    from crossfade.base.errors import OptionError
-
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-    except OSError as error:
-        fix = "name another port, or none to use a free one"
-        problem = f"cannot listen on 127.0.0.1:{port}: {error.strerror}"
-        raise OptionError("dashboard", found=port, problem=problem, fix=fix) from error
 
 
 def _check_resumable(inputs: PlanInputs, folder: RunFolder) -> None:

@@ -93,7 +93,7 @@ def test_options_are_in_groups_and_their_texts_begin_with_a_verb(command: str) -
             "trian a.yaml",
             "crossfade: error: there is no command 'trian'; did you mean 'train'?; see 'crossfade --help'",
         ),
-        ("train a.yaml --dashbord", "unrecognized arguments: --dashbord; did you mean --dashboard?; see "),
+        ("train a.yaml --overwite", "unrecognized arguments: --overwite; did you mean --overwrite?; see "),
         ("submit ec2 a.yaml --hots=2", "unrecognized arguments: --hots=2; did you mean --hosts?; see "),
         ("train a.yaml --epochs 3", "unrecognized arguments: --epochs 3; set keys of a job by --set KEY=VALUE; see "),
         ("map runs/a more", "unrecognized arguments: more; see 'crossfade map --help'"),

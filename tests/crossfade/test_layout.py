@@ -27,6 +27,7 @@ SMALL_FILE_LINES = 100
 SMALL_FILES = {
     "crossfade/base/blas_kernels.py": "runs before anything else is imported",
     "crossfade/cli/sagemaker_entry.py": "the entry of a process",
+    "deploy/dashboard/server.py": "loads Dash and uvicorn, which may be missing",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
     "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/data/feature_kernels.py": "loads numba",
@@ -39,7 +40,6 @@ TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")
 FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")
 FILES_WITH_FLAGS = {
     "deploy/aws/ec2/run_host.py": "starts commands of crossfade",
-    "deploy/dashboard/server.py": "starts commands of crossfade",
     "deploy/launch/trial_run.py": "starts commands of crossfade",
     "deploy/schedulers/scheduler_files.py": "writes files with commands of crossfade",
 }

@@ -34,14 +34,6 @@ def caused(cause: BaseException) -> BaseException:
     return error
 
 
-LACKS: list[BaseException] = [
-    MemoryError("Unable to allocate 3.73 TiB"),
-    caused(pa.ArrowMemoryError("malloc of size 9 failed")),
-    OSError(errno.ENOMEM, "Cannot allocate memory"),
-    RuntimeError("can't start new thread"),
-]
-
-
 def circular() -> BaseException:
     """Return an error that is, indirectly, its own cause."""
     error, cause = InputError("no such file"), FileNotFoundError("no such file")
@@ -49,6 +41,19 @@ def circular() -> BaseException:
     return error
 
 
-@pytest.mark.parametrize("error", [circular(), RuntimeError("x"), OSError(errno.ENOSPC, "x"), ValueError("x")])
-def test_other_errors_are_no_lack_of_memory(error: BaseException) -> None:
-    assert lack_of_memory(error) is None
+@pytest.mark.parametrize(
+    ("error", "is_lack"),
+    [
+        (MemoryError("Unable to allocate 3.73 TiB"), True),
+        (caused(pa.ArrowMemoryError("malloc of size 9 failed")), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (RuntimeError("can't start new thread"), True),
+        (circular(), False),
+        (RuntimeError("x"), False),
+        (OSError(errno.ENOSPC, "x"), False),
+    ],
+)
+def test_lack_of_memory_is_found_also_behind_what_a_reader_takes_for_corrupt(
+    error: BaseException, is_lack: bool
+) -> None:
+    assert (lack_of_memory(error) or "").startswith("not enough memory: ") == is_lack

@@ -53,10 +53,7 @@ def _saved_step_after(line: bytes, step: int | None) -> int | None:
 
 
 def find_start(
-    checkpoints: str,
-    rejected: Collection[str] = (),
-    *,
-    saved_step: int | None = None,
+    checkpoints: str, rejected: Collection[str] = (), *, saved_step: int | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest usable checkpoint, or None to start at step 0, and why newer ones were skipped.
 

@@ -62,11 +62,7 @@ def run_training(
 
 
 def run_in_process(
-    job: JobConfig,
-    folder: RunFolder,
-    hooks: TrainingHooks = NO_HOOKS,
-    *,
-    resume: bool = False,
+    job: JobConfig, folder: RunFolder, hooks: TrainingHooks = NO_HOOKS, *, resume: bool = False
 ) -> dict[str, Any] | StopResult:
     """Train ``job`` in this process, without servers; see ``run_training``.
 

@@ -325,7 +325,6 @@ INVALID = {
     "expected a number from 0": "--customer c010 --popularity-damping nan",
     "expected a number from 0 to 1": "--customer c010 --diversity 1.5",
     "FILE.parquet": "--all",
-    "is for recommendations that are printed": "--customer c010 --json --out x.parquet",
     "x.csv: has no effect without": "--customer c010 --metadata x.csv",
     "expected one of": "",
     "was given, and so was": "--customer c010 --all",
