@@ -94,12 +94,12 @@ def test_optimizer_follows_its_formula_over_several_steps(kind: OptimizerKind, w
 def test_max_norm_scales_longer_active_rows_only(kind: OptimizerKind) -> None:
     bound, free = 2 * random_rows(ROWS, DIM, seed=1), 2 * random_rows(ROWS, DIM, seed=1)
     active, gradient_AD = np.arange(8), random_rows(8, DIM, seed=2)
-    make_optimizer(OptimizerSpec(kind, max_norm=4.0), ROWS, DIM).update(bound, active, gradient_AD)
+    make_optimizer(OptimizerSpec(kind, max_norm=8.0), ROWS, DIM).update(bound, active, gradient_AD)
     make_optimizer(OptimizerSpec(kind), ROWS, DIM).update(free, active, gradient_AD)
     norm_A1 = np.linalg.norm(free[active], axis=1, keepdims=True)
-    assert 1 < (norm_A1 > 4.0).sum() < 8
-    np.testing.assert_allclose(bound[active], free[active] * np.minimum(1, 4.0 / norm_A1), rtol=1e-6)
-    short = active[norm_A1[:, 0] <= 4.0]
+    assert 1 < (norm_A1 > 8.0).sum() < 8
+    np.testing.assert_allclose(bound[active], free[active] * np.minimum(1, 8.0 / norm_A1), rtol=1e-6)
+    short = active[norm_A1[:, 0] <= 8.0]
     np.testing.assert_array_equal(bound[short], free[short])
     assert np.linalg.norm(bound[8:], axis=1).max() > 3.5
     np.testing.assert_array_equal(bound[8:], free[8:])

@@ -266,7 +266,7 @@ class _Upload(io.RawIOBase):
     def __init__(self, files: S3Files, key: str) -> None:
         self._files, self._key = files, key
         self._place: dict[str, Any] = {"Bucket": files.bucket, "Key": key}
-        self._buffer = bytearray()
+        self._buffer: Any = bytearray()
         self._tags: list[str] = []
 
     def writable(self) -> bool:
@@ -281,7 +281,7 @@ class _Upload(io.RawIOBase):
             del self._buffer[:PART_BYTES]
         return len(data)
 
-    def _send(self, part: bytearray) -> None:
+    def _send(self, part: Any) -> None:
         if "UploadId" not in self._place:
             started = self._files.retry(lambda client: client.create_multipart_upload(**self._place))
             self._place["UploadId"] = started["UploadId"]
