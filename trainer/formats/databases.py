@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from crossfade.base.errors import MissingExtraError, Option, OptionError, command
 from crossfade.trainer.config.score import ScoreKind
@@ -59,6 +60,10 @@ def _url(place: str, variable: str, default: str) -> str:
     if "://" in url and has_credentials(url):
         fix = "leave them out, and set QDRANT_API_KEY, or OPENSEARCH_USER and OPENSEARCH_PASSWORD"
         raise OptionError("push", problem="the address has credentials or a query", fix=fix)
+    try:
+        _ = urlsplit(url).port
+    except ValueError as error:
+        raise OptionError("push", found=url, problem=str(error), expected="http://HOST:PORT") from error
     return url
 
 
@@ -154,15 +159,20 @@ class Qdrant(Database):
     def __init__(self, place: str) -> None:
         with _needed("qdrant-client", "export", "qdrant"):
             from qdrant_client import QdrantClient, models
+            from qdrant_client.common.client_exceptions import QdrantException
             from qdrant_client.http import exceptions
         self.place = _url(place, "QDRANT_URL", "http://localhost:6333")
-        self._models, self._exceptions = models, exceptions
+        self._models, self._rejection = models, exceptions.UnexpectedResponse
+        self._errors = exceptions.ApiException, QdrantException
         if "://" in self.place:
             key = os.environ.get("QDRANT_API_KEY")
             # It would check the version by a request that is not sent again.
             self._client = QdrantClient(self.place, api_key=key, timeout=_TIMEOUT_SECONDS, check_compatibility=False)
-        else:
+            return
+        try:
             self._client = QdrantClient(path=self.place)
+        except (OSError, RuntimeError) as error:  # RuntimeError: another process has the folder open
+            raise OptionError("push", found=self.place, problem=_one_line(error)) from error
 
     def create(self, table: VectorTable) -> None:
         """Create a collection."""
@@ -194,11 +204,11 @@ class Qdrant(Database):
 
     def problem(self, error: Exception) -> Problem | None:
         """Return what the server or the network reports."""
-        if isinstance(error, self._exceptions.UnexpectedResponse):
+        if isinstance(error, self._rejection):
             content = error.content.decode("utf-8", "replace")
             text = f"Qdrant answers {error.status_code}: {_one_line(content)[:500]}"
             return Problem(text, error.status_code not in _TRANSIENT_STATUS)
-        is_known = isinstance(error, self._exceptions.ApiException)
+        is_known = isinstance(error, self._errors)
         return Problem(f"Qdrant does not answer: {_one_line(error)}", is_rejected=False) if is_known else None
 
     def close(self) -> None:
@@ -303,8 +313,8 @@ class S3Vectors(Database):
             raise OptionError("push", found=place, expected=expected)
         self.place, self._exceptions = place, exceptions
         config = Config(read_timeout=_TIMEOUT_SECONDS, retries={"total_max_attempts": 1}, user_agent_extra="crossfade")
-        session = boto3.Session(region_name=os.environ.get("AWS_REGION"))
         try:
+            session = boto3.Session(region_name=os.environ.get("AWS_REGION"))
             self._client: Any = session.client("s3vectors", config=config)
         except exceptions.BotoCoreError as error:
             fix = "set AWS_REGION and AWS_PROFILE, or log in with 'aws sso login'"

@@ -23,6 +23,7 @@ from object_store import free_ports
 from opensearch_double import OpenSearchDouble, running_opensearch
 from postgres_server import PASSWORD, PostgresServer, running_postgres
 from qdrant_client import QdrantClient
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from running_command import RunningCommand, started, succeeded
 from waiting import wait_until
 from written_runs import CUSTOMER_IDS, TRACK_IDS, TRACK_NAMES, WrittenRun, save_checkpoint, write_run, write_vectors
@@ -383,6 +384,10 @@ def test_failed_requests_are_sent_again_and_at_last_reported(
         assert failed.value.exit_code == 1
     push(run, "opensearch", opensearch.place)
     assert_holds(opensearch, run, [3, 5])
+    with closing(databases.connect("qdrant", nowhere)) as database:
+        slow_down = database.problem(ResourceExhaustedResponse("slow down", retry_after_s=1))
+        assert slow_down is not None
+        assert not slow_down.is_rejected
 
 
 def test_rejected_requests_are_not_sent_again(
@@ -391,7 +396,7 @@ def test_rejected_requests_are_not_sent_again(
     run = write_run(tmp_path)
     aws.fail(PUT, "AccessDeniedException", "no more")
     opensearch.double.failures.append(403)
-    for to, place in (("s3-vectors", BUCKET), ("opensearch", opensearch.place)):
+    for to, place in (("s3-vectors", BUCKET), ("opensearch", opensearch.place), ("qdrant", opensearch.place)):
         with pytest.raises(OptionError) as rejected:
             push(run, to, place)
         assert (rejected.value.field, rejected.value.found) == (("push",), place)
@@ -430,6 +435,8 @@ def test_credentials_come_from_the_environment_only(
         ("opensearch", f"http://me:{PASSWORD}@127.0.0.1:9", "the address has credentials"),
         ("qdrant", f"http://127.0.0.1:9?api-key={PASSWORD}", "the address has credentials"),
         ("s3-vectors", "s3://music", "expected the name of a vector bucket"),
+        ("opensearch", "http://127.0.0.1:port", "expected http://HOST:PORT"),
+        ("qdrant", f"{tmp_path / 'run' / 'job.yaml'}", "job.yaml"),
     ):
         with pytest.raises(OptionError, match=problem) as rejected:
             push(tmp_path / "run", to, place)
