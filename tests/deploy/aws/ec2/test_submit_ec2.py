@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -240,6 +241,17 @@ def test_failed_stack_is_reported_with_its_first_reason(
     assert detached(job) == 1
     line = "the cluster cannot be created: Token: not authorized to perform: iam:CreateRole"
     assert line in capsys.readouterr().err.splitlines()[-1]
+    assert leftovers(aws) == []
+
+
+def test_signal_while_the_cluster_is_created_deletes_it(aws: AwsServer, job: Path, tmp_path: Path) -> None:
+    options = ("--output", f"s3://{BUCKET}/runs", "--instance-type", "r6i.large")
+    fail_stack(aws, "CREATE_IN_PROGRESS", "CREATE_IN_PROGRESS", "")
+    with started("submit", "ec2", job, *options, cwd=tmp_path, variables=aws.variables) as command:
+        signals = iter([signal.SIGTERM])
+        aws.before("DescribeStacks", lambda _: [command.process.send_signal(each) for each in signals])
+        result = command.finish()
+    assert result.returncode == 143, result.stderr
     assert leftovers(aws) == []
 
 
