@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.trainer.maps.items_map import ItemsMap
+from crossfade.trainer.maps.map_files import write_page
 from crossfade.trainer.maps.map_labels import Labels
-from crossfade.trainer.maps.page import write_page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 

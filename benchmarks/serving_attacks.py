@@ -204,7 +204,7 @@ def _post(body: bytes, path: str = "/recommend", headers: bytes = _JSON) -> byte
     return head + headers + b"\r\n" + body
 
 
-def _get(path: str, headers: bytes = b"X-Requested-With: x\r\n") -> bytes:
+def _get(path: str, headers: bytes = b"") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + headers + b"\r\n"
 
 

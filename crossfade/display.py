@@ -31,7 +31,6 @@ from crossfade.trainer.runs.events import (
     EpochEvent,
     Event,
     FailureEvent,
-    HostExcluded,
     HostsMissing,
     InterruptionNotice,
     KernelsDiffer,
@@ -52,7 +51,6 @@ from crossfade.trainer.runs.shown_metrics import (
 )
 
 _logger = logging.getLogger(__name__)
-_WORTH_COMPARING = 1.05
 _LINE_SECONDS = 10.0
 """Least time between two lines of progress in a log."""
 
@@ -63,7 +61,6 @@ _DESCRIPTIONS: dict[type, Callable[[Any], str]] = {
     ResumeEvent: lambda event: f"resuming {_origin(event)}",
     BackoffEvent: lambda event: f"{event.cause}; restarting in {event.seconds:.0f} s",
     InterruptionNotice: lambda event: f"{event.host} ({event.address}) is about to be interrupted: {event.reason}",
-    HostExcluded: lambda event: event.describe(),
     KernelsDiffer: lambda event: event.describe(),
     WaitingForHosts: lambda event: f"waiting for {event.hosts} more {'host' if event.hosts == 1 else 'hosts'} to join",
     HostsMissing: lambda event: f"{counted(event.hosts, 'host')} did not join; the other hosts get their roles",
@@ -207,49 +204,28 @@ class TrainDisplay:
         progress = f" progress={event.step / self._steps:.4f}" if self._steps else ""
         return f"epoch={event.epoch} step={event.step}{progress}"
 
-    def finish(self, report: dict[str, Any]) -> None:
-        """Show how the run with this report ended: a bar that is not full needs an explanation."""
-        if not report["stopped_early"]:
-            return
-        if self._bar is not None:
-            self._bar.total = self._bar.n
-            self._bar.set_description("stopped early")
-        elif self._progress != "bar":
-            best = report["metrics"]["valid"][self._best_metric]
-            _logger.info(f"{self._stopped_early()}; best {best:.6g} in epoch {report['best_epoch']}")
-
-    def _stopped_early(self) -> str:
-        return f"stopped early: no gain in {self._best_metric} beyond its standard error"
-
     def _describe_popularity(self, factor: float, share: float, without: Mapping[str, float] | None) -> str:
         plays = "plays" if share == 1 else f"plays in the latest {share:.0%} of train"
         metric = self._best_metric
         gained = f" ({metric} without it, {show_metric(without, metric)})" if without else ""
         return f"popularity: score / temperature + {factor:g} * log(1 + {plays}){gained}"
 
-    def print_report(self, report: dict[str, Any], folder: Path, interactions: Mapping[str, int]) -> None:
-        """Print the result of a run, ``report.json`` in ``folder``, on stdout; ``interactions`` are those of splits."""
+    def print_report(self, report: dict[str, Any], folder: Path) -> None:
+        """Print the result of a run, ``report.json`` in ``folder``, on stdout."""
         print_line(
             f"{counted(report['examples'], 'example')} in {report['train_seconds']:.1f} s of training "
             f"({report['examples_per_second']:,.0f} per second), {counted(report['epochs'], 'epoch')}, "
             f"{counted(report['steps'], 'step')}"
         )
-        dense = report["dense_equivalent_bytes_pushed"] / max(1, report["bytes_pushed"])
-        # With all items as negatives and a batch of most customers, nearly all rows are active.
-        compared = f"; dense gradients would have been {dense:,.1f} times as large" if dense >= _WORTH_COMPARING else ""
-        print_line(
-            f"{report['parameters']:,} parameters; {report['rows_pushed']:,} rows pushed, "
-            f"{report['bytes_pushed'] / 1e6:,.1f} MB{compared}"
-        )
         if report["stopped_early"]:
-            print_line(self._stopped_early())
+            print_line(f"stopped early: no gain in {self._best_metric} beyond its standard error")
         if report["best_epoch"] is None:
             print_line("nothing on valid to select an epoch by: the embeddings are those of the last step")
         else:
             print_line(f"best {self._best_metric} on valid in epoch {report['best_epoch']}; metrics of its embeddings:")
         if (popularity := report["popularity"]) is not None:
             print_line(self._describe_popularity(**popularity))
-        print_metrics(report["metrics"], report["task"], report.get("baselines"), interactions)
+        print_metrics(report["metrics"], report["task"], report.get("baselines"))
         if (advice := report.get("advice")) is not None:
             print_line(advice)
         print_line(f"embeddings and report: {folder}")
@@ -257,16 +233,10 @@ class TrainDisplay:
             print_line(shortfall)
 
 
-def print_metrics(
-    metrics: dict[str, dict[str, float]],
-    task: str,
-    baselines: dict[str, Any] | None = None,
-    interactions: Mapping[str, int] | None = None,
-) -> None:
+def print_metrics(metrics: dict[str, dict[str, float]], task: str, baselines: dict[str, Any] | None = None) -> None:
     """Print a table for each split, a row for each metric and a column for each depth K, and what ``task`` counts.
 
-    ``interactions`` is the number of those in each split, which is explained if not as many pairs count. Recall and
-    ndcg have those of ``baselines`` below them, as ``compare_with_baselines`` returns them.
+    Recall and ndcg have the values of ``baselines`` below them, as ``compare_with_baselines`` returns them.
     """
     baselines = baselines or {"metrics": {}, "notes": []}
     for split, values in metrics.items():
@@ -274,8 +244,7 @@ def print_metrics(
             f"  by {name.replace('_', ' ')}": found for name, found in baselines["metrics"].get(split, {}).items()
         }
         print_quality(split, values, of_split)
-        repeats = _describe_repeats(values, (interactions or {}).get(split, 0))
-        print_line(f"task {task}: {_describe_pairs(values, task)}{repeats}")
+        print_line(f"task {task}: {_describe_pairs(values, task)}")
         if (cold := values.get("queries_cold", MIN_COLD_QUERIES)) < MIN_COLD_QUERIES:
             queries = counted(int(cold), "query", "queries")
             print_line(f"metrics of cold items are left out: {split} has only {queries} with one")
@@ -309,52 +278,28 @@ def _describe_pairs(values: dict[str, float], task: str) -> str:
     return f"{values['pairs']:,} held-out pairs count; {dropped}"
 
 
-def _describe_repeats(values: dict[str, float], interactions: int) -> str:
-    """Explain why a split has more ``interactions`` than pairs; empty if it has not, or if queries are a sample."""
-    if "queries_in_split" in values or interactions <= values["pairs"] + values["pairs_dropped"]:
-        return ""
-    return f"; of {interactions:,} interactions, replays count once, and negative feedback not at all"
+class _Log:
+    """A file for a progress bar, which writes each of its lines to the log."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            _logger.info(line)
+
+    def flush(self) -> None:
+        """Do nothing: the log is not buffered."""
 
 
-class PhaseLines:
-    """Logs the progress of each long phase of a command for as long as it lasts; implements ``ProgressReporter``."""
-
-    def __init__(self) -> None:
-        self._describe: Callable[[float], str] | None = None
-        self._done = 0
-        self._began = self._line_due = 0.0
-
-    def phase(self, name: str, total: int | None, unit: str) -> None:
-        """End the previous phase and begin one of ``total`` units."""
-        self.close()
-        of_total = "" if total is None else f" of {total:,}"
-        units = "bytes" if unit == "B" else f"{unit}s"
-        self._done, self._began = 0, time.monotonic()
-        self._line_due = self._began + _LINE_SECONDS
-        self._describe = lambda seconds: f"{name}: {self._done:,}{of_total} {units} in {seconds:.0f} s"
-
-    def advance(self, amount: int) -> None:
-        """Count ``amount`` more units."""
-        self._done += amount
-        if time.monotonic() >= self._line_due:
-            self._line_due = time.monotonic() + _LINE_SECONDS
-            self._log()
-
-    def close(self) -> None:
-        """End the last phase."""
-        if time.monotonic() - self._began >= _LINE_SECONDS:
-            self._log()
-        self._describe = None
-
-    def _log(self) -> None:
-        if self._describe is not None:
-            _logger.info(self._describe(time.monotonic() - self._began))
+def _log_bar(**options: Any) -> Any:
+    """Return a progress bar for a log: a line every ten seconds, and none of a phase that takes less."""
+    line = "{desc}: {n_fmt} of {total_fmt} in {elapsed}"
+    options |= {"dynamic_ncols": False, "mininterval": _LINE_SECONDS, "delay": _LINE_SECONDS, "bar_format": line}
+    return tqdm(**options, file=_Log())
 
 
 class ProgressBars:
     """Shows a progress bar on stderr for each phase of a command; implements ``ProgressReporter``."""
 
-    def __init__(self, bar_type: Callable[..., Any] = tqdm) -> None:
+    def __init__(self, bar_type: Callable[..., Any]) -> None:
         self._bar_type = bar_type
         self._bar: tqdm[Any] | None = None
 
@@ -382,12 +327,12 @@ class ProgressBars:
 
 
 @contextmanager
-def progress_bars(bar_type: Callable[..., Any] | None = None) -> Iterator[ProgressBars | PhaseLines]:
+def progress_bars(bar_type: Callable[..., Any] | None = None) -> Iterator[ProgressBars]:
     """Yield what shows phases, and close the last one when the block ends.
 
-    That is bars, which ``bar_type`` creates; None: bars on a terminal, and lines elsewhere.
+    That is bars, which ``bar_type`` creates; None: bars on a terminal, and lines of a log elsewhere.
     """
-    bars = ProgressBars(bar_type or tqdm) if bar_type is not None or sys.stderr.isatty() else PhaseLines()
+    bars = ProgressBars(bar_type or (tqdm if sys.stderr.isatty() else _log_bar))
     try:
         yield bars
     finally:

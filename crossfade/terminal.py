@@ -40,12 +40,10 @@ def print_result(
     value: Any,
     show: Callable[[], object],
     records: Callable[[], Iterable[Mapping[str, Any]]] = list,
-    *,
-    to_json: Callable[[Any], str] = to_json_line,
 ) -> None:
     """Print a result as requested: ``value`` as JSON in a line, ``records`` as CSV, or else ``show`` it to people."""
     if options.json_:
-        print(to_json(value))
+        print_json(value)
     elif isinstance(options, TableOptions) and options.csv:
         print_lines(_csv_lines(records()))
     else:

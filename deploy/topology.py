@@ -5,16 +5,12 @@ assign_roles(cluster, {"first": "all", "second": "all"})      # {"first": [Role(
 
 from __future__ import annotations
 
-import errno
 import ipaddress
-import random
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Literal, cast
 
 from crossfade.base.errors import ClusterError, InputError, Option, OptionError, Text
@@ -25,9 +21,6 @@ AcceptedRoles = Literal["all", "server", "worker", "none"]
 """The kinds of roles that a host accepts. One that accepts none only learns how the job ends."""
 TOKEN_VARIABLE = "CROSSFADE_TOKEN"  # noqa: S105 - the name of the variable
 TOKEN_FILE_VARIABLE = "CROSSFADE_TOKEN_FILE"  # noqa: S105
-_ASSIGNED_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_FIRST_PORT = 10_000
-_MAX_TRIED_PORTS = 20
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ def missing_hosts(cluster: ClusterConfig, hosts: Mapping[str, AcceptedRoles]) ->
     return max(0, lacking - accepted.count("all"))
 
 
-UNPLACED = {"coordinator_address": None, "host": "127.0.0.1", "scheduler_port": 0}
+UNPLACED = {"coordinator_address": None, "host": "127.0.0.1"}
 """Keys of ``cluster`` in a job whose hosts set their addresses when they start."""
 
 
@@ -82,7 +75,7 @@ def sizes_on_hosts(cluster: ClusterConfig, hosts: int) -> dict[str, int]:
     """Return ``servers`` and ``workers`` of a job on ``hosts`` hosts, where it leaves them open; empty if not.
 
     Each host gets a worker unless the job says how many. It also gets a server unless the workers are to hold the
-    tables: there are several, ``servers`` is given as 0, or ``store`` or ``wire_dtype`` is for that.
+    tables: there are several, ``servers`` is given as 0, or ``store`` is sharded.
     """
     given = cluster.model_fields_set
     if hosts == 1 or cluster.workers > 1 or (cluster.servers and "workers" in given):
@@ -92,7 +85,7 @@ def sizes_on_hosts(cluster: ClusterConfig, hosts: int) -> dict[str, int]:
     if "workers" in given and "servers" not in given:  # one worker, whose tables are on all hosts
         return {"servers": hosts}
     without_servers = "servers" in given and cluster.store != "mxnet"
-    is_held = without_servers or cluster.store == "sharded" or cluster.wire_dtype != "float32"
+    is_held = without_servers or cluster.store == "sharded"
     return {"servers": 0 if is_held else hosts, "workers": hosts}
 
 
@@ -149,72 +142,21 @@ class Address:
         return f"{self.host}:{self.port}"
 
 
-def host_address(cluster: ClusterConfig) -> str:
-    """Return the numeric address of ``cluster.host``, where this host's roles listen.
+def free_address(cluster: ClusterConfig) -> Address:
+    """Return the numeric address of ``cluster.host``, where this host's roles listen, and a port that is free there.
 
     Raises:
         InputError: it is not an address of this machine.
     """
-    return scheduler_address(cluster.model_copy(update={"scheduler_port": 0})).host
-
-
-def scheduler_address(cluster: ClusterConfig) -> Address:
-    """Return where the scheduler will listen: ``cluster.host``, and the port that the job names or a free one.
-
-    Raises:
-        InputError: the port is in use, or the host is not an address of this machine.
-    """
     try:
-        host = str(socket.getaddrinfo(cluster.host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-        if cluster.scheduler_port == 0:
-            for port in _unassigned_ports():
-                with suppress(OSError):
-                    return _free_address(host, port)
-        return _free_address(host, cluster.scheduler_port)
+        host = socket.getaddrinfo(cluster.host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+            return Address(*probe.getsockname())
     except socket.gaierror as error:
         raise InputError(f"cluster.host: '{cluster.host}' is not a host name or address: {error.strerror}") from error
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise InputError(
-                f"cluster.scheduler_port: {cluster.scheduler_port} on {cluster.host} is in use; name another, or 0 for "
-                "a free one"
-            ) from error
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
-
-
-def check_free_port(what: Text, address: Address, fix: str = "name another port") -> None:
-    """Check that a process can listen on ``address``, which ``what`` names, an option or a key of the job.
-
-    Raises:
-        InputError: none can.
-    """
-    try:
-        _free_address(address.host, address.port)
-    except OSError as error:
-        raise InputError(what, f": cannot listen on {address}: {error.strerror}; {fix}") from error
-
-
-def _free_address(host: str, port: int) -> Address:
-    """Return ``host`` and ``port``, 0: one that the kernel assigns, if a process can listen there."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As MXNet does, so that lingering connections of an earlier generation do not occupy the port.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
-        return Address(*probe.getsockname())
-
-
-def _unassigned_ports() -> list[int]:
-    """Draw some ports below those that the kernel assigns.
-
-    The scheduler starts to listen a second later. Until then, the kernel could assign one of its ports to a connection
-    of any process.
-    """
-    try:
-        first_assigned = int(_ASSIGNED_PORTS.read_text(encoding="ascii").split()[0])
-    except OSError:
-        return []
-    ports = range(_FIRST_PORT, first_assigned)
-    return random.sample(ports, min(len(ports), _MAX_TRIED_PORTS))
 
 
 def local_address(destination: Address) -> str:

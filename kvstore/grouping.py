@@ -1,7 +1,4 @@
-"""Group rows by the shard that holds them, and copy them from one order to the other, compiled.
-
-Numpy takes twice as long for such copies. Shapes: A rows of a key, R rows of a request.
-"""
+"""Group rows by the shard that holds them. Shapes: A rows of a request, P shards."""
 
 from __future__ import annotations
 
@@ -34,21 +31,3 @@ def group_by_shard(rows_A, num_shards):  # type: ignore[no-untyped-def]
         order_A[next_P[p]], positions_A[next_P[p]] = a, offset_A[a]
         next_P[p] += 1
     return order_A, positions_A, starts_P
-
-
-@njit(cache=True, error_model="numpy")
-def copy_rows_from(out_AD, values_RD, order_A):  # type: ignore[no-untyped-def]
-    """Copy the rows ``values_RD[order_A]`` into ``out_AD``."""
-    for a in range(order_A.shape[0]):
-        r = order_A[a]
-        for d in range(out_AD.shape[1]):
-            out_AD[a, d] = values_RD[r, d]
-
-
-@njit(cache=True, error_model="numpy")
-def copy_rows_to(out_RD, order_A, values_AD):  # type: ignore[no-untyped-def]
-    """Copy the rows of ``values_AD`` into ``out_RD[order_A]``."""
-    for a in range(order_A.shape[0]):
-        r = order_A[a]
-        for d in range(values_AD.shape[1]):
-            out_RD[r, d] = values_AD[a, d]

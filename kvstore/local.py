@@ -13,8 +13,7 @@ import numpy as np
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, CrossfadeError
 from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
-from crossfade.kvstore.checkpoint.file_names import WEIGHTS
-from crossfade.kvstore.checkpoint.format import TableShard, shard_rows
+from crossfade.kvstore.checkpoint.format import WEIGHTS, TableShard, shard_rows
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
 from crossfade.kvstore.memory import empty_rows
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
@@ -111,10 +110,8 @@ class LocalStore:
     def save(self, folder: str) -> None:
         """Start writing all tables and their state into the checkpoint folder ``folder``.
 
-        The calling thread must live until the save ends.
-
         Raises:
-            CheckpointError: it cannot start, or the previous save is still in progress.
+            CheckpointError: the previous save is still in progress.
         """
         self.check_not_saving(folder)
         self._snapshot = Snapshot(folder, self._number, self._num_shards, self.shards())
@@ -141,7 +138,7 @@ class LocalStore:
         pause_seconds, self._snapshot = self._snapshot.pause_seconds, None
         return SaveResult((written.part,), pause_seconds, written.seconds, written.bytes)
 
-    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copy the requested rows."""
         self.check(rows)
         return {name: self._weights[name].take(rows_A, axis=0) for name, rows_A in rows.items()}

@@ -186,10 +186,8 @@ class RowStore(Protocol):
             CheckpointError: it failed. The tables are unaffected.
         """
 
-    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copy rows: for each table, from row numbers int64 (A,), sorted and unique, to values float32 (A, D).
-
-        Rows are as the tables hold them if ``exact``; otherwise, a store may round them on their way.
 
         Raises:
             StoreError: a row lies outside its table.

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from crossfade.deploy.cluster.role_variables import ROLE_VARIABLE
 from suite.cpu_quota import CpuGroup, cpu_groups
 from suite.processes import Background, MeasurementError, background, wait_while
 from suite.training import TIMEOUT_SECONDS, WARM_SECONDS, read_steps, train_command
@@ -87,8 +88,7 @@ def worker_processes(pid: int) -> list[psutil.Process]:
     workers = []
     for process in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.Error):
-            command = process.cmdline()
-            if "crossfade" in command and command[command.index("crossfade") + 1 :][:1] == ["worker"]:
+            if process.environ().get(ROLE_VARIABLE, "").startswith("worker"):
                 workers.append(process)
     return workers
 

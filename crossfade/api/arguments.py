@@ -1,6 +1,5 @@
-"""Check the arguments of the Python API, so that a wrong one is an error in the words of Python.
+"""Arguments of the Python API: IDs as texts, and the options of a verb as keyword arguments.
 
-    k = whole_number("k", k)
     texts = id_texts("queries", ["user_7", 42])                     # ["user_7", "42"]
 
 The options of a verb (``crossfade/base/options.py``) are keyword arguments, which signature and docstring list, so that
@@ -19,7 +18,6 @@ import math
 import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -28,65 +26,8 @@ import numpy as np
 from crossfade.base.errors import InputError, OptionError
 from crossfade.base.options import Options, alternatives, described
 
-_MAX_SHOWN = 60
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-
-
-def shown(value: object) -> str:
-    """Return ``value`` as Python code, shortened for a message."""
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
-
-
-def whole_number(name: str, value: object, minimum: int = 1) -> int:
-    """Return an argument as an integer of at least ``minimum``.
-
-    Raises:
-        InputError: it is none. A fraction or truth value is none, whatever its value.
-    """
-    try:
-        number = None if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None or number < minimum:
-        raise InputError(f"{name}={shown(value)}: expected an integer from {minimum}")
-    return number
-
-
-def text(name: str, value: object, what: str = "text") -> str:
-    """Return an argument that must be text; ``what`` says of which kind.
-
-    Raises:
-        InputError: it is not, or empty.
-    """
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{name}={shown(value)}: expected {what}")
-    return value
-
-
-def path(name: str, value: object) -> str:
-    """Return an argument that must be a path or an address.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not isinstance(value, str | Path) or not str(value):
-        raise InputError(f"{name}={shown(value)}: expected a path")
-    return str(value)
-
-
-def mapping(name: str, value: object, example: str) -> Mapping[str, Any]:
-    """Return an argument that must be a mapping with text as keys, as in ``example``; None stands for an empty one.
-
-    Raises:
-        InputError: it is not.
-    """
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise InputError(f"{name}={shown(value)}: expected a dictionary, such as {example}")
-    return value
 
 
 def id_texts(name: str, values: Any) -> list[str]:
@@ -97,35 +38,26 @@ def id_texts(name: str, values: Any) -> list[str]:
     Raises:
         InputError: there is none, one is missing, or one is something else.
     """
-    if isinstance(values, Mapping) or hasattr(values, "columns"):
-        raise InputError(
-            f"{name}: expected an ID or name, or several, but found {type(values).__name__}: pass a column"
-        )
     if hasattr(values, "to_pylist"):  # of Arrow, whose elements are not Python's
         values = values.to_pylist()
+    is_table = isinstance(values, Mapping) or hasattr(values, "columns")
     is_one = isinstance(values, str | bytes) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0
-    texts = [
-        _id_text(f"{name}={shown(value)}" if is_one else f"{name}[{place}]", value)
-        for place, value in enumerate([values] if is_one else values)
-    ]
+    texts = [_id_text(name, value) for value in ([values] if is_one or is_table else values)]
     if not texts:
         raise InputError(f"{name} is empty; expected an ID or name, or several")
     return texts
 
 
-def _id_text(place: str, value: Any) -> str:
+def _id_text(name: str, value: Any) -> str:
     if isinstance(value, np.generic | np.ndarray) and np.ndim(value) == 0:
         value = value.item()
-    if (
-        value is None
-        or type(value).__name__ in {"NAType", "NaTType"}
-        or (isinstance(value, float) and math.isnan(value))
-    ):
-        raise InputError(f"{place} is missing; expected an ID or name: leave out missing values")
+    kind = type(value).__name__
+    if value is None or kind in {"NAType", "NaTType"} or (isinstance(value, float) and math.isnan(value)):
+        raise InputError(f"{name}: a value is missing; expected an ID or name: leave out missing values")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    if isinstance(value, bytes | Mapping) or (isinstance(value, Iterable) and not isinstance(value, str)):
-        raise InputError(f"{place}: expected an ID or name, but found {type(value).__name__}")
+    if isinstance(value, bytes) or (isinstance(value, Iterable) and not isinstance(value, str)):
+        raise InputError(f"{name}: expected an ID or name, or several, such as a column; found {kind}")
     return str(value)
 
 

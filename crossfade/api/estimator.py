@@ -5,17 +5,14 @@ from sklearn.model_selection import GridSearchCV
 search = GridSearchCV(Recommender(query="user", item="artist"), {"dim": [32, 64]}, cv=3).fit(plays)
 """
 
-import inspect
-from importlib.util import find_spec
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crossfade.api import arguments
 from crossfade.api.fit import fit
-from crossfade.api.fit_options import FitOptions
 from crossfade.api.frames import open_batches
 from crossfade.api.model import Model, Opened
 from crossfade.base.arrays import IntArray
@@ -24,10 +21,16 @@ from crossfade.trainer.prepare.option_values import EntityColumn
 from crossfade.trainer.recommend.options import OnUnknown, RecommendOptions
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
+try:
+    from sklearn.base import BaseEstimator
+except ImportError:
+    BaseEstimator = object  # what it adds is for scikit-learn's own tools
+
 _NOTHING_TO_SCORE = "X: no event has a known query with a known item that is new to it; expected at least one"
+_OF_FIT = ("query", "item", "weight", "timestamp", "read", "dim", "epochs", "seed", "settings")
 
 
-class Recommender:
+class Recommender(BaseEstimator):  # type: ignore[misc]
     """Trains embeddings, and recommends items to queries: ``crossfade.fit`` as an estimator.
 
     The parameters are those of ``crossfade.fit``, and ``k``, the depth of ``predict`` and ``score``. All events that
@@ -37,76 +40,34 @@ class Recommender:
         model_: the model, after ``fit``.
     """
 
-    query: str
-    item: str
-    k: int
     model_: Model
 
-    @arguments.takes(FitOptions, without=["names", "valid", "test", "progress"])
-    def __init__(self, query: str = "user", item: str = "item", *, k: int = 10, **options: Any) -> None:
-        """Keep the parameters; ``fit`` checks them.
-
-        Args:
-            query: read customers from this column; NAME=COLUMN names them.
-            item: read items from this column; NAME=COLUMN names them.
-            k: depth of ``predict`` and ``score``.
-            **options: the fields of ``FitOptions`` but what is held out, names, and progress.
-        """
-        defaults = {name: parameter.default for name, parameter in _parameters().items()}
-        self.set_params(**{**defaults, "query": query, "item": item, "k": k, **options})
-
-    def __repr__(self) -> str:
-        """Return the parameters that differ from their defaults."""
-        defaults = {name: parameter.default for name, parameter in _parameters().items()}
-        changed = (f"{name}={value!r}" for name, value in self.get_params().items() if value != defaults[name])
-        return f"Recommender({', '.join(changed)})"
-
-    def __sklearn_tags__(self) -> Any:
-        """Return the tags of scikit-learn: the input is events, not numbers, and there is no target."""
-        from sklearn.utils import InputTags, Tags, TargetTags
-
-        return Tags(
-            estimator_type=None,
-            target_tags=TargetTags(required=False),
-            transformer_tags=None,
-            classifier_tags=None,
-            regressor_tags=None,
-            input_tags=InputTags(string=True, categorical=True),
-        )
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters; ``deep`` has no effect, since none is an estimator."""
-        return {name: getattr(self, name) for name in _parameters()}
-
-    def set_params(self, **parameters: Any) -> Self:
-        """Set parameters, and return self.
-
-        Raises:
-            ValueError: there is no such parameter.
-        """
-        for name, value in parameters.items():
-            if name not in _parameters():
-                raise ValueError(f"{name}: no such parameter; expected one of {', '.join(_parameters())}")
-            setattr(self, name, value)
-        return self
+    def __init__(
+        self,
+        query: str = "user",
+        item: str = "item",
+        *,
+        k: int = 10,
+        weight: str | None = None,
+        timestamp: str | None = None,
+        read: Mapping[str, Any] | None = None,
+        dim: int = 64,
+        epochs: int | None = None,
+        seed: int = 1,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep the parameters, as scikit-learn asks; ``fit`` checks them."""
+        self.query, self.item, self.k = query, item, k
+        self.weight, self.timestamp, self.read = weight, timestamp, read
+        self.dim, self.epochs, self.seed, self.settings = dim, epochs, seed, settings
 
     def fit(self, X: Any, y: object = None) -> Self:
-        """Train on ``X``, events as ``crossfade.fit`` takes them.
-
-        ``y`` is there because scikit-learn passes it, None unless it is given one: events have no target beside them.
-        What weighs them is a column of ``X``, which ``weight`` names.
+        """Train on ``X``, events as ``crossfade.fit`` takes them; ``y`` is ignored, as events have no target.
 
         Raises:
-            InputError: ``y`` is given, or a column, an event, or a setting is invalid.
+            InputError: a column, an event, or a setting is invalid.
         """
-        if y is not None:
-            raise InputError(
-                "y: events have no target: leave it out; their weights are a column of X: Recommender(weight=COLUMN)"
-            )
-        arguments.whole_number("k", self.k)
-        parameters = self.get_params()
-        del parameters["k"]
-        self.model_ = fit(X, valid=None, progress=False, **parameters)
+        self.model_ = fit(X, valid=None, progress=False, **{name: getattr(self, name) for name in _OF_FIT})
         return self
 
     def predict(self, X: Any, *, on_unknown: OnUnknown = "error") -> Any:
@@ -115,14 +76,11 @@ class Recommender:
         ``on_unknown``: what a query that was not in training gets, as of ``Model.recommend``.
 
         Raises:
-            InputError: ``X`` is no such table, or a query was not in training.
-            NotFittedError: ``fit`` was not called.
+            InputError: ``X`` is no such table or has no row, a query was not in training, or ``fit`` was not called.
         """
         model = self._fitted()
         column = EntityColumn.parse(self.query).column
         queries = open_batches(X, {"query": column}, "X").read_all().column(column)
-        if not len(queries):
-            raise InputError(f"X has no row; expected at least one, with an ID in the column '{column}'")
         return model.recommend(pc.unique(queries).to_pylist(), k=self.k, on_unknown=on_unknown)
 
     def score(self, X: Any, y: object = None) -> float:
@@ -132,42 +90,23 @@ class Recommender:
         of a query's other items that are among its ``k`` best, of at most ``k``.
 
         Raises:
-            InputError: ``X`` is no table of events, or no event is left.
-            NotFittedError: ``fit`` was not called.
+            InputError: ``X`` is no table of events, no event is left, or ``fit`` was not called.
         """
-        model, k = self._fitted(), arguments.whole_number("k", self.k)
+        model = self._fitted()
         columns = {"query": EntityColumn.parse(self.query).column, "item": EntityColumn.parse(self.item).column}
         events = open_batches(X, columns, "X").read_all()
         query, item = (events.column(column) for column in columns.values())
-        return model.use(lambda opened: _recall(opened, query, item, k))
+        return model.use(lambda opened: _recall(opened, query, item, self.k))
 
     def _fitted(self) -> Model:
         """Return the model.
 
         Raises:
-            NotFittedError: there is none.
+            InputError: there is none.
         """
         if not hasattr(self, "model_"):
-            raise _not_fitted()
+            raise InputError("this Recommender is not fitted: call fit with events first")
         return self.model_
-
-
-def _not_fitted() -> Exception:
-    """Return scikit-learn's ``NotFittedError``, which is also an ``InputError``; only that without scikit-learn."""
-    kinds: tuple[type[Exception], ...] = (InputError,)
-    if find_spec("sklearn") is not None:
-        from sklearn.exceptions import NotFittedError
-
-        kinds = (InputError, NotFittedError)
-    kind: type[Exception] = type("NotFittedError", kinds, {})
-    return kind("this Recommender is not fitted: call fit with events first")
-
-
-def _parameters() -> dict[str, inspect.Parameter]:
-    """Return the parameters of the estimator, by name."""
-    found = dict(inspect.signature(Recommender.__init__).parameters)
-    del found["self"]
-    return found
 
 
 def _rows(model: TrainedModel, entity: str, ids: pa.ChunkedArray) -> IntArray:

@@ -12,32 +12,42 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossfade.api import arguments
-from crossfade.api.fit_options import PREPARED_AS, READ, FitOptions
-from crossfade.api.frames import FrameKind, frame_kind, open_batches
+from crossfade.api.frames import frame_kind, open_batches
 from crossfade.api.job import Job
 from crossfade.api.model import Model
 from crossfade.api.saving import DATASET_FOLDER
 from crossfade.api.training import bar_type, train
-from crossfade.api.wording import fit_words, in_python
-from crossfade.base.errors import InputError
-from crossfade.base.text import similar_name
+from crossfade.base.errors import InputError, join
 from crossfade.display import progress_bars
+from crossfade.trainer.prepare.faults import EventFaultsError
 from crossfade.trainer.prepare.hold_out import NONE
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.runs.run_folder import RunFolder
 
-_EVENTS_FILE, _RUN_FOLDER = "events.parquet", "run"
-_OF_FILES = ("delimiter", "format")
-"""The keys of ``read`` that describe files, rather than values."""
-_COLUMNS_AND_HOLD_OUTS = ("query", "item", "weight", "timestamp", "valid", "test")
+_PLAYS_FILE, _RUN_FOLDER = "plays.parquet", "run"
+_MAX_KINDS = 3
+"""Kinds of faults in the message of an error."""
 
 
-@in_python
-@arguments.takes(FitOptions)
-def fit(plays: Any, **options: Any) -> Model:
+def fit(
+    plays: Any,
+    *,
+    query: str,
+    item: str,
+    weight: str | None = None,
+    timestamp: str | None = None,
+    names: Mapping[str, str] | None = None,
+    read: Mapping[str, Any] | None = None,
+    valid: str | None = "random:0.1",
+    test: str | None = None,
+    dim: int = 64,
+    epochs: int | None = None,
+    seed: int = 1,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
+) -> Model:
     """Train embeddings on events, in this process, and return the model.
 
     Ctrl-C ends the training early: a model of the steps so far is returned. The dataset and the run are in a temporary
@@ -46,78 +56,81 @@ def fit(plays: Any, **options: Any) -> Model:
     Args:
         plays: events, one per row: a table of pandas, Polars, DuckDB, or Arrow, or the path, pattern, or s3:// address
             of Parquet, CSV, or TSV files, or several of these.
-        **options: the fields of ``FitOptions``.
+        query: read customers from this column; NAME=COLUMN names them.
+        item: read items from this column; NAME=COLUMN names them.
+        weight: read weights from this column, below 0 for negative feedback; None: all weigh 1.
+        timestamp: read times from this column, which hold-outs by time need.
+        names: read names from these columns, by entity, such as ``{"artist": "artist_name"}``.
+        read: further options of ``crossfade prepare``, such as ``{"on_bad_line": "skip"}``.
+        valid: hold out to choose the best epoch: random:FRACTION, last-N, after:TIME, or None.
+        test: hold out for the metrics of the report, in the same form.
+        dim: give embeddings this many columns.
+        epochs: pass over the events at most this often; None: as in a job without it.
+        seed: seed every random number.
+        settings: set further keys of a job, such as ``{"train.batch_size": 4096}``.
+        progress: show progress bars; None: in terminals and notebooks.
 
     Raises:
         InputError: a column, an event, or a setting is invalid.
         CrossfadeError: training failed.
     """
-    chosen = FitOptions.of(**options)
-    settings = _settings(chosen)
+    columns = {"query": query, "item": item, "weight": weight, "timestamp": timestamp}
+    chosen = {**(read or {}), **columns, "hold_out_valid": valid or NONE, "hold_out_test": test}
+    keys = {"model.dim": dim, "train.seed": seed, **({} if epochs is None else {"train.epochs": epochs})}
+    return _fit(plays, chosen, names or {}, {**keys, **(settings or {})}, progress)
+
+
+def _fit(
+    plays: Any, chosen: Mapping[str, Any], names: Mapping[str, str], keys: Mapping[str, Any], progress: bool | None
+) -> Model:
+    """Prepare ``plays`` with the options ``chosen``, and train a job with ``keys``."""
     folder = Path(tempfile.mkdtemp(prefix="crossfade-"))
     try:
         kind = frame_kind(plays)
-        events = None if kind is None else folder / _EVENTS_FILE
-        with fit_words(events):
-            values = _read_options(chosen.read or {}, kind) | {"seed": settings["train.seed"]}
-            values |= {"out": folder / DATASET_FOLDER, "train": _paths(plays) if events is None else [events]}
-            values |= {PREPARED_AS.get(name, name): getattr(chosen, name) for name in _COLUMNS_AND_HOLD_OUTS}
-            values["hold_out_valid"] = NONE if chosen.valid is None else chosen.valid
-            prepared = _with_names(values, chosen.names or {})
-            if events is not None:
-                _write_events(plays, prepared, events)
-            with progress_bars(bar_type(chosen.progress)) as reporter:
-                first_row = 1 if events is None else 0  # as ``iloc`` counts
-                prepare(prepared, reporter, first_row=first_row, keep=False)
-        job = Job({"name": "model", "data": {"path": prepared.out}, "metrics": {"port": None}}, settings)
-        train(job.config, RunFolder(folder / _RUN_FOLDER), progress=chosen.progress)
+        files = _paths(plays) if kind is None else [folder / _PLAYS_FILE]
+        places = {"train": files, "out": folder / DATASET_FOLDER, "seed": keys["train.seed"]}
+        options = _with_names({**chosen, **places}, names)
+        if kind is not None:
+            _write_events(plays, options, folder / _PLAYS_FILE)
+        _prepare(options, progress, first_row=1 if kind is None else 0)  # as ``iloc`` counts
+        job = Job({"name": "model", "data": {"path": options.out}, "metrics": {"port": None}}, keys)
+        train(job.config, RunFolder(folder / _RUN_FOLDER), progress=progress)
         return Model(folder / _RUN_FOLDER, frame=kind, workspace=folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _settings(chosen: FitOptions) -> dict[str, Any]:
-    """Return the keys of a job that arguments of ``fit`` stand for."""
-    epochs = {} if chosen.epochs is None else {"train.epochs": chosen.epochs}
-    return {"model.dim": chosen.dim, "train.seed": chosen.seed, **epochs, **(chosen.settings or {})}
-
-
-def _read_options(read: Mapping[str, Any], kind: FrameKind | None) -> dict[str, Any]:
-    """Return the options of a preparation that ``read`` stands for; ``kind`` is that of ``plays``, if it is a table.
-
-    Raises:
-        InputError: one is unknown, or has no effect.
-    """
-    for key in read:
-        if key not in READ:
-            near = similar_name(key, READ)
-            hint = f"did you mean '{near}'?" if near else f"expected {', '.join(READ)}"
-            raise InputError(f"read: unknown key '{key}'; {hint}")
-        if key in _OF_FILES and kind is not None:
-            raise InputError(f"read: '{key}' describes files, and plays is a data frame; leave it out")
-    return {key: value for key, value in read.items() if value is not None}
-
-
-def _with_names(chosen: Mapping[str, Any], columns: Mapping[str, Any]) -> PrepareOptions:
+def _with_names(chosen: Mapping[str, Any], columns: Mapping[str, str]) -> PrepareOptions:
     """Return the options that were ``chosen``; names are in ``columns`` of the events, next to the IDs.
 
     Raises:
         InputError: an option is invalid.
     """
     options = PrepareOptions.of(**chosen)
-    if columns and len(options.train) > 1:
+    if not columns:
+        return options
+    if len(options.train) > 1:
         raise InputError("names: expected one file of events, or a data frame, to read names from")
     ids = {side.name: side.column for side in (options.query, options.item)}
-    files = {
-        entity: NamesFile(
-            options.train[0],
-            ids.get(entity, entity),
-            arguments.text(f'names["{entity}"]', column, "the name of a column"),
-        )
-        for entity, column in columns.items()
-    }
-    return PrepareOptions.of(**chosen, names=files) if files else options
+    files = {entity: NamesFile(options.train[0], ids.get(entity, entity), column) for entity, column in columns.items()}
+    return PrepareOptions.of(**chosen, names=files)
+
+
+def _prepare(options: PrepareOptions, progress: bool | None, first_row: int) -> None:
+    """Prepare the dataset.
+
+    Raises:
+        InputError: events have faults; the message has the first kinds of them.
+    """
+    try:
+        with progress_bars(bar_type(progress)) as reporter:
+            prepare(options, reporter, first_row=first_row, keep=False)
+    except EventFaultsError as error:
+        more = f"; and {len(error.details) - _MAX_KINDS} more kinds" if len(error.details) > _MAX_KINDS else ""
+        choice = ("; correct them, or leave out ", error.choice) if error.choice else "; correct them"
+        kinds = join(error.details[:_MAX_KINDS], "; ")
+        raise InputError(f"the events have {error.count:,} faults: ", kinds, more, choice) from error
 
 
 def _write_events(plays: Any, options: PrepareOptions, path: Path) -> None:
@@ -145,10 +158,8 @@ def _plain(field: pa.Field) -> pa.Field:
 
 def _paths(plays: Any) -> Sequence[str | Path]:
     paths = [plays] if isinstance(plays, str | Path) else plays
-    if not isinstance(paths, Sequence) or not all(isinstance(path, str | Path) for path in paths):
+    if not isinstance(paths, Sequence) or not paths or not all(isinstance(path, str | Path) for path in paths):
         raise InputError(
             f"plays: expected a table of pandas, Polars, DuckDB, or Arrow, or paths; found {type(plays).__name__}"
         )
-    if not paths or not all(map(str, paths)):
-        raise InputError(f"plays={arguments.shown(plays)}: expected a table, or the path of at least one file")
     return paths

@@ -5,24 +5,17 @@ model = job.train(servers=2, workers=2)
 """
 
 import json
-import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
-from crossfade.api import arguments
-from crossfade.api.wording import in_python
-from crossfade.base.errors import InputError
 from crossfade.trainer.config.loading import load_job, make_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.run_folder import RunFolder, default_run_dir
 
 if TYPE_CHECKING:
     from crossfade.api.model import Model
-
-_logger = logging.getLogger(__name__)
 
 
 class Job:
@@ -32,25 +25,22 @@ class Job:
         config: the values of every key; ``crossfade train --explain`` lists the keys.
     """
 
-    @in_python
     def __init__(self, values: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
         """Check ``values``, nested as in a job file; ``settings`` such as ``{"train.epochs": 5}`` replace some.
 
         Raises:
             InputError: a key is unknown, or a value is invalid.
         """
-        nested = arguments.mapping("values", values, '{"name": "plays", "data": {"path": "data/plays"}}')
-        self.config = make_job(_to_json("values", dict(nested)), "the job", *_overrides(settings))
+        self.config = make_job(_to_json(dict(values)), "the job", _overrides(settings))
 
     @classmethod
-    @in_python
     def from_yaml(cls, path: str | Path, settings: Mapping[str, Any] | None = None) -> Self:
         """Read a job file; ``settings`` such as ``{"train.epochs": 5}`` replace values of the file.
 
         Raises:
             InputError: the file cannot be read, a key is unknown, or a value is invalid.
         """
-        return cls._of(load_job(Path(arguments.path("path", path)), *_overrides(settings)))
+        return cls._of(load_job(Path(path), _overrides(settings)))
 
     @classmethod
     def _of(cls, config: JobConfig) -> Self:
@@ -66,16 +56,14 @@ class Job:
         """Return the job as the text of a job file, with all keys."""
         return self.config.to_yaml()
 
-    @in_python
     def with_settings(self, settings: Mapping[str, Any]) -> Self:
         """Return a job with some values replaced, such as ``{"train.epochs": 5}``.
 
         Raises:
             InputError: a key is unknown, or a value is invalid.
         """
-        return self._of(make_job(self.to_yaml(), "the job", *_overrides(settings)))
+        return self._of(make_job(self.to_yaml(), "the job", _overrides(settings)))
 
-    @in_python
     def train(
         self,
         *,
@@ -106,11 +94,6 @@ class Job:
         from crossfade.api.model import Model
         from crossfade.api.training import train
 
-        for name, value in {"servers": servers, "workers": workers}.items():
-            if value is not None:
-                arguments.whole_number(name, value, minimum=0)
-        if run_dir is not None:
-            arguments.path("run_dir", run_dir)
         sizes = {"cluster.servers": servers, "cluster.workers": workers}
         job = self.with_settings({key: value for key, value in sizes.items() if value is not None}).config
         folder = RunFolder(Path(run_dir) if run_dir is not None else default_run_dir(job))
@@ -118,29 +101,15 @@ class Job:
         return Model(folder.path)
 
 
-def _overrides(settings: Mapping[str, Any] | None) -> tuple[list[str], dict[str, str]]:
-    """Return ``settings`` as KEY=VALUE, with values as JSON, which is YAML too; and what each is called in messages."""
-    given = arguments.mapping("settings", settings, '{"train.epochs": 5}')
-    texts = {key: f"{key}={_to_json(f'settings: {key}', value)}" for key, value in given.items()}
-    names = {texts[key]: f'settings={{"{key}": {arguments.shown(value)}}}' for key, value in given.items()}
-    return list(texts.values()), names
+def _overrides(settings: Mapping[str, Any] | None) -> list[str]:
+    """Return ``settings`` as KEY=VALUE, with values as JSON, which is YAML too."""
+    return [f"{key}={_to_json(value)}" for key, value in (settings or {}).items()]
 
 
-def _to_json(name: str, value: object) -> str:
-    """Return ``value`` as JSON; those of NumPy are converted.
+def _to_json(value: object) -> str:
+    """Return ``value`` as JSON; arrays of NumPy become lists, paths text.
 
     Raises:
-        InputError: it cannot be written as JSON.
+        TypeError: it cannot be written as JSON.
     """
-    try:
-        return json.dumps(value, default=_plain)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{name}: expected numbers, text, lists, and dictionaries ({error})") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"found {arguments.shown(value)}")
+    return json.dumps(value, default=lambda each: each.tolist() if hasattr(each, "tolist") else os.fspath(each))

@@ -14,7 +14,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,8 @@ import pyarrow.compute as pc
 
 from crossfade.api import arguments
 from crossfade.api.arguments import takes
-from crossfade.api.frames import FrameKind, check_kind, default_kind, to_frame
+from crossfade.api.frames import FrameKind, default_kind, to_frame
 from crossfade.api.saving import save_model
-from crossfade.api.wording import in_python
 from crossfade.base.arrays import BoolArray, FloatArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import JobConfig
@@ -35,7 +34,6 @@ from crossfade.trainer.recommend import model as recommend_model
 from crossfade.trainer.recommend.bulk import recommend_to_queries, recommendation_table
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
 from crossfade.trainer.recommend.queries import all_queries, find_queries
-from crossfade.trainer.recommend.row_names import UnknownRowError
 from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.runs.run_folder import REPORT_FILE, RunFolder
 
@@ -57,7 +55,6 @@ class Model:
         frame: the kind of tables that are returned: pandas, polars, duckdb, or arrow.
     """
 
-    @in_python
     @takes(ModelSource)
     def __init__(
         self, source: str | Path, *, frame: FrameKind | None = None, workspace: Path | None = None, **options: Any
@@ -75,8 +72,8 @@ class Model:
             InputError: there is no model, or its dataset is missing or another one.
         """
         self._options = ModelSource.of(source=source, **options)
-        if frame is not None:
-            check_kind(frame)
+        if frame is not None and frame not in get_args(FrameKind):
+            raise InputError(f"frame={frame!r}: expected {', '.join(map(repr, get_args(FrameKind)))}, or None")
         self.frame = frame or default_kind()
         self._workspace: Callable[[], object] | None = None
         if workspace is not None:
@@ -132,7 +129,6 @@ class Model:
         found: dict[str, dict[str, float]] = (self.report or {}).get("metrics", {})
         return found
 
-    @in_python
     @takes(RecommendOptions)
     def recommend(self, queries: Any = None, *, history: Sequence[Any] | None = None, **options: Any) -> Any:
         """Recommend items: the nearest of all, exactly, without those that a query has already.
@@ -162,7 +158,6 @@ class Model:
         texts = None if is_all else arguments.id_texts("queries", queries)
         return self._frame(lambda model: _recommend(model, ranking, texts))
 
-    @in_python
     def knows(self, ids: Any, entity: str | None = None) -> BoolArray:
         """Return which IDs or names the model has a trained vector of, bool (N,), to filter by before a request.
 
@@ -176,7 +171,6 @@ class Model:
         texts = arguments.id_texts("ids", ids)
         return self.use(lambda model: model.knows(model.query if entity is None else model.entity(entity), texts))
 
-    @in_python
     @takes(SimilarOptions)
     def similar(self, names: Any, **options: Any) -> Any:
         """Return the nearest neighbors of items or queries, by the cosine of their vectors.
@@ -195,7 +189,6 @@ class Model:
         ranking, texts = SimilarOptions.of(**options), arguments.id_texts("names", names)
         return self._frame(lambda model: _similar(model, texts, ranking))
 
-    @in_python
     def vectors(self, entity: str | None = None) -> Any:
         """Return a table of the vectors of an entity (None: items): its ID, name if there are names, and vector.
 
@@ -203,12 +196,10 @@ class Model:
         """
         return self._frame(lambda model: _vectors(model, model.entity(entity)))
 
-    @in_python
     def array(self, entity: str | None = None) -> FloatArray:
         """Return the vectors of an entity (None: items), float32 (R, D), in the order of ``ids``."""
         return self.use(lambda model: _all_vectors(model, model.entity(entity)))
 
-    @in_python
     def ids(self, entity: str | None = None) -> list[Any]:
         """Return the IDs of an entity (None: items), the most frequent first; None for a vacant row."""
 
@@ -219,7 +210,6 @@ class Model:
 
         return self.use(read)
 
-    @in_python
     @takes(EvaluateOptions, without=[*_OF_SOURCE, *_OF_COMMAND])
     def evaluate(self, split: SplitName = "test", **options: Any) -> Mapping[str, float]:
         """Rank all items for the queries with held-out items in ``split``, and return the metrics, such as ndcg@10.
@@ -233,7 +223,6 @@ class Model:
         """
         return evaluate_rankings(EvaluateOptions.of(**self._options.model_dump(), split=split, **options))
 
-    @in_python
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to ``folder``, which the commands read, such as ``crossfade similar``.
 
@@ -247,8 +236,8 @@ class Model:
             CrossfadeError: ``folder`` cannot be written.
             InputError: ``folder`` exists, and ``overwrite`` is false or it is no model, or another process writes it.
         """
-        path, data = arguments.path("folder", folder), self.use(lambda model: model.trained.data.uri)
-        source = save_model(self.source, data, path, overwrite, with_dataset=self._workspace is not None)
+        data = self.use(lambda model: model.trained.data.uri)
+        source = save_model(self.source, data, str(folder), overwrite, with_dataset=self._workspace is not None)
         self._opened.close()
         self._options = self._options.model_copy(update={"source": source})
         self._opened = recommend_model.open_model(self._options, _logger.info, keep=True)
@@ -300,13 +289,7 @@ def _recommend_by_history(model: Opened, options: RecommendOptions, texts: Seque
 
 def _similar(model: Opened, texts: Sequence[str], options: SimilarOptions) -> pa.Table:
     entity = model.entity(options.entity)
-    try:
-        rows_Q = model.find(entity, texts)
-    except UnknownRowError as error:
-        if len(texts) == 1:
-            raise
-        how = f"leave out the IDs for which model.knows(ids, '{entity}') is False"
-        raise UnknownRowError(error.args, f"; {how}") from error
+    rows_Q = model.find(entity, texts)
     row_QK, cosine_QK = model.similar(rows_Q, options)
     kept_N = row_QK.ravel() >= 0
     row_N, from_N = row_QK.ravel()[kept_N], np.repeat(rows_Q, row_QK.shape[1])[kept_N]

@@ -5,7 +5,6 @@ save_model("runs/plays", "data/plays", "models/plays", overwrite=True, with_data
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
@@ -18,24 +17,11 @@ from crossfade.base.io.output import staged_folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.replacing import check_replaceable, replace_folder
 from crossfade.trainer.config.loading import parse_job_text
-from crossfade.trainer.runs.run_folder import EMBEDDINGS_FOLDER, JOB_FILE, RunFolder
+from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 from crossfade.trainer.runs.run_lock import LOCK_FILE
 
 DATASET_FOLDER = "dataset"
 """The dataset of a model that was trained on a data frame, in its folder."""
-_OWN_FILES = {
-    EMBEDDINGS_FOLDER: re.compile(r"embeddings\.json|README\.md|[^/]+/rows-[0-9]{12,}\.parquet"),
-    "checkpoints": re.compile(
-        r"owner\.json|step-[0-9]{9,18}/([^/]+\.(json|npz)|[^/]+/[^/]+\.npy)|embeddings/embeddings\.json"
-        r"|embeddings/epoch-[0-9]{6,18}/(embeddings\.json|[^/]+/rows-[0-9]{12,}\.parquet)"
-    ),
-    DATASET_FOLDER: re.compile(r"(manifest|baselines)\.json|([^/]+/){1,3}part-[0-9a-z-]+\.parquet"),
-    "logs": re.compile(r"[^/]+\.log"),
-    "map": re.compile(r"map\.(html|parquet|png)"),
-    "metrics": re.compile(r"[^/]+\.prom"),
-    "tensorboard": re.compile(r"events\.out\.tfevents\.[^/]+"),
-}
-"""Paths of the files of a model in its folders."""
 
 
 def save_model(source: str, data: str, folder: str, overwrite: bool, *, with_dataset: bool) -> str:
@@ -86,22 +72,16 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 
 def _find_foreign(folder: Path) -> str | None:
-    """Return a file of ``folder`` that is not part of a model; None if there is none.
+    """Return the name of a file of ``folder`` that is not part of a model; None if there is none.
 
     Raises:
         InputError: it is no model, or is being written.
     """
     run = RunFolder(folder)
-    foreign = [name for name in run.foreign_names() if written_name(name) != DATASET_FOLDER]
-    for name, own in _OWN_FILES.items():
-        for path in (folder / name).rglob("*"):
-            written = path.with_name(written_name(path.name)).relative_to(folder / name).as_posix()
-            if (not path.is_dir() or path.is_symlink()) and not own.fullmatch(written):
-                foreign.append(path.relative_to(folder).as_posix())
-    if foreign:
+    if foreign := [name for name in run.foreign_names() if written_name(name) != DATASET_FOLDER]:
         return foreign[0]
     if any(folder.iterdir()) and not _is_job(folder / JOB_FILE):
-        problem = f"holds no model (it has no {JOB_FILE} of a run), so overwrite=True does not replace it"
+        problem = f"holds no model (it has no {JOB_FILE} of a run), so it is not replaced"
         raise InputError(f"{folder}: {problem}; choose another")
     if run.lock.is_held():
         raise InputError(f"{folder}: a run is in progress; wait until it ends, or choose another folder")

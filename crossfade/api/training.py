@@ -14,7 +14,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from crossfade.api.wording import python_word
 from crossfade.base.errors import worded
 from crossfade.base.signals import StopSignal, stopper
 from crossfade.deploy.cluster.state_writer import StateWriter
@@ -63,7 +62,7 @@ def train(
             context = RunContext(listener, None, StateWriter(folder), resume=resume, note=note)
             run_in_folder(job, folder, inputs, display, context)
     except StopSignal as stopped:
-        _logger.warning(f"stopped {worded(stopped.args, python_word)}")
+        _logger.warning(f"stopped {worded(stopped.args)}")
         return False
     return True
 

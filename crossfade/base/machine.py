@@ -1,11 +1,11 @@
-"""Memory of this machine, or of the container or batch job (cgroups of version 1 or 2) that this process runs in.
+"""Memory of this machine, or of the container or batch job (cgroups of version 2) that this process runs in.
 
     kills = OomKills.of_this_process()
     ...                                # a child process is killed by SIGKILL
     if kills.have_risen():             # for lack of memory
 
 The kernel sends SIGKILL as anybody does, so the signal does not show why. But it counts these kills for each cgroup,
-before it sends the signal: in ``memory.events`` (version 2) or ``memory.oom_control`` (version 1).
+before it sends the signal, in ``memory.events``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 """The variables with the threads of a process: of a role, or of a server of recommendations."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _OF_THIS_PROCESS = Path("/proc/self/cgroup")
-_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
-_VERSION_2 = ("memory.max", "memory.current", "inactive_file ")
-"""Files of a cgroup with its limit and its use, and how the line of ``memory.stat`` begins that has the part of its use
-which caches files not read recently. The kernel frees that part on demand."""
+_RECLAIMABLE = "inactive_file "
+"""How the line of ``memory.stat`` begins that has the part of the use of a cgroup which caches files not read recently.
+The kernel frees that part on demand."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,9 @@ def cgroup_memory(membership: Path = _OF_THIS_PROCESS, cgroups: Path = _CGROUPS)
     ``cgroups`` is where they are mounted. A container may see its own mounted there, and the host's path to it in
     ``membership``; a batch job may see those of the host.
     """
-    for is_version_1, own in _groups(_membership(membership)):
-        top, files = (cgroups / "memory", _VERSION_1) if is_version_1 else (cgroups, _VERSION_2)
-        for group in dict.fromkeys((own, *own.parents)):
-            with suppress(OSError, ValueError):  # none is mounted there, or it has no limit
-                yield _limit_and_use(top / group, *files)
+    for group in _groups(_membership(membership)):
+        with suppress(OSError, ValueError):  # none is mounted there, or it has no limit
+            yield _limit_and_use(cgroups / group)
 
 
 def _membership(path: Path = _OF_THIS_PROCESS) -> str:
@@ -83,18 +80,17 @@ def _membership(path: Path = _OF_THIS_PROCESS) -> str:
     return ""
 
 
-def _groups(membership: str) -> Iterator[tuple[bool, Path]]:
-    """Yield the path of each cgroup in ``membership`` that may control memory, and whether it is of version 1."""
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers or "memory" in controllers.split(","):
-            yield bool(controllers), Path(path.strip("/"))
+def _groups(membership: str) -> list[Path]:
+    """Return the path of the cgroup in ``membership`` and of those around it, the innermost first."""
+    own = (Path(line.removeprefix("0::/")) for line in membership.splitlines() if line.startswith("0::/"))
+    return [group for path in own for group in dict.fromkeys((path, *path.parents))]
 
 
-def _limit_and_use(group: Path, limit: str, used: str, reclaimable: str) -> tuple[int, int]:
+def _limit_and_use(group: Path) -> tuple[int, int]:
     statistics = (group / "memory.stat").read_text(encoding="ascii").splitlines()
-    freed = next((int(line.split()[1]) for line in statistics if line.startswith(reclaimable)), 0)
-    return int((group / limit).read_text(encoding="ascii")), int((group / used).read_text(encoding="ascii")) - freed
+    freed = next((int(line.split()[1]) for line in statistics if line.startswith(_RECLAIMABLE)), 0)
+    limit, used = ((group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+    return int(limit), int(used) - freed
 
 
 _OF_THE_MACHINE = Path("/proc/vmstat")
@@ -127,20 +123,11 @@ def is_source(path: Path) -> bool:
 def find_source(membership: str, cgroups: Path) -> Path:
     """Return the file with the count of the cgroup in ``membership``, as in /proc/self/cgroup.
 
-    ``cgroups`` is where the cgroups are mounted. In the root cgroup of version 2, the count is that of the machine.
+    ``cgroups`` is where the cgroups are mounted. In the root cgroup, the count is that of the machine.
     """
-    return next((path for path in _candidates(membership, cgroups) if _read(path) is not None), _OF_THE_MACHINE)
-
-
-def _candidates(membership: str, cgroups: Path) -> Iterator[Path]:
-    """Yield where the count may be, in version 1 first: with both, that one controls memory."""
-    for is_version_1, own in sorted(_groups(membership), key=lambda group: not group[0]):
-        if is_version_1:
-            # In a container, the path may be that of the host, and the container's own cgroup is mounted.
-            yield from (cgroups / "memory" / folder / "memory.oom_control" for folder in (own, ""))
-        else:
-            # An ancestor's count includes those of its descendants, whose memory may not be counted by itself.
-            yield from (cgroups / folder / "memory.events" for folder in (own, *own.parents))
+    # An ancestor's count includes those of its descendants, whose memory may not be counted by itself.
+    counts = (cgroups / group / "memory.events" for group in _groups(membership))
+    return next((path for path in counts if _read(path) is not None), _OF_THE_MACHINE)
 
 
 def _read(path: Path) -> int | None:

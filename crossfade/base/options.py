@@ -16,7 +16,7 @@ import operator
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral
 from pathlib import Path
@@ -66,37 +66,20 @@ class Shown:
     without_value: Any = None
 
 
-def option(
-    default: Any,
-    description: str,
-    *,
-    group: str = "options",
-    value: str = "",
-    short: str = "",
-    also: str = "",
-    positional: bool = False,
-    repeat: bool = False,
-    optional_values: bool = False,
-    without_value: Any = None,
-    **limits: Any,
-) -> Any:
+_SHOWN = {field.name for field in fields(Shown)}
+
+
+def option(default: Any, description: str, **settings: Any) -> Any:
     """Return a field of ``Options``; ``...`` as ``default`` makes it required.
 
     Args:
         default: the value if none is given; it is shown after the description, which may state it in other words.
         description: what the option does, verb first.
-        group: see ``Shown``, likewise the others.
-        value: the word for its value.
-        short: a letter for the command line.
-        also: another name on the command line.
-        positional: whether the command line takes it without a name.
-        repeat: whether the command line takes one value at a time.
-        optional_values: whether the command line takes no value for an empty list.
-        without_value: what the option means on the command line without a value.
-        limits: pydantic's constraints, such as ``ge=1``.
+        settings: the attributes of ``Shown``, and pydantic's constraints, such as ``ge=1``.
     """
+    limits = {name: value for name, value in settings.items() if name not in _SHOWN}
     field: Any = Field(default, description=description, **limits)
-    field.metadata.append(Shown(group, value, short, also, positional, repeat, optional_values, without_value))
+    field.metadata.append(Shown(**{name: value for name, value in settings.items() if name in _SHOWN}))
     return field
 
 

@@ -1,18 +1,15 @@
-"""Installed packages: hide or defer those that an import would load without need, and detect a conflict of versions.
+"""Installed packages: hide those that an import would load without need, and detect a conflict of versions.
 
-with hidden("scipy"), deferred("requests"):
+with hidden("scipy"):
     import mxnet
 """
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
 
 _BOUND = re.compile(r"numpy\s*\(?>=\s*([0-9]+(?:\.[0-9]+)*)")
 
@@ -41,32 +38,6 @@ class _HidingFinder:
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:
         if fullname in self._names:
             raise ModuleNotFoundError(f"No module named '{fullname}'", name=fullname)
-
-
-@contextmanager
-def deferred(name: str) -> Iterator[None]:
-    """Let imports of the package ``name`` in the block return a module that loads the package when it is used.
-
-    MXNet imports requests, which takes a fifth of its import, to download models.
-    """
-    if name in sys.modules:
-        yield
-        return
-    module = sys.modules[name] = ModuleType(name)
-
-    def load(attribute: str) -> Any:
-        if attribute.startswith("__"):  # as inspect looks for in every module
-            raise AttributeError(attribute)
-        if sys.modules.get(name) is module:
-            del sys.modules[name]
-        return getattr(importlib.import_module(name), attribute)
-
-    module.__dict__["__getattr__"] = load
-    try:
-        yield
-    finally:
-        if sys.modules.get(name) is module:
-            del sys.modules[name]
 
 
 def pandas_conflict() -> str | None:

@@ -9,6 +9,7 @@ stopper.check("after a checkpoint")
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -62,6 +63,12 @@ class SignalHandler:
         finally:
             self._deferring = False
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def wait(self, seconds: float) -> None:
+        """Return after ``seconds``, or once a signal has arrived."""
+        deadline = time.monotonic() + seconds
+        while self.number is None and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(0.1, left))
 
     def forget(self) -> None:
         """Treat the recorded signal as handled, and handle the next one."""

@@ -8,22 +8,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile, zip_longest
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from crossfade.base.errors import escape_unprintable
+from crossfade.base.errors import as_typed, escape_unprintable
 from crossfade.base.options import Options, described, is_list, notes_of, plain_type, shown
 
 Declared = TypeVar("Declared", bound=Options)
-Suggest = Callable[[str, str], str]
-"""Returns what to type instead of an unknown option or word, given its value if it has one; empty if unknown."""
-
-_VERY_SIMILAR = 0.8
-_LIST = ",…"
-"""The end of the metavariable of an option whose value is a list with commas."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -32,92 +24,28 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         # Abbreviated options would turn into other options, or errors, as new ones are added.
         super().__init__(**options, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-        self._words: Sequence[str] = ()
-        self.suggest: Suggest = lambda word, value: ""
-        """Gives the command's own advice about an unknown word; empty: it has none."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse ``args``; unlike the base class, end the process if one is unknown."""
-        self._words = list(args or ())
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            advice = "" if unknown[0].startswith("-") else self._advice_on(unknown[0])
-            suggestion = f"; {advice}" if advice else self._suggestion()
-            self._fail(f"unrecognized arguments: {' '.join(unknown)}{suggestion}")
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            if not hint and "--set" in self._option_string_actions:
+                hint = "; set keys of a job by --set KEY=VALUE"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         """Print ``message`` on stderr, and end the process with exit code 2."""
-        for action in self._actions:
-            if len(action.option_strings) > 1:  # argparse joins them
-                message = message.replace("/".join(action.option_strings), self.word(action.dest))
-        # A misspelled option is also reported as a missing one, if that is required.
-        suggestion = ""
-        if "required" in message:
-            suggestion = self._suggestion("there is no {}: ") or self._taken_by_list()
-        self._fail(f"{message}{suggestion}")
-
-    def _fail(self, message: str) -> NoReturn:
-        where = "" if "; " in message else f"; see '{self.prog} --help'"
-        self.exit(2, f"{self.prog}: error: {escape_unprintable(message)}{where}\n")
-
-    def _taken_by_list(self) -> str:
-        """Return how to write a command whose first word was taken as a value of an option with several values."""
-        words = [*self._words, "--"]
-        for place in (place for place, word in enumerate(words) if word.startswith("-")):
-            action = self._option_string_actions.get(words[place])
-            values = list(takewhile(lambda word: not word.startswith("-"), words[place + 1 :]))
-            if action is not None and action.nargs in ("+", "*") and len(values) > 1:
-                others = [*self._words[: place + len(values)], *self._words[place + len(values) + 1 :]]
-                typed = shlex.join([*self.prog.split(), values[-1], *others])
-                return f"; {words[place]} takes all words that follow it, so write {typed}"
-        return ""
-
-    def _suggestion(self, named: str = "") -> str:
-        """Suggest an option instead of the first unknown one, which ``named`` names if the message does not."""
-        known = list(self._option_string_actions)
-        for word, following in zip_longest(self._words, self._words[1:], fillvalue=""):
-            option, _, value = word.partition("=")
-            if option.startswith("--") and option not in known:
-                longer = [name for name in known if len(option) > 3 and name.startswith(option)]
-                if near := longer or difflib.get_close_matches(option, known, n=1, cutoff=_VERY_SIMILAR):
-                    return f"; {named.format(option)}did you mean {near[0]}?"
-                if advice := self.suggest(option, value or ("" if following.startswith("-") else following)):
-                    return f"; {advice}"
-                near = difflib.get_close_matches(option, known, n=1)
-                return f"; {named.format(option)}did you mean {near[0]}?" if near else ""
-        return ""
-
-    def _advice_on(self, word: str) -> str:
-        """Return how to give ``word``, which follows the value of an option, to that option; empty: unknown."""
-        place = self._words.index(word) if word in self._words else 0
-        at = max((index for index in range(place) if self._words[index].startswith("-")), default=-1)
-        option, _, value = self._words[max(at, 0)].partition("=")
-        action = self._option_string_actions.get(option)
-        values = [value, *self._words[at + 1 :]][not value :]
-        values = values[: next((index for index, other in enumerate(values) if other.startswith("-")), None)]
-        if action is None or len(values) < 2:
-            return self.suggest(word, "")
-        if any(other.startswith("=") or other.endswith("=") for other in values):
-            return f"write it without spaces: {option} {shlex.quote(''.join(values))}"
-        if isinstance(action, argparse._AppendAction):
-            return f"repeat the option: {' '.join(f'{option} {shlex.quote(other)}' for other in values)}"
-        if _LIST in str(action.metavar):
-            parts = (part for other in values for part in other.split(",") if part)
-            return f"separate its values with commas: {option} {shlex.quote(','.join(parts))}"
-        return self.suggest(word, "")
+        self.exit(2, f"{self.prog}: error: {escape_unprintable(message)}; see '{self.prog} --help'\n")
 
     def word(self, name: str, value: object = "") -> str:
-        """Return the option ``name`` as it was typed or else as it is typed, with ``value``."""
+        """Return the option ``name`` as it is typed, with ``value``."""
         action = next((each for each in self._actions if each.dest == name), None)
-        names = [f"--{name.replace('_', '-')}"] if action is None else action.option_strings
-        typed = [each for each in names if any(_is_option(word, each) for word in self._words)]
-        return " ".join(filter(None, [*(typed or names)[:1], str(value)])) or str(action and action.metavar)
-
-
-def _is_option(word: str, name: str) -> bool:
-    """Return whether ``word`` is the option ``name``, alone or with its value: ``--length=5``, ``-k5``."""
-    return word.partition("=")[0] == name or (not name.startswith("--") and word.startswith(name))
+        if action is None:
+            return as_typed(name, value)
+        return " ".join(filter(None, [*action.option_strings[:1], str(value)])) or str(action.metavar)
 
 
 def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
@@ -152,7 +80,7 @@ def _add(group: argparse._ArgumentGroup, name: str, options: type[Options]) -> N
         group.add_argument(name, **details)
         return
     long = f"--{name.rstrip('_').replace('_', '-')}"  # "json_": the class has a method json
-    names = [*([f"-{face.short}"] if face.short else ()), long, *([f"--{face.also}"] if face.also else ())]
+    names = [*([f"--{face.also}"] if face.also else ()), *([f"-{face.short}"] if face.short else ()), long]
     group.add_argument(*names, dest=name, required=field.is_required(), **details)
 
 
@@ -176,7 +104,6 @@ class Command(Generic[Declared]):
         notes: paragraphs that follow the examples.
         options: the declaration of the command's options; None for a group.
         run: does it, and returns the exit code; None for a group.
-        suggest: gives the command's own advice about unknown words.
         actions: the commands of a group, each with its line in their list, verb first.
         kind: what the commands of a group are called.
     """
@@ -187,7 +114,6 @@ class Command(Generic[Declared]):
     notes: str = ""
     options: type[Declared] | None = None
     run: Callable[[Declared], int] | None = None
-    suggest: Suggest | None = None
     actions: Sequence[tuple[Command[Any], str]] = ()
     kind: str = "action"
 
@@ -206,10 +132,6 @@ class Command(Generic[Declared]):
         if options is not None and run is not None:
             add_options(parser, options)
             parser.set_defaults(run=lambda arguments: run(read_options(arguments, options)))
-            if self.suggest is not None:
-                parser.suggest = self.suggest
-            elif "set" in options.model_fields:
-                parser.suggest = _suggest_setting
         if self.actions:
             further = parser.add_subparsers(title=f"{self.kind}s", metavar=self.kind.upper(), required=True)
             for action, does in self.actions:
@@ -221,21 +143,10 @@ def as_command(
     description: str,
     examples: Sequence[tuple[str, str]],
     notes: str = "",
-    suggest: Suggest | None = None,
 ) -> Callable[[Callable[[Declared], int]], Command[Declared]]:
     """Return a decorator that makes a ``Command`` of a function, with the options of its argument."""
 
     def decorate(run: Callable[[Declared], int]) -> Command[Declared]:
-        return Command(name, description, examples, notes, get_type_hints(run)["options"], run, suggest)
+        return Command(name, description, examples, notes, get_type_hints(run)["options"], run)
 
     return decorate
-
-
-def _suggest_setting(option: str, value: str) -> str:
-    """Return how to set the key of a job whose last part is ``option``; empty: there is none."""
-    from crossfade.trainer.config.json_schema import explain_fields
-
-    keys = [key for key, *_ in explain_fields()]
-    name = option.removeprefix("--").replace("-", "_")
-    found = [key for key in keys if name in (key, key.rpartition(".")[2])]
-    return f"use {' or '.join(f'--set {key}={value}' for key in found)}" if found and option.startswith("--") else ""

@@ -6,24 +6,12 @@ from crossfade.cli.command import as_command
 from crossfade.trainer.prepare.options import CompactOptions
 
 _EXAMPLES = (
-    (
-        "crossfade compact data/day300 --out data/compact",
-        "Write the interactions of a dataset and of all that it extends as one dataset, in its rows.",
-    ),
-    (
-        "crossfade compact s3://music/day300 --out s3://music/compact --work-dir /mnt/scratch --memory 8",
-        "Read from and write to S3; use a disk and at most 8 GiB of memory for sorting.",
-    ),
-    (
-        "crossfade prepare --events day301.parquet --base data/compact --out data/day301",
-        "Extend the compacted dataset instead of the one it was made from.",
-    ),
+    ("crossfade compact data/day300 --out data/compact", "Write a dataset and all that it extends, in its rows."),
+    ("crossfade prepare --events day301.parquet --base data/compact --out data/day301", "Extend the result."),
 )
 _NOTES = """\
 IDs keep their rows, so models that were trained on DATA work with '--data DIR', and checkpoints of any dataset of the
-lineage can start a run on DIR ('--set checkpoint.warm_start_from=…'). Left out are interactions of IDs that were
-forgotten or have expired, as they are wherever history is read; counts keep them. Datasets that are not read any more
-may be deleted afterwards: DIR does not need them. DIR appears when everything is done, and not at all after an error.
+lineage can start a run on DIR. Interactions of IDs that were forgotten or have expired are left out.
 """
 
 

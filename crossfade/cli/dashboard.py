@@ -7,13 +7,10 @@ from crossfade.deploy.dashboard.options import TOKEN_VARIABLE, DashboardOptions
 from crossfade.terminal import print_line
 
 _DESCRIPTION = """\
-Serve a page that shows runs: loss, metrics, and throughput; bytes moved compared with dense gradients; rows and memory
-of each process; checkpoints, restarts, failures, and alerts; the resolved job; and runs compared.
+Serve a page that shows runs and services, while they work and afterwards.
 
-Of services of 'crossfade refresh', it shows the served version, how fresh it is, and the metric of all versions.
-The page reads only their folders, needs no internet access, and shows new runs as they appear. /explore searches the
-items of a run and shows neighbors and recommendations, for which it also reads the dataset. The pages are read-only,
-and without a token open to everyone who can reach them: by default they listen on loopback.
+/explore searches the items of a run and shows neighbors and recommendations. The pages are read-only, need no internet
+access, and are without a token open to everyone who can reach them: by default they listen on loopback.
 """
 _EXAMPLES = (
     ("crossfade dashboard", "Show the runs in runs/ and the services in services/ at http://127.0.0.1:8050/."),
@@ -21,20 +18,15 @@ _EXAMPLES = (
     ("crossfade dashboard /shared/runs --host 0.0.0.0 --token-file token", "Serve it to those who have the token."),
 )
 _NOTES = f"""\
-Without --token-file, {TOKEN_VARIABLE} has the token, if it is set.
-
-?run=lastfm&run=plays in the address selects runs, ?service=music a service. /healthz answers 200, without a token.
-'crossfade train --dashboard' serves the page of its run while it trains. 'crossfade status' prints the same in the
-terminal.
+Without --token-file, {TOKEN_VARIABLE} has the token, if it is set. /healthz answers 200, without a token.
+More: docs/dashboard.md.
 """
 
 
 @as_command("dashboard", _DESCRIPTION, _EXAMPLES, _NOTES)
 def run(options: DashboardOptions) -> int:
     """Serve the page until a signal arrives."""
-    from crossfade.deploy.cluster.role_variables import die_with_agent
     from crossfade.deploy.dashboard.server import serve
 
-    die_with_agent()
     serve(options, lambda address: print_line(f"dashboard: {address}", flush=True))
     return 0

@@ -6,30 +6,21 @@ import subprocess
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 from crossfade.base.command_line import command_line, program
 from crossfade.base.options import Options, option
 from crossfade.cli.command import as_command
-from crossfade.cli.next_command import median_id, yaml_text
+from crossfade.cli.next_command import typical_id, yaml_text
 from crossfade.terminal import print_line
 
 _EXAMPLES = (
     ("crossfade demo", "Train on Last.fm in this folder, and print what it recommends."),
     ("crossfade demo --dir /tmp/demo --no-map", "Do so in another folder, and leave out the map."),
-    ("crossfade demo --fresh", "Play three days of a service whose model is kept fresh: a minute."),
 )
 _NOTES = """\
-The data are prepared in data/lastfm, unless they are there already, and the run is runs/lastfm, whose earlier content
-is deleted. The job is jobs/lastfm.yaml, which is written if there is none. Each command is printed before it runs.
-
-Last.fm HetRec 2011 has 1,892 listeners and 17,632 artists; data/lastfm_genres.csv gets the tag of each artist that most
-listeners gave it. If it can be neither found nor downloaded, synthetic listening takes its place, in data/synthetic and
-runs/synthetic; its artists are called 'artist 3 (jazz)' and so on.
-
-With --fresh, all is in the folder demo-fresh. The service is fresh.yaml, which is written if there is none. Its events
-are synthetic: three days arrive in one file in events, and two further days in one each; 'crossfade refresh' makes a
-version of each. The raw events are kept in data/fresh-events; earlier content of services/fresh is deleted.
+Each command is printed before it runs. The data are prepared in data/lastfm, unless they are there already, the job is
+jobs/lastfm.yaml, and the run is runs/lastfm, whose earlier content is deleted. If Last.fm can be neither found nor
+downloaded, synthetic listening takes its place, in data/synthetic and runs/synthetic.
 """
 _REAL, _SYNTHETIC = "lastfm", "synthetic"
 _JOB_TEXT = """\
@@ -52,9 +43,6 @@ class DemoOptions(Options):
 
     dir: Path = option(Path(), "work in this folder (default: the current one)", group="output", value="DIR")
     no_map: bool = option(False, "draw no map of the artists", group="output")
-    fresh: bool = option(False, "play three days of a service that keeps a model fresh instead", group="data")
-
-    at_most_one = (("fresh", "no_map"),)
 
 
 @as_command(
@@ -66,35 +54,26 @@ class DemoOptions(Options):
 def run(options: DemoOptions) -> int:
     """Run each command; the first one that fails ends the demo with its exit code."""
     from crossfade.base.io.folder import Folder
-    from crossfade.cli.demo_fresh import play_days
     from crossfade.trainer.data.manifest import read_manifest
-    from crossfade.trainer.prepare.lastfm import write_genres
 
     folder = options.dir
-    if options.fresh:
-        return play_days(folder / "demo-fresh", _call)
-    name, existing, raw = _choose_sample(folder)
+    name = _choose_sample(folder)
     data, job, run = folder / "data" / name, folder / "jobs" / f"{name}.yaml", folder / "runs" / name
-    job.parent.mkdir(parents=True, exist_ok=True)
-    if code := _call(*_PREPARE[name], "--out", data, existing):
+    if code := _call(*_PREPARE[name], "--out", data, "--skip-existing"):
         return code
     if not job.exists():
+        job.parent.mkdir(parents=True, exist_ok=True)
         job.write_text(_JOB_TEXT.format(name=name), encoding="utf-8")
     manifest = read_manifest(Folder(data))
-    if raw is not None:
-        write_genres(raw, Folder(data), manifest, _genres(folder))
-    customer = median_id(Folder(data), manifest, manifest.query)
-    assert customer is not None, "a sample has customers"
-    # Names of synthetic artists have their genres.
-    shown = ("--metadata", _genres(folder), "--show", "genre") if name == _REAL and _genres(folder).exists() else ()
+    customer = typical_id(Folder(data), manifest, manifest.query, 0.5)
     # The job works in its folder; from here, the path of its data is another.
     place = () if folder == Path() else ("--set", f"data.path={yaml_text(str(data))}")
     steps: list[Sequence[object]] = [
         ("train", job, "--run-dir", run, "--overwrite", *place),
         ("similar", run, *_ARTISTS[name]),
-        ("recommend", run, "--customer", customer, *shown),
+        ("recommend", run, "--customer", customer),
     ]
-    can_draw = find_spec("matplotlib") is not None and find_spec("openTSNE") is not None
+    can_draw = find_spec("openTSNE") is not None
     steps += [("map", run)] if can_draw and not options.no_map else []
     for step in steps:
         if code := _call(*step):
@@ -105,16 +84,7 @@ def run(options: DemoOptions) -> int:
     return 0
 
 
-class _Sample(NamedTuple):
-    """What to try things on: its name, the option for data that are there, and the folder of Last.fm's files."""
-
-    name: str
-    existing: str = "--skip-existing"
-    raw: Path | None = None
-    """None unless they were looked for and found."""
-
-
-def _choose_sample(folder: Path) -> _Sample:
+def _choose_sample(folder: Path) -> str:
     """Choose Last.fm or, if it cannot be had, synthetic listening.
 
     Data that are there are used: a download that failed is not tried again each time.
@@ -123,24 +93,12 @@ def _choose_sample(folder: Path) -> _Sample:
     from crossfade.display import progress_bars
     from crossfade.trainer.prepare.lastfm import locate_lastfm
     from crossfade.trainer.prepare.staging import read_complete
-    from crossfade.trainer.prepare.summary import is_synthetic
 
-    data = folder / "data"
-    found, synthetic = (read_complete(Folder(data / name)) for name in (_REAL, _SYNTHETIC))
-    is_there = found is not None and not is_synthetic(found)
-    if synthetic is not None and not is_there:
-        return _Sample(_SYNTHETIC)
-    if is_there and _genres(folder).exists():
-        return _Sample(_REAL)
+    for name in (_REAL, _SYNTHETIC):
+        if read_complete(Folder(folder / "data" / name)) is not None:
+            return name
     with progress_bars() as bars:
-        raw = locate_lastfm(data, bars)
-    if is_there or raw is None:
-        return _Sample(_REAL if is_there else _SYNTHETIC, raw=raw)
-    return _Sample(_REAL, "--skip-existing" if found is None else "--overwrite", raw)
-
-
-def _genres(folder: Path) -> Path:
-    return folder / "data" / f"{_REAL}_genres.csv"
+        return _SYNTHETIC if locate_lastfm(folder / "data", bars) is None else _REAL
 
 
 def _call(*words: object) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,28 +17,10 @@ if TYPE_CHECKING:
 
 _EXAMPLES = (
     ("crossfade evaluate runs/lastfm", "Evaluate on the test split, as the run's job specifies."),
-    ("crossfade evaluate runs/lastfm --split valid --k 5 100", "Evaluate another split at other depths."),
-    ("crossfade evaluate runs/lastfm --max-queries all", "Rank for all customers, not for a sample of them."),
-    ("crossfade evaluate runs/lastfm --exclude train", "Keep items of the valid split in the rankings."),
-    ("crossfade evaluate runs/plays --task repeat", "Rank all items, also those that a customer has heard already."),
+    ("crossfade evaluate runs/lastfm --split valid --k 5 100 --baselines", "Compare with tuned ALS and EASE, too."),
     ("crossfade evaluate runs/lastfm --segments", "Compare customers who have listened a little and a lot."),
-    ("crossfade evaluate runs/lastfm --segments 10 40", "Divide them at 10 and at 40 artists."),
-    ("crossfade evaluate runs/kinds --segments kind", "Compare plays and likes, or other values of context."),
-    ("crossfade evaluate runs/lastfm --baselines", "Compare with tuned matrix factorization and a linear model."),
-    (
-        "crossfade evaluate runs/lastfm --popularity-damping 0.15 --diversity 0.3",
-        "Measure what re-ranking costs, and what it gives, beside the model's own rankings.",
-    ),
-    (
-        "crossfade evaluate runs/plays --max-queries all --shard 3/16 --out sums/plays",
-        "Rank for a sixteenth of the customers; when all shards are done, repeat it with --merge for the metrics.",
-    ),
+    ("crossfade evaluate runs/lastfm --popularity-damping 0.15 --diversity 0.3", "Measure what re-ranking costs."),
     ("crossfade evaluate runs/new --compare runs/old", "Test whether a run ranks better than another."),
-    ("crossfade evaluate runs/lastfm --labels artist=tag", "Measure whether neighbors share a tag of the dataset."),
-    (
-        "crossfade evaluate runs/plays --labels track=songs.csv:id:genre --label-min-count 20",
-        "Measure whether neighbors share a genre from a file, for tracks with 20 interactions.",
-    ),
 )
 _PRECISIONS = {
     "precision": "by the embeddings",
@@ -49,26 +30,10 @@ _PRECISIONS = {
 
 _NOTES = """\
 After ± is the standard error of a mean over queries. Of more queries than --max-queries (default: evaluate.final of the
-job), a sample is evaluated, which is the same for every run on the dataset.
-
-Baselines are rankings by popularity, by recent popularity if there are timestamps, and by item cosine: the sum of an
-item's cosines to those that the query has in train.
---baselines adds als, factors by alternating least squares of the package implicit, and ease, a linear model of at most
-10,000 items or queries. They are fit up to 18 and 6 times, choosing by the job's best metric on valid, and kept beside
-the data, where an interrupted command resumes. A run below a baseline by more than the error is named first.
-
---segments groups queries by their interactions of positive weight in train: new has none, and casual, regular, and
-heavy are thirds of the others; with N, segments start at each N; with a context entity of the dataset, they have the
-queries of one value each (the eight most frequent in train), of other values, and of none.
-
-Diversity is the mean of 1 - cosine between two items of a ranking, novelty the mean of -log2(share of queries that have
-an item in train), and gini the inequality of how often items are ranked: 0 if all are equally often, 1 if all rankings
-show one item.
-
---compare ranks for the same queries by OTHER_RUN, with the evaluate section of RUN's job, and without re-ranking: if
-OTHER_RUN is RUN, the effect of re-ranking is tested. Differences
-are RUN less OTHER_RUN. p is that of a paired permutation test, by Holm's correction for the number of metrics; the
-interval is a bootstrap over queries."""
+job), a sample is evaluated, which is the same for every run on the dataset. Baselines are rankings by popularity, by
+recent popularity if there are timestamps, and by item cosine. A run below a baseline by more than the error is named
+first. Definitions of all metrics, segments, and tests: docs/evaluation.md.
+"""
 
 _RERANKED = ("recall", "ndcg", "coverage", "diversity", "novelty", "gini")
 Values = Mapping[str, float | int | None]
@@ -101,9 +66,7 @@ def run(options: EvaluateCommand) -> int:
         return 0
     with progress_bars() as bars:
         results = evaluate_run(options, bars)
-    print_result(
-        options, results, lambda: _print(results, options), lambda: _records(results, options), to_json=json.dumps
-    )
+    print_result(options, results, lambda: _print(results, options), lambda: _records(results, options))
     return 0
 
 

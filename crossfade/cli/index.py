@@ -23,40 +23,15 @@ _EXAMPLES = (
         "crossfade index runs/plays --out indexes/tracks --metric cosine --codes sq8",
         "Index them by cosine, which 'crossfade similar' needs, in a quarter of the memory.",
     ),
-    ("crossfade similar runs/plays 1234 --index indexes/tracks", "Search it for similar tracks."),
-    (
-        "crossfade index s3://music/runs/plays --codes pq --shard 3/16 --out s3://music/indexes/tracks",
-        "Store the third of sixteen shards in half a byte per column; when all are stored, repeat it with --merge.",
-    ),
 )
 _NOTES = """\
-Rows without an ID, and queries and items without an interaction of positive weight in train (unless they have
-features), are left out.
-
 FOLDER gets index.faiss, an inverted file of FAISS; rows.parquet with row, id and name of the indexed rows; and
-card.json with the model, the metric, the parameters, recall@10 and recall@100 against exact search, and queries per
-second with and without the index. It is complete or, after an error, absent.
+card.json with the model, the metric, the parameters, and the measured recall and speed. It is complete or, after an
+error, absent. Rows that were not trained are left out.
 
 The metric is part of the index: 'crossfade recommend' needs the default, which is model.score of the job or, of a model
 with a popularity term, dot; 'crossfade similar' needs cosine. Another model, dataset, entity or metric is rejected.
-
-  cosine     inner product of vectors that are scaled to length 1
-  dot        inner product of vectors as they are
-  euclidean  squared distance
-
-Memory, for vectors of D columns: index.faiss has 4·D + 8 bytes per row, D + 8 with --codes sq8, or D/2 + 8 with pq (D/N
-with --columns-per-byte N); for dot, D is one larger, or up to eight with sq8. Building takes up to twice as much, since
-lists grow by doubling: 410, 140, and 90 bytes per row for 64 columns. Vectors are read in blocks, twice: a sample for
-k-means, then all of them. A search maps the file, and reads the lists that it scans.
-
-pq is product quantization: for each N columns, a byte says which of 256 typical values is nearest to the difference
-from the center of a list. A search ranks the best that it finds again, four for each rank and 100 more, by their
-vectors in the files of the model. What it misses, more lists may not find, so their number is not doubled for less than
-0.2 % of recall.
-
-With --shard, a process stores the rows of its shard, in the lists of the first that has found them; --merge writes the
-index of one process without holding it in memory, and deletes the shards. Searches need a local folder: copy an index
-from S3.
+Memory, and codes: docs/using-embeddings.md.
 
 Exit codes: 0 done; 1 FOLDER cannot be written; 2 invalid input, or a corrupt checkpoint; 130 and 143 stopped.
 """

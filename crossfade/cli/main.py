@@ -23,7 +23,7 @@ from crossfade.base import logs
 from crossfade.base.errors import CrossfadeError, worded
 from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE
 from crossfade.base.io.disk_errors import describe_disk_error
-from crossfade.base.memory_limit import check_address_space, lack_of_memory
+from crossfade.base.memory_limit import lack_of_memory
 from crossfade.base.packages import hidden
 from crossfade.base.signals import SpotInterruption, StopSignal, stopper
 from crossfade.cli.command import Command, CommandParser
@@ -44,7 +44,6 @@ From listening events to embeddings:
 Run crossfade COMMAND --help for the options and examples of a command.
 """
 
-_ROLES = ("scheduler", "server", "worker")
 COMMANDS: dict[str, str | None] = {
     "prepare": "turn raw events into a dataset",
     "compact": "write a dataset and its bases as one without a base",
@@ -74,7 +73,7 @@ COMMANDS: dict[str, str | None] = {
     "demo": "try everything on a sample",
     "submit": "run a job on AWS",
     "agent": "run roles of a job that another host coordinates",
-    **dict.fromkeys((*_ROLES, "ec2-host")),
+    "ec2-host": None,
 }
 """What each command does, verb first, in the order of ``crossfade --help``, which leaves out those without text."""
 
@@ -104,8 +103,7 @@ def make_parser(only: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
 
 def load_command(name: str) -> Command[Any]:
     """Import the command ``name``."""
-    module, attribute = ("roles", name) if name in _ROLES else (name.replace("-", "_"), "run")
-    found: Command[Any] = getattr(importlib.import_module(f"crossfade.cli.{module}"), attribute)
+    found: Command[Any] = importlib.import_module(f"crossfade.cli.{name.replace('-', '_')}").run
     return found
 
 
@@ -122,8 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(arguments)
     stopper.listen()
     try:
-        if arguments[0] not in _ROLES:  # they report errors to their agents
-            check_address_space(arguments[0])
         with hiding:
             code: int = parsed.run(parsed)
     except BaseException as error:
@@ -146,8 +142,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser(() if is_general else COMMANDS if command not in COMMANDS else (command,))
     if command is not None and not command.startswith("-") and command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "see 'crossfade --help'"
-        parser.error(f"there is no command '{command}'; {hint}")
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        parser.error(f"there is no command '{command}'{hint}")
     return parser.parse_args(arguments)
 
 

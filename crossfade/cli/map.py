@@ -1,4 +1,4 @@
-"""``crossfade map``: draw the items of a trained model as a map, a PNG and a page."""
+"""``crossfade map``: draw the items of a trained model as a map."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _EXAMPLES = (
 )
 _NOTES = """\
 The map is a t-SNE projection (openTSNE): items whose embeddings are near each other are near each other. OUT gets
-map.png, map.html, one page without external files (hover, zoom, search, a legend that switches labels), and map.parquet
-with the ID, name, place, and label of each item. Labels are the values of COLUMN that most form regions: common, and
+map.html, one page without external files (hover, zoom, search, a legend that switches labels), and map.parquet with the
+ID, name, place, and label of each item. Labels are the values of COLUMN that most form regions: common, and
 shared by neighbors. Of several, such as tags, an item gets the rarest. How often neighbors share a label is printed: on
 the map, in the embedding, and by chance."""
 
 
 @as_command(
     "map",
-    "Draw the items of a trained model as a map, as a picture and as a page.",
+    "Draw the items of a trained model as a map.",
     _EXAMPLES,
     _NOTES,
 )
@@ -49,11 +49,9 @@ def run(options: MapOptions) -> int:
 
     out = map_folder(options)
     with progress_bars() as bars:
-        items_map, note = with_trained_model(options, _logger.info, lambda model: draw_map(model, options, out, bars))
-    if note is not None:
-        _logger.warning(note)
+        items_map = with_trained_model(options, _logger.info, lambda model: draw_map(model, options, out, bars))
     _print_agreement(items_map)
-    print_line(f"map of {items_map.title}: {out / 'map.png'}, {out / 'map.html'}")
+    print_line(f"map of {items_map.title}: {out / 'map.html'}")
     return 0
 
 

@@ -27,28 +27,16 @@ memory, instead of the plan.
 """
 _EXAMPLES = (
     ("crossfade plan jobs/lastfm.yaml --servers 2 --workers 2", "Plan for this machine, with servers."),
-    (
-        "crossfade plan jobs/lastfm.yaml --set cluster.store=sharded --workers 4",
-        "Plan for workers that hold tables.",
-    ),
     ("crossfade plan jobs/billions.yaml --hosts 2 --servers 2", "Plan for two hosts like this machine."),
-    ("crossfade plan jobs/lastfm.yaml --set model.dim=256 --json", "Print the plan as JSON."),
     (
         "crossfade plan jobs/lastfm.yaml --hosts 2 --servers 2 --workers 2 --to slurm --out slurm",
-        "Write a batch script.",
-    ),
-    (
-        "crossfade plan jobs/lastfm.yaml --servers 2 --workers 4 --to kubernetes --data s3://music/lastfm --out k8s",
-        "Write manifests for seven pods.",
+        "Write a batch script; --to kubernetes writes manifests (docs/schedulers.md).",
     ),
 )
 _NOTES = """\
-Tables and their optimizer state are exact. Other memory of a process is computed from the job, plus what idle processes
-were measured to use. "At most" includes what depends on the course of training: the held-out items that an evaluation
-gathers, and the rows that training changes while a checkpoint of them is being written. The memory of a GPU is not
-planned.
-
---to: docs/schedulers.md. A host requests what it needs at most, a tenth more, and 256 MiB.
+Tables and their optimizer state are exact; other memory is computed from the job and what idle processes were measured
+to use. "At most" includes what depends on the course of training. The memory of a GPU is not planned. More:
+docs/capacity.md.
 
 Exit codes: 0 the job fits, or may fit; 1 it does not fit; 2 invalid input.
 """

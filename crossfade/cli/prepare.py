@@ -18,28 +18,15 @@ _EXAMPLES = (
         "Read many files; weight events by type; hold out each customer's last event. Tracks get names.",
     ),
     (
-        "crossfade prepare --events day3.parquet --base data/day2 --replay 1 --timestamp at \\\n"
-        "                    --admit track=5,customer=3 --expire-after 90d --out data/day3",
-        "Extend a dataset: IDs get rows after some events, and lose them after 90 days; earlier plays are replayed.",
-    ),
-    (
-        "crossfade prepare --events scrobbles.csv.gz --query customer=user --item track=artist+title \\\n"
-        "                    --timestamp at --timestamp-format iso '%d/%m/%Y %H:%M' epoch-s \\\n"
-        "                    --on-bad-line quarantine=bad.jsonl --on-missing drop --out data/scrobbles",
-        "Join artist and title into one ID; read times of several formats; move bad lines to a file.",
+        "crossfade prepare --events day3.parquet --base data/day2 --timestamp at --out data/day3",
+        "Extend a dataset with new events; IDs keep their rows.",
     ),
     ("crossfade prepare --sample lastfm --out data/lastfm", "Download real listening data to try things on."),
 )
 _NOTES = """\
---format lightgcn reads published splits: 'user item item …' per line, integers, no header. --format yambda reads
-Parquet of Yambda, and holds out as published: docs/preparing-data.md. Other text files have a header, or a JSON object
-in each line (.jsonl, .ndjson); .dat is read as .tsv. They may be compressed with gzip or zstd, as in .csv.gz and
-.jsonl.zst. Files and --out may be on S3, with the credentials and endpoint of the AWS tools.
-
-OUT appears when everything is done, and not at all after an error. Killed or stopped with 64 MB of events or more, the
-same command continues from what is kept in .OUT.prepare beside it, or in --work-dir. Ids keep their type: integers stay
-integers, text stays text. An ID that occurs only in valid or test gets a row too. Synthetic data: see 'crossfade
-synthesize'.
+Text files have a header, or a JSON object in each line (.jsonl, .ndjson), and may be compressed with gzip or zstd, as
+in .csv.gz. Files and --out may be on S3, with the credentials and endpoint of the AWS tools. OUT appears when
+everything is done, and not at all after an error. All else is in docs/preparing-data.md.
 """
 
 
@@ -48,7 +35,6 @@ synthesize'.
     "Turn raw events (Parquet, CSV, TSV, JSON, adjacency text) into a dataset of vocabularies and interactions.",
     _EXAMPLES,
     _NOTES,
-    suggest=lambda word, value: "" if word.startswith("-") else f"use --events {word}",
 )
 def run(options: PrepareOptions) -> int:
     """Prepare a dataset, and print a summary and the command to run next.

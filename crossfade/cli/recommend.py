@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import model_validator
-
-from crossfade.base.errors import Option, OptionError, escape_unprintable
-from crossfade.base.options import option
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.terminal import TableOptions, print_line, print_lines, print_result
@@ -23,7 +19,6 @@ if TYPE_CHECKING:
     from crossfade.trainer.recommend.bulk import Recommended
     from crossfade.trainer.recommend.model import Model
 
-_SHOWN_VALUES = 3
 _logger = logging.getLogger(__name__)
 
 _EXAMPLES = (
@@ -33,78 +28,30 @@ _EXAMPLES = (
         "Recommend jazz, and less popular artists.",
     ),
     (
-        "crossfade recommend runs/lastfm --customer 2 --popularity-damping 0.15 --diversity 0.2 --exploration 0.01",
-        "Recommend what is less popular and less alike, at the cost of about 1 % of recall.",
-    ),
-    (
         "crossfade recommend runs/plays --all -k 20 --max-per artist=2 --out recs.parquet",
         "Write twenty tracks for every customer, at most two of an artist.",
-    ),
-    (
-        "crossfade recommend s3://music/runs/plays --all --shard 3/16 --out s3://music/recs/2026-03-01",
-        "Write the third of sixteen shards of them; when all are written, repeat it with --merge instead.",
-    ),
-    (
-        "crossfade recommend s3://music/checkpoints/plays --customers ids.txt --out recs.parquet",
-        "Recommend to the customers in a file, by the newest checkpoint on S3.",
     ),
     (
         'crossfade recommend runs/lastfm --history "Radiohead" "Björk"',
         "Recommend to somebody new, by what they like.",
     ),
-    (
-        "crossfade recommend runs/lastfm_context --customer 2 --context tag=24",
-        "Recommend in a context, to a model that has it.",
-    ),
 )
 _NOTES = """\
-Items and customers without an interaction of positive weight in train have no trained vector (unless they have
-features). Such items are left out. Such customers, and unknown ones, are an error if --customer names them, and are
-left out of --all and --customers, unless --on-unknown says otherwise. Popular items are under the same filters and
-limits, without re-ranking; their score is their count in train, and 'is_fallback' marks them in files and in JSON.
-
-The score is the model's: cosine, dot product, or minus the squared distance. For a softmax model, a popularity damping
-of 1 ranks by how much more likely an item is for this customer than for anyone. --index damps its best items only.
-
-Somebody who was not in training, or has listened to more since, gets a vector from a history: the one that best
-explains it, with the items' vectors as they are, in milliseconds; or, in a model that trained with histories, their
-mean. A --history-file has a column of items and, if there are any, of customers and weights, named as the entities and
-'weight'. Items are in order of time, the newest last.
-
-With --index, an index of 'crossfade index' is searched: some of the best items may be missing.
+Items without an interaction of positive weight in train have no trained vector (unless they have features), and are
+left out. Such customers, and unknown ones, are an error if --customer names them, and are left out of --all and
+--customers, unless --on-unknown says otherwise. The score is the model's: cosine, dot product, or minus the squared
+distance. A history of somebody new is in order of time, the newest last.
 
 --out writes a row per recommendation: CUSTOMER, rank, ITEM, score, and ITEM_name if the dataset has names (columns have
-the names of the dataset's entities). An interrupted command continues when it is repeated.
-
-With --shard, OUT is a folder of Parquet files, whose rows are, in the order of their names, those of one file. --merge
-verifies them and writes OUT/_manifest.json."""
+the names of the dataset's entities). An interrupted command continues when it is repeated. Histories, filters, and
+re-ranking: docs/using-embeddings.md.
+"""
 
 
 class RecommendCommand(TableOptions, RecommendToOptions):
     """The options of the command."""
 
-    show: str | None = option(
-        None, "print this feature, or column of the metadata, beside the names of items", group="output", value="COLUMN"
-    )
-
-    @property
-    def columns_used(self) -> set[str]:
-        """Words that may name a column."""
-        return super().columns_used | ({self.show} if self.show else set())
-
-    @model_validator(mode="after")
-    def _check_printing(self) -> Self:
-        name = next((name for name in ("json_", "csv", "show") if getattr(self, name)), None)
-        if self.out is not None and name is not None:
-            problem = "is for recommendations that are printed"
-            fix = ("leave out ", Option(name), " or ", Option("out"))
-            raise OptionError(name, found=self.show if name == "show" else "", problem=problem, fix=fix)
-        return self
-
-
-def _suggest_customer(option: str, value: str) -> str:
-    """Return what to type instead of an option that is named as the query entity may be, such as ``--listener``."""
-    return f"use --customer {value}, whatever customers are called in the data" if value else ""
+    at_most_one: ClassVar[Any] = (("out", "json_"), ("out", "csv"))
 
 
 @as_command(
@@ -112,7 +59,6 @@ def _suggest_customer(option: str, value: str) -> str:
     "Recommend items to customers: the nearest of all items, exactly, without those they know.",
     _EXAMPLES,
     _NOTES,
-    suggest=_suggest_customer,
 )
 def run(options: RecommendCommand) -> int:
     """Recommend, and print or write the result.
@@ -147,7 +93,6 @@ def _recommend(model: Model, options: RecommendCommand) -> None:
 
 
 def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:
-    from crossfade.trainer.recommend.candidates import column_values
     from crossfade.trainer.recommend.row_names import distinct_labels
 
     assert found.rankings is not None
@@ -155,11 +100,8 @@ def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:
     rows_QK, scores_QK = (array_QK.tolist() for array_QK in found.rankings)
     favorites = [found.histories.favorites(place, found.rankings.rows_QK.shape[1]) for place in range(found.queries)]
     shown = {row for rows in (*rows_QK, *(rows_N.tolist() for rows_N in favorites)) for row in rows if row >= 0}
-    labels, column = model.labels(model.item, sorted(shown)), options.show
-    file, of_row = options.metadata_file, dict[int, list[str]]()
-    if column is not None:
-        of_row = column_values(model.trained, model.item, file, column, labels)
-    texts = {row: f"{text}{_beside(of_row.get(row))}" for row, text in distinct_labels(labels).items()}
+    labels = model.labels(model.item, sorted(shown))
+    texts = distinct_labels(labels)
     results, lines, fallback_Q = (
         [],
         list[str](),
@@ -169,9 +111,8 @@ def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:
         found.labels, rows_QK, scores_QK, favorites, fallback_Q, strict=True
     ):
         ranked = [(row, score) for row, score in zip(rows_K, scores_K, strict=True) if row >= 0]
-        more = {row: {str(column): values} for row, values in of_row.items()}
-        scored = [labels[row].as_record(model.item) | more.get(row, {}) | {"score": score} for row, score in ranked]
-        history = [labels[row].as_record(model.item) | more.get(row, {}) for row in favorite_N.tolist()]
+        scored = [labels[row].as_record(model.item) | {"score": score} for row, score in ranked]
+        history = [labels[row].as_record(model.item) for row in favorite_N.tolist()]
         mark = {} if is_fallback is None else {"is_fallback": is_fallback}
         results.append({model.query: label.id or None, **mark, "recommendations": scored, "history": history})
         scored_texts = [f"{score:8.3f}  {texts[row]}" for row, score in ranked]
@@ -184,13 +125,6 @@ def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:
         lambda: print_lines(lines),
         lambda: [{model.query: each[model.query], **item} for each in results for item in each["recommendations"]],
     )
-
-
-def _beside(values: Sequence[str] | None) -> str:
-    """Return what stands beside a name: at most three of its ``values``."""
-    if not values:
-        return ""
-    return escape_unprintable(f" ({', '.join(values[:_SHOWN_VALUES])}{', …' * (len(values) > _SHOWN_VALUES)})")
 
 
 def _list_lines(title: str, item: str, lines: list[str], known: list[str]) -> Iterator[str]:

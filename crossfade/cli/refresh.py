@@ -5,33 +5,30 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
-from crossfade.base.errors import CrossfadeError, Option, as_typed, worded
-from crossfade.base.formatting import decimals, duration, local_time
+from crossfade.base.command_line import command_line
+from crossfade.base.errors import CrossfadeError, Option, Text, as_typed, worded
+from crossfade.base.formatting import decimals, duration
+from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.deploy.refresh.options import RefreshOptions
-from crossfade.terminal import PrintOptions, align, print_line, print_lines, print_result
+from crossfade.terminal import PrintOptions, print_line, print_lines, print_result
 
 if TYPE_CHECKING:
-    from crossfade.deploy.refresh.event_files import Arrivals
     from crossfade.deploy.refresh.increment import RefreshedService
-    from crossfade.deploy.refresh.last_failure import Failure
-    from crossfade.deploy.refresh.versions import ServiceVersions, VersionRecord
+    from crossfade.deploy.refresh.versions import VersionRecord
 
 _logger = logging.getLogger(__name__)
-_MAX_BACKOFF_SECONDS = 3600.0
-"""After unexpected errors, attempts follow at intervals that double up to this, unless the interval is longer."""
-_ARRIVALS = ("waiting", "settling", "ahead", "unpublished", "set_aside", "never_matched")
+_ARRIVALS = ("waiting", "settling", "unpublished", "set_aside", "unmatched")
 _EXAMPLES = (
     ("crossfade refresh music.yaml", "Take the event files that are new, train on them, and publish the version."),
     ("crossfade refresh music.yaml --every 10m", "The same every ten minutes, until a signal arrives."),
     ("crossfade serve services/music", "Serve the published version, and each later one as soon as it is there."),
-    ("crossfade refresh music.yaml --status", "Show the versions and what waits."),
+    ("crossfade refresh music.yaml --status", "Show what waits."),
 )
 _NOTES = """\
 SERVICE is a YAML file:
@@ -43,14 +40,11 @@ SERVICE is a YAML file:
   increment_job: {train: {epochs: 4}}
   publish_if: ndcg@10 >= 0.98 * last
 
-The first version trains on all events, by job. Each later one continues it: new files extend the dataset (--base),
-customers and tracks keep their rows, and the model is trained on the new events and on earlier ones (replay), first
-those of the customers who have new ones, by job with the keys of increment_job. Before that, the model that it
-continues is judged by a sample of the new events, which no version is trained on; the new version is published if it
-meets publish_if on the same sample. Otherwise its events wait for the next file, and are taken again with it.
+The first version trains on all events, by job. Each later one extends the dataset and continues the training on new
+events and on earlier ones (replay), by job with the keys of increment_job. It is published if it meets publish_if on
+new events that were held out; otherwise its events are taken again with the next file.
 
-Paths count from the folder of SERVICE. Each file is taken once, by its name; a local file that is being written should
-have another name until it is complete. With prepare: {on_bad_line: skip}, files that cannot be read are set aside.
+Each file is taken once, by its name; a local file that is being written should have another name until it is complete.
 A command that was killed continues where it was; only one runs at a time. All keys: docs/fresh-models.md; metrics that
 are served at intervals: docs/metrics.md.
 
@@ -108,18 +102,14 @@ def _refresh_at_intervals(service: RefreshedService, options: RefreshCommand, se
     with serve_metrics(of_process, options.metrics_port, options.metrics_host, "127.0.0.1", source=source) as listener:
         if listener.address is not None:
             _logger.info(f"metrics: http://{listener.address}/metrics")
-        wait = seconds
         while True:
             began = time.monotonic()
             try:
                 with metrics.attempt():
                     _refresh(service, options)
-                wait = seconds
             except Exception as error:  # an error of one attempt ends no later one
-                is_expected = isinstance(error, CrossfadeError | OSError)
-                wait = seconds if is_expected else max(seconds, min(2 * wait, _MAX_BACKOFF_SECONDS))
-                _report(service, error)
-            _wait(began + wait)
+                _report(error)
+            _wait(began + seconds)
 
 
 def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
@@ -129,8 +119,6 @@ def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
         record = service.refresh(
             bars, lambda: stopper.number is not None, deferred=stopper.deferred, publish=options.publish
         )
-    if (options.every is not None or record is not None) and service.arrivals is not None:
-        service.arrivals.warn()
     if record is None:
         stopper.check("the same command continues")
         if options.every is None and not options.json_:
@@ -160,64 +148,37 @@ def _describe(record: VersionRecord) -> str:
     metric = f"{record.metric} {decimals(record.after)}"
     if record.before is not None:
         metric += f", {decimals(record.before)} before"
-    taken = f"{counted(record.events, 'new event')} of {counted(len(record.files), 'file')}"
+    sound = sum(not file.is_faulty for file in record.files)
+    taken = f"{counted(record.events, 'new event')} of {counted(sound, 'file')}"
     if not record.files:
         taken = "without the forgotten ids, and without new events"
     return f"version {record.number} {record.status}: {taken}, {metric}, {took}"
 
 
-def _report(service: RefreshedService, error: Exception) -> None:
-    """Report a failed attempt of several, with its details, and what is served meanwhile."""
-    from crossfade.deploy.refresh.last_failure import FAILURE_FILE, failure_message
-
+def _report(error: Exception) -> None:
+    """Report a failed attempt of several, with its details; of an error that is not foreseen, with the traceback."""
     for line in error.details if isinstance(error, CrossfadeError) else ():
         _logger.warning(worded(line, as_typed))
-    message = failure_message(error)
-    if not isinstance(error, CrossfadeError | OSError):
-        message += f" (traceback: {service.folder / FAILURE_FILE})"
-    try:
-        current = service.versions.current
-        served = "no version is published yet" if current is None else f"version {current.number} is still served"
-    except Exception:  # a damaged record, or a folder that cannot be read, which is what is reported
-        served = "the last version is still served"
-    _logger.error(f"{message}; {served}, and the next attempt follows")
+    match error:
+        case CrossfadeError():
+            message, traceback = error.worded(as_typed), None
+        case OSError():
+            message, traceback = describe_disk_error(error), None
+        case _:
+            message, traceback = f"unexpected {type(error).__name__}", error
+    _logger.error(f"{message}; the last version is still served, and the next attempt follows", exc_info=traceback)
 
 
 def _print_status(service: RefreshedService, options: RefreshCommand) -> None:
-    from crossfade.deploy.refresh.last_failure import read_failure
-
     versions, arrivals = service.versions, service.find_arrivals()
-    current, failure = versions.current, read_failure(service.folder)
     value = {
-        "current": None if current is None else current.number,
+        "current": None if versions.current is None else versions.current.number,
         "versions": [json.loads(record.model_dump_json()) for record in versions.records],
         **{name: getattr(arrivals, name) for name in _ARRIVALS},
-        "last_failure": None if failure is None else failure.model_dump(),
     }
-    print_result(options, value, lambda: print_lines(_status_lines(versions, arrivals, failure)))
-
-
-def _status_lines(versions: ServiceVersions, arrivals: Arrivals, failure: Failure | None) -> Iterator[str]:
-    rows = [["version", "decided", "status", "events", "files", "metric", "before", "after", "took"]]
-    rows += [
-        [
-            str(record.number),
-            local_time(record.decided),
-            "served" if record == versions.current else record.status,
-            f"{record.events:,}",
-            f"{len(record.files):,}",
-            record.metric,
-            decimals(record.before),
-            decimals(record.after),
-            duration(sum(record.seconds.values())),
-        ]
-        for record in versions.records
-    ]
-    yield from align(rows, min_width=8)
+    lines: list[Text] = [f"{counted(len(arrivals.waiting), 'event file')} waiting", *arrivals.reasons()]
     if versions.must_forget:
-        yield "ids were forgotten: the next call publishes a version without them, and then takes events"
-    count = len(arrivals.waiting)
-    yield f"{counted(count, 'file')} of events {'waits' if count == 1 else 'wait'}"
-    yield from (worded(line, as_typed) for line in arrivals.reasons())
-    if failure is not None:
-        yield (f"the last attempt failed at {local_time(failure.at)}: {failure.message}")
+        lines.insert(0, "ids were forgotten: the next call publishes a version without them, and then takes events")
+    next_step = command_line("status", service.folder)
+    lines.append(f"versions: {next_step}" if versions.records else "no version yet")
+    print_result(options, value, lambda: print_lines(worded(line, as_typed) for line in lines))

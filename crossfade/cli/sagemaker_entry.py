@@ -73,7 +73,7 @@ def _join(paths: Paths, hosts: Hosts) -> int:
 
     options = AgentOptions.of(
         join=str(hosts.coordinator()),
-        advertise_address=hosts.address(hosts.current),
+        advertise_address=hosts.address(),
         run_dir=run_dir(paths, hosts),
         grace_period=STOP_SECONDS,
         coordinator_timeout=COORDINATOR_TIMEOUT_SECONDS,

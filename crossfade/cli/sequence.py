@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING
 
@@ -21,22 +20,13 @@ _EXAMPLES = (
         "crossfade sequence runs/plays 1234 5678 --length 20 --max-per artist=2 --metadata songs.csv",
         "Print twenty tracks, at most two of an artist.",
     ),
-    (
-        'crossfade sequence runs/lastfm --measure 200 --where "count >= 20"',
-        "Measure how smooth the paths between 200 random pairs are.",
-    ),
 )
 _NOTES = """\
-A row is named by its ID or, if the dataset was prepared with --names, by its name in upper or lower case.
-
 The path begins at A and ends at B, whatever the filters; the rows between them meet the filters. Rows are ordered by
-progress, the angle from A in the plane of A and B: 0 at A and 1 at B. No row is repeated. Of all such sequences of rows
-near the arc from A to B, the path has the least sum of the fourth powers of the angles between consecutive vectors.
-Where few rows lie between A and B, those that lie least beyond them are used too. With --max-per, in whose limits A and
-B count, a path is a good one, but not always the best.
-
-Rows that few listened to have less certain vectors: --where "count >= 20" leaves them out. Where no row lies between
-the two ends, every path has a jump, which the cosines show."""
+progress, the angle from A in the plane of A and B: 0 at A and 1 at B. Rows that few listened to have less certain
+vectors: --where "count >= 20" leaves them out. Where no row lies between the two ends, every path has a jump, which the
+cosines show. How the path is found: docs/using-embeddings.md.
+"""
 _METHODS = {
     "path": "this path",
     "interpolation": "nearest to points at equal distances",
@@ -114,4 +104,4 @@ def _measure(finder: PathFinder, options: SequenceCommand) -> None:
     ]
     value = {"pairs": options.measure, "length": options.length, "methods": measured}
     records = ({"method": name, **found} for name, found in measured.items())
-    print_result(options, value, lambda: print_lines(lines), lambda: records, to_json=json.dumps)
+    print_result(options, value, lambda: print_lines(lines), lambda: records)

@@ -19,12 +19,11 @@ _logger = logging.getLogger(__name__)
 
 _EXAMPLES = (
     ('crossfade similar runs/lastfm --entity artist "Radiohead" "Daft Punk"', "Look rows up by name."),
-    ("crossfade similar runs/plays --entity track 1234 -k 5", "Look a row up by ID, and print five neighbors."),
+    ("crossfade similar runs/plays 1234 -k 5", "Look a row up by ID, and print five neighbors."),
     (
         'crossfade similar runs/lastfm "Miles Davis" --where "NOT list_contains(tag, \'jazz\')"',
         "Print neighbors outside jazz.",
     ),
-    ("crossfade similar runs/plays 1234 --index indexes/tracks", "Search an index that 'crossfade index' built."),
 )
 _NOTES = """\
 A row is named by its ID or, if the dataset was prepared with --names, by its name, in any case and with or without

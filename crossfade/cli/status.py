@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from crossfade.base import formatting as text
-from crossfade.base.options import Number, option
 from crossfade.cli.command import as_command
 from crossfade.deploy.dashboard.options import RunsOptions
 from crossfade.terminal import PrintOptions, align, print_lines, print_result
-from crossfade.trainer.runs.shown_metrics import show_metric
 
 if TYPE_CHECKING:
-    from crossfade.deploy.dashboard.figures import LastFailure, ProcessRow, Restart, Summary
-    from crossfade.deploy.dashboard.run_reader import Runs
+    from crossfade.deploy.dashboard.figures import LastFailure, ProcessRow, Summary
     from crossfade.deploy.dashboard.service_reader import ServiceSummary
 
 _DESCRIPTION = """\
-Show the state of runs: progress, loss and metrics, throughput, time by phase, bytes moved, processes, checkpoints,
-restarts, the cause of the last failure and what was lost, and alerts.
-
-Of services of 'crossfade refresh', it shows which version is served, how fresh it is, and the last versions.
+Show the state of runs and services: progress, metrics, throughput, processes, checkpoints, restarts, the last failure,
+and alerts; of services the served version, how fresh it is, and the last versions.
 
 The command reads only these folders. It works during a run, on another host that shares the folder, and afterwards.
 """
 _EXAMPLES = (
     ("crossfade status", "List the runs in runs/, and the services in services/."),
     ("crossfade status services/music", "Show a service, and list the runs of its versions."),
-    ("crossfade status runs/lastfm --watch", "Show one run, again every 2 seconds until Ctrl-C."),
+    ("watch crossfade status runs/lastfm", "Show one run, again every 2 seconds until Ctrl-C."),
     ("crossfade status runs/lastfm --json", "Print one line of JSON: objects in the lists runs and services."),
 )
-_NOTES = """\
-'crossfade dashboard' serves the same and more as a page.
-"""
 _BAR = 30
 _LABEL = 13
 _VERSIONS = 10
@@ -45,39 +35,19 @@ _VERSIONS = 10
 class StatusOptions(PrintOptions, RunsOptions):
     """Which runs and services are shown, and how."""
 
-    watch: Number | None = option(
-        None,
-        "repeat at this interval (default: 2)",
-        group="output",
-        value="SECONDS",
-        without_value=2.0,
-        ge=0.1,
-        lt=86400,
-    )
 
-
-@as_command("status", _DESCRIPTION, _EXAMPLES, _NOTES)
+@as_command("status", _DESCRIPTION, _EXAMPLES)
 def run(options: StatusOptions) -> int:
-    """Show the runs, once or repeatedly."""
-    runs = options.open_runs()
-    while True:
-        if options.watch is not None and not options.json_ and sys.stdout.isatty():
-            print("\x1b[H\x1b[2J", end="")
-        _show(runs, options)
-        if options.watch is None:
-            return 0
-        sys.stdout.flush()
-        time.sleep(options.watch)
-
-
-def _show(runs: Runs, options: StatusOptions) -> None:
+    """Show the runs."""
     from crossfade.deploy.dashboard.summary import read_summaries
 
+    runs = options.open_runs()
     with runs.lock:
         found = [summary for _, summary in read_summaries(runs)]
         services = [service.summarize(time.time()) for service in runs.services()]
     value = {"runs": [run.to_json() for run in found], "services": [each.to_json() for each in services]}
-    print_result(options, value, lambda: print_lines(_lines(found, services)), to_json=json.dumps)
+    print_result(options, value, lambda: print_lines(_lines(found, services)))
+    return 0
 
 
 def _lines(found: Sequence[Summary], services: Sequence[ServiceSummary]) -> Iterator[str]:
@@ -104,8 +74,6 @@ def _service(service: ServiceSummary) -> Iterator[str]:
         last = service.records[-_VERSIONS:]
         rows = [[title.lower() for title in TITLES], *(version_row(service, record) for record in last)]
         yield from align(rows, left=TEXT_COLUMNS)
-    if len(service.records) > _VERSIONS:
-        yield f"the last {_VERSIONS} of {len(service.records):,} versions"
     yield from (f"{alert.level}: {alert.text}" for alert in service.alerts)
     yield ""
 
@@ -127,35 +95,21 @@ def _screen(run: Summary) -> Iterator[str]:
         last = f"{text.decimals(run.eval_metric)} in the last evaluation"
         best = f"{text.with_error(run.best_value, run.best_error)} in epoch {run.best_epoch}"
         yield _line("metric", f"best {run.best_metric} on valid {best}; {last}")
-    if run.advice is not None:
-        yield _line("", run.advice)
-    if run.shortfall is not None:
-        yield _line("", run.shortfall)
-    if baselines := run.baselines.get("valid"):
-        values = (
-            f"{name.replace('_', ' ')} {show_metric(found, run.best_metric)}" for name, found in baselines.items()
-        )
-        yield _line("baselines", f"{run.best_metric} on valid by {', by '.join(values)}")
+    yield from (_line("", line) for line in (run.advice, run.shortfall) if line is not None)
     yield _line(
         "throughput",
         f"{text.count(run.examples_per_second)} examples and {text.count(run.steps_per_second)} steps per second",
     )
-    if traffic := run.traffic:
-        pushed = f"pulled {text.size(traffic['bytes_pulled'])}, pushed {text.size(traffic['bytes_pushed'])}"
-        dense = f"dense gradients: {text.size(traffic['dense_equivalent_bytes_pushed'])}, {text.times(run.dense_ratio)}"
-        yield _line("bytes", f"{pushed}; {dense}")
     if spent := run.time_by_phase():
         yield _line("time", ", ".join(spent))
     yield _line("checkpoints", _checkpoints(run))
-    yield _line("restarts", _restarts(run.restarts))
+    yield _line("restarts", f"{len(run.restarts)}")
     if run.failure is not None:
         yield from _failure(run.failure)
     if run.processes:
         yield ""
         yield from _processes(run.processes)
-    if run.alerts:
-        yield ""
-        yield from (f"{alert.level}: {alert.text}" for alert in run.alerts)
+    yield from (f"{alert.level}: {alert.text}" for alert in run.alerts)
 
 
 def _line(label: str, value: str) -> str:
@@ -168,15 +122,7 @@ def _checkpoints(run: Summary) -> str:
     if kept["last_step"] is None:
         return f"none yet{failed}"
     age = f", {text.duration(time.time() - kept['last_time'])} ago" if run.live else ""
-    last = f"the latest of step {kept['last_step']:,}{age}, {text.size(kept['last_bytes'])}"
-    return f"{kept['written']} written{failed}; {last}"
-
-
-def _restarts(restarts: Sequence[Restart]) -> str:
-    if not restarts:
-        return "none"
-    lost = restarts[-1].work()
-    return f"{len(restarts)}; the last one {lost}" if lost else str(len(restarts))
+    return f"{kept['written']} written{failed}; the latest of step {kept['last_step']:,}{age}"
 
 
 def _failure(failure: LastFailure) -> Iterator[str]:
@@ -199,7 +145,7 @@ def _processes(rows: Sequence[ProcessRow]) -> Iterator[str]:
 
 def _table(runs: Sequence[Summary]) -> Iterator[str]:
     """Describe each run in a line."""
-    head = ("run", "state", "done", "step", "loss", "best", "", "examples/s", "dense", "restarts", "alerts")
+    head = ("run", "state", "done", "step", "loss", "best", "", "examples/s", "restarts", "alerts")
     cells = [
         (
             run.name,
@@ -210,7 +156,6 @@ def _table(runs: Sequence[Summary]) -> Iterator[str]:
             text.decimals(run.best_value),
             run.best_metric if run.best_value is not None else "",
             text.count(run.examples_per_second),
-            text.times(run.dense_ratio),
             str(len(run.restarts)),
             str(len(run.alerts)) if run.alerts else "",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -21,28 +20,18 @@ _logger = logging.getLogger(__name__)
 _EXAMPLES = (
     ("crossfade tag runs/lastfm --labels artist=tag", "Measure how well artists' tags are predicted."),
     (
-        "crossfade tag runs/lastfm --labels artist=tag --min-count 2 --out tags.parquet",
-        "Write tags for the artists that have none, but two listeners.",
-    ),
-    (
         "crossfade tag runs/plays --labels track=songs.csv:id:genre -k 1 --threshold 0 --out genres.parquet",
         "Write a genre for every track that has none in a file.",
     ),
 )
 _NOTES = """\
 For each label, a logistic regression is fitted to the embeddings, which stay as they are. Of the rows with a label,
-60 % are fitted and 20 % choose the regularization; the last 20 % are tested after a fit to both others. The table has
-ROC-AUC and PR-AUC (average precision), averaged over labels, PR-AUC of all pairs in one ranking (micro), and the
-fraction of rows whose best label is right. The baselines are the same probe of a row's interactions in train by
-customer (TF-IDF), of their truncated SVD with as many columns as the embeddings, and the frequency of labels.
+60 % are fitted and 20 % choose the regularization; the last 20 % are tested after a fit to both others.
 
 --out writes a row per predicted label: ITEM, label, probability, and ITEM_name if the dataset has names. It has the
 rows without any label whose vector is trained. They may have fewer interactions than those with a label, which the
-measurement does not show unless --min-count makes both alike.
-
-Limits: a label that a row does not have counts as wrong, even if nobody has added it yet. The 500 most frequent labels
-are used, and 20,000 random rows with a label; counts are of a sample of customers with more than 8 million
-interactions. Labels that the model was trained with, as a feature, are not a fair test, and cause a warning.
+measurement does not show unless --min-count makes both alike. Labels that the model was trained with, as a feature, are
+not a fair test, and cause a warning. Measures and limits: docs/using-embeddings.md.
 """
 _METHODS = {
     "embeddings": "embeddings",
@@ -80,7 +69,7 @@ def run(options: TagCommand) -> int:
     with progress_bars() as bars:
         tagged = with_trained_model(options, _logger.info, lambda model: tag(model, options, bars, examples))
     measured = ({"method": name, **found} for name, found in tagged.quality.metrics.items())
-    print_result(options, asdict(tagged.quality), lambda: _print(tagged, options), lambda: measured, to_json=json.dumps)
+    print_result(options, asdict(tagged.quality), lambda: _print(tagged, options), lambda: measured)
     return 0
 
 

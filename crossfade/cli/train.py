@@ -20,32 +20,18 @@ _EXAMPLES = (
     ("crossfade train --explain", "Print every key of a job file with its type, default and meaning."),
 )
 _NOTES = """\
-The run folder gets job.yaml (the resolved job), events.jsonl, metrics.prom, report.json, embeddings/ (those with the
-best metric on the valid split), checkpoints/, state.json and processes.jsonl (for 'crossfade status' and 'crossfade
-dashboard') and, for a distributed job, logs/ and metrics/ (one file per role). An earlier run in the folder is moved
+The run folder gets job.yaml (the resolved job), report.json, embeddings/ (those with the best metric on the valid
+split), checkpoints/, and what 'crossfade status' and 'crossfade dashboard' read. An earlier run in the folder is moved
 to NAME.1, NAME.2 ..., unless --resume continues it from its newest complete checkpoint. The job may then differ only in
-cluster.*, checkpoint.*, metrics.*, tracking.*, optimizer.learning_rate and the length of training. If the earlier run
-was not finished, the command that resumes it in its new folder is printed.
-
-A distributed job restarts from the newest complete checkpoint when a process dies, or when none makes progress for
-cluster.stall_timeout_seconds: at once, then after 1, 2, 4 ... 60 seconds, until cluster.max_restarts in a row brought
-no new checkpoint. Invalid input and diverging training end it at once. report.json counts restarts.
+cluster.*, checkpoint.*, metrics.*, tracking.*, optimizer.learning_rate and the length of training.
 
 SIGINT (Ctrl-C) and SIGTERM: the workers write a checkpoint and the command ends with 130 or 143, after
-cluster.grace_period_seconds at the latest. A second signal ends it at once.
+cluster.grace_period_seconds at the latest. A second signal ends it at once. With --spot, when EC2 announces an
+interruption, the run writes a checkpoint and ends with exit code 75.
 
-Spot instances: with --spot, when EC2 announces an interruption, the run writes a checkpoint and ends with exit code 75;
---resume continues it, here or elsewhere, if checkpoint.path outlives the host. At a rebalance recommendation the run
-writes a checkpoint and continues.
-
-Monitoring: 'crossfade dashboard' serves a page, as does --dashboard during training; 'crossfade status' prints the same
-in the terminal; see docs/dashboard.md. The address of /metrics is printed for Prometheus, and /targets next to it lists
-all processes. metrics.port fixes the port; see docs/metrics.md.
-
-Several hosts: set the coordinator's address and start an agent on each other host (see 'crossfade agent --help'):
-  export CROSSFADE_TOKEN=$(openssl rand -hex 32)        the same on all hosts
-  crossfade train jobs/lastfm.yaml --servers 2 --workers 4 --run-dir /shared/lastfm \\
-      --set cluster.hosts=2 --set cluster.host=10.0.0.1 --set cluster.coordinator_address=10.0.0.1:7070
+A distributed job restarts from the newest complete checkpoint when a process dies or stalls. On several hosts, set the
+coordinator's address and start an agent on each other host (see 'crossfade agent --help'). Restarts, hosts, and
+monitoring: docs/distributed.md, docs/training.md.
 """
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import sys
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
-
-from pydantic import model_validator
+from typing import TYPE_CHECKING
 
 from crossfade.base import logs
 from crossfade.base.command_line import command_line
-from crossfade.base.errors import Option, OptionError, as_typed
+from crossfade.base.errors import as_typed
 from crossfade.base.exit_codes import STOPPED_EXIT_CODE
-from crossfade.base.options import Port, option
+from crossfade.base.options import option
 from crossfade.terminal import Progress, print_line
 from crossfade.trainer.config.options import Roles
 
@@ -45,33 +41,12 @@ class TrainOptions(Roles):
     standby: bool = _run(
         False, "wait while another process runs in DIR; resume the run if that process is killed, else exit as it did"
     )
-    allow_restart_from_scratch: bool = _run(
-        False,
-        "start over at step 0 if a run that resumes has saved checkpoints, but none can be used, instead of ending "
-        "with an error; checkpoints that cannot be used are kept",
-    )
     spot: bool = _run(False, "drain when EC2 announces an interruption of this instance")
     progress: Progress | None = _display(
         None,
         "show progress as a bar, or as a line every ten seconds and at each evaluation, with the metric that selects "
         "the embeddings or with all metrics (default: a bar on a terminal, else lines)",
     )
-    dashboard: Port | None = _display(
-        None,
-        "serve the dashboard of the run on loopback during training, and print its address (default: a free port)",
-        value="PORT",
-        without_value=0,
-    )
-
-    @model_validator(mode="after")
-    def _check_restart(self) -> Self:
-        if self.allow_restart_from_scratch and not (self.resume or self.standby):
-            raise OptionError(
-                "allow_restart_from_scratch",
-                problem="a run that does not resume starts at step 0",
-                fix=("add ", Option("resume")),
-            )
-        return self
 
 
 def train(options: TrainOptions) -> int:
@@ -113,11 +88,9 @@ def _train_once(options: TrainOptions) -> int:
     if options.standby and (ended := run_job.wait_as_standby(job, folder)):
         _logger.info(f"{folder.path}: the run there is over ({ended}): nothing to resume")
         return _EXIT_CODES[ended]
-    resume, allow_restart = options.resume or options.standby, options.allow_restart_from_scratch
+    resume = options.resume or options.standby
     with progress_bars() as bars:
-        inputs = check_runnable(
-            job, folder, bars, resume=resume, allow_restart=allow_restart, dashboard=options.dashboard
-        )
+        inputs = check_runnable(job, folder, bars, resume=resume)
     job = inputs.job
     display = TrainDisplay(job.evaluate.best_metric, options.progress)
     with (
@@ -129,25 +102,12 @@ def _train_once(options: TrainOptions) -> int:
             if moved is not None:
                 _describe_moved(folder, moved)
             note = run_job.note_without_valid(job, inputs)
-            context = run_job.RunContext(listener, spot, StateWriter(folder), resume, note, allow_restart)
-            with _serve_dashboard(folder, options.dashboard):
-                report = run_job.run_in_folder(job, folder, inputs, display, context)
-        interactions: dict[str, int] = {name: split.rows for name, split in inputs.manifest.splits.items()}
-        display.print_report(report, folder.path, interactions)
+            context = run_job.RunContext(listener, spot, StateWriter(folder), resume, note)
+            report = run_job.run_in_folder(job, folder, inputs, display, context)
+        display.print_report(report, folder.path)
         for line in use_commands(folder.path, inputs.folder, inputs.manifest):
             print_line(f"next: {line}")
     return 0
-
-
-def _serve_dashboard(folder: RunFolder, port: int | None) -> AbstractContextManager[None]:
-    """Serve the dashboard of the run on ``port`` while the context lasts; None: do not serve it."""
-    if port is None:
-        return nullcontext()
-    from tqdm import tqdm
-
-    from crossfade.deploy.dashboard.server import serve_sidecar
-
-    return serve_sidecar(folder.path, port, lambda line: tqdm.write(line, file=sys.stderr))
 
 
 def _describe_moved(folder: RunFolder, moved: EarlierRun) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.command_line import command_line
 from crossfade.base.signals import stopper
-from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.deploy.tuning.options import TuneOptions
 from crossfade.terminal import print_line, print_table
@@ -20,8 +18,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Search for the settings of a job that give the best metric on the valid split, by training it many times.
 
-The test split is never evaluated. With --quick, it costs at most ten trainings; otherwise, a trial that falls behind
-the median of the others is pruned.
+The test split is never evaluated. With --quick, it costs at most ten trainings.
 """
 _EXAMPLES = (
     ("crossfade tune jobs/lastfm.yaml --quick", "Search the six settings that matter, in at most ten trainings."),
@@ -66,10 +63,7 @@ def run(options: TuneOptions) -> int:
 
     plan = plan_study(options)
     with study_errors(plan.folder):
-        prune = not (options.quick or options.no_pruning)
-        study = TuningStudy(plan, prune=prune, stop_requested=lambda: stopper.number is not None)
-        if options.quick:
-            _print_plan(plan)
+        study = TuningStudy(plan, stop_requested=lambda: stopper.number is not None)
         with stopper.deferred(), progress_bars() as bars:
             bars.phase("tuning", _epochs(plan), "epoch")
             study.run(bars.advance)
@@ -90,19 +84,6 @@ def _epochs(plan: StudyPlan) -> int:
     return sum(rung.trials * rung.epochs for rung in plan.rungs)
 
 
-def _print_plan(plan: StudyPlan) -> None:
-    """Print on stderr what a quick study will try."""
-    rungs = [f"{rung.trials} for {counted(rung.epochs, 'epoch')}" for rung in plan.rungs]
-    job, trainings = plan.resolved_job, _epochs(plan) / plan.job.train.epochs
-    lines = [
-        f"successive halving on valid {job.evaluate.best_metric}; settings: {', '.join(rungs)}",
-        *(f"  {each.key}: {each.describe()}, in the job {_text(each.own_value(job))}" for each in plan.parameters),
-        f"{counted(_epochs(plan), 'epoch')}, as many as {trainings:.1f} trainings have",
-    ]
-    for line in lines:
-        print_line(line, file=sys.stderr, flush=True)
-
-
 def _print_trials(trials: Sequence[TrialResult], plan: StudyPlan) -> None:
     """Print a row for each of ``trials``."""
     keys = [parameter.key for parameter in plan.parameters]
@@ -112,7 +93,7 @@ def _print_trials(trials: Sequence[TrialResult], plan: StudyPlan) -> None:
     for trial in trials:
         value = "failed" if trial.value is None else f"{trial.value:.4f}"
         seconds = f"{trial.seconds:.1f}" if trial.seconds else "-"
-        note = "the job's own" if trial.is_own else "pruned" if trial.pruned else ""
+        note = "the job's own" if trial.is_own else ""
         values = (_text(trial.parameters[key]) for key in keys)
         rows.append([str(trial.rung.epochs), str(trial.number), value, seconds, *values, note])
     print_table(rows, min_width=0)

@@ -14,7 +14,6 @@ from crossfade.terminal import print_line, print_lines
 from crossfade.trainer.prepare.options import ValidateOptions
 
 if TYPE_CHECKING:
-    from crossfade.trainer.data.manifest import DatasetManifest
     from crossfade.trainer.prepare.validate import ValidationReport
 
 _EXAMPLES = (
@@ -47,12 +46,12 @@ def run(options: ValidateOptions) -> int:
 
     with progress_bars() as bars:
         report = validate(options, bars)
-    manifest = _print_report(report, options.data)
-    print_line(f"next: {train_command(options.data, manifest.query, manifest.item)}")
+    _print_report(report, options.data)
+    print_line(f"next: {train_command(options.data)}")
     return 0
 
 
-def _print_report(report: ValidationReport, location: str) -> DatasetManifest:
+def _print_report(report: ValidationReport, location: str) -> None:
     from crossfade.trainer.prepare.summary import format_summary
 
     problems = report.problems
@@ -69,4 +68,3 @@ def _print_report(report: ValidationReport, location: str) -> DatasetManifest:
     for note in report.notes:
         print_line(f"  note: {note}")
     print_line(f"  {'no problem; wrote its manifest.json' if report.manifest_written else 'no problem'}")
-    return report.manifest

@@ -12,12 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any
 
 from crossfade.base.errors import CrossfadeError, InputError, Option, Text
-
-CloudErrorKind = Literal["capacity", "throttled", "unreachable", "fault"]
-CloudRequestErrorKind = Literal["credentials", "permission", "region", "quota", "missing", "request"]
 
 
 class CloudError(CrossfadeError):
@@ -26,7 +23,7 @@ class CloudError(CrossfadeError):
     ``code`` is AWS's own error code, such as InsufficientInstanceCapacity; ``kind`` is its category.
     """
 
-    def __init__(self, *message: Text, kind: CloudErrorKind, code: str = "") -> None:
+    def __init__(self, *message: Text, kind: str, code: str = "") -> None:
         super().__init__(*message)
         self.kind, self.code = kind, code
 
@@ -34,104 +31,36 @@ class CloudError(CrossfadeError):
 class CloudRequestError(InputError):
     """AWS rejects the request until the user fixes something; ``code`` and ``kind`` are as in ``CloudError``."""
 
-    def __init__(self, *message: Text, kind: CloudRequestErrorKind, code: str = "") -> None:
+    def __init__(self, *message: Text, kind: str, code: str = "") -> None:
         super().__init__(*message)
         self.kind, self.code = kind, code
 
 
-_CAPACITY = {
-    "InsufficientInstanceCapacity",
-    "InsufficientHostCapacity",
-    "InsufficientReservedInstanceCapacity",
-    "InsufficientCapacity",
-    "InsufficientCapacityOnOutpost",
-    "CapacityError",
-    "SpotMaxPriceTooLow",
-    "UnfulfillableCapacity",
+_TRANSIENT = {"capacity", "throttled", "fault"}
+_ADVICE: dict[str, Text] = {
+    "capacity": "try again later, or choose another instance type, region, or zone",
+    "throttled": "try again in some minutes",
+    "fault": "try again in some minutes",
+    "quota": "request an increase in AWS's console under Service Quotas, or choose another instance type or fewer "
+    "hosts",
+    "credentials": "log in, as with 'aws sso login', or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY",
+    "permission": "allow it by a policy (docs/aws.md lists the policies of each command)",
+    "region": ("set the right region with ", Option("region"), " or AWS_REGION, or enable it in the account"),
 }
-_THROTTLED = {
-    "ThrottlingException",
-    "Throttling",
-    "ThrottledException",
-    "RequestLimitExceeded",
-    "RequestThrottled",
-    "RequestThrottledException",
-    "TooManyRequestsException",
-    "SlowDown",
-    "PriorRequestNotComplete",
-    "EC2ThrottledException",
-}
-_QUOTA = {
-    "ResourceLimitExceeded",
-    "VcpuLimitExceeded",
-    "InstanceLimitExceeded",
-    "MaxSpotInstanceCountExceeded",
-    "SpotInstanceCountLimitExceeded",
-    "VolumeLimitExceeded",
-    "MaxIOPSLimitExceeded",
-    "SecurityGroupLimitExceeded",
-    "PlacementGroupLimitExceeded",
-    "AddressLimitExceeded",
-    "LimitExceeded",
-    "LimitExceededException",
-    "ServiceQuotaExceededException",
-    "ServiceLimitExceeded",
-}
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
-_WRONG_CREDENTIALS = {
-    "UnrecognizedClientException",
-    "InvalidClientTokenId",
-    "AuthFailure",
-    "SignatureDoesNotMatch",
-    "InvalidSignatureException",
-    "InvalidAccessKeyId",
-    "IncompleteSignature",
-    "MissingAuthenticationToken",
-    "MissingAuthenticationTokenException",
-}
-_DENIED = {
-    "AccessDenied",
-    "AccessDeniedException",
-    "UnauthorizedOperation",
-    "UnauthorizedException",
-    "403",
-    "Forbidden",
-}
-_REGION = {"OptInRequired", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
-_MISSING = re.compile(r".*(NotFound|NotFoundException|NoSuch[A-Za-z]*|\.Malformed|Unknown)|404|ResourceNotFound")
-_FAULTS = {"InternalError", "InternalFailure", "InternalServerError", "InternalServiceError", "ServiceUnavailable"} | {
-    "ServiceUnavailableException",
-    "Unavailable",
-    "InternalServerException",
-    "ServiceInternalError",
-    "NetworkFailure",
-    "500",
-    "503",
-}
-_TRANSIENT_ADVICE: dict[CloudErrorKind, str] = {
-    "capacity": "AWS has no capacity for this instance type in {region} ({found}); try again later, or choose another "
-    "instance type, region or zone",
-    "throttled": "AWS throttles the requests, also after retries ({found}); try again in some minutes",
-    "fault": "AWS has an internal fault ({found}); try again in some minutes",
-}
-_REQUEST_ADVICE: list[tuple[CloudRequestErrorKind, set[str], str]] = [
-    ("credentials", _EXPIRED, "the AWS credentials have expired ({found}); log in again and repeat"),
-    (
-        "credentials",
-        _WRONG_CREDENTIALS,
-        "AWS rejects the credentials ({found}); check AWS_PROFILE and AWS_ACCESS_KEY_ID, and whether the region "
-        "{region} is enabled in the account",
-    ),
-    (
-        "region",
-        _REGION,
-        "not available in the region {region} ({found}); set the right one, or enable it in the account",
-    ),
-]
-_ACTION = re.compile(r"not authorized to perform:? ?([a-z0-9-]+:[A-Za-z]+)")
-_RESOURCE = re.compile(r"on resource: (\S+?)(?: |$)")
-_LIMIT = re.compile(r"service limit '([^']+)'|[Qq]uota[^']*'([^']+)'|current (\S+ limit of \S+)")
-_REASON = re.compile(r"because (.+?)(?: User: |$)")
+"""How to fix the errors of a kind, or what to do until they pass."""
+_CODES = (
+    ("capacity", r"Insufficient\w*Capacity\w*|CapacityError|SpotMaxPriceTooLow|UnfulfillableCapacity"),
+    ("throttled", r"\w*Throttl\w*|RequestLimitExceeded|TooManyRequestsException|SlowDown|PriorRequestNotComplete"),
+    ("fault", r"Internal\w*|Service(Unavailable|Internal)\w*|Unavailable|NetworkFailure|5\d\d"),
+    ("quota", r"\w*(Limit|Quota|InstanceCount)Exceeded\w*"),
+    ("credentials", r"\w*Expired\w*|UnrecognizedClient\w*|AuthFailure|\w*(Signature|ClientTokenId|AccessKeyId)\w*"),
+    ("credentials", r"MissingAuthenticationToken\w*|TokenRefreshRequired"),
+    ("permission", r"AccessDenied\w*|Unauthorized\w*|403|Forbidden"),
+    ("region", r"OptInRequired|PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraintException"),
+    ("missing", r".*(NotFound|NotFoundException|NoSuch\w*|\.Malformed|\.Unknown)|404"),
+)
+"""AWS's error codes by kind. The first pattern that matches a code counts."""
 _MAX_MESSAGE = 600
 
 
@@ -143,103 +72,50 @@ def translate_aws_errors(doing: str, region: str) -> Iterator[None]:
         CloudError: a retry may succeed.
         CloudRequestError: the user has something to fix.
     """
-    try:
-        import botocore.exceptions as aws
-    except ImportError:  # without boto3 there is no client, so nothing to translate
-        yield
-        return
+    import botocore.exceptions as aws
+
     try:
         yield
     except aws.ClientError as error:
-        raise error_from_response(error.response, error.operation_name, doing, region) from error
-    except aws.WaiterError as error:
-        if "Error" in error.last_response:
-            raise error_from_response(error.last_response, "", doing, region) from error
-        raise CloudError(f"{doing}: {_one_line(error)}", kind="fault") from error
+        raise _from_response(error, doing, region) from error
     except (aws.BotoCoreError, aws.HTTPClientError) as error:
         raise _from_client(error, doing, region) from error
+
+
+def _from_response(error: Any, doing: str, region: str) -> CrossfadeError:
+    """Translate a ``ClientError``, AWS's answer to a request."""
+    body = error.response.get("Error", {})
+    code, message = str(body.get("Code", "")), _one_line(body.get("Message", "")).rstrip(".")
+    kind = next((kind for kind, pattern in _CODES if re.fullmatch(pattern, code)), "request")
+    found = f"{doing}: {message or f'AWS rejects {error.operation_name}'} ({code}, region {region})"
+    fix = ("; ", _ADVICE[kind]) if kind in _ADVICE else ()
+    return (CloudError if kind in _TRANSIENT else CloudRequestError)(found, fix, kind=kind, code=code)
 
 
 def _from_client(error: Exception, doing: str, region: str) -> CrossfadeError:
     """Translate an error of the client itself: no answer of AWS came."""
     import botocore.exceptions as aws
 
-    found = _one_line(error)
-    kind: CloudRequestErrorKind = "credentials"
-    problem: Text
+    found = f"{doing}: {_one_line(error).rstrip('.')}"
     match error:
-        case aws.NoCredentialsError() | aws.PartialCredentialsError():
-            problem = (
-                f"no AWS credentials were found ({found}); set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or log in with 'aws sso login'"
-            )
-        case aws.ProfileNotFound() | aws.ConfigNotFound() | aws.ConfigParseError():
-            problem = f"{found}; check AWS_PROFILE and ~/.aws/config"
-        case aws.CredentialRetrievalError() | aws.TokenRetrievalError() | aws.SSOError() | aws.MetadataRetrievalError():
-            problem = f"cannot retrieve the AWS credentials ({found}); log in again, as with 'aws sso login'"
         case aws.NoRegionError() | aws.InvalidRegionError() | aws.UnknownRegionError():
-            kind, problem = "region", (f"{found}; set a region with ", Option("region"), " or AWS_REGION")
+            return CloudRequestError(found, "; ", _ADVICE["region"], kind="region")
         case aws.ParamValidationError():
-            kind, problem = "request", f"the request is invalid: {found}"
-        case _:
-            if isinstance(error, aws.EndpointConnectionError):
-                found += (
-                    f" Check that the region '{region}' has this service, that this machine is on the network, and "
-                    "that AWS_ENDPOINT_URL is right if it is set."
-                )
-            return CloudError(f"{doing}: AWS did not answer: {found}", kind="unreachable")
-    return CloudRequestError(f"{doing}: ", problem, kind=kind)
-
-
-def error_from_response(response: object, operation: str, doing: str, region: str) -> CrossfadeError:
-    """Translate the error ``response`` of the call ``operation``."""
-    body = response.get("Error", {}) if isinstance(response, dict) else {}
-    code, message = str(body.get("Code", "")), _one_line(body.get("Message", ""))
-    return error_from_code(code, message, operation, doing, region)
-
-
-def error_from_code(code: str, message: str, operation: str, doing: str, region: str) -> CrossfadeError:
-    """Translate AWS's error ``code`` and ``message``, the answer to ``operation``; ``doing`` names the action."""
-    found = f"{code}: {message}" if message else code
-    if code in _CAPACITY or code in _THROTTLED or code in _FAULTS:
-        kind: CloudErrorKind = "capacity" if code in _CAPACITY else "throttled" if code in _THROTTLED else "fault"
-        return CloudError(
-            f"{doing}: {_TRANSIENT_ADVICE[kind].format(found=found, region=region)}", kind=kind, code=code
-        )
-    if code in _QUOTA:
-        return CloudRequestError(_quota(found, doing, region), kind="quota", code=code)
-    if code in _DENIED:
-        return CloudRequestError(_denied(message, operation, doing), kind="permission", code=code)
-    for request_kind, codes, advice in _REQUEST_ADVICE:
-        if code in codes:
-            message = f"{doing}: {advice.format(found=found, region=region)}"
-            return CloudRequestError(message, kind=request_kind, code=code)
-    if _MISSING.fullmatch(code):
-        return CloudRequestError(
-            f"{doing}: {message or 'not found'} ({code}, region {region})", kind="missing", code=code
-        )
-    return CloudRequestError(f"{doing}: AWS rejects {operation}: {message} ({code})", kind="request", code=code)
-
-
-def _quota(found: str, doing: str, region: str) -> str:
-    limit = _LIMIT.search(found)
-    name = next((group for group in limit.groups() if group), None) if limit else None
-    quota = f"the quota '{name}'" if name else "a quota of the account"
-    return (
-        f"{doing}: {quota} does not allow it in {region} ({found}); request an increase in AWS's console under "
-        f"Service Quotas, or choose another instance type or fewer hosts"
-    )
-
-
-def _denied(message: str, operation: str, doing: str) -> str:
-    action, resource, reason = _ACTION.search(message), _RESOURCE.search(message), _REASON.search(message)
-    call = action[1] if action else operation
-    target = f" on {resource[1]}" if resource else ""
-    because = f", because {reason[1].rstrip('.')}" if reason else f" ({message})" if message and not action else ""
-    return (
-        f"{doing}: these credentials lack the permission {call}{target}{because}; allow it by a policy (docs/aws.md "
-        "lists the policies of each command)"
-    )
+            return CloudRequestError(found, kind="request")
+        case aws.WaiterError():
+            return CloudError(found, kind="fault")
+        case (
+            aws.NoCredentialsError()
+            | aws.PartialCredentialsError()
+            | aws.ProfileNotFound()
+            | aws.ConfigParseError()
+            | aws.CredentialRetrievalError()
+            | aws.TokenRetrievalError()
+            | aws.SSOError()
+        ):
+            return CloudRequestError(found, "; ", _ADVICE["credentials"], kind="credentials")
+    fix = f"check the network, that the region '{region}' has this service, and AWS_ENDPOINT_URL if it is set"
+    return CloudError(f"{found}; {fix}", kind="unreachable")
 
 
 def _one_line(message: object) -> str:

@@ -5,6 +5,7 @@ EcrImage.parse("123456789012.dkr.ecr.us-east-1.amazonaws.com/crossfade:cpu").tag
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from crossfade.deploy.aws.aws_errors import CloudRequestError, translate_aws_err
 
 if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
+
+_logger = logging.getLogger(__name__)
 
 _ECR = re.compile(
     r"(?P<registry>(?P<account>[^./]+)\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?)"
@@ -39,28 +42,32 @@ class EcrImage:
         return None if match is None else EcrImage(**match.groupdict() | {"tag": match["tag"] or "latest"})
 
 
-def check_image(aws: Aws, image: str) -> bool:
-    """Check that ``image`` exists in the region of ``aws``.
-
-    Returns:
-        Whether it was looked up: an image of another registry is not.
+def check_image(aws: Aws, image: str) -> None:
+    """Check that ``image`` exists in the region of ``aws``, if it is in ECR and these credentials may look.
 
     Raises:
-        CloudRequestError: it does not exist, is in another region, or may not be looked up.
+        CloudRequestError: it does not exist, or is in another region.
         CloudError: AWS does not answer.
     """
     parts = EcrImage.parse(image)
     if parts is None:
-        return False
+        return
     if parts.region != aws.region:
         raise CloudRequestError(
             Option("image", image),
-            f": is in {parts.region}, but the job is to run in {aws.region}; push the "
-            f"image to {aws.region} (docs/aws.md), or set ",
+            f": is in {parts.region}, but the job is to run in {aws.region}; push the image to {aws.region} "
+            "(docs/aws.md), or set ",
             Option("region", parts.region),
             kind="region",
         )
     which: Any = {"imageDigest": parts.digest} if parts.digest else {"imageTag": parts.tag}
-    with translate_aws_errors(f"looking for the image {image}", aws.region):
-        aws.ecr.describe_images(registryId=parts.account, repositoryName=parts.repository, imageIds=[which])
-    return True
+    try:
+        with translate_aws_errors(f"looking for the image {image}", aws.region):
+            aws.ecr.describe_images(registryId=parts.account, repositoryName=parts.repository, imageIds=[which])
+    except CloudRequestError as error:
+        if error.kind == "missing":
+            fix = ("; push it as docs/aws.md describes, or set another ", Option("image"))
+            raise CloudRequestError(*error.args, fix, kind="missing", code=error.code) from error
+        if error.kind != "permission":
+            raise
+        _logger.info(f"not checked: {error}")

@@ -46,11 +46,11 @@ FIRST_RUN_BYTES = {"scheduler": 36 * _MIB, "server": 54 * _MIB, "worker": 99 * _
 """Memory left over in the first run after an installation, which compiles modules and kernels."""
 PACKAGE_BYTES = {"torch": 196 * _MIB, "mxnet": 88 * _MIB}
 """What the package of an engine adds to a process: its libraries, and what it holds after its first products."""
-WRITER_BYTES = 24 * _MIB
-"""The process that writes a server's part of a checkpoint: Python with numpy and pyarrow."""
-UPLOAD_BYTES, FILES_PER_SHARD = 12 * _MIB, 2
-"""Memory of that process for each file that it uploads to S3 at a time, of which a shard has the weights and, for most
-optimizers, one array of state; 64 files took 822 MB."""
+PIECE_BYTES = 8 * _MIB
+"""The pieces of a checkpoint that are copied and written at a time."""
+UPLOAD_BYTES, FILES_PER_SHARD = 17 * _MIB, 2
+"""Memory for each file that is uploaded to S3 at a time: a part of the upload. A shard has the weights and, for most
+optimizers, one array of state."""
 
 ACTIVE_COPIES = 8
 """Copies of a step's rows that a worker holds: pulled, gathered, normalized, their gradients and uses, and the push
@@ -172,7 +172,7 @@ def _table_rows(job: JobConfig, local_rows: dict[str, int], row_bytes: int, shar
             yield MemoryItem(f"{name}: state of {job.optimizer.kind}", rows * state_bytes)
     on_s3 = job.checkpoint.path is not None and Folder(job.checkpoint.path).on_s3
     uploads = shards * FILES_PER_SHARD if on_s3 else 0
-    yield MemoryItem("the writer of a checkpoint", WRITER_BYTES + uploads * UPLOAD_BYTES, "checkpoint")
+    yield MemoryItem("writing a checkpoint", PIECE_BYTES + uploads * UPLOAD_BYTES, "checkpoint")
     yield MemoryItem("index of changed rows", COPY_INDEX_BYTES * sum(local_rows.values()), "checkpoint")
     if job.checkpoint.interval_seconds or job.checkpoint.interval_steps:
         saved_bytes = job.model.dim * VALUE_BYTES + state_bytes
@@ -183,14 +183,13 @@ def _table_rows(job: JobConfig, local_rows: dict[str, int], row_bytes: int, shar
 def _messages(inputs: PlanInputs) -> Iterator[MemoryItem]:
     """Yield what a worker that holds a shard of the tables needs to exchange rows with the others."""
     job, workers = inputs.job, inputs.job.cluster.workers
-    # Embeddings are exchanged unrounded, a piece at a time.
-    exact_rows = _embedding_rows(inputs) if job.train.save_embeddings == "best" else 0
-    rows, row_bytes = max(_step_rows(inputs), exact_rows), job.model.dim * VALUE_BYTES
+    # Embeddings are exchanged a piece at a time.
+    embedding_rows = _embedding_rows(inputs) if job.train.save_embeddings == "best" else 0
+    rows, row_bytes = max(_step_rows(inputs), embedding_rows), job.model.dim * VALUE_BYTES
     remote = workers - min(workers, -(-workers // job.cluster.host_count))
     # Rows are in two memories for messages, which alternate. Receivers read them there on one host, and have copies on
-    # others, rounded ones in float32 too.
-    received = 1.0 if job.cluster.wire_dtype == "float32" else 1.5
-    copies = (2 * (workers - 1) + received * remote) / workers
+    # others.
+    copies = (2 * (workers - 1) + remote) / workers
     yield MemoryItem("rows sent to and received from other workers", int(copies * rows * row_bytes))
 
 

@@ -19,19 +19,17 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 from crossfade.base.errors import ClusterError, Option
 from crossfade.base.machine import usable_cores
-from crossfade.deploy.cluster.messages import MAX_EVENTS, DesiredState, Failure, Heartbeat, NumberedEvent
-from crossfade.deploy.cluster.role_credentials import RoleCredentials
-from crossfade.deploy.cluster.role_environment import JobTopology, role_environment, socket_number
+from crossfade.deploy.cluster.messages import MAX_EVENTS, DesiredState, Endpoint, Failure, Heartbeat, NumberedEvent
+from crossfade.deploy.cluster.role_environment import role_environment, socket_number
 from crossfade.deploy.cluster.role_process import RoleProcess
-from crossfade.deploy.cluster.role_variables import CHECKPOINT_SIGNAL
-from crossfade.deploy.topology import AcceptedRoles, Address, Role
+from crossfade.deploy.cluster.role_variables import RoleCredentials
+from crossfade.deploy.topology import AcceptedRoles, Role
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
-from crossfade.trainer.model.engines.engine import LOCAL_RANK_VARIABLE
 from crossfade.trainer.runs.events import PhaseEvent, StepEvent
 from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 
@@ -64,7 +62,6 @@ class Agent:
         notify: Callable[[str], None] = lambda _: None,
         metrics_address: str | None = None,
         interruption_notice: Callable[[], str | None] = lambda: None,
-        checkpoints_requested: Callable[[], int] = lambda: 0,
     ) -> None:
         """Run roles.
 
@@ -79,7 +76,6 @@ class Agent:
             notify: receives lines about joining, generations and outages, for the user.
             metrics_address: where the agent's own metrics can be scraped, HOST:PORT.
             interruption_notice: returns why the host is about to be reclaimed, once it is; the job then drains.
-            checkpoints_requested: returns a count; whenever it grows, the job writes a checkpoint.
         """
         self.id, self.host = identity or secrets.token_hex(8), socket.gethostname()
         self.final_state: DesiredState | None = None
@@ -87,8 +83,8 @@ class Agent:
         self._folder, self._send, self._address = folder, send, address
         self._accepted_roles, self._metrics_address, self._notify = accepted_roles, metrics_address, notify
         self._heartbeat_seconds, self._lease_seconds = heartbeat_seconds, lease_seconds
-        self._interruption_notice, self._checkpoints_requested = interruption_notice, checkpoints_requested
-        self._reported: tuple[str | None, int] = (None, 0)
+        self._interruption_notice = interruption_notice
+        self._reported_notice: str | None = None
         self._selector = selectors.DefaultSelector()
         self._processes: list[RoleProcess] = []
         self._coordinator: str | None = None
@@ -96,7 +92,7 @@ class Agent:
         self._generation: int | None = None
         self._failure: Failure | None = None
         self._done: set[str] = set()
-        self._ended_generation, self._stop_requested, self._checkpoints_signaled = 0, False, 0
+        self._ended_generation, self._stop_requested = 0, False
         self._events: list[NumberedEvent] = []
         self._heartbeat_number, self._event_number, self._has_news = 0, 0, True
         self._next_heartbeat = self._answered_at = time.monotonic()
@@ -106,7 +102,7 @@ class Agent:
         """Observe the roles, send a heartbeat if one is due, and apply the answer."""
         self._observe_roles(0.0 if self._has_news and not self._retry_seconds else POLL_SECONDS)
         now = time.monotonic()
-        self._has_news |= self._reported != (self._interruption_notice(), self._checkpoints_requested())
+        self._has_news |= self._reported_notice != self._interruption_notice()
         if self._processes and now - self._answered_at > self._lease_seconds:
             self._notify(
                 f"no answer for {self._lease_seconds:.0f} s: ending the roles of generation {self._generation}"
@@ -132,10 +128,6 @@ class Agent:
     def silent_seconds(self) -> float:
         """Seconds since the last heartbeat that the coordinator answered."""
         return time.monotonic() - self._answered_at
-
-    def running_roles(self) -> int:
-        """Return how many roles run here. May be called from any thread."""
-        return sum(process.process.returncode is None for process in list(self._processes))
 
     # ---- roles
 
@@ -173,42 +165,29 @@ class Agent:
 
     def _start_roles(self, desired: DesiredState) -> None:
         self._generation, self._failure, self._done, self._stop_requested = desired.generation, None, set(), False
-        self._checkpoints_signaled = desired.checkpoints_requested
         names = ", ".join(desired.roles) or "no roles"
         self._notify(f"generation {desired.generation}: {names} (logs: {self._folder.logs})")
-        roles = [Role.from_name(name) for name in desired.roles]
-        topology = self._topology(desired, roles)
+        scheduler = desired.scheduler
+        # On one host, MXNet's roles connect by Unix sockets, which ps-lite has.
+        on_one_host = (
+            scheduler is not None and set(desired.hosts) == {self._address} and os.access(SOCKET_FOLDER, os.W_OK)
+        )
+        if scheduler is not None and on_one_host:
+            desired = desired.model_copy(update={"scheduler": Endpoint(host=scheduler.host, port=socket_number())})
+        # Horovod takes the rendezvous from the environment.
+        rendezvous = desired.rendezvous if scheduler is None else None
+        credentials = RoleCredentials(desired.secret, [] if on_one_host else desired.hosts, rendezvous)
         cores = usable_cores()
-        credentials = _credentials(desired, topology)
         try:
             self._check_job(desired)
             self._folder.logs.mkdir(exist_ok=True)
-            workers_here = [role for role in roles if role.kind == "worker"]
-            for role in roles:
-                variables = role_environment(role, topology, cores)
-                if role.kind == "worker":
-                    variables[LOCAL_RANK_VARIABLE] = str(workers_here.index(role))
+            for role in map(Role.from_name, desired.roles):
+                variables = role_environment(role, desired, self._address, cores, on_one_host=on_one_host)
                 process = RoleProcess(role, self._folder, desired, variables, credentials)
                 self._processes.append(process)
                 self._selector.register(process.pipe, selectors.EVENT_READ, process)
         except (OSError, ClusterError) as error:
             self._failure = Failure(message=f"the roles on {self.host} could not be started: {error}")
-
-    def _topology(self, desired: DesiredState, roles: Sequence[Role]) -> JobTopology:
-        """Return how ``roles`` of this host find the others: on one host by Unix sockets, which ps-lite has."""
-        scheduler, on_one_host = None, False
-        if desired.scheduler is not None:
-            on_one_host = set(desired.hosts) == {self._address} and os.access(SOCKET_FOLDER, os.W_OK)
-            scheduler = Address(desired.scheduler.host, socket_number() if on_one_host else desired.scheduler.port)
-        return JobTopology(
-            scheduler=scheduler,
-            address=self._address,
-            servers=desired.servers,
-            workers=desired.workers,
-            workers_here=sum(role.kind == "worker" for role in roles),
-            rendezvous=desired.rendezvous,
-            on_one_host=on_one_host,
-        )
 
     def _check_job(self, desired: DesiredState) -> None:
         path = self._folder.path / JOB_FILE
@@ -232,11 +211,6 @@ class Agent:
             self._ended_generation = max(self._ended_generation, self._generation)
             self._generation, self._failure, self._done, self._has_news = None, None, set(), True
 
-    def _signal_workers(self, number: signal.Signals) -> None:
-        for process in self._processes:
-            if process.role.kind == "worker" and process.process.poll() is None:
-                process.process.send_signal(number)
-
     # ---- the coordinator
 
     def _send_heartbeat(self) -> None:
@@ -259,7 +233,7 @@ class Agent:
 
     def _heartbeat(self, *, leaving: bool = False) -> Heartbeat:
         self._heartbeat_number += 1
-        self._reported = notice, checkpoints = self._interruption_notice(), self._checkpoints_requested()
+        self._reported_notice = self._interruption_notice()
         return Heartbeat(
             agent=self.id,
             host=self.host,
@@ -274,8 +248,7 @@ class Agent:
             failure=self._failure,
             metrics_address=self._metrics_address,
             leaving=leaving,
-            interruption_notice=notice,
-            checkpoints_requested=checkpoints,
+            interruption_notice=self._reported_notice,
         )
 
     def _apply(self, desired: DesiredState) -> None:
@@ -296,10 +269,9 @@ class Agent:
             self._has_news = True
         if desired.action == "stop" and not self._stop_requested:
             self._stop_requested = True
-            self._signal_workers(signal.SIGTERM)
-        if desired.action == "run" and desired.checkpoints_requested > self._checkpoints_signaled:
-            self._checkpoints_signaled = desired.checkpoints_requested
-            self._signal_workers(CHECKPOINT_SIGNAL)
+            for process in self._processes:
+                if process.role.kind == "worker" and process.process.poll() is None:
+                    process.process.send_signal(signal.SIGTERM)
 
     def _join(self, desired: DesiredState) -> None:
         """Join the coordinator that sent ``desired``: it counts generations and events anew."""
@@ -310,12 +282,6 @@ class Agent:
         self._coordinator = desired.coordinator
         self._ended_generation, self._events, self._has_news = 0, [], True
         self._notify("joined the coordinator")
-
-
-def _credentials(desired: DesiredState, topology: JobTopology) -> RoleCredentials:
-    """Return what the roles get through their standard input. Horovod takes the rendezvous from the environment."""
-    rendezvous = None if topology.scheduler else desired.rendezvous
-    return RoleCredentials(desired.secret, [] if topology.on_one_host else desired.hosts, rendezvous)
 
 
 def job_digest(folder: RunFolder) -> str:

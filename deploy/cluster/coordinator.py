@@ -22,10 +22,9 @@ from crossfade.base.errors import ClusterError, CrossfadeError, InputError, as_t
 from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE
 from crossfade.deploy.aws.spot import NOTICE_SECONDS
 from crossfade.deploy.cluster.generation import Generation, final_failure
-from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, State, outcome
-from crossfade.deploy.cluster.membership import LEASE_SECONDS, HostHealth, Member, Membership
-from crossfade.deploy.cluster.messages import Action, DesiredState, Failure, Heartbeat
-from crossfade.deploy.cluster.restart_policy import Restart, RestartPolicy
+from crossfade.deploy.cluster.job_state import FINISHED, LIVE, GenerationSpec, RestartPolicy, State, outcome
+from crossfade.deploy.cluster.membership import LEASE_SECONDS, Member, Membership
+from crossfade.deploy.cluster.messages import Action, DesiredState, Failure, Heartbeat, RoleState
 from crossfade.deploy.topology import Address, assign_roles, roles
 from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.runs import events
@@ -65,14 +64,14 @@ class Coordinator:
         self.rejected_checkpoints: frozenset[str] = frozenset()
         self.message = ""
         """How the job was stopped."""
+        self.restarts = 0
         self._cluster, self._job_digest, self._files, self._clock = cluster, job_digest, files or {}, clock
         self._lock = threading.RLock()
         self._members = Membership(cluster, self.local_agent, clock)
         self._restart_policy = RestartPolicy(cluster.max_restarts)
         self._events: list[events.Event] = []
-        self._health = HostHealth(cluster, self._members, self._events.append)
         self._generation = Generation(0, GenerationSpec(Address("", 0)), {}, {}, clock())
-        self._started_before, self._after_terminating, self._checkpoints_requested = started_before, State.BACKOFF, 0
+        self._started_before, self._after_terminating = started_before, State.BACKOFF
         self._error: Failure | None = None
         self._interruption_notice: str | None = None
         self._deadline, self._drain_seconds = _NEVER, NOTICE_SECONDS
@@ -100,7 +99,7 @@ class Coordinator:
                 self._remove_member(member, f"sent no heartbeat for {LEASE_SECONDS:.0f} s")
             stall_timeout, now = self._cluster.stall_timeout_seconds, self._clock()
             if self.state is State.RUNNING and now - self._generation.progress_at > stall_timeout:
-                self._fail(self._generation.stall(stall_timeout, now))
+                self._fail(Failure(message=f"no sign of progress for {stall_timeout:g} s"))
             if self.state in LIVE and now > self._deadline:
                 self._pass_deadline()
             self._advance()
@@ -130,7 +129,9 @@ class Coordinator:
             if self.state is State.PREPARING:
                 permanent = isinstance(error, InputError)
                 code = InputError.exit_code if permanent else 1
-                message = error.worded(as_typed) if isinstance(error, CrossfadeError) else str(error)
+                message = f"{type(error).__name__}: {error}"
+                if isinstance(error, CrossfadeError):
+                    message = error.worded(as_typed)
                 self._fail(Failure(message=message, exit_code=code, restart=not permanent))
                 self._advance()
 
@@ -159,11 +160,6 @@ class Coordinator:
         """The number of the newest generation; 0 before the first."""
         return self._generation.number
 
-    @property
-    def restarts(self) -> list[Restart]:
-        """The restarts so far."""
-        return self._restart_policy.restarts
-
     def interruption_notice(self) -> str | None:
         """Return why this host is about to be reclaimed; None if there is no interruption notice."""
         with self._lock:
@@ -180,23 +176,15 @@ class Coordinator:
         kind = InputError if self._error.exit_code == InputError.exit_code else ClusterError
         return kind(self._error.explain())
 
-    def status(self) -> dict[str, Any]:
-        """Return the job's state as JSON values, as served at ``/v1/status``."""
-        with self._lock:
-            return {
-                "state": self.state.value,
-                "generation": self.generation,
-                "step": self._generation.work.step,
-                "checkpoint_step": self._generation.work.checkpoint_step,
-                "restarts": [vars(restart) for restart in self.restarts],
-                "agents": self._members.status(),
-                "warnings": self._health.warnings(),
-            }
-
     def scrape_targets(self) -> list[tuple[str, str, str]]:
         """Return where agents of other hosts, and roles, can be scraped: process, host and HOST:PORT."""
         with self._lock:
             return [*self._members.scrape_targets(), *self._generation.scrape_targets()]
+
+    def role_states(self) -> dict[str, RoleState]:
+        """Return the state of each role that an agent reports."""
+        with self._lock:
+            return self._members.role_states()
 
     def processes(self) -> dict[str, dict[str, Any]]:
         """Return, by role: its state, host, metrics address and newest load."""
@@ -219,18 +207,11 @@ class Coordinator:
     def _apply(self, member: Member, heartbeat: Heartbeat) -> None:
         member.update(heartbeat, self._clock(), self.generation)
         for event in member.acknowledge(heartbeat.events):
-            if self.state in LIVE and event.generation == self.generation:
-                if self._generation.record(event, self._clock()):
-                    self._events.append(event.event)
-                if isinstance(event.event, events.StepEvent):
-                    self._restart_policy.end_outage(self._clock())
-        if heartbeat.checkpoints_requested > member.checkpoints_requested:
-            member.checkpoints_requested = heartbeat.checkpoints_requested
-            self._checkpoints_requested += 1
+            is_current = self.state in LIVE and event.generation == self.generation
+            if is_current and self._generation.record(event, self._clock()):
+                self._events.append(event.event)
         if heartbeat.interruption_notice and not member.interruption_notice:
             self._note_interruption(member, heartbeat.interruption_notice)
-        if heartbeat.failure and heartbeat.generation == self.generation and not heartbeat.failure.checkpoint:
-            self._health.note_failure(member)
         if heartbeat.leaving:
             self._remove_member(member, "has left", for_good=True)
         elif self.state in LIVE and member.id in self._generation.assigned:
@@ -280,16 +261,19 @@ class Coordinator:
             servers=self._cluster.servers,
             workers=self._cluster.workers,
             job_digest=self._job_digest,
-            checkpoints_requested=self._checkpoints_requested,
         )
 
     # ---- transitions
 
     def _emit_start(self, spec: GenerationSpec) -> None:
         origin: dict[str, Any] = {"step": spec.step, "checkpoint": spec.checkpoint, "skipped": list(spec.skipped)}
-        work = self._generation.work
-        if restart := self._restart_policy.record_restart(self.generation + 1, work.step, work.since(spec.step)):
-            self._events.append(restart.to_event(**origin))
+        work, policy = self._generation.work, self._restart_policy
+        if policy.cause is not None:
+            steps, seconds = work.since(spec.step)
+            lost: dict[str, Any] = {"lost_steps": steps, "lost_seconds": seconds}
+            event = events.RestartEvent(generation=self.generation + 1, cause=policy.cause, **origin, **lost)
+            self._events.append(event)
+            self.restarts, policy.cause = self.restarts + 1, None
         elif spec.checkpoint or spec.skipped:
             self._events.append(events.ResumeEvent(**origin))
         if missing := self._members.missing_hosts():
@@ -303,7 +287,6 @@ class Coordinator:
             self._await_end()
         elif stop_result is None:
             self.state = State.DONE
-            self._restart_policy.end_outage(self._clock())
         elif self.state is State.STOPPING:
             self.state, self.message = State.STOPPED, stop_result.explain()
         elif self.state is State.DRAINING:
@@ -319,7 +302,7 @@ class Coordinator:
 
     def _drain(self, cause: str, seconds: float) -> None:
         """Write a checkpoint, in ``seconds`` at most, and start again without a host, because of ``cause``."""
-        self._restart_policy.begin_outage(cause, self._clock())
+        self._restart_policy.cause = cause
         if self._generation.has_trained:
             self.state, self._drain_seconds, self._deadline = State.DRAINING, seconds, self._clock() + seconds
         else:
@@ -346,7 +329,6 @@ class Coordinator:
             self._terminate_stopped(f": {failure.message}")
         elif self.state is State.RUNNING and self._generation.has_results:
             self._events.append(self._generation.failure_event(failure, ends_run=False))
-            self._restart_policy.end_outage(self._clock())
             self._terminate(State.DONE)
         elif self.state in {State.RUNNING, State.DRAINING, State.PREPARING}:
             if failure.checkpoint is not None:
@@ -354,9 +336,8 @@ class Coordinator:
             if self._generation.wrote_checkpoint:
                 self._restart_policy.note_checkpoint_written()
             # A generation that could not start does not replace the cause of the outage: it adds one.
-            self._restart_policy.add_cause(failure.message, self._clock())
-            now, from_network = self._clock(), failure.from_network
-            limit = self._restart_policy.try_restart(now, from_network=from_network) if failure.restart else None
+            self._restart_policy.add_cause(failure.message)
+            limit = self._restart_policy.try_restart() if failure.restart else None
             ends_run = limit is not None or not failure.restart
             self._events.append(event := self._generation.failure_event(failure, ends_run=ends_run))
             if ends_run:
@@ -379,7 +360,6 @@ class Coordinator:
         if self.state is State.TERMINATING and self._members.are_clear(self._generation.assigned):
             self._generation.assigned = {}
             self.state = self._after_terminating
-            self._health.end_generation()
             if self.state is State.BACKOFF:
                 self._back_off()
         if self.state is State.BACKOFF and self._clock() >= self._deadline:

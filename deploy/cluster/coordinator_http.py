@@ -1,10 +1,9 @@
 """The coordinator over HTTP, for the agents of other hosts: the server and the client.
 
     POST /v1/heartbeat   an agent's heartbeat; the answer is the desired state of its host
-    GET  /v1/status      the state of the job, for users and their tools
 
-Both are JSON and need the header ``Authorization: Bearer TOKEN``. Nothing listens unless the job names an address. The
-token crosses the network unencrypted: use a network that you trust, or a tunnel.
+Both are JSON. The header ``Authorization: Bearer TOKEN`` is required. Nothing listens unless the job names an address.
+The token crosses the network unencrypted: use a network that you trust, or a tunnel.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -31,6 +30,7 @@ from crossfade.deploy.cluster.messages import DesiredState, Heartbeat
 from crossfade.deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address
 from crossfade.trainer.monitoring.bounded_server import BoundedHandler, BoundedServer
 
+HEARTBEAT_PATH = "/v1/heartbeat"
 MAX_BODY_BYTES = 4 << 20
 REQUEST_TIMEOUT_SECONDS = 2.0
 """Timeout of an agent's request. With the agent's own lease it is less than the coordinator's lease."""
@@ -55,71 +55,49 @@ def read_token(needed_by: str) -> str:
 _logger = logging.getLogger(__name__)
 
 
-class _Rejection(Exception):  # noqa: N818 - an HTTP answer, not an internal error
-    """A request that is answered with an error."""
-
-    def __init__(self, status: HTTPStatus, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 class _Handler(BoundedHandler):
     server: _Server
 
-    def do_GET(self) -> None:
-        """Answer /v1/status."""
-        self._answer("/v1/status", lambda: json.dumps(self.server.coordinator.status()))
-
     def do_POST(self) -> None:
-        """Answer /v1/heartbeat."""
-        self._answer("/v1/heartbeat", self._handle_heartbeat)
-
-    def _handle_heartbeat(self) -> str:
-        heartbeat, source = self._read_heartbeat(), str(self.client_address[0])
-        return self.server.coordinator.handle_heartbeat(heartbeat, source).model_dump_json()
-
-    def _answer(self, path: str, make_body: Callable[[], str]) -> None:
+        """Answer a heartbeat with the desired state."""
+        length = self.content_length(MAX_BODY_BYTES)
         try:
-            if not self.server.access.has_token(self.headers.get("Authorization")):
-                raise _Rejection(HTTPStatus.UNAUTHORIZED, f"the token is missing or wrong; see {TOKEN_VARIABLE}")
-            self.admit()
-            if self.path != path:
-                raise _Rejection(HTTPStatus.NOT_FOUND, f"there is no {self.command} {self.path[:80]}")
-            status, body = HTTPStatus.OK, make_body()
-        except _Rejection as rejection:
-            status, body = rejection.status, json.dumps({"error": str(rejection)})
+            status, body = self._answer_to(length)
         except Exception as error:  # an internal error: the agent gets it as an answer, and tries again
-            _logger.exception("%s %s failed", self.command, path)
-            status = HTTPStatus.INTERNAL_SERVER_ERROR
-            body = json.dumps({"error": f"{type(error).__name__}: {error}"})
+            _logger.exception("POST %s failed", self.path)
+            status, body = HTTPStatus.INTERNAL_SERVER_ERROR, _error(f"{type(error).__name__}: {error}")
         self.answer(status, body.encode(), "application/json")
         if status != HTTPStatus.OK:
-            self._drain()
+            self._drain(min(length or 0, MAX_BODY_BYTES))
 
-    def _drain(self) -> None:
+    def _answer_to(self, length: int | None) -> tuple[HTTPStatus, str]:
+        """Return the status and body of the answer to a request whose body has ``length`` bytes."""
+        if not self.server.access.has_token(self.headers.get("Authorization")):
+            return HTTPStatus.UNAUTHORIZED, _error(f"the token is missing or wrong; see {TOKEN_VARIABLE}")
+        self.admit()
+        if self.path != HEARTBEAT_PATH:
+            return HTTPStatus.NOT_FOUND, _error(f"there is no POST {self.path[:80]}")
+        if length is None:
+            return HTTPStatus.LENGTH_REQUIRED, _error("Content-Length is missing")
+        if length > MAX_BODY_BYTES:
+            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _error(f"more than {MAX_BODY_BYTES} bytes")
+        try:
+            heartbeat = Heartbeat.model_validate_json(self.rfile.read(length))
+        except ValidationError as error:
+            problem = format_validation_error(error, root="body")
+            return HTTPStatus.BAD_REQUEST, _error(f"not a heartbeat: {problem}")
+        desired = self.server.coordinator.handle_heartbeat(heartbeat, str(self.client_address[0]))
+        return HTTPStatus.OK, desired.model_dump_json()
+
+    def _drain(self, left: int) -> None:
         """Read the rest of the body: closing before that could break the connection before the answer arrives."""
-        left = min(self.content_length(MAX_BODY_BYTES) or 0, MAX_BODY_BYTES) if self.command == "POST" else 0
         with suppress(OSError):
             while left > 0 and (data := self.rfile.read(min(left, 1 << 16))):
                 left -= len(data)
 
-    def _read_heartbeat(self) -> Heartbeat:
-        length = self.content_length(MAX_BODY_BYTES)
-        if length is None:
-            raise _Rejection(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
-        if length > MAX_BODY_BYTES:
-            raise _Rejection(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {MAX_BODY_BYTES} bytes")
-        try:
-            return Heartbeat.model_validate_json(self._read_body(length))
-        except ValidationError as error:
-            problem = format_validation_error(error, root="body")
-            raise _Rejection(HTTPStatus.BAD_REQUEST, f"not a heartbeat: {problem}") from None
 
-    def _read_body(self, length: int) -> bytes:
-        try:
-            return self.rfile.read(length)
-        except OSError as error:
-            raise _Rejection(HTTPStatus.REQUEST_TIMEOUT, f"the request broke off: {error}") from error
+def _error(message: str) -> str:
+    return json.dumps({"error": message})
 
 
 class _Server(BoundedServer):
@@ -205,7 +183,7 @@ class RemoteCoordinator:
         connection = http.client.HTTPConnection(self._address.host, self._address.port, timeout=REQUEST_TIMEOUT_SECONDS)
         try:
             headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-            connection.request("POST", "/v1/heartbeat", body, headers)
+            connection.request("POST", HEARTBEAT_PATH, body, headers)
             response = connection.getresponse()
             result.set_result((response.status, response.read(MAX_BODY_BYTES)))
         except Exception as error:

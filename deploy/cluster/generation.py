@@ -25,8 +25,6 @@ from crossfade.trainer.runs.resumption import UnsavedWork
 if TYPE_CHECKING:
     from crossfade.trainer.training.checkpointing import StopResult
 
-SILENT_SECONDS = 10.0
-"""Time without a load, which each role sends every two seconds, after which a role may have caused a stall."""
 _PROGRESS_EVENTS = (StepEvent, EpochEvent, PhaseEvent, CheckpointSaved)
 
 
@@ -54,8 +52,6 @@ class Generation:
         self.loads: dict[str, dict[str, Any]] = {}
         self.work = UnsavedWork(spec.step, now)
         self.has_trained = False
-        self._heard_at: dict[str, float] = {}
-        """When each role that has reported its load was last heard."""
         self.left: set[str] = set()
         """The workers that have left: each does once all have written their results."""
         self.stop_result: StopResult | None = None
@@ -72,17 +68,6 @@ class Generation:
         """Whether the run is finished, and all its results are written: only the ends of roles are missing."""
         workers = {name for name in self.role_names() if name.startswith("worker-")}
         return self.stop_result is None and bool(workers) and workers <= self.left
-
-    def _silent_role(self, now: float) -> str | None:
-        """Return the role that has sent nothing for long, not even its load, if it is the only one."""
-        silent = [role for role, heard_at in self._heard_at.items() if now - heard_at > SILENT_SECONDS]
-        return silent[0] if len(silent) == 1 else None
-
-    def stall(self, timeout_seconds: float, now: float) -> Failure:
-        """Return the failure of a generation without progress for ``timeout_seconds``, with the role that is silent."""
-        message, role = f"no sign of progress for {timeout_seconds:g} s", self._silent_role(now)
-        cause = None if role is None else f"sent nothing for {now - self._heard_at[role]:.0f} s; {message}"
-        return Failure(message=message, role=role, cause=cause)
 
     def failure_event(self, failure: Failure, *, ends_run: bool) -> FailureEvent:
         """Return the record of ``failure``: of which role, on which host, and what was lost."""
@@ -130,8 +115,6 @@ class Generation:
         if isinstance(numbered.event, _PROGRESS_EVENTS):
             self.progress_at = now
         self.work.record(numbered.event, now)
-        if numbered.role in self._heard_at:
-            self._heard_at[numbered.role] = now
         match numbered.event:
             case StepEvent():
                 self.has_trained = True
@@ -144,7 +127,7 @@ class Generation:
             case MetricsAddress(address=address):
                 self.metrics_addresses[numbered.role] = address
             case LoadEvent(load=load):
-                self.loads[numbered.role], self._heard_at[numbered.role] = load, now
+                self.loads[numbered.role] = load
                 return False
         return True
 

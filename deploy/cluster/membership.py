@@ -8,52 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from crossfade.deploy.cluster.messages import Heartbeat, NumberedEvent, RoleState
-from crossfade.deploy.cluster.restart_policy import BAD_HOST_FAILURES, HostFailures
 from crossfade.deploy.topology import AcceptedRoles, missing_hosts
 from crossfade.trainer.config.sections import ClusterConfig
-from crossfade.trainer.runs.events import Event, HostExcluded
-
-
-class HostHealth:
-    """Decides which hosts get no more roles. The owner serializes all calls."""
-
-    def __init__(self, cluster: ClusterConfig, members: Membership, emit: Callable[[Event], None]) -> None:
-        """Judge the hosts of ``members``; ``emit`` receives what is found."""
-        self._cluster, self._members, self._emit = cluster, members, emit
-        self._failures = HostFailures()
-
-    def note_failure(self, member: Member) -> None:
-        """Record that a role on the host of ``member`` has failed."""
-        self._failures.note(member.id)
-
-    def end_generation(self) -> None:
-        """Exclude a bad host, if others suffice or the job may continue without it."""
-        bad = self._failures.end_generation()
-        member = self._members.get(bad) if bad is not None else None
-        if member is not None and self._may_exclude(member):
-            reason = f"its roles failed {BAD_HOST_FAILURES} times in a row, those of the other hosts did not"
-            self._exclude(member, reason)
-
-    def _may_exclude(self, member: Member) -> bool:
-        """Return whether the job can continue: otherwise it goes on trying, until ``cluster.max_restarts``."""
-        if self._cluster.host_timeout_seconds is not None:
-            return not self._members.is_local(member)
-        return self._members.can_spare(member)
-
-    def _exclude(self, member: Member, reason: str) -> None:
-        self._members.exclude(member, reason)
-        self._emit(HostExcluded(host=member.host, address=member.address, reason=reason))
-
-    def warnings(self) -> list[str]:
-        """Describe the excluded hosts, for users."""
-        return [
-            HostExcluded(host=member.host, address=member.address, reason=reason).describe()
-            for member, reason in self._members.excluded()
-        ]
-
 
 LEASE_SECONDS = 15.0
 """Time without a heartbeat after which an agent is lost. Longer than an agent waits before it ends its
@@ -74,7 +32,6 @@ class Member:
     source: str | None = None
     """The address that its heartbeats come from, which differs from ``address`` on a host with several."""
     acknowledged_event: int = 0
-    checkpoints_requested: int = 0
     interruption_notice: str | None = None
     roles: dict[str, RoleState] = field(default_factory=dict)
     is_clear: bool = True
@@ -107,8 +64,6 @@ class Membership:
         """The address of each agent that was ever heard."""
         self._newest: dict[str, str] = {}
         """The agent at each address that was first heard last. A late message of an earlier one does not replace it."""
-        self._excluded: dict[str, str] = {}
-        """Why, by agent: also those that are lost, and may return."""
         self._changed_at = clock()
 
     def __iter__(self) -> Iterator[Member]:
@@ -161,23 +116,6 @@ class Membership:
         """Record that the host of ``member`` is about to be reclaimed: it gets no more roles."""
         member.interruption_notice, self._changed_at = notice, self._clock()
 
-    def is_local(self, member: Member) -> bool:
-        """Return whether ``member`` is on the coordinator's host."""
-        return member.id == self._local_agent
-
-    def can_spare(self, member: Member) -> bool:
-        """Return whether the other hosts suffice for the job. The coordinator's own host is always needed."""
-        others = {agent: kind for agent, kind in self.accepted_roles().items() if agent != member.id}
-        return not self.is_local(member) and not missing_hosts(self._cluster, others)
-
-    def exclude(self, member: Member, reason: str) -> None:
-        """Give ``member`` no more roles. A new agent on its host may get some: a user has started it."""
-        self._excluded[member.id], self._changed_at = reason, self._clock()
-
-    def excluded(self) -> list[tuple[Member, str]]:
-        """Return the members that get no more roles, and why."""
-        return [(member, self._excluded[member.id]) for member in self if member.id in self._excluded]
-
     def require_clear(self) -> None:
         """Require each member to report again that it runs no role of the generation."""
         for member in self:
@@ -196,28 +134,13 @@ class Membership:
         """Return the state of each role that a member reports."""
         return {name: state for member in self for name, state in member.roles.items()}
 
-    def status(self) -> list[dict[str, Any]]:
-        """Return the members as JSON values."""
-        now = self._clock()
-        return [
-            {
-                "host": member.host,
-                "address": member.address,
-                "accepted_roles": member.accepted_roles,
-                "heard_seconds_ago": round(now - member.heard_at, 3),
-                "roles": member.roles,
-                "excluded": self._excluded.get(member.id),
-            }
-            for member in self
-        ]
-
     def scrape_targets(self) -> list[tuple[str, str, str]]:
         """Return where agents can be scraped: process, host and HOST:PORT."""
         return [("agent", member.host, member.metrics_address) for member in self if member.metrics_address]
 
     def accepted_roles(self) -> dict[str, AcceptedRoles]:
         """Return what each agent that may get roles accepts: the local agent first, the others as they joined."""
-        staying = [member for member in self if member.interruption_notice is None and member.id not in self._excluded]
+        staying = [member for member in self if member.interruption_notice is None]
         remote = {member.id: member.accepted_roles for member in staying if member.accepted_roles != "none"}
         return {self._local_agent: "all", **remote}
 

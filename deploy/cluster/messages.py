@@ -47,7 +47,6 @@ class Failure(_Message):
     exit_code: int = 1
     restart: bool = Field(True, description="whether another generation may succeed")
     checkpoint: str | None = Field(None, description="a corrupt checkpoint, which must not be loaded again")
-    from_network: bool = Field(False, description="whether data at its port may be the cause, which anyone may send")
     role: str | None = Field(None, max_length=64, description="the role that failed, if it is known")
     host: str | None = Field(None, description="the host that was lost")
     cause: str | None = Field(None, max_length=MAX_ERROR, description="how the role ended; None: as ``message`` says")
@@ -87,7 +86,6 @@ class Heartbeat(_Message):
     interruption_notice: str | None = Field(
         None, max_length=MAX_MESSAGE, description="why its host is about to be reclaimed"
     )
-    checkpoints_requested: int = Field(0, description="how often it has requested a checkpoint: its host is at risk")
 
 
 class Endpoint(_Message):
@@ -120,6 +118,5 @@ class DesiredState(_Message):
     job_digest: str = Field("", description="SHA-256 of the job file that the roles must find")
     secret: str = Field("", repr=False, description="what workers of the generation sign commands with")
     hosts: list[str] = Field([], description="addresses from which the roles of the generation connect")
-    checkpoints_requested: int = Field(0, description="how often a checkpoint has been requested out of schedule")
     exit_code: int = 0
     message: str = ""

@@ -1,4 +1,4 @@
-"""Options of the processes of a distributed job: ``crossfade agent``, ``scheduler``, ``server``, and ``worker``."""
+"""Options of ``crossfade agent``."""
 
 from __future__ import annotations
 
@@ -42,26 +42,3 @@ class AgentOptions(LogOptions):
     coordinator_timeout: Number | None = _timeouts(
         None, "fail when the coordinator has not answered for this long (default: never)", value="SECONDS"
     )
-
-
-class SchedulerOptions(LogOptions):
-    """The run whose scheduler this process is."""
-
-    run_dir: Path = _job(..., "read the job from job.yaml in DIR, on a file system that all roles share", value="DIR")
-
-
-class ServerOptions(SchedulerOptions):
-    """The run of which this process is a server."""
-
-    secret_file: Path | None = _job(
-        None,
-        "sign and verify commands with the secret in FILE, which only its owner may read; a role that an agent starts "
-        "gets its secret from the agent",
-        value="FILE",
-    )
-
-
-class WorkerOptions(ServerOptions):
-    """The run of which this process is a worker, and from where it resumes."""
-
-    checkpoint: str | None = _job(None, "resume from this checkpoint (default: start from scratch)", value="URI")

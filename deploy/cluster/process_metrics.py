@@ -15,7 +15,6 @@ from crossfade.trainer.monitoring import names
 from crossfade.trainer.monitoring.registry import ProcessMetrics
 
 if TYPE_CHECKING:
-    from crossfade.deploy.cluster.agent import Agent
     from crossfade.deploy.cluster.coordinator import Coordinator
 
 
@@ -48,27 +47,11 @@ class JobMetrics:
 
     def collect(self) -> Iterator[Family]:
         """Yield the current values."""
-        status = self._coordinator.status()
-        reported = {name for agent in status["agents"] for name in agent["roles"]}
-        yield names.RESTARTS.single(len(status["restarts"]))
-        yield names.GENERATION.single(status["generation"])
-        yield names.JOB_STATE.family(*(((state.value,), float(state == status["state"])) for state in State))
-        yield names.HOST_EXCLUDED.family(
-            *(((each["host"], each["address"]), float(each["excluded"] is not None)) for each in status["agents"])
-        )
-        yield names.ROLE_UP.family(*(((role.name,), float(role.name in reported)) for role in roles(self._cluster)))
-
-
-class HostMetrics:
-    """The roles that an agent runs."""
-
-    def __init__(self, agent: Agent) -> None:
-        """Read them from ``agent``."""
-        self._agent = agent
-
-    def collect(self) -> Iterator[Family]:
-        """Yield the current values."""
-        yield names.RUNNING_ROLES.single(self._agent.running_roles())
+        current, states = self._coordinator.state, self._coordinator.role_states()
+        yield names.RESTARTS.single(self._coordinator.restarts)
+        yield names.GENERATION.single(self._coordinator.generation)
+        yield names.JOB_STATE.family(*(((state.value,), float(state is current)) for state in State))
+        yield names.ROLE_UP.family(*(((role.name,), float(role.name in states)) for role in roles(self._cluster)))
 
 
 def target(run: str, process: str, host: str, address: str) -> dict[str, Any]:

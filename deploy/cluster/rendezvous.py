@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hmac
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -23,17 +22,12 @@ from crossfade.base.errors import ClusterError
 from crossfade.deploy.topology import Address
 from crossfade.trainer.monitoring.bounded_server import BoundedHandler, BoundedServer, Limits
 
-MAX_KEY_BYTES = 256
-KEYS_PER_WORKER = 32
-"""Horovod 0.28.1 stores twelve: a host name and addresses for each of six groups of workers. A worker that
-holds tables stores one."""
-VALUE_BYTES, VALUE_BYTES_PER_WORKER = 1024, 256
-"""A worker of Horovod stores an address, of some 140 bytes, for each of the others in one value; one that holds tables
-stores some 200 bytes."""
+MAX_KEY_BYTES, MAX_KEYS, MAX_VALUE_BYTES = 256, 1 << 14, 1 << 18
+"""A worker of Horovod 0.28.1 stores twelve values, the largest of some 140 bytes for each of the others."""
 
 
 class _Handler(BoundedHandler):
-    server: _Server
+    server: Rendezvous
     values: dict[str, bytes]
 
     def do_GET(self) -> None:
@@ -46,17 +40,19 @@ class _Handler(BoundedHandler):
         """Store a value."""
         if (key := self._key()) is None:
             return
-        length = self.content_length(self.server.max_value_bytes)
+        length = self.content_length(MAX_VALUE_BYTES)
         if length is None:
             self.answer(HTTPStatus.LENGTH_REQUIRED, b"")
-        elif length > self.server.max_value_bytes:
+        elif length > MAX_VALUE_BYTES:
             self.answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b"")
         else:
             value = self.rfile.read(length)
             if len(value) < length:
                 return  # the connection broke off
-            stored = self.server.store(self.values, key, value)
-            self.answer(HTTPStatus.OK if stored else HTTPStatus.INSUFFICIENT_STORAGE, b"")
+            has_room = len(self.values) < MAX_KEYS
+            if has_room:
+                self.values[key] = value
+            self.answer(HTTPStatus.OK if has_room else HTTPStatus.INSUFFICIENT_STORAGE, b"")
 
     def do_DELETE(self) -> None:
         """Remove a value."""
@@ -79,54 +75,35 @@ class _Handler(BoundedHandler):
         return key
 
 
-class _Server(BoundedServer):
+class Rendezvous(BoundedServer):
+    """A running rendezvous."""
+
     # Each worker polls 100 times a second until the last one has arrived.
     limits = Limits(members=256)
 
-    def __init__(self, host: str, workers: int) -> None:
-        self.max_keys = KEYS_PER_WORKER * workers
-        self.max_value_bytes = VALUE_BYTES + VALUE_BYTES_PER_WORKER * workers
-        self._store_lock = threading.Lock()
-        self.new_generation()
+    def __init__(self, host: str) -> None:
+        """Listen at a free port of ``host``."""
+        self._host = host
         super().__init__(host, 0, _Handler)
-
-    def new_generation(self) -> None:
-        """Start another generation, with an empty store."""
-        # One assignment: a late request with the previous secret stores into the previous values.
-        self.generation: tuple[str, dict[str, bytes]] = secrets.token_hex(16), {}
-
-    def store(self, values: dict[str, bytes], key: str, value: bytes) -> bool:
-        """Store ``value`` in ``values``; return whether there was room."""
-        with self._store_lock:
-            if key not in values and len(values) >= self.max_keys:
-                return False
-            values[key] = value
-            return True
-
-
-class Rendezvous:
-    """A running rendezvous."""
-
-    def __init__(self, server: _Server, host: str) -> None:
-        """Control ``server``, which listens on ``host``."""
-        self._server, self._host = server, host
+        self.new_generation()
 
     def new_generation(self) -> str:
-        """Start another generation; return where its workers meet, as HOST:PORT/SECRET."""
-        self._server.new_generation()
-        return f"{Address(self._host, self._server.server_port)}/{self._server.generation[0]}"
+        """Start another generation, with an empty store; return where its workers meet, as HOST:PORT/SECRET."""
+        # One assignment: a late request with the previous secret stores into the previous values.
+        self.generation: tuple[str, dict[str, bytes]] = secrets.token_hex(16), {}
+        return f"{Address(self._host, self.server_port)}/{self.generation[0]}"
 
 
 @contextmanager
-def serve_rendezvous(host: str, workers: int) -> Iterator[Rendezvous]:
-    """Serve a rendezvous for ``workers`` workers at a free port of ``host`` while the context lasts.
+def serve_rendezvous(host: str) -> Iterator[Rendezvous]:
+    """Serve a rendezvous at a free port of ``host`` while the context lasts.
 
     Raises:
         ClusterError: nothing can listen there.
     """
     try:
-        server = _Server(host, workers)
+        rendezvous = Rendezvous(host)
     except OSError as error:
         raise ClusterError(f"the workers' rendezvous cannot listen on {host}: {error.strerror or error}") from error
-    with server.running():
-        yield Rendezvous(server, host)
+    with rendezvous.running():
+        yield rendezvous

@@ -1,6 +1,6 @@
 """The environment of a role's process: its threads and memory, and how its store's and Horovod's processes connect.
 
-role_environment(role, JobTopology(...), cores=8)             # OMP_NUM_THREADS, DMLC_ROLE, DMLC_PS_ROOT_URI, ...
+role_environment(role, desired, "10.0.0.2", cores=8)             # OMP_NUM_THREADS, DMLC_ROLE, DMLC_PS_ROOT_URI, ...
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from crossfade.base.errors import ClusterError
 from crossfade.base.machine import thread_variables
+from crossfade.deploy.cluster.messages import DesiredState
 from crossfade.deploy.cluster.role_variables import ADDRESS_VARIABLE as ROLE_ADDRESS_VARIABLE
 from crossfade.deploy.cluster.role_variables import RANK_VARIABLE, RANKS_VARIABLE
 from crossfade.deploy.topology import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Address, Role
 from crossfade.kvstore.mxnet.ports import SOCKET_FOLDER
 from crossfade.trainer.model.allreduce import ADDRESS_VARIABLE, INTERFACE_VARIABLE, PORT_VARIABLE
+from crossfade.trainer.model.engines.engine import LOCAL_RANK_VARIABLE
 
 # A step's buffers are some megabytes each. By default glibc returns such memory to the kernel and allocates it again in
 # every step, which costs a role up to 10 ms of page faults.
@@ -32,34 +33,19 @@ _DROPPED_PREFIXES = ("DMLC_", "PS_", "HOROVOD_")
 _DROPPED = ("PORT", TOKEN_VARIABLE, TOKEN_FILE_VARIABLE, RANK_VARIABLE, RANKS_VARIABLE)
 
 
-@dataclass(frozen=True)
-class JobTopology:
-    """What a role needs to join the others: the scheduler's address, its own, and the number of roles of each kind.
-
-    Without a scheduler, the workers hold the tables, and connect to each other.
-    """
-
-    scheduler: Address | None
-    address: str
-    servers: int
-    workers: int
-    workers_here: int
-    rendezvous: str | None = None
-    """HOST:PORT/SECRET of the workers' rendezvous, if there is one."""
-    on_one_host: bool = False
-    """Whether all roles run on this host, and so use Unix sockets, which ps-lite names after the numbers of ports."""
-
-
 def socket_number() -> int:
     """Draw the number that names a Unix socket in place of a port: too large to collide with any other."""
     return secrets.randbelow(_SOCKET_NUMBERS) + 65536
 
 
-def role_environment(role: Role, topology: JobTopology, cores: int) -> dict[str, str]:
-    """Return the environment of ``role``'s process.
+def role_environment(
+    role: Role, desired: DesiredState, address: str, cores: int, *, on_one_host: bool = False
+) -> dict[str, str]:
+    """Return the environment of ``role``'s process on this host, which has ``address`` and runs ``desired``.
 
     It is this process's, without the token and other jobs' variables, and with those by which the roles find each
-    other. A host's workers divide its ``cores`` and a server gets one, unless the thread variables are set already.
+    other: Unix sockets if they are all ``on_one_host``, which ps-lite names after the numbers of ports. A host's
+    workers divide its ``cores`` and a server gets one, unless the thread variables are set already.
 
     Raises:
         ClusterError: no network interface has the host's address.
@@ -69,32 +55,33 @@ def role_environment(role: Role, topology: JobTopology, cores: int) -> dict[str,
         for name, value in os.environ.items()
         if name not in _DROPPED and not name.startswith(_DROPPED_PREFIXES)
     }
+    workers_here = [name for name in desired.roles if name.startswith("worker")]
+    is_worker = role.kind == "worker"
     return {
-        **thread_variables(topology.workers_here if role.kind == "worker" else cores, cores),
+        **thread_variables(len(workers_here) if is_worker else cores, cores),
         **_MALLOC,
+        "PYDANTIC_DISABLE_PLUGINS": "1",  # it would look for them in the metadata of all packages
         **inherited,
-        ROLE_ADDRESS_VARIABLE: topology.address,
-        **_connecting_variables(role, topology),
+        ROLE_ADDRESS_VARIABLE: address,
+        **({LOCAL_RANK_VARIABLE: str(workers_here.index(role.name))} if is_worker else {}),
+        **_connecting_variables(role, desired, address, on_one_host),
     }
 
 
-def _connecting_variables(role: Role, topology: JobTopology) -> dict[str, str]:
+def _connecting_variables(role: Role, desired: DesiredState, address: str, on_one_host: bool) -> dict[str, str]:
     """Return a worker's rank, or the variables of MXNet and Horovod. Where ranks meet is not for an environment."""
-    if topology.scheduler is None:
-        return {RANK_VARIABLE: str(role.index), RANKS_VARIABLE: str(topology.workers)}
+    if desired.scheduler is None:
+        return {RANK_VARIABLE: str(role.index), RANKS_VARIABLE: str(desired.workers)}
+    rendezvous = desired.rendezvous if role.kind == "worker" else None
     return {
         "DMLC_ROLE": role.kind,
-        "DMLC_PS_ROOT_URI": topology.scheduler.host,
-        "DMLC_PS_ROOT_PORT": str(topology.scheduler.port),
-        "DMLC_NODE_HOST": topology.address,
-        "DMLC_NUM_SERVER": str(topology.servers),
-        "DMLC_NUM_WORKER": str(topology.workers),
-        **({"DMLC_LOCAL": "1", "PORT": str(socket_number())} if topology.on_one_host else {}),
-        **(
-            _horovod_environment(topology.rendezvous, topology.address)
-            if role.kind == "worker" and topology.rendezvous
-            else {}
-        ),
+        "DMLC_PS_ROOT_URI": desired.scheduler.host,
+        "DMLC_PS_ROOT_PORT": str(desired.scheduler.port),
+        "DMLC_NODE_HOST": address,
+        "DMLC_NUM_SERVER": str(desired.servers),
+        "DMLC_NUM_WORKER": str(desired.workers),
+        **({"DMLC_LOCAL": "1", "PORT": str(socket_number())} if on_one_host else {}),
+        **(_horovod_environment(rendezvous, address) if rendezvous else {}),
     }
 
 

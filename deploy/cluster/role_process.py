@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,24 +14,25 @@ from crossfade.base.errors import command
 from crossfade.base.machine import OomKills
 from crossfade.base.text import error_line
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
-from crossfade.deploy.cluster.role_credentials import RoleCredentials
 from crossfade.deploy.cluster.role_environment import socket_path
-from crossfade.deploy.cluster.role_events import EVENTS_VARIABLE, EventLines, last_error
 from crossfade.deploy.cluster.role_variables import (
     AGENT_VARIABLE,
     COMMAND_VARIABLE,
+    EVENTS_VARIABLE,
     GENERATION_VARIABLE,
     ROLE_VARIABLE,
+    RoleCredentials,
 )
 from crossfade.deploy.topology import Role
-from crossfade.trainer.runs.events import Event, RoleError
+from crossfade.trainer.runs.events import Event, RoleError, parse_event
 from crossfade.trainer.runs.run_folder import RunFolder
 
 _LOG_TAIL_BYTES, _LOG_TAIL_LINES = 4096, 20
 _NETWORK_ABORT = re.compile(r"(ps-lite/|kvstore_dist_server\.h|libzmq)(?!.*bind failed)")
 """What the log of a role names that MXNet or ZeroMQ aborts because of a message: the source file of the check."""
-_SAFE_PATH = ["-P"]
-"""Python's option to import nothing from the current folder, which may contain another trainer/."""
+_LOG_HEAD = re.compile(r"^\S+Z [A-Z]+ \S+ (?:generation=\d+ )?(?:step=\d+ )?")
+_ERROR = re.compile(r"(?:[\w.]*(?:Error|Exception)\b.*|Fatal Python error: .*|terminate called .*|what\(\): .*)")
+"""What Python and C++ write before they end: the line of a traceback with the exception, or an abort's reason."""
 
 
 class RoleProcess:
@@ -49,18 +51,19 @@ class RoleProcess:
         self.log = folder.logs / f"{role.name}.log"
         self.error: RoleError | None = None
         """The first error event."""
-        self._lines, self._oom_kills = EventLines(), OomKills.of_this_process()
+        self._partial_event, self._oom_kills = b"", OomKills.of_this_process()
         self._socket = socket_path(role, variables)
         self.pipe, role_end = os.pipe()
         os.set_blocking(self.pipe, False)
-        arguments = [role.kind, "--run-dir", str(folder.path)]
+        arguments = [role.kind, str(folder.path)]
         if role.kind == "worker" and desired.checkpoint is not None:
-            arguments += ["--checkpoint", desired.checkpoint]
+            arguments.append(desired.checkpoint)
         try:
             with self.log.open("ab") as log:
                 self._log_begin = log.tell()
                 self.process = subprocess.Popen(  # noqa: S603 - our own command
-                    [sys.executable, *_SAFE_PATH, "-m", "crossfade", *arguments],
+                    # -P: import nothing from the current folder, which may contain another crossfade/.
+                    [sys.executable, "-P", "-m", "crossfade.deploy.cluster.run_role", *arguments],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
@@ -94,7 +97,8 @@ class RoleProcess:
                 break
             if not data:
                 break
-            events += self._lines.feed(data)
+            *lines, self._partial_event = (self._partial_event + data).split(b"\n")
+            events += [parse_event(json.loads(line)) for line in lines]
         for event in events:
             if isinstance(event, RoleError):
                 self.error = self.error or event
@@ -129,7 +133,6 @@ class RoleProcess:
                 message=f"{self.role.name} was aborted by data at its port that MXNet cannot read, as scanners and "
                 "other programs send it",
                 details=f"{tail}log: {self.log}; close the port to others: docs/distributed.md, 'Access to the ports'",
-                from_network=True,
                 role=self.role.name,
                 cause="was aborted by data at its port",
                 error=last_error(log),
@@ -173,3 +176,9 @@ class RoleProcess:
         self.process.wait()
         self.remove_socket()
         os.close(self.pipe)
+
+
+def last_error(log: str) -> str | None:
+    """Return the last line of ``log`` that names an exception or an abort; None if none does."""
+    lines = (_LOG_HEAD.sub("", line).strip() for line in reversed(log.splitlines()))
+    return next((error_line(line) for line in lines if _ERROR.match(line)), None)

@@ -14,7 +14,7 @@ from crossfade.deploy.cluster.agent import Agent
 from crossfade.deploy.cluster.coordinator_http import RemoteCoordinator, read_token
 from crossfade.deploy.cluster.messages import DesiredState
 from crossfade.deploy.cluster.options import AgentOptions
-from crossfade.deploy.cluster.process_metrics import HostMetrics, process_metrics
+from crossfade.deploy.cluster.process_metrics import process_metrics
 from crossfade.deploy.cluster.store_choice import require_store
 from crossfade.deploy.cluster.supervision import spot_callbacks
 from crossfade.deploy.topology import Address, check_local_address, local_address
@@ -59,7 +59,6 @@ def run_agent(options: AgentOptions) -> int:
             metrics_address=listener.address,
             **spot_callbacks(spot),
         )
-        metrics.register("host", HostMetrics(agent))
         metrics.state = lambda: "taking part" if agent.has_joined else "waiting for the coordinator"
         _logger.info(f"joining the coordinator at {coordinator} as {address}")
         final_state = _run_until_left(agent, options, identify)

@@ -13,7 +13,6 @@ The run itself reads neither file, so a full disk costs only these records.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
@@ -31,8 +30,8 @@ from crossfade.trainer.runs.events import (
     CommandEnded,
     CommandStarted,
     Event,
+    EventLog,
     FailureEvent,
-    HostExcluded,
     HostsMissing,
     KernelsDiffer,
     PhaseEvent,
@@ -50,7 +49,7 @@ STATE_SECONDS = 1.0
 """Seconds between two versions of state.json."""
 JOB_EVENTS = (
     *(FailureEvent, RestartEvent, ResumeEvent, BackoffEvent),
-    *(WaitingForHosts, HostsMissing, HostExcluded, KernelsDiffer),
+    *(WaitingForHosts, HostsMissing, KernelsDiffer),
 )
 """The events that ``processes.jsonl`` keeps: those of the job and its processes, not of its training."""
 
@@ -94,6 +93,7 @@ class StateWriter:
             self._append(event)
 
     def __enter__(self) -> Self:
+        self._log = EventLog(self._folder.path / PROCESSES_FILE, lambda _: None)
         self._append(CommandStarted(**self._command))
         self._write()
         self._thread.start()
@@ -102,6 +102,7 @@ class StateWriter:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._log.close()
 
     def fail(self, error: BaseException) -> None:
         """Write that the run has ended because of ``error``; write nothing afterwards."""
@@ -151,11 +152,5 @@ class StateWriter:
             self._folder.write_state({**header, **state})
 
     def _append(self, event: Event) -> None:
-        """Append a line; start a new one if a writer that was killed left the last line incomplete."""
-        line = json.dumps(to_record(event)).encode() + b"\n"
-        # On a full disk a line is missing, or incomplete and then skipped by readers.
-        path = self._folder.path / PROCESSES_FILE
-        with self._append_lock, suppress(OSError), path.open("ab+", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            file.write(line if file.read(1) in {b"", b"\n"} else b"\n" + line)
+        with self._append_lock:
+            self._log.write(event)

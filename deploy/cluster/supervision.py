@@ -8,24 +8,33 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import ClusterError, CrossfadeError, InputError, Option
+from crossfade.base.errors import ClusterError, InputError, Option
 from crossfade.deploy.aws.spot import SpotMonitor
 from crossfade.deploy.cluster.agent import POLL_SECONDS, Agent, job_digest
 from crossfade.deploy.cluster.coordinator import Coordinator
 from crossfade.deploy.cluster.coordinator_http import read_token, serve_coordinator
 from crossfade.deploy.cluster.job_state import FINISHED, GenerationSpec, State
-from crossfade.deploy.cluster.process_metrics import HostMetrics, JobMetrics, target
+from crossfade.deploy.cluster.process_metrics import JobMetrics, target
 from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
 from crossfade.deploy.cluster.state_writer import StateWriter
-from crossfade.deploy.topology import Address, host_address, scheduler_address
+from crossfade.deploy.topology import Address, free_address
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.monitoring.http import MetricsEndpoint
-from crossfade.trainer.runs.events import Event, EventSink, ListeningEvent, MetricsAddress, ReportEvent, event_recorder
+from crossfade.trainer.runs.events import (
+    Event,
+    EventSink,
+    ListeningEvent,
+    MetricsAddress,
+    ReportEvent,
+    RestartEvent,
+    event_recorder,
+)
 from crossfade.trainer.runs.resumption import find_start, last_saved_step
 from crossfade.trainer.runs.run_folder import REPORT_FILE, RunFolder
 
@@ -35,10 +44,6 @@ REPORT_TIMEOUT_SECONDS = 10.0
 
 class JobStopped(Exception):  # noqa: N818 - as requested, so not an error
     """The job has stopped as requested; the message describes how."""
-
-
-class JobInterrupted(JobStopped):
-    """The job has stopped because this host is about to be reclaimed; the message describes how."""
 
 
 def check_hosts(cluster: ClusterConfig) -> None:
@@ -62,10 +67,7 @@ def check_hosts(cluster: ClusterConfig) -> None:
             "cluster.coordinator_address, as in ",
             Option("set", "cluster.coordinator_address=10.0.0.1:7070"),
         )
-    if cluster.workers_hold_tables:
-        host_address(cluster)
-    else:
-        scheduler_address(cluster)
+    free_address(cluster)
 
 
 def is_loopback(host: str) -> bool:
@@ -81,7 +83,6 @@ def run_job(
     state: StateWriter,
     *,
     resume: bool,
-    allow_restart: bool,
     stop_requested: Callable[[], bool],
     spot: SpotMonitor | None = None,
 ) -> dict[str, Any]:
@@ -96,14 +97,13 @@ def run_job(
         listener: exposes the job's metrics and scrape targets.
         state: writes the job's state to the run folder.
         resume: start from the newest checkpoint, where there is one.
-        allow_restart: start over at step 0 where the run has saved checkpoints, but none is usable.
         stop_requested: whether to stop the job; called many times a second.
         spot: reports when this host is about to be reclaimed.
 
     Raises:
         InputError: a role found the input wrong, or another command has taken the run over.
         ClusterError: restarts did not help.
-        JobStopped: a stop was requested, or (JobInterrupted) this host is about to be reclaimed.
+        JobStopped: a stop was requested, or this host is about to be reclaimed.
     """
     coordinator = _make_coordinator(job, folder, resume)
     with ExitStack() as stack:
@@ -112,17 +112,16 @@ def run_job(
         _expose(job, coordinator, agent, listener, state)
         agent.run_once()  # joins before others can
         _listen(job, coordinator, emit, stack)
-        rendezvous, restarts = _serve_rendezvous(job, stack), _RestartLog(folder)
-        start_finder = StartFinder(job, folder, resume, rendezvous, allow_restart=allow_restart)
+        rendezvous, restarts = _serve_rendezvous(job, stack), folder.restarts()
+        start_finder = StartFinder(job, folder, resume, rendezvous)
         while coordinator.state not in FINISHED or agent.final_state is None or coordinator.remote_hosts():
             agent.run_once()
             folder.lock.check_owned()  # since this process may have been frozen
             _advance(coordinator, stop_requested)
             start_finder.run_once(coordinator)
-            restarts.update(coordinator)
-            _publish_events(coordinator, state, emit)
+            _publish_events(coordinator, folder, state, emit, restarts)
     _raise_unless_done(coordinator, stop_requested())
-    return _complete_report(folder, restarts.all_of(coordinator))
+    return _complete_report(folder, restarts)
 
 
 def _advance(coordinator: Coordinator, stop_requested: Callable[[], bool]) -> None:
@@ -147,7 +146,7 @@ def _local_agent(job: JobConfig, folder: RunFolder, coordinator: Coordinator, sp
     return Agent(
         folder,
         coordinator.handle_heartbeat,
-        host_address(job.cluster),
+        free_address(job.cluster).host,
         identity=coordinator.local_agent,
         heartbeat_seconds=0.0,  # a call costs nothing, so each run_once makes one
         lease_seconds=float("inf"),
@@ -157,7 +156,7 @@ def _local_agent(job: JobConfig, folder: RunFolder, coordinator: Coordinator, sp
 
 def spot_callbacks(spot: SpotMonitor | None) -> dict[str, Any]:
     """Return the arguments by which an ``Agent`` learns of spot notices."""
-    return {} if spot is None else {"interruption_notice": spot.notice, "checkpoints_requested": spot.recommendations}
+    return {} if spot is None else {"interruption_notice": spot.notice}
 
 
 def _listen(job: JobConfig, coordinator: Coordinator, emit: EventSink, stack: ExitStack) -> None:
@@ -173,7 +172,7 @@ def _serve_rendezvous(job: JobConfig, stack: ExitStack) -> Rendezvous | None:
     """Serve a rendezvous until ``stack`` closes, if the workers connect to each other."""
     if not (job.cluster.workers_hold_tables or job.needs_horovod):
         return None
-    return stack.enter_context(serve_rendezvous(host_address(job.cluster), job.cluster.workers))
+    return stack.enter_context(serve_rendezvous(free_address(job.cluster).host))
 
 
 def _event_writer(folder: RunFolder, emit: EventSink, stack: ExitStack) -> EventSink:
@@ -191,12 +190,6 @@ def _event_writer(folder: RunFolder, emit: EventSink, stack: ExitStack) -> Event
     return take
 
 
-def _publish_events(coordinator: Coordinator, state: StateWriter, emit: EventSink) -> None:
-    for event in coordinator.take_events():
-        state.take(event)
-        emit(event)
-
-
 def _expose(
     job: JobConfig, coordinator: Coordinator, agent: Agent, listener: MetricsEndpoint, state: StateWriter
 ) -> None:
@@ -206,18 +199,15 @@ def _expose(
         here = [("coordinator", agent.host, listener.address)] if listener.address else []
         return [target(job.name, *found) for found in [*here, *coordinator.scrape_targets()]]
 
-    state.watch(lambda: _job_status(coordinator))
+    def status() -> dict[str, Any]:
+        processes = coordinator.processes()
+        return {"state": coordinator.state.value, "generation": coordinator.generation, "processes": processes}
+
+    state.watch(status)
     listener.metrics.register("job", JobMetrics(coordinator, job.cluster))
-    listener.metrics.register("host", HostMetrics(agent))
     listener.metrics.state = lambda: coordinator.state.value
     listener.metrics.set_identity()
     listener.targets = targets
-
-
-def _job_status(coordinator: Coordinator) -> dict[str, Any]:
-    generation, processes = coordinator.generation, coordinator.processes()
-    status = coordinator.status()
-    return {"state": status["state"], "generation": generation, "processes": processes, "warnings": status["warnings"]}
 
 
 def _raise_unless_done(coordinator: Coordinator, stop_requested: bool) -> None:
@@ -226,28 +216,21 @@ def _raise_unless_done(coordinator: Coordinator, stop_requested: bool) -> None:
         raise coordinator.error()
     if coordinator.state is State.STOPPED:
         notice = None if stop_requested else coordinator.interruption_notice()
-        raise JobInterrupted(f"{coordinator.message}: {notice}") if notice else JobStopped(coordinator.message)
+        raise JobStopped(f"{coordinator.message}: {notice}" if notice else coordinator.message)
 
 
-class _RestartLog:
-    """Keeps a run's restarts in its folder, so that a later command that resumes the run reports them too."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._earlier = folder.restarts()
-        self._written = self._earlier
-
-    def all_of(self, coordinator: Coordinator) -> list[dict[str, Any]]:
-        """Return the restarts of earlier commands and of ``coordinator``."""
-        return [*self._earlier, *(dict(vars(restart)) for restart in coordinator.restarts)]
-
-    def update(self, coordinator: Coordinator) -> None:
-        """Write the restarts if there is a new one."""
-        restarts = self.all_of(coordinator)
-        if restarts != self._written:
-            self._written = restarts
+def _publish_events(
+    coordinator: Coordinator, folder: RunFolder, state: StateWriter, emit: EventSink, restarts: list[dict[str, Any]]
+) -> None:
+    """Pass on the events since the last call, and record each restart; ``step`` is the step that had been reached."""
+    for event in coordinator.take_events():
+        state.take(event)
+        emit(event)
+        if isinstance(event, RestartEvent):
+            record = event.model_dump(include={"generation", "cause", "lost_steps", "lost_seconds"})
+            restarts.append({**record, "step": event.step + (event.lost_steps or 0)})
             with suppress(OSError):  # a full disk costs only this record
-                self._folder.write_restarts(restarts)
+                folder.write_restarts(restarts)
 
 
 def _complete_report(folder: RunFolder, restarts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -266,74 +249,47 @@ def _complete_report(folder: RunFolder, restarts: list[dict[str, Any]]) -> dict[
 class StartFinder:
     """Gives the coordinator a start whenever it is preparing a generation."""
 
-    def __init__(
-        self,
-        job: JobConfig,
-        folder: RunFolder,
-        resume: bool,
-        rendezvous: Rendezvous | None = None,
-        *,
-        allow_restart: bool = False,
-    ) -> None:
-        """Search the checkpoints of ``job``; without ``resume`` the first generation starts from none.
-
-        ``allow_restart`` is as in ``find_start``.
-        """
+    def __init__(self, job: JobConfig, folder: RunFolder, resume: bool, rendezvous: Rendezvous | None = None) -> None:
+        """Search the checkpoints of ``job``; without ``resume`` the first generation starts from none."""
         self._job, self._resume, self._rendezvous = job, resume, rendezvous
-        self._run_dir, self._allow_restart = folder.path, allow_restart
+        self._run_dir = folder.path
         self._checkpoints = RunFolder(Path(folder.path).absolute()).checkpoints(job)
-        self._searching = False
-        self._result: GenerationSpec | Exception | None = None
+        self._search: Future[GenerationSpec] | None = None
 
     def run_once(self, coordinator: Coordinator) -> None:
         """Start a search if ``coordinator`` is preparing, and hand over the result of one that has finished."""
-        if coordinator.state is State.PREPARING and not self._searching:
-            self._searching, self._result = True, None
+        if coordinator.state is State.PREPARING and self._search is None:
+            self._search = Future()
             fresh = coordinator.generation == 0 and not self._resume
             # A daemon: a job that is stopped does not wait for it.
-            threading.Thread(target=self._search, args=(coordinator.rejected_checkpoints, fresh), daemon=True).start()
-        result = self._result
-        if result is not None:
-            self._searching, self._result = False, None
-            if isinstance(result, Exception):
-                coordinator.start_failed(result)
+            arguments = (self._search, coordinator.rejected_checkpoints, fresh)
+            threading.Thread(target=self._run_search, args=arguments, daemon=True).start()
+        if self._search is not None and self._search.done():
+            error, search, self._search = self._search.exception(), self._search, None
+            if isinstance(error, Exception):
+                coordinator.start_failed(error)
             else:
-                coordinator.start_generation(result)
+                coordinator.start_generation(search.result())
 
-    def _search(self, rejected: frozenset[str], fresh: bool) -> None:
+    def _run_search(self, search: Future[GenerationSpec], rejected: frozenset[str], fresh: bool) -> None:
         try:
-            checkpoint, step, skipped = (None, 0, []) if fresh else self._find_checkpoint(rejected)
-            rendezvous = self._rendezvous.new_generation() if self._rendezvous else None
-            self._result = GenerationSpec(self._scheduler(), checkpoint, step, skipped, rendezvous)
-        except (CrossfadeError, OSError) as error:
-            self._result = error
-        except Exception as error:  # an internal error must not leave the job waiting forever
-            self._result = ClusterError(f"{type(error).__name__}: {error}")
+            search.set_result(self._find_start(rejected, fresh))
+        except Exception as error:  # an internal error, too, must not leave the job waiting forever
+            search.set_exception(error)
 
-    def _find_checkpoint(self, rejected: frozenset[str]) -> tuple[str | None, int, list[str]]:
-        return find_start_checkpoint(self._checkpoints, rejected, self._run_dir, allow_restart=self._allow_restart)
+    def _find_start(self, rejected: frozenset[str], fresh: bool) -> GenerationSpec:
+        checkpoint, skipped = None, list[str]()
+        if not fresh:
+            checkpoint, skipped = find_start(self._checkpoints, rejected, saved_step=last_saved_step(self._run_dir))
+        uri, step = (checkpoint.uri, checkpoint.manifest.step) if checkpoint else (None, 0)
+        rendezvous = self._rendezvous.new_generation() if self._rendezvous else None
+        return GenerationSpec(self._scheduler(), uri, step, skipped, rendezvous)
 
     def _scheduler(self) -> Address | None:
         if self._job.cluster.workers_hold_tables:
             return None
         try:
-            return scheduler_address(self._job.cluster)
+            return free_address(self._job.cluster)
         except InputError as error:
             # The address was usable when the job started, so it may be again.
             raise ClusterError(str(error)) from error
-
-
-def find_start_checkpoint(
-    checkpoints: str, rejected: frozenset[str], run_dir: Path, *, allow_restart: bool
-) -> tuple[str | None, int, list[str]]:
-    """Return the newest complete checkpoint that is not ``rejected``, its step, and why newer ones were skipped.
-
-    The event log in ``run_dir`` has whether the run has saved checkpoints; ``allow_restart`` is as in ``find_start``.
-
-    Raises:
-        InputError: ``checkpoints`` is not the name of a folder, or none of the run's checkpoints is usable.
-        CheckpointError: it cannot be read.
-    """
-    saved_step = last_saved_step(run_dir)
-    checkpoint, skipped = find_start(checkpoints, rejected, saved_step=saved_step, allow_restart=allow_restart)
-    return (checkpoint.uri, checkpoint.manifest.step, skipped) if checkpoint else (None, 0, skipped)

@@ -1,4 +1,4 @@
-"""Serve the dashboard over HTTP, and beside a training, in a process that ends with it.
+"""Serve the dashboard over HTTP.
 
     serve(DashboardOptions.of(port=8050), print)
 
@@ -8,25 +8,17 @@ uvicorn and Dash are imported only when the page is served.
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import closing
 
 from crossfade.base.errors import MissingExtraError
-from crossfade.base.io.temporary_folder import delete_abandoned_folders
-from crossfade.deploy.cluster.role_variables import AGENT_VARIABLE
 from crossfade.deploy.dashboard.options import DashboardOptions
 from crossfade.deploy.web.listening import UVICORN_OPTIONS, bound_socket, url_of
 
 _DRAIN_SECONDS = 2
 _SWITCH_SECONDS = 0.001
 """Seconds after which Python switches threads: the event loop, which answers ``/healthz``, waits for several."""
-_SAFE_PATH = "-P"
-"""Python's option that keeps the current folder, which may contain another trainer/, off the import path."""
 
 
 def serve(options: DashboardOptions, on_listening: Callable[[str], None]) -> None:
@@ -58,37 +50,3 @@ def serve(options: DashboardOptions, on_listening: Callable[[str], None]) -> Non
         listener.listen(UVICORN_OPTIONS["backlog"])
         on_listening(url_of(listener))
         server.run(sockets=[listener])
-
-
-@contextmanager
-def serve_sidecar(run_dir: Path, port: int, log: Callable[[str], None]) -> Iterator[None]:
-    """Serve the page of the run in ``run_dir`` at ``port`` (0: a free one) of loopback while the context lasts.
-
-    ``log`` receives the line with the page's URL. A page that cannot be served prints its error to stderr and leaves
-    the training undisturbed.
-    """
-    process = subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, _SAFE_PATH, "-m", "crossfade", "dashboard", str(run_dir), "--port", str(port)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, AGENT_VARIABLE: str(os.getpid())},
-        start_new_session=True,  # a terminal's Ctrl-C reaches only the training
-    )
-    assert process.stdout is not None
-    lines = process.stdout
-
-    def forward_output() -> None:
-        for line in lines:
-            log(line.rstrip("\n"))
-
-    reader = threading.Thread(target=forward_output, name="dashboard", daemon=True)
-    reader.start()
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
-        delete_abandoned_folders()
-        reader.join()
-        lines.close()

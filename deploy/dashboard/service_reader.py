@@ -38,9 +38,7 @@ class ServiceSummary:
     name: str
     path: str
     records: list[VersionRecord]
-    """All versions that were decided on, the oldest first, without their files."""
-    file_counts: dict[int, int]
-    """How many event files each version took, by its number."""
+    """All versions that were decided on, the oldest first."""
     served: int | None
     """The version that servers follow."""
     since: float | None
@@ -80,10 +78,7 @@ class ServiceSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields and the state as JSON values, and versions with the number of their files."""
-        versions = [
-            {**record.model_dump(mode="json"), "files": self.file_counts.get(record.number, 0)}
-            for record in self.records
-        ]
+        versions = [{**record.model_dump(mode="json"), "files": len(record.files)} for record in self.records]
         fields = ("name", "path", "state", "served", "since", "newest", "age_seconds")
         return {
             **{name: getattr(self, name) for name in fields},
@@ -116,7 +111,6 @@ class ServiceReader:
             name=self.name,
             path=str(self.path),
             records=records,
-            file_counts=self._reader.file_counts,
             served=served,
             since=since,
             newest=newest,
@@ -176,7 +170,7 @@ def version_row(service: ServiceSummary, record: VersionRecord) -> list[str]:
         service.status(record),
         record.metric,
         f"{record.events:,}",
-        f"{service.file_counts.get(record.number, 0):,}",
+        f"{len(record.files):,}",
         decimals(record.before),
         decimals(record.after),
         duration(sum(record.seconds.values())),

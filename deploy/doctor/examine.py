@@ -139,7 +139,6 @@ def _try_folder(uri: str, *, is_written: bool) -> Finding:
     """List the folder ``uri`` and, if training writes there, write, read, and delete a probe object."""
     folder, probe, action = Folder(uri), f".crossfade-doctor-{uuid.uuid4().hex}", "list"
     try:
-        folder.check_bucket()
         folder.names()
         if is_written:
             action = "write"
@@ -148,8 +147,7 @@ def _try_folder(uri: str, *, is_written: bool) -> Finding:
             if folder.read(probe) != _PROBE:
                 raise InputError("an object has other bytes than were written; look at what serves S3")
             action = "delete"
-            # Without boto3 an empty object stays, as pyarrow keeps the folder of a file.
-            folder.remove(probe, folder.version(probe) if find_spec("boto3") is not None else None)
+            folder.remove(probe)
     except (CrossfadeError, OSError) as error:
         reason = error.worded(as_typed) if isinstance(error, CrossfadeError) else str(error)
         where, _, rest = reason.partition(": ")

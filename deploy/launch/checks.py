@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from crossfade.base.errors import Option
-
 if TYPE_CHECKING:
     from crossfade.deploy.capacity.plan_inputs import PlanInputs
     from crossfade.trainer.config.schema import JobConfig
@@ -16,19 +14,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-def check_runnable(
-    job: JobConfig,
-    folder: RunFolder,
-    progress: ProgressReporter,
-    *,
-    resume: bool,
-    allow_restart: bool = False,
-    dashboard: int | None = None,
-) -> PlanInputs:
+def check_runnable(job: JobConfig, folder: RunFolder, progress: ProgressReporter, *, resume: bool) -> PlanInputs:
     """Reject a job that cannot run here, before an earlier run is touched; return its inputs, and the resolved job.
-
-    ``allow_restart`` is whether a run that resumes may start over; ``dashboard`` is the port of the run's page, if it
-    is to be served.
 
     Raises:
         InputError: the dataset, the options, or the machine do not fit the job.
@@ -44,8 +31,6 @@ def check_runnable(
     if warning := check_fits_this_machine(inputs):
         _logger.warning(warning)
     _check_runtime(job)
-    if dashboard is not None:
-        _check_dashboard_port(dashboard)
     if job.checkpoint.warm_start_from is not None:
         from crossfade.trainer.training.restore import open_warm_start
 
@@ -58,7 +43,7 @@ def check_runnable(
             _logger.info(f"model.start: {found:,} of {rows:,} rows of {name} begin with given vectors")
     if resume:
         # Before the check below, which would create the folder of a disk that is not mounted.
-        _check_resumable(inputs, folder, allow_restart=allow_restart)
+        _check_resumable(inputs, folder)
     if job.checkpoint.path is not None and not folder.contains(job.checkpoint.path):
         # A new run owns none of the checkpoints that may be there; only a resumed run does.
         run_id = folder.run_id() if resume and folder.has_run_id() else None
@@ -68,15 +53,7 @@ def check_runnable(
     return inputs
 
 
-def _check_dashboard_port(port: int) -> None:
-    """Reject a port in use on loopback: the run would go on without its page."""
-    from crossfade.deploy.topology import Address, check_free_port
-
-    fix = "name another port, or none to use a free one"
-    check_free_port(Option("dashboard", port), Address("127.0.0.1", port), fix)
-
-
-def _check_resumable(inputs: PlanInputs, folder: RunFolder, *, allow_restart: bool) -> None:
+def _check_resumable(inputs: PlanInputs, folder: RunFolder) -> None:
     """Reject a run whose files cannot be read, whose checkpoints are lost, or whose dataset has changed."""
     from crossfade.base.errors import CheckpointError, InputError
     from crossfade.trainer.data.manifest import data_fingerprint
@@ -93,7 +70,7 @@ def _check_resumable(inputs: PlanInputs, folder: RunFolder, *, allow_restart: bo
                 _logger.warning(f"{key} was {before[key]:g} and is {now[key]:g} from here on")
     checkpoints = folder.checkpoints(job)
     try:
-        start, _ = find_start(checkpoints, saved_step=last_saved_step(folder.path), allow_restart=allow_restart)
+        start, _ = find_start(checkpoints, saved_step=last_saved_step(folder.path))
     except CheckpointError as error:
         raise InputError(f"checkpoint.path: {checkpoints} cannot be read: {error.__cause__ or error}") from error
     if start is not None:

@@ -43,9 +43,6 @@ class Display(Protocol):
     def show(self, event: Event) -> None:
         """Show one event."""
 
-    def finish(self, report: dict[str, Any]) -> None:
-        """Show how the run with this report ended."""
-
 
 def wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
     """Wait while another process runs in ``folder``; return how it ended, or None if there is a run to resume.
@@ -69,17 +66,13 @@ def wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What surrounds a run: metrics endpoint, spot monitor, state file, whether it resumes, and what to print first.
-
-    ``allow_restart`` is whether a run that resumes may start over, as in ``find_start``.
-    """
+    """What surrounds a run: metrics endpoint, spot monitor, state file, whether it resumes, and what to print first."""
 
     listener: MetricsEndpoint
     spot: SpotMonitor | None
     state: StateWriter
     resume: bool
     note: str | None = None
-    allow_restart: bool = False
 
 
 def note_without_valid(job: JobConfig, inputs: PlanInputs) -> str | None:
@@ -165,7 +158,6 @@ def run_in_folder(
         with display, context.state:
             try:
                 report = _train(job, folder, show, context)
-                display.finish(report)
             except BaseException as error:
                 if folder.lock.is_owned():
                     if isinstance(error, StopSignal | SpotInterruption):
@@ -235,10 +227,9 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
             on_event=take,
             log=_logger.info,
             stop_requested=stop_requested,
-            checkpoints_requested=spot.recommendations if spot else lambda: 0,
             metrics=context.listener.metrics,
         )
-        report = run_in_process(job, folder, hooks, resume=context.resume, allow_restart=context.allow_restart)
+        report = run_in_process(job, folder, hooks, resume=context.resume)
     if not isinstance(report, StopResult):
         return report
     stopper.check(report.explain(), _RESUME)
@@ -280,16 +271,13 @@ def _train_distributed(job: JobConfig, folder: RunFolder, show: EventSink, conte
                 context.listener,
                 context.state,
                 resume=context.resume,
-                allow_restart=context.allow_restart,
                 stop_requested=lambda: stopper.number is not None,
                 spot=context.spot,
             )
-        except supervision.JobInterrupted as interrupted:
-            raise SpotInterruption(str(interrupted), _RESUME) from None
         except supervision.JobStopped as stopped:
             how = (str(stopped), _RESUME)
     stopper.check(*how)
-    raise AssertionError("stopped without a request")
+    raise SpotInterruption(*how)
 
 
 def _print_addresses(context: RunContext, folder: RunFolder) -> None:

@@ -1,7 +1,7 @@
 """One training of a tuning study: a run of ``crossfade train`` in a child process, which leaves metrics only.
 
 run = TrialRun(study_folder, "trial-0003", process)
-exit_code = run.train(["optimizer.learning_rate=0.02"], watch=lambda epochs: False)
+exit_code = run.train(["optimizer.learning_rate=0.02"], stop_requested=lambda: False, on_epochs=print)
 run.valid_metric("ndcg@10")
 
 STUDY/  trial-0003/  trial-0003.log
@@ -20,14 +20,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from crossfade.base.errors import InputError
-from crossfade.base.io.disk_errors import disk_of
-from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.runs.run_folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 
 _POLL_SECONDS = 0.5
@@ -39,12 +36,6 @@ _OVERRIDES = (
 )
 """A trial leaves metrics and no embeddings, so it is not evaluated on the test split either."""
 
-_LOG_BYTES = 1 << 16
-"""Free space below which a full disk explains an empty log, in bytes."""
-
-EpochRecord = dict[str, Any]
-"""An ``EpochEvent`` of ``events.jsonl``."""
-
 
 class TrialProcess:
     """Trains in child processes, one training at a time. They end when this process does, or at ``close``."""
@@ -54,32 +45,26 @@ class TrialProcess:
         self._host: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[bytes | None] = queue.Queue()
 
-    def train(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool], *, warm: bool) -> int:
+    def train(self, arguments: Sequence[str], log: Path, stop_requested: Callable[[], bool]) -> int:
         """Run ``crossfade train`` with ``arguments``, append its output to ``log``, and return its exit code.
 
-        ``watch`` is called twice a second, and returns whether to stop the training. ``warm`` is whether the process
-        may train others, before and after; a training with servers starts separate processes anyway.
+        ``stop_requested`` is called twice a second, and returns whether to stop the training.
         """
         log.touch()
-        if not warm:
-            self.close()
         host = self._host_for(log)
         request = json.dumps({"arguments": list(arguments), "log": str(log)}) + "\n"
         with suppress(BrokenPipeError):  # it has been killed just now, so its answer is that it has ended
             host.stdin.write(request.encode())  # type: ignore[union-attr]
-        is_reusable = False  # after an error of ``watch``, the next training would get the answer to this one
         try:
-            code = self._await_answer(host, watch)
-            is_reusable = warm
-            return code
-        finally:
-            if not is_reusable:
-                self.close()
+            return self._await_answer(host, stop_requested)
+        except BaseException:
+            self.close()  # the next training would get the answer to this one
+            raise
 
-    def _await_answer(self, host: subprocess.Popen[bytes], watch: Callable[[], bool]) -> int:
+    def _await_answer(self, host: subprocess.Popen[bytes], stop_requested: Callable[[], bool]) -> int:
         is_stopping = False
         while True:
-            if not is_stopping and (is_stopping := watch()):
+            if not is_stopping and (is_stopping := stop_requested()):
                 host.terminate()
             try:
                 answer = self._answers.get(timeout=None if is_stopping else _POLL_SECONDS)
@@ -126,10 +111,9 @@ def _read(stdout: IO[bytes], answers: queue.Queue[bytes | None]) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-    if process.poll() is None:
-        process.terminate()
+    assert process.stdin is not None
+    process.stdin.close()
+    process.terminate()
     process.wait()
 
 
@@ -146,34 +130,27 @@ class TrialRun:
         """Epochs that have ended."""
 
     def train(
-        self, overrides: Sequence[str], watch: Callable[[list[EpochRecord]], bool], on_epochs: Callable[[int], None]
+        self, overrides: Sequence[str], stop_requested: Callable[[], bool], on_epochs: Callable[[int], None]
     ) -> int:
         """Train the study's job with ``overrides``, or resume, and return the exit code.
 
-        ``watch`` is called twice a second with the epochs that have ended since, first with all that are logged, and
-        returns whether to stop the training, after a checkpoint. ``on_epochs`` receives how many these are; epochs
-        that a run repeats as it resumes count once.
+        ``stop_requested`` is called twice a second, and returns whether to stop the training, after a checkpoint.
+        ``on_epochs`` receives how many epochs have ended since it was last called; epochs that a run repeats as it
+        resumes count once.
         """
         reader = _Epochs(self._folder.path / EVENTS_FILE)
 
         def look() -> bool:
-            epochs = list(reader.read())
-            newest = max([self.epochs, *(epoch["epoch"] for epoch in epochs)])
+            newest = max(self.epochs, reader.read())
             on_epochs(newest - self.epochs)
             self.epochs = newest
-            return watch(epochs)
+            return stop_requested()
 
         settings = [*_OVERRIDES, *overrides]
         arguments = [str(self._job), "--run-dir", str(self._folder.path), "--resume"]
         arguments += [word for each in settings for word in ("--set", each)]
-        self._exit_code = self._process.train(arguments, self._log, look, warm=not self._is_distributed(settings))
+        self._exit_code = self._process.train(arguments, self._log, look)
         return self._exit_code
-
-    def _is_distributed(self, settings: Sequence[str]) -> bool:
-        try:
-            return load_job(self._job, settings).cluster.is_distributed
-        except InputError:  # the values of a trial may exclude each other; its training reports it
-            return False
 
     @property
     def path(self) -> Path:
@@ -207,8 +184,6 @@ class TrialRun:
         text = self._log.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         cause = lines[-1].removeprefix("crossfade: error: ") if lines else f"no output, exit code {self._exit_code}"
-        if not lines and shutil.disk_usage(self._log.parent).free < _LOG_BYTES:
-            cause = f"no output: no space is left on the disk of {disk_of(self._log)}"
         if self._exit_code < 0:
             cause = f"killed by {signal.Signals(-self._exit_code).name}"
         return f"{cause} (log: {self._log})"
@@ -219,12 +194,12 @@ class _Epochs:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0
+        self._offset = self._newest = 0
 
-    def read(self) -> Iterator[EpochRecord]:
-        """Yield the epochs that have been logged since the last call."""
+    def read(self) -> int:
+        """Return the newest epoch that has ended; 0 if none has."""
         if not self._path.exists():
-            return
+            return self._newest
         with self._path.open("rb") as file:
             file.seek(self._offset)
             for line in file:
@@ -233,4 +208,5 @@ class _Epochs:
                 self._offset += len(line)
                 record = json.loads(line)
                 if record["event"] == "epoch":
-                    yield record
+                    self._newest = max(self._newest, record["epoch"])
+        return self._newest

@@ -17,8 +17,6 @@ from pathlib import Path
 
 from crossfade.base.errors import InputError, OptionError, command
 from crossfade.base.io.folder import Folder
-from crossfade.deploy.refresh.event_files import SET_ASIDE_FILE
-from crossfade.deploy.refresh.last_failure import FAILURE_FILE
 from crossfade.deploy.refresh.remote import locked_versions
 from crossfade.deploy.refresh.versions import ServiceVersions
 from crossfade.trainer.data.manifest import read_manifest
@@ -92,8 +90,6 @@ def _check_rest(versions: ServiceVersions, planned: list[PlannedDeletion]) -> No
 def _discard_unfinished(versions: ServiceVersions) -> None:
     """Delete a version that is not decided on, and what killed processes have left."""
     versions.discard(versions.next_number)
-    for name in (SET_ASIDE_FILE, FAILURE_FILE):  # messages may have IDs
-        (versions.folder / name).unlink(missing_ok=True)
     for path in versions.folder.glob(".version-*"):
         if path.is_dir():
             shutil.rmtree(path)

@@ -18,23 +18,22 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, command
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, command, escape_unprintable
 from crossfade.base.io.durable_file import link_or_copy, replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.replacing import replace_folder
-from crossfade.base.io.writer_lock import LOCK_NAME, BusyError
+from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.base.options import alternatives
 from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
-from crossfade.deploy.refresh.event_files import Arrivals, describe_change, find_arrivals, find_event_files, set_aside
-from crossfade.deploy.refresh.last_failure import clear_failure, failure_message, note_failure
+from crossfade.deploy.refresh.event_files import Arrivals, find_arrivals, find_changed, find_event_files
 from crossfade.deploy.refresh.remote import locked_versions, set_remote
-from crossfade.deploy.refresh.service_file import ServiceConfig, setting
+from crossfade.deploy.refresh.service_file import ServiceConfig
 from crossfade.deploy.refresh.versions import PLAN_FILE, Plan, ServiceVersions, VersionRecord
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -43,9 +42,12 @@ from crossfade.trainer.prepare.faults import FaultyFilesError
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.options import CompactOptions
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.runs.run_folder import JOB_FILE
+from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 from crossfade.trainer.runs.shown_metrics import error_of
 
+_RESOURCES = {"memory", "threads", "work_dir"}
+_COMPACT_AFTER = 24
+"""Datasets that extend each other until they are merged into one."""
 _logger = logging.getLogger(__name__)
 StopRequested = Callable[[], bool]
 
@@ -75,7 +77,7 @@ class RefreshedService:
             StorageUnavailableError: it is kept on S3, which does not answer.
         """
         set_remote(self.folder, self.config.remote)
-        with locked_versions(self.folder, progress, self.versions.known) as self.versions:
+        with locked_versions(self.folder, progress) as self.versions:
             yield
 
     def find_arrivals(self) -> Arrivals:
@@ -110,7 +112,7 @@ class RefreshedService:
             ClusterError: the training failed.
             CrossfadeError: there is not enough memory or disk space.
         """
-        with self._noting_failure(), self.locked(progress):
+        with self.locked(progress):
             self._check_deletion()
             with self._warning_of_failure("cleaned up"):
                 self.versions.clean(self.config.keep_versions)
@@ -118,40 +120,19 @@ class RefreshedService:
             with _timed(seconds, "prepare"):
                 prepared = self._plan_and_prepare(progress, again=publish)
             if prepared is None:
-                self._note_success()
                 return None
             plan, manifest = prepared
-            with _timed(seconds, "train"):
-                with deferred():
-                    report = self._train(plan, progress, stop_requested)
-                if report is None:
-                    return None
-                self._add_popularity(plan)
+            with _timed(seconds, "train"), deferred():
+                report = self._train(plan, progress, stop_requested)
+            if report is None:
+                return None
             record = self._decide(plan, manifest, report, seconds, publish=publish)
             self.versions.write(record)
             (self.folder / PLAN_FILE).unlink(missing_ok=True)
-            self._note_success()
             with self._warning_of_failure("compacted and cleaned up"):
                 self._compact(progress)
                 self.versions.clean(self.config.keep_versions)
         return record
-
-    @contextmanager
-    def _noting_failure(self) -> Iterator[None]:
-        """Record a failed attempt, which the status of the service shows. A busy lock is no failure."""
-        try:
-            yield
-        except BusyError:
-            raise
-        except Exception as error:
-            if self.folder.is_dir():
-                with self._warning_of_failure("noted as failed"):
-                    note_failure(self.folder, error)
-            raise
-
-    def _note_success(self) -> None:
-        with self._warning_of_failure("noted as successful"):
-            clear_failure(self.folder)
 
     def _plan_and_prepare(self, progress: ProgressReporter, *, again: bool) -> tuple[Plan, DatasetManifest] | None:
         """Plan the next version, and prepare its dataset, without files that cannot be read if they may be left out.
@@ -159,28 +140,36 @@ class RefreshedService:
         Raises:
             InputError: a file is invalid, or no file was ever found.
         """
-        while (plan := self._plan(again=again)) is not None:
+        plan = self._plan(again=again)
+        while plan is not None:
             try:
                 return plan, self._prepare(plan, progress)
             except FaultyFilesError as error:
-                if not self._set_aside(plan, error):
-                    raise
-        if self.arrivals is not None and len(self.arrivals.never_matched) == len(self.config.events):
-            raise InputError(self.arrivals.never_matched[0])
+                plan = self._set_aside(plan, error)
+        if self.arrivals is not None and not self.versions.records and self.arrivals.has_no_file:
+            raise InputError(f"{self.config.source}: events: no file matches {self.arrivals.unmatched[0]}")
         return None
 
-    def _set_aside(self, plan: Plan, error: FaultyFilesError) -> bool:
-        """Set the files aside that ``error`` names, and return whether others are left to make a version of.
+    def _set_aside(self, plan: Plan, error: FaultyFilesError) -> Plan:
+        """Return ``plan`` with the files that ``error`` names set aside, if others are left to make a version of.
 
         If all files are faulty, the options may be wrong, and no file waits for it.
+
+        Raises:
+            FaultyFilesError: no file may be set aside.
         """
-        if not self.config.sets_aside or not 0 < len(error.files) < len(plan.files):
-            return False
-        planned = {file.uri: file for file in plan.files}
-        names = {uri: str(file) for uri, file in self._found.items() if uri in planned}
-        faulty = {uri: (planned[uri], error.files[name]) for uri, name in names.items() if name in error.files}
-        set_aside(self.config, faulty, self._found)
-        return bool(faulty)
+        names = {uri: str(file) for uri, file in self._found.items()}
+        sound = [file for file in plan.files if not file.is_faulty]
+        faulty = {file.uri for file in sound if names.get(file.uri) in error.files}
+        if not self.config.sets_aside or not 0 < len(faulty) < len(sound):
+            raise error
+        for uri in sorted(faulty):
+            problem = error.files[names[uri]].removeprefix(f"{uri}: ")
+            _logger.warning(escape_unprintable(f"{uri}: is set aside until it changes: {problem}"))
+        files = [file.model_copy(update={"is_faulty": file.is_faulty or file.uri in faulty}) for file in plan.files]
+        plan = plan.model_copy(update={"files": files})
+        self.versions.write_plan(plan)
+        return plan
 
     def _check_deletion(self) -> None:
         """Check that no deletion of IDs was interrupted, whose IDs would be in the next version.
@@ -198,7 +187,7 @@ class RefreshedService:
         try:
             yield
         except (CrossfadeError, OSError) as error:
-            _logger.warning(f"{self.folder}: could not be {action}: {failure_message(error)}")
+            _logger.warning(f"{self.folder}: could not be {action}: {error}")
 
     def _plan(self, *, again: bool) -> Plan | None:
         """Return what the next version takes: as it was planned, unless its files have changed since.
@@ -212,7 +201,7 @@ class RefreshedService:
             plan = None  # it may have events of the IDs
         if plan is not None and plan.is_read and (plan.number, plan.base) == (self.versions.next_number, base):
             has_data = (self.versions.data_path(plan.number) / FILE_NAME).exists()
-            if has_data and describe_change(self.config, plan.files) is None:
+            if has_data and find_changed(self.config, plan.files) is None:
                 return plan
         files = []
         if not self.versions.must_forget:
@@ -231,42 +220,26 @@ class RefreshedService:
         Raises:
             InputError: a file is invalid, or was changed while it was read.
         """
-        out, base = self.versions.data_path(plan.number), None
+        out = self.versions.data_path(plan.number)
         if plan.is_read:
             return read_manifest(Folder(str(out)))
         self._found = find_event_files(self.config).files
-        files = [str(self._found[file.uri]) for file in plan.files if file.uri in self._found]
-        is_of_others = (out / FILE_NAME).exists() and read_manifest(Folder(str(out))).source.get("train") != files
-        if plan.files and is_of_others:
-            self.versions.discard(plan.number)  # it is of an earlier plan
+        files = [str(self._found[file.uri]) for file in plan.files if file.uri in self._found and not file.is_faulty]
         if not (out / FILE_NAME).exists():
-            if plan.base is not None and plan.files:
-                with self._warning_of_failure("compacted"):  # if that was interrupted after the version before
-                    self._compact(progress)
-                base = str(self.versions.base_path(plan.base))
             if plan.files:
-                self._read(plan, files, base, progress)
+                base = None if plan.base is None else str(self.versions.base_path(plan.base))
+                prepare(self.config.prepare_options(files, out, base), progress)
             else:
                 assert plan.base is not None
                 _copy_dataset(self.versions.data_path(plan.base), out)
-        if (change := describe_change(self.config, plan.files)) is not None:
+        if (changed := find_changed(self.config, plan.files)) is not None:
             self.versions.discard(plan.number)
-            raise InputError(change)
+            raise InputError(
+                f"{changed}: was changed or deleted while it was read, and is read again by the next attempt; write "
+                "event files under another name first, and rename them when they are complete"
+            )
         self.versions.write_plan(plan.model_copy(update={"is_read": True}))
         return read_manifest(Folder(str(out)))
-
-    def _read(self, plan: Plan, files: Sequence[str], base: str | None, progress: ProgressReporter) -> None:
-        """Prepare the files of ``plan`` that still exist.
-
-        Raises:
-            InputError: a file is invalid or, which may be why it is, has changed.
-        """
-        try:
-            prepare(self.config.prepare_options(files, self.versions.data_path(plan.number), base), progress)
-        except InputError as error:
-            if (change := describe_change(self.config, plan.files)) is not None:
-                raise InputError(change) from error
-            raise
 
     def _train(self, plan: Plan, progress: ProgressReporter, stop_requested: StopRequested) -> dict[str, Any] | None:
         """Train the version, or resume that, and return its report; None if a stop was requested.
@@ -275,37 +248,37 @@ class RefreshedService:
             ClusterError: the training failed.
         """
         run = TrialRun(self.folder.absolute(), self.versions.run_path(plan.number).name, self._process)
-        data = self.versions.data_path(plan.number).absolute()
-        settings = [setting("data.path", str(data)), *self.config.first_settings()]
-        if plan.base is not None:
-            checkpoints = self.versions.run_path(plan.base).absolute() / "checkpoints"
-            settings = [setting("data.path", str(data)), *self.config.increment_settings(str(checkpoints))]
-        if not plan.files:
-            settings += [setting("train.epochs", 1), setting("train.eval_every_epochs", 1)]  # it has seen these events
-        self._start_over_if_changed(plan, [self.config.job_text(), *settings], run)
+        self._start_over_if_changed(plan, self._job_of(plan), run)
         if run.is_finished:
             return run.report()
         progress.phase("train", None, "epoch")
-        code = run.train(settings, lambda _: stop_requested(), progress.advance)
+        code = run.train(["train.save_embeddings=best"], stop_requested, progress.advance)
         if code == 0:
             return run.report()
         if stop_requested():
             return None
         raise ClusterError(f"version {plan.number}: the training failed: {run.describe_failure()}")
 
-    def _add_popularity(self, plan: Plan) -> None:
-        if plan.base is not None and self.config.counts_popularity:
-            from crossfade.deploy.refresh.popularity import add_popularity  # loads kernels that rank
+    def _job_of(self, plan: Plan) -> str:
+        """Return the job file of the version."""
+        data = str(self.versions.data_path(plan.number).absolute())
+        if plan.base is None:
+            return self.config.first_job(data)
+        base = RunFolder(self.versions.run_path(plan.base).absolute())
+        popularity = base.report()["popularity"]
+        return self.config.next_job(
+            data,
+            str(base.path / "checkpoints"),
+            popularity and popularity["factor"],
+            epochs=None if plan.files else 1,  # the model has seen these events
+        )
 
-            base, run = map(self.versions.run_path, (plan.base, plan.number))
-            add_popularity(base, run, takes_events=bool(plan.files))
-
-    def _start_over_if_changed(self, plan: Plan, job: list[str], run: TrialRun) -> None:
+    def _start_over_if_changed(self, plan: Plan, job: str, run: TrialRun) -> None:
         """Discard a training that was started with another job: the file of the service has been edited since."""
         known = self.versions.plan()
         if known is None or known.job != job:
             run.discard()
-            replace_file(self.folder / JOB_FILE, self.config.job_text().encode())
+            replace_file(self.folder / JOB_FILE, job.encode())
             self.versions.write_plan(plan.model_copy(update={"is_read": True, "job": job}))
 
     def _decide(
@@ -342,7 +315,7 @@ class RefreshedService:
 
     def _compact(self, progress: ProgressReporter) -> None:
         """Merge the datasets of the current version into one, if they have become many."""
-        out = self.versions.compaction(self.config.compact_after)
+        out = self.versions.compaction(_COMPACT_AFTER)
         if out is not None:
             assert self.versions.current is not None
             data = str(self.versions.data_path(self.versions.current.number))
@@ -382,9 +355,6 @@ def _copy_dataset(source: Path, out: Path) -> None:
         # Files of datasets are replaced, never changed.
         shutil.copytree(source, staging, ignore=ignored, copy_function=link_or_copy, dirs_exist_ok=True)
         replace_folder(out, staging)
-
-
-_RESOURCES = {"memory", "threads", "work_dir"}
 
 
 @contextmanager

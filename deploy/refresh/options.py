@@ -40,7 +40,7 @@ class RefreshOptions(ServiceOptions):
         None, "go on until a signal arrives, and look for new events at this interval: 10m, 6h, 1d", value="TIME"
     )
     publish: bool = _service(False, "publish the next version even if it does not meet publish_if, and then stop")
-    status: bool = _service(False, "show the versions, which files wait, and the last failure; do nothing")
+    status: bool = _service(False, "show which files wait, and for what; do nothing")
     metrics_port: PortOrNone = _metrics(
         0,
         "while the command goes on, serve /metrics and /healthz on this port; 0 (default): a free one; none: do not",

@@ -25,20 +25,19 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from crossfade.base.errors import InputError, command
+from crossfade.base.errors import InputError
 from crossfade.base.io.durable_file import create_folder, replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.regular_files import FoundFile
 from crossfade.base.io.replacing import replace_folder
-from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.s3 import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer, path_lock
 from crossfade.base.json_text import validate_json
 from crossfade.deploy.refresh.versions import (
     FORGOTTEN_FILE,
     PLAN_FILE,
-    KnownRecords,
     ServiceVersions,
     VersionRecord,
 )
@@ -52,7 +51,7 @@ REMOTE_FILE = "remote.json"
 _NOT_COPIED = {LOCK_NAME, LOCK_FILE}
 _BUFFER_BYTES = 8 << 20
 _STREAMS = 4
-_RECORD = re.compile(r"version-[0-9]{6}\.json")
+_RECORD, _LOG = (re.compile(rf"version-[0-9]{{6}}\.{ending}") for ending in ("json", "log"))
 _State = tuple[int, float]
 """Bytes and time of a file on S3."""
 
@@ -77,10 +76,10 @@ class RemoteVersions(ServiceVersions):
     # ---- copies
 
     def pull(self) -> None:
-        """Bring the local folder in line with S3 or, if no version is there yet, S3 with the local folder.
+        """Bring the local folder in line with S3.
 
         Raises:
-            InputError: a record was damaged, or the folders are those of different services.
+            InputError: a record was damaged, or the folder is not a copy of what is on S3.
             OSError: S3 does not answer, or the disk is full.
         """
         for path in self.folder.glob(".version-*"):  # what a process that was killed has left of a dataset or a record
@@ -89,18 +88,16 @@ class RemoteVersions(ServiceVersions):
             else:
                 path.unlink()
         self._found = self._remote.files()
+        for name in [name for name in self._found if _LOG.fullmatch(name)]:  # of a service that was copied there
+            self._remote.remove(name)
+            del self._found[name]
         records = {name for name in self._found if _RECORD.fullmatch(name)}
         local = {path.name for path in self.record_paths()}
-        if CURRENT_FILE not in self._found and (not records or records < local or records == local):
-            self._push_all()
-            return
-        if CURRENT_FILE not in self._found and records != {f"{self.run_path(1).name}.json"}:
+        is_copy = bool(self._copied) or all(name in records and self._is_equal(name) for name in local)
+        if not is_copy or (local and not records):
             raise InputError(
-                f"{self._remote.uri}: another host has begun to move a service there; run {command('refresh')} on it"
-            )
-        if not self._copied and not all(name in records and self._is_equal(name) for name in local):
-            raise InputError(
-                f"{self.folder}: has other versions than {self._remote.uri}; name another folder, or another address"
+                f"{self.folder}: has other versions than {self._remote.uri}; name another folder or address, or copy "
+                "the folder there, such as by 'aws s3 sync'"
             )
         self._pull_records(records)
         for path in list(self.folder.iterdir()):
@@ -135,7 +132,8 @@ class RemoteVersions(ServiceVersions):
         self.__dict__.pop("records", None)
 
     def _next_of(self, records: AbstractSet[str]) -> int:
-        return 1 + max(int(name.removeprefix("version-").removesuffix(".json")) for name in records)
+        numbers = (int(name.removeprefix("version-").removesuffix(".json")) for name in records)
+        return 1 + max(numbers, default=0)
 
     def _delete_logs(self) -> None:
         """Delete the logs of versions that are deleted, which may have IDs that were forgotten since."""
@@ -178,25 +176,6 @@ class RemoteVersions(ServiceVersions):
 
     def _local_folders(self) -> list[str]:
         return [path.name for path in self.folder.iterdir() if path.is_dir() and self._is_decided(path.name)]
-
-    def _push_all(self) -> None:
-        """Upload the versions of a service that was kept in the local folder until now.
-
-        Their records come last, the first one after all others, and then what servers follow: before, other hosts do
-        not take the service for complete.
-        """
-        local = ServiceVersions(self.folder)
-        for number in local.kept:
-            for folder in local.datasets(number):
-                if folder.path is not None and folder.path.resolve().parent == self.folder.resolve():
-                    self._upload(folder.name)
-            self._upload(self.run_path(number).name)
-        if self.forgotten is not None:
-            self._replace(FORGOTTEN_FILE, self.forgotten)
-        for record in reversed(self.records):
-            self._replace(f"{self.run_path(record.number).name}.json", record)
-        self.repair()
-        self.synchronize()
 
     def synchronize(self) -> None:
         """Upload a compacted dataset, and note what was changed on S3."""
@@ -242,7 +221,7 @@ class RemoteVersions(ServiceVersions):
 
             def download(path: str) -> None:
                 (staging / path).parent.mkdir(parents=True, exist_ok=True)
-                with closing(source.open_input(path)) as file, (staging / path).open("wb") as copy:
+                with closing(source.open_random(path)) as file, (staging / path).open("wb") as copy:
                     self._copy(file, copy)
 
             with ThreadPoolExecutor(_STREAMS, thread_name_prefix="download") as pool:
@@ -367,13 +346,10 @@ def _read_remote(folder: Path) -> _Remote | None:
 
 
 @contextmanager
-def locked_versions(
-    folder: Path, progress: ProgressReporter | None = None, known: KnownRecords | None = None
-) -> Iterator[ServiceVersions]:
+def locked_versions(folder: Path, progress: ProgressReporter | None = None) -> Iterator[ServiceVersions]:
     """Keep other processes from changing the service in ``folder`` while the context lasts, and yield its versions.
 
-    Those of a service that is kept on S3 are brought in line before, of which ``progress`` gets the phases. Records
-    that are ``known`` are read only if they have changed.
+    Those of a service that is kept on S3 are brought in line before, of which ``progress`` gets the phases.
 
     Raises:
         InputError: one is changing it.
@@ -384,12 +360,11 @@ def locked_versions(
         stack.enter_context(path_lock(folder / LOCK_NAME, str(folder)))
         remote = _read_remote(folder)
         if remote is None:
-            versions = ServiceVersions(folder, known)
+            versions = ServiceVersions(folder)
         else:
             with translate_storage_errors(remote.uri):
                 lock = stack.enter_context(folder_writer(Folder(remote.uri)))
                 versions = RemoteVersions(folder, remote, lock, progress or NullReporter())
-                versions.known = {} if known is None else known
                 versions.pull()
         versions.repair()
         yield versions

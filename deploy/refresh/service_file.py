@@ -2,7 +2,7 @@
 
 config = load_service(Path("music.yaml"))
 config.prepare_options(files, out, base)        # options of prepare for one increment
-config.job_text()                               # the job file of its versions
+config.first_job(data)                          # the job file of its first version
 
 name: music
 events: [s3://music/events/*/*.parquet]
@@ -29,15 +29,13 @@ from crossfade.base.io.regular_files import read_regular
 from crossfade.base.options import Integer
 from crossfade.base.validation import format_validation_error
 from crossfade.trainer.config.loading import make_job, parse_job_text
-from crossfade.trainer.config.schema import JobConfig, flattened
+from crossfade.trainer.config.schema import flattened
 from crossfade.trainer.config.sections import Section
 from crossfade.trainer.prepare.option_values import MAX_REPLAY, QUARANTINE
 from crossfade.trainer.prepare.options import PrepareOptions
 
 _MAX_BYTES = 1 << 16
-_SET_BY_REFRESH = {"train", "valid", "test", "sample", "out", "overwrite", "skip_existing", "replay"}
-"""Options of prepare that a service itself decides."""
-_KEYS_OF_REFRESH = (
+_KEYS_OF_JOBS = (
     "name",
     "data.path",
     "checkpoint.path",
@@ -47,9 +45,12 @@ _KEYS_OF_REFRESH = (
     "metrics.port",
     "train.save_embeddings",
 )
-"""Keys of the job that a service itself decides."""
-_KEYS_OF_INCREMENTS = ("checkpoint.warm_start_from", "train.eval_every_epochs")
-"""Keys that it also decides in versions that continue another."""
+_DECIDED_KEYS = {
+    "prepare": ("train", "valid", "test", "sample", "out", "overwrite", "skip_existing", "replay"),
+    "job": _KEYS_OF_JOBS,
+    "increment_job": (*_KEYS_OF_JOBS, "checkpoint.warm_start_from", "train.eval_every_epochs"),
+}
+"""Keys of the sections of the file that a service itself decides."""
 _JOB_PATHS = re.compile(r"checkpoint\.warm_start_from|tracking\.tensorboard|model\.start\..+")
 """Keys of the job that are paths, where they are text."""
 _CONDITION = re.compile(r"\s*((?:recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*)\s*>=\s*([0-9]*\.?[0-9]+)\s*\*\s*last\s*")
@@ -81,10 +82,6 @@ class Guard(NamedTuple):
         if before is None:
             return False
         return after is None or not after + error >= self.share * before  # also if it is NaN
-
-    def __str__(self) -> str:
-        """Return the condition as it is written."""
-        return f"{self.metric} >= {self.share:g} * last"
 
 
 class ServiceConfig(Section):
@@ -122,9 +119,6 @@ class ServiceConfig(Section):
         "without a final newline if less than 12 times this",
     )
     keep_versions: Annotated[Integer, Field(ge=2)] = Field(3, description="published versions to keep for a rollback")
-    compact_after: Annotated[Integer, Field(ge=1)] | None = Field(
-        24, description="merge the datasets of so many increments into one; null: never"
-    )
 
     _source: Path = PrivateAttr(default_factory=lambda: Path.cwd() / "service.yaml")
 
@@ -137,12 +131,9 @@ class ServiceConfig(Section):
 
     def _decided_keys(self) -> Iterator[str]:
         """Yield the given keys that a service itself decides."""
-        yield from (f"prepare.{name}" for name in sorted(_SET_BY_REFRESH & self.prepare.keys()))
-        for section in ("job", "increment_job"):
+        for section, keys in _DECIDED_KEYS.items():
             given = dict(flattened(getattr(self, section)))
-            yield from (f"{section}.{key}" for key in _KEYS_OF_REFRESH if key in given)
-        given = dict(flattened(self.increment_job))
-        yield from (f"increment_job.{key}" for key in _KEYS_OF_INCREMENTS if key in given)
+            yield from (f"{section}.{key}" for key in keys if key in given)
 
     @property
     def source(self) -> Path:
@@ -187,7 +178,7 @@ class ServiceConfig(Section):
     def metric(self) -> str:
         """Return the metric by which versions are judged: that of the condition, or by which epochs are chosen."""
         guard = self.guard
-        return guard.metric if guard is not None else make_job(self.job_text(), "job").evaluate.best_metric
+        return guard.metric if guard is not None else make_job(self.first_job(), "job").evaluate.best_metric
 
     def prepare_options(self, files: Sequence[str], out: Path, base: str | None) -> PrepareOptions:
         """Return the options that prepare ``files`` as an increment of the dataset ``base``; None: as the first.
@@ -209,49 +200,44 @@ class ServiceConfig(Section):
         names = {entity: replace(file, path=self._located(str(file.path))) for entity, file in options.names.items()}
         return options.model_copy(update={**of_features, "names": names})
 
-    def job_text(self) -> str:
-        """Return the job file of the first version, without its dataset."""
-        own: dict[str, Any] = {"name": self.name, "data": {"path": "."}}
-        return json.dumps(_merged(self._located_job(self.job), own))
+    def first_job(self, data: str = ".") -> str:
+        """Return the job file of the first version, whose dataset is ``data``."""
+        return json.dumps(_merged(self._located_job(self.job), {"name": self.name, "data": {"path": data}}))
 
-    def first_settings(self) -> list[str]:
-        """Return what replaces keys of the job in the first version, as ``KEY=VALUE``."""
-        return [setting("train.save_embeddings", "best")]
+    def next_job(self, data: str, checkpoints: str, popularity: float | None, epochs: int | None = None) -> str:
+        """Return the job file of a version that continues another.
 
-    def increment_settings(self, checkpoints: str) -> list[str]:
-        """Return what replaces keys of the job in versions that continue the one with these ``checkpoints``.
-
-        Only their first and their last step are evaluated, so the embeddings that are served are those of the last
+        Only its first and its last step are evaluated, so the embeddings that are served are those of the last
         checkpoint, which the next version continues.
+
+        Args:
+            data: its dataset.
+            checkpoints: what it continues.
+            popularity: the factor of popularity in the version before, which ``auto`` keeps; None: there is none.
+            epochs: epochs of its training; None: as the job says.
         """
-        changed = dict(flattened(self._located_job(self.increment_job)))
-        epochs = make_job(self._increment_text(), "increment_job").train.epochs
-        changed |= {"train.eval_every_epochs": epochs, "evaluate.at_start": True}
-        changed |= {"checkpoint.warm_start_from": checkpoints}
-        if self.counts_popularity:
-            changed["model.popularity"] = "off"  # it is chosen by all new events, not by the few that are held out
-        return [*self.first_settings(), *(setting(key, changed[key]) for key in sorted(changed))]
+        values = _merged(json.loads(self.first_job(data)), self._located_job(self.increment_job))
+        job = make_job(json.dumps(values), f"{self.source}: increment_job")
+        epochs = epochs or job.train.epochs
+        own: dict[str, Any] = {
+            "train": {"epochs": epochs, "eval_every_epochs": epochs},
+            "evaluate": {"at_start": True},
+            "checkpoint": {"warm_start_from": checkpoints},
+        }
+        if popularity is not None and job.model.popularity == "auto":
+            own["model"] = {"popularity": popularity}
+        return json.dumps(_merged(values, own))
 
-    @property
-    def counts_popularity(self) -> bool:
-        """Whether ``deploy/refresh/popularity.py`` chooses the popularity term of versions that continue another."""
-        model = make_job(self._increment_text(), "increment_job").model
-        return model.popularity == "auto" and model.score != "euclidean" and self.prepare.get("timestamp") is not None
-
-    def _increment_text(self) -> str:
-        return json.dumps(_merged(json.loads(self.job_text()), self.increment_job))
-
-    def check(self, source: str) -> JobConfig:
-        """Check the job, also of increments, and the options of prepare; return the job.
+    def check(self, source: str) -> None:
+        """Check the job, also of increments, and the options of prepare.
 
         Raises:
             InputError: a key or an option is invalid.
         """
         for key in self._decided_keys():
             raise InputError(f"{source}: {key}: a service decides it; leave it out")
-        job = make_job(self.job_text(), f"{source}: job")
-        increment = make_job(self._increment_text(), f"{source}: increment_job")
-        make_job(self.job_text(), f"{source}: increment_job", self.increment_settings("checkpoints"))
+        make_job(self.first_job(), f"{source}: job")
+        increment = make_job(self.next_job(".", "checkpoints", None), f"{source}: increment_job")
         guard = self.guard
         if guard is not None and int(guard.metric.partition("@")[2]) not in increment.evaluate.k:
             raise InputError(
@@ -274,12 +260,6 @@ class ServiceConfig(Section):
             self.prepare_options(["events"], Path("out"), None)
         except OptionError as error:
             raise InputError(f"{source}: prepare: {error}") from error
-        return job
-
-
-def setting(key: str, value: object) -> str:
-    """Return what replaces a key of a job file, as ``KEY=VALUE``."""
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,11 +61,19 @@ _Known = TypeVar("_Known", bound=StoredRecord)
 
 
 class EventFile(StoredRecord):
-    """A file of events: where it is, its state, which differs if it was replaced or changed, and its size."""
+    """A file of events.
+
+    Attributes:
+        uri: where it is.
+        state: differs if it was replaced or changed.
+        bytes: its size.
+        is_faulty: whether it cannot be read, so that the version that took it has none of its events.
+    """
 
     uri: str
     state: str
     bytes: int
+    is_faulty: bool = False
 
 
 class Plan(StoredRecord):
@@ -76,14 +84,14 @@ class Plan(StoredRecord):
         base: the version that it continues; None for the first.
         files: its event files; none if it continues the last version only to leave out what was forgotten.
         is_read: whether its dataset is complete, and no file was changed while it was read.
-        job: what its training was started with; None before that.
+        job: the job file that its training was started with; None before that.
     """
 
     number: int
     base: int | None
     files: list[EventFile]
     is_read: bool = False
-    job: list[str] | None = None
+    job: str | None = None
 
 
 class VersionRecord(StoredRecord):
@@ -126,17 +134,11 @@ class Forgotten(StoredRecord):
     complete: bool
 
 
-KnownRecords = dict[str, tuple[tuple[int, int, int], VersionRecord]]
-"""Records by the names of their files, each with the state of its file: inode, time, and size."""
-
-
 class ServiceVersions:
     """The versions in the folder of a service, of which one process at a time writes."""
 
-    def __init__(self, folder: Path, known: KnownRecords | None = None) -> None:
-        """Open the versions in ``folder``; ``known`` has records that are read again only if they change."""
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.known: KnownRecords = {} if known is None else known
 
     @cached_property
     def records(self) -> list[VersionRecord]:
@@ -145,14 +147,7 @@ class ServiceVersions:
         Raises:
             InputError: a record was damaged.
         """
-        return [self._record(path) for path in self.record_paths()]
-
-    def _record(self, path: Path) -> VersionRecord:
-        status = path.stat()
-        state = (status.st_ino, status.st_mtime_ns, status.st_size)
-        if path.name not in self.known or self.known[path.name][0] != state:
-            self.known[path.name] = state, read_record(path)
-        return self.known[path.name][1]
+        return [read_record(path) for path in self.record_paths()]
 
     def record_paths(self) -> list[Path]:
         """Return the files of the records, the oldest first."""
@@ -179,7 +174,8 @@ class ServiceVersions:
 
     def tried(self) -> set[EventFile]:
         """Return the files of all versions that were rejected or withdrawn."""
-        return {file for record in self.records if record.status != "published" for file in record.files}
+        files = (file for record in self.records if record.status != "published" for file in record.files)
+        return {file.model_copy(update={"is_faulty": False}) for file in files}
 
     def plan(self) -> Plan | None:
         """Return what the next version takes, if that was planned.
@@ -199,15 +195,6 @@ class ServiceVersions:
         self._replace(FORGOTTEN_FILE, Forgotten(through=self.next_number - 1, complete=complete))
 
     @property
-    def forgotten_through(self) -> int:
-        """The last version that may have vectors of IDs that were forgotten; 0 if there is none.
-
-        Raises:
-            InputError: the file that notes it was damaged.
-        """
-        return 0 if self.forgotten is None else self.forgotten.through
-
-    @property
     def forgotten(self) -> Forgotten | None:
         """The note of a deletion that versions may not have followed yet.
 
@@ -220,7 +207,7 @@ class ServiceVersions:
     @property
     def must_forget(self) -> bool:
         """Whether the version that is served may have vectors of IDs that were forgotten."""
-        return self.current is not None and self.current.number <= self.forgotten_through
+        return self.current is not None and self.forgotten is not None and self.current.number <= self.forgotten.through
 
     @property
     def kept(self) -> list[int]:
@@ -306,9 +293,9 @@ class ServiceVersions:
     def _compacted_path(self, number: int) -> Path:
         return self.folder / f"{_name(number)}-compacted"
 
-    def compaction(self, after: int | None) -> Path | None:
+    def compaction(self, after: int) -> Path | None:
         """Return where the datasets of the current version are to be merged; None if they are fewer than ``after``."""
-        if after is None or self.current is None:
+        if self.current is None:
             return None
         folder = self._open(self.base_path(self.current.number).name)
         return self._compacted_path(self.current.number) if len(_bases(folder)) >= after else None
@@ -324,7 +311,7 @@ class ServiceVersions:
         """
         for trash in self.folder.glob(f"{_TRASH}*"):
             shutil.rmtree(trash)
-        outdated = 0 if self.must_forget else self.forgotten_through
+        outdated = 0 if self.must_forget or self.forgotten is None else self.forgotten.through
         current = [] if self.current is None else [self.current.number]
         kept = [number for number in {*self.kept[-keep:], *current} if number > outdated]
         datasets = {folder.name for number in kept for folder in self.datasets(number)}

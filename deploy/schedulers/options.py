@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
 from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, alternatives, option
 from crossfade.trainer.config.options import ClusterSizes, JobOptions
 
-ONLY: dict[str, tuple[str, ...]] = {
-    "slurm": ("partition", "time", "run_dir"),
-    "kubernetes": ("image", "namespace", "service_account", "secret", "claim", "storage"),
-}
+ONLY = {"slurm": ("run_dir",), "kubernetes": ("image", "secret", "claim")}
 """The options that belong to one scheduler."""
 
-
-def _matching(pattern: str, expected: str) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and not re.fullmatch(pattern, value):
-            raise ValueError(f"expected {expected}")
-        return value
-
-    return BeforeValidator(check)
-
-
-_Time = Annotated[str, _matching(r"(\d+-)?\d+(:\d+){0,2}", "a time limit of Slurm such as 4:00:00 or 1-12:00:00")]
-_Partition = Annotated[str, _matching(r"[\w.,+-]+", "names of partitions such as long or short,long")]
-_Label = Annotated[str, _matching(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "lower-case letters, digits and hyphens")]
-_Quantity = Annotated[str, _matching(r"[1-9]\d*(Mi|Gi|Ti)", "a size such as 500Mi, 20Gi or 1Ti")]
 
 _schedulers = partial(option, group="schedulers")
 _slurm = partial(option, group="Slurm")
@@ -52,27 +34,16 @@ class PlanOptions(JobOptions, ClusterSizes):
     data: str | None = _schedulers(
         None, "read the dataset from this path or s3:// address there (default: data.path)", value="PATH"
     )
-    partition: _Partition | None = _slurm(
-        None, "submit to this partition (default: the default one of the cluster)", value="NAME"
-    )
-    time: _Time = _slurm("1-00:00:00", "set the time limit, [DAYS-]HOURS:MINUTES:SECONDS", value="LIMIT")
     run_dir: Path | None = _slurm(
         None, "use DIR, which all nodes share, as run folder (default: runs/NAME)", value="DIR"
     )
     image: str | None = _kubernetes(
         None, "run this container image (default: crossfade:VARIANT, by engine and device)", value="IMAGE"
     )
-    namespace: _Label | None = _kubernetes(
-        None, "create everything in this namespace (default: the context's)", value="NAME"
-    )
-    service_account: _Label | None = _kubernetes(
-        None, "run as this service account (default: create one for the job)", value="NAME"
-    )
-    secret: _Label | None = _kubernetes(
+    secret: str | None = _kubernetes(
         None, "set the keys of this secret, such as AWS_REGION, as variables", value="NAME"
     )
-    claim: _Label | None = _kubernetes(None, "mount this volume claim at /runs (default: create one)", value="NAME")
-    storage: _Quantity = _kubernetes("20Gi", "request so much for the claim that is created", value="SIZE")
+    claim: str | None = _kubernetes(None, "mount this volume claim at /runs (default: create one)", value="NAME")
 
     @model_validator(mode="after")
     def _check_scheduler(self) -> Self:

@@ -18,7 +18,6 @@ from typing import Any
 import yaml
 
 from crossfade.base.errors import InputError, Option, OptionError
-from crossfade.base.io.disk_errors import is_full_disk, write_error
 from crossfade.deploy.capacity.plan import CapacityPlan, HostPlan, plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
@@ -71,9 +70,8 @@ def write_files(options: PlanOptions, job: JobConfig, progress: ProgressReporter
     if options.to == "slurm":
         yield f"start it: sbatch {first}"
         return
-    where = f" --namespace {options.namespace}" if options.namespace else ""
     if job.cluster.is_distributed:
-        create = f"kubectl create secret generic {resource_name(job)}-token{where}"
+        create = f"kubectl create secret generic {resource_name(job)}-token"
         yield f"create the token of its pods: {create} --from-literal=token=$(openssl rand -hex 32)"
     yield f"start it: kubectl apply -f {first}"
 
@@ -84,8 +82,6 @@ def _write(files: Mapping[str, str], out: Path) -> None:
         for name, text in files.items():
             (out / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        if is_full_disk(error):
-            raise write_error(Option("out", out), error, out) from error
         problem = f"cannot be written: {error.strerror}"
         raise OptionError("out", found=out, problem=problem, fix="name a folder") from error
 
@@ -163,12 +159,10 @@ def slurm_files(job: JobConfig, hosts: Mapping[str, Hosts], options: PlanOptions
     nodes = hosts["node"]
     values = {
         "name": job.name,
-        "partition": options.partition,
         "nodes": nodes.number,
         "cpus": math.ceil(nodes.cpus),
         "memory": f"{nodes.memory_mib}M",
         "gpus": requested_gpus(job) or None,
-        "time": options.time,
         "signal_seconds": math.ceil(job.cluster.grace_period_seconds) + _SIGNAL_SECONDS,
         "job": shlex.quote(str(options.out.absolute() / _JOB_FILE)),
         "run_dir": shlex.quote(str((options.run_dir or default_run_dir(job)).absolute())),
@@ -192,16 +186,12 @@ def kubernetes_files(job: JobConfig, hosts: Mapping[str, Hosts], options: PlanOp
     grace = math.ceil(cluster.grace_period_seconds + EXIT_TIMEOUT_SECONDS)
     values = {
         "name": name,
-        "namespace": options.namespace,
         "job": job.to_yaml(),
         "image": options.image or f"crossfade:{_variant(job)}",
-        "service_account": options.service_account or name,
-        "creates_account": options.service_account is None,
         "secret": options.secret,
         "claim": options.claim or f"{name}-runs",
         "creates_claim": options.claim is None,
         "access_mode": "ReadWriteMany" if shared else "ReadWriteOnce",
-        "storage": options.storage,
         "shared": shared,
         "unshared": not shared,
         "distributed": cluster.is_distributed,

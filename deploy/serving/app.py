@@ -12,18 +12,15 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
-from html import escape
-from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response, Security
+from fastapi import FastAPI, HTTPException, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -32,14 +29,13 @@ from pydantic.json_schema import models_json_schema
 from pydantic_core import from_json
 from starlette.routing import Route
 
-from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.base.errors import InputError
 from crossfade.deploy.access import Access
 from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.answers import Answers
 from crossfade.deploy.serving.current import CurrentVersion, OverloadedError
 from crossfade.deploy.serving.metrics import RecordedRequests, exposition
 from crossfade.deploy.serving.schemas import (
-    BODY_PROBLEMS,
     PROBLEMS,
     FoundRows,
     Health,
@@ -76,34 +72,17 @@ trained vector gets the most popular items, marked by `is_fallback`. With `on_un
 by 404, as is a GET for any other row that is unknown; a POST is for a batch, even of one ID: its status is 200, and the
 result for an unknown ID has `error` or, with `skip`, is left out.
 """
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>Crossfade</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<style>body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem }}</style>
-</head>
-<body>
-<h1>Crossfade</h1>
-<p>{served}</p>
-<p><a href="/docs">/docs</a> shows the routes with examples and sends requests;
-<a href="/openapi.json">/openapi.json</a> describes them for programs.</p>
-</body>
-</html>
-"""
 _DOCUMENTATION = ("/docs", "/openapi.json", "/static-offline-docs/")
 _DOCUMENTATION_HEADERS = security_headers(
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
 """The page of /docs has an inline script, but nothing that a client or a model could choose."""
-_LINES = "application/jsonlines"
 _RETRY_SECONDS = 1
-"""Seconds after which a client, or a line of a body, tries again when too much is waiting."""
+"""Seconds after which a client tries again when too much is waiting."""
 MAX_JSON_BYTES = 128 << 10
 """Of a request: reading it takes about 10 ms, for which others wait, since a parser of JSON keeps Python's lock."""
 _MAX_PROBLEMS, _MAX_LETTERS = 5, 80
-Problem = dict[str, Any]
 
 
 class _ServingAccess(RestrictedAccess):
@@ -140,25 +119,19 @@ def make_app(access: Access) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        responses=PROBLEMS,
         # Only for the description, where /docs then has a field for the token.
         dependencies=[] if access.token is None else [Security(HTTPBearer(auto_error=False))],
     )
     app.add_middleware(LimitedBodies)
     app.add_middleware(_ServingAccess, access=access)
     app.add_middleware(RecordedRequests)
-    for error, status in (
-        (UnknownRowError, 404),
-        (InputError, 400),
-        (OverloadedError, 503),
-        (ForeignRequestError, 403),
-        (BodyTypeError, 415),
-    ):
+    for error, status in (UnknownRowError, 404), (InputError, 400), (OverloadedError, 503):
         app.add_exception_handler(error, _problem(status))
-    app.add_exception_handler(InvalidRequestError, _invalid)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(405, _wrong_method(app))
-    _add_front_page(app, current, access)
-    _add_rankings(app, current, has_token=access.token is not None)
+    app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
+    _add_rankings(app, current)
     _add_rows(app, current)
     _add_operations(app, current)
     _add_description(app)
@@ -183,134 +156,41 @@ def _problem(status: int) -> Any:
 
 def _invalid(_: Request, error: Exception) -> Response:
     """Respond with the first fields that are wrong, without their values."""
-    if isinstance(error, RequestValidationError):
-        problems = _describe_problems(error.errors())
-    else:
-        assert isinstance(error, InvalidRequestError)
-        problems = error.problems
+    assert isinstance(error, RequestValidationError)
+    problems = [
+        {
+            "type": each["type"],
+            "loc": [part[:_MAX_LETTERS] if isinstance(part, str) else part for part in each["loc"]],
+            "msg": each["msg"].partition(", but found")[0],
+        }
+        for each in error.errors()[:_MAX_PROBLEMS]
+    ]
     return JSONResponse({"detail": problems}, 422)
 
 
-class ForeignRequestError(CrossfadeError):
-    """A page of another site may have sent a request that costs more than a look-up."""
-
-
-_COSTLY = ("popularity_damping", "diversity", "exploration")
-"""Parameters that cost more than a look-up, unless they are 0."""
-
-
-class BodyTypeError(CrossfadeError):
-    """A body is not of the type application/json, which a page of another site cannot send."""
-
-
-def _check_sender(request: Request, query: RecommendQuery, has_token: bool) -> None:
-    """Check that a costly GET is not from a page of another site, where browsers do not say whose page it is.
+async def _read_body(request: Request, *kinds: type[BaseModel]) -> Any:
+    """Return the request in the body: of the last of ``kinds`` if it has histories, otherwise of the first.
 
     Raises:
-        ForeignRequestError: it may be.
+        HTTPException: it is not said to be JSON, as a page of another site cannot say.
+        RequestValidationError: it is not valid.
     """
-    costs = [name for name in _COSTLY if getattr(query, name)]
-    says_whose = any(name in request.headers for name in ("sec-fetch-site", "x-requested-with"))
-    if costs and not has_token and not says_whose:
-        raise ForeignRequestError(
-            f"a GET with '{costs[0]}' needs the header X-Requested-With, with any value, which pages of other sites "
-            "cannot send; add it, or send a POST"
-        )
-
-
-class InvalidRequestError(Exception):
-    """A request has fields that are missing, unknown, or of other values; ``problems`` are the first of them."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__(problems)
-        self.problems = problems
-
-
-def _read_request(kind: str, body: bytes) -> Any:
-    """Return the request of ``kind``, "recommend" or "similar", in ``body``.
-
-    Raises:
-        InvalidRequestError: it is no such request.
-    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "the body is of another type; expected the header Content-Type: application/json")
+    body = await request.body()
     if len(body) > MAX_JSON_BYTES:
         message = f"A request should have at most {MAX_JSON_BYTES:,} bytes; send several"
-        raise InvalidRequestError([{"type": "too_long", "loc": ["body"], "msg": message}])
+        raise RequestValidationError([{"type": "too_long", "loc": ["body"], "msg": message}])
     try:
         value = from_json(body, allow_inf_nan=False)
-        return _model(kind, value).model_validate(value, strict=True)
+        has_histories = isinstance(value, dict) and "histories" in value
+        return kinds[-1 if has_histories else 0].model_validate(value, strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False, include_context=False)
-        raise InvalidRequestError(_describe_problems(found, "body")) from None
+        found = error.errors(include_url=False, include_input=False, include_context=False)[:_MAX_PROBLEMS]
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from None
     except ValueError as error:
         problem = {"type": "json_invalid", "loc": ["body"], "msg": f"JSON decode error: {error}"}
-        raise InvalidRequestError([problem]) from None
-
-
-def _describe_problems(errors: Iterable[Mapping[str, Any]], *where: str) -> list[Problem]:
-    """Return the first of pydantic's ``errors``, which are at ``where``, without the values that caused them."""
-    return [
-        {
-            "type": error["type"],
-            "loc": [part[:_MAX_LETTERS] if isinstance(part, str) else part for part in (*where, *error["loc"])],
-            "msg": error["msg"].partition(", but found")[0],
-        }
-        for _, error in zip(range(_MAX_PROBLEMS), errors, strict=False)
-    ]
-
-
-def _model(kind: str, value: object) -> type[BaseModel]:
-    if kind == "similar":
-        return SimilarRequest
-    return NewRequest if isinstance(value, dict) and "histories" in value else KnownRequest
-
-
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def _answer_lines(body: bytes, rank: Callable[[Any], Awaitable[Results]]) -> Response:
-    """Respond with a line for each of ``body``: the results of its request, or what is wrong with it.
-
-    Raises:
-        OverloadedError: too much is waiting already. Later, when the status is sent, lines wait instead.
-    """
-    lines = BytesIO(body)  # a body may have millions of lines, of which a list would take long
-
-    async def answer(line: bytes) -> bytes:
-        try:
-            found = _json(await rank(_read_request("recommend", line.removesuffix(b"\n"))))
-        except InvalidRequestError as error:
-            found = JSONResponse({"detail": error.problems})
-        except InputError as error:
-            found = JSONResponse({"detail": str(error)})
-        return bytes(found.body) + b"\n"
-
-    async def answers(first: list[bytes]) -> AsyncIterator[bytes]:
-        for each in first:
-            yield each
-        for line in lines:
-            await asyncio.sleep(0)  # other requests are answered between two lines
-            answered = None
-            while answered is None:
-                try:
-                    answered = await answer(line)
-                except OverloadedError:
-                    await asyncio.sleep(_RETRY_SECONDS)
-            yield answered
-
-    return StreamingResponse(answers([await answer(line) for line in islice(lines, 1)]), media_type=_LINES)
-
-
-async def _read_body(request: Request, kind: str) -> Any:
-    """Return the request in the body.
-
-    Raises:
-        BodyTypeError: it is not said to be JSON.
-        InvalidRequestError: it is not valid.
-    """
-    if _media_type(request) != "application/json":
-        raise BodyTypeError("the body is of another type; expected the header Content-Type: application/json")
-    return _read_request(kind, await request.body())
+        raise RequestValidationError([problem]) from None
 
 
 def _body_of(*models: type[BaseModel]) -> dict[str, Any]:
@@ -363,27 +243,7 @@ def _one(results: Results) -> Response:
     return _json(OneResult.model_construct(version=results.version, result=result))
 
 
-def _front_page(model: ModelDescription | None) -> str:
-    """Return the page about ``model``; None: requests need a token, and the page has nothing of the model."""
-    if model is None:
-        served = "This server answers requests for recommendations. They need a token."
-    else:
-        rows = ", ".join(f"{entity.rows:,} of {escape(name)}" for name, entity in model.entities.items())
-        served = (
-            f"This server recommends {escape(model.item)} to {escape(model.query)}, and finds similar rows, by the "
-            f"model <b>{escape(model.job)}</b> of {escape(model.date)}, version {model.version}. It has the "
-            f"vectors of {rows}."
-        )
-    return _PAGE.format(served=served)
-
-
-def _add_front_page(app: FastAPI, current: CurrentVersion, access: Access) -> None:
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def front() -> Response:
-        return HTMLResponse(_front_page(current.answers.describe() if access.token is None else None))
-
-
-def _add_rankings(app: FastAPI, current: CurrentVersion, *, has_token: bool) -> None:
+def _add_rankings(app: FastAPI, current: CurrentVersion) -> None:
     async def rank(request: RecommendRequest | Neighbors) -> Results:
         def ask(answers: Answers) -> Results:
             return answers.similar(request) if isinstance(request, Neighbors) else answers.recommend(request)
@@ -392,80 +252,53 @@ def _add_rankings(app: FastAPI, current: CurrentVersion, *, has_token: bool) -> 
             ask, lambda answers: answers.is_quick(request), lambda answers: answers.load_filters(request)
         )
 
-    @app.get("/recommend", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
-    async def recommend_to_one(request: Request, query: Annotated[RecommendQuery, Query()]) -> Response:
+    @app.get("/recommend", response_model=OneResult, tags=["rankings"])
+    async def recommend_to_one(query: Annotated[RecommendQuery, Query()]) -> Response:
         """Recommend items to one customer, or whatever the query entity is."""
-        _check_sender(request, query, has_token)
         return _one(await rank(query))
 
-    @app.get("/similar", response_model=OneResult, responses=PROBLEMS, tags=["rankings"])
+    @app.get("/similar", response_model=OneResult, tags=["rankings"])
     async def similar_to_one(query: Annotated[SimilarQuery, Query()]) -> Response:
         """Find the nearest neighbors of one row."""
         return _one(await rank(query))
 
     recommend_body, similar_body = _body_of(KnownRequest, NewRequest), _body_of(SimilarRequest)
-    many: dict[str, Any] = {"response_model": Results, "responses": BODY_PROBLEMS}
 
-    as_recommend = (
-        "Recommend items, as POST /recommend does: the route that SageMaker calls. Both also take many requests, one "
-        f"in each line of a body of the type {_LINES}, and answer each in a line."
-    )
-
-    @app.post(
-        "/invocations",
-        **many,
-        tags=["SageMaker"],
-        openapi_extra=recommend_body,
-        description=as_recommend,
-        name="invoke",
-    )
-    @app.post("/recommend", **many, tags=["rankings"], openapi_extra=recommend_body)
+    @app.post("/invocations", response_model=Results, tags=["SageMaker"], openapi_extra=recommend_body, name="invoke")
+    @app.post("/recommend", response_model=Results, tags=["rankings"], openapi_extra=recommend_body)
     async def recommend_to_many(request: Request) -> Response:
         """Recommend items to several customers by ID, or to new ones by their histories."""
-        if _media_type(request) == _LINES:
-            return await _answer_lines(await request.body(), rank)
-        return _json(await rank(await _read_body(request, "recommend")))
+        return _json(await rank(await _read_body(request, KnownRequest, NewRequest)))
 
-    @app.post("/similar", **many, tags=["rankings"], openapi_extra=similar_body)
+    @app.post("/similar", response_model=Results, tags=["rankings"], openapi_extra=similar_body)
     async def similar_to_many(request: Request) -> Response:
         """Find the nearest neighbors of several rows."""
-        return _json(await rank(await _read_body(request, "similar")))
+        return _json(await rank(await _read_body(request, SimilarRequest)))
 
 
 def _add_rows(app: FastAPI, current: CurrentVersion) -> None:
-    @app.get("/vector", response_model=Vectors, responses=PROBLEMS, tags=["rows"])
+    @app.get("/vector", response_model=Vectors, tags=["rows"])
     async def vector(query: Annotated[RowQuery, Query()]) -> Response:
         """Return the vectors of rows."""
         return _json(await current.answer(lambda answers: answers.vectors(query.id, query.entity), lambda _: True))
 
-    @app.get("/search", response_model=FoundRows, responses=PROBLEMS, tags=["rows"])
+    @app.get("/search", response_model=FoundRows, tags=["rows"])
     async def search(query: Annotated[SearchQuery, Query()]) -> Response:
         """Find rows by the first letters of words of their names or IDs, in any order; the most frequent come first."""
         return _json(await current.answer(lambda answers: answers.search(query.text, query.k, query.entity)))
 
-    @app.get("/model", response_model=ModelDescription, responses={503: PROBLEMS[503]}, tags=["rows"])
+    @app.get("/model", response_model=ModelDescription, tags=["rows"])
     async def model() -> Response:
         """Describe the model: its entities, its score, and the columns for filters."""
         return _json(current.answers.describe())
 
 
 def _add_operations(app: FastAPI, current: CurrentVersion) -> None:
+    @app.get("/ping", response_model=Health, tags=["SageMaker"], name="ping")
+    @app.get("/healthz", response_model=Health, tags=["operations"])
     async def health() -> Response:
+        """Return 200 if requests are answered."""
         return _json(Health(version=current.answers.version))
-
-    for path, tag, description in (
-        ("/healthz", "operations", "Return 200 if requests are answered."),
-        ("/ping", "SageMaker", "Return 200 if requests are answered: the health check of SageMaker endpoints."),
-    ):
-        app.add_api_route(
-            path,
-            health,
-            response_model=Health,
-            responses={503: PROBLEMS[503]},
-            tags=[tag],
-            description=description,
-            operation_id=path[1:],
-        )
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operations"])
     async def metrics() -> Response:

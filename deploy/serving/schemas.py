@@ -137,6 +137,8 @@ _TYPES: dict[str, Any] = {
     "exploration": Finite,
     "seed": Integer,
 }
+_IN_ADDRESS = {name: _TYPES[name] for name in ("k", "entity", "exclude")}
+"""What an address may choose: only look-ups, since any site in a browser may lead to it."""
 _LIMITS: dict[str, dict[str, Any]] = {
     "k": {"le": MAX_K},
     "allow": {"max_length": MAX_LIST, "fail_fast": True},
@@ -180,8 +182,8 @@ def _ranking(options: type[RankingOptions], types: dict[str, Any]) -> Any:
     return create_model(f"_{options.__name__}", __base__=_Ranking, **fields)
 
 
-_Similar, _SimilarInAddress = (_ranking(SimilarOptions, types) for types in (_TYPES | _LISTS, _TYPES))
-_Recommend, _RecommendInAddress = (_ranking(RecommendOptions, types) for types in (_TYPES | _LISTS, _TYPES))
+_Similar, _SimilarInAddress = (_ranking(SimilarOptions, types) for types in (_TYPES | _LISTS, _IN_ADDRESS))
+_Recommend, _RecommendInAddress = (_ranking(RecommendOptions, types) for types in (_TYPES | _LISTS, _IN_ADDRESS))
 _ON_UNKNOWN: Any = Field("popular", description=RecommendOptions.model_fields["on_unknown"].description)
 
 
@@ -201,54 +203,45 @@ History = Annotated[
 ]
 
 
-def _check_comparisons(request: _Ranking, queries: int) -> None:
-    """Check that diversity takes no more than a bounded time.
+class _RecommendToMany(_Recommend):  # type: ignore[valid-type, misc]
+    """What requests for several lists share: filters, and a bound of the time that diversity takes."""
 
-    Raises:
-        PydanticCustomError: it does.
-    """
-    options = request.options
-    comparisons = queries * options.k * options.depth(options.k)
-    if options.diversity and comparisons > MAX_COMPARISONS:
-        raise PydanticCustomError(
-            "too_many_comparisons",
-            "With diversity, the number of lists times k times candidates should be at most {most}, which is {found} "
-            "here: ask for fewer lists at once, or for shorter ones",
-            {"most": f"{MAX_COMPARISONS:,}", "found": f"{comparisons:,}"},
-        )
+    where: list[Filter] = _WHERE
+
+    @model_validator(mode="after")
+    def _check_comparisons(self) -> Self:
+        options = self.options
+        lists = self.histories if isinstance(self, NewRequest) else self.ids
+        comparisons = len(lists) * options.k * options.depth(options.k)
+        if options.diversity and comparisons > MAX_COMPARISONS:
+            raise PydanticCustomError(
+                "too_many_comparisons",
+                "With diversity, the number of lists times k times candidates should be at most {most}, which is "
+                "{found} here: ask for fewer lists at once, or for shorter ones",
+                {"most": f"{MAX_COMPARISONS:,}", "found": f"{comparisons:,}"},
+            )
+        return self
 
 
-class KnownRequest(_Recommend):  # type: ignore[valid-type, misc]
+class KnownRequest(_RecommendToMany):
     """Recommendations for queries that were in training, such as customers, by ID."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [2, 3], "k": 5}]})
 
-    where: list[Filter] = _WHERE
     ids: list[Id] = Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="who to recommend to")
     on_unknown: OnUnknown = _ON_UNKNOWN
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_comparisons(self, len(self.ids))
-        return self
 
-
-class NewRequest(_Recommend):  # type: ignore[valid-type, misc]
+class NewRequest(_RecommendToMany):
     """Recommendations for queries that were not in training, or have interacted since, by their histories."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"histories": [[{"id": "Radiohead"}, {"id": "Björk", "weight": 3}]], "k": 5}]}
     )
 
-    where: list[Filter] = _WHERE
     histories: list[History] = Field(
         min_length=1, max_length=MAX_QUERIES, fail_fast=True, description="what each of them likes"
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_comparisons(self, len(self.histories))
-        return self
 
 
 class SimilarRequest(_Similar):  # type: ignore[valid-type, misc]
@@ -398,12 +391,6 @@ class Health(BaseModel):
     version: int
 
 
-class Problem(BaseModel):
-    """Why a request was rejected."""
-
-    detail: str
-
-
 class FieldProblem(BaseModel):
     """What is wrong with a field: where it is, and why."""
 
@@ -412,24 +399,13 @@ class FieldProblem(BaseModel):
     msg: str
 
 
-class FieldProblems(BaseModel):
-    """The first fields that are wrong."""
+class Problem(BaseModel):
+    """Why a request was rejected: in a sentence, or by the first fields that are wrong."""
 
-    detail: list[FieldProblem]
+    detail: str | list[FieldProblem]
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "A filter or column is invalid."},
-    403: {"model": Problem, "description": "A page of another site sent the request, or may have sent it."},
-    404: {"model": Problem, "description": "There is no such row or entity, or none of a list or history."},
-    422: {
-        "model": FieldProblems,
-        "description": "The request is not JSON, or a field is missing, unknown, or invalid.",
-    },
+    "4XX": {"model": Problem, "description": "The request is invalid, or something that it names is unknown."},
     503: {"model": Problem, "description": "Too many requests are waiting, or no model is loaded yet."},
-}
-BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    **PROBLEMS,
-    413: {"model": Problem, "description": "The body is too large."},
-    415: {"model": Problem, "description": "The body is not of the type application/json."},
 }

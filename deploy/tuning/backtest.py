@@ -34,7 +34,7 @@ from crossfade.base.errors import ClusterError, InputError, Option
 from crossfade.base.io.durable_file import replace_file
 from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 from crossfade.deploy.tuning.options import BacktestOptions
-from crossfade.deploy.tuning.study_folder import BACKTEST_FILE, OTHER_FOLDER, claim_study, discard_study
+from crossfade.deploy.tuning.study_folder import BACKTEST_FILE, OTHER_FOLDER, claim_study
 from crossfade.deploy.tuning.windows import Window, WindowSource, cut_windows, raw_paths, read_by_time
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import FILE_NAME, data_fingerprint
@@ -77,19 +77,12 @@ class Backtest:
         queries = inputs.manifest.entities[inputs.manifest.query].rows
         windows = cut_windows(source.interactions, options.windows, options.first, queries)
         folder = options.out or default_run_dir(job).with_name(f"{inputs.folder.name}-backtest")
-        if options.overwrite:
-            discard_study(folder, BACKTEST_FILE)
         lock = claim_study(folder, job, BACKTEST_FILE)
         plan = {"data": data_fingerprint(inputs.folder), "windows": [asdict(window) for window in windows]}
         path, text = folder / BACKTEST_FILE, json.dumps(plan, indent=1)
         if path.exists() and path.read_text(encoding="utf-8") != text:
             lock.close()
-            raise InputError(
-                f"{folder}: holds a backtest of other windows or data; ",
-                OTHER_FOLDER,
-                ", or replace it with ",
-                Option("overwrite"),
-            )
+            raise InputError(f"{folder}: holds a backtest of other windows or data; ", OTHER_FOLDER, ", or delete it")
         replace_file(path, text.encode())
         return Backtest(folder, job, windows, lock, source)
 
@@ -150,7 +143,7 @@ class Backtest:
         if not (data / FILE_NAME).exists():
             self.source.write(window, data)
         settings = [f"data.path={json.dumps(str(data.absolute()))}", "train.save_embeddings=best"]
-        code = trial.train(settings, lambda _: stop_requested(), on_epochs)
+        code = trial.train(settings, stop_requested, on_epochs)
         if code and not stop_requested():
             raise ClusterError(f"{window.name}: the training failed: {trial.describe_failure()}")
         return code == 0

@@ -35,7 +35,6 @@ class TuneOptions(JobOptions):
         value="KEY=VALUES",
         repeat=True,
     )
-    no_pruning: bool = _study(False, "run every trial to its end")
     out: Path | None = _study(
         None, "keep the study in DIR (default: runs/NAME-tune, for a quick one runs/NAME-tune-quick)", value="DIR"
     )
@@ -49,9 +48,6 @@ class TuneOptions(JobOptions):
         if self.trials is not None:
             problem = (quick, " itself chooses how many settings it tries")
             raise OptionError("trials", found=self.trials, problem=problem, fix="leave one out")
-        if self.no_pruning:
-            problem = (quick, " trains only the best settings to the end")
-            raise OptionError("no_pruning", problem=problem, fix="leave one of the two out")
         for key in _RUNG_KEYS:
             if any(text.startswith(f"{key}=") for text in self.search):
                 problem = (quick, " sets it to train some settings for less time")
@@ -84,7 +80,6 @@ class BacktestOptions(OptionalJob):
     out: Path | None = _backtest(
         None, "keep the windows in DIR, and resume those there (default: runs/DATA-backtest)", value="DIR"
     )
-    overwrite: bool = _backtest(False, "delete an earlier backtest in DIR instead of resuming it")
     job: Path | None = option(
         None, "take the settings of this job file (YAML) (default: those of all keys)", group="job", value="JOB"
     )

@@ -60,13 +60,6 @@ class SearchParameter:
         """Return the choices, or both ends of the range: the job accepts all values if it accepts these."""
         return list(self.choices) or [self.low, self.high]
 
-    def describe(self) -> str:
-        """Describe the values in words."""
-        if self.choices:
-            return " or ".join(map(str, self.choices))
-        low, high = (f"{end:,}" if isinstance(end, int) else f"{end:.4g}" for end in (self.low, self.high))
-        return f"{low} to {high}{' on a log scale' if self.log else ''}"
-
     def suggest(self, trial: optuna.Trial) -> Any:
         """Let ``trial`` choose a value: an integer if both ends of the range are."""
         if self.choices:

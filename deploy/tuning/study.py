@@ -1,18 +1,17 @@
 """A study that tunes a job: trials are runs of ``crossfade train``, compared only on the valid split.
 
-    study = TuningStudy(plan, prune=True, stop_requested=lambda: False)
+    study = TuningStudy(plan, stop_requested=lambda: False)
     study.run(on_epochs=lambda epochs: None)
     study.trials()[0].parameters
 
     FOLDER/  job.yaml  study.lock  study.journal  best.yaml  trial-0000/  trial-0000.log ...
 
-Optuna (Akiba et al., KDD 2019) proposes values by its tree-structured Parzen estimator (Bergstra et al., NIPS 2011) and
-prunes trials that fall behind the median of the others. A quick study has several rungs (``rungs.py``) instead: the
-best trials of one are trained again in the next, for longer, and the job's own settings in each.
+Optuna (Akiba et al., KDD 2019) proposes values by its tree-structured Parzen estimator (Bergstra et al., NIPS 2011). A
+quick study has several rungs (``rungs.py``): the best trials of one are trained again in the next, for longer, and the
+job's own settings in each.
 
 The state is in ``study.journal``, so a study that was stopped or killed resumes, in the middle of a trial too. The
-seed of each proposal follows from the number of its trial, so it ends with the results of one that was not stopped,
-if it prunes nothing: when a trial is pruned depends on how fast it trains.
+seed of each proposal follows from the number of its trial, so it ends with the results of one that was not stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import ClusterError, InputError, MissingExtraError, Option
-from crossfade.deploy.launch.trial_run import EpochRecord, TrialProcess, TrialRun
+from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 from crossfade.deploy.tuning.rungs import Rung
 from crossfade.deploy.tuning.study_folder import JOURNAL_FILE, OTHER_FOLDER, StudyPlan, claim_study, write_best
 
@@ -37,8 +36,6 @@ _PLAN, _RUNG, _OWN, _FAILED, _SECONDS = "plan", "rung", "own", "failed", "second
 """Attributes of a study and its trials in the journal."""
 _MAX_CONSECUTIVE_FAILURES = 5
 """Trials in a row without a result that end a study: the cause is not the parameters."""
-_TRIALS_BEFORE_PRUNING = 5
-"""Trials that must finish before pruning starts."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,8 @@ class TrialResult:
         rung: the rung in which it was trained.
         is_own: whether it has the job's own settings.
         parameters: its values by key.
-        value: the best metric on valid, of its last evaluation if it was pruned; None if its training failed.
-        seconds: seconds of training and evaluation; 0 if it was pruned or failed.
-        pruned: whether it was stopped early.
+        value: the best metric on valid; None if its training failed.
+        seconds: seconds of training and evaluation; 0 if it failed.
     """
 
     number: int
@@ -61,18 +57,16 @@ class TrialResult:
     parameters: Mapping[str, Any]
     value: float | None
     seconds: float
-    pruned: bool
 
 
 class TuningStudy:
     """A study in one folder."""
 
-    def __init__(self, plan: StudyPlan, *, prune: bool, stop_requested: Callable[[], bool]) -> None:
+    def __init__(self, plan: StudyPlan, *, stop_requested: Callable[[], bool]) -> None:
         """Create or resume the study of ``plan``.
 
         Args:
             plan: what is tried, and where it is kept.
-            prune: end trials early that fall behind the median of the others.
             stop_requested: whether to stop; called twice a second.
 
         Raises:
@@ -85,11 +79,9 @@ class TuningStudy:
         self._consecutive_failures = 0
         self._lock = claim_study(plan.folder, plan.job, JOURNAL_FILE)
         backend = optuna.storages.journal.JournalFileBackend(str(plan.folder / JOURNAL_FILE))
-        pruners = optuna.pruners
         self._study = optuna.create_study(
             study_name=plan.job.name,
             storage=optuna.storages.JournalStorage(backend),
-            pruner=pruners.MedianPruner(n_startup_trials=_TRIALS_BEFORE_PRUNING) if prune else pruners.NopPruner(),
             direction="maximize",
             load_if_exists=True,
         )
@@ -107,14 +99,10 @@ class TuningStudy:
         self._study.set_user_attr(_PLAN, tried)
 
     def trials(self) -> list[TrialResult]:
-        """Return the trials that have ended: of the last rung first, and the best of a rung first.
-
-        In each rung, pruned ones and then those that failed come last.
-        """
+        """Return the trials that have ended: of the last rung first, and the best of a rung first, failed ones last."""
         found = [self._read(trial) for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
         return sorted(
-            found,
-            key=lambda each: (-each.rung.number, each.value is None, each.pruned, -(each.value or 0.0), each.number),
+            found, key=lambda each: (-each.rung.number, each.value is None, -(each.value or 0.0), each.number)
         )
 
     def results(self, rung: Rung) -> list[TrialResult]:
@@ -134,7 +122,6 @@ class TuningStudy:
             values,
             None if failed else trial.value,
             trial.user_attrs.get(_SECONDS, 0.0),
-            trial.state == self._states.PRUNED and not failed,
         )
 
     def _rung_of(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> Rung:
@@ -154,7 +141,6 @@ class TuningStudy:
                 while self._ended(rung) < trials:
                     if self._stop_requested() or not self._run_trial(self._next_trial(), process, on_epochs):
                         return
-                self._log_rung(rung)
             if not self.results(self.plan.rungs[-1]):
                 raise ClusterError(f"{self.plan.folder}: no whole training has a result; see the logs there")
 
@@ -194,41 +180,25 @@ class TuningStudy:
         rung, is_own = self._rung_of(trial), trial.user_attrs.get(_OWN, False)
         values = {} if is_own else {parameter.key: parameter.suggest(trial) for parameter in self.plan.parameters}
         run = TrialRun(self.plan.folder, f"trial-{trial.number:04}", process)
-        reported = set(self._study.get_trials(deepcopy=False)[trial.number].intermediate_values)
-        pruned = False
-
-        def watch(epochs: list[EpochRecord]) -> bool:
-            nonlocal pruned
-            for epoch in epochs:
-                if "valid" in epoch and epoch["epoch"] not in reported:
-                    reported.add(epoch["epoch"])
-                    trial.report(epoch["valid"][self._metric], epoch["epoch"])
-            pruned = trial.should_prune() and not self._stop_requested()
-            return pruned or self._stop_requested()
-
         overrides = rung.overrides(self.plan.resolved_job, values)
-        code = 0 if run.is_finished else run.train(overrides, watch, on_epochs)
-        if code and not pruned and self._stop_requested():
+        code = 0 if run.is_finished else run.train(overrides, self._stop_requested, on_epochs)
+        if code and self._stop_requested():
             return False
-        if code and not pruned:
+        if code:
             self._tell_failure(trial, run)
         else:
             self._consecutive_failures = 0
-            self._tell(trial, run, pruned=code != 0)
+            self._tell(trial, run)
         run.delete_checkpoints()
         on_epochs(max(0, rung.epochs - run.epochs))
         return True
 
-    def _tell(self, trial: optuna.Trial, run: TrialRun, *, pruned: bool) -> None:
+    def _tell(self, trial: optuna.Trial, run: TrialRun) -> None:
         """Record a trial with a result, and the job with the best settings of a whole training."""
-        if pruned:
-            self._study.tell(trial, state=self._states.PRUNED)
-            return
         trial.set_user_attr(_SECONDS, sum(run.report()["seconds_by_phase"].values()))
         # A valid split without a query selects no epoch, so all trials are equal.
         self._study.tell(trial, run.valid_metric(self._metric))
-        whole = [each for each in self.results(self.plan.rungs[-1]) if not each.pruned]
-        if whole:
+        if whole := self.results(self.plan.rungs[-1]):
             write_best(self.plan.folder, {} if whole[0].is_own else whole[0].parameters)
 
     def _tell_failure(self, trial: optuna.Trial, run: TrialRun) -> None:
@@ -240,15 +210,6 @@ class TuningStudy:
         if self._consecutive_failures == _MAX_CONSECUTIVE_FAILURES:
             raise ClusterError(f"{_MAX_CONSECUTIVE_FAILURES} trials in a row failed, the last one: {cause}")
         _logger.warning(f"trial {trial.number} failed: {cause}")
-
-    def _log_rung(self, rung: Rung) -> None:
-        """Log the best of a rung of a quick study, beside the job's own settings."""
-        results = self.results(rung)
-        if not self.plan.quick or not results:
-            return
-        own = "".join(f", the job's own settings {each.value:.4f}" for each in results if each.is_own)
-        best = f"best valid {self._metric} {results[0].value:.4f}, trial {results[0].number}"
-        _logger.info(f"rung {rung.number} of {len(self.plan.rungs)}: {best}{own}")
 
 
 def _require_optuna() -> Any:

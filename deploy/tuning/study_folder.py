@@ -5,7 +5,6 @@ FOLDER/  job.yaml  study.lock  a run folder and a log for each training, and stu
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -115,17 +114,6 @@ def _lock(folder: Path) -> IO[bytes]:
         lock.close()
         raise InputError(f"{folder}: another process runs this study; wait for it, or ", OTHER_FOLDER) from None
     return lock
-
-
-def discard_study(folder: Path, state_file: str) -> None:
-    """Delete ``folder`` if it holds a study of the kind of ``state_file``.
-
-    Raises:
-        InputError: another process runs it.
-    """
-    if (folder / state_file).exists():
-        with _lock(folder):
-            shutil.rmtree(folder)
 
 
 @contextmanager

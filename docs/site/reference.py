@@ -56,7 +56,6 @@ _OPTIONS = """\
 What each option takes, on the command line, in Python, and over HTTP, from the declarations that all three are made of.
 """
 _FUNCTIONS = (
-    crossfade.fit,
     crossfade.load,
     crossfade.Model.recommend,
     crossfade.Model.similar,

@@ -1,11 +1,11 @@
-"""The manifest and the parts of a checkpoint, and the shards of tables that it stores (docs/checkpoint-format.md).
+"""The manifest, the parts, and the names of files of a checkpoint, and the shards of tables that it stores.
 
     manifest = CheckpointManifest(step=123, tables=..., optimizer=..., seed=1, parts=...)
     CheckpointManifest.from_bytes(manifest.to_bytes()) == manifest        # raises CorruptFileError on any change
 
 Everything read from a checkpoint is validated: a file that fails raises ``CorruptFileError``, which
 ``translate_read_errors`` turns into a ``CheckpointError`` that names the file. Another version of the format is an
-``InputError``.
+``InputError``. docs/checkpoint-format.md describes the format.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from functools import partial
 from math import isfinite
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,16 +29,23 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import UnsuitableFileError
 from crossfade.base.json_text import parse_json
 from crossfade.base.validation import format_validation_error
-from crossfade.kvstore.checkpoint.file_names import (
-    EXTRA_NAME,
-    FORMAT_VERSION,
-    MANIFEST_FORMAT,
-    PART_NAME,
-    TABLE_NAME,
-    shard_name,
-)
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import FileDigest, TableSpec
+
+FORMAT_VERSION = 2
+MANIFEST_FORMAT, PART_FORMAT = "crossfade-checkpoint", "crossfade-checkpoint-part"
+MANIFEST_NAME = "manifest.json"
+WEIGHTS = "weights"
+HEADER_BYTES = 128
+
+STEP_NAME = re.compile(r"step-([0-9]{9,18})")
+TABLE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+PART_NAME = re.compile(r"part-[0-9]{5,9}-of-[0-9]{5,9}\.json")
+SHARD_NAME = re.compile(
+    r"(?P<table>[A-Za-z0-9_-]+)/(?P<array>[a-z_]+)\.(?P<number>[0-9]{5,9})-of-(?P<shards>[0-9]{5,9})\.npy"
+)
+EXTRA_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.npz")
+"""Name of a small file that the writer adds: never a name of a manifest or a part."""
 
 _SEAL = re.compile(rb',\n "crc32": (\d+)\n}\n\Z')
 _MAX_SEAL_BYTES = 64
@@ -47,6 +55,31 @@ _MAX_TABLE_VALUES = 2**60
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Crc32 = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def step_name(step: int) -> str:
+    """Return the name of the checkpoint of ``step`` in the folder of checkpoints."""
+    return f"step-{step:09d}"
+
+
+def part_name(part: int, parts: int) -> str:
+    """Return the name of the file that lists what part ``part`` of ``parts`` wrote."""
+    return f"part-{part:05d}-of-{parts:05d}.json"
+
+
+def shard_name(table: str, array: str, number: int, num_shards: int) -> str:
+    """Return the path, inside a checkpoint, of the file with one array of shard ``number`` of ``table``."""
+    return f"{table}/{array}.{number:05d}-of-{num_shards:05d}.npy"
+
+
+def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return the header of an .npy file of version 1.0 (numpy.lib.format), independent of the version of numpy.
+
+    It is always ``HEADER_BYTES`` long, so the offset of a row can be computed.
+    """
+    fields = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
+    header = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little") + fields.encode()
+    return header.ljust(HEADER_BYTES - 1) + b"\n"
 
 
 @dataclass(frozen=True)

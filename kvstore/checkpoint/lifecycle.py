@@ -30,8 +30,14 @@ from crossfade.base.io.durable_file import is_partial
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import FoundFile
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint_folder
-from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME, STEP_NAME, step_name
-from crossfade.kvstore.checkpoint.format import CheckpointManifest, CorruptFileError, FormatVersionError
+from crossfade.kvstore.checkpoint.format import (
+    MANIFEST_NAME,
+    STEP_NAME,
+    CheckpointManifest,
+    CorruptFileError,
+    FormatVersionError,
+    step_name,
+)
 from crossfade.kvstore.store import FileDigest
 
 IsOwn = Callable[[CheckpointManifest], bool]

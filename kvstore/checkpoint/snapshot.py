@@ -4,26 +4,22 @@
     snapshot.before_update("customer", number, rows_A)              # before these rows of a shard change
     while (written := snapshot.poll()) is None: ...                 # keep training; raises CheckpointError on failure
 
-A thread sends the arrays in pieces to a process (``writer.py``), which checksums and stores them. A row that is about
-to change before it was sent is copied once, and the copy is sent in its place. So a snapshot starts at once, whatever
-the size of the arrays, and takes memory only for changed rows; copy-on-write by ``fork`` would copy a page of 4 KiB
-for each. Popular rows are first in their shard and are sent first, the shards of a table in turn, so few rows change
-before they are sent.
+A thread writes the arrays in pieces, with checksums. A row that is about to change before it was written is copied
+once, and the copy is written in its place. So a snapshot starts at once, whatever the size of the arrays, and takes
+memory only for changed rows; copy-on-write by ``fork`` would copy a page of 4 KiB for each. Popular rows are first in
+their shard and are written first, the shards of a table in turn, so few rows change before they are written.
 
-Where rows change faster than they can be sent, updates wait.
+Where rows change faster than they can be written, updates wait.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +28,8 @@ from numpy.typing import NDArray
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import CheckpointError, DivergedError, Option
-from crossfade.kvstore.checkpoint.file_names import npy_header
-from crossfade.kvstore.checkpoint.format import TableShard
+from crossfade.base.io.folder import Folder
+from crossfade.kvstore.checkpoint.format import FORMAT_VERSION, PART_FORMAT, TableShard, npy_header, part_name
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.store import FileDigest
@@ -46,11 +42,10 @@ COPY_INDEX_BYTES = 4
 MAX_WAIT_SECONDS = 60.0
 """Seconds that updates may wait for one snapshot, in total, before it fails."""
 MAX_STANDSTILL_SECONDS = 600.0
-"""Seconds without progress of the writing process before the snapshot fails: one request to S3 may take 180."""
-SAFE_PATH = ["-P"]
-"""Python's option to keep the current folder, which may hold modules of any name, out of the import path."""
+"""Seconds without progress before the snapshot fails: one request to S3 may take 180."""
 _PIECE_BYTES = 1 << 22
-_PIPE_BYTES = 1 << 20
+_END_SECONDS = 10.0
+"""Seconds to wait for the thread of a snapshot that was abandoned: one that storage holds up ends later."""
 
 Words = NDArray[np.uint32]
 """Rows as 32-bit words, whatever their type: what one row of a table or of its optimizer state holds."""
@@ -69,12 +64,12 @@ class PartResult:
 
 
 @njit(cache=True, nogil=True)
-def _allocate_slots(rows_A, begin, sent, slot_N, free_M, free, copied_A, slots_A):  # type: ignore[no-untyped-def]
-    """Allocate slots for the rows of ``rows_A[begin:]`` that were neither sent nor copied, until none is free."""
+def _allocate_slots(rows_A, begin, written, slot_N, free_M, free, copied_A, slots_A):  # type: ignore[no-untyped-def]
+    """Allocate slots for the rows of ``rows_A[begin:]`` that were neither written nor copied, until none is free."""
     copied = 0
     for a in range(begin, rows_A.shape[0]):
         row = rows_A[a]
-        if row < sent or slot_N[row] != 0:
+        if row < written or slot_N[row] != 0:
             continue
         if free == 0:
             return a, copied, free
@@ -129,7 +124,7 @@ def max_copied_rows(rows: int, row_bytes: int) -> int:
 
 
 class _CopyBuffer:
-    """Copies of rows of one table that changed before they were sent."""
+    """Copies of rows of one table that changed before they were written."""
 
     def __init__(self, rows: int, words: dict[str, int]) -> None:
         capacity = max_copied_rows(rows, 4 * sum(words.values()))
@@ -140,7 +135,7 @@ class _CopyBuffer:
 
 
 class _PendingShard:
-    """A shard while it is sent: the first ``sent`` rows are; ``slot_N`` is a row's slot among the copies.
+    """A shard while it is written: the first ``written`` rows are; ``slot_N`` is a row's slot among the copies.
 
     Slots count from 1; 0 means that the row was not copied.
     """
@@ -150,7 +145,7 @@ class _PendingShard:
         self.rows = shard.rows
         self.arrays = {name: _as_words(array[: self.rows]) for name, array in shard.arrays.items()}
         self.slot_N = np.zeros(self.rows, np.int32)
-        self.sent = 0
+        self.written = 0
         self.copies: _CopyBuffer
 
     def copy_rows(self, rows_A: IntArray, begin: int) -> int:
@@ -158,20 +153,20 @@ class _PendingShard:
         copied_A, slots_A = np.empty(len(rows_A), np.int64), np.empty(len(rows_A), np.int32)
         copies = self.copies
         end, count, copies.free = _allocate_slots(
-            rows_A, begin, self.sent, self.slot_N, copies.free_M, copies.free, copied_A, slots_A
+            rows_A, begin, self.written, self.slot_N, copies.free_M, copies.free, copied_A, slots_A
         )
         for name, source_NW in self.arrays.items():
             _copy_rows(source_NW, copied_A, copies.arrays[name], slots_A, count)
         return int(end)
 
     def next_piece(self, stop: int) -> dict[str, Words]:
-        """Copy the unsent rows up to ``stop``, as of the snapshot; they count as sent from now on."""
-        slot_P = self.slot_N[self.sent : stop]
-        pieces = {name: source_NW[self.sent : stop].copy() for name, source_NW in self.arrays.items()}
+        """Copy the rows that are not written up to ``stop``, as of the snapshot; they count as written from now on."""
+        slot_P = self.slot_N[self.written : stop]
+        pieces = {name: source_NW[self.written : stop].copy() for name, source_NW in self.arrays.items()}
         for name, piece_PW in pieces.items():
             _restore_rows(piece_PW, slot_P, self.copies.arrays[name])
         self.copies.free = _free_slots(slot_P, self.copies.free_M, self.copies.free)
-        self.sent = stop
+        self.written = stop
         return pieces
 
     def check_finite(self, name: str, piece_PW: Words) -> None:
@@ -182,7 +177,7 @@ class _PendingShard:
         """
         bad = find_non_finite_row(piece_PW.view(self.shard.arrays[name].dtype))
         if bad is not None:
-            row = (self.sent - len(piece_PW) + bad) * self.shard.num_shards + self.shard.number
+            row = (self.written - len(piece_PW) + bad) * self.shard.num_shards + self.shard.number
             raise DivergedError(
                 f"table '{self.shard.table}', row {row}: has values that are not finite ({name}), so no checkpoint of "
                 "it is written: training has diverged; lower optimizer.learning_rate, and ",
@@ -202,32 +197,78 @@ def _as_words(array: NDArray[Any]) -> Words:
     return array.reshape(len(array), int(np.prod(array.shape[1:], dtype=np.int64))).view(np.uint32)
 
 
-class Snapshot:
-    """One part of a checkpoint that is being written: the state of the arrays when it was created.
+class _OpenFile:
+    """A file of ``size`` bytes, written in pieces that alternate with pieces of other files."""
 
-    The creating thread must live until the snapshot ends: the kernel kills the writing process with that thread.
+    def __init__(self, folder: Folder, path: str, size: int) -> None:
+        self.path, self.size, self.crc32 = path, size, 0
+        self.context = ExitStack()
+        self._left = size
+        self._file = self.context.enter_context(folder.open_output(path))
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Append ``data``; close the file once it is complete."""
+        self.crc32 = zlib.crc32(data, self.crc32)
+        self._file.write(data)
+        self._left -= len(data)
+        if self._left == 0:
+            self.context.close()
+
+
+class _PartWriter:
+    """Writes the files of one part, then the list of them. After an error, none is left on a file system.
+
+    So an unfinished checkpoint does not fill the disk. On S3 nothing is deleted, since S3 may be what failed.
     """
 
-    def __init__(self, folder: str, part: int, parts: int, shards: Sequence[TableShard]) -> None:
-        """Start writing ``shards`` into the checkpoint folder ``folder``, as part ``part`` of ``parts``.
+    def __init__(self, folder: Folder, part: int, parts: int) -> None:
+        self._folder, self._name = folder, part_name(part, parts)
+        self._files: dict[str, _OpenFile] = {}
+        self._opened = ExitStack()
 
-        Raises:
-            CheckpointError: the writing process cannot be started.
-        """
+    def __enter__(self) -> _PartWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        try:
+            self._opened.__exit__(kind, *error)
+        finally:
+            if kind is not None and not self._folder.on_s3:
+                for path in self._files:
+                    with suppress(OSError):
+                        self._folder.remove(path)
+
+    def file(self, path: str, size: int) -> _OpenFile:
+        """Return the file ``path``, which is created when it is first asked for."""
+        if path not in self._files:
+            file = self._files[path] = _OpenFile(self._folder, path, size)
+            self._opened.push(file.context)
+        return self._files[path]
+
+    def finish(self) -> tuple[FileDigest, int]:
+        """Write the list of the files; return its digest, and the bytes of all."""
+        listed = [{"path": file.path, "bytes": file.size, "crc32": file.crc32} for file in self._files.values()]
+        listing = json.dumps({"format": PART_FORMAT, "version": FORMAT_VERSION, "files": listed}, indent=1).encode()
+        listing += b"\n"
+        self._folder.write(self._name, listing)
+        total_bytes = len(listing) + sum(file.size for file in self._files.values())
+        return FileDigest(self._name, len(listing), zlib.crc32(listing)), total_bytes
+
+
+class Snapshot:
+    """One part of a checkpoint that is being written: the state of the arrays when it was created."""
+
+    def __init__(self, folder: str, part: int, parts: int, shards: Sequence[TableShard]) -> None:
+        """Start writing ``shards`` into the checkpoint folder ``folder``, as part ``part`` of ``parts``."""
         self._started = self._last_progress = time.monotonic()
-        self._folder = folder
+        self._folder = Folder(folder)
         self._shards = {(shard.table, shard.number): _PendingShard(shard) for shard in shards}
         self._tables = _group_by_table(self._shards.values())
         self._changed = threading.Condition()
         self._finished = False
-        self._failure: str | None = None
-        self._diverged: DivergedError | None = None
-        self._outcome: PartResult | CheckpointError | DivergedError | None = None
-        try:
-            self._writer, self._pipe = _start_writer(folder, part, parts)
-        except OSError as error:
-            raise CheckpointError(f"{folder}: could not be written: cannot start a process: {error}") from error
-        self._thread = threading.Thread(target=self._send_all, name="snapshot", daemon=True)
+        self._outcome: PartResult | Exception | None = None
+        writer = _PartWriter(self._folder, part, parts)
+        self._thread = threading.Thread(target=self._write_all, args=(writer,), name="snapshot", daemon=True)
         self._thread.start()
         self.pause_seconds = time.monotonic() - self._started
         """Seconds that updates waited so far: for the snapshot to start, and for free slots."""
@@ -255,8 +296,17 @@ class Snapshot:
             )
 
     def _abandon(self, reason: str) -> None:
-        self._finished, self._failure = True, reason
-        self._writer.kill()
+        """Fail for ``reason``; the thread ends at its next piece. The caller holds the lock."""
+        self._end(self._error(reason))
+        self._folder.interrupt()
+
+    def _error(self, reason: object) -> CheckpointError:
+        return CheckpointError(f"{self._folder.uri}: could not be written: {reason}")
+
+    def _end(self, outcome: PartResult | Exception) -> None:
+        self._finished = True
+        self._outcome = self._outcome or outcome
+        self._changed.notify_all()
 
     def poll(self) -> PartResult | None:
         """Return the result, or None while writing is in progress.
@@ -265,87 +315,66 @@ class Snapshot:
             CheckpointError: it could not be written. The arrays are unaffected.
             DivergedError: a row has values that are not finite, so that no run could continue from it.
         """
-        if self._outcome is None and self._writer.poll() is not None:
-            self._outcome = self._collect()
-        elif self._outcome is None and time.monotonic() - self._last_progress > MAX_STANDSTILL_SECONDS:
+        if self._outcome is None and time.monotonic() - self._last_progress > MAX_STANDSTILL_SECONDS:
             with self._changed:
                 self._abandon(f"writing made no progress for {MAX_STANDSTILL_SECONDS:.0f} s")
+        if self._outcome is None:
+            return None
+        self._thread.join(_END_SECONDS)
         if isinstance(self._outcome, Exception):
             raise self._outcome
         return self._outcome
 
     def close(self) -> None:
         """Abandon the snapshot if it is still being written."""
-        if self._outcome is None:
-            with self._changed:
-                self._abandon("was abandoned before it was written")
-            self._outcome = self._collect()
+        with self._changed:
+            self._abandon("was abandoned before it was written")
+        self._thread.join(_END_SECONDS)
 
-    def _collect(self) -> PartResult | CheckpointError | DivergedError:
-        """Wait for the writer, which is exiting, and return its result."""
-        assert self._writer.stdout is not None
-        output = self._writer.stdout.read()
-        self._writer.stdout.close()
-        code = self._writer.wait()
-        self._thread.join()
-        if self._diverged is not None:
-            return self._diverged
-        answer = json.loads(output) if output.endswith(b"\n") else {}
-        if "name" in answer:
-            total_bytes = answer.pop("total_bytes")
-            return PartResult(FileDigest(**answer), total_bytes, time.monotonic() - self._started)
-        reason = self._failure or answer.get("error") or f"the writing process {_describe_exit(code)}"
-        return CheckpointError(f"{self._folder}: could not be written: {reason}")
+    # ---- the thread
 
-    # ---- the sending thread
-
-    def _send_all(self) -> None:
+    def _write_all(self, writer: _PartWriter) -> None:
+        outcome: PartResult | Exception
         try:
-            for shards in self._tables:
-                self._send_table(shards)
-            self._send(memoryview(b'{"end": true}\n'))
-        except BrokenPipeError:
-            pass  # The writer has exited; its answer or exit code has the reason.
+            with writer:
+                for shards in self._tables:
+                    self._write_table(writer, shards)
+                part, total_bytes = writer.finish()
+            outcome = PartResult(part, total_bytes, time.monotonic() - self._started)
         except DivergedError as error:
-            self._diverged = error
+            outcome = error
         except Exception as error:
-            self._failure = f"its rows could not be sent: {type(error).__name__}: {error}"
-        finally:
-            with self._changed:
-                self._finished = True
-                self._shards.clear()
-                self._tables.clear()
-                self._changed.notify_all()
-            os.close(self._pipe)
+            outcome = self._error(error if str(error) else type(error).__name__)
+        with self._changed:
+            self._end(outcome)
+            self._shards.clear()
+            self._tables.clear()
 
-    def _send_table(self, shards: list[_PendingShard]) -> None:
-        """Send pieces of a table's shards in turn, so that the popular rows of all shards go first."""
+    def _write_table(self, writer: _PartWriter, shards: list[_PendingShard]) -> None:
+        """Write pieces of a table's shards in turn, so that the popular rows of all shards go first."""
         row_bytes = 4 * sum(words.shape[1] for words in shards[0].arrays.values())
         step = max(1, _PIECE_BYTES // row_bytes)
         for start in range(0, max(1, *(shard.rows for shard in shards)), step):
             for shard in shards:
-                # The first piece also creates the file, so it is sent even if it has no rows.
+                # The first piece also creates the file, so it is written even if it has no rows.
                 if start < shard.rows or start == 0:
-                    self._send_piece(shard, min(start + step, shard.rows))
+                    self._write_piece(writer, shard, min(start + step, shard.rows))
 
-    def _send_piece(self, shard: _PendingShard, stop: int) -> None:
-        is_first = shard.sent == 0
+    def _write_piece(self, writer: _PartWriter, shard: _PendingShard, stop: int) -> None:
+        is_first = shard.written == 0
         with self._changed:
+            if self._finished:
+                raise self._error("was abandoned")
             pieces = shard.next_piece(stop)
             self._changed.notify_all()
         for name, piece_PW in pieces.items():
             shard.check_finite(name, piece_PW)
             header = shard.header(name)
-            prefix = header if is_first else b""
-            file_bytes = len(header) + shard.rows * piece_PW.shape[1] * 4
-            size = len(prefix) + piece_PW.nbytes
-            frame = {"path": shard.shard.file_name(name), "bytes": size, "file_bytes": file_bytes}
-            self._send(memoryview(json.dumps(frame).encode() + b"\n" + prefix))
-            self._send(piece_PW.reshape(-1).view(np.uint8).data)
-
-    def _send(self, data: memoryview) -> None:
-        while data:
-            data = data[os.write(self._pipe, data) :]
+            file = writer.file(shard.shard.file_name(name), len(header) + shard.rows * piece_PW.shape[1] * 4)
+            if is_first:
+                file.append(header)
+            if len(piece_PW):
+                file.append(piece_PW.reshape(-1).view(np.uint8).data)
             self._last_progress = time.monotonic()
 
 
@@ -361,33 +390,3 @@ def _group_by_table(shards: Iterable[_PendingShard]) -> list[list[_PendingShard]
         for shard in members:
             shard.copies = copies
     return sorted(tables.values(), key=lambda members: members[0].shard.table_rows)
-
-
-def _describe_exit(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-
-def _start_writer(folder: str, part: int, parts: int) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the process; also return the write end of the pipe to its standard input."""
-    read_end, write_end = os.pipe()
-    try:
-        if sys.platform == "linux":
-            import fcntl
-
-            with suppress(OSError):
-                fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            [
-                *(sys.executable, *SAFE_PATH, "-m", "crossfade.kvstore.checkpoint.writer"),
-                *(folder, str(part), str(parts), str(os.getpid())),
-            ],
-            stdin=read_end,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except BaseException:
-        os.close(write_end)
-        raise
-    finally:
-        os.close(read_end)
-    return process, write_end

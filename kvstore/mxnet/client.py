@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.kvstore.grouping import copy_rows_from, copy_rows_to
 from crossfade.kvstore.mxnet.imports import (
     dense_view,
     free_store,
@@ -37,6 +36,7 @@ from crossfade.kvstore.mxnet.server_protocol import (
 )
 from crossfade.kvstore.mxnet.signatures import CommandSigner
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.sharded.kernels import gather_rows, scatter_rows
 from crossfade.kvstore.store import (
     MAX_ALL_REDUCE_LENGTH,
     NO_RESETS,
@@ -170,7 +170,7 @@ class MXNetStore:
             self._store.pull(status_key(server, self._servers), out=row)
         return SaveResult.of([decode_status(row.asnumpy()) for row in rows], "server")
 
-    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copy the requested rows. All keys are requested before the first answer is awaited."""
         blocks, requests = {}, []
         for name, rows_A in rows.items():
@@ -190,8 +190,9 @@ class MXNetStore:
         for name, gradient in gradients.items():
             layout = self._layouts[name]
             check_rows(layout.table, gradient.rows_A)
+            values_AD = np.ascontiguousarray(gradient.values_AD)
             for part in layout.split(gradient.rows_A):
-                self._keys[part.key].push(part.positions_A, gradient.values_AD, part.order_A)
+                self._keys[part.key].push(part.positions_A, values_AD, part.order_A)
 
     def set_lr_factor(self, factor: float) -> None:
         """Multiply the learning rate by ``factor`` from the next step on.
@@ -260,7 +261,7 @@ class WorkerKey:
 
     def receive(self, out_RD: FloatArray, order_A: IntArray) -> None:
         """Wait for the rows of the last request, and copy them into ``out_RD[order_A]``."""
-        copy_rows_to(out_RD, order_A, self._view())
+        scatter_rows(out_RD, order_A, self._view())
 
     def _view(self) -> FloatArray:
         self._array.wait_to_read()
@@ -270,7 +271,7 @@ class WorkerKey:
     def push(self, positions_A: IntArray, values_RD: FloatArray, order_A: IntArray) -> None:
         """Push ``values_RD[order_A]`` as the gradients of ``positions_A``, int64, sorted and unique."""
         if len(positions_A) and np.array_equal(positions_A, self._pulled_A):
-            copy_rows_from(self._view(), values_RD, order_A)
+            gather_rows(self._view(), values_RD, order_A)
         else:
             self._array = row_sparse_from(positions_A, values_RD, order_A, self._shape)
         # The push still reads the array when this returns.

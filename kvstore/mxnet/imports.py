@@ -27,7 +27,7 @@ import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError
-from crossfade.base.packages import deferred, hidden
+from crossfade.base.packages import hidden
 from crossfade.kvstore.memory import advise_huge_pages, release_pages
 
 ROLE_VARIABLE = "DMLC_ROLE"
@@ -64,7 +64,7 @@ def import_mxnet() -> Any:
     numpy_bool = np.__dict__.get("bool")
     np.bool = np.bool_  # type: ignore[attr-defined]
     try:
-        with warnings.catch_warnings(), deferred_operators(), hidden("scipy", "sklearn", "onnx"), deferred("requests"):
+        with warnings.catch_warnings(), deferred_operators(), hidden("scipy", "sklearn", "onnx"):
             warnings.simplefilter("ignore")
             import mxnet
     except OSError as error:

@@ -20,8 +20,7 @@ import numpy as np
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, DivergedError, StoreError
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from crossfade.kvstore.checkpoint.file_names import WEIGHTS
-from crossfade.kvstore.checkpoint.format import TableShard
+from crossfade.kvstore.checkpoint.format import WEIGHTS, TableShard
 from crossfade.kvstore.checkpoint.snapshot import Snapshot, compile_kernels
 from crossfade.kvstore.memory import advise_huge_pages, release_pages
 from crossfade.kvstore.mxnet.imports import dense_view, import_mxnet, row_sparse_ids
@@ -193,11 +192,8 @@ class RowServer:
         """Start writing this server's rows. A failure is reported by status: training continues without the save."""
         if not is_below(message["folder"], self._checkpoints):
             raise StoreError(f"received a save to {message['folder']}, which is not below {self._checkpoints}")
-        try:
-            self._snapshot = Snapshot(message["folder"], self._store.rank, self._servers, self._table_shards())
-            self._status = {"state": "running"}
-        except (CheckpointError, OSError) as error:
-            self._set_failed(error)
+        self._snapshot = Snapshot(message["folder"], self._store.rank, self._servers, self._table_shards())
+        self._status = {"state": "running"}
 
     def _publish_status(self, _message: dict[str, Any]) -> None:
         """Write the status of the save into the status key, from which workers pull it."""
@@ -210,7 +206,8 @@ class RowServer:
         try:
             written = snapshot.poll()
         except CheckpointError as error:
-            self._set_failed(error)
+            self._status = {"state": "failed", "message": str(error)[:_MAX_MESSAGE_LENGTH]}
+            _logger.warning("the save failed: %s", error)
         else:
             if written is None:
                 return
@@ -218,10 +215,6 @@ class RowServer:
             _logger.info("wrote %s: %d bytes in %.1f s", written.part.name, written.bytes, written.seconds)
         snapshot.close()
         self._snapshot = None
-
-    def _set_failed(self, error: Exception) -> None:
-        self._status = {"state": "failed", "message": str(error)[:_MAX_MESSAGE_LENGTH]}
-        _logger.warning("the save failed: %s", error)
 
     def update(self, key: int, gradient: Any, weight: Any) -> None:
         """Apply a key's push, summed over the workers, to this server's rows of it.

@@ -172,10 +172,6 @@ class Ranks:
         """Join the other ranks at ``meeting``; see ``connect_ranks``."""
         return Ranks(rank, connect_ranks(meeting, secret, rank, num_ranks, address, timeout_seconds))
 
-    def is_local(self, rank: int) -> bool:
-        """Return whether a rank is this one, or one whose memory this one reads; either both find so, or none."""
-        return rank == self.rank or self._peers[rank].connection.is_local
-
     def buffer(self, size: int) -> Bytes:
         """Return memory for the next message, ``size`` bytes, which a later call reuses."""
         self._slot = 1 - self._slot

@@ -4,8 +4,8 @@
 
 Row r of a table is on rank r mod W, with its optimizer state. A pull sends row numbers to their owners, which send
 rows back; a push sends gradients to the owners, which add them up as a tree over ranks and update their shards. Each is
-an all-to-all of active rows, of all tables of the same width together. A rank reads its own rows from its shard. Those
-of other hosts may be rounded (``wire.py``); only the shards themselves hold every bit, which exact pulls return.
+an all-to-all of active rows, of all tables of the same width together. A rank reads its own rows from its shard. Rows
+travel as float32, so every rank sees every bit.
 
 Ranks act in rounds: in each, every rank announces what it wants to do (``_Operation``). A round that has a command of
 rank 0 executes it on all ranks; one that has pulls serves them, while ranks that want something else wait; in any other
@@ -34,17 +34,16 @@ from crossfade.kvstore.grouping import group_by_shard
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import check_convergence
-from crossfade.kvstore.sharded import WireDtype
 from crossfade.kvstore.sharded.kernels import (
     OwnGradients,
     SentGradients,
     apply_gradients,
+    gather_rows,
     move_rows,
     replace_rows,
     scatter_rows,
 )
 from crossfade.kvstore.sharded.ranks import Ranks
-from crossfade.kvstore.sharded.wire import Wire
 from crossfade.kvstore.store import (
     MAX_ALL_REDUCE_LENGTH,
     NO_RESETS,
@@ -115,8 +114,6 @@ class _Announcement(NamedTuple):
     operation: _Operation
     command_bytes: int = 0
     """The length of rank 0's command."""
-    is_exact: bool = False
-    """Whether a pull needs every bit of the rows."""
     sends_positions: bool = False
     """Whether a push or an assignment is of other rows than the rank pulled last, so that their positions follow."""
 
@@ -127,7 +124,6 @@ class _Round:
 
     operations_W: IntArray
     command_bytes_W: IntArray
-    is_exact_W: NDArray[np.bool_]
     sends_positions_W: NDArray[np.bool_]
     counts_WT: IntArray
 
@@ -148,13 +144,11 @@ class _Width:
 class ShardedStore:
     """The row store of one rank. Methods are as in ``RowStore``."""
 
-    def __init__(self, ranks: Ranks, wire_dtype: WireDtype = "float32") -> None:
-        """Hold a shard of each table, and exchange rows with the other ``ranks``, as ``wire_dtype`` between hosts."""
+    def __init__(self, ranks: Ranks) -> None:
+        """Hold a shard of each table, and exchange rows with the other ``ranks``."""
         self.rank, self.workers = ranks.rank, ranks.num_ranks
         self.first_step = 0
-        self._ranks, self._wire_dtype = ranks, wire_dtype
-        self._wire = Wire(ranks, wire_dtype, 0)
-        self._pushes = 0
+        self._ranks = ranks
         self._shard = LocalStore(ranks.rank, ranks.num_ranks)
         self.stats = self._shard.stats
         self._tables: list[TableSpec] = []
@@ -187,7 +181,6 @@ class ShardedStore:
         self._widths = [_Width(dim, tuple(t for t, table in enumerate(tables) if table.dim == dim)) for dim in dims]
         self._pulled = None
         self._asked = [[np.empty(0, np.uint32) for _ in tables] for _ in range(self.workers)]
-        self._wire, self._pushes = Wire(self._ranks, self._wire_dtype, seed), 0
         self._shard.create(tables, optimizer, seed, checkpoint, reset_rows)
 
     # ---- rounds
@@ -204,8 +197,8 @@ class ShardedStore:
         for w, section in enumerate(self._ranks.exchange(sizes_W, sizes_W)):
             if w != self.rank:
                 announced_WC[w] = section.view(np.int64)
-        operations_W, command_bytes_W, is_exact_W, sends_positions_W = announced_WC[:, :fields].T
-        return _Round(operations_W, command_bytes_W, is_exact_W != 0, sends_positions_W != 0, announced_WC[:, fields:])
+        operations_W, command_bytes_W, sends_positions_W = announced_WC[:, :fields].T
+        return _Round(operations_W, command_bytes_W, sends_positions_W != 0, announced_WC[:, fields:])
 
     def _meet(self, own: _Announcement, counts_WT: IntArray | None = None) -> _Round:
         """Serve commands and pulls of other ranks until all want the same, or one pulls, as this one."""
@@ -223,11 +216,10 @@ class ShardedStore:
 
     # ---- pulls
 
-    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copy the requested rows. It returns once all ranks have announced an operation."""
         request = self._request(rows)
-        counts_WT = request.counts()
-        blocks = self._serve(self._meet(_Announcement(_Operation.PULL, is_exact=exact), counts_WT), request)
+        blocks = self._serve(self._meet(_Announcement(_Operation.PULL), request.counts()), request)
         self._pulled = request
         return {name: blocks[self._numbers[name]] for name in rows}
 
@@ -280,7 +272,7 @@ class ShardedStore:
             for rows_A, table in zip(request.rows, self._tables, strict=True)
         ]
         for width in self._widths:
-            self._exchange_rows(width, asked, found.is_exact_W, request, blocks)
+            self._exchange_rows(width, asked, request, blocks)
         for t, table in enumerate(self._tables):
             own = request.slice_of(t, self.rank)
             move_rows(blocks[t], request.order[t][own], self._shard.weights(table.name), request.positions[t][own])
@@ -290,7 +282,6 @@ class ShardedStore:
         self,
         width: _Width,
         asked: list[list[NDArray[np.uint32]]],
-        is_exact_W: NDArray[np.bool_],
         request: _Request,
         blocks: list[FloatArray],
     ) -> None:
@@ -299,12 +290,12 @@ class ShardedStore:
         for w, t in self._sections(width):
             sent_W[w] += len(asked[w][t])
             received_W[w] += request.starts[t][w + 1] - request.starts[t][w]
-        message = self._wire.message(width.dim, sent_W, is_exact_W)
+        message_RD, at = self._message(width, sent_W), 0
         for w, t in self._sections(width):
-            name = self._tables[t].name
-            draw = self._wire.draw(f"pull {name}", self._step, self.rank)
-            message.add(w, self._shard.weights(name), asked[w][t], asked[w][t], draw)
-        sent_rows = message.exchange(received_W, is_exact=bool(is_exact_W[self.rank]))
+            rows = len(asked[w][t])
+            gather_rows(message_RD[at : at + rows], self._shard.weights(self._tables[t].name), asked[w][t])
+            at += rows
+        sent_rows = self._exchange(width, sent_W, received_W)
         for w in self._others():
             at = 0
             for t in width.tables:
@@ -312,10 +303,15 @@ class ShardedStore:
                 scatter_rows(blocks[t], order_A, sent_rows[w][at : at + len(order_A)])
                 at += len(order_A)
 
-    @property
-    def _step(self) -> int:
-        """Return the step that is being taken."""
-        return self.first_step + self._pushes
+    def _message(self, width: _Width, rows_W: IntArray) -> FloatArray:
+        """Return memory for ``rows_W`` rows of a width for each of the other ranks, in their order."""
+        message: FloatArray = self._ranks.buffer(int(rows_W.sum()) * width.row_bytes).view(np.float32)
+        return message.reshape(-1, width.dim)
+
+    def _exchange(self, width: _Width, sent_W: IntArray, received_W: IntArray) -> list[FloatArray]:
+        """Send the last message; return the ``received_W`` rows of each rank, which the next exchange overwrites."""
+        sections = self._ranks.exchange(sent_W * width.row_bytes, received_W * width.row_bytes)
+        return [section.view(np.float32).reshape(-1, width.dim) for section in sections]
 
     # ---- pushes
 
@@ -344,7 +340,6 @@ class ShardedStore:
         values = {self._numbers[name]: np.ascontiguousarray(gradient.values_AD) for name, gradient in gradients.items()}
         for width in self._widths:
             self._push_width(operation, width, positions, request, values)
-        self._pushes += operation is _Operation.PUSH
 
     def _push_width(
         self,
@@ -360,13 +355,12 @@ class ShardedStore:
         for w, t in product(self._others(), tables):
             received_W[w] += len(positions[w][t])
             sent_W[w] += request.starts[t][w + 1] - request.starts[t][w]
-        is_exact = operation is _Operation.ASSIGN
-        message = self._wire.message(width.dim, sent_W, np.full(self.workers, is_exact))
+        message_RD, at = self._message(width, sent_W), 0
         for w, t in product(self._others(), tables):
-            part = request.slice_of(t, w)
-            draw = self._wire.draw(f"push {self.rank} {self._tables[t].name}", self._step, w)
-            message.add(w, values[t], request.order[t][part], request.positions[t][part], draw)
-        sent_rows = message.exchange(received_W, is_exact=is_exact)
+            order_A = request.order[t][request.slice_of(t, w)]
+            gather_rows(message_RD[at : at + len(order_A)], values[t], order_A)
+            at += len(order_A)
+        sent_rows = self._exchange(width, sent_W, received_W)
         address_W = np.array([rows_RD.ctypes.data for rows_RD in sent_rows])
         for t in tables:
             mine = request.slice_of(t, self.rank)

@@ -21,83 +21,22 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import CheckpointError, CrossfadeError
-from crossfade.kvstore.checkpoint.file_names import WEIGHTS
+from crossfade.base.errors import CrossfadeError
 from crossfade.kvstore.local import LocalStore
-from crossfade.kvstore.memory import release_pages
-from crossfade.kvstore.optimizer_spec import OptimizerKind, OptimizerSpec, state_bytes_per_row
+from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import divergence, name_divergence
-from crossfade.kvstore.store import NO_RESETS, VALUE_BYTES, RowGradient, SaveResult, TableSpec
-from crossfade.kvstore.torch.device import copy_table, describe_exhausted_memory, open_device, to_device
-from crossfade.kvstore.torch.optimizers import make_device_optimizer
+from crossfade.kvstore.store import NO_RESETS, RowGradient, SaveResult, TableSpec
+from crossfade.kvstore.torch.device import describe_exhausted_memory, open_device, to_device
+from crossfade.kvstore.torch.table import DeviceTable, divide, row_bytes
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-
-def row_bytes(table: TableSpec, kind: OptimizerKind) -> int:
-    """Return the bytes of a row of ``table`` with its optimizer state."""
-    return table.dim * VALUE_BYTES + state_bytes_per_row(kind, table.dim)
-
-
-def divide(budget_bytes: int, tables: Sequence[TableSpec], kind: OptimizerKind) -> dict[str, int]:
-    """Return how many rows of each table fit into ``budget_bytes``, with their optimizer state.
-
-    Each table gets the same number of bytes, and what a small table leaves over goes to the larger ones. A step reads
-    about as many rows of one table as of another, and popularity falls roughly as 1/rank, so a byte more then saves as
-    many reads from the host in any table. The same share of each table would leave out rows of a small catalog that are
-    far more popular than most customers.
-    """
-    rows: dict[str, int] = {}
-    by_size = sorted(tables, key=lambda table: table.rows * row_bytes(table, kind))
-    for number, table in enumerate(by_size):
-        share = budget_bytes // (len(by_size) - number)
-        rows[table.name] = min(table.rows, share // row_bytes(table, kind))
-        budget_bytes -= rows[table.name] * row_bytes(table, kind)
-    return rows
-
-
-class DeviceTable:
-    """The first ``rows`` rows of a table on a device. The memory of the host's arrays for them is released."""
-
-    def __init__(
-        self, arrays: Mapping[str, NDArray[Any]], rows: int, spec: OptimizerSpec, device: torch.device
-    ) -> None:
-        """Copy the first ``rows`` rows of ``arrays``, weights and state, to ``device``, and release their memory."""
-        import torch
-
-        self.rows = rows
-        dim = arrays[WEIGHTS].shape[1]
-        self.weights_ND: Tensor = torch.empty((rows, dim), dtype=torch.float32, device=device)
-        self.optimizer = make_device_optimizer(spec, rows, dim, device)
-        self._tensors = {WEIGHTS: self.weights_ND, **self.optimizer.state}
-        self._arrays = {name: arrays[name][:rows] for name in self._tensors}
-        for name, tensor in self._tensors.items():
-            copy_table(torch.from_numpy(self._arrays[name]), tensor)
-        self.release()
-
-    def count(self, rows_A: IntArray) -> int:
-        """Return how many of ``rows_A``, sorted, are on the device: those at the beginning."""
-        return int(np.searchsorted(rows_A, self.rows))
-
-    def download(self) -> None:
-        """Copy the rows to the beginning of the host's arrays."""
-        import torch
-
-        for name, tensor in self._tensors.items():
-            copy_table(tensor, torch.from_numpy(self._arrays[name]))
-
-    def release(self) -> None:
-        """Release the memory of the beginning of the host's arrays, which then reads as zeros."""
-        for array in self._arrays.values():
-            release_pages(array)
 
 
 _MEMORY_FRACTION = 0.8
@@ -175,27 +114,14 @@ class DeviceStore:
         return divide(budget, list(self._specs.values()), self._optimizer.kind)
 
     @property
-    def notes(self) -> list[str]:
-        """What the user should know about the updates on the device: which tables have slower ones, and why."""
-        tables_of: dict[str, list[str]] = {}
-        for name, table in self._tables.items():
-            if table.optimizer.fallback_reason is not None:
-                tables_of.setdefault(table.optimizer.fallback_reason, []).append(f"'{name}'")
-        return [
-            f"rows of {', '.join(tables)} on {self.device} are updated by separate operations, which take longer than "
-            f"the fused kernel: {reason}"
-            for reason, tables in tables_of.items()
-        ]
-
-    @property
     def hot_rows(self) -> dict[str, int]:
         """The number of rows on the device by table; they are its first ones."""
         return {name: table.rows for name, table in self._tables.items()}
 
     def describe(self) -> list[str]:
-        """Return what the user should know about the created tables: how much memory they take, then ``notes``."""
+        """Return how much memory the created tables take."""
         on_device, on_host = (size / 2**30 for size in self.memory())
-        return [f"tables take {on_device:.2f} GiB on {self.device}, {on_host:.2f} on the host", *self.notes]
+        return [f"tables take {on_device:.2f} GiB on {self.device}, {on_host:.2f} on the host"]
 
     def memory(self) -> tuple[int, int]:
         """Return the bytes of rows and optimizer state on the device and on the host, as they are between saves."""
@@ -217,22 +143,17 @@ class DeviceStore:
     def save(self, folder: str) -> None:
         """Start writing all tables and their state into the checkpoint folder ``folder``.
 
-        Rows on the device are copied to the host first, where they take memory until the save ends. The calling thread
-        must live until then.
+        Rows on the device are copied to the host first, where they take memory until the save ends.
 
         Raises:
-            CheckpointError: it cannot start, or the previous save is still in progress.
+            CheckpointError: the previous save is still in progress.
         """
         self._host.check_not_saving(folder)  # it still reads the arrays that are written here
         start = time.monotonic()
         for table in self._tables.values():
             table.download()
         self._download_seconds = time.monotonic() - start
-        try:
-            self._host.save(folder)
-        except CheckpointError:
-            self._release()
-            raise
+        self._host.save(folder)
 
     def poll_save(self) -> SaveResult | None:
         """Return the result of the last ``save``, or None while it is in progress."""
@@ -251,7 +172,7 @@ class DeviceStore:
         for table in self._tables.values():
             table.release()
 
-    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copy the requested rows into the memory of the host."""
         self.check(rows)
         return {name: self._pull(name, rows_A) for name, rows_A in rows.items()}

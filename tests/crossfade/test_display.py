@@ -1,18 +1,10 @@
 """Progress of a training: lines for a log, and a bar on a terminal."""
 
-import os
-import pty
-import re
-import subprocess
-import sys
-import termios
-from pathlib import Path
-
 import pytest
-from cluster_data import write_job, write_planted
 
+from crossfade import display
 from crossfade.base import logs
-from crossfade.display import PhaseLines, TrainDisplay
+from crossfade.display import TrainDisplay
 from crossfade.kvstore import compile_notice
 from crossfade.terminal import Progress
 from crossfade.trainer.runs.events import EpochEvent, FailureEvent, RestartEvent, StepEvent
@@ -20,7 +12,6 @@ from crossfade.trainer.runs.events import EpochEvent, FailureEvent, RestartEvent
 VALID = {
     f"{kind}@{k}": 0.123456789 for kind in ("recall", "ndcg", "map", "mrr", "hit_rate") for k in (1, 5, 10, 20, 50)
 }
-REPORT = {"stopped_early": True, "best_epoch": 1, "metrics": {"valid": VALID}}
 
 
 def step(number: int, *, steps: int = 123_456_789) -> StepEvent:
@@ -40,12 +31,11 @@ def step(number: int, *, steps: int = 123_456_789) -> StepEvent:
 def shown(capsys: pytest.CaptureFixture[str], progress: Progress | None) -> list[str]:
     """Return the lines of a run of two steps that is evaluated once."""
     logs.configure_console()
-    with TrainDisplay("ndcg@10", progress) as display:
-        display.show(step(1))
-        display.show(step(2))
-        display.show(EpochEvent(epoch=1234, step=2, loss=0.456789123, valid={**VALID, "queries": 1000}))
-        display.show(EpochEvent(epoch=1235, step=2, loss=0.4))
-        display.finish(REPORT)
+    with TrainDisplay("ndcg@10", progress) as shown_run:
+        shown_run.show(step(1))
+        shown_run.show(step(2))
+        shown_run.show(EpochEvent(epoch=1234, step=2, loss=0.456789123, valid={**VALID, "queries": 1000}))
+        shown_run.show(EpochEvent(epoch=1235, step=2, loss=0.4))
     return capsys.readouterr().err.splitlines()
 
 
@@ -57,15 +47,23 @@ def test_lines_of_a_log_have_the_loss_and_the_chosen_metric(
     assert lines == [
         "crossfade: epoch=1234 step=1 progress=0.0000 batch_loss=1234.57",
         "crossfade: epoch=1234 step=2 progress=0.0000 loss=0.456789 ndcg@10=0.123457",
-        "crossfade: stopped early: no gain in ndcg@10 beyond its standard error; best 0.123457 in epoch 1",
     ]
     assert max(map(len, lines)) <= 100
 
 
 def test_lines_for_programs_have_all_metrics_and_epochs(capsys: pytest.CaptureFixture[str]) -> None:
-    _, evaluated, other, _ = shown(capsys, "metrics")
+    _, evaluated, other = shown(capsys, "metrics")
     assert all(f" {name}=0.123457" in evaluated for name in VALID)
     assert other == "crossfade: epoch=1235 step=2 progress=0.0000 loss=0.4"
+
+
+def test_bar_has_the_epoch_the_loss_and_the_best_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainDisplay("ndcg@10", "bar") as shown_run:
+        shown_run.show(EpochEvent(epoch=1, step=1, loss=0.5, valid={**VALID, "queries": 1000}))
+        shown_run.show(step(2, steps=2))
+    last = capsys.readouterr().err.rpartition("\r")[2]
+    assert last.startswith("training: 100%|")
+    assert "epoch=1234, loss=1234.5679, ndcg@10=0.1235" in last
 
 
 def test_compilation_is_announced_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,9 +84,9 @@ def test_restart_says_how_much_is_lost(capsys: pytest.CaptureFixture[str]) -> No
         RestartEvent(generation=3, cause="x", step=0, lost_steps=1),
         RestartEvent(generation=4, cause="x", step=4, checkpoint="c", lost_steps=0),
     ]
-    with TrainDisplay("ndcg@10", "lines") as display:
+    with TrainDisplay("ndcg@10", "lines") as shown_run:
         for restart in restarts:
-            display.show(restart)
+            shown_run.show(restart)
     assert capsys.readouterr().err.splitlines() == [
         "crossfade: x; restarting (generation 2) from step 4; lost: 333 steps since the last checkpoint, 5.6 s",
         "crossfade: x; restarting (generation 3) from the beginning; lost: 1 step since the beginning",
@@ -96,43 +94,17 @@ def test_restart_says_how_much_is_lost(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
-def test_short_phases_leave_no_line_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 1), (10.0, 0)])
+def test_phase_has_lines_in_a_log_if_it_takes_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seconds: float, lines: int
+) -> None:
     logs.configure_console()
-    lines = PhaseLines()
-    lines.phase("read events", 5_000, "B")
-    lines.advance(1_000)
-    lines._line_due = 0.0  # ten seconds have passed
-    lines.advance(1_500)
-    lines.advance(1_500)
-    lines.close()
-    [line] = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"crossfade: read events: 2,500 of 5,000 bytes in \d s", line)
-
-
-@pytest.mark.slow
-def test_last_line_of_the_bar_says_that_the_run_stopped_early(tmp_path: Path) -> None:
-    settings = {"epochs": 50, "patience": 2}
-    write_job(
-        tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=settings, optimizer={"learning_rate": 1e-9}
-    )
-    controller, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 100))
-    command = [sys.executable, "-m", "crossfade", "train", "job.yaml", "--run-dir", "run"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
-        os.close(terminal)
-        printed = b""
-        try:
-            while chunk := os.read(controller, 1 << 16):
-                printed += chunk
-        except OSError:  # the command has ended
-            pass
-        assert process.stdout is not None
-        assert "stopped early: no gain in ndcg@10 beyond its standard error" in process.stdout.read()
-    os.close(controller)
-    assert process.returncode == 0
-    last = [line for line in re.split(r"[\r\n]+", printed.decode()) if line.strip()][-1]
-    assert last.startswith("stopped early: 100%|")
-    assert "ndcg@10=0." in last
+    monkeypatch.setattr(display, "_LINE_SECONDS", seconds)
+    with display.progress_bars() as bars:
+        bars.phase("read events", 5_000, "B")
+        bars.advance(2_500)
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[-1:] == ["crossfade: read events: 2.50k of 5.00k in 00:00"] * lines
 
 
 def test_only_a_failure_after_the_results_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,9 +112,9 @@ def test_only_a_failure_after_the_results_has_a_line_of_its_own(capsys: pytest.C
     failure = FailureEvent(
         generation=1, role="worker-0", host="b2", cause="was killed by SIGABRT", ends_run=False, step=9, lost_steps=0
     )
-    with TrainDisplay("ndcg@10") as display:
-        display.show(failure)  # the restart that follows names it
-        display.show(failure.model_copy(update={"after_results": True}))
+    with TrainDisplay("ndcg@10") as shown_run:
+        shown_run.show(failure)  # the restart that follows names it
+        shown_run.show(failure.model_copy(update={"after_results": True}))
     assert capsys.readouterr().err.splitlines() == [
         "crossfade: worker-0 on b2 was killed by SIGABRT, after all results were written: nothing is lost"
     ]

@@ -44,12 +44,11 @@ def examples(command: str) -> list[str]:
 
 
 def test_help_lists_the_commands_that_people_type(capsys: pytest.CaptureFixture[str]) -> None:
-    assert {"prepare", "validate", "submit ec2", "worker"} <= PARSERS.keys()
+    assert {"prepare", "validate", "submit ec2", "agent"} <= PARSERS.keys()
     with pytest.raises(SystemExit):
         main(["--help"])
     listed = re.findall(r"^    ([a-z0-9-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
-    of_containers = {"scheduler", "server", "worker", "ec2-host"}
-    assert set(listed) == {command.partition(" ")[0] for command in PARSERS} - of_containers
+    assert set(listed) == {command.partition(" ")[0] for command in PARSERS} - {"ec2-host"}
 
 
 @every_command
@@ -63,7 +62,7 @@ def test_help_has_a_sentence_examples_that_parse_and_notes_that_fit(
     parser = PARSERS[command]
     sentence = (parser.description or "").strip().partition("\n\n")[0]
     assert re.fullmatch(r"[A-Z][^.]*(?:\.\w[^.]*)*\.", sentence, re.DOTALL), sentence
-    lines = [line.partition("crossfade ")[2] for line in examples(command)]
+    lines = [line.partition("crossfade ")[2].partition(" > ")[0] for line in examples(command)]
     assert len(lines) >= 2
     for line in lines:
         if "--explain" not in line:
@@ -77,7 +76,6 @@ def test_options_are_in_groups_and_their_texts_begin_with_a_verb(command: str) -
     named = ("positional arguments", "options")
     groups = [group for group in PARSERS[command]._action_groups if group.title not in named]
     grouped = {action.dest for group in groups for action in group._group_actions}
-    assert groups
     assert [action.dest for action in options(command) if action.dest not in grouped] == []
     assert [group.title for group in groups if not group._group_actions] == []
     for action in options(command):
@@ -88,82 +86,38 @@ def test_options_are_in_groups_and_their_texts_begin_with_a_verb(command: str) -
         assert not text.endswith("."), text
 
 
-def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Return the line that a command that cannot be parsed prints."""
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    assert ended.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    return line
-
-
 @pytest.mark.parametrize(
-    ("typed", "command", "message"),
+    ("typed", "message"),
     [
-        ("train jobs/a.yaml --dashbord", "train", "unrecognized arguments: --dashbord; did you mean --dashboard?"),
-        ("submit ec2 jobs/a.yaml --instance r6i.xlarge", "submit ec2", "did you mean --instance-type?"),
-        ("submit ec2 jobs/a.yaml --hots=2", "submit ec2", "unrecognized arguments: --hots=2; did you mean --hosts?"),
-        ("recommend runs/a --custmer 4", "recommend", "unrecognized arguments: --custmer 4; did you mean --customer?"),
-        ("recommend runs/a --listener 4", "recommend", "; use --customer 4, whatever customers are called in the data"),
-        ("prepare plays.csv --query user --item song --out x", "prepare", "plays.csv; use --events plays.csv"),
         (
-            "prepare --out x --query user plays.csv",
-            "prepare",
-            "unrecognized arguments: plays.csv; use --events plays.csv",
+            "trian a.yaml",
+            "crossfade: error: there is no command 'trian'; did you mean 'train'?; see 'crossfade --help'",
         ),
-        ("train jobs/a.yaml --epochs 3", "train", "arguments: --epochs 3; use --set train.epochs=3"),
-        ("train jobs/a.yaml --batch-size=9", "train", "--batch-size=9; use --set train.batch_size=9"),
-        ("train jobs/a.yaml --train.seed 3", "train", "--train.seed 3; use --set train.seed=3"),
-        ("tune jobs/a.yaml --dim 3", "tune", "--dim 3; use --set model.dim=3"),
-        (
-            "map runs/a --max-per genre=2",
-            "map",
-            "unrecognized arguments: --max-per genre=2; see 'crossfade map --help'",
-        ),
-        ("train jobs/a.yaml --qqqqqq", "train", "arguments: --qqqqqq; see 'crossfade train --help'"),
-        (
-            "recommend --customer 4 5 runs/a --k 3",
-            "recommend",
-            "required: FROM; --customer takes all words that follow it, so write crossfade recommend runs/a --customer "
-            "4 5 --k 3",
-        ),
-        (
-            "prepare --events",
-            "prepare",
-            "argument --events: expected at least one argument; see 'crossfade prepare --help'",
-        ),
+        ("train a.yaml --overwite", "unrecognized arguments: --overwite; did you mean --overwrite?; see "),
+        ("submit ec2 a.yaml --hots=2", "unrecognized arguments: --hots=2; did you mean --hosts?; see "),
+        ("train a.yaml --epochs 3", "unrecognized arguments: --epochs 3; set keys of a job by --set KEY=VALUE; see "),
+        ("map runs/a more", "unrecognized arguments: more; see 'crossfade map --help'"),
+        ("recommend", "the following arguments are required: FROM; see 'crossfade recommend --help'"),
     ],
 )
-def test_option_that_cannot_be_parsed_gets_a_suggestion_in_one_line(
-    capsys: pytest.CaptureFixture[str], typed: str, command: str, message: str
+def test_words_that_cannot_be_parsed_get_a_hint_in_one_line(
+    capsys: pytest.CaptureFixture[str], typed: str, message: str
 ) -> None:
-    error = usage_error(capsys, *typed.split())
-    assert error.startswith(f"crossfade {command}: error: ")
-    assert error.endswith(message)
-
-
-def test_misspelled_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
-    assert usage_error(capsys, "trian", "a.yaml") == (
-        "crossfade: error: there is no command 'trian'; did you mean 'train'?"
-    )
-    assert usage_error(capsys, "qqq") == "crossfade: error: there is no command 'qqq'; see 'crossfade --help'"
+    with pytest.raises(SystemExit) as ended:
+        main(typed.split())
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("prepare --events no.csv --out x", "--events no.csv: no such file; "),
-        ("prepare --train no.csv --out x", "--train no.csv: no such file; "),
-        (
-            "prepare --events no.csv --sample lastfm --out x",
-            "--sample: was given, and so was --events; expected one of ",
-        ),
-        ("similar runs/a 1 -k 0", "-k 0: expected an integer from 1"),
-        ("recommend runs/a --history 1 -k0", "-k 0: expected an integer from 1"),
-        ("plan jobs/lastfm.yaml --servers -1", "--servers -1: cluster.servers: input should be greater"),
+        ("prepare --train no.csv --out x", "--events no.csv: no such file; "),
+        ("similar runs/a 1 -k0", "-k 0: expected an integer from 1"),
     ],
 )
-def test_error_names_the_option_as_typed(
+def test_error_names_the_option_as_it_is_typed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, typed: str, message: str
 ) -> None:
     monkeypatch.chdir(ROOT)

@@ -1,34 +1,21 @@
-"""A model of a second day recommends nothing that was heard on the first, unless it is to go on without that day.
+"""A model of a second day recommends nothing that was heard on the first.
 
 What counts as known is tested by ``tests/trainer/data/test_lineage.py``.
 """
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import CUSTOMERS, planted_plays, write_job
 from command_here import crossfade_here
-from error_table import documented
 from preparing import interactions
 from running_command import succeeded
-from serving import running_server
-from waiting import wait_until
-
-import crossfade
-from crossfade.base.errors import InputError
-from crossfade.deploy.dashboard.explore import recommend as explore
-from crossfade.deploy.dashboard.explored_models import ExploredModels
 
 pytestmark = pytest.mark.slow
 
 PLAYS_A_DAY = 14
-ONLY = "--history-from-this-dataset-only"
 Known = dict[str, set[int]]
 
 
@@ -68,13 +55,6 @@ def heard(workspace: Path) -> Known:
     return found
 
 
-@pytest.fixture
-def without_base(workspace: Path) -> Iterator[None]:
-    (workspace / "data1").rename(workspace / "gone")
-    yield
-    (workspace / "gone").rename(workspace / "data1")
-
-
 def recommended(path: Path) -> dict[str, list[int]]:
     lists: dict[str, list[int]] = {}
     for row in pq.read_table(path).to_pylist():
@@ -89,39 +69,14 @@ def known_again(lists: dict[str, list[int]], heard: Known) -> int:
     return sum(track in heard[customer] for customer, tracks in lists.items() for track in tracks)
 
 
-def refused(workspace: Path, *arguments: object) -> None:
-    result = crossfade_here(*arguments, cwd=workspace)
-    documented("a missing base dataset", result.stderr.splitlines()[-1].removeprefix("crossfade: error: "))
-    assert (result.returncode, result.stdout) == (2, "")
-
-
 def test_command_recommends_nothing_known(workspace: Path, heard: Known, tmp_path: Path) -> None:
     succeeded(crossfade_here("recommend", "run2", "--all", "-k", 20, "--out", tmp_path / "all.parquet", cwd=workspace))
     lists = recommended(tmp_path / "all.parquet")
     assert len(lists) == CUSTOMERS
     assert known_again(lists, heard) == 0
-    printed = json.loads(
-        succeeded(crossfade_here("recommend", "run2", "--customer", "c007", "--json", cwd=workspace)).stdout
-    )
-    [found] = printed
-    assert [row["track"] for row in found["recommendations"]] == lists["c007"][:10]
-    assert {row["track"] for row in found["history"]} <= heard["c007"]
     by_checkpoint = ("recommend", "run2/checkpoints", "--all", "-k", 20, "--out", tmp_path / "checkpoint.parquet")
     succeeded(crossfade_here(*by_checkpoint, cwd=workspace))
     assert known_again(recommended(tmp_path / "checkpoint.parquet"), heard) == 0
-
-
-def explored(run: Path, customer: str, **options: bool) -> dict[str, Any]:
-    answers: list[Any] = []
-
-    def has_answered() -> bool:
-        answers[:] = [models.ask(run, lambda model: explore(model, customer))]
-        return answers[0] is not None
-
-    with closing(ExploredModels(**options)) as models:
-        wait_until(has_answered, f"the model of {run}")
-    found: dict[str, Any] = answers[0]
-    return found
 
 
 def test_evaluation_counts_no_known_track_as_new(workspace: Path) -> None:
@@ -134,53 +89,5 @@ def test_evaluation_counts_no_known_track_as_new(workspace: Path) -> None:
     dropped = len(held_out & known)
     assert (printed["test"]["pairs"], printed["test"]["pairs_dropped"]) == (len(held_out) - dropped, dropped)
     assert dropped > 0
-    only = json.loads(succeeded(crossfade_here("evaluate", "run2", "--json", ONLY, cwd=workspace)).stdout)
-    assert only["test"]["pairs_dropped"] < dropped
-    for name in ("popularity", "item_cosine"):
-        assert printed["baselines"]["metrics"]["test"][name] != only["baselines"]["metrics"]["test"][name]
     report = json.loads((workspace / "run2" / "report.json").read_text())
     assert report["metrics"]["test"]["pairs_dropped"] == dropped
-
-
-@pytest.mark.usefixtures("without_base")
-def test_missing_base_dataset_stops_every_command(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out.parquet"
-    refused(workspace, "recommend", "run2", "--customer", "c007")
-    refused(workspace, "recommend", "run2", "--all", "--out", out)
-    refused(workspace, "evaluate", "run2")
-    refused(workspace, "map", "run2", "--out", tmp_path / "map")
-    refused(workspace, "train", "job2.yaml", "--run-dir", tmp_path / "run")
-    environment = os.environ.copy()
-    refused(workspace, "serve", "run2", "--port", 0)
-    assert os.environ == environment  # else, a later child of this process would look for the folder of metrics
-    refused(workspace, "similar", "run2", "1", "--where", "count > 1")
-    assert not (tmp_path / "run").exists()
-    monkeypatch.chdir(workspace)
-    with pytest.raises(InputError, match="without it: history_from_this_dataset_only"):
-        crossfade.load("run2").recommend("c007")
-    with pytest.raises(InputError, match="without it: history_from_this_dataset_only"):
-        crossfade.load("run2").evaluate()
-    with pytest.raises(InputError, match="history_from_this_dataset_only"):
-        explored(workspace / "run2", "c007")
-
-
-@pytest.mark.usefixtures("without_base")
-def test_option_goes_on_without_the_base_dataset(
-    workspace: Path, heard: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "all.parquet"
-    succeeded(crossfade_here("recommend", "run2", "--all", "-k", 20, ONLY, "--out", out, cwd=workspace))
-    assert known_again(recommended(out), heard) > CUSTOMERS
-    succeeded(crossfade_here("evaluate", "run2", ONLY, cwd=workspace))
-    succeeded(crossfade_here("similar", "run2", "1", "--where", "count > 1", ONLY, cwd=workspace))
-    job_key = ("--set", "data.history_from_this_dataset_only=true", "--set", "train.epochs=1")
-    succeeded(crossfade_here("train", "job2.yaml", "--run-dir", tmp_path / "run", *job_key, cwd=workspace))
-    monkeypatch.chdir(workspace)
-    model = crossfade.load("run2", history_from_this_dataset_only=True, frame="arrow")
-    assert model.recommend("c007").num_rows == 10
-    assert model.evaluate()["queries"] > 0
-    assert explored(workspace / "run2", "c007", history_from_this_dataset_only=True)["rows"]
-    with running_server("run2", ONLY, cwd=workspace) as server:
-        assert server.get("recommend", id="c007")[0] == 200

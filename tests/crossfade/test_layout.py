@@ -16,37 +16,32 @@ PACKAGES = ("kvstore", "trainer", "deploy", "crossfade")
 VAGUE_NAMES = {"utils.py", "helpers.py", "common.py"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 600, 50, 8
 MANY_PARAMETERS = {
+    "crossfade/api/estimator.py: __init__": "scikit-learn reads hyperparameters from the signature",
+    "crossfade/api/fit.py: fit": "editors show the arguments of a signature",
     "crossfade/base/options.py: option": "keywords of a declaration",
     "deploy/cluster/agent.py: __init__": "what a host's agent is made of",
     "deploy/cluster/supervision.py: run_job": "what a job is made of",
-    "kvstore/torch/triton_kernels.py: _adam": "Triton passes pointers and scalars one by one",
-    "kvstore/torch/triton_kernels.py: _update_kernel": "the same",
 }
 """Functions with more parameters than ``MAX_PARAMETERS``, without self. In other kernels, NamedTuples hold several."""
 SMALL_FILE_LINES = 100
 SMALL_FILES = {
     "crossfade/base/blas_kernels.py": "runs before anything else is imported",
     "crossfade/cli/sagemaker_entry.py": "the entry of a process",
+    "deploy/dashboard/server.py": "loads Dash and uvicorn, which may be missing",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
-    "deploy/refresh/popularity.py": "loads numba",
     "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/data/feature_kernels.py": "loads numba",
     "trainer/evaluation/list_kernels.py": "compiled again when its file changes",
-    "trainer/formats/faiss_indexes.py": "for an optional package",
-    "trainer/maps/page.py": "a page with its assets",
     "trainer/recommend/history_file.py": "loads DuckDB",
+    "trainer/tracking/tensorboard_file.py": "for an optional package",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
 TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")
 FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")
 FILES_WITH_FLAGS = {
     "deploy/aws/ec2/run_host.py": "starts commands of crossfade",
-    "deploy/cluster/role_process.py": "starts commands of crossfade",
-    "deploy/dashboard/server.py": "starts commands of crossfade",
     "deploy/launch/trial_run.py": "starts commands of crossfade",
     "deploy/schedulers/scheduler_files.py": "writes files with commands of crossfade",
-    "trainer/formats/pgvector.py": "writes a script that calls psql",
-    "trainer/formats/search_engines.py": "writes scripts that call curl",
 }
 """Files below the faces whose strings are words of command lines. All others name options by marks."""
 

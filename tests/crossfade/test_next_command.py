@@ -8,54 +8,9 @@ from pathlib import Path
 import pytest
 
 from crossfade.base.command_line import command_line
-from crossfade.cli.next_command import train_command
-from crossfade.trainer.config.loading import load_job
 
-JOB = "name: {name}\ndata: {{path: {path}, query: customer, item: {item}}}\n"
 SCRIPT = f"#!{sys.executable}\nimport sys\nfrom crossfade.cli.main import main\nsys.exit(main())\n"
 """What pip installs as ``crossfade``."""
-
-
-@pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make an empty folder the working directory; return its folder ``jobs``."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "jobs").mkdir()
-    return tmp_path / "jobs"
-
-
-def test_job_of_the_dataset_is_used(jobs: Path) -> None:
-    (jobs / "plays.yaml").write_text(JOB.format(name="best", path="data/plays", item="track"))
-    (jobs / "lastfm.yaml").write_text(JOB.format(name="lastfm", path="data/lastfm", item="artist"))
-    assert train_command("data/plays", "customer", "track") == "crossfade train jobs/plays.yaml"
-    assert train_command("data/plays/", "customer", "track") == "crossfade train jobs/plays.yaml"
-    moved = "crossfade train jobs/plays.yaml --set data.path=other/plays --set data.item=song"
-    assert train_command("other/plays", "customer", "song") == moved
-
-
-def test_written_job_has_a_name_that_yaml_and_folders_take(jobs: Path) -> None:
-    (jobs / "lastfm.yaml").write_text(JOB.format(name="lastfm", path="data/lastfm", item="artist"))
-    # YAML would read two of these as a boolean and a number.
-    for data, name in (("s3://music/2024 plays", "run-2024-plays"), ("on", "on"), ("12", "run-12")):
-        assert Path(f"{name}.yaml") == typed_job(train_command(data, "customer", "artist"), name, data)
-
-
-def typed_job(command: str, name: str, data: str) -> Path:
-    """Run what ``command`` does before it trains; check the job that it writes, and return its path."""
-    first, _, train = command.partition(" && ")
-    subprocess.run(["sh", "-c", first], check=True)
-    path = Path(train.split()[-1])
-    job = load_job(path)
-    assert (job.name, job.data.path) == (name, data)
-    return path
-
-
-def test_without_a_job_file_one_is_written_that_does_not_replace_another(jobs: Path) -> None:
-    (jobs / "plays.yaml").write_text("not a job")
-    command = "echo '{name: plays, data: {path: data/plays}}' > {file} && crossfade train {file}"
-    assert train_command("data/plays", "customer", "track") == command.replace("{file}", "plays.yaml")
-    Path("plays.yaml").write_text("something else")
-    assert train_command("data/plays", "customer", "track") == command.replace("{file}", "plays-2.yaml")
 
 
 def nexts(output: str) -> list[str]:
@@ -95,15 +50,6 @@ def test_commands_that_each_command_prints_as_next_run_as_printed(tmp_path: Path
     assert len({shlex.split(line)[0] for line in (prepare, tuned, *used)}) == 1
     for command in (*used, f"{again} --set train.max_steps=2", tuned):
         assert typed(command, folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("called", ["PATH", "python -m"])
-def test_printed_command_begins_as_the_one_that_was_typed(tmp_path: Path, another: Path, called: str) -> None:
-    begin = "crossfade" if called == "PATH" else f"{sys.executable} -m crossfade"
-    synthesize = "synthesize --queries 50 --items 40 --interactions 2000 --out data"
-    [train] = nexts(typed(f"PATH='{another.parent}':$PATH; {begin} {synthesize}", tmp_path))
-    assert f" && {begin} train " in train
 
 
 @pytest.mark.parametrize("executable", [None, ""])

@@ -1,7 +1,6 @@
 """``crossfade status`` on real runs: during training, after a kill, and at the end."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import pytest
 from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
 from command_here import crossfade_here
 from paced_training import paced
-from run_folders import BEGAN, epoch, state, step, write_run
-from running_command import records, started, succeeded
-from waiting import wait_until
+from run_folders import state, step, write_run
+from running_command import records, succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.cli.main import make_parser
@@ -47,6 +45,7 @@ def job(tmp_path: Path) -> Path:
     )
 
 
+# tests/deploy/dashboard/test_dashboard.py shows a restart on servers, by this command too.
 @pytest.mark.slow
 def test_run_in_process_shows_progress_and_result(job: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "live"
@@ -84,74 +83,6 @@ def test_run_in_process_shows_progress_and_result(job: Path, tmp_path: Path) -> 
     assert max(len(line) for line in screen.splitlines() if line.strip() != shortfall) <= 120
 
 
-@pytest.mark.slow
-def test_killed_run_is_lost_and_stopped_run_is_stopped(
-    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_dir = tmp_path / "runs" / "killed"
-    run_dir.parent.mkdir()
-    with paced("train", job, run_dir=run_dir) as training:
-        training.wait_for("step")
-        training.command.process.kill()
-        training.command.process.wait()
-        wait_until(lambda: status(tmp_path)[0]["state"] == "lost", "that it is lost")
-        (lost,) = status(tmp_path)
-        assert (lost["alerts"][0]["level"], lost["failure"]) == ("critical", None)
-        screen = printed_by(run_dir, capsys=capsys)
-        assert "critical: the process of its command no longer exists: it was killed" in screen
-    with paced("train", job, "--resume", run_dir=run_dir) as training:
-        training.wait(lambda: read_state(run_dir)["state"] == "running", "its state")
-        training.wait_for("step")
-        training.command.process.send_signal(signal.SIGTERM)
-        assert training.command.finish().returncode == 143
-    (stopped,) = status(tmp_path)
-    assert stopped["state"] == "stopped"
-    assert "--resume" in stopped["message"]
-
-
-# tests/deploy/dashboard/test_dashboard.py shows a restart on servers, by this command too.
-
-
-def test_diverged_run_shows_its_error_and_what_was_lost(
-    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_dir = tmp_path / "run"
-    result = crossfade_here("train", job, "--run-dir", run_dir, "--set", "optimizer.learning_rate=1e18")
-    assert result.returncode == 1
-    error = result.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
-    (failed,) = json.loads(printed_by(run_dir, "--json", capsys=capsys))["runs"]
-    failure = failed["failure"]
-    assert (failed["state"], failure["role"], failure["cause"]) == ("failed", "in-process", "ended with exit code 1")
-    assert failure["error"] == error
-    lines = printed_by(run_dir, capsys=capsys).splitlines()
-    first = next(index for index, line in enumerate(lines) if line.startswith("last failure in-process on "))
-    assert lines[first + 1].strip() == error
-    assert lines[first + 2].strip().startswith("lost ")
-    assert lines[first + 2].endswith("; it ended the run")
-
-
-@pytest.mark.parametrize(
-    ("settings", "longer"),
-    [
-        (["train.epochs=4"], "train.epochs=8"),
-        (["train.epochs=9", "train.max_steps=16"], "train.max_steps=32"),
-        (["train.epochs=2", "train.eval_every_epochs=2"], None),  # one evaluation compares nothing
-    ],
-)
-def test_best_epoch_that_is_the_last_is_said_once_with_what_to_do(
-    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], longer: str | None
-) -> None:
-    chosen = ["train.eval_every_epochs=1", "train.batch_size=1024", "optimizer.learning_rate=0.02", *settings]
-    options = [word for each in chosen for word in ("--set", each)]
-    trained = succeeded(crossfade_here("train", job, "--run-dir", tmp_path / "run", *options)).stdout
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["best_epoch"] == report["epochs"]
-    texts = trained, json.dumps(report), printed_by(tmp_path / "run", capsys=capsys)
-    for text in texts:
-        assert text.count("the best epoch is the last, ") == (longer is not None)
-        assert longer is None or text.count(f"train longer, with {longer}") == 1
-
-
 def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "runs" / "fine", metrics=[step(50, at=9)], state=state("done", at=9))
     corrupt = write_run(
@@ -163,38 +94,6 @@ def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.Cap
     assert [line.split()[:2] for line in printed[1:3]] == [["damaged", "failed"], ["fine", "done"]]
     assert any(line.startswith("damaged: warning: report.json cannot be read") for line in printed)
     assert "damaged: critical: no" in printed
-
-
-def test_early_stop_baselines_and_lost_steps_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    events = [step(333, at=9), epoch(1, at=9, step=10, quality=0.31), epoch(2, at=19, step=20, quality=0.29)]
-    restart = {"generation": 2, "cause": "x", "step": 100, "lost_steps": 333, "lost_seconds": 5.6}
-    processes = [{"time": BEGAN + 15, "event": "restart", **restart}]
-    baselines = {"popularity": {"ndcg@10": 0.21, "ndcg@10_se": 0.02}, "item_cosine": {"ndcg@10": 0.32}}
-    report = {
-        "metrics": {"valid": {"ndcg@10": 0.31}},
-        "baselines": {"metrics": {"valid": baselines}, "notes": []},
-        "stopped_early": True,
-    }
-    files = {"state": state("done", at=19), "report": report, "processes": processes}
-    folder = write_run(tmp_path / "plays", metrics=events, **files)
-    lines = printed_by(folder, capsys=capsys).splitlines()
-    assert lines[0].startswith("plays: done, stopped early, ")
-    assert "metric       best ndcg@10 on valid 0.3100 in epoch 1; 0.2900 in the last evaluation" in lines
-    assert "baselines    ndcg@10 on valid by popularity 0.2100 ± 0.0200, by item cosine 0.3200" in lines
-    assert "restarts     1; the last one lost 333 steps since the last checkpoint, 5.6 s" in lines
-
-
-@pytest.mark.slow
-def test_watch_repeats_until_signal(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "runs" / "plays", metrics=[step(5, at=9)], state=state("done", at=9))
-    with started("status", folder, "--json", "--watch", 0.1, cwd=tmp_path) as watching:
-        assert watching.process.stdout is not None
-        assert json.loads(watching.process.stdout.readline())["runs"][0]["step"] == 5
-        with (folder / "events.jsonl").open("a") as file:
-            file.write(json.dumps(step(6, at=10)) + "\n")
-        wait_until(lambda: json.loads(watching.process.stdout.readline())["runs"][0]["step"] == 6, "step 6")  # type: ignore[union-attr]
-        watching.process.send_signal(signal.SIGINT)
-        assert watching.finish().returncode == 130
 
 
 def test_missing_run_is_rejected_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,6 @@
 import json
 import shlex
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +106,6 @@ def test_event_log_has_epochs_and_steps(workspace: Path, report: dict[str, Any])
     assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
 
 
-def test_resolved_job_in_run_folder_is_a_job_file(workspace: Path) -> None:
-    result = succeeded(
-        crossfade_here("train", "run/job.yaml", "--run-dir", "once", "--set", "train.max_steps=1", cwd=workspace)
-    )
-    assert "1 step\n" in result.stdout
-    assert read_report(workspace / "once")["parameters"] == read_report(workspace / "run")["parameters"]
-
-
 def test_missing_valid_split_is_said_before_training(tmp_path: Path) -> None:
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data", held_out=False))
     result = succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
@@ -124,51 +114,6 @@ def test_missing_valid_split_is_said_before_training(tmp_path: Path) -> None:
     assert any("epoch=1 " in line for line in rest)
     assert "nothing on valid to select an epoch by" in result.stdout
     assert "baselines" not in read_report(tmp_path / "run")
-
-
-def test_result_is_printed(workspace: Path, report: dict[str, Any]) -> None:
-    printed = (workspace / "printed").read_text()
-    assert f"{report['examples']:,} examples" in printed
-    assert f"{report['metrics']['test']['ndcg@10']:.4f}" in printed
-    *_, place, level, similar, recommend = printed.splitlines()
-    assert place == "embeddings and report: run"
-    assert level == report["baselines"]["shortfall"]
-    assert similar.startswith("next: ")
-    assert " similar run " in similar
-    assert " recommend run --customer " in recommend
-
-
-def evaluate(workspace: Path, *arguments: object) -> dict[str, Any]:
-    """Return what ``crossfade evaluate run --json`` prints."""
-    printed: dict[str, Any] = json.loads(
-        succeeded(crossfade_here("evaluate", "run", "--json", *arguments, cwd=workspace)).stdout
-    )
-    return printed
-
-
-def test_evaluate_reproduces_metrics_of_report(workspace: Path, report: dict[str, Any]) -> None:
-    test, valid = (pytest.approx(report["metrics"][split]) for split in ("test", "valid"))
-    found = evaluate(workspace)
-    assert found == {"task": "new", "test": test, "baselines": found["baselines"]}
-    assert found["baselines"]["metrics"] == {"test": report["baselines"]["metrics"]["test"]}
-    # The embeddings are those of the best epoch, which is not the last.
-    assert report["best_epoch"] < EPOCHS
-    assert evaluate(workspace, "--split", "valid")["valid"] == valid
-
-
-def test_evaluate_prints_table(workspace: Path, report: dict[str, Any]) -> None:
-    level, head, *rows, task = succeeded(crossfade_here("evaluate", "run", cwd=workspace)).stdout.splitlines()
-    assert level.startswith("ndcg@10 on test is ")
-    expected = report["metrics"]["test"]
-    assert head.split() == ["test", "@5", "@10", f"{expected['queries']:,}", "queries"]
-    assert task == "task new: 600 held-out pairs count; none is in an excluded split too"
-    own = [row.split() for row in rows if not row.startswith("  by ")]
-    assert len(own) + 4 == len(rows)  # two baselines below recall and ndcg
-    assert [row[0] for row in own] == list(KINDS)
-    for kind, *values in own:
-        errors = [f"± {expected[f'{kind}@{k}_se']:.4f}" if kind in KINDS[:5] else "" for k in (5, 10)]
-        shown = [f"{expected[f'{kind}@{k}']:.4f} {error}".split() for k, error in zip((5, 10), errors, strict=True)]
-        assert values == [*shown[0], *shown[1]]
 
 
 def test_earlier_run_is_moved_aside_or_overwritten(workspace: Path) -> None:
@@ -185,14 +130,6 @@ def test_earlier_run_is_moved_aside_or_overwritten(workspace: Path) -> None:
     assert not (workspace / "again.2").exists()
 
 
-@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
-def test_folder_that_is_not_a_run_is_rejected_and_unchanged(workspace: Path, overwrite: tuple[str, ...]) -> None:
-    result = crossfade_here("train", "job.yaml", "--run-dir", "data", *overwrite, cwd=workspace)
-    assert result.returncode == 2
-    assert result.stderr == "crossfade: error: data: exists and is not a run folder; name another with --run-dir\n"
-    assert (workspace / "data" / "manifest.json").exists()
-
-
 def test_killed_run_is_moved_aside_and_can_be_resumed_there(workspace: Path) -> None:
     with started("train", "job.yaml", "--run-dir", "killed", cwd=workspace) as first:
         wait_for_steps(first, workspace / "killed")
@@ -205,43 +142,3 @@ def test_killed_run_is_moved_aside_and_can_be_resumed_there(workspace: Path) -> 
     succeeded(crossfade_here("train", *shlex.split(options), "--set", "train.max_steps=2", cwd=workspace))
     assert read_report(workspace / "killed.1")["run"] == identity
     assert read_report(workspace / "killed")["run"] != identity
-
-
-@pytest.mark.parametrize("folder", ["empty", "link", "."])
-def test_existing_empty_folder_is_used(workspace: Path, tmp_path: Path, folder: str) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "link").symlink_to("empty")
-    cwd = tmp_path / "empty" if folder == "." else tmp_path
-    succeeded(
-        crossfade_here(
-            "train", workspace / "run" / "job.yaml", "--run-dir", folder, "--set", "train.max_steps=1", cwd=cwd
-        )
-    )
-    assert (tmp_path / "empty" / "report.json").exists()
-
-
-def test_closed_stderr_ends_command_with_failure(workspace: Path, tmp_path: Path) -> None:
-    job = workspace / "run" / "job.yaml"
-    command = [sys.executable, "-m", "crossfade", "train", str(job), "--run-dir", "run", "--set", "train.epochs=100000"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    assert process.stdout is not None
-    process.stderr.read(10)
-    process.stderr.close()
-    assert process.wait(60) != 0
-    process.stdout.close()
-
-
-def test_overwrite_deletes_only_files_of_a_run(workspace: Path, tmp_path: Path) -> None:
-    job = workspace / "run" / "job.yaml"
-    succeeded(crossfade_here("train", job, "--run-dir", "run", "--set", "train.max_steps=1", cwd=tmp_path))
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    result = crossfade_here("train", job, "--run-dir", "run", "--overwrite", "--set", "train.max_steps=1", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "run: holds notes.txt, which is not part of a run" in result.stderr
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "job.yaml").write_text(job.read_text())
-    result = crossfade_here("train", "mine/job.yaml", "--run-dir", "mine", "--overwrite", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "mine: exists and is not a run folder" in result.stderr
-    assert (tmp_path / "mine" / "job.yaml").exists()

@@ -1,17 +1,15 @@
-"""The port that the scheduler gets when the job names none, and the roles of hosts where it leaves them open."""
+"""The names of roles, their addresses, and the hosts that they are assigned to."""
 
-import socket
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from crossfade.base.errors import ClusterError, InputError
-from crossfade.deploy import topology
-from crossfade.deploy.topology import Address, Role, scheduler_address, sizes_on_hosts
+from crossfade.deploy.topology import AcceptedRoles, Address, Role, assign_roles, missing_hosts, sizes_on_hosts
+from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.sections import ClusterConfig
 
-CLUSTER = ClusterConfig(servers=1)
+SEPARATE, TOGETHER = {"one_role_per_host": True}, {"hosts": 2}
 
 
 def test_names_of_roles_and_addresses_are_parsed_or_rejected() -> None:
@@ -25,26 +23,6 @@ def test_names_of_roles_and_addresses_are_parsed_or_rejected() -> None:
             Address.parse(text, "--join")
 
 
-def test_scheduler_gets_a_free_port_that_the_kernel_assigns_to_nobody() -> None:
-    first_assigned = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = {scheduler_address(CLUSTER).port for _ in range(5)}
-    assert len(ports) > 1
-    assert all(10_000 <= port < first_assigned for port in ports)
-    for port in ports:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", port))
-
-
-def test_occupied_ports_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as first, socket.socket() as second:
-        for listener in (first, second):
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-        taken = [listener.getsockname()[1] for listener in (first, second)]
-        monkeypatch.setattr(topology, "_unassigned_ports", lambda: taken)
-        assert scheduler_address(CLUSTER).port not in {0, *taken}
-
-
 @pytest.mark.parametrize(
     ("given", "sizes"),
     [
@@ -52,7 +30,6 @@ def test_occupied_ports_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None
         ({"workers": 1}, (3, 1)),
         ({"store": "mxnet", "servers": 0}, (3, 3)),
         ({"store": "sharded"}, (0, 3)),
-        ({"wire_dtype": "bfloat16"}, (0, 3)),
         ({"servers": 0}, (0, 3)),
         ({"workers": 8}, (0, 8)),
         ({"servers": 6}, (6, 3)),
@@ -66,3 +43,46 @@ def test_hosts_get_servers_and_workers_that_the_job_leaves_open(given: dict[str,
     assert sizes_on_hosts(cluster, 1) == {}
     sized = ClusterConfig.model_validate(cluster.model_dump() | values)
     assert sizes_on_hosts(sized, 3) == {}, "a job has its sizes once"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes", "accepted", "expected", "missing"),
+    [
+        (SEPARATE, (1, 1), "server worker", "scheduler | server-0 | worker-0", 0),
+        (SEPARATE, (1, 1), "worker server", "scheduler | worker-0 | server-0", 0),
+        (SEPARATE, (1, 1), "all all", "scheduler | server-0 | worker-0", 0),
+        (SEPARATE, (1, 1), "all server", "scheduler | worker-0 | server-0", 0),
+        (SEPARATE, (1, 1), "server server worker", "scheduler | server-0 | | worker-0", 0),
+        # Roles of missing hosts go to the others, and last to the coordinator's.
+        (SEPARATE, (2, 2), "server worker worker", "scheduler | server-0 server-1 | worker-0 | worker-1", 1),
+        (SEPARATE, (2, 2), "server server worker", "scheduler | server-0 | server-1 | worker-0 worker-1", 1),
+        (SEPARATE, (2, 2), "worker worker", "scheduler server-0 server-1 | worker-0 | worker-1", 2),
+        (SEPARATE, (2, 2), "all", "scheduler | server-0 server-1 worker-0 worker-1", 3),
+        (SEPARATE, (2, 2), "", "scheduler server-0 server-1 worker-0 worker-1", 4),
+        (SEPARATE, (2, 2), "server all worker all", "scheduler | server-0 | server-1 | worker-0 | worker-1", 0),
+        (TOGETHER, (2, 2), "worker all", "scheduler server-0 server-1 worker-0 | worker-1 |", 0),
+        (TOGETHER, (3, 2), "all", "scheduler server-0 server-2 worker-0 | server-1 worker-1", 0),
+        # Workers that hold the tables need neither scheduler nor servers.
+        (SEPARATE, (0, 3), "worker all worker", "| worker-0 | worker-2 | worker-1", 0),
+        (SEPARATE, (0, 3), "server worker", "| | worker-0 worker-1 worker-2", 2),
+        (SEPARATE, (0, 3), "", "worker-0 worker-1 worker-2", 3),
+        (TOGETHER, (0, 3), "all", "worker-0 worker-2 | worker-1", 0),
+    ],
+)
+def test_each_role_is_assigned_to_a_host_that_accepts_it(
+    settings: dict[str, Any], sizes: tuple[int, int], accepted: str, expected: str, missing: int
+) -> None:
+    cluster = ClusterConfig(servers=sizes[0], workers=sizes[1], **settings)
+    offers = {str(number): cast(AcceptedRoles, offer) for number, offer in enumerate(accepted.split())}
+    hosts: dict[str, AcceptedRoles] = {"home": "all", **offers}
+    assigned = assign_roles(cluster, hosts)
+    assert [[role.name for role in assigned.get(host, [])] for host in hosts] == [
+        names.split() for names in expected.split("|")
+    ]
+    assert missing_hosts(cluster, hosts) == missing
+
+
+def test_hosts_with_one_role_per_host_is_rejected() -> None:
+    cluster = {"servers": 1, "hosts": 3, "one_role_per_host": True}
+    with pytest.raises(InputError, match="hosts is 3, but one_role_per_host determines the number of hosts"):
+        check_job({"name": "a", "data": {"path": "d"}, "cluster": cluster}, "job")

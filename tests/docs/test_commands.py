@@ -121,7 +121,7 @@ def reader(tmp_path: Path) -> Path:
         write_events(tmp_path / f"{name}.parquet", query="user_id", item="track_id", seed=seed)
     (tmp_path / "music.yaml").write_text(
         "name: music\nevents: [day2.parquet]\nprepare: {query: customer=user_id, item: track=track_id}\n"
-        "settle_seconds: 0\ncompact_after: null\n"
+        "settle_seconds: 0\n"
     )
     (tmp_path / "ids.txt").write_text(f"{FIRST_ID + 1}\n")
     write_events(tmp_path / "lastfm.parquet", query="customer", item="artist", seed=2)

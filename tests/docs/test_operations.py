@@ -46,7 +46,7 @@ def test_each_alert_rule_leads_to_its_heading() -> None:
 
 def documented_codes() -> list[int]:
     """Return the exit codes of the page."""
-    return [int(code) for code in re.findall(r"^\| (\d+) \| ", section("Exit codes"), re.MULTILINE)]
+    return [int(code) for code in re.findall(r"^\| (\d+) \| ", section("Errors and exit codes"), re.MULTILINE)]
 
 
 @pytest.mark.slow

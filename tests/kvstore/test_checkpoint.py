@@ -1,7 +1,6 @@
 """A checkpoint loads into any number of shards, bit for bit, and its files are as documented."""
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -97,32 +96,19 @@ def test_padding_is_neither_written_nor_read(saved: Saved) -> None:
     assert (into[3].arrays["weights"][1:] == PADDING).all()
 
 
-def test_weights_in_blocks_and_in_any_order_equal_the_table(saved: Saved) -> None:
-    with closing(open_checkpoint(saved.uri)) as checkpoint:
-        for table in saved.tables:
-            expected = saved.arrays[table.name]["weights"]
-            for rows in (1, 16, 33, 1000):
-                starts = range(0, table.rows, rows)
-                blocks = [checkpoint.weights(table.name, start, min(start + rows, table.rows)) for start in starts]
-                np.testing.assert_array_equal(np.concatenate(blocks), expected)
-            for start in (table.rows // 2, 0, table.rows - 1, table.rows // 3, table.rows // 3 + 1):
-                np.testing.assert_array_equal(checkpoint.weights(table.name, start, table.rows), expected[start:])
-                assert checkpoint.weights(table.name, start, start).shape == (0, 3)
-
-
 @pytest.mark.parametrize("sizes", [{}, {"_MAX_GAP_BYTES": 12, "CHUNK_BYTES": 60}], ids=["together", "by themselves"])
 def test_single_rows_in_any_order_equal_the_table(
     saved: Saved, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
 ) -> None:
     for name, value in sizes.items():
         monkeypatch.setattr(reader, name, value)
-    with closing(open_checkpoint(saved.uri)) as checkpoint:
-        for table in saved.tables:
-            expected, draws = saved.arrays[table.name]["weights"], np.random.default_rng(1)
-            steps = (range(0, table.rows, step) for step in (1, 2, 13))
-            for rows in ([0], [table.rows - 1, 0], draws.permutation(table.rows), [], *steps):
-                rows_N = np.array(rows, np.int64)
-                np.testing.assert_array_equal(checkpoint.read_rows(table.name, rows_N), expected[rows_N])
+    checkpoint = open_checkpoint(saved.uri)
+    for table in saved.tables:
+        expected, draws = saved.arrays[table.name]["weights"], np.random.default_rng(1)
+        steps = (range(0, table.rows, step) for step in (1, 2, 13))
+        for rows in ([0], [table.rows - 1, 0], draws.permutation(table.rows), [], *steps):
+            rows_N = np.array(rows, np.int64)
+            np.testing.assert_array_equal(checkpoint.read_rows(table.name, rows_N), expected[rows_N])
 
 
 @pytest.mark.slow

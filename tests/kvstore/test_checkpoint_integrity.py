@@ -6,19 +6,16 @@ import shutil
 import tracemalloc
 import zlib
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from object_store import free_ports
 from saved_shards import blank_shards, poison, random_table, reseal, save_shards, split_table
 
 from crossfade.base.errors import CheckpointError, InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
-from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
-from crossfade.kvstore.checkpoint.format import CheckpointManifest
+from crossfade.kvstore.checkpoint.format import MANIFEST_NAME, CheckpointManifest
 from crossfade.kvstore.checkpoint.lifecycle import clear_later, commit, latest_checkpoint, prune, step_folder
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
@@ -102,21 +99,6 @@ def test_file_of_wrong_size_or_missing_is_rejected_by_file_name(checkpoints: str
             assert str(path) in str(caught.value)
             assert caught.value.checkpoint == uri
             path.write_bytes(original)
-
-
-@pytest.mark.parametrize(
-    ("step", "one", "other"),
-    [
-        (2, "customer/weights.00000-of-00004.npy", "customer/weights.00001-of-00004.npy"),
-        (1, "customer/sum_of_squares.00000-of-00004.npy", "customer/sum_of_squares.00000-of-00004.npy"),
-        (1, "part-00001-of-00002.json", "part-00001-of-00002.json"),
-    ],
-)
-def test_exchanged_files_are_rejected(checkpoints: str, step: int, one: str, other: str) -> None:
-    uri = step_folder(checkpoints, 2)
-    Path(uri, one).write_bytes(Path(step_folder(checkpoints, step), other).read_bytes())
-    with pytest.raises(CheckpointError, match=rf"{one}: (its CRC-32|has)"):
-        load_small(uri)
 
 
 def test_checkpoint_in_the_folder_of_another_step_is_rejected(checkpoints: str) -> None:
@@ -232,15 +214,8 @@ def test_value_that_is_not_finite_is_blamed_on_its_file_and_row(tmp_path: Path, 
     assert str(caught.value) == f"{uri}/{name}: row 29 of table 'customer' has values that are not finite"
     assert caught.value.checkpoint == uri
     if array == "weights":
-        with closing(open_checkpoint(uri)) as checkpoint, pytest.raises(CheckpointError, match="row 29 of"):
-            checkpoint.weights("customer", 20, 50)
-
-
-@pytest.mark.parametrize("content", ["{}", "[]", "", "\0\xff", '{"format": "crossfade-interactions", "version": 1}'])
-def test_manifest_of_another_format_is_rejected(checkpoints: str, content: str) -> None:
-    Path(step_folder(checkpoints, 2), "manifest.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(CheckpointError, match=r"step-000000002/manifest.json: not "):
-        open_checkpoint(step_folder(checkpoints, 2))
+        with pytest.raises(CheckpointError, match="row 29 of"):
+            open_checkpoint(uri).read_rows("customer", np.arange(20, 50))
 
 
 def test_shard_missing_from_all_parts_is_rejected(checkpoints: str) -> None:
@@ -275,38 +250,15 @@ def test_checkpoint_of_other_tables_is_rejected_but_not_corrupt(
         LocalStore().create(tables, optimizer, seed=1, checkpoint=checkpoint.uri)
 
 
-def test_manifest_returns_the_training_state(checkpoints: str) -> None:
-    manifest = open_checkpoint(step_folder(checkpoints, 2)).manifest
-    assert manifest.training == TRAINING
-    assert (manifest.step, manifest.tables, manifest.optimizer) == (2, [CUSTOMER, TRACK], ROWWISE)
-
-
-def test_files_without_requested_rows_are_not_opened(checkpoints: str) -> None:
-    uri = step_folder(checkpoints, 2)
-    for path in [Path(uri, "customer", "weights.00001-of-00004.npy"), *Path(uri, "track").iterdir()]:
-        flip(path, 130)
-    even_rows = blank_shards(CUSTOMER, ROWWISE, 2)[0]
-    open_checkpoint(uri).load([even_rows])
-    np.testing.assert_array_equal(even_rows.arrays["weights"], random_table(CUSTOMER, ROWWISE, seed=2)["weights"][::2])
-    with pytest.raises(CheckpointError, match=r"weights.00001-of-00004.npy"):
-        open_checkpoint(uri).load([blank_shards(CUSTOMER, ROWWISE, 2)[1]])
-
-
-@pytest.mark.parametrize("starts", [(0, 25), (25,), (49,)], ids=["in order", "from the middle", "the last row"])
-def test_corrupt_file_is_detected_when_it_is_read(checkpoints: str, starts: tuple[int, ...]) -> None:
+def test_corrupt_file_is_detected_when_it_is_read(checkpoints: str) -> None:
     uri = step_folder(checkpoints, 2)
     flip(Path(uri, "customer", "weights.00001-of-00004.npy"), -1)
-    with closing(open_checkpoint(uri)) as checkpoint:
-        for start in starts[:-1]:
-            checkpoint.weights("customer", start, start + 25)
+    checkpoint = open_checkpoint(uri)
+    expected = random_table(CUSTOMER, ROWWISE, seed=2)["weights"]
+    np.testing.assert_array_equal(checkpoint.read_rows("customer", np.array([8, 2])), expected[[8, 2]])
+    for _ in range(2):
         with pytest.raises(CheckpointError, match=r"weights.00001.*CRC-32"):
-            checkpoint.weights("customer", starts[-1], min(starts[-1] + 25, 50))
-    with closing(open_checkpoint(uri)) as checkpoint:
-        expected = random_table(CUSTOMER, ROWWISE, seed=2)["weights"]
-        np.testing.assert_array_equal(checkpoint.read_rows("customer", np.array([8, 2])), expected[[8, 2]])
-        for _ in range(2):
-            with pytest.raises(CheckpointError, match=r"weights.00001.*CRC-32"):
-                checkpoint.read_rows("customer", np.array([2, 5]))
+            checkpoint.read_rows("customer", np.array([2, 5]))
 
 
 def test_latest_checkpoint_is_the_newest_by_its_number(small_steps: Path, checkpoints: str) -> None:
@@ -415,17 +367,6 @@ def test_half_deleted_checkpoint_is_incomplete_not_corrupt(
     checkpoint, _ = latest_checkpoint(checkpoints)
     assert checkpoint is not None
     assert checkpoint.uri == step_folder(checkpoints, 3)
-
-
-def test_unreachable_storage_raises_instead_of_falling_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
-    monkeypatch.setenv("CROSSFADE_S3_ATTEMPTS", "2")
-    for attempt in (latest_checkpoint, open_checkpoint):
-        with pytest.raises(CheckpointError, match=r"s3://music/run.*cannot be read: .*NETWORK_CONNECTION") as caught:
-            attempt("s3://music/run")
-        assert caught.value.checkpoint is None
 
 
 def test_unreadable_manifest_raises_instead_of_falling_back(checkpoints: str) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,11 +14,12 @@ from needs import LINUX, TORCH
 from saved_shards import save_store, wait_for_save
 from touched_pages import touched_pages
 
-from crossfade.base.errors import CheckpointError, DivergedError, InputError, StoreError
+from crossfade.base.errors import CheckpointError, DivergedError, InputError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import RowGradient, RowStore, TableSpec
-from crossfade.kvstore.torch.store import DeviceStore, divide, row_bytes
+from crossfade.kvstore.torch.store import DeviceStore
+from crossfade.kvstore.torch.table import divide, row_bytes
 from crossfade.trainer.model.engines.torch import torch_device
 
 torch = pytest.importorskip("torch", reason=TORCH)
@@ -167,15 +167,6 @@ def test_step_on_the_device_waits_for_it_only_to_check_divergence(stores: ExitSt
     assert [name for name in called if any(part in name for part in waiting)] == []
 
 
-@by_budget
-def test_step_with_a_row_outside_its_table_is_rejected(stores: ExitStack, budget: int | None) -> None:
-    store = opened(stores, DeviceStore("cpu", budget))
-    with pytest.raises(StoreError, match=r"table 'track': .* has rows 0 to 24"):
-        store.device_rows("track", np.array([3, 25]))
-    with pytest.raises(StoreError, match=r"table 'track': .* has rows 0 to 24"):
-        store.update_rows("track", np.array([3, 25]), torch.ones((2, 8)))
-
-
 # ---- divergence
 
 
@@ -221,24 +212,7 @@ def test_tables_share_the_memory_and_small_ones_fit_completely(stores: ExitStack
     assert opened(stores, DeviceStore("cpu"), tables=tables).memory() == (sum(table.bytes for table in tables), 0)
 
 
-def test_memory_on_a_gpu_is_four_fifths_of_what_is_free(stores: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = opened(stores, DeviceStore("cpu"))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {"cuda:1": (1000, 4000)}[str(device)])
-    monkeypatch.setattr(store, "device", torch.device("cuda:1"))
-    assert store._divide_rows() == divide(800, TABLES, "sgd")
-
-
 # ---- checkpoints
-
-
-def test_copying_to_the_host_counts_as_a_pause_of_the_save(
-    stores: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = opened(stores, DeviceStore("cpu"))
-    monkeypatch.setattr("crossfade.kvstore.torch.store.DeviceTable.download", lambda _: time.sleep(0.3))
-    store.save(str(tmp_path))
-    result = wait_for_save(store)
-    assert 0.6 <= result.pause_seconds < result.seconds
 
 
 def open_large(stores: ExitStack, budget: int | None) -> Any:
@@ -275,20 +249,6 @@ def test_rows_on_the_device_take_no_memory_of_the_host_but_during_a_save(
         wait_for_save(store)
     assert prefix_pages(store) == released
     np.testing.assert_array_equal(store.pull({LARGE.name: cold_rows_A})[LARGE.name], cold)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason=LINUX)
-def test_save_that_cannot_start_releases_the_memory(
-    stores: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError("no process")
-
-    store = open_large(stores, LARGE_BUDGET)
-    monkeypatch.setattr("crossfade.kvstore.checkpoint.snapshot.subprocess.Popen", fail)
-    with pytest.raises(CheckpointError, match="no process"):
-        store.save(str(tmp_path / "step"))
-    assert prefix_pages(store) == {"weights": 0, "sum_of_squares": 0}
 
 
 def test_tables_are_copied_in_chunks(

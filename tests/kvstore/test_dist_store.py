@@ -24,7 +24,6 @@ from saved_shards import load_table, random_table, save_shards, save_store, spli
 
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.local import LocalStore
-from crossfade.kvstore.mxnet.server_protocol import make_layout
 from crossfade.kvstore.optimizer_spec import OptimizerKind
 from crossfade.kvstore.store import RowGradient, TableSpec
 
@@ -110,11 +109,6 @@ def same_bits(one: FloatArray, other: FloatArray) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
 
 
-def test_layouts_split_tables_into_several_keys() -> None:
-    for layout in LAYOUTS:
-        assert make_layout(TABLES, layout.servers, layout.max_key_bytes)[0].keys_per_server > 4
-
-
 def test_workers_pull_what_a_local_store_holds_after_every_step(job: FinishedJob) -> None:
     names = ["start", *map(str, range(STEPS))]
     for name, tables in zip(names, reference(job.layout), strict=True):
@@ -155,12 +149,6 @@ def test_rows_outside_a_table_are_rejected_in_the_worker_and_change_nothing(job:
             assert "it has rows 0 to 36" in message
         for table in TABLES:
             assert same_bits(saved[f"{table.name}/end"], saved[f"{table.name}/{STEPS - 1}"])
-
-
-def test_all_roles_exit_with_zero_and_leave_no_process(job: FinishedJob) -> None:
-    assert set(job.exit_codes.values()) == {0}
-    assert len(job.exit_codes) == 1 + job.layout.servers + job.layout.workers
-    assert job.remaining_processes == []
 
 
 def test_servers_reset_and_assign_the_same_rows_as_a_local_store(tmp_path: Path) -> None:

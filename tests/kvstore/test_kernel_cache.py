@@ -68,34 +68,6 @@ def test_kernel_is_compiled_again_if_an_imported_kernel_changes_but_not_if_only_
         assert run_kernel(tmp_path, cache) == (51, 0)
 
 
-LOOP = """
-import numpy as np
-
-from crossfade.kvstore.jit import njit
-from crossfade.kvstore.threads import balanced_chunk_size, chunk_size
-
-@njit(cache=True)
-def kernel(count):
-    return {}
-
-print(int(kernel(10)), 0)
-"""
-
-
-def test_kernel_uses_inner_ones_that_different_processes_have_compiled(tmp_path: Path) -> None:
-    # The third process loads code of a loop before it compiles any.
-    calls = {
-        "balanced_chunk_size(count)": 1,
-        "chunk_size(count, count)": 10,
-        "np.ones(chunk_size(count, count)).sum()": 10,
-    }
-    for number, (call, expected) in enumerate(calls.items()):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        (folder / "kernel.py").write_text(LOOP.format(call))
-        assert run_kernel(folder, tmp_path / "cache") == (expected, 0)
-
-
 @pytest.mark.parametrize("name", ["jit.py", "kernel_code.py", "row_kernels.py", "vector_ir.py"])
 def test_stamp_depends_on_the_decorators_the_linker_and_all_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stamp, text = kernel_cache._stamp.__wrapped__, kernel_cache._text

@@ -14,7 +14,7 @@ from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.optimizers import LazyOptimizer, make_optimizer
 from crossfade.kvstore.threads import MIN_PARALLEL_VALUES
 
-ROWS, DIM = 12, 5
+ROWS, DIM = 12, 21
 
 
 class Reference:
@@ -94,12 +94,12 @@ def test_optimizer_follows_its_formula_over_several_steps(kind: OptimizerKind, w
 def test_max_norm_scales_longer_active_rows_only(kind: OptimizerKind) -> None:
     bound, free = 2 * random_rows(ROWS, DIM, seed=1), 2 * random_rows(ROWS, DIM, seed=1)
     active, gradient_AD = np.arange(8), random_rows(8, DIM, seed=2)
-    make_optimizer(OptimizerSpec(kind, max_norm=4.0), ROWS, DIM).update(bound, active, gradient_AD)
+    make_optimizer(OptimizerSpec(kind, max_norm=8.0), ROWS, DIM).update(bound, active, gradient_AD)
     make_optimizer(OptimizerSpec(kind), ROWS, DIM).update(free, active, gradient_AD)
     norm_A1 = np.linalg.norm(free[active], axis=1, keepdims=True)
-    assert 1 < (norm_A1 > 4.0).sum() < 8
-    np.testing.assert_allclose(bound[active], free[active] * np.minimum(1, 4.0 / norm_A1), rtol=1e-6)
-    short = active[norm_A1[:, 0] <= 4.0]
+    assert 1 < (norm_A1 > 8.0).sum() < 8
+    np.testing.assert_allclose(bound[active], free[active] * np.minimum(1, 8.0 / norm_A1), rtol=1e-6)
+    short = active[norm_A1[:, 0] <= 8.0]
     np.testing.assert_array_equal(bound[short], free[short])
     assert np.linalg.norm(bound[8:], axis=1).max() > 3.5
     np.testing.assert_array_equal(bound[8:], free[8:])
@@ -169,20 +169,6 @@ def test_results_do_not_depend_on_the_number_of_threads(kind: OptimizerKind) -> 
                 active = np.arange(step, rows, 2)
                 optimizer.update(weights_ND, active, random_rows(len(active), dim, seed=2 + step))
         results.append((weights_ND.tobytes(), state_bytes(optimizer, np.arange(rows))))
-    assert results[0] == results[1]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_few_rows_are_updated_as_many_are(kind: OptimizerKind) -> None:
-    rows, dim = 8_001, 33
-    gradient_ND, results = random_rows(rows, dim, seed=2), []
-    for updates in (1, 2):
-        weights_ND = random_rows(rows, dim, seed=1)
-        optimizer = make_optimizer(spec_of(kind, weight_decay=0.01), rows, dim)
-        for rows_A in np.array_split(np.arange(rows), updates):
-            optimizer.update(weights_ND, rows_A, gradient_ND[rows_A])
-        results.append((weights_ND.tobytes(), state_bytes(optimizer, np.arange(rows))))
-    assert rows // 2 * dim < MIN_PARALLEL_VALUES < rows * dim
     assert results[0] == results[1]
 
 

@@ -70,8 +70,3 @@ def test_several_threads_sum_many_rows() -> None:
     # A rank without the row counts as 0 here, which changes no sum.
     np.testing.assert_array_equal(sum_ND, (dense_WRD[0] + dense_WRD[1]) + (dense_WRD[2] + dense_WRD[3]))
     assert updated == np.count_nonzero(dense_WRD.any(axis=(0, 2)))
-
-
-def test_no_rows_are_no_update() -> None:
-    nothing = np.empty(0, np.int64), np.empty((0, 8), np.float32)
-    assert joined([nothing] * 3, 5, own=1)[0] == 0

@@ -11,18 +11,17 @@ from threading import Event
 
 import numpy as np
 import pytest
-from drive_store import SEED, STEPS, TABLES, addends, gradient, lr_factor, optimizer
+from drive_store import SEED, STEPS, TABLES, gradient, lr_factor, optimizer
 from partition_trees import add_rows_as_tree
 from saved_shards import wait_for_save
 from sharded_ranks import SECRET, Meeting, RunningRanks, join_ranks, running_ranks
 
 from crossfade.base.arrays import FloatArray
-from crossfade.base.errors import CheckpointError, ClusterError, DivergedError, StoreError
+from crossfade.base.errors import CheckpointError, ClusterError, DivergedError
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerKind
 from crossfade.kvstore.sharded import connections
 from crossfade.kvstore.sharded import ranks as ranks_module
-from crossfade.kvstore.sharded import store as store_module
 from crossfade.kvstore.sharded.ranks import MIN_SHARED_BYTES, Ranks
 from crossfade.kvstore.sharded.store import ShardedStore
 from crossfade.kvstore.store import RowGradient, RowStore, TableSpec
@@ -126,25 +125,6 @@ def test_ranks_pull_as_often_as_they_like_before_a_step(three: RunningRanks) -> 
             np.testing.assert_array_equal(block_AD, first[rank:60])
 
 
-def test_tables_that_are_not_pushed_stay_as_they_are(three: RunningRanks) -> None:
-    def work(store: ShardedStore) -> dict[str, FloatArray]:
-        step = {table.name: gradient(0, store.rank, table) for table in TABLES}
-        store.pull({name: each.rows_A for name, each in step.items()})
-        store.push({"track": step["track"]})
-        return all_rows(store)
-
-    before = three.each(all_rows)[0]
-    after = three.each(work)[0]
-    np.testing.assert_array_equal(after["customer"], before["customer"])
-    assert (after["track"] != before["track"]).any()
-
-
-def test_sums_over_ranks_are_those_of_float64_in_their_order(three: RunningRanks) -> None:
-    expected_N = addends(0, 0) + addends(0, 1) + addends(0, 2)
-    for total_N in three.each(lambda store: store.all_reduce(addends(0, store.rank))):
-        np.testing.assert_array_equal(total_N, expected_N)
-
-
 def test_save_that_fails_names_the_rank_and_a_long_reason_and_keeps_the_ranks_together(
     three: RunningRanks, tmp_path: Path
 ) -> None:
@@ -159,19 +139,6 @@ def test_save_that_fails_names_the_rank_and_a_long_reason_and_keeps_the_ranks_to
 
     assert len(json.dumps(three.first(poll))) > 1024
     three.each(lambda store: store.pull({"customer": np.arange(9)}))
-
-
-def test_shard_that_32_bits_cannot_number_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "MAX_SHARD_ROWS", 233)
-    with running_ranks(3) as running:
-        for message in running.each(_rejection_of_tables):
-            assert message == "table 'customer' has 700 rows, of which a worker can hold 233: raise cluster.workers"
-
-
-def _rejection_of_tables(store: ShardedStore) -> str:
-    with pytest.raises(StoreError) as caught:
-        store.create(TABLES, optimizer("sgd"), SEED)
-    return str(caught.value)
 
 
 def test_memory_is_not_reused_while_its_receiver_may_read_it() -> None:
@@ -198,22 +165,6 @@ def test_memory_is_not_reused_while_its_receiver_may_read_it() -> None:
         sending.result()
     sender.close()
     receiver.close()
-
-
-def test_memory_that_does_not_arrive_is_an_error_and_not_stale_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_descriptors(
-        source: socket.socket, size: int, _limit: int, _flags: int = 0
-    ) -> tuple[bytes, list[int], int, None]:
-        return source.recv(size), [], socket.MSG_CTRUNC, None
-
-    monkeypatch.setattr(socket, "recv_fds", without_descriptors)
-    ranks = join_ranks(2)
-    with ThreadPoolExecutor(2) as pool:
-        for each in [pool.submit(rank.gather, np.zeros(MIN_SHARED_BYTES, np.uint8)) for rank in ranks]:
-            with pytest.raises(ClusterError, match="its descriptor did not arrive"):
-                each.result()
-    for rank in ranks:
-        rank.close()
 
 
 def test_diverged_row_is_named_by_its_owner_and_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,28 +215,6 @@ def test_strangers_are_turned_away_and_the_listener_closes() -> None:
             assert total == 1.0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
-    for each in ranks:
-        each.close()
-
-
-def test_rank_waits_for_one_that_waits_for_a_third_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    connect = connections._Listeners.connect
-
-    def watched(listeners: connections._Listeners, description: bytes, seconds: float) -> connections.Connection:
-        waited.append(seconds)
-        return connect(listeners, description, seconds)
-
-    monkeypatch.setattr(connections._Listeners, "connect", watched)
-    meeting = Meeting()
-    with ThreadPoolExecutor(3) as pool:
-        later = [pool.submit(Ranks.meet, meeting, SECRET, rank, 3, "127.0.0.1", 60.0) for rank in (2, 1)]
-        for rank in (1, 2):
-            meeting.get(f"rank-{rank}")
-        ranks = [Ranks.meet(meeting, SECRET, 0, 3, "127.0.0.1", 60.0), *(each.result() for each in later)]
-        assert list(pool.map(_sum_of_ranks, ranks)) == [3.0] * 3
-    assert len(waited) == 3
-    assert min(waited) > 3 * connections._HANDSHAKE_SECONDS
     for each in ranks:
         each.close()
 

@@ -1,7 +1,5 @@
 """A snapshot has the state at its start, whatever changes while it is written."""
 
-import os
-import select
 import subprocess
 import sys
 from pathlib import Path
@@ -27,11 +25,10 @@ def _compiled_kernels() -> None:
 
 def test_snapshot_has_the_state_at_its_start_although_all_rows_change(tmp_path: Path) -> None:
     shard = shard_of_ones(LARGE)
-    with running_snapshot(shard, folder=tmp_path) as (snapshot, writer):
-        writer.suspend()
+    with running_snapshot(shard, folder=tmp_path, pieces=0) as (snapshot, gate):
         change_rows(snapshot, shard)
         assert snapshot.poll() is None
-        writer.resume()
+        gate.open()
         result = wait_for_snapshot(snapshot)
         assert snapshot.poll() is result
     assert (np.load(weights_file(tmp_path)) == 1.0).all()
@@ -76,15 +73,6 @@ def test_updates_wait_for_free_slots_and_continue(tmp_path: Path, monkeypatch: p
     assert (shard.arrays["weights"] == 2.0).all()
 
 
-def test_updates_after_a_snapshot_has_ended_are_ignored(tmp_path: Path) -> None:
-    shard = shard_of_ones(100)
-    with running_snapshot(shard, folder=tmp_path) as (snapshot, _):
-        wait_for_snapshot(snapshot)
-        change_rows(snapshot, shard)
-        change_rows(snapshot, shard_of_ones(10, "another table"))
-    assert (np.load(weights_file(tmp_path)) == 1.0).all()
-
-
 def test_server_saves_the_state_at_the_command_although_rows_change(tmp_path: Path) -> None:
     script = Path(__file__).resolve().parents[2] / "tests" / "support" / "drive_row_server.py"
     command = [sys.executable, script, tmp_path]
@@ -97,25 +85,11 @@ def test_server_saves_the_state_at_the_command_although_rows_change(tmp_path: Pa
             np.testing.assert_array_equal(np.load(path), expected[name], err_msg=name)
 
 
-def test_writer_shares_no_process_group_and_no_pipes(tmp_path: Path) -> None:
-    read_end, write_end = os.pipe()
-    with running_snapshot(shard_of_ones(LARGE), folder=tmp_path) as (snapshot, writer):
-        assert os.getpgid(writer.pid) != os.getpgid(0)
-        writer.suspend()
-        os.close(write_end)
-        assert select.select([read_end], [], [], 10)[0] == [read_end]
-        assert os.read(read_end, 1) == b""
-        writer.resume()
-        wait_for_snapshot(snapshot)
-    os.close(read_end)
-
-
-def test_snapshot_takes_memory_for_changed_rows_that_were_not_sent_only(tmp_path: Path) -> None:
+def test_snapshot_takes_memory_for_changed_rows_that_were_not_written_only(tmp_path: Path) -> None:
     shard, piece = shard_of_ones(LARGE), (4 << 20) // (4 * DIM)
     before = used_bytes()
-    with running_snapshot(shard, folder=tmp_path) as (snapshot, writer):
-        writer.suspend()
-        wait_until(lambda: snapshot._shards["track", 0].sent >= piece, "the first piece to be sent")
+    with running_snapshot(shard, folder=tmp_path, pieces=1) as (snapshot, _):
+        wait_until(lambda: snapshot._shards["track", 0].written >= piece, "the first piece to be written")
         assert used_bytes() - before < shard.arrays["weights"].nbytes // 4
         before = used_bytes()
         snapshot.before_update("track", 0, np.arange(piece))

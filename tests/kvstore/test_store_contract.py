@@ -93,11 +93,6 @@ def test_initial_rows_depend_on_the_seed(open_store: OpenStore) -> None:
         assert (first[name] != other[name]).mean() > 0.9
 
 
-def test_initial_rows_do_not_depend_on_other_tables(open_store: OpenStore) -> None:
-    both, alone = pull_all(open_store()), open_store(tables=TABLES[1:])
-    np.testing.assert_array_equal(alone.pull({"track": np.arange(30)})["track"], both["track"])
-
-
 def test_pull_of_some_rows_equals_that_part_of_the_table(open_store: OpenStore) -> None:
     store = open_store()
     rows = {"customer": np.array([0, 7, 8, 49]), "track": np.empty(0, np.int64)}
@@ -170,14 +165,6 @@ def test_assigned_rows_are_replaced_and_their_optimizer_state_stays(open_store: 
     np.testing.assert_allclose(moved, expected, atol=1e-6)
     with pytest.raises(StoreError, match="customer"):
         store.assign("customer", np.array([50]), values_AD[:1])
-
-
-def test_push_without_rows_changes_nothing(open_store: OpenStore) -> None:
-    store = open_store(optimizer=OptimizerSpec("adam", weight_decay=0.5))
-    before = pull_all(store)
-    store.push(make_step(store))
-    for name, block_AD in pull_all(store).items():
-        np.testing.assert_array_equal(block_AD, before[name])
 
 
 @pytest.mark.parametrize("rows", [[0, 30], [-1, 3], [2**40]], ids=["beyond the end", "negative", "far beyond"])
@@ -265,12 +252,6 @@ def test_reset_rows_are_initialized_and_other_rows_are_loaded(
     push_step(store)
 
 
-def test_reset_without_a_checkpoint_changes_nothing(open_store: OpenStore) -> None:
-    fresh, again = pull_all(open_store()), pull_all(open_store(reset_rows={"track": np.arange(3, 9)}))
-    for name, block_AD in fresh.items():
-        np.testing.assert_array_equal(again[name], block_AD)
-
-
 def test_reset_of_rows_outside_a_table_is_rejected(open_store: OpenStore) -> None:
     with pytest.raises(StoreError, match=r"table 'track': rows 2 to 30 .* has rows 0 to 29"):
         open_store(reset_rows={"track": np.array([2, 30])})
@@ -317,11 +298,6 @@ def test_all_reduce_sums_over_workers_in_float64(open_store: OpenStore) -> None:
     np.testing.assert_array_equal(total_N, values_N * store.workers)
     total_N[:] = 0.0
     assert values_N[0] == 1.0
-
-
-def test_rank_is_below_the_number_of_workers(open_store: OpenStore) -> None:
-    store = open_store()
-    assert 0 <= store.rank < store.workers
 
 
 def step_peak_bytes(rows: int) -> int:

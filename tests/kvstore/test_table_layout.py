@@ -32,11 +32,6 @@ def requests_of(layout: TableLayout) -> list[np.ndarray]:
     return [np.arange(rows), some, np.arange(0, rows, 3), np.array([rows - 1]), np.empty(0, np.int64)]
 
 
-def test_layouts_include_many_keys_and_fewer_rows_than_servers() -> None:
-    assert {1, 2} < {layout.keys_per_server for layout in LAYOUTS}
-    assert any(layout.table.rows < layout.servers for layout in LAYOUTS)
-
-
 @every_layout
 def test_split_yields_every_row_of_a_request_exactly_once(layout: TableLayout) -> None:
     for rows_A in requests_of(layout):
@@ -75,28 +70,12 @@ def test_servers_hold_equal_shares_of_keys_and_of_popular_rows(layout: TableLayo
         assert max(counts) - min(counts) <= 1
 
 
-@every_layout
-def test_popular_rows_are_first_in_their_shard(layout: TableLayout) -> None:
-    for key in layout.key_numbers:
-        held = layout.rows_of(layout.shard_of(key))
-        assert held.shape == (layout.shard_rows,)
-        assert (np.diff(held) > 0).all()
-        assert held[0] < layout.num_shards
-
-
 @pytest.mark.parametrize(("rows", "servers", "max_key_bytes"), list(product(ROWS, SERVERS, MAX_KEY_BYTES)))
 def test_key_stays_within_max_key_bytes_or_has_one_row(rows: int, servers: int, max_key_bytes: int) -> None:
     layout = layout_of(rows, servers, max_key_bytes)
     rows_of_key, dim = layout.key_shape
     assert dim == DIM
     assert rows_of_key * ROW_BYTES <= max(max_key_bytes, ROW_BYTES)
-
-
-def test_table_of_billions_of_parameters_is_split_into_keys() -> None:
-    (layout,) = make_layout([TableSpec("track", 100_000_000, 64, 0.1)], servers=8)
-    assert layout.num_shards == 24
-    assert np.prod(layout.key_shape) * VALUE_BYTES <= 2**30
-    assert layout.shard_rows * layout.num_shards >= 100_000_000
 
 
 def test_tables_share_no_key_and_no_reserved_key() -> None:
@@ -106,10 +85,3 @@ def test_tables_share_no_key_and_no_reserved_key() -> None:
     keys = [key for layout in layouts for key in layout.key_numbers]
     reserved = [ALL_REDUCE_KEY, *(status_key(server, servers=2) for server in range(2))]
     assert sorted([*reserved, *keys]) == list(range(len(keys) + 3))
-
-
-@pytest.mark.parametrize("servers", [1, 2, 3, 5, 64])
-def test_status_of_each_server_is_in_a_key_that_it_holds(servers: int) -> None:
-    keys = [status_key(server, servers) for server in range(servers)]
-    assert [server_of(key, servers) for key in keys] == list(range(servers))
-    assert len({ALL_REDUCE_KEY, *keys}) == servers + 1

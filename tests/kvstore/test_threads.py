@@ -3,13 +3,9 @@
 import numba
 import numpy as np
 import pytest
-from numba.core.errors import TypingError
 
 from crossfade.kvstore.jit import allocating_kernel, inner_kernel, njit
 from crossfade.kvstore.threads import (
-    MIN_PARALLEL_VALUES,
-    balanced_chunk_size,
-    chunk_size,
     for_chunks,
     for_chunks_by_thread,
     thread_count,
@@ -28,11 +24,6 @@ def _count(begin, end, visits_N, step):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def _visit(visits_N, size, step):  # type: ignore[no-untyped-def]
     return for_chunks(_count, visits_N.shape[0], size, (visits_N, step))
-
-
-@njit()
-def _sizes(count, values):  # type: ignore[no-untyped-def]
-    return balanced_chunk_size(count), chunk_size(count, values)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 500_000])
@@ -64,23 +55,6 @@ def test_threads_have_numbers_below_their_count(size: int) -> None:
         assert (visits_KN.sum(axis=0) == 1).all()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_fewer_threads_do_all(threads: int) -> None:
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(threads, before))
-    try:
-        assert _visit(np.zeros(1000), 3, 1) == 1000
-    finally:
-        numba.set_num_threads(before)
-
-
-def test_small_loops_have_one_chunk() -> None:
-    assert _sizes(1000, MIN_PARALLEL_VALUES - 1)[1] == 1000
-    balanced, size = _sizes(100_000, MIN_PARALLEL_VALUES)
-    assert 1 <= balanced == size <= 256
-    assert _sizes(0, 0) == (1, 1)
-
-
 @pytest.mark.slow
 def test_failure_of_a_thread_is_an_error() -> None:
     @allocating_kernel(cache=False)
@@ -96,16 +70,3 @@ def test_failure_of_a_thread_is_an_error() -> None:
     for size in (1, 100):
         with pytest.raises(MemoryError):
             run(100, size, 99)
-
-
-def test_other_results_are_rejected() -> None:
-    @inner_kernel(cache=False)
-    def half(begin, end):  # type: ignore[no-untyped-def]
-        return 0.5
-
-    @njit()
-    def run(count):  # type: ignore[no-untyped-def]
-        return for_chunks(half, count, 1, ())
-
-    with pytest.raises(TypingError, match="neither an integer nor None"):
-        run(3)

@@ -6,11 +6,10 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import psutil
 import pytest
 from needs import LINUX
+from snapshots import gated_pieces
 from touched_pages import ACTIVE_ROWS, TABLE, make_step, release_pages, touched_pages
-from waiting import wait_until
 
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
@@ -41,15 +40,15 @@ def test_local_step_during_a_save_touches_pages_of_active_rows_only(tmp_path: Pa
     gradient = make_step()
     with closing(LocalStore()) as store:
         store.create([TABLE], OptimizerSpec("sgd"), seed=1)
-        store.save(str(tmp_path))
-        assert store._snapshot is not None
-        psutil.Process(store._snapshot._writer.pid).suspend()
-        [shard] = store._snapshot._shards.values()
-        wait_until(lambda: shard.sent, "the first rows to be sent")
-        release_pages(shard.slot_N)
-        store.push({TABLE.name: gradient})
-        assert 0 < touched_pages(shard.slot_N) <= ACTIVE_ROWS
-        assert touched_pages(shard.slot_N) < shard.slot_N.nbytes // 4096 // 4
+        with gated_pieces() as gate:
+            gate.close()
+            store.save(str(tmp_path))
+            assert store._snapshot is not None
+            [shard] = store._snapshot._shards.values()
+            release_pages(shard.slot_N)
+            store.push({TABLE.name: gradient})
+            assert 0 < touched_pages(shard.slot_N) <= ACTIVE_ROWS
+            assert touched_pages(shard.slot_N) < shard.slot_N.nbytes // 4096 // 4
 
 
 def test_server_update_touches_pages_of_active_rows_only() -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from unittest import mock
 from urllib.parse import parse_qs
 
 import boto3
-import stack_resources
+import stack_resources  # noqa: F401 - adds a resource to moto
 from botocore.config import Config
 from moto.moto_api._internal.models import moto_api_backend
 from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -94,8 +95,6 @@ class AwsServer:
         self.calls: list[Call] = []
         self._scripts: dict[str, _Script] = {}
         self._before: dict[str, Callable[[Call], object]] = {}
-        prices = json.dumps({"FormatVersion": "aws_v1", "PriceList": []})
-        self._handlers: dict[str, Callable[[Call], tuple[int, str]]] = {"GetProducts": lambda _: (200, prices)}
         self._lock = threading.Lock()
         self.client = cache(self._new_client)
         """Returns a client of moto itself for a service: its calls are not recorded."""
@@ -164,10 +163,9 @@ class AwsServer:
             self._scripts.clear()
             self._before.clear()
         moto_api_backend.reset()
-        stack_resources.placement_groups.clear()
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer a request: by a script, by a handler, or by moto."""
+        """Answer a request: by a script, or by moto."""
         if _OF_TESTS not in environ.get("HTTP_USER_AGENT", ""):
             is_chunked = environ.get("wsgi.input_terminated")
             body = environ["wsgi.input"].read(-1 if is_chunked else int(environ.get("CONTENT_LENGTH") or 0))
@@ -188,10 +186,7 @@ class AwsServer:
             first = self._before.get(call.action)
         if first:
             first(call)
-        if scripted:
-            return scripted[0], scripted[1](call)
-        handler = self._handlers.get(call.action)
-        return handler(call) if handler else None
+        return (scripted[0], scripted[1](call)) if scripted else None
 
     def close(self) -> None:
         """Stop answering."""
@@ -217,6 +212,17 @@ def error_text(call: Call, code: str, message: str) -> str:
     if call.service in _ERROR_XML:
         return _ERROR_XML[call.service].format(code=code, message=message)
     return json.dumps({"__type": code, "message": message})
+
+
+def write_log(aws: AwsServer, group: str, stream: str, *lines: str) -> None:
+    """Append ``lines`` to a log stream of CloudWatch, which is created if it does not exist."""
+    logs = aws.client("logs")
+    if not logs.describe_log_groups(logGroupNamePrefix=group)["logGroups"]:
+        logs.create_log_group(logGroupName=group)
+    if not logs.describe_log_streams(logGroupName=group, logStreamNamePrefix=stream)["logStreams"]:
+        logs.create_log_stream(logGroupName=group, logStreamName=stream)
+    events = [{"timestamp": int(time.time() * 1000) + number, "message": line} for number, line in enumerate(lines)]
+    logs.put_log_events(logGroupName=group, logStreamName=stream, logEvents=events)
 
 
 def _image_id(parameter: str) -> str:

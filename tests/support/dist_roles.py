@@ -20,8 +20,9 @@ from typing import Any, NoReturn
 import psutil
 from running_command import Mark
 
-from crossfade.deploy.cluster.role_environment import JobTopology, role_environment
-from crossfade.deploy.topology import roles, scheduler_address
+from crossfade.deploy.cluster.messages import DesiredState, Endpoint
+from crossfade.deploy.cluster.role_environment import role_environment
+from crossfade.deploy.topology import free_address, roles
 from crossfade.kvstore.mxnet.client import MXNetStore
 from crossfade.kvstore.mxnet.row_server import run_server
 from crossfade.kvstore.mxnet.scheduler import run_scheduler
@@ -137,8 +138,15 @@ def running_roles(
 ) -> Iterator[RunningRoles]:
     """Run ``tests/support/SCRIPT`` in every role; kill what still runs at the end or after ``seconds``."""
     cluster = ClusterConfig(servers=servers, workers=workers)
-    scheduler = scheduler_address(cluster)
-    topology = JobTopology(scheduler, scheduler.host, servers, workers, workers_here=workers)
+    scheduler = free_address(cluster)
+    desired = DesiredState(
+        coordinator="",
+        action="run",
+        roles=[role.name for role in roles(cluster)],
+        scheduler=Endpoint(host=scheduler.host, port=scheduler.port),
+        servers=servers,
+        workers=workers,
+    )
     cores = len(os.sched_getaffinity(0))
     mark = Mark()
     running: list[RunningRole] = []
@@ -147,11 +155,12 @@ def running_roles(
     try:
         for role in roles(cluster):
             log = folder / f"{role.name}.log"
+            environment = role_environment(role, desired, scheduler.host, cores)
             with log.open("w") as stderr:
                 process = subprocess.Popen(
                     [sys.executable, Path(__file__).with_name(script), *map(str, arguments)],
                     cwd=folder,
-                    env=mark.environment({**role_environment(role, topology, cores), **(variables or {})}),
+                    env=mark.environment(environment | dict(variables or {})),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=stderr,

@@ -2,7 +2,7 @@
 
     drive_row_server.py FOLDER
 
-It saves a table, changes rows of it before the writer has received them, and writes what the arrays held at the time of
+It saves a table, changes rows of it before they are written, and writes what the arrays held at the time of
 the save, by name, to FOLDER/expected.npz; the checkpoint is in FOLDER/saved.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
+from snapshots import gated_pieces
 from touched_pages import TABLE
 from waiting import wait_until
 
@@ -50,13 +50,12 @@ def main(folder: Path) -> None:
     step()
     arrays = server._shards[key].as_table_shard().arrays
     np.savez(folder / "expected.npz", **arrays)
-    server.command(encode_command("save", folder=f"{folder}/saved"))
-    [writer] = psutil.Process().children()
-    writer.suspend()
-    before = arrays["weights"][ROWS_A].copy()
-    step()
-    assert (arrays["weights"][ROWS_A] != before).all(axis=1).all()
-    writer.resume()
+    with gated_pieces() as gate:
+        gate.close()
+        server.command(encode_command("save", folder=f"{folder}/saved"))
+        before = arrays["weights"][ROWS_A].copy()
+        step()
+        assert (arrays["weights"][ROWS_A] != before).all(axis=1).all()
 
     def state() -> str:
         server.command(encode_command("status"))

@@ -1,6 +1,5 @@
 """List the resources of an account that cost money or that Crossfade created: none after a run has ended."""
 
-import stack_resources
 from aws_server import AwsServer
 
 
@@ -22,7 +21,6 @@ def leftovers(aws: AwsServer) -> list[str]:
         for resource in interfaces
         if resource["Status"] == "available"
     ]
-    remaining += [f"placement group {name}" for name in sorted(stack_resources.placement_groups)]
     remaining += [f"role {role['RoleName']}" for role in iam.list_roles()["Roles"]]
     remaining += [
         f"profile {resource['InstanceProfileName']}" for resource in iam.list_instance_profiles()["InstanceProfiles"]

@@ -7,7 +7,8 @@ with running_machines(aws, folder) as machines:
 
 Each machine has a loopback address and a metadata service of its own, which provides the credentials. docker and
 shutdown are small scripts that record their calls: 'docker run' runs Crossfade itself, with the machine's folder in
-place of the container's volume, and 'shutdown -h now' terminates the instance.
+place of the container's volume, and 'shutdown -h now' terminates the instance. As Docker's driver awslogs does, a
+thread sends the output of containers to CloudWatch.
 """
 
 import base64
@@ -23,11 +24,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from aws_server import AwsServer
+from aws_server import AwsServer, write_log
 from fake_imds import Metadata, running_metadata
 from object_store import ACCESS_KEY, SECRET_KEY
 from running_command import Mark
 from waiting import MAX_SECONDS, wait_until
+
+from crossfade.deploy.aws.ec2.stack import LOG_GROUP
 
 _DOCKER = """#!/bin/bash
 printf '%s\\n' "docker $*" >>"$MACHINE/calls"
@@ -37,10 +40,15 @@ case $1 in
     run)
         shift
         while [ "$1" = --rm ] || [[ $1 == --* ]]; do
-            case $1 in --rm) shift ;; --env) export "$2"; shift 2 ;; *) shift 2 ;; esac
+            case $1=$2 in
+                --rm*) shift; continue ;;
+                --env=*) export "$2" ;;
+                --log-opt=awslogs-stream=*) printf %s "${2#*=}" >"$MACHINE/stream" ;;
+            esac
+            shift 2
         done
         shift
-        exec "$PYTHON" -P -m crossfade "${@/#\\/runs\\//$MACHINE/}"
+        exec "$PYTHON" -P -m crossfade "${@/#\\/runs\\//$MACHINE/}" > >(tee "$MACHINE/output") 2>&1
         ;;
 esac
 """
@@ -61,6 +69,7 @@ class Machine:
         self.number, self.folder, self.metadata, self.script = number, folder, metadata, script
         [self.role] = [tag["Value"] for tag in instance["Tags"] if tag["Key"] == "crossfade:role"]
         self.is_killed = False
+        self.sent_bytes = 0
         self.mark = Mark()
         self.process: subprocess.Popen[bytes] | None = None
         # Credentials of the S3 server, which checks signatures and does not support session tokens.
@@ -100,6 +109,11 @@ class Machine:
                 start_new_session=True,
             )
 
+    def stop_container(self) -> None:
+        """Send the command of its container SIGTERM."""
+        [process] = [each for each in self.mark.processes() if {"-m", "ec2-host"} <= {*each.cmdline()}]
+        process.terminate()
+
     @property
     def is_off(self) -> bool:
         """Return whether the machine has shut down."""
@@ -109,6 +123,15 @@ class Machine:
     def console(self) -> str:
         """Return the output of the machine's script."""
         return (self.folder / "console").read_text(errors="replace")
+
+    def new_lines(self) -> list[str]:
+        """Return the complete lines that its container has written since the last call."""
+        with suppress(FileNotFoundError), (self.folder / "output").open("rb") as output:
+            output.seek(self.sent_bytes)
+            whole, end, _ = output.read().rpartition(b"\n")
+            self.sent_bytes += len(whole + end)
+            return whole.decode().splitlines()
+        return []
 
     @property
     def calls(self) -> list[str]:
@@ -149,6 +172,9 @@ class Machines:
         try:
             while not self._stopped.is_set():
                 self._run_once()
+                for machine in self.all:
+                    if lines := machine.new_lines():
+                        write_log(self._aws, LOG_GROUP, (machine.folder / "stream").read_text(), *lines)
                 time.sleep(0.2)
         except BaseException as error:
             self.error = error

@@ -3,7 +3,6 @@
 with running_metadata() as metadata:
     started("train", job, "--spot", variables=metadata.variables)
     metadata.interrupt()                          # two minutes' notice
-    metadata.recommend_rebalance()                  # the instance is at risk
     metadata.expire_tokens()                      # they expire
 """
 
@@ -94,10 +93,6 @@ class Metadata:
     def interrupt(self, action: str = "terminate", when: str = "2017-09-18T08:22:00Z") -> None:
         """Publish an interruption notice, as "instance-action" of the EC2 user guide."""
         self.values["spot/instance-action"] = json.dumps({"action": action, "time": when})
-
-    def recommend_rebalance(self, when: str = "2020-10-27T08:22:00Z") -> None:
-        """Publish a rebalance recommendation, in the form of the EC2 user guide."""
-        self.values["events/recommendations/rebalance"] = json.dumps({"noticeTime": when})
 
 
 @contextmanager

@@ -40,11 +40,7 @@ FIRST = {
 GPU = {"crossfade_gpu_memory_used_bytes", "crossfade_gpu_memory_limit_bytes"}
 ROWS = {"crossfade_updated_rows_total", "crossfade_update_seconds_total", "crossfade_table_shard_bytes"}
 SERVER = {"crossfade_rejected_commands_total"}
-JOB = {
-    *("crossfade_restarts_total", "crossfade_generation", "crossfade_job_state", "crossfade_role_up"),
-    "crossfade_host_excluded",
-}
-HOST = {"crossfade_running_roles"}
+JOB = {"crossfade_restarts_total", "crossfade_generation", "crossfade_job_state", "crossfade_role_up"}
 REFRESH = {
     *("crossfade_refresh_attempts_total", "crossfade_refresh_consecutive_failures", "crossfade_refresh_waiting_files"),
     *("crossfade_refresh_last_success_timestamp_seconds", "crossfade_refresh_versions_total"),
@@ -60,7 +56,6 @@ GROUPS = {
     "rows": ROWS,
     "server": SERVER,
     "job": JOB,
-    "host": HOST,
     "refresh": REFRESH,
 }
 TABLES = [TableSpec("customer", 100, 8, 0.1), TableSpec("track", 50, 8, 0.1)]

@@ -14,7 +14,6 @@ import pytest
 
 TORCH = "needs PyTorch: make torch"
 SPARK = "needs PySpark: make spark"
-TRITON = "needs Triton: make torch, on Linux"
 MXNET = "needs MXNet: make setup, on Linux on x86-64"
 HOROVOD = "needs Horovod: make horovod"
 GPU = "needs an NVIDIA GPU that PyTorch can use: docs/gpus.md"

@@ -11,12 +11,11 @@ The training imports a hook through ``sitecustomize`` that sleeps in each step u
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import psutil
 from running_command import RunningCommand, records, started
 from waiting import wait_until
 
@@ -78,20 +77,6 @@ class Training:
             return len(self.events(kind)) > before
 
         self.wait(is_logged, f"'{kind}'")
-
-    def writers(self) -> list[psutil.Process]:
-        """Return the processes that are writing a checkpoint."""
-        events = []
-        for process in self.command.mark.processes():
-            with suppress(psutil.Error):
-                if "crossfade.kvstore.checkpoint.writer" in process.cmdline():
-                    events.append(process)
-        return events
-
-    def wait_for_checkpoint_start(self) -> None:
-        """Return when the next checkpoint starts to be written."""
-        self.wait(lambda: not self.writers(), "the end of the checkpoint before")
-        self.wait(self.writers, "the start of a checkpoint")
 
     def finish(self) -> CompletedProcess[str]:
         """Let it run to its end at full speed and return its result."""

@@ -66,7 +66,6 @@ class ServiceFolder:
             "increment_job": {"train": {"epochs": 1}},
             "publish_if": None,
             "settle_seconds": 0,
-            "compact_after": None,
         }
         self.configure(**keys)
 
@@ -136,6 +135,13 @@ class ServiceFolder:
             for file in (splits[split].files if split in splits else [])
         ]
         return sorted(pa.concat_tables(tables)["timestamp"].to_pylist())
+
+
+def rejected(result: CompletedProcess[str], *phrases: str) -> None:
+    """Assert that a command printed nothing but an error as its last line, which has all ``phrases``."""
+    error = result.stderr.splitlines()[-1]
+    assert (result.returncode, result.stdout) == (2, "")
+    assert all(phrase in error for phrase in phrases), error
 
 
 def current(number: int) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Results of finished runs: embeddings by row and reports, and whether two runs have the same bits."""
 
 import json
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,8 @@ def checkpoint_arrays(run: Path, entity: str) -> dict[str, FloatArray]:
     """Read the weights and optimizer state in the newest checkpoint of a run."""
     checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
-    with closing(checkpoint):
-        [table] = [table for table in checkpoint.manifest.tables if table.name == entity]
-        state = make_optimizer(checkpoint.manifest.optimizer, table.rows, table.dim).state
-        arrays = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
-        checkpoint.load([TableShard(entity, table.rows, 0, 1, arrays)])
+    [table] = [table for table in checkpoint.manifest.tables if table.name == entity]
+    state = make_optimizer(checkpoint.manifest.optimizer, table.rows, table.dim).state
+    arrays = {"weights": np.empty((table.rows, table.dim), np.float32), **state}
+    checkpoint.load([TableShard(entity, table.rows, 0, 1, arrays)])
     return arrays

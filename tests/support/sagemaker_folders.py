@@ -7,7 +7,6 @@ from typing import Any
 
 from run_results import ENTITIES, vectors
 
-TOKEN = "the-token-of-all-hosts"
 JOB: dict[str, object] = {
     "name": "planted",
     "model.dim": 8,

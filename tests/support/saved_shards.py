@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from waiting import wait_until
 
 from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
-from crossfade.kvstore.checkpoint.file_names import HEADER_BYTES
-from crossfade.kvstore.checkpoint.format import CheckpointManifest, TableShard
+from crossfade.kvstore.checkpoint.format import HEADER_BYTES, CheckpointManifest, TableShard
 from crossfade.kvstore.checkpoint.lifecycle import commit, step_folder
 from crossfade.kvstore.checkpoint.snapshot import PartResult, Snapshot
 from crossfade.kvstore.optimizer_spec import OptimizerSpec

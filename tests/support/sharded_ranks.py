@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.kvstore.sharded import WireDtype
 from crossfade.kvstore.sharded.ranks import Ranks
 from crossfade.kvstore.sharded.store import ShardedStore
 from crossfade.kvstore.store import RowGradient, SaveResult
@@ -59,8 +58,8 @@ def join_ranks(count: int, *, hosts: int = 1) -> list[Ranks]:
 class RunningRanks:
     """The stores of all ranks. Each has a thread."""
 
-    def __init__(self, count: int, *, hosts: int = 1, wire_dtype: WireDtype = "float32") -> None:
-        self.stores = [ShardedStore(ranks, wire_dtype) for ranks in join_ranks(count, hosts=hosts)]
+    def __init__(self, count: int, *, hosts: int = 1) -> None:
+        self.stores = [ShardedStore(ranks) for ranks in join_ranks(count, hosts=hosts)]
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"rank-{rank}") for rank in range(count)]
 
     def each(self, act: Callable[[ShardedStore], Result]) -> list[Result]:
@@ -87,9 +86,9 @@ class RunningRanks:
 
 
 @contextmanager
-def running_ranks(count: int, *, hosts: int = 1, wire_dtype: WireDtype = "float32") -> Iterator[RunningRanks]:
+def running_ranks(count: int, *, hosts: int = 1) -> Iterator[RunningRanks]:
     """Run ``count`` ranks on ``hosts`` hosts while the context lasts."""
-    ranks = RunningRanks(count, hosts=hosts, wire_dtype=wire_dtype)
+    ranks = RunningRanks(count, hosts=hosts)
     yield ranks
     ranks.close()
 
@@ -106,9 +105,9 @@ class MirroredStore:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *arguments: self._ranks.each(lambda store: getattr(store, name)(*arguments))[0]
 
-    def pull(self, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
+    def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Pull the same rows everywhere."""
-        first, *others = self._ranks.each(lambda store: store.pull(rows, exact=exact))
+        first, *others = self._ranks.each(lambda store: store.pull(rows))
         for other in others:
             for name, block_AD in first.items():
                 np.testing.assert_array_equal(other[name], block_AD)

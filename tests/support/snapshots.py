@@ -1,12 +1,13 @@
 """Take snapshots of arrays that change, and see that nothing of them remains."""
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from saved_shards import wait_for_snapshot
 
@@ -17,7 +18,7 @@ from crossfade.kvstore.checkpoint.snapshot import Snapshot
 
 DIM = 64
 LARGE = (64 << 20) // (4 * DIM)
-"""Rows of 64 MB: starting a process takes longer than overwriting an array of that size."""
+"""Rows of 64 MB, which are written in sixteen pieces."""
 
 
 def shard_of_ones(rows: int, table: str = "track") -> TableShard:
@@ -30,15 +31,55 @@ def weights_file(folder: Path, table: str = "track") -> Path:
     return folder / table / "weights.00000-of-00001.npy"
 
 
+class Gate:
+    """Lets the threads of snapshots write pieces: all of them, or only ``left`` more."""
+
+    def __init__(self) -> None:
+        self.left = math.inf
+        self._changed = threading.Condition()
+
+    def close(self, left: float = 0) -> None:
+        """Hold up the pieces after the next ``left``."""
+        self.left = left
+
+    def open(self) -> None:
+        """Let all pieces be written."""
+        with self._changed:
+            self.left = math.inf
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Return once a piece may be written."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.left > 0, 240)
+            self.left -= 1
+
+
 @contextmanager
-def running_snapshot(*shards: TableShard, folder: Path | str) -> Iterator[tuple[Snapshot, psutil.Process]]:
-    """Yield a snapshot in progress and the process that writes it; check that nothing of them remains."""
-    before = psutil.Process().children()  # servers that other tests of this process share
-    with closing(Snapshot(str(folder), 0, 1, shards)) as snapshot:
-        [writer] = set(psutil.Process().children()) - set(before)
-        yield snapshot, writer
-    assert not writer.is_running()
-    assert psutil.Process().children() == before
+def gated_pieces() -> Iterator[Gate]:
+    """Yield a gate for the pieces of the snapshots that are started meanwhile; open it at the end."""
+    gate, write_piece = Gate(), Snapshot._write_piece
+
+    def write_gated_piece(snapshot: Snapshot, *arguments: Any) -> None:
+        gate.wait()
+        write_piece(snapshot, *arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Snapshot, "_write_piece", write_gated_piece)
+        yield gate
+        gate.open()
+
+
+@contextmanager
+def running_snapshot(
+    *shards: TableShard, folder: Path | str, pieces: float = math.inf
+) -> Iterator[tuple[Snapshot, Gate]]:
+    """Yield a snapshot whose first ``pieces`` are written, and the gate of the others; check that its thread ends."""
+    with gated_pieces() as gate:
+        gate.close(pieces)
+        with closing(Snapshot(str(folder), 0, 1, shards)) as snapshot:
+            yield snapshot, gate
+            gate.open()
     assert not any(thread.name == "snapshot" for thread in threading.enumerate())
 
 

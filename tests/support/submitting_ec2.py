@@ -7,7 +7,7 @@ import pytest
 from aws_server import AwsServer
 
 from crossfade.cli.main import main
-from crossfade.deploy.aws.ec2 import stack
+from crossfade.deploy.aws.ec2 import runs, stack
 
 BUCKET = "music"
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/crossfade:cpu"
@@ -19,13 +19,14 @@ def empty_account(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServ
     server.client("s3").create_bucket(Bucket=BUCKET)
     ecr = server.client("ecr")
     ecr.create_repository(repositoryName="crossfade")
-    for variant in ("cpu", "slim", "torch", "cu112", "cu90"):
+    for variant in ("cpu", "torch", "cu112", "cu90"):
         kind = "application/vnd.oci.image.manifest.v1+json"
         manifest = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": f"sha256:{variant}"}, "layers": []}
         ecr.put_image(repositoryName="crossfade", imageManifest=json.dumps(manifest), imageTag=variant)
     for name, value in server.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(stack, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(runs, "LOG_SECONDS", 0.0)
     return server
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -10,8 +9,6 @@ from unittest import mock
 
 from aws_server import ACCOUNT, REGION, AwsServer
 from command_here import crossfade_here
-
-from crossfade.deploy.aws.sagemaker.jobs import LOG_GROUP
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/CrossfadeTraining"
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/crossfade:cu90"
@@ -48,7 +45,7 @@ def follow(aws: AwsServer) -> CompletedProcess[str]:
 
 def described(status: str, secondary: str, *transitions: str, **more: Any) -> dict[str, Any]:
     """Return a response of DescribeTrainingJob."""
-    history = [{"Status": each, "StartTime": 1.0, "StatusMessage": f"about {each}"} for each in transitions]
+    history = [{"Status": each, "StartTime": 1.0, "StatusMessage": "about \x1b"} for each in transitions]
     return {
         "TrainingJobName": "plays-1",
         "TrainingJobArn": f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:training-job/plays-1",
@@ -57,15 +54,3 @@ def described(status: str, secondary: str, *transitions: str, **more: Any) -> di
         "SecondaryStatusTransitions": history,
         **more,
     }
-
-
-def write_log(aws: AwsServer, host: str, *lines: str) -> None:
-    """Append ``lines`` to SageMaker's log of a host."""
-    logs = aws.client("logs")
-    if not logs.describe_log_groups(logGroupNamePrefix=LOG_GROUP)["logGroups"]:
-        logs.create_log_group(logGroupName=LOG_GROUP)
-    stream = f"plays-1/{host}-1700000000"
-    if not logs.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=stream)["logStreams"]:
-        logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
-    events = [{"timestamp": int(time.time() * 1000) + number, "message": line} for number, line in enumerate(lines)]
-    logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=events)

@@ -44,11 +44,6 @@ _RULES: tuple[tuple[str, Schema, Schema], ...] = (
         {"properties": {"cluster": {"properties": {"servers": {"const": 0}}}}},
     ),
     (
-        "cluster.wire_dtype is for workers that hold the tables, without servers",
-        _has(cluster=_has(wire_dtype={"enum": ["bfloat16", "stochastic_bfloat16"]})),
-        {"properties": {"cluster": {"properties": {"servers": {"const": 0}, "store": {"not": {"const": "mxnet"}}}}}},
-    ),
-    (
         "set either cluster.hosts or cluster.one_role_per_host",
         _has(cluster=_has(one_role_per_host=True)),
         {"properties": {"cluster": {"properties": {"hosts": {"const": 1}}}}},

@@ -30,7 +30,6 @@ from crossfade.base.errors import command
 from crossfade.base.validation import described
 from crossfade.kvstore.mxnet.server_protocol import DEFAULT_KEY_BYTES, MAX_KEY_BYTES
 from crossfade.kvstore.optimizer_spec import OptimizerKind
-from crossfade.kvstore.sharded import WireDtype
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.time_values import TimeSpan
 
@@ -390,11 +389,6 @@ class ClusterConfig(Section):
         "sharded: the workers, each a part, so that there are no servers; auto: mxnet if there are servers and MXNet "
         "is installed, else sharded",
     )
-    wire_dtype: WireDtype = Field(
-        "float32",
-        description="how rows and gradients travel between hosts whose workers hold the tables; bfloat16: rounded to "
-        "nearest, half the bytes; stochastic_bfloat16: rounded at random, without bias; shared memory is not rounded",
-    )
     servers: Annotated[int, Field(ge=0, le=1024, strict=True)] = Field(
         0, description="processes that hold the tables; 0: the workers hold them"
     )
@@ -402,9 +396,6 @@ class ClusterConfig(Section):
         1, description="processes that compute gradients; 1 without servers: train in one process"
     )
     host: str = Field("127.0.0.1", description="address that roles listen on and reach each other at")
-    scheduler_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="port of the scheduler, if hosts are several; 0: any free port"
-    )
     max_key_bytes: Annotated[int, Field(ge=1024, le=MAX_KEY_BYTES)] = Field(
         DEFAULT_KEY_BYTES, description="largest part of a table, in bytes, stored under one key"
     )
@@ -458,11 +449,6 @@ class ClusterConfig(Section):
             raise ValueError(
                 f"store is 'sharded', so the workers hold the tables, but servers is {self.servers}: set "
                 "cluster.servers to 0"
-            )
-        if self.wire_dtype != "float32" and (self.servers or self.store == "mxnet"):
-            raise ValueError(
-                f"wire_dtype is '{self.wire_dtype}', but MXNet's servers exchange float32: set cluster.servers to 0 "
-                "and cluster.store to sharded, or leave cluster.wire_dtype out"
             )
         if self.one_role_per_host and self.hosts > 1:
             raise ValueError(
@@ -550,9 +536,6 @@ class TrackingConfig(Section):
     )
     experiment: Annotated[str, Field(min_length=1, max_length=500)] = Field(
         "crossfade", description="experiment of the tracking server that the run belongs to"
-    )
-    upload_embeddings: bool = Field(
-        False, description="whether the tracking server gets the embeddings of the finished run as an artifact"
     )
     tensorboard: Annotated[bool | str, BeforeValidator(_check_tensorboard)] = Field(
         False,

@@ -199,16 +199,14 @@ class LineageReader:
         self.bases = self.bases[fingerprints.index(fingerprint) + 1 :]
         return True
 
-    def read_train(self, *, timestamps: bool = False, new: bool = True) -> Iterator[Interactions]:
+    def read_train(self, *, timestamps: bool = False) -> Iterator[Interactions]:
         """Yield the train interactions of all datasets, the oldest dataset first, one row group at a time.
-
-        Without ``new``, only the base datasets count.
 
         Raises:
             InputError: a file is missing or corrupt.
             StorageUnavailableError: storage does not answer.
         """
-        yield from self._read(["train"], ["train"] if new else (), timestamps)
+        yield from self._read(["train"], ["train"], timestamps)
 
     def read_known(self, splits: Sequence[str], *, timestamps: bool = False) -> Iterator[Interactions]:
         """Yield what was known before: ``splits`` of this dataset, and all of the base datasets, which lie in the past.

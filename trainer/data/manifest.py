@@ -31,7 +31,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from crossfade.base.errors import InputError, command
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.output import finish_replacement
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
 from crossfade.trainer.data.column_names import MAX_CONTENT_WIDTH, TIMESTAMP, WEIGHT, is_entity_name
@@ -440,16 +439,4 @@ def manifest_bytes(folder: Folder) -> bytes:
         action="read",
         if_missing=f"no such file; expected a folder written by {command('prepare', out=folder.uri)}",
     ):
-        restore_dataset(folder)
         return folder.read(FILE_NAME)
-
-
-def restore_dataset(folder: Folder) -> None:
-    """Restore the dataset in ``folder`` if a process that was replacing it was killed.
-
-    Raises:
-        InputError: another process is replacing it.
-        OSError: it cannot be restored.
-    """
-    if folder.path is not None:
-        finish_replacement(folder.path.absolute())

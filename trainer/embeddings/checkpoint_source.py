@@ -15,7 +15,7 @@ from crossfade.base.errors import CheckpointError, InputError, Option, StorageUn
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.format import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig

@@ -38,12 +38,6 @@ class RunLocation(NamedTuple):
     version: int | None = None
 
 
-def run_of_version(location: str, version: int) -> RunLocation:
-    """Return the run of a version of the service in the folder at ``location``."""
-    folder, name = Folder(location), f"version-{version:06}"
-    return RunLocation(folder.child(name).uri, folder.child(f"{name}-data").uri, version)
-
-
 def current_run(location: str) -> RunLocation:
     """Return the run that the folder at ``location`` names as its current one, or ``location`` if it names none.
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,16 +30,15 @@ import pyarrow.parquet as pq
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CrossfadeError, InputError, Option, StorageUnavailableError
 from crossfade.base.io.disk_errors import write_failure
-from crossfade.base.io.folder import Folder, OutputFile
+from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
-from crossfade.base.io.replacing import replace_folder, restore_folder
+from crossfade.base.io.replacing import replace_folder
 from crossfade.kvstore.finite import find_non_finite_row
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.manifest import DataFile
-from crossfade.trainer.data.parquet import checked_metadata, file_entry, open_parquet, storage_errors_of
+from crossfade.trainer.data.parquet import checked_metadata, open_parquet, storage_errors_of
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.listing import AGAIN, LISTED, POPULARITY_FILE, read_listing, write_listing
-from crossfade.trainer.runs.options import Shard
 
 FILE_ROWS = 1 << 20
 GROUP_ROWS = 1 << 16
@@ -64,7 +63,7 @@ class StoreVectors:
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
-        return self._store.pull({entity: rows_N}, exact=True)[entity]
+        return self._store.pull({entity: rows_N})[entity]
 
 
 def write_embeddings(
@@ -86,7 +85,7 @@ def write_embeddings(
         source: provides the vectors; by default, the store.
     """
     staging = partial_folder(folder)
-    _on_first(store, lambda: _clear(folder, staging))
+    _on_first(store, partial(shutil.rmtree, staging, ignore_errors=True))
     source = source or StoreVectors(store)
     for table in tables:
         write_table(staging, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
@@ -110,26 +109,6 @@ def write_table(
     entity_folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, table.rows, FILE_ROWS)[rank::workers]:
         _write_file(entity_folder / file_name(start), source, table, vocabulary, start)
-
-
-def write_shard(
-    folder: Folder, source: VectorSource, table: TableSpec, vocabulary: Vocabulary, shard: Shard, kept: Container[str]
-) -> list[DataFile]:
-    """Write the files of ``table`` that are of ``shard`` into ``folder/ENTITY``, and list them.
-
-    Those in ``kept`` are of an earlier attempt, and are written again only if they are incomplete.
-    """
-    files = []
-    for start in range(0, table.rows, FILE_ROWS)[shard.number - 1 :: shard.count]:
-        path = f"{table.name}/{file_name(start)}"
-        if path in kept:
-            with suppress(InputError):
-                files.append(file_entry(folder, path))
-                continue
-        with folder.open_output(path) as file:
-            _write_file(file, source, table, vocabulary, start)
-        files.append(file_entry(folder, path))
-    return files
 
 
 @contextmanager
@@ -159,12 +138,6 @@ def staged_export(out: Path, check_free: Callable[[], None]) -> Iterator[Path]:
             raise CrossfadeError(f"{out}: could not be written: {write_failure(error, out)}") from error
 
 
-def _clear(folder: Path, staging: Path) -> None:
-    """Delete what a killed run has left beside ``folder``, or restore ``folder`` from it."""
-    restore_folder(folder)
-    shutil.rmtree(staging, ignore_errors=True)
-
-
 def _complete(folder: Path, staging: Path) -> None:
     write_listing(Folder(staging))
     replace_folder(folder, staging)
@@ -176,9 +149,7 @@ def _on_first(store: RowStore, action: Callable[[], None]) -> None:
     store.barrier()
 
 
-def _write_file(
-    where: Path | OutputFile, source: VectorSource, table: TableSpec, vocabulary: Vocabulary, start: int
-) -> None:
+def _write_file(where: Path, source: VectorSource, table: TableSpec, vocabulary: Vocabulary, start: int) -> None:
     stop = min(start + FILE_ROWS, table.rows)
     writer: pq.ParquetWriter | None = None
     try:

@@ -14,11 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore import __version__
@@ -29,7 +27,11 @@ from crossfade.trainer.embeddings.vector_origin import VectorOrigin
 from crossfade.trainer.runs.shown_metrics import count_queries, is_metric, show_metric
 
 CARD_FILE = "README.md"
-_FIRST_LINES = "---\nlibrary_name: crossfade\n"
+_FRONT_MATTER = """\
+---
+library_name: crossfade
+tags: [recommendation, collaborative-filtering, embeddings, music]
+---"""
 _METRICS = ("recall", "ndcg", "map", "mrr", "hit_rate", "coverage")
 _SCORES: dict[ScoreKind, str] = {
     "cosine": "the cosine, `q·i / (|q|·|i|)`; only the directions of vectors matter",
@@ -47,14 +49,12 @@ class ExportedTable:
         rows: the rows that were written.
         dim: the columns of a vector.
         untrained: rows without an ID or a trained vector; None if they were not counted.
-        deleted: of changes, the IDs that are gone; None of a complete table.
     """
 
     name: str
     rows: int
     dim: int
     untrained: int | None = None
-    deleted: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,6 @@ class ModelCard:
         date: when.
         to: the format.
         loading: Markdown on how to load the files, with an example.
-        untrained_note: what became of untrained rows.
     """
 
     job: JobConfig
@@ -81,7 +80,6 @@ class ModelCard:
     date: datetime
     to: str
     loading: str
-    untrained_note: str = ""
 
     def write(self, folder: Path) -> None:
         """Write the card into ``folder``."""
@@ -91,15 +89,13 @@ class ModelCard:
         """Return the card."""
         names = [table.name for table in self.tables]
         entities = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-        front = yaml.safe_dump(self._front_matter(), sort_keys=False, allow_unicode=True)
         parts = [
-            f"---\n{front}---",
+            _FRONT_MATTER,
             f"# {self.job.name}: embeddings of {entities}",
             f"Trained by Crossfade on interactions of {self._query} with {self._item}: the score of two vectors "
             f"predicts whether the two interact. The files are in the format `{self.to}`.",
             "## Vectors",
             "\n".join(self._tables()),
-            *([self.untrained_note] if self.untrained_note else []),
             "## Comparison of vectors",
             f"The score of a vector q of {self._query} and a vector i of {self._item} is {_SCORES[self._score]}. "
             f"Higher is better. (In the loss, it is divided by the temperature, {self.job.model.temperature:g}.)",
@@ -124,27 +120,6 @@ class ModelCard:
     @property
     def _item(self) -> str:
         return self.manifest.item
-
-    def _front_matter(self) -> dict[str, Any]:
-        front: dict[str, Any] = {
-            "library_name": "crossfade",
-            "tags": ["recommendation", "collaborative-filtering", "embeddings", "music"],
-        }
-        if self.origin.metrics:
-            front["model-index"] = [{"name": self.job.name, "results": list(self._results())}]
-        return front
-
-    def _results(self) -> Iterator[dict[str, Any]]:
-        for split, values in self.origin.metrics.items():
-            yield {
-                "task": {"type": "recommendation", "name": f"recommendation of {self._item} to {self._query}"},
-                "dataset": {"type": self.data.name, "name": self.data.name, "split": split},
-                "metrics": [
-                    {"type": name, "name": name, "value": round(value, 6)}
-                    for name, value in values.items()
-                    if _is_shown(name)
-                ],
-            }
 
     def _tables(self) -> Iterator[str]:
         counted = any(table.untrained is not None for table in self.tables)
@@ -205,4 +180,4 @@ def is_model_card(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(len(_FIRST_LINES)) == _FIRST_LINES.encode()
+        return file.read(len(_FRONT_MATTER)) == _FRONT_MATTER.encode()

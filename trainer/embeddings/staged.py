@@ -148,7 +148,7 @@ class StagedEmbeddings:
         shutil.rmtree(staging, ignore_errors=True)
         for path in listing.files:
             (staging / path).parent.mkdir(parents=True, exist_ok=True)
-            file = source.open_input(path)
+            file = source.open_random(path)
             buffer = bytearray(_CHUNK_BYTES)
             try:
                 with (staging / path).open("wb") as target:

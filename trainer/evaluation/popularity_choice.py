@@ -4,8 +4,8 @@
     term = choose_term(trials, count_latest(lineage, job.data.time_range()), temperature=0.18)
 
 The factor may have either sign. With timestamps, popularity is counted in all of train and in its latest ``SHARES``,
-whichever ranks best. A term is taken if its metric exceeds the model's own, or the metric with the term to
-keep, by more than two standard errors of the difference, query by query.
+whichever ranks best. A term is taken if its metric exceeds the model's own by more than two standard errors of the
+difference, query by query.
 
 Shapes: I items, Q queries, G groups of queries.
 """
@@ -23,7 +23,7 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.time_range import TimeRange
 from crossfade.trainer.embeddings.files import VectorSource
-from crossfade.trainer.embeddings.popularity import PopularityCard, PopularityTerm
+from crossfade.trainer.embeddings.popularity import PopularityTerm
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.exact_sums import AllReduceFunction
 from crossfade.trainer.evaluation.held_out import HeldOut
@@ -50,11 +50,10 @@ _KEPT_BYTES = 1 << 28
 """Bytes of the items' vectors up to which they stay in memory."""
 
 
-def count_latest(lineage: LineageReader, time_range: TimeRange | None, *, new: bool = True) -> dict[float, IntArray]:
+def count_latest(lineage: LineageReader, time_range: TimeRange | None) -> dict[float, IntArray]:
     """Return the interactions of each item, int64 (I,), in the latest of train by share, 1 for all of train.
 
-    Interactions of positive weight within ``time_range`` count, of base datasets too; without ``new``, of these alone,
-    which then need timestamps.
+    Interactions of positive weight within ``time_range`` count, of base datasets too.
 
     Raises:
         InputError: a file is missing or corrupt.
@@ -63,7 +62,7 @@ def count_latest(lineage: LineageReader, time_range: TimeRange | None, *, new: b
     manifest = lineage.manifest
     if not manifest.has_timestamp:
         return {1.0: lineage.counts(manifest.item)}
-    timed = partial(_timed, lineage, time_range, new=new)
+    timed = partial(_timed, lineage, time_range)
     step = -(-lineage.train_rows() // _MAX_TIMES) or 1
     times_N = np.concatenate([np.empty(0, np.int64), *(times_N[::step] for _, times_N in timed())])
     since = {share: np.quantile(times_N, 1 - share, method="lower") if len(times_N) else 0 for share in SHARES}
@@ -75,7 +74,7 @@ def count_latest(lineage: LineageReader, time_range: TimeRange | None, *, new: b
     return counts
 
 
-def _timed(lineage: LineageReader, time_range: TimeRange | None, *, new: bool) -> Iterator[tuple[IntArray, IntArray]]:
+def _timed(lineage: LineageReader, time_range: TimeRange | None) -> Iterator[tuple[IntArray, IntArray]]:
     """Yield the items and times of what counts."""
 
     def counts(part: Interactions) -> tuple[IntArray, IntArray]:
@@ -85,7 +84,7 @@ def _timed(lineage: LineageReader, time_range: TimeRange | None, *, new: bool) -
             kept_N &= time_range.contains(part.timestamp_N)
         return part.item_N[kept_N], part.timestamp_N[kept_N]
 
-    yield from map(counts, lineage.read_train(timestamps=True, new=new))
+    yield from map(counts, lineage.read_train(timestamps=True))
 
 
 @dataclass(frozen=True)
@@ -154,10 +153,8 @@ def choose_term(
     counts: Mapping[float, IntArray],
     temperature: float,
     factor: float | None = None,
-    kept: PopularityCard | None = None,
-    errors: float = _ERRORS,
 ) -> PopularityTerm | None:
-    """Return the term that ranks best, or ``kept`` if none ranks clearly better than that, or than the model alone.
+    """Return the term that ranks best; None if none ranks clearly better than the model alone.
 
     Every worker calls this.
 
@@ -166,8 +163,6 @@ def choose_term(
         counts: interactions of each item, int64 (I,), by the share of the latest that they are, 1 among them.
         temperature: of the loss.
         factor: the only factor to try; it is taken whatever it gains. None: choose.
-        kept: the term to keep, of a model that this one continues; None: no term.
-        errors: standard errors by which another term must rank better.
     """
     log_counts = {share: np.log1p(count_I) for share, count_I in counts.items()}
     tried: dict[tuple[float, float], FloatArray] = {}
@@ -187,10 +182,8 @@ def choose_term(
         share, factor = best_of([(share, factor / step), (share, factor * step)])
     factor = round(factor, 3)
     found_G = trials.measure(factor * log_counts[share])
-    kept_G = trials.measure(0.0 if kept is None else kept.factor * log_counts[kept.share])
-    gain, error = difference_of(found_G, kept_G)
-    if gain <= errors * error or np.count_nonzero(found_G != kept_G) < _LEAST_GROUPS:
-        if kept is None:
-            return None
-        factor, share = kept.factor, kept.share
+    alone_G = trials.measure()
+    gain, error = difference_of(found_G, alone_G)
+    if gain <= _ERRORS * error or np.count_nonzero(found_G != alone_G) < _LEAST_GROUPS:
+        return None
     return PopularityTerm.of(factor, share, temperature, counts[share])

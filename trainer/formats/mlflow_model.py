@@ -1,15 +1,13 @@
-"""Write a model in MLflow's format, which recommends by its flavor ``python_function``, or register it.
+"""Register a model in MLflow, which recommends by its flavor ``python_function``.
 
-    write_mlflow(exported, folder)
-    place = push(exported, "models:/music")             # models:/music/3
+    place = register(exported, "models:/music")             # models:/music/3
 
-    frame = mlflow.pyfunc.load_model(folder).predict(pandas.DataFrame({"customer": ["2"]}), params={"k": 5})
+    model = mlflow.pyfunc.load_model(place)
+    frame = model.predict(pandas.DataFrame({"customer": ["2"]}), params={"k": 5})
 
-    FOLDER/MLmodel, conda.yaml, python_env.yaml, requirements.txt       as MLflow writes them
-    FOLDER/version/                                                     what answers need (trainer/serving/version.py)
-
-The flavor answers what ``crossfade recommend`` does: a row for each item, with the customer, its rank from 1, its ID,
-its score, and its name if there are names. It ranks all items exactly, without the run, its dataset, or a network.
+A model has MLflow's own files, and in ``version/`` what answers need (trainer/serving/version.py). It answers what
+``crossfade recommend`` does: a row for each item, with the customer, its rank from 1, its ID, its score, and its name
+if there are names. It ranks all items exactly, without the run, its dataset, or a network.
 
 ``MLmodel`` names this module as what loads the model, so ``_load_pyfunc`` must stay here.
 """
@@ -21,8 +19,6 @@ import os
 import re
 import warnings
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +47,7 @@ from crossfade.trainer.tracking.mlflow_run import RUN_TAG, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from mlflow.models import Model, ModelSignature
+    from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
 
 _VERSION = "version"
@@ -66,12 +62,6 @@ def check_place(place: str) -> None:
         MissingExtraError: it is not installed.
         OptionError: it does not.
     """
-    _check_installed()
-    if not _PLACE.fullmatch(place):
-        raise OptionError("push", found=place, expected="models:/NAME, without a version")
-
-
-def _check_installed() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         with warnings.catch_warnings():
@@ -81,66 +71,11 @@ def _check_installed() -> None:
         missing = error.name or "mlflow"
         how = "pip install 'crossfade[mlflow]' pandas"
         raise MissingExtraError(missing, extra="mlflow", purpose=Option("to", "mlflow"), how=how) from error
+    if not _PLACE.fullmatch(place):
+        raise OptionError("push", found=place, expected="models:/NAME, without a version")
 
 
-def write_mlflow(exported: ExportedModel, folder: Path, described: Model | None = None) -> str:
-    """Write the model to the empty ``folder``, and return Markdown on how to load it; ``described`` has where it goes.
-
-    Raises:
-        CheckpointError: the checkpoint is corrupt or cannot be read.
-        InputError: not all tables are exported, or the dataset is corrupt.
-        MissingExtraError: MLflow is not installed.
-        OSError: a file cannot be written.
-    """
-    _check_installed()
-    import mlflow.pyfunc
-
-    from crossfade.trainer.serving.version_folder import VersionOptions, write_version  # with DuckDB, which takes long
-
-    model = exported.model
-    if len(exported.tables) < len(model.spec.vectors):
-        raise OptionError("entity", problem="a model of MLflow needs all tables", fix=("leave out ", Option("entity")))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no example, which would be the ID of a customer
-        mlflow.pyfunc.save_model(
-            folder,
-            loader_module=__name__,
-            mlflow_model=described,
-            signature=_signature(model),
-            pip_requirements=[f"crossfade=={__version__}", "pandas"],
-        )
-    write_version(model, folder / _VERSION, VersionOptions(index_from=None), exported.reporter)
-    query = model.spec.query.name
-    return (
-        "This folder is a model of MLflow with the flavor `python_function`. It also has what its customers have "
-        "interacted with.\n\n"
-        "```python\nimport mlflow.pyfunc, pandas\n\n"
-        'model = mlflow.pyfunc.load_model(".")\n'
-        f'model.predict(pandas.DataFrame({{"{query}": [...]}}), params={{"k": 5}})\n```'
-    )
-
-
-def _signature(model: TrainedModel) -> ModelSignature:
-    """Return the columns of the input and the output, and the parameters."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    query, item = (model.manifest.entities[table.name] for table in (model.spec.query, model.spec.item))
-    query_type, item_type = (DataType.string if each.id_type == "string" else DataType.long for each in (query, item))
-    name = model.spec.item.name
-    names = [ColSpec(DataType.string, f"{name}_name", required=False)] if item.has_names else []
-    columns: list[Any] = [
-        ColSpec(query_type, model.spec.query.name),
-        ColSpec(DataType.integer, "rank"),
-        ColSpec(item_type, name),
-        ColSpec(DataType.float, "score"),
-        *names,
-    ]
-    parameters = ParamSchema([ParamSpec("k", DataType.long, RecommendOptions().k)])
-    return ModelSignature(Schema(columns[:1]), Schema(columns), parameters)
-
-
-def push(exported: ExportedModel, place: str) -> str:
+def register(exported: ExportedModel, place: str) -> str:
     """Log the model in the run of MLflow that has the training, or a new one, and register it as a new version.
 
     The tracking server is that of MLFLOW_TRACKING_URI, otherwise the one of the job.
@@ -148,35 +83,56 @@ def push(exported: ExportedModel, place: str) -> str:
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
         CrossfadeError: the server cannot be reached, or the disk for temporary files is full.
-        InputError: no server is known, its address has credentials, or it rejects a request.
+        InputError: not all tables are exported, no server is known, its address has credentials, or it rejects a
+            request.
     """
-    from mlflow.models import Model
     from mlflow.tracking import MlflowClient
 
     model = exported.model
-    # Versions do not share files.
-    path = f"model-{exported.date:%Y%m%dT%H%M%S%f}"
+    if len(exported.tables) < len(model.spec.vectors):
+        leave_out = ("leave out ", Option("entity"))
+        raise OptionError("entity", problem="a model of MLflow needs all tables", fix=leave_out)
     uri = _tracking_server(model)
     with temporary_folder("mlflow") as work:
-        folder = work / path
-        with _errors(uri):
-            client = MlflowClient(tracking_uri=uri)
-            known = _find_run(client, model)
-            run = known or _create_run(client, model)
-        state = "FAILED"
+        # Versions do not share files.
+        folder = work / f"model-{exported.date:%Y%m%dT%H%M%S%f}"
         try:
-            try:
-                write_mlflow(exported, folder, Model(artifact_path=path, run_id=run.info.run_id))
-            except OSError as error:
-                raise CrossfadeError(f"{folder}: could not be written: {write_failure(error, folder)}") from error
-            with _errors(uri):
-                version = _register(client, run, folder, place.removeprefix("models:/"))
-            state = "FINISHED"
-        finally:
-            if known is None:
-                with _errors(uri):
-                    client.set_terminated(run.info.run_id, state)
-    return f"{place}/{version}"
+            _write(exported, folder)
+        except OSError as error:
+            raise CrossfadeError(f"{folder}: could not be written: {write_failure(error, folder)}") from error
+        try:
+            with tracking_errors():
+                return f"{place}/{_register(MlflowClient(tracking_uri=uri), model, folder, place)}"
+        except TrackingError as error:
+            kind = CrossfadeError if error.temporary else InputError
+            raise kind(Option("push"), f": {uri}: {error}") from error
+
+
+def _write(exported: ExportedModel, folder: Path) -> None:
+    import mlflow.pyfunc
+
+    from crossfade.trainer.serving.version_folder import VersionOptions, write_version  # with DuckDB, which takes long
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no example, which would be the ID of a customer
+        mlflow.pyfunc.save_model(
+            folder,
+            loader_module=__name__,
+            signature=_signature(exported.model),
+            pip_requirements=[f"crossfade=={__version__}", "pandas"],
+        )
+    write_version(exported.model, folder / _VERSION, VersionOptions(index_from=None), exported.reporter)
+
+
+def _signature(model: TrainedModel) -> ModelSignature:
+    """Return the column of the input, and the parameters."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    query = model.manifest.entities[model.spec.query.name]
+    column = ColSpec(DataType.string if query.id_type == "string" else DataType.long, model.spec.query.name)
+    parameters = ParamSchema([ParamSpec("k", DataType.long, RecommendOptions().k)])
+    return ModelSignature(Schema([column]), params=parameters)
 
 
 def _tracking_server(model: TrainedModel) -> str:
@@ -195,27 +151,23 @@ def _tracking_server(model: TrainedModel) -> str:
     return uri
 
 
-def _register(client: MlflowClient, run: Run, folder: Path, name: str) -> str:
-    """Log the model in ``folder`` as an artifact of ``run``, and return its version in the registry."""
+def _register(client: MlflowClient, model: TrainedModel, folder: Path, place: str) -> str:
+    """Log the model in ``folder`` as an artifact of a run, and return its version in the registry."""
     from mlflow.exceptions import MlflowException
 
+    name = place.removeprefix("models:/")
+    known = _find_run(client, model)
+    run = known or _create_run(client, model)
     client.log_artifacts(run.info.run_id, str(folder), folder.name)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return str(client.create_model_version(name, f"{run.info.artifact_uri}/{folder.name}", run.info.run_id).version)
-
-
-@contextmanager
-def _errors(uri: str) -> Iterator[None]:
-    try:
-        with tracking_errors():
-            yield
-    except TrackingError as error:
-        problem = (Option("push"), f": {uri}: {error}")
-        raise (CrossfadeError if error.temporary else InputError)(problem) from error
+    version = client.create_model_version(name, f"{run.info.artifact_uri}/{folder.name}", run.info.run_id).version
+    if known is None:
+        client.set_terminated(run.info.run_id)
+    return str(version)
 
 
 def _find_run(client: MlflowClient, model: TrainedModel) -> Run | None:

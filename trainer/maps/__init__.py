@@ -1,1 +1,1 @@
-"""Maps of embeddings: a projection to two dimensions, as a picture and as a page."""
+"""Maps of embeddings: a projection to two dimensions, as a page."""

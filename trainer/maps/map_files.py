@@ -1,10 +1,20 @@
-"""Draw a map into a folder: ``map.png``, ``map.html``, and ``map.parquet``."""
+"""Draw a map into a folder: ``map.html``, and ``map.parquet`` with the places.
+
+The page needs no other file: its code is in ``assets/``, and data are embedded as base64 of little-endian arrays:
+places as uint16 pairs over the larger side of the map, labels as uint8 (255: none), and neighbors as int32.
+
+Shapes: N items, K neighbors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import html
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -14,13 +24,17 @@ from crossfade.base.io.output import staged_file
 from crossfade.base.io.replacing import check_replaceable
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.maps.items_map import ItemsMap, build_map
+from crossfade.trainer.maps.map_labels import place_names
 from crossfade.trainer.maps.options import MapOptions
-from crossfade.trainer.maps.page import write_page
-from crossfade.trainer.maps.picture import write_picture
 from crossfade.trainer.recommend.trained_model import TrainedModel
 from crossfade.trainer.runs.run_folder import JOB_FILE
 
-_FILES = ("map.png", "map.html", "map.parquet")
+_FILES = ("map.html", "map.parquet")
+_ASSETS = Path(__file__).parent / "assets"
+_FULL_SCALE = 65535
+_NO_LABEL = 255
+_MAX_WITH_NEIGHBORS = 100_000
+"""Items up to which their neighbors in the embedding are in the page; above, it shows those on the map."""
 
 
 def map_folder(options: MapOptions) -> Path:
@@ -39,10 +53,8 @@ def map_folder(options: MapOptions) -> Path:
     return folder
 
 
-def draw_map(
-    model: TrainedModel, options: MapOptions, folder: Path, reporter: ProgressReporter
-) -> tuple[ItemsMap, str | None]:
-    """Draw the map of ``model`` into ``folder``; return it, with what ``write_map`` returns.
+def draw_map(model: TrainedModel, options: MapOptions, folder: Path, reporter: ProgressReporter) -> ItemsMap:
+    """Draw the map of ``model`` into ``folder``, and return it.
 
     Raises:
         CheckpointError, CrossfadeError, InputError, MissingExtraError: as ``build_map`` and ``write_map``.
@@ -52,7 +64,8 @@ def draw_map(
     except OSError as error:
         raise OptionError("out", found=folder, problem=f"cannot be written: {error.strerror}") from error
     items_map = build_map(model, options, reporter)
-    return items_map, write_map(items_map, folder)
+    write_map(items_map, folder)
+    return items_map
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
@@ -73,26 +86,72 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     check_replaceable(folder, overwrite, "a map", find_foreign)
 
 
-def write_map(items_map: ItemsMap, folder: Path) -> str | None:
+def write_map(items_map: ItemsMap, folder: Path) -> None:
     """Write the files of ``items_map``; each replaces an earlier one when it is complete.
-
-    Returns:
-        What could not be drawn, and what to install; None if all could.
 
     Raises:
         CrossfadeError: a file cannot be written.
         InputError: another process writes one of them.
-        MissingExtraError: matplotlib is not installed.
     """
-    writers: list[Callable[[ItemsMap, Path], str | None]] = [write_picture, write_page, _write_table]
-    note = None
-    for name, write in zip(_FILES, writers, strict=True):
+    for name, write in zip(_FILES, (write_page, _write_table), strict=True):
         try:
             with staged_file(folder / name) as partial:
-                note = write(items_map, partial) or note
+                write(items_map, partial)
         except OSError as error:
             raise CrossfadeError(f"{folder / name}: could not be written: {write_failure(error, folder)}") from error
-    return note
+
+
+def write_page(items_map: ItemsMap, path: Path) -> None:
+    """Write ``items_map`` to the file ``path``."""
+    title = html.escape(items_map.title)
+    page = (_ASSETS / "map.html").read_text(encoding="utf-8")
+    parts = {
+        "<!-- title -->": title,
+        "/* style */": (_ASSETS / "map.css").read_text(encoding="utf-8"),
+        "/* script */": (_ASSETS / "map.js").read_text(encoding="utf-8"),
+        "/* data */": _as_json(items_map),
+    }
+    for mark, part in parts.items():
+        before, _, after = page.partition(mark)
+        page = before + part + after
+    path.write_text(page.replace("<!-- title -->", title), encoding="utf-8")
+
+
+def _as_json(items_map: ItemsMap) -> str:
+    """Return the map as JSON that cannot end the element it is in."""
+    least_2, most_2 = items_map.place_N2.min(axis=0), items_map.place_N2.max(axis=0)
+    side = max(float((most_2 - least_2).max()), 1e-9)
+    low_2, scale = (least_2 + most_2 - side) / 2, _FULL_SCALE / side
+
+    def scaled(place: Any) -> Any:
+        return np.round((np.asarray(place) - low_2) * scale).clip(0, _FULL_SCALE).astype("<u2")
+
+    labels, label_N = items_map.labels, np.full(len(items_map.names), _NO_LABEL, np.uint8)
+    if labels is not None:
+        label_N[labels.label_N >= 0] = labels.label_N[labels.label_N >= 0]
+    islands = place_names(labels, items_map.place_N2) if labels is not None else {}
+    small = len(items_map.names) <= _MAX_WITH_NEIGHBORS
+    data = {
+        "names": items_map.names,
+        "places": _base64(scaled(items_map.place_N2)),
+        "labels": _base64(label_N),
+        "legend": [
+            {"name": name, "color": color}
+            for name, color in (zip(labels.names, labels.colors, strict=True) if labels is not None else ())
+        ],
+        "islands": [
+            {"name": name, "label": labels.names.index(name), "place": scaled(place).tolist()}
+            for name, place in islands.items()
+            if labels is not None
+        ],
+        "neighbors": _base64(items_map.neighbor_NK.astype("<i4")) if small else "",
+        "neighborsEach": items_map.neighbor_NK.shape[1] if small else 0,
+    }
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _base64(array: Any) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
 
 
 def _write_table(items_map: ItemsMap, path: Path) -> None:

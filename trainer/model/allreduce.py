@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crossfade.base.arrays import FloatArray
-from crossfade.base.errors import ClusterError, InputError, MissingExtraError, command
+from crossfade.base.errors import ClusterError, MissingExtraError
 from crossfade.kvstore.mxnet.imports import dense_view, import_mxnet
 
 ADDRESS_VARIABLE = "HOROVOD_GLOO_RENDEZVOUS_ADDR"
@@ -56,21 +56,6 @@ def require_horovod() -> None:
         )
 
 
-def check_horovod_env() -> None:
-    """Check that this worker can meet the others, before it joins the job.
-
-    Raises:
-        MissingExtraError: Horovod is not installed here.
-        InputError: the environment lacks the rendezvous address or the interface.
-    """
-    require_horovod()
-    if missing := [name for name in (ADDRESS_VARIABLE, PORT_VARIABLE, INTERFACE_VARIABLE) if name not in os.environ]:
-        raise InputError(
-            f"the workers of this job sum the gradients of dense layers (model.dense), but the environment lacks "
-            f"{', '.join(missing)}; see {command('worker', help=True)}"
-        )
-
-
 class HorovodAllReduce:
     """All-reduce with Horovod: CPU arrays over Gloo."""
 
@@ -80,10 +65,10 @@ class HorovodAllReduce:
         If they do not join, Horovod reports it on standard error and aborts the process.
 
         Raises:
-            MissingExtraError, InputError: as ``check_horovod_env``.
+            MissingExtraError: Horovod is not installed here.
             ClusterError: Horovod could not start.
         """
-        check_horovod_env()
+        require_horovod()
         # Horovod gets each worker as a separate host: its hierarchical sums are for GPUs.
         os.environ |= {
             "HOROVOD_CONTROLLER": "gloo",

@@ -2,7 +2,7 @@
 
     of_queries, of_items = find_neighbors(reader, groups, new_queries, new_items, progress)
     for part in of_items.parts():
-        known_BD = store.pull({"customer": part.known_B}, exact=True)["customer"]
+        known_BD = store.pull({"customer": part.known_B})["customer"]
         store.assign("track", *part.start(known_BD))
 
 A new item begins with the direction in which the queries that have interacted with it lie, the sum of their vectors at

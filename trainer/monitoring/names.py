@@ -86,7 +86,6 @@ GROUPS = {
     "rows": "in-process, server, worker that holds tables",
     "server": "server",
     "job": "coordinator",
-    "host": "coordinator, agent",
     "refresh": "refresh",
 }
 """The processes that expose the metrics of a group."""
@@ -218,15 +217,6 @@ ROLE_UP = _metric(
     "process",
     unit="1",
 )
-HOST_EXCLUDED = _metric(
-    "job",
-    "host_excluded",
-    "1 for a host that gets no more roles, since its roles failed repeatedly; 0 for the others.",
-    "host",
-    "address",
-    unit="1",
-)
-RUNNING_ROLES = _metric("host", "running_roles", "Roles that run on this agent's host.")
 
 REFRESH_ATTEMPTS = _metric(
     "refresh", "refresh_attempts_total", "Attempts to refresh the model by result: succeeded or failed.", "result"

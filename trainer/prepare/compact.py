@@ -164,12 +164,6 @@ def _check_bases(lineage: LineageReader, *, without_timestamps: bool) -> None:
                 Option("timestamp"),
                 ", and the datasets that extend it",
             )
-        for name in base.manifest.context:
-            if name not in newest.context or base.manifest.entities[name].rows > newest.entities[name].rows:
-                raise InputError(
-                    f"{base.folder.uri}: its rows of the context '{name}' are not those of {folder.uri}; prepare the "
-                    "newer one again, with that context"
-                )
     with_times = [each.uri for each, manifest in _datasets(lineage) if manifest.has_timestamp]
     if with_times and not newest.has_timestamp:
         _logger.warning(

@@ -36,7 +36,7 @@ from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import CrossfadeError, InputError, Option, command
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.s3 import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import WriterLock, folder_writer
 from crossfade.base.json_text import validate_json

@@ -280,7 +280,6 @@ def _find_objects(option: Text, pattern: str) -> list[tuple[Folder, str, FoundFi
     name, _, key = pattern[len(_S3) :].partition("/")
     bucket = Folder(_S3 + name)
     with translate_storage_errors(option, unreachable=InputError):
-        bucket.check_bucket()
         folder, _, last = key.rpartition("/")
         entries = _below(bucket, folder).entries()
         if last and (named := entries.get(last)) is not None:

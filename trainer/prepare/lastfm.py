@@ -22,7 +22,6 @@ from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -34,7 +33,6 @@ from crossfade.base.io.output import staged_file
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.option_values import FeatureFile, NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
@@ -163,25 +161,6 @@ def _read_tagged(tagged: Path) -> pa.Table:
         return given.select(["userID", "artistID", "tagID"])
     except (pa.ArrowException, KeyError) as error:
         raise InputError(f"{tagged}: is not a file of Last.fm HetRec 2011: {error}; delete it") from error
-
-
-def write_genres(folder: Path, data: Folder, manifest: DatasetManifest, path: Path) -> None:
-    """Write the CSV file ``path``: the genre of each artist is the tag that most listeners in ``folder`` gave it.
-
-    Only tags of the dataset in ``data`` count, which has ``manifest``; nothing is written if it has none.
-    """
-    if "tag" not in manifest.entities:
-        return
-    tags = Vocabulary(data, manifest, "tag")
-    names = tags.read(0, tags.rows, ["id", "name"]).rename_columns(["tagID", "genre"])
-    given = _read_tagged(folder / TAG_FILES[0]).join(names, "tagID", join_type="inner")
-    counts = given.group_by(["artistID", "tagID", "genre"]).aggregate([("userID", "count_distinct")])
-    by_count = ("userID_count_distinct", "descending")
-    ranked = counts.sort_by([("artistID", "ascending"), by_count, ("tagID", "ascending")])
-    first_N = np.unique(ranked["artistID"].to_numpy(), return_index=True)[1]
-    genres = ranked.take(first_N).select(["artistID", "genre"]).rename_columns(["artist", "genre"])
-    with staged_file(path) as partial:
-        csv.write_csv(genres, partial)
 
 
 def is_lastfm_sample(manifest: DatasetManifest, seed: int) -> bool:

@@ -33,7 +33,7 @@ from crossfade.base.io.durable_file import is_partial
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.replacing import check_replaceable, replace_folder
-from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.s3 import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer
@@ -50,7 +50,6 @@ from crossfade.trainer.data.manifest import (
     DataFile,
     DatasetManifest,
     read_manifest,
-    restore_dataset,
 )
 from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles, file_entry, write_options
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
@@ -190,7 +189,6 @@ def read_complete(out: Folder) -> DatasetManifest | None:
         InputError: the folder cannot be read, or its manifest is not one of this format version.
     """
     with translate_storage_errors(Option("out", out.uri), unreachable=InputError):
-        restore_dataset(out)
         sizes = out.sizes()
         if FILE_NAME not in sizes:
             return None
@@ -311,7 +309,7 @@ def _stage_on_s3(out: Folder, overwrite: bool, work: Path, identity: str | None 
     journal, tag = Journal(), f"-{uuid.uuid4().hex[:12]}"
     with ExitStack() as stack:
         with translate_storage_errors(Option("out", out.uri), unreachable=InputError):
-            out.check_bucket()
+            out.names()  # of a bucket that does not exist, which some servers would create by the lock
             lock = stack.enter_context(folder_writer(out))
             if identity is not None:
                 journal = _opened(stack, work.parent, identity, None)

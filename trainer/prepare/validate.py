@@ -22,7 +22,7 @@ from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.base.io.writer_lock import folder_writer
 from crossfade.base.text import counted
 from crossfade.trainer.data.features import iter_content
-from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest, restore_dataset
+from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.dataset_checks import FeatureCheck, Problems, SplitCheck, VocabularyCheck
 from crossfade.trainer.prepare.infer_manifest import infer_manifest
@@ -60,7 +60,6 @@ def validate(options: ValidateOptions, progress: ProgressReporter) -> Validation
         how = command("prepare", events=options.data, out="DATA")
         raise InputError(f"{options.data}: is a file; expected the folder of a dataset, as {how} writes it")
     with translate_storage_errors(folder.uri, unreachable=InputError):
-        restore_dataset(folder)
         is_new = FILE_NAME not in folder.names()
     try:
         manifest = infer_manifest(folder, options.query, options.item, progress) if is_new else read_manifest(folder)

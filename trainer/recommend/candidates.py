@@ -12,7 +12,7 @@ Shapes: R rows of the entity, P places in a subset, K ranks, N rows or elements 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,7 +25,7 @@ from crossfade.base.text import counted
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.recommend.options import FilterOptions, MetadataFile
+from crossfade.trainer.recommend.options import FilterOptions
 from crossfade.trainer.recommend.row_names import RowLookup, RowNames, UnknownRowError
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -113,22 +113,6 @@ def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Can
             if options.max_per is not None:
                 groups = table.groups(options.max_per[0])
     return Candidates(kept_R, groups, options.max_per[1] if options.max_per else 0)
-
-
-def column_values(
-    model: TrainedModel, entity: str, file: MetadataFile | None, column: str, rows: Collection[int]
-) -> dict[int, list[str]]:
-    """Return the values that each of ``rows`` has in ``column`` of the metadata.
-
-    Raises:
-        InputError: the metadata cannot be read, or has no such column.
-    """
-    from crossfade.trainer.recommend.metadata_table import open_metadata
-
-    with open_metadata(model.data, model.manifest, entity, file, {column}, model.counts) as table:
-        groups = table.groups(column)
-    bounds = {row: groups.starts_R1[row : row + 2] for row in rows}
-    return {row: [groups.names[value] for value in groups.values_N[slice(*bound)]] for row, bound in bounds.items()}
 
 
 def listed_rows(names: RowLookup, entity: str, ids: Sequence[str]) -> IntArray:

@@ -32,7 +32,7 @@ from crossfade.base.errors import InputError, Option, OptionError, format_names
 from crossfade.base.io.checksums import FileChecksum, verify_files
 from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors
 from crossfade.base.io.folder import Folder, OutputFile
-from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.s3 import ChangedError
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.parquet import storage_errors_of

@@ -216,19 +216,6 @@ class InterruptionNotice(_Event):
     reason: str = Field(description="text of the notice")
 
 
-class HostExcluded(_Event):
-    """A host gets no more roles until a new agent on it joins: its roles failed repeatedly."""
-
-    kind: ClassVar[str] = "host_excluded"
-    host: str = Field(description="name of the host")
-    address: str = Field(description="address of its roles")
-    reason: str = Field(description="why")
-
-    def describe(self) -> str:
-        """Return a line for users."""
-        return f"{self.host} ({self.address}) gets no more roles: {self.reason}; restart its agent to let it rejoin"
-
-
 class RestartEvent(_Event):
     """A new generation of roles starts because the one before it failed or lost a host."""
 
@@ -317,7 +304,6 @@ JobEvent = (
     | HostsMissing
     | ListeningEvent
     | InterruptionNotice
-    | HostExcluded
     | RestartEvent
     | ResumeEvent
     | FailureEvent

@@ -17,7 +17,7 @@ from typing import Any
 from crossfade.base.errors import CheckpointError, InputError, Option
 from crossfade.base.io.folder import Folder
 from crossfade.base.json_text import parse_json
-from crossfade.kvstore.checkpoint.file_names import STEP_NAME
+from crossfade.kvstore.checkpoint.format import STEP_NAME
 
 OWNER_FILE = "owner.json"
 _PROBE_FILE = "can-be-written"

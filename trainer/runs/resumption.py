@@ -23,7 +23,7 @@ from crossfade.trainer.runs.events import CheckpointSaved, Event, PhaseEvent, St
 from crossfade.trainer.runs.run_folder import EVENTS_FILE
 
 _MAX_REASONS = 3
-_FIX = ("or start over at step 0 with ", Option("allow_restart_from_scratch"), ", which deletes none of them")
+_FIX = ("or start over without ", Option("resume"), ", which moves the run aside")
 
 
 def last_saved_step(run_dir: Path) -> int | None:
@@ -53,11 +53,7 @@ def _saved_step_after(line: bytes, step: int | None) -> int | None:
 
 
 def find_start(
-    checkpoints: str,
-    rejected: Collection[str] = (),
-    *,
-    saved_step: int | None = None,
-    allow_restart: bool = False,
+    checkpoints: str, rejected: Collection[str] = (), *, saved_step: int | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest usable checkpoint, or None to start at step 0, and why newer ones were skipped.
 
@@ -65,14 +61,13 @@ def find_start(
         checkpoints: path or URI of the folder.
         rejected: checkpoints that were found corrupt while they were loaded.
         saved_step: step of the last checkpoint that the run has saved; None if it has saved none, or that is unknown.
-        allow_restart: whether to start at step 0 where none of the run's checkpoints is usable.
 
     Raises:
         InputError: the run has saved checkpoints, but none is usable, or one is of another version of the format.
         CheckpointError: storage is unreachable.
     """
     checkpoint, skipped = latest_checkpoint(checkpoints, rejected)
-    if checkpoint is not None or allow_restart:
+    if checkpoint is not None:
         return checkpoint, skipped
     if skipped and (saved_step is not None or has_complete(checkpoints)):
         more = f" … ({len(skipped)} in all)" if len(skipped) > _MAX_REASONS else ""

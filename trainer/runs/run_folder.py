@@ -149,7 +149,7 @@ class RunFolder:
     def __init__(self, path: Path, command: str | None = None) -> None:
         """Describe the run folder at ``path``; nothing is read or created.
 
-        ``command`` is the ID of the command that runs the run, which its roles get; None: they were started by hand.
+        ``command`` is the ID of the command that runs the run, which its roles get; None: none does.
         """
         self.path = path if path.name else path.absolute()
         self.lock = RunLock(self.path, command)

@@ -40,8 +40,7 @@ class RunLock:
     """The lock of the run folder ``folder``, which may not exist yet."""
 
     def __init__(self, folder: Path, command: str | None = None) -> None:
-        """Describe the lock. ``command`` is the ID of the command that holds it, which its roles get; None: none does,
-        or they were started by hand."""
+        """Describe the lock. ``command`` is the ID of the command that holds it, which its roles get."""
         self.command = command
         self._folder, self._file = folder, folder / LOCK_FILE
         self._silent: tuple[int, int] | None = None

@@ -313,7 +313,7 @@ def _copy_dataset(model: TrainedModel, folder: Path, reporter: ProgressReporter)
         path.parent.mkdir(parents=True, exist_ok=True)
         uri = f"{model.data.uri}/{file.path}"
         with translate_storage_errors(uri):
-            source = model.data.open_input(file.path)
+            source = model.data.open_random(file.path)
         with closing(source), path.open("wb") as copy:
             _copy_bytes(source, copy, uri, reporter)
     folder.mkdir(parents=True, exist_ok=True)

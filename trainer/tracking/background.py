@@ -21,7 +21,7 @@ BATCH_RECORDS = 200
 GATHER_SECONDS = 2.0
 """Time in which records gather before they are sent together."""
 END_SECONDS = 30.0
-"""Maximum time that a run waits at its end for a destination, if that has nothing large to send."""
+"""Maximum time that a run waits at its end for a destination."""
 _MAX_PAUSE_SECONDS = 30.0
 
 
@@ -46,9 +46,6 @@ class Destination(Protocol):
 
     def finish(self, state: str, report: Mapping[str, Any] | None) -> None:
         """Add the report, if there is one, and mark the run as ``done``, ``stopped`` or ``failed``."""
-
-    def seconds_to_finish(self) -> float:
-        """Return how long ``finish`` may take beyond ``END_SECONDS``."""
 
 
 class BackgroundSender:
@@ -82,7 +79,7 @@ class BackgroundSender:
     def wait(self) -> None:
         """Wait until everything is sent, or for the maximum time, and log what was not."""
         assert self._end is not None, "still running"
-        self._thread.join(END_SECONDS + (self._destination.seconds_to_finish() if self._end[0] == "done" else 0.0))
+        self._thread.join(END_SECONDS)
         self._abandoned.set()
         with self._changed:
             lost, total = self._lost + len(self._waiting), self._lost + len(self._waiting) + self._sent

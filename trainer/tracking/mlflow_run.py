@@ -27,8 +27,6 @@ RUN_TAG = "crossfade.run"
 _STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _MAX_METRICS, _MAX_PARAMETERS, _MAX_VALUE_LETTERS = 1000, 100, 6000
 """Limits of the server: metrics and parameters in a request, and the length of a parameter."""
-_UPLOAD_BYTES_PER_SECOND = 1e6
-"""Slowest upload of embeddings that a run waits for at its end."""
 _DEFAULT_ENVIRONMENT = {
     # An attempt ends soon, since another one follows: by default MLflow itself tries for minutes.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -108,26 +106,14 @@ class MlflowRun:
                 self._client.log_batch(self._id, metrics=metrics[start : start + _MAX_METRICS], synchronous=True)
 
     def finish(self, state: str, report: Mapping[str, Any] | None) -> None:
-        """Record the report, as metrics and as a file, the embeddings if the job uploads them, and the state."""
+        """Record the report, as metrics and as a file, and the state."""
         assert self._client is not None, "not started"
         if report is not None:
             self.write([report_point(report, time.time())])
         with tracking_errors():
             if report is not None:
                 self._client.log_artifact(self._id, str(self._folder.path / REPORT_FILE))
-                if self._uploads_embeddings():
-                    self._client.log_artifacts(self._id, str(self._folder.embeddings), self._folder.embeddings.name)
             self._client.set_terminated(self._id, status=_STATUS[state])
-
-    def seconds_to_finish(self) -> float:
-        """Return the time that the upload of the embeddings may take."""
-        if not self._uploads_embeddings():
-            return 0.0
-        files = [path for path in self._folder.embeddings.rglob("*") if path.is_file()]
-        return sum(path.stat().st_size for path in files) / _UPLOAD_BYTES_PER_SECOND
-
-    def _uploads_embeddings(self) -> bool:
-        return self._job.tracking.upload_embeddings and self._folder.embeddings.exists()
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class TensorBoardFile:
         import tensorboard.plugins.hparams.summary_v2  # noqa: F401
 
     def start(self) -> None:
-        """Create the file, with the job as text and as hyperparameters."""
+        """Create the file, with the job as hyperparameters."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
@@ -50,7 +50,6 @@ class TensorBoardFile:
         self._append(
             Event(wall_time=now, file_version="brain.Event:2"),
             Event(wall_time=now, summary=hyperparameters),
-            _text_event(now, 0, "job", self._job.to_yaml()),
         )
 
     def write(self, records: Sequence[Record]) -> None:
@@ -61,13 +60,8 @@ class TensorBoardFile:
         """Append the report and close the file; TensorBoard has no state of runs."""
         assert self._file is not None, "not started"
         if report is not None:
-            point = report_point(report, time.time())
-            self._append(_event(point), _text_event(point.time, point.step, "report", json.dumps(report, indent=1)))
+            self._append(_event(report_point(report, time.time())))
         self._file.close()
-
-    def seconds_to_finish(self) -> float:
-        """Return 0: a report is written at once."""
-        return 0.0
 
     def _append(self, *events: Event) -> None:
         """Write ``events`` completely or, on a full disk, none of them."""
@@ -101,19 +95,3 @@ def _event(record: Record) -> Event:
         return Event(wall_time=record.time, step=record.step, summary=Summary(value=values))
     # The reader drops what earlier files have from this step on.
     return Event(wall_time=record.time, step=record.step + 1, session_log=SessionLog(status=SessionLog.START))
-
-
-def _text_event(now: float, step: int, tag: str, text: str) -> Event:
-    """Return an event that TensorBoard shows as preformatted text."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto
-    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-    from tensorboard.plugins.text.metadata import create_summary_metadata
-
-    code = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown
-    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
-    tensor = TensorProto(dtype="DT_STRING", string_val=[code.encode()], tensor_shape=shape)
-    metadata = create_summary_metadata(display_name=tag, description="")
-    value = Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
-    return Event(wall_time=now, step=step, summary=Summary(value=[value]))

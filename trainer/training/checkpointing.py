@@ -81,7 +81,6 @@ class CheckpointManager:
         self._store, self._config, self._hooks, self._clock = store, config, hooks, clock
         self._writer = CheckpointWriter(store, folder, config.keep_latest, metadata, hooks.on_event, extra_files, clock)
         self._is_first = store.rank == 0
-        self._requests_met = 0
         # The workers agree after which steps they synchronize; rank 0 does the other work when they do.
         self._synchronize = PeriodicAction(self._sync, every_steps=1, clock=clock)
         self._save = PeriodicAction(
@@ -113,7 +112,7 @@ class CheckpointManager:
     def _sync(self, state: TrainState) -> bool:
         steps, seconds = state.step - self._synchronize.last_step, self._clock() - self._synchronize.last_at
         step_seconds = seconds / max(1, steps) if self._is_first else 0.0
-        due = self._is_first and self._is_due(state.step)
+        due = self._is_first and self._save.is_due(state.step)
         counters = state.counters()
         local = [self._hooks.stop_requested(), due, step_seconds, *counters.values()]
         stop, due, step_seconds, *sums = self._store.all_reduce(np.array(local, dtype=np.float64))
@@ -128,9 +127,6 @@ class CheckpointManager:
                 self._writer.wait()
         return bool(stop)
 
-    def _is_due(self, step: int) -> bool:
-        return self._hooks.checkpoints_requested() > self._requests_met or self._save.is_due(step)
-
     def _steps_to_sync(self, step: int, step_seconds: float) -> int:
         """Return the steps to the next synchronization: those of a second, but none past a checkpoint that is due."""
         steps = min(max(1, round(_SYNC_SECONDS / max(step_seconds, 1e-6))), _MAX_SYNC_STEPS)
@@ -139,7 +135,6 @@ class CheckpointManager:
 
     def _start_checkpoint(self, state: TrainState, totals: dict[str, float]) -> None:
         self._writer.wait()
-        self._requests_met = self._hooks.checkpoints_requested()
         self._writer.start(state, totals)
 
     def _emit_totals(self, step: int, totals: dict[str, float]) -> None:
@@ -338,7 +333,7 @@ class CheckpointMetadata:
     Attributes:
         run: ID of the run.
         data: fingerprint of its dataset.
-        command: ID of the command that runs it; None if roles were started by hand.
+        command: ID of the command that runs it; None: none does.
         kernels: the CPU kernels of the first worker, as ``describe_kernels`` describes them.
     """
 

@@ -28,7 +28,6 @@ class TrainingHooks:
         on_event: receives every event of the run.
         log: receives a line for the user, such as why a checkpoint was skipped.
         stop_requested: whether the run should stop. If it is true at any worker, all write a checkpoint and stop.
-        checkpoints_requested: how many checkpoints have been requested so far; when the number grows, one is due.
         on_prefetcher: receives the queue of batches before the first step.
         metrics: the metrics of this process, to which those of the training are added.
     """
@@ -36,7 +35,6 @@ class TrainingHooks:
     on_event: EventSink = _ignore
     log: Callable[[str], None] = _ignore
     stop_requested: Callable[[], bool] = lambda: False
-    checkpoints_requested: Callable[[], int] = lambda: 0
     on_prefetcher: Callable[[Prefetcher[Batch]], None] = _ignore
     metrics: ProcessMetrics | None = None
 

@@ -20,7 +20,7 @@ from crossfade.base.errors import CheckpointError, ClusterError, InputError, Opt
 from crossfade.base.io.folder import Folder
 from crossfade.base.validation import format_validation_error
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.format import MANIFEST_NAME
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.store import NO_RESETS, RowStore
 from crossfade.trainer.config.loading import check_job
@@ -175,7 +175,7 @@ def _assign_neighbor_start(
         parts, count = neighbors.parts(), len(neighbors.bounds()) - 1
         for _ in range(int(store.all_reduce(np.array([float(max(count, 0))]))[0])):
             part = next(parts, None)
-            known_BD = store.pull({known.name: part.known_B if part else _NO_ROWS}, exact=True)[known.name]
+            known_BD = store.pull({known.name: part.known_B if part else _NO_ROWS})[known.name]
             store.assign(table.name, *(part.start(known_BD) if part else (_NO_ROWS, known_BD)))
 
 

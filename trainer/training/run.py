@@ -62,27 +62,19 @@ def run_training(
 
 
 def run_in_process(
-    job: JobConfig,
-    folder: RunFolder,
-    hooks: TrainingHooks = NO_HOOKS,
-    *,
-    resume: bool = False,
-    allow_restart: bool = False,
+    job: JobConfig, folder: RunFolder, hooks: TrainingHooks = NO_HOOKS, *, resume: bool = False
 ) -> dict[str, Any] | StopResult:
     """Train ``job`` in this process, without servers; see ``run_training``.
 
     With ``resume`` it resumes from the newest checkpoint that can be read, and logs why newer ones were skipped. One
-    that turns out to be corrupt while it is read is skipped too. Where none is usable, ``allow_restart`` is whether to
-    start over at step 0, see ``find_start``.
+    that turns out to be corrupt while it is read is skipped too.
     """
     rejected: set[str] = set()
     saved_step = last_saved_step(folder.path) if resume else None
     while True:
         found = None
         if resume:
-            found, skipped = find_start(
-                folder.checkpoints(job), rejected, saved_step=saved_step, allow_restart=allow_restart
-            )
+            found, skipped = find_start(folder.checkpoints(job), rejected, saved_step=saved_step)
             for reason in skipped:
                 hooks.log(f"skipped a checkpoint: {reason}")
         checkpoint = found.uri if found else None

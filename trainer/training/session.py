@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 from crossfade.base.errors import CheckpointError, Option
@@ -238,7 +237,7 @@ def _best_embeddings(
             workers = store.rank, store.workers
             held_out = load_held_out(lineage, "valid", job.evaluate, *workers, towers.latest, queries)
             counts_N = lineage.counts(inputs.manifest.item)
-    vectors = TowerVectors(towers, partial(store.pull, exact=True))
+    vectors = TowerVectors(towers, store.pull)
     return BestEmbeddings(inputs, folder, store, vocabularies, vectors, held_out, counts_N)
 
 

@@ -33,23 +33,9 @@ from crossfade.base.io.regular_files import (
     open_regular,
     read_below,
 )
-from crossfade.base.io.s3 import S3Files
-from crossfade.base.io.s3_conditional import ChangedError, Version
+from crossfade.base.io.s3 import ChangedError, S3Files, Version
 
 _COPY_BYTES = 8 << 20
-
-
-class InputFile(Protocol):
-    """A file opened for sequential reading from a position that ``seek`` may set."""
-
-    def readinto(self, buffer: Any, /) -> int | None:
-        """Read up to ``len(buffer)`` bytes into ``buffer``; return how many, 0 at the end of the file."""
-
-    def seek(self, position: int, /) -> int:
-        """Continue at byte ``position``."""
-
-    def close(self) -> None:
-        """Close the file."""
 
 
 class OutputFile(Protocol):
@@ -169,15 +155,6 @@ class Folder:
         with self._naming(name):
             return self._files.write_over(self._prefix + name, data, version)
 
-    def open_input(self, name: str) -> InputFile:
-        """Open the file ``name`` for sequential reading. Errors of later reads do not name it.
-
-        Raises:
-            FileNotFoundError: it does not exist.
-        """
-        with self._naming(name):
-            return self._files.open_input(self._prefix + name)
-
     def open_random(self, name: str) -> RandomFile:
         """Open the current version of the file ``name`` for random access. Errors of later reads do not name it.
 
@@ -200,15 +177,6 @@ class Folder:
         """Return each file in it by name, and None for each folder; empty if it does not exist."""
         with self._naming():
             return self._files.entries(self._prefix)
-
-    def check_bucket(self) -> None:
-        """Check that its S3 bucket exists: listing a folder in a bucket that does not exist yields no names, no error.
-
-        Raises:
-            NoBucketError: it does not exist.
-        """
-        with self._naming():
-            self._files.check_bucket()
 
     def sizes(self) -> dict[str, int]:
         """Return the size of every file below it, by path relative to it."""
@@ -319,9 +287,6 @@ class _LocalFiles:
         if found != version:
             raise ChangedError("was changed by another process")
 
-    def open_input(self, path: str) -> InputFile:
-        return open(open_regular(self.root / path), "rb", buffering=0)  # noqa: PTH123 - a descriptor
-
     def open_random(self, path: str) -> RandomFile:
         return LocalRandomFile(open_regular(self.root / path))
 
@@ -338,9 +303,6 @@ class _LocalFiles:
                 for name, status in found.items()
             }
         return {}
-
-    def check_bucket(self) -> None:
-        """Return at once: a file system has no buckets."""
 
     def files(self, prefix: str) -> dict[str, FoundFile]:
         folder = self.root / prefix

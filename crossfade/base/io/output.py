@@ -19,7 +19,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from crossfade.base.io.durable_file import sync_file, sync_folder
-from crossfade.base.io.replacing import is_replacement_unfinished, restore_folder
 from crossfade.base.io.writer_lock import path_lock
 
 _logger = logging.getLogger(__name__)
@@ -41,7 +40,6 @@ def staged_folder(target: Path, kept: Path | None = None) -> Iterator[Path]:
         stack.callback(_remove_empty, [parent for parent in target.parents if not parent.exists()])
         target.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(output_lock(target))
-        restore_folder(target)
         staging = kept or _new_path(target)
         if kept is None:
             stack.callback(shutil.rmtree, staging, ignore_errors=True)
@@ -90,18 +88,6 @@ def output_lock(target: Path) -> Iterator[None]:
             else:
                 path.unlink()
         yield
-
-
-def finish_replacement(target: Path) -> None:
-    """Restore ``target`` if a process that was replacing it was killed.
-
-    Raises:
-        InputError: another process is replacing it.
-        OSError: it cannot be restored.
-    """
-    if not target.exists() and is_replacement_unfinished(target):
-        with output_lock(target):
-            restore_folder(target)
 
 
 def _new_path(target: Path) -> Path:

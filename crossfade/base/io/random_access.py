@@ -86,6 +86,12 @@ class LocalRandomFile(RandomFile):
             offset += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill ``buffer`` with the next bytes, without a copy; return how many."""
+        count = os.preadv(self._descriptor, [buffer], self._position)
+        self._position += count
+        return count
+
     def close(self) -> None:
         """Close the file."""
         if not self.closed:

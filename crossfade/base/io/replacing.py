@@ -1,18 +1,16 @@
 """Replace folders in one step, durably.
 
 replace_folder(Path("data/plays"), staging)         # the old folder is deleted afterwards
-restore_folder(Path("data/plays"))                  # after a kill, where folders are not exchanged in one step
 
 On Linux both folders are exchanged by one system call, so a kill leaves the old or the new one at the target. Other
-systems, and file systems without that call, need two renames: a kill between them leaves nothing at the target and the
-old folder beside it, as ``.NAME.old``, which ``restore_folder`` moves back.
+systems, and file systems without that call, need two renames: a kill between them leaves the old folder beside the
+target, as ``.NAME.old``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import logging
 import os
 import shutil
 import sys
@@ -26,7 +24,6 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 """How systems, file systems, and filters of system calls reject an exchange; a rename reports any other cause."""
-_logger = logging.getLogger(__name__)
 
 
 def replace_folder(target: Path, staging: Path) -> None:
@@ -78,31 +75,6 @@ def check_replaceable(
     raise OptionError(option, found=path, problem=problem, fix=fix)
 
 
-def is_replacement_unfinished(target: Path) -> bool:
-    """Return whether a replacement of ``target`` has left the old folder aside: it is in progress, or was killed."""
-    return os.path.lexists(_aside(target))
-
-
-def restore_folder(target: Path) -> None:
-    """Finish a replacement of ``target`` that was killed: move the old folder back, or delete it if it was replaced.
-
-    No other process may be replacing ``target``.
-
-    Raises:
-        OSError: the old folder can neither be moved nor deleted.
-    """
-    old = _aside(target)
-    if not os.path.lexists(old):
-        return
-    if os.path.lexists(target):
-        _logger.warning(f"{old}: deleting what a command that was killed has left")
-        shutil.rmtree(old)
-        return
-    old.rename(target)
-    sync_folder(target.parent)
-    _logger.warning(f"{target}: restored from {old.name}, where a command that was killed had moved it")
-
-
 def _sync_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -128,7 +100,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _move_aside(target: Path, staging: Path) -> Path:
     """Replace ``target`` by ``staging`` in two renames; return where the old folder is."""
-    old = _aside(target)
+    old = target.with_name(f".{target.name}.old")
     if os.path.lexists(old):
         shutil.rmtree(old)
     target.rename(old)
@@ -138,7 +110,3 @@ def _move_aside(target: Path, staging: Path) -> Path:
         old.rename(target)
         raise
     return old
-
-
-def _aside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")

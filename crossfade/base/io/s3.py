@@ -1,27 +1,31 @@
-"""Objects of an S3 bucket as files: the S3 side of ``crossfade.base.io.folder``.
+"""Objects of an S3 bucket as files: the S3 side of ``crossfade.base.io.folder``. Only this module of it imports boto3.
 
-Requests are retried here rather than by pyarrow's client. Of the client's two strategies one has no jitter, so workers
-that are throttled together retry together, and the other has a budget of retries that is never refilled. Uploads, which
-only the client can retry, use the first of the two.
+Requests are retried here rather than by boto3, whose retries either have no jitter or a budget that all threads share.
+Errors are of Python's kinds, with one line on what is wrong and how to fix it: FileNotFoundError: there is no such
+object or bucket. PermissionError: access is denied. ConnectionError: the server was unreachable or too busy, and a
+retry may succeed.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from crossfade.base.environment import environment_integer
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, MissingExtraError
 from crossfade.base.io.random_access import RandomFile
-from crossfade.base.io.regular_files import FoundFile, check_size
-from crossfade.base.io.s3_conditional import ConditionalClient, Version
-from crossfade.base.io.s3_errors import is_transient, is_unexplained_denial, is_unparsed_answer, translate_s3_error
+from crossfade.base.io.regular_files import SMALL_FILE_BYTES, FoundFile, check_size
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 ATTEMPTS_VARIABLE = "CROSSFADE_S3_ATTEMPTS"
 TIMEOUT_VARIABLE = "CROSSFADE_S3_TIMEOUT_SECONDS"
@@ -32,16 +36,44 @@ MAX_ATTEMPTS = 100
 DEFAULT_TIMEOUT_SECONDS = 10
 """Seconds without progress after which a request is retried."""
 MAX_TIMEOUT_SECONDS = 86_400
+PART_BYTES = 16 << 20
+"""Bytes of a part of an upload, of which S3 takes 10,000."""
 _FIRST_PAUSE_SECONDS = 0.025
 _CONNECT_TIMEOUT_SECONDS = 5
-_unfinished: list[Any] = []
-"""Uploads in progress or failed. References keep failed ones from being closed, which would create the object."""
+_CHANGED = "was changed by another process"
+_REJECTED = {
+    "AccessDenied": "{who} may not do this in bucket '{bucket}'; ask for the right to list it and to read and write "
+    "its objects, or check the name of the bucket",
+    "InvalidAccessKeyId": "{endpoint} does not recognize the access key of {who}; check AWS_ACCESS_KEY_ID and "
+    "AWS_ENDPOINT_URL",
+    "SignatureDoesNotMatch": "the secret key does not belong to {who}; check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "{who} have expired; get new ones (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN)",
+    "InvalidToken": "the session token of {who} is not valid; check AWS_SESSION_TOKEN",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
+}
+_TRANSIENT = {
+    *("SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "RequestTimeout"),
+    *("InternalError", "ServiceUnavailable", "ConditionalRequestConflict", "OperationAborted"),
+}
+_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504, 509}
 
 Result = TypeVar("Result")
 
 
 class NoBucketError(FileNotFoundError):
     """There is no such bucket. The message is a complete line that names it."""
+
+
+class ChangedError(OSError):
+    """The file was created, replaced, or deleted by another process."""
+
+
+class Version(NamedTuple):
+    """A small file as it was read: its content, what identifies this version, and its time of writing since 1970."""
+
+    data: bytes
+    version: str
+    modified: float
 
 
 class S3Files:
@@ -59,143 +91,76 @@ class S3Files:
                 f"{uri}: not an S3 folder: expected s3://BUCKET/PREFIX; credentials, region and endpoint come from the "
                 "environment (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL ...)"
             )
-        self._bucket = bucket
-        self._root = f"{bucket}/{prefix}".rstrip("/") + "/"
+        self.bucket = bucket
+        self._prefix = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
         self._interrupted = threading.Event()
 
     @cached_property
-    def _reads(self) -> Any:
-        """The client of requests that ``retry`` repeats."""
-        return self._client(max_retries=0)
-
-    @cached_property
-    def _writes(self) -> Any:
-        """The client of uploads, which retries by itself."""
-        return self._client(max_retries=_attempts() - 1)
-
-    @cached_property
-    def _conditional(self) -> ConditionalClient:
-        """The client of conditional requests, which ``retry`` repeats."""
+    def _client(self) -> S3Client:
+        try:
+            import boto3
+            from botocore.config import Config
+        except ImportError as error:
+            raise MissingExtraError("boto3", "aws", "reading and writing on S3") from error
         endpoint = s3_endpoint()
-        return ConditionalClient(
-            self._bucket, self._region(bool(endpoint)), endpoint, _CONNECT_TIMEOUT_SECONDS, _timeout_seconds()
-        )
-
-    def _client(self, max_retries: int) -> Any:
-        from pyarrow import fs
-
-        endpoint = s3_endpoint()
-        address = {}
-        if endpoint:
-            url = urlsplit(endpoint)
-            address = {"scheme": url.scheme, "endpoint_override": url.netloc}
-        return fs.S3FileSystem(
-            region=self._region(bool(endpoint)),
+        config = Config(
             connect_timeout=_CONNECT_TIMEOUT_SECONDS,
-            request_timeout=_timeout_seconds(),
-            retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=max_retries),
-            # One part at a time: background writes buffer without bound if the network is slow.
-            background_writes=False,
-            # Start no upload before there is data, and send a small file in one request.
-            allow_delayed_open=True,
-            **address,
+            read_timeout=environment_integer(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS, 1, MAX_TIMEOUT_SECONDS),
+            retries={"total_max_attempts": 1},
+            max_pool_connections=64,
+            # Other servers than AWS: buckets in the path, and no checksums that they may not support.
+            s3={"addressing_style": "path" if endpoint else "auto"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            user_agent_extra="crossfade",
         )
-
-    def _region(self, endpoint: bool) -> str | None:
-        """Return the configured region or else the bucket's: AWS redirects requests that go to other regions."""
-        configured = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        if configured or endpoint:
-            return configured
-        from pyarrow import fs
-
-        with suppress(OSError):
-            region: str = fs.resolve_s3_region(self._bucket)
-            return region
-        return None
+        # Without a region, boto3 finds the bucket's.
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        return boto3.Session().client("s3", region_name=region, endpoint_url=endpoint, config=config)
 
     def interrupt(self) -> None:
         """Stop retrying: a request that fails from now on raises at once."""
         self._interrupted.set()
 
-    def retry(self, request: Callable[[], Result], path: str | None = None) -> Result:
-        """Call ``request`` until it succeeds or fails with an error that is not transient; return its result.
-
-        ``path`` is the object in question. The client hides the reason of some errors, which a second request for the
-        object reveals.
-
-        Raises:
-            OSError: of the kinds that ``s3_errors.translate_s3_error`` returns.
-        """
-        last = _attempts() - 1
+    def retry(self, request: Callable[[S3Client], Result]) -> Result:
+        """Call ``request`` with the client until it succeeds or fails with an error that is not transient."""
+        last = environment_integer(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS, 1, MAX_ATTEMPTS) - 1
         for attempt in range(last + 1):
             try:
-                return request()
-            except OSError as error:
-                reason = self._reason(error, path)
-                if attempt == last or not is_transient(reason) or self._interrupted.is_set():
-                    raise translate_s3_error(reason, self._bucket, _endpoint_name()) from error
+                with translate_s3_errors(self.bucket):
+                    return request(self._client)
+            except ConnectionError:
+                if attempt == last or self._interrupted.is_set():
+                    raise
             self._interrupted.wait(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311
         raise AssertionError("the last attempt returns or raises")
 
-    def _reason(self, error: OSError, path: str | None) -> OSError:
-        """Return the error behind ``error``, as far as another request reveals it."""
-        try:
-            if isinstance(error, FileNotFoundError):
-                return self._no_bucket() or error
-            if is_unexplained_denial(error):
-                self._list("no/such/folder/", recursive=False)
-            elif is_unparsed_answer(error) and path is not None:
-                self._reads.open_input_file(self._root + path).close()
-        except OSError as found:
-            if isinstance(error, FileNotFoundError):
-                return error
-            return self._reason(found, None)
-        return error
-
-    def _no_bucket(self) -> NoBucketError | None:
-        from pyarrow import fs
-
-        if self._reads.get_file_info(self._bucket).type != fs.FileType.NotFound:
-            return None
-        return NoBucketError(
-            f"there is no bucket '{self._bucket}' at {_endpoint_name()}; "
-            "check its name, AWS_ENDPOINT_URL and AWS_REGION"
-        )
-
-    def check_bucket(self) -> None:
-        """Check that the bucket exists.
-
-        Raises:
-            NoBucketError: it does not.
-        """
-        missing = self.retry(self._no_bucket)
-        if missing is not None:
-            raise missing
+    def key(self, path: str) -> str:
+        """Return the key of the object at ``path``."""
+        return self._prefix + path
 
     def write(self, path: str, data: bytes) -> None:
         """Write a small object."""
-        with self.open_output(path) as file:
-            file.write(data)
+        self.retry(lambda client: client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data))
 
     @contextmanager
-    def open_output(self, path: str) -> Iterator[Any]:
+    def open_output(self, path: str) -> Iterator[_Upload]:
         """Write a large object in pieces. If an error leaves the block, no object is created."""
+        upload = _Upload(self, self.key(path))
         try:
-            file = self._writes.open_output_stream(self._root + path)
-            # Not closed after an error: closing, or garbage collection, would create a truncated object.
-            _unfinished.append(file)
-            yield file
-            file.close()
-        except OSError as error:
-            raise translate_s3_error(error, self._bucket, _endpoint_name()) from error
-        _unfinished.remove(file)
+            yield upload
+            upload.finish()
+        except BaseException:
+            upload.abort()
+            raise
 
     def take_over(self, path: str, source: object, source_path: str) -> bool:
         """Have the server copy an object of ``source``; return False where it cannot: the bytes must be sent."""
         if not isinstance(source, S3Files):
             return False
+        origin = f"{source.bucket}/{source.key(source_path)}"
         try:
-            self.retry(lambda: self._reads.copy_file(source._root + source_path, self._root + path), path)
+            self.retry(lambda client: client.copy_object(Bucket=self.bucket, Key=self.key(path), CopySource=origin))
         except FileNotFoundError:
             raise
         except OSError:  # a bucket in another region, more than 5 GB, or a key that encrypts only what is sent
@@ -204,99 +169,166 @@ class S3Files:
 
     def read(self, path: str, max_bytes: int) -> bytes:
         """Read an object of at most ``max_bytes``."""
-        with closing(self.open_random(path)) as file:
-            check_size(file.size(), max_bytes)
-            return file.read_at(0, file.size()) if file.size() else b""
+        return self.read_version(path, max_bytes).data
 
-    def read_version(self, path: str) -> Version:
+    def read_version(self, path: str, max_bytes: int = SMALL_FILE_BYTES) -> Version:
         """Read a small object and its version."""
-        return self.retry(lambda: self._conditional.get(self._key(path)), path)
+
+        def read(client: S3Client) -> Version:
+            answer = client.get_object(Bucket=self.bucket, Key=self.key(path))
+            with closing(answer["Body"]) as body:
+                check_size(answer["ContentLength"], max_bytes)
+                return Version(body.read(), answer["ETag"], answer["LastModified"].timestamp())
+
+        return self.retry(read)
 
     def write_over(self, path: str, data: bytes, version: str | None) -> str:
         """Write a small object if ``version`` is still that of the present one; return the new version."""
-        return self.retry(lambda: self._conditional.put(self._key(path), data, version), path)
-
-    def _key(self, path: str) -> str:
-        return (self._root + path).partition("/")[2]
-
-    def open_input(self, path: str) -> RandomFile:
-        """Open an object for reading."""
-        return self.open_random(path)
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        key = self.key(path)
+        try:
+            answer = self.retry(lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=data, **condition))
+            return answer["ETag"]
+        except NoBucketError:
+            raise
+        except (ChangedError, FileNotFoundError) as error:
+            # An earlier attempt may have succeeded although its answer was lost.
+            with suppress(FileNotFoundError):
+                found = self.read_version(path)
+                if found.data == data:
+                    return found.version
+            raise ChangedError(_CHANGED) from error
 
     def open_random(self, path: str) -> RandomFile:
         """Open an object for random access."""
-        return _S3RandomFile(self, path, self.retry(lambda: self._reads.open_input_file(self._root + path), path))
-
-    def names(self, prefix: str) -> list[str]:
-        """Return the names directly below ``prefix``."""
-        return [info.base_name for info in self.retry(lambda: self._list(prefix, recursive=False))]
+        key = self.key(path)
+        try:
+            answer = self.retry(lambda client: client.head_object(Bucket=self.bucket, Key=key))
+        except (FileNotFoundError, PermissionError):
+            # The answer to this request has the reason, unlike the answer to HEAD.
+            self.retry(lambda client: client.get_object(Bucket=self.bucket, Key=key)["Body"].close())
+            raise
+        return _S3RandomFile(self, key, answer["ContentLength"], answer["ETag"])
 
     def entries(self, prefix: str) -> dict[str, FoundFile | None]:
         """Return the objects directly below ``prefix`` by name; None for a prefix of further objects."""
-        listed = self.retry(lambda: self._list(prefix, recursive=False))
-        return {info.base_name: _found(info) if info.is_file else None for info in listed}
+        start = len(self.key(prefix))
+        found: dict[str, FoundFile | None] = {}
+        for page in self._pages(prefix, "/"):
+            found |= {entry["Prefix"][start:-1]: None for entry in page.get("CommonPrefixes", [])}
+            found |= _files_of(page, start)
+        return found
+
+    names = entries
 
     def files(self, prefix: str) -> dict[str, FoundFile]:
         """Return all objects below ``prefix`` by path."""
-        start = len(self._root + prefix)
-        listed = self.retry(lambda: self._list(prefix, recursive=True))
-        return {info.path[start:]: _found(info) for info in listed if info.is_file}
+        start = len(self.key(prefix))
+        return {path: file for page in self._pages(prefix) for path, file in _files_of(page, start).items()}
 
-    def _list(self, prefix: str, *, recursive: bool) -> list[Any]:
-        from pyarrow import fs
-
-        folder = (self._root + prefix).rstrip("/")
-        listed: list[Any] = self._reads.get_file_info(
-            fs.FileSelector(folder, recursive=recursive, allow_not_found=True)
-        )
-        return listed
+    def _pages(self, prefix: str, delimiter: str = "") -> Iterator[ListObjectsV2OutputTypeDef]:
+        request: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self.key(prefix), "Delimiter": delimiter}
+        while True:
+            page = self.retry(lambda client: client.list_objects_v2(**request))
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
 
     def remove(self, path: str, version: str | None = None) -> None:
         """Delete an object if it exists or, with ``version``, if it still has this version."""
-        if version is not None:
-            self.retry(lambda: self._conditional.delete(self._key(path), version), path)
-            return
-        with suppress(FileNotFoundError):
-            self.retry(lambda: self._reads.delete_file(self._root + path))
+        condition: dict[str, Any] = {} if version is None else {"IfMatch": version}
+        try:
+            self.retry(lambda client: client.delete_object(Bucket=self.bucket, Key=self.key(path), **condition))
+        except FileNotFoundError as error:
+            if version is not None:
+                raise ChangedError(_CHANGED) from error
 
     def delete(self, prefix: str) -> None:
-        """Delete all objects below ``prefix``."""
-        with suppress(FileNotFoundError):
-            self.retry(lambda: self._reads.delete_dir((self._root + prefix).rstrip("/")))
+        """Delete all objects below ``prefix``, and the empty object that some servers keep for a folder."""
+        keys = [listed["Key"] for page in self._pages(prefix) for listed in page.get("Contents", [])]
+        for key in filter(None, (*keys, self.key(prefix))):
+            self.retry(lambda client: client.delete_object(Bucket=self.bucket, Key=key))  # noqa: B023
 
 
-def _found(info: Any) -> FoundFile:
-    return FoundFile(info.size, info.mtime.timestamp())
+def _files_of(page: ListObjectsV2OutputTypeDef, start: int) -> dict[str, FoundFile]:
+    """Return the objects of a page, but not those that stand for a folder."""
+    return {
+        listed["Key"][start:]: FoundFile(listed["Size"], listed["LastModified"].timestamp())
+        for listed in page.get("Contents", [])
+        if not listed["Key"].endswith("/")
+    }
+
+
+class _Upload(io.RawIOBase):
+    """An object that is written in parts, of equal size but the last, and that exists once all are sent."""
+
+    def __init__(self, files: S3Files, key: str) -> None:
+        self._files, self._key = files, key
+        self._place: dict[str, Any] = {"Bucket": files.bucket, "Key": key}
+        self._buffer: Any = bytearray()
+        self._tags: list[str] = []
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Append ``data``."""
+        self._buffer += data
+        while len(self._buffer) > PART_BYTES:
+            self._send(self._buffer[:PART_BYTES])
+            del self._buffer[:PART_BYTES]
+        return len(data)
+
+    def _send(self, part: Any) -> None:
+        if "UploadId" not in self._place:
+            started = self._files.retry(lambda client: client.create_multipart_upload(**self._place))
+            self._place["UploadId"] = started["UploadId"]
+        number = len(self._tags) + 1
+        answer = self._files.retry(lambda client: client.upload_part(**self._place, PartNumber=number, Body=part))
+        self._tags.append(answer["ETag"])
+
+    def finish(self) -> None:
+        """Create the object: a small one by one request."""
+        if "UploadId" not in self._place:
+            self._files.retry(lambda client: client.put_object(**self._place, Body=self._buffer))
+            return
+        self._send(self._buffer)
+        parts: Any = {"Parts": [{"PartNumber": n, "ETag": tag} for n, tag in enumerate(self._tags, 1)]}
+        self._files.retry(lambda client: client.complete_multipart_upload(**self._place, MultipartUpload=parts))
+
+    def abort(self) -> None:
+        """Delete the parts. Where S3 cannot be reached, ``crossfade checkpoints clean`` or a lifecycle rule does."""
+        if "UploadId" in self._place:
+            with suppress(OSError):
+                self._files.interrupt()
+                self._files.retry(lambda client: client.abort_multipart_upload(**self._place))
 
 
 class _S3RandomFile(RandomFile):
-    """An object opened for reading. ``version`` is its entity tag when it was opened."""
+    """An object opened for reading. ``version`` is its entity tag when it was opened, which reads require."""
 
-    def __init__(self, files: S3Files, path: str, file: Any) -> None:
-        metadata = file.metadata() or {}
-        super().__init__(file.size(), (metadata.get("ETag") or metadata.get("Last-Modified") or b"").decode())
-        self._files = files
-        self._path = path
-        self._file = file
+    def __init__(self, files: S3Files, key: str, size: int, version: str) -> None:
+        super().__init__(size, version)
+        self._files, self._key = files, key
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Read exactly ``length`` bytes from ``offset`` on."""
 
-        def read() -> bytes:
-            data: bytes = self._file.read_at(length, offset)
+        def read(client: S3Client) -> bytes:
+            answer = client.get_object(
+                Bucket=self._files.bucket,
+                Key=self._key,
+                Range=f"bytes={offset}-{offset + length - 1}",
+                IfMatch=self.version,
+            )
+            data = answer["Body"].read()
             if len(data) != length:
-                # In the client's format, so that it counts as transient.
-                problem = f"the answer was truncated, {len(data)} of {length} bytes"
-                raise OSError(f"AWS Error NETWORK_CONNECTION during GetObject operation: {problem}")
+                raise ConnectionError(f"{_endpoint_name()} answered with {len(data)} of {length} bytes")
             return data
 
-        return self._files.retry(read, self._path)
-
-    def close(self) -> None:
-        """Close the object."""
-        if not self.closed:
-            self._file.close()
-        super().close()
+        return self._files.retry(read)
 
 
 def s3_endpoint() -> str | None:
@@ -322,9 +354,44 @@ def _endpoint_name() -> str:
     return s3_endpoint() or "AWS"
 
 
-def _attempts() -> int:
-    return environment_integer(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS, 1, MAX_ATTEMPTS)
+@contextmanager
+def translate_s3_errors(bucket: str) -> Iterator[None]:
+    """Raise errors of boto3 as errors of Python's kinds."""
+    from botocore import exceptions
+    from botocore.parsers import ResponseParserError
+
+    cut_off = exceptions.IncompleteReadError, ResponseParserError
+    try:
+        yield
+    except exceptions.ClientError as error:
+        raise _describe(error.response, bucket) from error
+    except (exceptions.ConnectionError, exceptions.HTTPClientError, *cut_off) as error:
+        reason = f"{' '.join(str(error).split())}; check AWS_ENDPOINT_URL and the network"
+        raise ConnectionError(f"{_endpoint_name()} cannot be reached (NETWORK_CONNECTION): {reason}") from error
+    except exceptions.BotoCoreError as error:  # such as missing credentials
+        raise PermissionError(" ".join(str(error).split())) from error
 
 
-def _timeout_seconds() -> int:
-    return environment_integer(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS, 1, MAX_TIMEOUT_SECONDS)
+def _describe(answer: Mapping[str, Any], bucket: str) -> OSError:
+    """Return the error of an answer of S3."""
+    code, detail = (str(answer.get("Error", {}).get(name, "")) for name in ("Code", "Message"))
+    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    label = code if code == str(status) else f"{status} {code}"
+    if code == "PreconditionFailed":
+        return ChangedError(_CHANGED)
+    if status == 404 and code == "NoSuchBucket":
+        fix = "check its name, AWS_ENDPOINT_URL and AWS_REGION"
+        return NoBucketError(f"there is no bucket '{bucket}' at {_endpoint_name()}; {fix}")
+    if status == 404:
+        return FileNotFoundError(f"there is no such object ({label})")
+    if code in _TRANSIENT or status in _TRANSIENT_STATUS:
+        return ConnectionError(f"{_endpoint_name()} did not answer correctly, after all retries ({label}): {detail}")
+    if not 400 <= status < 500:
+        return OSError(f"{detail} ({label})")
+    text = f"{_endpoint_name()} rejected the request ({label}): {detail}"
+    if code in _REJECTED:
+        key = os.environ.get("AWS_ACCESS_KEY_ID")
+        who = f"the credentials of AWS_ACCESS_KEY_ID={key}" if key else "the credentials found (~/.aws, or a role)"
+        reason = _REJECTED[code].format(who=who, bucket=bucket, endpoint=_endpoint_name())
+        text = f"access denied ({label if status == 403 else code}): {reason}"
+    return PermissionError(text)

@@ -30,7 +30,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.disk_errors import write_error
 from crossfade.base.io.file_lock import try_lock
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.s3_conditional import ChangedError, Version
+from crossfade.base.io.s3 import ChangedError, Version
 from crossfade.base.processes import started_at
 
 LOCK_NAME = ".writer.lock"

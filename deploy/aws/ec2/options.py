@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from crossfade.base.options import Integer, Number, Options, option
 from crossfade.deploy.aws.clients import AccountOptions
@@ -42,13 +43,7 @@ class SubmitEc2Options(AccountOptions, Roles):
     detach: bool = _action(False, "launch the run, and do not follow it")
     follow: str | None = _action(None, "follow a detached run, and delete its cluster at the end", value="RUN")
     list: bool = _action(False, "list the runs that have a cluster")
-    cleanup: str | None = _action(
-        None,
-        "end RUN and delete everything but its folder on S3; without RUN: delete what is left of your own runs "
-        "without instances",
-        value="RUN",
-        without_value="",
-    )
+    cleanup: str | None = _action(None, "end RUN, and delete everything but its folder on S3 and its log", value="RUN")
 
 
 class Ec2HostOptions(Options):
@@ -56,6 +51,8 @@ class Ec2HostOptions(Options):
 
     storage: str = _host(..., "read and write the run in this folder on S3", value="URI")
     token_secret: str = _host(..., "read the hosts' token from this secret of AWS Secrets Manager", value="NAME")
+    role: Literal["head", "worker"] = _host(..., "run the coordinator (head), or join it")
+    address: str = _host(..., "announce this address to the other hosts", value="A")
     ends: str = _host(..., "stop the run after a checkpoint before this time, as in 2026-03-01T12:00:00Z", value="TIME")
-    poll_seconds: Number = _host(5.0, "exchange states with the other hosts at this interval", value="SECONDS")
+    poll_seconds: Number = _host(5.0, "read the run's folder at this interval", value="SECONDS")
     run_dir: Path = _host(..., "use DIR as run folder on this host", value="DIR")

@@ -5,10 +5,8 @@
 
 job.yaml             the job
 stop.json            request to stop the run after a checkpoint
-hosts/INSTANCE.json  state of a host, written by itself
 coordinator.json     address of the coordinator; rewritten when its host is replaced
-log/head/000001.txt  output of the head's command, in pieces; log/INSTANCE of a worker's
-end.json             exit code and message of the run
+end.json             exit code and message of the run; a host that fails writes it, too
 result/              its run folder, once it has ended
 checkpoints/         see docs/checkpoint-format.md
 
@@ -19,12 +17,9 @@ validated.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -36,19 +31,9 @@ if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
 
 JOB_FILE, COORDINATOR_FILE, STOP_FILE, END_FILE = "job.yaml", "coordinator.json", "stop.json", "end.json"
-HEAD = "head"
-"""The name of the head's log, which its replacements continue."""
 MAX_BYTES = 1 << 20
 """Maximum size of an object that is read as text or JSON."""
-_LOG_NAME = re.compile(r"[0-9]{6}\.txt")
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-class HostStatus(BaseModel):
-    """The state of a host."""
-
-    state: Literal["starting", "waiting", "running", "done", "interrupted", "stopped", "ended", "failed"]
-    message: str
 
 
 class CoordinatorAddress(BaseModel):
@@ -62,7 +47,7 @@ class RunEnd(BaseModel):
     """How a run ended."""
 
     exit_code: Literal[0, 1, 2, 143]
-    message: str
+    message: str = ""
 
 
 class RunStorage:
@@ -73,14 +58,15 @@ class RunStorage:
         self._aws, self.uri = aws, uri
         self._bucket, self._prefix = split_uri(uri, "the run's folder")
 
-    def write(self, name: str, value: BaseModel) -> None:
-        """Write the JSON object ``name``."""
-        self.write_text(name, json.dumps(value.model_dump(mode="json"), indent=1) + "\n")
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write the text ``name``."""
-        with self._translate_errors("writing", name):
-            self._aws.s3.put_object(Bucket=self._bucket, Key=self._key(name), Body=text.encode())
+    def write(self, name: str, text: str, *, once: bool = False) -> None:
+        """Write the object ``name``; with ``once``, only if it does not exist."""
+        condition: Any = {"IfNoneMatch": "*"} if once else {}
+        try:
+            with self._translate_errors("writing", name):
+                self._aws.s3.put_object(Bucket=self._bucket, Key=self._key(name), Body=text.encode(), **condition)
+        except CloudRequestError as error:
+            if error.code != "PreconditionFailed":
+                raise
 
     def read(self, name: str, model: type[_Model]) -> _Model | None:
         """Return the JSON object ``name``, validated; None if it does not exist."""
@@ -125,26 +111,6 @@ class RunStorage:
         """Upload the file ``path`` as the object ``name``."""
         with self._translate_errors("writing", name):
             self._aws.s3.upload_file(str(path), self._bucket, self._key(name))
-
-    def log_after(self, host: str, last: int) -> Iterator[tuple[int, str]]:
-        """Yield number and text of the pieces of the output of ``host`` after piece ``last``."""
-        prefix = self._key(f"log/{host}/")
-        with self._translate_errors("listing", f"log/{host}"):
-            response = self._aws.s3.list_objects_v2(
-                Bucket=self._bucket, Prefix=prefix, StartAfter=f"{prefix}{last:06d}.txt"
-            )
-        for entry in response.get("Contents", []):
-            name = entry["Key"].removeprefix(prefix)
-            text = self.read_text(f"log/{host}/{name}") if _LOG_NAME.fullmatch(name) else None
-            if text is not None:
-                yield int(name.removesuffix(".txt")), text
-
-    def last_log(self, host: str) -> int:
-        """Return the number of the newest piece of the output of ``host``; 0 if there is none."""
-        last = 0
-        while numbers := [number for number, _ in self.log_after(host, last)]:
-            last = numbers[-1]
-        return last
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name

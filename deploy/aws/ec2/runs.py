@@ -1,30 +1,31 @@
 """Launch, follow, list, and delete runs on EC2: what ``crossfade submit ec2`` does.
 
 exit_code = submit(options, show=print)
+
+Hosts have no port that is open to the world: how a run goes is read from its folder on S3, its log in CloudWatch, and
+AWS itself. Auto Scaling replaces lost hosts, whether the run is followed or not.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Any
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from crossfade.base.errors import CrossfadeError, InputError, command
-from crossfade.base.text import counted
-from crossfade.deploy.aws.accelerators import notes
-from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError
-from crossfade.deploy.aws.clients import Aws
-from crossfade.deploy.aws.ec2.follower import RunFollower
+from crossfade.base.errors import ClusterError, CrossfadeError, InputError, command
+from crossfade.base.exit_codes import STOPPED_EXIT_CODE
+from crossfade.base.signals import stopper
+from crossfade.deploy.aws.aws_errors import CloudError, translate_aws_errors
 from crossfade.deploy.aws.ec2.options import SubmitEc2Options
-from crossfade.deploy.aws.ec2.run_spec import RunSpec, check_run_name, make_spec
-from crossfade.deploy.aws.ec2.run_storage import JOB_FILE, RunEnd, RunStorage
+from crossfade.deploy.aws.ec2.run_spec import RunSpec, make_spec
+from crossfade.deploy.aws.ec2.run_storage import COORDINATOR_FILE, END_FILE, JOB_FILE, STOP_FILE, RunEnd, RunStorage
 from crossfade.deploy.aws.ec2.stack import (
+    LOG_GROUP,
+    PREFIX,
     Place,
     Stack,
     create,
@@ -35,26 +36,17 @@ from crossfade.deploy.aws.ec2.stack import (
     stack_request,
 )
 from crossfade.deploy.aws.ecr import check_image
-from crossfade.deploy.aws.prices import describe_cost
-from crossfade.trainer.config.loading import check_job
+from crossfade.deploy.aws.run_logs import LogReader
 
+if TYPE_CHECKING:
+    from crossfade.deploy.aws.clients import Aws
+
+STOP_SECONDS = 180.0
+"""Time for a run to write its checkpoint and its end after it is asked to stop."""
+LOG_SECONDS = 10.0
+"""Time for the last lines of a run to reach CloudWatch."""
+_CONSOLE_LINES = 15
 _logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list that is yielded; none of them ends the command while the context lasts."""
-    signals: list[int] = []
-
-    def collect(number: int, _frame: FrameType | None) -> None:
-        signals.append(number)
-
-    before = {number: signal.signal(number, collect) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def submit(options: SubmitEc2Options, show: Callable[[str], None]) -> int:
@@ -64,51 +56,30 @@ def submit(options: SubmitEc2Options, show: Callable[[str], None]) -> int:
 
     Raises:
         InputError: the job or an option is invalid, or AWS rejects a request.
+        ClusterError: the cluster cannot be created, or a host failed.
         CloudError: AWS cannot create the cluster now.
     """
     aws = options.aws()
     spec = make_spec(options, aws)
-    log_notes(spec, aws)
     request = stack_request(aws, spec, find_place(aws, spec))
     check_image(aws, spec.image)  # before instances start, which cost money even if they cannot pull it
     _logger.info(f"run {spec.run}: {spec.storage}")
-    follow_run, cleanup_run = command("submit ec2", follow=spec.run), command("submit ec2", cleanup=spec.run)
-    with catch_signals() as signals:
+    try:
+        RunStorage(aws, spec.storage).write(JOB_FILE, _job_text(spec))
+        kind = f"{options.hosts} x {options.instance_type}{' as spot instances' if options.spot else ''}"
+        _logger.info(f"creating the cluster: {kind}, for {options.max_hours:g} hours at most")
+        stack = create(aws, request)
+        if options.detach:
+            names = command("submit ec2", follow=spec.run), command("submit ec2", cleanup=spec.run)
+            _logger.info(f"detached: {names[0]} follows it, {names[1]} ends it")
+            return 0
+        return follow(aws, stack, options.poll_seconds, show)
+    except BaseException:
         try:
-            RunStorage(aws, spec.storage).write_text(JOB_FILE, _job_text(spec))
-            kind = f"{options.hosts} x {options.instance_type}{' as spot instances' if options.spot else ''}"
-            _logger.info(f"creating the cluster: {kind}")
-            stack = create(aws, request, lambda: bool(signals))
-            if options.detach:
-                _await_instances(aws, stack, options.poll_seconds, signals)
-            if options.detach and not signals:
-                _logger.info(f"detached: {follow_run} follows it, {cleanup_run} ends it")
-                return 0
-            return follow(aws, stack, options.poll_seconds, signals, show)
-        except CloudRequestError as error:
-            if error.kind == "credentials":
-                # Without valid credentials nothing can be deleted either.
-                raise InputError(error.args, f"; then {follow_run} or {cleanup_run}") from error
-            _try_to_take_down(aws, spec.run)
-            raise
-        except BaseException:
-            _try_to_take_down(aws, spec.run)
-            raise
-
-
-def _await_instances(aws: Aws, stack: Stack, poll_seconds: float, signals: list[int]) -> None:
-    """Wait until all hosts have been started, so that a detached run that cannot start is not left behind.
-
-    Where a retry may help, as without capacity, Auto Scaling goes on without this command.
-
-    Raises:
-        CloudError, CloudRequestError: AWS does not answer, or cannot start them.
-    """
-    follower = RunFollower(aws, stack, _logger.info, _logger.info)
-    while not signals and sum(one.is_live for one in find_instances(aws, stack.run)) < stack.hosts:
-        if follower.check_launches():
-            return
-        _pause(poll_seconds, signals)
+            _take_down(aws, spec.run)
+        except CrossfadeError as error:  # must not hide the reason of the failure
+            _logger.warning(f"{error}; {command('submit ec2', cleanup=spec.run)} deletes what is left")
+        raise
 
 
 def _job_text(spec: RunSpec) -> str:
@@ -125,122 +96,165 @@ def dry_requests(options: SubmitEc2Options) -> list[tuple[str, dict[str, Any]]]:
     """
     aws = options.aws()
     spec = make_spec(options, aws)
-    log_notes(spec, None)
     return [
         ("s3.put_object", {"Key": f"{spec.storage}/{JOB_FILE}", "Body": _job_text(spec)}),
         ("cloudformation.create_stack", dict(stack_request(aws, spec, Place()))),
     ]
 
 
-def log_notes(spec: RunSpec, aws: Aws | None) -> None:
-    """Log what the user should read about the run and its instances, and its maximum cost."""
-    options = spec.options
-    for line in notes(check_job(spec.job, spec.run), options.instance_type, options.hosts):
-        _logger.info(line)
-    kind, hosts, hours = options.instance_type, options.hosts, options.max_hours
-    _logger.info(describe_cost(aws, "AmazonEC2", kind, hosts=hosts, hours=hours, spot=options.spot))
-
-
-def follow(
-    aws: Aws, stack: Stack, poll_seconds: float, signals: list[int], show: Callable[[str], None], *, owns: bool = True
-) -> int:
+def follow(aws: Aws, stack: Stack, poll_seconds: float, show: Callable[[str], None], *, owns: bool = True) -> int:
     """Follow a run to its end, delete its stack, and return its exit code.
 
     If the caller ``owns`` the run, the first signal asks it to stop after a checkpoint, and the second one ends it at
     once. Otherwise, the first one only ends the following.
-    """
-    follower, stopping, result = RunFollower(aws, stack, _logger.info, show), False, None
-    while result is None and len(signals) < 1 + owns:
-        if signals and not stopping:
-            _logger.info("asking the run to stop after a checkpoint; a second signal ends it at once")
-            follower.stop()
-            stopping = True
-        result = _poll(follower)
-        if result is None:
-            _pause(poll_seconds, signals)
-    if result is None and not owns:
-        cleanup_run = command("submit ec2", cleanup=stack.run)
-        _logger.info(f"no longer following; the run continues, and {cleanup_run} ends it")
-        return 128 + signals[0]
-    take_down(aws, stack.run)
-    if result is None:
-        _logger.info("stopped at once, without a new checkpoint")
-    else:
-        _logger.info(f"the run has ended with exit code {result.exit_code}: {result.message}")
-        _logger.info(f"its folder: {stack.storage}")
-    return 128 + signals[0] if result is None or (signals and owns) else result.exit_code
-
-
-def follow_existing(aws: Aws, run: str, poll_seconds: float, show: Callable[[str], None]) -> int:
-    """Follow the detached run named ``run``; a signal only ends the following.
 
     Raises:
-        InputError: there is no such run.
+        ClusterError: a host cannot start the run, or the run's time is over.
+        CloudRequestError: AWS rejects a request, or a file of the hosts is invalid.
     """
-    stack = _find(aws, run)
-    with catch_signals() as signals:
+    follower, end, signal_number, stop_by = _Follower(aws, stack, show), None, None, float("inf")
+    with stopper.deferred():
+        while end is None:
+            if stopper.number is not None:
+                if not owns:
+                    cleanup_run = command("submit ec2", cleanup=stack.run)
+                    _logger.info(f"no longer following; the run continues, and {cleanup_run} ends it")
+                    return 128 + stopper.number
+                if signal_number is not None:
+                    break
+                _logger.info("asking the run to stop after a checkpoint; a second signal ends it at once")
+                signal_number, stop_by = stopper.number, time.monotonic() + STOP_SECONDS
+                follower.storage.write(STOP_FILE, "{}\n")
+                stopper.forget()
+            end = follower.poll(is_stopping=signal_number is not None)
+            if end is None and time.monotonic() > stop_by:
+                message = f"stopped without a checkpoint, which was not written within {STOP_SECONDS:.0f} s"
+                end = RunEnd(exit_code=STOPPED_EXIT_CODE, message=message)
+            stopper.wait(poll_seconds if end is None else LOG_SECONDS)
+        follower.show_log()
+    _take_down(aws, stack.run)
+    if end is None:
+        _logger.info("stopped at once, without a new checkpoint")
+    else:
+        _logger.info(f"the run has ended with exit code {end.exit_code}{f': {end.message}' if end.message else ''}")
+        _logger.info(f"its folder: {stack.storage}")
+    return end.exit_code if end is not None and signal_number is None else 128 + (signal_number or 0)
+
+
+class _Follower:
+    """Reads how one run goes: each call of ``poll`` reads it once."""
+
+    def __init__(self, aws: Aws, stack: Stack, show: Callable[[str], None]) -> None:
+        """``show`` receives the output of the head's command."""
+        self._aws, self._stack, self._show = aws, stack, show
+        self.storage = RunStorage(aws, stack.storage)
+        self._log = LogReader(aws, LOG_GROUP, f"{stack.run}/head-")
+        self._gone: set[str] = set()  # the IDs of instances that have ended
+        self._running = -1
+        self._launch_problem = ""
+
+    def poll(self, *, is_stopping: bool) -> RunEnd | None:
+        """Show new log lines and report lost hosts; return how the run ended once it has.
+
+        Raises:
+            ClusterError, CloudRequestError: as ``follow``.
+        """
         try:
-            return follow(aws, stack, poll_seconds, signals, show, owns=False)
-        except CrossfadeError:
-            _logger.info(f"{command('submit ec2', cleanup=run)} deletes what is left of the run")
-            raise
+            end = self.storage.read(END_FILE, RunEnd)
+            self.show_log()
+            if end is None and not is_stopping:
+                self._check_hosts()
+        except CloudError as error:
+            _logger.warning(f"cannot read the state of the run; retrying: {error}")
+            return None
+        return end
+
+    def show_log(self) -> None:
+        """Show the new lines of the head's log."""
+        for line in self._log.read():
+            self._show(f"{line}\n")
+
+    def _check_hosts(self) -> None:
+        if datetime.now(UTC) > self._stack.ends:
+            raise ClusterError(f"the run's time was over at {self._stack.ends:%H:%M} UTC, and its end was not written")
+        instances = find_instances(self._aws, self._stack.run)
+        stacks = find_stacks(self._aws, self._stack.id)
+        if not stacks or stacks[0].status.startswith("DELETE"):
+            raise ClusterError(f"the cluster of the run {self._stack.run} was deleted")
+        for instance in instances:
+            if instance["State"]["Name"] == "terminated" and instance["InstanceId"] not in self._gone:
+                self._gone.add(instance["InstanceId"])
+                self._report_loss(instance["InstanceId"], instance.get("StateReason", {}).get("Code", "unknown"))
+        running = sum(instance["State"]["Name"] == "running" for instance in instances)
+        if running != self._running:
+            _logger.info(f"{running} of {self._stack.hosts} hosts are running")
+        self._running = running
+        if running < self._stack.hosts:
+            self._report_launches()
+
+    def _report_loss(self, host: str, reason: str) -> None:
+        """Log a lost host, which Auto Scaling replaces; raise if hosts end before the head has started the run.
+
+        AWS's codes of the reasons that are its own begin with Server, as in Server.SpotInstanceTermination.
+        """
+        if not reason.startswith("Server.") and not self.storage.has(COORDINATOR_FILE):
+            raise ClusterError(f"host {host} has ended: {reason}; {_console(self._aws, host)}")
+        _logger.info(f"host {host} was lost ({reason}); Auto Scaling starts another in its place")
+
+    def _report_launches(self) -> None:
+        """Log why Auto Scaling cannot start a host now, as without capacity or above a quota."""
+        problem = ""
+        for group in ("head", "workers"):
+            with translate_aws_errors("reading why hosts are missing", self._aws.region):
+                activities = self._aws.autoscaling.describe_scaling_activities(
+                    AutoScalingGroupName=f"{PREFIX}{self._stack.run}-{group}", MaxRecords=1
+                )["Activities"]
+            if activities and activities[0]["StatusCode"] == "Failed":
+                problem = activities[0].get("StatusMessage", "")
+        if problem and problem != self._launch_problem:
+            _logger.info(f"no host starts: {problem} Auto Scaling tries again")
+        self._launch_problem = problem
+
+
+def _console(aws: Aws, host: str) -> str:
+    """Return the last lines of an instance's console, which has the output of its user data."""
+    try:
+        with translate_aws_errors("reading its console", aws.region):
+            output = aws.ec2.get_console_output(InstanceId=host).get("Output", "")
+    except CrossfadeError as error:  # must not hide the failure that is being reported
+        return str(error)
+    lines = [line.strip() for line in output.splitlines() if line.strip()][-_CONSOLE_LINES:]
+    return f"its console ends: {' | '.join(lines)}" if lines else "its console is empty"
 
 
 def list_runs(aws: Aws) -> list[tuple[str, ...]]:
     """Return a table of the runs that have a stack."""
-    rows: list[tuple[str, ...]] = [("RUN", "INSTANCES", "LAUNCHED", "OWNER", "FOLDER")]
-    live = [instance for instance in find_instances(aws) if instance.is_live]
+    rows: list[tuple[str, ...]] = [("RUN", "INSTANCES", "LAUNCHED", "FOLDER")]
     for stack in find_stacks(aws):
-        types = [instance.type for instance in live if instance.run == stack.run]
+        found = find_instances(aws, stack.run)
+        types = [each["InstanceType"] for each in found if each["State"]["Name"] not in ("shutting-down", "terminated")]
         instances = f"{len(types)} x {types[0]}" if types else "none"
-        rows.append((stack.run, instances, str(stack.created), stack.owner, stack.storage))
+        rows.append((stack.run, instances, str(stack.created), stack.storage))
     return rows
 
 
 def clean_up(aws: Aws, run: str) -> None:
-    """End ``run`` and delete its stack; with an empty name, delete the stacks of the caller's runs without instances.
+    """End ``run``, and delete its stack.
 
     Raises:
         InputError: there is no such run.
     """
-    for stack in [_find(aws, run)] if run else _leftovers(aws):
-        delete(aws, stack)
-        _logger.info(f"deleted everything of the run {stack.run} except its folder on S3")
+    delete(aws, find_run(aws, run))
+    _logger.info(f"deleted everything of the run {run} except its folder on S3 and its log")
 
 
-def _leftovers(aws: Aws) -> Iterator[Stack]:
-    """Yield the stacks of the caller's runs without instances; log why other stacks stay."""
-    _, owner = aws.caller()
-    live = [instance.run for instance in find_instances(aws) if instance.is_live]
-    for stack in find_stacks(aws):
-        how = command("submit ec2", cleanup=stack.run)
-        if count := live.count(stack.run):
-            _logger.info(f"{stack.run} still has {counted(count, 'instance')}: {how} ends it")
-        elif stack.status == "CREATE_IN_PROGRESS":
-            _logger.info(f"{stack.run} is being created: {how} ends it")
-        elif stack.owner != owner:
-            _logger.info(f"{stack.run} belongs to {stack.owner}: {how} deletes it nevertheless")
-        else:
-            yield stack
+def find_run(aws: Aws, run: str) -> Stack:
+    """Return the stack of ``run``.
 
-
-def take_down(aws: Aws, run: str) -> None:
-    """Delete the stack of ``run``, if there is one."""
-    _logger.info("deleting the cluster")
-    for stack in find_stacks(aws, run):
-        delete(aws, stack)
-
-
-def _try_to_take_down(aws: Aws, run: str) -> None:
-    """Delete the stack of a run that has failed; log an error, which must not hide the reason of the failure."""
-    try:
-        take_down(aws, run)
-    except CrossfadeError as error:
-        _logger.warning(str(error))
-
-
-def _find(aws: Aws, run: str) -> Stack:
-    found = find_stacks(aws, check_run_name(run))
+    Raises:
+        InputError: there is none.
+    """
+    found = find_stacks(aws, f"{PREFIX}{run}")
     if not found:
         raise InputError(
             f"run {run} not found in {aws.region}: it has no stack; {command('submit ec2', list=True)} lists all runs"
@@ -248,17 +262,8 @@ def _find(aws: Aws, run: str) -> Stack:
     return found[0]
 
 
-def _poll(follower: RunFollower) -> RunEnd | None:
-    """Poll the run once. AWS may be unreachable for a while without ending the run."""
-    try:
-        return follower.poll()
-    except CloudError as error:
-        _logger.warning(f"cannot read the state of the run; retrying: {error}")
-        return None
-
-
-def _pause(seconds: float, signals: list[int]) -> None:
-    """Wait ``seconds``, or until another signal arrives."""
-    deadline, before = time.monotonic() + seconds, len(signals)
-    while time.monotonic() < deadline and len(signals) == before:
-        time.sleep(min(0.2, seconds))
+def _take_down(aws: Aws, run: str) -> None:
+    """Delete the stack of ``run``, if there is one."""
+    _logger.info("deleting the cluster")
+    for stack in find_stacks(aws, f"{PREFIX}{run}"):
+        delete(aws, stack)

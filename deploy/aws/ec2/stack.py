@@ -1,7 +1,7 @@
 """The CloudFormation stack of a run: what it is created from, and how it is created, found, and deleted.
 
-    stack = create(aws, stack_request(aws, spec, find_place(aws, spec)), stop_waiting=lambda: False)
-    for instance in find_instances(aws, stack.run): ...
+    stack = create(aws, stack_request(aws, spec, find_place(aws, spec)))
+    find_instances(aws, stack.run)
     delete(aws, stack)
 
 The template is ``cluster.yaml``. Finding and deleting needs no state of the client that created a stack.
@@ -9,45 +9,36 @@ The template is ``cluster.yaml``. Finding and deleting needs no state of the cli
 
 from __future__ import annotations
 
-import re
 import secrets
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.errors import ClusterError, Option, command
-from crossfade.deploy.aws.accelerators import ENGINES, Variant
-from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, error_from_code, translate_aws_errors
+from crossfade.deploy.aws.aws_errors import CloudError, CloudRequestError, translate_aws_errors
 from crossfade.deploy.aws.ec2.run_spec import RunSpec, split_uri
 from crossfade.deploy.aws.ecr import EcrImage
 
 if TYPE_CHECKING:
-    from mypy_boto3_cloudformation.type_defs import CreateStackInputTypeDef, StackTypeDef
+    from mypy_boto3_cloudformation.type_defs import CreateStackInputTypeDef
+    from mypy_boto3_ec2.type_defs import InstanceTypeDef
 
     from crossfade.deploy.aws.clients import Aws
 
 PREFIX = "crossfade-"
 """Prefix of the names of stacks."""
-RUN_TAG, OWNER_TAG, JOB_TAG, STORAGE_TAG = "crossfade:run", "crossfade:owner", "crossfade:job", "crossfade:storage"
-POLL_SECONDS = 3.0
-DELETE_SECONDS = 1800.0
-"""Time for a stack to be deleted: its instances terminate first."""
+RUN_TAG, JOB_TAG, STORAGE_TAG = "crossfade:run", "crossfade:job", "crossfade:storage"
+LOG_GROUP = "/crossfade/runs"
+"""Where Docker sends the output of hosts, as the template says."""
+POLL_SECONDS, MAX_POLLS = 3.0, 600
+"""A stack is created or deleted within half an hour: instances terminate first."""
 K80_DRIVER = "470.256.02"
 _TEMPLATE = Path(__file__).with_name("cluster.yaml")
 _ECS = "/aws/service/ecs/optimized-ami/amazon-linux-2023"
-IMAGE_PARAMETERS: dict[Variant, str] = {
-    "cpu": f"{_ECS}/recommended/image_id",
-    "slim": f"{_ECS}/arm64/recommended/image_id",
-    "torch": f"{_ECS}/gpu/recommended/image_id",
-    "cu112": f"{_ECS}/gpu/recommended/image_id",
-    "cu90": f"{_ECS}/gpu/recommended/image_id",
-}
-"""Public parameters with the IDs of the ECS machine images, which have Docker and, for GPUs, NVIDIA's driver."""
-_REASON_CODE = re.compile(r"HandlerErrorCode: (\w+)")
-_LIVING = ("pending", "running", "stopping", "stopped")
+IMAGE_PARAMETERS = {"": f"{_ECS}/recommended/image_id", "all": f"{_ECS}/gpu/recommended/image_id"}
+"""By GPUs, public parameters with the IDs of ECS's machine images, which have Docker and, for GPUs, NVIDIA's driver."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +59,17 @@ def find_place(aws: Aws, spec: RunSpec) -> Place:
     """
     image = spec.options.ami
     if image is None:
-        name = IMAGE_PARAMETERS[spec.variant]
+        name = IMAGE_PARAMETERS[_gpus(spec)]
         with translate_aws_errors(f"reading the parameter {name} of the machine image", aws.region):
             image = aws.ssm.get_parameter(Name=name)["Parameter"]["Value"]
     with translate_aws_errors(f"looking for the machine image {image}", aws.region):
-        images = aws.ec2.describe_images(ImageIds=[image])["Images"]
-    if not images:
-        raise CloudRequestError(
-            f"the machine image {image} does not exist in {aws.region}; set another with ",
-            Option("ami"),
-            kind="missing",
-        )
-    return Place(image, images[0].get("RootDeviceName", "/dev/xvda"), *_network(aws, spec))
+        [found] = aws.ec2.describe_images(ImageIds=[image])["Images"]
+    return Place(image, found.get("RootDeviceName", "/dev/xvda"), *_network(aws, spec))
+
+
+def _gpus(spec: RunSpec) -> str:
+    """Return the GPUs of a host that its container uses, as the template calls them."""
+    return "" if spec.variant == "cpu" else "all"
 
 
 def _network(aws: Aws, spec: RunSpec) -> tuple[str, tuple[str, ...]]:
@@ -108,7 +98,7 @@ def _network(aws: Aws, spec: RunSpec) -> tuple[str, tuple[str, ...]]:
 
 def stack_request(aws: Aws, spec: RunSpec, place: Place) -> CreateStackInputTypeDef:
     """Build CreateStack. A stack that cannot be created is deleted by AWS itself."""
-    tags = {RUN_TAG: spec.run, OWNER_TAG: spec.owner, JOB_TAG: spec.job["name"], STORAGE_TAG: spec.storage}
+    tags = {RUN_TAG: spec.run, JOB_TAG: spec.job["name"], STORAGE_TAG: spec.storage}
     return {
         "StackName": f"{PREFIX}{spec.run}",
         "TemplateBody": _TEMPLATE.read_text(encoding="utf-8"),
@@ -125,22 +115,19 @@ def stack_request(aws: Aws, spec: RunSpec, place: Place) -> CreateStackInputType
 def _cluster(spec: RunSpec, place: Place) -> dict[str, str]:
     """Return the parameters of the hosts."""
     options = spec.options
-    # Types t do not support placement groups.
-    is_placed = options.hosts > 1 and not options.instance_type.startswith("t")
     return {
         "Run": spec.run,
         "Ends": f"{spec.ends:%Y-%m-%dT%H:%M:%SZ}",
         "Workers": str(options.hosts - 1),
         "InstanceType": options.instance_type,
         "Spot": str(options.spot).lower(),
-        "Placement": str(is_placed).lower(),
         "VolumeGb": str(options.volume_gb),
         "MachineImage": place.machine_image,
         "RootDevice": place.root_device,
         "Vpc": place.vpc,
         "Subnets": ",".join(place.subnets),
         "InstanceProfile": (options.instance_profile or "").rpartition("/")[2],  # the name, also of an ARN
-        "Gpus": "" if ENGINES[spec.variant] == "cpu" else "all",
+        "Gpus": _gpus(spec),
         "Driver": K80_DRIVER if spec.variant == "cu90" and options.ami is None else "",
         "PollSeconds": f"{options.poll_seconds:g}",
     }
@@ -181,19 +168,17 @@ class Stack:
     hosts: int
     ends: datetime
     created: datetime
-    owner: str
-    """The ARN of the user who submitted the run."""
     storage: str
     """The URI of the run's folder on S3."""
 
 
-def find_stacks(aws: Aws, run: str | None = None) -> list[Stack]:
-    """Return the stack of ``run``, or of all runs, in the region.
+def find_stacks(aws: Aws, name: str | None = None) -> list[Stack]:
+    """Return the stack with this name or ID, or the stacks of all runs, in the region.
 
     Raises:
         CloudError, CloudRequestError: AWS does not answer, or rejects the request.
     """
-    which: Any = {} if run is None else {"StackName": f"{PREFIX}{run}"}
+    which: Any = {} if name is None else {"StackName": name}
     try:
         with translate_aws_errors("looking for the stacks of runs", aws.region):
             pages = aws.cloudformation.get_paginator("describe_stacks").paginate(**which)
@@ -209,7 +194,7 @@ def _stack(described: Mapping[str, Any]) -> Stack | None:
     """Return a stack; None if it is not the stack of a run."""
     tags = {tag["Key"]: tag["Value"] for tag in described.get("Tags", [])}
     values = {each["ParameterKey"]: each["ParameterValue"] for each in described.get("Parameters", [])}
-    if not {RUN_TAG, OWNER_TAG, STORAGE_TAG} <= tags.keys() or not {"Workers", "Ends"} <= values.keys():
+    if not {RUN_TAG, STORAGE_TAG} <= tags.keys() or not {"Workers", "Ends"} <= values.keys():
         return None
     return Stack(
         id=described["StackId"],
@@ -218,31 +203,28 @@ def _stack(described: Mapping[str, Any]) -> Stack | None:
         hosts=int(values["Workers"]) + 1,
         ends=datetime.fromisoformat(values["Ends"]),
         created=described["CreationTime"],
-        owner=tags[OWNER_TAG],
         storage=tags[STORAGE_TAG],
     )
 
 
-def create(aws: Aws, request: CreateStackInputTypeDef, stop_waiting: Callable[[], bool]) -> Stack:
-    """Create a stack, and return it when it is complete, or earlier if ``stop_waiting`` says so.
+def create(aws: Aws, request: CreateStackInputTypeDef) -> Stack:
+    """Create a stack, and return it when it is complete.
 
     Raises:
-        ClusterError: another client has deleted it.
-        CloudError, CloudRequestError: it cannot be created; AWS deletes what was created of it.
+        ClusterError: it cannot be created; AWS deletes what was created of it.
+        CloudError, CloudRequestError: AWS does not answer, or rejects the request.
     """
     with translate_aws_errors("creating the stack", aws.region):
-        name = aws.cloudformation.create_stack(**request)["StackId"]
-    while (described := _describe(aws, name))["StackStatus"] == "CREATE_IN_PROGRESS" and not stop_waiting():
-        time.sleep(POLL_SECONDS)
-    if described["StackStatus"] not in {"CREATE_IN_PROGRESS", "CREATE_COMPLETE"}:
-        failures = _failures(aws, name, "CREATE_FAILED")
-        if not failures:
-            raise ClusterError("the cluster was deleted while it was being created")
-        reason = failures[-1]  # the first one; the others follow from it
-        code = _REASON_CODE.search(reason)
-        raise error_from_code(code[1] if code else "CREATE_FAILED", reason, "it", "creating the stack", aws.region)
-    stack = _stack(described)
-    assert stack is not None
+        stack_id = aws.cloudformation.create_stack(**request)["StackId"]
+    try:
+        with translate_aws_errors("creating the stack", aws.region):
+            waiter = aws.cloudformation.get_waiter("stack_create_complete")
+            waiter.wait(StackName=stack_id, WaiterConfig={"Delay": POLL_SECONDS, "MaxAttempts": MAX_POLLS})  # type: ignore[typeddict-item]
+    except CloudError as error:
+        if reasons := _failures(aws, stack_id, "CREATE_FAILED"):  # the first is the last, and the others follow from it
+            raise ClusterError(f"the cluster cannot be created: {reasons[-1]}") from error
+        raise
+    [stack] = find_stacks(aws, stack_id)
     return stack
 
 
@@ -252,22 +234,16 @@ def delete(aws: Aws, stack: Stack) -> None:
     Raises:
         CloudError, CloudRequestError: AWS cannot delete it; the message says what is left.
     """
-    with translate_aws_errors("deleting the stack", aws.region):
-        aws.cloudformation.delete_stack(StackName=stack.id)
-    deadline = time.monotonic() + DELETE_SECONDS
-    while (status := _describe(aws, stack.id)["StackStatus"]) != "DELETE_COMPLETE":
-        if status == "DELETE_FAILED" or time.monotonic() > deadline:
-            left = "; ".join(_failures(aws, stack.id, "DELETE_FAILED")) or f"not done after {DELETE_SECONDS:.0f} s"
-            how = command("submit ec2", cleanup=stack.run)
-            raise CloudError(
-                f"cannot delete all resources of the run {stack.run}; retry with {how}: {left}", kind="fault"
-            )
-        time.sleep(POLL_SECONDS)
-
-
-def _describe(aws: Aws, stack_id: str) -> StackTypeDef:
-    with translate_aws_errors("reading the state of the stack", aws.region):
-        return aws.cloudformation.describe_stacks(StackName=stack_id)["Stacks"][0]
+    try:
+        with translate_aws_errors(f"deleting the run {stack.run}", aws.region):
+            aws.cloudformation.delete_stack(StackName=stack.id)
+            waiter = aws.cloudformation.get_waiter("stack_delete_complete")
+            waiter.wait(StackName=stack.id, WaiterConfig={"Delay": POLL_SECONDS, "MaxAttempts": MAX_POLLS})  # type: ignore[typeddict-item]
+    except CloudError as error:
+        left = "; ".join(_failures(aws, stack.id, "DELETE_FAILED"))
+        how = command("submit ec2", cleanup=stack.run)
+        fix = f"{f': {left}' if left else ''}; retry with {how}"
+        raise CloudError(*error.args, fix, kind="fault") from error
 
 
 def _failures(aws: Aws, stack_id: str, status: str) -> list[str]:
@@ -281,42 +257,16 @@ def _failures(aws: Aws, stack_id: str, status: str) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Ec2Instance:
-    """One instance of a run."""
-
-    id: str
-    run: str
-    state: str
-    type: str
-    reason: str
-    """AWS's code of the reason why it stopped, as in Server.SpotInstanceTermination."""
-
-    @property
-    def is_live(self) -> bool:
-        """Whether it costs money, or may again."""
-        return self.state in _LIVING
-
-
-def find_instances(aws: Aws, run: str = "*") -> list[Ec2Instance]:
-    """Return the instances of ``run``, or of all runs. EC2 lists terminated ones for about an hour.
+def find_instances(aws: Aws, run: str) -> list[InstanceTypeDef]:
+    """Return the instances of ``run``. EC2 lists terminated ones for about an hour.
 
     Raises:
         CloudError, CloudRequestError: AWS does not answer, or rejects the request.
     """
-    with translate_aws_errors("looking for the instances of runs", aws.region):
+    with translate_aws_errors(f"looking for the instances of the run {run}", aws.region):
         pages = aws.ec2.get_paginator("describe_instances").paginate(
             Filters=[{"Name": f"tag:{RUN_TAG}", "Values": [run]}]
         )
         return [
-            Ec2Instance(
-                id=instance["InstanceId"],
-                run=next(tag["Value"] for tag in instance["Tags"] if tag["Key"] == RUN_TAG),
-                state=instance["State"]["Name"],
-                type=instance["InstanceType"],
-                reason=instance.get("StateReason", {}).get("Code", ""),
-            )
-            for page in pages
-            for reservation in page["Reservations"]
-            for instance in reservation["Instances"]
+            instance for page in pages for reservation in page["Reservations"] for instance in reservation["Instances"]
         ]

@@ -18,11 +18,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +42,6 @@ TRAINING_CHANNEL = "training"
 """The channel that replaces data.path."""
 SERVED_DATA_VARIABLE = "CROSSFADE_SERVE_DATA"
 """Names the dataset on S3 of a model that is served, whose archive has none."""
-JOB_PARAMETER = "job"
-"""The hyperparameter that may hold the text of a job file."""
 MAX_FAILURE_CHARACTERS = 1024
 STOP_SECONDS = 110.0
 """Time for a container to end: SageMaker kills it 120 seconds after SIGTERM."""
@@ -55,20 +50,8 @@ COORDINATOR_TIMEOUT_SECONDS = 900.0
 PORT_VARIABLE = "CROSSFADE_PORT"
 """Overrides ``PORT``, where the coordinator listens."""
 PORT = 7070
-RESOLVE_SECONDS = 300.0
-_RETRY_SECONDS = 1.0
 _RESERVED = ("sagemaker_", "_tuning_objective_metric")
 """Prefixes of hyperparameters that SageMaker and its libraries add."""
-_NUMBER = r"([0-9.]+(?:e[+-]?[0-9]+)?|nan|inf)"
-
-
-def value_pattern(name: str) -> str:
-    """Return a regular expression for the value of the metric ``name`` in a log line, as in ``name=0.5``."""
-    return rf"(?:^|\s){re.escape(name)}={_NUMBER}"
-
-
-PROGRESS_PATTERN = value_pattern("progress")
-"""A regular expression for the share of the run that is done, from 0 to 1."""
 
 
 class Paths:
@@ -144,78 +127,53 @@ class Hosts:
         """The host of the coordinator."""
         return self.names[0]
 
-    def address(self, name: str, pause: Callable[[float], None] = time.sleep) -> str:
-        """Return the IPv4 address of the host ``name``, retrying until its name can be resolved.
+    def address(self) -> str:
+        """Return the IPv4 address of this host: of its network interface, if its name is that of loopback.
 
         Raises:
-            ClusterError: it cannot be resolved within ``RESOLVE_SECONDS``.
+            ClusterError: its name cannot be resolved.
         """
-        deadline = time.monotonic() + RESOLVE_SECONDS
-        while True:
-            try:
-                found = str(socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-            except socket.gaierror as error:
-                if time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"cannot resolve the host {name} within {RESOLVE_SECONDS:.0f} s: {error.strerror}"
-                    ) from error
-                pause(_RETRY_SECONDS)
-                continue
-            return self._external(found) if name == self.current else found
-
-    def _external(self, address: str) -> str:
-        """Return the address of the network interface if this host's name resolves to loopback."""
-        if not address.startswith("127.") or self.interface is None:
-            return address
-        entries = psutil.net_if_addrs().get(self.interface, [])
+        try:
+            found = socket.gethostbyname(self.current)
+        except socket.gaierror as error:
+            raise ClusterError(f"cannot resolve the name of this host, {self.current}: {error.strerror}") from error
+        entries = psutil.net_if_addrs().get(self.interface or "", []) if found.startswith("127.") else []
         ipv4 = (entry.address for entry in entries if entry.family == socket.AF_INET)
-        return next((candidate for candidate in ipv4 if not candidate.startswith("127.")), address)
+        return next((candidate for candidate in ipv4 if not candidate.startswith("127.")), found)
 
     def coordinator(self) -> Address:
-        """Return the address of the coordinator."""
-        return Address(self.address(self.first), int(os.environ.get(PORT_VARIABLE, PORT)))
+        """Return the address of the coordinator, by the name of its host, which agents resolve again and again."""
+        return Address(self.first, int(os.environ.get(PORT_VARIABLE, PORT)))
 
 
 def read_job(paths: Paths, hosts: Hosts) -> JobConfig:
     """Return the job of the hyperparameters, with data, checkpoints and cluster set for this container.
 
-    A hyperparameter is a key of the job file, such as ``train.epochs``; ``job`` may hold the text of a job file, which
-    the others override. All values are text, as on a command line. Where they leave servers and workers open, several
-    hosts get as many as ``sizes_on_hosts`` says.
+    A hyperparameter is a key of the job file, such as ``train.epochs``. All values are text, as on a command line.
+    Where they leave servers and workers open, several hosts get as many as ``sizes_on_hosts`` says.
 
     Raises:
         InputError: they do not describe a valid job.
     """
     source = paths.config / "hyperparameters.json"
     given = {key: value for key, value in paths.read(source.name).items() if not key.startswith(_RESERVED)}
-    text = given.pop(JOB_PARAMETER, None)
-    if text is not None and text.startswith('"'):  # SageMaker's Python library encodes all values as JSON
-        text = str(yaml.safe_load(text))
-    overrides = [f"{key}={value}" for key, value in given.items()]
+    given = {"cluster.grace_period_seconds": str(STOP_SECONDS), **given, "cluster.shared_run_dir": "false"}
     if paths.channel(TRAINING_CHANNEL).is_dir():
-        overrides.append(f"data.path={_yaml_scalar(str(paths.channel(TRAINING_CHANNEL)))}")
-    overrides.append("cluster.shared_run_dir=false")
+        given["data.path"] = yaml.safe_dump(str(paths.channel(TRAINING_CHANNEL))).splitlines()[0]
     if len(hosts.names) > 1:
-        first = hosts.coordinator()
-        overrides += [
-            f"cluster.hosts={len(hosts.names)}",
-            f"cluster.host={first.host}",
-            f"cluster.coordinator_address={first}",
-        ]
-    if text is None and "cluster.grace_period_seconds" not in given:
-        overrides.append(f"cluster.grace_period_seconds={STOP_SECONDS}")
-    job = make_job(text or "{}", str(source), overrides, dict.fromkeys(overrides, str(source)))
+        address = Address(hosts.address(), hosts.coordinator().port)
+        given |= {"cluster.hosts": str(len(hosts.names)), "cluster.host": address.host}
+        given["cluster.coordinator_address"] = str(address)
+    job = _make_job(given, str(source))
     if sizes := sizes_on_hosts(job.cluster, len(hosts.names)):
-        overrides += [f"cluster.{key}={value}" for key, value in sizes.items()]
-        job = make_job(text or "{}", str(source), overrides, dict.fromkeys(overrides, str(source)))
-    if job.cluster.grace_period_seconds > STOP_SECONDS:
-        cluster = job.cluster.model_copy(update={"grace_period_seconds": STOP_SECONDS})
-        job = job.model_copy(update={"cluster": cluster})
-    return job
+        job = _make_job({**given, **{f"cluster.{key}": str(value) for key, value in sizes.items()}}, str(source))
+    grace = min(job.cluster.grace_period_seconds, STOP_SECONDS)
+    return job.model_copy(update={"cluster": job.cluster.model_copy(update={"grace_period_seconds": grace})})
 
 
-def _yaml_scalar(value: str) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
+def _make_job(values: dict[str, str], source: str) -> JobConfig:
+    overrides = [f"{key}={value}" for key, value in values.items()]
+    return make_job("{}", source, overrides, dict.fromkeys(overrides, source))
 
 
 def run_dir(paths: Paths, hosts: Hosts) -> Path:

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
 from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, option
 from crossfade.deploy.aws.clients import AccountOptions
 from crossfade.trainer.config.options import OptionalJob
 
-
-def _pair(value: Any) -> Any:
-    """Return a name and a value from ``NAME=VALUE``, or from a pair."""
-    pair = tuple(value.partition("=")[::2]) if isinstance(value, str) and "=" in value else value
-    if not isinstance(pair, tuple) or len(pair) != 2 or not pair[0]:
-        raise ValueError("expected NAME=VALUE")
-    return pair
-
-
-NamedValue = Annotated[tuple[str, str], BeforeValidator(_pair)]
-
 _job = partial(option, group="job")
 _action = partial(option, group="action")
 _limits = partial(option, group="limits")
 _network = partial(option, group="network and encryption")
-
-
-_ANY = {"region", "profile", "poll_seconds"}
-_OPTIONS_OF: dict[str, set[str]] = {"follow": {"wait"}, "stop": set()}
-"""The options of each action that needs no job file."""
+_OF_ACTIONS = {"region", "profile", "poll_seconds"}
+"""The options that apply to an action without a job file."""
 
 
 class SubmitSageMakerOptions(AccountOptions, OptionalJob):
@@ -50,30 +36,18 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     )
     hosts: Integer | None = _job(None, "run on N hosts (default: cluster.hosts)", value="N", ge=1)
     volume_gb: Integer = _job(50, "attach a disk of N GiB", value="N", ge=1)
-    channel: tuple[NamedValue, ...] = _job(
-        (), "copy this S3 prefix to each host first; repeatable", value="NAME=URI", repeat=True
-    )
-    input_mode: Literal["File", "FastFile"] = _job("File", "set the mode of channels")
-    tag: tuple[NamedValue, ...] = _job((), "tag the job; repeatable", value="KEY=VALUE", repeat=True)
+    copy_data: bool = _job(False, "copy the dataset at data.path to each host first, instead of reading it from S3")
     dry_run: bool = _action(False, "print the request as JSON, and start nothing")
     wait: bool = _action(False, "follow the job to its end")
     follow: str | None = _action(None, "follow a submitted job to its end", value="NAME")
     stop: str | None = _action(None, "stop a job after a checkpoint", value="NAME")
     poll_seconds: Number = _action(10.0, "poll the job at this interval", value="SECONDS", gt=0)
     max_hours: Number = _limits(24.0, "stop training after H hours", value="H", gt=0)
-    spot: bool = _limits(False, "use spot capacity, which costs less and may be interrupted")
-    max_wait_hours: Number | None = _limits(
-        None,
-        "stop after H hours of waiting for spot capacity and training (default: twice as long as training)",
-        value="H",
-        gt=0,
+    spot: bool = _limits(
+        False, "use spot capacity, which costs less and may be interrupted; wait for it as long as the job may train"
     )
     subnet: tuple[str, ...] = _network((), "run in this subnet; repeatable", value="ID", repeat=True)
     security_group: tuple[str, ...] = _network((), "use this security group; repeatable", value="ID", repeat=True)
-    encrypt_traffic: bool = _network(True, "encrypt traffic between hosts, which may lengthen training (default: on)")
-    isolate_network: bool | None = _network(
-        None, "cut the container off from all networks (default: if the job needs none)"
-    )
     volume_key: str | None = _network(None, "encrypt disks with this KMS key", value="KEY")
     output_key: str | None = _network(None, "encrypt results with this KMS key", value="KEY")
 
@@ -84,8 +58,8 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
         Raises:
             OptionError: there is one.
         """
-        action = next((name for name in _OPTIONS_OF if getattr(self, name) is not None), None)
+        action = next((name for name in ("follow", "stop") if getattr(self, name) is not None), None)
         for name in type(self).model_fields:
-            if action and name in self.model_fields_set - {action, *_ANY, *_OPTIONS_OF[action]}:
+            if action and name in self.model_fields_set - {action, *_OF_ACTIONS}:
                 raise OptionError(name, problem=("does not apply to ", Option(action)), fix="leave it out")
         return self

@@ -10,27 +10,28 @@ from .conftest import SETTINGS
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
 def test_search_chooses_the_longer_training(plays: pd.DataFrame) -> None:
     from sklearn.model_selection import GridSearchCV
 
     estimator = crossfade.Recommender(item="track", dim=8, settings=SETTINGS)
-    search = GridSearchCV(estimator, {"epochs": [1, 20]}, cv=2).fit(plays)
-    assert search.best_params_ == {"epochs": 20}
+    with pytest.raises(crossfade.InputError, match="call fit with events first"):
+        estimator.predict(plays)
+    search = GridSearchCV(estimator, {"epochs": [1, 9]}, cv=2).fit(plays)
+    assert search.best_params_ == {"epochs": 9}
     assert search.best_score_ > 0.1
     found = search.predict(plays[:1])
     assert found["user"].unique().tolist() == plays["user"][:1].tolist()
     assert len(found) == 10
 
 
-def test_clone_keeps_the_parameters() -> None:
-    from sklearn.base import clone
+def test_parameters_are_arguments_of_fit_with_their_defaults() -> None:
+    from inspect import signature
 
-    estimator = crossfade.Recommender(item="track", k=3, settings={"loss": "bpr"})
-    assert clone(estimator).get_params() == estimator.get_params()
-    assert repr(clone(estimator)) == "Recommender(item='track', k=3, settings={'loss': 'bpr'})"
-    with pytest.raises(ValueError, match="dims: no such parameter"):
-        estimator.set_params(dims=3)
+    own, of_fit = signature(crossfade.Recommender).parameters, signature(crossfade.fit).parameters
+    assert own.keys() - of_fit.keys() == {"k"}
+    assert of_fit.keys() - own.keys() == {"plays", "names", "valid", "test", "progress"}
+    shared = [name for name in own if name not in ("k", "query", "item")]
+    assert {name: own[name].default for name in shared} == {name: of_fit[name].default for name in shared}
 
 
 def test_score_is_the_recall_of_new_items(plays: pd.DataFrame) -> None:

@@ -24,19 +24,6 @@ def test_several_queries_keep_their_order(model: crossfade.Model) -> None:
     assert ": 300 of user, 200 of track, 16 columns)" in repr(model)
 
 
-def test_explored_lists_stay_until_the_seed_changes(model: crossfade.Model) -> None:
-    options = {"k": 3, "exploration": 0.5, "diversity": 0.3}
-    everyone = model.recommend("all", **options, seed=4)
-    assert model.recommend("user_3", **options, seed=4)["track"].tolist() == (
-        everyone["track"][everyone["user"] == "user_3"].tolist()
-    )
-    assert not model.recommend("all", **options, seed=5)["track"].equals(everyone["track"])
-    assert (
-        model.evaluate("valid", popularity_damping=1, k=3)["popularity@3"]
-        < model.evaluate("valid", k=3)["popularity@3"]
-    )
-
-
 def test_known_ids_can_be_told_from_others(model: crossfade.Model) -> None:
     users = np.array(["user_3", "nobody", "user_7"])
     assert model.knows(users).tolist() == [True, False, True]
@@ -47,20 +34,14 @@ def test_known_ids_can_be_told_from_others(model: crossfade.Model) -> None:
 def test_unknown_ids_are_left_out_or_get_popular_items(
     model: crossfade.Model, caplog: pytest.LogCaptureFixture
 ) -> None:
-    users = ["nobody", "user_7", "x"]
+    users = ["nobody", "user_7"]
     expected = model.recommend("user_7", k=2)
     pd.testing.assert_frame_equal(model.recommend(users, k=2, on_unknown="skip"), expected)
-    assert "2 of 3 of user have no trained vector, such as nobody, x; left out" in caplog.text
-    assert model.recommend("x", on_unknown="skip").empty
+    assert "1 of 2 of user have no trained vector, such as nobody; left out" in caplog.text
     found = model.recommend(users, k=2, on_unknown="popular")
-    count_R = model.use(lambda opened: opened.trained.counts("track"))
-    assert found["user"].tolist() == ["nobody", "nobody", "user_7", "user_7", "x", "x"]
-    assert found["is_fallback"].tolist() == [True, True, False, False, True, True]
-    assert found["track"].tolist()[2:4] == expected["track"].tolist()
-    assert found["track"][0] == found["track"][4] == model.ids()[np.argmax(count_R)]
-    assert found["score"][0] == count_R.max()
-    everyone = model.recommend("all", k=1, on_unknown="popular")
-    assert not everyone["is_fallback"].any()
+    assert found["user"].tolist() == ["nobody", "nobody", "user_7", "user_7"]
+    assert found["is_fallback"].tolist() == [True, True, False, False]
+    assert found["track"].tolist()[2:] == expected["track"].tolist()
 
 
 def test_history_of_somebody_new(model: crossfade.Model) -> None:
@@ -96,7 +77,7 @@ def test_saved_model_is_a_run_folder_with_its_dataset(
         *("checkpoints/embeddings/embeddings.json", "checkpoints/embeddings/epoch-000005/embeddings.json"),
         "checkpoints/embeddings/epoch-000005/user/rows-000000000000.parquet",
         "checkpoints/step-000000001/.manifest.json.0a1b2c3d.partial",
-        *("dataset/.baselines.json.0a1b2c3d.partial", "logs/worker-0.log", "metrics/worker-0.prom", "map/map.png"),
+        *("dataset/.baselines.json.0a1b2c3d.partial", "logs/worker-0.log", "metrics/worker-0.prom", "map/map.html"),
         *("map/.map.html.partial-0a1b2c3d", "tensorboard/events.out.tfevents.1.host.2.0", ".map.lock"),
     ):
         _write_below(name)(tmp_path / "kept")
@@ -113,19 +94,6 @@ def test_saved_model_is_a_run_folder_with_its_dataset(
     assert all(name in capsys.readouterr().out for name in expected["track_name"][:1])
 
 
-OTHER_FOLDERS = ("logs", "map", "metrics", "tensorboard")
-
-
-def _write_thesis(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "thesis.tex").write_text("years of work")
-
-
-def _write_run_with_thesis(folder: Path) -> None:
-    _write_thesis(folder)
-    (folder / "job.yaml").write_text("name: plays")
-
-
 def _write_below(path: str, text: str = "years of work") -> Callable[[Path], object]:
     def write(folder: Path) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -134,35 +102,15 @@ def _write_below(path: str, text: str = "years of work") -> Callable[[Path], obj
     return write
 
 
-def _link(folder: Path) -> None:
-    _write_thesis(folder.with_name("elsewhere"))
-    folder.symlink_to("elsewhere")
-
-
 @pytest.mark.parametrize(
     ("occupy", "message"),
     [
-        (_write_thesis, "holds 'thesis.tex', which is not part of a model"),
-        (_write_run_with_thesis, "holds 'thesis.tex', which is not part of a model"),
-        (_write_below("embeddings/thesis.tex"), "holds 'embeddings/thesis.tex', which is not part of a model"),
-        (_write_below("checkpoints/old/thesis.tex"), "holds 'checkpoints/old/thesis.tex', which"),
-        (_write_below("dataset/thesis.tex"), "holds 'dataset/thesis.tex', which is not part of a model"),
-        *((_write_below(f"{name}/thesis.tex"), f"holds '{name}/thesis.tex', which is not") for name in OTHER_FOLDERS),
-        (_write_below("job.yaml", "w: 2024-13-45"), "holds no model .it has no job.yaml of a run"),
-        (_write_below("job.yaml", "[" * 3000), "holds no model .it has no job.yaml of a run"),
-        (_write_below("report.tex"), "holds 'report.tex', which is not part of a model"),
-        (_write_below("job.yaml", "kind: Job"), "holds no model .it has no job.yaml of a run"),
-        (lambda folder: (folder / "embeddings").mkdir(parents=True), "holds no model .it has no job.yaml"),
-        (lambda folder: folder.write_text("a file"), "is not a folder, so overwrite=True does"),
-        (_link, "is not a folder, so overwrite=True does"),
-        (lambda folder: folder.symlink_to("nowhere"), "is not a folder, so overwrite=True does"),
-    ],
-    ids=[
-        *("folder", "run with a file", "file in embeddings", "file in checkpoints", "file in a dataset"),
-        *(f"file in {name}" for name in OTHER_FOLDERS),
-        *("impossible date", "nested lists"),
-        *("file beside a report", "other job.yaml", "folder without job"),
-        *("file", "link", "dangling link"),
+        pytest.param(_write_below("thesis.tex"), "holds 'thesis.tex', which is not part of a model", id="folder"),
+        pytest.param(_write_below("job.yaml", "w: 2024-13-45"), "holds no model .it has no job.yaml", id="broken job"),
+        pytest.param(_write_below("job.yaml", "kind: Job"), "holds no model .it has no job.yaml", id="other job.yaml"),
+        pytest.param(lambda folder: (folder / "logs").mkdir(parents=True), "holds no model .it has no", id="no job"),
+        pytest.param(lambda folder: folder.write_text("a file"), "is not a folder, so overwrite does", id="file"),
+        pytest.param(lambda folder: folder.symlink_to("nowhere"), "is not a folder, so overwrite does", id="link"),
     ],
 )
 def test_save_replaces_nothing_but_a_model(
@@ -225,8 +173,3 @@ def test_model_is_opened_once_and_again_in_another_process(model: crossfade.Mode
     finally:
         hidden.rename(model.source)
     assert pickle.loads(pickle.dumps(copy)).recommend("user_42", k=3).equals(expected)
-
-
-def test_missing_model_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(crossfade.InputError, match="none"):
-        crossfade.load(tmp_path / "none")

@@ -4,11 +4,8 @@ import re
 
 import pytest
 
-from crossfade.base.environment import environment_integer
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
-
-VARIABLE = "CROSSFADE_S3_ATTEMPTS"
 
 
 @pytest.mark.parametrize(
@@ -34,11 +31,3 @@ def test_invalid_environment_variable_is_rejected_by_name(
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=re.escape(f"{name} is '{value[:40]}")):
         Folder("s3://music/x").names()
-
-
-def test_variable_is_read_as_an_integer_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    assert environment_integer(VARIABLE, 7, 1, 100) == 7
-    for text, number in (("", 7), ("1", 1), ("007", 7), ("100", 100)):
-        monkeypatch.setenv(VARIABLE, text)
-        assert environment_integer(VARIABLE, 7, 1, 100) == number

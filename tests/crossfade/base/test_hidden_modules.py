@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from crossfade.base.packages import deferred, hidden
+from crossfade.base.packages import hidden
 
 IMPORT_ROLES = """
 import sys
@@ -16,7 +16,7 @@ import_mxnet()
 with hidden("pandas"):
     import pyarrow as pa
     assert pa.chunked_array([[1, 2]]).to_numpy().tolist() == [1, 2]
-hidden = ("scipy", "sklearn", "requests", "pandas")
+hidden = ("scipy", "sklearn", "pandas")
 assert not [name for name in sys.modules if name.partition(".")[0] in hidden]
 from scipy import stats
 assert stats.ttest_rel([1.0, 2.0, 4.0], [2.0, 1.0, 4.0]).pvalue == 1.0
@@ -39,19 +39,3 @@ def test_hidden_package_cannot_be_imported_in_the_block_only(monkeypatch: pytest
     import colorsys
 
     assert colorsys.rgb_to_hsv(0, 0, 0) == (0, 0, 0)
-
-
-def test_deferred_package_is_loaded_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    with deferred("colorsys"), deferred("json"):
-        import colorsys
-        import json
-    assert "colorsys" not in sys.modules
-    assert (colorsys.rgb_to_hsv(0, 0, 0), json.dumps(1)) == ((0, 0, 0), "1")
-    assert "colorsys" in sys.modules
-
-
-def test_package_is_no_longer_hidden_after_an_error() -> None:
-    with pytest.raises(ZeroDivisionError), hidden("colorsys"):
-        raise ZeroDivisionError
-    assert sys.modules.get("colorsys", sys) is not None

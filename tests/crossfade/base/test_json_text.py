@@ -34,16 +34,6 @@ def test_ambiguous_or_unbounded_json_is_rejected(text: str, problem: str) -> Non
     assert len(str(caught.value)) < 200
 
 
-def test_bytes_that_are_not_utf_8_are_rejected() -> None:
-    with pytest.raises(ValueError, match="not UTF-8 text"):
-        parse_json(b'"\xff"')
-
-
-def test_values_at_the_limits_are_parsed() -> None:
-    text = f'{{"a": [{2**127 - 1}, -0.5e300], "b": {"[" * 98}{"]" * 98}}}'
-    assert parse_json(text)["a"] == [2**127 - 1, -0.5e300]
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -11,12 +11,11 @@ import pytest
 from memory_cgroup import memory_cgroup
 from run_folders import BEGAN, state, write_run
 
-from crossfade.base.machine import OomKills, find_source, is_source
+from crossfade.base.machine import find_source, is_source
 from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.deploy.dashboard.run_state import find_state
 
-FIRST = "4:memory:/jobs/one\n1:cpu:/\n0::/\n"
-SECOND = "0::/jobs/one\n"
+MEMBERSHIP = "0::/jobs/one\n"
 COUNT_OF_CHILDREN = """
 import subprocess, sys
 from crossfade.base.machine import OomKills
@@ -69,10 +68,8 @@ def test_count_is_read_from_no_file_that_a_run_folder_chooses(source: str) -> No
 @pytest.mark.parametrize(
     ("membership", "files", "expected"),
     [
-        (FIRST, ["memory/jobs/one/memory.oom_control", "memory/memory.oom_control"], 0),
-        (FIRST, ["memory/memory.oom_control"], 0),  # in a container
-        (SECOND, ["jobs/one/memory.events", "jobs/memory.events"], 0),
-        (SECOND, ["jobs/memory.events"], 0),  # where only the parent's memory is controlled
+        (MEMBERSHIP, ["jobs/one/memory.events", "jobs/memory.events"], 0),
+        (MEMBERSHIP, ["jobs/memory.events"], 0),  # where only the parent's memory is controlled
         ("0::/\n", ["memory.events"], 0),  # in a container
         ("0::/\n", [], None),
         ("", ["memory.events"], None),
@@ -86,12 +83,3 @@ def test_count_is_that_of_the_own_cgroup_or_of_the_machine(
         (tmp_path / name).write_text("low 0\noom 3\noom_kill 1\n")
     source = find_source(membership, tmp_path)
     assert source == (Path("/proc/vmstat") if expected is None else tmp_path / files[expected])
-
-
-@pytest.mark.parametrize("content", ["oom_kill 2\n", "oom_kill 1\n", "", None])
-def test_count_that_grows_has_risen_and_one_that_is_gone_has_not(tmp_path: Path, content: str | None) -> None:
-    source = tmp_path / "memory.events"
-    source.write_text("oom_kill 1\n")
-    kills = OomKills(source)
-    source.unlink() if content is None else source.write_text(content)
-    assert kills.have_risen() == (content == "oom_kill 2\n")

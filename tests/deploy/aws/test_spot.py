@@ -1,240 +1,104 @@
-"""Spot interruption notices: reading them, and trainings that receive one."""
+"""Spot interruption notices: reading them, and a training that receives one."""
 
-import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from fake_imds import Metadata, running_metadata
-from object_store import free_ports
-from paced_training import Training, pace, paced
+from paced_training import paced
 from run_results import assert_same_bits, report_of
-from running_command import RunningCommand, messages, started, succeeded
+from running_command import messages, succeeded
 
-from crossfade.base.errors import InputError, StorageUnavailableError
-from crossfade.deploy.aws.metadata import InstanceMetadata
-from crossfade.deploy.aws.spot import SpotMonitor, monitor_spot
+from crossfade.deploy.aws.spot import SpotMonitor
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 
-ON_SERVERS = ("--servers", 2, "--workers", 1)
-"""One worker gives the bits of a run in process, whatever the number of servers."""
-STEP_SECONDS = 0.2
-TOKEN = {"CROSSFADE_TOKEN": "the-token-of-these-tests"}
 NOTICE = "EC2 terminates this spot instance at 2017-09-18T08:22:00Z"
 
 
 @pytest.fixture
-def metadata() -> Iterator[Metadata]:
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
     with running_metadata() as metadata:
+        for name, value in metadata.variables.items():
+            monkeypatch.setenv(name, value)
         yield metadata
 
 
-# ---- notices
-
-
-def test_expired_metadata_token_is_renewed(metadata: Metadata) -> None:
-    metadata.values["local-ipv4"] = "10.0.0.5"
-    client = InstanceMetadata(metadata.endpoint)
-    assert client.get("local-ipv4") == "10.0.0.5"
-    assert client.get("spot/instance-action") is None
-    assert len(metadata.tokens) == 1
-    metadata.expire_tokens()
-    assert client.get("local-ipv4") == "10.0.0.5"
-    assert len(metadata.tokens) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "problem"),
-    [
-        ("AWS_EC2_METADATA_DISABLED", "true", "AWS_EC2_METADATA_DISABLED is true"),
-        *[
-            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", value, r"expected a URL such as http://169\.254\.169\.254, but found")
-            for value in ("10.0.0.1", "https://10.0.0.1", "http://", "http://host:port", "http://h/path", "http://[::1")
-        ],
-    ],
-)
-def test_disabled_service_or_invalid_endpoint_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str
-) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=problem), monitor_spot(print):
-        pass
-
-
-def test_absent_or_silent_metadata_service_times_out() -> None:
-    [port] = free_ports(1)
-    with pytest.raises(StorageUnavailableError, match=r"cannot be reached: .*refused"):
-        InstanceMetadata(f"http://127.0.0.1:{port}").get("local-ipv4")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(StorageUnavailableError, match="timed out"):
-            InstanceMetadata(endpoint, timeout_seconds=0.1).get("local-ipv4")
-
-
-def test_host_that_boots_asks_again_while_its_metadata_service_does_not_answer(metadata: Metadata) -> None:
-    metadata.values["local-ipv4"] = "10.0.0.5"
-    metadata.throttled = 3
-    client = InstanceMetadata(metadata.endpoint)
-    with pytest.raises(StorageUnavailableError, match="no token, but status 503"):
-        client.get_when_ready("local-ipv4", seconds=0)
-    assert client.get_when_ready("local-ipv4", pause_seconds=0.01) == "10.0.0.5"
-    assert metadata.throttled == 0
-
-
-def test_each_notice_and_recommendation_is_logged_once(metadata: Metadata) -> None:
+def test_notice_is_logged_once(metadata: Metadata) -> None:
     lines: list[str] = []
-    monitor = SpotMonitor(InstanceMetadata(metadata.endpoint), lines.append)
+    monitor = SpotMonitor(lines.append)
     monitor.poll()
-    assert (monitor.notice(), monitor.recommendations(), lines) == (None, 0, [])
-    metadata.recommend_rebalance("2020-10-27T08:22:00Z")
-    monitor.poll()
-    monitor.poll()
-    assert (monitor.notice(), monitor.recommendations()) == (None, 1)
-    metadata.recommend_rebalance("2020-10-27T09:00:00Z")
+    assert (monitor.notice(), lines) == (None, [])
+    metadata.expire_tokens()
     metadata.interrupt("hibernate")
     monitor.poll()
     monitor.poll()
-    assert monitor.recommendations() == 2
     assert monitor.notice() == "EC2 hibernates this spot instance at 2017-09-18T08:22:00Z"
-    assert [line.partition(" at ")[0] for line in lines] == [
-        "EC2 recommends rebalancing this spot instance (2020-10-27T08:22:00Z): writing a checkpoint",
-        "EC2 hibernates this spot instance",
-        "EC2 recommends rebalancing this spot instance (2020-10-27T09:00:00Z): writing a checkpoint",
-    ]
+    assert lines == [monitor.notice()]
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "[]", '"terminate"', '{"action": "terminate"}', '{"action": 1, "time": 2}', None]
+    ("answer", "problem"),
+    [
+        ('"terminate"', 'expected action, time, but found "terminate"'),
+        ('{"action": 1, "time": 2}', "expected action, time"),
+        ("no JSON\x1b", "Expecting value"),
+        (None, "the metadata service returned no token, but status 503"),
+    ],
 )
-def test_malformed_or_missing_answer_is_logged_once_and_ignored(metadata: Metadata, answer: str | None) -> None:
+def test_malformed_or_missing_answer_is_logged_once_and_ignored(
+    metadata: Metadata, answer: str | None, problem: str
+) -> None:
     lines: list[str] = []
-    monitor = SpotMonitor(InstanceMetadata(metadata.endpoint), lines.append)
+    monitor = SpotMonitor(lines.append)
     if answer is None:
         metadata.throttled = 2
     else:
         metadata.values["spot/instance-action"] = answer
     monitor.poll()
     monitor.poll()
-    assert [line.partition(",")[0] for line in lines] == ["cannot read spot notices"]
+    [line] = lines
+    assert line.startswith(f"cannot read spot notices, retrying every 5 s: {metadata.endpoint[7:]}: {problem}")
     metadata.interrupt()
     monitor.poll()
     assert lines[1:] == [NOTICE, "spot notices can be read again"]
-    assert monitor.notice() == NOTICE
+    monitor.poll()
+    assert (monitor.notice(), len(lines)) == (NOTICE, 3)
 
 
-# ---- trainings
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write data and a job that saves checkpoints only on request and at the end."""
-    folder = tmp_path_factory.mktemp("spot")
-    data = write_planted(folder / "data")
-    write_job(
-        folder / "job.yaml",
-        data,
-        optimizer={"kind": "adagrad"},
-        train={"epochs": 8, "eval_every_epochs": 4, "patience": None},
-        checkpoint={"interval_seconds": None},
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(workspace: Path) -> Path:
-    """Train without interruptions, in process."""
-    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "uninterrupted", cwd=workspace))
-    return workspace / "uninterrupted"
-
-
-def train(run_dir: Path, metadata: Metadata, *options: object) -> AbstractContextManager[Training]:
-    """Start a paced training on a host with these metadata."""
-    options = ("train", run_dir.parent / "job.yaml", *options, "--spot")
-    return paced(*options, run_dir=run_dir, variables=metadata.variables | TOKEN, step_seconds=STEP_SECONDS)
-
-
-def saved_step(checkpoints: Path) -> int:
-    """Return the step of the newest checkpoint, which must be complete."""
-    newest, skipped = latest_checkpoint(str(checkpoints))
-    assert newest is not None
-    assert skipped == []
-    return newest.manifest.step
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "10.0.0.1", "http://host:port"])
+def test_absent_service_or_invalid_endpoint_is_logged(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint)
+    lines: list[str] = []
+    SpotMonitor(lines.append).poll()
+    assert [line.partition(",")[0] for line in lines] == ["cannot read spot notices"]
 
 
 @pytest.mark.slow
-def test_notice_ends_the_run_after_a_checkpoint_that_resumes_elsewhere(
-    workspace: Path, uninterrupted: Path, metadata: Metadata
-) -> None:
+def test_notice_ends_the_run_after_a_checkpoint_that_resumes_elsewhere(tmp_path: Path, metadata: Metadata) -> None:
+    sections = {"train": {"epochs": 8, "eval_every_epochs": 4, "patience": None}, "optimizer": {"kind": "adagrad"}}
+    write_job(
+        tmp_path / "job.yaml", write_planted(tmp_path / "data"), **sections, checkpoint={"interval_seconds": None}
+    )
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "uninterrupted", cwd=tmp_path))
     # The checkpoints outlive the host; its run folder does not.
-    path = ("--set", f"checkpoint.path={workspace / 'kept'}")
-    with train(workspace / "taken", metadata, *path) as training:
+    path = ("--set", f"checkpoint.path={tmp_path / 'kept'}")
+    options = ("train", tmp_path / "job.yaml", *path, "--spot")
+    with paced(*options, run_dir=tmp_path / "taken", variables=metadata.variables, step_seconds=0.2) as training:
         training.wait_for("step")
-        metadata.recommend_rebalance()  # a reason for a checkpoint, not for stopping
-        training.wait_for("checkpoint_saved")
         metadata.interrupt()
         result = training.command.finish()
     assert result.returncode == 75, result.stderr
-    step = saved_step(workspace / "kept")
-    assert 0 < step < report_of(uninterrupted)["steps"]
+    newest, skipped = latest_checkpoint(str(tmp_path / "kept"))
+    assert newest is not None
+    step = newest.manifest.step
+    assert skipped == []
+    assert 0 < step < report_of(tmp_path / "uninterrupted")["steps"]
     assert messages(result.stderr)[-2:] == [
         f"crossfade: {NOTICE}",
         f"crossfade: stopped after step {step:,}, of which there is a checkpoint: {NOTICE}; resume with --resume",
     ]
-    result = succeeded(crossfade_here("train", "job.yaml", "--run-dir", "elsewhere", *path, "--resume", cwd=workspace))
+    result = succeeded(crossfade_here("train", "job.yaml", "--run-dir", "elsewhere", *path, "--resume", cwd=tmp_path))
     assert f"crossfade: resuming from step {step}" in messages(result.stderr)
-    assert_same_bits(workspace / "elsewhere", uninterrupted)
-
-
-class Cluster:
-    """A paced training on two hosts, 127.0.0.1 and another."""
-
-    def __init__(self, workspace: Path, run: str) -> None:
-        self.run_dir = workspace / run
-        [port] = free_ports(1)
-        self.join = f"127.0.0.1:{port}"
-        self.options = (*ON_SERVERS, "--set", "cluster.hosts=2", "--set", f"cluster.coordinator_address={self.join}")
-
-    def train(self, metadata: Metadata, *options: object) -> AbstractContextManager[Training]:
-        return train(self.run_dir, metadata, *self.options, *options)
-
-    def agent(self, address: str, metadata: Metadata) -> AbstractContextManager[RunningCommand]:
-        options = ("agent", "--join", self.join, "--run-dir", self.run_dir, "--advertise-address", address, "--spot")
-        release = self.run_dir.parent / f"{self.run_dir.name}.release"
-        variables = pace(self.run_dir.parent, release, metadata.variables | TOKEN, step_seconds=STEP_SECONDS)
-        return started(*options, cwd=self.run_dir.parent, variables=variables)
-
-
-@pytest.mark.slow
-@pytest.mark.cluster
-def test_job_saves_before_a_host_is_reclaimed_and_resumes_with_another(
-    workspace: Path, uninterrupted: Path, metadata: Metadata
-) -> None:
-    cluster = Cluster(workspace, "one-taken")
-    with (
-        running_metadata() as first_metadata,
-        cluster.agent("127.0.0.2", metadata) as taken,
-        cluster.train(first_metadata) as training,
-    ):
-        training.wait_for("step")
-        first_metadata.recommend_rebalance()
-        training.wait_for("checkpoint_saved")
-        metadata.interrupt()
-        result = taken.finish()
-        assert result.returncode == 75, result.stderr
-        assert messages(result.stderr)[-1] == f"crossfade: the job continues without this host: {NOTICE}"
-        step = saved_step(training.run_dir / "checkpoints")
-        assert [record["step"] for record in training.events("stopped")] == [step]
-        assert training.command.process.poll() is None
-        with running_metadata() as new_metadata, cluster.agent("127.0.0.3", new_metadata) as new:
-            result = succeeded(training.finish())
-            succeeded(new.finish())
-    report = report_of(training.run_dir)
-    assert report["restarts"] == 1
-    [restart] = report["restart_causes"]
-    assert restart["step"] == step
-    assert restart["cause"].endswith(f"(127.0.0.2) received an interruption notice: {NOTICE}")
-    assert f"restarting (generation 2) from step {step}" in messages(result.stderr)[-1]
-    assert_same_bits(training.run_dir, uninterrupted)
+    assert_same_bits(tmp_path / "elsewhere", tmp_path / "uninterrupted")

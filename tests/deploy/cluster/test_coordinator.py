@@ -1,29 +1,33 @@
-"""Ten scripts of the coordinator, on a clock that the test moves: what it counts, waits for, and reports.
+"""Scripts of the coordinator, on a clock that the test moves: what it counts, waits for, and reports.
 
 That one generation runs at a time, and that the job gets on, whatever happens, is in ``test_coordinator_model.py``.
 """
 
-from typing import Any
-
 import pytest
 from scripted_agents import GRACE, KILLED, RESTARTS, STALL, Cluster, Host, saved, step
 
-from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.errors import ClusterError
 from crossfade.deploy.aws.spot import NOTICE_SECONDS
 from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
 from crossfade.deploy.cluster.job_state import GenerationSpec, State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.cluster.messages import Failure, NumberedEvent
-from crossfade.deploy.cluster.restart_policy import NETWORK_FAILURE_SECONDS
 from crossfade.deploy.topology import Address
-from crossfade.trainer.runs.events import CheckpointFailed, EpochEvent, Event, LoadEvent, PhaseEvent, StoppedEvent
+from crossfade.trainer.runs.events import (
+    CheckpointFailed,
+    EpochEvent,
+    Event,
+    LoadEvent,
+    PhaseEvent,
+    StoppedEvent,
+    to_json,
+)
 
-SCANNED = Failure(message="server-0 was aborted by data at its port", from_network=True)
 ABORTED = Failure(message="worker-0 was killed by SIGABRT", role="worker-0", cause="was killed by SIGABRT")
 SERVER_ABORTED = Failure(message="server-1 was killed by SIGABRT", role="server-1", cause="was killed by SIGABRT")
 NOTICE = "EC2 terminates this spot instance at noon"
-SAVED, STOPPED = saved(8), StoppedEvent(step=8, checkpoint="checkpoints/step-000000008")
 HOST_TIMEOUT = 30.0
+SAVED, STOPPED = saved(8), StoppedEvent(step=8, checkpoint="checkpoints/step-000000008")
 
 
 def test_generation_runs_on_all_hosts_and_ends_there_before_the_next() -> None:
@@ -38,7 +42,7 @@ def test_generation_runs_on_all_hosts_and_ends_there_before_the_next() -> None:
     )
     first = cluster.local.desired.secret
     assert (len(first), other.desired.secret) == (64, first)
-    assert first not in repr(other.desired) + str(cluster.coordinator.status())
+    assert first not in repr(other.desired)
     cluster.local.report_events(step(1), LoadEvent(load={"pid": 1}), LoadEvent(load={"pid": 2}))
     process = {"state": "running", "host": "host 10.0.0.1", "metrics": None, "load": {"pid": 2}}
     assert cluster.coordinator.processes()["worker-0"] == process
@@ -89,24 +93,6 @@ def test_restarts_back_off_until_the_limit_unless_there_is_a_new_checkpoint(how:
         assert (cluster.local.heartbeat().action, cluster.local.desired.exit_code) == ("leave", 1)
 
 
-def test_failures_from_the_network_delay_the_job_but_use_up_a_restart_an_hour(alone: Cluster) -> None:
-    delays = []
-    for _ in range(3 * RESTARTS):
-        alone.fail(SCANNED)
-        delays.append(alone.back_off())
-        alone.start()
-    assert delays == [0, 1, 2, 4, 8, 16, 32, 60, 60]
-    assert {event["cause"] for event in alone.events("backoff")} == {SCANNED.message}
-    alone.local.report_events(saved(1))
-    begin = alone.now
-    while alone.state is not State.FAILED:
-        alone.fail(SCANNED)
-        alone.back_off(5)
-        if alone.state is State.PREPARING:
-            alone.start()
-    assert (RESTARTS - 1) * NETWORK_FAILURE_SECONDS <= alone.now - begin < (RESTARTS + 1) * NETWORK_FAILURE_SECONDS
-
-
 def test_restart_records_its_causes_and_what_is_trained_again(alone: Cluster) -> None:
     training = PhaseEvent(name="training", step=0)
     alone.local.report_events(training, step(1))
@@ -125,27 +111,16 @@ def test_restart_records_its_causes_and_what_is_trained_again(alone: Cluster) ->
     alone.wait_silently(7.0)  # until the failure is noticed
     alone.fail()
     alone.start("checkpoints/step-50", 50)
-    first, second = alone.coordinator.restarts
-    lost = {"step": 40, "seconds": 4.0, "lost_steps": 40, "lost_seconds": 3.0}
-    assert vars(first) == {"generation": 2, "cause": "server-1: bad CRC; then the store is away"} | lost
-    assert (second.cause, second.step, second.lost_steps, second.lost_seconds) == (KILLED.message, 110, 60, 3.0)
-    assert alone.events("restart")[0]["skipped"] == ["folder/step-9: it was rejected"]
-
-
-@pytest.mark.parametrize(("exit_code", "kind"), [(2, InputError), (1, ClusterError)])
-def test_permanent_error_fails_the_job_at_once(
-    cluster: Cluster, other: Host, exit_code: int, kind: type[Exception]
-) -> None:
-    other.heartbeat(failure=Failure(message="worker-1: a wrong thing", exit_code=exit_code, restart=False))
-    cluster.coordinator.stop()  # which does not hide the error
-    cluster.heartbeat_all()
-    cluster.heartbeat_all()
-    assert cluster.state is State.FAILED
-    assert (type(cluster.coordinator.error()), str(cluster.coordinator.error())) == (kind, "worker-1: a wrong thing")
-    assert (other.heartbeat().action, cluster.coordinator.restarts) == ("leave", [])
-    unstarted = Cluster()
-    unstarted.coordinator.start_failed(InputError("no such scheme: gopher"))
-    assert (unstarted.state, type(unstarted.coordinator.error())) == (State.FAILED, InputError)
+    events = [to_json(event) for event in alone.coordinator.take_events()]
+    first, second = (event for event in events if event["event"] == "restart")
+    assert first["cause"] == "server-1: bad CRC; then OSError: the store is away"
+    assert (first["step"], first["lost_steps"], first["lost_seconds"]) == (0, 40, 3.0)
+    assert first["skipped"] == ["folder/step-9: it was rejected"]
+    assert (second["cause"], second["step"]) == (KILLED.message, 50)
+    assert (second["lost_steps"], second["lost_seconds"]) == (60, 3.0)
+    *_, failure = (event for event in events if event["event"] == "failure")
+    lost = {"step": 110, "lost_steps": 60, "lost_seconds": 3.0}
+    assert failure == {"event": "failure", "generation": 2, "cause": KILLED.message, "ends_run": False, **lost}
 
 
 @pytest.mark.parametrize(
@@ -167,11 +142,12 @@ def test_stalled_job_restarts(alone: Cluster, event: Event, is_progress: bool) -
     alone.wait((STALL - 1) * is_progress)
     assert alone.state is State.PREPARING
     alone.start()
-    assert alone.coordinator.restarts[0].cause == f"no sign of progress for {STALL:g} s"
+    assert [event["cause"] for event in alone.events("restart")] == [f"no sign of progress for {STALL:g} s"]
 
 
-def test_lost_replaced_and_repeating_agents_neither_disturb_nor_double_the_job(cluster: Cluster, other: Host) -> None:
-    # Messages count once, those of an earlier generation not at all.
+def test_messages_count_once_and_those_of_an_earlier_agent_or_generation_not_at_all(
+    cluster: Cluster, other: Host
+) -> None:
     report = cluster.local.make_heartbeat(events=cluster.local.number_events(step(2), step(3)))
     cluster.coordinator.take_events()
     assert cluster.coordinator.handle_heartbeat(report) == cluster.coordinator.handle_heartbeat(report)
@@ -181,59 +157,28 @@ def test_lost_replaced_and_repeating_agents_neither_disturb_nor_double_the_job(c
     overtaken, late = other.make_heartbeat(failure=KILLED), other.make_heartbeat()
     other.heartbeat()
     assert cluster.coordinator.handle_heartbeat(overtaken).action == "run"
-    for _ in range(2):
-        assert other.heartbeat(checkpoints_requested=1).checkpoints_requested == 1
     cluster.coordinator.start_failed(OSError("late"))
-    assert (cluster.state, cluster.coordinator.generation) == (State.RUNNING, 1)
-    # A silent agent is lost when its lease is over, and may return; the agent of another coordinator may join.
+    own = Host(cluster, "10.0.0.1", "another").heartbeat()
+    assert (own.exit_code, "10.0.0.1 is the coordinator's own address" in own.message) == (1, True)
+    # A silent agent is lost when its lease is over, and another may replace it.
     cluster.hosts.remove(other)
     cluster.wait(LEASE_SECONDS)
-    assert cluster.state is State.RUNNING
-    cluster.wait(200)
-    assert (cluster.state, cluster.events("waiting")) == (State.WAITING, [{"event": "waiting", "hosts": 1}])
-    assert other.heartbeat(coordinator="an earlier one").action == "wait"
-    other.heartbeat(leaving=True)
-    new, own = Host(cluster, other.address, "the new one"), Host(cluster, "10.0.0.1", "another").heartbeat()
-    assert (own.exit_code, "10.0.0.1 is the coordinator's own address" in own.message) == (1, True)
+    assert (cluster.state, cluster.coordinator.generation) == (State.RUNNING, 1)
+    cluster.wait(2)
+    lost, waiting = (to_json(event) for event in cluster.coordinator.take_events())
+    assert (lost["cause"], waiting["hosts"]) == ("the agent on host 10.0.0.2 (10.0.0.2) sent no heartbeat for 15 s", 1)
+    new = Host(cluster, other.address, "another")
     new.heartbeat()
     cluster.hosts.append(new)
-    assert cluster.state is State.PREPARING
-    cluster.hosts.remove(new)
-    cluster.wait(LEASE_SECONDS + 1)
-    cluster.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
-    assert (cluster.state, cluster.coordinator.generation) == (State.WAITING, 1)
-    cluster.hosts.append(new)
-    new.heartbeat()
-    cluster.coordinator.take_events()
     cluster.start()
+    cluster.coordinator.take_events()
     old = [NumberedEvent(number=99, generation=1, role="worker-0", event=step(77))]
     desired = cluster.coordinator.handle_heartbeat(
         new.make_heartbeat(generation=1, failure=KILLED, roles={"server-1": "done"}, events=old)
     )
-    assert (desired.generation, desired.acknowledged_event, cluster.coordinator.status()["step"]) == (2, 99, 0)
-    # Neither a late message of the lost agent nor its host's changes what its replacement runs.
-    desired = cluster.coordinator.handle_heartbeat(late)
-    assert (desired.action, desired.exit_code, cluster.state) == ("leave", 1, State.RUNNING)
-    newer = Host(cluster, new.address, "the newest")
-    newer.heartbeat()
-    cluster.heartbeat_all()
-    cluster.local.heartbeat()
-    assert "has replaced it" in new.desired.message
-    cluster.hosts = [cluster.local, newer]
-    cluster.wait(5)
-    cluster.start()
-    newer.generation, newer.ended_generation, newer.roles = None, 3, {}
-    newer.heartbeat()
-    cluster.heartbeat_all()
-    cluster.heartbeat_all()
-    cluster.wait(5)
-    cluster.start()
-    causes = [restart.cause.partition("(10.0.0.2) ")[2] or restart.cause for restart in cluster.coordinator.restarts]
-    assert causes == [
-        "sent no heartbeat for 15 s",
-        "was replaced by a new agent at its address",
-        "the agent on host 10.0.0.2 ended its roles: it could not reach the coordinator",
-    ]
+    assert (desired.generation, desired.acknowledged_event, cluster.events("step")) == (2, 99, [])
+    left = cluster.coordinator.handle_heartbeat(late)
+    assert (left.action, left.exit_code, cluster.state) == ("leave", 1, State.RUNNING)
 
 
 @pytest.mark.parametrize(
@@ -367,40 +312,80 @@ def test_reclaimed_host_is_left_after_a_checkpoint(how: str, cause: str) -> None
     cluster.start(STOPPED.checkpoint, at_step=8)
     assert (other in cluster.hosts, other.generation) in {(True, None), (False, 1)}
     assert spare.generation == 2
-    [restart] = cluster.coordinator.restarts
-    assert restart.cause == f"the host host 10.0.0.2 (10.0.0.2) received an interruption notice: {NOTICE}{cause}"
+    [restart] = cluster.events("restart")
+    assert restart["cause"] == f"the host host 10.0.0.2 (10.0.0.2) received an interruption notice: {NOTICE}{cause}"
 
 
-@pytest.mark.parametrize("settings", [{}, {"host_timeout_seconds": HOST_TIMEOUT}])
-@pytest.mark.parametrize("spares", [0, 1])
-def test_host_whose_roles_fail_repeatedly_gets_no_more_if_the_job_can_go_on(
-    settings: dict[str, Any], spares: int
-) -> None:
-    cluster = Cluster(hosts=2, **settings)
-    bad, *spare = (cluster.join(f"10.0.0.{number + 2}") for number in range(1 + spares))
-    cluster.start()
-    cluster.local.report_events(step(1))
-    can_go_on = bool(spares or settings)
-    # Failures of several hosts exclude none, nor does a corrupt checkpoint.
-    corrupt = KILLED.model_copy(update={"checkpoint": "checkpoints/step-9"})
-    plan = [[bad], [bad], [cluster.local], [bad], [bad], [bad, cluster.local], [bad], [bad], [bad]]
-    for number, hosts in enumerate(plan, 2):
-        assert cluster.events("host_excluded") == []
-        cluster.local.report_events(saved(number))
+# ---- one role per host
+
+
+class Roles(Cluster):
+    """A coordinator with a host for each of two servers and two workers."""
+
+    def __init__(self) -> None:
+        super().__init__(one_role_per_host=True, host_timeout_seconds=HOST_TIMEOUT)
+        self.servers = [self.join(f"10.0.1.{number}", "server") for number in range(2)]
+        self.workers = [self.join(f"10.0.2.{number}", "worker") for number in range(2)]
+        self.start()
+        self.local.report_events(step(1))
+
+    def lose(self, *hosts: Host) -> None:
+        """Silence hosts until their leases expire."""
         for host in hosts:
-            cluster.coordinator.handle_heartbeat(host.make_heartbeat(failure=KILLED))
-        if number == 4:
-            bad.heartbeat(failure=corrupt)
-        cluster.heartbeat_all()
-        cluster.heartbeat_all()
-        cluster.wait(5 + HOST_TIMEOUT * (number == len(plan) + 1))
-        cluster.start()
-    reason = "its roles failed 3 times in a row, those of the other hosts did not"
-    excluded = [(event["address"], event["reason"]) for event in cluster.events("host_excluded")]
-    assert excluded == [("10.0.0.2", reason)] * can_go_on
-    assert (bad.generation is None) == can_go_on
-    warnings = [f"host 10.0.0.2 (10.0.0.2) gets no more roles: {reason}; restart its agent to let it rejoin"]
-    assert cluster.coordinator.status()["warnings"] == warnings * can_go_on
-    assert all(host.generation == len(plan) + 1 for host in (cluster.local, *spare))
-    Host(cluster, "10.0.0.2", "a new agent").heartbeat()
-    assert {agent["excluded"] for agent in cluster.coordinator.status()["agents"]} == {None}
+            self.hosts.remove(host)
+        self.wait(LEASE_SECONDS + 1)
+        assert self.state is State.WAITING
+
+
+def test_lost_host_is_waited_for_and_replaced() -> None:
+    roles = Roles()
+    lost = roles.workers[1]
+    roles.lose(lost)
+    assert roles.events("waiting") == [{"event": "waiting", "hosts": 1}]
+    roles.wait(HOST_TIMEOUT - 5)
+    roles.join("10.0.1.9", "server")  # a worker is missing, not a server
+    roles.wait(HOST_TIMEOUT - 5)  # which begins again with each new host
+    assert roles.state is State.WAITING
+    new = roles.join("10.0.2.9", "worker")
+    roles.start()
+    assert new.desired.roles == lost.desired.roles
+    assert roles.events("hosts_missing") == []
+
+
+def test_job_continues_without_a_host_after_the_host_timeout() -> None:
+    roles = Roles()
+    roles.lose(roles.workers[0], *roles.servers)
+    roles.wait(HOST_TIMEOUT)
+    roles.start("folder/step-1", 1)
+    assert roles.local.desired.roles == ["scheduler", "server-0", "server-1"]
+    assert roles.workers[1].desired.roles == ["worker-0", "worker-1"]
+    assert roles.events("hosts_missing") == [{"event": "hosts_missing", "hosts": 3}]
+    spare = roles.join("10.0.1.9", "server")  # the running generation is not disturbed
+    assert spare.desired.action == "wait"
+    roles.wait(HOST_TIMEOUT)
+    roles.fail(KILLED)
+    roles.wait(2)  # the second failure in a row causes a pause
+    roles.start("folder/step-1", 1)
+    assert (spare.desired.roles, roles.local.desired.roles) == (["server-0", "server-1"], ["scheduler"])
+
+
+@pytest.mark.parametrize(("begun", "state"), [(False, State.WAITING), (True, State.PREPARING)])
+def test_new_job_does_not_start_on_the_coordinators_host_alone(begun: bool, state: State) -> None:
+    cluster = Cluster(
+        servers=1, workers=1, one_role_per_host=True, host_timeout_seconds=HOST_TIMEOUT, started_before=begun
+    )
+    cluster.join("10.0.1.1", "server")
+    cluster.wait(HOST_TIMEOUT + 1)
+    assert cluster.state is state
+    watcher = cluster.join("10.0.3.1", "none")
+    cluster.join("10.0.2.1", "worker")
+    cluster.start()
+    assert watcher.desired.action == "wait"
+    watcher.heartbeat(leaving=True)  # it has no role to lose
+    assert cluster.state is State.RUNNING
+    late = cluster.join("10.0.3.2", "none")
+    for host in cluster.hosts:
+        if host.roles:
+            host.finish_roles()
+    desired = late.heartbeat()
+    assert (desired.action, desired.exit_code, desired.message) == ("leave", 0, "the job is done")

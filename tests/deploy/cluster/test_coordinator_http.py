@@ -6,6 +6,7 @@ import pickle
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,12 @@ def ask(served: tuple[Cluster, Address]) -> Ask:
     return send
 
 
-def test_agent_joins_and_gets_desired_states_over_http(served: tuple[Cluster, Address], ask: Ask) -> None:
+def test_agent_joins_and_gets_desired_states_over_http(
+    served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster, address = served
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):  # which would get the token
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     remote = RemoteCoordinator(address, TOKEN)
     agent = Host(cluster, "127.0.0.2")
     first_desired = remote.send_heartbeat(agent.make_heartbeat())
@@ -64,10 +69,6 @@ def test_agent_joins_and_gets_desired_states_over_http(served: tuple[Cluster, Ad
     desired = remote.send_heartbeat(agent.make_heartbeat(coordinator=first_desired.coordinator, events=[event]))
     assert (desired.action, desired.roles, desired.acknowledged_event) == ("run", ["server-1", "worker-1"], 1)
     assert [event["loss"] for event in cluster.events("step")] == [float("inf")]
-    status, answer = ask("GET", "/v1/status")
-    assert status == 200
-    assert (answer["state"], answer["generation"], answer["step"], answer["restarts"]) == ("running", 1, 3, [])
-    assert [agent["address"] for agent in answer["agents"]] == ["10.0.0.1", "127.0.0.2"]
 
 
 @pytest.mark.parametrize("given", ["", f"Bearer {TOKEN}x", "Bearer é"])
@@ -76,8 +77,8 @@ def test_request_without_token_is_rejected_and_changes_nothing(
 ) -> None:
     cluster, _ = served
     body = Host(cluster, "127.0.0.2").make_heartbeat(coordinator=cluster.coordinator.id).model_dump_json().encode()
-    for method, path in (("GET", "/v1/status"), ("POST", "/v1/heartbeat"), ("GET", "/anything")):
-        status, answer = ask(method, path, body if method == "POST" else None, Authorization=given)
+    for path in ("/v1/heartbeat", "/anything"):
+        status, answer = ask("POST", path, body, Authorization=given)
         assert status == 401
         assert set(answer) == {"error"}
         assert TOKEN not in answer["error"]
@@ -95,15 +96,12 @@ def test_wrong_token_is_reported_for_heartbeats_of_any_length(served: tuple[Clus
     ("body", "status", "message"),
     [
         (b"not json", 400, "not a heartbeat"),
-        (b"[]", 400, "not a heartbeat"),
         (pickle.dumps({"agent": "a"}), 400, "not a heartbeat"),
         (b'{"agent": "a"}', 400, "host: is missing"),
-        (b'{"agent": "a", "host": "h", "address": "a", "number": "1"}', 400, "number: input should be a valid integer"),
         (b'{"agent": "a", "host": "h", "address": "a", "number": 1, "more": 2}', 400, "more: is not a known key"),
-        (b'{"agent": "a", "host": "h", "address": "a", "number": 1, "roles": {"r": "x"}}', 400, "roles.r: input"),
         (b" " * (MAX_BODY_BYTES + 1), 413, "more than"),
     ],
-    ids=["text", "list", "pickle", "missing", "wrong type", "unknown field", "unknown state", "too large"],
+    ids=["text", "pickle", "missing", "unknown field", "too large"],
 )
 def test_invalid_heartbeat_is_rejected(
     served: tuple[Cluster, Address], ask: Ask, body: bytes, status: int, message: str
@@ -116,37 +114,17 @@ def test_invalid_heartbeat_is_rejected(
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "length", "status"),
+    ("path", "length", "status"),
     [
-        ("GET", "/", "", 404),
-        ("GET", "/v1/heartbeat", "", 404),
-        ("POST", "/v1/status", "0", 404),
-        ("POST", "/v1/heartbeat", "-1", 411),
-        ("POST", "/v1/heartbeat", "much", 411),
-        ("POST", "/v1/heartbeat", "\u00b2", 411),
-        ("POST", "/v1/heartbeat", "9" * 5000, 413),
+        ("/", "0", 404),
+        ("/v1/heartbeat", "-1", 411),
+        ("/v1/heartbeat", "\u00b2", 411),
+        ("/v1/heartbeat", "9" * 5000, 413),
     ],
 )
-def test_other_requests_are_rejected(ask: Ask, method: str, path: str, length: str, status: int) -> None:
-    answer = ask(method, path, None, Content_Length=length)
+def test_other_requests_are_rejected(ask: Ask, path: str, length: str, status: int) -> None:
+    answer = ask("POST", path, None, Content_Length=length)
     assert (answer[0], set(answer[1])) == (status, {"error"})
-
-
-def test_internal_error_is_logged_and_answered_and_the_agent_retries(
-    served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    cluster, address = served
-    agent, remote = Host(cluster, "127.0.0.2"), RemoteCoordinator(address, TOKEN)
-
-    def fail(_heartbeat: object, _source: str) -> None:
-        raise KeyError("step")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cluster.coordinator, "handle_heartbeat", fail)
-        with pytest.raises(CoordinatorUnreachable, match=r"answers with error 500: .*KeyError: 'step'"):
-            remote.send_heartbeat(agent.make_heartbeat())
-    assert "KeyError: 'step'" in caplog.text
-    assert remote.send_heartbeat(agent.make_heartbeat()).action == "wait"
 
 
 def test_server_listens_at_its_address_only_while_serving(served: tuple[Cluster, Address]) -> None:
@@ -182,31 +160,19 @@ def test_unreachable_coordinator_is_distinguished_from_another_server(
             patch.setattr(coordinator_http, "REQUEST_TIMEOUT_SECONDS", 0.1)
             with pytest.raises(CoordinatorUnreachable, match="no answer in time"):
                 RemoteCoordinator(Address("127.0.0.1", port), TOKEN).send_heartbeat(report)
-    monkeypatch.setattr(coordinator_http._Handler, "do_POST", coordinator_http._Handler.do_GET)
-    with pytest.raises(ClusterError, match="not a coordinator of this version: 404"):
-        RemoteCoordinator(address, TOKEN).send_heartbeat(report)
+    answers = {HTTPStatus.NOT_FOUND: (ClusterError, "not a coordinator of this version: 404")}
+    answers[HTTPStatus.INTERNAL_SERVER_ERROR] = CoordinatorUnreachable, "answers with error 500"
+    for answer, (kind, message) in answers.items():
+        monkeypatch.setattr(coordinator_http._Handler, "_answer_to", lambda *_, answer=answer: (answer, "no"))
+        with pytest.raises(kind, match=message):
+            RemoteCoordinator(address, TOKEN).send_heartbeat(report)
 
 
-def test_token_is_not_sent_to_a_proxy(served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, address = served
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert (
-        RemoteCoordinator(address, TOKEN).send_heartbeat(Host(cluster, "127.0.0.2").make_heartbeat()).action == "wait"
-    )
-
-
-def test_token_is_read_from_the_environment_or_a_file_and_its_absence_explained(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_token_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in (TOKEN_VARIABLE, TOKEN_FILE_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(InputError, match=r"^cluster.coordinator_address needs .* CROSSFADE_TOKEN, .*openssl rand"):
         read_token("cluster.coordinator_address")
-    monkeypatch.setenv(TOKEN_FILE_VARIABLE, str(tmp_path / "token"))
-    with pytest.raises(InputError, match=r"CROSSFADE_TOKEN_FILE: .*/token: cannot be read as a token: No such"):
-        read_token("cluster.coordinator_address")
     (tmp_path / "token").write_text(f"{TOKEN}\n")
+    monkeypatch.setenv(TOKEN_FILE_VARIABLE, str(tmp_path / "token"))
     assert read_token("cluster.coordinator_address") == TOKEN
-    monkeypatch.setenv(TOKEN_VARIABLE, "this-one-comes-first")
-    assert read_token("cluster.coordinator_address") == "this-one-comes-first"

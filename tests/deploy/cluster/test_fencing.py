@@ -1,12 +1,16 @@
-"""A command that is frozen until a standby has taken its run over neither commits nor starts anything any more."""
+"""Commands that compete for a run: one that is frozen or resumed elsewhere neither commits nor starts anything."""
 
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
-from fault_runs import ON_ONE_SERVER, assert_last_is_complete, assert_undisturbed, train
+from command_here import crossfade_here
+from fault_runs import ON_ONE_SERVER, STEPS, assert_last_is_complete, assert_undisturbed, checkpoint_option, train
+from metric_groups import FIRST, PROCESS, ROWS, TRAINING
+from paced_training import metrics_address
 from running_command import has_ended, succeeded
+from scraping import families, scrape, targets, value
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -24,6 +28,8 @@ def test_frozen_coordinator_loses_its_run_to_one_of_two_standbys(workspace: Path
         for standby in standbys:
             assert standby.command.process.stderr is not None
             assert "a run is in progress; standing by" in standby.command.process.stderr.readline()
+        result = crossfade_here("train", "job.yaml", "--run-dir", "frozen", "--overwrite", cwd=workspace)
+        assert (result.returncode, "frozen: a run is in progress; " in result.stderr) == (2, True)
         roles = frozen.command.roles()
         coordinator = psutil.Process(frozen.command.process.pid)
         coordinator.suspend()
@@ -44,3 +50,24 @@ def test_frozen_coordinator_loses_its_run_to_one_of_two_standbys(workspace: Path
         assert succeeded(loser.command.finish()).stderr.endswith("the run there is over (done): nothing to resume\n")
     assert_undisturbed(run_dir, undisturbed)
     assert_last_is_complete(run_dir / "checkpoints")
+
+
+def test_run_resumed_elsewhere_ends_at_its_first_location(workspace: Path, undisturbed: Path, tmp_path: Path) -> None:
+    shared = checkpoint_option(tmp_path / "shared")
+    with train(workspace / "here", *shared) as here:
+        address = metrics_address(here)
+        here.wait_for("checkpoint_saved")
+        assert families(scrape(address)) == PROCESS | TRAINING | FIRST | ROWS
+        assert targets(address) == {"in-process": address}
+        result = crossfade_here("train", "job.yaml", "--run-dir", "another", *shared, cwd=workspace)
+        assert (result.returncode, "holds checkpoints of another run, of job 'planted'" in result.stderr) == (2, True)
+        with train(workspace / "there", *shared, "--resume") as there:
+            there.wait_for("checkpoint_saved")
+            result = here.command.finish()
+            succeeded(there.finish())
+    assert result.returncode == 2
+    assert f"{tmp_path / 'shared'}: another run, of job 'planted', was started in it with --resume" in result.stderr
+    assert not (workspace / "here" / "report.json").exists()
+    assert_undisturbed(workspace / "there", undisturbed)
+    assert value((workspace / "there" / "metrics.prom").read_text(), "crossfade_step") == STEPS
+    assert_last_is_complete(tmp_path / "shared")

@@ -1,24 +1,21 @@
-"""The rendezvous for Horovod: its store over HTTP, and the environment of a worker."""
+"""The rendezvous of workers: its store over HTTP, and the network interface of a worker."""
 
 import http.client
 import socket
 from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 
 from crossfade.base.errors import ClusterError
 from crossfade.deploy.cluster import rendezvous
 from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
-from crossfade.deploy.cluster.role_environment import JobTopology, interface_of, role_environment
-from crossfade.deploy.topology import Address, Role
-
-WORKERS = 2
+from crossfade.deploy.cluster.role_environment import interface_of
+from crossfade.deploy.topology import Address
 
 
 @pytest.fixture
 def rendezvous_server() -> Iterator[Rendezvous]:
-    with serve_rendezvous("127.0.0.1", WORKERS) as rendezvous_server:
+    with serve_rendezvous("127.0.0.1") as rendezvous_server:
         yield rendezvous_server
 
 
@@ -34,79 +31,44 @@ def ask(where: str, method: str, key: str, body: bytes = b"") -> tuple[int, byte
         connection.close()
 
 
-def test_stored_value_is_found_until_deleted(rendezvous_server: Rendezvous) -> None:
-    address = rendezvous_server.new_generation()
-    assert ask(address, "GET", "global/0") == (404, b"")
-    assert ask(address, "PUT", "global/0", b"\0address\xff") == (200, b"")
-    assert ask(address, "GET", "global/0") == (200, b"\0address\xff")
-    assert ask(address, "GET", "cross_0/0")[0] == 404
-    assert ask(address, "PUT", "global/0", b"another") == (200, b"")
-    assert ask(address, "GET", "global/0") == (200, b"another")
-    assert ask(address, "DELETE", "global/0") == (200, b"")
-    assert ask(address, "GET", "global/0") == (404, b"")
-
-
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-def test_new_generation_is_empty_and_rejects_the_earlier_secret(rendezvous_server: Rendezvous, method: str) -> None:
+def test_value_is_found_until_it_is_deleted_or_another_generation_begins(rendezvous_server: Rendezvous) -> None:
     before = rendezvous_server.new_generation()
+    assert ask(before, "GET", "global/0") == (404, b"")
+    for value in (b"\0address\xff", b"another"):
+        assert ask(before, "PUT", "global/0", value) == (200, b"")
+        assert ask(before, "GET", "global/0") == (200, value)
+    assert ask(before, "GET", "cross_0/0")[0] == 404
+    assert ask(before, "DELETE", "global/0") == (200, b"")
+    assert ask(before, "GET", "global/0") == (404, b"")
     assert ask(before, "PUT", "global/0", b"address") == (200, b"")
     now = rendezvous_server.new_generation()
-    assert ask(now, "GET", "global/0") == (404, b"")
-    assert ask(before, method, "global/0", b"address"[: 7 * (method == "PUT")]) == (403, b"")
-    assert ask(now.partition("/")[0] + "/", method, "global/0") == (403, b"")
-    assert ask(now, "GET", "global/0") == (404, b"")
+    for method in ("GET", "PUT", "DELETE"):
+        assert ask(now, "GET", "global/0") == (404, b"")
+        assert ask(before, method, "global/0", b"address"[: 7 * (method == "PUT")]) == (403, b"")
+        assert ask(now.partition("/")[0] + "/", method, "global/0") == (403, b"")
 
 
-def test_keys_and_values_are_bounded(rendezvous_server: Rendezvous) -> None:
+def test_keys_and_values_are_bounded(rendezvous_server: Rendezvous, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "MAX_KEYS", 2)
     address = rendezvous_server.new_generation()
-    longest = rendezvous.VALUE_BYTES + WORKERS * rendezvous.VALUE_BYTES_PER_WORKER
-    assert ask(address, "PUT", "global/0", bytes(longest)) == (200, b"")
-    assert ask(address, "PUT", "global/1", bytes(longest + 1))[0] == 413
+    assert ask(address, "PUT", "global/0", bytes(rendezvous.MAX_VALUE_BYTES)) == (200, b"")
+    assert ask(address, "PUT", "global/1", bytes(rendezvous.MAX_VALUE_BYTES + 1))[0] == 413
     assert ask(address, "GET", "k" * (rendezvous.MAX_KEY_BYTES + 1))[0] == 414
-    for number in range(1, WORKERS * rendezvous.KEYS_PER_WORKER):
-        assert ask(address, "PUT", f"global/{number}", b"address") == (200, b"")
-    assert ask(address, "PUT", "global/one-more", b"address")[0] == 507
-    assert ask(address, "PUT", "global/0", b"again") == (200, b"")
+    assert ask(address, "PUT", "global/1", b"address") == (200, b"")
+    assert ask(address, "PUT", "global/2", b"address")[0] == 507
 
 
-@pytest.mark.parametrize(("length", "status"), [("", 411), ("-1", 411), ("much", 411), ("9" * 5000, 413)])
-def test_value_of_no_valid_length_is_rejected(rendezvous_server: Rendezvous, length: str, status: int) -> None:
+def test_value_that_is_incomplete_or_of_no_valid_length_is_not_stored(rendezvous_server: Rendezvous) -> None:
     where, _, scope = rendezvous_server.new_generation().partition("/")
     address = Address.parse(where, "rendezvous")
     key = f"/{scope}:{address.port}/global/0"
-    with closing(http.client.HTTPConnection(address.host, address.port, timeout=10)) as connection:
-        connection.putrequest("PUT", key)
-        connection.putheader("Content-Length", length)
-        connection.endheaders()
-        assert connection.getresponse().status == status
-
-
-def test_interrupted_request_stores_nothing(rendezvous_server: Rendezvous) -> None:
-    address = rendezvous_server.new_generation()
-    host, port = address.partition("/")[0].split(":")
-    path = f"/{address.partition('/')[2]}:{port}/global/0"
-    with socket.create_connection((host, int(port)), 5) as connection:
-        connection.sendall(f"PUT {path} HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf".encode())
-        connection.shutdown(socket.SHUT_WR)
-        assert connection.recv(1) == b""
-    assert ask(address, "GET", "global/0") == (404, b"")
-
-
-def test_only_workers_get_the_rendezvous_of_their_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOROVOD_RANK", "7")
-
-    def horovod_variables(role: str, meet: str | None) -> dict[str, str]:
-        around = JobTopology(Address("127.0.0.1", 9000), "127.0.0.2", 1, 2, 1, meet)
-        variables = role_environment(Role.from_name(role), around, cores=1)
-        return {name: value for name, value in variables.items() if name.startswith("HOROVOD_")}
-
-    assert horovod_variables("worker-1", "10.0.0.1:7000/secret") == {
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1:7000/secret",
-        "HOROVOD_GLOO_RENDEZVOUS_PORT": "7000",
-        "HOROVOD_GLOO_IFACE": interface_of("127.0.0.1"),
-    }
-    assert horovod_variables("worker-1", None) == {}
-    assert horovod_variables("server-0", "10.0.0.1:7000/secret") == {}
+    for length, answer in (("", b" 411 "), ("-1", b" 411 "), ("9" * 5000, b" 413 "), ("9", b"")):
+        with socket.create_connection((address.host, address.port), 10) as connection:
+            connection.sendall(f"PUT {key} HTTP/1.1\r\nContent-Length: {length}\r\n\r\nhalf".encode())
+            connection.shutdown(socket.SHUT_WR)
+            assert answer in connection.recv(64)
+            assert answer or not connection.recv(1)
+    assert ask(f"{where}/{scope}", "GET", "global/0") == (404, b"")
 
 
 def test_address_without_interface_is_rejected() -> None:

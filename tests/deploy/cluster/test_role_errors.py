@@ -1,22 +1,16 @@
 """What a role reports of an error, and its last line, from its log or its message."""
 
+import subprocess
+import sys
+
 import pytest
 
 from crossfade.base.errors import DivergedError, InputError, StoreError
-from crossfade.base.text import MAX_ERROR, error_line
-from crossfade.deploy.cluster.role_events import last_error
-from crossfade.deploy.cluster.run_role import _report_error
-from crossfade.trainer.runs.events import Event, RoleError
+from crossfade.deploy.cluster.role_process import _NETWORK_ABORT, last_error
+from crossfade.deploy.cluster.run_role import report_error
+from crossfade.trainer.runs.events import RoleError
 
 HEAD = "2026-03-01T12:00:00.123Z ERROR server-0 generation=2 step=7 "
-
-
-class KeptEvents(list[Event]):
-    """The agent's end of the pipe: what a role emits."""
-
-    def emit(self, event: Event) -> None:
-        """Keep ``event``."""
-        self.append(event)
 
 
 @pytest.mark.parametrize(
@@ -30,10 +24,9 @@ class KeptEvents(list[Event]):
     ],
 )
 def test_only_errors_that_would_repeat_cause_no_restart(error: Exception, exit_code: int, restart: bool) -> None:
-    kept = KeptEvents()
-    _report_error(error, kept)  # type: ignore[arg-type]
-    [reported] = kept
-    assert isinstance(reported, RoleError)
+    emitted: list[RoleError] = []
+    report_error(error, emitted.append)
+    [reported] = emitted
     assert (reported.exit_code, reported.restart) == (exit_code, restart)
 
 
@@ -56,9 +49,21 @@ def test_last_exception_or_abort_in_a_log_is_found(log: str, expected: str | Non
     assert last_error(log) == expected
 
 
-def test_line_is_printable_and_bounded() -> None:
-    assert error_line("\n  StoreError: \x1b[2J\u202e no\nStack trace:\n") == r"StoreError: \x1b[2J\u202e no"
-    assert error_line(" \n") is None
-    long = error_line("x\x00" * MAX_ERROR)
-    assert long is not None
-    assert (len(long), long[-1]) == (MAX_ERROR, "…")
+@pytest.mark.parametrize(
+    ("check", "from_network"),
+    [
+        # As recorded when the port of a server had received a message that was not one of ps-lite's.
+        ("van.cc:520: Check failed: pb.ParseFromArray(meta_buf, buf_size): failed to parse string into protobuf", True),
+        ("van.cc:432: Check failed: my_node_.port != -1 (-1 vs. -1) : bind failed", False),
+    ],
+)
+def test_abort_by_data_at_a_port_differs_from_a_port_in_use(check: str, from_network: bool) -> None:
+    line = f"what():  [21:01:49] ../3rdparty/ps-lite/src/{check}"
+    assert bool(_NETWORK_ABORT.search(line)) == from_network
+
+
+def test_role_that_no_agent_has_started_is_rejected() -> None:
+    words = [sys.executable, "-m", "crossfade.deploy.cluster.run_role", "worker", "run"]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    line = "crossfade: error: only 'crossfade train' and 'crossfade agent' start roles\n"
+    assert (result.returncode, result.stderr) == (2, line)

@@ -13,7 +13,6 @@ from waiting import wait_until
 from crossfade.base.errors import InputError
 from crossfade.deploy.cluster import supervision
 from crossfade.deploy.cluster.job_state import State
-from crossfade.deploy.cluster.messages import Failure
 from crossfade.deploy.cluster.supervision import StartFinder
 from crossfade.deploy.topology import TOKEN_VARIABLE, check_local_address
 from crossfade.trainer.config.loading import load_job
@@ -27,20 +26,19 @@ class SearchedJob:
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, resume: bool) -> None:
         self.may_answer = threading.Event()
         self.asked: list[tuple[str, frozenset[str]]] = []
-        self.answer: Any = ("folder/step-7", 7, ["folder/step-9: is partial"])
-        monkeypatch.setattr(supervision, "find_start_checkpoint", self._newest)
+        self.error: Exception | None = None
+        monkeypatch.setattr(supervision, "find_start", self._find)
         job = load_job(write_job(tmp_path / "job.yaml", tmp_path, cluster={"servers": 2, "workers": 2}))
         self.cluster = Cluster()
         self.folder = RunFolder(tmp_path / "run")
         self.search = StartFinder(job, self.folder, resume)
 
-    def _newest(self, checkpoints: str, rejected: frozenset[str], run_dir: Path, *, allow_restart: bool) -> Any:
-        assert (run_dir, allow_restart) == (self.folder.path, False)
+    def _find(self, checkpoints: str, rejected: frozenset[str], **_: Any) -> Any:
         self.asked.append((checkpoints, rejected))
         assert self.may_answer.wait(30)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+        if self.error is not None:
+            raise self.error
+        return None, ["folder/step-9: is partial"]
 
     def run_until(self, state: State) -> None:
         def reached() -> bool:
@@ -50,32 +48,13 @@ class SearchedJob:
         wait_until(reached, f"the state {state}")
 
 
-def test_new_job_starts_without_checkpoint_and_restarts_from_the_newest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    searching = SearchedJob(tmp_path, monkeypatch, resume=False)
-    searching.may_answer.set()
-    searching.run_until(State.RUNNING)
-    cluster = searching.cluster
-    first = cluster.local.heartbeat()
-    assert (first.checkpoint, searching.asked) == (None, [])
-    cluster.fail(Failure(message="server-0: bad CRC", checkpoint="folder/step-9"))
-    searching.run_until(State.RUNNING)
-    second = cluster.local.heartbeat()
-    assert second.checkpoint == "folder/step-7"
-    assert searching.asked == [(str(searching.folder.path / "checkpoints"), frozenset({"folder/step-9"}))]
-    assert first.scheduler is not None
-    assert second.scheduler is not None
-    assert second.scheduler.port != first.scheduler.port
-
-
 def test_slow_search_delays_neither_agents_nor_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searching = SearchedJob(tmp_path, monkeypatch, resume=True)
     for _ in range(3):
         searching.search.run_once(searching.cluster.coordinator)
         assert searching.cluster.local.heartbeat().action == "wait"
+    wait_until(lambda: searching.asked, "the search")
     assert searching.cluster.state is State.PREPARING
-    assert len(searching.asked) == 1
     searching.cluster.coordinator.stop()
     assert searching.cluster.state is State.STOPPED
     searching.may_answer.set()
@@ -94,7 +73,7 @@ def test_failed_search_is_retried_unless_the_input_is_wrong(
 ) -> None:
     searching = SearchedJob(tmp_path, monkeypatch, resume=True)
     searching.may_answer.set()
-    searching.answer = error
+    searching.error = error
     searching.run_until(state)
     assert searching.cluster.coordinator.generation == 0
 

@@ -60,6 +60,8 @@ def test_error_of_the_run_itself_is_recorded_with_what_was_lost(tmp_path: Path) 
         state.take(PhaseEvent(name="training", step=0))
         for event in (step(4), saved(4), step(9)):
             state.take(event)
+        state.take(FailureEvent(generation=1, cause="x", ends_run=False, step=4, lost_steps=0))
+        wait_until(lambda: read_state(tmp_path)["failure"], "the failure in the state")
         state.fail(MemoryError("no \x1b more\nat all"))
     *_, failure, end = read_log(tmp_path)
     assert (end["event"], end["state"]) == ("end", "failed")
@@ -69,23 +71,8 @@ def test_error_of_the_run_itself_is_recorded_with_what_was_lost(tmp_path: Path) 
     lost = {"error": r"MemoryError: no \x1b more", "ends_run": True, "step": 9, "lost_steps": 5}
     assert {name: value for name, value in failure.items() if name != "time"} == expected | lost
     assert read_state(tmp_path)["failure"]["role"] == "in-process"
-
-
-def test_failure_that_the_coordinator_has_recorded_is_not_recorded_again(tmp_path: Path) -> None:
-    failure = FailureEvent(generation=1, cause="x", ends_run=False, step=4, lost_steps=0)
-    with StateWriter(RunFolder(tmp_path)) as state:
-        state.take(failure)
-        wait_until(lambda: read_state(tmp_path)["failure"], "the failure in the state")
-        state.take(failure.model_copy(update={"cause": "y", "ends_run": True}))
+    with StateWriter(RunFolder(tmp_path)) as state:  # an error that the coordinator has recorded
+        state.take(FailureEvent(generation=1, cause="y", ends_run=True, step=4, lost_steps=0))
         state.fail(ClusterError("y"))
-    assert [event["cause"] for event in read_log(tmp_path) if event["event"] == "failure"] == ["x", "y"]
-    assert read_state(tmp_path)["failure"]["cause"] == "y"
-
-
-def test_line_after_an_incomplete_line_is_readable(tmp_path: Path) -> None:
-    (tmp_path / "processes.jsonl").write_text('{"time": 1, "eve')
-    with StateWriter(RunFolder(tmp_path)) as state:
-        state.end("done")
-    first, *others = (tmp_path / "processes.jsonl").read_text().splitlines()
-    assert first == '{"time": 1, "eve'
-    assert json.loads(others[0])["event"] == "begin"
+    causes = [event["cause"] for event in read_log(tmp_path) if event["event"] == "failure"]
+    assert causes == ["x", "ended with exit code 1", "y"]

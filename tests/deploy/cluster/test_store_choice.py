@@ -1,23 +1,15 @@
 """Which store a job gets by the packages that are installed, and what is missing."""
 
-import os
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-from fault_runs import TOKEN
 from needs import MXNET
-from running_command import crossfade, messages
 
 from crossfade.base.errors import MissingExtraError
-from crossfade.deploy.cluster.coordinator import Coordinator
-from crossfade.deploy.cluster.coordinator_http import serve_coordinator
 from crossfade.deploy.cluster.store_choice import choose_store, require_store
-from crossfade.deploy.topology import Address
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.run_folder import JOB_FILE
 
 
 def job(**cluster: object) -> JobConfig:
@@ -53,24 +45,6 @@ def test_what_cannot_go_without_mxnet_names_it() -> None:
         with pytest.raises(MissingExtraError, match=r"needs the package 'mxnet'.* pip install 'crossfade\[mxnet\]'"):
             require_store(alone)
     require_store(job(workers=4))
-
-
-@pytest.mark.slow
-def test_agent_without_the_package_of_its_job_leaves_before_it_runs_roles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['mxnet'] = None")
-    with_servers = job(servers=1, workers=1, hosts=2)
-    coordinator = Coordinator(with_servers.cluster, files={JOB_FILE: with_servers.to_yaml()})
-    monkeypatch.setenv("CROSSFADE_TOKEN", TOKEN)
-    variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    with serve_coordinator(coordinator, Address("127.0.0.1", 0), TOKEN) as address:
-        join = ("agent", "--join", address, "--run-dir", "run", "--advertise-address", "127.0.0.2")
-        result = crossfade(*join, cwd=tmp_path, variables=variables)
-    assert result.returncode == 2, result.stderr
-    assert "needs the package 'mxnet', which is not installed here" in messages(result.stderr)[-1]
-    assert coordinator.remote_hosts() == []
-    assert not (tmp_path / "run" / "logs").exists()
 
 
 @pytest.mark.skipif(find_spec("mxnet") is None, reason=MXNET)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 from pathlib import Path
 
@@ -12,22 +11,19 @@ from command_here import crossfade_here
 from fault_runs import ON_ONE_SERVER, ROLES_OF_ONE_SERVER, assert_undisturbed, train, wait_for_saves
 from port_strangers import listening, scrape
 from run_results import report_of
-from running_command import messages, records, started, succeeded, wait_for_steps
+from running_command import messages, started, succeeded, wait_for_steps
 from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
 
-def test_killed_roles_cause_one_restart_each_which_the_resumed_run_reports(
-    workspace: Path, undisturbed: Path, free_port: int
-) -> None:
-    # In every generation, on the scheduler port that the job names. The first victim dies before all roles have joined.
-    # A worker stopped by another process counts too.
+def test_killed_roles_cause_one_restart_each_which_the_resumed_run_reports(workspace: Path, undisturbed: Path) -> None:
+    # The first victim dies before all roles have joined. A worker stopped by another process counts too.
     early, *later = victims = [
         *(("server-0", "kill"), ("scheduler", "kill"), ("worker-0", "terminate")),
     ]
-    run_dir, port = workspace / "killed", ("--set", f"cluster.scheduler_port={free_port}")
-    with train(run_dir, *ON_ONE_SERVER, *port) as training:
+    run_dir = workspace / "killed"
+    with train(run_dir, *ON_ONE_SERVER) as training:
         command = training.command
         wait_until(lambda: sorted(command.roles()) == ROLES_OF_ONE_SERVER, "the start of all roles")
         command.roles()[early[0]].kill()
@@ -50,7 +46,6 @@ def test_killed_roles_cause_one_restart_each_which_the_resumed_run_reports(
     for number, cause in enumerate(causes):
         assert cause["generation"] == number + 2
         assert cause["step"] > 0 if number else cause["step"] == 0
-        assert cause["seconds"] > 0
     # A checkpoint that was being written at that moment is skipped.
     lines = [line for line in messages(killed.stderr) if not line.startswith("crossfade: skipped a checkpoint: ")]
     for number, (cause, line) in enumerate(zip(expected, lines, strict=True), 2):
@@ -61,51 +56,16 @@ def test_killed_roles_cause_one_restart_each_which_the_resumed_run_reports(
     assert any(" server-0 generation=4 " in line for line in log)
 
 
-def test_frozen_server_is_detected_by_the_stall_timeout_whatever_the_wall_clock_says(
-    workspace: Path, undisturbed: Path
-) -> None:
-    # In every process, each reading of the wall clock jumps a day back or forth.
-    hook = (
-        "import itertools, time\n"
-        "real, jumps = time.time, itertools.cycle((0, 86400, -86400))\n"
-        "time.time = lambda: real() + next(jumps)\n"
-    )
-    settings = ("--set", "cluster.stall_timeout_seconds=15")
-    run_dir = workspace / "frozen-server"
-    with train(run_dir, *ON_ONE_SERVER, *settings, hook=hook) as training:
-        training.wait_for("checkpoint_saved")
-        training.command.roles()["server-0"].suspend()
-        state = run_dir / "state.json"
-        training.wait(lambda: json.loads(state.read_text())["failure"], "the failure in the state")
-        failure = json.loads(state.read_text())["failure"]
-        succeeded(training.finish())
-        assert training.command.mark.processes() == []
-    # On an overloaded machine, a start may take longer than that too.
-    assert report_of(run_dir)["restart_causes"][0]["cause"] == "no sign of progress for 15 s"
-    assert failure["role"] == "server-0"
-    assert re.fullmatch(r"sent nothing for \d\d s; no sign of progress for 15 s", failure["cause"])
-    assert_undisturbed(run_dir, undisturbed)
-    times = [record["time"] for record in records(run_dir)]
-    assert max(times) - min(times) > 80_000  # so the hook was active
-
-
-def test_job_restarted_too_often_fails_with_the_last_cause(job: Path, tmp_path: Path) -> None:
-    limit = ("--set", "cluster.max_restarts=1", "--set", "checkpoint.interval_seconds=null")
-    with started("train", job, "--run-dir", "run", *ON_ONE_SERVER, *limit, cwd=tmp_path) as command:
-        for victim in ("worker-0", "server-0"):
-            roles: dict[str, psutil.Process] = {}
-
-            def has_started(roles: dict[str, psutil.Process] = roles) -> bool:
-                roles.update(command.roles())
-                return sorted(roles) == ROLES_OF_ONE_SERVER
-
-            wait_until(has_started, "all roles")
-            roles[victim].kill()
-            wait_until(lambda role=roles[victim]: not role.is_running(), f"the end of {victim}")
+def test_job_that_may_not_restart_fails_with_the_cause(job: Path, tmp_path: Path) -> None:
+    with started(
+        "train", job, "--run-dir", "run", *ON_ONE_SERVER, "--set", "cluster.max_restarts=0", cwd=tmp_path
+    ) as command:
+        wait_until(lambda: sorted(command.roles()) == ROLES_OF_ONE_SERVER, "all roles")
+        command.roles()["server-0"].kill()
         result = command.finish()
         assert result.returncode == 1
-        _, message = messages(result.stderr)
-        assert message.startswith("crossfade: error: server-0 was killed by SIGKILL; restarted 1 times without a new ")
+        [message] = messages(result.stderr)
+        assert message.startswith("crossfade: error: server-0 was killed by SIGKILL; restarted 0 times without a new ")
         assert f" (cluster.max_restarts) (on {os.uname().nodename}; lost " in message
         assert message.endswith("log: run/logs/server-0.log)")
         assert command.mark.processes() == []

@@ -1,56 +1,67 @@
-"""A job on two hosts, which are two addresses of this machine."""
+"""Jobs on two hosts, which are two addresses of this machine."""
 
 import json
-from contextlib import AbstractContextManager, closing
-from http.client import HTTPConnection
+import os
+import platform
+import socket
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from cluster_data import write_job, write_planted
 from fault_runs import ON_SERVERS, TOKEN, assert_undisturbed, train
-from paced_training import Training, pace
+from metric_groups import FIRST, JOB, PROCESS, ROWS, SERVER, TRAINING
+from needs import X86, root
+from paced_training import Training, metrics_address, pace
 from run_results import report_of
-from running_command import RunningCommand, messages, started, succeeded
+from running_command import RunningCommand, crossfade, messages, started, succeeded
+from scraping import ask, families, scrape, targets, value
 
 pytestmark = pytest.mark.cluster
+
+SCRAPED = {
+    "scheduler": ("127.0.0.1", PROCESS),
+    "server-0": ("127.0.0.1", PROCESS | ROWS | SERVER),
+    "server-1": ("127.0.0.2", PROCESS | ROWS | SERVER),
+    "worker-0": ("127.0.0.1", PROCESS | TRAINING | FIRST),
+    "coordinator": ("127.0.0.1", PROCESS | JOB),
+    "agent": ("127.0.0.2", PROCESS),
+}
 
 
 class TwoHosts:
     """A job on 127.0.0.1 and, by agents, on 127.0.0.2 and other addresses."""
 
     def __init__(self, workspace: Path, port: int) -> None:
-        self.cwd, self.port, self.run_dir = workspace, port, workspace / "two-hosts"
+        self.cwd, self.coordinator, self.run_dir = workspace, f"127.0.0.1:{port}", workspace / "two-hosts"
         self._variables = {"CROSSFADE_TOKEN": TOKEN}
 
     def train(self) -> AbstractContextManager[Training]:
         """Start the command, with slow steps."""
-        listen = ("--set", f"cluster.coordinator_address=127.0.0.1:{self.port}", "--set", "cluster.hosts=2")
+        listen = ("--set", f"cluster.coordinator_address={self.coordinator}", "--set", "cluster.hosts=2")
         return train(self.run_dir, *ON_SERVERS, *listen, variables=self._variables)
 
     def agent(self, address: str = "127.0.0.2") -> AbstractContextManager[RunningCommand]:
-        join = ("agent", "--join", f"127.0.0.1:{self.port}", "--run-dir", self.run_dir, "--advertise-address", address)
+        join = ("agent", "--join", self.coordinator, "--run-dir", self.run_dir, "--advertise-address", address)
         release = self.cwd / f"{self.run_dir.name}.release"
-        return started(*join, cwd=self.cwd, variables=pace(self.cwd, release, self._variables))
-
-    def status(self) -> dict[str, Any]:
-        with closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
-            connection.request("GET", "/v1/status", headers={"Authorization": f"Bearer {TOKEN}"})
-            status: dict[str, Any] = json.loads(connection.getresponse().read())
-            return status
+        variables = pace(self.cwd, release, self._variables)
+        return started(*join, "--log-format", "json", cwd=self.cwd, variables=variables)
 
 
-def test_job_survives_the_loss_of_a_host_and_waits_for_one_that_leaves(
+def test_job_is_monitored_survives_the_loss_of_a_host_and_waits_for_one_that_leaves(
     workspace: Path, undisturbed: Path, free_port: int
 ) -> None:
     two_hosts = TwoHosts(workspace, free_port)
     with two_hosts.train() as training, two_hosts.agent() as lost:
         command = training.command
+        address = metrics_address(training)
         training.wait_for("checkpoint_saved")
         assert sorted(command.roles()) == ["scheduler", "server-0", "worker-0"]
         assert sorted(lost.roles()) == ["server-1"]
         assert listening_addresses(list(lost.roles().values())) == {"127.0.0.2"}
         assert_token_is_not_leaked(two_hosts, command, lost)
+        assert_every_process_is_scraped(address)
         lost.process.kill()
         lost.process.wait()
         with two_hosts.agent() as left:  # replaces it at once, without a wait for the lease
@@ -58,21 +69,38 @@ def test_job_survives_the_loss_of_a_host_and_waits_for_one_that_leaves(
             training.wait_for("checkpoint_saved")
             left.process.terminate()
             result = left.finish()
-            assert result.returncode == 143
-            assert messages(result.stderr)[-1] == "crossfade: stopped by SIGTERM and has left the job"
-        training.wait(lambda: two_hosts.status()["state"] == "waiting", "the job waiting")
+            assert (result.returncode, "stopped by SIGTERM and has left the job" in result.stderr) == (143, True)
+        training.wait(lambda: targets(address).keys() == {"coordinator"}, "the job waiting")
         assert command.roles() == {}
         with two_hosts.agent("127.0.0.3") as new:
             training.wait(new.roles, "roles on the new host")
             result = succeeded(training.finish())
             agent = succeeded(new.finish())
-        assert messages(agent.stderr)[-1] == "crossfade: the job is done"
+        assert "the job is done" in agent.stderr.splitlines()[-1]
         assert TOKEN not in result.stderr + result.stdout + agent.stderr
         assert command.mark.processes() + new.mark.processes() == []
     replaced, has_left = (restart["cause"] for restart in report_of(two_hosts.run_dir)["restart_causes"])
     assert "was replaced by a new agent at its address" in replaced
     assert "has left" in has_left
     assert_undisturbed(two_hosts.run_dir, undisturbed)
+    log = (two_hosts.run_dir / "logs" / "server-1.log").read_text().splitlines()
+    lines = [json.loads(line) for line in log if line.startswith("{")]  # native libraries may add others
+    assert {(line["role"], line["level"]) for line in lines} == {("server-1", "INFO")}
+    assert (lines[0]["message"], lines[-1]["message"]) == ("phase name=starting", "ended")
+
+
+def assert_every_process_is_scraped(address: str) -> None:
+    """Assert that all processes of the job can be discovered at ``address``, and have the metrics of their kind."""
+    discovered = targets(address)
+    assert {name: where.partition(":")[0] for name, where in discovered.items()} == {
+        name: host for name, (host, _) in SCRAPED.items()
+    }
+    for name, where in discovered.items():
+        text = scrape(where)
+        assert families(text) == SCRAPED[name][1], name
+        assert ask(where, "/healthz")[0] == 200
+        assert value(text, "crossfade_build_info", run="planted", role=name.partition("-")[0]) == 1
+    assert value(scrape(address), "crossfade_role_up") == 4
 
 
 def listening_addresses(processes: list[psutil.Process]) -> set[str]:
@@ -88,3 +116,42 @@ def assert_token_is_not_leaked(two_hosts: TwoHosts, *commands: RunningCommand) -
             assert TOKEN not in " ".join([*role.cmdline(), *role.environ().values()])
     for path in two_hosts.run_dir.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason=X86)
+def test_worker_whose_processor_has_other_kernels_is_reported(tmp_path: Path, free_port: int) -> None:
+    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
+    coordinator, run = f"127.0.0.1:{free_port}", tmp_path / "run"
+    join = ("agent", "--join", coordinator, "--advertise-address", "127.0.0.2", "--run-dir", run)
+    options = ("--workers", 2, "--run-dir", run, "--set", "train.max_steps=3")
+    listen = ("--set", f"cluster.coordinator_address={coordinator}", "--set", "cluster.hosts=2")
+    here, there = ({"CROSSFADE_TOKEN": TOKEN, "OPENBLAS_CORETYPE": name} for name in ("Sandybridge", "Nehalem"))
+    with started(*join, cwd=tmp_path, variables=there) as agent:
+        result = succeeded(crossfade("train", "job.yaml", *options, *listen, cwd=tmp_path, variables=here))
+        succeeded(agent.finish())
+    [line] = [line for line in messages(result.stderr) if "other CPU kernels" in line]
+    records = [json.loads(line) for line in (run / "processes.jsonl").read_text().splitlines()]
+    [event] = [record for record in records if record["event"] == "kernels_differ"]
+    first = report_of(run)["kernels"]
+    assert (event["kernels"].split(",")[0], first.split(",")[0]) == ("OpenBLAS Nehalem", "OpenBLAS Sandybridge")
+    assert (event["expected"], event["worker"]) == (first, 1)
+    assert f"worker 1 on {event['host']} has other CPU kernels ({event['kernels']}) than the first worker" in line
+
+
+@pytest.mark.slow
+def test_silent_dns_does_not_keep_an_agent_from_its_timeouts(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip(root("another resolv.conf, and port 53"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dns:
+        dns.bind(("127.0.0.77", 53))
+        (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.77\noptions timeout:30 attempts:5\n")
+        mount = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+        within = ("unshare", "--mount", "sh", "-c", mount, str(tmp_path / "resolv.conf"))
+        join = ("agent", "--join", "coordinator.invalid:7070", "--run-dir", "run", "--advertise-address", "127.0.0.2")
+        variables = {"CROSSFADE_TOKEN": TOKEN}
+        with started(*join, "--coordinator-timeout", 5, cwd=tmp_path, variables=variables, within=within) as agent:
+            result = agent.finish(seconds=120)  # a lookup takes 150
+        assert b"coordinator" in dns.recv(512)
+    assert result.returncode == 1
+    assert "the coordinator at coordinator.invalid:7070 cannot be reached: no answer in time" in result.stderr
+    assert "has not answered for 5 s (--coordinator-timeout)" in result.stderr

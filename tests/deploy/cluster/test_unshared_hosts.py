@@ -6,7 +6,6 @@ The containers of SageMaker (``test_sagemaker_hosts.py``) train on such hosts.
 from pathlib import Path
 
 import pytest
-from running_command import crossfade
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.loading import check_job
@@ -33,12 +32,3 @@ def test_hosts_without_shared_folder_must_share_s3() -> None:
     with pytest.raises(InputError, match=r"set checkpoint\.path to a URI such as s3://"):
         check_job(values, "a test")
     assert check_job({**values, "checkpoint": {"path": "s3://bucket/here"}}, "a test").no_shared_run_dir
-
-
-@pytest.mark.slow
-def test_agent_ends_after_the_coordinator_timeout(free_port: int, tmp_path: Path) -> None:
-    join = ("agent", "--join", f"127.0.0.1:{free_port}", "--advertise-address", "127.0.0.2", "--run-dir", tmp_path)
-    token = {"CROSSFADE_TOKEN": "a-token-that-all-hosts-have"}
-    result = crossfade(*join, "--coordinator-timeout", "0.5", cwd=tmp_path, variables=token)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].endswith("has not answered for 0.5 s (--coordinator-timeout)")

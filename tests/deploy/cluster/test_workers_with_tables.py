@@ -1,8 +1,7 @@
-"""Jobs whose workers hold the tables: faults, checkpoints that move between stores, several hosts, and no MXNet."""
+"""Jobs whose workers hold the tables: faults, checkpoints that move between stores, and several hosts."""
 
 import re
 import signal
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,34 +9,22 @@ import psutil
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
-from dense_runs import MODEL
-from fault_runs import TOKEN, assert_last_is_complete, assert_undisturbed, train, wait_for_saves
-from needs import root
-from net_hosts import network, unavailable
-from paced_training import Training, pace
-from port_strangers import listening
-from run_results import ENTITIES, assert_same_bits, checkpoint_arrays, report_of, vectors
-from running_command import crossfade, messages, started, succeeded
+from fault_runs import assert_last_is_complete, assert_undisturbed, train, wait_for_saves
+from paced_training import Training
+from run_results import ENTITIES, checkpoint_arrays, report_of
+from running_command import crossfade, messages, records, succeeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-TWO = ("--servers", 0, "--workers", 2, "--set", "cluster.store=sharded")
+DENSE = ("--set", "model.dense={item: [8]}")
+TWO = ("--servers", 0, "--workers", 2, "--set", "cluster.store=sharded", *DENSE)
 WORKERS = ["worker-0", "worker-1"]
-_WITHOUT_MXNET = """
-import importlib.util
-import sys
-
-class Hiding:
-    def find_spec(self, name, path=None, target=None):
-        if name in ("mxnet", "horovod"):
-            raise ModuleNotFoundError(name)
-
-def find(name, package=None, real=importlib.util.find_spec):
-    return None if name in ("mxnet", "horovod") else real(name, package)
-
-importlib.util.find_spec = find
-sys.meta_path.insert(0, Hiding())
+JUMPING_CLOCK = """
+import itertools, time
+real, jumps = time.time, itertools.cycle((0, 86400, -86400))
+time.time = lambda: real() + next(jumps)
 """
+"""In every process, each reading of the wall clock jumps a day back or forth."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +58,7 @@ def test_workers_that_are_killed_frozen_and_stopped_end_like_undisturbed_ones(
 ) -> None:
     run_dir, settings = workspace / "faults-of-ranks", ("--set", "cluster.stall_timeout_seconds=15")
     inherited = {"CROSSFADE_RANK": "7", "CROSSFADE_ADDRESS": "10.0.0.9", "DMLC_ROLE": "server"}
-    with train(run_dir, *TWO, *settings, variables=inherited) as training:
+    with train(run_dir, *TWO, *settings, variables=inherited, hook=JUMPING_CLOCK) as training:
         roles = wait_for_checkpoint_of(training, 1)
         for rank, name in enumerate(WORKERS):
             assert_keeps_secrets(roles[name], rank)
@@ -91,6 +78,8 @@ def test_workers_that_are_killed_frozen_and_stopped_end_like_undisturbed_ones(
     # On an overloaded machine, a start may take longer than that too.
     assert set(frozen) == {"no sign of progress for 15 s"}
     assert_undisturbed(run_dir, undisturbed_pair)
+    times = [record["time"] for record in records(run_dir)]
+    assert max(times) - min(times) > 80_000  # so the clocks have jumped
     assert_last_is_complete(run_dir / "checkpoints")
 
 
@@ -113,45 +102,3 @@ def test_run_that_moves_between_stores_and_numbers_of_workers_has_the_bits_of_on
         moved, stayed = (checkpoint_arrays(tmp_path / name, entity) for name in ("moved", "one"))
         for name, values in stayed.items():
             np.testing.assert_array_equal(moved[name], values, err_msg=f"{entity} {name}")
-
-
-def test_servers_without_mxnet_become_workers_with_tables_that_train_dense_layers_too(tmp_path: Path) -> None:
-    job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), model=MODEL)
-    succeeded(crossfade_here("train", job, "--run-dir", "one", cwd=tmp_path))
-    without = pace(tmp_path, tmp_path / "released", hook=_WITHOUT_MXNET)
-    (tmp_path / "released").touch()
-    on_servers = ("--servers", 3, "--workers", 2)
-    result = succeeded(crossfade("train", job, "--run-dir", "two", *on_servers, cwd=tmp_path, variables=without))
-    assert ("crossfade: MXNet is not installed, so the 2 workers hold the tables, instead of 3 servers") in messages(
-        result.stderr
-    )
-    report = report_of(tmp_path / "two")
-    assert (report["servers"], report["workers"], report["store"]) == (0, 2, "ShardedStore")
-    assert "mxnet" not in report["versions"]
-    for entity in ENTITIES:
-        np.testing.assert_allclose(vectors(tmp_path / "two", entity), vectors(tmp_path / "one", entity), atol=1e-3)
-
-
-def test_workers_on_two_hosts_are_reached_by_nobody_else(workspace: Path, undisturbed_pair: Path) -> None:
-    if reason := unavailable():
-        pytest.skip(root(reason))
-    run_dir, token = workspace / "ranks-on-hosts", {"CROSSFADE_TOKEN": TOKEN}
-    variables = pace(workspace, workspace / "ranks-on-hosts.release", token)
-    hook = _WITHOUT_MXNET  # of the agent, too
-    with network(2) as (first, second), ExitStack() as stack:
-        listen = f"{first.address}:7070"
-        settings = {"host": first.address, "coordinator_address": listen, "hosts": 2}
-        options = [part for name, value in settings.items() for part in ("--set", f"cluster.{name}={value}")]
-        job = stack.enter_context(train(run_dir, *TWO, *options, variables=variables, within=first.within, hook=hook))
-        join = ("agent", "--join", listen, "--run-dir", run_dir)
-        agent = stack.enter_context(started(*join, cwd=workspace, variables=variables, within=second.within))
-        job.wait_for("step")
-        roles = {**job.command.roles(), **agent.roles()}
-        assert [sorted(host.roles()) for host in (job.command, agent)] == [["worker-0"], ["worker-1"]]
-        ports = [listening(role.pid) for role in roles.values()]
-        assert [len(found) for found in ports] == [1, 1]  # that for metrics: the workers are connected
-        for role in roles.values():
-            assert_keeps_secrets(role, WORKERS.index(role.environ()["CROSSFADE_ROLE"]))
-        succeeded(job.finish())
-        assert "the job is done" in succeeded(agent.finish()).stderr
-    assert_same_bits(run_dir, undisturbed_pair)

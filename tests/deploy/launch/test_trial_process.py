@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, closing
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from running_command import records, succeeded
 
-from crossfade.deploy.launch.trial_run import EpochRecord, TrialProcess, TrialRun
+from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def _hosts() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "crossfade.cli.trial_host" in child.cmdline()]
 
 
-def go_on(_epochs: object) -> bool:
+def go_on(*_: object) -> bool:
     return False
 
 
@@ -84,13 +84,12 @@ def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) ->
     assert first.train(SETTINGS, go_on, go_on) == 0
     (host,) = hosts()
 
-    def crash(epochs: list[EpochRecord]) -> bool:
+    def crash(epochs: int) -> None:
         if epochs:
             host.send_signal(signal.SIGSEGV)
-        return False
 
     crashed = TrialRun(workspace, "crashed", process)
-    assert crashed.train(LONG, crash, go_on) == -signal.SIGSEGV
+    assert crashed.train(LONG, go_on, crash) == -signal.SIGSEGV
     assert crashed.describe_failure().startswith("killed by SIGSEGV (log: ")
     assert TrialRun(workspace, "after-crash", process).train(SETTINGS, go_on, go_on) == 0
     assert results(workspace / "after-crash") == results(workspace / "before")
@@ -101,58 +100,19 @@ def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) ->
 def test_stopped_training_saves_its_work_and_the_next_one_has_a_new_process(
     workspace: Path, process: TrialProcess
 ) -> None:
-    assert TrialRun(workspace, "long", process).train(LONG, bool, go_on) == 128 + signal.SIGTERM
+    long = TrialRun(workspace, "long", process)
+    assert long.train(LONG, lambda: long.epochs > 0, go_on) == 128 + signal.SIGTERM
     assert list((workspace / "long" / "checkpoints").iterdir())
     assert TrialRun(workspace, "after", process).train(SETTINGS, go_on, go_on) == 0
 
 
-class Recorder(TrialProcess):
-    """Keeps how a training would be started."""
-
-    def train(self, arguments: Sequence[str], log: Path, watch: Callable[[], bool], *, warm: bool) -> int:
-        """Keep ``warm``."""
-        self.warm = warm
-        return 0
-
-
-def test_training_with_servers_has_a_process_of_its_own(workspace: Path) -> None:
-    recorder = Recorder()
-    for settings, warm in ([], True), (["cluster.servers=1"], False), (["model.dim=-1"], True):
-        TrialRun(workspace, "recorded", recorder).train(settings, go_on, go_on)
-        assert recorder.warm == warm
-
-
-@pytest.mark.slow
-def test_training_that_is_not_warm_leaves_no_process(workspace: Path, process: TrialProcess) -> None:
-    assert TrialRun(workspace, "kept", process).train(SETTINGS, go_on, go_on) == 0
-    (warm,) = hosts()
-    words = [word for each in SETTINGS for word in ("--set", each)]
-    arguments = ["job.yaml", "--run-dir", "cold", *words]
-    with chdir(workspace):
-        assert process.train(arguments, Path("cold.log"), lambda: False, warm=False) == 0
-    assert not warm.is_running()
-    assert hosts() == []
-
-
 def test_process_that_was_killed_between_trainings_is_replaced(workspace: Path, process: TrialProcess) -> None:
     for _ in range(2):
-        assert process.train(["missing.yaml"], workspace / "missing.log", lambda: False, warm=True) == 2
+        assert process.train(["missing.yaml"], workspace / "missing.log", lambda: False) == 2
         (host,) = hosts()
         host.kill()
         os.waitid(os.P_PID, host.pid, os.WEXITED | os.WNOWAIT)
     assert (workspace / "missing.log").read_text().count("missing.yaml") == 2
-
-
-def test_process_that_ends_without_output_is_reported_with_its_exit_code(
-    workspace: Path, process: TrialProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif 'crossfade.cli.trial_host' in sys.orig_argv: os._exit(1)"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    run = TrialRun(workspace, "silent", process)
-    assert run.train(SETTINGS, go_on, go_on) == 1
-    assert run.describe_failure().startswith("no output, exit code 1 (log: ")
 
 
 def test_orphan_process_reports_its_dead_parent() -> None:

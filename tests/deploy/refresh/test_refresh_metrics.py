@@ -1,28 +1,19 @@
-"""The metrics of ``crossfade refresh``: from recorded versions, and of a process that refreshes a service."""
+"""The metrics of ``crossfade refresh``, from recorded versions; test_refresh_faults.py scrapes a process."""
 
-import json
-import re
 import socket
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from command_here import rejected_here
-from error_table import documented
-from metric_groups import PROCESS, REFRESH
-from preparing import write_parquet
+from command_here import crossfade_here
+from metric_groups import REFRESH
 from recorded_service import write_service, write_versions
-from running_command import RunningCommand, started
-from scraping import ask, assert_valid_metrics, families, samples, scrape, value
-from waiting import wait_until
+from refreshed_service import rejected
+from scraping import assert_valid_metrics, families, samples, value
 
 from crossfade.base.errors import InputError
 from crossfade.base.signals import StopSignal
-from crossfade.deploy.refresh import record_reader
 from crossfade.deploy.refresh.increment import RefreshedService
 from crossfade.deploy.refresh.metrics import RefreshMetrics
-from crossfade.deploy.refresh.options import RefreshOptions
 from crossfade.deploy.refresh.versions import ServiceVersions
 from crossfade.trainer.monitoring.registry import ProcessMetrics
 
@@ -67,52 +58,31 @@ def test_records_tell_versions_metric_and_newest_event_also_after_a_restart(serv
     assert value(text, "crossfade_refresh_waiting_files") == 0
 
 
-def test_service_without_versions_has_no_values_of_one(tmp_path: Path) -> None:
-    text = text_of(RefreshMetrics(write_versions(tmp_path)))
-    assert set(samples(text)) == {
-        *("crossfade_refresh_attempts_total", "crossfade_refresh_consecutive_failures"),
-        "crossfade_refresh_versions_total",
-    }
-
-
-def test_changes_by_other_processes_show_and_only_they_are_read(
-    service: RefreshedService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-
-    def counted(path: Path) -> Any:
-        read.append(path.name)
-        return original(path)
-
-    original = record_reader.read_record
-    monkeypatch.setattr(record_reader, "read_record", counted)
+def test_changes_by_other_processes_and_damaged_records_show(service: RefreshedService) -> None:
     collector = RefreshMetrics(service)
-    text_of(collector)
-    text_of(collector)
-    assert read == [f"version-00000{number}.json" for number in (1, 2, 3)]
+    (service.folder / "version-000003.json").write_text("{")
+    assert value(text_of(collector), "crossfade_refresh_last_result", result="rejected") == 1
+    for number in (2, 3):
+        (service.folder / f"version-00000{number}.json").unlink()
     ServiceVersions(service.folder).withdraw(after=0)
-    assert "crossfade_refresh_version" not in samples(text_of(collector))
-    assert read[3:] == ["version-000001.json"]
+    found = samples(text_of(collector))
+    assert found["crossfade_refresh_attempts_total"]
+    assert "crossfade_refresh_version" not in found
 
 
-def test_times_in_other_units_are_no_age(tmp_path: Path) -> None:
-    assert NEWEST not in samples(text_of(RefreshMetrics(write_versions(tmp_path, {"newest": 1_790_000_000_000}))))
-    assert NEWEST not in samples(text_of(RefreshMetrics(write_versions(tmp_path, {"newest": None}))))
-
-
-def test_newest_event_is_one_of_all_served_versions(tmp_path: Path) -> None:
-    late = write_versions(tmp_path, {"newest": 1_790_000_000}, {"newest": 1_780_000_000})
-    assert value(text_of(RefreshMetrics(late)), NEWEST) == 1_790_000_000
-
-
-def test_damaged_record_is_an_error_of_the_attempt_and_not_of_a_scrape(service: RefreshedService) -> None:
-    path = service.folder / "version-000003.json"
-    path.write_text("{")
-    text = text_of(RefreshMetrics(service))
-    assert value(text, "crossfade_refresh_last_result", result="rejected") == 1
-    with pytest.raises(InputError) as error, service.locked():
-        pass
-    documented("a damaged record of a version", str(error.value))
+@pytest.mark.parametrize(
+    ("newest", "expected"),
+    [
+        ([1_790_000_000_000], None),  # no seconds
+        ([None], None),
+        ([1_790_000_000, 1_780_000_000], 1_790_000_000),  # of all versions that are served
+    ],
+)
+def test_newest_event_is_one_of_all_served_versions(
+    tmp_path: Path, newest: list[int | None], expected: int | None
+) -> None:
+    text = text_of(RefreshMetrics(write_versions(tmp_path, *({"newest": each} for each in newest))))
+    assert (value(text, NEWEST) if NEWEST in samples(text) else None) == expected
 
 
 def test_attempts_are_counted_by_result_and_one_that_is_stopped_by_none(service: RefreshedService) -> None:
@@ -138,80 +108,10 @@ def test_attempts_are_counted_by_result_and_one_that_is_stopped_by_none(service:
 
 def test_invalid_addresses_of_metrics_are_rejected(tmp_path: Path) -> None:
     path = write_service(tmp_path)
-    rejected_here("an address of metrics of one attempt", "refresh", path, "--metrics-port", 0)
-    rejected_here("an invalid port of metrics", "refresh", path, "--every", "1s", "--metrics-port", "all")
     with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        rejected_here("a port of metrics in use", "refresh", path, "--every", "1s", "--metrics-port", port)
-
-
-@pytest.mark.parametrize(
-    ("given", "port"), [({}, 0), ({"metrics_port": "9400"}, 9400), ({"metrics_port": "none"}, None)]
-)
-def test_metrics_have_a_free_port_unless_another_or_none_is_given(given: dict[str, str], port: int | None) -> None:
-    assert RefreshOptions.of(service="s.yaml", every="1s", **given).metrics_port == port
-
-
-# ---- a process
-
-
-def write_events(path: Path, seed: int, newest: int, customers: int = 40) -> None:
-    """Write events whose newest is at ``newest``, all at once."""
-    rows = np.random.default_rng(seed).integers(0, customers, 400)
-    path.parent.mkdir(exist_ok=True)
-    columns = {
-        "user": [f"c{row}" for row in rows],
-        "track": [f"t{(row * 7 + index % 8) % 30}" for index, row in enumerate(rows)],
-        "at": np.arange(newest - 399, newest + 1),
-    }
-    write_parquet(path.with_suffix(".part"), **columns).replace(path)
-
-
-def metrics_of(daemon: RunningCommand) -> str:
-    """Return the address that the process prints."""
-    assert daemon.process.stderr is not None
-    found = re.search(r"metrics: http://(\S+)/metrics", daemon.process.stderr.readline())
-    assert found is not None
-    return found[1]
-
-
-@pytest.mark.slow
-def test_process_serves_metrics_of_versions_of_failures_and_of_what_waits(tmp_path: Path) -> None:
-    path, events = write_service(tmp_path, publish_if=None), tmp_path / "events"
-    write_events(events / "one.parquet", 1, 1_790_000_000)
-    with started("refresh", path, "--every", "0.2s", cwd=tmp_path) as daemon:
-        address = metrics_of(daemon)
-
-        def has(name: str, expected: float, **labels: str) -> bool:
-            return (f"crossfade_refresh_{name}" in samples(text := scrape(address))) and (
-                value(text, f"crossfade_refresh_{name}", **labels) == expected
-            )
-
-        wait_until(lambda: has("version", 1), "the first version")
-        wait_until(lambda: has("waiting_files", 0), "no file to wait")
-        assert families(scrape(address)) == PROCESS | REFRESH
-        assert value(scrape(address), NEWEST) == 1_790_000_000
-        (events / "two.parquet").write_bytes(b"no Parquet")
-        wait_until(lambda: value(scrape(address), "crossfade_refresh_consecutive_failures") >= 2, "two failures")
-        assert has("waiting_files", 1)
-        status, answer = ask(address, "/healthz")
-        assert (status, json.loads(answer)["run"]) == (200, "fresh")
-        (events / "two.parquet").unlink()
-        write_events(events / "three.parquet", 3, 1_790_001_000)
-        wait_until(lambda: has("version", 2), "the second version")
-        wait_until(lambda: has("consecutive_failures", 0), "the end of the failures")
-        text = scrape(address)
-        assert value(text, NEWEST) == 1_790_001_000
-        assert value(text, "crossfade_refresh_metric_before", metric="ndcg@10") > 0
-        for stage in ("prepare", "train"):
-            assert value(text, "crossfade_refresh_last_version_seconds", stage=stage) > 0
-        # What one customer plays again and again is held out, and known: there is nothing to rank.
-        write_events(events / "four.parquet", 4, 1_790_000_500, customers=1)
-        wait_until(lambda: has("version", 3), "the third version")
-        assert not {f"crossfade_refresh_metric_{moment}" for moment in ("before", "after")} & set(
-            samples(scrape(address))
-        )
-        assert value(scrape(address), NEWEST) == 1_790_001_000
-        # A record is damaged: the process goes on, and says so.
-        (tmp_path / "service" / "version-000001.json").write_text("{")
-        wait_until(lambda: value(scrape(address), "crossfade_refresh_consecutive_failures") >= 2, "two failures")
+        for options, phrase in (
+            (("--metrics-port", 0), "--metrics-port: needs --every"),
+            (("--every", "1s", "--metrics-port", "all"), "--metrics-port all: "),
+            (("--every", "1s", "--metrics-port", other.getsockname()[1]), "--metrics-port: cannot listen"),
+        ):
+            rejected(crossfade_here("refresh", path, *options), phrase)

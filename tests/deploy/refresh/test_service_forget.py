@@ -1,6 +1,5 @@
 """``crossfade forget SERVICE``: after one further version, nothing in the folder of the service has the customer."""
 
-import json
 import re
 from collections.abc import Iterator
 from itertools import count
@@ -11,13 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from command_here import crossfade_here, rejected_here
+from command_here import crossfade_here
 from crashing_storage import Crash
-from refreshed_service import EVENTS, ServiceFolder, crash_at, plays
+from refreshed_service import EVENTS, ServiceFolder, crash_at, plays, rejected
 from running_command import succeeded
 from serving import running_server
 from waiting import wait_until
 
+from crossfade.deploy.refresh import increment
 from crossfade.trainer.prepare.forget import PlannedDeletion
 
 pytestmark = pytest.mark.slow
@@ -60,6 +60,8 @@ def knows(service: ServiceFolder, customer: str) -> bool:
 
 
 def test_forgotten_customer_is_nowhere_after_the_next_version(service: ServiceFolder) -> None:
+    """It is published whatever its metric is, and before new events."""
+    service.configure(publish_if="ndcg@10 >= 9 * last")
     known = vectors(service, "c0")
     assert len(known) == 2
     kinds = {path.relative_to(service.path).parts[:2] for path in traces(service, "c0", known)}
@@ -97,6 +99,7 @@ def test_forgotten_customer_is_nowhere_after_the_next_version(service: ServiceFo
     assert "no earlier version" in service.command("rollback").stderr
     assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
     assert "\n  versions " not in forgotten(service, "c0"), "no version has it"
+    service.configure(publish_if=None)
     service.add(3)
     succeeded(service.command("refresh"))
     assert (service.record(4)["base"], service.files(4)) == (3, ["day-003.parquet"])
@@ -110,37 +113,28 @@ def columns(day: int) -> tuple[list[int], list[str]]:
     return table["at"].to_pylist(), table["user"].to_pylist()
 
 
-def test_version_without_forgotten_customers_is_published_before_new_events_and_whatever_its_metric_is(
-    service: ServiceFolder,
+def test_compacted_datasets_and_an_interrupted_version_are_forgotten_too(
+    service: ServiceFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service.configure(publish_if="ndcg@10 >= 9 * last")
+    monkeypatch.setattr(increment, "_COMPACT_AFTER", 2)
     service.add(3)
-    forgotten(service, "c0")
     succeeded(service.command("refresh"))
-    assert (service.statuses(), service.files(3)) == (["published"] * 3, [])
-    assert service.command("refresh").returncode == 1
-    assert (service.statuses()[3], service.files(4)) == ("rejected", ["day-003.parquet"])
-
-
-def test_compacted_datasets_and_an_interrupted_version_are_forgotten_too(service: ServiceFolder) -> None:
-    service.configure(compact_after=1)
-    service.add(3)
+    service.add(4, plays(2))
     with pytest.raises(Crash), crash_at(7):  # trained, and not decided
         service.command("refresh")
     known = vectors(service, "c44")
     names = {path.relative_to(service.path).parts[0] for path in traces(service, "c44", known)}
-    assert {"version-000002-data", "version-000002-compacted", "version-000003"} <= names
-    output = forgotten(service, "c44")
-    assert output.count("forgot 1 row of customer") == 2, "the compacted one, and that of day 2"
-    assert not service.run(3).exists()
-    assert not service.data(3).exists()
+    assert {"version-000002-data", "version-000003-compacted", "version-000004"} <= names
+    assert "version-000003-compacted: forgot 1 row of customer" in forgotten(service, "c44")
+    assert not service.run(4).exists()
+    assert not service.data(4).exists()
     succeeded(service.command("refresh"))
     assert list(traces(service, "c44", known)) == []
-    table = plays(3)
-    service.add(3, table.filter(pc.not_equal(table["user"], "c44")))
+    table = plays(2)
+    service.add(4, table.filter(pc.not_equal(table["user"], "c44")))
     succeeded(service.command("refresh"))
     assert list(traces(service, "c44", known)) == []
-    assert service.files(4) == ["day-003.parquet"]
+    assert service.files(5) == ["day-004.parquet"]
     assert (knows(service, "c1"), knows(service, "c44")) == (True, False)
 
 
@@ -183,7 +177,7 @@ def test_deletion_that_was_interrupted_is_completed_by_the_same_command(
         with pytest.raises(Crash):
             forgotten(service, "c0")
     assert len(applied) == 1
-    rejected_here("a deletion from a service that was interrupted", "refresh", service.file)
+    rejected(service.command("refresh"), "a deletion of IDs was interrupted")
     assert "versions       1, 2: " in forgotten(service, "c0")
     succeeded(service.command("refresh"))
     assert list(traces(service, "c0", known)) == []
@@ -194,19 +188,14 @@ def test_version_keeps_events_to_continue_on(service: ServiceFolder) -> None:
     succeeded(service.command("refresh"))
     known = vectors(service, "c9")
     (service.folder / "ids.txt").write_text("c9\n")
-    cause = "a deletion of all events of a version"
-    rejected_here(cause, "forget", service.path, "--ids", service.folder / "ids.txt")
+    refused = crossfade_here("forget", service.path, "--ids", service.folder / "ids.txt")
+    rejected(refused, "version 3 took events of these IDs only")
     assert knows(service, "c9"), "nothing was deleted"
     service.add(4)
     succeeded(service.command("refresh"))
     assert "version-000003-data: forgot 1 row" in forgotten(service, "c9")
     succeeded(service.command("refresh"))
     assert list(traces(service, "c9", known)) == []
-
-
-def test_unknown_customers_need_no_further_version(service: ServiceFolder) -> None:
-    assert "\n  versions " not in forgotten(service, "nobody")
-    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
 
 
 def test_service_without_a_version_has_only_event_files(tmp_path: Path) -> None:
@@ -220,15 +209,12 @@ def test_service_without_a_version_has_only_event_files(tmp_path: Path) -> None:
 
 
 def test_service_is_forgotten_as_a_whole(service: ServiceFolder) -> None:
-    (service.folder / "ids.txt").write_text("c0\n")
-    rejected_here(
-        "forget: one dataset of a service", "forget", service.path, "--ids", service.folder / "ids.txt",
-        "--this-dataset-only",
-    )  # fmt: skip
-    rejected_here(
-        "a deletion from a dataset of a service", "forget", service.data(2), "--ids", service.folder / "ids.txt"
-    )
+    ids = service.folder / "ids.txt"
+    ids.write_text("c0\n")
+    one = crossfade_here("forget", service.path, "--ids", ids, "--this-dataset-only")
+    rejected(one, "--this-dataset-only: ", "is a service, not a dataset")
+    rejected(crossfade_here("forget", service.data(2), "--ids", ids), "is a dataset of a service")
+    assert "\n  versions " not in forgotten(service, "nobody")
+    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
     forgotten(service, "c0")
-    rejected_here("a rollback while ids are forgotten", "rollback", service.file)
-    (service.path / "forgotten.json").write_text(json.dumps({"through": "all"}))
-    rejected_here("a damaged note of a deletion", "refresh", service.file)
+    rejected(service.command("rollback"), "earlier versions may have vectors of IDs that were forgotten")

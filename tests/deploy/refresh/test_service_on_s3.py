@@ -1,17 +1,16 @@
 """A service that is kept on S3: any host makes its next version, one at a time, and each event is taken once."""
 
+import io
 import json
 from contextlib import suppress
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pyarrow.parquet as pq
 import pytest
 from command_here import crossfade_here
 from crashing_storage import Crash, CrashingStorage
-from error_table import documented
 from object_store import ObjectStore
-from refreshed_service import ServiceFolder, crash_at, current, plays
+from refreshed_service import ServiceFolder, crash_at, current, plays, rejected
 from running_command import succeeded
 
 from crossfade.base.io import writer_lock
@@ -31,8 +30,11 @@ def remote(s3: ObjectStore, tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def first(history: ServiceFolder, tmp_path: Path, remote: Folder) -> ServiceFolder:
-    """Return a host whose service with two versions was kept in its folder until now."""
+    """Return a host whose service with two versions was copied to S3."""
     (tmp_path / "first").mkdir()
+    for path in history.path.rglob("*"):
+        if path.is_file():
+            remote.write(path.relative_to(history.path).as_posix(), path.read_bytes())
     return history.copied(tmp_path / "first", remote=remote.uri)
 
 
@@ -46,11 +48,6 @@ def other_host(service: ServiceFolder, folder: Path) -> ServiceFolder:
 def embeddings(folder: Path) -> dict[str, bytes]:
     """Return the files of vectors in a run."""
     return {path.name + path.parent.name: path.read_bytes() for path in folder.rglob("embeddings/*/*.parquet")}
-
-
-def message_of(rejected: CompletedProcess[str]) -> str:
-    """Return the message of a command that was rejected."""
-    return rejected.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
 
 
 def on_s3(remote: Folder, number: int) -> list[str]:
@@ -97,9 +94,7 @@ def test_while_a_host_works_others_are_rejected_and_take_over_when_it_is_gone(
     second = other_host(first, tmp_path / "second")
     gone = writer_lock._Owner.this_process().model_copy(update={"host": "gone", "machine": "gone", "renewals": 3})
     remote.write(LOCK_NAME, gone.model_dump_json().encode())
-    rejected = second.command("refresh")
-    assert rejected.returncode == 2
-    documented("forget: another process holds a lock on S3 or without file locks", message_of(rejected))
+    rejected(second.command("refresh"), "gone")
     assert second.statuses() == []
     monkeypatch.setattr(writer_lock, "_LEASE_SECONDS", 0.0)
     monkeypatch.setattr(writer_lock, "_RENEWAL_SECONDS", 0.05)
@@ -145,70 +140,29 @@ def test_version_that_another_host_has_published_meanwhile_is_not_replaced(
 
     with monkeypatch.context() as patch:
         patch.setattr(increment.TrialRun, "train", slow)
-        rejected = first.command("refresh")
-    assert rejected.returncode == 2
-    documented("a lock of a service on S3 that was taken over", message_of(rejected))
+        rejected(first.command("refresh"), "the lock")
     assert on_s3(remote, 3) == [], "it would replace what the other one has uploaded"
     remote.remove(LOCK_NAME)
     assert succeeded(first.command("refresh")).stdout.startswith("version 3 published: ")
 
 
-def test_missing_folder_and_damaged_note_are_named(first: ServiceFolder, remote: Folder, tmp_path: Path) -> None:
+def test_damaged_and_mixed_services_are_named(first: ServiceFolder, remote: Folder, tmp_path: Path) -> None:
     succeeded(first.command("refresh"))
-    remote.child("version-000002").delete()
-    rejected = other_host(first, tmp_path / "second").command("refresh")
-    documented("a folder of a service on S3 that is missing", message_of(rejected))
-    (first.path / "remote.json").write_text("{}")
-    documented("a damaged note of where a service is kept", message_of(first.command("refresh")))
-
-
-@pytest.mark.parametrize("at", [1, 3, 4])
-def test_move_to_s3_that_is_interrupted_is_completed_by_the_same_host(
-    first: ServiceFolder, remote: Folder, tmp_path: Path, at: int
-) -> None:
-    (first.folder / "ids.txt").write_text("c0\n")
-    assert crossfade_here("forget", first.path, "--ids", first.folder / "ids.txt").returncode == 0
-    with pytest.MonkeyPatch.context() as patch:
-        CrashingStorage(patch, at, ["write"])
-        with pytest.raises(Crash):
-            first.command("refresh")
-    remote.remove(LOCK_NAME)
-    if at == 3:  # the mark and one of two records are there
-        rejected = other_host(first, tmp_path / "second").command("refresh")
-        documented("a service that another host has begun to move to S3", message_of(rejected))
-        remote.remove(LOCK_NAME)
-    assert succeeded(first.command("refresh")).stdout.startswith("version 3 published: without the forgotten ids")
-    assert first.statuses() == ["published"] * 3
-    assert on_s3(remote, 2) == ["version-000002.json"]
-
-
-def test_folder_and_address_of_different_services_are_not_mixed(first: ServiceFolder, tmp_path: Path) -> None:
-    succeeded(first.command("refresh"))
-    (tmp_path / "second").mkdir()
-    second = first.copied(tmp_path / "second", remote=None)
-    documented("a local folder of a service that is kept on S3", message_of(second.command("refresh")))
+    second = first.copied(tmp_path, remote=None)
+    rejected(second.command("refresh"), "is a copy of the service at s3://")
     (second.path / "remote.json").unlink()
     second.add(3)
     succeeded(second.command("refresh"))
     second.configure(remote=json.loads(first.file.read_text())["remote"])
-    documented("a folder and an address of different services", message_of(second.command("refresh")))
+    rejected(second.command("refresh"), f"{second.path}: has other versions than s3://")
     assert second.statuses() == ["published"] * 3
-
-
-def test_what_a_host_had_prepared_before_a_deletion_is_discarded(
-    first: ServiceFolder, remote: Folder, tmp_path: Path
-) -> None:
-    succeeded(first.command("refresh"))
-    first.add(3, plays(1))  # of customer 0, too
-    second = other_host(first, tmp_path / "second")
-    with crash_at(4), suppress(Crash):  # when it is about to train
-        second.command("refresh")
-    assert second.data(3).exists()
-    (first.folder / "ids.txt").write_text("c0\n")
-    assert crossfade_here("forget", first.path, "--ids", first.folder / "ids.txt").returncode == 0
-    line = succeeded(second.command("refresh")).stdout
-    assert line.startswith("version 3 published: without the forgotten ids")
-    assert not [path for path in second.path.rglob("*.parquet") if "c0" in _values(path.read_bytes())]
+    remote.child("version-000002").delete()
+    rejected(other_host(first, tmp_path / "third").command("refresh"), "version-000002: is missing; restore it")
+    remote.delete()
+    rejected(first.command("refresh"), f"{first.path}: has other versions than s3://")
+    assert first.statuses() == ["published"] * 2, "the copy is kept"
+    (first.path / "remote.json").write_text("{}")
+    rejected(first.command("refresh"), "remote.json: does not name where the service is kept")
 
 
 def test_file_that_leads_out_of_its_folder_is_not_downloaded(
@@ -218,36 +172,34 @@ def test_file_that_leads_out_of_its_folder_is_not_downloaded(
     files = Folder.files
     strange = {"version-000002/../../escaped": FoundFile(1, 0.0)}
     monkeypatch.setattr(Folder, "files", lambda self: {**files(self), **strange})
-    rejected = other_host(first, tmp_path / "second").command("refresh")
-    documented("a file of a service on S3 that leads out of its folder", message_of(rejected))
+    rejected(other_host(first, tmp_path / "second").command("refresh"), "has a file whose name leads out of it")
 
 
 def test_forgotten_customer_is_neither_on_s3_nor_on_hosts_that_follow(
     first: ServiceFolder, remote: Folder, tmp_path: Path
 ) -> None:
     succeeded(first.command("refresh"))
+    first.add(3, plays(1))  # of customer 0, too
     second = other_host(first, tmp_path / "second")
-    succeeded(second.command("refresh"))
+    with crash_at(4), suppress(Crash):  # when it is about to train
+        second.command("refresh")
+    assert second.data(3).exists()
     (first.folder / "ids.txt").write_text("c0\n")
-    rejected = crossfade_here("forget", remote.uri, "--ids", first.folder / "ids.txt")
-    documented("a deletion from a service on S3 by its address", message_of(rejected))
-    rejected = crossfade_here("forget", f"{remote.uri}/version-000002-data", "--ids", first.folder / "ids.txt")
-    documented("a deletion from a dataset of a service", message_of(rejected))
+    for place, phrase in (("", "is a service on S3"), ("/version-000002-data", "is a dataset of a service")):
+        rejected(crossfade_here("forget", f"{remote.uri}{place}", "--ids", first.folder / "ids.txt"), phrase)
     succeeded(crossfade_here("forget", first.path, "--ids", first.folder / "ids.txt"))
     assert succeeded(second.command("refresh")).stdout.startswith("version 3 published: without the forgotten ids")
     for name in remote.files():
         if name.endswith(".parquet"):
-            data = remote.read(name)
-            assert b"c0" not in data or "c0" not in _values(data), name
+            assert "c0" not in _values(remote.read(name)), name
     assert (on_s3(remote, 2), "forgotten.json" in remote.names()) == (["version-000002.json"], False)
+    first.event_file(3).unlink()
     succeeded(first.command("refresh"))
     for path in [*first.path.rglob("*.parquet"), *second.path.rglob("*.parquet")]:
         assert "c0" not in _values(path.read_bytes()), path
 
 
 def _values(data: bytes) -> set[object]:
-    import io
-
     return {
         value
         for column in pq.read_table(io.BytesIO(data)).columns

@@ -1,90 +1,23 @@
 """The versions in the folder of a service: what counts as taken, what is served, and what is deleted."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from error_table import documented
+from recorded_service import make_record
 
 from crossfade.base.errors import InputError
-from crossfade.deploy.refresh import versions as versions_module
-from crossfade.deploy.refresh.remote import locked_versions
-from crossfade.deploy.refresh.versions import (
-    EventFile,
-    ServiceVersions,
-    Status,
-    VersionRecord,
-    read_record,
-)
+from crossfade.deploy.refresh.versions import ServiceVersions
 from crossfade.trainer.embeddings.current_run import current_run
-
-
-def event_file(name: str) -> EventFile:
-    return EventFile(uri=f"/events/{name}", state="1", bytes=1)
-
-
-def record(number: int, status: Status, *names: str) -> VersionRecord:
-    return VersionRecord(
-        number=number,
-        status=status,
-        base=number - 1 or None,
-        files=[event_file(name) for name in names],
-        events=1,
-        newest=None,
-        metric="ndcg@10",
-        before=None,
-        after=0.5,
-        decided=0.0,
-        seconds={},
-    )
 
 
 @pytest.fixture
 def versions(tmp_path: Path) -> ServiceVersions:
     """Write a published, a rejected, and two further published versions."""
     versions = ServiceVersions(tmp_path)
-    versions.write(record(1, "published", "a"))
-    versions.write(record(2, "rejected", "b"))
-    versions.write(record(3, "published", "b", "c"))
-    versions.write(record(4, "published", "d"))
+    for number in range(1, 5):
+        versions.write(make_record(number, status="rejected" if number == 2 else "published"))
     return versions
-
-
-def test_newest_published_version_is_current(versions: ServiceVersions) -> None:
-    assert versions.current is not None
-    assert (versions.current.number, versions.next_number) == (4, 5)
-    assert current_run(str(versions.folder)) == (str(versions.run_path(4)), str(versions.data_path(4)), 4)
-    assert set(versions.taken()) == {f"/events/{name}" for name in "abcd"}
-
-
-def test_records_are_read_again_only_if_they_have_changed(
-    versions: ServiceVersions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-    monkeypatch.setattr(versions_module, "read_record", lambda path: (read.append(path.name), read_record(path))[1])
-    with locked_versions(versions.folder) as first:
-        assert first.records == versions.records
-    ServiceVersions(versions.folder).withdraw(after=3)
-    read.clear()
-    with locked_versions(versions.folder, known=first.known) as second:
-        assert (second.current, read) == (second.records[2], ["version-000004.json"])
-        assert second.records[3].status == "withdrawn"
-
-
-def test_empty_folder_has_no_version(tmp_path: Path) -> None:
-    versions = ServiceVersions(tmp_path)
-    versions.repair()
-    assert (versions.current, versions.next_number, versions.taken(), versions.plan()) == (None, 1, {}, None)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_files_of_withdrawn_versions_are_not_taken(versions: ServiceVersions) -> None:
-    assert versions.tried() == {event_file("b")}
-    assert versions.withdraw(after=1) == [4, 3]
-    reopened = ServiceVersions(versions.folder)
-    assert [each.status for each in reopened.records] == ["published", "rejected", "withdrawn", "withdrawn"]
-    assert set(reopened.taken()) == {"/events/a"}
-    assert reopened.tried() == {event_file(name) for name in "bcd"}
-    assert reopened.next_number == 5, "numbers are not used again"
 
 
 def test_servers_follow_the_records_whatever_was_interrupted(versions: ServiceVersions) -> None:
@@ -93,14 +26,6 @@ def test_servers_follow_the_records_whatever_was_interrupted(versions: ServiceVe
         damage()
         versions.repair()
         assert current_run(str(versions.folder)).run == str(versions.run_path(4))
-
-
-def test_discarded_version_leaves_its_log(versions: ServiceVersions) -> None:
-    for path in (versions.run_path(5), versions.data_path(5)):
-        path.mkdir()
-    (versions.folder / "version-000005.log").touch()
-    versions.discard(5)
-    assert [path.name for path in versions.folder.glob("*000005*")] == ["version-000005.log"]
 
 
 def test_half_deleted_versions_are_not_kept_and_nothing_is_deleted_while_the_served_one_is_unreadable(
@@ -120,16 +45,18 @@ def test_half_deleted_versions_are_not_kept_and_nothing_is_deleted_while_the_ser
     assert not (versions.folder / ".trash-version-000001").exists()
 
 
-def test_damaged_files_are_named(versions: ServiceVersions) -> None:
-    (versions.folder / "current.json").write_text('{"version": 1, "run": "../elsewhere"}')
-    with pytest.raises(InputError) as caught:
-        current_run(str(versions.folder))
-    assert "current.json" in documented("a damaged name of the current version", str(caught.value))
-    (versions.folder / "plan.json").write_text("[]")
-    with pytest.raises(InputError) as caught:
-        versions.plan()
-    assert "plan.json" in documented("a damaged plan of a version", str(caught.value))
-    (versions.folder / "version-000003.json").write_text("{")
-    with pytest.raises(InputError) as caught:
-        ServiceVersions(versions.folder).records  # noqa: B018 - it is read here
-    assert "version-000003.json" in documented("a damaged record of a version", str(caught.value))
+@pytest.mark.parametrize(
+    ("name", "text", "read"),
+    [
+        ("current.json", '{"version": 1, "run": "../elsewhere"}', lambda versions: current_run(str(versions.folder))),
+        ("plan.json", "[]", ServiceVersions.plan),
+        ("forgotten.json", '{"through": "all"}', lambda versions: versions.forgotten),
+        ("version-000003.json", "{", lambda versions: ServiceVersions(versions.folder).records),
+    ],
+)
+def test_damaged_file_is_named(
+    versions: ServiceVersions, name: str, text: str, read: Callable[[ServiceVersions], object]
+) -> None:
+    (versions.folder / name).write_text(text)
+    with pytest.raises(InputError, match=f"{name}: "):
+        read(versions)

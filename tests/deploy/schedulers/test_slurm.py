@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from command_here import crossfade_here
 from needs import root
 from net_hosts import network, unavailable
 from paced_training import pace
-from run_results import ENTITIES, report_of, vectors
+from run_results import ENTITIES, vectors
 from running_command import COMMAND_SECONDS, records, succeeded
 from scheduled_jobs import planned_files
-from slurm_cluster import slurm_cluster
-from slurm_cluster import unavailable as slurm_unavailable
 from slurm_nodes import SlurmNodes
 from waiting import wait_until
 
@@ -35,13 +32,11 @@ STORED = {"checkpoint": {"path": "s3://music/checkpoints"}}
         ({"cluster": {"servers": 0, "workers": 1}}, (), {"nodes": "1", "cpus-per-task": "4"}),
         (
             {"cluster": {**ADDRESSES, "hosts": 3, "grace_period_seconds": 45.5}, **STORED},
-            ("--partition", "long", "--time", "4:00:00", "--cores", 5, "--data", "/shared/data"),
+            ("--cores", 5, "--data", "/shared/data"),
             # Slurm sends the signal up to a minute late, and roles have 30 seconds to end after the checkpoint.
-            {"nodes": "3", "cpus-per-task": "5", "partition": "long", "time": "4:00:00", "signal": "B:USR1@136"},
+            {"nodes": "3", "cpus-per-task": "5", "signal": "B:USR1@136"},
         ),
-        ({"cluster": {"store": "sharded", "servers": 0, "hosts": 3}}, (), {"nodes": "3", "cpus-per-task": "2"}),
         ({"train": {"device": ["gpu:3", "gpu:1"]}}, (), {"nodes": "1", "gpus-per-node": "4"}),
-        ({"train": {"device": "cpu"}}, (), {"nodes": "1"}),
     ],
 )
 def test_directives_request_what_the_job_needs(
@@ -106,22 +101,3 @@ def test_script_stops_at_the_time_limit_and_continues_when_requeued(tmp_path: Pa
     succeeded(crossfade_here("train", "here.yaml", "--run-dir", "here", cwd=tmp_path))
     for entity in ENTITIES:
         assert np.abs(vectors(run_dir, entity) - vectors(tmp_path / "here", entity)).max() < TOLERANCE
-
-
-@pytest.mark.slow
-@pytest.mark.cluster
-def test_slurm_runs_the_script_to_the_end_of_the_training(tmp_path: Path, planted_data: Path) -> None:
-    if reason := slurm_unavailable():
-        pytest.skip(reason)
-    planned_files(tmp_path, "slurm", data=planted_data, cluster={"servers": 1, "workers": 2, "hosts": 2})
-    command = tmp_path / "crossfade"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m crossfade "$@"\n')
-    command.chmod(0o755)
-    with slurm_cluster(tmp_path, 2) as slurm:
-        result = slurm.run(
-            *("sbatch", "--wait", "files/planted.sbatch"), variables={"CROSSFADE_COMMAND": str(command)}, check=False
-        )
-        log = "".join(path.read_text() for path in tmp_path.glob("planted-*.log"))
-        assert result.returncode == 0, f"{result.stderr}\n{log}"
-    assert ": worker-1 (logs: " in log, "the agent on the second node"
-    assert report_of(tmp_path / "runs" / "planted")["steps"] > 0

@@ -47,7 +47,6 @@ def test_every_response_is_as_described(tmp_path: Path) -> None:
         (tmp_path / "schemathesis.toml").write_text(CONFIGURATION, encoding="utf-8")
         (tmp_path / "limits.py").write_text(HOOKS, encoding="utf-8")
         options = ("--max-examples", str(EXAMPLES), "--seed", "1", "--phases", "examples,coverage,fuzzing")
-        options += ("--header", "X-Requested-With: schemathesis")
         result = subprocess.run(
             [program, "--no-color", "run", f"{server.url}openapi.json", *options],
             cwd=tmp_path,

@@ -20,7 +20,6 @@ from crossfade.deploy.tuning.options import BacktestOptions
 from crossfade.deploy.tuning.windows import Window, cut_windows
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import Interactions
-from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 
@@ -104,27 +103,6 @@ def test_dataset_of_a_window_has_its_past_and_its_queries_with_features_and_cont
 
 
 @pytest.mark.slow
-def test_past_too_sparse_for_a_valid_is_judged_by_its_last_epoch(tmp_path: Path) -> None:
-    lines = [f"c{at % 8},{(at * 3 + at // 8) % 7},{1000 + at}" for at in range(16)]
-    (tmp_path / "plays.csv").write_text("\n".join(["customer,track,at", *lines]))
-    prepare(
-        PrepareOptions.of(
-            train=[tmp_path / "plays.csv"], item="track", timestamp="at", hold_out_valid="none", out=tmp_path / "data"
-        )
-    )
-    settings = ["train.epochs=2", "model.dim=4", "metrics.port=null"]
-    with closing(opened(tmp_path, tmp_path / "out", first=0.5, set=settings)) as backtest:
-        backtest.source.write(backtest.windows[0], tmp_path / "window")
-        assert {path.name for path in tmp_path.iterdir()} == {"plays.csv", "data", "out", "window"}
-        splits = read_manifest(Folder(tmp_path / "window")).splits
-        assert [splits[name].rows if name in splits else 0 for name in ALL_SPLITS] == [8, 0, 4]
-        ended: list[int] = []
-        backtest.run(on_epochs=ended.append, on_window=lambda _: None, stop_requested=lambda: False)
-        assert (sum(ended), len(backtest.results())) == (4, 2)
-        assert all("ndcg@10" in result.metrics["model"] for result in backtest.results())
-
-
-@pytest.mark.slow
 def test_means_are_over_windows_and_beside_baselines(workspace: Path) -> None:
     found = json.loads((workspace / "found.json").read_text())
     assert [(window["since"], window["until"]) for window in found["windows"]] == [(1450, 1675), (1675, 1900)]
@@ -163,10 +141,9 @@ def test_repeated_backtest_keeps_windows_and_rejects_others(workspace: Path) -> 
     ):
         rejected = crossfade_here("backtest", "data", *SETTINGS, *options, cwd=workspace)
         assert (rejected.returncode, message in rejected.stderr) == (2, True)
-    with closing(opened(workspace, folder, overwrite=True)) as backtest:
-        assert backtest.results() == []
-        with pytest.raises(InputError, match="another process runs this study"):
-            opened(workspace, folder, overwrite=True)
+    settings = list(SETTINGS[3::2])
+    with closing(opened(workspace, folder, set=settings)), pytest.raises(InputError, match="another process runs this"):
+        opened(workspace, folder, set=settings)
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "optimizer": {"kind": "sgd", "learning_rate": 0.5},
     }
     write_job(folder / "job.yaml", write_planted(folder / "data"), **sections)
+    write_planted(folder / "train-only", held_out=False)
     succeeded(crossfade_here("train", "job.yaml", cwd=folder))
     return folder
 
@@ -70,7 +71,7 @@ def rows(printed: str) -> list[list[str]]:
 def test_study_finds_better_parameters_and_writes_them_as_a_job(workspace: Path) -> None:
     # One learning rate trains nothing, the other does.
     search = ["--search", "optimizer.learning_rate=1.0e-9|0.3", "--search", "model.dim=4..8", "--out", "found"]
-    result = succeeded(crossfade_here("tune", "job.yaml", "--trials", 4, "--no-pruning", *search, cwd=workspace))
+    result = succeeded(crossfade_here("tune", "job.yaml", "--trials", 4, *search, cwd=workspace))
     head, *_, last = result.stdout.splitlines()
     assert head.split() == ["epochs", "trial", "valid", "ndcg@10", "seconds", "learning_rate", "dim"]
     values = [float(row[2]) for row in rows(result.stdout)]
@@ -105,16 +106,12 @@ def test_quick_study_tries_many_settings_within_ten_trainings(workspace: Path, q
     assert found[18]["metrics"]["valid"] == whole["metrics"]["valid"]
 
 
-def test_quick_study_prints_its_plan_all_it_tried_and_the_gain(workspace: Path, quick: Path) -> None:
+def test_quick_study_prints_all_it_tried_and_the_gain(workspace: Path, quick: Path) -> None:
     errors, printed = (workspace / "stderr").read_text(), (workspace / "stdout").read_text()
-    assert "successive halving on valid ndcg@10; settings: 18 for 1 epoch, 4 for 3 epochs\n" in errors
-    assert "  model.temperature: 0.05 to 0.2, in the job 0.1\n" in errors
-    assert "\n30 epochs, as many as 10.0 trainings have\n" in errors
     assert any("failed: " in line and "(log: " in line for line in messages(errors))
     found, tried = reports(quick), rows(printed)
     assert [int(row[0]) for row in tried] == [epochs for epochs, trials in reversed(RUNGS) for _ in range(trials)]
     failed = [row for row in tried if row[2] == "failed"]
-    assert failed
     assert {float(row[4]) for row in failed} == {1e30}
     for epochs, number, value, _, rate, temperature, *note in (row for row in tried if row not in failed):
         assert valid(found[int(number)]) == pytest.approx(float(value), abs=5e-5)
@@ -140,14 +137,14 @@ def test_quick_study_that_was_stopped_ends_with_the_same_results(
     out = Path("stopped")
     options = TuneOptions.of(job=Path("job.yaml"), quick=True, search=SEARCH, out=out)
     for log in ("trial-0003.log", "trial-0019.log"):
-        TuningStudy(plan_study(options), prune=False, stop_requested=(out / log).exists).run(lambda _: None)
+        TuningStudy(plan_study(options), stop_requested=(out / log).exists).run(lambda _: None)
         assert not (out / log.removesuffix(".log") / "report.json").exists()
     ended: list[int] = []
-    study = TuningStudy(plan_study(options), prune=False, stop_requested=lambda: False)
+    study = TuningStudy(plan_study(options), stop_requested=lambda: False)
     study.run(ended.append)
     assert sum(ended) == sum(epochs * trials for epochs, trials in RUNGS)
     again = plan_study(options.model_copy(update={"out": quick}))
-    whole = TuningStudy(again, prune=False, stop_requested=lambda: False)
+    whole = TuningStudy(again, stop_requested=lambda: False)
     whole.run(lambda _: None)
     resumed = [replace(each, seconds=0.0) for each in study.trials()]
     assert resumed == [replace(each, seconds=0.0) for each in whole.trials()]
@@ -196,8 +193,8 @@ def test_five_failed_trials_in_a_row_end_the_study(workspace: Path, options: tup
         (["--search", "model.dim=4..8", "--search", "model.dim=4|5"], "--search model.dim: the key is repeated"),
         (["--out", "data"], "data: exists and holds no study"),
         (["--set", "data.path=nowhere"], "nowhere"),
+        (["--set", "data.path=train-only"], "has no valid split to compare settings by"),
         (["--quick", "--trials", 5], "--trials 5: --quick itself chooses how many settings it tries; leave one out"),
-        (["--quick", "--no-pruning"], "--no-pruning: --quick trains only the best settings to the end; "),
         (["--quick", "--search", "train.epochs=1..3"], "--search train.epochs: --quick sets it"),
         (["--quick"], "runs/planted-tune-quick: holds a study of another search space; name another folder"),
         (["--quick", "--set", "model.dim=9"], "holds a study of another job: model.dim was 8 and is now 9"),
@@ -209,13 +206,6 @@ def test_invalid_study_is_rejected_in_one_line(workspace: Path, options: list[ob
     result = crossfade_here("tune", "job.yaml", *options, cwd=workspace)
     assert message in single_line(result.returncode, result.stdout, result.stderr)
     assert not (workspace / "runs" / "planted-tune").exists()
-
-
-def test_dataset_without_valid_split_is_rejected(tmp_path: Path) -> None:
-    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data", held_out=False))
-    result = crossfade_here("tune", "job.yaml", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "has no valid split to compare settings by" in result.stderr
 
 
 def test_search_parameter_parses_integers_floats_and_choices() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from error_table import documented
 from pydantic import BaseModel
 
 from crossfade.base.errors import InputError
@@ -53,8 +52,8 @@ def test_minimal_job_has_defaults(job_path: Path) -> None:
         ),
         (
             SMALL + "cluster: {zzz: 8}\n",
-            "unknown key 'cluster.zzz'; known keys here: store, wire_dtype, servers, workers, host, "
-            "scheduler_port, max_key_bytes, hosts, one_role_per_host, host_timeout_seconds, standby_timeout_seconds, "
+            "unknown key 'cluster.zzz'; known keys here: store, servers, workers, host, "
+            "max_key_bytes, hosts, one_role_per_host, host_timeout_seconds, standby_timeout_seconds, "
             "coordinator_address, shared_run_dir, max_restarts, stall_timeout_seconds, "
             "grace_period_seconds, filter_ports",
         ),
@@ -118,6 +117,13 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
             "train: {tables: device, engine: torch}\ncluster: {servers: 2}",
             ["train.tables is 'device', but cluster.servers is 2, which hold the tables"],
         ),
+        ("loss: bpr\ntop_k: 20", ["top_k needs loss 'softmax', but the loss is 'bpr'"]),
+        ("top_k: 20\nnegatives: {kind: in_batch}", ["top_k estimates the K-th highest score of all items"]),
+        ("train: {half_life: 30w}", ["train.half_life: expected days or hours", "but found '30w'"]),
+        ("cluster: {servers: 1, workers: 32}", ["32 workers need at least as many partitions"]),
+        ("evaluate: {best_metric: recall@50}", ["evaluate: best_metric is 'recall@50', so add its cutoff"]),
+        ("tracking: {mlflow: 'https://me:secret@mlflow:5000'}", ["tracking.mlflow: expected an address without cred"]),
+        ("tracking: {tensorboard: 's3://music/boards'}", ["tracking.tensorboard: expected true, false or a folder"]),
         (
             "train: {tables: device, engine: torch}\ncluster: {workers: 2}",
             ["train.tables is 'device', but 2 workers hold parts of the tables", "cluster.workers to 1"],
@@ -150,58 +156,18 @@ def test_invalid_value_is_rejected_with_key_and_expectation(job_path: Path, text
         assert part in message
 
 
-@pytest.mark.parametrize(
-    ("cause", "text", "overrides"),
-    [
-        ("a job file that is not YAML", "evaluate: {k: [10\n", ()),
-        ("a job file that is a list", "- name: small\n", ()),
-        ("a duplicate key", "loss: bpr\nloss: bpr\n", ()),
-        ("a missing key", "name: small\ndata: {}\n", ()),
-        ("a misspelled key", "train: {batchsize: 8}\n", ()),
-        ("an unknown key", "verbose: true\n", ()),
-        ("a job name with other characters", "name: 1st\ndata: {path: x}\n", ()),
-        ("a value of another type", "train: {epochs: many}\n", ()),
-        ("a value out of range", "train: {epochs: 0}\n", ()),
-        ("a value that is none of the choices", "model: {score: manhattan}\n", ()),
-        ("top_k with a loss that it does not weigh", "loss: bpr\ntop_k: 20\n", ()),
-        ("top_k with unknown draws", "top_k: 20\nnegatives: {kind: in_batch}\n", ()),
-        ("a half-life that is no span of time", "train: {half_life: 30w}\n", ()),
-        ("workers without servers", "cluster: {store: mxnet, workers: 3}\n", ()),
-        ("servers beside workers that hold the tables", "cluster: {store: sharded, servers: 2, workers: 2}\n", ()),
-        ("rounded rows with servers", "cluster: {wire_dtype: bfloat16, servers: 2, workers: 2}\n", ()),
-        (
-            "tables on a device of several workers",
-            "train: {tables: device, engine: torch}\ncluster: {workers: 2}\n",
-            (),
-        ),
-        ("more workers than partitions", "cluster: {servers: 1, workers: 32}\n", ()),
-        ("a best metric that is not computed", "evaluate: {best_metric: recall@50}\n", ()),
-        ("credentials in tracking.mlflow", "tracking: {mlflow: 'https://me:secret@mlflow:5000'}\n", ()),
-        ("a remote folder for TensorBoard", "tracking: {tensorboard: 's3://music/boards'}\n", ()),
-        ("--set without a value", "", ("train.epochs",)),
-        ("--set with a misspelled key", "", ("train.epcohs=3",)),
-        ("--set of a key below a value", "loss: bpr\n", ("loss.margin=1",)),
-        ("--set with a value that is not YAML", "", ("evaluate.k=[10",)),
-    ],
-)
-def test_message_is_the_documented_one(job_path: Path, cause: str, text: str, overrides: tuple[str, ...]) -> None:
-    job = text if text.startswith(("name: ", "- ")) else SMALL + text
-    with pytest.raises(InputError) as caught:
-        load(job_path, job, *overrides)
-    documented(cause, str(caught.value), caught.value.exit_code)
-
-
-def test_messages_about_unreadable_job_files_are_the_documented_ones(tmp_path: Path) -> None:
+def test_unreadable_job_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "latin1.yaml").write_bytes("name: chloé\n".encode("latin-1"))
     causes = {
-        "no.yaml": "a missing job file",
-        ".": "a job file that is a folder",
-        "latin1.yaml": "a job file that is not UTF-8",
+        "no.yaml": "no such job file",
+        ".": "cannot be read: Is a directory",
+        "latin1.yaml": "is not UTF-8 text",
     }
     for name, cause in causes.items():
         with pytest.raises(InputError) as caught:
             load_job(tmp_path / name)
-        documented(cause, str(caught.value), caught.value.exit_code)
+        assert cause in str(caught.value)
+        assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -366,12 +332,6 @@ def test_explained_types_and_defaults_are_readable(path: str, kind: str, default
     assert explained[path][:2] == [kind, default]
 
 
-BILLION = "name: x\ndata: {path: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(
-    f"  - &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
-)
-"""A value whose complete text would take a gigabyte."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "expected"),
@@ -383,7 +343,6 @@ BILLION = "name: x\ndata: {path: d}\ntrain:\n  seed:\n  - &a0 [1]\n" + "".join(
             ":1: not valid YAML: '9999999999999999999999999999999999999999' is not a valid integer",
         ),
         ("[" * 5000, "nested too deeply"),
-        (BILLION, ":9: not valid YAML: more than 10,000 values, with aliases"),
         ('"na\\nme": x\ndata: {path: d}\nname: y\n', "unknown key 'na\\nme'"),
     ],
 )

@@ -150,15 +150,6 @@ def test_every_key_has_its_description_and_default() -> None:
 
 
 @pytest.mark.slow
-def test_command_prints_and_writes_a_valid_schema(tmp_path: Path) -> None:
-    printed = crossfade_here("schema").stdout
-    assert json.loads(printed) == SCHEMA
+def test_command_prints_a_valid_schema() -> None:
+    assert json.loads(crossfade_here("schema").stdout) == SCHEMA
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    assert crossfade_here("schema", "--out", tmp_path / "job.schema.json").stdout == ""
-    assert (tmp_path / "job.schema.json").read_text(encoding="utf-8") == printed
-
-
-def test_unwritable_file_is_rejected(tmp_path: Path) -> None:
-    result = crossfade_here("schema", "--out", tmp_path / "no" / "job.schema.json")
-    assert result.returncode == 2
-    assert "job.schema.json: cannot be written: No such file or directory; name another file" in result.stderr

@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import interaction_table, make_interactions
-from cluster_data import CUSTOMERS, TRACKS, train_rows, write_job, write_planted
+from cluster_data import TRACKS, train_rows, write_job, write_planted
 from command_here import crossfade_here
-from error_table import documented
 from paced_training import paced
-from running_command import single_line, succeeded
+from running_command import succeeded
 from train_errors import TrainError, train_error_runner
 
 from crossfade.base.io.folder import Folder
@@ -85,24 +83,6 @@ def test_invalid_value_is_rejected_with_its_row(train_error: TrainError, workspa
     assert train_error() == f"{place} rows 0 to {TRACKS - 1}; prepare the data again"
 
 
-def test_truncated_vocabulary_is_rejected(train_error: TrainError, workspace: Path) -> None:
-    path = workspace / "data" / "vocabulary" / "track" / "part-00001.parquet"
-    path.write_bytes(path.read_bytes()[:100])
-    message = documented("a truncated vocabulary", train_error())
-    assert message.startswith(f"{path}: has 100 bytes, but the manifest lists ")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="needs a user other than root: run it as one")
-def test_unreadable_file_is_rejected(train_error: TrainError, workspace: Path) -> None:
-    (workspace / "data" / FILE).chmod(0)
-    assert train_error() == f"{workspace / 'data' / FILE}: cannot be read: Permission denied"
-
-
-def test_manifest_of_earlier_version_is_rejected(train_error: TrainError, workspace: Path) -> None:
-    change_manifest(workspace / "data", lambda manifest: manifest.update(version=1))
-    documented("a manifest of another version", train_error())
-
-
 def test_empty_files_add_no_examples_and_one_file_with_rows_is_required(
     train_error: TrainError, workspace: Path
 ) -> None:
@@ -112,27 +92,16 @@ def test_empty_files_add_no_examples_and_one_file_with_rows_is_required(
     shutil.rmtree(workspace / "run")
     for path in sorted((data / "train").iterdir()):
         rewrite(data, f"train/{path.name}", pq.read_table(path).slice(0, 0))
-    message = documented("an empty train split", train_error())
+    message = train_error()
     assert message.startswith(f"{data}: its train split is empty: there is nothing to train on")
 
 
 def test_row_group_above_limit_is_rejected_until_limit_is_raised(train_error: TrainError, workspace: Path) -> None:
     limit = "data.max_row_group_rows"
-    message = documented("a row group above data.max_row_group_rows", train_error("--set", f"{limit}=1499"))
+    message = train_error("--set", f"{limit}=1499")
     assert message.startswith(f"{workspace / 'data' / FILE}, row group 0: has 1,500 rows, but {limit} is")
     assert f"set {limit} to 1500" in message
     assert examples_of(workspace, "--set", f"{limit}=1500") == 2 * train_rows()
-
-
-def test_training_reads_one_huge_row_group(workspace: Path) -> None:
-    rows = 300_000
-    random = np.random.default_rng(1)
-    table = interaction_table(make_interactions(random.integers(0, CUSTOMERS, rows), random.integers(0, TRACKS, rows)))
-    pq.write_table(table, workspace / "data" / FILE, row_group_size=rows, **write_options(table.schema))
-    described = file_entry(Folder(workspace / "data"), FILE)
-    assert described.row_groups == [rows]
-    change_manifest(workspace / "data", lambda m: m["splits"]["train"].update(files=[described.model_dump()]))
-    assert examples_of(workspace, *ONCE) == rows
 
 
 def test_training_reads_more_files_than_a_process_may_open(workspace: Path) -> None:
@@ -148,21 +117,12 @@ def test_training_reads_more_files_than_a_process_may_open(workspace: Path) -> N
     assert examples_of(workspace, *ONCE, "--set", "evaluate.exclude_splits=[valid]") == 2 * count
 
 
-def test_path_with_spaces_unicode_and_quotes_is_read(workspace: Path) -> None:
-    data = workspace / 'da ta/Füße "it\'s" 音楽 100%'
-    data.parent.mkdir()
-    shutil.move(workspace / "data", data)
-    write_job(workspace / "job.yaml", data)
-    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "r'u \"n", cwd=workspace))
-    (data / FILE).unlink()
-    result = crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=workspace)
-    message = single_line(result.returncode, result.stdout, result.stderr)
-    assert message == f"{data / FILE}: no such file, but the manifest lists it; prepare the data again"
-
-
 @pytest.mark.parametrize(
     ("how", "cause"),
-    [("vanishes", "a data file deleted during training"), ("changes", "a data file changed during training")],
+    [
+        ("vanishes", "no such file, but the manifest lists it"),
+        ("changes", "it was corrupted or replaced since this run began"),
+    ],
 )
 def test_file_that_changes_during_training_ends_the_run(workspace: Path, how: str, cause: str) -> None:
     path = workspace / "data" / FILE
@@ -178,5 +138,6 @@ def test_file_that_changes_during_training_ends_the_run(workspace: Path, how: st
         result = training.finish()
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
-    assert documented(cause, line).startswith(f"{path}: ")
+    assert line.startswith(f"{path}: ")
+    assert cause in line
     assert "Traceback" not in result.stderr

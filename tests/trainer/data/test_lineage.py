@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from error_table import documented
-from object_store import running_object_store
 from preparing import forget_dataset, prepare_files, vocabulary_tuples, write_parquet
 
 from crossfade.base.errors import InputError
@@ -74,7 +72,8 @@ def known(
 def problem(data: Path, cause: str) -> str:
     with pytest.raises(InputError) as raised:
         known(data)
-    return documented(cause, str(raised.value))
+    assert cause in str(raised.value)
+    return str(raised.value)
 
 
 def test_interactions_of_three_days_are_read_from_the_oldest_on(data: Path) -> None:
@@ -144,16 +143,10 @@ def test_times_are_those_of_the_newest_dataset(tmp_path: Path, first: int | None
         assert [time_N.tolist() for time_N in times if time_N is not None] == [[earliest], [second]]
 
 
-def test_lineage_that_was_moved_together_is_found(tmp_path: Path, prepared: Path) -> None:
-    shutil.copytree(prepared, tmp_path / "new")
-    (tmp_path / "link").symlink_to(tmp_path / "new" / "day3")
-    assert len(known(tmp_path / "new" / "day3")) == len(known(tmp_path / "link")) == 8
-
-
 def test_missing_base_dataset_is_an_error(tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "day1").rename(tmp_path / "elsewhere")
     assert f"{tmp_path / 'day1'}: cannot be used as the base dataset of {data}" in problem(
-        data, "a missing base dataset"
+        data, "no such file; expected a folder written by"
     )
     assert sorted(known(data, this_dataset_only=True)) == DAY_3
     assert f"{data}: its history is read from this dataset only, without its base dataset ../day2" in caplog.text
@@ -162,27 +155,22 @@ def test_missing_base_dataset_is_an_error(tmp_path: Path, data: Path, caplog: py
 
 def test_base_dataset_that_was_prepared_again_is_an_error(tmp_path: Path, data: Path) -> None:
     day(tmp_path, "day2", [("a", 9), ("c", 1)], "day1", overwrite=True)
-    assert str(tmp_path / "day2") in problem(data, "a base dataset that another one has replaced")
-
-
-def test_base_dataset_may_have_forgotten_ids_since(tmp_path: Path, data: Path) -> None:
-    forget_dataset(Folder(tmp_path / "day1"), pa.array(["a"]), "customer", NullReporter())
-    assert sorted(known(data)) == sorted([("b", 1), *DAY_2, *DAY_3])
+    assert str(tmp_path / "day2") in problem(data, "another dataset has replaced it since it was extended")
 
 
 def test_corrupt_file_of_a_base_dataset_is_an_error(tmp_path: Path, data: Path) -> None:
     [part] = (tmp_path / "day1" / "train").iterdir()
     part.write_bytes(part.read_bytes()[:-9])
-    assert part.name in problem(data, "a corrupt file of a base dataset")
+    assert part.name in problem(data, "it was truncated or replaced")
 
 
 def test_base_dataset_of_an_earlier_version_or_outside_the_lineage_ends_the_search(data: Path) -> None:
     """A manifest that refers to itself, or to a dataset that it does not list, is not followed."""
     folder, manifest = Folder(data), read_manifest(Folder(data))
     manifest.model_copy(update={"base": None}).write(folder)
-    problem(data, "a base dataset whose place was not recorded")
+    problem(data, "was prepared by an earlier version, which did not record where")
     manifest.model_copy(update={"lineage": manifest.lineage[:1]}).write(folder)
-    assert "does not list it in its lineage" in problem(data, "a base dataset outside the lineage")
+    assert "does not list it in its lineage" in problem(data, "does not list it in its lineage")
 
 
 @pytest.mark.parametrize(
@@ -197,24 +185,3 @@ def test_base_dataset_of_an_earlier_version_or_outside_the_lineage_ends_the_sear
 )
 def test_base_dataset_is_found_beside_a_dataset_that_was_moved(base: str, data: str, moved: str, found: str) -> None:
     assert _base_folder(Folder(moved), refer_to_base(Folder(base), 1, Folder(data))).uri == found
-
-
-@pytest.mark.slow
-def test_dataset_on_s3_extends_a_local_one_and_is_extended_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "s3").mkdir()
-    with running_object_store(tmp_path / "s3") as store:
-        for name, value in store.variables.items():
-            monkeypatch.setenv(name, value)
-        day(tmp_path, "day1", DAY_1)
-        bases = {"day2": str(tmp_path / "day1"), "day3": store.uri("day2")}
-        for plays, (name, base) in zip((DAY_2, DAY_3), bases.items(), strict=True):
-            raw = write_parquet(
-                tmp_path / f"{name}.parquet", customer=[one for one, _ in plays], item=[item for _, item in plays]
-            )
-            prepare_files(store.uri(name), raw, item="item", base=base, hold_out_valid="none")
-        assert sorted(known(store.uri("day3"))) == sorted([*DAY_1, *DAY_2, *DAY_3])
-        shutil.rmtree(tmp_path / "day1")
-        with pytest.raises(InputError, match=r"day1: cannot be used as the base dataset of s3://.*day3"):
-            known(store.uri("day3"))

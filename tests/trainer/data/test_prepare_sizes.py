@@ -62,19 +62,3 @@ def test_prepare_of_huge_row_group_stays_within_memory_option(tmp_path: Path) ->
     output, peak = measured("prepare", "--events", raw, "--item", "track", "--memory", 0.15, "--out", tmp_path / "data")
     assert f"{rows:,} rows of 1 file" in output
     assert peak < 0.15 * 2**30 + 330e6, peak
-
-
-@pytest.mark.slow
-def test_prepare_memory_does_not_grow_with_number_of_files(tmp_path: Path) -> None:
-    peaks = []
-    for files in (1, 300):
-        folder = tmp_path / str(files)
-        folder.mkdir()
-        for number in range(files):
-            plays = {"customer": [f"c{number}", "c"], "track": [number, 5]}
-            pq.write_table(pa.table(plays), folder / f"plays-{number:05d}.parquet")
-        out = tmp_path / f"data-{files}"
-        output, peak = measured("prepare", "--events", f"{folder}/*.parquet", "--item", "track", "--out", out)
-        assert f"{2 * files:,} rows of {files} file" in output
-        peaks.append(peak)
-    assert peaks[1] - peaks[0] < 60e6, peaks

@@ -24,7 +24,6 @@ from waiting import wait_until
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import StorageUnavailableError
 from crossfade.base.io.folder import Folder
-from crossfade.kvstore.philox import permutation
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
 from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, Stopwatch, group_order
@@ -97,14 +96,6 @@ def test_every_interaction_is_read_exactly_once_per_epoch(uneven_data: Path, wor
     assert read == Counter((n % QUERIES, n * 7 % ITEMS, n) for n in range(ROWS))
 
 
-@pytest.mark.parametrize("batch_size", [1, 32, ROWS, 10**6])
-def test_every_worker_takes_the_same_number_of_steps(uneven_data: Path, batch_size: int) -> None:
-    schedule = schedule_of(uneven_data, batch_size=batch_size)
-    assert schedule.steps == -(-ROWS // batch_size)
-    for rank in range(5):
-        assert len(list(schedule.slices(0, 0, rank, workers=5))) == schedule.steps
-
-
 @pytest.mark.parametrize(("workers", "group_rows"), [(2, 1), (3, 3), (5, None)])
 def test_global_batch_does_not_depend_on_number_of_workers(
     uneven_data: Path, workers: int, group_rows: int | None
@@ -119,14 +110,6 @@ def test_global_batches_have_about_the_batch_size(uneven_data: Path) -> None:
     sizes = [len(batch) for batch in global_batches(schedule, 0, 1)]
     assert sum(sizes) == ROWS
     assert max(sizes) - min(sizes) <= 2 * 4  # a partition's part varies by at most one
-
-
-def test_worker_without_partition_gets_empty_slices(uneven_data: Path) -> None:
-    slices = list(schedule_of(uneven_data, partitions=2).slices(0, 0, rank=0, workers=3))
-    assert slices
-    for part in slices:
-        assert len(part.interactions) == len(part.positions_B) == 0
-        assert part.global_size > 0
 
 
 @pytest.mark.slow
@@ -175,14 +158,6 @@ def test_worker_reads_a_block_of_partitions(uneven_data: Path, workers: int) -> 
 def partition_bounds(part: BatchSlice) -> list[tuple[int, int]]:
     ends = np.cumsum(part.partition_sizes_P).tolist()
     return list(pairwise([0, *ends]))
-
-
-def test_starting_at_a_step_keeps_the_order_of_examples(uneven_data: Path) -> None:
-    schedule = schedule_of(uneven_data)
-    expected = list(schedule.slices(1, 0, 0, 2))
-    for part, resumed in zip(expected[5:], schedule.slices(1, 5, 0, 2), strict=True):
-        assert examples_of(resumed) == examples_of(part)
-        np.testing.assert_array_equal(resumed.positions_B, part.positions_B)
 
 
 def test_starting_at_a_step_reads_no_earlier_shuffle_block(tmp_path: Path) -> None:
@@ -374,7 +349,6 @@ def test_interactions_keep_their_context(tmp_path: Path) -> None:
 
 
 COUNTER = {"seed": 1, "stream": "shuffle", "epoch": 0, "position": 0}
-QUERY_N = np.repeat(np.array([7, 2, 7, 10**12, 2, 5]), [4, 3, 5, 1, 6, 2])
 
 
 def chunk_sizes(query_N: IntArray) -> dict[int, list[int]]:
@@ -383,23 +357,6 @@ def chunk_sizes(query_N: IntArray) -> dict[int, list[int]]:
     for query, run in groupby(query_N.tolist()):
         sizes.setdefault(query, []).append(len(list(run)))
     return sizes
-
-
-@pytest.mark.parametrize("group_rows", [1, 2, 4, None])
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_order_is_a_permutation(group_rows: int | None, shuffled: bool) -> None:
-    query_N = np.random.default_rng(0).permutation(QUERY_N) if shuffled else QUERY_N
-    order_N = group_order(query_N, group_rows=group_rows, **COUNTER)
-    assert sorted(order_N.tolist()) == list(range(len(QUERY_N)))
-
-
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_all_rows_of_a_query_are_together_in_their_order(shuffled: bool) -> None:
-    query_N = np.random.default_rng(0).permutation(QUERY_N) if shuffled else QUERY_N
-    order_N = group_order(query_N, group_rows=None, **COUNTER)
-    assert chunk_sizes(query_N[order_N]) == {7: [9], 2: [9], 10**12: [1], 5: [2]}
-    for query in np.unique(query_N):
-        assert order_N[query_N[order_N] == query].tolist() == np.flatnonzero(query_N == query).tolist()
 
 
 def test_queries_come_in_random_order() -> None:
@@ -416,9 +373,3 @@ def test_chunks_have_at_most_the_given_rows() -> None:
     rows_by_chunk = order_N // 7 * 3 + order_N % 7 // 3
     assert sum(len(sizes) for sizes in chunk_sizes(rows_by_chunk).values()) == 150
     assert max(map(len, chunk_sizes(query_N[order_N]).values())) == 3
-
-
-def test_single_rows_are_in_random_order() -> None:
-    expected_N = permutation(len(QUERY_N), **COUNTER)
-    assert group_order(QUERY_N, group_rows=1, **COUNTER).tolist() == expected_N.tolist()
-    assert group_order(QUERY_N[:0], group_rows=None, **COUNTER).tolist() == []

@@ -1,8 +1,5 @@
 """Embeddings as Parquet: written from a store, read back by rows, and replaced completely."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -123,25 +120,6 @@ def test_vectors_of_any_rows_match_the_store(written: Path, store: LocalStore, r
     np.testing.assert_array_equal(vectors_ND if rows else vectors_ND.reshape(-1, 3), expected_ND)
 
 
-@pytest.mark.slow
-def test_reading_leaves_no_pyarrow_thread(written: Path) -> None:
-    reads = f"""
-import os
-import numpy
-from crossfade.trainer.embeddings.files import EmbeddingFiles
-from crossfade.trainer.prepare.id_list import read_ids
-files = EmbeddingFiles({str(written)!r})
-before = len(os.listdir("/proc/self/task"))
-files.read("{ITEM}")
-files.vectors("{ITEM}", numpy.arange(3))
-read_ids({str(written / ITEM / "rows-000000000000.parquet")!r}, "id", "{ITEM}")
-print(len(os.listdir("/proc/self/task")) - before)
-"""
-    variables = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
-    result = subprocess.run([sys.executable, "-c", reads], env=variables, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "0"
-
-
 def test_writing_again_replaces_the_complete_folder(
     tmp_path: Path, written: Path, vocabularies: dict[str, Vocabulary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,16 +190,6 @@ def test_damaged_or_missing_file_is_rejected_by_name(
     for read in (lambda: files.read(QUERY), lambda: files.vectors(QUERY, np.array([9]))):
         with pytest.raises(InputError, match=rf"rows-000000000008\.parquet: {problem}"):
             read()
-
-
-def test_vocabulary_is_read_across_its_files(vocabularies: dict[str, Vocabulary]) -> None:
-    customers = vocabularies[QUERY]
-    for start, stop in ((0, 23), (3, 4), (3, 9), (9, 11), (22, 23)):
-        table = customers.read(start, stop)
-        assert table.column("row").to_pylist() == list(range(start, stop))
-        assert table.column("id").to_pylist() == CUSTOMER_IDS[start:stop]
-    with pytest.raises(InputError, match="does not hold rows 20 to 23 in order, but the manifest lists"):
-        customers.read(20, 24)
 
 
 def test_vocabulary_with_wrong_rows_is_rejected(tmp_path: Path) -> None:

@@ -9,31 +9,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from builders import write_data_set
 from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
-from command_here import crossfade_here
-from error_table import documented
 from exporting import OPTIMIZER, training_on, vectors
 from object_store import running_object_store
 from pyarrow import fs
-from running_command import succeeded
 from saved_shards import Arrays, random_table, save_shards, split_table
 
 from crossfade.base.errors import CheckpointError, InputError
-from crossfade.base.io.folder import Folder
-from crossfade.kvstore.checkpoint.file_names import MANIFEST_NAME
+from crossfade.kvstore.checkpoint.format import MANIFEST_NAME
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.embeddings import files
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.embeddings.model_card import ExportedTable
 from crossfade.trainer.formats.export import ExportResult, export
 from crossfade.trainer.formats.options import ExportOptions
-from crossfade.trainer.recommend import trained_model
 
 TABLES = [TableSpec("customer", CUSTOMERS, 4, 0.1), TableSpec("track", TRACKS, 4, 0.1)]
 STEPS = (100, 200, 300)
@@ -138,9 +131,8 @@ def test_incomplete_and_corrupt_checkpoints_are_skipped_by_name(
 def test_folder_without_complete_checkpoint_is_rejected(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     for step in STEPS:
         corrupt(step_folder(checkpoints, step) / MANIFEST_NAME)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match="none of its 3 checkpoints is complete"):
         lines.export(checkpoints, tmp_path / "out")
-    documented("checkpoints of which none is complete", str(error.value))
     assert len(lines) == 3
     assert all(MANIFEST_NAME in line for line in lines)
 
@@ -182,27 +174,6 @@ def test_only_named_tables_are_exported(written: Path, tmp_path: Path, lines: Li
     assert EmbeddingFiles(tmp_path / "out").entities == ["track"]
     with pytest.raises(InputError, match="has no table 'artist'; it has customer, track"):
         lines.export(written / "checkpoints", tmp_path / "other", "track", "artist")
-
-
-def test_existing_output_is_replaced_only_with_overwrite_and_only_embeddings(
-    written: Path, tmp_path: Path, lines: Lines
-) -> None:
-    out = tmp_path / "out"
-    lines.export(step_folder(written / "checkpoints", 100), out)
-    with pytest.raises(InputError, match="out: already exists; choose another, or replace an export"):
-        lines.export(written / "checkpoints", out)
-    assert_is_step(out, 100)
-    lines.export(written / "checkpoints", out, overwrite=True)
-    assert_is_step(out, 300)
-    (out / "track" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds 'track/notes\.txt', which is not part of an export"):
-        lines.export(written / "checkpoints", out, overwrite=True)
-    (tmp_path / "link").symlink_to(out)
-    with pytest.raises(InputError, match="link: is not a folder, so overwrite"):
-        lines.export(written / "checkpoints", tmp_path / "link", overwrite=True)
-    with pytest.raises(InputError, match="which is not part of an export and which overwrite would delete"):
-        lines.export(written / "checkpoints", written / "data", overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
 
 def test_failed_export_keeps_the_earlier_one(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
@@ -338,86 +309,3 @@ def test_checkpoints_on_s3_are_exported(written: Path, tmp_path: Path, lines: Li
             assert_is_step(tmp_path / f"out-{number}", expected)
         with pytest.raises(InputError, match="no such folder"):
             lines.export(server.uri("nowhere"), tmp_path / "out")
-
-
-def test_missing_source_and_missing_output_folder_are_rejected(checkpoints: Path, tmp_path: Path) -> None:
-    result = crossfade_here("export", "nowhere", "--out", "out", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "crossfade: error: nowhere: no such folder" in result.stderr
-    result = crossfade_here("export", checkpoints, cwd=tmp_path)
-    assert result.returncode == 2
-    assert "name a new folder" in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
-
-
-def rejected(cause: str, *arguments: object) -> None:
-    result = crossfade_here(*arguments)
-    documented(cause, result.stderr.splitlines()[-1].removeprefix("crossfade: error: "), result.returncode)
-
-
-@pytest.mark.slow
-def test_shards_of_an_export_are_the_whole(
-    written: Path, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "FILE_ROWS", 64)
-    monkeypatch.setattr(files, "GROUP_ROWS", 32)
-    source, out = step_folder(checkpoints, 200), tmp_path / "out"
-    command = ("export", source, "--out", out)
-    succeeded(crossfade_here("export", source, "--out", tmp_path / "whole"))
-    for number, rows in ((2, 172), (3, 128), (1, 200)):
-        rejected("a missing shard" if number != 2 else "a merge without shards", *command, "--merge")
-        printed = succeeded(crossfade_here(*command, "--shard", f"{number}/3")).stdout
-        assert printed == f"{rows} rows: {out}, shard {number}/3\n"
-    rejected("shards of another request", *command, "--merge", "--entity", "track")
-    part = out / "customer" / "rows-000000000064.parquet"
-    content = part.read_bytes()
-    part.write_bytes(content[:-30])
-    rejected("a truncated file of a shard", *command, "--merge")
-    written_again: list[int] = []
-    write = files._write_file
-    monkeypatch.setattr(files, "_write_file", lambda *given: (written_again.append(given[-1]), write(*given)))
-    succeeded(crossfade_here(*command, "--shard", "2/3"))
-    assert written_again == [64]
-    assert part.read_bytes() == content
-    with pytest.MonkeyPatch.context() as interrupted:
-        interrupted.setattr(Folder, "delete", Mock(side_effect=OSError("interrupted")))
-        assert crossfade_here(*command, "--merge").returncode == 1
-    rejected("shards of another request", *command, "--merge", "--entity", "track")
-    printed = succeeded(crossfade_here(*command, "--merge")).stdout
-    assert printed.splitlines()[1] == f"track     {TRACKS:>13} x 4      {out}/track"
-    assert_is_step(out, 200)
-    listed, whole = ({path.relative_to(folder) for path in folder.rglob("*")} for folder in (out, tmp_path / "whole"))
-    assert listed == whole
-    assert (out / "embeddings.json").read_bytes() == (tmp_path / "whole" / "embeddings.json").read_bytes()
-    for more in (("--shard", "1/3"), ("--merge",)):
-        rejected("shards over an export", *command, *more)
-
-
-def test_shard_of_a_corrupt_checkpoint_is_not_exported(
-    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first rows alone are no block at whose end a table is verified."""
-    monkeypatch.setattr(files, "FILE_ROWS", 64)
-    for module in (files, trained_model):
-        monkeypatch.setattr(module, "GROUP_ROWS", 32)
-    [victim] = step_folder(checkpoints, 200).glob("customer/weights.00000*")
-    corrupt(victim)
-    command = ("export", step_folder(checkpoints, 200), "--entity", "customer", "--out", tmp_path / "out")
-    result = crossfade_here(*command, "--shard", "1/5")
-    assert result.returncode == 2
-    assert f"{victim}: its CRC-32 does not match its content" in result.stderr
-
-
-@pytest.mark.slow
-def test_shards_are_exported_to_s3(written: Path, tmp_path: Path) -> None:
-    with running_object_store(tmp_path) as server, pytest.MonkeyPatch.context() as environment:
-        for name, value in server.variables.items():
-            environment.setenv(name, value)
-        command = ("export", written / "checkpoints", "--out", server.uri("out"))
-        for last in (("--shard", "1/2"), ("--shard", "2/2"), ("--merge",)):
-            succeeded(crossfade_here(*command, *last))
-        assert Folder(server.uri("out")).names() == ["README.md", "customer", "embeddings.json", "track"]
-        exported = EmbeddingFiles(server.uri("out"))
-        for entity, arrays in values_at(300).items():
-            rows_N = np.arange(len(arrays["weights"]))
-            np.testing.assert_array_equal(exported.vectors(entity, rows_N), arrays["weights"])

@@ -86,10 +86,6 @@ def test_p_of_few_differences_counts_all_permutations(size: int, zeros: int) -> 
     assert permutation_test(-difference_N) == pytest.approx(expected)
 
 
-def test_p_of_no_and_of_one_difference_is_1() -> None:
-    assert permutation_test(np.zeros(5)) == permutation_test(np.array([0.0, 0.3])) == 1.0
-
-
 @pytest.mark.parametrize(("size", "effect"), [(400, 0.0), (400, 3.0), (3 * MAX_UNITS, 2.0)])
 def test_p_and_interval_of_many_differences_are_close_to_those_of_the_t_test(size: int, effect: float) -> None:
     from scipy import stats  # type: ignore[import-untyped]  # it takes a second
@@ -109,10 +105,6 @@ def test_p_is_below_a_threshold_as_often_as_the_threshold_without_a_difference()
     for threshold in (0.05, 0.2, 0.5):
         standard_error = np.sqrt(threshold * (1 - threshold) / len(p_values))
         assert np.mean(np.array(p_values) <= threshold) == pytest.approx(threshold, abs=3 * standard_error)
-
-
-def test_interval_of_a_single_query_is_its_difference() -> None:
-    assert confidence_interval(np.array([0.25])) == (0.25, 0.25)
 
 
 def test_holm_correction_matches_a_case_worked_by_hand() -> None:
@@ -168,13 +160,6 @@ def test_exchanged_runs_have_the_opposite_difference(workspace: Path) -> None:
         assert there[name]["worse"] > 0
 
 
-def test_run_does_not_differ_from_itself(workspace: Path) -> None:
-    for metric in comparison(workspace, "good", "good")["metrics"].values():
-        assert (metric["difference"], metric["low"], metric["high"]) == (0.0, 0.0, 0.0)
-        assert (metric["p"], metric["p_holm"]) == (1.0, 1.0)
-        assert (metric["better"], metric["worse"], metric["equal"]) == (0, 0, CUSTOMERS)
-
-
 def test_text_shows_the_comparison_below_the_metrics(workspace: Path) -> None:
     found = comparison(workspace, "good", "brief", "--split", "valid")
     printed = succeeded(
@@ -201,7 +186,7 @@ def move_run(run: Path, to: Path, data: Path) -> None:
 
 def test_run_of_another_dataset_is_rejected_and_of_a_copy_is_not(workspace: Path, tmp_path: Path) -> None:
     move_run(workspace / "good", tmp_path / "moved", write_planted(tmp_path / "data", tracks=TRACKS + 1))
-    cause = "a comparison with a run of another dataset"
+    cause = "another dataset or version of it than"
     message = rejected_here(cause, "evaluate", workspace / "good", "--compare", tmp_path / "moved", cwd=tmp_path)
     assert f"--compare {tmp_path / 'moved'}: was trained on {tmp_path / 'data'}" in message
     shutil.copytree(workspace / "data", tmp_path / "copy")
@@ -228,22 +213,9 @@ def test_dataset_that_was_replaced_is_rejected(workspace: Path, tmp_path: Path, 
         write_data(tmp_path / "data", entities, splits)
     for run in ("good", "brief"):
         move_run(workspace / run, tmp_path / run, tmp_path / "data")
-    cause = "a comparison after the dataset was replaced"
+    cause = "which was prepared again since"
     message = rejected_here(cause, "evaluate", "good", "--compare", "brief", cwd=tmp_path)
     assert "has other rows of 'track'" in message
-
-
-def test_split_without_queries_is_rejected(workspace: Path, tmp_path: Path) -> None:
-    entities = {
-        "customer": write_vocabulary(tmp_path / "data", "customer", [f"c{row:03d}" for row in range(CUSTOMERS)]),
-        "track": write_vocabulary(tmp_path / "data", "track", [5000 + row for row in range(TRACKS)]),
-    }
-    splits = planted_splits()
-    splits["test"] = (splits["test"][0][:0], splits["test"][1][:0])
-    write_data(tmp_path / "data", entities, {name: (pairs, [[len(pairs[0])]]) for name, pairs in splits.items()})
-    for run in ("good", "brief"):
-        move_run(workspace / run, tmp_path / run, tmp_path / "data")
-    rejected_here("a comparison without a query", "evaluate", "good", "--compare", "brief", cwd=tmp_path)
 
 
 def test_runs_are_compared_on_the_same_queries() -> None:

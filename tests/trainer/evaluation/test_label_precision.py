@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
-from error_table import documented
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError, OptionError
+from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
@@ -158,12 +157,12 @@ def test_labels_are_read_from_every_file_format(
 @pytest.mark.parametrize(
     ("what", "text"),
     [
-        ("malformed --labels", "track=genres.csv:genre"),
-        ("unknown entity in --labels", "song=genres.csv:id:genre"),
-        ("unknown feature in --labels", "track=genre"),
-        ("--labels without a known ID", "track=genres.csv:id:genre"),
-        ("missing column in --labels", "track=genres.csv:id:style"),
-        ("missing file in --labels", "track=no.csv:id:genre"),
+        ("track=genres.csv:genre: expected", "track=genres.csv:genre"),
+        ("song=…: no such entity", "song=genres.csv:id:genre"),
+        ("has no such feature of track", "track=genre"),
+        ("track=genres.csv: has a label in 'genre' for none of the ids of", "track=genres.csv:id:genre"),
+        ("has no column 'style", "track=genres.csv:id:style"),
+        ("track no.csv: no such file", "track=no.csv:id:genre"),
     ],
 )
 def test_missing_labels_are_rejected(
@@ -177,17 +176,11 @@ def test_missing_labels_are_rejected(
     Path("genres.csv").write_text("id,genre\nx,rock\n")
     with pytest.raises(InputError) as caught:
         read_labels(*data[:2], source_of(text))
-    documented(what, str(caught.value))
-
-
-def test_minimum_count_without_labels_is_rejected() -> None:
-    with pytest.raises(OptionError) as caught:
-        EvaluateOptions.of(source="run", label_min_count=20)
-    documented("a minimum count of labels without labels", str(caught.value))
+    assert what in str(caught.value)
 
 
 def test_too_few_labeled_rows_are_rejected(data: tuple[Folder, DatasetManifest, FloatArray]) -> None:
     labels = LabelPairs(np.array([0, 1]), np.array([0, 0]))
     with pytest.raises(InputError) as caught:
         measure(*data[:2], Vectors(), ITEM, "cosine", labels, data[2].T, min_count=10**6)
-    documented("too few rows with a label", str(caught.value))
+    assert "rows of track with a label and" in str(caught.value)

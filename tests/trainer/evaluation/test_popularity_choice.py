@@ -15,7 +15,7 @@ from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.time_range import TimeRange
-from crossfade.trainer.embeddings.popularity import PopularityCard, PopularityTerm
+from crossfade.trainer.embeddings.popularity import PopularityTerm
 from crossfade.trainer.evaluation import popularity_choice
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
 from crossfade.trainer.evaluation.popularity_choice import SHARES, RankingTrials, choose_term, count_latest
@@ -68,15 +68,6 @@ def test_there_is_none_where_its_gain_may_be_chance() -> None:
     fixed = choose(held_out(0.0, COUNTS_I), {1.0: COUNTS_I}, factor=0.5)
     assert fixed is not None
     assert fixed.card.factor == 0.5
-
-
-def test_term_of_the_model_before_stays_unless_another_is_clearly_better() -> None:
-    counts, kept = {1.0: COUNTS_I, 0.25: RECENT_I}, PopularityCard(factor=0.6, share=0.25)
-    for shown, expected in (((0.6, RECENT_I), kept), ((0.0, COUNTS_I), None), ((1.0, COUNTS_I), None)):
-        trials = RankingTrials(SOURCE, MODEL, held_out(*shown), f"ndcg@{K}", np.asarray)
-        term = choose_term(trials, counts, TEMPERATURE, kept=kept)
-        assert term is not None
-        assert (term.card == kept) == (expected is not None)
 
 
 def test_share_of_the_latest_is_the_one_that_predicts() -> None:

@@ -11,13 +11,12 @@ import pytest
 from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import EvaluateConfig, EvaluationTask
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.lineage import LineageReader
-from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
+from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation import exact_sums, ranking, top_k
 from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
@@ -209,13 +208,6 @@ def test_rankings_match_sorting_all_scores(
     assert (items_QK[0] == -1).sum() == 12 - (ITEMS - len(excluded[0])) > 0
 
 
-def test_scores_of_vectors_with_ties_have_ties() -> None:
-    for score in get_args(ScoreKind):
-        source = SOURCES["ties"]
-        scores = {plain_score(score, source.tables[QUERY][0], item_D) for item_D in source.tables[ITEM]}
-        assert len(scores) < ITEMS / 2
-
-
 @pytest.mark.parametrize(
     ("split", "exclude", "excluded_splits", "score"),
     [
@@ -276,21 +268,6 @@ def test_metrics_do_not_depend_on_number_of_workers(
     alone = evaluate(source, source.model("dot"), held_out(data, "test", ["train"]), spec, counts_N, np.asarray)
     assert together == alone
     assert ("recall_cold@10" in together) is cold
-
-
-def test_interactions_without_positive_weight_are_ignored(data: Path) -> None:
-    held_out_data = held_out(data, "test", ["train"])
-    queries = held_out_data.queries_Q.tolist()
-    assert 28 not in queries
-    truth, trained = new_to(by_query("test"), by_query("train")), by_query("train")
-    assert queries == sorted(truth)
-    for index, query in enumerate(queries):
-        for expected, lists in (
-            (truth[query], held_out_data.truth),
-            (trained.get(query, set()), held_out_data.excluded),
-        ):
-            items = lists.items_N[lists.starts_Q1[index] : lists.starts_Q1[index + 1]].tolist()
-            assert items == sorted(expected)
 
 
 @pytest.mark.parametrize("exclude", [["train", "valid"], []])
@@ -395,9 +372,3 @@ def test_zero_vector_ranks_without_a_warning() -> None:
     source = Vectors(np.zeros((1, DIM), np.float32), random_rows(5, DIM, seed=1))
     items_QK, _ = rank_items(source, source.model("cosine"), np.array([0]), lists_of([[]]), depth=5)
     assert items_QK.tolist() == [[0, 1, 2, 3, 4]]
-
-
-def test_unreadable_split_is_rejected(data: Path, tmp_path: Path) -> None:
-    manifest: DatasetManifest = read_manifest(Folder(data))
-    with pytest.raises(InputError, match="no such file"):
-        load_held_out(LineageReader(Folder(tmp_path), manifest), "test", EvaluateConfig(), 0, 1)

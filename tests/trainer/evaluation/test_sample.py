@@ -182,7 +182,9 @@ def test_run_and_command_evaluate_samples_and_baselines_on_the_same(tmp_path: Pa
 
 
 def test_sample_of_no_queries_is_rejected(tmp_path: Path) -> None:
-    rejected_here("a sample of no queries", "evaluate", "run", "--max-queries", 0, cwd=tmp_path)
+    rejected_here(
+        "0: expected a number of queries from 1, auto, or all", "evaluate", "run", "--max-queries", 0, cwd=tmp_path
+    )
 
 
 def test_group_sums_do_not_depend_on_chunks_or_workers() -> None:

@@ -81,13 +81,6 @@ def test_ranking_with_ties_is_that_of_a_stable_sort(
     assert_same(rank(*arguments), expected)
 
 
-@pytest.mark.parametrize("order", ["rising", "falling", "equal"])
-def test_ranking_does_not_depend_on_order_of_scores(order: str) -> None:
-    steps_I = {"rising": 1.0, "falling": -1.0, "equal": 0.0}[order] * np.arange(3000)
-    arguments = np.ones((2, 1), np.float32), steps_I[:, None].astype(np.float32), np.zeros((2, 3000), bool), 20
-    assert_same(rank(*arguments, Score.of("dot", 1.0)), sort_all(*arguments, Score.of("dot", 1.0)))
-
-
 def test_scores_of_both_zeros_are_ties() -> None:
     item_ID = np.array([[-0.0], [0.0], [-0.0], [1.0], [-1.0]], np.float32)
     items_QK, _ = rank(np.ones((1, 1), np.float32), item_ID, np.zeros((1, 5), bool), 5, Score.of("dot", 1.0))
@@ -109,14 +102,6 @@ def test_ranking_of_no_items_and_of_no_queries() -> None:
         0,
         3,
     )
-
-
-def test_same_item_twice_ranks_lower_row_first() -> None:
-    rng = np.random.default_rng(1)
-    item_ID = np.repeat(rng.normal(size=(150, 16)).astype(np.float32), 2, axis=0)
-    query_QD = rng.normal(size=(20, 16)).astype(np.float32)
-    items_QK, _ = rank(query_QD, item_ID, np.zeros((20, 300), bool), 40, Score.of("cosine", 0.2))
-    np.testing.assert_array_equal(items_QK[:, 1::2], items_QK[:, ::2] + 1)
 
 
 def test_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,10 @@ from crossfade.trainer.data.manifest import BASELINES_FILE
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.evaluation import baselines
 from crossfade.trainer.evaluation.baselines import load_baselines
-from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
 from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.evaluation.paired_gain import GROUPS
 from crossfade.trainer.evaluation.shortfall import compare_with_baselines
-from crossfade.trainer.evaluation.tuned_baselines import Als, Ease, choose, fits_of, rank_by_scores
+from crossfade.trainer.evaluation.tuned_baselines import Als, Ease, choose, fits_of
 
 
 @pytest.fixture
@@ -76,15 +75,6 @@ def test_settings_are_chosen_one_after_the_other_from_the_best_so_far() -> None:
     assert len(seen) == fits_of(Als(train_RI))
     assert seen[0] == (64, 1.0, 3.0)
     assert choose(Ease(train_RI), lambda settings: settings["regularization"]) == {"regularization": 3000.0}
-
-
-def test_best_scores_are_ranked_without_excluded_and_vacant_items() -> None:
-    scores = np.array([[0.1, 0.9, 0.5, 0.7], [0.4, 0.3, 0.2, 0.1]])
-    excluded = ItemLists(np.array([0, 1, 3]), np.array([1, 0, 3]))
-    chunk = HeldOut(np.array([0, 1]), ItemLists(np.array([0, 1, 2]), np.array([2, 1])), excluded)
-    rankable_I = np.array([True, True, False, True])
-    found_QK = rank_by_scores(lambda queries_Q: scores[queries_Q], rankable_I, chunk, 3)
-    assert found_QK.tolist() == [[3, 0, -1], [1, -1, -1]]
 
 
 def test_ease_is_chosen_on_valid_and_ranks_as_its_formula(data: Path) -> None:
@@ -175,8 +165,3 @@ def test_run_is_below_a_baseline_by_more_than_the_paired_error(data: Path) -> No
         difference = f"{value - baseline['ndcg@4']:+.4f}"
         assert f"not clearly above popularity ({baseline['ndcg@4']:.4f}, {difference} ± " in level
     assert compare_with_baselines(job, {"test": {**metrics, "ndcg@4": 1.0}})["shortfall"] is None
-
-
-def test_run_without_queries_that_count_is_compared_with_no_baseline(data: Path) -> None:
-    nothing = {"ndcg@4": 0.0, "queries": 0}
-    assert compare_with_baselines(make_job(data), {"test": nothing}, {"test": np.zeros(GROUPS)})["shortfall"] is None

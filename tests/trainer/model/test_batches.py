@@ -13,7 +13,6 @@ from builders import make_interactions
 from needs import LINUX
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.data.reader import yield_to_computation
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, FrequencyWeighting, Prefetcher, make_batch
 
@@ -101,11 +100,6 @@ def test_values_keep_the_order_of_the_source(depth: int) -> None:
         assert list(ahead) == list(range(500))
 
 
-def test_empty_source_yields_nothing() -> None:
-    with Prefetcher([]) as ahead:
-        assert list(ahead) == []
-
-
 def test_source_is_read_ahead_in_another_thread() -> None:
     source = Source(10)
     with Prefetcher(source, depth=3):
@@ -133,28 +127,6 @@ def test_leaving_the_context_early_stops_the_thread(taken: int) -> None:
     assert not source.thread.is_alive()
 
 
-def test_error_in_the_context_stops_the_thread() -> None:
-    source = Source(10**9)
-
-    def fail_inside() -> None:
-        with Prefetcher(source) as ahead:
-            next(iter(ahead))
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail_inside()
-    assert source.thread is not None
-    assert not source.thread.is_alive()
-
-
-def test_unconsumed_source_error_does_not_keep_the_thread() -> None:
-    source = Source(10, fails_at=3)
-    with Prefetcher(source, depth=1):
-        source.wait_until_drawn(2)
-    assert source.thread is not None
-    assert not source.thread.is_alive()
-
-
 @pytest.mark.parametrize("depth", [1, 3])
 def test_source_is_at_most_depth_plus_one_values_ahead(depth: int) -> None:
     source = Source(10_000)
@@ -173,20 +145,3 @@ def test_source_is_read_at_a_lower_priority_than_that_of_the_foreground() -> Non
 
     with Prefetcher(priorities()) as ahead:
         assert next(iter(ahead)) > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason=LINUX)
-def test_priority_is_never_raised() -> None:
-    """A process may lower its priority, but only root may raise it."""
-    levels = []
-
-    def lower_twice() -> None:
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, 19)
-        yield_to_computation()
-        levels.append(os.getpriority(os.PRIO_PROCESS, thread))
-
-    thread = threading.Thread(target=lower_twice)
-    thread.start()
-    thread.join()
-    assert levels == [19]

@@ -90,20 +90,6 @@ def test_ordered_batch_keeps_each_example_with_its_context() -> None:
     np.testing.assert_array_equal(batch.item.uses_N[: len(numbers)], numbers % ROWS["track"])
 
 
-@pytest.mark.slow
-def test_batch_of_worker_without_data_has_no_active_rows() -> None:
-    _, towers = make_towers(with_country=True)
-    batch = towers.add_tower_inputs(batch_of(np.empty(0, np.int64), None))
-    active = towers.active(batch)
-    assert set(active) == {"customer", "country", "hour", "device", "track"}
-    assert all(len(rows) == 0 for rows in active.values())
-    vectors, tape = towers.forward(batch, {name: np.empty((0, DIM), np.float32) for name in active})
-    assert vectors["customer"].shape == (0, DIM)
-    gradients = towers.backward(batch, tape, {name: vectors[name] for name in ("customer", "track")}).tables
-    assert all(values.shape == (0, DIM) for values in gradients.values())
-    assert set(gradients) == set(active)
-
-
 def manifest() -> DatasetManifest:
     return DatasetManifest(
         query="customer",

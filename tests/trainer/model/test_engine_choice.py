@@ -86,15 +86,6 @@ def test_gpu_that_no_installed_engine_can_drive_is_noted_or_refused_with_reason_
     assert several == f"train.device is gpu:0, gpu:1, but the GPUs of this machine are {OLD_GPU}"
 
 
-def test_gpus_that_cannot_be_used_for_the_same_reason_are_noted_once(library: Path) -> None:
-    auto, several = choices(cuda_stub_environment(library, K80, K80), {}, {"device": ["gpu:1", "gpu:0"]})
-    [note] = auto[2]
-    assert note.startswith(f"{OLD_GPU} cannot be used: ")
-    assert several.startswith(
-        "train.device is gpu:1, gpu:0: gpu:1 (Tesla K80, compute capability 3.7) cannot be used: "
-    )
-
-
 def test_driver_that_fails_is_noted_or_the_reason_of_a_refusal(library: Path) -> None:
     auto, gpu = choices(cuda_stub_environment(library, H100, init=802), {}, {"device": "gpu:0"})
     engine, devices, [note] = auto

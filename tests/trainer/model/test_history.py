@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from error_table import documented
 from finite_differences import numeric_gradient
 from history_towers import (
     CONTEXT_NK,
@@ -188,7 +187,8 @@ def test_half_life_needs_timestamps() -> None:
     job = job.model_copy(update={"train": job.train.model_copy(update={"half_life": "30d"})})
     with pytest.raises(InputError) as caught:
         make_model(job, manifest(has_timestamp=False))
-    documented("a half-life without timestamps", str(caught.value), caught.value.exit_code)
+    assert "train.half_life is 30d, but" in str(caught.value)
+    assert caught.value.exit_code == 2
 
 
 def test_content_needs_a_vector_besides_the_history() -> None:

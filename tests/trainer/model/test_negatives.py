@@ -45,14 +45,6 @@ def test_negatives_do_not_depend_on_the_worker(kind: str, sampling: str, workers
         np.testing.assert_array_equal(part_N, expected_N)
 
 
-@pytest.mark.parametrize(("kind", "length"), [("shared", 6), ("per_example", 18)])
-def test_draws_have_documented_number_and_range(kind: str, length: int) -> None:
-    rows_N = sampler(kind=kind, count=6).draw(slice_of(np.arange(3)), epoch=0, step=0)
-    assert rows_N.dtype == np.int64
-    assert rows_N.shape == (length,)
-    assert ((rows_N >= 0) & (rows_N < ITEMS)).all()
-
-
 def test_examples_and_slots_have_independent_draws() -> None:
     rows_BN = sampler(kind="per_example", count=50, counts_N=np.ones(10**6)).draw(slice_of(np.arange(40)), 0, 0)
     assert len(np.unique(rows_BN)) > 0.99 * 2000
@@ -135,7 +127,3 @@ def test_in_batch_log_q_follows_counts_and_partition_size() -> None:
     )
     np.testing.assert_allclose(alone_N, 20 * np.maximum(COUNTS, 1) / COUNTS.sum(), rtol=1e-5)
     np.testing.assert_allclose(mixed_N, alone_N + 30 / ITEMS, rtol=1e-5)
-
-
-def test_log_q_is_empty_without_correction() -> None:
-    assert sampler(kind="shared").log_q(np.arange(3), slice_of(np.arange(2))).shape == (0,)

@@ -1,4 +1,7 @@
-"""Softmax over pools of many negatives against numpy in float64, and the same bits for any number of threads."""
+"""Softmax over pools of many negatives: tiles and chunks change only rounding, and threads change no bit.
+
+``test_engine_contract.py`` compares losses and gradients with formulas in float64.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -101,80 +104,6 @@ CASES |= {
     "all, more than there are": replace(CASES["all"], top_k=1000),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-
-
-def scores_by(score: ScoreKind, query_D: FloatArray, item_CD: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return scores of the items, and their derivatives by the query and by each item."""
-    if score == "euclidean":
-        gap_CD = query_D - item_CD
-        return -(gap_CD**2).sum(axis=1) / TEMPERATURE, -2 * gap_CD / TEMPERATURE, 2 * gap_CD / TEMPERATURE
-    dot_C = item_CD @ query_D
-    if score == "dot":
-        by_item_CD = np.broadcast_to(query_D / TEMPERATURE, item_CD.shape)
-        return dot_C / TEMPERATURE, item_CD / TEMPERATURE, by_item_CD
-    query, item_C1 = np.linalg.norm(query_D), np.linalg.norm(item_CD, axis=1, keepdims=True)
-    cosine_C1 = dot_C[:, None] / (query * item_C1)
-    by_query_CD = (item_CD / item_C1 - cosine_C1 * query_D / query) / query / TEMPERATURE
-    by_item_CD = (query_D / query - cosine_C1 * item_CD / item_C1) / item_C1 / TEMPERATURE
-    return cosine_C1[:, 0] / TEMPERATURE, by_query_CD, by_item_CD
-
-
-def factor_at_top(case: Case, scores_C: FloatArray, log_q_C: FloatArray | None) -> float:
-    """Return the factor of the weight of an example, which has the first of ``scores_C``."""
-    if case.top_k is None:
-        return 1.0
-    shares_C = np.ones(len(scores_C))
-    if case.kind != "all":
-        shares_C[1:] = ITEMS / len(case.drawn_N) if log_q_C is None else np.exp(-log_q_C)
-    order_C = np.argsort(-scores_C)
-    place = np.searchsorted(shares_C[order_C].cumsum(), case.top_k)
-    beta = scores_C[order_C[min(place, len(order_C) - 1)]]
-    return float(2 / (1 + np.exp((beta - scores_C[0]) * TEMPERATURE / TOP_K_TEMPERATURE)))
-
-
-def reference(case: Case) -> Result:
-    """Compute example by example, in float64."""
-    batch = case.batch()
-    query_AD, item_AD = (rows_AD.astype(np.float64) for rows_AD in case.vectors(batch).values())
-    by_query_AD, by_item_AD, total = np.zeros_like(query_AD), np.zeros_like(item_AD), 0.0
-    ends = np.cumsum(case.sizes)
-    for b in range(case.examples):
-        query, item = batch.query.index_N[b], batch.item.index_N[b]
-        uses_C = np.arange(case.examples, len(batch.item.index_N))
-        if case.sizes:
-            partition = int(np.searchsorted(ends, b, side="right"))
-            mates_C = np.arange(ends[partition] - case.sizes[partition], ends[partition])
-            uses_C = np.concatenate([uses_C, mates_C[batch.query.index_N[mates_C] != query]])
-        uses_C = uses_C[batch.item.index_N[uses_C] != item]
-        rows_C = np.array([item, *batch.item.index_N[uses_C]])
-        scores_C, by_query_CD, by_item_CD = scores_by(case.score, query_AD[query], item_AD[rows_C])
-        factor = factor_at_top(case, scores_C, batch.log_q_N[uses_C] if case.log_q else None)
-        if case.log_q:
-            scores_C[1:] -= batch.log_q_N[uses_C]
-        power_C = np.exp(scores_C - scores_C.max())
-        probability_C = power_C / power_C.sum()
-        weight = float(case.weight_B[b]) / batch.global_size
-        weight *= factor if weight > 0 else 1.0
-        slope_C = weight * probability_C
-        slope_C[0] -= weight
-        if weight < 0:  # The derivative of |w|·−log(1 − p); 0 without negatives.
-            others = probability_C[1:].sum()
-            total -= -weight * np.log(others) if len(uses_C) else 0.0
-            slope_C = -weight * np.array([probability_C[0], *(-probability_C[0] * probability_C[1:] / (others or 1))])
-            slope_C *= len(uses_C) > 0
-        else:
-            total -= weight * np.log(probability_C[0])
-        by_query_AD[query] += slope_C @ by_query_CD
-        np.add.at(by_item_AD, rows_C, slope_C[:, None] * by_item_CD)
-    return total, by_query_AD, by_item_AD
-
-
-@each_case
-def test_losses_and_gradients_match_float64(case: Case) -> None:
-    found, expected = case.result(), reference(case)
-    assert found[0] == pytest.approx(expected[0], rel=1e-6)
-    for found_AD, expected_AD in zip(found[1:], expected[1:], strict=True):
-        np.testing.assert_allclose(found_AD, expected_AD, rtol=2e-5, atol=2e-6 * np.abs(expected_AD).max())
 
 
 @each_case

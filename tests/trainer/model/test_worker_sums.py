@@ -147,17 +147,3 @@ def test_partitions_beyond_the_leaves_share_one() -> None:
     batch_slice = BatchSlice(interactions, np.arange(100), 400, (1,) * 100, 400, 100)
     batch = make_batch(batch_slice, interactions.item_N, 0, 0)
     np.testing.assert_array_equal(batch.leaf_B, np.arange(100, 200) // 8)
-
-
-@pytest.mark.parametrize("name", ["bpr, dot", "softmax, in batch"])
-def test_gradients_of_workers_added_in_another_order_differ(name: str) -> None:
-    """Sums of eight workers one after the other: the rows are such that the order of sums matters."""
-    step = STEPS[name]
-    parts = [step.gradients(rank, 8) for rank in range(8)]
-    for table, rows in (("customer", QUERIES), ("track", ITEMS)):
-        sum_RD = np.zeros((rows, step.dim), np.float32)
-        for part in parts:
-            sum_RD[part[table][0]] += part[table][1]
-        rows_A, gradient_AD = joined(step, 1)[table]
-        np.testing.assert_allclose(sum_RD[rows_A], gradient_AD, rtol=1e-3, atol=1e-5)
-        assert (sum_RD[rows_A] != gradient_AD).any()

@@ -7,7 +7,6 @@ import urllib.request
 from typing import Any
 
 import pytest
-from metric_groups import make_job
 from scraping import ask, families, scrape
 from waiting import wait_until
 
@@ -109,9 +108,3 @@ def test_wildcard_host_advertises_role_address() -> None:
     with serve_metrics(ProcessMetrics("plays", "worker"), 0, "0.0.0.0", "127.0.0.2") as endpoint:
         assert str(endpoint.address).startswith("127.0.0.2:")
         assert ask(str(endpoint.address), "/healthz")[0] == 200
-
-
-@pytest.mark.parametrize("url", ["gateway:9091", "ftp://gateway", "http://user:secret@gateway"])
-def test_invalid_pushgateway_url_is_rejected(url: str) -> None:
-    with pytest.raises(InputError, match=r"metrics\.pushgateway"):
-        make_job(metrics={"pushgateway": url})

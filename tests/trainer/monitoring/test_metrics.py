@@ -19,7 +19,6 @@ from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, Met
 from crossfade.trainer.training.worker_metrics import TrainingMetrics
 
 ROOT = Path(__file__).resolve().parents[3]
-RULES = ROOT / "docker" / "prometheus"
 LABELS = {
     *("version", "python", "split", "metric", "phase", "table", "result", "array", "state", "process", "reason"),
     *("host", "address", "stage"),
@@ -172,10 +171,3 @@ def test_machine_memory_is_below_its_limit() -> None:
     text = text_of(MachineMetrics())
     available = value(text, "crossfade_memory_available_bytes")
     assert 0 < available < value(text, "crossfade_memory_limit_bytes")
-
-
-def test_snapshot_has_values_of_every_part() -> None:
-    metrics = process_metrics("plays", "worker")
-    metrics.register("training", TrainingMetrics(make_job(), TABLES, rank=0))
-    metrics.register("tables", TableMetrics(UpdateStats()))
-    assert metrics.snapshot().keys() >= {"pid", "memory_available_bytes", "phase_seconds", "updates"}

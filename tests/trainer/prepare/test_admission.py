@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from error_table import documented
 from preparing import forget_dataset, vocabulary_tuples
 
 from crossfade.base.errors import InputError
@@ -218,18 +217,18 @@ def test_problems_of_pending_ids_are_reported(tmp_path: Path) -> None:
     changed = manifest.entities["item"].model_copy(update={"pending": [file_entry(Folder(data), file.path)]})
     manifest.model_copy(update={"entities": {**manifest.entities, "item": changed}}).write(Folder(data))
     listed = validate(ValidateOptions.of(data=data), NullReporter()).problems.listed
-    documented("validate: a wrong count of a pending ID", listed[0])
-    documented("validate: a pending ID with a row", listed[1])
-    documented("validate: a duplicate pending ID", listed[2])
+    assert "the count is 0; expected at least 1" in listed[0]
+    assert "the id '1' is pending, but has a row" in listed[1]
+    assert "the id '2' is pending twice" in listed[2]
     assert len(listed) == 3
 
 
 @pytest.mark.parametrize(
     ("what", "options"),
     [
-        ("--admit that admits no interaction", {"admit": {"customer": 2, "item": 9}}),
+        ("customer=2,item=9: leaves no interaction", {"admit": {"customer": 2, "item": 9}}),
         (
-            "--expire-after in days with timestamps in milliseconds",
+            "90d: is counted in seconds, but the timestamps reach",
             {"expire_after": {"item": TimeSpan.parse("90d")}, "timestamp": "ms"},
         ),
     ],
@@ -241,7 +240,7 @@ def test_admission_and_expiry_that_the_events_rule_out_are_rejected(
     pq.write_table(pa.table({"customer": [1, 1], "item": [1, 2], "at": [1, 2], "ms": [10**12, 10**12]}), raw)
     with pytest.raises(InputError) as caught:
         prepare(PrepareOptions.of(**{"out": tmp_path / "out", "train": [raw], "timestamp": "at", **options}))
-    documented(what, str(caught.value))
+    assert what in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,9 +11,8 @@ from preparing import forget_dataset, interactions, vocabulary_tuples
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import DatasetManifest, Entity, read_manifest
+from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare import extend as base_vocabulary
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -120,31 +117,3 @@ def test_base_with_duplicate_id_is_rejected(tmp_path: Path, first: Path) -> None
     manifest.model_copy(update={"entities": {**manifest.entities, "customer": customers}}).write(Folder(first))
     with pytest.raises(InputError, match=r"of customer has 3 ids, 2 of them distinct, .*crossfade validate"):
         day(tmp_path, "second", ["a"], [1], base=str(first))
-
-
-def test_large_base_vocabulary_is_read_one_row_group_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entity = write_vocabulary(tmp_path, "customer", range(1000), file_rows=300, group_rows=70)
-    item = write_vocabulary(tmp_path, "item", range(1), file_rows=1, group_rows=1)
-    manifest = DatasetManifest(query="customer", item="item", entities={"customer": entity, "item": item}, splits={})
-    part_rows: list[int] = []
-
-    class RecordingReporter:
-        def phase(self, name: str, total: int | None, unit: str) -> None:
-            assert (name, total) == ("base customer", 1000)
-
-        def advance(self, amount: int) -> None:
-            part_rows.append(amount)
-
-    with duckdb.connect() as connection:
-        base = base_vocabulary.BaseDataset(Folder(tmp_path), manifest, 0)
-        base_vocabulary.load_base(connection, base, "query", "customer", RecordingReporter())
-        base_rows = connection.sql("SELECT row, id FROM base_query ORDER BY row").fetchall()
-    assert base_rows == [(row, row) for row in np.arange(1000)]
-    assert max(part_rows) == 70
-
-
-def test_vacant_rows_must_be_sorted_rows_of_the_entity(tmp_path: Path) -> None:
-    for vacant in ([3], [1, 1], [2, 0], [-1]):
-        with pytest.raises(ValueError, match="vacant_rows"):
-            Entity(rows=3, id_type="string", files=[], vacant_rows=vacant)
-    assert Entity(rows=3, id_type="string", files=[], vacant_rows=[0, 2]).vacant_rows == [0, 2]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from command_here import crossfade_here
-from error_table import documented
 from preparing import entries, write_text
 from running_command import messages
 
@@ -26,7 +25,7 @@ def test_missing_column_of_a_semicolon_file_is_the_one_named(tmp_path: Path) -> 
     query = ("--query", "listener=User Id")
     columns = "its columns are: User Id, Song Title, Artist, Played"
     message = f"plays.csv: has no column 'Song_Title' (did you mean 'Song Title'?); {columns}"
-    assert documented("misspelled column", error(tmp_path, *query, "--item", "song=Song_Title")) == message
+    assert error(tmp_path, *query, "--item", "song=Song_Title") == message
     assert error(tmp_path, *query) == f"plays.csv: has no column 'item'; {columns}"
     joined = error(tmp_path, "--query", "listener=user_id ", "--item", "song=artist+Song Title")
     assert joined == f"plays.csv: has no column 'user_id ' (did you mean 'User Id'?); {columns}"

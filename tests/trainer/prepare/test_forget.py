@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from crashing_storage import Crash, CrashingStorage
-from error_table import documented
 from object_store import ObjectStore, running_object_store
 from preparing import Row, forget_dataset, vocabulary_tuples
 from preparing import interactions as interactions_of
@@ -165,18 +164,6 @@ def test_only_files_with_forgotten_rows_are_rewritten(data: Folder) -> None:
     }
 
 
-def test_forgetting_twice_changes_nothing_and_more_ids_may_follow(data: Folder) -> None:
-    forget_all(data, FORGOTTEN[:1])
-    sizes = data.sizes()
-    again = forget_all(data, FORGOTTEN[:1])
-    assert (again.found, again.files_rewritten, data.sizes()) == (0, 0, sizes)
-    rows = vocabulary_tuples(data, "customer")
-    forget_all(data, FORGOTTEN[1:])
-    vacant = [row[0] for row in rows if row[1] in (None, *FORGOTTEN)]
-    assert read_manifest(data).entities["customer"].vacant_rows == vacant
-    assert not [path for path in data.sizes() if path.count("-") > 2]
-
-
 @pytest.mark.slow
 def test_items_can_be_forgotten(data: Folder) -> None:
     before = interactions(data)
@@ -268,7 +255,7 @@ def test_forget_whose_lock_was_taken_over_changes_nothing(data: Folder) -> None:
 
     with pytest.raises(CrossfadeError) as caught:
         forget_dataset(data, pa.array(FORGOTTEN[:1]), "customer", ActingReporter(take_over))
-    documented("forget: another process has changed the dataset meanwhile", str(caught.value), exit_code=1)
+    assert "another process has written it since this command began, so" in str(caught.value)
     manifest = check_complete(data)
     assert set(data.sizes()) == {"manifest.json", *(file.path for file in manifest.files())}
     assert len(manifest.entities["customer"].vacant_rows) == 2
@@ -307,12 +294,12 @@ def test_ids_are_read_from_parquet_integers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "name", "content", "column"),
     [
-        ("forget: a missing file of IDs", "missing.txt", None, None),
-        ("forget: a missing column", "ids.csv", b"a,b\n1,2\n", None),
-        ("forget: an empty file of IDs", "ids.txt", b"\n\n", None),
-        ("forget: --column with a text file", "ids.txt", b"a", "id"),
-        ("forget: not UTF-8", "ids.txt", b"\xff\xfe", None),
-        ("forget: corrupt Parquet", "ids.parquet", b"PAR1", None),
+        ("no such file; expected a list of ids of customer", "missing.txt", None, None),
+        ("has no column 'customer", "ids.csv", b"a,b\n1,2\n", None),
+        ("holds no id; expected ids of customer, one per line or row", "ids.txt", b"\n\n", None),
+        ("or name a Parquet, CSV or TSV file", "ids.txt", b"a", "id"),
+        ("is not UTF-8; convert the file, for instance: iconv -f latin1", "ids.txt", b"\xff\xfe", None),
+        ("cannot be read as a list of ids", "ids.parquet", b"PAR1", None),
     ],
 )
 def test_invalid_id_lists_are_rejected(
@@ -322,7 +309,7 @@ def test_invalid_id_lists_are_rejected(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as caught:
         read_ids(str(tmp_path / name), column, "customer")
-    documented(what, str(caught.value))
+    assert what in str(caught.value)
 
 
 @pytest.mark.parametrize("left", [b"{", b'{"files": ["../outside"]}', b'{"files": [["x"]]}'])
@@ -332,7 +319,7 @@ def test_corrupt_journal_is_rejected_and_deletes_nothing(tmp_path: Path, prepare
     data.write("forget.json", left)
     with pytest.raises(InputError) as caught:
         forget_all(data)
-    documented("forget: a corrupt forget.json", str(caught.value))
+    assert "was not written by 'crossfade forget" in str(caught.value)
     assert (tmp_path / "outside").exists()
 
 
@@ -354,7 +341,7 @@ def test_command_prints_what_was_deleted_and_what_remains_elsewhere(
     assert f"{tmp_path}/data: forgot 3 rows of customer (3 in all)" in printed
     assert "4 in " in printed
     assert "1 of them are not in the dataset" in printed
-    for remaining in ("raw events", "events.parquet", "checkpoint.warm_start_from", "embeddings"):
+    for remaining in ("raw events", "checkpoint.warm_start_from", "embeddings"):
         assert remaining in printed
     assert main([*forget_command, "--entity", "artist"]) == 2
     assert "has no entity 'artist'; it has customer, item" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from cluster_data import write_planted
-from error_table import documented
 
 from crossfade.cli.main import main
 
@@ -24,7 +23,8 @@ def test_files_behind_links_are_rejected_before_anything_changes(
     before = tree(elsewhere), tree(data)
     assert main(["forget", str(data), "--ids", str(tmp_path / "forget.txt")]) == 2
     message = capsys.readouterr().err.splitlines()[-1].removeprefix("crossfade: error: ")
-    assert str(data / linked) in documented("forget: a file behind a link", message)
+    assert str(data / linked) in message
+    assert "where nothing is deleted" in message
     assert f"a link leads to {elsewhere}" in message
     assert (tree(elsewhere), tree(data)) == before
 

@@ -169,31 +169,6 @@ def test_valid_by_default_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert 10 < manifest.splits["valid"].rows < 60
 
 
-def test_dataset_too_small_for_a_valid_by_default_has_none(tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", customer=[1, 1], item=[1, 2], at=[1, 2])
-    manifest = prepare_files(tmp_path / "out", train, hold_out_test="last-1", timestamp="at")
-    assert set(manifest.splits) == {"train", "test"}
-    assert "by default" not in format_summary(manifest, Folder(tmp_path / "out"))
-
-
-@pytest.mark.parametrize(
-    ("options", "splits"),
-    [
-        ({}, {"train", "valid"}),
-        ({"hold_out_valid": "none"}, {"train"}),
-        ({"hold_out": "random:0.1", "hold_out_valid": "none"}, {"train", "test"}),
-        ({"hold_out_test": "random:0.1", "hold_out_valid": "random:0.2"}, {"train", "valid", "test"}),
-    ],
-)
-def test_valid_is_held_out_as_asked(tmp_path: Path, options: dict[str, str], splits: set[str]) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **random_events(2000))
-    manifest = prepare_files(tmp_path / "out", train, **options)
-    assert set(manifest.splits) == splits
-    assert manifest.source["valid_by_default"] is (not options)
-    if options and "valid" in splits:
-        assert manifest.splits["valid"].rows > 0.15 * 2000
-
-
 @pytest.mark.parametrize("text", ["last-0", "last", "random:1", "random:x", "random:nan", "after:soon", "first-1", ""])
 def test_unknown_hold_out_is_rejected_with_allowed_forms(text: str) -> None:
     with pytest.raises(OptionError, match=r"(last-N|random:0\.1)"):

@@ -9,17 +9,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 from killed_process import holding
-from needs import root
 from preparing import InterruptingReporter, random_events, write_parquet
-from small_disk import MountError, fill, mounted_disk
 from waiting import wait_until
 
-from crossfade.base.errors import CrossfadeError, InputError
-from crossfade.trainer.prepare import id_encoder, pipeline, split_files
-from crossfade.trainer.prepare.faults import FaultyFilesError
+from crossfade.base.errors import InputError
+from crossfade.trainer.prepare import id_encoder, pipeline
 from crossfade.trainer.prepare.journal import Journal, open_journal
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -227,22 +223,6 @@ def test_copy_of_same_size_and_time_is_other_input(tmp_path: Path) -> None:
         prepare(options(tmp_path / "data/out", files))
 
 
-def test_lack_of_memory_keeps(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files, undisturbed = example
-    given = options(tmp_path / "out", files)
-
-    def fail(*arguments: object, **named: object) -> None:
-        raise duckdb.OutOfMemoryException("failed to allocate data")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(split_files, "write_relation", fail)
-        with pytest.raises(CrossfadeError, match="needs more memory"):
-            prepare(given)
-    assert (tmp_path / ".out.prepare/journal").exists()
-    prepare(options(tmp_path / "out", files, memory=1))
-    assert contents(tmp_path / "out") == undisturbed
-
-
 def test_folder_of_all_users_that_was_not_made_here_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     elsewhere = tmp_path / "elsewhere"
@@ -266,19 +246,6 @@ def test_interrupt_keeps_and_error_does_not(example: Example, tmp_path: Path, ca
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_continued_preparation_names_no_files_as_faulty(tmp_path: Path) -> None:
-    items: list[Any] = [1, 1, 1, "a", "a", 1]
-    files = [
-        write_parquet(tmp_path / f"{number}.parquet", customer=[1], item=[item]) for number, item in enumerate(items)
-    ]
-    given = options(tmp_path / "out", files, timestamp=None, hold_out=None, context=())
-    killed_after(3, given)
-    for expected in ([], files[3:5]):
-        with pytest.raises(FaultyFilesError) as caught:
-            prepare(given)
-        assert list(caught.value.files) == [str(file) for file in expected]
-
-
 def test_second_command_is_refused_and_disturbs_nothing(example: Example, tmp_path: Path) -> None:
     files, _ = example
     given = options(tmp_path / "out", files)
@@ -291,18 +258,3 @@ def test_second_command_is_refused_and_disturbs_nothing(example: Example, tmp_pa
         with pytest.raises(InputError, match=r"has been writing it since"):
             prepare(given)
         assert contents(tmp_path) == before
-
-
-def test_full_disk_of_kept_steps_ends_keeping_only(
-    example: Example, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    files, undisturbed = example
-    try:
-        with mounted_disk(tmp_path / "disk", 1 << 20) as disk:
-            fill(disk, leave=32 << 10)
-            prepare(options(tmp_path / "out", files, work_dir=disk))
-            assert [path.name for path in disk.iterdir()] == ["filler"]
-    except MountError as reason:
-        pytest.skip(root(reason))
-    assert caplog.text.count("the disk is full") == 1
-    assert contents(tmp_path / "out") == undisturbed

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from command_here import crossfade_here, rejected_here
 from deltalake import DeltaTable, write_deltalake
-from error_table import documented
 from object_store import running_object_store
 from preparing import vocabulary_tuples
 from pyiceberg.catalog.sql import SqlCatalog
@@ -19,7 +18,6 @@ from running_command import crossfade, succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.prepare import lake_tables
 from crossfade.trainer.prepare.input_files import find_arriving, find_files
 from crossfade.trainer.prepare.lake_tables import table_files
 
@@ -164,7 +162,7 @@ def test_deleted_rows_and_mapped_columns_of_delta_are_rejected(tmp_path: Path) -
         {"protocol": {**features, "writerFeatures": ["deletionVectors"]}},
         {"add": {"deletionVector": vector}},
     )
-    cause = "a table whose files do not show all"
+    cause = "which its files do not show"
     rejected_here(cause, "prepare", "--events", deleted, *COLUMNS, "--out", tmp_path / "out")
     (tmp_path / "mapped").mkdir()
     mapped = delta_log(tmp_path / "mapped", {"metaData": {"configuration": {"delta.columnMapping.mode": "name"}}})
@@ -190,25 +188,18 @@ def test_renamed_columns_of_iceberg_are_rejected(tmp_path: Path) -> None:
             table_files("events", changed.metadata_location)
 
 
-@pytest.mark.parametrize(
-    ("uri", "location"),
-    [
-        ("s3a://lake/a", "s3://lake/a"),
-        ("file:/lake/a", "/lake/a"),
-        ("file:///lake/a", "/lake/a"),
-        ("/lake/a", "/lake/a"),
-    ],
-)
-def test_locations_of_iceberg_are_those_of_other_files(uri: str, location: str) -> None:
-    assert lake_tables._location("events", uri) == location
-    with pytest.raises(InputError, match="files at gs://; expected local files or s3://"):
-        lake_tables._location("events", "gs://lake/a")
-
-
 def test_unclear_and_streamed_tables_are_rejected(folder: Path, tmp_path: Path) -> None:
-    cause = "a table of Iceberg by its folder"
+    cause = "is a table of Iceberg, whose catalog decides which metadata is"
     rejected_here(cause, "prepare", "--events", "warehouse/lake/plays", *COLUMNS, "--out", "no", cwd=folder)
-    rejected_here("a damaged table", "prepare", "--events", tmp_path / "no.metadata.json", *COLUMNS, "--out", tmp_path)
+    rejected_here(
+        "cannot be read as a table of Iceberg",
+        "prepare",
+        "--events",
+        tmp_path / "no.metadata.json",
+        *COLUMNS,
+        "--out",
+        tmp_path,
+    )
     with pytest.raises(InputError, match="replaced when it is compacted") as raised:
         find_arriving("events", str(folder / "delta"), None)
-    documented("a table among the events of a service", str(raised.value))
+    assert "is a table, whose files are replaced when it is compacted" in str(raised.value)

@@ -144,15 +144,6 @@ def test_skip_existing_keeps_complete_dataset_of_same_command(
     assert main(words) == 0
 
 
-def test_sample_is_found_in_crossfade_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "elsewhere/lastfm_hetrec2011"
-    folder.mkdir(parents=True)
-    for name in lastfm.FILES:
-        write_text(folder / name, "")
-    monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path / "elsewhere"))
-    assert lastfm.locate_lastfm(tmp_path) == folder
-
-
 @pytest.mark.skipif(not SHARED.is_dir(), reason=LASTFM)
 @pytest.mark.slow
 def test_real_lastfm_is_read_without_loss(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare import events, id_encoder
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import Order
-from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows
+from crossfade.trainer.prepare.staging import PartWriter, Staged
 from crossfade.trainer.prepare.summary import format_summary
 
 pytestmark = pytest.mark.slow
@@ -62,11 +62,6 @@ def test_split_files_have_documented_columns_and_types(tmp_path: Path) -> None:
     assert [(field.name, str(field.type)) for field in bare] == expected
     assert [(field.name, str(field.type)) for field in timed] == [*expected, ("timestamp", "int64")]
     assert not any(field.nullable for field in timed)
-
-
-@pytest.mark.parametrize(("rows", "expected"), [(1, 1024), (65_536, 1024), (65_537, 1025), (10**10, 131_072)])
-def test_row_group_rows_grow_with_data_within_bounds(rows: int, expected: int) -> None:
-    assert row_group_rows(rows) == expected
 
 
 def test_part_writer_cuts_exact_row_groups_and_files_of_64_groups(tmp_path: Path) -> None:
@@ -171,14 +166,6 @@ def test_customer_distribution_of_each_row_group_matches_split(tmp_path: Path) -
         deviation = (found - expected * len(rows)) / np.sqrt(expected * len(rows))
         assert (deviation**2).sum() < 60  # chi-square with 20 degrees of freedom: one in 100,000
         assert len(set(rows.tolist())) > 200  # 1,024 draws meet about 240 of the 400
-
-
-def test_repeated_events_are_kept_and_scattered(tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", customer=[1] * 3000 + list(range(3000)), item=[1] * 6000)
-    prepare_files(tmp_path / "out", train, order="random")
-    customers = [row[0] for row in interactions(tmp_path / "out", "train")]
-    assert customers.count(1) == 3001
-    assert 1000 < sum(customer == 1 for customer in customers[:3000]) < 2000
 
 
 def test_names_are_joined_and_missing_names_are_null(tmp_path: Path) -> None:

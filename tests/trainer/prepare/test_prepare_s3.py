@@ -12,8 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_here import crossfade_here
-from error_table import documented
-from flaky_proxy import flaky_proxy
 from object_store import READER, ObjectStore, running_object_store
 from preparing import InterruptingReporter, prepare_files, random_events, write_parquet
 from running_command import single_line
@@ -27,7 +25,6 @@ from crossfade.trainer.prepare.fetch import _CHUNK_BYTES, fetch_files
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.prepare.synthetic import write_synthetic
 from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
 pytestmark = pytest.mark.slow
@@ -67,13 +64,6 @@ def contents(folder: Folder) -> list[tuple[str, str]]:
     return [(os.path.dirname(file.path), hashlib.sha256(folder.read(file.path)).hexdigest()) for file in files]  # noqa: PTH120
 
 
-def test_kinds_of_yambda_are_known_on_s3(workspace: Folder, tmp_path: Path) -> None:
-    columns = {"uid": [1] * 3, "item_id": [1, 2, 3], "timestamp": [5, 10, 25_913_600], "played_ratio_pct": [50, 49, 50]}
-    file = upload(workspace, "listens.parquet", write_parquet(tmp_path / "listens.parquet", **columns))
-    manifest = prepare_files(tmp_path / "out", file, format="yambda", hold_out_valid="none")
-    assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 1, "test": 1}
-
-
 def test_s3_gives_same_dataset_as_local_files(workspace: Folder, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "query": "customer",
@@ -91,20 +81,6 @@ def test_s3_gives_same_dataset_as_local_files(workspace: Folder, tmp_path: Path)
     assert contents(workspace.child("out")) == contents(Folder(tmp_path / "out"))
     assert read_manifest(workspace.child("out")) == manifest
     assert list((tmp_path / "tmp").iterdir()) == []
-
-
-def test_replay_on_s3_is_that_of_local_files(workspace: Folder, tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **random_events(3000))
-    found = []
-    for folder in (Folder(tmp_path / "out"), workspace):
-        prepare_files(f"{folder.uri}/base", train)
-        for share in (1, 0.5):  # the second replaces the first
-            options: dict[str, Any] = {"base": f"{folder.uri}/base", "replay": share, "overwrite": True}
-            manifest = prepare_files(f"{folder.uri}/new", train, **options)
-        assert manifest.replay is not None
-        found.append([folder.read(f"new/{file.path}") for file in manifest.replay.files])
-        assert set(folder.child("new").sizes()) == {FILE_NAME, *(file.path for file in manifest.files())}
-    assert found[0] == found[1]
 
 
 def test_increments_on_s3_take_over_the_files_of_bases_anywhere(
@@ -129,13 +105,6 @@ def test_increments_on_s3_take_over_the_files_of_bases_anywhere(
     assert remote.read("copied") == remote.read("base/manifest.json")
     with pytest.raises(FileNotFoundError, match="base/missing"):
         remote.take_over("copied", remote, "base/missing")
-
-
-def test_synthetic_dataset_is_written_to_s3(workspace: Folder, tmp_path: Path) -> None:
-    spec = SyntheticSpec(queries=100, items=50, interactions=5000)
-    write_synthetic(tmp_path / "out", spec, 1)
-    write_synthetic(workspace.uri, spec, 1)
-    assert contents(workspace) == contents(Folder(tmp_path / "out"))
 
 
 def test_only_needed_columns_are_fetched(workspace: Folder, tmp_path: Path) -> None:
@@ -219,22 +188,19 @@ NO_BUCKET, DOWN = {"bucket": "nobodys"}, {"AWS_ENDPOINT_URL": "http://127.0.0.1:
 
 
 @pytest.mark.parametrize(
-    ("cause", "wrong", "side", "found"),
+    ("wrong", "side", "found"),
     [
-        ("prepare: a missing bucket, --events", NO_BUCKET, "in", "there is no bucket 'nobodys'"),
-        ("prepare: a missing bucket, --out", NO_BUCKET, "out", "there is no bucket 'nobodys'"),
-        ("prepare: a wrong access key", {"AWS_ACCESS_KEY_ID": "nobody"}, "in", "InvalidAccessKeyId"),
-        ("prepare: a wrong secret key", {"AWS_SECRET_ACCESS_KEY": "nothing"}, "out", "SignatureDoesNotMatch"),
-        ("prepare: no permission to write", READER, "out", "AccessDenied"),
-        ("prepare: an unreachable endpoint, --events", DOWN, "in", "cannot be reached"),
-        ("prepare: an unreachable endpoint, --out", DOWN, "out", "cannot be reached"),
+        (NO_BUCKET, "in", "there is no bucket 'nobodys'"),
+        (NO_BUCKET, "out", "there is no bucket 'nobodys'"),
+        (READER, "out", "access denied (403 AccessDenied)"),
+        (DOWN, "in", "cannot be reached (NETWORK_CONNECTION)"),
+        (DOWN, "out", "cannot be reached (NETWORK_CONNECTION)"),
     ],
 )
 def test_storage_errors_at_the_start_end_with_exit_code_2(
     workspace: Folder,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    cause: str,
     wrong: dict[str, str],
     side: str,
     found: str,
@@ -250,31 +216,11 @@ def test_storage_errors_at_the_start_end_with_exit_code_2(
             patch.setenv(name, value)
         result = crossfade_here("prepare", "--events", source, "--out", out)
     line = single_line(result.returncode, result.stdout, result.stderr)
-    assert documented(cause, line).startswith(f"--{'events' if side == 'in' else 'out'} {places[side]}: ")
+    assert line.startswith(f"--{'events' if side == 'in' else 'out'} {places[side]}: ")
     assert found in line
     assert workspace.sizes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"e.parquet", "tmp"}
     assert list((tmp_path / "tmp").iterdir()) == []
-
-
-def test_expired_credentials_are_rejected(
-    workspace: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ObjectStore
-) -> None:
-    good = write_parquet(tmp_path / "e.parquet", **random_events(10))
-    with flaky_proxy(server.endpoint) as proxy:
-        proxy.inject_every("expire", 1)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        with pytest.raises(InputError) as caught:
-            prepare_files(f"{workspace.uri}/out", good)
-    documented("prepare: expired credentials", str(caught.value))
-
-
-def test_missing_bucket_is_not_created(s3: ObjectStore, tmp_path: Path) -> None:
-    # The server would create it for clients with administrator rights.
-    with pytest.raises(InputError, match="no bucket 'nobodys'"):
-        prepare_files("s3://nobodys/out", write_parquet(tmp_path / "e.parquet", **random_events(10)))
-    with pytest.raises(FileNotFoundError):
-        Folder("s3://nobodys").check_bucket()
 
 
 def test_overwrite_replaces_old_objects(workspace: Folder, tmp_path: Path) -> None:

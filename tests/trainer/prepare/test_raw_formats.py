@@ -156,12 +156,6 @@ def test_joined_columns_are_one_id_that_can_be_split(tmp_path: Path, form: str) 
     assert manifest.source["joined_columns"] == ["track=artist+title"]
 
 
-def test_column_whose_name_has_a_plus_sign_is_read_itself(tmp_path: Path) -> None:
-    train = write_text(tmp_path / "e.csv", "customer,a,b,a+b\n1,x,y,z\n")
-    prepare_files(tmp_path / "out", train, item="item=a+b")
-    assert interactions(tmp_path / "out", "train") == [(1, "z", 1.0)]
-
-
 def test_names_of_joined_ids_are_joined_too(tmp_path: Path) -> None:
     train = write_text(tmp_path / "e.csv", "customer,artist,title\n1,Björk,Hunter\n")
     names = write_text(tmp_path / "n.csv", "artist;title;shown\nBjörk;Hunter;Hunter (Björk)\n")

@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 from preparing import checksums
 
-from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.features import load_content
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
@@ -16,7 +15,6 @@ from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.staging import row_group_rows
 from crossfade.trainer.prepare.summary import format_summary
 from crossfade.trainer.prepare.synthetic import FIRST_ID, write_synthetic
-from crossfade.trainer.prepare.synthetic_draws import genre_of
 
 SPEC = SyntheticSpec(queries=3_000, items=1_000, interactions=200_000, genres=10)
 
@@ -65,12 +63,6 @@ def test_vocabularies_count_train_and_name_items_by_genre(dataset: tuple[Path, D
     assert names[0] == "track 1 (rock)"
 
 
-def test_many_items_have_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "MAX_NAMED_ITEMS", 49)
-    spec = SyntheticSpec(queries=10, items=50, interactions=2000, genres=2)
-    assert not write_synthetic(tmp_path / "out", spec, 1).entities["track"].has_names
-
-
 @pytest.mark.slow
 def test_bytes_depend_only_on_the_seed(tmp_path: Path, dataset: tuple[Path, DatasetManifest]) -> None:
     write_synthetic(tmp_path / "again", SPEC, seed=1)
@@ -105,20 +97,6 @@ def test_fractions_are_met_and_splits_share_no_pair(dataset: tuple[Path, Dataset
         assert np.intersect1d(pairs[one], pairs[other]).size == 0
 
 
-@pytest.mark.parametrize(("valid", "test"), [(0.0, 0.0), (0.0, 0.2)])
-def test_fraction_of_zero_omits_the_split(tmp_path: Path, valid: float, test: float) -> None:
-    spec = SyntheticSpec(queries=50, items=50, interactions=5000, genres=5, valid=valid, test=test)
-    manifest = write_synthetic(tmp_path / "out", spec, 1)
-    expected = {"train", *(["valid"] if valid else []), *(["test"] if test else [])}
-    assert set(manifest.splits) == expected
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *expected,
-        "vocabulary",
-        "features",
-        "manifest.json",
-    }
-
-
 def test_audio_follows_genres_and_is_the_same_again(tmp_path: Path) -> None:
     spec = SyntheticSpec(queries=50, items=6000, interactions=5000, genres=5, audio=8)
     manifest, again = (write_synthetic(tmp_path / name, spec, 1) for name in ("one", "two"))
@@ -133,46 +111,3 @@ def test_audio_follows_genres_and_is_the_same_again(tmp_path: Path) -> None:
     assert np.abs(noise_RF[:5] / center_GF - 1).min() > 0.01
     assert noise_RF.var() == pytest.approx(0.5, rel=0.05)
     assert len({row.tobytes() for row in numbers_RF}) == 6000
-
-
-def test_popularity_and_activity_follow_a_power_law(dataset: tuple[Path, DatasetManifest]) -> None:
-    written = columns(*dataset, "train")
-    for name, rows in (("track", SPEC.items), ("customer", SPEC.queries)):
-        counts = np.bincount(written[name], minlength=rows)
-        assert counts[0] == counts.max()
-        decades = [counts[start:stop].mean() for start, stop in ((0, 10), (10, 100), (100, rows))]
-        assert decades[0] > 2 * decades[1] > 4 * decades[2]
-    expected = (1.0 + np.arange(SPEC.items)) ** -synthetic_draws.ITEM_EXPONENT
-    counts = np.bincount(written["track"], minlength=SPEC.items)
-    slope = np.polyfit(np.log(expected[50:]), np.log(counts[50:] + 0.5), 1)[0]
-    assert slope == pytest.approx(1.0, abs=0.15)
-
-
-def test_each_customer_listens_mostly_to_one_to_three_genres(dataset: tuple[Path, DatasetManifest]) -> None:
-    written = columns(*dataset, "train")
-    genres = genre_of(written["track"], SPEC.genres)
-    table = np.zeros((SPEC.queries, SPEC.genres))
-    np.add.at(table, (written["customer"], genres), 1)
-    busy = table[table.sum(axis=1) >= 60]
-    assert len(busy) > 300
-    shares = np.sort(busy / busy.sum(axis=1, keepdims=True), axis=1)[:, ::-1]
-    assert shares[:, :3].sum(axis=1).mean() > 0.9
-    assert (shares[:, 0] > 0.8).mean() > 0.2  # some customers listen to one genre only
-    assert (shares[:, 1] > 0.2).mean() > 0.3  # others listen to two or three
-    overall = table.sum(axis=0) / table.sum()
-    assert overall.max() < 0.35  # no genre dominates
-
-
-def test_adjacent_rows_are_of_different_customers(dataset: tuple[Path, DatasetManifest]) -> None:
-    written = columns(*dataset, "train")
-    assert np.mean(written["customer"][1:] == written["customer"][:-1]) < 0.01
-    year = (written["timestamp"] - synthetic_draws.START_SECONDS) / synthetic_draws.SPAN_SECONDS
-    assert year.min() >= 0
-    assert year.max() < 1
-    assert year.mean() == pytest.approx(0.5, abs=0.01)
-
-
-def test_empty_split_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="valid has none"):
-        write_synthetic(tmp_path / "out", SyntheticSpec(interactions=1), 1)
-    assert list(tmp_path.iterdir()) == []

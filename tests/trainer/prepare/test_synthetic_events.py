@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from preparing import checksums, entries
+from preparing import checksums
 
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import make_parser
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare import synthetic_events as raw_synthetic
-from crossfade.trainer.prepare.options import Likes, SyntheticSpec
+from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic_draws import START_SECONDS, Generator
 from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
@@ -79,36 +79,6 @@ def test_genres_popularity_and_taste_are_planted(tmp_path: Path) -> None:
     assert own_rate < 0.2 < 0.4 < stray_rate
 
 
-@pytest.mark.parametrize("likes", ["genre", "customer"])
-def test_likes_differ_from_plays_by_genre_or_by_customer(likes: Likes, tmp_path: Path) -> None:
-    """Genres 1, 3, and 5 get most likes of all customers, or one genre those of each customer with several genres."""
-    write_raw_events(tmp_path / "raw", SPEC.model_copy(update={"likes": likes}), seed=1)
-    events = pq.read_table(tmp_path / "raw/events/part-00000.parquet").to_pylist()
-    names = pq.read_table(tmp_path / "raw/names/track.parquet").to_pylist()
-    genre = {row["id"]: row["name"].partition("genre ")[2].rstrip(")") for row in names}
-    plays: dict[str, Counter[str]] = {}
-    liked: dict[str, Counter[str]] = {}
-    for row in events:
-        counts = plays if row["event"] == "play" else liked if row["event"] in ("like", "library_add") else {}
-        counts.setdefault(row["customer"], Counter())[genre[row["track"]]] += 1
-    assert 0.05 < sum(map(Counter.total, liked.values())) / SPEC.interactions < 0.2
-    by_genre: Counter[str] = sum(liked.values(), Counter())
-    odd = sum(by_genre[name] for name in ("1", "3", "5")) / by_genre.total()
-    # Of the customers with several genres and some likes: the share of likes that the genre with most of them has.
-    shares = [
-        max(liked[customer].values()) / liked[customer].total()
-        for customer, counts in plays.items()
-        if customer in liked and liked[customer].total() >= 10 and counts.most_common(2)[-1][1] > counts.total() / 4
-    ]
-    assert len(shares) > 30
-    if likes == "genre":
-        assert odd > 0.85
-        assert np.mean(shares) < 0.85
-    else:
-        assert odd < 0.8
-        assert np.mean(shares) > 0.85
-
-
 def test_drift_changes_genres_and_brings_items_and_customers(tmp_path: Path) -> None:
     new: dict[tuple[str, float], float] = {}
     for drift in (0.0, 0.5):
@@ -159,18 +129,3 @@ def test_command_writes_raw_events_and_prints_how_to_prepare_them(
     assert sum(split.rows for split in manifest.splits.values()) == 5000
     assert manifest.entities["track"].has_names
     assert manifest.source["negative"] > 300  # type: ignore[operator]
-
-
-@pytest.mark.usefixtures("several_files")
-def test_error_in_one_file_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The disk is full after some files.
-    def fail(self: Folder, name: str) -> None:
-        if name.endswith("part-00002.parquet"):
-            raise OSError(28, "No space left on device", name)
-        return open_output(self, name)  # type: ignore[return-value]
-
-    open_output = Folder.open_output
-    monkeypatch.setattr(Folder, "open_output", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_raw_events(tmp_path / "raw", SPEC, seed=1, threads=2)
-    assert entries(tmp_path) == []

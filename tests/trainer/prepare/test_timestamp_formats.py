@@ -8,9 +8,6 @@ import pytest
 from preparing import interactions, prepare_files, write_parquet, write_text
 
 from crossfade.base.errors import InputError
-from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.prepare.summary import format_summary
 
 pytestmark = pytest.mark.slow
 
@@ -116,21 +113,3 @@ def test_format_that_fits_with_day_and_month_swapped_is_warned_of_once(
     decisive = write_text(tmp_path / "5.csv", "customer,item,at\n1,5,31/05/2024\n")
     prepare_files(tmp_path / "decided", *files, decisive, **formats)
     assert "times of the format" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("texts", "formats", "noted"),
-    [
-        (["2024-05-31 20:15", "2024-05-31T20:15:00Z"], [], True),
-        (["2024-05-31T20:15:00Z", "2024-05-31 20:15:00.5+02:00"], [], False),
-        ([str(SECONDS)], [], False),
-        (["31/05/2024"], ["%d/%m/%Y"], True),
-        (["31/05/2024 20:15 +0200", str(SECONDS)], ["%d/%m/%Y %H:%M %z", "epoch-s"], False),
-    ],
-)
-def test_summary_says_once_that_times_had_no_zone(
-    tmp_path: Path, texts: list[str], formats: list[str], noted: bool
-) -> None:
-    times(tmp_path, formats, texts)
-    summary = format_summary(read_manifest(Folder(tmp_path / "out")), Folder(tmp_path / "out"))
-    assert summary.count("times without a zone were read as UTC") == noted

@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from error_table import documented
 from preparing import interactions, prepare_files, vocabulary_tuples, write_parquet
 from yambda_files import KINDS, LAST_TIMESTAMP, write_yambda
 
@@ -106,10 +105,18 @@ def test_artists_albums_and_audio_are_features_and_content(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("cause", "name", "columns"),
     [
-        ("a file of Yambda of no kind", "plays", {"uid": [1], "item_id": [1], "timestamp": [5]}),
-        ("a file of Yambda without what was played", "listens", {"uid": [1], "item_id": [1], "timestamp": [5]}),
-        ("a file of Yambda with another kind", "multi_event", {"uid": [1], "item_id": [1], "timestamp": [5]}),
-        ("a file of Yambda without users", "likes", {"user": [1], "item_id": [1], "timestamp": [5]}),
+        (
+            "has no column 'event_type', so its name must be that of a kind",
+            "plays",
+            {"uid": [1], "item_id": [1], "timestamp": [5]},
+        ),
+        ("has no column 'played_ratio_pct", "listens", {"uid": [1], "item_id": [1], "timestamp": [5]}),
+        (
+            "the event 'skip' of column 'event_type' has no weight",
+            "multi_event",
+            {"uid": [1], "item_id": [1], "timestamp": [5]},
+        ),
+        ("has no column 'uid", "likes", {"user": [1], "item_id": [1], "timestamp": [5]}),
     ],
 )
 def test_file_of_another_schema_is_rejected(
@@ -120,13 +127,13 @@ def test_file_of_another_schema_is_rejected(
     file = write_parquet(tmp_path / f"{name}.parquet", **columns)
     with pytest.raises(InputError) as raised:
         prepare_yambda(tmp_path / "out", file)
-    documented(cause, str(raised.value))
+    assert cause in str(raised.value)
 
 
 def test_events_that_are_given_twice_and_other_folders_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         prepare_yambda(tmp_path / "out", tmp_path)
-    documented("a folder without files of Yambda", str(raised.value))
+    assert "is a folder without files of Yambda" in str(raised.value)
     columns = {"uid": [1], "item_id": [1], "timestamp": [5], "played_ratio_pct": [100]}
     files = [
         write_parquet(tmp_path / "multi_event.parquet", **columns, event_type=["listen"]),
@@ -134,4 +141,4 @@ def test_events_that_are_given_twice_and_other_folders_are_rejected(tmp_path: Pa
     ]
     with pytest.raises(InputError) as raised:
         prepare_yambda(tmp_path / "out", *files)
-    documented("events of Yambda that are given twice", str(raised.value))
+    assert "has, too; leave out one of the two" in str(raised.value)

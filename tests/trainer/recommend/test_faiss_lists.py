@@ -170,9 +170,3 @@ def test_file_that_is_no_index_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "index").write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match="is no index that FAISS can read"):
         VectorLists.read(tmp_path / "index", ListOptions("cosine"))
-
-
-def test_index_is_not_written_into_a_missing_folder(tmp_path: Path) -> None:
-    lists = build(clustered()[0], ListOptions("cosine"))
-    with pytest.raises(OSError, match="No such file"):
-        lists.write(tmp_path / "missing" / "index")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from command_here import crossfade_here
-from error_table import documented
 from running_command import succeeded
 from small_disk import MountError, fill, make_room, mounted_disk
 from written_runs import CUSTOMER_IDS, write_run
@@ -23,7 +22,6 @@ from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare import database
 from crossfade.trainer.recommend import bulk
 
 
@@ -39,7 +37,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def failed(cause: str, *arguments: object, cwd: Path) -> str:
     result = crossfade_here(*arguments, cwd=cwd)
     [line] = result.stderr.splitlines()
-    return documented(cause, line.removeprefix("crossfade: error: "), result.returncode)
+    assert cause in line
+    assert result.returncode == 1
+    return line.removeprefix("crossfade: error: ")
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_recommendations_continue_once_there_is_room(
     monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 1)
     command = ("recommend", run, "--all", "--exclude", "--out", disk / "recs.csv")
     fill(disk, leave=8 * 4096)
-    message = failed("recommendations on a full disk", *command, cwd=tmp_path)
+    message = failed("could not be written: no space is left on the disk of", *command, cwd=tmp_path)
     assert f"the disk of {disk}; complete are" in message
     kept = len(list((disk / ".recs.csv.partial").glob("part-*.parquet")))
     assert 0 < kept < len(CUSTOMER_IDS)
@@ -64,7 +64,10 @@ def test_forgetting_on_a_full_disk_changes_nothing(disk: Path, tmp_path: Path) -
     data = Path(shutil.copytree(tmp_path / "written" / "data", disk / "data"))
     before = data_fingerprint(Folder(data))
     (tmp_path / "ids.txt").write_text("{7}\n")
-    for leave, cause in ((4096 * 3, "forget: a full disk"), (0, "a disk without room for a lock")):
+    for leave, cause in (
+        (4096 * 3, "could not be rewritten: no space is left on the disk of"),
+        (0, "could not be written: no space is left on the disk of"),
+    ):
         fill(disk, leave)
         failed(cause, "forget", data, "--ids", tmp_path / "ids.txt", cwd=tmp_path)
         assert data_fingerprint(Folder(data)) == before
@@ -82,50 +85,11 @@ def test_lock_on_a_full_disk_is_deleted(disk: Path) -> None:
         message = f"the subject: could not be written: no space is left on the disk of {disk}"
         with pytest.raises(CrossfadeError) as caught, path_lock(disk / "lock", "the subject"):
             pass
-        assert documented("a disk without room for a lock", str(caught.value), caught.value.exit_code) == message
+        assert str(caught.value) == message
         assert not (disk / "lock").exists()
     with pytest.raises(OSError, match="No space left on device") as failure:
         replace_file(disk / "plan.json", b"{}" * 4096)
     assert describe_disk_error(failure.value) == f"{disk}/plan.json: {message.removeprefix('the subject: ')}"
-
-
-def test_synthetic_data_on_a_full_disk_name_it_and_leave_nothing(disk: Path, tmp_path: Path) -> None:
-    fill(disk)
-    size = ("--queries", 500, "--items", 300, "--interactions", 20000)
-    result = crossfade_here("synthesize", "--out", disk / "data", *size, cwd=tmp_path)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].endswith(f"could not be written: no space is left on the disk of {disk}")
-    assert [path.name for path in disk.iterdir()] == ["filler"]
-
-
-@pytest.mark.slow
-def test_temporary_files_of_histories_on_a_full_disk(
-    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = write_run(tmp_path / "written").path
-    rows = "".join(f"customer {number},1000\n" for number in range(200_000))
-    (tmp_path / "plays.csv").write_text(f"customer,track\n{rows}")
-    monkeypatch.setattr("tempfile.tempdir", str(disk))
-    monkeypatch.setattr(database, "default_memory_bytes", lambda: 12 << 20)  # else nothing is written there
-    fill(disk)
-    command = ("recommend", run, "--history-file", tmp_path / "plays.csv", "--out", tmp_path / "recs.csv")
-    failed("a history file without room for temporary files", *command, cwd=tmp_path)
-    assert not (tmp_path / "recs.csv").exists()
-    fill(disk, leave=0)
-    shard = ("recommend", run, "--all", "--shard", "1/1", "--out", tmp_path / "recs")
-    failed("a shard without room for temporary files", *shard, cwd=tmp_path)
-    assert [path.name for path in disk.iterdir()] == ["filler"]
-
-
-@pytest.mark.parametrize("leave", [0, 8192])
-def test_server_on_a_full_disk_names_its_working_folder(disk: Path, tmp_path: Path, leave: int) -> None:
-    run = write_run(tmp_path / "written").path
-    (disk / "work").mkdir()
-    fill(disk, leave)
-    command = ("serve", run, "--port", 0, "--work-dir", disk / "work")
-    message = failed("a full disk of the working folder", *command, cwd=tmp_path)
-    assert message.startswith(f"{disk}/work/crossfade-model-")
-    assert list((disk / "work").iterdir()) == []
 
 
 @pytest.mark.parametrize("leave", [0, 4096, 8192])
@@ -147,11 +111,3 @@ def test_study_on_a_full_disk_is_named_and_resumes(disk: Path, tmp_path: Path) -
         claim_study(disk / "study", job, JOURNAL_FILE)
     make_room(disk)
     claim_study(disk / "study", job, JOURNAL_FILE).close()
-
-
-def test_scheduler_files_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "written").path
-    fill(disk, leave=0)
-    result = crossfade_here("plan", run / "job.yaml", "--to", "slurm", "--out", disk / "files", cwd=tmp_path)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].endswith(f"could not be written: no space is left on the disk of {disk}")

@@ -10,7 +10,6 @@ import pytest
 from builders import ITEM, QUERY, make_interactions, write_data_set
 from written_runs import CUSTOMER_IDS, TRACK_NAMES, TRAINED, save_checkpoint, write_dataset, write_run
 
-from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import OptionError
 from crossfade.trainer.recommend.model import Model, UnknownRowError, open_model
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
@@ -34,27 +33,6 @@ def test_checkpoint_that_turns_out_to_be_corrupt_gives_way_to_an_older_one(tmp_p
         np.testing.assert_array_equal(found, expected[ITEM][[2, 0]])
         assert opened.use(lambda model: model.trained.step) == 7
     assert f"skipped a checkpoint: {file}" in lines[0]
-
-
-def test_rankings_after_a_corrupt_checkpoint_are_those_of_the_older_one(tmp_path: Path) -> None:
-    run = write_run(tmp_path, embeddings=False)
-    older, newer = save_checkpoint(run, 7), save_checkpoint(run, 9)
-    tracks_N = np.array(TRAINED)
-
-    def similar(model: Model) -> FloatArray:
-        return model.similar(tracks_N, SimilarOptions()).scores_QK[:, 0]
-
-    def expected(vectors: dict[str, FloatArray]) -> FloatArray:
-        unit_ND = vectors[ITEM][tracks_N] / np.linalg.norm(vectors[ITEM][tracks_N], axis=1, keepdims=True)
-        return np.sort(unit_ND @ unit_ND.T, axis=1)[:, -2]
-
-    source = ModelSource.of(source=run.path / "checkpoints")
-    with closing(open_model(source, lambda _: None, keep=True)) as opened:
-        np.testing.assert_allclose(opened.use(similar), expected(newer), atol=1e-6)
-        [file] = (run.path / "checkpoints" / "step-000000009" / QUERY).glob("weights.*")
-        file.write_bytes(file.read_bytes()[:-1] + b"\xff")
-        opened.use(lambda model: model.recommend(np.array([0]), RecommendOptions()))
-        np.testing.assert_allclose(opened.use(similar), expected(older), atol=1e-6)
 
 
 @pytest.mark.parametrize(

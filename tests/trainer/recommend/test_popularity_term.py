@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import planted_splits, write_job
@@ -133,16 +132,6 @@ def test_indexes_exports_and_served_versions_rank_alike(workspace: Path) -> None
             assert (similar[0].scores_QK <= 1.0001).all()
 
     with_trained_model(ModelSource.of(source=str(workspace / "run")), print, serve)
-
-
-def test_mlflow_model_recommends_alike(workspace: Path) -> None:
-    mlflow = pytest.importorskip("mlflow.pyfunc")
-    succeeded(crossfade_here("export", "run", "--to", "mlflow", "--out", "mlflow", cwd=workspace))
-    found = mlflow.load_model(str(workspace / "mlflow")).predict(
-        pd.DataFrame({"customer": CUSTOMERS[:1]}), params={"k": 5}
-    )
-    expected = [track for track, _ in recommended(workspace)[0][:5]]
-    assert found["track"].tolist() == expected
 
 
 def settings(epochs: int, popularity: object) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from error_table import documented
 from run_folders import add, training_from
 from saved_shards import random_table, reseal, save_shards, split_table
 
@@ -56,9 +55,8 @@ def test_missing_checkpoints_of_a_run_are_reported(tmp_path: Path) -> None:
     checkpoints = tmp_path / "unmounted" / "checkpoints"
     with pytest.raises(InputError) as caught:
         find_start(str(checkpoints), saved_step=8)
-    documented("checkpoints that are gone", str(caught.value))
+    assert "holds no checkpoint, but the run has saved some, the last of step 8" in str(caught.value)
     assert not checkpoints.parent.exists()
-    assert find_start(str(checkpoints), saved_step=8, allow_restart=True) == (None, [])
 
 
 @pytest.mark.slow
@@ -69,10 +67,8 @@ def test_unusable_checkpoints_are_reported_and_kept(tmp_path: Path, saved_step: 
         Path(step_folder(str(tmp_path), step), "track", "weights.00001-of-00002.npy").unlink()
     with pytest.raises(InputError) as caught:
         find_start(str(tmp_path), saved_step=saved_step)
-    documented("checkpoints of which none is usable", str(caught.value))
+    assert "none of the checkpoints in" in str(caught.value)
     assert "step-000000003/track/weights.00001-of-00002.npy: missing" in str(caught.value)
-    checkpoint, skipped = find_start(str(tmp_path), saved_step=saved_step, allow_restart=True)
-    assert (checkpoint, len(skipped)) == (None, 2)
 
 
 def test_checkpoints_found_corrupt_while_loading_are_no_reason_to_start_over(tmp_path: Path) -> None:
@@ -87,8 +83,8 @@ def test_checkpoint_of_a_newer_format_is_not_passed_over(tmp_path: Path) -> None
     path = Path(step_folder(str(tmp_path), 3), "manifest.json")
     reseal(path, lambda text: text.replace('"version": 2', '"version": 3'))
     with pytest.raises(InputError) as caught:
-        find_start(str(tmp_path), allow_restart=True)
-    documented("a checkpoint of a newer format", str(caught.value))
+        find_start(str(tmp_path))
+    assert "has format version 3, but this version of Crossfade reads" in str(caught.value)
 
 
 def test_new_run_rejects_checkpoints_without_an_owner(tmp_path: Path) -> None:
@@ -99,7 +95,7 @@ def test_new_run_rejects_checkpoints_without_an_owner(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError) as caught:
             attempt()
-        documented("a checkpoint folder without an owner", str(caught.value))
+        assert "holds checkpoints of an earlier run" in str(caught.value)
     claim(str(tmp_path), "new", "plays", take_over=True)
     assert check_still_owned(str(tmp_path), "new") == {"new"}
 

@@ -276,13 +276,3 @@ def test_answers_at_hand_wait_for_no_other(version: Version) -> None:
 
     with mock.patch.object(MetadataTable, "rows_where", side_effect=meanwhile):
         assert (metadata.rows_where("count > 1") == kept_R).all()
-
-
-def test_conditions_and_columns_that_are_invalid_are_named(served: Model) -> None:
-    for options, message in (
-        (RecommendOptions(where="year > 1990"), r"where year > 1990: .*; the columns are id, name, count, genre"),
-        (RecommendOptions(where="id > 9999"), "the filters leave no track"),
-        (RecommendOptions(max_per=("artist", 2)), "there is no column 'artist' to group by"),
-    ):
-        with pytest.raises(InputError, match=message):
-            served.recommend(EVERYONE[:1], options)

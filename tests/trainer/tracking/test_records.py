@@ -1,6 +1,6 @@
 """What is recorded of the events and of the report of a run."""
 
-from crossfade.trainer.runs.events import CheckpointFailed, EpochEvent, PhaseEvent, StepEvent
+from crossfade.trainer.runs.events import EpochEvent, PhaseEvent, StepEvent
 from crossfade.trainer.tracking.records import EventRecords, Point, TrainingStart, report_point
 
 
@@ -44,12 +44,6 @@ def test_epoch_has_metrics_on_valid_by_accepted_names() -> None:
     assert EventRecords().of(EpochEvent(epoch=2, step=8, loss=0.25), now=1.0) == Point(
         1.0, 8, {"train/epoch_loss": 0.25, "train/epoch": 2.0}
     )
-
-
-def test_other_events_are_not_recorded() -> None:
-    records = EventRecords()
-    assert records.of(CheckpointFailed(step=1, message="no"), now=1.0) is None
-    assert records.of(PhaseEvent(name="evaluate", epoch=1, step=2), now=1.0) is None
 
 
 def test_report_has_its_numbers_and_the_metrics_of_each_split() -> None:

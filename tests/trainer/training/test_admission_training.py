@@ -125,7 +125,7 @@ def test_next_warm_start_keeps_rows_assigned_before_its_checkpoint(workspace: Pa
 
 def test_checkpoint_of_another_lineage_is_rejected(workspace: Path) -> None:
     start = ("--set", f"checkpoint.warm_start_from={workspace / 'run2' / 'checkpoints'}")
-    cause = "a warm start from a checkpoint outside the lineage"
+    cause = "does not extend, so its rows may belong to other ids there"
     rejected_here(cause, "train", "job.yaml", "--run-dir", "back", *start, cwd=workspace)
 
 

@@ -6,7 +6,7 @@ import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from run_results import report_of
-from running_command import crossfade, records, succeeded
+from running_command import records, succeeded
 
 pytestmark = pytest.mark.slow
 AT_START = ("--set", "evaluate.at_start=true")
@@ -41,11 +41,3 @@ def test_cold_start_is_judged_by_its_initial_vectors(workspace: Path) -> None:
     report = report_of(workspace / "cold")
     assert 0 <= report["valid_at_start"]["ndcg@10"] < report["metrics"]["valid"]["ndcg@10"] / 2
     assert report["metrics"] == report_of(workspace / "old")["metrics"], "to evaluate changes no training"
-
-
-@pytest.mark.cluster
-def test_workers_judge_the_start_together(workspace: Path) -> None:
-    options = ("--run-dir", "two", "--workers", "2", *warm(workspace))
-    succeeded(crossfade("train", "job.yaml", *options, cwd=workspace))
-    one, two = (report_of(workspace / run)["valid_at_start"] for run in ("new", "two"))
-    assert two == pytest.approx(one)

@@ -33,14 +33,14 @@ INTERVAL_SECONDS = 10.0
 
 
 class Training:
-    """Steps on a local store with checkpoints; ``now``, ``requested`` and ``stop`` are set by the test."""
+    """Steps on a local store with checkpoints; ``now`` and ``stop`` are set by the test."""
 
     def __init__(self, folder: Path, data: Path, opened: ExitStack, begin_at: float = 0.0, **section: Any) -> None:
         section = {"interval_seconds": None, "interval_steps": None, **section}
         job = load_job(write_job(folder / "job.yaml", data, checkpoint=section))
         inputs = open_inputs(job)
         job, model = inputs.job, inputs.model
-        self.now, self.requested, self.stop = 0.0, 0, False
+        self.now, self.stop = 0.0, False
         self.events: list[Event] = []
         self.folder = folder / "checkpoints"
         self.state = TrainState()
@@ -50,7 +50,6 @@ class Training:
         hooks = TrainingHooks(
             on_event=self.events.append,
             stop_requested=lambda: self.stop,
-            checkpoints_requested=lambda: self.requested,
         )
         manager = CheckpointManager(
             self.store, job.checkpoint, str(self.folder), self.metadata, hooks, clock=lambda: self.now
@@ -103,15 +102,6 @@ def test_checkpoint_is_written_at_every_multiple_of_interval_steps(start: Start)
         training.step(seconds=0.01)  # a second has many steps, but synchronization does not pass a checkpoint
         training.checkpoints._writer.wait()
     assert training.saved() == [3, 6]
-
-
-def test_request_starts_one_checkpoint(start: Start) -> None:
-    training = start()
-    training.step()
-    training.requested += 1
-    for _ in range(3):
-        training.step()
-    assert training.saved() == [2]
 
 
 def test_stop_request_writes_a_checkpoint_and_stops(start: Start) -> None:

@@ -5,12 +5,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_plays, write_job
-from finished_runs import quality, same_bits, vectors
+from finished_runs import quality, vectors
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
@@ -21,7 +20,6 @@ from crossfade.trainer.data.features import load_feature
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.held_out import load_held_out
 from crossfade.trainer.evaluation.ranking import evaluate
 from crossfade.trainer.model.spec import Score, make_model
@@ -153,28 +151,3 @@ def test_vector_of_new_track_is_the_sum_of_its_features(workspace: Path, feature
     for row in cold:
         parts = [written[name][of.gather(np.array([row]))[1]].mean(axis=0) for name, of in lists.items()]
         np.testing.assert_allclose(written["track"][row], np.sum(parts, axis=0), atol=1e-6)
-
-
-def test_export_gives_the_embeddings_that_training_wrote(workspace: Path, featured: Path, capsys: Any) -> None:
-    out = workspace / "exported"
-    assert main(["export", str(featured), "--out", str(out)]) == 0
-    assert same_bits(out, featured / "embeddings")
-    assert main(["export", str(featured), "--out", str(workspace / "tracks"), "--entity", "track"]) == 0
-    assert EmbeddingFiles(workspace / "tracks").entities == ["track"]
-    assert vectors(workspace / "tracks")["track"].tobytes() == vectors(out)["track"].tobytes()
-    capsys.readouterr()
-    assert main(["evaluate", str(featured), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["test"] == pytest.approx(quality(featured))
-    assert main(["similar", str(featured), "--entity", "genre", "1"]) == 0
-
-
-def test_steps_move_their_active_rows_only(workspace: Path, featured: Path) -> None:
-    steps = [json.loads(line) for line in (featured / "events.jsonl").read_text().splitlines()]
-    rows = [step["rows"] for step in steps if step["event"] == "step"]
-    assert rows
-    for moved in rows:
-        assert list(moved) == ["customer", "track", "genre", "style"]
-        assert moved["genre"] <= GENRES
-        assert moved["style"] <= STYLES
-        # A cold track has no active row of its own.
-        assert moved["track"] < TRACKS - len(COLD)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_data import write_job
 from command_here import crossfade_here
-from finished_runs import quality, same_bits, vectors
+from finished_runs import quality, vectors
 from preparing import vocabulary_tuples, write_parquet
 from running_command import succeeded
 
@@ -83,11 +83,6 @@ def test_history_ranks_far_better_on_the_same_queries(workspace: Path, by_histor
     by_query = json.loads(succeeded(crossfade_here("evaluate", by_history, "--by", "query", "--json")).stdout)
     assert by_query["test"]["queries"] == CUSTOMERS
     assert by_query["baselines"] != compared["baselines"]
-
-
-def test_export_has_the_vectors_with_histories(workspace: Path, by_history: Path) -> None:
-    succeeded(crossfade_here("export", by_history, "--out", workspace / "exported"))
-    assert same_bits(workspace / "exported", by_history / "embeddings")
 
 
 def rows_of_tracks(workspace: Path) -> dict[Any, int]:

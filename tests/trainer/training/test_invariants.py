@@ -1,7 +1,7 @@
 """The invariants of docs/architecture.md that concern every run, on real servers."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,7 @@ from drive_steps import MEASURED_STEPS, WARM_STEPS
 from run_results import ENTITIES, assert_same_bits, report_of, vectors
 from running_command import crossfade, records, succeeded
 
-from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import StoreError
-from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.mxnet.row_server import RowServer
 from crossfade.kvstore.mxnet.signatures import CommandVerifier
 from crossfade.trainer.data.manifest import DataFile, Entity
@@ -224,19 +222,3 @@ def test_step_traffic_and_memory_are_those_of_its_rows(tmp_path: Path) -> None:
 def test_unknown_command_is_an_error(body: str) -> None:
     with pytest.raises(StoreError, match=f"received an unknown command: {re.escape(repr(body))}"):
         RowServer(None, CommandVerifier("no command is signed"), "unused").command(body)
-
-
-def test_evaluations_and_written_vectors_have_every_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-    pull = LocalStore.pull
-
-    def watched(store: LocalStore, rows: Mapping[str, IntArray], *, exact: bool = False) -> dict[str, FloatArray]:
-        asked.append(exact)
-        return pull(store, rows, exact=exact)
-
-    monkeypatch.setattr(LocalStore, "pull", watched)
-    in_place = {"loss": "bpr", "negatives": {"kind": "per_example"}, "model": {"score": "dot", "temperature": 1.0}}
-    job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), **in_place)
-    succeeded(crossfade_here("train", job, "--run-dir", "run", cwd=tmp_path))
-    assert asked
-    assert all(asked)

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_data import TRACKS, write_job, write_planted
 from command_here import crossfade_here
-from error_table import documented
 from object_store import running_object_store
 from run_results import checkpoint_arrays
 from running_command import succeeded
@@ -191,16 +190,20 @@ def test_plan_counts_given_vectors(workspace: Path) -> None:
 def bad_files(folder: Path) -> dict[str, Callable[[Path], None]]:
     ids, vectors = [5000, 5001], [[1.0] * DIM, [2.0] * DIM]
     return {
-        "given vectors without a column": lambda path: pq.write_table(pa.table({"id": ids, "v": vectors}), path),
-        "given vectors that are no lists": lambda path: write_vectors(path, ids, [1.0, 2.0]),
-        "given vectors of another length": lambda path: write_vectors(path, ids, [[1.0] * 4, [2.0] * 4]),
-        "given vectors with ids of another type": lambda path: write_vectors(path, ["a", "b"], vectors),
-        "given vectors of no id": lambda path: write_vectors(path, [1, 2], vectors),
-        "two given vectors of an id": lambda path: write_vectors(path, [5000, 5000], vectors),
-        "a given vector that is null": lambda path: write_vectors(path, ids, [vectors[0], None]),
-        "a given vector that is not finite": lambda path: write_vectors(path, ids, [vectors[0], [np.nan] * DIM]),
-        "a file of given vectors that is not Parquet": lambda path: path.write_text("id,vector\n"),
-        "a missing file of given vectors": lambda path: path.unlink(missing_ok=True),
+        "expected the columns 'id' and 'vector'": lambda path: pq.write_table(
+            pa.table({"id": ids, "v": vectors}), path
+        ),
+        "column 'vector' holds": lambda path: write_vectors(path, ids, [1.0, 2.0]),
+        "numbers, but model.dim is": lambda path: write_vectors(path, ids, [[1.0] * 4, [2.0] * 4]),
+        "column 'id' holds": lambda path: write_vectors(path, ["a", "b"], vectors),
+        "has a vector of none of the ids of": lambda path: write_vectors(path, [1, 2], vectors),
+        "has more than one vector of the id": lambda path: write_vectors(path, [5000, 5000], vectors),
+        "a vector is null": lambda path: write_vectors(path, ids, [vectors[0], None]),
+        "a vector has a value that is null, not finite, or beyond 1e18": lambda path: write_vectors(
+            path, ids, [vectors[0], [np.nan] * DIM]
+        ),
+        "cannot be read": lambda path: path.write_text("id,vector\n"),
+        "no such file": lambda path: path.unlink(missing_ok=True),
     }
 
 
@@ -213,11 +216,15 @@ def rejected(workspace: Path, *options: str) -> str:
 @pytest.mark.parametrize("cause", bad_files(Path()))
 def test_unusable_vectors_are_rejected(workspace: Path, cause: str) -> None:
     bad_files(workspace)[cause](workspace / "bad.parquet")
-    documented(cause, rejected(workspace, "--set", "model.start={track: bad.parquet}"))
+    assert cause in rejected(workspace, "--set", "model.start={track: bad.parquet}")
 
 
 def test_unusable_tables_are_rejected(workspace: Path) -> None:
-    documented("given vectors of an unknown table", rejected(workspace, "--set", "model.start={artist: v.parquet}"))
-    documented("a frozen table that the job lacks", rejected(workspace, "--set", "model.frozen=[artist]"))
-    documented("a job whose tables are all frozen", rejected(workspace, "--set", "model.frozen=[customer, track]"))
-    documented("a folder without given vectors", rejected(workspace, "--set", "model.start={track: data}"))
+    assert "model.start names" in rejected(workspace, "--set", "model.start={artist: v.parquet}")
+    assert "model.frozen names" in rejected(workspace, "--set", "model.frozen=[artist]")
+    assert "model.frozen names every table, so there is nothing to train" in rejected(
+        workspace, "--set", "model.frozen=[customer, track]"
+    )
+    assert "expected a Parquet file, or a folder of them such as" in rejected(
+        workspace, "--set", "model.start={track: data}"
+    )

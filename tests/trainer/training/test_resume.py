@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -233,14 +232,6 @@ def test_longer_run_resumes_from_the_end_of_the_shorter(workspace: Path) -> None
     assert report_of(run)["examples"] == report_of(undisturbed)["examples"]
 
 
-def test_checkpoint_path_may_be_the_default(workspace: Path) -> None:
-    inside = ("--set", "checkpoint.path=inside/checkpoints", "--set", "train.epochs=1")
-    for _ in range(2):
-        train(workspace, "inside", *inside)
-        assert list((workspace / "inside" / "checkpoints").glob("step-*"))
-    assert (workspace / "inside.1" / "checkpoints").exists()
-
-
 def test_unwritable_checkpoint_path_is_rejected_before_training(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     checkpoints = tmp_path / "file" / "checkpoints"
@@ -251,28 +242,11 @@ def test_unwritable_checkpoint_path_is_rejected_before_training(workspace: Path,
     assert f"checkpoint.path: {checkpoints} cannot be written" in result.stderr
 
 
-@pytest.mark.cluster
-def test_checkpoint_of_two_servers_resumes_in_process(
-    workspace: Path, undisturbed: Path, terminated_on_servers: Stopped
-) -> None:
-    run = terminated_on_servers.copy("moved-to-0")
-    train(workspace, run.name, "--resume")
-    assert_close(run, undisturbed)
-
-
-@pytest.mark.cluster
-def test_checkpoint_of_one_process_resumes_on_servers(workspace: Path, undisturbed: Path, interrupted: Stopped) -> None:
-    run = interrupted.copy("moved-from-0")
-    train(workspace, run.name, "--servers", 2, "--resume")
-    assert_same_bits(run, undisturbed)
-
-
 def final_weights(run: Path, entity: str) -> FloatArray:
     """Read the rows of the newest checkpoint of a run."""
     checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
     assert checkpoint is not None
-    with closing(checkpoint):
-        return checkpoint.weights(entity, 0, checkpoint.rows(entity))
+    return checkpoint.read_rows(entity, np.arange(checkpoint.rows(entity)))
 
 
 # test_forget_training.py has a warm start on servers.
@@ -289,14 +263,6 @@ def test_warm_start_extends_a_smaller_vocabulary(workspace: Path, undisturbed: P
     np.testing.assert_array_equal(warm[: len(old)], old)
     np.testing.assert_array_equal(warm[len(old) :], fresh[len(old) :])
     assert not np.allclose(fresh[: len(old)], old)
-
-
-def test_warm_start_of_another_dimension_is_rejected(workspace: Path, undisturbed: Path, tmp_path: Path) -> None:
-    start = ("--set", f"checkpoint.warm_start_from={undisturbed / 'checkpoints'}", "--set", "model.dim=16")
-    result = crossfade_here("train", "job.yaml", "--run-dir", tmp_path / "run", *start, cwd=workspace)
-    assert result.returncode == 2
-    assert "checkpoint.warm_start_from: " in result.stderr
-    assert not (tmp_path / "run").exists()
 
 
 def test_checkpoint_records_its_run_and_job(undisturbed: Path) -> None:

@@ -122,15 +122,6 @@ def test_run_stopped_after_an_evaluation_without_a_new_best_resumes_exactly(
     assert_resumes_exactly(runs, epochs * EPOCH_STEPS, 5, embeddings == "best")
 
 
-@pytest.mark.parametrize("steps_of_decay", [0, 2])
-def test_run_stopped_on_its_plateau_resumes_exactly(data: Path, tmp_path: Path, steps_of_decay: int) -> None:
-    runs = Runs(tmp_path, data, interval_steps=1, rate=0.3, schedule="wsd", epochs=40, patience=1)
-    plateau = 5 * EPOCH_STEPS
-    assert_resumes_exactly(runs, plateau + steps_of_decay, 5)
-    report = json.loads((tmp_path / "stopped" / "report.json").read_text())
-    assert (report["steps"], report["stopped_early"]) == (plateau * 5 // 4, True)
-
-
 def test_run_stopped_in_the_middle_of_an_epoch_resumes_exactly(data: Path, tmp_path: Path) -> None:
     assert_resumes_exactly(Runs(tmp_path, data, interval_steps=1, epochs=3), EPOCH_STEPS + 3, 3)
 

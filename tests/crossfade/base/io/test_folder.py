@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io import writer_lock
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import UnsuitableFileError
-from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.s3 import ChangedError
 from crossfade.base.io.writer_lock import LOCK_NAME, folder_writer
 
 
@@ -65,7 +64,6 @@ def test_written_files_are_read_and_listed(folder: Folder) -> None:
     assert (folder.exists("one.json"), folder.exists("below"), folder.exists("two.json")) == (True, True, False)
     listed = {name: found and found.bytes for name, found in folder.entries().items()}
     assert listed == {"one.json": 6, "below": None}
-    folder.check_bucket()
     assert (folder.child("a").uri, folder.child("a").name) == (f"{folder.uri}/a", "a")
     assert Folder(folder.uri + "/").uri == folder.uri
     assert folder.on_s3 == folder.uri.startswith("s3://")
@@ -74,7 +72,7 @@ def test_written_files_are_read_and_listed(folder: Folder) -> None:
 def test_file_is_read_in_pieces_from_any_position(folder: Folder) -> None:
     folder.write("digits", b"0123456789")
     buffer = bytearray(4)
-    with closing(folder.open_input("digits")) as file:
+    with closing(folder.open_random("digits")) as file:
         assert file.readinto(buffer) == 4
         file.seek(7)
         assert file.readinto(buffer) == 3
@@ -94,7 +92,7 @@ def test_delete_removes_the_folder_and_nothing_else(folder: Folder) -> None:
 
 def test_missing_file_is_named(folder: Folder) -> None:
     folder.write("there", b"1")
-    for read in (folder.read, folder.open_input):
+    for read in (folder.read, folder.open_random):
         with pytest.raises(FileNotFoundError, match=r"folder.*/missing"):
             read("missing")
 
@@ -169,34 +167,6 @@ def test_file_is_synced_before_it_appears(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def s3_folder(s3: ObjectStore, tmp_path: Path) -> Folder:
     return Folder(s3.uri(f"locks/{tmp_path.name}"))
-
-
-@pytest.mark.slow
-def test_of_writers_on_s3_one_gets_the_lock(s3_folder: Folder) -> None:
-    for _ in range(3):
-        barrier, done, results = threading.Barrier(4, timeout=240), threading.Barrier(4, timeout=60), []
-
-        def compete(barrier: threading.Barrier = barrier, done: threading.Barrier = done) -> None:
-            own = Folder(s3_folder.uri)
-            barrier.wait()
-            try:
-                with folder_writer(own):
-                    results.append("got it")  # noqa: B023 - the threads end in this round
-                    done.wait()
-            except InputError as error:
-                results.append(str(error))  # noqa: B023
-                done.wait()
-
-        threads = [threading.Thread(target=compete) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(re.sub(".*; if", "if", text) for text in results) == [
-            "got it",
-            *[f"if that process has ended, delete {s3_folder.uri}/{LOCK_NAME}"] * 3,
-        ]
-        assert s3_folder.sizes() == {}
 
 
 @pytest.mark.slow
@@ -290,7 +260,7 @@ def test_conditional_request_is_repeated_after_a_fault(
 def test_fifo_in_place_of_a_file_is_rejected_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     folder = Folder(tmp_path)
-    for read in (folder.read, folder.open_input, folder.open_random):
+    for read in (folder.read, folder.open_random):
         with pytest.raises(UnsuitableFileError, match="not a regular file"):
             read("pipe")
 

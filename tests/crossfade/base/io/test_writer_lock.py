@@ -6,19 +6,17 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from error_table import documented
 from killed_process import holding
 
 from crossfade.base.errors import InputError
 from crossfade.base.io import writer_lock as module
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import output_lock, staged_file, staged_folder
-from crossfade.base.io.s3_conditional import ChangedError
+from crossfade.base.io.s3 import ChangedError
 from crossfade.base.io.writer_lock import LOCK_NAME, _Owner, folder_writer, path_lock
 
 
@@ -28,8 +26,7 @@ def test_second_writer_names_the_first_and_a_killed_one_holds_nothing(
     with holding(lambda: folder_writer(Folder(tmp_path))) as pid:
         with pytest.raises(InputError) as caught, folder_writer(Folder(tmp_path)):
             pass
-        message = documented("forget: another process changes the dataset", str(caught.value))
-        assert f": process {pid} on host {socket.gethostname()} has been writing it since 20" in message
+        assert f": process {pid} on host {socket.gethostname()} has been writing it since 20" in str(caught.value)
     assert (tmp_path / LOCK_NAME).exists(), "it was killed"
     with caplog.at_level(logging.WARNING), folder_writer(Folder(tmp_path)):
         owner = f"process {pid} on host {socket.gethostname()}"
@@ -88,7 +85,6 @@ def test_without_file_locks_the_file_itself_is_the_lock(tmp_path: Path, monkeypa
     with path_lock(tmp_path / "lock", "data"):
         with pytest.raises(InputError) as caught, path_lock(tmp_path / "lock", "data"):
             pass
-        documented("forget: another process holds a lock on S3 or without file locks", str(caught.value))
         assert f"process {os.getpid()} on host" in str(caught.value)
     with path_lock(tmp_path / "lock", "data"):
         pass
@@ -112,13 +108,6 @@ def test_process_has_ended_only_if_that_is_certain() -> None:
     assert own.model_copy(update={"started_at": own.started_at - 60}).has_ended(), "its ID was given to another process"
     assert not own.model_copy(update={"pid": child.pid, "machine": "another"}).has_ended()
     assert not own.model_copy(update={"pid": child.pid, "machine": ""}).has_ended()
-
-
-def test_process_has_not_ended_when_the_clock_is_set(set_clock: Callable[[float], None]) -> None:
-    own = _Owner.this_process()
-    for seconds in (3600.0, -3600.0):
-        set_clock(seconds)
-        assert not own.has_ended()
 
 
 def test_leftovers_of_a_killed_writer_are_deleted_by_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -152,10 +141,3 @@ def test_file_is_replaced_when_complete_and_kept_after_an_error(tmp_path: Path) 
     with output_lock(path), pytest.raises(InputError, match="wait until it ends"), staged_file(path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
-
-
-def test_device_is_written_and_not_replaced(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with staged_file(tmp_path / "pipe") as partial:
-        assert partial == tmp_path / "pipe"
-    assert (tmp_path / "pipe").is_fifo()

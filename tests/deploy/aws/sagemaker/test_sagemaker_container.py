@@ -1,24 +1,22 @@
 """``crossfade train`` as SageMaker starts it, with a temporary folder in place of /opt/ml."""
 
-import json
 import re
 import shutil
 import signal
-import socket
+from contextlib import ExitStack
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
+from object_store import free_ports, running_object_store
 from paced_training import Training, pace
 from running_command import started, succeeded
 from sagemaker_folders import JOB, SECTIONS, assert_same_model, parameters_of, prepare
 
 from crossfade.base.errors import ClusterError, InputError
-from crossfade.deploy.aws.sagemaker import container
-from crossfade.deploy.aws.sagemaker.container import MAX_FAILURE_CHARACTERS, Hosts, Paths, read_job, run_dir
+from crossfade.deploy.aws.sagemaker.container import MAX_FAILURE_CHARACTERS, Hosts, Paths, read_job
 
 
 def train(base: Path) -> CompletedProcess[str]:
@@ -31,22 +29,6 @@ def data(tmp_path: Path) -> Path:
 
 
 # ---- one host
-
-
-@pytest.mark.slow
-def test_job_trains_from_its_hyperparameters_and_channel(tmp_path: Path, data: Path) -> None:
-    job = write_job(tmp_path / "job.yaml", "elsewhere", **SECTIONS)
-    base = prepare(
-        tmp_path / "ml", {"job": json.dumps(job.read_text()), "train.epochs": "1", "train.eval_every_epochs": "1"}
-    )
-    shutil.copytree(data, base / "input" / "data" / "training")
-    result = succeeded(train(base))
-    assert sorted(path.name for path in (base / "model").iterdir()) == [
-        *("embeddings", "events.jsonl", "job.yaml", "metrics.prom", "report.json"),
-    ]
-    assert json.loads((base / "model" / "report.json").read_text())["epochs"] == 1
-    assert re.search(r"epoch=1 step=\d+ progress=1\.0000 loss=\d\S+ .*ndcg@10=0\.\d+", result.stderr)
-    assert not (base / "output" / "failure").exists()
 
 
 @pytest.mark.slow
@@ -72,7 +54,11 @@ def test_interrupted_job_resumes_from_the_checkpoint_folder_on_another_machine(t
     shutil.rmtree(first)
     result = succeeded(train(second))
     assert "resuming from step" in result.stderr
+    assert re.search(r"step=\d+ progress=1\.0000 loss=\d\S+ .*ndcg@10=0\.\d+", result.stderr), "for CloudWatch"
     assert_same_model(second / "model", tmp_path / "uninterrupted")
+    assert sorted(path.name for path in (second / "model").iterdir()) == [
+        *("embeddings", "events.jsonl", "job.yaml", "metrics.prom", "report.json"),
+    ]
 
 
 @pytest.mark.slow
@@ -95,21 +81,14 @@ def test_error_is_written_to_the_failure_file(tmp_path: Path, data: Path) -> Non
     assert "expected current_host among hosts, but found 'algo-3'" in (base / "output" / "failure").read_text()
 
 
-@pytest.mark.slow
-def test_train_without_a_job_outside_a_container_is_rejected(tmp_path: Path) -> None:
-    result = crossfade_here("train", cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.startswith("crossfade: error: expected a job file, as in 'crossfade train jobs/lastfm.yaml'")
-    assert crossfade_here("train", "job.yaml", "--sagemaker", tmp_path, cwd=tmp_path).returncode == 2
-
-
-# ---- hosts
-
-
 def test_default_is_one_server_and_worker_per_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
     parameters = parameters_of({**JOB, "data.path": "s3://music/plays", "checkpoint.path": "s3://music/here"})
-    cluster = read_job(Paths(prepare(tmp_path / "a", parameters, hosts)), Hosts(hosts[0], hosts)).cluster
+    paths = Paths(prepare(tmp_path / "a", parameters, hosts))
+    paths.channel("training").mkdir(parents=True)
+    job = read_job(paths, Hosts(hosts[0], hosts))
+    assert job.data.path == str(paths.channel("training"))
+    cluster = job.cluster
     assert (cluster.hosts, cluster.servers, cluster.workers, cluster.shared_run_dir) == (3, 3, 3, False)
     assert (cluster.host, cluster.coordinator_address) == ("127.0.0.1", "127.0.0.1:7070")
     overrides = {**parameters, "cluster.servers": "6", "cluster.workers": "1", "cluster.grace_period_seconds": "900"}
@@ -117,12 +96,6 @@ def test_default_is_one_server_and_worker_per_host(tmp_path: Path, monkeypatch: 
     cluster = read_job(Paths(prepare(tmp_path / "b", overrides, hosts)), Hosts(hosts[0], hosts)).cluster
     assert (cluster.servers, cluster.workers, cluster.coordinator_address) == (6, 1, "127.0.0.1:7171")
     assert cluster.grace_period_seconds == 110  # SageMaker kills what is left after 120
-    text = {"job": "name: held\ncluster: {store: sharded}"}
-    rounded, eight = {"cluster.wire_dtype": "bfloat16"}, {"cluster.workers": "8"}
-    for folder, held in enumerate(({"cluster.store": "sharded"}, text, {"cluster.servers": "0"}, rounded, eight)):
-        base = prepare(tmp_path / f"held-{folder}", parameters | held, hosts)
-        cluster = read_job(Paths(base), Hosts(hosts[0], hosts)).cluster
-        assert (cluster.hosts, cluster.servers, cluster.workers) == (3, 0, 8 if held is eight else 3)
     alone = read_job(Paths(prepare(tmp_path / "c", parameters)), Hosts("algo-1", ("algo-1",))).cluster
     assert (alone.servers, alone.hosts, alone.grace_period_seconds) == (0, 1, 110)
     with pytest.raises(InputError, match=r"set checkpoint\.path to a URI"):
@@ -138,33 +111,34 @@ def test_first_host_does_not_depend_on_the_order_of_the_list(tmp_path: Path) -> 
     assert hosts.first == "algo-1"
 
 
-def test_run_dir_of_each_host_is_below_the_checkpoint_folder_if_there_is_one(tmp_path: Path) -> None:
-    paths, hosts = Paths(tmp_path), Hosts("algo-2", ("algo-1", "algo-2"))
-    assert run_dir(paths, hosts) == tmp_path / "run" / "algo-2"
-    (tmp_path / "checkpoints").mkdir()
-    assert run_dir(paths, hosts) == tmp_path / "checkpoints" / "algo-2"
-
-
-def test_unresolved_host_name_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    lookups: list[str] = []
-
-    def look_up(name: str, *_: object) -> list[tuple[Any, ...]]:
-        lookups.append(name)
-        if len(lookups) < 4:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return [(0, 0, 0, "", ("10.0.0.7", 0))]
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    hosts = Hosts("algo-2", ("algo-1", "algo-2"))
-    assert hosts.address("algo-1", pause=lambda _: None) == "10.0.0.7"
-    assert lookups == ["algo-1"] * 4
-    lookups.clear()
-    monkeypatch.setattr(container, "RESOLVE_SECONDS", 0.0)
-    with pytest.raises(ClusterError, match="cannot resolve the host algo-1"):
-        hosts.address("algo-1", pause=lambda _: None)
-
-
 def test_host_that_resolves_to_loopback_uses_its_interface_address() -> None:
-    hosts = Hosts("localhost", ("localhost",), "lo")
-    assert hosts.address("localhost") == "127.0.0.1"
-    assert Hosts("localhost", ("localhost",), "no-such-card").address("localhost") == "127.0.0.1"
+    assert Hosts("localhost", ("localhost",), "lo").address() == "127.0.0.1"
+    with pytest.raises(ClusterError, match=r"cannot resolve the name of this host, algo-1\.invalid"):
+        Hosts("algo-1.invalid", ("algo-1.invalid",)).address()
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_two_hosts_that_share_only_s3_train_as_one_does(tmp_path: Path, data: Path) -> None:
+    write_job(tmp_path / "job.yaml", data, **SECTIONS)
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "here", cwd=tmp_path))
+    (tmp_path / "store").mkdir()
+    with running_object_store(tmp_path / "store") as s3, ExitStack() as stack:
+        places = {"data.path": s3.upload(data, "interactions"), "checkpoint.path": s3.uri("checkpoints")}
+        parameters = parameters_of({**JOB, "cluster.workers": 1, **places})  # as in process, bit for bit
+        names = ("127.0.0.1", "127.0.0.2")
+        first, second = (prepare(tmp_path / name, parameters, names, name) for name in names)
+        [port] = free_ports(1)
+        variables = {**s3.variables, "CROSSFADE_TOKEN": "the-token-of-all-hosts", "CROSSFADE_PORT": str(port)}
+        # The second host starts first: it waits for the other.
+        agent, coordinator = (
+            stack.enter_context(started("train", "--sagemaker", base, cwd=tmp_path, variables=variables))
+            for base in (second, first)
+        )
+        succeeded(coordinator.finish())
+        succeeded(agent.finish())
+    assert_same_model(first / "model", tmp_path / "here")
+    assert list((second / "model").iterdir()) == []
+    logs = second / "output" / "data" / "127.0.0.2" / "logs"
+    assert sorted(path.name for path in logs.iterdir()) == ["server-1.log"]
+    assert not list(tmp_path.rglob("failure"))

@@ -1,0 +1,191 @@
+"""``crossfade submit sagemaker``: its requests, options that it rejects, and documented requests."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pytest
+from aws_server import AwsServer
+from botocore.model import StructureShape
+from botocore.validate import ParamValidator
+from running_command import succeeded
+from submitting_sagemaker import IMAGE, ROLE, command, submit
+
+from crossfade.deploy.aws.sagemaker.container import Hosts, Paths, read_job
+from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
+from crossfade.deploy.aws.sagemaker.request import Submission, make_request
+from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.schema import JobConfig
+
+pytestmark = pytest.mark.slow
+
+
+def test_default_request_is_sent_and_its_name_printed(aws: AwsServer, job: Path) -> None:
+    result = succeeded(submit(aws, job))
+    assert result.stdout == "plays-1\n"
+    [call] = aws.calls_of("CreateTrainingJob")
+    request = call.body
+    assert request["AlgorithmSpecification"]["TrainingImage"] == IMAGE
+    assert request["RoleArn"] == ROLE
+    assert request["ResourceConfig"] == {"InstanceType": "ml.p2.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50}
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 24 * 3600}
+    assert request["CheckpointConfig"] == {
+        "S3Uri": "s3://music/jobs/plays-1/checkpoints",
+        "LocalPath": "/opt/ml/checkpoints",
+    }
+    assert request["HyperParameters"]["data.path"] == "s3://music/plays"
+    assert "Environment" not in request
+    assert request["EnableInterContainerTrafficEncryption"] is True
+    assert request["EnableNetworkIsolation"] is False  # it reads S3
+    hint = "crossfade: submitted; to follow it (--stop stops it): crossfade submit sagemaker --follow plays-1\n"
+    assert result.stderr == hint
+
+
+def test_every_option_reaches_the_request(aws: AwsServer, job: Path) -> None:
+    options = (
+        *("--instance-type", "ml.m5.xlarge", "--hosts", 2, "--spot", "--max-hours", 2, "--volume-gb", 200),
+        *("--volume-key", "key-1", "--output-key", "key-2", "--set", "train.epochs=7"),
+        *("--subnet", "subnet-1", "--subnet", "subnet-2", "--security-group", "sg-1"),
+        "--copy-data",
+    )
+    succeeded(submit(aws, job, *options))
+    [call] = aws.calls_of("CreateTrainingJob")
+    request = call.body
+    assert request["ResourceConfig"] == {
+        "InstanceType": "ml.m5.xlarge",
+        "InstanceCount": 2,
+        "VolumeSizeInGB": 200,
+        "VolumeKmsKeyId": "key-1",
+    }
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 14400}
+    assert request["EnableManagedSpotTraining"] is True
+    assert request["OutputDataConfig"] == {"S3OutputPath": "s3://music/jobs", "KmsKeyId": "key-2"}
+    assert request["VpcConfig"] == {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1", "subnet-2"]}
+    [channel] = request["InputDataConfig"]
+    assert channel["ChannelName"] == "training"
+    assert channel["DataSource"]["S3DataSource"] == {
+        "S3DataType": "S3Prefix",
+        "S3Uri": "s3://music/plays",
+        "S3DataDistributionType": "FullyReplicated",
+    }
+    # Several hosts share a checkpoint folder and a token.
+    assert request["HyperParameters"]["checkpoint.path"] == "s3://music/jobs/plays-1/checkpoints"
+    assert request["HyperParameters"]["train.epochs"] == "7"
+    assert "CheckpointConfig" not in request
+    assert len(request["Environment"]["CROSSFADE_TOKEN"]) == 64
+
+
+def submission(job: JobConfig, **options: Any) -> Submission:
+    values = SubmitSageMakerOptions.of(job="job.yaml", output="s3://music/jobs", **options)
+    return Submission(values, job, "plays-1", ROLE, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("override", "options", "is_isolated"),
+    [
+        ("train.epochs=2", {}, True),
+        ("checkpoint.path=s3://music/checkpoints", {}, False),
+        ("model.start.track=s3://music/vectors.parquet", {}, False),
+        ("metrics.pushgateway=http://pushgateway:9091", {}, False),
+        ("tracking.mlflow=http://mlflow:5000", {}, False),
+        ("train.epochs=2", {"hosts": 2}, False),
+        ("train.epochs=2", {"copy_data": False}, False),
+    ],
+)
+def test_job_that_needs_no_network_is_isolated_from_it(
+    job: Path, override: str, options: dict[str, Any], is_isolated: bool
+) -> None:
+    submitted = submission(load_job(job, [override]), **{"copy_data": True, **options})
+    assert make_request(submitted)["EnableNetworkIsolation"] is is_isolated
+
+
+@pytest.mark.parametrize(
+    ("options", "image"),
+    [
+        (("--instance-type", "ml.g5.xlarge"), "crossfade:torch"),
+        (("--instance-type", "ml.g5.xlarge", "--set", "train.engine=mxnet"), "crossfade:cu112"),
+        (("--instance-type", "ml.p5.48xlarge", "--set", "train.engine=mxnet", "--image", "registry/mine:1"), "mine:1"),
+    ],
+)
+def test_dry_run_prints_the_request_with_the_image_of_the_engine(
+    aws: AwsServer, job: Path, options: tuple[object, ...], image: str
+) -> None:
+    request = json.loads(succeeded(submit(aws, job, "--hosts", 2, "--dry-run", *options)).stdout)
+    assert request["AlgorithmSpecification"]["TrainingImage"].rpartition("/")[2] == image
+    assert request["TrainingJobName"] == "plays-1"
+    assert request["Environment"] == {"CROSSFADE_TOKEN": "generated for each job"}
+    assert {action for _, action in aws.actions()} == {"GetCallerIdentity"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--set", "train.engine=torch"), "train.engine is torch, but no image has that engine for ml.p2.xlarge"),
+        (("--set", "data.path=data/plays"), "data.path: data/plays is on this machine, which the job cannot read"),
+        (("--set", "checkpoint.path=/opt/ml/x"), "checkpoint.path: /opt/ml/x is on this machine"),
+        (("--output", "music/jobs"), "--output music/jobs: expected an S3 URI"),
+        (("--name", "plays_1"), "--name plays_1: expected up to 63 letters, digits and hyphens"),
+        (("--subnet", "subnet-1"), "--subnet: a job in a VPC needs both it and --security-group"),
+        (("--instance-type", "ml.m5.large", "--set", "train.device=gpu"), "ml.m5.large has no GPU"),
+        (("--image", IMAGE.replace("us-east-1", "eu-west-1")), "is in eu-west-1, but the job is to run in us-east-1"),
+        (("--image", IMAGE.replace("cu90", "none")), "push it as docs/aws.md describes"),
+        (("--set", f"data.path=s3://music/{'x' * 2600}"), "data.path: has 26"),
+        (("--set", "data.partitions=16", "--hosts", 64), "the job on SageMaker: 64 workers need at least as many part"),
+    ],
+)
+def test_invalid_options_are_rejected_before_anything_starts(
+    aws: AwsServer, job: Path, options: tuple[object, ...], expected: str
+) -> None:
+    result = submit(aws, job, "--role", ROLE, *options)
+    assert result.returncode == 2, result.stderr
+    assert expected in result.stderr.splitlines()[-1]
+    assert aws.calls_of("CreateTrainingJob") == []
+
+
+def test_option_that_an_action_would_ignore_is_rejected(aws: AwsServer) -> None:
+    result = command(aws, "--stop", "plays-1", "--dry-run")
+    message = "crossfade: error: --dry-run: does not apply to --stop; leave it out\n"
+    assert (result.returncode, result.stderr) == (2, message)
+
+
+def test_job_is_submitted_without_permission_to_read_images(aws: AwsServer, job: Path) -> None:
+    aws.fail("DescribeImages", "AccessDeniedException", "User: x is not authorized to perform: ecr:DescribeImages")
+    result = succeeded(submit(aws, job))
+    assert "not checked: looking for the image" in result.stderr
+
+
+def test_hyperparameters_reproduce_the_submitted_job(job: Path, tmp_path: Path) -> None:
+    overrides = ["optimizer.weight_decay=1.0e-6", "train.patience=null", "data.since=2024-05-01", "name=a_b-c"]
+    submitted = load_job(job, [*overrides, "cluster.shared_run_dir=false", "cluster.grace_period_seconds=90"])
+    config = tmp_path / "ml" / "input" / "config"
+    config.mkdir(parents=True)
+    parameters = {**make_request(submission(submitted))["HyperParameters"], "sagemaker_region": "us-east-1"}
+    (config / "hyperparameters.json").write_text(json.dumps(parameters))
+    assert read_job(Paths(tmp_path / "ml"), Hosts("algo-1", ("algo-1",))) == submitted
+
+
+def test_documented_commands_of_endpoints_are_valid() -> None:
+    sagemaker = botocore.session.get_session().get_service_model("sagemaker")
+    text = (Path(__file__).parents[4] / "docs" / "aws.md").read_text().replace("\\\n", " ")
+    found = re.findall(r"^aws sagemaker create-(.*)$", text, re.MULTILINE)
+    assert len(found) == 4
+    for verb, *words in map(shlex.split, found):
+        shape = sagemaker.operation_model(f"Create{verb.title().replace('-', '')}").input_shape
+        assert isinstance(shape, StructureShape)
+        names = {f"--{botocore.xform_name(name, '-')}": name for name in shape.members}
+        request = {}
+        for option, value in zip(words[::2], words[1::2], strict=True):
+            parsed, name = shorthand(value), names[option]
+            request[name] = [parsed] if shape.members[name].type_name == "list" else parsed
+        assert ParamValidator().validate(request, shape).generate_report() == ""
+
+
+def shorthand(text: str) -> Any:
+    """Parse a value as the AWS command line does: ``A=1,B={C=x}``."""
+    pairs = re.findall(r"(\w+)=(\{(?:[^{}]|\{[^{}]*\})*\}|[^,{}]+)", text)
+    if pairs and "=" in text:
+        return {name: shorthand(value[1:-1] if value[0] == "{" else value) for name, value in pairs}
+    return int(text) if text.isdecimal() else text
