@@ -100,15 +100,6 @@ def test_evaluation_is_a_sentence(tmp_path: Path, kind: str, report: dict[str, A
     assert [text_of(part) for part in page.results([shown])] == [f"one: {verdict}"]
 
 
-def test_differences_between_jobs_are_listed_by_key(tmp_path: Path) -> None:
-    job = "name: plays\ntrain: {{epochs: {}, seed: 1}}\noptimizer: {}\n"
-    one = show(write_run(tmp_path / "one", job=job.format(4, "{kind: adam}")))
-    other = show(write_run(tmp_path / "other", job=job.format(5, "{kind: adam, learning_rate: 0.1}")))
-    rows = rows_of(page._differences([one, other]))
-    assert rows == [["train.epochs", "4", "5"], ["optimizer.learning_rate", "", "0.1"]]
-    assert page._differences([one, one]).children == "The jobs are identical."
-
-
 @pytest.mark.parametrize(
     ("search", "runs", "service"),
     [
