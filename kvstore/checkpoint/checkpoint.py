@@ -17,7 +17,7 @@ number of shards. The manifest has checksums of the parts and these of their fil
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from math import gcd, prod
@@ -169,42 +169,94 @@ def read_entries(folder: Folder, file: ShardFile, entries_N: IntArray) -> NDArra
     return rows
 
 
-def read_chunks(folder: Folder, file: ShardFile) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Read ``file`` from front to back: yield the first row of each chunk, and its rows, valid until the next one.
+class ShardReader:
+    """Reads rows of a file, fastest from front to back.
 
-    Raises:
-        CorruptFileError: the header, the length or the CRC-32 is wrong, or a value is not finite.
-        OSError: it cannot be read.
+    The CRC-32 is verified once the file has been read to its end, and before any read that does not continue the
+    previous one.
     """
-    array = file.array
-    chunk_rows = max(1, CHUNK_BYTES // array.row_bytes)
-    buffer = memoryview(bytearray(max(HEADER_BYTES, min(chunk_rows, file.rows) * array.row_bytes)))
-    with closing(folder.open_random(file.path)) as source:
-        header = _fill(source, buffer[:HEADER_BYTES])
-        if header != npy_header(array.dtype, (file.rows, *array.shape)):
+
+    def __init__(self, folder: Folder, file: ShardFile) -> None:
+        self._folder = folder
+        self._file = file
+        self._buffer = bytearray()
+        self._stream: RandomFile | None = None
+        self._crc32 = 0
+        self._next_row = 0
+        self._verified = False
+
+    def close(self) -> None:
+        """Close the file; a later read opens it again."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def read(self, start: int, count: int) -> NDArray[Any]:
+        """Return ``count`` rows from row ``start`` of the file on, valid until the next call.
+
+        Raises:
+            CorruptFileError: the header, the length or the CRC-32 is wrong, or a value is not finite.
+            OSError: it cannot be read.
+        """
+        if not self._verified and start != self._next_row:
+            self.verify()
+        array = self._file.array
+        data = self._read_rows(start, count)
+        rows: NDArray[Any] = np.ndarray((count, *array.shape), array.dtype, buffer=data)
+        self._next_row = start + count
+        if not self._verified:
+            self._crc32 = zlib.crc32(data, self._crc32)
+            if self._next_row == self._file.rows:
+                self._verify_crc32()
+        if (bad := find_non_finite_row(rows)) is not None:
+            row = (start + bad) * self._file.num_shards + self._file.number
+            raise CorruptFileError(f"row {row} of table '{array.table}' has values that are not finite")
+        return rows
+
+    def verify(self) -> None:
+        """Read the file from its first row to its last, and discard the rows.
+
+        Raises:
+            CorruptFileError: as ``read`` does.
+            OSError: it cannot be read.
+        """
+        chunk_rows = max(1, CHUNK_BYTES // self._file.array.row_bytes)
+        while not self._verified:
+            self.read(self._next_row, min(chunk_rows, self._file.rows - self._next_row))
+
+    def _verify_crc32(self) -> None:
+        if self._crc32 != self._file.crc32:
+            raise CorruptFileError("its CRC-32 does not match its content")
+        self._verified = True
+        self.close()
+
+    def _read_rows(self, start: int, count: int) -> memoryview:
+        row_bytes = self._file.array.row_bytes
+        if self._stream is None:
+            self._stream = self._folder.open_random(self._file.path)
+            if not self._verified:
+                self._read_header()
+        if self._verified:
+            self._stream.seek(HEADER_BYTES + start * row_bytes)
+        return self._read_bytes(count * row_bytes)
+
+    def _read_header(self) -> None:
+        header = self._read_bytes(HEADER_BYTES)
+        if bytes(header) != npy_header(self._file.array.dtype, (self._file.rows, *self._file.array.shape)):
             raise CorruptFileError("its .npy header does not match the table and the optimizer in the manifest")
-        crc32 = zlib.crc32(header)
-        for start in range(0, max(1, file.rows), chunk_rows):
-            count = min(chunk_rows, file.rows - start)
-            data = _fill(source, buffer[: count * array.row_bytes])
-            crc32 = zlib.crc32(data, crc32)
-            if start + count == file.rows and crc32 != file.crc32:
-                raise CorruptFileError("its CRC-32 does not match its content")
-            rows: NDArray[Any] = np.ndarray((count, *array.shape), array.dtype, buffer=data)
-            if (bad := find_non_finite_row(rows)) is not None:
-                row = (start + bad) * file.num_shards + file.number
-                raise CorruptFileError(f"row {row} of table '{array.table}' has values that are not finite")
-            yield start, rows
+        self._crc32 = zlib.crc32(header)
 
-
-def _fill(source: RandomFile, data: memoryview) -> memoryview:
-    rest = data
-    while rest:
-        count = source.readinto(rest)
-        if not count:
-            raise CorruptFileError("is truncated")
-        rest = rest[count:]
-    return data
+    def _read_bytes(self, size: int) -> memoryview:
+        assert self._stream is not None
+        if len(self._buffer) < size:
+            self._buffer = bytearray(size)
+        data = rest = memoryview(self._buffer)[:size]
+        while rest:
+            count = self._stream.readinto(rest)
+            if not count:
+                raise CorruptFileError("is truncated")
+            rest = rest[count:]
+        return data
 
 
 def open_checkpoint(uri: str) -> Checkpoint:
@@ -285,8 +337,7 @@ class Checkpoint:
         self._tables = {table.name: table for table in manifest.tables}
         self._arrays = [array for table in manifest.tables for array in arrays_of(table, manifest.optimizer)]
         self._files = _group_by_array(folder, self._arrays, files)
-        self._verified: set[str] = set()
-        """The paths of the files that ``read_rows`` has read to their ends."""
+        self._readers: dict[str, ShardReader] = {}
 
     def rows(self, table: str) -> int:
         """Return the number of rows it has of ``table``: 0 if it lacks the table."""
@@ -351,8 +402,10 @@ class Checkpoint:
     def _load_file(self, file: ShardFile, targets: Sequence[tuple[NDArray[Any], ShardOverlap]]) -> None:
         if not targets:
             return
-        with translate_read_errors(self._folder, file.path):
-            for start, chunk in read_chunks(self._folder, file):
+        chunk_rows = max(1, CHUNK_BYTES // file.array.row_bytes)
+        with translate_read_errors(self._folder, file.path), closing(ShardReader(self._folder, file)) as reader:
+            for start in range(0, file.rows, chunk_rows):
+                chunk = reader.read(start, min(chunk_rows, file.rows - start))
                 for target, overlap in targets:
                     overlap.copy(chunk, start, target)
 
@@ -370,9 +423,31 @@ class Checkpoint:
         """
         for files in self._files.values():
             for file in files:
-                self._verify(file)
+                with translate_read_errors(self._folder, file.path), closing(ShardReader(self._folder, file)) as reader:
+                    reader.verify()
         for listed in self.manifest.files:
             self.file(listed.name, listed.bytes)
+
+    def weights(self, table: str, start: int, stop: int) -> FloatArray:
+        """Read rows ``start`` to ``stop`` of ``table``, float32 (stop - start, dim).
+
+        Files stay open between calls, so consecutive blocks of tens of thousands of rows take one pass over them, at
+        the end of which their CRC-32 is verified. A block that does not continue the previous one costs a pass first.
+
+        Raises:
+            CheckpointError: a file is corrupt or unreadable.
+        """
+        assert 0 <= start <= stop <= self.rows(table)
+        array = self._weights_of(table)
+        rows_ND = np.empty((stop - start, *array.shape), array.dtype)
+        for file in self._files[array]:
+            first, end = (shard_rows(row, file.number, file.num_shards) for row in (start, stop))
+            if first < end:
+                with translate_read_errors(self._folder, file.path):
+                    reader = self._reader(file)
+                    place = slice(first * file.num_shards + file.number - start, None, file.num_shards)
+                    rows_ND[place] = reader.read(first, end - first)
+        return rows_ND
 
     def read_rows(self, table: str, rows_N: IntArray) -> FloatArray:
         """Read ``rows_N``, int64, of ``table``: float32 (N, dim).
@@ -383,22 +458,27 @@ class Checkpoint:
         Raises:
             CheckpointError: a file is corrupt or unreadable.
         """
-        array = next(array for array in self._arrays if (array.table, array.name) == (table, WEIGHTS))
+        array = self._weights_of(table)
         rows_ND = np.empty((len(rows_N), *array.shape), array.dtype)
         for file in self._files[array]:
             in_file_N = rows_N % file.num_shards == file.number
             if in_file_N.any():
-                if file.path not in self._verified:
-                    self._verify(file)
                 with translate_read_errors(self._folder, file.path):
+                    self._reader(file).verify()
                     rows_ND[in_file_N] = read_entries(self._folder, file, rows_N[in_file_N] // file.num_shards)
         return rows_ND
 
-    def _verify(self, file: ShardFile) -> None:
-        with translate_read_errors(self._folder, file.path):
-            for _ in read_chunks(self._folder, file):
-                pass
-        self._verified.add(file.path)
+    def _reader(self, file: ShardFile) -> ShardReader:
+        return self._readers.setdefault(file.path, ShardReader(self._folder, file))
+
+    def _weights_of(self, table: str) -> ArraySpec:
+        return next(array for array in self._arrays if (array.table, array.name) == (table, WEIGHTS))
+
+    def close(self) -> None:
+        """Close the files that ``weights`` opened."""
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
 
 
 def _group_by_array(

@@ -1,6 +1,7 @@
 """A checkpoint loads into any number of shards, bit for bit, and its files are as documented."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,19 @@ def test_padding_is_neither_written_nor_read(saved: Saved) -> None:
     into = blank_shards(table, saved.optimizer, 4)
     open_checkpoint(saved.uri).load(into)
     assert (into[3].arrays["weights"][1:] == PADDING).all()
+
+
+def test_weights_in_blocks_and_in_any_order_equal_the_table(saved: Saved) -> None:
+    with closing(open_checkpoint(saved.uri)) as checkpoint:
+        for table in saved.tables:
+            expected = saved.arrays[table.name]["weights"]
+            for rows in (1, 16, 33, 1000):
+                starts = range(0, table.rows, rows)
+                blocks = [checkpoint.weights(table.name, start, min(start + rows, table.rows)) for start in starts]
+                np.testing.assert_array_equal(np.concatenate(blocks), expected)
+            for start in (table.rows // 2, 0, table.rows - 1, table.rows // 3, table.rows // 3 + 1):
+                np.testing.assert_array_equal(checkpoint.weights(table.name, start, table.rows), expected[start:])
+                assert checkpoint.weights(table.name, start, start).shape == (0, 3)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"_MAX_GAP_BYTES": 12, "CHUNK_BYTES": 60}], ids=["together", "by themselves"])

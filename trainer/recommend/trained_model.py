@@ -170,7 +170,8 @@ class TrainedModel:
 class CheckpointVectors:
     """Provides the vectors of a checkpoint.
 
-    Rows are read by themselves, once the files that have them have been read and verified.
+    A table that is read from front to back in blocks of ``GROUP_ROWS`` is verified by its CRC-32 at the end. Other rows
+    are read by themselves, once the files that have them have been read and verified.
 
     The embeddings of features and histories are accessed in random order, so their tables are first copied to unnamed
     files in ``scratch``, which the operating system pages.
@@ -182,6 +183,7 @@ class CheckpointVectors:
         self._towers = towers
         self._scratch = scratch
         self._copies: dict[str, FloatArray] = {}
+        self._next_row: dict[str, int] = {}
 
     def _prepare(self, entity: str) -> None:
         """Copy the tables of the features of ``entity`` and of its histories, before its first use."""
@@ -195,7 +197,7 @@ class CheckpointVectors:
             copy = np.memmap(file, dtype=np.float32, mode="w+", shape=(table.rows, table.dim))
         for start in range(0, table.rows, GROUP_ROWS):
             stop = min(start + GROUP_ROWS, table.rows)
-            copy[start:stop] = self._checkpoint.read_rows(table.name, np.arange(start, stop))
+            copy[start:stop] = self._checkpoint.weights(table.name, start, stop)
         return copy
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
@@ -213,12 +215,22 @@ class CheckpointVectors:
     def _row_vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         of = self._towers.of(entity)
         if of is None:
-            return self._towers.dense.apply(entity, self._checkpoint.read_rows(entity, rows_N))
+            return self._towers.dense.apply(entity, self._weights(entity, rows_N))
         inputs = of.inputs(rows_N)
         block = {name: self._copies[name][bag.values.rows_A] for name, bag in inputs.bags.items()}
         if of.tower.id_table is not None:
-            block[entity] = self._checkpoint.read_rows(entity, rows_N)[inputs.uses_id_A]
+            block[entity] = self._weights(entity, rows_N)[inputs.uses_id_A]
         return self._towers.vectors_of(entity, inputs, block)
+
+    def _weights(self, table: str, rows_N: IntArray) -> FloatArray:
+        if not len(rows_N):
+            return self._checkpoint.weights(table, 0, 0)
+        start, stop = int(rows_N[0]), int(rows_N[-1]) + 1
+        is_block = stop == min(start + GROUP_ROWS, self._checkpoint.rows(table)) and stop - start == len(rows_N)
+        if is_block and start in (0, self._next_row.get(table)):
+            self._next_row[table] = stop
+            return self._checkpoint.weights(table, start, stop)
+        return self._checkpoint.read_rows(table, rows_N)
 
 
 class PartVectors:
@@ -323,7 +335,7 @@ class OpenModel(Generic[Made]):
                 model = None
         if model is None:
             assert self._newest is not None
-            self._checkpoint = self._newest.open()
+            self._checkpoint = self._resources.enter_context(closing(self._newest.open()))
             scratch = self._resources.enter_context(temporary_folder("vectors"))
             model = _open_checkpoint(self._checkpoint, change, scratch)
         if self._keep:
@@ -367,8 +379,8 @@ def source_fingerprint(location: str) -> str:
             # Also of a file that was written again, or damaged: their list stays as it is.
             states = sorted((path, found.bytes, found.modified) for path, found in embeddings.files().items())
             return f"{folder.uri} {EmbeddingFiles(embeddings).fingerprint()} {states}"
-        checkpoint = NewestCheckpoint(locate_checkpoint(location), lambda _: None).open()
-        return checkpoint.uri
+        with closing(NewestCheckpoint(locate_checkpoint(location), lambda _: None).open()) as checkpoint:
+            return checkpoint.uri
 
 
 def _has_embeddings(folder: Folder) -> bool:
