@@ -85,7 +85,9 @@ class Backtest:
         if path.exists() and path.read_text(encoding="utf-8") != text:
             lock.close()
             raise InputError(
-                f"{folder}: holds a backtest of other windows or data; {OTHER_FOLDER}, or replace it with ",
+                f"{folder}: holds a backtest of other windows or data; ",
+                OTHER_FOLDER,
+                ", or replace it with ",
                 Option("overwrite"),
             )
         replace_file(path, text.encode())

@@ -103,7 +103,7 @@ class TuningStudy:
             self._lock.close()
             how = (f"with{'' if known['quick'] else 'out'} ", Option("quick"))
             what = "of another search space" if known["quick"] == tried["quick"] else how
-            raise InputError(f"{self.plan.folder}: holds a study ", what, f"; {OTHER_FOLDER}")
+            raise InputError(f"{self.plan.folder}: holds a study ", what, "; ", OTHER_FOLDER)
         self._study.set_user_attr(_PLAN, tried)
 
     def trials(self) -> list[TrialResult]:

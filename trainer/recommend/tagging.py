@@ -158,7 +158,8 @@ class Tagger:
             if not can_be_ranked(self._has_SL[part_S]).any():
                 fewer = Option("min_items")
                 raise InputError(
-                    f"{OPTION} {self.entity}=…: no label divides the {len(self.row_S):,} rows that have one; expected "
+                    OPTION,
+                    f" {self.entity}=…: no label divides the {len(self.row_S):,} rows that have one; expected "
                     "labels that some of them have: lower ",
                     fewer,
                     ", or provide labels for more rows",
@@ -285,7 +286,8 @@ def _labeled_rows(pairs: LabelPairs, usable_R: BoolArray, options: TagOptions) -
     if not len(label_L):
         fewer = Option("min_items")
         raise InputError(
-            f"{OPTION} {options.labels.entity}=…: the most frequent label has {count_N.max()} rows with a trained "
+            OPTION,
+            f" {options.labels.entity}=…: the most frequent label has {count_N.max()} rows with a trained "
             f"vector; expected at least {options.min_items}: lower ",
             fewer,
             ", or provide labels for more rows",
