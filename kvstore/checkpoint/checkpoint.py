@@ -55,6 +55,8 @@ CHUNK_BYTES = 1 << 24
 """Bytes read at a time."""
 _MAX_GAP_BYTES = 1 << 16
 """Bytes between two entries that are read along, rather than skipped by another request."""
+_BLOCK_BYTES = 1 << 16
+"""Bytes of rows that have a CRC-32 of their own in memory, by which single rows are verified when they are read."""
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,13 @@ class ShardOverlap:
         target[first : first + len(rows) * self.memory_step : self.memory_step] = rows
 
 
-def read_entries(folder: Folder, file: ShardFile, entries_N: IntArray) -> NDArray[Any]:
-    """Read the entries ``entries_N``, int64, of ``file``, in that order; its CRC-32 has been verified.
+def read_entries(folder: Folder, file: ShardFile, entries_N: IntArray, blocks: Sequence[int]) -> NDArray[Any]:
+    """Read the entries ``entries_N``, int64, of ``file``, in that order; ``blocks`` are the CRC-32 of its blocks.
 
-    Entries that are close together are read at once.
+    Entries that are close together are read at once, in whole blocks.
 
     Raises:
+        CorruptFileError: a block is not what it was when the file was verified.
         OSError: they cannot be read.
     """
     array = file.array
@@ -162,11 +165,20 @@ def read_entries(folder: Folder, file: ShardFile, entries_N: IntArray) -> NDArra
     with closing(folder.open_random(file.path)) as source:
         for places_M in np.split(order_N, breaks_M):
             first, last = int(entries_N[places_M[0]]), int(entries_N[places_M[-1]])
-            size = (last - first + 1) * array.row_bytes
-            data = source.read_at(HEADER_BYTES + first * array.row_bytes, size)
+            begin, end = first * array.row_bytes, (last + 1) * array.row_bytes
+            low, high = begin // _BLOCK_BYTES, -(-end // _BLOCK_BYTES)
+            size = min(high * _BLOCK_BYTES, file.bytes - HEADER_BYTES) - low * _BLOCK_BYTES
+            data = memoryview(source.read_at(HEADER_BYTES + low * _BLOCK_BYTES, size))
+            if _crc32_of_blocks(data) != list(blocks[low:high]):
+                raise CorruptFileError("its content has changed since it was verified")
+            data = data[begin - low * _BLOCK_BYTES :]
             between: NDArray[Any] = np.ndarray((last - first + 1, *array.shape), array.dtype, buffer=data)
             rows[places_M] = between[entries_N[places_M] - first]
     return rows
+
+
+def _crc32_of_blocks(data: memoryview) -> list[int]:
+    return [zlib.crc32(data[start : start + _BLOCK_BYTES]) for start in range(0, len(data), _BLOCK_BYTES)]
 
 
 class ShardReader:
@@ -184,6 +196,9 @@ class ShardReader:
         self._crc32 = 0
         self._next_row = 0
         self._verified = False
+        self._rest = b""
+        self.blocks: list[int] = []
+        """The CRC-32 of each block of rows that was read, once the file is verified."""
 
     def close(self) -> None:
         """Close the file; a later read opens it again."""
@@ -206,6 +221,10 @@ class ShardReader:
         self._next_row = start + count
         if not self._verified:
             self._crc32 = zlib.crc32(data, self._crc32)
+            whole = self._rest + bytes(data)
+            end = len(whole) if self._next_row == self._file.rows else len(whole) // _BLOCK_BYTES * _BLOCK_BYTES
+            self.blocks += _crc32_of_blocks(memoryview(whole)[:end])
+            self._rest = whole[end:]
             if self._next_row == self._file.rows:
                 self._verify_crc32()
         if (bad := find_non_finite_row(rows)) is not None:
@@ -464,8 +483,10 @@ class Checkpoint:
             in_file_N = rows_N % file.num_shards == file.number
             if in_file_N.any():
                 with translate_read_errors(self._folder, file.path):
-                    self._reader(file).verify()
-                    rows_ND[in_file_N] = read_entries(self._folder, file, rows_N[in_file_N] // file.num_shards)
+                    reader = self._reader(file)
+                    reader.verify()
+                    entries_N = rows_N[in_file_N] // file.num_shards
+                    rows_ND[in_file_N] = read_entries(self._folder, file, entries_N, reader.blocks)
         return rows_ND
 
     def _reader(self, file: ShardFile) -> ShardReader:
