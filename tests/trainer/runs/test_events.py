@@ -105,7 +105,7 @@ def test_log_line_without_time_is_rejected(time: dict[str, Any]) -> None:
 
 
 def test_kinds_are_distinct_and_fields_documented() -> None:
-    assert len(EVENT_TYPES) == 25
+    assert len(EVENT_TYPES) == 24
     for event in EVENT_TYPES.values():
         assert event.__doc__
         assert all(field.description for field in event.model_fields.values())
