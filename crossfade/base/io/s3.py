@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 from crossfade.base.environment import environment_integer
@@ -119,8 +119,8 @@ class S3Files:
         with translate_s3_errors(self.bucket):
             session = Session()
             session.register_component("data_loader", _loader())
-            client: Any = session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config)
-            return client
+            client = session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config)
+            return cast("S3Client", client)
 
     def interrupt(self) -> None:
         """Stop retrying: a request that fails from now on raises at once."""
