@@ -13,8 +13,6 @@ CDPATH='' cd -P -- "$(dirname -- "$0")/.."
 venv=${VENV:-.venv}
 python=$venv/bin/python
 log=$venv/torch.log
-# PyTorch for CUDA needs it. With PyTorch for the CPU, its interpreter runs the kernels in tests.
-triton='triton>=3.3; sys_platform == "linux"'
 
 report() { printf 'torch: %s\n' "$*"; }
 
@@ -59,7 +57,7 @@ sed -n 's/^\([a-z].*[^ ]\) *\\$/\1/p' requirements.lock >"$constraints"
 report "installing $wanted (log: $log)"
 report "for the build without CUDA, which is much smaller, see pytorch.org/get-started/locally and set PIP_EXTRA_INDEX_URL"
 PIP_USER=0 "$python" -I -m pip install --disable-pip-version-check --no-input --progress-bar off \
-    --constraint "$constraints" "$triton" "$wanted" >>"$log" 2>&1 || {
+    --constraint "$constraints" "$wanted" >>"$log" 2>&1 || {
     grep -v '^ *$' "$log" | tail -n 5 | cut -c 1-200 | sed 's/^/  | /' >&2
     fail "pip failed (log: $log)"
 }

@@ -267,7 +267,7 @@ def name_divergence(table: str, row_of: Callable[[int], int] = int) -> Iterator[
     except DivergedError as error:
         row = None if error.row is None else row_of(error.row)
         place = f"table '{table}'" if row is None else f"table '{table}', row {row}"
-        raise DivergedError(f"{place}: {error}", row=row) from error
+        raise DivergedError(f"{place}: ", error.args, row=row) from error
 
 
 def _zeros(name: str, shape: tuple[int, ...]) -> FloatArray:

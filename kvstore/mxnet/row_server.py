@@ -247,7 +247,7 @@ class RowServer:
                 with name_divergence(shard.table.name, shard.row_of):
                     shard.optimizer.update(shard.weights_ND, ids_A, gradient_AD)
             except DivergedError as error:
-                raise DivergedError(f"step {self._first_step + shard.steps}: {error}", row=error.row) from error
+                raise DivergedError(f"step {self._first_step + shard.steps}: ", error.args, row=error.row) from error
 
     def _add_shard(self, key: int, weight: Any) -> _KeyShard:
         layout = self._layouts[key]

@@ -57,13 +57,18 @@ def _one_line(text: object) -> str:
 def _url(place: str, variable: str, default: str) -> str:
     """Return the address of a server: ``place``, or else that in the environment, or else the usual one."""
     url = place or os.environ.get(variable) or default
-    if "://" in url and has_credentials(url):
+    if ":" in url and has_credentials(url):
         fix = "leave them out, and set QDRANT_API_KEY, or OPENSEARCH_USER and OPENSEARCH_PASSWORD"
         raise OptionError("push", problem="the address has credentials or a query", fix=fix)
+    # What is no URL is a folder of Qdrant's client, but hardly HOST:PORT.
+    scheme, separator, _ = url.partition("://")
+    problem = "" if scheme in {"http", "https"} or not (separator or re.search(r":\d+$", url)) else "is no address"
     try:
         _ = urlsplit(url).port
     except ValueError as error:
-        raise OptionError("push", found=url, problem=str(error), expected="http://HOST:PORT") from error
+        problem = str(error)
+    if problem:
+        raise OptionError("push", found=url, problem=problem, expected="http://HOST:PORT")
     return url
 
 

@@ -255,7 +255,7 @@ class DenseLayers:
             try:
                 optimizer.update(values, np.arange(len(values)), gradients[name])
             except DivergedError as error:
-                raise DivergedError(f"dense layers ({name}): {error}") from error
+                raise DivergedError(f"dense layers ({name}): ", error.args) from error
 
     def _sum_over_workers(self, gradients: DenseGradients, all_reduce: AllReduce) -> DenseGradients:
         """Sum all gradients in one exchange, since each exchange has a fixed cost."""

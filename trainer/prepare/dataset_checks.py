@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import InputError, escape_unprintable, format_names
+from crossfade.base.errors import InputError, as_typed, escape_unprintable, format_names
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
@@ -62,7 +62,7 @@ class Problems:
         try:
             yield
         except InputError as error:
-            self.add(str(error).removesuffix("; prepare the data again"))
+            self.add(error.worded(as_typed).removesuffix("; prepare the data again"))
 
     def check_columns(self, files: ParquetFiles, file: DataFile, expected: Mapping[str, pa.DataType]) -> int:
         """Check that a file has the ``expected`` columns with their types."""

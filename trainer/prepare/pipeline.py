@@ -174,7 +174,10 @@ def _check_no_columns(options: PrepareOptions, file: Source) -> None:
     found |= {Option("context", name): column for name, column in options.context.items()}
     for option, column in found.items():
         raise InputError(
-            f"{file}: a lightgcn file has no column '{column}'; leave it out of {option}, or correct ", Option("format")
+            f"{file}: a lightgcn file has no column '{column}'; leave it out of ",
+            option,
+            ", or correct ",
+            Option("format"),
         )
 
 

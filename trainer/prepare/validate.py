@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError, Option, OptionError, command
+from crossfade.base.errors import InputError, Option, OptionError, as_typed, command
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.temporary_folder import temporary_folder
@@ -64,7 +64,7 @@ def validate(options: ValidateOptions, progress: ProgressReporter) -> Validation
     try:
         manifest = infer_manifest(folder, options.query, options.item, progress) if is_new else read_manifest(folder)
     except InputError as error:
-        problems.add(str(error))
+        problems.add(error.worded(as_typed))
         return ValidationReport(None, problems, [], manifest_written=False)
     for field, given, found in (
         ("query", options.query, manifest.query),

@@ -252,7 +252,7 @@ class CheckpointWriter:
             except CheckpointError as error:
                 self._fail(error)
             except DivergedError as error:
-                raise DivergedError(f"step {self._pending.step}: {error}", row=error.row) from error
+                raise DivergedError(f"step {self._pending.step}: ", error.args, row=error.row) from error
             else:
                 if saved is not None:
                     self._commit_result = self._thread.submit(self._commit, saved, self._pending)

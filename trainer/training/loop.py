@@ -132,7 +132,7 @@ class TrainLoop:
         try:
             loss, active = self.step.take(batch, factor, state)
         except DivergedError as error:
-            raise DivergedError(f"step {state.step + 1}: {error}", row=error.row) from error
+            raise DivergedError(f"step {state.step + 1}: ", error.args, row=error.row) from error
         rows = {table: len(active[table.name]) for table in self.model.tables}
         state.count_step(batch, loss, rows, self.model.frozen)
         self.hooks.on_event(self._step_event(batch, state, loss, factor, active))

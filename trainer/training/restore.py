@@ -255,7 +255,8 @@ def open_warm_start(job: JobConfig, model: ModelSpec, manifest: DatasetManifest)
         rows = {table.name: table.rows for table in checkpoint.manifest.tables if table.name in names}
         return WarmStart(checkpoint.uri, rows, _lineage_index(checkpoint, job, manifest, list(rows)))
     except (CheckpointError, InputError, OSError) as error:
-        raise InputError(f"checkpoint.warm_start_from: {error}") from error
+        reason = str(error) if isinstance(error, OSError) else error.args
+        raise InputError("checkpoint.warm_start_from: ", reason) from error
 
 
 def _find_checkpoint(source: str) -> Checkpoint:

@@ -14,8 +14,8 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 from crossfade.base.environment import environment_integer
@@ -98,8 +98,8 @@ class S3Files:
     @cached_property
     def _client(self) -> S3Client:
         try:
-            import boto3
             from botocore.config import Config
+            from botocore.session import Session
         except ImportError as error:
             raise MissingExtraError("boto3", "aws", "reading and writing on S3") from error
         endpoint = s3_endpoint()
@@ -116,19 +116,28 @@ class S3Files:
         )
         # Without a region, boto3 finds the bucket's.
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        return boto3.Session().client("s3", region_name=region, endpoint_url=endpoint, config=config)
+        with translate_s3_errors(self.bucket):
+            session = Session()
+            session.register_component("data_loader", _loader())
+            client = session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config)
+            return cast("S3Client", client)
 
     def interrupt(self) -> None:
         """Stop retrying: a request that fails from now on raises at once."""
         self._interrupted.set()
+
+    def send(self, request: Callable[[S3Client], Result]) -> Result:
+        """Call ``request`` with the client, once."""
+        client = self._client  # first of all, since the next line needs boto3 too
+        with translate_s3_errors(self.bucket):
+            return request(client)
 
     def retry(self, request: Callable[[S3Client], Result]) -> Result:
         """Call ``request`` with the client until it succeeds or fails with an error that is not transient."""
         last = environment_integer(ATTEMPTS_VARIABLE, DEFAULT_ATTEMPTS, 1, MAX_ATTEMPTS) - 1
         for attempt in range(last + 1):
             try:
-                with translate_s3_errors(self.bucket):
-                    return request(self._client)
+                return self.send(request)
             except ConnectionError:
                 if attempt == last or self._interrupted.is_set():
                     raise
@@ -302,8 +311,7 @@ class _Upload(io.RawIOBase):
         """Delete the parts. Where S3 cannot be reached, ``crossfade checkpoints clean`` or a lifecycle rule does."""
         if "UploadId" in self._place:
             with suppress(OSError):
-                self._files.interrupt()
-                self._files.retry(lambda client: client.abort_multipart_upload(**self._place))
+                self._files.send(lambda client: client.abort_multipart_upload(**self._place))
 
 
 class _S3RandomFile(RandomFile):
@@ -329,6 +337,14 @@ class _S3RandomFile(RandomFile):
             return data
 
         return self._files.retry(read)
+
+
+@cache
+def _loader() -> Any:
+    """Return the descriptions of S3's requests, which clients share: to read them takes 0.1 s."""
+    from botocore.loaders import Loader
+
+    return Loader()
 
 
 def s3_endpoint() -> str | None:
@@ -368,7 +384,10 @@ def translate_s3_errors(bucket: str) -> Iterator[None]:
     except (exceptions.ConnectionError, exceptions.HTTPClientError, *cut_off) as error:
         reason = f"{' '.join(str(error).split())}; check AWS_ENDPOINT_URL and the network"
         raise ConnectionError(f"{_endpoint_name()} cannot be reached (NETWORK_CONNECTION): {reason}") from error
-    except exceptions.BotoCoreError as error:  # such as missing credentials
+    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.ProfileNotFound) as error:
+        fix = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, and ~/.aws"
+        raise PermissionError(f"{error}; {fix}") from error
+    except exceptions.BotoCoreError as error:
         raise PermissionError(" ".join(str(error).split())) from error
 
 

@@ -3,8 +3,8 @@
     with translate_storage_errors(Option("out", out.uri)):
         out.write("manifest.json", data)
 
-Errors of file systems and of S3 are handled alike: ``s3_errors`` has turned the S3 client's errors into
-Python's kinds before.
+Errors of file systems and of S3 are handled alike: ``s3.py`` has turned the S3 client's errors into Python's
+kinds before.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Reading from S3 with faults: a real server behind a proxy that stalls, throttles, resets, truncates or denies."""
 
 import re
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from botocore.exceptions import ClientError
 from flaky_proxy import Fault, Proxy, flaky_proxy
 from object_store import BUCKET, FOREIGN_CREDENTIALS, ObjectStore, running_object_store
 
+from crossfade.base.errors import MissingExtraError
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.s3 import ChangedError, NoBucketError, S3Files, translate_s3_errors
+from crossfade.base.io.s3 import PART_BYTES, ChangedError, NoBucketError, S3Files, translate_s3_errors
 
 DATA = np.random.default_rng(1).bytes(300_000)
 
@@ -184,3 +186,28 @@ def test_client_errors_are_explained_in_one_line(status: int, code: str, kind: t
         raise ClientError(answer, "GetObject")  # type: ignore[arg-type]
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
+
+
+def test_mistaken_configuration_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(PermissionError, match=r"nobody.* could not be found; check AWS_"):
+        Folder("s3://music/x").names()
+
+
+def test_missing_boto3_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("boto3", "botocore", "botocore.config", "botocore.session"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=r"'crossfade\[aws\]'"):
+        Folder("s3://music/x").names()
+
+
+@pytest.mark.slow
+def test_failed_upload_leaves_no_object_and_later_requests_are_retried(
+    server: ObjectStore, folder: Folder, proxy: Proxy
+) -> None:
+    with suppress(EOFError), folder.open_output("part.bin") as file:
+        file.write(bytes(PART_BYTES + 1))
+        raise EOFError
+    proxy.inject("reset", 2)
+    assert "part.bin" not in folder.names()
+    assert proxy.left == 0

@@ -107,6 +107,12 @@ def test_manifest_is_inferred_for_files_of_other_tools(dataset: ForeignDataset) 
     assert (again.problems.listed, again.manifest_written) == ([], False)
 
 
+def test_problem_names_options_as_they_are_typed(dataset: ForeignDataset) -> None:
+    report = validate(ValidateOptions.of(data=dataset.write().uri, query="customer", item="customer"), NullReporter())
+    [problem] = report.problems.listed
+    assert problem.endswith("query and item are both 'customer'; name two columns with --query and --item")
+
+
 @pytest.mark.slow
 def test_dataset_on_s3_is_validated_and_gets_manifest(
     dataset: ForeignDataset, server: ObjectStore, monkeypatch: pytest.MonkeyPatch

@@ -119,6 +119,7 @@ def test_diverged_run_keeps_its_last_checkpoint_and_resumes_with_a_lower_rate(wo
     assert "model.dense.learning_rate" not in stderr  # there are no layers
     error = messages(stderr)[-1].removeprefix("crossfade: error: ")
     assert error.startswith("step 7: table 'customer', row ")
+    assert "lower optimizer.learning_rate, and --resume" in error
     code, stderr, steps = resume(workspace, "--set", "optimizer.learning_rate=0.01")
     assert (code, steps) == (0, [6, 9]), stderr
     assert "resuming from step 6" in stderr
