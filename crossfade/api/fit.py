@@ -75,7 +75,10 @@ def fit(
         CrossfadeError: training failed.
     """
     columns = {"query": query, "item": item, "weight": weight, "timestamp": timestamp}
-    chosen = {**(read or {}), **columns, "hold_out_valid": valid or NONE, "hold_out_test": test}
+    chosen = {**columns, "hold_out_valid": valid or NONE, "hold_out_test": test}
+    if twice := sorted({*chosen, "train", "out", "seed"} & {*(read or {})}):
+        raise InputError(f"read: {twice[0]} is no further option: fit has an argument for it, or decides it")
+    chosen |= read or {}
     keys = {"model.dim": dim, "train.seed": seed, **({} if epochs is None else {"train.epochs": epochs})}
     return _fit(plays, chosen, names or {}, {**keys, **(settings or {})}, progress)
 

@@ -10,6 +10,7 @@ Shapes: R rows of a table, D columns.
 """
 
 import logging
+import os
 import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -237,7 +238,7 @@ class Model:
             InputError: ``folder`` exists, and ``overwrite`` is false or it is no model, or another process writes it.
         """
         data = self.use(lambda model: model.trained.data.uri)
-        source = save_model(self.source, data, str(folder), overwrite, with_dataset=self._workspace is not None)
+        source = save_model(self.source, data, os.fspath(folder), overwrite, with_dataset=self._workspace is not None)
         self._opened.close()
         self._options = self._options.model_copy(update={"source": source})
         self._opened = recommend_model.open_model(self._options, _logger.info, keep=True)

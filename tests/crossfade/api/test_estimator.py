@@ -47,3 +47,5 @@ def test_score_is_the_recall_of_new_items(plays: pd.DataFrame) -> None:
     assert estimator.score(pd.DataFrame({"user": "user_7", "track": [ranked[0], missed]})) == 0.5
     with pytest.raises(crossfade.InputError, match="expected at least one"):
         estimator.score(pd.DataFrame({"user": ["user_7", "nobody"], "track": [known, 3]}))
+    with pytest.raises(crossfade.InputError, match="k 0: expected an integer from 1"):
+        estimator.set_params(k=0).score(held_out)

@@ -5,6 +5,7 @@ import pickle
 import pydoc
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ OF_FIT: list[tuple[Fit, str]] = [
     ({"query": "track"}, "item track: has the same name as query track"),
     ({"names": {"artist": "title"}}, "no such entity; expected 'user' or 'track'"),
     ({"read": {"on_badline": "skip"}}, "on_badline: is unknown; did you mean on_bad_line?"),
+    ({"read": {"weight": "n"}}, "read: weight is no further option"),
     ({"settings": {"train.epoch": 3}}, "did you mean 'epochs'?"),
     ({"dim": 0}, "model.dim: input should be greater"),
     ({"valid": "random:2"}, "random:2: the fraction must be a number between 0 and 1"),
@@ -96,6 +98,13 @@ def test_wrong_argument_of_fit_is_named(plays: pd.DataFrame, case: int) -> None:
 def test_something_else_than_events_is_named(case: int) -> None:
     given, expected = OF_PLAYS[case]
     assert expected in rejection(lambda: crossfade.fit(given, query="user", item="track"))
+
+
+def test_model_is_saved_only_to_a_path(model: crossfade.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError):
+        model.save(None)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_ids_of_every_form_are_found(model: crossfade.Model) -> None:

@@ -1,7 +1,4 @@
-"""Hosts without a shared folder: what the coordinator sends, and what they must share.
-
-The containers of SageMaker (``test_sagemaker_hosts.py``) train on such hosts.
-"""
+"""Hosts without a shared folder: what the coordinator sends, and what they must share."""
 
 from pathlib import Path
 
