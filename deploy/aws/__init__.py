@@ -1,1 +1,1 @@
-"""Amazon Web Services: clients, prices, instance types, spot interruptions, SageMaker jobs and clusters on EC2."""
+"""Amazon Web Services: clients, instance types, logs, spot interruptions, SageMaker jobs and clusters on EC2."""

@@ -26,9 +26,12 @@ class LogReader:
         self._aws, self._group, self._prefix = aws, group, prefix
         self._tokens: dict[str, str] = {}
         self._is_denied = False
+        self._lines: list[str] = []  # read, and not yet returned
 
     def read(self) -> list[str]:
         """Return the new lines. Without permission, return an error line once, and no lines later.
+
+        Lines that were read before an error are in the result of the next call.
 
         Raises:
             CloudError, CloudRequestError: AWS does not answer, or rejects the request for another reason.
@@ -37,7 +40,8 @@ class LogReader:
             return []
         try:
             with translate_aws_errors("reading the log", self._aws.region):
-                return list(self._new_lines())
+                for line in self._new_lines():
+                    self._lines.append(line)
         except CloudRequestError as error:
             if error.kind == "permission":
                 self._is_denied = True
@@ -45,6 +49,8 @@ class LogReader:
             if error.kind == "missing":  # AWS creates the group with the first run
                 return []
             raise
+        lines, self._lines = self._lines, []
+        return lines
 
     def _new_lines(self) -> Iterator[str]:
         pages = self._aws.logs.get_paginator("describe_log_streams").paginate(

@@ -54,7 +54,7 @@ def find_state(run: RunReader, now: float) -> tuple[str, str]:
 
 
 def _state_from_events(run: RunReader, now: float) -> tuple[str, str]:
-    """Return the state of roles that were started by hand: no command writes a state file."""
+    """Return the state of a run without a state file, as after a full disk."""
     training = run.training
     if run.report is not None:
         return "done", ""

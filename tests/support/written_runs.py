@@ -43,12 +43,8 @@ class WrittenRun:
     data: Path
     vectors: dict[str, FloatArray]
 
-    def trained_ids(self, entity: str) -> list[int | str]:
-        """Return the IDs of the rows that have a trained vector."""
-        return list(CUSTOMER_IDS) if entity == QUERY else [1000 + 7 * row for row in TRAINED]
-
     def trained_vectors(self, entity: str) -> FloatArray:
-        """Return the vectors of these rows."""
+        """Return the vectors of the rows that have a trained one."""
         return self.vectors[entity] if entity == QUERY else self.vectors[entity][TRAINED]
 
 

@@ -23,7 +23,11 @@ from crossfade.trainer.runs.events import CheckpointSaved, Event, PhaseEvent, St
 from crossfade.trainer.runs.run_folder import EVENTS_FILE
 
 _MAX_REASONS = 3
-_FIX = ("or start over without ", Option("resume"), ", which moves the run aside")
+_FIX = (
+    "or start over without ",
+    Option("resume"),
+    ", which moves the run folder aside; a checkpoint.path outside of it needs another name then",
+)
 
 
 def last_saved_step(run_dir: Path) -> int | None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from crossfade.deploy.aws.clients import Aws
 
 _BUCKET_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=+@:-]+)*)/?")
+_ARM = re.compile(r"(a1|[a-z]+[0-9]+[a-z]*g[a-z]*(-[a-z0-9]+)?)\..*")
+"""Types with Graviton: by AWS's naming, a g after the number of the generation means Arm."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,15 @@ def make_spec(options: SubmitEc2Options, aws: Aws) -> RunSpec:
     bucket, prefix = split_uri(options.output, Option("output"))
     job = options.load_job()
     check_device(job, options.instance_type)
+    if _ARM.fullmatch(options.instance_type) and not (options.image and options.ami):
+        raise InputError(
+            f"{options.instance_type} has an Arm processor, on which the images that are chosen by default do not run; "
+            "name both with ",
+            Option("image"),
+            " and ",
+            Option("ami"),
+            " (docs/aws.md)",
+        )
     # An image of the user's own may have any engine.
     variant = variant_of(options.instance_type, "auto" if options.image else job.train.engine)
     name = f"{re.sub(r'[^a-z0-9]+', '-', job.name.lower()).strip('-')[:32].strip('-') or 'run'}-{secrets.token_hex(4)}"

@@ -170,8 +170,13 @@ class _Follower:
         return end
 
     def show_log(self) -> None:
-        """Show the new lines of the head's log."""
-        for line in self._log.read():
+        """Show the new lines of the head's log. Without an answer of CloudWatch, the run is followed all the same."""
+        try:
+            lines = self._log.read()
+        except CloudError as error:
+            _logger.warning(f"cannot show the log of the run: {error}")
+            return
+        for line in lines:
             self._show(f"{line}\n")
 
     def _check_hosts(self) -> None:

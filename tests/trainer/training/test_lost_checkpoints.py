@@ -77,7 +77,7 @@ def test_run_without_a_usable_checkpoint_stops_and_keeps_them(workspace: Path, d
         damage(manifest(workspace, step))
     code, stderr, steps = resume(workspace)
     assert (code, steps) == (2, SAVED)
-    assert "or start over without --resume, which moves the run aside" in message(stderr)
+    assert "or start over without --resume, which moves the run folder aside" in message(stderr)
 
 
 def test_run_whose_checkpoint_folder_is_gone_stops(workspace: Path) -> None:

@@ -209,6 +209,7 @@ def fail_stack(aws: AwsServer, status: str, event: str, reason: str) -> None:
             "model.start.track: here.parquet is on this machine, which the instances cannot read; copy it to S3",
         ),
         (("--output", "s3://music/runs", "--subnet", "subnet-0123456789abcdef0"), "subnet-01234567"),
+        (("--output", "s3://music/runs", "--instance-type", "r7g.xlarge", "--ami", "ami-1"), "name both with --image"),
         (("--output", "s3://music/runs", "--instance-type", "p2.xlarge"), "no default subnet in a zone that offers"),
         (
             ("--output", "s3://music/runs", "--instance-type", "r6i.large", "--set", "train.device=gpu"),
