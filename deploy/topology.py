@@ -5,12 +5,15 @@ assign_roles(cluster, {"first": "all", "second": "all"})      # {"first": [Role(
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import random
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Literal, cast
 
 from crossfade.base.errors import ClusterError, InputError, Option, OptionError, Text
@@ -21,6 +24,8 @@ AcceptedRoles = Literal["all", "server", "worker", "none"]
 """The kinds of roles that a host accepts. One that accepts none only learns how the job ends."""
 TOKEN_VARIABLE = "CROSSFADE_TOKEN"  # noqa: S105 - the name of the variable
 TOKEN_FILE_VARIABLE = "CROSSFADE_TOKEN_FILE"  # noqa: S105
+_ASSIGNED_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT, _TRIED_PORTS = 10_000, 20
 
 
 @dataclass(frozen=True)
@@ -145,18 +150,37 @@ class Address:
 def free_address(cluster: ClusterConfig) -> Address:
     """Return the numeric address of ``cluster.host``, where this host's roles listen, and a port that is free there.
 
+    It is none of those that the kernel assigns: what listens there starts a second later, and until then the kernel
+    could assign the port to a connection of any process.
+
     Raises:
         InputError: it is not an address of this machine.
     """
     try:
         host = socket.getaddrinfo(cluster.host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.bind((host, 0))
-            return Address(*probe.getsockname())
+        ports = _draw_ports()
+        while True:
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.bind((host, ports.pop()))
+                    return Address(*probe.getsockname())
+                except OSError as error:
+                    if error.errno != errno.EADDRINUSE or not ports:
+                        raise
     except socket.gaierror as error:
         raise InputError(f"cluster.host: '{cluster.host}' is not a host name or address: {error.strerror}") from error
     except OSError as error:
         raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
+
+
+def _draw_ports() -> list[int]:
+    """Draw ports below those that the kernel assigns; the first, 0, stands for one that it assigns."""
+    try:
+        first_assigned = int(_ASSIGNED_PORTS.read_text(encoding="ascii").split()[0])
+    except OSError:
+        return [0]
+    ports = range(_FIRST_PORT, first_assigned)
+    return [0, *random.sample(ports, min(len(ports), _TRIED_PORTS))]
 
 
 def local_address(destination: Address) -> str:

@@ -38,8 +38,8 @@ what may still hold them, and how to clear it:
   checkpoints    train a new run with --set checkpoint.warm_start_from=OLD/checkpoints: it resets their rows;
                  then delete the older checkpoints
   embeddings     of earlier runs, exports and indexes: that run writes new embeddings; delete the old ones
-  copies         datasets that extend this one, or that it was compacted from, backups, older versions of objects in S3:
-                 forget there, or delete them
+  copies         datasets that extend this one, that it was compacted from or, with --this-dataset-only, that it
+                 extends; backups, older versions of objects in S3: forget there, or delete them
 """
 _COPIES_OF_SERVICE = """\
 what may still hold them, and how to clear it:

@@ -1,11 +1,20 @@
 """The names of roles, their addresses, and the hosts that they are assigned to."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from crossfade.base.errors import ClusterError, InputError
-from crossfade.deploy.topology import AcceptedRoles, Address, Role, assign_roles, missing_hosts, sizes_on_hosts
+from crossfade.deploy.topology import (
+    AcceptedRoles,
+    Address,
+    Role,
+    assign_roles,
+    free_address,
+    missing_hosts,
+    sizes_on_hosts,
+)
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.sections import ClusterConfig
 
@@ -86,3 +95,8 @@ def test_hosts_with_one_role_per_host_is_rejected() -> None:
     cluster = {"servers": 1, "hosts": 3, "one_role_per_host": True}
     with pytest.raises(InputError, match="hosts is 3, but one_role_per_host determines the number of hosts"):
         check_job({"name": "a", "data": {"path": "d"}, "cluster": cluster}, "job")
+
+
+def test_free_port_is_none_that_the_kernel_may_assign_before_a_role_listens() -> None:
+    first_assigned = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert {free_address(ClusterConfig()).port < first_assigned for _ in range(20)} == {True}

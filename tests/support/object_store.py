@@ -10,18 +10,19 @@ with running_object_store(tmp_path) as server:
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import fs
 from waiting import wait_until
 
 from crossfade.base.processes import die_with_parent
+from crossfade.deploy.topology import free_address
+from crossfade.trainer.config.sections import ClusterConfig
 
 BUCKET = "crossfade"
 ACCESS_KEY, SECRET_KEY = "tests", "tests-secret"
@@ -34,12 +35,11 @@ _PORTS = ("master", "volume", "filer", "s3")
 
 
 def free_ports(count: int) -> list[int]:
-    """Return unused loopback ports."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]
+    """Return unused loopback ports, none of which the kernel assigns to a connection before a server listens."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_address(ClusterConfig()).port)
+    return list(ports)
 
 
 class ObjectStore:

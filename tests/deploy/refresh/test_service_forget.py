@@ -204,7 +204,7 @@ def test_service_without_a_version_has_only_event_files(tmp_path: Path) -> None:
     with pytest.raises(Crash), crash_at(4):  # its dataset is complete
         service.command("refresh")
     assert service.data(1).exists()
-    assert "has no version yet" in forgotten(service, "c0")
+    assert "event files    delete them there" in forgotten(service, "c0")
     assert not service.data(1).exists()
 
 

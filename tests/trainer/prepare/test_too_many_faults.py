@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from preparing import entries, prepare_files, write_parquet, write_text
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, worded
 from crossfade.trainer.prepare.faults import EventFaultsError, FaultyFilesError
 from crossfade.trainer.prepare.option_values import NamesFile
 
@@ -78,4 +78,4 @@ def test_error_after_many_kinds_of_bad_lines_is_reported(tmp_path: Path, others:
     assert list(caught.value.files) == [f"{tmp_path}/b{n}.csv" for n in range(len(others))]
     if isinstance(caught.value, EventFaultsError):
         [line] = caught.value.details
-        assert line.startswith(f"2 other errors, the first of which is: {tmp_path}/b0.csv: ")
+        assert worded(line).startswith(f"2 other errors, the first of which is: {tmp_path}/b0.csv: ")
