@@ -80,7 +80,7 @@ def test_run_is_shown_from_its_first_steps_through_a_restart_to_its_results(brow
     train = {"epochs": 16, "eval_every_epochs": 4, "patience": None}
     checkpoint = {"interval_steps": 10}
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train, checkpoint=checkpoint)
-    arguments = ("train", tmp_path / "job.yaml", "--servers", 2, "--workers", 1, "--dashboard")
+    arguments = ("train", tmp_path / "job.yaml", "--servers", 2, "--workers", 1)
     with ExitStack() as stack:
         address = stack.enter_context(served(cwd=tmp_path))
         page = (visit := stack.enter_context(opened(browser, address))).page
