@@ -88,7 +88,7 @@ def test_gpu_without_engine_and_the_device_of_the_job_are_reported(workspace: Pa
 def test_rights_on_s3_are_tried_and_no_object_stays(
     s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, checkpoints = s3.upload(write_planted(tmp_path / "data"), "planted"), s3.uri("checkpoints")
+    data, checkpoints = s3.upload(write_planted(tmp_path / "data"), "planted"), s3.uri("examined")
     job = write_job(tmp_path / "job.yaml", data, checkpoint={"path": checkpoints})
 
     def examined() -> tuple[int, list[str]]:
@@ -101,12 +101,12 @@ def test_rights_on_s3_are_tried_and_no_object_stays(
     assert examined() == (0, [listed, f"ok {checkpoints}: list, write, read, and delete succeed"])
     assert Folder(checkpoints).names() == []
     statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:DeleteObject"}
-    statement["Resource"] = f"arn:aws:s3:::{BUCKET}/kept/*"
+    statement["Resource"] = f"arn:aws:s3:::{BUCKET}/examined-kept/*"
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     boto3.client("s3").put_bucket_policy(Bucket=BUCKET, Policy=policy)
-    [found] = check_storage("data", s3.uri("kept"))
-    [probe] = Folder(s3.uri("kept")).names()
-    assert (found.state, found.message.endswith(f"; delete {s3.uri('kept')}/{probe}")) == ("warning", True)
+    [found] = check_storage("data", s3.uri("examined-kept"))
+    [probe] = Folder(s3.uri("examined-kept")).names()
+    assert (found.state, found.message.endswith(f"; delete {s3.uri('examined-kept')}/{probe}")) == ("warning", True)
     [found] = check_storage("data", "s3://no-such-bucket/plays")
     assert (found.state, "there is no bucket 'no-such-bucket'" in found.message) == ("fix", True)
     for name, value in READER.items():
