@@ -123,9 +123,9 @@ def is_source(path: Path) -> bool:
 def find_source(membership: str, cgroups: Path) -> Path:
     """Return the file with the count of the cgroup in ``membership``, as in /proc/self/cgroup.
 
-    ``cgroups`` is where the cgroups are mounted. In the root cgroup, the count is that of the machine.
+    ``cgroups`` is where the cgroups are mounted. The root cgroup has the count of the machine.
     """
-    # An ancestor's count includes those of its descendants, whose memory may not be counted by itself.
+    # An ancestor's count includes its descendants, whose memory may not be counted by itself.
     counts = (cgroups / group / "memory.events" for group in _groups(membership))
     return next((path for path in counts if _read(path) is not None), _OF_THE_MACHINE)
 

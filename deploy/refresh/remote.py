@@ -349,7 +349,7 @@ def _read_remote(folder: Path) -> _Remote | None:
 def locked_versions(folder: Path, progress: ProgressReporter | None = None) -> Iterator[ServiceVersions]:
     """Keep other processes from changing the service in ``folder`` while the context lasts, and yield its versions.
 
-    Those of a service that is kept on S3 are brought in line before, of which ``progress`` gets the phases.
+    The copy of a service that is kept on S3 is brought in line first; ``progress`` gets the phases of that.
 
     Raises:
         InputError: one is changing it.

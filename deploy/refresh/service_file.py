@@ -207,7 +207,7 @@ class ServiceConfig(Section):
     def next_job(self, data: str, checkpoints: str, popularity: float | None, epochs: int | None = None) -> str:
         """Return the job file of a version that continues another.
 
-        Only its first and its last step are evaluated, so the embeddings that are served are those of the last
+        Only its first and its last step are evaluated, so the embeddings that are served come from the last
         checkpoint, which the next version continues.
 
         Args:

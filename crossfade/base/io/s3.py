@@ -194,7 +194,7 @@ class S3Files:
         return self.retry(read)
 
     def write_over(self, path: str, data: bytes, version: str | None) -> str:
-        """Write a small object if ``version`` is still that of the present one; return the new version."""
+        """Write a small object if the present one still has ``version``; return the new version."""
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
         key = self.key(path)
         try:

@@ -128,7 +128,7 @@ class Hosts:
         return self.names[0]
 
     def address(self) -> str:
-        """Return the IPv4 address of this host: of its network interface, if its name is that of loopback.
+        """Return the IPv4 address of this host: of its network interface, if its name leads to loopback.
 
         Raises:
             ClusterError: its name cannot be resolved.

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -62,19 +63,19 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exported_model, "GROUP_ROWS", 3)
 
 
-class Searched:
+class Searched(ABC):
     """A database as its users see it: what they push to, and what their searches find."""
 
     to: str
     place: str
 
+    @abstractmethod
     def held(self, name: str) -> Held:
         """Return what searches of ``name`` find."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tables(self) -> int:
         """Return how many tables, collections, or indexes of vectors there are."""
-        raise NotImplementedError
 
 
 class SearchedPgVector(Searched):
