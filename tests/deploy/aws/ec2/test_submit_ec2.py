@@ -269,7 +269,10 @@ def test_cleanup_deletes_what_a_killed_client_left(
         aws.before("CreateStack", lambda _: command.process.kill())
         assert command.finish().returncode == -9
     stacks = aws.client("cloudformation").describe_stacks
-    wait_until(lambda: len(stacks()["Stacks"]) == 2, "the end of the request")
+    wait_until(
+        lambda: [stack["StackStatus"] for stack in stacks()["Stacks"]] == ["CREATE_COMPLETE"] * 2,
+        "the end of the request, with both hosts",
+    )
     run = submitted_run(aws)
     assert main(["submit", "ec2", "--list"]) == 0
     [line] = capsys.readouterr().out.splitlines()[1:]
