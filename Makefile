@@ -25,7 +25,7 @@ EXTRAS_IN_IMAGE = --constraint requirements.lock --extra aws --extra dashboard -
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 $(EXTRAS_IN_IMAGE)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-kernels test-docker chaos chaos-long bench bench-gpu bench-data quality screenshots docs lint types format lock clean setup horovod spark torch
+.PHONY: help train test test-fast test-kernels test-docker chaos chaos-long bench bench-data quality screenshots docs lint types format lock clean setup horovod spark torch
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -63,12 +63,8 @@ chaos-long: setup ## inject 200 faults: in process, on servers, on workers with 
 bench: setup ## measure against peers and the machine, and write docs/performance.md; resumes (ARGS=--quick: in minutes)
 	.venv/bin/python benchmarks/bench.py $(ARGS)
 
-bench-gpu: setup ## measure on a GPU against its bandwidth and peers; needs PyTorch for CUDA in .venv; resumes
-	.venv/bin/python benchmarks/gpu.py $(ARGS)
-
-bench-data: setup ## measure how fast data is read and prepared, against what training consumes
-	.venv/bin/python benchmarks/reading.py $(ARGS)
-	.venv/bin/python benchmarks/preparing.py
+bench-data: setup ## measure how fast events are prepared, and how that grows
+	.venv/bin/python benchmarks/preparing.py $(ARGS)
 
 screenshots: data/lastfm/manifest.json | setup ## train, and retake the pictures in docs/; needs chromium and make train
 	.venv/bin/python tests/support/take_screenshots.py $(ARGS)

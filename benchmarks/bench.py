@@ -4,6 +4,7 @@
     make bench ARGS=--quick                     all sections at small sizes, in minutes
     make bench ARGS='--only waiting'            what people wait for besides training, beside implicit and DuckDB
     make bench ARGS='--only single products --repeats 3'
+    make bench ARGS='--only gpu'                steps on a GPU; only where named, since few machines have one
     .venv/bin/python benchmarks/bench.py --list
 
 Peers are installed from the Python package index, each into its own virtual environment in build/peers/. The page lists
@@ -31,9 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from suite.environments import NOT_INSTALLED
-from suite.gpu_page import read_gpus
 from suite.machine import commit, describe_machine, describe_versions
-from suite.page import RECORD, render
+from suite.page import PAGE, RECORD, render
 from suite.plan import ENVIRONMENTS, FULL, QUICK, SECTIONS, Measurement, measurements
 from suite.processes import ROOT, MeasurementError
 from suite.provenance import keep_other_sections
@@ -108,11 +108,10 @@ def record_of(results: Results, revision: str, scale: str, command: str) -> dict
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:
-    """Write the page, its charts, and the record into ``folder``."""
+    """Write the page and its record into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name, text in render(record, read_gpus(folder)).items():
-        (folder / name).write_text(text, encoding="utf-8")
+    (folder / PAGE).write_text(render(record), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -141,7 +140,7 @@ def main() -> int:
     planned = [
         measurement
         for measurement in measurements(scale, FOLDER, install=arguments.peers or not arguments.quick)
-        if measurement.section in (arguments.only or SECTIONS)
+        if measurement.section in (arguments.only or [name for name in SECTIONS if name != "gpu"])
     ]
     if arguments.list:
         print("\n".join(measurement.key for measurement in planned))
@@ -165,7 +164,7 @@ def main() -> int:
         previous = json.loads((out / RECORD).read_text(encoding="utf-8"))
         record = keep_other_sections(record, previous, arguments.only, say)
     write(out, record)
-    print(out / "performance.md")
+    print(out / PAGE)
     return 1 if any(result.error and not result.error.startswith(NOT_INSTALLED) for result in results) else 0
 
 

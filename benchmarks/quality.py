@@ -152,34 +152,6 @@ gains on both splits of IR-Benchmark. On Last.fm and MovieLens-1M it loses a per
 """,
 }
 """What stands below the table of a split."""
-ABLATED = ("lastfm_split",)
-"""Splits of which the ablation is trained: the smallest, since 16 trainings take half an hour on MovieLens-1M."""
-_CORRECTED = {"negatives.logq_correction": "true"}
-_A_POOL = {"negatives.kind": "shared", "negatives.count": "1024"}
-_BY_POPULARITY = {**_A_POOL, "negatives.sampling": "popularity"}
-_OF_THE_BATCH = {"negatives.kind": "in_batch", "data.partitions": "16"}
-ABLATION: dict[str, dict[str, str]] = {
-    "pool of 1,024, logQ": {**_A_POOL, **_CORRECTED},
-    "pool of 1,024": _A_POOL,
-    "pool of 1,024 by popularity, logQ": {**_BY_POPULARITY, **_CORRECTED},
-    "pool of 1,024 by popularity": _BY_POPULARITY,
-    "1,024 of the batch, logQ": {**_OF_THE_BATCH, **_CORRECTED},
-    "1,024 of the batch": _OF_THE_BATCH,
-    "loss bpr": {**_A_POOL, "loss": "bpr"},
-    "loss bpr, dot scores": {**_A_POOL, "loss": "bpr", "model.score": "dot", "model.temperature": "1.0"},
-    "temperature 0.08": {"model.temperature": "0.08"},
-    "temperature 0.3": {"model.temperature": "0.3"},
-    "optimizer adagrad": {"optimizer.kind": "adagrad", "optimizer.learning_rate": "0.1"},
-    "constant learning rate": {"optimizer.schedule": "constant"},
-    "no bound of row lengths": {"optimizer.max_norm": "null"},
-    "no bound, weight decay 4e-4, learning rate 0.015": {
-        "optimizer.max_norm": "null",
-        "optimizer.weight_decay": "4e-4",
-        "optimizer.learning_rate": "0.015",
-    },
-    "no frequency weighting of queries": {"train.query_frequency_power": "0"},
-    "no frequency weighting of items": {"train.item_frequency_power": "0"},
-}
 
 
 @dataclass(frozen=True)
@@ -235,10 +207,6 @@ def all_runs(place: Place, seeds: Sequence[int]) -> Iterator[Run]:
         for split, job in jobs.items():
             overrides = [*common[split], f"train.seed={seed}"]
             yield Run(split, "Crossfade, 2 servers and 2 workers", load_job(job, overrides), ON_SERVERS)
-    for split in ABLATED:
-        for row, changes in ABLATION.items():
-            overrides = [f"{key}={value}" for key, value in changes.items()]
-            yield Run(split, row, load_job(jobs[split], [*common[split], *overrides]))
 
 
 def crossfade(log: Path, *arguments: object) -> None:
@@ -293,21 +261,12 @@ def page(place: Place, runs: Sequence[Run]) -> str:
             report = place.report(run)
             if run.split == name and report is not None:
                 rows.setdefault(run.row, []).append(report)
-        main = {row: reports for row, reports in rows.items() if row not in ABLATION}
-        parts += [f"## {split.title} (`jobs/{name}.yaml`)", "", *_table("", split, main)]
+        parts += [f"## {split.title} (`jobs/{name}.yaml`)", "", *_table(split, rows)]
         for row, values in split.published.items():
             cells = [f"{value:.4f}" for value in values] + [""] * (len(split.metrics) - len(values))
             parts.append(f"| {row}, published | | {' | '.join(cells)} | | |")
         if name in NOTES:
             parts += ["", NOTES[name].rstrip()]
-        ablation = {row: reports for row, reports in rows.items() if row in ABLATION}
-        if ablation:
-            parts += [
-                "",
-                "The same job with one choice changed, the others not tuned again for it:",
-                "",
-                *_table("changed", split, ablation),
-            ]
         parts.append("")
     return "\n".join(parts)
 
@@ -333,9 +292,9 @@ did other work too.
 """
 
 
-def _table(title: str, split: Split, rows: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+def _table(split: Split, rows: Mapping[str, list[dict[str, Any]]]) -> list[str]:
     """Return the lines of a table: its head, and a line for each row."""
-    names = [title, "seeds", *split.metrics, "valid ndcg@10", "minutes"]
+    names = ["", "seeds", *split.metrics, "valid ndcg@10", "minutes"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name, reports in rows.items():
         metrics = [report["metrics"] for report in reports]

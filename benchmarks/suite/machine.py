@@ -5,44 +5,28 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from crossfade.trainer.model.engines.cuda_driver import find_gpus
 from suite.environments import versions as peer_versions
 from suite.processes import ROOT
 
 PACKAGES = ("numpy", "numba", "pyarrow", "duckdb", "mxnet")
-_DESCRIPTIONS = (
-    "machine",
-    "page",
-    "cluster_page",
-    "waiting_page",
-    "gpu_page",
-    "markup",
-    "provenance",
-    "charts",
-    "targets",
-)
-_EXCLUDED = tuple(f":(exclude)benchmarks/suite/{name}.py" for name in _DESCRIPTIONS)
-_PRODUCT = ("kvstore", "trainer", "deploy", "crossfade", "requirements.lock")
 MEASURED = (
-    *_PRODUCT,
-    *("benchmarks/bench.py", "benchmarks/peers", "benchmarks/suite", "tests/support/net_hosts.py"),
-    *_EXCLUDED,
-    *(":(exclude)benchmarks/peers/gpu_*", ":(exclude)benchmarks/suite/gpu_*"),
+    *("kvstore", "trainer", "deploy", "crossfade", "requirements.lock", "benchmarks/bench.py", "benchmarks/peers"),
+    *("benchmarks/suite", "tests/support/net_hosts.py"),
+    *(f":(exclude)benchmarks/suite/{name}.py" for name in ("machine", "page", "provenance", "targets")),
 )
-"""Files that figures depend on: the packages and the suite, without what only describes, or runs on GPUs."""
-MEASURED_ON_GPUS = (*_PRODUCT, "benchmarks/gpu.py", "benchmarks/peers", "benchmarks/suite", *_EXCLUDED)
-"""The same for figures of GPUs."""
-PEERS = ("implicit", "buffalo", "lightfm-next", "torch", "fbgemm-gpu-cpu", "fbgemm_gpu-cpu", "torchrec")
+"""Files that figures depend on: the packages and the suite, without what only describes."""
+PEERS = ("implicit", "torch", "fbgemm-gpu-cpu", "fbgemm_gpu-cpu", "torchrec")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return cores, processor, caches as far as known, memory, and kernel."""
+    """Return cores, processor, memory, kernel, and the first GPU, if there is one."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     return {
@@ -50,6 +34,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "gpu": str(gpus[0]) if (gpus := find_gpus().gpus) else "",
         "virtual": "hypervisor" in facts.get("flags", ""),
     }
 
@@ -66,10 +51,10 @@ def describe_versions(environments: list[str]) -> dict[str, str]:
     return found | {name.replace("_", "-"): installed[name] for name in PEERS if name in installed}
 
 
-def commit(measured: Sequence[str] = MEASURED) -> str:
-    """Return the last commit that changed one of the files ``measured``, with a mark if they differ from it."""
+def commit() -> str:
+    """Return the last commit that changed one of the files ``MEASURED``, with a mark if they differ from it."""
     git = ["git", "-C", str(ROOT)]
-    log = [*git, "log", "-1", "--format=%h", "--abbrev=10", "--", *measured]
+    log = [*git, "log", "-1", "--format=%h", "--abbrev=10", "--", *MEASURED]
     identity = subprocess.run(log, check=True, capture_output=True, text=True).stdout.strip()
-    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *measured], check=False).returncode
+    differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *MEASURED], check=False).returncode
     return f"{identity}+changes" if differs else identity

@@ -18,23 +18,107 @@ import psutil
 
 from suite.cluster import cluster_runs
 from suite.environments import ensure_environment
+from suite.gpu import gpu_runs
 from suite.processes import MeasurementError, run_module
 from suite.training import bpr_job, train
 from suite.waiting import waiting_runs
 from suite.waiting_work import WaitingSizes
 from suite.work import Distribution, Draw, Work, make_work
 
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page.
+
+    Attributes:
+        title: Its heading.
+        text: What is measured, and how.
+        figures: The figures that its table shows, the first of which is compared.
+        references: Measurements that others of the same group are compared with: the first that has the figure.
+    """
+
+    title: str
+    text: str
+    figures: tuple[str, ...]
+    references: tuple[str, ...] = ()
+
+    def command(self, name: str) -> str:
+        """Return the command that measures the section ``name``."""
+        return f"make bench ARGS='--only {name}'"
+
+
 SECTIONS = {
-    "dense": "the time of a step against table rows: MXNet dense, MXNet row_sparse, Crossfade",
-    "single": "training in one process against peers",
-    "distributed": "2 workers that hold the tables, and 2 servers and 2 workers, against TorchRec and stock MXNet",
-    "products": "softmax gradients and evaluation against their bare matrix products",
-    "growth": "the time of a step against table rows, batch, columns, and negatives",
-    "cluster": "growth over servers and workers of both stores, with links of several bandwidths, and slow workers",
-    "waiting": "what people wait for besides training: preparing, a model from a frame, calls, commands, compiling",
-    "limits": "what memory, loopback, and matrix products reach on this machine",
+    "dense": Section(
+        "Dense against sparse",
+        """A step by rows of the table of customers. Dense gradients and updates are as large as the table; MXNet's
+        row_sparse updates are lazy, but its embedding's backward pass still visits a flag for every row. Crossfade uses
+        row-wise AdaGrad; MXNet has it too (GroupAdaGrad), and SGD, its cheapest update.""",
+        ("step_ms", "triples_per_second"),
+    ),
+    "single": Section(
+        "One machine",
+        """One process on all cores. implicit updates rows without locks in random order (hogwild) and draws negatives
+        by its own rule; the others apply exact steps of the batch.""",
+        ("triples_per_second", "step_ms"),
+        ("crossfade",),
+    ),
+    "distributed": Section(
+        "Servers and workers",
+        """All workers together, on the same machine: two workers that hold the tables themselves ("sharded"), and two
+        servers and two workers, or one of each, on MXNet's `dist_sync` store. TorchRec's ranks have one thread each and
+        exchange rows with Gloo; its kernels are fused, and "pipelined" is its TrainPipelineSparseDist. Stock MXNet is
+        Gluon's SparseEmbedding and Trainer on that store with its own server and optimizer; "stock-rows-only" computes
+        neither loss nor gradients, so it is an upper bound for any training on the stock store, not a training.""",
+        ("triples_per_second", "rows_per_second", "step_ms"),
+        ("crossfade",),
+    ),
+    "products": Section(
+        "Softmax and evaluation",
+        """Softmax gradients, and ranking all items, against bare matrix products of the same shapes in as many threads,
+        measured in turn, the best of several tilings.""",
+        ("share", "ratio", "engine_ms", "rank_ms", "products_ms"),
+    ),
+    "growth": Section(
+        "Growth",
+        """A step of Crossfade as one size grows: table rows in process, on two workers that hold the tables, and on two
+        servers and two workers; the batch; columns; and negatives of an example.""",
+        ("step_ms", "triples_per_second"),
+    ),
+    "cluster": Section(
+        "Growth over servers and workers",
+        """"Processes, S-W" has S servers and W workers on this machine's cores, without servers workers that hold the
+        tables: it shows what processes cost, not what more machines bring. "bandwidth, G" is the same work on two hosts,
+        network namespaces whose links the kernel limits to G Gbit/s in both directions (0: no limit): with one server
+        and one worker each, or ("sharded-") one worker that holds a part of the tables. What one TCP connection moves
+        between them was measured before each run; where that is less than the limit, the cores are the limit.""",
+        ("step_ms", "triples_per_second", "link_gbits", "bytes_pulled", "bytes_pushed"),
+    ),
+    "waiting": Section(
+        "Waiting",
+        """What people wait for besides training. `prepare`: `crossfade prepare --timestamp time --hold-out last-1` of
+        events with text IDs in Parquet and CSV, beside four plain DuckDB statements that number, join, and write, and
+        check nothing. `fit`: from a pandas frame of plays with planted tastes to a model, `crossfade.fit` with its
+        defaults beside implicit's alternating least squares (64 factors, 15 iterations), with ndcg@10 on other plays.
+        `calls`: a model that stays open. `commands`: from their start to their end. `compile`: what a first training
+        takes beyond the second. `evaluation`: its share of a default training.""",
+        (
+            *("seconds", "cpu_seconds", "events_per_second", "peak_gib", "ndcg@10"),
+            *("recommend_ms", "similar_ms", "second_seconds", "share"),
+        ),
+        ("plain", "implicit"),
+    ),
+    "gpu": Section(
+        "GPU",
+        """On the first GPU, which needs PyTorch for CUDA. IDs are of Zipf's law with exponent 1.1. Batches are made
+        beforehand, by the code with which a training makes them in a background thread; a step copies their indexes to
+        the GPU and waits for its result. Peers get IDs in page-locked memory, and wait only after the last step.
+        `tables` fill most of the GPU's memory, or have half of their rows in the host's. `train` is `crossfade train`.
+        `bandwidth` is an update of random rows against a copy in the GPU's memory.""",
+        ("triples_per_second", "step_ms", "prepare_ms", "device_gib", "host_gib", "share", "copy_gbytes"),
+        ("crossfade",),
+    ),
 }
-HOGWILD = {"implicit": "implicit_bpr", "buffalo": "buffalo_bpr", "lightfm": "lightfm_bpr"}
+HOGWILD = {"implicit": "implicit_bpr"}
 """Peers that take whole epochs: by environment, the script."""
 ENVIRONMENTS = [*HOGWILD, "torch"]
 MXNET_MODES = {
@@ -70,9 +154,8 @@ class Scale:
     """Sizes of the work, and how long each measurement runs.
 
     ``growth_rows`` are rows beside ``dense_rows``; ``server_rows`` those that grow in distributed jobs.
-    ``sharded_workers`` are counts of workers that hold the tables. ``gbits`` are bandwidths of links, and
-    ``slow_workers`` counts of workers with a share of a core, measured for ``slow_seconds``. Crossfade takes more steps
-    where the timed ones would take less than ``min_seconds``. ``waiting`` are that section's.
+    ``sharded_workers`` are counts of workers that hold the tables. ``gbits`` are bandwidths of links. Crossfade
+    takes more steps where the timed ones would take less than ``min_seconds``. ``waiting`` are that section's.
     """
 
     name: str
@@ -101,8 +184,6 @@ class Scale:
     cluster_workers: tuple[int, ...]
     sharded_workers: tuple[int, ...]
     gbits: tuple[int, ...]
-    slow_workers: tuple[int, ...]
-    slow_seconds: float
     waiting: WaitingSizes
 
 
@@ -133,8 +214,6 @@ FULL = Scale(
     cluster_workers=(1, 2, 4, 8),
     sharded_workers=(1, 2, 4, 8),
     gbits=(1, 10, 25),
-    slow_workers=(1, 2, 4),
-    slow_seconds=20.0,
     waiting=WaitingSizes(
         events=20_000_000,
         event_users=1_000_000,
@@ -174,8 +253,6 @@ QUICK = Scale(
     cluster_workers=(),
     sharded_workers=(1, 4),
     gbits=(1,),
-    slow_workers=(1, 2),
-    slow_seconds=3.0,
     waiting=WaitingSizes(
         events=200_000,
         event_users=10_000,
@@ -214,6 +291,10 @@ class Planner:
         self.folder = folder
         self._install = install
         self._steps: dict[tuple[object, ...], int] = {}
+
+    def environment(self, name: str) -> Path:
+        """Return the interpreter of a peer's environment."""
+        return ensure_environment(name, self._install)
 
     def work(self, distribution: Distribution = "uniform", customers: int | None = None) -> Work:
         """Return the IDs of a distribution."""
@@ -264,7 +345,7 @@ class Planner:
     ) -> dict[str, Any]:
         """Run a script of ``benchmarks/peers/`` in an environment, None: that of the project."""
         scale = self.scale
-        python = ensure_environment(environment, self._install) if environment else sys.executable
+        python = self.environment(environment) if environment else sys.executable
         task = {
             "ids": str(self.work(distribution, rows).ids),
             "customers": rows or scale.customers,
@@ -290,7 +371,7 @@ class Planner:
 
     def peer_script(self, script: str, environment: str, **task: Any) -> dict[str, Any]:
         """Run a script of ``benchmarks/peers/`` in an environment, with ``task`` instead of triples."""
-        python = ensure_environment(environment, self._install)
+        python = self.environment(environment)
         return run_module(python, f"peers.{script}", {"threads": threads(), **task}, TIMEOUT_SECONDS)
 
     def script(self, module: str, **task: Any) -> dict[str, Any]:
@@ -321,7 +402,7 @@ def measurements(scale: Scale, folder: Path, install: bool) -> Iterator[Measurem
         ("growth", _growth),
         ("cluster", cluster_runs),
         ("waiting", waiting_runs),
-        ("limits", _limits),
+        ("gpu", gpu_runs),
     ):
         for name, run in builder(planner):
             yield Measurement(section, f"{section}/{name}", run)
@@ -385,7 +466,3 @@ def _growth(planner: Planner) -> Runs:
         yield f"dim/{dim}", partial(planner.crossfade, dim=dim)
     for negatives in scale.negatives:
         yield f"negatives/{negatives}", partial(planner.crossfade, negatives=negatives)
-
-
-def _limits(planner: Planner) -> Runs:
-    yield "machine", partial(planner.script, "machine_limits")

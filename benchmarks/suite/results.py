@@ -96,14 +96,14 @@ class Results:
         ratios = [one / two for one, two in self._pairs(key, other, name)]
         return statistics.median(ratios) if ratios else None
 
-    def differences(self, key: str, other: str, name: str) -> list[float]:
-        """Return the figure of ``key`` minus that of ``other`` in the same repeat, of all repeats that have both."""
-        return [one - two for one, two in self._pairs(key, other, name)]
-
     def _pairs(self, key: str, other: str, name: str) -> list[tuple[float, float]]:
         both = [
             (self._results.get((key, result.repeat)), self._results.get((other, result.repeat)))
             for result in self
             if result.key == key
         ]
-        return [(one.values[name], two.values[name]) for one, two in both if one and two and not one.error + two.error]
+        return [
+            (one.values[name], two.values[name])
+            for one, two in both
+            if one and two and name in one.values.keys() & two.values.keys()
+        ]

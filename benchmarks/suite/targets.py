@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from suite.cluster import LOSSES, NO_SERVERS, USUAL, slow_key
 from suite.plan import STOCK_MODES, TORCHREC_VARIANTS, Scale
 from suite.results import Results
 from suite.waiting import COMMANDS
@@ -68,9 +67,7 @@ def all_targets(scale: Scale) -> list[Target]:
     for kind, name in (("sharded", "on 2 workers that hold the tables"), ("servers", "on 2 servers with 2 workers")):
         measure = partial(ratio_of, f"growth/{kind}/{most}", f"growth/{kind}/{least}", "step_ms")
         targets.append(Target(f"time of a step {name}, {most:,} rows over {least:,}", 1.25, False, measure))
-    if 4 in scale.slow_workers:
-        targets += _slow_targets()
-    return [*targets, *_waiting_targets()]
+    return [*targets, *_waiting_targets(), *_gpu_targets()]
 
 
 def _distributed_targets(ids: str) -> Iterator[Target]:
@@ -83,14 +80,6 @@ def _distributed_targets(ids: str) -> Iterator[Target]:
     yield Target(f"dist_sync over TorchRec's best plan, {ids}", 2.0, True, measure)
     measure = partial(_ratio_to_best, ids, "crossfade", STOCK_TRAINING, ROW_RATE)
     yield Target(f"dist_sync over training on stock MXNet, rows, {ids}", 2.0, True, measure)
-
-
-def _slow_targets() -> Iterator[Target]:
-    for loss in LOSSES:
-        measure = partial(ratio_of, slow_key(NO_SERVERS, loss, 4), slow_key(NO_SERVERS, loss, 1), RATE)
-        yield Target(f"sharded, four workers over one, slow workers, {loss}", 3.2, True, measure)
-    measure = partial(ratio_of, slow_key(USUAL, "softmax", 4), slow_key(USUAL, "softmax", 1), RATE)
-    yield Target("four workers over one, gradients the bottleneck", 3.5, True, measure)
 
 
 def _waiting_targets() -> Iterator[Target]:
@@ -110,6 +99,15 @@ def _waiting_targets() -> Iterator[Target]:
     yield Target("compiling kernels, processor seconds", 5.0, False, measure)
     measure = partial(median_of, "waiting/evaluation", "share")
     yield Target("evaluation, of the time of training", 0.1, False, measure, percent=True)
+
+
+def _gpu_targets() -> Iterator[Target]:
+    measure = partial(ratio_of, "gpu/bpr/crossfade", "gpu/bpr/fbgemm", RATE)
+    yield Target("GPU: BPR over FBGEMM", 1.2, True, measure)
+    measure = partial(ratio_of, "gpu/softmax/crossfade", "gpu/softmax/torch-sparse", RATE)
+    yield Target("GPU: softmax, batch negatives, over PyTorch's sparse embeddings", 5.0, True, measure)
+    measure = partial(median_of, "gpu/bandwidth/update", "share")
+    yield Target("GPU: update of rows, share of a copy's bandwidth", 0.6, True, measure, percent=True)
 
 
 def median_of(key: str, figure: str, results: Results) -> float | None:

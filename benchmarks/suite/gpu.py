@@ -1,34 +1,32 @@
-"""What is measured on a GPU, at full size, and at tiny sizes on the CPU to check the scripts.
+"""Measure steps on a GPU: at full size on the first card, at tiny sizes on the CPU to check the scripts.
 
-for measurement in gpu_measurements(FULL, folder, device="gpu:0", memory_bytes=80 * GIB):
-    measurement.run()       # a dict of figures, or MeasurementError
+for name, run in gpu_runs(planner):
+    run()       # figures of bpr/crossfade, or MeasurementError: there is no GPU
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from suite.environments import ensure_environment
-from suite.plan import GIB, Measurement, Runs, threads
-from suite.processes import run_module
+from crossfade.trainer.model.engines.cuda_driver import find_gpus
+from crossfade.trainer.model.engines.gpu_code import torch_reason
+from suite.processes import MeasurementError, run_module
 from suite.training import bpr_job, softmax_job, train
 from suite.work import Draw, Work, make_work
 
-SECTIONS = {
-    "bandwidth": "a copy in the memory of the GPU, and an update of rows",
-    "bpr": "steps of BPR against FBGEMM, PyTorch, and implicit",
-    "softmax": "steps of softmax over batch negatives against PyTorch, and in bfloat16",
-    "tables": "tables that fill most of the GPU's memory, and with half of the rows in the host's",
-    "train": "crossfade train, with reading and sampling",
-}
-ENVIRONMENTS = ("gpu_fbgemm", "gpu_implicit")
+if TYPE_CHECKING:
+    from suite.plan import Planner
+
+Runs = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
+GIB = 2**30
+
 CARD_SHARE, HOST_SHARE = 0.7, 0.6
 """The part of the GPU's memory that large tables take, and the part of the host's free memory that they may take.
 
@@ -104,13 +102,32 @@ TINY = GpuScale(
 )
 
 
-class Planner:
+class GpuPlanner:
     """Runs measurements of a scale on a device. IDs are generated when a measurement first needs them."""
 
-    def __init__(self, scale: GpuScale, folder: Path, device: str, memory_bytes: int) -> None:
-        """Keep IDs and runs below ``folder``; ``device``, as ``train.device`` names it, has ``memory_bytes``."""
-        self.scale, self.device = scale, device
-        self._folder, self._memory_bytes = folder, memory_bytes
+    def __init__(self, planner: Planner, *, on_cpu: bool) -> None:
+        """Keep IDs and runs below the folder of ``planner``."""
+        self.scale, self.device = (TINY, "cpu") if on_cpu else (FULL, "gpu:0")
+        self._folder, self._planner = planner.folder, planner
+
+    def _memory_bytes(self) -> int:
+        """Return the bytes of memory of the device.
+
+        Raises:
+            MeasurementError: there is no GPU that PyTorch can use.
+        """
+        if self.device == "cpu":
+            return psutil.virtual_memory().total
+        state = find_gpus()
+        reason = torch_reason(state.gpus[0]) if state.gpus else state.problem or "no NVIDIA driver, or no device"
+        if reason is not None:
+            raise MeasurementError(f"there is no GPU that can be used: {reason}")
+        return state.gpus[0].memory_bytes
+
+    def run(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Measure on a device that can be used."""
+        self._memory_bytes()
+        return measure()
 
     def work(self) -> Work:
         """Return the IDs that all measurements share, popular ones more often."""
@@ -145,14 +162,14 @@ class Planner:
     def large_tables(self, *, spilled: bool) -> dict[str, Any]:
         """Measure steps on large tables, of which half is in the memory of the host if ``spilled``."""
         scale, available = self.scale, psutil.virtual_memory().available
-        size = scale.table_bytes or int(min(CARD_SHARE * self._memory_bytes, HOST_SHARE * available))
+        size = scale.table_bytes or int(min(CARD_SHARE * self._memory_bytes(), HOST_SHARE * available))
         rows = size // (4 * scale.dim + STATE_BYTES)
         tables = {"customers": rows * 10 // 11, "tracks": rows // 11, "ids": None}
         return self.crossfade(**tables, memory_bytes=size // 2 if spilled else None)
 
     def peer(self, script: str, environment: str | None, **options: Any) -> dict[str, Any]:
         """Measure a peer in its environment, None: in ours."""
-        python = sys.executable if environment is None else ensure_environment(environment, install=True)
+        python = self._planner.environment(environment) if environment else sys.executable
         task = self._task(self.scale.batch, self.scale.steps)
         for name in ("batch", "steps", "warm_up"):
             task[name] = options.pop(name, task[name])
@@ -173,45 +190,29 @@ class Planner:
     def _task(self, batch: int, steps: int) -> dict[str, Any]:
         scale = self.scale
         sizes = {"customers": scale.customers, "tracks": scale.tracks, "dim": scale.dim}
-        run = {"batch": batch, "steps": steps, "warm_up": scale.warm_up, "threads": threads()}
+        run = {"batch": batch, "steps": steps, "warm_up": scale.warm_up, "threads": len(os.sched_getaffinity(0))}
         return {"ids": str(self.work().ids), **sizes, **run}
 
 
-def gpu_measurements(scale: GpuScale, folder: Path, device: str, memory_bytes: int) -> Iterator[Measurement]:
-    """Yield all measurements of a scale; peers that have environments of their own only on a GPU."""
-    planner = Planner(scale, folder, device, memory_bytes)
-    for section, builder in zip(SECTIONS, (_bandwidth, _bpr, _softmax, _tables, _train), strict=True):
-        for name, run in builder(planner):
-            yield Measurement(section, f"{section}/{name}", run)
-
-
-def _bandwidth(planner: Planner) -> Runs:
-    yield "update", planner.bandwidth
-
-
-def _bpr(planner: Planner) -> Runs:
-    yield "crossfade", planner.crossfade
-    if planner.device != "cpu":
-        yield "fbgemm", partial(planner.peer, "gpu_fbgemm", "gpu_fbgemm")
-    yield "crossfade-adam", partial(planner.crossfade, optimizer="adam")
-    yield "torch-sparse", partial(planner.peer, "gpu_torch_sparse", None, loss="bpr")
-    if planner.device != "cpu":
-        epochs = {"steps": planner.scale.epochs, "warm_up": 1}
-        yield "implicit", partial(planner.peer, "gpu_implicit", "gpu_implicit", **epochs)
-
-
-def _softmax(planner: Planner) -> Runs:
-    sizes = {"batch": planner.scale.softmax_batch, "steps": planner.scale.softmax_steps}
-    yield "crossfade", planner.softmax
-    yield "torch-sparse", partial(planner.peer, "gpu_torch_sparse", None, loss="softmax", **sizes)
-    yield "crossfade-bfloat16", partial(planner.softmax, compute_dtype="bfloat16")
-
-
-def _tables(planner: Planner) -> Runs:
-    yield "resident", partial(planner.large_tables, spilled=False)
-    yield "spilled", partial(planner.large_tables, spilled=True)
-
-
-def _train(planner: Planner) -> Runs:
-    for loss in ("bpr", "softmax"):
-        yield loss, partial(planner.train, loss)
+def gpu_runs(planner: Planner) -> Runs:
+    """Yield the measurements of the section; peers that have environments of their own only on a GPU."""
+    gpu = GpuPlanner(planner, on_cpu=planner.scale.name == "quick")
+    sizes = {"batch": gpu.scale.softmax_batch, "steps": gpu.scale.softmax_steps}
+    runs: dict[str, Callable[[], dict[str, Any]]] = {
+        "bandwidth/update": gpu.bandwidth,
+        "bpr/crossfade": gpu.crossfade,
+        "bpr/crossfade-adam": partial(gpu.crossfade, optimizer="adam"),
+        "bpr/fbgemm": partial(gpu.peer, "gpu_fbgemm", "gpu_fbgemm"),
+        "bpr/torch-sparse": partial(gpu.peer, "gpu_torch_sparse", None, loss="bpr"),
+        "softmax/crossfade": gpu.softmax,
+        "softmax/torch-sparse": partial(gpu.peer, "gpu_torch_sparse", None, loss="softmax", **sizes),
+        "softmax/crossfade-bfloat16": partial(gpu.softmax, compute_dtype="bfloat16"),
+        "tables/resident": partial(gpu.large_tables, spilled=False),
+        "tables/spilled": partial(gpu.large_tables, spilled=True),
+        "train/bpr": partial(gpu.train, "bpr"),
+        "train/softmax": partial(gpu.train, "softmax"),
+    }
+    if gpu.device == "cpu":
+        del runs["bpr/fbgemm"]
+    for name, run in runs.items():
+        yield name, partial(gpu.run, run)
