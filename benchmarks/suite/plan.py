@@ -88,9 +88,10 @@ SECTIONS = {
         "Growth over servers and workers",
         """"Processes, S-W" has S servers and W workers on this machine's cores, without servers workers that hold the
         tables: it shows what processes cost, not what more machines bring. "bandwidth, G" is the same work on two
-        hosts, network namespaces whose links the kernel limits to G Gbit/s in both directions (0: no limit): with one server
-        and one worker each, or ("sharded-") one worker that holds a part of the tables. What one TCP connection moves
-        between them was measured before each run; where that is less than the limit, the cores are the limit.""",
+        hosts, network namespaces whose links the kernel limits to G Gbit/s in both directions (0: no limit): with
+        one server and one worker each, or ("sharded-") one worker that holds a part of the tables. What one TCP
+        connection moves between them was measured before each run; where that is less than the limit, the cores are
+        the limit.""",
         ("step_ms", "triples_per_second", "link_gbits", "bytes_pulled", "bytes_pushed"),
     ),
     "waiting": Section(

@@ -2,8 +2,8 @@
 
 The pages in ``docs/`` are read on a code host too, so their links lead to other files of the repository. On the site,
 README.md and others outside ``docs/`` are pages, and so is each file that a page links to, such as a source file; links
-are changed accordingly. The help of commands, the options of all faces, the keys of jobs, and the Python reference are
-generated.
+are changed accordingly. The help of commands, the options of all faces, the keys of jobs, events, metrics, and the
+Python reference are generated.
 """
 
 import os
@@ -15,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 from notebooks import notebook_page
-from reference import JOB_MARK, commands_page, job_keys, options_page, python_page
+from reference import commands_page, events_markdown, job_keys, metrics_markdown, options_page, python_page
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").glob("*.ipynb"))]
@@ -27,6 +27,8 @@ PAGES = {
     **{path: str(PurePosixPath(path).with_suffix(".md")) for path in NOTEBOOKS},
 }
 """Pages of the site from outside ``docs/``, by their path in the repository."""
+GENERATED = {"configuration.md": job_keys, "events.md": events_markdown, "metrics.md": metrics_markdown}
+"""Pages of ``docs/`` that end in a generated reference, and what generates it."""
 SOURCES = "source"
 """Folder of the site with the pages of source files."""
 _CODE_BLOCK = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
@@ -52,10 +54,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Change a page's links into those of the site, and generate the keys of jobs."""
+    """Change a page's links into those of the site, and add the generated reference of ``GENERATED``."""
     uri = page.file.src_uri
-    if uri == "configuration.md":
-        markdown = markdown.partition(JOB_MARK)[0] + job_keys()
+    if uri in GENERATED:
+        markdown = f"{markdown}\n{GENERATED[uri]()}"
     path = next((path for path, page_uri in PAGES.items() if page_uri == uri), f"docs/{uri}")
     if not (ROOT / path).exists():  # generated, with links of the site
         return markdown

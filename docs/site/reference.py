@@ -17,10 +17,9 @@ from crossfade.cli.main import COMMANDS, load_command, make_parser
 from crossfade.deploy.serving import schemas
 from crossfade.trainer.config.json_schema import explain_fields
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.monitoring.names import ALL, GROUPS
 from crossfade.trainer.runs.events import EVENT_TYPES
 
-JOB_MARK, EVENTS_MARK = "## Job\n", "## Reference\n\n"
-"""Where docs/configuration.md and docs/events.md begin to be generated."""
 _COLUMNS = "100"
 
 
@@ -128,7 +127,7 @@ def _job_keys() -> Iterator[str]:
         model = JobConfig
         for part in named:
             model = model.model_fields[part].annotation  # type: ignore[assignment]
-        yield from ([f"## {section}", ""] if named else [JOB_MARK.strip(), ""])
+        yield from ([f"## {section}", ""] if named else ["## Job", ""])
         yield from [str(model.__doc__).splitlines()[0], "", "| key | type | default | meaning |", "|---|---|---|---|"]
         for key, kind, default, meaning in fields:
             cells = (f"`{key}`", kind, default if default == "required" else f"`{default}`", meaning)
@@ -137,8 +136,8 @@ def _job_keys() -> Iterator[str]:
 
 
 def events_markdown() -> str:
-    """Describe every event and its fields in Markdown: the generated part of the page."""
-    sections = []
+    """Describe every event and its fields, a table for each kind."""
+    sections = ["## Reference"]
     for kind, event in EVENT_TYPES.items():
         types = get_type_hints(event)
         rows = [
@@ -148,6 +147,17 @@ def events_markdown() -> str:
         header = [f"### `{kind}`", "", event.__doc__ or "", "", "| Field | Type | Meaning |", "| --- | --- | --- |"]
         sections.append("\n".join([*header, *rows]))
     return "\n\n".join(sections) + "\n"
+
+
+def metrics_markdown() -> str:
+    """Describe every metric of the catalog in a table."""
+    rows = [
+        f"| `{each.name}` | {each.kind} | {', '.join(f'`{label}`' for label in each.labels)} | {each.unit} | "
+        f"{GROUPS[each.group]} | {each.description} |"
+        for each in ALL
+    ]
+    head = ["## Reference", "", "| name | type | labels | unit | process | meaning |", "|---|---|---|---|---|---|"]
+    return "\n".join([*head, *rows]) + "\n"
 
 
 def _joined_by_bars(annotation: Any) -> Any:

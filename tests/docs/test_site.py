@@ -90,6 +90,11 @@ def test_page_of_options_has_types_defaults_and_limits_of_each_face(site: Path) 
         assert title in text
 
 
+def test_keys_events_and_metrics_are_on_their_pages(site: Path) -> None:
+    for page, name in (("configuration", "train.epochs"), ("events", "kernels_differ"), ("metrics", "crossfade_step")):
+        assert f"<code>{name}</code>" in (site / f"{page}.html").read_text(encoding="utf-8")
+
+
 def test_python_reference_has_every_public_name(site: Path) -> None:
     page = (site / "python-reference.html").read_text(encoding="utf-8")
     public = {name for name in crossfade.__all__ if not name.startswith("_")}

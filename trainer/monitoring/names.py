@@ -1,4 +1,4 @@
-"""The catalog of all metrics: name, type, unit, labels and meaning. ``docs/metrics.md`` has them as a table.
+"""The catalog of all metrics: name, type, unit, labels and meaning. The site of the documentation has them as a table.
 
     yield names.STEPS.single(1200)
     yield names.ACTIVE_ROWS.family((("track",), 5e6), (("customer",), 2e6))

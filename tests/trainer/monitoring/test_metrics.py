@@ -1,7 +1,6 @@
 """The catalog of metrics, and the collectors that expose them. Nothing is trained."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from crossfade.trainer.monitoring.registry import ProcessMetrics, TableMetrics
 from crossfade.trainer.runs.events import CheckpointFailed, CheckpointSaved, MetricsAddress
 from crossfade.trainer.training.worker_metrics import TrainingMetrics
 
-ROOT = Path(__file__).resolve().parents[3]
 LABELS = {
     *("version", "python", "split", "metric", "phase", "table", "result", "array", "state", "process", "reason"),
     *("host", "address", "stage"),
@@ -63,16 +61,6 @@ def test_name_stays_within_its_label(name: str) -> None:
     metrics.set_identity(0)
     [(labels, rows)] = samples(metrics.text().decode())["crossfade_updated_rows_total"]
     assert (labels, rows) == ({"run": name, "role": "worker", "rank": "0", "table": name}, 5.0)
-
-
-def test_documented_table_equals_the_catalog() -> None:
-    rows = [
-        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.unit} | "
-        f"{names.GROUPS[metric.group]} | {metric.description} |".replace("|  |", "| |")
-        for metric in names.ALL
-    ]
-    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert [line for line in text.splitlines() if line.startswith("| `crossfade_")] == rows
 
 
 def test_metrics_are_exposed_once_labels_are_complete() -> None:

@@ -1,13 +1,7 @@
-"""Events as typed objects, as JSON, and as documented.
+"""Events as typed objects and as JSON."""
 
-``python tests/trainer/runs/test_events.py --write`` writes the generated part of docs/events.md again.
-"""
-
-import argparse
 import json
 import math
-import runpy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,10 +21,6 @@ from crossfade.trainer.runs.events import (
     to_record,
 )
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
-PAGE = DOCS / "events.md"
-_reference = runpy.run_path(str(DOCS / "site" / "reference.py"))
-MARK, events_markdown = _reference["EVENTS_MARK"], _reference["events_markdown"]
 STEP = StepEvent(
     epoch=1,
     step=2,
@@ -109,14 +99,3 @@ def test_kinds_are_distinct_and_fields_documented() -> None:
     for event in EVENT_TYPES.values():
         assert event.__doc__
         assert all(field.description for field in event.model_fields.values())
-
-
-def test_docs_are_those_of_the_code() -> None:
-    assert PAGE.read_text(encoding="utf-8").partition(MARK)[2] == events_markdown()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", required=True, help="write the generated part of the page")
-    parser.parse_args()
-    PAGE.write_text(PAGE.read_text(encoding="utf-8").partition(MARK)[0] + MARK + events_markdown(), encoding="utf-8")
