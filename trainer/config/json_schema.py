@@ -5,7 +5,7 @@
         print(key, type_name, default, description)
 
 Types, defaults, enumerations, bounds and descriptions are those of the pydantic models. Checks of several keys together
-are validators there, which pydantic cannot translate; ``_RULES`` states those that a schema can express.
+are validators there, which a schema does not have: ``crossfade train`` reports them.
 """
 
 from __future__ import annotations
@@ -22,91 +22,6 @@ from crossfade.trainer.config.schema import JobConfig
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 Schema = dict[str, Any]
-
-
-def _has(**values: Any) -> Schema:
-    """Match an object that has all of these keys, each with the value or the schema that is given."""
-    return {
-        "properties": {key: value if isinstance(value, dict) else {"const": value} for key, value in values.items()},
-        "required": list(values),
-    }
-
-
-_RULES: tuple[tuple[str, Schema, Schema], ...] = (
-    (
-        "several workers of cluster.store mxnet need a server",
-        _has(cluster=_has(store="mxnet", workers={"minimum": 2})),
-        _has(cluster=_has(servers={"minimum": 1})),
-    ),
-    (
-        "cluster.store sharded has no servers: the workers hold the tables",
-        _has(cluster=_has(store="sharded")),
-        {"properties": {"cluster": {"properties": {"servers": {"const": 0}}}}},
-    ),
-    (
-        "set either cluster.hosts or cluster.one_role_per_host",
-        _has(cluster=_has(one_role_per_host=True)),
-        {"properties": {"cluster": {"properties": {"hosts": {"const": 1}}}}},
-    ),
-    (
-        "a GPU as train.device needs train.engine torch or mxnet",
-        _has(train=_has(device={"type": "string", "pattern": "^gpu"})),
-        {"properties": {"train": {"properties": {"engine": {"not": {"const": "cpu"}}}}}},
-    ),
-    (
-        "train.compute_dtype bfloat16 needs train.engine torch",
-        _has(train=_has(compute_dtype="bfloat16")),
-        _has(train=_has(engine="torch")),
-    ),
-    (
-        "train.compute_dtype bfloat16 is for negatives that examples share",
-        _has(train=_has(compute_dtype="bfloat16")),
-        {"properties": {"negatives": {"properties": {"kind": {"not": {"const": "per_example"}}}}}},
-    ),
-    (
-        "train.tables device needs train.engine torch, and a run in one process",
-        _has(train=_has(tables="device")),
-        {
-            **_has(train=_has(engine="torch")),
-            "not": _has(cluster={"anyOf": [_has(servers={"minimum": 1}), _has(workers={"minimum": 2})]}),
-        },
-    ),
-    (
-        "negatives.logq_correction needs loss softmax, and negatives that are sampled",
-        _has(negatives=_has(logq_correction=True)),
-        {
-            "properties": {
-                "loss": {"const": "softmax"},
-                "negatives": {"properties": {"kind": {"not": {"const": "all"}}}},
-            }
-        },
-    ),
-    (
-        "top_k needs loss softmax",
-        _has(top_k={"type": "integer"}),
-        {"properties": {"loss": {"const": "softmax"}}},
-    ),
-    (
-        "top_k needs all items, or negatives of which it is known how often each is drawn",
-        {
-            **_has(top_k={"type": "integer"}),
-            "anyOf": [
-                _has(negatives=_has(kind={"enum": ["in_batch", "mixed"]})),
-                _has(negatives=_has(kind={"enum": ["shared", "per_example"]}, sampling="popularity")),
-            ],
-        },
-        _has(negatives=_has(logq_correction=True)),
-    ),
-    (
-        "hosts that share no folder need checkpoint.path on S3",
-        {
-            **_has(cluster=_has(shared_run_dir=False, hosts={"minimum": 2})),
-            "anyOf": [_has(cluster=_has(servers={"minimum": 1})), _has(cluster=_has(workers={"minimum": 2}))],
-        },
-        _has(checkpoint=_has(path={"type": "string", "pattern": "^s3://"})),
-    ),
-)
-"""What must hold where a condition holds: why, the condition, and the consequence."""
 
 
 class _Generator(GenerateJsonSchema):
@@ -126,9 +41,8 @@ def job_schema() -> Schema:
         for key in section["properties"].values():
             if "$ref" in key:
                 key.pop("default", None)  # the keys of the section have their own
-    rules = [{"$comment": why, "if": condition, "then": consequence} for why, condition, consequence in _RULES]
     described = {"title": "Crossfade job", "description": "A complete job: what 'crossfade train' runs."}
-    return {"$schema": _DIALECT, **generated, **described, "allOf": rules}
+    return {"$schema": _DIALECT, **generated, **described}
 
 
 _TYPE_NAMES = {"str": "text", "int": "integer", "float": "number"}
