@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +9,17 @@ from typing import Any
 
 import pytest
 from command_here import crossfade_here
-from fuzzed_json import corrupt_json, fuzz, fuzz_range, judge
 from page_text import rows_of, text_of
 from recorded_service import make_record
 from run_folders import state, write_run
 
-from crossfade.cli.status import _service
 from crossfade.deploy.dashboard import page
-from crossfade.deploy.dashboard.page_elements import Selection
 from crossfade.deploy.dashboard.run_reader import Runs
 from crossfade.deploy.dashboard.service_reader import ServiceReader, ServiceSummary
 from crossfade.deploy.refresh.versions import EventFile, ServiceVersions
 from crossfade.trainer.monitoring.thresholds import STALE_EVENTS_SECONDS
 
 NEWEST = 1_790_000_000
-CASES, FIRST = fuzz_range(100)
 
 
 def write_music(folder: Path, *records: dict[str, Any]) -> Path:
@@ -156,27 +151,6 @@ def test_damaged_files_are_alerts_and_what_can_be_read_is_shown(music: Path) -> 
     reader.summarize(NEWEST)
     (music / "version-000001.json").write_text(make_record(1).model_dump_json())
     assert reader.summarize(NEWEST).records[0].number == 1
-
-
-@pytest.mark.slow
-def test_corrupt_records_are_shown_or_named(music: Path) -> None:
-    contents = {path: path.read_bytes() for path in (music / "version-000003.json", music / "current.json")}
-
-    def show() -> None:
-        found = look(music)
-        assert [str(part) for part in (*_service(found), page.service_versions(found, {}))]
-        assert text_of([page.service_boxes([found], Selection([], "music")), page.service_head(found)])
-        assert "version-000003.json" in str(found.alerts) or found.records[-1].number == 3
-
-    def records(draw: random.Random) -> str | None:
-        path = draw.choice(sorted(contents))
-        try:
-            path.write_bytes(corrupt_json(draw, contents[path]))
-            return judge(music, show, ())
-        finally:
-            path.write_bytes(contents[path])
-
-    fuzz(CASES, FIRST, records)
 
 
 def test_versions_are_a_table_that_leads_to_their_runs(music: Path) -> None:
