@@ -91,29 +91,6 @@ def run_until(agent: Agent, condition: Callable[[], object]) -> None:
     wait_until(holds, "the agent's reaction")
 
 
-def test_new_coordinator_is_joined_without_roles_and_the_earlier_one_is_ignored(
-    agent: Agent, coordinator: ScriptedCoordinator
-) -> None:
-    coordinator.set(generation=5)
-    run_until(agent, lambda: coordinator.last.generation == 5)
-    earlier = children()
-    coordinator.set(coordinator="c2", action="wait")
-    run_until(agent, lambda: coordinator.last.coordinator == "c2")
-    assert (coordinator.last.generation, coordinator.last.ended_generation) == (None, 0)
-    assert not any(child.is_running() for child in earlier)
-    coordinator.set(coordinator="c2")
-    run_until(agent, lambda: coordinator.last.generation == 1)
-    for action in ("wait", "run", "leave"):
-        coordinator.set(coordinator="c1", action=action, generation=2)
-        sent = coordinator.last.number
-        run_until(agent, lambda sent=sent: coordinator.last.number > sent + 1)
-        assert (coordinator.last.coordinator, agent.final_state) == ("c2", None)
-    # It does not renew the lease either.
-    run_until(agent, lambda: coordinator.last.ended_generation == 1)
-    coordinator.set(coordinator="c2", generation=2)
-    run_until(agent, lambda: coordinator.last.generation == 2)
-
-
 def test_killed_role_is_reported_with_its_log(agent: Agent, coordinator: ScriptedCoordinator) -> None:
     coordinator.set(roles=("server-0", "server-1"))
     run_until(agent, lambda: coordinator.last.generation == 1 and len(children()) == 2)
@@ -150,20 +127,6 @@ def test_agent_lease_is_shorter_than_the_coordinators() -> None:
 
     # Connecting, sending and receiving may each take as long as a request may wait.
     assert AGENT_LEASE_SECONDS + 2 * REQUEST_TIMEOUT_SECONDS + POLL_SECONDS < LEASE_SECONDS
-
-
-@pytest.mark.parametrize("how", ["another job", "no folder for logs"])
-def test_roles_that_cannot_start_are_a_failure(agent: Agent, coordinator: ScriptedCoordinator, how: str) -> None:
-    if how == "another job":
-        coordinator.set(job_digest="0" * 64)
-    else:
-        coordinator.folder.logs.write_text("a file where the folder should be")
-        coordinator.set()
-    run_until(agent, lambda: coordinator.last.failure)
-    assert coordinator.last.failure is not None
-    assert "could not be started: " in coordinator.last.failure.message
-    assert ("is not the job that the coordinator runs" in coordinator.last.failure.message) == (how == "another job")
-    assert children() == []
 
 
 def test_roles_get_numbers_for_gpus_and_neither_token_nor_secret_where_others_can_read(
