@@ -73,20 +73,6 @@ def test_continued_version_answers_as_a_complete_copy(undisturbed: ServiceFolder
             assert names[0].search("c4", 99) == names[1].search("c4", 99)
 
 
-def test_same_dataset_shares_files_and_others_are_copied(undisturbed: ServiceFolder, tmp_path: Path) -> None:
-    written(undisturbed, 3, tmp_path / "earlier")
-    card = written(undisturbed, 3, tmp_path / "continued", tmp_path / "earlier")
-    assert card.continues == card.fingerprint
-    shared = [name for name in card.files if (tmp_path / "continued" / name).stat().st_nlink == 2]
-    assert sorted(shared) == ["counts.npy", "histories/items", "histories/starts", "histories/weights", NAMES]
-    # Neither an earlier version of the service nor one that is damaged is continued.
-    assert written(undisturbed, 2, tmp_path / "before", tmp_path / "earlier").continues is None
-    damaged = tmp_path / "earlier" / NAMES
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-    assert written(undisturbed, 3, tmp_path / "again", tmp_path / "earlier").continues is None
-    open_version(tmp_path / "again").close()
-
-
 def test_interrupted_version_leaves_the_one_that_it_continues(
     undisturbed: ServiceFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
