@@ -14,7 +14,6 @@ from crossfade.base.machine import Machine
 from crossfade.cli.main import make_parser
 from crossfade.deploy.capacity.plan import check_fit, check_fits_this_machine, format_gib, plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
-from crossfade.deploy.cluster import store_choice
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic import write_synthetic
@@ -46,41 +45,6 @@ def test_printed_plan_names_every_process_and_its_memory(
         assert f"\n{line}" in printed
     assert "\nFITS: the fullest host needs " in printed
     assert {path.name for path in tmp_path.iterdir()} == {"data", "job.yaml"}
-
-
-@pytest.mark.slow
-def test_plan_of_workers_that_hold_the_tables_has_no_servers(
-    planted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shape = ("--set", "cluster.store=sharded", "--workers", 4, "--hosts", 2)
-    printed = planned(capsys, planted, *shape)
-    assert "planted: 4 workers, which hold the tables, 2 hosts" in printed
-    for line in (
-        "host 0: train, worker-0, worker-2 ",
-        "  customer: weights of 75 rows ",
-        "  rows sent to and received",
-    ):
-        assert f"\n{line}" in printed
-    assert not re.search(r"server|scheduler", printed)
-    found = json.loads(planned(capsys, planted, "--json", *shape))
-    assert [table["weights_bytes"] for table in found["tables"]] == [300 * 8 * 4, 200 * 8 * 4]
-    assert found["hosts"][1]["processes"] == ["train", "worker-1", "worker-3"]
-    monkeypatch.setattr(store_choice, "find_spec", lambda _name: None)  # without MXNet
-    printed = planned(capsys, planted, "--servers", 2, "--workers", 3)
-    assert "planted: 3 workers, which hold the tables, one host" in printed
-
-
-@pytest.mark.slow
-def test_evaluation_follows_the_sample(planted: Path) -> None:
-    def pairs_of(queries: object, final: object) -> int:
-        job = load_job(planted, [f"evaluate.max_queries={queries}", f"evaluate.final={final}"])
-        parts = {part.what: part.bytes for part in plan_capacity(read_inputs(job)).processes[0].parts}
-        return parts["held-out and excluded items"]
-
-    pairs = pairs_of("all", "all")
-    assert pairs_of("auto", "auto") == pairs, "fewer queries than the least sample"
-    assert pairs_of(30, 30) == pytest.approx(pairs / 10, rel=0.1)
-    assert pairs_of(30, "all") == pairs, "test has more queries than valid"
 
 
 @pytest.mark.parametrize(

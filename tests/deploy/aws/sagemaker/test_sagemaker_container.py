@@ -15,7 +15,7 @@ from paced_training import Training, pace
 from running_command import started, succeeded
 from sagemaker_folders import JOB, SECTIONS, assert_same_model, parameters_of, prepare
 
-from crossfade.base.errors import ClusterError, InputError
+from crossfade.base.errors import InputError
 from crossfade.deploy.aws.sagemaker.container import MAX_FAILURE_CHARACTERS, Hosts, Paths, read_job
 
 
@@ -102,19 +102,6 @@ def test_default_is_one_server_and_worker_per_host(tmp_path: Path, monkeypatch: 
         read_job(
             Paths(prepare(tmp_path / "d", {**parameters, "checkpoint.path": "null"}, hosts)), Hosts(hosts[0], hosts)
         )
-
-
-def test_first_host_does_not_depend_on_the_order_of_the_list(tmp_path: Path) -> None:
-    names = [f"algo-{number}" for number in (10, 2, 1, 11)]
-    hosts = Hosts.read(Paths(prepare(tmp_path, {}, names, "algo-2")))
-    assert (hosts.current, hosts.names) == ("algo-2", ("algo-1", "algo-2", "algo-10", "algo-11"))
-    assert hosts.first == "algo-1"
-
-
-def test_host_that_resolves_to_loopback_uses_its_interface_address() -> None:
-    assert Hosts("localhost", ("localhost",), "lo").address() == "127.0.0.1"
-    with pytest.raises(ClusterError, match=r"cannot resolve the name of this host, algo-1\.invalid"):
-        Hosts("algo-1.invalid", ("algo-1.invalid",)).address()
 
 
 @pytest.mark.slow
