@@ -6,12 +6,13 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from command_here import crossfade_here
 from crashing_storage import Crash
-from refreshed_service import ServiceFolder, crash_at, plays, rejected
+from refreshed_service import EVENTS, ServiceFolder, crash_at, plays, rejected
 from running_command import succeeded
 from serving import running_server
 from waiting import wait_until
@@ -192,3 +193,18 @@ def test_service_is_forgotten_as_a_whole(service: ServiceFolder) -> None:
     assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
     forgotten(service, "c0")
     rejected(service.command("rollback"), "earlier versions may have vectors of IDs that were forgotten")
+
+
+def test_version_keeps_events_to_continue_on(service: ServiceFolder) -> None:
+    service.add(3, plays(3).set_column(0, "user", pa.array(["c9"] * EVENTS)))
+    succeeded(service.command("refresh"))
+    known = vectors(service, "c9")
+    (service.folder / "ids.txt").write_text("c9\n")
+    refused = crossfade_here("forget", service.path, "--ids", service.folder / "ids.txt")
+    rejected(refused, "version 3 took events of these IDs only")
+    assert knows(service, "c9"), "nothing was deleted"
+    service.add(4)
+    succeeded(service.command("refresh"))
+    assert "version-000003-data: forgot 1 row" in forgotten(service, "c9")
+    succeeded(service.command("refresh"))
+    assert list(traces(service, "c9", known)) == []
