@@ -184,30 +184,6 @@ def test_set_up_installs_once_reinstalls_after_changes_and_resumes(checkout: Che
     assert "is not the one that requirements.lock names" in rejected.stderr.splitlines()[-1]
 
 
-@pytest.mark.slow
-def test_set_up_of_the_sample_installs_its_packages_and_the_whole_one_adds_the_rest(checkout: Checkout) -> None:
-    checkout.provide_libraries()
-    checkout.add_locked_wheel("second")
-    checkout.add_locked_wheel("third", via="fourth")
-    checkout.add_locked_wheel("fourth", via="first")
-    offline = {"PYTHON": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "."}
-
-    sample = checkout.set_up("sample", **offline)
-    assert sample.returncode == 0, sample.stderr
-    modules = {path.stem for path in checkout.site_packages.glob("*.py")}
-    assert {"first", "third", "fourth"} <= modules
-    assert "second" not in modules
-    assert checkout.set_up("sample").stdout == ""
-
-    assert "missing: libgomp.so.1" in checkout.rejection(**offline)
-    checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
-    everything = checkout.set_up(**offline)
-    assert everything.returncode == 0, everything.stderr
-    assert "installing the project" not in everything.stdout
-    assert (checkout.site_packages / "second.py").exists()
-    assert checkout.set_up("sample").stdout == ""
-
-
 HOROVOD_LOCK, TORCH_LOCK = "deploy/requirements-horovod.lock", "docker/requirements-torch.lock"
 SPARK_LOCK = "deploy/requirements-spark.lock"
 

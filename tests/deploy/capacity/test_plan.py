@@ -1,12 +1,10 @@
 """The plan that ``crossfade plan`` prints, whether a job fits, and the advice if it does not."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
-from command_here import crossfade_here
 
 from crossfade.base import machine as machine_module
 from crossfade.base.errors import InputError
@@ -110,17 +108,3 @@ def test_each_advice_makes_the_job_fit_and_is_minimal(tmp_path: Path, kind: str)
     assert verdict(f"cluster.hosts={few - 1}", f"cluster.{kind}s={max(2, few - 1)}") != "fits"
     tiny = read_inputs(load_job(path, ["optimizer.kind=sgd"]))
     assert check_fit(tiny, plan_capacity(tiny), Machine("a tiny machine", 2**20)).advice == ()
-
-
-@pytest.mark.slow
-def test_train_rejects_a_job_that_does_not_fit_with_planned_figures(planted: Path, tmp_path: Path) -> None:
-    wide = ("--servers", 2, "--set", "model.dim=200000000")
-    result = crossfade_here("plan", planted, "--json", *wide, cwd=tmp_path)
-    assert result.returncode == 1, result.stderr
-    plan = json.loads(result.stdout)
-    rejected = crossfade_here("train", planted, "--run-dir", "run", *wide, cwd=tmp_path)
-    assert rejected.returncode == 2
-    assert f"all processes of a host {format_gib(plan['hosts'][0]['required_bytes'])}, but " in rejected.stderr
-    for table in plan["tables"]:
-        assert format_gib(table["weights_bytes"] + table["state_bytes"]) in rejected.stderr
-    assert not (tmp_path / "run").exists()

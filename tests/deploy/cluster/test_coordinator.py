@@ -4,15 +4,14 @@ That one generation runs at a time, and that the job gets on, whatever happens, 
 """
 
 import pytest
-from scripted_agents import GRACE, KILLED, RESTARTS, STALL, Cluster, Host, saved, step
+from scripted_agents import KILLED, RESTARTS, STALL, Cluster, Host, saved, step
 
 from crossfade.base.errors import ClusterError
 from crossfade.deploy.aws.spot import NOTICE_SECONDS
 from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
-from crossfade.deploy.cluster.job_state import GenerationSpec, State
+from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
 from crossfade.deploy.cluster.messages import Failure
-from crossfade.deploy.topology import Address
 from crossfade.trainer.runs.events import (
     CheckpointFailed,
     EpochEvent,
@@ -145,62 +144,6 @@ def test_job_is_done_once_all_results_are_written(
         assert (found.get("after_results"), len(left) == 2) in {(True, True), (None, False)}
     if state is State.DONE:
         assert (alone.local.desired.action, alone.local.desired.exit_code) == ("leave", 0)
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("in time", "after step 8, of which there is a checkpoint"),
-        ("fails later", "after step 8, of which there is a checkpoint"),
-        ("too late", f"without a checkpoint, which took more than {GRACE:g} s to write"),
-        ("fails", f"without a checkpoint: {KILLED.message}"),
-        ("untrained", "before it took a step, so without a new checkpoint"),
-        ("finishes", None),
-        ("waiting", "while nothing ran"),
-        ("preparing", "while nothing ran"),
-        ("backing off", "while nothing ran"),
-        ("terminating", f"after {KILLED.message}"),
-        ("draining", "after step 8, of which there is a checkpoint"),
-        ("interrupted", "after step 8, of which there is a checkpoint"),
-    ],
-)
-def test_stop_ends_the_job_with_what_was_saved(how: str, message: str | None) -> None:
-    cluster = Cluster(hosts=2)
-    other = cluster.join("10.0.0.2") if how != "waiting" else cluster.local
-    if how not in {"waiting", "preparing"}:
-        cluster.start()
-        cluster.local.report_events(PhaseEvent(name="tables") if how == "untrained" else step(1))
-    notice = {"interruption_notice": NOTICE} if how in {"draining", "interrupted"} else {}
-    if notice:
-        (other if how == "draining" else cluster.local).heartbeat(**notice)
-    if how == "backing off":
-        cluster.fail()
-        cluster.start()
-        cluster.fail()
-    if how == "terminating":
-        cluster.local.heartbeat(failure=KILLED)
-    cluster.coordinator.stop()
-    cluster.wait(GRACE - 1)
-    cluster.coordinator.stop()  # a second request does not extend the grace period
-    if cluster.state is State.STOPPING:
-        assert {host.desired.action for host in cluster.hosts} == {"stop"}
-        if how == "fails":
-            cluster.fail()
-        elif how != "too late":
-            cluster.local.report_events(*[] if how == "finishes" else [SAVED, STOPPED], **notice)
-            cluster.local.heartbeat(failure=KILLED) if how == "fails later" else cluster.local.finish_roles()
-            other.finish_roles()
-    if how == "interrupted":
-        assert (other.heartbeat().exit_code, cluster.coordinator.interruption_notice()) == (75, NOTICE)
-    cluster.wait(2)
-    assert cluster.state is (State.DONE if message is None else State.STOPPED)
-    assert cluster.coordinator.message == (message or "")
-    cluster.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
-    assert cluster.local.heartbeat().action == "leave"
-    # An agent without the final answer is waited for, until its lease is over.
-    assert cluster.coordinator.remote_hosts() == (["host 10.0.0.2"] if how != "waiting" else [])
-    cluster.wait_silently(LEASE_SECONDS + 1)
-    assert cluster.coordinator.remote_hosts() == []
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,13 @@
 import http.client
 import json
 import pickle
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from http import HTTPStatus
 from typing import Any
 
 import pytest
 from scripted_agents import Cluster, Host, step
 
-from crossfade.base.errors import ClusterError
-from crossfade.deploy.cluster import coordinator_http
-from crossfade.deploy.cluster.agent import CoordinatorUnreachable
 from crossfade.deploy.cluster.coordinator_http import MAX_BODY_BYTES, RemoteCoordinator, serve_coordinator
 from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.cluster.messages import NumberedEvent
@@ -101,26 +96,3 @@ def test_invalid_heartbeat_is_rejected(
     assert answer[0] == status
     assert message in answer[1]["error"]
     assert cluster.coordinator.remote_hosts() == []
-
-
-def test_unreachable_coordinator_is_distinguished_from_another_server(
-    served: tuple[Cluster, Address], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster, address = served
-    report = Host(cluster, "127.0.0.2").make_heartbeat()
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        port = silent.getsockname()[1]
-        with pytest.raises(CoordinatorUnreachable, match=f"127.0.0.1:{port} cannot be reached: .*refused"):
-            RemoteCoordinator(Address("127.0.0.1", port), TOKEN).send_heartbeat(report)
-        silent.listen()
-        with monkeypatch.context() as patch:
-            patch.setattr(coordinator_http, "REQUEST_TIMEOUT_SECONDS", 0.1)
-            with pytest.raises(CoordinatorUnreachable, match="no answer in time"):
-                RemoteCoordinator(Address("127.0.0.1", port), TOKEN).send_heartbeat(report)
-    answers = {HTTPStatus.NOT_FOUND: (ClusterError, "not a coordinator of this version: 404")}
-    answers[HTTPStatus.INTERNAL_SERVER_ERROR] = CoordinatorUnreachable, "answers with error 500"
-    for answer, (kind, message) in answers.items():
-        monkeypatch.setattr(coordinator_http._Handler, "_answer_to", lambda *_, answer=answer: (answer, "no"))
-        with pytest.raises(kind, match=message):
-            RemoteCoordinator(address, TOKEN).send_heartbeat(report)

@@ -48,18 +48,6 @@ class SearchedJob:
         wait_until(reached, f"the state {state}")
 
 
-def test_slow_search_delays_neither_agents_nor_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    searching = SearchedJob(tmp_path, monkeypatch, resume=True)
-    for _ in range(3):
-        searching.search.run_once(searching.cluster.coordinator)
-        assert searching.cluster.local.heartbeat().action == "wait"
-    wait_until(lambda: searching.asked, "the search")
-    assert searching.cluster.state is State.PREPARING
-    searching.cluster.coordinator.stop()
-    assert searching.cluster.state is State.STOPPED
-    searching.may_answer.set()
-
-
 @pytest.mark.parametrize(
     ("error", "state"),
     [

@@ -22,9 +22,8 @@ from waiting import wait_until
 from crossfade.deploy.dashboard.app import make_app
 from crossfade.deploy.dashboard.explored_models import ExploredModels
 from crossfade.deploy.dashboard.run_reader import Runs
-from crossfade.trainer.recommend.model import Model, open_model
-from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
-from crossfade.trainer.runs.options import ModelSource
+from crossfade.trainer.recommend.model import Model
+from crossfade.trainer.recommend.options import SimilarOptions
 
 pytestmark = pytest.mark.slow
 
@@ -143,33 +142,6 @@ def test_item_is_searched_and_neighbors_are_followed_by_keyboard_alone(
         page.go_forward()
         page.reload()
         expect(title).to_have_text(f"Neighbors of {name_of(ROW)}")
-
-
-def test_recommendations_are_beside_the_history(
-    browser: Browser, address: str, client: FlaskClient, workspace: Path
-) -> None:
-    found = answer(client, "recommendations", customer=CUSTOMER)
-    with closing(open_model(ModelSource.of(source=workspace / "runs" / "one"), print)) as model:
-        rows_QK, _ = model.use(lambda opened: opened.recommend(np.array([3]), RecommendOptions()))
-    assert [row["name"] for row in found["rows"]] == [name_of(row) for row in rows_QK[0].tolist()]
-    assert [row["weight"] for row in found["history"]] == sorted(
-        (row["weight"] for row in found["history"]), reverse=True
-    )
-    with opened(browser, address, run="one") as visit:
-        page = visit.page
-        expect(page.locator("#customer-hint")).to_have_text("An ID, such as c000")
-        box = page.get_by_role("textbox", name="Customer")
-        box.fill(CUSTOMER)
-        box.press("Enter")
-        expect(page.locator("#recommendations-title")).to_have_text(f"Recommendations for customer {CUSTOMER}")
-        assert names_in(table(visit, "^Recommended")) == [row["name"] for row in found["rows"]]
-        past = table(visit, f"^History: the 10 largest weights of {found['history_items']}")
-        assert names_in(past) == [row["name"] for row in found["history"]]
-        page.wait_for_url(f"**/explore?run=one&customer={CUSTOMER}")
-        box.fill("nobody")
-        page.get_by_role("button", name="Show").click()
-        expect(page.get_by_role("alert")).to_have_text("errorthere is no customer with the ID or name 'nobody'")
-        expect(page.locator("#recommendations")).to_be_hidden()
 
 
 # ---- models

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -91,19 +90,6 @@ def test_interrupted_version_leaves_the_one_that_it_continues(
     card = written(undisturbed, 3, versions.next_path(), path)
     assert card.continues is not None
     verify_files(path, VersionCard.model_validate_json((path / CARD_FILE).read_text()).files, CARD_FILE, "")
-
-
-def test_version_is_not_deleted_while_it_is_open(undisturbed: ServiceFolder, tmp_path: Path) -> None:
-    versions = Versions(tmp_path)
-    written(undisturbed, 3, tmp_path / "000001")
-    versions.publish(tmp_path / "000001")
-    shutil.copytree(tmp_path / "000001", tmp_path / "000002")
-    versions.publish(tmp_path / "000002")
-    with closing(open_version(tmp_path / "000001")):
-        assert not versions.delete_earlier()
-    assert (tmp_path / "000001" / CARD_FILE).exists()
-    assert versions.delete_earlier()
-    assert sorted(path.name for path in tmp_path.glob("0*")) == ["000002"]
 
 
 def answers(server: RunningServer) -> dict[str, Any]:

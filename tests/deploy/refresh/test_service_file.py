@@ -105,23 +105,6 @@ def test_invalid_file_is_rejected_with_the_key_before_anything_is_done(
     rejected(crossfade_here("refresh", written(tmp_path, **keys)), "music.yaml: ", phrase)
 
 
-@pytest.mark.parametrize(
-    ("text", "phrase"),
-    [
-        (None, "music.yaml: no such file"),
-        ("name: [\n", "music.yaml"),
-        ("- music\n", "not the file of a service"),
-        ("events: [a.parquet]\n", "name"),
-        ("name: music\nevents: []\n", "events: list should have at least 1 item"),
-    ],
-)
-def test_files_that_are_no_service_are_rejected(tmp_path: Path, text: str | None, phrase: str) -> None:
-    path = tmp_path / "music.yaml"
-    if text is not None:
-        path.write_text(text)
-    rejected(crossfade_here("rollback", path), phrase)
-
-
 def test_version_fails_below_the_share_by_more_than_the_error() -> None:
     guard = Guard.parse(" recall@20>=0.9*last ")
     assert guard == Guard("recall@20", 0.9)

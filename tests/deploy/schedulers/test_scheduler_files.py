@@ -60,22 +60,6 @@ def test_memory_is_the_peak_of_each_host_with_headroom(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "image"),
-    [
-        ({}, "cpu"),
-        ({"engine": "torch"}, "torch"),
-        ({"device": "gpu"}, "torch"),
-        ({"engine": "mxnet", "device": "gpu"}, "cu112"),
-    ],
-)
-def test_default_image_has_the_engine_of_the_job(folder: Path, train: dict[str, str], image: str) -> None:
-    options = [f"--set=train.{key}={value}" for key, value in train.items()]
-    plan = ("plan", "job.yaml", *SIZES, "--to", "kubernetes", "--out", "images", "--data", "s3://music/plays", *options)
-    succeeded(crossfade_here(*plan, cwd=folder))
-    assert f"image: crossfade:{image}\n" in (folder / "images" / "planted.yaml").read_text()
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("--to slurm", "--to slurm: name the folder of the files, as in --out slurm"),

@@ -1,7 +1,6 @@
 """``crossfade submit sagemaker``: its requests, options that it rejects, and documented requests."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from aws_server import AwsServer
 from running_command import succeeded
 from submitting_sagemaker import IMAGE, ROLE, submit
 
-from crossfade.deploy.aws.sagemaker.container import Hosts, Paths, read_job
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
 from crossfade.deploy.aws.sagemaker.request import Submission, make_request
 from crossfade.trainer.config.loading import load_job
@@ -139,21 +137,3 @@ def test_invalid_options_are_rejected_before_anything_starts(
     assert result.returncode == 2, result.stderr
     assert expected in result.stderr.splitlines()[-1]
     assert aws.calls_of("CreateTrainingJob") == []
-
-
-def test_hyperparameters_reproduce_the_submitted_job(job: Path, tmp_path: Path) -> None:
-    overrides = ["optimizer.weight_decay=1.0e-6", "train.patience=null", "data.since=2024-05-01", "name=a_b-c"]
-    submitted = load_job(job, [*overrides, "cluster.shared_run_dir=false", "cluster.grace_period_seconds=90"])
-    config = tmp_path / "ml" / "input" / "config"
-    config.mkdir(parents=True)
-    parameters = {**make_request(submission(submitted))["HyperParameters"], "sagemaker_region": "us-east-1"}
-    (config / "hyperparameters.json").write_text(json.dumps(parameters))
-    assert read_job(Paths(tmp_path / "ml"), Hosts("algo-1", ("algo-1",))) == submitted
-
-
-def shorthand(text: str) -> Any:
-    """Parse a value as the AWS command line does: ``A=1,B={C=x}``."""
-    pairs = re.findall(r"(\w+)=(\{(?:[^{}]|\{[^{}]*\})*\}|[^,{}]+)", text)
-    if pairs and "=" in text:
-        return {name: shorthand(value[1:-1] if value[0] == "{" else value) for name, value in pairs}
-    return int(text) if text.isdecimal() else text
