@@ -25,7 +25,7 @@ EXTRAS_IN_IMAGE = --constraint requirements.lock --extra aws --extra dashboard -
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 $(EXTRAS_IN_IMAGE)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-kernels test-docker chaos chaos-long bench bench-data quality screenshots docs lint types format lock clean setup horovod spark torch
+.PHONY: help train test test-fast test-kernels test-docker chaos chaos-long bench bench-data quality docs lint types format lock clean setup horovod spark torch
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -34,9 +34,6 @@ help: ## list the targets
 train: ## train on Last.fm, print similar artists and recommendations, draw a map
 	@sh deploy/setup.sh sample
 	.venv/bin/crossfade demo
-
-data/lastfm/manifest.json: | setup
-	.venv/bin/crossfade prepare --sample lastfm --out data/lastfm
 
 test: setup ## run all tests, the fast ones first
 	.venv/bin/python -m pytest -m "not docker" $(IN_PROCESSES) $(ARGS)
@@ -65,9 +62,6 @@ bench: setup ## measure against peers and the machine, and write docs/performanc
 
 bench-data: setup ## measure how fast events are prepared, and how that grows
 	.venv/bin/python benchmarks/preparing.py $(ARGS)
-
-screenshots: data/lastfm/manifest.json | setup ## train, and retake the pictures in docs/; needs chromium and make train
-	.venv/bin/python tests/support/take_screenshots.py $(ARGS)
 
 quality: setup ## train on published splits and write docs/quality.md; resumes (CROSSFADE_DATA=folder)
 	.venv/bin/python benchmarks/quality.py $(ARGS)

@@ -31,26 +31,13 @@ inputs() {
 
 python_version() { "$1" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
 
-distribution() {
-    # shellcheck disable=SC1090,SC2153
-    (. "${OS_RELEASE:-/etc/os-release}" && echo "$ID ${VERSION_ID:-}") 2>/dev/null || true
-}
-
-how_to_get_python() {
-    elsewhere="get one with \`uv python install 3.11\` (or pyenv), then: make test PYTHON=\"\$(uv python find --system 3.11)\""
-    case $(distribution) in
-        'debian 12') echo 'apt-get install python3.11 python3.11-venv' ;;
-        'ubuntu 22.04') echo 'apt-get install python3.11 python3.11-venv (from universe)' ;;
-        debian* | ubuntu*) echo "this release has no python3.11 package: $elsewhere" ;;
-        *) echo "$elsewhere" ;;
-    esac
-}
+how_to_get_python='on Debian 12 and Ubuntu 22.04, apt-get install python3.11 python3.11-venv; elsewhere `uv python install 3.11` (or pyenv), then: make PYTHON="$(uv python find --system 3.11)"'
 
 # Print the Python 3.11 to use.
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
         found=$(python_version "$PYTHON")
-        [ "$found" = 3.11 ] || fail "PYTHON=$PYTHON is ${found:+Python }${found:-no working Python}, not Python 3.11: $(how_to_get_python)"
+        [ "$found" = 3.11 ] || fail "PYTHON=$PYTHON is ${found:+Python }${found:-no working Python}, not Python 3.11: $how_to_get_python"
         echo "$PYTHON"
         return
     fi
@@ -60,7 +47,7 @@ find_python() {
             return
         fi
     done
-    fail "no Python 3.11 on PATH: $(how_to_get_python)"
+    fail "no Python 3.11 on PATH: $how_to_get_python"
 }
 
 # MXNet's wheel, for Linux on x86-64 only, includes neither libgomp nor libquadmath.
@@ -95,14 +82,6 @@ END
         esac
     done
     [ -z "$packages" ] || fail "missing: $names (on Debian and Ubuntu: apt-get install$packages)"
-}
-
-check_disk() {
-    free_kb=$(df -Pk . | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9][0-9]*% .*/\1/p')
-    used_kb=$(du -sk "$venv" 2>/dev/null | sed 's/[^0-9].*//') || true
-    free_mb=$(((${free_kb:-999999999} + ${used_kb:-0}) / 1024))
-    [ "$free_mb" -ge "$needed_mb" ] ||
-        fail "not enough disk space: .venv needs about $needed_mb MB, and $PWD has $free_mb MB. Free some, or move the checkout"
 }
 
 # Succeed if .venv has Python 3.11 and pip, and was created in this folder, which its commands name.
@@ -210,7 +189,6 @@ else
     found=
 fi
 check_system "$python"
-check_disk
 [ "$python" = "$venv/bin/python" ] || create_venv "$python"
 rm -f "$stamp"
 : >"$log"

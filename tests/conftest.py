@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,17 +82,6 @@ def gpu_device() -> str:
     from gpu_machine import usable_gpus
 
     return usable_gpus()[0][0]
-
-
-@pytest.fixture
-def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return a function that shifts when this machine started, as the kernel reports it once its clock was set."""
-    started = psutil.boot_time()
-
-    def shift(seconds: float) -> None:
-        monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: started + seconds)
-
-    return shift
 
 
 @pytest.fixture(scope="session")

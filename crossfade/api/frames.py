@@ -14,7 +14,6 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from crossfade.base.errors import InputError
-from crossfade.base.packages import pandas_conflict
 from crossfade.trainer.prepare.source_columns import check_columns, source_columns
 
 FrameKind = Literal["pandas", "polars", "duckdb", "arrow"]
@@ -34,7 +33,7 @@ def frame_kind(data: object) -> FrameKind | None:
 
 def default_kind() -> FrameKind:
     """Return the kind of results for data that came from files: pandas if it can be imported, otherwise Arrow."""
-    return "pandas" if find_spec("pandas") is not None and pandas_conflict() is None else "arrow"
+    return "pandas" if find_spec("pandas") is not None else "arrow"
 
 
 def open_batches(data: Any, columns: Mapping[str, str], name: str = "plays") -> pa.RecordBatchReader:

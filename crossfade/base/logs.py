@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -115,24 +116,12 @@ class StderrHandler(logging.Handler):
 
 
 class RoleLogHandler(StderrHandler):
-    """Writes records to the log of a process that runs for long, and goes on where its disk is full."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._omitted = 0
+    """Writes records to the log of a process that runs for long, and goes on without them where its disk is full."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write ``record``, after the number of those before it that could not be written."""
-        try:
-            if self._omitted:
-                missing = f"{self._omitted} records are missing here: they could not be written"
-                values = {**vars(record), "msg": missing, "args": (), "exc_info": None, "levelno": logging.WARNING}
-                sys.stderr.write("\n")  # a part of the first of them may have been written
-                super().emit(logging.makeLogRecord({**values, "levelname": "WARNING"}))
-                self._omitted = 0
+        """Write ``record``, unless the disk is full."""
+        with suppress(OSError):
             super().emit(record)
-        except OSError:
-            self._omitted += 1
 
 
 class LogOptions(Options):

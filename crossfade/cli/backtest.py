@@ -57,10 +57,9 @@ def run(options: BacktestCommand) -> int:
         ClusterError: a training failed.
     """
     from crossfade.deploy.tuning.backtest import Backtest
-    from crossfade.deploy.tuning.study_folder import study_errors
     from crossfade.display import progress_bars
 
-    with closing(Backtest.open(options)) as backtest, study_errors(backtest.folder):
+    with closing(Backtest.open(options)) as backtest:
         metric, manifest = backtest.job.evaluate.best_metric, backtest.source.manifest
 
         def print_window(result: WindowResult) -> None:

@@ -58,15 +58,14 @@ def run(options: TuneOptions) -> int:
         ClusterError: several trials in a row failed.
     """
     from crossfade.deploy.tuning.study import TuningStudy
-    from crossfade.deploy.tuning.study_folder import plan_study, study_errors
+    from crossfade.deploy.tuning.study_folder import plan_study
     from crossfade.display import progress_bars
 
     plan = plan_study(options)
-    with study_errors(plan.folder):
-        study = TuningStudy(plan, stop_requested=lambda: stopper.number is not None)
-        with stopper.deferred(), progress_bars() as bars:
-            bars.phase("tuning", _epochs(plan), "epoch")
-            study.run(bars.advance)
+    study = TuningStudy(plan, stop_requested=lambda: stopper.number is not None)
+    with stopper.deferred(), progress_bars() as bars:
+        bars.phase("tuning", _epochs(plan), "epoch")
+        study.run(bars.advance)
     trials = study.trials()
     ended = sum(trial.value is not None for trial in trials)
     stopper.check(f"after {ended} of {sum(rung.trials for rung in plan.rungs)} trials; {_AGAIN}")

@@ -11,7 +11,6 @@ import sys
 from contextlib import suppress
 
 from crossfade.base.errors import command
-from crossfade.base.machine import OomKills
 from crossfade.base.text import error_line
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
 from crossfade.deploy.cluster.role_environment import socket_path
@@ -51,7 +50,7 @@ class RoleProcess:
         self.log = folder.logs / f"{role.name}.log"
         self.error: RoleError | None = None
         """The first error event."""
-        self._partial_event, self._oom_kills = b"", OomKills.of_this_process()
+        self._partial_event = b""
         self._socket = socket_path(role, variables)
         self.pipe, role_end = os.pipe()
         os.set_blocking(self.pipe, False)
@@ -140,9 +139,8 @@ class RoleProcess:
             )
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         details = f"{tail}log: {self.log}"
-        if code == -signal.SIGKILL and self._oom_kills.have_risen():
-            how = "was killed for lack of memory"
-            details += f"; {command('plan')} has the memory that each process needs"
+        if code == -signal.SIGKILL:
+            details += f"; if that was for lack of memory, {command('plan')} has what each process needs"
         return Failure(
             message=f"{self.role.name} {how}",
             details=details,

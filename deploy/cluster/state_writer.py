@@ -22,7 +22,6 @@ from contextlib import suppress
 from typing import Any, Self
 
 from crossfade.base.errors import CrossfadeError, as_typed
-from crossfade.base.machine import OomKills
 from crossfade.base.processes import started_at
 from crossfade.base.text import error_line
 from crossfade.trainer.runs.events import (
@@ -65,7 +64,6 @@ class StateWriter:
         self._folder = folder
         self._source: StateSource = lambda: {"state": "starting", "generation": 0, "processes": {}}
         self._started = time.time()
-        self._oom_kills = OomKills.of_this_process().source
         self._work = UnsavedWork(0, time.monotonic())
         self._failure: dict[str, Any] | None = None
         """The record of the last failure, of those of this command."""
@@ -145,9 +143,7 @@ class StateWriter:
         self._write_state({**self._source(), "message": ""})
 
     def _write_state(self, state: dict[str, Any]) -> None:
-        kills = {"source": str(self._oom_kills), "count": OomKills(self._oom_kills).count}
         header = {"time": time.time(), "started": self._started, "command": self._command, "failure": self._failure}
-        header["oom_kills"] = kills  # by which readers detect why the command has ended, if it could not write that
         with suppress(OSError):  # readers detect a stale file by its timestamp
             self._folder.write_state({**header, **state})
 

@@ -148,13 +148,6 @@ class ProcessState(BaseModel):
     load: Load = Load()
 
 
-class OomKillsOfState(BaseModel):
-    """The count of processes that the kernel killed for lack of memory, and the file that has it."""
-
-    source: str
-    count: Whole | None = None
-
-
 class StateFile(BaseModel):
     """The parts of ``state.json`` that are shown. Times are Unix times."""
 
@@ -164,7 +157,6 @@ class StateFile(BaseModel):
     started: UnixTime | None = None
     generation: Whole = 0
     command: dict[str, Any] = {}
-    oom_kills: OomKillsOfState | None = None
     processes: dict[str, ProcessState] = {}
     warnings: list[str] = []
 

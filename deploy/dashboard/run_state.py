@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from crossfade.base.formatting import duration, size
-from crossfade.base.machine import OomKills, is_source
 from crossfade.base.processes import started_at
 from crossfade.base.text import error_line
 from crossfade.deploy.cluster.state_writer import IN_PROCESS
 from crossfade.deploy.dashboard.alert import Alert
 from crossfade.deploy.dashboard.figures import ENDED, Summary
-from crossfade.deploy.dashboard.run_reader import RunReader, StateFile
+from crossfade.deploy.dashboard.run_reader import RunReader
 from crossfade.trainer.monitoring.thresholds import (
     MIN_FREE_MEMORY_RATIO,
     OVERDUE_CHECKPOINTS,
@@ -47,7 +45,7 @@ def find_state(run: RunReader, now: float) -> tuple[str, str]:
     if state in ENDED:
         return state, run.state.message
     if silent_seconds > GONE_SECONDS and _is_gone(run.state.command):
-        return "lost", f"the process of its command no longer exists: {_why_gone(run.state)}"
+        return "lost", "the process of its command no longer exists: it was killed, or its machine restarted"
     if silent_seconds > SILENT_SECONDS:
         return "lost", f"its command has not updated the state for {duration(silent_seconds)}"
     return state, ""
@@ -77,14 +75,6 @@ def _is_gone(command: dict[str, Any]) -> bool:
         return True
     except (KeyError, TypeError, ValueError, OverflowError, psutil.Error):
         return False
-
-
-def _why_gone(state: StateFile) -> str:
-    """Return why a command of this host may have ended: by the kernel's count of kills for lack of memory."""
-    kills = state.oom_kills
-    if kills is not None and is_source(Path(kills.source)) and OomKills(Path(kills.source), kills.count).have_risen():
-        return "the kernel has killed a process for lack of memory since; 'crossfade plan' has what it needs"
-    return "it was killed, or its machine restarted"
 
 
 def find_alerts(run: RunReader, summary: Summary, now: float) -> list[Alert]:

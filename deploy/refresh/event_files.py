@@ -4,16 +4,15 @@
     arrivals.plan()                                 # what fits into one version
     arrivals.reasons()                              # why the others are not taken, a line each
 
-A local file is taken once it has not been written for ``settle_seconds``; a text file without a final newline may be
-half written, and is taken after twelve times as long. With ``prepare: {on_bad_line: skip}``, a file that cannot be read
-is set aside, so that it does not keep the others waiting: a version takes it without its events, until it changes.
+A local file is taken once it has not been written for ``settle_seconds``. With ``prepare: {on_bad_line: skip}``, a file
+that cannot be read is set aside, so that it does not keep the others waiting: a version takes it without its events,
+until it changes.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,7 +21,6 @@ from typing import NamedTuple
 
 from crossfade.base.errors import InputError, Option, Text, escape_unprintable
 from crossfade.base.formatting import duration
-from crossfade.base.io.regular_files import open_regular
 from crossfade.base.text import counted
 from crossfade.deploy.refresh.service_file import ServiceConfig
 from crossfade.deploy.refresh.versions import EventFile, ServiceVersions
@@ -30,8 +28,6 @@ from crossfade.trainer.prepare.input_files import RawFile, Source, find_arriving
 
 MAX_FILES = 50_000
 """Files that a version takes, at most: records and manifests, which list them, are read up to 64 MiB."""
-_UNFINISHED_FACTOR = 12
-_TEXT_FORMATS = {"csv", "tsv", "jsonl", "lightgcn"}
 _logger = logging.getLogger(__name__)
 
 
@@ -157,29 +153,7 @@ def find_arrivals(config: ServiceConfig, versions: ServiceVersions) -> Arrivals:
 
 def _seconds_left(source: Source, settle_seconds: float, now: float) -> float:
     """Return in how many seconds a file may be taken; objects on S3 appear complete."""
-    if not isinstance(source, RawFile):
-        return 0.0
-    left = source.path.stat().st_mtime + settle_seconds - now
-    longer = left + (_UNFINISHED_FACTOR - 1) * settle_seconds
-    if left > 0 or longer <= 0 or not _lacks_newline(source):
-        return left
-    whole = duration(_UNFINISHED_FACTOR * settle_seconds)
-    _warn_once(f"{source}: has no newline at its end, and may be half written; taken {whole} after its last change")
-    return longer
-
-
-def _lacks_newline(file: RawFile) -> bool:
-    """Return whether a text file that is not compressed has no newline at its end, and can be read."""
-    if file.format not in _TEXT_FORMATS:
-        return False
-    try:
-        with os.fdopen(open_regular(file.path), "rb") as opened:
-            if not opened.read(1):
-                return True
-            opened.seek(-1, os.SEEK_END)
-            return opened.read(1) not in (b"\n", b"\r") and file.compression() is None
-    except OSError:
-        return False  # The reader of its events reports the error.
+    return source.path.stat().st_mtime + settle_seconds - now if isinstance(source, RawFile) else 0.0
 
 
 _warned: set[str] = set()

@@ -18,7 +18,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -115,8 +114,7 @@ class ServiceConfig(Section):
     )
     settle_seconds: Annotated[float, Field(ge=0)] = Field(
         5.0,
-        description="leave a local file for the next time if it was written less than this before, and a text file "
-        "without a final newline if less than 12 times this",
+        description="leave a local file for the next time if it was written less than this before",
     )
     keep_versions: Annotated[Integer, Field(ge=2)] = Field(3, description="published versions to keep for a rollback")
 
@@ -271,15 +269,6 @@ def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def _with_text_dates(value: Any) -> Any:
-    """Return ``value`` with the dates that YAML finds in it as the text they were, which is what options take."""
-    if isinstance(value, Mapping):
-        return {key: _with_text_dates(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_with_text_dates(each) for each in value]
-    return value.isoformat() if isinstance(value, date) else value
-
-
 def load_service(path: Path) -> ServiceConfig:
     """Read and check the file of a service.
 
@@ -293,7 +282,7 @@ def load_service(path: Path) -> ServiceConfig:
         raise InputError(f"{path}: no such file; expected the YAML file of a service: {shown} has one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    values = _with_text_dates(parse_job_text(text, str(path)))
+    values = parse_job_text(text, str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path}: not the file of a service: expected keys such as 'name:' and 'events:'")
     try:

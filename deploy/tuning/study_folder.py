@@ -5,14 +5,13 @@ FOLDER/  job.yaml  study.lock  a run folder and a log for each training, and stu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from crossfade.base.errors import CrossfadeError, InputError, Option
-from crossfade.base.io.disk_errors import is_full_disk, write_failure
+from crossfade.base.errors import InputError, Option
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.file_lock import try_lock
 from crossfade.deploy.tuning.options import TuneOptions
@@ -114,24 +113,6 @@ def _lock(folder: Path) -> IO[bytes]:
         lock.close()
         raise InputError(f"{folder}: another process runs this study; wait for it, or ", OTHER_FOLDER) from None
     return lock
-
-
-@contextmanager
-def study_errors(folder: Path) -> Iterator[None]:
-    """Raise an ``OSError`` of a full disk inside the block as one that names the disk of the study in ``folder``.
-
-    Raises:
-        CrossfadeError: the disk is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        if not is_full_disk(error):
-            raise
-        raise CrossfadeError(
-            f"{folder}: could not be written: {write_failure(error, folder)}; make room, and repeat the command, which "
-            "resumes the study"
-        ) from error
 
 
 def write_best(folder: Path, parameters: Mapping[str, Any]) -> None:

@@ -2,12 +2,11 @@
 
 import pytest
 
-from crossfade import display
 from crossfade.base import logs
 from crossfade.display import TrainDisplay
 from crossfade.kvstore import compile_notice
 from crossfade.terminal import Progress
-from crossfade.trainer.runs.events import EpochEvent, FailureEvent, RestartEvent, StepEvent
+from crossfade.trainer.runs.events import EpochEvent, RestartEvent, StepEvent
 
 VALID = {
     f"{kind}@{k}": 0.123456789 for kind in ("recall", "ndcg", "map", "mrr", "hit_rate") for k in (1, 5, 10, 20, 50)
@@ -91,30 +90,4 @@ def test_restart_says_how_much_is_lost(capsys: pytest.CaptureFixture[str]) -> No
         "crossfade: x; restarting (generation 2) from step 4; lost: 333 steps since the last checkpoint, 5.6 s",
         "crossfade: x; restarting (generation 3) from the beginning; lost: 1 step since the beginning",
         "crossfade: x; restarting (generation 4) from step 4; lost: no step",
-    ]
-
-
-@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 1), (10.0, 0)])
-def test_phase_has_lines_in_a_log_if_it_takes_long(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seconds: float, lines: int
-) -> None:
-    logs.configure_console()
-    monkeypatch.setattr(display, "_LINE_SECONDS", seconds)
-    with display.progress_bars() as bars:
-        bars.phase("read events", 5_000, "B")
-        bars.advance(2_500)
-    printed = capsys.readouterr().err.splitlines()
-    assert printed[-1:] == ["crossfade: read events: 2.50k of 5.00k in 00:00"] * lines
-
-
-def test_only_a_failure_after_the_results_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure_console()
-    failure = FailureEvent(
-        generation=1, role="worker-0", host="b2", cause="was killed by SIGABRT", ends_run=False, step=9, lost_steps=0
-    )
-    with TrainDisplay("ndcg@10") as shown_run:
-        shown_run.show(failure)  # the restart that follows names it
-        shown_run.show(failure.model_copy(update={"after_results": True}))
-    assert capsys.readouterr().err.splitlines() == [
-        "crossfade: worker-0 on b2 was killed by SIGABRT, after all results were written: nothing is lost"
     ]

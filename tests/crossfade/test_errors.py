@@ -14,9 +14,7 @@ from running_command import single_line, succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.cli.main import main
-from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.kvstore import jit
-from crossfade.trainer.model.engines.engine import local_rank
 
 Rejected = Callable[..., str]
 
@@ -104,19 +102,6 @@ def test_missing_package_is_reported(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert f"needs the package '{package}" in train_rejected(*options)
-
-
-READERS: dict[str, Callable[[], object]] = {
-    "CROSSFADE_AGENT_PID": die_with_agent,
-    "CROSSFADE_LOCAL_RANK": lambda: local_rank(0),
-}
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_invalid_number_in_the_environment_is_rejected(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv(name, "-1")
-    with pytest.raises(InputError, match=f"{name} is '.*', expected an integer from "):
-        READERS[name]()
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -92,10 +91,3 @@ def test_installed_package_trains_on_every_kind_of_frame(
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("artist") == 3
-
-
-def test_classifiers_name_the_supported_versions() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    name = "Programming Language :: Python :: "
-    found = [line.removeprefix(name) for line in project["classifiers"] if line.startswith(name)]
-    assert found == list(VERSIONS)

@@ -11,12 +11,9 @@ from paced_training import paced
 from run_folders import state, step, write_run
 from running_command import records, succeeded
 
-from crossfade.base.errors import InputError
 from crossfade.cli.main import make_parser
 
 pytestmark = pytest.mark.slow
-
-DIM = 8
 
 
 def status(workspace: Path, *arguments: object) -> list[dict[str, Any]]:
@@ -94,15 +91,3 @@ def test_several_runs_are_a_table_with_alerts(tmp_path: Path, capsys: pytest.Cap
     assert [line.split()[:2] for line in printed[1:3]] == [["damaged", "failed"], ["fine", "done"]]
     assert any(line.startswith("damaged: warning: report.json cannot be read") for line in printed)
     assert "damaged: critical: no" in printed
-
-
-def test_missing_run_is_rejected_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = crossfade_here("status", cwd=tmp_path)
-    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
-    assert "runs: is not there" in result.stderr
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file: is a file"):
-        printed_by(tmp_path / "file", capsys=capsys)
-    (tmp_path / "runs").mkdir()
-    assert printed_by(tmp_path / "runs", capsys=capsys) == "no runs yet\n"
-    assert printed_by(tmp_path / "runs", "--json", capsys=capsys) == '{"runs": [], "services": []}\n'

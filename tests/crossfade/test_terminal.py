@@ -1,7 +1,6 @@
 """Text from data on a terminal: no command prints what could control it."""
 
 import ast
-import json
 import logging
 import signal
 import subprocess
@@ -18,7 +17,6 @@ from running_command import succeeded
 
 from crossfade.base import logs
 from crossfade.base.errors import OptionError, escape_unprintable, to_json_line
-from crossfade.cli.main import main
 from crossfade.terminal import TableOptions, print_line, print_result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,14 +36,6 @@ def test_controls_are_escaped_and_names_of_all_languages_kept() -> None:
     assert escape_unprintable(CONTROLS) == ESCAPED
     assert escape_unprintable(READABLE) == READABLE
     assert escape_unprintable("\udc9b") == "\\udc9b"  # of a file name that is not UTF-8
-
-
-def test_json_has_no_controls_and_the_same_value() -> None:
-    value = {"name": [CONTROLS, READABLE, "\U000e0001"]}
-    line = to_json_line(value)
-    assert_harmless(line)
-    assert READABLE in line
-    assert json.loads(line) == value
 
 
 def test_result_is_printed_as_json_as_csv_or_for_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,12 +130,6 @@ def test_no_command_prints_controls_of_names(hostile: Path) -> None:
         assert result.returncode == 2
         assert_harmless(result.stderr)
         assert "\\u202egnp" in result.stderr
-
-
-def test_usage_error_prints_no_controls(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["similar", "run", "x", f"--option{CONTROLS[:-1]}"])
-    assert_harmless(capsys.readouterr().err)
 
 
 @pytest.mark.slow

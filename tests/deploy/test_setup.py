@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from late_tests import run_order
 from needs import LINUX
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -121,46 +120,9 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("release", "advice"),
-    [
-        ('ID=debian\nVERSION_ID="12"', "apt-get install python3.11 python3.11-venv"),
-        ('ID=ubuntu\nVERSION_ID="22.04"', "apt-get install python3.11 python3.11-venv (from universe)"),
-        ('ID=debian\nVERSION_ID="13"', "no python3.11 package: get one with `uv python install 3.11`"),
-        ("ID=arch", "get one with `uv python install 3.11` (or pyenv), then: make test PYTHON="),
-        (None, "get one with `uv python install 3.11` (or pyenv), then: make test PYTHON="),
-    ],
-)
-def test_missing_python_names_how_to_get_it_on_this_system(
-    checkout: Checkout, release: str | None, advice: str
-) -> None:
-    os_release = checkout.root / "os-release"
-    if release:
-        os_release.write_text(release)
-    line = checkout.rejection(OS_RELEASE=str(os_release))
-    assert "no Python 3.11 on PATH" in line
-    assert advice in line
-
-
-def test_python3_of_another_version_is_ignored(checkout: Checkout) -> None:
-    checkout.stub("python3", "echo 3.13")
-    assert "no Python 3.11 on PATH" in checkout.rejection()
-
-
 def test_named_python_of_another_version_is_rejected_with_its_version(checkout: Checkout) -> None:
     other = checkout.stub("other-python", "echo 3.12")
     assert f"PYTHON={other} is Python 3.12, not Python 3.11" in checkout.rejection(PYTHON=str(other))
-
-
-def test_named_python_that_does_not_run_is_rejected(checkout: Checkout) -> None:
-    assert "PYTHON=/nowhere/python is no working Python" in checkout.rejection(PYTHON="/nowhere/python")
-
-
-def test_python_without_ensurepip_names_the_package(checkout: Checkout) -> None:
-    checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
-    checkout.stub_module("ensurepip", "raise ImportError")
-    line = checkout.rejection(PYTHON=sys.executable)
-    assert line == "setup: missing: ensurepip (on Debian and Ubuntu: apt-get install python3.11-venv)\n"
 
 
 @pytest.mark.slow
@@ -180,25 +142,6 @@ def test_libraries_missing_for_mxnet_are_named_before_installing(
     line = checkout.rejection(PYTHON=sys.executable)
     assert line == f"setup: missing: {names} (on Debian and Ubuntu: apt-get install {packages})\n"
     assert not (checkout.root / ".venv").exists()
-
-
-@pytest.mark.slow
-def test_full_disk_is_reported_before_installing(checkout: Checkout) -> None:
-    checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
-    checkout.stub("df", "echo head; echo '/dev/a disk 100 90 102400 90% /my disk'")
-    assert "about 3500 MB, and " in checkout.rejection(PYTHON=sys.executable)
-    assert not (checkout.root / ".venv").exists()
-
-
-@pytest.mark.slow
-def test_venv_of_another_folder_behind_a_link_is_kept(checkout: Checkout) -> None:
-    checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
-    other = checkout.root / "other"
-    other.mkdir()
-    (other / "kept").touch()
-    (checkout.root / ".venv").symlink_to(other)
-    assert ".venv is a link" in checkout.rejection(PYTHON=sys.executable)
-    assert (other / "kept").exists()
 
 
 @pytest.mark.slow
@@ -239,30 +182,6 @@ def test_set_up_installs_once_reinstalls_after_changes_and_resumes(checkout: Che
     rejected = checkout.set_up(**offline)
     assert rejected.returncode == 2
     assert "is not the one that requirements.lock names" in rejected.stderr.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_set_up_of_the_sample_installs_its_packages_and_the_whole_one_adds_the_rest(checkout: Checkout) -> None:
-    checkout.provide_libraries()
-    checkout.add_locked_wheel("second")
-    checkout.add_locked_wheel("third", via="fourth")
-    checkout.add_locked_wheel("fourth", via="first")
-    offline = {"PYTHON": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "."}
-
-    sample = checkout.set_up("sample", **offline)
-    assert sample.returncode == 0, sample.stderr
-    modules = {path.stem for path in checkout.site_packages.glob("*.py")}
-    assert {"first", "third", "fourth"} <= modules
-    assert "second" not in modules
-    assert checkout.set_up("sample").stdout == ""
-
-    assert "missing: libgomp.so.1" in checkout.rejection(**offline)
-    checkout.provide_libraries("libgomp.so.1", "libquadmath.so.0")
-    everything = checkout.set_up(**offline)
-    assert everything.returncode == 0, everything.stderr
-    assert "installing the project" not in everything.stdout
-    assert (checkout.site_packages / "second.py").exists()
-    assert checkout.set_up("sample").stdout == ""
 
 
 HOROVOD_LOCK, TORCH_LOCK = "deploy/requirements-horovod.lock", "docker/requirements-torch.lock"
@@ -324,34 +243,8 @@ def test_horovod_is_locked_with_the_versions_of_the_set_up() -> None:
         assert installed is None or installed[0].specifier == requirement.specifier, f"{name}: run `make lock`"
 
 
-def test_mxnet_is_locked_only_for_linux_on_x86_64() -> None:
-    marker = locked()["mxnet"][0].marker
-    assert marker is not None
-    assert marker.evaluate({"sys_platform": "linux", "platform_machine": "x86_64"})
-    assert not marker.evaluate({"sys_platform": "linux", "platform_machine": "aarch64"})
-    assert not marker.evaluate({"sys_platform": "darwin", "platform_machine": "x86_64"})
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("requirements.lock", HOROVOD_LOCK, TORCH_LOCK, "Makefile", ".ci/run"),
-        *("deploy/setup.sh", "deploy/horovod.sh", "deploy/torch.sh"),
-    ],
-)
-def test_set_up_names_no_host(name: str) -> None:
-    assert "://" not in (ROOT / name).read_text(encoding="utf-8")
-
-
 def test_make_help_has_a_line_for_each_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()
     listed = re.findall(r"^([a-z-]+):.*## .+$", makefile, re.MULTILINE)
     assert sorted(phony) == sorted(listed)
-
-
-def test_slow_tests_come_last(request: pytest.FixtureRequest) -> None:
-    if request.config.getoption("--shuffle-files") is not None:
-        pytest.skip("the order is random")
-    late = [run_order(item) > 0 for item in request.session.items]
-    assert late == sorted(late)

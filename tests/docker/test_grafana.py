@@ -1,22 +1,15 @@
 """Grafana's dashboards: against its published models, and against a real Prometheus that scraped a real run."""
 
-import enum
 import re
 import time
-import types
-import typing
-import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from cluster_data import write_job, write_planted
 from grafana_dashboards import GRAFANA, NAMES, Json, Query, annotations, load, metrics_in, panels, queries
-from grafana_foundation_sdk.models import units
 from metric_groups import TABLES, make_job
 from paced_training import metrics_address, paced
 from prometheus_server import Prometheus, running_prometheus
@@ -54,39 +47,6 @@ def run_of(query: Query) -> str:
 # ---- the files
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_panels_have_title_unit_and_description_and_do_not_overlap(name: str) -> None:
-    dashboard = load(name)
-    known_units = {value for value in vars(units).values() if isinstance(value, str)}
-    squares: Counter[tuple[int, int]] = Counter()
-    for panel in panels(dashboard):
-        assert panel["title"], panel
-        assert re.search(r"\w.*[.]$", panel["description"]), panel["title"]
-        unit = panel["fieldConfig"]["defaults"]["unit"]
-        assert unit in known_units or re.fullmatch(r"suffix: ?\S+", unit), (panel["title"], unit)
-    for panel in dashboard["panels"]:
-        position = panel["gridPos"]
-        assert position["x"] + position["w"] <= 24, panel["title"]
-        squares.update(
-            (position["x"] + x, position["y"] + y) for x in range(position["w"]) for y in range(position["h"])
-        )
-    assert [square for square, count in squares.items() if count > 1] == []
-    assert max(Counter(panel["id"] for panel in dashboard["panels"]).values()) == 1
-    assert max(Counter(panel["title"] for panel in dashboard["panels"]).values()) == 1
-
-
-def test_dashboards_have_unique_ids_same_variables_and_links() -> None:
-    dashboards = [load(name) for name in NAMES]
-    assert sorted(path.stem for path in (GRAFANA / "dashboards").iterdir()) == sorted(NAMES)
-    assert [dashboard["uid"] for dashboard in dashboards] == [f"crossfade-{name}" for name in NAMES]
-    for dashboard in dashboards:
-        assert (dashboard["timezone"], dashboard["refresh"]) == ("browser", "10s")
-        assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource", "run"]
-        [link] = dashboard["links"]
-        assert (link["type"], link["includeVars"], link["keepTime"]) == ("dashboards", True, True)
-        assert set(link["tags"]) <= set(dashboard["tags"])
-
-
 def test_every_query_uses_the_selected_data_source_and_run() -> None:
     for name in NAMES:
         for panel in panels(load(name)):
@@ -118,74 +78,6 @@ def test_queries_use_all_metrics_and_no_unknown_ones() -> None:
 def rules() -> list[Json]:
     """Read all rules."""
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_dashboard_conforms_to_grafanas_models(name: str) -> None:
-    with warnings.catch_warnings():  # newer Grafanas have a second model, which older ones lack
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from grafana_foundation_sdk.cog.plugins import register_default_plugins
-        from grafana_foundation_sdk.models.dashboard import Dashboard
-
-    register_default_plugins()
-    dashboard = load(name)
-    model = Dashboard.from_json(dashboard)
-    assert list(differences(dashboard, plain(model), "")) == []  # a model drops unknown fields
-    assert list(type_errors(model, "")) == []
-
-
-def plain(value: Any) -> Any:
-    """Convert a model to JSON values."""
-    if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [plain(each) for each in value]
-    return plain(value.to_json()) if hasattr(value, "to_json") else value
-
-
-def differences(given: Any, understood: Any, where: str) -> Iterator[str]:
-    """Yield the parts of ``given`` that ``understood`` lacks."""
-    if isinstance(given, dict) and isinstance(understood, dict):
-        for key, value in given.items():
-            if key in understood:
-                yield from differences(value, understood[key], f"{where}.{key}")
-            else:
-                yield f"{where}.{key}"
-    elif isinstance(given, list) and isinstance(understood, list) and len(given) == len(understood):
-        for index, pair in enumerate(zip(given, understood, strict=True)):
-            yield from differences(*pair, f"{where}[{index}]")
-    elif given != understood:
-        yield f"{where}: {given!r} != {understood!r}"
-
-
-def type_errors(model: Any, where: str) -> Iterator[str]:
-    """Yield the attributes of ``model`` and of nested models whose values do not match their type."""
-    for name, hint in typing.get_type_hints(type(model)).items():
-        value = getattr(model, name)
-        if not has_type(value, hint):
-            yield f"{where}.{name}: {value!r} is not {hint}"
-        for index, each in enumerate(value if isinstance(value, list) else [value]):
-            if hasattr(each, "to_json"):
-                yield from type_errors(each, f"{where}.{name}[{index}]")
-
-
-def has_type(value: Any, hint: Any) -> bool:
-    """Return whether a value has a type; nested models are checked separately."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in {typing.Union, types.UnionType}:
-        return any(has_type(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if origin is list:
-        return isinstance(value, list) and all(has_type(each, arguments[0]) for each in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(has_type(each, arguments[1]) for each in value.values())
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return value in list(hint)
-    if hint in {int, float}:
-        return isinstance(value, int | hint) and not isinstance(value, bool)
-    # Transformations stay plain JSON in the models.
-    return hint is Any or isinstance(value, hint) or (isinstance(value, dict) and hasattr(hint, "from_json"))
 
 
 def test_provisioned_files_are_consistent() -> None:

@@ -75,16 +75,6 @@ def test_job_files_are_valid(job: Path) -> None:
     assert load_job(job, []).name == job.stem
 
 
-def test_unknown_options_and_keys_are_found() -> None:
-    text = "```python\ncrossfade.fit()\n```\n\n"
-    text += "```\n.venv/bin/crossfade train jobs/a.yaml --set data.pith=x  # no such key\ncrossfade plan --no x\n```\n"
-    assert list(commands(text)) == [
-        ["train", "jobs/a.yaml", "--set", "data.pith=x"],
-        ["plan", "--no", "x"],
-    ]
-    assert [bool(first_error(arguments)) for arguments in commands(text)] == [True, True]
-
-
 # ---- README.md
 
 NOT_RUN = (

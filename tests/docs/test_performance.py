@@ -1,48 +1,27 @@
-"""``make bench``: its page is written from the recorded figures, and the work and times behind them are right."""
+"""The page of ``make bench`` is written from the recorded figures, and names what was not measured."""
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import pyarrow.parquet as pq
 import pytest
-from pyarrow import csv
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 sys.path.append(str(ROOT / "benchmarks"))
 
-from peers.columns import HELD_OUT, TRAIN  # noqa: E402
-from peers.plays import ndcg, read_plays  # noqa: E402
 from suite.page import PAGE, RECORD, render  # noqa: E402
-from suite.plain_prepare import prepare  # noqa: E402
 from suite.plan import FULL, QUICK, SECTIONS, measurements  # noqa: E402
-from suite.processes import MeasurementError, run_module  # noqa: E402
 from suite.provenance import keep_other_sections  # noqa: E402
 from suite.results import Result, Results  # noqa: E402
 from suite.training import summarize  # noqa: E402
-from suite.waiting_work import WaitingSizes, make_events, make_plays  # noqa: E402
 
 MACHINE = {"processor": "EPYC", "cores": 2, "memory_gib": 24.0, "system": "Linux", "virtual": True}
 RATES = {
     "single/uniform/crossfade": [900_000, 1_000_000, 1_100_000],
     "single/uniform/implicit": [500_000, 500_000, 500_000],
 }
-SIZES = WaitingSizes(
-    events=2_000,
-    event_users=50,
-    event_tracks=40,
-    plays=900,
-    users=100,
-    tracks=500,
-    trained=(1, 1, 1),
-    calls=1,
-    starts=1,
-)
 
 
 def quick_record() -> dict[str, Any]:
@@ -86,24 +65,6 @@ def test_page_has_medians_ranges_ratios_targets_and_failures() -> None:
     assert "| `single/uniform/fbgemm` | not installed: no / wheel |" in page
     assert "## Waiting" in page
     assert "Not measured: `make bench ARGS='--only waiting'` does it." in page
-
-
-def test_page_of_a_run_on_a_busy_machine_is_preliminary() -> None:
-    quiet, busy = quick_record(), quick_record()
-    for entry in busy["measurements"]:
-        entry["load"] = 5.0
-    assert "preliminary" not in render(quiet)
-    assert "preliminary" in render(busy)
-
-
-def test_each_section_names_commit_date_repeats_and_load() -> None:
-    record = quick_record()
-    [entry] = run_of_products()["measurements"]
-    record["measurements"].append({**entry, "load": 1.25})
-    page = render(record)
-    old = "Commit abc, 2026-11-27; 3 repeats; load before a measurement: median 0.5, at most 0.5."
-    new = "Commit def, 2026-12-01; 1 repeat; load before a measurement: median 1.2, at most 1.2."
-    assert page.index("## One machine") < page.index(old) < page.index("## Softmax and evaluation") < page.index(new)
 
 
 def test_run_of_one_section_keeps_figures_of_others() -> None:
@@ -157,41 +118,3 @@ def test_rate_of_a_run_excludes_its_warm_up() -> None:
     assert result["triples_per_second"] == pytest.approx(1_000)
     assert result["rows_per_second"] == pytest.approx(3_000)
     assert result["phases_ms"]["push"] == pytest.approx(100)
-
-
-def test_plays_are_distinct_and_held_out_ones_are_not_in_train(tmp_path: Path) -> None:
-    folder = make_plays(tmp_path, SIZES)
-    train, held_out = read_plays(folder, TRAIN), read_plays(folder, HELD_OUT)
-    assert (len(train), len(held_out)) == (900, 100)
-    assert not pd.concat([train, held_out]).duplicated().any()
-    assert csv.read_csv(folder / "plays.csv").to_pydict() == train.to_dict("list")
-    assert make_plays(tmp_path, SIZES) == folder
-
-
-def test_quality_is_the_mean_over_customers_with_held_out_plays() -> None:
-    held_out = pd.DataFrame({"user": ["a", "a", "b", "c"], "track": ["x", "y", "x", "x"]})
-    recommended = pd.DataFrame({"user": ["a", "a", "b", "d"], "track": ["z", "x", "x", "x"], "rank": [1, 2, 1, 1]})
-    second = 1 / math.log2(3)
-    assert ndcg(recommended, held_out) == pytest.approx((second / (1 + second) + 1 + 0) / 3)
-
-
-def test_plain_statements_number_by_frequency_and_keep_all_events(tmp_path: Path) -> None:
-    folder = make_events(tmp_path, SIZES)
-    out = tmp_path / "plain.parquet"
-    prepare(str(folder / "events.parquet"), str(out))
-    events, plain = pd.read_parquet(folder / "events.parquet"), pq.read_table(out).to_pandas()
-    assert csv.read_csv(folder / "events.csv").to_pydict() == events.to_dict("list")
-    for column in ("user", "track"):
-        counts = events[column].value_counts().to_numpy()
-        assert np.array_equal(plain[f"{column}_number"].value_counts().sort_index().to_numpy(), counts)
-    assert sorted(plain["time"]) == sorted(events["time"])
-
-
-@pytest.mark.slow
-def test_failed_command_is_a_failed_measurement_with_its_reason() -> None:
-    def timed(code: str) -> dict[str, Any]:
-        return run_module(sys.executable, "suite.timed_command", {"command": [sys.executable, "-c", code]}, 60)
-
-    assert timed("sum(range(10 ** 6))")["cpu_seconds"] > 0
-    with pytest.raises(MeasurementError, match="exit code 3: no such run"):
-        timed("import sys; print('no such run', file=sys.stderr); sys.exit(3)")

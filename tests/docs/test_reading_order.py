@@ -44,13 +44,6 @@ def section(page: Path, title: str) -> str:
     return page.read_text(encoding="utf-8").partition(f"## {title}\n")[2].partition("\n## ")[0]
 
 
-def docstring_passage(module: Path) -> Passage:
-    """Return the docstring of a package, whose files are named relative to it."""
-    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
-    quoted = [quotation["text"] for quotation in _QUOTED.finditer(docstring)]
-    return Passage([module.parent / text for text in quoted if "/" in text or text.endswith(".py")], _names(docstring))
-
-
 def _names(text: str) -> list[str]:
     """Return the quoted names of a text, other than those of files."""
     quoted = [quotation["text"] for quotation in _QUOTED.finditer(text)]
@@ -92,22 +85,6 @@ def test_files_of_the_reading_order_define_its_names(page: str) -> None:
     assert [problem for passage in passages for problem in problems(passage)] == []
 
 
-@pytest.mark.parametrize("page", ["docs/architecture.md", "README.md"])
-def test_links_are_named_as_their_files(page: str) -> None:
-    links = list(_LINK.finditer((ROOT / page).read_text(encoding="utf-8")))
-    assert links
-    assert [
-        link[0] for link in links if not f"/{link['target']}".rstrip("/").endswith("/" + link["text"].rstrip("/"))
-    ] == []
-
-
-@pytest.mark.parametrize("package", ["kvstore", "trainer", "deploy"])
-def test_files_of_a_package_docstring_define_its_names(package: str) -> None:
-    passage = docstring_passage(ROOT / package / "__init__.py")
-    assert passage.files
-    assert problems(passage) == []
-
-
 def modules() -> list[Path]:
     """Return the modules of the product."""
     return [*(ROOT / "crossfade").glob("*.py"), *(path for each in PACKAGES for path in (ROOT / each).rglob("*.py"))]
@@ -147,22 +124,3 @@ def has_doubled_docstring(source: str) -> bool:
         [isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) for line in body] for body in bodies
     ]
     return any(first and second for body in strings for first, second in pairwise(body))
-
-
-def test_broken_references_are_found() -> None:
-    source = (
-        '"""As ``reading.py`` and ``resolve.now`` do, and ``test_pages.py`` and ``x.y``."""\nx = 1\n"""X."""\n"""Y."""'
-    )
-    assert broken_references(Path(__file__), source, set()) == ["reading.py", "resolve.now"]
-    assert has_doubled_docstring(source)
-
-
-def test_missing_files_and_names_are_found(tmp_path: Path) -> None:
-    (tmp_path / "a.py").write_text("class A:\n    def f(self, x):\n        y = g(x)\n", encoding="utf-8")
-    page = tmp_path / "page.md"
-    page.write_text(
-        "## Reading order\n\n1. [`a.py`](a.py): `A.f` and `f` of `x`, not `g`, `y`, `A.x`.\n2. [`b.py`](b.py): `A`\n",
-        encoding="utf-8",
-    )
-    found = [problem for passage in markdown_passages(page) for problem in problems(passage)]
-    assert found == ["g", "y", "A.x", str(tmp_path / "b.py"), "A"]

@@ -47,9 +47,3 @@ def test_every_listed_letter_is_used_and_every_used_one_explained() -> None:
             unexplained[str(file.relative_to(ROOT))] = rest
     assert unexplained == {}
     assert listed - used == set()
-
-
-def test_letters_of_a_module_are_found() -> None:
-    source = '"""Rank.\n\nShapes: X rows.\n"""\ndef rank(row_X, starts_A1, key_YZ, MAX_Q):\n    self.sum_1D = 0\n'
-    assert used_letters(ast.parse(source)) == {"X", "A", "Y", "Z", "D"}
-    assert explained_letters(ast.parse(source)) == {"X"}

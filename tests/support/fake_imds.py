@@ -27,10 +27,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Issue a token."""
         seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
         is_valid = seconds.isdecimal() and 1 <= int(seconds) <= MAX_TOKEN_SECONDS
-        if self.server.metadata.throttled:
-            self.server.metadata.throttled -= 1
-            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "")
-        elif self.path == "/latest/api/token" and is_valid:
+        if self.path == "/latest/api/token" and is_valid:
             self._answer(HTTPStatus.OK, self.server.metadata.issue_token())
         else:
             self._answer(HTTPStatus.BAD_REQUEST, "")
@@ -72,8 +69,6 @@ class Metadata:
         self.requested: list[str] = []
         self.tokens: set[str] = set()
         self.endpoint = ""
-        self.throttled = 0
-        """Tokens that are still refused with status 503, as EC2 does above its limit of requests."""
 
     @property
     def variables(self) -> dict[str, str]:

@@ -5,7 +5,6 @@ import pickle
 import pydoc
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,13 +97,6 @@ def test_wrong_argument_of_fit_is_named(plays: pd.DataFrame, case: int) -> None:
 def test_something_else_than_events_is_named(case: int) -> None:
     given, expected = OF_PLAYS[case]
     assert expected in rejection(lambda: crossfade.fit(given, query="user", item="track"))
-
-
-def test_model_is_saved_only_to_a_path(model: crossfade.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(TypeError):
-        model.save(None)  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
 
 
 def test_ids_of_every_form_are_found(model: crossfade.Model) -> None:

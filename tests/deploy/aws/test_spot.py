@@ -38,43 +38,6 @@ def test_notice_is_logged_once(metadata: Metadata) -> None:
     assert lines == [monitor.notice()]
 
 
-@pytest.mark.parametrize(
-    ("answer", "problem"),
-    [
-        ('"terminate"', 'expected action, time, but found "terminate"'),
-        ('{"action": 1, "time": 2}', "expected action, time"),
-        ("no JSON\x1b", "Expecting value"),
-        (None, "the metadata service returned no token, but status 503"),
-    ],
-)
-def test_malformed_or_missing_answer_is_logged_once_and_ignored(
-    metadata: Metadata, answer: str | None, problem: str
-) -> None:
-    lines: list[str] = []
-    monitor = SpotMonitor(lines.append)
-    if answer is None:
-        metadata.throttled = 2
-    else:
-        metadata.values["spot/instance-action"] = answer
-    monitor.poll()
-    monitor.poll()
-    [line] = lines
-    assert line.startswith(f"cannot read spot notices, retrying every 5 s: {metadata.endpoint[7:]}: {problem}")
-    metadata.interrupt()
-    monitor.poll()
-    assert lines[1:] == [NOTICE, "spot notices can be read again"]
-    monitor.poll()
-    assert (monitor.notice(), len(lines)) == (NOTICE, 3)
-
-
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "10.0.0.1", "http://host:port"])
-def test_absent_service_or_invalid_endpoint_is_logged(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint)
-    lines: list[str] = []
-    SpotMonitor(lines.append).poll()
-    assert [line.partition(",")[0] for line in lines] == ["cannot read spot notices"]
-
-
 @pytest.mark.slow
 def test_notice_ends_the_run_after_a_checkpoint_that_resumes_elsewhere(tmp_path: Path, metadata: Metadata) -> None:
     sections = {"train": {"epochs": 8, "eval_every_epochs": 4, "patience": None}, "optimizer": {"kind": "adagrad"}}

@@ -1,12 +1,10 @@
 """The plan that ``crossfade plan`` prints, whether a job fits, and the advice if it does not."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
-from command_here import crossfade_here
 
 from crossfade.base import machine as machine_module
 from crossfade.base.errors import InputError
@@ -14,7 +12,6 @@ from crossfade.base.machine import Machine
 from crossfade.cli.main import make_parser
 from crossfade.deploy.capacity.plan import check_fit, check_fits_this_machine, format_gib, plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
-from crossfade.deploy.cluster import store_choice
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic import write_synthetic
@@ -46,41 +43,6 @@ def test_printed_plan_names_every_process_and_its_memory(
         assert f"\n{line}" in printed
     assert "\nFITS: the fullest host needs " in printed
     assert {path.name for path in tmp_path.iterdir()} == {"data", "job.yaml"}
-
-
-@pytest.mark.slow
-def test_plan_of_workers_that_hold_the_tables_has_no_servers(
-    planted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shape = ("--set", "cluster.store=sharded", "--workers", 4, "--hosts", 2)
-    printed = planned(capsys, planted, *shape)
-    assert "planted: 4 workers, which hold the tables, 2 hosts" in printed
-    for line in (
-        "host 0: train, worker-0, worker-2 ",
-        "  customer: weights of 75 rows ",
-        "  rows sent to and received",
-    ):
-        assert f"\n{line}" in printed
-    assert not re.search(r"server|scheduler", printed)
-    found = json.loads(planned(capsys, planted, "--json", *shape))
-    assert [table["weights_bytes"] for table in found["tables"]] == [300 * 8 * 4, 200 * 8 * 4]
-    assert found["hosts"][1]["processes"] == ["train", "worker-1", "worker-3"]
-    monkeypatch.setattr(store_choice, "find_spec", lambda _name: None)  # without MXNet
-    printed = planned(capsys, planted, "--servers", 2, "--workers", 3)
-    assert "planted: 3 workers, which hold the tables, one host" in printed
-
-
-@pytest.mark.slow
-def test_evaluation_follows_the_sample(planted: Path) -> None:
-    def pairs_of(queries: object, final: object) -> int:
-        job = load_job(planted, [f"evaluate.max_queries={queries}", f"evaluate.final={final}"])
-        parts = {part.what: part.bytes for part in plan_capacity(read_inputs(job)).processes[0].parts}
-        return parts["held-out and excluded items"]
-
-    pairs = pairs_of("all", "all")
-    assert pairs_of("auto", "auto") == pairs, "fewer queries than the least sample"
-    assert pairs_of(30, 30) == pytest.approx(pairs / 10, rel=0.1)
-    assert pairs_of(30, "all") == pairs, "test has more queries than valid"
 
 
 @pytest.mark.parametrize(
@@ -146,17 +108,3 @@ def test_each_advice_makes_the_job_fit_and_is_minimal(tmp_path: Path, kind: str)
     assert verdict(f"cluster.hosts={few - 1}", f"cluster.{kind}s={max(2, few - 1)}") != "fits"
     tiny = read_inputs(load_job(path, ["optimizer.kind=sgd"]))
     assert check_fit(tiny, plan_capacity(tiny), Machine("a tiny machine", 2**20)).advice == ()
-
-
-@pytest.mark.slow
-def test_train_rejects_a_job_that_does_not_fit_with_planned_figures(planted: Path, tmp_path: Path) -> None:
-    wide = ("--servers", 2, "--set", "model.dim=200000000")
-    result = crossfade_here("plan", planted, "--json", *wide, cwd=tmp_path)
-    assert result.returncode == 1, result.stderr
-    plan = json.loads(result.stdout)
-    rejected = crossfade_here("train", planted, "--run-dir", "run", *wide, cwd=tmp_path)
-    assert rejected.returncode == 2
-    assert f"all processes of a host {format_gib(plan['hosts'][0]['required_bytes'])}, but " in rejected.stderr
-    for table in plan["tables"]:
-        assert format_gib(table["weights_bytes"] + table["state_bytes"]) in rejected.stderr
-    assert not (tmp_path / "run").exists()

@@ -91,46 +91,20 @@ def run_until(agent: Agent, condition: Callable[[], object]) -> None:
     wait_until(holds, "the agent's reaction")
 
 
-def test_new_coordinator_is_joined_without_roles_and_the_earlier_one_is_ignored(
-    agent: Agent, coordinator: ScriptedCoordinator
-) -> None:
-    coordinator.set(generation=5)
-    run_until(agent, lambda: coordinator.last.generation == 5)
-    earlier = children()
-    coordinator.set(coordinator="c2", action="wait")
-    run_until(agent, lambda: coordinator.last.coordinator == "c2")
-    assert (coordinator.last.generation, coordinator.last.ended_generation) == (None, 0)
-    assert not any(child.is_running() for child in earlier)
-    coordinator.set(coordinator="c2")
-    run_until(agent, lambda: coordinator.last.generation == 1)
-    for action in ("wait", "run", "leave"):
-        coordinator.set(coordinator="c1", action=action, generation=2)
-        sent = coordinator.last.number
-        run_until(agent, lambda sent=sent: coordinator.last.number > sent + 1)
-        assert (coordinator.last.coordinator, agent.final_state) == ("c2", None)
-    # It does not renew the lease either.
-    run_until(agent, lambda: coordinator.last.ended_generation == 1)
-    coordinator.set(coordinator="c2", generation=2)
-    run_until(agent, lambda: coordinator.last.generation == 2)
-
-
-@pytest.mark.parametrize("how", ["was killed by SIGKILL", "was killed for lack of memory"])
-def test_killed_role_is_reported_with_its_log(agent: Agent, coordinator: ScriptedCoordinator, how: str) -> None:
+def test_killed_role_is_reported_with_its_log(agent: Agent, coordinator: ScriptedCoordinator) -> None:
     coordinator.set(roles=("server-0", "server-1"))
     run_until(agent, lambda: coordinator.last.generation == 1 and len(children()) == 2)
     first, second = sorted(children(), key=lambda child: (child.create_time(), child.pid))
     assert os.getpgid(second.pid) != os.getpgid(0)
-    if "memory" in how:  # as if the kernel had killed one since
-        agent._processes[1]._oom_kills.count = -1
     os.killpg(second.pid, signal.SIGKILL)
     run_until(agent, lambda: coordinator.last.failure)
     failure = coordinator.last.failure
     assert failure is not None
-    log = f"{coordinator.folder.logs}/server-1.log"
+    log, how = f"{coordinator.folder.logs}/server-1.log", "was killed by SIGKILL"
     assert (failure.message, failure.role, failure.cause) == (f"server-1 {how}", "server-1", how)
     assert (failure.restart, failure.checkpoint, failure.error, failure.log) == (True, None, None, log)
     assert f"log: {log}" in failure.details
-    assert ("has the memory that each process needs" in failure.details) == ("memory" in how)
+    assert "if that was for lack of memory" in failure.details
     assert first.is_running()
 
 
@@ -153,20 +127,6 @@ def test_agent_lease_is_shorter_than_the_coordinators() -> None:
 
     # Connecting, sending and receiving may each take as long as a request may wait.
     assert AGENT_LEASE_SECONDS + 2 * REQUEST_TIMEOUT_SECONDS + POLL_SECONDS < LEASE_SECONDS
-
-
-@pytest.mark.parametrize("how", ["another job", "no folder for logs"])
-def test_roles_that_cannot_start_are_a_failure(agent: Agent, coordinator: ScriptedCoordinator, how: str) -> None:
-    if how == "another job":
-        coordinator.set(job_digest="0" * 64)
-    else:
-        coordinator.folder.logs.write_text("a file where the folder should be")
-        coordinator.set()
-    run_until(agent, lambda: coordinator.last.failure)
-    assert coordinator.last.failure is not None
-    assert "could not be started: " in coordinator.last.failure.message
-    assert ("is not the job that the coordinator runs" in coordinator.last.failure.message) == (how == "another job")
-    assert children() == []
 
 
 def test_roles_get_numbers_for_gpus_and_neither_token_nor_secret_where_others_can_read(

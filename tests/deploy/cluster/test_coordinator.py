@@ -4,20 +4,18 @@ That one generation runs at a time, and that the job gets on, whatever happens, 
 """
 
 import pytest
-from scripted_agents import GRACE, KILLED, RESTARTS, STALL, Cluster, Host, saved, step
+from scripted_agents import KILLED, RESTARTS, STALL, Cluster, Host, saved, step
 
 from crossfade.base.errors import ClusterError
 from crossfade.deploy.aws.spot import NOTICE_SECONDS
 from crossfade.deploy.cluster.coordinator import EXIT_TIMEOUT_SECONDS
-from crossfade.deploy.cluster.job_state import GenerationSpec, State
+from crossfade.deploy.cluster.job_state import State
 from crossfade.deploy.cluster.membership import LEASE_SECONDS
-from crossfade.deploy.cluster.messages import Failure, NumberedEvent
-from crossfade.deploy.topology import Address
+from crossfade.deploy.cluster.messages import Failure
 from crossfade.trainer.runs.events import (
     CheckpointFailed,
     EpochEvent,
     Event,
-    LoadEvent,
     PhaseEvent,
     StoppedEvent,
     to_json,
@@ -28,42 +26,6 @@ SERVER_ABORTED = Failure(message="server-1 was killed by SIGABRT", role="server-
 NOTICE = "EC2 terminates this spot instance at noon"
 HOST_TIMEOUT = 30.0
 SAVED, STOPPED = saved(8), StoppedEvent(step=8, checkpoint="checkpoints/step-000000008")
-
-
-def test_generation_runs_on_all_hosts_and_ends_there_before_the_next() -> None:
-    cluster = Cluster(hosts=2)
-    assert cluster.local.heartbeat().action == "wait"
-    other, watcher = cluster.join("10.0.0.2"), cluster.join("10.0.0.9", "none")
-    assert {process["state"] for process in cluster.coordinator.processes().values()} == {"missing"}
-    cluster.start()
-    assert (watcher.desired.action, watcher.desired.secret, watcher.desired.hosts) == (
-        *("wait", ""),
-        ["10.0.0.1", "10.0.0.2"],
-    )
-    first = cluster.local.desired.secret
-    assert (len(first), other.desired.secret) == (64, first)
-    assert first not in repr(other.desired)
-    cluster.local.report_events(step(1), LoadEvent(load={"pid": 1}), LoadEvent(load={"pid": 2}))
-    process = {"state": "running", "host": "host 10.0.0.1", "metrics": None, "load": {"pid": 2}}
-    assert cluster.coordinator.processes()["worker-0"] == process
-    assert cluster.events("load") == []  # the event log does not get it
-    crossing = other.make_heartbeat()
-    assert cluster.local.heartbeat(failure=KILLED).action == "wait"
-    cluster.local.heartbeat()
-    cluster.coordinator.handle_heartbeat(crossing)
-    assert cluster.state is State.TERMINATING  # the other host still runs
-    assert other.heartbeat().action == "wait"
-    assert cluster.state is State.TERMINATING  # it has the desired state, but has not reported that its roles ended
-    cluster.coordinator.handle_heartbeat(other.make_heartbeat(), "192.0.2.7")
-    assert cluster.state is State.PREPARING
-    cluster.start("folder/step-5", 5)
-    assert [host.generation for host in cluster.hosts] == [2, 2, None]
-    assert (other.desired.checkpoint, other.desired.hosts) == ("folder/step-5", ["10.0.0.1", "10.0.0.2", "192.0.2.7"])
-    assert other.desired.secret not in {"", first}
-    assert other.desired.scheduler is not None
-    assert (other.desired.scheduler.host, other.desired.scheduler.port) == ("10.0.0.1", 5002)
-    [event] = cluster.events("restart")
-    assert (event["generation"], event["cause"], event["step"]) == (2, KILLED.message, 5)
 
 
 @pytest.mark.parametrize(
@@ -145,42 +107,6 @@ def test_stalled_job_restarts(alone: Cluster, event: Event, is_progress: bool) -
     assert [event["cause"] for event in alone.events("restart")] == [f"no sign of progress for {STALL:g} s"]
 
 
-def test_messages_count_once_and_those_of_an_earlier_agent_or_generation_not_at_all(
-    cluster: Cluster, other: Host
-) -> None:
-    report = cluster.local.make_heartbeat(events=cluster.local.number_events(step(2), step(3)))
-    cluster.coordinator.take_events()
-    assert cluster.coordinator.handle_heartbeat(report) == cluster.coordinator.handle_heartbeat(report)
-    again = cluster.local.make_heartbeat(events=[*report.events, *cluster.local.number_events(step(4))])
-    assert cluster.coordinator.handle_heartbeat(again).acknowledged_event == again.events[-1].number
-    assert [event["step"] for event in cluster.events("step")] == [2, 3, 4]
-    overtaken, late = other.make_heartbeat(failure=KILLED), other.make_heartbeat()
-    other.heartbeat()
-    assert cluster.coordinator.handle_heartbeat(overtaken).action == "run"
-    cluster.coordinator.start_failed(OSError("late"))
-    own = Host(cluster, "10.0.0.1", "another").heartbeat()
-    assert (own.exit_code, "10.0.0.1 is the coordinator's own address" in own.message) == (1, True)
-    # A silent agent is lost when its lease is over, and another may replace it.
-    cluster.hosts.remove(other)
-    cluster.wait(LEASE_SECONDS)
-    assert (cluster.state, cluster.coordinator.generation) == (State.RUNNING, 1)
-    cluster.wait(2)
-    lost, waiting = (to_json(event) for event in cluster.coordinator.take_events())
-    assert (lost["cause"], waiting["hosts"]) == ("the agent on host 10.0.0.2 (10.0.0.2) sent no heartbeat for 15 s", 1)
-    new = Host(cluster, other.address, "another")
-    new.heartbeat()
-    cluster.hosts.append(new)
-    cluster.start()
-    cluster.coordinator.take_events()
-    old = [NumberedEvent(number=99, generation=1, role="worker-0", event=step(77))]
-    desired = cluster.coordinator.handle_heartbeat(
-        new.make_heartbeat(generation=1, failure=KILLED, roles={"server-1": "done"}, events=old)
-    )
-    assert (desired.generation, desired.acknowledged_event, cluster.events("step")) == (2, 99, [])
-    left = cluster.coordinator.handle_heartbeat(late)
-    assert (left.action, left.exit_code, cluster.state) == ("leave", 1, State.RUNNING)
-
-
 @pytest.mark.parametrize(
     ("left", "failure", "lingers", "state", "cause"),
     [
@@ -218,62 +144,6 @@ def test_job_is_done_once_all_results_are_written(
         assert (found.get("after_results"), len(left) == 2) in {(True, True), (None, False)}
     if state is State.DONE:
         assert (alone.local.desired.action, alone.local.desired.exit_code) == ("leave", 0)
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("in time", "after step 8, of which there is a checkpoint"),
-        ("fails later", "after step 8, of which there is a checkpoint"),
-        ("too late", f"without a checkpoint, which took more than {GRACE:g} s to write"),
-        ("fails", f"without a checkpoint: {KILLED.message}"),
-        ("untrained", "before it took a step, so without a new checkpoint"),
-        ("finishes", None),
-        ("waiting", "while nothing ran"),
-        ("preparing", "while nothing ran"),
-        ("backing off", "while nothing ran"),
-        ("terminating", f"after {KILLED.message}"),
-        ("draining", "after step 8, of which there is a checkpoint"),
-        ("interrupted", "after step 8, of which there is a checkpoint"),
-    ],
-)
-def test_stop_ends_the_job_with_what_was_saved(how: str, message: str | None) -> None:
-    cluster = Cluster(hosts=2)
-    other = cluster.join("10.0.0.2") if how != "waiting" else cluster.local
-    if how not in {"waiting", "preparing"}:
-        cluster.start()
-        cluster.local.report_events(PhaseEvent(name="tables") if how == "untrained" else step(1))
-    notice = {"interruption_notice": NOTICE} if how in {"draining", "interrupted"} else {}
-    if notice:
-        (other if how == "draining" else cluster.local).heartbeat(**notice)
-    if how == "backing off":
-        cluster.fail()
-        cluster.start()
-        cluster.fail()
-    if how == "terminating":
-        cluster.local.heartbeat(failure=KILLED)
-    cluster.coordinator.stop()
-    cluster.wait(GRACE - 1)
-    cluster.coordinator.stop()  # a second request does not extend the grace period
-    if cluster.state is State.STOPPING:
-        assert {host.desired.action for host in cluster.hosts} == {"stop"}
-        if how == "fails":
-            cluster.fail()
-        elif how != "too late":
-            cluster.local.report_events(*[] if how == "finishes" else [SAVED, STOPPED], **notice)
-            cluster.local.heartbeat(failure=KILLED) if how == "fails later" else cluster.local.finish_roles()
-            other.finish_roles()
-    if how == "interrupted":
-        assert (other.heartbeat().exit_code, cluster.coordinator.interruption_notice()) == (75, NOTICE)
-    cluster.wait(2)
-    assert cluster.state is (State.DONE if message is None else State.STOPPED)
-    assert cluster.coordinator.message == (message or "")
-    cluster.coordinator.start_generation(GenerationSpec(Address("10.0.0.1", 1)))
-    assert cluster.local.heartbeat().action == "leave"
-    # An agent without the final answer is waited for, until its lease is over.
-    assert cluster.coordinator.remote_hosts() == (["host 10.0.0.2"] if how != "waiting" else [])
-    cluster.wait_silently(LEASE_SECONDS + 1)
-    assert cluster.coordinator.remote_hosts() == []
 
 
 @pytest.mark.parametrize(
@@ -335,21 +205,6 @@ class Roles(Cluster):
             self.hosts.remove(host)
         self.wait(LEASE_SECONDS + 1)
         assert self.state is State.WAITING
-
-
-def test_lost_host_is_waited_for_and_replaced() -> None:
-    roles = Roles()
-    lost = roles.workers[1]
-    roles.lose(lost)
-    assert roles.events("waiting") == [{"event": "waiting", "hosts": 1}]
-    roles.wait(HOST_TIMEOUT - 5)
-    roles.join("10.0.1.9", "server")  # a worker is missing, not a server
-    roles.wait(HOST_TIMEOUT - 5)  # which begins again with each new host
-    assert roles.state is State.WAITING
-    new = roles.join("10.0.2.9", "worker")
-    roles.start()
-    assert new.desired.roles == lost.desired.roles
-    assert roles.events("hosts_missing") == []
 
 
 def test_job_continues_without_a_host_after_the_host_timeout() -> None:

@@ -1,7 +1,5 @@
 """Full and read-only disks: they cost checkpoints, not the run."""
 
-import errno
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +20,6 @@ from needs import root
 from run_results import report_of
 from running_command import succeeded
 from small_disk import MountError, fill, make_room, mounted_disk
-
-from crossfade.trainer.runs.events import EpochEvent, EventLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -54,25 +50,6 @@ def test_full_disk_costs_only_checkpoints(workspace: Path, undisturbed: Path, di
     assert_counted(training)
     assert report_of(training.run_dir)["restarts"] == 0
     assert_last_is_complete(disk / "checkpoints")
-
-
-def test_records_on_a_full_disk_are_omitted_completely(disk: Path) -> None:
-    lost: list[OSError] = []
-    path = disk / "events.jsonl"
-    path.write_text('{"step": -1}\n{"step": -')  # of a writer that was killed
-    log = EventLog(path, lost.append)
-    fill(disk, leave=0)
-    for number in range(200):
-        log.write(EpochEvent(epoch=1, step=number, loss=0.5))
-    assert [error.errno for error in lost] == [errno.ENOSPC]
-    (disk / "filler").unlink()
-    log.write(EpochEvent(epoch=1, step=200, loss=0.5))
-    log.write(EpochEvent(epoch=1, step=201, loss=0.5))
-    log.close()
-    numbers = [json.loads(line)["step"] for line in path.read_text().splitlines()]
-    begun = numbers.index(200)
-    assert numbers == [*range(-1, begun - 1), 200, 201]
-    assert 1 < begun < 150
 
 
 def test_full_disk_of_the_run_folder_is_named_and_the_run_resumes(

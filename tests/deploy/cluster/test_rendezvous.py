@@ -1,15 +1,12 @@
 """The rendezvous of workers: its store over HTTP, and the network interface of a worker."""
 
 import http.client
-import socket
 from collections.abc import Iterator
 
 import pytest
 
-from crossfade.base.errors import ClusterError
 from crossfade.deploy.cluster import rendezvous
 from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
-from crossfade.deploy.cluster.role_environment import interface_of
 from crossfade.deploy.topology import Address
 
 
@@ -56,21 +53,3 @@ def test_keys_and_values_are_bounded(rendezvous_server: Rendezvous, monkeypatch:
     assert ask(address, "GET", "k" * (rendezvous.MAX_KEY_BYTES + 1))[0] == 414
     assert ask(address, "PUT", "global/1", b"address") == (200, b"")
     assert ask(address, "PUT", "global/2", b"address")[0] == 507
-
-
-def test_value_that_is_incomplete_or_of_no_valid_length_is_not_stored(rendezvous_server: Rendezvous) -> None:
-    where, _, scope = rendezvous_server.new_generation().partition("/")
-    address = Address.parse(where, "rendezvous")
-    key = f"/{scope}:{address.port}/global/0"
-    for length, answer in (("", b" 411 "), ("-1", b" 411 "), ("9" * 5000, b" 413 "), ("9", b"")):
-        with socket.create_connection((address.host, address.port), 10) as connection:
-            connection.sendall(f"PUT {key} HTTP/1.1\r\nContent-Length: {length}\r\n\r\nhalf".encode())
-            connection.shutdown(socket.SHUT_WR)
-            assert answer in connection.recv(64)
-            assert answer or not connection.recv(1)
-    assert ask(f"{where}/{scope}", "GET", "global/0") == (404, b"")
-
-
-def test_address_without_interface_is_rejected() -> None:
-    with pytest.raises(ClusterError, match=r"no network interface of this host has the address 192\.0\.2\.1"):
-        interface_of("192.0.2.1")  # reserved for documentation: RFC 5737

@@ -10,7 +10,6 @@ from scripted_agents import saved, step
 from waiting import wait_until
 
 from crossfade.base.errors import ClusterError
-from crossfade.base.machine import is_source
 from crossfade.deploy.cluster import state_writer as run_state
 from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.trainer.runs.events import FailureEvent, PhaseEvent, RestartEvent
@@ -40,7 +39,6 @@ def test_state_is_rewritten_and_finally_holds_the_outcome(tmp_path: Path) -> Non
     with StateWriter(RunFolder(tmp_path)) as state:
         assert read_state(tmp_path)["state"] == "starting"
         assert read_state(tmp_path)["command"]["pid"] == os.getpid()
-        assert is_source(Path(read_state(tmp_path)["oom_kills"]["source"]))
         state.watch(source)
         wait_until(lambda: read_state(tmp_path)["state"] == "running", "the state of the source")
         before = read_state(tmp_path)["time"]

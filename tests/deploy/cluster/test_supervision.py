@@ -1,7 +1,5 @@
 """Distributed runs: restarts after processes fail, and how runs end without leaving anything behind."""
 
-import json
-import os
 import signal
 from pathlib import Path
 
@@ -54,24 +52,6 @@ def test_killed_roles_cause_one_restart_each_which_the_resumed_run_reports(works
         assert "; lost: " in line
     log = (run_dir / "logs" / "server-0.log").read_text().splitlines()
     assert any(" server-0 generation=4 " in line for line in log)
-
-
-def test_job_that_may_not_restart_fails_with_the_cause(job: Path, tmp_path: Path) -> None:
-    with started(
-        "train", job, "--run-dir", "run", *ON_ONE_SERVER, "--set", "cluster.max_restarts=0", cwd=tmp_path
-    ) as command:
-        wait_until(lambda: sorted(command.roles()) == ROLES_OF_ONE_SERVER, "all roles")
-        command.roles()["server-0"].kill()
-        result = command.finish()
-        assert result.returncode == 1
-        [message] = messages(result.stderr)
-        assert message.startswith("crossfade: error: server-0 was killed by SIGKILL; restarted 0 times without a new ")
-        assert f" (cluster.max_restarts) (on {os.uname().nodename}; lost " in message
-        assert message.endswith("log: run/logs/server-0.log)")
-        assert command.mark.processes() == []
-    failure = json.loads((tmp_path / "run" / "state.json").read_text())["failure"]
-    assert (failure["role"], failure["cause"], failure["ends_run"]) == ("server-0", "was killed by SIGKILL", True)
-    assert not (tmp_path / "run" / "report.json").exists()
 
 
 def test_second_signal_ends_everything_at_once(job: Path, tmp_path: Path) -> None:

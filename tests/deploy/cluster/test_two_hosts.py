@@ -1,21 +1,16 @@
 """Jobs on two hosts, which are two addresses of this machine."""
 
 import json
-import os
-import platform
-import socket
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
 import pytest
-from cluster_data import write_job, write_planted
 from fault_runs import ON_SERVERS, TOKEN, assert_undisturbed, train
 from metric_groups import FIRST, JOB, PROCESS, ROWS, SERVER, TRAINING
-from needs import X86, root
 from paced_training import Training, metrics_address, pace
 from run_results import report_of
-from running_command import RunningCommand, crossfade, messages, started, succeeded
+from running_command import RunningCommand, started, succeeded
 from scraping import ask, families, scrape, targets, value
 
 pytestmark = pytest.mark.cluster
@@ -116,42 +111,3 @@ def assert_token_is_not_leaked(two_hosts: TwoHosts, *commands: RunningCommand) -
             assert TOKEN not in " ".join([*role.cmdline(), *role.environ().values()])
     for path in two_hosts.run_dir.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason=X86)
-def test_worker_whose_processor_has_other_kernels_is_reported(tmp_path: Path, free_port: int) -> None:
-    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
-    coordinator, run = f"127.0.0.1:{free_port}", tmp_path / "run"
-    join = ("agent", "--join", coordinator, "--advertise-address", "127.0.0.2", "--run-dir", run)
-    options = ("--workers", 2, "--run-dir", run, "--set", "train.max_steps=3")
-    listen = ("--set", f"cluster.coordinator_address={coordinator}", "--set", "cluster.hosts=2")
-    here, there = ({"CROSSFADE_TOKEN": TOKEN, "OPENBLAS_CORETYPE": name} for name in ("Sandybridge", "Nehalem"))
-    with started(*join, cwd=tmp_path, variables=there) as agent:
-        result = succeeded(crossfade("train", "job.yaml", *options, *listen, cwd=tmp_path, variables=here))
-        succeeded(agent.finish())
-    [line] = [line for line in messages(result.stderr) if "other CPU kernels" in line]
-    records = [json.loads(line) for line in (run / "processes.jsonl").read_text().splitlines()]
-    [event] = [record for record in records if record["event"] == "kernels_differ"]
-    first = report_of(run)["kernels"]
-    assert (event["kernels"].split(",")[0], first.split(",")[0]) == ("OpenBLAS Nehalem", "OpenBLAS Sandybridge")
-    assert (event["expected"], event["worker"]) == (first, 1)
-    assert f"worker 1 on {event['host']} has other CPU kernels ({event['kernels']}) than the first worker" in line
-
-
-@pytest.mark.slow
-def test_silent_dns_does_not_keep_an_agent_from_its_timeouts(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip(root("another resolv.conf, and port 53"))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dns:
-        dns.bind(("127.0.0.77", 53))
-        (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.77\noptions timeout:30 attempts:5\n")
-        mount = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
-        within = ("unshare", "--mount", "sh", "-c", mount, str(tmp_path / "resolv.conf"))
-        join = ("agent", "--join", "coordinator.invalid:7070", "--run-dir", "run", "--advertise-address", "127.0.0.2")
-        variables = {"CROSSFADE_TOKEN": TOKEN}
-        with started(*join, "--coordinator-timeout", 5, cwd=tmp_path, variables=variables, within=within) as agent:
-            result = agent.finish(seconds=120)  # a lookup takes 150
-        assert b"coordinator" in dns.recv(512)
-    assert result.returncode == 1
-    assert "the coordinator at coordinator.invalid:7070 cannot be reached: no answer in time" in result.stderr
-    assert "has not answered for 5 s (--coordinator-timeout)" in result.stderr

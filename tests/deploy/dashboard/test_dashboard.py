@@ -159,34 +159,6 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-@pytest.mark.slow
-def test_runs_can_be_compared_by_keyboard_alone(browser: Browser, synthetic: str) -> None:
-    with opened(browser, synthetic, "one") as visit:
-        page = visit.page
-        page.keyboard.press("Tab")
-        expect(page.get_by_role("link", name="Skip to the run")).to_be_focused()
-        other = page.locator("#runs .box", has_text="two")
-        for _ in range(10):
-            page.keyboard.press("Tab")
-            if other.evaluate("box => box === document.activeElement"):
-                break
-        page.keyboard.press("Enter")
-        compared = page.get_by_role("region", name="Comparison of runs")
-        expect(compared.locator("tbody tr")).to_have_count(2)
-        expect(compared.locator("tbody tr").nth(1)).to_contain_text("0.3500")
-        expect(other).to_be_focused()  # although the list was built again
-        expect(other).to_contain_text("shown")
-        wait_for_graph(visit, "eval_metric", "t.length === 2")
-        assert {trace["name"] for trace in drawn(visit, "eval_metric")} == {"one", "two"}
-        differs = page.get_by_role("region", name="Differences between jobs")
-        expect(differs.locator("tbody tr")).to_have_text(["optimizer.learning_rate0.10.05"])
-        page.wait_for_url("**/?run=one&run=two")
-        page.reload()
-        expect(page.locator("#head h1")).to_have_count(2)
-        page.go_back()
-        expect(page.locator("#head h1")).to_have_count(1)
-
-
 CUT_OFF = """() => [...document.querySelectorAll("header *, nav *, main *")]
     .filter(each => !each.closest("svg") || each.tagName === "text")
     .filter(each => each.getClientRects().length && getComputedStyle(each).visibility !== "hidden")

@@ -1,9 +1,7 @@
 """The page Explore in a real browser, its routes, and the models that it opens, of runs trained on planted data."""
 
-import json
 import re
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,24 +12,18 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from browser import DESKTOP, PHONE, Visit, browsing, visiting
-from cluster_data import CUSTOMERS, TRACKS
+from browser import Visit, browsing, visiting
 from explored_runs import COLD_TRACK, name_of, write_runs
 from flask.testing import FlaskClient
 from playwright.sync_api import Browser, Locator, expect
 from running_command import started
 from waiting import wait_until
 
-from crossfade.base.errors import CrossfadeError
-from crossfade.deploy.dashboard import explored_models
 from crossfade.deploy.dashboard.app import make_app
-from crossfade.deploy.dashboard.explored_models import ExploredModels, write_copy
+from crossfade.deploy.dashboard.explored_models import ExploredModels
 from crossfade.deploy.dashboard.run_reader import Runs
-from crossfade.trainer.recommend.model import Model, open_model
-from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
-from crossfade.trainer.recommend.trained_model import with_trained_model
-from crossfade.trainer.runs.options import ModelSource
+from crossfade.trainer.recommend.model import Model
+from crossfade.trainer.recommend.options import SimilarOptions
 
 pytestmark = pytest.mark.slow
 
@@ -152,85 +144,6 @@ def test_item_is_searched_and_neighbors_are_followed_by_keyboard_alone(
         expect(title).to_have_text(f"Neighbors of {name_of(ROW)}")
 
 
-def test_recommendations_are_beside_the_history(
-    browser: Browser, address: str, client: FlaskClient, workspace: Path
-) -> None:
-    found = answer(client, "recommendations", customer=CUSTOMER)
-    with closing(open_model(ModelSource.of(source=workspace / "runs" / "one"), print)) as model:
-        rows_QK, _ = model.use(lambda opened: opened.recommend(np.array([3]), RecommendOptions()))
-    assert [row["name"] for row in found["rows"]] == [name_of(row) for row in rows_QK[0].tolist()]
-    assert [row["weight"] for row in found["history"]] == sorted(
-        (row["weight"] for row in found["history"]), reverse=True
-    )
-    with opened(browser, address, run="one") as visit:
-        page = visit.page
-        expect(page.locator("#customer-hint")).to_have_text("An ID, such as c000")
-        box = page.get_by_role("textbox", name="Customer")
-        box.fill(CUSTOMER)
-        box.press("Enter")
-        expect(page.locator("#recommendations-title")).to_have_text(f"Recommendations for customer {CUSTOMER}")
-        assert names_in(table(visit, "^Recommended")) == [row["name"] for row in found["rows"]]
-        past = table(visit, f"^History: the 10 largest weights of {found['history_items']}")
-        assert names_in(past) == [row["name"] for row in found["history"]]
-        page.wait_for_url(f"**/explore?run=one&customer={CUSTOMER}")
-        box.fill("nobody")
-        page.get_by_role("button", name="Show").click()
-        expect(page.get_by_role("alert")).to_have_text("errorthere is no customer with the ID or name 'nobody'")
-        expect(page.locator("#recommendations")).to_be_hidden()
-
-
-@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "dark"), (PHONE, "light")])
-def test_page_is_accessible_and_fits_the_window(
-    browser: Browser, address: str, size: dict[str, int], scheme: str
-) -> None:
-    options = {"size": size, "color_scheme": scheme}
-    with opened(browser, address, options, run="one", item=ITEM, customer=CUSTOMER) as visit:
-        page = visit.page
-        expect(table(visit, "^History")).to_be_visible()
-        expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
-        page.get_by_role("combobox", name="Track").fill("song")
-        page.get_by_role("combobox", name="Track").press("ArrowDown")
-        expect(page.get_by_role("listbox").get_by_role("option", selected=True)).to_be_visible()
-        violations = Axe().run(page).response["violations"]
-        found = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in violations]
-        assert not found, json.dumps(found, indent=1)
-        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-
-
-def test_first_visit_shows_the_preparation_and_a_stopped_dashboard_deletes_its_copies(
-    browser: Browser, workspace: Path, tmp_path: Path
-) -> None:
-    record = """
-        window.shown = [];
-        new MutationObserver(() => {
-            const text = document.getElementById("preparing")?.textContent;
-            if (text) window.shown.push(text);
-        }).observe(document, { childList: true, subtree: true });
-    """
-    with started("dashboard", "--port", 0, cwd=workspace, variables={"TMPDIR": str(tmp_path)}) as command:
-        assert command.process.stdout is not None
-        address = command.process.stdout.readline().split()[1]
-        with opened(browser, address, run="empty", item=ITEM) as visit:
-            alert = visit.page.get_by_role("alert")
-            expect(alert).to_have_text("errorit has neither embeddings nor a complete checkpoint yet")
-            expect(visit.page.locator("#neighbors")).to_be_hidden()
-            visit.page.add_init_script(record)
-            visit.page.goto(f"{address}explore?run=one&item={ITEM}")
-            expect(table(visit, "^Nearest")).to_be_visible()
-            shown = visit.page.evaluate("window.shown")
-            assert set(shown) == {"Preparing the model of one: large models take minutes"}
-            expect(visit.page.locator("#preparing")).to_be_empty()
-            visit.page.get_by_label("Run", exact=True).select_option("two")
-            visit.page.wait_for_url(f"**/explore?run=two&item={ITEM}")
-            expect(visit.page.locator("#status")).to_have_text(f"10 neighbors of {name_of(ROW)}")
-            visit.page.get_by_role("link", name="Dashboard").click()
-            expect(visit.page.locator("#head h1")).to_contain_text("two")
-        assert list(tmp_path.glob("crossfade-model-*/*/version.json"))
-        command.process.send_signal(signal.SIGTERM)
-        assert command.finish().returncode == 128 + signal.SIGTERM
-        assert list(tmp_path.iterdir()) == []
-
-
 # ---- models
 
 
@@ -287,43 +200,6 @@ def test_model_is_prepared_once_and_again_for_new_embeddings(
     wait_until(lambda: len(written_copies(copies)) == 2, "the deletion of the earlier copy")
 
 
-def test_moved_dataset_is_an_error_until_it_is_back(workspace: Path, models: ExploredModels) -> None:
-    (workspace / "data").rename(workspace / "moved")
-    try:
-        with pytest.raises(CrossfadeError, match=r"data/manifest\.json: no such file"):
-            ask(models, workspace / "runs" / "one")
-    finally:
-        (workspace / "moved").rename(workspace / "data")
-    assert ask(models, workspace / "runs" / "one")
-
-
-def test_disk_without_room_is_an_error_that_names_tmpdir(workspace: Path, tmp_path: Path) -> None:
-    source, path = ModelSource(source=str(workspace / "runs" / "one")), tmp_path / "copy"
-    needed = 4 * 8 * (CUSTOMERS + TRACKS + 1)
-    with pytest.raises(CrossfadeError, match=f"no room for a copy of the vectors, {needed:,} bytes; set TMPDIR"):
-        with_trained_model(source, print, lambda model: write_copy(model, path, needed - 1))
-    assert not path.exists()
-    with_trained_model(source, print, lambda model: write_copy(model, path, needed))
-    assert path.exists()
-
-
-def test_model_that_is_dropped_while_it_answers_gives_its_answer(
-    workspace: Path, models: ExploredModels, copies: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(explored_models, "MAX_OPEN", 1)
-    one, two = (workspace / "runs" / name for name in ("one", "two"))
-    expected = ask(models, one)
-
-    def open_the_other(model: Model) -> list[int]:
-        assert ask(models, two)
-        return [*neighbors(model), *model.search(model.item, "song 7", 1)]
-
-    assert models.ask(one, open_the_other) == [*expected, 7]
-    wait_until(lambda: len(written_copies(copies)) == 1, "the deletion of its copy")
-    models.close()
-    assert list(copies.iterdir()) == []
-
-
 # ---- routes
 
 
@@ -352,10 +228,3 @@ def test_invalid_request_is_answered_with_an_error(
     client: FlaskClient, route: str, parameters: dict[str, str], error: str
 ) -> None:
     assert error in answer(client, route, **parameters)["error"]
-
-
-def test_newest_embeddings_come_first(client: FlaskClient) -> None:
-    assert client.get("/explore/api/runs").json == {"source": "runs", "runs": ["two", "one", "empty", "invalid"]}
-    for path in ("/explore", "/explore/"):
-        assert "<title>Explore" in client.get(path).text
-    assert "explore" not in client.get("/").text

@@ -12,7 +12,6 @@ from flask.testing import FlaskClient
 from recorded_service import make_record
 from run_folders import epoch, step, write_run
 
-from crossfade.deploy.dashboard import bounded_lock
 from crossfade.deploy.dashboard.app import make_app
 from crossfade.deploy.dashboard.explored_models import ExploredModels
 from crossfade.deploy.dashboard.run_reader import Runs
@@ -84,30 +83,6 @@ def test_malformed_requests_for_the_callback_are_rejected(client: FlaskClient) -
                 answers.append(status(client, request | {key: parts}))
             assert set(answers) <= {200, 400}
             assert answers.count(400) >= 6, part
-
-
-def test_only_parts_that_have_changed_are_sent(client: FlaskClient, tmp_path: Path) -> None:
-    request = valid_request(client)
-    first = client.post(PATH, json=request).json["response"]
-    assert len(first["graph-loss"]["figure"]["data"]) == 2
-    request["state"][0]["value"] = first["shown"]["data"]
-    again = client.post(PATH, json=request).json["response"]
-    assert again.keys() <= {"clock", "shown", "service", "tiles"}
-    with (tmp_path / "one" / "events.jsonl").open("a") as file:
-        file.write(json.dumps(step(26, at=3)) + "\n")
-    assert {"head", "graph-loss"} <= client.post(PATH, json=request).json["response"].keys()
-
-
-def test_runs_that_another_request_reads_are_answered_in_time(
-    client: FlaskClient, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bounded_lock, "WAIT_SECONDS", 0.0)
-    with runs.lock:
-        answer = client.post(PATH, json=valid_request(client))
-        explored = client.get("/explore/api/model?run=one").json["error"]
-    assert (answer.status_code, "the folder of the runs is being read" in answer.text) == (503, True)
-    assert "the folder of the runs is being read" in explored
-    assert status(client, valid_request(client)) == 200
 
 
 def test_requests_of_other_types_and_for_unknown_files_are_rejected(client: FlaskClient) -> None:

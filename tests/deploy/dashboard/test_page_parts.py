@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from page_text import rows_of, text_of
-from run_folders import BEGAN, JOB, epoch, state, step, training_from, write_run
+from run_folders import BEGAN, JOB, state, step, training_from, write_run
 
-from crossfade.base import formatting
 from crossfade.deploy.dashboard import app, charts, page
 from crossfade.deploy.dashboard.charts import COLORS, RunView
 from crossfade.deploy.dashboard.explored_models import ExploredModels
@@ -23,19 +22,6 @@ def show(folder: Path, *, at: float = 100.0) -> RunView:
     return RunView(run, summarize(run, BEGAN + at), COLORS[0])
 
 
-def test_repeated_steps_are_drawn_once_with_their_last_values(tmp_path: Path) -> None:
-    events = [training_from(0, at=0), *(step(number, at=number, loss=9.0) for number in range(1, 9))]
-    events += [epoch(1, at=8, step=8, quality=0.9), training_from(4, at=50)]
-    events += [step(number, at=50 + number, loss=1.0) for number in range(5, 11)]
-    events += [epoch(1, at=59, step=8, quality=0.2)]
-    shown = show(write_run(tmp_path / ("a-long-name-of-a-run-" * 3), metrics=events, state=state("running", at=61)))
-    steps, epochs = charts.loss([shown])["data"]
-    assert steps["x"] == list(range(1, 11))
-    assert steps["y"] == [9.0] * 4 + [1.0] * 6
-    assert (epochs["x"], epochs["y"], epochs["name"]) == ([8], [0.4], "a-long-name…me-of-a-run-")
-    assert charts.eval_metric([shown])["data"][0]["y"] == [0.2]
-
-
 @pytest.mark.slow
 def test_long_run_is_thinned_to_few_points_with_the_same_mean(tmp_path: Path) -> None:
     numbers = range(1, 10_001)
@@ -45,23 +31,6 @@ def test_long_run_is_thinned_to_few_points_with_the_same_mean(tmp_path: Path) ->
     assert len(line["x"]) == len(line["y"]) == 400
     assert np.mean(line["y"]) == pytest.approx(np.mean([number % 7 for number in numbers]), rel=1e-3)
     assert len(charts.throughput([shown])["data"][0]["x"]) < 400
-
-
-def test_non_finite_loss_leaves_a_gap_and_one_point_is_marked(tmp_path: Path) -> None:
-    shown = show(write_run(tmp_path / "run", metrics=[step(1, at=1), step(2, at=2, loss=float("nan")), step(3, at=3)]))
-    assert charts.loss([shown])["data"][0]["y"] == [0.5, None, 0.5]
-    short = show(write_run(tmp_path / "short", metrics=[step(1, at=1)]))
-    assert charts.loss([short])["data"][0]["mode"] == "lines+markers"  # a line of one point is invisible
-
-
-def test_run_without_data_is_shown(tmp_path: Path) -> None:
-    empty = show(write_run(tmp_path / "empty", state=state("starting", at=100)))
-    for shown in ([], [empty], [empty, empty]):
-        for part in page.PARTS:
-            getattr(page, part)(shown)
-        for graph in page.GRAPHS:
-            layout = getattr(charts, graph)(shown)["layout"]
-            assert (layout["annotations"][0]["text"], layout["xaxis"]["visible"]) == ("no data yet", False)
 
 
 @pytest.mark.parametrize(
@@ -154,27 +123,3 @@ def test_checkpoints_restarts_and_the_last_failure_are_listed_with_what_was_lost
         ["restart", "333", "server-0 was killed; lost 333 steps since the beginning, 5.6 s"],
         ["not saved", "8", "disk full"],
     ]
-
-
-def test_run_that_stopped_early_says_so_and_shows_its_best_metric(tmp_path: Path) -> None:
-    events = [step(10, at=10), epoch(1, at=10, step=10, quality=0.31), epoch(2, at=20, step=20, quality=0.29)]
-    report = {"metrics": {"valid": {"ndcg@10": 0.31, "queries": 3}}, "stopped_early": True}
-    shown = show(write_run(tmp_path / "run", metrics=events, state=state("done", at=30), report=report))
-    assert "stopped early: no gain in ndcg@10 beyond its standard error" in text_of(page.head([shown]))
-    tiles = {text_of(tile.children[0]): text_of(tile.children[1]) for tile in page.tiles([shown]).children}
-    assert tiles["ndcg@10"] == "0.3100 best, in epoch 1; last 0.2900"
-    resumed = show(write_run(tmp_path / "again", metrics=events, state=state("running", at=99), report=report))
-    assert "stopped early" not in text_of(page.head([resumed]))
-
-
-def test_figures_have_readable_units() -> None:
-    none = "\N{EN DASH}"
-    assert [formatting.size(each) for each in (None, 12, 15_076_311, 2e9)] == [none, "12 B", "15.1 MB", "2 GB"]
-    assert [formatting.count(each) for each in (5.655, 9762, 1_234_567, 4e9)] == ["5.7", "9,762", "1.23 M", "4 G"]
-    assert [formatting.duration(each) for each in (0.42, 59.6, 250, 12_000)] == [
-        "0.4 s",
-        "60 s",
-        "4 min 10 s",
-        "3 h 20 min",
-    ]
-    assert [formatting.share(each) for each in (0.0, 0.031, 0.42)] == ["0 %", "3.1 %", "42 %"]

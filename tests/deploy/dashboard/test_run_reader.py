@@ -4,14 +4,12 @@ import json
 import math
 import os
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from run_folders import (
     BEGAN,
-    add,
     epoch,
     load,
     state,
@@ -22,10 +20,9 @@ from run_folders import (
 )
 
 from crossfade.base.processes import started_at
-from crossfade.deploy.dashboard import run_reader
 from crossfade.deploy.dashboard.figures import Summary
 from crossfade.deploy.dashboard.run_reader import RunReader, Runs, Tail
-from crossfade.deploy.dashboard.summary import read_summaries, summarize
+from crossfade.deploy.dashboard.summary import summarize
 
 
 def read(folder: Path) -> RunReader:
@@ -89,32 +86,6 @@ def test_each_line_is_read_once_when_complete_and_invalid_ones_are_counted(
     assert tail.problem() == f"log: {problem} cannot be read, skipped (first: line 2)"
 
 
-def test_endless_line_does_not_block_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_reader, "_MAX_LINE_BYTES", 1000)
-    (tmp_path / "log").write_bytes(line(4) + b"x" * 5500 + b"\n" + line(5))
-    assert events_of(Tail(tmp_path / "log")) == [4, 5]
-
-
-def test_replaced_file_is_read_from_its_beginning(tmp_path: Path) -> None:
-    path, tail = tmp_path / "log", Tail(tmp_path / "log")
-    path.write_bytes(line(1) * 3)
-    assert events_of(tail) == [1, 1, 1]
-    path.rename(tmp_path / "aside")
-    path.write_bytes(line(2) * 9)
-    assert tail.is_replaced()
-    assert events_of(tail) == [2] * 9
-
-
-def test_log_that_takes_long_is_read_in_several_calls(tmp_path: Path) -> None:
-    path, tail = tmp_path / "log", Tail(tmp_path / "log")
-    path.write_bytes(line(5) * 3 + b'{"time": 1, ')
-    assert events_of(tail, until=0.0) == [5]
-    assert tail.problem() == f"log: {2 * len(line(5)) + 12} bytes are not read yet"
-    assert events_of(tail) == [5, 5]
-    assert events_of(tail, until=0.0) == []
-    assert tail.problem() is None  # an incomplete line is not read in any call
-
-
 # ---- a run
 
 
@@ -149,17 +120,6 @@ def test_resumed_run_has_progress_rates_and_best_value_without_the_steps_that_it
     assert rates[1:].round(6).tolist() == [20.0] * 14
 
 
-def test_process_has_the_figures_of_its_load(tmp_path: Path) -> None:
-    folder = write_run(
-        tmp_path / "run",
-        state=state("running", at=100, server_0=("running", load(updated=6000)), worker_0=("missing", {})),
-    )
-    server, worker = look(folder, at=100).processes
-    assert (server.name, server.state, server.host) == ("server-0", "running", "here")
-    assert (server.rows, server.held_bytes, server.updated, server.resident_bytes) == (10, 640, 6000, 100)
-    assert (worker.state, worker.rows, worker.resident_bytes) == ("missing", None, None)
-
-
 def test_finished_run_shows_its_report(tmp_path: Path) -> None:
     report = {"examples_per_second": 123.0, "seconds_by_phase": {"pull": 2.0}, "metrics": {"test": {"ndcg@10": 0.2}}}
     moved = {"bytes_pulled": 5, "bytes_pushed": 10, "dense_equivalent_bytes_pushed": 30}
@@ -188,14 +148,6 @@ def test_silent_command_is_lost(tmp_path: Path) -> None:
     assert look(folder, at=5).state == "lost"
     # A fresh state counts for more: the command may run in a container with this host's name.
     assert look(folder, at=1).state == "running"
-
-
-def test_state_of_roles_without_a_command_comes_from_events(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", metrics=[step(1, at=1)])
-    assert look(folder, at=2).state == "running"
-    assert look(folder, at=200).state == "unknown"
-    add(folder / "events.jsonl", {"time": BEGAN + 3, "event": "stopped", "step": 1, "checkpoint": None})
-    assert look(folder, at=200).state == "stopped"
 
 
 # ---- alerts
@@ -259,25 +211,6 @@ def test_alerts_say_what_is_wrong(tmp_path: Path, written: dict[str, Any], at: f
     assert all(text.startswith(each) for text, each in zip(found, expected, strict=True))
 
 
-def test_failure_has_what_its_restart_lost_if_the_newest_checkpoint_could_not_be_used(tmp_path: Path) -> None:
-    [record] = failed("server-0", "was killed", None, "")[0]["processes"]
-    folder = write_run(tmp_path / "run", processes=[record], state=state("done", at=9))
-    assert look(folder).failure.work() == "33 steps since the last checkpoint, 5.6 s"  # type: ignore[union-attr]
-    add(folder / "processes.jsonl", {**RESTART, "step": 0, "lost_steps": 333})
-    assert look(folder).failure.work() == "333 steps since the beginning, 2.5 s"  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("files", [{}, {"state": state("running", at=2000)}])
-def test_log_that_is_not_read_to_its_end_causes_no_alert_about_what_is_missing(
-    tmp_path: Path, files: dict[str, Any]
-) -> None:
-    folder = write_run(tmp_path / "run", metrics=[step(number, at=100.0 * number) for number in range(21)], **files)
-    reader = RunReader(folder, "run")
-    reader.refresh(until=0.0)
-    behind = summarize(reader, BEGAN + 2000)
-    assert (behind.state, len(behind.alerts), warned(behind, "are not read yet")) == ("running", 1, True)
-
-
 # ---- corrupt files
 
 
@@ -320,26 +253,6 @@ def test_runs_are_found_two_levels_deep_and_new_ones_appear(tmp_path: Path) -> N
     assert [run.name for run in runs.readers()] == ["day3", "plays", "search/trial-0000"]
 
 
-def test_run_folder_as_argument_is_named_by_folder_or_path(tmp_path: Path) -> None:
-    one, other = write_run(tmp_path / "a" / "plays"), write_run(tmp_path / "b" / "plays")
-    assert [run.name for run in Runs([one]).readers()] == ["plays"]
-    assert [run.name for run in Runs([one, other]).readers()] == [str(one), str(other)]
-
-
-def test_live_runs_come_first_then_the_latest_and_shown_ones_are_read_before_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, kind, began in (("old", "done", 0), ("new", "done", 50), ("live", "waiting", 20)):
-        written = {**state(kind, at=60), "started": BEGAN + began, "time": time.time()}
-        write_run(tmp_path / name, state=written)
-        (tmp_path / name / "run.json").write_text(json.dumps({"started": BEGAN + began}))
-    runs, order, refresh = Runs([tmp_path]), [], RunReader.refresh
-    assert [summary.name for _, summary in read_summaries(runs)] == ["live", "new", "old"]
-    monkeypatch.setattr(RunReader, "refresh", lambda run, until: order.append(run.name) or refresh(run, until))
-    read_summaries(runs, shown=["old"])
-    assert order == ["old", "new", "live"]
-
-
 # ---- files that others may have written
 
 
@@ -361,14 +274,6 @@ def test_file_behind_a_link_that_leads_out_of_the_run_is_not_read(tmp_path: Path
     assert reader.problems() == [f"{name} cannot be read: a link leads out of the folder; copy the file into it"]
     (tmp_path / "link").symlink_to(folder)
     assert read(tmp_path / "link").problems() == reader.problems()
-
-
-def test_job_that_cannot_be_parsed_is_not_shown(tmp_path: Path) -> None:
-    for content in ("password: secret\nmodel: [", "secret", "\x00secret", "- secret"):
-        reader = read(write_run(tmp_path, job=content))
-        assert (reader.job, reader.job_text) == ({}, "")
-        assert "job.yaml cannot be read" in reader.problems()[0]
-        assert "secret" not in "".join(reader.problems())
 
 
 def test_fifo_in_place_of_a_log_or_file_does_not_block(tmp_path: Path) -> None:

@@ -2,29 +2,21 @@
 
 import json
 import os
-import random
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_here import crossfade_here
-from fuzzed_json import corrupt_json, fuzz, fuzz_range, judge
-from page_text import rows_of, text_of
 from recorded_service import make_record
 from run_folders import state, write_run
 
-from crossfade.cli.status import _service
-from crossfade.deploy.dashboard import page
-from crossfade.deploy.dashboard.page_elements import Selection
 from crossfade.deploy.dashboard.run_reader import Runs
 from crossfade.deploy.dashboard.service_reader import ServiceReader, ServiceSummary
 from crossfade.deploy.refresh.versions import EventFile, ServiceVersions
 from crossfade.trainer.monitoring.thresholds import STALE_EVENTS_SECONDS
 
 NEWEST = 1_790_000_000
-CASES, FIRST = fuzz_range(100)
 
 
 def write_music(folder: Path, *records: dict[str, Any]) -> Path:
@@ -84,14 +76,6 @@ def test_summary_has_what_is_served_since_when_and_how_fresh_it_is(music: Path) 
     )
 
 
-def test_rollback_is_served_since_it_was_made(music: Path) -> None:
-    ServiceVersions(music).withdraw(after=1)
-    os.utime(music / "current.json", (NEWEST, NEWEST + 7))
-    found = look(music)
-    assert (found.served, found.since, found.newest) == (1, NEWEST + 7, NEWEST - 99)
-    assert [found.status(record) for record in found.records] == ["served", "rejected", "withdrawn"]
-
-
 def test_rejected_version_and_old_events_are_alerts(music: Path) -> None:
     assert look(music, age=STALE_EVENTS_SECONDS).alerts == []
     stale = look(music, age=STALE_EVENTS_SECONDS + 1)
@@ -102,28 +86,6 @@ def test_rejected_version_and_old_events_are_alerts(music: Path) -> None:
     text = "version 4 was rejected: ndcg@10 0.1250 after training, 0.2500 before; version 3 is still served"
     assert (alert.level, alert.text) == ("warning", text)
     assert look(music).state == "rejected"
-
-
-def test_deletion_of_ids_is_shown_until_the_next_version(music: Path) -> None:
-    versions = ServiceVersions(music)
-    versions.mark_forgotten(complete=True)
-    assert [(alert.level, alert.text) for alert in look(music).alerts] == [
-        ("info", "ids were forgotten: version 3 may have vectors of them until the next refresh")
-    ]
-    assert "ids were forgotten" in text_of(page.service_head(look(music)))
-    versions.mark_forgotten(complete=False)
-    assert "a deletion of ids was interrupted" in look(music).alerts[1].text
-    versions.write(make_record(4, newest=NEWEST))
-    assert look(music).alerts == []
-    (music / "forgotten.json").write_text("{}")
-    [alert] = look(music).alerts
-    assert f"{music}/forgotten.json: is not the note of a deletion" in alert.text
-
-
-@pytest.mark.parametrize("newest", [None, -1, NEWEST * 1000])
-def test_times_that_are_no_seconds_are_no_age(tmp_path: Path, newest: int | None) -> None:
-    found = look(write_music(tmp_path / "music", {"newest": newest}), age=10**9)
-    assert (found.newest, found.age_seconds, found.alerts, found.state) == (None, None, [], "served")
 
 
 def test_files_behind_links_that_lead_out_of_the_service_are_not_read(music: Path) -> None:
@@ -156,40 +118,6 @@ def test_damaged_files_are_alerts_and_what_can_be_read_is_shown(music: Path) -> 
     reader.summarize(NEWEST)
     (music / "version-000001.json").write_text(make_record(1).model_dump_json())
     assert reader.summarize(NEWEST).records[0].number == 1
-
-
-@pytest.mark.slow
-def test_corrupt_records_are_shown_or_named(music: Path) -> None:
-    contents = {path: path.read_bytes() for path in (music / "version-000003.json", music / "current.json")}
-
-    def show() -> None:
-        found = look(music)
-        assert [str(part) for part in (*_service(found), page.service_versions(found, {}))]
-        assert text_of([page.service_boxes([found], Selection([], "music")), page.service_head(found)])
-        assert "version-000003.json" in str(found.alerts) or found.records[-1].number == 3
-
-    def records(draw: random.Random) -> str | None:
-        path = draw.choice(sorted(contents))
-        try:
-            path.write_bytes(corrupt_json(draw, contents[path]))
-            return judge(music, show, ())
-        finally:
-            path.write_bytes(contents[path])
-
-    fuzz(CASES, FIRST, records)
-
-
-def test_versions_are_a_table_that_leads_to_their_runs(music: Path) -> None:
-    found = look(music)
-    region = page.service_versions(found, {3: "music/version-000003"})
-    rows = rows_of(region)
-    assert [row[0] for row in rows] == ["3", "2", "1"]
-    assert rows[1][2:] == ["rejected", "ndcg@10", "100", "1", "0.2200", "0.1250", "42 s"]
-    link = region.children.children[2].children[0].children[0].children
-    assert link.href == "?run=music%2Fversion-000003&service=music"
-    many = [make_record(number) for number in range(1, 61)]
-    long = replace(found, records=many)
-    assert [row[0] for row in rows_of(page.service_versions(long, {}))] == [str(number) for number in range(60, 10, -1)]
 
 
 @pytest.mark.slow

@@ -1,10 +1,7 @@
 """Trainings of a study share a process: with the results of processes of their own, and without sharing a crash."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -104,19 +101,3 @@ def test_stopped_training_saves_its_work_and_the_next_one_has_a_new_process(
     assert long.train(LONG, lambda: long.epochs > 0, go_on) == 128 + signal.SIGTERM
     assert list((workspace / "long" / "checkpoints").iterdir())
     assert TrialRun(workspace, "after", process).train(SETTINGS, go_on, go_on) == 0
-
-
-def test_process_that_was_killed_between_trainings_is_replaced(workspace: Path, process: TrialProcess) -> None:
-    for _ in range(2):
-        assert process.train(["missing.yaml"], workspace / "missing.log", lambda: False) == 2
-        (host,) = hosts()
-        host.kill()
-        os.waitid(os.P_PID, host.pid, os.WEXITED | os.WNOWAIT)
-    assert (workspace / "missing.log").read_text().count("missing.yaml") == 2
-
-
-def test_orphan_process_reports_its_dead_parent() -> None:
-    command = [sys.executable, "-m", "crossfade.cli.trial_host", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"ended at its start: process 1, its parent, has died; it is now {os.getpid()}\n"

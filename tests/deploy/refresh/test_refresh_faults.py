@@ -22,9 +22,7 @@ from running_command import records, started, succeeded
 from scraping import ask, families, samples, scrape, value
 from waiting import wait_until
 
-from crossfade.base.signals import StopSignal
-from crossfade.cli import refresh
-from crossfade.deploy.refresh import event_files, increment
+from crossfade.deploy.refresh import increment
 from crossfade.trainer.prepare.pipeline import prepare
 
 pytestmark = pytest.mark.slow
@@ -65,28 +63,6 @@ def test_crash_at_any_step_is_continued_by_the_same_command(
     assert call == STEPS + 1
 
 
-def test_crash_of_a_rollback_is_continued_by_the_same_command(undisturbed: ServiceFolder, tmp_path: Path) -> None:
-    for call in count(1):
-        folder = tmp_path / f"step-{call}"
-        folder.mkdir()
-        service = undisturbed.copied(folder)
-        try:
-            with crash_at(call):
-                succeeded(service.command("rollback", "--to", 1))
-        except Crash:
-            assert service.statuses()[0] == "published"
-            succeeded(service.command("rollback", "--to", 1))
-            assert service.statuses() == ["published", "withdrawn", "withdrawn"]
-            assert service.current() == current(1)
-        else:
-            break
-    assert call == 4
-    service.add(4)
-    succeeded(service.command("refresh"))
-    assert (service.record(4)["base"], service.record(4)["events"]) == (1, 3 * EVENTS)
-    assert not list(service.path.glob("version-00000[23]-data"))
-
-
 def paced_refresh(service: ServiceFolder) -> tuple[dict[str, str], Path]:
     """Return the environment of a refresh whose steps are slow until a file exists, and that file."""
     release = service.folder / "release"
@@ -116,16 +92,6 @@ def test_killed_training_is_continued_and_only_one_command_runs_at_a_time(
     assert_as_undisturbed(service, undisturbed)
 
 
-def test_interrupted_training_starts_over_if_the_job_was_edited(service: ServiceFolder) -> None:
-    service.add(3)
-    with pytest.raises(Crash), crash_at(7):  # trained, and not decided
-        service.command("refresh")
-    assert "seed: 7" not in (service.run(3) / "job.yaml").read_text()
-    service.configure(increment_job={"train": {"epochs": 1, "seed": 7}})
-    succeeded(service.command("refresh"))
-    assert "seed: 7" in (service.run(3) / "job.yaml").read_text()
-
-
 def test_failed_training_leaves_the_version_that_is_served(service: ServiceFolder, undisturbed: ServiceFolder) -> None:
     service.add(3)
     service.configure(increment_job={"model": {"dim": 9}, "train": {"epochs": 1}})
@@ -151,25 +117,6 @@ def test_file_that_changes_while_it_is_read_is_named_and_read_again(
         rejected(service.command("refresh"), f"{service.event_file(3)}: was changed or deleted while it was read")
     succeeded(service.command("refresh"))
     assert_as_undisturbed(service, undisturbed)
-
-
-def test_file_that_is_replaced_before_a_crash_is_read_again(service: ServiceFolder, undisturbed: ServiceFolder) -> None:
-    service.add(3, plays(3).slice(0, EVENTS // 2))
-    with pytest.raises(Crash), crash_at(3):  # the dataset is complete, but whether its file has changed is unknown
-        service.command("refresh")
-    service.add(3)
-    succeeded(service.command("refresh"))
-    assert_as_undisturbed(service, undisturbed)
-
-
-def test_rollback_during_an_interrupted_refresh_starts_it_over(service: ServiceFolder) -> None:
-    service.add(3)
-    with pytest.raises(Crash), crash_at(7):  # trained, and not decided
-        service.command("refresh")
-    succeeded(service.command("rollback"))
-    succeeded(service.command("refresh"))
-    assert (service.record(3)["base"], service.files(3)) == (1, ["day-002.parquet", "day-003.parquet"])
-    assert service.times(3) == [at for day in (2, 3) for at in plays(day)["at"].to_pylist()]
 
 
 def test_refresh_at_intervals_takes_files_as_they_arrive_and_serves_metrics(tmp_path: Path) -> None:
@@ -274,36 +221,6 @@ def test_files_are_set_aside_unless_all_are_faulty_until_they_change(service: Se
     assert (service.files(4), service.status()["set_aside"]) == (["day-003.parquet"], [])
     succeeded(service.command("rollback"))
     assert service.status()["waiting"] == [str(service.event_file(3))]
-
-
-def test_unexpected_error_ends_one_attempt(service: ServiceFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    service.add(3)
-    waits = count(1)
-
-    def fail(*_: object) -> None:
-        raise KeyError("line\nbreak")
-
-    def waited(_: float) -> None:
-        if next(waits) == 2:
-            raise StopSignal
-
-    with monkeypatch.context() as patch:
-        patch.setattr(increment, "prepare", fail)
-        patch.setattr(refresh, "_wait", waited)
-        with pytest.raises(StopSignal):
-            service.command("refresh", "--every", "10m", "--metrics-port", "none")
-    succeeded(service.command("refresh"))
-
-
-def test_files_beyond_the_most_of_a_version_follow_in_the_next(
-    service: ServiceFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(event_files, "MAX_FILES", 2)
-    for day in (3, 4, 5):
-        service.add(day)
-    assert "the next version takes 2 of 3 files; the others follow" in succeeded(service.command("refresh")).stderr
-    succeeded(service.command("refresh"))
-    assert (service.files(3), service.files(4)) == (["day-003.parquet", "day-004.parquet"], ["day-005.parquet"])
 
 
 def lines_to(stream: IO[str] | None, text: str) -> list[str]:

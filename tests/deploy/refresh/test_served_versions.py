@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -73,20 +72,6 @@ def test_continued_version_answers_as_a_complete_copy(undisturbed: ServiceFolder
             assert names[0].search("c4", 99) == names[1].search("c4", 99)
 
 
-def test_same_dataset_shares_files_and_others_are_copied(undisturbed: ServiceFolder, tmp_path: Path) -> None:
-    written(undisturbed, 3, tmp_path / "earlier")
-    card = written(undisturbed, 3, tmp_path / "continued", tmp_path / "earlier")
-    assert card.continues == card.fingerprint
-    shared = [name for name in card.files if (tmp_path / "continued" / name).stat().st_nlink == 2]
-    assert sorted(shared) == ["counts.npy", "histories/items", "histories/starts", "histories/weights", NAMES]
-    # Neither an earlier version of the service nor one that is damaged is continued.
-    assert written(undisturbed, 2, tmp_path / "before", tmp_path / "earlier").continues is None
-    damaged = tmp_path / "earlier" / NAMES
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-    assert written(undisturbed, 3, tmp_path / "again", tmp_path / "earlier").continues is None
-    open_version(tmp_path / "again").close()
-
-
 def test_interrupted_version_leaves_the_one_that_it_continues(
     undisturbed: ServiceFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,19 +90,6 @@ def test_interrupted_version_leaves_the_one_that_it_continues(
     card = written(undisturbed, 3, versions.next_path(), path)
     assert card.continues is not None
     verify_files(path, VersionCard.model_validate_json((path / CARD_FILE).read_text()).files, CARD_FILE, "")
-
-
-def test_version_is_not_deleted_while_it_is_open(undisturbed: ServiceFolder, tmp_path: Path) -> None:
-    versions = Versions(tmp_path)
-    written(undisturbed, 3, tmp_path / "000001")
-    versions.publish(tmp_path / "000001")
-    shutil.copytree(tmp_path / "000001", tmp_path / "000002")
-    versions.publish(tmp_path / "000002")
-    with closing(open_version(tmp_path / "000001")):
-        assert not versions.delete_earlier()
-    assert (tmp_path / "000001" / CARD_FILE).exists()
-    assert versions.delete_earlier()
-    assert sorted(path.name for path in tmp_path.glob("0*")) == ["000002"]
 
 
 def answers(server: RunningServer) -> dict[str, Any]:

@@ -76,31 +76,6 @@ def test_paths_are_relative_to_the_folder_of_the_file(tmp_path: Path, monkeypatc
     assert [Path(place).resolve() for place in found] == [folder / name for name in ("runs/first", "vectors", "board")]
 
 
-def test_versions_without_a_condition_are_judged_by_the_metric_that_selects_epochs(tmp_path: Path) -> None:
-    service = load_service(written(tmp_path, publish_if=None, job={"evaluate": {"best_metric": "recall@20"}}))
-    assert (service.metric(), service.guard) == ("recall@20", None)
-
-
-def test_increment_job_replaces_single_keys_of_job(tmp_path: Path) -> None:
-    job = {"train": {"epochs": 9, "seed": 3}, "evaluate": {"k": [10, 50]}, "model": {"popularity": "off"}}
-    increment = {"train": {"epochs": 2}, "evaluate": {"k": [5, 10]}}
-    service = load_service(written(tmp_path, job=job, increment_job=increment))
-    found = json.loads(service.next_job(".", "runs/last", popularity=0.4))
-    assert found["train"] == {"epochs": 2, "eval_every_epochs": 2, "seed": 3}
-    assert found["evaluate"] == {"k": [5, 10], "at_start": True}
-    assert found["model"] == {"popularity": "off"}
-
-
-def test_dates_of_yaml_are_the_text_that_options_take(tmp_path: Path) -> None:
-    path = tmp_path / "music.yaml"
-    path.write_text(
-        "name: music\nevents: [a.parquet]\n"
-        "prepare: {query: user, item: track, timestamp: at, since: 2026-01-31, until: 2026-02-01T12:00:00}\n"
-    )
-    options = load_service(path).prepare_options(["a.parquet"], tmp_path / "out", None)
-    assert (options.since, options.until) == ("2026-01-31", "2026-02-01T12:00:00")
-
-
 PREPARE = VALID["prepare"]
 
 
@@ -130,28 +105,6 @@ def test_invalid_file_is_rejected_with_the_key_before_anything_is_done(
     rejected(crossfade_here("refresh", written(tmp_path, **keys)), "music.yaml: ", phrase)
 
 
-@pytest.mark.parametrize(
-    ("text", "phrase"),
-    [
-        (None, "music.yaml: no such file"),
-        ("name: [\n", "music.yaml"),
-        ("- music\n", "not the file of a service"),
-        ("events: [a.parquet]\n", "name"),
-        ("name: music\nevents: []\n", "events: list should have at least 1 item"),
-    ],
-)
-def test_files_that_are_no_service_are_rejected(tmp_path: Path, text: str | None, phrase: str) -> None:
-    path = tmp_path / "music.yaml"
-    if text is not None:
-        path.write_text(text)
-    rejected(crossfade_here("rollback", path), phrase)
-
-
-@pytest.mark.parametrize("text", ["0", "1w", "soon", "-5m"])
-def test_interval_of_another_form_is_rejected(tmp_path: Path, text: str) -> None:
-    rejected(crossfade_here("refresh", written(tmp_path), f"--every={text}"), "expected a time such as 30s")
-
-
 def test_version_fails_below_the_share_by_more_than_the_error() -> None:
     guard = Guard.parse(" recall@20>=0.9*last ")
     assert guard == Guard("recall@20", 0.9)
@@ -171,12 +124,3 @@ def test_page_lists_every_key_with_its_default() -> None:
         default = field.get_default(call_default_factory=True)
         expected = "required" if field.is_required() else f"`{json.dumps(default)}`".replace('"', "")
         assert rows[name].strip() == expected, name
-
-
-def test_examples_of_the_page_are_valid(tmp_path: Path) -> None:
-    examples = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL) if "publish_if" in text]
-    assert examples
-    for text in examples:
-        path = tmp_path / "music.yaml"
-        path.write_text(text)
-        assert load_service(path).name == "music"

@@ -183,6 +183,18 @@ def test_deletion_that_was_interrupted_is_completed_by_the_same_command(
     assert list(traces(service, "c0", known)) == []
 
 
+def test_service_is_forgotten_as_a_whole(service: ServiceFolder) -> None:
+    ids = service.folder / "ids.txt"
+    ids.write_text("c0\n")
+    one = crossfade_here("forget", service.path, "--ids", ids, "--this-dataset-only")
+    rejected(one, "--this-dataset-only: ", "is a service, not a dataset")
+    rejected(crossfade_here("forget", service.data(2), "--ids", ids), "is a dataset of a service")
+    assert "\n  versions " not in forgotten(service, "nobody")
+    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
+    forgotten(service, "c0")
+    rejected(service.command("rollback"), "earlier versions may have vectors of IDs that were forgotten")
+
+
 def test_version_keeps_events_to_continue_on(service: ServiceFolder) -> None:
     service.add(3, plays(3).set_column(0, "user", pa.array(["c9"] * EVENTS)))
     succeeded(service.command("refresh"))
@@ -196,25 +208,3 @@ def test_version_keeps_events_to_continue_on(service: ServiceFolder) -> None:
     assert "version-000003-data: forgot 1 row" in forgotten(service, "c9")
     succeeded(service.command("refresh"))
     assert list(traces(service, "c9", known)) == []
-
-
-def test_service_without_a_version_has_only_event_files(tmp_path: Path) -> None:
-    service = ServiceFolder(tmp_path)
-    service.add(1)
-    with pytest.raises(Crash), crash_at(4):  # its dataset is complete
-        service.command("refresh")
-    assert service.data(1).exists()
-    assert "event files    delete them there" in forgotten(service, "c0")
-    assert not service.data(1).exists()
-
-
-def test_service_is_forgotten_as_a_whole(service: ServiceFolder) -> None:
-    ids = service.folder / "ids.txt"
-    ids.write_text("c0\n")
-    one = crossfade_here("forget", service.path, "--ids", ids, "--this-dataset-only")
-    rejected(one, "--this-dataset-only: ", "is a service, not a dataset")
-    rejected(crossfade_here("forget", service.data(2), "--ids", ids), "is a dataset of a service")
-    assert "\n  versions " not in forgotten(service, "nobody")
-    assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")
-    forgotten(service, "c0")
-    rejected(service.command("rollback"), "earlier versions may have vectors of IDs that were forgotten")

@@ -146,25 +146,6 @@ def test_version_that_another_host_has_published_meanwhile_is_not_replaced(
     assert succeeded(first.command("refresh")).stdout.startswith("version 3 published: ")
 
 
-def test_damaged_and_mixed_services_are_named(first: ServiceFolder, remote: Folder, tmp_path: Path) -> None:
-    succeeded(first.command("refresh"))
-    second = first.copied(tmp_path, remote=None)
-    rejected(second.command("refresh"), "is a copy of the service at s3://")
-    (second.path / "remote.json").unlink()
-    second.add(3)
-    succeeded(second.command("refresh"))
-    second.configure(remote=json.loads(first.file.read_text())["remote"])
-    rejected(second.command("refresh"), f"{second.path}: has other versions than s3://")
-    assert second.statuses() == ["published"] * 3
-    remote.child("version-000002").delete()
-    rejected(other_host(first, tmp_path / "third").command("refresh"), "version-000002: is missing; restore it")
-    remote.delete()
-    rejected(first.command("refresh"), f"{first.path}: has other versions than s3://")
-    assert first.statuses() == ["published"] * 2, "the copy is kept"
-    (first.path / "remote.json").write_text("{}")
-    rejected(first.command("refresh"), "remote.json: does not name where the service is kept")
-
-
 def test_file_that_leads_out_of_its_folder_is_not_downloaded(
     first: ServiceFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,3 +187,22 @@ def _values(data: bytes) -> set[object]:
         for value in column.to_pylist()
         if isinstance(value, str)
     }
+
+
+def test_damaged_and_mixed_services_are_named(first: ServiceFolder, remote: Folder, tmp_path: Path) -> None:
+    succeeded(first.command("refresh"))
+    second = first.copied(tmp_path, remote=None)
+    rejected(second.command("refresh"), "is a copy of the service at s3://")
+    (second.path / "remote.json").unlink()
+    second.add(3)
+    succeeded(second.command("refresh"))
+    second.configure(remote=json.loads(first.file.read_text())["remote"])
+    rejected(second.command("refresh"), f"{second.path}: has other versions than s3://")
+    assert second.statuses() == ["published"] * 3
+    remote.child("version-000002").delete()
+    rejected(other_host(first, tmp_path / "third").command("refresh"), "version-000002: is missing; restore it")
+    remote.delete()
+    rejected(first.command("refresh"), f"{first.path}: has other versions than s3://")
+    assert first.statuses() == ["published"] * 2, "the copy is kept"
+    (first.path / "remote.json").write_text("{}")
+    rejected(first.command("refresh"), "remote.json: does not name where the service is kept")

@@ -9,7 +9,6 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 from run_results import report_of
 from running_command import RunningCommand, started, succeeded
 from scheduled_jobs import Manifests, planned_files, read_manifests
@@ -18,8 +17,6 @@ from waiting import wait_until
 from crossfade.trainer.config.loading import make_job
 
 pytestmark = pytest.mark.slow
-
-PAGE = Path(__file__).parents[3] / "docs" / "schedulers.md"
 ON_S3 = {"cluster": {"shared_run_dir": False}, "checkpoint": {"path": "s3://music/checkpoints"}}
 GIVEN = ("--secret", "aws", "--claim", "music")
 ALONE, SERVERS = {("Job", "coordinator")}, {("StatefulSet", "server"), ("Service", "server")}
@@ -84,18 +81,6 @@ def references(spec: dict[str, Any]) -> set[tuple[str, str]]:
         if "configMap" in volume:
             found.add(("ConfigMap", volume["configMap"]["name"]))
     return found
-
-
-def test_documented_overlay_fits(tmp_path: Path, planted_data: Path) -> None:
-    [overlay] = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL))
-    files, _ = planned_files(tmp_path, "kubernetes", "--data", "s3://music/plays", data=planted_data, name="lastfm")
-    assert [path.name for path in files.iterdir()] == overlay["resources"]
-    manifests = read_manifests(files.iterdir())
-    for patch in overlay["patches"]:
-        target = manifests[patch["target"]["kind"], patch["target"]["name"]]
-        [operation] = yaml.safe_load(patch["patch"])
-        for key in operation["path"].split("/")[1:-1]:
-            target = target[key]
 
 
 class LocalPods:

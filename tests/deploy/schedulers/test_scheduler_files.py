@@ -10,7 +10,7 @@ from running_command import single_line, succeeded
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.deploy.schedulers.options import PlanOptions
-from crossfade.deploy.schedulers.scheduler_files import adapt_job, resource_name, size_hosts
+from crossfade.deploy.schedulers.scheduler_files import adapt_job, size_hosts
 
 NOT_READ = (
     "is a path of this machine, which pods cannot read; expected s3://BUCKET/PREFIX or a path below /runs, where the "
@@ -57,27 +57,6 @@ def test_memory_is_the_peak_of_each_host_with_headroom(folder: Path) -> None:
         least = max(host.peak_bytes for host in alike) * 1.1 + 2**28
         assert least <= hosts.memory_mib * 2**20 < least + 2**26
         assert hosts.number == len(alike)
-
-
-@pytest.mark.parametrize(
-    ("train", "image"),
-    [
-        ({}, "cpu"),
-        ({"engine": "torch"}, "torch"),
-        ({"device": "gpu"}, "torch"),
-        ({"engine": "mxnet", "device": "gpu"}, "cu112"),
-    ],
-)
-def test_default_image_has_the_engine_of_the_job(folder: Path, train: dict[str, str], image: str) -> None:
-    options = [f"--set=train.{key}={value}" for key, value in train.items()]
-    plan = ("plan", "job.yaml", *SIZES, "--to", "kubernetes", "--out", "images", "--data", "s3://music/plays", *options)
-    succeeded(crossfade_here(*plan, cwd=folder))
-    assert f"image: crossfade:{image}\n" in (folder / "images" / "planted.yaml").read_text()
-
-
-def test_resource_names_are_labels(folder: Path) -> None:
-    job = PlanOptions.of(job=folder / "job.yaml").load_job().model_copy(update={"name": f"A__{'b' * 36}-c-d_"})
-    assert resource_name(job) == f"a-{'b' * 36}-c"
 
 
 @pytest.mark.parametrize(

@@ -75,13 +75,6 @@ def test_short_training_moves_rows_as_far_as_a_whole_one(tmp_path: Path, kind: s
         assert (trained.optimizer.learning_rate == 0.02) == is_last
 
 
-def test_learning_rate_of_dense_layers_is_scaled_too(tmp_path: Path) -> None:
-    job = job_with(tmp_path, "train.epochs=9", "optimizer.kind=adam", "model.dense.learning_rate=0.01")
-    overrides = plan_rungs(job)[0].overrides(job, {})
-    assert load_job(tmp_path / "job.yaml", overrides).model.dense.learning_rate == pytest.approx(0.09)
-    assert plan_rungs(job)[-1].overrides(job, {}) == []
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_six_settings_are_searched_around_those_of_a_job(path: Path) -> None:
     job = resolve(load_job(path), SIZE)

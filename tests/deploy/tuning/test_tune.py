@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,7 @@ from running_command import messages, single_line, started, succeeded
 from waiting import wait_until
 
 from crossfade.base.errors import InputError
-from crossfade.deploy.tuning.options import TuneOptions
 from crossfade.deploy.tuning.search_space import SearchParameter
-from crossfade.deploy.tuning.study import TuningStudy
-from crossfade.deploy.tuning.study_folder import plan_study
 
 pytestmark = pytest.mark.slow
 
@@ -128,26 +124,6 @@ def test_quick_study_prints_all_it_tried_and_the_gain(workspace: Path, quick: Pa
     assert following.endswith("train runs/planted-tune-quick/best.yaml")
     settings = yaml.safe_load((quick / "best.yaml").read_text())
     assert settings["optimizer"]["learning_rate"] == float(tried[0][4])
-
-
-def test_quick_study_that_was_stopped_ends_with_the_same_results(
-    workspace: Path, quick: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(workspace)
-    out = Path("stopped")
-    options = TuneOptions.of(job=Path("job.yaml"), quick=True, search=SEARCH, out=out)
-    for log in ("trial-0003.log", "trial-0019.log"):
-        TuningStudy(plan_study(options), stop_requested=(out / log).exists).run(lambda _: None)
-        assert not (out / log.removesuffix(".log") / "report.json").exists()
-    ended: list[int] = []
-    study = TuningStudy(plan_study(options), stop_requested=lambda: False)
-    study.run(ended.append)
-    assert sum(ended) == sum(epochs * trials for epochs, trials in RUNGS)
-    again = plan_study(options.model_copy(update={"out": quick}))
-    whole = TuningStudy(again, stop_requested=lambda: False)
-    whole.run(lambda _: None)
-    resumed = [replace(each, seconds=0.0) for each in study.trials()]
-    assert resumed == [replace(each, seconds=0.0) for each in whole.trials()]
 
 
 def test_killed_and_stopped_study_resumes_within_its_trial(workspace: Path) -> None:

@@ -116,21 +116,6 @@ def test_unsupported_uri_is_rejected(uri: str, message: str) -> None:
         Folder(uri)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("prefix", ["with space", "and%20more", "plus+equals=&;:,$'()!*", "Größe/日本", "~tilde.[x]"])
-def test_s3_prefix_may_have_any_characters(s3: ObjectStore, prefix: str) -> None:
-    folder = Folder(s3.uri(f"odd/{prefix}"))
-    folder.child("step-1").write("manifest.json", b"1")
-    with folder.open_output("step-1/weights.npy") as file:
-        file.write(b"123")
-    assert folder.names() == ["step-1"]
-    assert folder.sizes() == {"step-1/manifest.json": 1, "step-1/weights.npy": 3}
-    assert folder.child("step-1").read("manifest.json") == b"1"
-    assert Folder(s3.uri("odd")).sizes() == {f"{prefix}/step-1/manifest.json": 1, f"{prefix}/step-1/weights.npy": 3}
-    folder.child("step-1").delete()
-    assert folder.sizes() == {}
-
-
 def record_syncs_and_moves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of files that are synced or moved from now on."""
     recorded: list[str] = []

@@ -159,21 +159,3 @@ def test_ctrl_c_writes_a_checkpoint_and_deletes_all_resources(
     assert leftovers(aws) == []
     names = objects(s3, f"runs/{submitted_run(aws)}/checkpoints/")
     assert any(name.endswith("manifest.json") for name in names), names
-
-
-def test_host_that_cannot_pull_its_image_fails_the_run_with_the_reason(
-    workspace: Path, aws: AwsServer, variables: dict[str, str], machines: Machines, tmp_path: Path
-) -> None:
-    (tmp_path / "machines" / "no-image").touch()
-    result = submit_here(workspace, variables)
-    assert result.returncode == 1, result.stderr
-    end = (
-        f"the run has ended with exit code 1: host {machines.all[0].id} failed: cannot pull the image registry.example"
-    )
-    assert end in result.stderr
-    assert leftovers(aws) == []
-    [machine] = machines.all
-    # It leaves its group, which would replace it otherwise, also where nobody follows the run.
-    assert aws.calls_of("TerminateInstanceInAutoScalingGroup")[0].body["ShouldDecrementDesiredCapacity"] == "true"
-    assert sum(call.startswith("docker pull") for call in machine.calls) == 5
-    assert os.environ.get("AWS_SECRET_ACCESS_KEY", "secret") not in machine.console

@@ -13,7 +13,7 @@ import yaml
 from aws_server import AwsServer
 from ec2_leftovers import leftovers
 from running_command import started
-from submitting_ec2 import BUCKET, IMAGE, created, detached, stored, submitted_run
+from submitting_ec2 import BUCKET, created, detached, stored, submitted_run
 from waiting import wait_until
 
 from crossfade.cli.main import main
@@ -125,40 +125,6 @@ def test_role_of_the_hosts_writes_only_what_hosts_write(aws: AwsServer, job: Pat
     }
 
 
-def test_profile_of_the_user_is_used_by_its_name(aws: AwsServer, job: Path) -> None:
-    assert detached(job, "--instance-profile", "arn:aws:iam::123456789012:instance-profile/ours/hosts") == 0
-    assert launch_data(aws)["IamInstanceProfile"] == {"Name": "hosts"}
-    assert aws.client("iam").list_roles()["Roles"] == []
-
-
-@pytest.mark.parametrize(
-    ("options", "parameter", "variant", "gpus", "roles"),
-    [
-        (("r6i.large", "--hosts", "3", "--servers", "2"), "amazon-linux-2023/recommended", "cpu", "", (2, 3)),
-        (("g5.xlarge",), "amazon-linux-2023/gpu/recommended", "torch", "all", (0, 1)),
-        (("p2.xlarge",), "amazon-linux-2023/gpu/recommended", "cu90", "all", (0, 1)),
-    ],
-)
-def test_instance_type_selects_image_machine_image_and_roles(
-    aws: AwsServer, job: Path, options: tuple[str, ...], parameter: str, variant: str, gpus: str, roles: object
-) -> None:
-    # moto's region has no p2 any longer, which --subnet does not ask.
-    [subnet, *_] = aws.client("ec2").describe_subnets()["Subnets"]
-    assert detached(job, "--subnet", subnet["SubnetId"], "--instance-type", *options) == 0
-    [request] = aws.calls_of("GetParameter")
-    assert request.body["Name"].endswith(f"{parameter}/image_id")
-    cluster = created(aws)
-    assert (cluster["Image"], cluster["Gpus"], cluster["Subnets"]) == (
-        IMAGE.replace("cpu", variant),
-        gpus,
-        subnet["SubnetId"],
-    )
-    assert cluster["Driver"] == ("470.256.02" if variant == "cu90" else "")
-    [text] = [text for name, text in stored(aws).items() if name.endswith("job.yaml")]
-    sizes = yaml.safe_load(text)["cluster"]
-    assert (sizes["servers"], sizes["workers"]) == roles
-
-
 def test_dry_run_prints_the_requests_and_sends_none(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,16 +201,6 @@ def test_request_that_aws_rejects_leaves_no_resources(
     assert leftovers(aws) == []
 
 
-def test_failed_stack_is_reported_with_its_first_reason(
-    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fail_stack(aws, "DELETE_COMPLETE", "CREATE_FAILED", "not authorized to perform: iam:CreateRole")
-    assert detached(job) == 1
-    line = "the cluster cannot be created: Token: not authorized to perform: iam:CreateRole"
-    assert line in capsys.readouterr().err.splitlines()[-1]
-    assert leftovers(aws) == []
-
-
 def test_signal_while_the_cluster_is_created_deletes_it(aws: AwsServer, job: Path, tmp_path: Path) -> None:
     options = ("--output", f"s3://{BUCKET}/runs", "--instance-type", "r6i.large")
     fail_stack(aws, "CREATE_IN_PROGRESS", "CREATE_IN_PROGRESS", "")
@@ -280,18 +236,6 @@ def test_cleanup_deletes_what_a_killed_client_left(
     assert line.endswith(f" s3://{BUCKET}/runs/{run}")
     assert main(["submit", "ec2", "--cleanup", run]) == 0
     assert leftovers(aws) == ["stack theirs"]
-
-
-def test_stack_that_cannot_be_deleted_is_reported(
-    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert detached(job) == 0
-    run = submitted_run(aws)
-    reason = "not authorized to perform: iam:DeleteRole"
-    aws.before("DeleteStack", lambda _: fail_stack(aws, "DELETE_FAILED", "DELETE_FAILED", reason))
-    assert main(["submit", "ec2", "--cleanup", run]) == 1
-    stderr = capsys.readouterr().err.splitlines()[-1]
-    assert f"iam:DeleteRole; retry with 'crossfade submit ec2 --cleanup {run}'" in stderr
 
 
 def test_unknown_run_is_rejected(aws: AwsServer, capsys: pytest.CaptureFixture[str]) -> None:

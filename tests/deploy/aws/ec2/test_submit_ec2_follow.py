@@ -129,32 +129,6 @@ def test_detached_run_is_followed_with_a_log_that_cannot_control_the_terminal(
     assert leftovers(aws) == []
 
 
-def test_log_that_cannot_be_read_ends_no_run_and_loses_no_line(
-    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    assert detached(job) == 0
-    run = submitted_run(aws)
-    for stream in ("head-0123", "head-0456"):
-        write_log(aws, LOG_GROUP, f"{run}/{stream}", f"of {stream}")
-
-    def fail_later(_call: Call) -> None:
-        times = len(aws.calls_of("GetLogEvents"))
-        if times == 3:  # the first log has been read
-            aws.fail("GetLogEvents", "ServiceUnavailableException", "busy", status=503)
-        elif times > 6:  # the last lines, too, may be out of reach
-            aws.fail("GetLogEvents", "ServiceUnavailableException", "busy", times=0, status=503)
-
-    aws.before("GetLogEvents", fail_later)
-    Story(aws, Story.end)
-    assert main(["submit", "ec2", "--follow", run, "--poll-seconds", "0.1"]) == 0
-    printed = capsys.readouterr()
-    assert printed.out == "of head-0123\nof head-0456\n"
-    assert "cannot show the log of the run: reading the log: busy" in printed.err
-    assert "the run has ended with exit code 0\n" in printed.err
-    assert leftovers(aws) == []
-
-
 # ---- hosts
 
 

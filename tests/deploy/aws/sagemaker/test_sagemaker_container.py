@@ -15,8 +15,7 @@ from paced_training import Training, pace
 from running_command import started, succeeded
 from sagemaker_folders import JOB, SECTIONS, assert_same_model, parameters_of, prepare
 
-from crossfade.base.errors import ClusterError, InputError
-from crossfade.deploy.aws.sagemaker.container import MAX_FAILURE_CHARACTERS, Hosts, Paths, read_job
+from crossfade.deploy.aws.sagemaker.container import MAX_FAILURE_CHARACTERS
 
 
 def train(base: Path) -> CompletedProcess[str]:
@@ -79,42 +78,6 @@ def test_error_is_written_to_the_failure_file(tmp_path: Path, data: Path) -> Non
     (base / "input" / "config" / "resourceconfig.json").write_text('{"current_host": "algo-3", "hosts": ["algo-1"]}')
     assert train(base).returncode == 2
     assert "expected current_host among hosts, but found 'algo-3'" in (base / "output" / "failure").read_text()
-
-
-def test_default_is_one_server_and_worker_per_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
-    parameters = parameters_of({**JOB, "data.path": "s3://music/plays", "checkpoint.path": "s3://music/here"})
-    paths = Paths(prepare(tmp_path / "a", parameters, hosts))
-    paths.channel("training").mkdir(parents=True)
-    job = read_job(paths, Hosts(hosts[0], hosts))
-    assert job.data.path == str(paths.channel("training"))
-    cluster = job.cluster
-    assert (cluster.hosts, cluster.servers, cluster.workers, cluster.shared_run_dir) == (3, 3, 3, False)
-    assert (cluster.host, cluster.coordinator_address) == ("127.0.0.1", "127.0.0.1:7070")
-    overrides = {**parameters, "cluster.servers": "6", "cluster.workers": "1", "cluster.grace_period_seconds": "900"}
-    monkeypatch.setenv("CROSSFADE_PORT", "7171")
-    cluster = read_job(Paths(prepare(tmp_path / "b", overrides, hosts)), Hosts(hosts[0], hosts)).cluster
-    assert (cluster.servers, cluster.workers, cluster.coordinator_address) == (6, 1, "127.0.0.1:7171")
-    assert cluster.grace_period_seconds == 110  # SageMaker kills what is left after 120
-    alone = read_job(Paths(prepare(tmp_path / "c", parameters)), Hosts("algo-1", ("algo-1",))).cluster
-    assert (alone.servers, alone.hosts, alone.grace_period_seconds) == (0, 1, 110)
-    with pytest.raises(InputError, match=r"set checkpoint\.path to a URI"):
-        read_job(
-            Paths(prepare(tmp_path / "d", {**parameters, "checkpoint.path": "null"}, hosts)), Hosts(hosts[0], hosts)
-        )
-
-
-def test_first_host_does_not_depend_on_the_order_of_the_list(tmp_path: Path) -> None:
-    names = [f"algo-{number}" for number in (10, 2, 1, 11)]
-    hosts = Hosts.read(Paths(prepare(tmp_path, {}, names, "algo-2")))
-    assert (hosts.current, hosts.names) == ("algo-2", ("algo-1", "algo-2", "algo-10", "algo-11"))
-    assert hosts.first == "algo-1"
-
-
-def test_host_that_resolves_to_loopback_uses_its_interface_address() -> None:
-    assert Hosts("localhost", ("localhost",), "lo").address() == "127.0.0.1"
-    with pytest.raises(ClusterError, match=r"cannot resolve the name of this host, algo-1\.invalid"):
-        Hosts("algo-1.invalid", ("algo-1.invalid",)).address()
 
 
 @pytest.mark.slow

@@ -1,20 +1,14 @@
 """``crossfade submit sagemaker``: its requests, options that it rejects, and documented requests."""
 
 import json
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
-import botocore.session
 import pytest
 from aws_server import AwsServer
-from botocore.model import StructureShape
-from botocore.validate import ParamValidator
 from running_command import succeeded
-from submitting_sagemaker import IMAGE, ROLE, command, submit
+from submitting_sagemaker import IMAGE, ROLE, submit
 
-from crossfade.deploy.aws.sagemaker.container import Hosts, Paths, read_job
 from crossfade.deploy.aws.sagemaker.options import SubmitSageMakerOptions
 from crossfade.deploy.aws.sagemaker.request import Submission, make_request
 from crossfade.trainer.config.loading import load_job
@@ -143,49 +137,3 @@ def test_invalid_options_are_rejected_before_anything_starts(
     assert result.returncode == 2, result.stderr
     assert expected in result.stderr.splitlines()[-1]
     assert aws.calls_of("CreateTrainingJob") == []
-
-
-def test_option_that_an_action_would_ignore_is_rejected(aws: AwsServer) -> None:
-    result = command(aws, "--stop", "plays-1", "--dry-run")
-    message = "crossfade: error: --dry-run: does not apply to --stop; leave it out\n"
-    assert (result.returncode, result.stderr) == (2, message)
-
-
-def test_job_is_submitted_without_permission_to_read_images(aws: AwsServer, job: Path) -> None:
-    aws.fail("DescribeImages", "AccessDeniedException", "User: x is not authorized to perform: ecr:DescribeImages")
-    result = succeeded(submit(aws, job))
-    assert "not checked: looking for the image" in result.stderr
-
-
-def test_hyperparameters_reproduce_the_submitted_job(job: Path, tmp_path: Path) -> None:
-    overrides = ["optimizer.weight_decay=1.0e-6", "train.patience=null", "data.since=2024-05-01", "name=a_b-c"]
-    submitted = load_job(job, [*overrides, "cluster.shared_run_dir=false", "cluster.grace_period_seconds=90"])
-    config = tmp_path / "ml" / "input" / "config"
-    config.mkdir(parents=True)
-    parameters = {**make_request(submission(submitted))["HyperParameters"], "sagemaker_region": "us-east-1"}
-    (config / "hyperparameters.json").write_text(json.dumps(parameters))
-    assert read_job(Paths(tmp_path / "ml"), Hosts("algo-1", ("algo-1",))) == submitted
-
-
-def test_documented_commands_of_endpoints_are_valid() -> None:
-    sagemaker = botocore.session.get_session().get_service_model("sagemaker")
-    text = (Path(__file__).parents[4] / "docs" / "aws.md").read_text().replace("\\\n", " ")
-    found = re.findall(r"^aws sagemaker create-(.*)$", text, re.MULTILINE)
-    assert len(found) == 4
-    for verb, *words in map(shlex.split, found):
-        shape = sagemaker.operation_model(f"Create{verb.title().replace('-', '')}").input_shape
-        assert isinstance(shape, StructureShape)
-        names = {f"--{botocore.xform_name(name, '-')}": name for name in shape.members}
-        request = {}
-        for option, value in zip(words[::2], words[1::2], strict=True):
-            parsed, name = shorthand(value), names[option]
-            request[name] = [parsed] if shape.members[name].type_name == "list" else parsed
-        assert ParamValidator().validate(request, shape).generate_report() == ""
-
-
-def shorthand(text: str) -> Any:
-    """Parse a value as the AWS command line does: ``A=1,B={C=x}``."""
-    pairs = re.findall(r"(\w+)=(\{(?:[^{}]|\{[^{}]*\})*\}|[^,{}]+)", text)
-    if pairs and "=" in text:
-        return {name: shorthand(value[1:-1] if value[0] == "{" else value) for name, value in pairs}
-    return int(text) if text.isdecimal() else text

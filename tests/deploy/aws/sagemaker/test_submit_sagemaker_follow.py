@@ -88,25 +88,6 @@ def test_stopped_job_exits_143_and_unknown_job_exits_2(aws: AwsServer) -> None:
     assert (stopped.returncode, stopped.stdout) == (143, "plays-1: stopped\n")
 
 
-def test_states_are_followed_without_permission_to_read_the_log(aws: AwsServer) -> None:
-    aws.fail("DescribeLogStreams", "AccessDeniedException", "not authorized", times=0)
-    aws.answer("DescribeTrainingJob", described("InProgress", "Training"), described("Completed", "Completed"))
-    result = succeeded(follow(aws))
-    assert result.stdout.count("reading the log: not authorized (AccessDeniedException") == 1
-    assert len(aws.calls_of("DescribeLogStreams")) == 1
-
-
-def test_unreachable_aws_ends_following_and_notes_that_the_job_continues(
-    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    aws.answer("DescribeTrainingJob", described("InProgress", "Training", "Training"))
-    aws.fail("DescribeLogStreams", "ServiceUnavailableException", "busy", times=0, status=503)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    result = follow(aws)
-    assert result.returncode == 1
-    assert result.stderr.rstrip().endswith("(the training job plays-1 continues; --follow plays-1 follows it again)")
-
-
 def test_stop_option_stops_the_job(aws: AwsServer) -> None:
     aws.answer("StopTrainingJob", {})
     result = succeeded(command(aws, "--stop", "plays-1"))
