@@ -25,7 +25,7 @@ EXTRAS_IN_IMAGE = --constraint requirements.lock --extra aws --extra dashboard -
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 $(EXTRAS_IN_IMAGE)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-kernels test-docker chaos chaos-long bench bench-data quality docs lint types format lock clean setup horovod spark torch
+.PHONY: help train test test-fast test-kernels test-docker chaos bench bench-data quality docs lint types format lock clean setup horovod spark torch
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -53,9 +53,6 @@ test-docker: setup ## run the tests of the image and docker-compose.yml, on a Do
 
 chaos: setup ## inject 20 faults into a training; compare it with an undisturbed one (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done
-
-chaos-long: setup ## inject 200 faults: in process, on servers, on workers with tables, with S3, on three hosts; as root
-	.venv/bin/python tests/support/chaos.py --faults 200 --layouts process host sharded s3 hosts $(ARGS)
 
 bench: setup ## measure against peers and the machine, and write docs/performance.md; resumes (ARGS=--quick: in minutes)
 	.venv/bin/python benchmarks/bench.py $(ARGS)

@@ -109,7 +109,8 @@ def _refresh_at_intervals(service: RefreshedService, options: RefreshCommand, se
                     _refresh(service, options)
             except Exception as error:  # an error of one attempt ends no later one
                 _report(error)
-            _wait(began + seconds)
+            stopper.wait(began + seconds - time.monotonic())
+            stopper.check()
 
 
 def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
@@ -129,17 +130,6 @@ def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
     print_line(record.model_dump_json() if options.json_ else _describe(record), flush=True)
     stopper.check()
     return int(record.status == "rejected")
-
-
-def _wait(until: float) -> None:
-    """Wait until that time of the monotonic clock.
-
-    Raises:
-        StopSignal: a signal arrived.
-    """
-    while (left := until - time.monotonic()) > 0:
-        stopper.check()
-        time.sleep(min(left, 0.5))
 
 
 def _describe(record: VersionRecord) -> str:

@@ -1,19 +1,17 @@
 """Inject random faults into trainings, and check that they end like undisturbed ones.
 
     python tests/support/chaos.py --seed 1 --faults 20 --layouts host s3
-    python tests/support/chaos.py --faults 200 --layouts process host sharded s3 hosts    # in turn; about three hours
 
 Each round trains a job twice in one layout (``chaos_layouts.py``): once undisturbed, and once with faults, while the
 wall clocks of all its processes jump by a day. The embeddings must be equal bit for bit, the ledger must hold each
 interaction exactly once per epoch, no process may be left, and each fault must be visible: a fault of a process as a
 restart (a slow one need not), one of storage as a checkpoint that failed. The seed determines the faults.
 
-    kill, terminate, freeze   a signal to a role, or to the process that trains, during steps, a checkpoint, or start-up
+    kill, terminate, freeze   a signal to a role, during steps, a checkpoint, or start-up
     slow                      a role is stopped and continued again and again, for seconds
     coordinator               SIGKILL to the command that started the roles; it is started again with --resume
     storage                   a full disk, or an S3 that is down, until a checkpoint fails, or for seconds in start-up
     throttle                  an S3 that answers each request with 503 Slow Down, as long
-    cut                       a host loses its network: for two seconds, or until the job waits for it
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ from small_disk import fill, make_room
 from waiting import wait_until
 
 BATCH = 256
-EPOCHS_PER_FAULT = {"process": 24, "host": 32, "sharded": 32, "s3": 48, "hosts": 48}
+EPOCHS_PER_FAULT = {"host": 32, "sharded": 32, "s3": 48}
 """Epochs of 15 steps that take longer than a fault whose training goes on meanwhile."""
 STEP_SECONDS = 0.03
 """Sleep in each step of the disturbed run."""
@@ -51,14 +49,12 @@ PULSES, PULSE_SECONDS = 10, 0.2
 OUTAGE_SECONDS = 5.0
 FAULTS_PER_ROUND = 20
 
-Kind = Literal["kill", "terminate", "freeze", "slow", "coordinator", "storage", "throttle", "cut"]
+Kind = Literal["kill", "terminate", "freeze", "slow", "coordinator", "storage", "throttle"]
 Moment = Literal["steps", "checkpoint", "start-up"]
 KINDS: dict[Name, list[Kind]] = {
-    "process": ["kill", "terminate", "slow", "storage"],
     "host": ["kill", "kill", "terminate", "freeze", "slow", "coordinator", "storage"],
     "sharded": ["kill", "kill", "terminate", "freeze", "slow", "coordinator", "storage"],
     "s3": ["kill", "kill", "terminate", "freeze", "coordinator", "storage", "throttle"],
-    "hosts": ["kill", "kill", "freeze", "cut", "cut", "slow"],
 }
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "freeze": signal.SIGSTOP}
 RESTARTING = ("kill", "terminate", "freeze")
@@ -78,7 +74,7 @@ class Fault:
 def plan_faults(seed: int, count: int, steps: int, layout: Name, roles: list[str]) -> list[Fault]:
     """Spread ``count`` faults over ``steps`` steps; the first few include every kind, role, and moment."""
     choose = random.Random(f"{layout} {seed}")
-    moments: list[Moment] = ["steps", "checkpoint"] if layout == "process" else ["steps", "checkpoint", "start-up"]
+    moments: list[Moment] = ["steps", "checkpoint", "start-up"]
 
     def shuffled(values: list[Any]) -> Iterator[Any]:
         while True:
@@ -110,7 +106,7 @@ class Injector:
         self._wait(lambda: self._saved_step() >= fault.step, f"step {fault.step}")
         getattr(self, f"_await_{fault.moment.replace('-', '_')}")(fault)
         since, step = time.monotonic() - self.started_at, self._saved_step()
-        target = "" if fault.kind in ("storage", "throttle", "cut") else fault.role
+        target = "" if fault.kind in ("storage", "throttle") else fault.role
         name = self.training.layout.name
         self.log(f"{since:6.1f} s  step {step:>6}  {name:<7}  {fault.kind:<11}  {target:<9}  in {fault.moment}")
         getattr(self, f"_{fault.kind}", self._signal)(fault)
@@ -120,9 +116,6 @@ class Injector:
     def _signal(self, fault: Fault) -> None:
         victim = self._victim(fault.role)
         victim.send_signal(SIGNALS[fault.kind])
-        if not self.training.layout.is_distributed:
-            self._resume()
-            return
         if fault.kind == "freeze":
             self._kill_if_undetected(victim)
         names = self.training.layout.role_names()
@@ -182,20 +175,6 @@ class Injector:
             time.sleep(OUTAGE_SECONDS)  # the generation waits for its checkpoint, or has begun
         else:
             self._wait(has_failed, "a checkpoint that fails")
-
-    def _cut(self, fault: Fault) -> None:
-        host = self.training.layout.hosts[1 + int(2 * fault.delay)]
-        agent = self.training.agent_of(host)
-        host.cut_link()
-        try:
-            if fault.moment == "checkpoint":
-                time.sleep(2)  # shorter than the leases: it costs no restart
-            else:
-                self._wait(lambda: not agent.roles(), "the end of the roles that are cut off")
-                self._wait(lambda: not self.training.roles(), "the job that waits for the host")
-        finally:
-            host.restore_link()
-        self._wait(lambda: sorted(self.training.roles()) == self.training.layout.role_names(), "the next generation")
 
     def _await_steps(self, fault: Fault) -> None:
         seen = len(self.training.events("step"))
@@ -265,7 +244,7 @@ def run_chaos(
     settings["cluster"] = {"stall_timeout_seconds": STALL_SECONDS, "max_restarts": 1000, **settings.get("cluster", {})}
     job = write_job(
         folder / "job.yaml",
-        write_planted(folder / "data", with_genres=layout.name in ("host", "sharded")),
+        write_planted(folder / "data", with_genres=layout.name != "s3"),
         train={"batch_size": BATCH, "epochs": epochs, "eval_every_epochs": max(1, epochs // 4), "patience": None},
         checkpoint={"interval_seconds": 1.0, "keep_latest": 2},
         **settings,
@@ -284,9 +263,8 @@ def run_chaos(
         check_ledger(folder / f"{run}-ledger", epochs, steps, layout.workers)
     assert embeddings_of(folder / "disturbed") == embeddings_of(folder / "undisturbed") != {}, "embeddings differ"
     report = json.loads((folder / "disturbed" / "report.json").read_text())
-    if layout.is_distributed:
-        expected = sum(fault.kind in RESTARTING or fault.moment == "start-up" for fault in planned)
-        assert report["restarts"] >= expected, f"{report['restarts']} restarts after {expected} faults of roles"
+    expected = sum(fault.kind in RESTARTING or fault.moment == "start-up" for fault in planned)
+    assert report["restarts"] >= expected, f"{report['restarts']} restarts after {expected} faults of roles"
     counts = ", ".join(f"{number} {kind}" for kind, number in sorted(Counter(f.kind for f in planned).items()))
     return (
         f"chaos, {layout.name}, seed {seed}: {faults} faults ({counts}), {report['restarts']} restarts; embeddings "

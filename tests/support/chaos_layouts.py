@@ -1,12 +1,10 @@
 """Where a training runs that faults are injected into.
 
-    process    in process, with dense layers, and checkpoints on a small disk
     host       on servers and workers of one host, with features of tracks, and checkpoints on a small disk
     sharded    on workers of one host that hold the tables, with features of tracks, and checkpoints on a small disk
     s3         on servers and workers of one host, with checkpoints on S3, reached through a proxy
-    hosts      on three hosts in network namespaces
 
-with layout_of("hosts", folder) as layout, layout.running("disturbed", variables) as training:
+with layout_of("host", folder) as layout, layout.running("disturbed", variables) as training:
     training.roles()["server-1"].kill()
 """
 
@@ -19,16 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from fault_runs import DISK_BYTES, FAST_S3_ERRORS, TOKEN
+from fault_runs import DISK_BYTES, FAST_S3_ERRORS
 from flaky_proxy import Proxy, flaky_proxy
-from net_hosts import Host, network
 from object_store import ObjectStore, running_object_store
 from running_command import RunningCommand, records, started
 from small_disk import mounted_disk
 
-Name = Literal["process", "host", "sharded", "s3", "hosts"]
-LAYOUTS: tuple[Name, ...] = ("process", "host", "sharded", "s3", "hosts")
-_PORT = 7070
+Name = Literal["host", "sharded", "s3"]
+LAYOUTS: tuple[Name, ...] = ("host", "sharded", "s3")
 
 
 class Layout:
@@ -37,47 +33,29 @@ class Layout:
     def __init__(self, name: Name, folder: Path, stack: ExitStack) -> None:
         self.name = name
         self.folder = folder
-        self.workers = 1 if name == "process" else 2
-        self.servers = {"process": 0, "sharded": 0, "hosts": 3}.get(name, 2)
+        self.workers, self.servers = 2, 0 if name == "sharded" else 2
         self.disk: Path | None = None
         self.store: ObjectStore | None = None
         self.proxy: Proxy | None = None
-        self.hosts: list[Host] = []
         self.variables: dict[str, str] = {}
-        if name in ("process", "host", "sharded"):
+        if name != "s3":
             self.disk = stack.enter_context(mounted_disk(folder / "disk", DISK_BYTES))
         if name == "s3":
             (folder / "store").mkdir()
             self.store = stack.enter_context(running_object_store(folder / "store"))
             self.proxy = stack.enter_context(flaky_proxy(self.store.endpoint))
             self.variables = {**self.store.variables, "AWS_ENDPOINT_URL": self.proxy.endpoint, **FAST_S3_ERRORS}
-        if name == "hosts":
-            self.hosts = stack.enter_context(network(3))
-            self.variables = {"CROSSFADE_TOKEN": TOKEN}
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Return the sections of the job that differ between layouts."""
-        if self.name == "process":
-            return {"model": {"dense": {"item": [8], "query": [8]}}}
         if self.name == "host":
             return {"model": {"item_features": ["track", "genre"]}, "cluster": {"servers": 2, "workers": 2}}
         if self.name == "sharded":
             return {"model": {"item_features": ["track", "genre"]}, "cluster": {"store": "sharded", "workers": 2}}
-        if self.name == "hosts":
-            address = self.hosts[0].address
-            at = {"host": address, "coordinator_address": f"{address}:{_PORT}", "hosts": 3}
-            return {"cluster": {**at, "servers": 3, "workers": 2}}
         return {"cluster": {"servers": 2, "workers": 2}}
-
-    @property
-    def is_distributed(self) -> bool:
-        """Whether roles run in processes of their own."""
-        return self.workers > 1
 
     def role_names(self) -> list[str]:
         """Return the names of all roles of a generation."""
-        if not self.is_distributed:
-            return ["train"]
         servers = ["scheduler", *(f"server-{number}" for number in range(self.servers))] if self.servers else []
         return [*servers, *(f"worker-{number}" for number in range(self.workers))]
 
@@ -110,23 +88,12 @@ class ChaosTraining:
         self._job, self._variables, self._stack = job, variables, stack
         self._commands: list[RunningCommand] = []
         self.command = self._start()
-        self._agents = [
-            self._enter(("agent", "--join", f"{layout.hosts[0].address}:{_PORT}", "--run-dir", self.run_dir), host)
-            for host in layout.hosts[1:]
-        ]
 
     def _start(self, *more: object) -> RunningCommand:
-        host = self.layout.hosts[0] if self.layout.hosts else None
-        options: list[object] = ["--set", f"checkpoint.path={self.layout.checkpoints(self.run_dir.name)}"]
-        if self.layout.is_distributed:  # also so that only workers record steps
-            options += ["--servers", self.layout.servers, "--workers", self.layout.workers]
-        return self._enter(("train", self._job, "--run-dir", self.run_dir, *options, *more), host)
-
-    def _enter(self, arguments: tuple[object, ...], host: Host | None) -> RunningCommand:
-        within = host.within if host is not None else ()
-        command = self._stack.enter_context(
-            started(*arguments, cwd=self.layout.folder, variables=self._variables, within=within)
-        )
+        options = ("--set", f"checkpoint.path={self.layout.checkpoints(self.run_dir.name)}")
+        roles = ("--servers", self.layout.servers, "--workers", self.layout.workers)
+        arguments = ("train", self._job, "--run-dir", self.run_dir, *options, *roles, *more)
+        command = self._stack.enter_context(started(*arguments, cwd=self.layout.folder, variables=self._variables))
         self._commands.append(command)
         return command
 
@@ -135,14 +102,8 @@ class ChaosTraining:
         self.command = self._start("--resume")
 
     def roles(self) -> dict[str, psutil.Process]:
-        """Return the running roles on all hosts, by name; in process, the command as ``train``."""
-        if not self.layout.is_distributed:
-            return {"train": psutil.Process(self.command.process.pid)}
-        return {name: role for command in (self.command, *self._agents) for name, role in command.roles().items()}
-
-    def agent_of(self, host: Host) -> RunningCommand:
-        """Return the agent on a host other than the first."""
-        return self._agents[self.layout.hosts.index(host) - 1]
+        """Return the running roles by name."""
+        return self.command.roles()
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Return the logged events of a kind."""
@@ -153,11 +114,9 @@ class ChaosTraining:
         assert self.command.process.poll() is None, self.command.finish()
 
     def finish(self, seconds: float) -> subprocess.CompletedProcess[str]:
-        """Wait for the end of all commands, and assert that nothing is left; return the result of the training."""
+        """Wait for the end, and assert that nothing is left; return the result of the training."""
         result = self.command.finish(seconds)
         assert result.returncode == 0, result.stderr
-        for agent in self._agents:
-            assert agent.finish(60).returncode == 0
         left = [process for command in self._commands for process in command.mark.processes()]
         assert left == [], "processes of the run are left"
         return result

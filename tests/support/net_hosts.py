@@ -2,8 +2,6 @@
 
 with network(3) as hosts:
     started("agent", "--join", f"{hosts[0].address}:7070", cwd=cwd, within=hosts[1].within)
-    hosts[2].cut_link(), hosts[2].restore_link()
-    hosts[2].drop_from(hosts[1]), hosts[2].accept_from(hosts[1])      # a partition, one way
     hosts[2].limit_link(10)         # Gbit/s in each direction
 
 Only their own traffic reaches them. They are held by processes that end when this one does, however it ends, and vanish
@@ -20,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 
 from waiting import wait_until
 
-_TOOLS = ("ip", "iptables", "nsenter", "unshare", "tc")
+_TOOLS = ("ip", "nsenter", "unshare", "tc")
 _BURST, _LATENCY = "256kb", "50ms"
 """Tokens and queue of a limited link. TCP hands the link up to 64 KiB at a time, which the burst must hold: larger
 packets are cut into many small ones. The queue holds what TCP may have under way, so that no packet is dropped."""
@@ -74,26 +72,6 @@ class Host:
         switch.ip("link", "set", self._port, "master", "switch", "up")
         namespace.ip("address", "add", f"{self.address}/24", "dev", "eth0")
         namespace.ip("link", "set", "eth0", "up")
-
-    def cut_link(self) -> None:
-        """Disconnect the host: packets are lost without an error."""
-        self._switch.ip("link", "set", self._port, "down")
-
-    def restore_link(self) -> None:
-        """Connect the host again."""
-        self._switch.ip("link", "set", self._port, "up")
-
-    def drop_from(self, other: "Host") -> None:
-        """Drop the packets that ``other`` sends here, without an error."""
-        self._iptables("--append", other)
-
-    def accept_from(self, other: "Host") -> None:
-        """Accept packets from ``other`` again."""
-        self._iptables("--delete", other)
-
-    def _iptables(self, how: str, other: "Host") -> None:
-        rule = ("INPUT", "--source", other.address, "--jump", "DROP")
-        subprocess.run([*self.within, "iptables", how, *rule], check=True)
 
     def limit_link(self, gbits: float) -> None:
         """Limit the link to ``gbits`` Gbit/s in each direction. Packets are queued where they enter it: at both

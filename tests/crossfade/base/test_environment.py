@@ -15,10 +15,7 @@ from crossfade.base.io.folder import Folder
         ("AWS_ENDPOINT_URL_S3", "ftp://127.0.0.1"),
         ("AWS_ENDPOINT_URL", "http://[::1"),
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:99999"),
-        *(
-            ("CROSSFADE_S3_ATTEMPTS", text)
-            for text in ("0", "101", "-1", "+1", "1e1", " 1", "0x1", "1_0", "\u00b2", "\u0663")
-        ),
+        *(("CROSSFADE_S3_ATTEMPTS", text) for text in ("0", "101", "-1", "1e1", "\u00b2")),
         ("CROSSFADE_S3_ATTEMPTS", "9" * 5000),
         ("CROSSFADE_S3_TIMEOUT_SECONDS", "1.5"),
         ("CROSSFADE_S3_TIMEOUT_SECONDS", "99999999999"),

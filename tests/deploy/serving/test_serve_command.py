@@ -167,33 +167,18 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
         ("recommend", {"histories": [[{"id": "none"}]]}, 404, "none of 1 items is a track, such as none"),
         ("recommend", {"ids": ["c010"], "count": 5}, 422, "Extra inputs are not permitted"),
         ("recommend", {"ids": ["a\nb"]}, 422, "expected one line of text, without control characters"),
-        ("recommend", {"ids": ["c010"], "where": [{**NOT_G0, "column": "a\nb"}]}, 422, "expected one line of text"),
         ("recommend", b"{", 422, "JSON decode error"),
         ("recommend", b'{"ids": [NaN]}', 422, "JSON decode error"),
-        ("recommend", b'{"ids": ["c010"], "k": -Infinity}', 422, "JSON decode error"),
-        ("recommend", {"ids": ["c010"], "popularity_damping": "1"}, 422, "should be a valid number"),
         ("recommend", b'{"ids": ["c010"], "popularity_damping": 1e999}', 422, "should be a finite number"),
         ("recommend", {"ids": ["c010"] * 3, "k": 1000, "diversity": 0.1}, 422, "at most 2,000,000, which is 3,000,000"),
         ("recommend", {"histories": [[{"id": 5001}]] * 3, "k": 1000, "diversity": 0.1}, 422, "at most 2,000,000"),
-        ("recommend", {"ids": ["c010"], "seed": 2**60}, 422, "less than or equal to 9007199254740991"),
         ("recommend", b'{"ids": [1e999]}', 422, "should be a valid integer"),
-        ("recommend", b'{"histories": [[{"id": 5001, "weight": 1e999}]]}', 422, "should be a finite number"),
         ("recommend", b'{"ids": ["\\ud800"]}', 422, "JSON decode error"),
-        ("recommend", b'{"ids": ["\xed\xa0\x80"]}', 422, "JSON decode error"),
         ("recommend", b'{"ids": [' + b"1" * 5000 + b"]}", 422, "JSON decode error"),
         ("recommend", b"[" * 100_000, 422, "recursion limit"),
-        ("recommend", {"ids": ["c010"], "where": "count > 1"}, 422, "should be a valid list"),
         ("recommend", {"ids": ["c010"], "where": [NOT_G0] * 9}, 422, "at most 8 items"),
-        ("recommend", {"ids": ["c010"], "where": [{**NOT_G0, "op": "in"}]}, 422, "should be a valid list"),
-        (
-            "recommend",
-            {"ids": ["c010"], "where": [{**NOT_G0, "op": "like"}]},
-            422,
-            "does not match any of the expected",
-        ),
         ("recommend", {"ids": ["c010"], "where": [{**NOT_G0, "value": 5}]}, 400, "Could not convert string"),
         ("recommend", {"ids": ["c010"], "exclude": ["train"]}, 400, "expected all splits, train valid test, or none"),
-        ("recommend", {"ids": ["c010"], "exclude": ["past"]}, 422, "should be 'train', 'valid' or 'test'"),
         ("similar", {"ids": ["c010"], "entity": "customer"}, 400, "neighbors of 'customer' are not served"),
     ):
         found, answer = server.post(route, body)
@@ -372,12 +357,6 @@ def test_version_that_cannot_be_opened_is_counted_and_the_next_one_is_served(wor
                 wait_until(server.is_healthy, "it answers, by the version before")
                 assert server.get("recommend", id="c010")[1]["version"] == 1
         wait_until(lambda: server.get("recommend", id="c010")[1]["version"] == 3, "the next version is served")
-        for body in (
-            b'{"ids": [NaN]}',
-            b'{"ids": ["\\ud800"], "k": 1e999}',
-            b'{"ids": ["c010"], "where": [{"column": "a", "op": "eq", "value": 1}]}',
-        ):
-            assert server.post("recommend", body)[0] in (400, 422)
         server.command.process.send_signal(signal.SIGTERM)
         printed = server.command.finish().stderr.splitlines()
     reported = [line for line in printed if line.startswith("crossfade: ")]

@@ -17,7 +17,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
 from crossfade.deploy.serving.options import ServeOptions
 from crossfade.deploy.serving.versions import Refresher, Versions
-from crossfade.deploy.tuning.study_folder import JOURNAL_FILE, claim_study, study_errors
+from crossfade.deploy.tuning.study_folder import JOURNAL_FILE, claim_study
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
@@ -104,10 +104,8 @@ def test_version_on_a_full_disk_does_not_blame_the_dataset(disk: Path, tmp_path:
 def test_study_on_a_full_disk_is_named_and_resumes(disk: Path, tmp_path: Path) -> None:
     job = load_job(write_run(tmp_path / "written").path / "job.yaml")
     fill(disk, leave=0)
-    with (
-        pytest.raises(CrossfadeError, match=f"no space is left on the disk of {disk}; make room, and repeat"),
-        study_errors(disk / "study"),
-    ):
+    with pytest.raises(OSError, match="No space left on device") as failure:
         claim_study(disk / "study", job, JOURNAL_FILE)
+    assert describe_disk_error(failure.value).endswith(f"no space is left on the disk of {disk}")
     make_room(disk)
     claim_study(disk / "study", job, JOURNAL_FILE).close()
