@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossfade.base.errors import InputError, OptionError, command
+from crossfade.base.errors import InputError, command
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.refresh.remote import locked_versions
 from crossfade.deploy.refresh.versions import ServiceVersions
@@ -46,8 +46,6 @@ def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressRe
         InputError: another process changes the service, or a dataset cannot be read; nothing was deleted.
         CrossfadeError: deleting failed; each dataset is complete, before or after its deletion.
     """
-    if options.this_dataset_only:
-        raise OptionError("this_dataset_only", problem=f"{folder} is a service, not a dataset", fix="leave it out")
     with locked_versions(folder, progress) as versions:
         if versions.current is None:
             _discard_unfinished(versions)
@@ -57,7 +55,9 @@ def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressRe
         _discard_unfinished(versions)
         with ExitStack() as stack:
             planned = [
-                stack.enter_context(plan_deletion(each, ids, entity, progress)) for each in _all_datasets(versions)
+                stack.enter_context(plan_deletion(each, ids, entity, progress))
+                for number in versions.kept
+                for each in versions.datasets(number)
             ]
             _check_rest(versions, planned)
             is_marked = versions.forgotten is not None or any(deletion.found for deletion in planned)
@@ -95,11 +95,3 @@ def _discard_unfinished(versions: ServiceVersions) -> None:
             shutil.rmtree(path)
     if versions.current is not None:
         versions.clean(len(versions.kept))
-
-
-def _all_datasets(versions: ServiceVersions) -> list[Folder]:
-    """Return the datasets of all kept versions, each once, after those that it extends."""
-    found = (
-        copy for number in versions.kept for folder in versions.datasets(number) for copy in versions.copies(folder)
-    )
-    return list({str(each.path.resolve()) if each.path else each.uri: each for each in found}.values())

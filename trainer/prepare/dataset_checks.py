@@ -307,7 +307,7 @@ class VocabularyCheck:
         self._where = f"{self.folder.uri}/{VOCABULARY}/{self.name}"
         self._files = ParquetFiles(self.folder)
         self._vacant_rows = np.array(entity.vacant_rows, np.int64)
-        optional = entity.has_warm, entity.has_last_seen, entity.has_former_count
+        optional = entity.has_earlier_count, entity.has_last_seen
         schema = vocabulary_schema(entity.id_type, entity.has_names, True, *optional)
         self._columns = {field.name: field.type for field in schema}
         self._never_null = [field.name for field in schema if not field.nullable]

@@ -190,11 +190,9 @@ def _entity(folder: Folder, name: str, found: _DataFolder | None) -> Entity:
         raise InputError(f"{where}: the vocabulary has no row; expected one for each {name}")
     data_type = filled[0][1].field("id").type
     id_type: Literal["int64", "string"] = "int64" if pa.types.is_integer(data_type) else "string"
-    has_names, has_warm = (all(column in schema.names for _, schema in filled) for column in ("name", "warm"))
+    has_names = all("name" in schema.names for _, schema in filled)
     files = sorted((file for file, _ in filled), key=partial(_first_row, folder))
-    return Entity(
-        rows=sum(file.rows for file in files), id_type=id_type, has_names=has_names, has_warm=has_warm, files=files
-    )
+    return Entity(rows=sum(file.rows for file in files), id_type=id_type, has_names=has_names, files=files)
 
 
 def _first_row(folder: Folder, file: DataFile) -> int:

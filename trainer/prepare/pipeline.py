@@ -25,7 +25,6 @@ import duckdb
 from crossfade.base.errors import InputError, MissingExtraError, Option, OptionError, Text, join
 from crossfade.base.io.disk_errors import full_disk_errors
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.lineage import EarlierDataset
 from crossfade.trainer.data.manifest import REPLAY, CoOccurrence, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
@@ -41,6 +40,7 @@ from crossfade.trainer.prepare.database import (
     warn_low_disk,
     working_database,
 )
+from crossfade.trainer.prepare.earlier import carry_interactions
 from crossfade.trainer.prepare.event_context import check_base_context, context_columns_sql, create_context_values
 from crossfade.trainer.prepare.events import EventTable, read_events
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
@@ -64,7 +64,7 @@ from crossfade.trainer.prepare.input_files import (
 )
 from crossfade.trainer.prepare.journal import KEPT_FROM_BYTES, identify
 from crossfade.trainer.prepare.options import PrepareOptions, Side, memory_bytes
-from crossfade.trainer.prepare.replay import ReplayDraw, find_replayed
+from crossfade.trainer.prepare.replay import ReplayDraw
 from crossfade.trainer.prepare.split_files import SplitLayout
 from crossfade.trainer.prepare.staging import Staged, staged_output, write_relation
 from crossfade.trainer.prepare.summary import Facts, describe_options, describe_stats, heavy_weights
@@ -136,7 +136,6 @@ def find_base(options: PrepareOptions) -> BaseDataset | None:
                 problem=("is also ", out, ", which would be replaced"),
                 fix="choose another folder",
             )
-        base.reference(Folder(options.out))
         check_base_context(options.context_plans(), base)
         base.check_attributes(options)
     return base
@@ -193,8 +192,8 @@ def _identify(options: PrepareOptions, inputs: Inputs, base: BaseDataset | None)
     if None in versions:
         return None
     resources = {"memory", "threads", "work_dir", "overwrite", "skip_existing", "engine"}
-    reference = base.reference(Folder(options.out)).model_dump(mode="json") if base else None
-    return identify(options.model_dump(mode="json", exclude=resources), versions, reference)
+    fingerprint = base.fingerprint if base else None
+    return identify(options.model_dump(mode="json", exclude=resources), versions, fingerprint)
 
 
 _logger = logging.getLogger(__name__)
@@ -225,7 +224,6 @@ def prepare(
     base = find_base(options)
     if options.engine == "spark":
         check_for_spark(options, inputs, base)
-    replayed = find_replayed(base) if base is not None and options.replay is not None else []
     identity = _identify(options, inputs, base) if keep and options.engine != "spark" else None
     with (
         full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir()), PREPARING_ADVICE),
@@ -244,7 +242,7 @@ def prepare(
         with working_database(
             staged.work, memory_bytes(options.memory), options.threads, PREPARING_ADVICE
         ) as connection:
-            manifest = _Preparation(connection, options, inputs, base, replayed, staged, faults, progress).run()
+            manifest = _Preparation(connection, options, inputs, base, staged, faults, progress).run()
         if quarantine is not None:
             quarantine.publish()
         staged.publish(manifest)
@@ -309,7 +307,6 @@ class _Preparation:
     options: PrepareOptions
     inputs: Inputs
     base: BaseDataset | None
-    replayed: list[EarlierDataset]
     staged: Staged
     faults: Faults
     progress: ProgressReporter
@@ -352,7 +349,6 @@ class _Preparation:
             content=content,
             context=[plan.name for plan in context],
             lineage=self.base.lineage() if self.base else [],
-            base=self.base.reference(self.staged.out) if self.base else None,
             has_timestamp=layout.has_timestamp,
             is_grouped=layout.is_grouped,
             co_occurrence=self._measure_co_occurrence(),
@@ -362,12 +358,16 @@ class _Preparation:
                 **self.facts,
             },
         )
-        return manifest.model_copy(update={"replay": self._draw_replay(manifest)}) if self.replayed else manifest
+        if self.base is None:
+            return manifest
+        manifest = carry_interactions(self.base, manifest, self.staged, self.progress)
+        replay = None if options.replay is None else self._draw_replay(manifest)
+        return manifest.model_copy(update={"replay": replay})
 
     def _draw_replay(self, manifest: DatasetManifest) -> Split | None:
         """Write the replay of the dataset that ``manifest`` describes; return None if there is nothing to draw."""
         assert self.options.replay is not None
-        draw = ReplayDraw(self.connection, self.options, self.replayed, manifest, self.progress)
+        draw = ReplayDraw(self.connection, self.options, self.staged.folder, manifest, self.progress)
         rows = draw.create(round(self.options.replay * manifest.splits["train"].rows))
         if not rows:
             return None

@@ -35,6 +35,7 @@ from crossfade.trainer.data.time_values import check_seconds, check_span
 from crossfade.trainer.prepare.admission import has_policies, plan_id_policies
 from crossfade.trainer.prepare.co_occurrence import last_place, measure_pairs
 from crossfade.trainer.prepare.database import working_database
+from crossfade.trainer.prepare.earlier import carry_interactions
 from crossfade.trainer.prepare.event_context import NO_ROW, check_counted, check_units, context_types
 from crossfade.trainer.prepare.events import EventReader, EventTable
 from crossfade.trainer.prepare.extend import BaseDataset
@@ -168,7 +169,7 @@ class SparkPreparation:
         placed = self._place_queries(sides["query"])
         splits = self._write_splits(held, placed, sides["item"].lookup, context, rows, layout)
         self.staged.folder.child(ATTEMPTS).delete()
-        return DatasetManifest(
+        manifest = DatasetManifest(
             query=options.query.name,
             item=options.item.name,
             entities={entity: sides[side].entity for entity, side in options.sides().items()}
@@ -179,7 +180,6 @@ class SparkPreparation:
             content=content,
             context=list(layout.context),
             lineage=self.base.lineage() if self.base else [],
-            base=self.base.reference(self.staged.out) if self.base else None,
             has_timestamp=layout.has_timestamp,
             is_grouped=layout.is_grouped,
             co_occurrence=self._measure_co_occurrence(placed, splits["train"]),
@@ -189,6 +189,7 @@ class SparkPreparation:
                 **self.facts,
             },
         )
+        return manifest if self.base is None else carry_interactions(self.base, manifest, self.staged, self.progress)
 
     def _resources(self) -> Resources:
         options = self.options
@@ -430,7 +431,7 @@ class SparkPreparation:
             rows=rows,
             id_type=id_type,
             has_names=bool(names),
-            has_warm=base is not None,
+            has_earlier_count=base is not None,
             has_last_seen=track_last_seen,
             files=self._tables.write_rows(selected, schema, f"{VOCABULARY}/{entity}", rows),
             vacant_rows=sorted(vacant_rows),

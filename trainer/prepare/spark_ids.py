@@ -82,7 +82,7 @@ class BaseFiles:
     @property
     def schema(self) -> str:
         """The schema of ``read_base``."""
-        columns = f"row bigint, base_id {self.id_type}, base_name string, base_warm boolean"
+        columns = f"row bigint, base_id {self.id_type}, base_name string, base_earlier_count bigint"
         return f"{columns}, base_last_seen bigint, base_lineage_index bigint, report string"
 
 
@@ -181,8 +181,8 @@ class BaseVocabularies:
     ) -> tuple[DataFrame, ExtensionReport]:
         """Return the vocabulary of the IDs ``counted``, which are in so many ``events``, and how the base was extended.
 
-        Its columns: row, the columns of ``counted`` (id, count, …), warm, last_seen, lineage_index, and base_name. Rows
-        are as of ``extend.extend_vocabulary``.
+        Its columns: row, the columns of ``counted`` (id, count, …), earlier_count, last_seen, lineage_index, and
+        base_name. Rows are as of ``extend.extend_vocabulary``.
         """
         described, base_rows = self.base.manifest.entities[entity], self._rows[entity]
         counted = self.tables.detach(counted)
@@ -210,7 +210,7 @@ class BaseVocabularies:
             f"{described.rows - vacant} + {row} AS row",
             "id",
             *columns,
-            "count > 0 AS warm",
+            "0L AS earlier_count",
             "last_seen",
             f"{0 if policy is None else policy.lineage_index}L AS lineage_index",
             "CAST(NULL AS STRING) AS base_name",
@@ -241,7 +241,7 @@ class BaseVocabularies:
             "row",
             "CASE WHEN is_kept THEN base_id END AS id",
             *(f"coalesce({name}, 0) AS {name}" for name in columns),
-            "(base_warm OR coalesce(count > 0, false)) AND is_kept AS warm",
+            "CASE WHEN is_kept THEN base_earlier_count ELSE 0 END AS earlier_count",
             f"CASE WHEN is_kept THEN {last_seen} END AS last_seen",
             "base_lineage_index AS lineage_index",
             "CASE WHEN is_kept THEN base_name END AS base_name",

@@ -40,6 +40,7 @@ from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer
 from crossfade.trainer.data.manifest import (
     BASELINES_FILE,
     CONTENT,
+    EARLIER,
     FEATURES,
     FILE_NAME,
     JOURNAL,
@@ -57,10 +58,10 @@ from crossfade.trainer.prepare.journal import Journal, kept_folder, open_journal
 
 _OUT, _OVERWRITE = Option("out"), Option("overwrite")
 _OF_INTERACTIONS = (*ALL_SPLITS, REPLAY)
-_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, *_OF_INTERACTIONS}
+_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, EARLIER, *_OF_INTERACTIONS}
 _OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, *_OUR_FOLDERS}
 _OUR_OBJECTS = re.compile(
-    rf"(?:(?:{VOCABULARY}|{PENDING})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
+    rf"(?:(?:{VOCABULARY}|{PENDING}|{EARLIER})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
     r"/part-[0-9a-z-]+\.parquet"
 )
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from crossfade.base.errors import as_typed, escape_unprintable
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
-from crossfade.trainer.data.manifest import REPLAY, DatasetManifest
+from crossfade.trainer.data.manifest import EARLIER, REPLAY, DatasetManifest
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import fetch_one
@@ -49,6 +49,7 @@ _HEAVY_SHARE = 0.2
 Their logarithms are better weights there, but not where the share is 0.15, as of the numbers of `crossfade synthesize`
 (docs/model.md). Ratings from 1 to 5 have at most 0.05.
 """
+_REMARKS = {EARLIER: "; of base datasets, known but not trained on", REPLAY: "; of base datasets, for training only"}
 _FAULTS = {
     "dropped_bad_lines": ("bad line", ""),
     "dropped_missing": ("row", "with a missing value"),
@@ -64,7 +65,6 @@ _DROPPED = {
     "dropped_rare": ("interaction", "of rare ids"),
     "dropped_gap": ("interaction", "in the gap before what is held out"),
     "dropped_without_history": ("interaction", "held out of ids without an earlier one"),
-    "dropped_expired": ("interaction", "of base datasets with ids that were forgotten or have expired"),
 }
 """What was left out, by fact: the noun that is counted, and the reason."""
 
@@ -196,7 +196,7 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
         lines.append(
             f"  {name:{width}} {split.rows:>15,} {noun:12}  {counted(len(split.files), 'file')}, "
             f"{counted(groups, 'row group')}, "
-            f"{size / 1e6:,.1f} MB{'; of base datasets, for training only' if name == REPLAY else ''}"
+            f"{size / 1e6:,.1f} MB{_REMARKS.get(name.partition('/')[0], '')}"
         )
     lines.append(
         f"  density of train: {train / (query.rows * item.rows):.3%} of all pairs; on average "
@@ -332,8 +332,6 @@ def _dropped(facts: Facts, reasons: Mapping[str, tuple[str, str]]) -> list[str]:
 
 def _left_out(manifest: DatasetManifest) -> list[str]:
     facts, lines = manifest.source, []
-    if facts.get("compacted_from"):
-        lines.append(f"compacted: {_count(facts, 'datasets', 'dataset')}, the newest of them {facts['compacted_from']}")
     if facts.get("rows_read"):
         empty = f", {facts['empty_files']:,} of them empty" if facts.get("empty_files") else ""
         delimiters = facts.get("delimiters")
