@@ -26,12 +26,12 @@ from crossfade.base.errors import InputError, MissingExtraError, Option, OptionE
 from crossfade.base.io.disk_errors import full_disk_errors
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import EarlierDataset
-from crossfade.trainer.data.manifest import REPLAY, CoOccurrence, DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.manifest import REPLAY, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
-from crossfade.trainer.prepare.co_occurrence import measure_co_occurrence
+from crossfade.trainer.prepare.co_occurrence import with_co_occurrence
 from crossfade.trainer.prepare.database import (
     PREPARING_ADVICE,
     estimate_temp_bytes,
@@ -334,14 +334,16 @@ class _Preparation:
             base=self.base.reference(self.staged.out) if self.base else None,
             has_timestamp=layout.has_timestamp,
             is_grouped=layout.is_grouped,
-            co_occurrence=self._measure_co_occurrence(),
+            co_occurrence=self.base.manifest.co_occurrence if self.base else None,
             source={
                 **describe_options(options),
                 "timestamps_are_dates": events.timestamps == "datetime",
                 **self.facts,
             },
         )
-        return manifest.model_copy(update={"replay": self._draw_replay(manifest)}) if self.replayed else manifest
+        replay = self._draw_replay(manifest) if self.replayed else None
+        manifest = manifest.model_copy(update={"replay": replay})
+        return with_co_occurrence(self.staged.folder, manifest, self.progress)
 
     def _draw_replay(self, manifest: DatasetManifest) -> Split | None:
         """Write the replay of the dataset that ``manifest`` describes; return None if there is nothing to draw."""
@@ -488,13 +490,6 @@ class _Preparation:
             is_grouped=options.order == "grouped",
             seed=options.seed,
         )
-
-    def _measure_co_occurrence(self) -> CoOccurrence | None:
-        """Return that of the base dataset, so that days of one model have one temperature, or measure it."""
-        if self.base is not None and self.base.manifest.co_occurrence is not None:
-            return self.base.manifest.co_occurrence
-        self.progress.phase("co-occurrence", None, "row")
-        return measure_co_occurrence(self.connection)
 
     def _write_split(self, split: str, rows: int, layout: SplitLayout) -> Split:
         context, joins = context_columns_sql(self.options.context_plans())
