@@ -21,7 +21,7 @@ from crossfade.deploy.refresh.remote import locked_versions
 from crossfade.deploy.refresh.versions import ServiceVersions
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.prepare.forget import ForgetReport, PlannedDeletion, plan_deletion
+from crossfade.trainer.prepare.forget import ForgetReport, StagedDeletion, staged_deletion
 from crossfade.trainer.prepare.id_list import read_ids
 from crossfade.trainer.prepare.options import ForgetOptions
 
@@ -55,21 +55,21 @@ def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressRe
         _discard_unfinished(versions)
         with ExitStack() as stack:
             planned = [
-                stack.enter_context(plan_deletion(each, ids, entity, progress))
+                stack.enter_context(staged_deletion(each, ids, entity, progress))
                 for number in versions.kept
                 for each in versions.datasets(number)
             ]
             _check_rest(versions, planned)
-            is_marked = versions.forgotten is not None or any(deletion.found for deletion in planned)
+            is_marked = versions.forgotten is not None or any(deletion.report.found for deletion in planned)
             if is_marked:
                 versions.mark_forgotten(complete=False)
-            reports = [deletion.apply() for deletion in planned]
+            reports = [deletion.publish() for deletion in planned]
             if is_marked:
                 versions.mark_forgotten(complete=True)
         return ServiceForgetReport(reports[::-1], versions.kept if versions.must_forget else [])
 
 
-def _check_rest(versions: ServiceVersions, planned: list[PlannedDeletion]) -> None:
+def _check_rest(versions: ServiceVersions, planned: list[StagedDeletion]) -> None:
     """Check that the version that is served keeps events to train on: the next version continues on its dataset.
 
     Raises:
@@ -78,8 +78,8 @@ def _check_rest(versions: ServiceVersions, planned: list[PlannedDeletion]) -> No
     assert versions.current is not None
     data = versions.data_path(versions.current.number).resolve()
     for deletion in planned:
-        is_served = deletion.folder.path is not None and deletion.folder.path.resolve() == data
-        if is_served and 0 < deletion.manifest.splits["train"].rows == deletion.dropped["train"]:
+        is_served = deletion.report.folder.path is not None and deletion.report.folder.path.resolve() == data
+        if is_served and 0 < deletion.manifest.splits["train"].rows == deletion.report.interactions["train"]:
             raise InputError(
                 f"{versions.folder}: version {versions.current.number} took events of these IDs only, so the next one "
                 f"could not be trained without them; let it take further events ({command('refresh')}), or return to "

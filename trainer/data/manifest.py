@@ -39,8 +39,6 @@ from crossfade.trainer.data.split_names import SplitName
 FILE_NAME = "manifest.json"
 BASELINES_FILE = "baselines.json"
 """Metrics of baselines, and what was tried for tuned ones; evaluations keep it beside the data (docs/evaluation.md)."""
-JOURNAL = "forget.json"
-"""The list of files that an interrupted deletion may have left behind."""
 VOCABULARY = "vocabulary"
 FEATURES = "features"
 CONTENT = "content"
@@ -275,7 +273,7 @@ class DatasetManifest(_Strict):
 
     def interactions(self) -> dict[str, Split]:
         """Return all interactions by the folder of their files."""
-        found = dict[str, Split](self.splits)
+        found = {str(name): split for name, split in self.splits.items()}
         found |= {f"{EARLIER}/{name}": split for name, split in self.earlier.items()}
         return found if self.replay is None else {**found, REPLAY: self.replay}
 

@@ -18,7 +18,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -31,7 +31,7 @@ from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.column_names import WEIGHT
-from crossfade.trainer.data.features import ROW, iter_content, iter_pairs
+from crossfade.trainer.data.features import iter_content, iter_pairs
 from crossfade.trainer.data.manifest import (
     EARLIER,
     Content,
@@ -45,7 +45,6 @@ from crossfade.trainer.data.manifest import (
 )
 from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles, file_entry, write_options
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.data.vocabulary import Vocabulary, plain_strings
 from crossfade.trainer.prepare.id_list import read_ids, typed_ids
 from crossfade.trainer.prepare.options import ForgetOptions
@@ -117,8 +116,8 @@ def staged_deletion(
     """
     _check_entity(folder, read_manifest(folder), entity)
     with explaining_failures(folder):
-        folder = folder if folder.path is None else Folder(folder.path.resolve())
-        with staged_output(folder.uri, overwrite=True) as staged:
+        is_link = folder.path is not None and folder.path.is_symlink()
+        with staged_output(folder.path.resolve() if is_link else folder.uri, overwrite=True) as staged:
             deletion = StagedDeletion(staged, entity, progress)
             deletion.write(ids)
             yield deletion
@@ -155,7 +154,9 @@ class StagedDeletion:
         self._files, self._rewritten = ParquetFiles(staged.out), 0
         sizes = {name: described.rows for name, described in self.manifest.entities.items()}
         # By column of vocabularies and entity: how much the count of each row drops.
-        self._lost = {column: {name: np.zeros(rows, np.int64) for name, rows in sizes.items()} for column in _NEVER_NULL}
+        self._lost = {
+            column: {name: np.zeros(rows, np.int64) for name, rows in sizes.items()} for column in _COUNTS.values()
+        }
         self._context_uses = {name: ValueUses(sizes[name]) for name in self.manifest.context}
         # By entity: the rows that become vacant.
         self._vacant: dict[str, IntArray] = {}
@@ -169,8 +170,12 @@ class StagedDeletion:
         waiting = self._without_pending(targets)
         interactions = {name: self._without_rows_of(name, split) for name, split in old.interactions().items()}
         self._vacant |= {name: uses.vacant() for name, uses in self._context_uses.items()}
-        features = {owner: {name: self._without_pairs(owner, name) for name in of} for owner, of in old.features.items()}
-        content = {owner: {name: self._without_content(owner, name) for name in of} for owner, of in old.content.items()}
+        features = {
+            owner: {name: self._without_pairs(owner, name) for name in of} for owner, of in old.features.items()
+        }
+        content = {
+            owner: {name: self._without_content(owner, name) for name in of} for owner, of in old.content.items()
+        }
         entities = {name: self._without_ids(name, entity) for name, entity in old.entities.items()}
         entities[self._entity] = entities[self._entity].model_copy(update={"pending": waiting})
         left = {name: Split(files=files) for name, files in interactions.items()}
@@ -205,8 +210,7 @@ class StagedDeletion:
             CrossfadeError: another process has written it meanwhile, or replacing it failed.
         """
         if self._rewritten:
-            with explaining_failures(self._staged.out):
-                self._staged.publish(self.report.manifest)
+            self._staged.publish(self.report.manifest)
         return self.report
 
     def _find_rows(self, targets: pa.Array) -> IntArray:
@@ -220,26 +224,26 @@ class StagedDeletion:
         return np.concatenate(found)
 
     def _without_pending(self, targets: pa.Array) -> list[DataFile]:
+        dropped: dict[str, list[BoolArray]] = defaultdict(list)
         files = self.manifest.entities[self._entity].pending
-        dropped = {
-            file.path: [pc.is_in(table.column("id"), value_set=targets).to_numpy() for table in self._read(file, ["id"])]
-            for file in files
-        }
+        for file in files:
+            for table in self._read(file, ["id"]):
+                dropped[file.path].append(pc.is_in(table.column("id"), value_set=targets).to_numpy())
         return self._without(files, dropped)
 
     def _without_rows_of(self, name: str, split: Split) -> list[DataFile]:
         """Write interactions without those of the IDs, and count what vocabularies lose."""
         other = self.manifest.item if self._entity == self.manifest.query else self.manifest.query
-        counted, rows_R, left = _COUNTS.get(name), self._vacant[self._entity], []
+        lost, rows_R, left = self._lost.get(_COUNTS.get(name, "")), self._vacant[self._entity], []
         self._progress.phase(f"forget in {name}", split.rows, "row")
         for file in split.files:
             dropped = []
             for table in self._read(file, [self._entity, other, *self._context_uses, WEIGHT]):
                 is_dropped_N = np.isin(table.column(self._entity).to_numpy(), rows_R)
                 is_counted_N = is_dropped_N & (table.column(WEIGHT).to_numpy() > 0)
-                for entity in (self._entity, other, *self._context_uses) if counted else ():
+                for entity in (self._entity, other, *self._context_uses) if lost else ():
                     row_N = table.column(entity).to_numpy()
-                    np.add.at(self._lost[counted][entity], row_N[is_counted_N & (row_N >= 0)], 1)
+                    np.add.at(lost[entity], row_N[is_counted_N & (row_N >= 0)], 1)
                 for entity, uses in self._context_uses.items():
                     uses.add(table.column(entity).to_numpy(), is_dropped_N)
                 dropped.append(is_dropped_N)
@@ -288,17 +292,15 @@ class StagedDeletion:
     def _reduced(self, table: pa.Table, name: str, vacant_R: IntArray) -> pa.Table:
         """Return a part of a vocabulary with lower counts, in which the rows ``vacant_R`` have only their number."""
         row_N = table.column("row").to_numpy()
-        is_vacant_N = np.isin(row_N, vacant_R)
+        is_vacant = pa.array(np.isin(row_N, vacant_R))
         for index, column in enumerate(table.schema):
-            if column.name == "row":
-                continue
-            values, never_null = table.column(index), column.name in _NEVER_NULL
+            field, values = column, table.column(index)
             if column.name in _COUNTS.values():
                 values = pa.array(np.maximum(values.to_numpy() - self._lost[column.name][name][row_N], 0))
-            if is_vacant_N.any():
-                values = pc.if_else(pa.array(is_vacant_N), pa.scalar(_NEVER_NULL.get(column.name), column.type), values)
-                column = pa.field(column.name, column.type, nullable=not never_null)
-            table = table.set_column(index, column, values)
+            if len(vacant_R) and column.name != "row":
+                values = pc.if_else(is_vacant, pa.scalar(_NEVER_NULL.get(column.name), column.type), values)
+                field = column.with_nullable(column.name not in _NEVER_NULL)
+            table = table.set_column(index, field, values)
         return table
 
     def _without(self, files: Sequence[DataFile], dropped: Mapping[str, Sequence[BoolArray]]) -> list[DataFile]:
@@ -355,7 +357,7 @@ def _check_links(folder: Folder, manifest: DatasetManifest) -> None:
     if folder.path is None:
         return
     for file in manifest.files():
-        if (found := (folder.path / file.path).resolve()) != folder.path / file.path:
+        if (found := (folder.path / file.path).resolve()) != folder.path.resolve() / file.path:
             raise InputError(
                 f"{folder.path / file.path}: a link leads to {found}, where nothing is deleted; run the command on the "
                 "folder that holds the files, or move them into this one"

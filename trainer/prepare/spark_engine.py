@@ -18,22 +18,18 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 from pyspark.sql.types import LongType, StructType
 
 from crossfade.base.errors import InputError, OptionError
-from crossfade.trainer.data.column_names import WEIGHT
-from crossfade.trainer.data.manifest import VOCABULARY, CoOccurrence, DatasetManifest, Entity, Split
-from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest, Entity, Split
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import check_seconds, check_span
 from crossfade.trainer.prepare.admission import has_policies, plan_id_policies
-from crossfade.trainer.prepare.co_occurrence import last_place, measure_pairs
+from crossfade.trainer.prepare.co_occurrence import with_co_occurrence
 from crossfade.trainer.prepare.database import working_database
 from crossfade.trainer.prepare.earlier import carry_interactions
 from crossfade.trainer.prepare.event_context import NO_ROW, check_counted, check_units, context_types
@@ -182,14 +178,16 @@ class SparkPreparation:
             lineage=self.base.lineage() if self.base else [],
             has_timestamp=layout.has_timestamp,
             is_grouped=layout.is_grouped,
-            co_occurrence=self._measure_co_occurrence(placed, splits["train"]),
+            co_occurrence=self.base.manifest.co_occurrence if self.base else None,
             source={
                 **describe_options(options),
                 "timestamps_are_dates": table.timestamps == "datetime",
                 **self.facts,
             },
         )
-        return manifest if self.base is None else carry_interactions(self.base, manifest, self.staged, self.progress)
+        if self.base is not None:
+            manifest = carry_interactions(self.base, manifest, self.staged, self.progress)
+        return with_co_occurrence(self.staged.folder, manifest, self.progress)
 
     def _resources(self) -> Resources:
         options = self.options
@@ -549,33 +547,6 @@ class SparkPreparation:
         )
         self.progress.advance(sum(rows.values()))
         return {split: Split(files=files[firsts[split] : firsts[split] + len(parts[split])]) for split in parts}
-
-    def _measure_co_occurrence(self, queries: DataFrame, train: Split) -> CoOccurrence | None:
-        """Measure it in the first queries of train, whose interactions are first in its files."""
-        if self.base is not None and self.base.manifest.co_occurrence is not None:
-            return self.base.manifest.co_occurrence
-        self.progress.phase("co-occurrence", None, "row")
-        having, positives, places = queries.selectExpr(
-            "coalesce(sum(CASE WHEN count > 0 THEN 1 ELSE 0 END), 0)", "coalesce(sum(count), 0)", "count(*)"
-        ).collect()[0]
-        last = last_place(having, positives, places)
-        (left,) = queries.where(f"place_before < {last}").selectExpr("coalesce(sum(train), 0)").collect()[0]
-        reader, sampled = ParquetFiles(self.staged.folder), []
-        query, item = self.options.query.name, self.options.item.name
-        for file in train.files:
-            for group, count in enumerate(file.row_groups):
-                if left > 0:
-                    sampled.append(reader.read(file, group, [query, item, WEIGHT]).slice(0, left))
-                left -= count
-        table = pa.concat_tables(sampled)
-        query_N = table.column(query).to_numpy()
-        place_N = np.cumsum(np.diff(query_N, prepend=query_N[:1]) != 0)
-        pairs = pa.table({"place": place_N, "row": table.column(item)})
-        pairs = pairs.filter(pc.greater(table.column(WEIGHT), 0))
-        self._connection.register("part", pairs)
-        found = measure_pairs(self._connection, "part")
-        self._connection.unregister("part")
-        return found
 
 
 _WEIGHTS_SCHEMA = pa.schema([("part", pa.float64()), ("total", pa.float64()), ("count", pa.int64())])

@@ -22,7 +22,7 @@ from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.base.io.writer_lock import folder_writer
 from crossfade.base.text import counted
 from crossfade.trainer.data.features import iter_content
-from crossfade.trainer.data.manifest import FILE_NAME, JOURNAL, DatasetManifest, read_manifest
+from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.dataset_checks import FeatureCheck, Problems, SplitCheck, VocabularyCheck
 from crossfade.trainer.prepare.infer_manifest import infer_manifest
@@ -79,7 +79,7 @@ def validate(options: ValidateOptions, progress: ProgressReporter) -> Validation
             )
     with temporary_folder("validate") as work:
         split_notes = _check_files(folder, manifest, problems, work, memory_bytes(options.memory), progress)
-    notes = [*_find_stray_files(folder, manifest, problems), *split_notes]
+    notes = [*_find_stray_files(folder, manifest), *split_notes]
     writes_manifest = is_new and not problems.count
     if writes_manifest:
         with translate_storage_errors(folder.uri), folder_writer(folder):
@@ -121,12 +121,7 @@ def _check_content(folder: Folder, manifest: DatasetManifest, entity: str, name:
             problems.add_values(np.isin(row_N, vacant_R), row_N, template)
 
 
-def _find_stray_files(folder: Folder, manifest: DatasetManifest, problems: Problems) -> list[str]:
-    if folder.exists(JOURNAL):
-        problems.add(
-            f"{folder.uri}/{JOURNAL}: a {command('forget')} was interrupted; run it again to delete its leftover files"
-        )
-        return []
+def _find_stray_files(folder: Folder, manifest: DatasetManifest) -> list[str]:
     listed = {file.path for file in manifest.files()}
     strays = [path for path in sorted(folder.sizes()) if path.endswith(".parquet") and path not in listed]
     return [f"{counted(len(strays), 'file')} that the manifest does not list, such as {strays[0]}"] if strays else []
