@@ -30,10 +30,12 @@ from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder
+from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.trainer.data.column_names import WEIGHT
 from crossfade.trainer.data.features import iter_content, iter_pairs
 from crossfade.trainer.data.manifest import (
     EARLIER,
+    FILE_NAME,
     Content,
     DataFile,
     DatasetManifest,
@@ -116,8 +118,9 @@ def staged_deletion(
     """
     _check_entity(folder, read_manifest(folder), entity)
     with explaining_failures(folder):
-        is_link = folder.path is not None and folder.path.is_symlink()
-        with staged_output(folder.path.resolve() if is_link else folder.uri, overwrite=True) as staged:
+        # A link to the folder stays, and leads to the new one.
+        location = folder.path.resolve() if folder.path is not None and folder.path.is_symlink() else folder.uri
+        with staged_output(location, overwrite=True) as staged:
             deletion = StagedDeletion(staged, entity, progress)
             deletion.write(ids)
             yield deletion
@@ -211,7 +214,15 @@ class StagedDeletion:
         """
         if self._rewritten:
             self._staged.publish(self.report.manifest)
+        elif self._staged.out.on_s3:
+            self._delete_leftovers()
         return self.report
+
+    def _delete_leftovers(self) -> None:
+        """Delete what a command that was killed has left: objects of the dataset that this one has replaced."""
+        listed = {FILE_NAME, LOCK_NAME, *(file.path for file in self.manifest.files())}
+        for name in self._staged.out.sizes().keys() - listed:
+            self._staged.out.remove(name)
 
     def _find_rows(self, targets: pa.Array) -> IntArray:
         """Return the rows of the IDs ``targets``, sorted."""
@@ -234,14 +245,14 @@ class StagedDeletion:
     def _without_rows_of(self, name: str, split: Split) -> list[DataFile]:
         """Write interactions without those of the IDs, and count what vocabularies lose."""
         other = self.manifest.item if self._entity == self.manifest.query else self.manifest.query
-        lost, rows_R, left = self._lost.get(_COUNTS.get(name, "")), self._vacant[self._entity], []
+        lost, rows_R, left = self._lost.get(_COUNTS.get(name, ""), {}), self._vacant[self._entity], []
         self._progress.phase(f"forget in {name}", split.rows, "row")
         for file in split.files:
             dropped = []
             for table in self._read(file, [self._entity, other, *self._context_uses, WEIGHT]):
                 is_dropped_N = np.isin(table.column(self._entity).to_numpy(), rows_R)
                 is_counted_N = is_dropped_N & (table.column(WEIGHT).to_numpy() > 0)
-                for entity in (self._entity, other, *self._context_uses) if lost else ():
+                for entity in {self._entity, other, *self._context_uses} & lost.keys():
                     row_N = table.column(entity).to_numpy()
                     np.add.at(lost[entity], row_N[is_counted_N & (row_N >= 0)], 1)
                 for entity, uses in self._context_uses.items():

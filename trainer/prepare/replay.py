@@ -39,8 +39,10 @@ from crossfade.trainer.prepare.options import PrepareOptions
 
 _READ_ROWS = 4
 """How many times as many rows are read as are drawn, if there are as many."""
+_FEW_ROWS = 1 << 22
+"""Rows that go on to the working database, if no more are read."""
 _SPARE = 1.25
-"""How many times as many rows as are drawn go on to the working database, beside those of queries with new events."""
+"""How many times as many rows as are drawn go on, of more, beside those of queries with new events."""
 _LEAST_ROWS = 1 << 25
 """Rows that are read, if there are as many, so that the histories of queries with new events are complete."""
 _NEW_QUERIES = "SELECT p.row FROM places p JOIN counts_query c USING (number) WHERE c.count > 0"
@@ -74,7 +76,7 @@ class ReplayDraw:
         """
         groups = self._chosen_groups(max(_READ_ROWS * rows, _LEAST_ROWS))
         read = sum(group.rows for group in groups)
-        share = _SPARE * rows / max(read, 1)
+        share = _SPARE * rows / read if read > _FEW_ROWS else 1.0
         columns = ", ".join(f"{name} {kind}" for name, kind in self._columns.items())
         self.connection.execute(f"CREATE TABLE replay_read ({columns}, number BIGINT)")
         self.progress.phase("read earlier interactions", read, "row")

@@ -149,7 +149,7 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
 
 def _find_foreign(out: Path) -> str | None:
     try:
-        read_manifest(Folder(out))
+        listed = {file.path.partition("/")[0] for file in read_manifest(Folder(out)).files()}
     except InputError as error:
         raise InputError(
             f"{out}: holds no prepared data, so ",
@@ -160,7 +160,7 @@ def _find_foreign(out: Path) -> str | None:
         ) from None
     # A file that another command is writing, or was when it was killed, is none of its user's.
     found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
-    return min(found - _OUR_ENTRIES, default=None)
+    return min(found - _OUR_ENTRIES - listed, default=None)
 
 
 def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
@@ -170,9 +170,8 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
     if not overwrite:
         state = "exists already" if FILE_NAME in found else "holds files that another preparation left or is writing"
         raise InputError(f"{out.uri}: {state}; choose another ", _OUT, ", or replace it with ", _OVERWRITE)
-    if FILE_NAME in found:
-        read_manifest(out)
-    if foreign := {name for name in found if name != FILE_NAME and not _OUR_OBJECTS.fullmatch(name)}:
+    ours = {FILE_NAME, *(file.path for file in read_manifest(out).files())} if FILE_NAME in found else set()
+    if foreign := {name for name in found - ours if not _OUR_OBJECTS.fullmatch(name)}:
         raise InputError(
             f"{out.uri}: holds '{min(foreign)}', which ", _OVERWRITE, " would delete; move it, or choose another ", _OUT
         )
@@ -294,12 +293,12 @@ def take_over_files(staged: Staged, folder: str, base: Folder, files: Sequence[D
         InputError: one is not the file that is listed.
         OSError: one cannot be read or written.
     """
-    copies = ParquetFiles(staged.folder)
+    sources = ParquetFiles(base)
 
     def take_over(number: int, file: DataFile) -> DataFile:
+        sources.footer(file)
         taken = file.model_copy(update={"path": f"{folder}/{staged.file_name(f'part-{number:05d}')}"})
         staged.folder.take_over(taken.path, base, file.path)
-        copies.footer(taken)
         return taken
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="take-over") as pool:
