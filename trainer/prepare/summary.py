@@ -17,7 +17,7 @@ import pyarrow as pa
 from crossfade.base.errors import as_typed, escape_unprintable
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
-from crossfade.trainer.data.manifest import EARLIER, REPLAY, DatasetManifest
+from crossfade.trainer.data.manifest import EARLIER, REPLAY, DatasetManifest, Split
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import fetch_one
@@ -179,7 +179,12 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
     """Format a summary, in printable lines, of the data in ``folder``: its contents, and what was left out and why."""
     query, item = manifest.entities[manifest.query], manifest.entities[manifest.item]
     train = manifest.splits["train"].rows
-    width = max(map(len, [*manifest.entities, *ALL_SPLITS, *manifest.interactions()]))
+    shown = {str(name): split for name, split in manifest.splits.items()}
+    if manifest.earlier:
+        shown[EARLIER] = Split(files=[file for split in manifest.earlier.values() for file in split.files])
+    if manifest.replay is not None:
+        shown[REPLAY] = manifest.replay
+    width = max(map(len, [*manifest.entities, *ALL_SPLITS, *shown]))
     synthetic = " (synthetic listening)" if is_synthetic(manifest) else ""
     lines = [f"{folder.uri}: {manifest.query} x {manifest.item}{synthetic}"]
     for name, entity in manifest.entities.items():
@@ -189,14 +194,14 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
         lines.append(f"  {name:{width}} {entity.rows:>15,} {noun}          {ids}; most in train: {top}")
         details = [part for describe in _DETAILS for part in describe(manifest, name)]
         lines += [f"  {'':{width}} {'':15} {line}" for line in details]
-    for name, split in manifest.interactions().items():
+    for name, split in shown.items():
         size = sum(file.bytes for file in split.files)
         groups = sum(len(file.row_groups) for file in split.files)
         noun = "interaction" if split.rows == 1 else "interactions"
         lines.append(
             f"  {name:{width}} {split.rows:>15,} {noun:12}  {counted(len(split.files), 'file')}, "
             f"{counted(groups, 'row group')}, "
-            f"{size / 1e6:,.1f} MB{_REMARKS.get(name.partition('/')[0], '')}"
+            f"{size / 1e6:,.1f} MB{_REMARKS.get(name, '')}"
         )
     lines.append(
         f"  density of train: {train / (query.rows * item.rows):.3%} of all pairs; on average "
