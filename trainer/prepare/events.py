@@ -46,7 +46,6 @@ from crossfade.trainer.prepare.raw_files import (
     KIND_NAMES,
     Kind,
     close_raw,
-    column_names,
     counted_records,
     find_delimiter,
     open_adjacency,
@@ -56,7 +55,6 @@ from crossfade.trainer.prepare.raw_files import (
 from crossfade.trainer.prepare.source_columns import possible_columns
 from crossfade.trainer.prepare.text_records import DELIMITERS
 from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
-from crossfade.trainer.prepare.yambda import EVENT, PLAYED, YAMBDA, kind_sql
 
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.extend import BaseDataset
@@ -223,7 +221,7 @@ class EventReader:
 
     def columns_to_fetch(self) -> set[str]:
         """Return all columns that reading a file may need."""
-        return possible_columns(self.columns) | ({PLAYED} if self._options.format == YAMBDA else set())
+        return possible_columns(self.columns)
 
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events, unless the preparation is to end because of a fault."""
@@ -331,10 +329,7 @@ class EventReader:
             file = find_delimiter(replace(file, delimiter=self._options.delimiter), roles)
         ids = {"query", "item", *self._context}
         kept = ids if self._options.id_type == "string" else self._string_id_sides
-        has_kinds = self._options.format == YAMBDA and EVENT in roles.values()
-        computed = {EVENT: kind_sql(file, column_names(file))} if has_kinds else {}
-        on_fault = self._faults.add_line
-        kinds = open_columns(self._connection, file, roles, on_fault=on_fault, kept_texts=kept, computed=computed)
+        kinds = open_columns(self._connection, file, roles, on_fault=self._faults.add_line, kept_texts=kept)
         if file.delimiter is not None and file.delimiter != DELIMITERS[file.format]:
             self._stats.delimiters.add(file.delimiter)
         return kinds, file

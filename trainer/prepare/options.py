@@ -6,7 +6,7 @@ options.query.name, options.query.column                # customer, user_id
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -36,9 +36,8 @@ from crossfade.trainer.prepare.option_values import (
     Spans,
     Weights,
 )
-from crossfade.trainer.prepare.yambda import YAMBDA, with_yambda_values
 
-Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn", "yambda"]
+Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn"]
 IdChoice = Literal["auto", "integer", "string"]
 Likes = Literal["all", "genre", "customer"]
 """What is liked: as what is played, items of some genres, or items of one of each query's own genres."""
@@ -153,11 +152,7 @@ class PrepareOptions(Options):
     train: tuple[Location, ...] = _input((), "read training events", value="FILE", also="events")
     valid: tuple[Location, ...] = _input((), "read events that select the epoch", value="FILE")
     test: tuple[Location, ...] = _input((), "read events for the evaluation", value="FILE")
-    format: Format | None = _input(
-        None,
-        "set the format of all files (default: by file extension); yambda: Parquet of Yambda, files or the folder of a "
-        "size, with its columns, event weights, and split",
-    )
+    format: Format | None = _input(None, "set the format of all files (default: by file extension)")
     delimiter: Delimiter = _input(
         None,
         "set what separates the fields of CSV and TSV files, \\t for a tab (default: the first of , ; tab | that gives "
@@ -311,11 +306,6 @@ class PrepareOptions(Options):
     threads: Integer | None = _threads()
 
     @property
-    def file_format(self) -> Format | None:
-        """The format of each file of events; None: by its extension."""
-        return "parquet" if self.format == YAMBDA else self.format
-
-    @property
     def quarantine(self) -> Path | None:
         """The file that receives the bad lines that are left out."""
         return Path(self.on_bad_line[len(QUARANTINE) :]) if self.on_bad_line.startswith(QUARANTINE) else None
@@ -337,12 +327,6 @@ class PrepareOptions(Options):
     def time_range(self) -> EventTimeRange:
         """Return the time range of the events to keep."""
         return EventTimeRange.parse(self.since, self.until, self.timestamp is not None)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, values: Any) -> Any:
-        is_yambda = isinstance(values, Mapping) and values.get("format") == YAMBDA
-        return with_yambda_values(values) if is_yambda else values
 
     @model_validator(mode="after")
     def _check(self) -> Self:

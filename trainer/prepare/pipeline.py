@@ -70,7 +70,6 @@ from crossfade.trainer.prepare.staging import Staged, staged_output, write_relat
 from crossfade.trainer.prepare.summary import Facts, describe_options, describe_stats, heavy_weights
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
-from crossfade.trainer.prepare.yambda import YAMBDA, check_yambda_files, yambda_files
 
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.spark_engine import SparkPreparation
@@ -146,9 +145,8 @@ def _find_events(options: PrepareOptions, split: str) -> list[Source]:
     files: list[Source] = []
     for pattern in getattr(options, split):
         if str(pattern) != STANDARD_INPUT:
-            patterns = yambda_files(split, pattern) if options.format == YAMBDA else [pattern]
-            files += find_files(split, patterns, options.file_format)
-        elif options.file_format is None:
+            files += find_files(split, [pattern], options.format)
+        elif options.format is None:
             raise OptionError(
                 split,
                 found=STANDARD_INPUT,
@@ -156,9 +154,7 @@ def _find_events(options: PrepareOptions, split: str) -> list[Source]:
                 fix=("name its format: ", Option("format", "|".join(FORMATS))),
             )
         else:
-            files.append(StandardInput(options.file_format))
-    if options.format == YAMBDA:
-        check_yambda_files(split, files)
+            files.append(StandardInput(options.format))
     return files
 
 

@@ -24,7 +24,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from types import MappingProxyType
 from typing import Literal
 
 import duckdb
@@ -88,11 +87,8 @@ def open_columns(
     whole_lists: Collection[str] = (),
     on_fault: OnFault = raise_fault,
     kept_texts: Collection[str] = (),
-    computed: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Kind]:
     """Create ``raw`` from ``columns`` (role to column name) of a file with columns; return the kinds by role.
-
-    A Parquet file also has the ``computed`` columns, texts given by SQL of its others, which replace its own.
 
     The columns of the roles in ``lists`` may hold lists, of which ``raw`` has one row per value, and those of the roles
     in ``whole_lists`` lists that stay as they are; their kind is that of the values. Those of IDs may join
@@ -106,7 +102,7 @@ def open_columns(
     with read_errors(file):
         close_raw(connection)
         if file.format == "parquet":
-            return _open_parquet(connection, file, columns, lists, whole_lists, computed)
+            return _open_parquet(connection, file, columns, lists, whole_lists)
         integers = [role for role in columns if _may_be_integers(role, lists) and role not in kept_texts]
         return _open_text(connection, find_delimiter(file, columns), columns, on_fault, integers)
 
@@ -183,16 +179,6 @@ def _may_be_of_line(file: RawFile, error: duckdb.Error) -> bool:
     return _is_of_file(error) or (is_unlimited and isinstance(error, duckdb.OutOfMemoryException))
 
 
-def column_names(file: RawFile) -> list[str]:
-    """Return the names of the columns of a file that has columns.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    with read_errors(file):
-        return _read_parquet(file).schema_arrow.names if file.format == "parquet" else _read_header(file)
-
-
 def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
     """Return a CSV or TSV ``file`` with its delimiter: of a CSV file, that whose header has most of the ``columns``.
 
@@ -235,14 +221,12 @@ def _open_parquet(
     columns: Mapping[str, str],
     lists: Collection[str],
     whole_lists: Collection[str],
-    computed: Mapping[str, str],
 ) -> dict[str, Kind]:
     parquet = _read_parquet(file)
-    own = [field for field in parquet.schema_arrow if field.name not in computed]
-    schema = pa.schema([*own, *(pa.field(name, pa.string()) for name in computed)])
+    schema = parquet.schema_arrow
     parts = {role: source_columns(role, column, schema.names) for role, column in columns.items()}
-    used = [column for role_parts in parts.values() for column in role_parts if column not in computed]
-    check_columns(str(file), parquet.schema_arrow.names, used)
+    used = [column for role_parts in parts.values() for column in role_parts]
+    check_columns(str(file), schema.names, used)
     for column in used:
         twins = [name for name in schema.names if name.casefold() == column.casefold() and name != column]
         if twins:  # names are case-insensitive in DuckDB
@@ -260,10 +244,7 @@ def _open_parquet(
     whole = whole_floats(connection, rows, sorted(floats))
     kinds, selected = {}, ""
     for role, role_parts in parts.items():
-        values = [
-            integer_sql(column) if column in whole else computed.get(column, identifier(column))
-            for column in role_parts
-        ]
+        values = [integer_sql(column) if column in whole else identifier(column) for column in role_parts]
         field, value = schema.field(role_parts[0]), joined_sql(values)
         if role_parts[0] in whole:
             field = field.with_type(pa.int64())
