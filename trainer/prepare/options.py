@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from crossfade.base.errors import Option, OptionError, Text
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, Options, Share, alternatives, option
 from crossfade.trainer.data.column_names import MAX_CONTENT_WIDTH, TIMESTAMP, WEIGHT, is_entity_name
 from crossfade.trainer.data.time_values import EventTimeRange, TimeSpan
@@ -39,8 +39,6 @@ from crossfade.trainer.prepare.option_values import (
 
 Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn"]
 IdChoice = Literal["auto", "integer", "string"]
-Likes = Literal["all", "genre", "customer"]
-"""What is liked: as what is played, items of some genres, or items of one of each query's own genres."""
 Order = Literal["grouped", "random"]
 Side = Literal["query", "item"]
 
@@ -462,24 +460,6 @@ class SyntheticSpec(Options):
     audio: Integer = _content(
         0, "give each item a vector of N numbers, by its genre (default: none)", value="N", ge=0, le=MAX_CONTENT_WIDTH
     )
-    moods: Integer = _content(
-        0,
-        "have each customer of raw events play one genre at a time, and turn N times to another (default: one to three "
-        "genres at all times)",
-        value="N",
-        ge=0,
-    )
-    drift: Share = _content(
-        0.0,
-        "have raw events change over time: by the end, this share of customers' genres has been replaced, and this "
-        "share of items and of customers is new: 0.3 or 30% (default: 0)",
-        value="SHARE",
-    )
-    likes: Likes = _content(
-        "all",
-        "have likes and library adds of raw events go to what is played (all), to every other genre, or to one genre "
-        "of each customer (default: all)",
-    )
     query: str = _content("customer", "name the querying entity", value="NAME")
     item: str = _content("track", "name the item entity", value="NAME")
 
@@ -510,14 +490,10 @@ class SynthesizeOptions(SyntheticSpec):
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        of_datasets = ("skip_existing", "overwrite", "work_dir", "valid", "test", "audio")
-        for field in of_datasets if self.raw_events else ("moods", "drift", "likes"):
+        for field in ("skip_existing", "overwrite", "work_dir", "valid", "test", "audio") if self.raw_events else ():
             if field in self.model_fields_set:
-                raw = Option("raw_events")
-                where: Text = ("datasets, not to ", raw)
-                if not self.raw_events:
-                    where = (raw, ", since a dataset has neither kinds nor an order of time")
-                raise OptionError(field, problem=("applies to ", where), fix="leave it out")
+                problem = ("applies to datasets, not to ", Option("raw_events"))
+                raise OptionError(field, problem=problem, fix="leave it out")
         return self
 
 
