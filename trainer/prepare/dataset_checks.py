@@ -24,15 +24,14 @@ from crossfade.base.errors import InputError, as_typed, escape_unprintable, form
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_content
-from crossfade.trainer.data.manifest import OVERLAY, PENDING, VOCABULARY, DataFile, DatasetManifest
+from crossfade.trainer.data.manifest import PENDING, VOCABULARY, DataFile, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.admission import pending_schema
 from crossfade.trainer.prepare.database import execute, execute_on, fetch_one, identifier
 from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.extend import SQL_TYPES
-from crossfade.trainer.prepare.vocabulary_tables import OVERLAY_SCHEMA, vocabulary_schema
+from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_LISTED = 20
 PART_ROWS = 1 << 20
@@ -168,11 +167,8 @@ class DatasetChecks:
         self._progress.phase(f"check {name}", entity.rows, "row")
         first = 0
         for file in entity.files:
-            carried = file in entity.carried
-            is_first = carried and "warm" in schema.names and "warm" not in self._files.footer(file).schema.names
-            of_file = schema.remove(schema.get_field_index("warm")) if is_first else schema
             rules = self._vocabulary_rules(name, first)
-            self._check(file, of_file, rules, ["INSERT INTO ids SELECT row, id, count FROM part"])
+            self._check(file, schema, rules, ["INSERT INTO ids SELECT row, id, count FROM part"])
             first += file.rows
         self._check_pending(name)
         for text, first_row, last, times in execute(
@@ -181,7 +177,7 @@ class DatasetChecks:
             f"ORDER BY 2 LIMIT {MAX_LISTED + 1}",
         ):
             self._problems.add(f"{where}: the id '{text}' has {times} rows, {first_row} and {last}; expected one")
-        if name in self._counted and self._problems.count == before and self._apply_overlay(name):
+        if name in self._counted and self._problems.count == before:
             self._check_counts(name, where)
 
     def _vocabulary_rules(self, name: str, first: int) -> list[Rule]:
@@ -215,24 +211,6 @@ class DatasetChecks:
                 f"{where}, row {row}: the count is {count}, but train has {found:,} interactions of positive weight"
                 f"{_others(wrong, 'vocabulary')}"
             )
-
-    def _apply_overlay(self, name: str) -> bool:
-        """Give carried rows the counts of the overlay, which must have no vacant row; return whether it is sound."""
-        entity, before = self._manifest.entities[name], self._problems.count
-        if entity.overlay is None:
-            return True
-        with self._problems.collect_errors():
-            row_S, count_S = Vocabulary(self._folder, self._manifest, name).overlay
-            for row in np.intersect1d(row_S, np.array(entity.vacant_rows, np.int64))[:1]:
-                self._problems.add(f"{self._folder.uri}/{OVERLAY}/{name}: row {row} is vacant; delete it")
-            for file in entity.overlay.files:
-                self._check(file, OVERLAY_SCHEMA, (), ())
-            self._connection.execute(
-                f"UPDATE ids SET count = 0 WHERE row < {sum(file.rows for file in entity.carried)}"
-            )
-            listed = pa.table({"row": row_S, "count": count_S})
-            execute_on(self._connection, listed, "UPDATE ids SET count = part.count FROM part WHERE ids.row = part.row")
-        return self._problems.count == before
 
     def _check_pending(self, name: str) -> None:
         """Check that pending IDs occur once and have no row; the table ``ids`` holds those that have one."""
