@@ -38,9 +38,8 @@ from crossfade.trainer.prepare.event_values import (
 )
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.fetch import fetch_files
-from crossfade.trainer.prepare.id_encoder import READ_STEP, SIDES, IdEncoder, IdType
+from crossfade.trainer.prepare.id_encoder import SIDES, IdEncoder, IdType
 from crossfade.trainer.prepare.input_files import RawFile, Source
-from crossfade.trainer.prepare.journal import Journal
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.raw_files import (
     KIND_NAMES,
@@ -58,9 +57,6 @@ from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, chec
 
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.extend import BaseDataset
-
-_KEPT_PARTS = 10
-"""Reading is kept at the ends of files, after about each such part of the bytes."""
 
 _TYPED_ROLES = ("query", "item", "timestamp")
 _FEW_ROWS = 30_000
@@ -114,12 +110,10 @@ def read_events(
     base: BaseDataset | None,
     faults: Faults,
     progress: ProgressReporter,
-    journal: Journal,
 ) -> EventTable:
     """Read the ``files`` of each split into the table ``events``; remote ones are first fetched to ``work``.
 
-    The first files, whose events are in the ``journal``, are not read again. IDs that are strings in the ``base``
-    dataset stay strings in files without types, even if all of them are integers.
+    IDs that are strings in the ``base`` dataset stay strings in files without types, even if all of them are integers.
 
     Events of weight 0 and those outside the time range are counted and left out. All files are read to the end, even
     if some are at fault: ``faults`` receives all faults, and rejects them or has them left out.
@@ -131,29 +125,20 @@ def read_events(
     check_formats(connection, options.timestamp_format)
     reader = EventReader(connection, options, base.string_id_sides() if base else (), faults, base)
     order = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in files.get(split, ())]
-    total = sum(file.bytes for _, file in order)
-    progress.phase("read events", total, "B")
-    done = reader.restore(journal)
-    progress.advance(sum(file.bytes for _, file in order[:done]))
-    left, unkept = order[done:], 0
-    with fetch_files([file for _, file in left], work, reader.columns_to_fetch()) as local_files:
-        for number, ((code, source), file) in enumerate(zip(left, local_files, strict=True), done + 1):
+    progress.phase("read events", sum(file.bytes for _, file in order), "B")
+    with fetch_files([file for _, file in order], work, reader.columns_to_fetch()) as local_files:
+        for (code, source), file in zip(order, local_files, strict=True):
             before, rows, is_own = faults.counts, reader.records, True
             try:
                 reader.read(file, code)
             except InputError as error:
                 faults.add_error(error)
                 is_own = not isinstance(error, _OtherTypeError)
-            if is_own and not done:
+            if is_own:
                 faults.judge_file(str(source), before, reader.records - rows)
             progress.advance(source.bytes)
-            unkept += source.bytes
-            if unkept >= total / _KEPT_PARTS or number == len(order):
-                reader.keep(journal, number, len(order))
-                unkept = 0
     close_raw(connection)
-    if not done:  # else the types and faults of each file are unknown, and none is named
-        faults.files.update(reader.files_of_rare_types())
+    faults.files.update(reader.files_of_rare_types())
     faults.check(reader.records)
     return reader.finish()
 
@@ -267,13 +252,6 @@ class EventReader:
                     problems.update(dict.fromkeys(files, problem))
         return problems
 
-    def keep(self, journal: Journal, done: int, files: int) -> None:
-        """Keep what was read, the first ``done`` of the ``files``, unless a fault is to end the preparation."""
-        if self._encoder is None or self._faults.rejected or not journal.is_on:
-            return
-        progress = {"done": done, "progress": f"{done} of {files} files are read"}
-        self._encoder.keep(journal, {**progress, **self.state()})
-
     def state(self) -> dict[str, Any]:
         """Return what was read, except events and IDs, as JSON."""
         return {
@@ -300,24 +278,6 @@ class EventReader:
             raise
         self._ambiguity.absorb(state["ambiguity"])
         self._faults.absorb(state["faults"])
-
-    def restore(self, journal: Journal) -> int:
-        """Continue from what was kept; return how many files it is of."""
-        state = journal.state(READ_STEP)
-        if state is None:
-            return 0
-        self.types = _TYPES_FOUND.validate_python(state["types"])
-        self._stats = _STATS.validate_python(state["stats"])
-        self.records = state["records"]
-        self._ambiguity.restore(state["ambiguity"])
-        self._faults.restore(state["faults"])
-        self._encoder = self._new_encoder()
-        self._encoder.restore(journal, state["rows"], state["is_narrow"])
-        return int(state["done"])
-
-    def _new_encoder(self) -> IdEncoder:
-        query_type, item_type = (self.types[side][0] for side in SIDES)
-        return IdEncoder(self._connection, query_type, item_type, self._context)
 
     def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
         """Open ``file`` as ``raw``; return the kinds of its columns by role, and the file with its delimiter."""
@@ -519,7 +479,8 @@ class EventReader:
     def _append(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
         """Append the relation ``events`` of a file with ``rows`` data rows, as ``IdEncoder.add`` does."""
         if self._encoder is None:
-            self._encoder = self._new_encoder()
+            query_type, item_type = (self.types[side][0] for side in SIDES)
+            self._encoder = IdEncoder(self._connection, query_type, item_type, self._context)
         self._encoder.add(events, rows, ids)
 
     def _column(self, role: str) -> str:

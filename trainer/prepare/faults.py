@@ -209,13 +209,8 @@ class Faults:
         return Faults(self.skip_bad, self.drop_missing, quarantine, self.max_bad, self.first_row)
 
     def state(self) -> Any:
-        """Return the faults as JSON for ``restore``."""
+        """Return the faults as JSON for ``absorb``."""
         return _PROBLEMS.dump_python(list(self._problems.items()), mode="json")
-
-    def restore(self, state: Any) -> None:
-        """Continue from a ``state``."""
-        self._problems, self.counts = {}, FaultCounts()
-        self.absorb(state)
 
     def absorb(self, state: Any) -> None:
         """Add the faults of other files, their ``state``."""

@@ -63,12 +63,6 @@ class RawFile:
         """The size of the file."""
         return self.path.stat().st_size
 
-    def version(self) -> object:
-        """Return what differs if the file is another one or was changed."""
-        status = self.path.stat()
-        # Copies that keep the time of the last change have another inode, and another time of the last status change.
-        return [str(self.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
     def compression(self) -> Compression | None:
         """Return how the file is compressed, by its first bytes: a copy or a renamed file lacks the extension."""
         with self.path.open("rb") as file:
@@ -90,10 +84,6 @@ class RemoteFile:
     format: Format
     modified: float
 
-    def version(self) -> object:
-        """Return what differs if the object is another one or was replaced."""
-        return [str(self), self.bytes, self.modified]
-
     def __str__(self) -> str:
         """Return the URI."""
         return f"{self.bucket.uri}/{self.key}"
@@ -105,10 +95,6 @@ class StandardInput:
 
     format: Format
     bytes: int = 0
-
-    def version(self) -> object:
-        """Return None: it cannot be read again."""
-        return None
 
     def __str__(self) -> str:
         """Return the name for messages."""

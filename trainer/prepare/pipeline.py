@@ -14,7 +14,7 @@ import importlib
 import logging
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,6 @@ from crossfade.base.io.disk_errors import full_disk_errors
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import EarlierDataset
 from crossfade.trainer.data.manifest import REPLAY, CoOccurrence, DatasetManifest, Entity, Feature, Split
-from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
@@ -47,7 +46,6 @@ from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
 from crossfade.trainer.prepare.faults import Faults, Quarantine
 from crossfade.trainer.prepare.feature_columns import plan_columns
 from crossfade.trainer.prepare.hold_out import (
-    HoldOut,
     apply_hold_outs,
     check_split,
     create_interactions,
@@ -62,7 +60,6 @@ from crossfade.trainer.prepare.input_files import (
     StandardInput,
     find_files,
 )
-from crossfade.trainer.prepare.journal import KEPT_FROM_BYTES, identify
 from crossfade.trainer.prepare.options import PrepareOptions, Side, memory_bytes
 from crossfade.trainer.prepare.replay import ReplayDraw, find_replayed
 from crossfade.trainer.prepare.split_files import SplitLayout
@@ -177,34 +174,17 @@ def _check_no_columns(options: PrepareOptions, file: Source) -> None:
         )
 
 
-def _identify(options: PrepareOptions, inputs: Inputs, base: BaseDataset | None) -> str | None:
-    """Identify the preparation by what its dataset depends on; None if it is to keep nothing.
-
-    That is where the files are small, and where there is something that cannot be read again or continued.
-    """
-    events = list(chain(*inputs.events.values()))
-    if sum(file.bytes for file in events) < KEPT_FROM_BYTES or options.quarantine is not None:
-        return None
-    versions = [file.version() for file in [*events, *inputs.names.values(), *chain(*inputs.features, *inputs.content)]]
-    if None in versions:
-        return None
-    resources = {"memory", "threads", "work_dir", "overwrite", "skip_existing", "engine"}
-    reference = base.reference(Folder(options.out)).model_dump(mode="json") if base else None
-    return identify(options.model_dump(mode="json", exclude=resources), versions, reference)
-
-
 _logger = logging.getLogger(__name__)
 
 
 def prepare(
-    options: PrepareOptions, progress: ProgressReporter | None = None, *, first_row: int = 1, keep: bool = True
+    options: PrepareOptions, progress: ProgressReporter | None = None, *, first_row: int = 1
 ) -> DatasetManifest:
     """Write the prepared dataset ``options.out`` of files with events, and return its manifest.
 
     Messages count the rows of Parquet files from ``first_row``.
 
-    The dataset appears completely, in one step; after an error of the input, nothing is left behind. With ``keep``,
-    what was done of large files before a kill or Ctrl-C is kept, and the same call continues (``journal.py``).
+    The dataset appears completely, in one step; after an error or Ctrl-C, nothing is left behind.
 
     Raises:
         InputError: an option or a file is wrong; the message names it, the place, and how to fix it.
@@ -222,10 +202,9 @@ def prepare(
     if options.engine == "spark":
         check_for_spark(options, inputs, base)
     replayed = find_replayed(base) if base is not None and options.replay is not None else []
-    identity = _identify(options, inputs, base) if keep and options.engine != "spark" else None
     with (
         full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir()), PREPARING_ADVICE),
-        staged_output(options.out, options.overwrite, options.work_dir, identity) as staged,
+        staged_output(options.out, options.overwrite, options.work_dir) as staged,
         ExitStack() as opened,
     ):
         if options.engine == "spark":
@@ -343,7 +322,7 @@ class _Preparation:
             query=options.query.name,
             item=options.item.name,
             entities=entities,
-            splits={split: self._keep_split(split, rows[split], layout) for split in ALL_SPLITS if rows[split]},
+            splits={split: self._write_split(split, rows[split], layout) for split in ALL_SPLITS if rows[split]},
             features=features,
             content=content,
             context=[plan.name for plan in context],
@@ -381,7 +360,6 @@ class _Preparation:
             self.base,
             self.faults,
             self.progress,
-            self.staged.journal,
         )
         self.facts |= describe_stats(events.stats, self.faults)
         if not fetch_count(self.connection, "SELECT count(*) FILTER (split = 0 AND weight > 0) FROM events"):
@@ -448,7 +426,9 @@ class _Preparation:
             self.facts |= drop_gaps(self.connection, table, plan, self.options.hold_out_gap)
         create_interactions(self.connection, table, plan)
         self.facts["valid_by_default"] = "valid" in plan and plan["valid"].by_default
-        self.facts["kept_for_train"] = self._move(plan, events)
+        self.facts["kept_for_train"] = apply_hold_outs(
+            self.connection, plan, seed=self.options.seed, timestamps=events.timestamps, progress=self.progress
+        )
         negative, first, last = fetch_one(
             self.connection, f"SELECT count(*) FILTER (weight < 0), min(timestamp), max(timestamp) FROM {table}"
         )
@@ -458,19 +438,6 @@ class _Preparation:
             self.facts |= {"first_timestamp": first, "last_timestamp": last}
         if self.options.weight is not None or self.options.duplicates == "sum":
             self.facts |= heavy_weights(self.connection)
-
-    def _move(self, plan: Mapping[str, HoldOut], events: EventTable) -> int:
-        """Move what is held out, unless that was kept; return how many interactions were kept for train."""
-        journal = self.staged.journal
-        if (state := journal.state("hold out")) is not None:
-            journal.load("hold out", self.connection)
-            return int(state["kept_for_train"])
-        kept = apply_hold_outs(
-            self.connection, plan, seed=self.options.seed, timestamps=events.timestamps, progress=self.progress
-        )
-        if plan:
-            journal.save("hold out", {"kept_for_train": kept}, self.connection, {"moved": "FROM moved"})
-        return kept
 
     def _count_splits(self) -> dict[str, int]:
         """Count the interactions of each split; one with files needs at least one of positive weight."""
@@ -524,19 +491,6 @@ class _Preparation:
             return self.base.manifest.co_occurrence
         self.progress.phase("co-occurrence", None, "row")
         return measure_co_occurrence(self.connection)
-
-    def _keep_split(self, split: str, rows: int, layout: SplitLayout) -> Split:
-        """Write a split, unless that was kept."""
-        journal, folder, step = self.staged.journal, self.staged.folder, f"write {split}"
-        if (state := journal.state(step)) is not None:
-            kept = Split.model_validate(state)
-            with suppress(InputError):
-                if [file_entry(folder, file.path) for file in kept.files] == kept.files:
-                    return kept
-        written = self._write_split(split, rows, layout)
-        local = [] if folder.path is None else [folder.path / file.path for file in written.files]
-        journal.save(step, written.model_dump(mode="json"), files=local)
-        return written
 
     def _write_split(self, split: str, rows: int, layout: SplitLayout) -> Split:
         context, joins = context_columns_sql(self.options.context_plans())

@@ -6,9 +6,9 @@ with staged_output("s3://music/lastfm", overwrite=True) as staged:
 
 On a file system the files are written to a folder next to the output and moved there in one step. On S3, where nothing
 can be moved, they get unique names; the manifest, written last, makes them the dataset, and then the files of the
-dataset before it are deleted. If the block ends without ``publish``, nothing remains but what a journal keeps. A lock
-keeps other processes from writing the same output; on S3, the manifest also replaces only the one that was there when
-the block began.
+dataset before it are deleted. If the block ends without ``publish``, nothing remains. A lock keeps
+other processes from writing the same output; on S3, the manifest also replaces only the one that was there when the
+block began.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -53,7 +53,6 @@ from crossfade.trainer.data.manifest import (
 from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles, file_entry, write_options
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.prepare.journal import Journal, kept_folder, open_journal
 
 _OUT, _OVERWRITE = Option("out"), Option("overwrite")
 _OF_INTERACTIONS = (*ALL_SPLITS, REPLAY)
@@ -76,7 +75,6 @@ class Staged:
         work: A local folder for temporary files.
         lock: The lock of the dataset at ``out``; None if there is none yet on a file system.
         tag: A suffix of the file names that makes them unique; empty on file systems.
-        journal: The steps that are kept for the same command after a kill.
     """
 
     out: Folder
@@ -85,7 +83,6 @@ class Staged:
     work: Path
     lock: WriterLock | None
     tag: str = ""
-    journal: Journal = field(default_factory=Journal)
 
     def __post_init__(self) -> None:
         self._replaced = self.out.version(FILE_NAME) if self.tag else None
@@ -196,14 +193,11 @@ def read_complete(out: Folder) -> DatasetManifest | None:
 
 
 @contextmanager
-def staged_output(
-    out: str | os.PathLike[str], overwrite: bool, work: Path | None = None, identity: str | None = None
-) -> Iterator[Staged]:
+def staged_output(out: str | os.PathLike[str], overwrite: bool, work: Path | None = None) -> Iterator[Staged]:
     """Stage a dataset to write at ``out``, a path or URI; nothing of it remains unless it is published.
 
     Temporary files go to a new folder in ``work``; by default next to a local ``out``, else to the system's folder of
-    temporary files. With an ``identity``, they go to a folder that is always the same, with a journal: what is kept
-    there after a kill is used again if it was of the same ``identity``.
+    temporary files.
 
     Raises:
         InputError: ``out`` exists and may not be replaced, it or ``work`` cannot be written, or another process writes
@@ -213,9 +207,6 @@ def staged_output(
     if not folder.on_s3 and not overwrite:
         check_free(folder, overwrite)
     with ExitStack() as stack:
-        if identity is not None:
-            yield stack.enter_context(_stage_kept(folder, overwrite, work, identity))
-            return
         # Entered first, so that it is removed last: a folder created for ``out`` may lie in it.
         own = stack.enter_context(_work_folder(work)) if work is not None or folder.on_s3 else None
         if folder.on_s3:
@@ -248,81 +239,28 @@ def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
             if work is None:
                 inner.mkdir()
         except OSError as error:
-            raise _cannot_write(target, error) from error
-        staged = _staged_in(stack, out, overwrite, partial, work or inner)
-        shutil.rmtree(kept_folder(out, None), ignore_errors=True)
-        yield staged
-
-
-def _cannot_write(target: Path, error: OSError) -> InputError:
-    return InputError(f"{target.parent}: cannot be written: {error.strerror or error}; choose another ", _OUT)
-
-
-def _staged_in(stack: ExitStack, out: Folder, overwrite: bool, partial: Path, work: Path) -> Staged:
-    """Lock the dataset at the path ``out``, if there is one, and return what is written in ``partial``."""
-    target = _path(out).absolute()
-    is_folder = target.is_dir() and not target.is_symlink()
-    lock = stack.enter_context(folder_writer(out)) if is_folder else None
-    check_free(out, overwrite)
-    return Staged(out, overwrite, Folder(partial), work, lock)
+            raise InputError(
+                f"{target.parent}: cannot be written: {error.strerror or error}; choose another ", _OUT
+            ) from error
+        is_folder = target.is_dir() and not target.is_symlink()
+        lock = stack.enter_context(folder_writer(out)) if is_folder else None
+        check_free(out, overwrite)
+        yield Staged(out, overwrite, Folder(partial), work or inner, lock)
 
 
 @contextmanager
-def _stage_kept(out: Folder, overwrite: bool, work: Path | None, identity: str) -> Iterator[Staged]:
-    """Stage with a journal."""
-    kept = kept_folder(out, work)
-    if work is not None:
-        with _work_folder(work):
-            pass  # it can be written
-    with ExitStack() as stack:
-        if out.on_s3:
-            staged = stack.enter_context(_stage_on_s3(out, overwrite, kept / "work", identity))
-        else:
-            target = _path(out).absolute()
-            dataset = kept_folder(out, None) / "dataset"
-            try:
-                stack.enter_context(staged_folder(target, dataset))
-            except OSError as error:
-                raise _cannot_write(dataset, error) from error
-            staged = _staged_in(stack, out, overwrite, dataset, kept / "work")
-            staged.journal = _opened(stack, kept, identity, dataset)
-        shutil.rmtree(staged.work, ignore_errors=True)
-        staged.work.mkdir()
-        stack.callback(shutil.rmtree, staged.work, ignore_errors=True)
-        staged.journal.is_used = True
-        yield staged
-
-
-def _opened(stack: ExitStack, kept: Path, identity: str, dataset: Path | None) -> Journal:
-    """Open the journal in the folder ``kept`` until ``stack`` ends."""
-    try:
-        return stack.enter_context(open_journal(kept, identity, dataset))
-    except OSError as error:
-        raise InputError(
-            f"{kept}: cannot be written: {error.strerror or error}; choose another ", Option("work_dir")
-        ) from error
-
-
-@contextmanager
-def _stage_on_s3(out: Folder, overwrite: bool, work: Path, identity: str | None = None) -> Iterator[Staged]:
-    journal, tag = Journal(), f"-{uuid.uuid4().hex[:12]}"
+def _stage_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
+    tag = f"-{uuid.uuid4().hex[:12]}"
     with ExitStack() as stack:
         with translate_storage_errors(Option("out", out.uri), unreachable=InputError):
             out.names()  # of a bucket that does not exist, which some servers would create by the lock
             lock = stack.enter_context(folder_writer(out))
-            if identity is not None:
-                journal = _opened(stack, work.parent, identity, None)
-                if journal.replaced_tag is not None and not _is_published(out, journal.replaced_tag):
-                    _delete_tagged(out, journal.replaced_tag)
-                if out.exists(FILE_NAME) and journal.tag.encode() in out.read(FILE_NAME):
-                    journal.clear()
-                tag = journal.tag
-            check_free(out, overwrite, tag if journal.steps else "")
-            staged = Staged(out, overwrite, out, work, lock, tag, journal)
+            check_free(out, overwrite)
+            staged = Staged(out, overwrite, out, work, lock, tag)
         try:
             yield staged
-        except BaseException as error:
-            if not journal.outlives(error) and not _is_published(out, tag):
+        except BaseException:
+            if not _is_published(out, tag):
                 _delete_tagged(out, tag)
             raise
 

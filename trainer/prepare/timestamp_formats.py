@@ -251,12 +251,8 @@ class TimestampAmbiguity:
                 self._used.add(text)
 
     def state(self) -> dict[str, Any]:
-        """Return what was read as JSON for ``restore``."""
+        """Return what was read as JSON for ``absorb``."""
         return {"without_zone": self.without_zone, "undecided": self._undecided, "used": sorted(self._used)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a ``state``."""
-        self.without_zone, self._undecided, self._used = state["without_zone"], state["undecided"], set(state["used"])
 
     def absorb(self, state: Mapping[str, Any]) -> None:
         """Add what was read of another file, its ``state``."""

@@ -1,7 +1,6 @@
 """Preparing from and to S3 on a real server: the same dataset as locally, complete or not at all, and errors."""
 
 import hashlib
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailable
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import ATTEMPTS_VARIABLE
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
-from crossfade.trainer.prepare import pipeline
 from crossfade.trainer.prepare.fetch import _CHUNK_BYTES, fetch_files
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
@@ -338,27 +336,6 @@ def test_server_that_stops_while_reading_ends_the_preparation(tmp_path: Path, mo
     assert caught.value.exit_code == CrossfadeError.exit_code == 1
     assert {path.name for path in tmp_path.iterdir()} == {"e.parquet", "store", "work"}
     assert list((tmp_path / "work").iterdir()) == []
-
-
-def test_killed_preparation_continues_on_s3(
-    workspace: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(pipeline, "KEPT_FROM_BYTES", 0)
-    caplog.set_level(logging.INFO)
-    for seed in range(3):
-        train = write_parquet(tmp_path / f"{seed}.parquet", **random_events(400, seed))
-        upload(workspace.child("in"), f"{seed}.parquet", train)
-    given = {"train": [f"{workspace.uri}/in/*.parquet"], "hold_out": "last-1", "timestamp": "when", "threads": 2}
-    prepare(PrepareOptions.of(out=tmp_path / "out", **given))
-    options = PrepareOptions.of(out=f"{workspace.uri}/out", **given)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(options, InterruptingReporter("write valid"))
-    assert FILE_NAME not in workspace.child("out").sizes()
-    prepare(options)
-    assert "3 of 3 files are read, hold out, write train" in caplog.text
-    assert contents(workspace.child("out")) == contents(Folder(tmp_path / "out"))
-    assert len(workspace.child("out").sizes()) == 1 + len(contents(Folder(tmp_path / "out")))
-    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_large_and_small_objects_are_fetched_in_pieces(workspace: Folder, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_data import write_job
 from command_here import crossfade_here, rejected_here
-from preparing import InterruptingReporter, checksums, prepare_files, random_events, vocabulary_tuples, write_parquet
+from preparing import checksums, prepare_files, random_events, vocabulary_tuples, write_parquet
 from running_command import succeeded
 
 from crossfade.base.errors import InputError
@@ -24,9 +24,8 @@ from crossfade.trainer.data.lineage import BEFORE_ALL, LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare import pipeline
 from crossfade.trainer.prepare.option_values import MAX_REPLAY
-from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
+from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import validate
 from crossfade.trainer.runs.job_inputs import load_inputs, select_rows, trained_counts
 
@@ -297,17 +296,6 @@ def test_half_life_and_frequencies_count_the_replay(prepared: Path) -> None:
     assert trained_counts(inputs, "item").tolist() == [
         found[item] for item in range(inputs.manifest.entities["item"].rows)
     ]
-
-
-def test_interrupted_preparation_continues_to_the_same_replay(days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "KEPT_FROM_BYTES", 0)
-    columns: dict[str, Any] = {"timestamp": "when", "hold_out_valid": "none", "threads": 2}
-    raw, base = days / "day3.parquet", days / "day2"
-    options = PrepareOptions.of(out=days / "new", train=raw, base=base, replay=0.5, **columns)
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.prepare(options, InterruptingReporter("write replay"))
-    pipeline.prepare(options)
-    assert checksums(days / "new") == checksums(days / "day3")
 
 
 def test_base_that_cannot_be_read_is_named(days: Path) -> None:
