@@ -53,7 +53,7 @@ from crossfade.trainer.prepare.raw_files import (
 )
 from crossfade.trainer.prepare.source_columns import possible_columns
 from crossfade.trainer.prepare.text_records import DELIMITERS
-from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
+from crossfade.trainer.prepare.timestamp_formats import check_formats, find_unnamed_formats, has_times_without_zone
 
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.extend import BaseDataset
@@ -202,7 +202,6 @@ class EventReader:
         self._stats = ReadStats()
         # The lines or rows of all files, those at fault included: a line of adjacency text has several rows.
         self.records = 0
-        self._ambiguity = TimestampAmbiguity(options.timestamp_format)
 
     def columns_to_fetch(self) -> set[str]:
         """Return all columns that reading a file may need."""
@@ -236,8 +235,9 @@ class EventReader:
             timestamp = timestamp_sql(types.get("timestamp"), formats)
             has_few = rows <= _FEW_ROWS
             rows, sound = self._check(file, checks, timestamp, types, kinds, has_few)
-            if types.get("timestamp") == "datetime":
-                self._ambiguity.read(self._connection, kinds["timestamp"])
+            if types.get("timestamp") == "datetime" and not self._stats.times_without_zone:
+                kind, formats = kinds["timestamp"], self._options.timestamp_format
+                self._stats.times_without_zone = has_times_without_zone(self._connection, kind, formats)
             if not self._faults.rejected:
                 self._insert(sound, types, timestamp, split, rows, has_few)
 
@@ -258,7 +258,6 @@ class EventReader:
             "types": _TYPES_FOUND.dump_python(self.types, mode="json"),
             "stats": _STATS.dump_python(self._stats, mode="json"),
             "records": self.records,
-            "ambiguity": self._ambiguity.state(),
             "faults": self._faults.state(),
         }
 
@@ -276,7 +275,6 @@ class EventReader:
         except InputError:
             self._faults.absorb(faults_before)
             raise
-        self._ambiguity.absorb(state["ambiguity"])
         self._faults.absorb(state["faults"])
 
     def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
@@ -315,8 +313,6 @@ class EventReader:
         """
         if not has_events:
             raise InputError("the files given hold no interaction; expected at least one in ", Option("train"))
-        self._ambiguity.warn()
-        self._stats.times_without_zone = self._ambiguity.without_zone
         id_types: dict[str, IdType] = {
             role: "int64" if self.types[role][0] == "integer" else "string"
             for role in ("query", "item", *self._context)
