@@ -30,6 +30,7 @@ from crossfade.trainer.data.manifest import REPLAY, CoOccurrence, DatasetManifes
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
+from crossfade.trainer.prepare.attribute_columns import plan_columns
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.co_occurrence import measure_co_occurrence
 from crossfade.trainer.prepare.database import (
@@ -44,7 +45,6 @@ from crossfade.trainer.prepare.event_context import check_base_context, context_
 from crossfade.trainer.prepare.events import EventTable, read_events
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
 from crossfade.trainer.prepare.faults import Faults, Quarantine
-from crossfade.trainer.prepare.feature_columns import plan_columns
 from crossfade.trainer.prepare.hold_out import (
     apply_hold_outs,
     check_split,
