@@ -28,15 +28,14 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.features import ROW, VALUE
-from crossfade.trainer.data.manifest import OVERLAY, PENDING, VOCABULARY, DataFile, DatasetManifest, Entity
+from crossfade.trainer.data.manifest import PENDING, VOCABULARY, DataFile, DatasetManifest, Entity
 from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.admission import pending_schema
 from crossfade.trainer.prepare.database import execute, execute_on, working_database
 from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.extend import SQL_TYPES
-from crossfade.trainer.prepare.vocabulary_tables import OVERLAY_SCHEMA, vocabulary_schema
+from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_LISTED = 20
 PART_ROWS = 1 << 20
@@ -313,9 +312,6 @@ class VocabularyCheck:
         self._columns = {field.name: field.type for field in schema}
         self._never_null = [field.name for field in schema if not field.nullable]
         self._next_row = 0
-        # The counts of these rows are in the overlay; None where it is no use.
-        self._carried: Vocabulary | None = Vocabulary(self.folder, self.manifest, self.name)
-        self._carried_rows = sum(file.rows for file in entity.carried)
 
     def run(self, work: Path, memory_bytes: int | None, progress: ProgressReporter) -> None:
         """Read and check all files, with a database in ``work`` to find IDs that occur twice."""
@@ -324,7 +320,6 @@ class VocabularyCheck:
         progress.phase(f"check {self.name}", self._entity.rows, "row")
         with working_database(folder, memory_bytes, None) as connection:
             connection.execute(f"CREATE OR REPLACE TABLE ids (row BIGINT, id {SQL_TYPES[self._entity.id_type]})")
-            self._check_overlay()
             for file in self._entity.files:
                 with self.problems.collect_errors():
                     for table in self._checked_parts(file):
@@ -338,19 +333,6 @@ class VocabularyCheck:
             )
         for text, first, last, times in repeated:
             self.problems.add(f"{self._where}: the id '{text}' has {times} rows, {first} and {last}; expected one")
-
-    def _check_overlay(self) -> None:
-        """Check the overlay: its columns, and that its rows are carried ones that are not vacant, each once."""
-        overlay, before = self._entity.overlay, self.problems.count
-        with self.problems.collect_errors():
-            for file in overlay.files if overlay else []:
-                self.problems.check_columns(self._files, file, {name: pa.int64() for name in OVERLAY_SCHEMA.names})
-            if self._carried is not None and self.problems.count == before:
-                row_S, _ = self._carried.overlay
-                template = f"{self.folder.uri}/{OVERLAY}/{self.name}, row {{}}: row {{}} is vacant; delete it"
-                self.problems.add_values(np.isin(row_S, self._vacant_rows), row_S, template)
-        if self.problems.count > before:
-            self._carried = None
 
     def _check_pending(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Check that pending IDs occur once and have no row; the table ``ids`` holds those that have one."""
@@ -380,17 +362,14 @@ class VocabularyCheck:
 
     def _checked_parts(self, file: DataFile) -> Iterator[pa.Table]:
         """Yield the parts of a file of the vocabulary after checking them."""
-        columns = dict(self._columns)
-        if self._next_row < self._carried_rows and "warm" not in self._files.footer(file).schema.names:
-            columns.pop("warm", None)  # the first dataset of a lineage has none
-        for table, where, first in self.problems.iter_parts(self._files, file, columns):
+        for table, where, first in self.problems.iter_parts(self._files, file, self._columns):
             self._check_part(table, where, first)
             self._next_row += table.num_rows
             yield table
 
     def _check_part(self, table: pa.Table, where: str, first: int) -> None:
         """Check rows of a row group, which begin at its row ``first``: they must be the next rows of the vocabulary."""
-        if self._count_nulls(table, [name for name in self._never_null if name in table.column_names], where, first):
+        if self._count_nulls(table, self._never_null, where, first):
             return
         row_N, count_N = table.column("row").to_numpy(), table.column("count").to_numpy()
         expected = f"expected 0, 1, 2 … through all files, here from {self._next_row - first} on"
@@ -421,10 +400,6 @@ class VocabularyCheck:
         if self.count_R is None or not len(row_N) or row_N[-1] >= len(self.count_R):
             return
         expected_N = np.asarray(self.count_R[row_N[0] : row_N[-1] + 1])
-        if row_N[0] < self._carried_rows:
-            if self._carried is None:
-                return
-            count_N, _ = self._carried.overlaid_counts(int(row_N[0]), int(row_N[-1]) + 1)
         is_wrong_N = count_N != expected_N
         if is_wrong_N.any():
             actual = expected_N[int(np.argmax(is_wrong_N))]

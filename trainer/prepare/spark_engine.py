@@ -149,8 +149,8 @@ class SparkPreparation:
         options, plan = self.options, plan_hold_outs(self.options)
         table, read, reports = self._read_files()
         if self.base is not None:
-            self._bases = BaseVocabularies(self.base, self._tables, self.staged)
-            self._bases.load(options, table.id_types, read, self.progress)
+            self._bases = BaseVocabularies(self.base, self._tables)
+            self._bases.load(options.sides(), table.id_types, self.progress)
         held, rows = self._hold_out(plan, table, read.repartition(self._groups, "key"), reports)
         columns = self._read_columns()
         sides = self._write_vocabularies(held, sum(rows.values()), table, columns)
@@ -398,7 +398,7 @@ class SparkPreparation:
     ) -> Ids:
         """Write the vocabulary of ``entity``: ``ids`` and their ``count``, which are in so many ``events``."""
         self.progress.phase(f"vocabulary of {entity}", None, "row")
-        ranked, rows, new = self._rank(entity, ids, events)
+        ranked, rows = self._rank(entity, ids, events)
         names: Mapping[str, Any] | None = None
         if entity in self.names:
             ranked, names = self._join_names(ranked, entity)
@@ -406,16 +406,13 @@ class SparkPreparation:
         self.progress.advance(rows)
         if is_side:
             counts = [(int(count), int(ids)) for count, ids in ranked.groupBy("count").count().collect()]
-            self.facts |= popularity_of(entity, counts, rows)
+            self.facts |= popularity_of(entity, counts)
         if names is not None:
             self._add_named(ranked, entity, names)
-        bases, sightings = self._bases, self._sightings.get(entity)
-        if bases is not None and bases.is_carried(entity):
-            described = bases.write_increment(entity, ranked, new)
-        else:
-            described = self._write_whole(entity, ranked, rows, id_type)
+        sightings = self._sightings.get(entity)
+        described = self._write_whole(entity, ranked, rows, id_type)
         if sightings is not None and sightings.policy.admit is not None:
-            pending = write_pending(self._tables, sightings, ranked, bases)
+            pending = write_pending(self._tables, sightings, ranked)
             described = described.model_copy(update={"pending": pending})
         return Ids(ranked, rows, described)
 
@@ -439,20 +436,19 @@ class SparkPreparation:
             vacant_rows=sorted(vacant_rows),
         )
 
-    def _rank(self, entity: str, ids: DataFrame, events: int) -> tuple[DataFrame, int, int]:
-        """Give ``ids`` their rows; return them, how many rows the vocabulary has, and how many of them are new."""
+    def _rank(self, entity: str, ids: DataFrame, events: int) -> tuple[DataFrame, int]:
+        """Give ``ids`` their rows; return them, and how many rows the vocabulary has."""
         sightings = self._sightings.get(entity)
         if self._bases is not None and entity in self._bases.base.manifest.entities:
             extended, report = self._bases.extend(entity, ids, events, sightings)
             expires = sightings is not None and sightings.policy.expire_before is not None
             names = ("kept", "unseen", "new", *(("expired", "reused") if expires else ()))
             self.facts |= {f"{entity}_{name}": getattr(report, name) for name in names}
-            added = report.new - report.reused
-            return extended, self._bases.base.manifest.entities[entity].rows + added, added
+            return extended, self._bases.base.manifest.entities[entity].rows + report.new - report.reused
         ids = add_last_seen(ids, sightings).withColumns({"row": F.lit(1), "lineage_index": F.lit(0)})
         order = [F.desc("count"), *(["cataloged"] if "cataloged" in ids.columns else []), F.asc("id")]
         ranked, (rows,) = self._tables.running_sums(ids, events, order, ["row"])
-        return ranked.drop("row", "partition").withColumnRenamed("row_before", "row"), rows, rows
+        return ranked.drop("row", "partition").withColumnRenamed("row_before", "row"), rows
 
     def _write_context(self, held: DataFrame, events: int, table: EventTable) -> dict[ContextPlan, Ids]:
         """Write the vocabularies of context, whose values are in so many ``events`` of train."""

@@ -1,19 +1,18 @@
 # ruff: noqa: S608  (what is put into SQL is of this program, or a number of it)
 """Which IDs have which rows on Spark: admission, expiry, and base datasets, as ``admission.py`` and ``extend.py``.
 
-bases = BaseVocabularies(dataset, tables, staged)
-bases.load(options, id_types, blocks, progress)                         # whose files are read in tasks
+bases = BaseVocabularies(dataset, tables)
+bases.load(sides, id_types, progress)                         # whose files are read in tasks
 sightings = count_sightings(tables, policy, events, bases)              # of a policy of plan_id_policies
 admitted, dropped = filter_admitted(tables, {"track": sightings}, bases, events)
 vocabulary, report = bases.extend("track", counted, events, sightings)  # their IDs keep their rows, new ones follow
-entity = bases.write_increment("track", vocabulary, report.new)         # if bases.is_carried("track")
-files = write_pending(tables, sightings, vocabulary, bases)
+files = write_pending(tables, sightings, vocabulary)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, pairwise
 
@@ -22,18 +21,17 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import OVERLAY, PENDING, VOCABULARY, DataFile, DatasetManifest, Entity
+from crossfade.trainer.data.manifest import PENDING, DataFile, DatasetManifest, Entity
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary, plain_strings
 from crossfade.trainer.prepare.admission import COLUMNS, nothing_admitted, pending_schema
-from crossfade.trainer.prepare.extend import BaseDataset, ExtensionReport, base_columns, extended_entity
+from crossfade.trainer.prepare.extend import BaseDataset, ExtensionReport, base_columns
 from crossfade.trainer.prepare.id_encoder import IdType
-from crossfade.trainer.prepare.options import PrepareOptions, Side
+from crossfade.trainer.prepare.options import Side
 from crossfade.trainer.prepare.spark_tables import SparkTables
-from crossfade.trainer.prepare.spark_tasks import Batches, distinct_ids, read_parts
-from crossfade.trainer.prepare.staging import Staged, take_over_files
-from crossfade.trainer.prepare.vocabulary_tables import OVERLAY_SCHEMA, IdPolicy, sql_number, vocabulary_schema
+from crossfade.trainer.prepare.spark_tasks import Batches, read_parts
+from crossfade.trainer.prepare.vocabulary_tables import IdPolicy, sql_number
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,12 @@ class BaseFiles:
         name: How messages call it.
         manifest: Its manifest.
         entity: The entity.
-        has_ids_only: Whether only rows and IDs are read.
     """
 
     location: str
     name: str
     manifest: DatasetManifest
     entity: str
-    has_ids_only: bool = False
 
     @staticmethod
     def of(base: BaseDataset, entity: str) -> BaseFiles:
@@ -94,7 +90,7 @@ def read_base(files: BaseFiles, numbers: Batches) -> Batches:
     """Read the vocabulary files at the places that ``numbers`` has, with the columns of ``extend.load_base``."""
     entity = files.described
     vocabulary = Vocabulary(files.folder, files.manifest, files.entity)
-    columns, values = (["row", "id"], "row, id, NULL, NULL, NULL, 0") if files.has_ids_only else base_columns(entity)
+    columns, values = base_columns(entity)
 
     def parts(number: int) -> Iterator[pa.Table]:
         first = sum(file.rows for file in entity.files[:number])
@@ -102,18 +98,6 @@ def read_base(files: BaseFiles, numbers: Batches) -> Batches:
         return (vocabulary.read(start, end, columns) for start, end in pairwise(ends) if end > start)
 
     return read_parts(files.schema, f"SELECT {values}, NULL FROM part", parts, numbers)
-
-
-def read_overlay(files: BaseFiles, numbers: Batches) -> Batches:
-    """Read the rows of the overlay files at the places that ``numbers`` has."""
-    overlay, reader = files.described.overlay, ParquetFiles(files.folder)
-    assert overlay is not None
-
-    def parts(number: int) -> Iterator[pa.Table]:
-        file = overlay.files[number]
-        return (reader.read(file, group, ["row"]) for group in range(len(file.row_groups)))
-
-    return read_parts("row bigint, report string", "SELECT row, NULL FROM part", parts, numbers)
 
 
 def read_pending(files: BaseFiles, numbers: Batches) -> Batches:
@@ -156,48 +140,26 @@ class BaseVocabularies:
     Attributes:
         base: The base dataset.
         tables: Tables on the cluster.
-        staged: Where files are written.
     """
 
     base: BaseDataset
     tables: SparkTables
-    staged: Staged
     _rows: dict[str, DataFrame] = field(default_factory=dict)
-    _carried: set[str] = field(default_factory=set)
 
-    def load(
-        self, options: PrepareOptions, id_types: Mapping[str, IdType], blocks: DataFrame, progress: ProgressReporter
-    ) -> None:
-        """Read the vocabularies of the sides, which the events in ``blocks`` extend.
+    def load(self, sides: Mapping[str, Side], id_types: Mapping[str, IdType], progress: ProgressReporter) -> None:
+        """Read the vocabularies of the ``sides``.
 
         Raises:
             InputError: IDs have another type, a file of a vocabulary is missing or corrupt, or an ID has two rows.
         """
-        for entity, side in options.sides().items():
+        for entity, side in sides.items():
+            described, files = self.base.manifest.entities[entity], BaseFiles.of(self.base, entity)
             self.base.check_id_type(entity, id_types[side])
-            progress.phase(f"base {entity}", self.base.manifest.entities[entity].rows, "row")
-            self._load(entity, side, blocks, self.base.has_use_for_all_rows(options, entity))
-
-    def _load(self, entity: str, side: Side, blocks: DataFrame, needs_all: bool) -> None:
-        """Read the vocabulary of ``entity``, of which an increment may not need all columns.
-
-        The events in ``blocks`` have its IDs on a ``side``.
-        """
-        described = self.base.manifest.entities[entity]
-        files = BaseFiles.of(self.base, entity)
-        if not needs_all and self.base.is_carried(entity, 0):
-            ids = blocks.mapInArrow(partial(distinct_ids, f"{side}_id"), f"id {files.id_type}")
-            if self.base.is_carried(entity, ids.distinct().count()):
-                self._carried.add(entity)
-                files = replace(files, has_ids_only=True)
-        rows = self.tables.read(partial(read_base, files), len(described.files), files.schema)
-        counts = "count(base_id)", "count(DISTINCT base_id)", "sum(CASE WHEN base_id IS NULL THEN 1 ELSE 0 END)"
-        self.base.check_ids(entity, list(rows.selectExpr(*counts).collect()[0]))
-        self._rows[entity] = self.tables.without_plan(rows)
-
-    def is_carried(self, entity: str) -> bool:
-        """Return whether the files of ``entity`` are taken over, so that only rows of IDs in events are extended."""
-        return entity in self._carried
+            progress.phase(f"base {entity}", described.rows, "row")
+            rows = self.tables.read(partial(read_base, files), len(described.files), files.schema)
+            counts = "count(base_id)", "count(DISTINCT base_id)", "sum(CASE WHEN base_id IS NULL THEN 1 ELSE 0 END)"
+            self.base.check_ids(entity, list(rows.selectExpr(*counts).collect()[0]))
+            self._rows[entity] = self.tables.without_plan(rows)
 
     def pending(self, entity: str) -> DataFrame | None:
         """Return the pending IDs of ``entity``; None if there are none.
@@ -220,7 +182,7 @@ class BaseVocabularies:
         """Return the vocabulary of the IDs ``counted``, which are in so many ``events``, and how the base was extended.
 
         Its columns: row, the columns of ``counted`` (id, count, …), warm, last_seen, lineage_index, and base_name. Rows
-        are as of ``extend.extend_vocabulary``; where files are carried over, only those of the IDs counted.
+        are as of ``extend.extend_vocabulary``.
         """
         described, base_rows = self.base.manifest.entities[entity], self._rows[entity]
         counted = self.tables.detach(counted)
@@ -262,9 +224,8 @@ class BaseVocabularies:
         self, entity: str, counted: DataFrame, columns: Sequence[str], sightings: Sightings | None
     ) -> DataFrame:
         """Return the rows of the base as of ``extend._make_base_rows``: without the IDs that have expired."""
-        how = "inner" if self.is_carried(entity) else "left"
         rows = self._rows[entity].join(
-            counted.withColumnRenamed("id", "counted_id"), F.expr("base_id = counted_id"), how
+            counted.withColumnRenamed("id", "counted_id"), F.expr("base_id = counted_id"), "left"
         )
         last_seen, is_kept = "base_last_seen", "true"
         if sightings is not None and sightings.policy.track_last_seen:
@@ -285,35 +246,6 @@ class BaseVocabularies:
             "base_lineage_index AS lineage_index",
             "CASE WHEN is_kept THEN base_name END AS base_name",
         )
-
-    def write_increment(self, entity: str, vocabulary: DataFrame, new: int) -> Entity:
-        """Write what ``extend`` returned, with ``new`` rows, as ``extend.write_increment``.
-
-        Raises:
-            InputError: a file of the base dataset is missing or corrupt.
-        """
-        old, folder = self.base.manifest.entities[entity], f"{VOCABULARY}/{entity}"
-        files = take_over_files(self.staged, folder, self.base.folder, old.files)
-        schema = vocabulary_schema(old.id_type, old.has_names, has_warm=True)
-        added = vocabulary.where(f"row >= {old.rows}").withColumn("name", F.col("base_name"))
-        own = self.tables.write_rows(
-            added.select(*schema.names, F.expr(f"row - {old.rows}").alias("place")), schema, folder, new, len(files)
-        )
-        overlaid = vocabulary.where(f"row < {old.rows} AND count > 0").select("row", "count")
-        if old.overlay is not None:
-            task = partial(read_overlay, BaseFiles.of(self.base, entity))
-            before = self.tables.read(task, len(old.overlay.files), "row bigint, report string")
-            overlaid = before.join(overlaid, "row", "full").selectExpr("row", "coalesce(count, 0) AS count")
-        overlaid = self.tables.detach(overlaid)
-        rows = overlaid.count()
-        numbered, _ = self.tables.running_sums(overlaid.withColumn("place", F.lit(1)), rows, ["row"], ["place"])
-        overlay = self.tables.write_rows(
-            numbered.select(*OVERLAY_SCHEMA.names, F.col("place_before").alias("place")),
-            OVERLAY_SCHEMA,
-            f"{OVERLAY}/{entity}",
-            rows,
-        )
-        return extended_entity(old, files, own, overlay)
 
 
 def count_sightings(
@@ -362,20 +294,13 @@ def filter_admitted(
     return admitted, events.count() - admitted.count()
 
 
-def write_pending(
-    tables: SparkTables, sightings: Sightings, vocabulary: DataFrame, bases: BaseVocabularies | None
-) -> list[DataFile]:
-    """Write the pending IDs, sorted, as ``admission.write_pending``.
-
-    IDs of ``bases`` are not pending, of which the ``vocabulary`` of an increment has only some.
-    """
+def write_pending(tables: SparkTables, sightings: Sightings, vocabulary: DataFrame) -> list[DataFile]:
+    """Write the pending IDs, sorted, as ``admission.write_pending``."""
     policy, still = sightings.policy, sightings.seen.select(*COLUMNS)
     if sightings.pending is not None:
         before = sightings.pending.select(*COLUMNS)
         still = still.unionByName(before.join(sightings.seen.select("id"), "id", "left_anti"))
     still = still.join(vocabulary.select("id"), "id", "left_anti")
-    if bases is not None and bases.is_carried(policy.entity):
-        still = still.join(bases.ids(policy.entity), "id", "left_anti")
     unexpired = "" if policy.expire_before is None else f" AND coalesce(last_seen >= {policy.expire_before}, true)"
     still = tables.detach(still.where(f"count > 0{unexpired}").withColumn("place", F.lit(1)))
     rows = still.count()

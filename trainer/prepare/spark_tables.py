@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from types import TracebackType
@@ -205,13 +205,11 @@ class SparkTables:
             )
         return [files[number] for number in range(len(parts))]
 
-    def write_rows(
-        self, table: DataFrame, schema: pa.Schema, folder: str, rows: int, first_part: int = 0
-    ) -> list[DataFile]:
+    def write_rows(self, table: DataFrame, schema: pa.Schema, folder: str, rows: int) -> list[DataFile]:
         """Write the ``rows`` of ``table``, with the columns of the ``schema`` and their ``place``, to ``folder``."""
         if not rows:
             return []
-        parts = [replace(part, number=part.number + first_part) for part in file_parts(folder, rows)]
+        parts = file_parts(folder, rows)
         part = F.expr(f"place DIV {parts[0].group_rows * GROUPS_PER_FILE}").alias("part")
         return self.write(table.select(*schema.names, part, "place"), schema, parts, rows)
 

@@ -528,12 +528,6 @@ def merge_content(plan: ColumnPlan, resources: Resources, batches: Batches) -> B
         yield _report(CONTENT_SCHEMA, {"widths": widths, "twice": twice, "rows": rows})
 
 
-def distinct_ids(column: str, batches: Batches) -> Batches:
-    """Yield the IDs in a ``column`` of the events in blocks: each at least once, and fewer than there are events."""
-    for batch in _unpacked(batches):
-        yield pa.RecordBatch.from_arrays([batch.column(column).unique()], names=["id"])
-
-
 def read_parts(schema: str, sql: str, parts: Callable[[int], Iterator[pa.Table]], batches: Batches) -> Batches:
     """Yield the rows of the query ``sql`` of each of the ``parts`` of the files at the places that ``batches`` has.
 

@@ -20,7 +20,7 @@ from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import REPLAY, DatasetManifest
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.database import count_rows, fetch_one
+from crossfade.trainer.prepare.database import fetch_one
 from crossfade.trainer.prepare.events import ReadStats
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.options import PrepareOptions
@@ -69,52 +69,32 @@ _DROPPED = {
 """What was left out, by fact: the noun that is counted, and the reason."""
 
 
-def popularity(
-    connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity: str, rows: int | None = None
-) -> Facts:
-    """Measure the distribution of the counts of ``vocabulary_KEY``: head, median and tail.
-
-    If there are more ``rows`` than the table has, the others have a count of 0.
-    """
-    listed = count_rows(connection, f"vocabulary_{key}")
-    rows = listed if rows is None else rows
-    total, head, median, once, unseen = fetch_one(
-        connection,
-        f"SELECT sum(count), sum(count) FILTER (row < {-(-rows // HEAD_FRACTION)}), "
-        # The middle one of all rows, or the mean of the middle two.
-        f"(coalesce(sum(count) FILTER (row = {(rows - 1) // 2}), 0) + "
-        f"coalesce(sum(count) FILTER (row = {rows // 2}), 0)) / 2, "
-        f"count(*) FILTER (count = 1), count(*) FILTER (count = 0) + {rows - listed} "
-        f"FROM (SELECT count, row_number() OVER (ORDER BY count DESC) - 1 AS row FROM vocabulary_{key})",
-    )
-    return popularity_facts(entity, *(float(str(value)) for value in (total, head, median, once, unseen)))
+def popularity(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity: str) -> Facts:
+    """Return the facts of the counts of ``vocabulary_KEY``."""
+    found = connection.execute(f"SELECT count, count(*) FROM vocabulary_{key} GROUP BY count").fetchall()
+    return popularity_of(entity, found)
 
 
-def popularity_facts(entity: str, total: float, head: float, median: float, once: float, unseen: float) -> Facts:
-    """Return the facts of the counts of ``entity``: all, those of the head, the median, and how many are 1 and 0."""
-    return {
-        f"{entity}_head_share": head / max(1.0, total),
-        f"{entity}_median_count": median,
-        f"{entity}_seen_once": int(once),
-        f"{entity}_not_in_train": int(unseen),
-    }
-
-
-def popularity_of(entity: str, counts: Iterable[tuple[int, int]], rows: int) -> Facts:
+def popularity_of(entity: str, counts: Iterable[tuple[int, int]]) -> Facts:
     """Return the facts of the distinct ``counts`` of ``entity``, each with how many IDs have it.
 
-    If there are more ``rows`` than IDs, the others have a count of 0.
+    They are the share of the head, the median, and how many are 1 and 0.
     """
     found = sorted(counts, reverse=True)
-    found.append((0, rows - sum(ids for _, ids in found)))
     ends = list(accumulate(ids for _, ids in found))
+    rows = ends[-1]
     ranges = [(count, end - ids, end) for (count, ids), end in zip(found, ends, strict=True)]
     head, middle = -(-rows // HEAD_FRACTION), ((rows - 1) // 2, rows // 2)
     of_head = sum(count * max(0, min(end, head) - start) for count, start, end in ranges)
     of_middle = sum(count for count, start, end in ranges for row in middle if start <= row < end)
     total = sum(count * ids for count, ids in found)
     once, unseen = (sum(ids for count, ids in found if count == few) for few in (1, 0))
-    return popularity_facts(entity, total, of_head, of_middle / 2, once, unseen)
+    return {
+        f"{entity}_head_share": of_head / max(1.0, total),
+        f"{entity}_median_count": of_middle / 2,
+        f"{entity}_seen_once": once,
+        f"{entity}_not_in_train": unseen,
+    }
 
 
 WEIGHTS_SQL = (
@@ -230,10 +210,11 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
 def _top(folder: Folder, manifest: DatasetManifest, entity: str) -> str:
     """Format the first row with the highest count."""
     vocabulary = Vocabulary(folder, manifest, entity)
-    best_row, best_count = vocabulary.most_frequent()
+    count_R = vocabulary.counts()
+    best_row = int(count_R.argmax())
     best = vocabulary.read(best_row, best_row + 1).to_pylist()[0]
     name = f" '{best['name']}'" if best.get("name") else ""
-    return escape_unprintable(f"{best['id']}{name} ({best_count:,})")
+    return escape_unprintable(f"{best['id']}{name} ({count_R[best_row]:,})")
 
 
 def _feature(manifest: DatasetManifest, name: str) -> list[str]:

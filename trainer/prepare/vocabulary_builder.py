@@ -26,8 +26,6 @@ from crossfade.trainer.prepare.extend import (
     carry_names,
     extend_vocabulary,
     load_base,
-    load_seen,
-    write_increment,
 )
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.feature_columns import (
@@ -80,23 +78,16 @@ class VocabularyBuilder:
     _plans: Sequence[ColumnPlan] = ()
     _content: Sequence[ColumnPlan] = ()
     _value_types: dict[str, IdType] = field(default_factory=dict)
-    _increments: set[str] = field(default_factory=set)
 
     def load_base(self, options: PrepareOptions) -> None:
         """Create the tables ``base_query`` and ``base_item`` if there is a base dataset.
-
-        They have all its rows, or those of the IDs in the events if no others are needed.
 
         Raises:
             InputError: one of its files is missing or corrupt.
         """
         if self.base is not None:
             for entity, side in options.sides().items():
-                needs_all = self.base.has_use_for_all_rows(options, entity)
-                if not needs_all and load_seen(self.connection, self.base, side, entity, self.progress):
-                    self._increments.add(entity)
-                else:
-                    load_base(self.connection, self.base, side, entity, self.progress)
+                load_base(self.connection, self.base, side, entity, self.progress)
 
     def read_features(self, plans: Sequence[ColumnPlan], content: Sequence[ColumnPlan], id_type: IdChoice) -> None:
         """Read the files of the features in ``plans``, and of the columns in ``content``.
@@ -119,13 +110,10 @@ class VocabularyBuilder:
             further = catalog_ids_sql([plan.given_table for plan in files], side, id_type)
             self.facts[f"{entity}_cataloged"] = count_rows(self.connection, f"({further})")
             counted = f"{counted} UNION ALL {further}"
-        rows = self._build(side, entity, counted, policy)
-        self.facts |= popularity(self.connection, side, entity, rows)
-        if self.base is not None and entity in self._increments:
-            written = write_increment(self.connection, self.base, side, entity, self.staged)
-        else:
-            track_last_seen = policy is not None and policy.track_last_seen
-            written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
+        self._build(side, entity, counted, policy)
+        self.facts |= popularity(self.connection, side, entity)
+        track_last_seen = policy is not None and policy.track_last_seen
+        written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
         if policy is None or policy.admit is None:
             return written
         return written.model_copy(update={"pending": write_pending(self.connection, policy, self.staged)})
@@ -183,16 +171,12 @@ class VocabularyBuilder:
             entities[plan.name] = self._write(plan.key, plan.name, types[plan.name])
         return entities
 
-    def _build(self, key: VocabularyKey, entity: str, counted: str, policy: IdPolicy | None = None) -> int:
-        """Create the table ``vocabulary_KEY``, as an extension of the base dataset if that has the entity.
-
-        Returns the number of rows of the vocabulary, of which the table may lack some that are in no event.
-        """
+    def _build(self, key: VocabularyKey, entity: str, counted: str, policy: IdPolicy | None = None) -> None:
+        """Create the table ``vocabulary_KEY``, as an extension of the base dataset if that has the entity."""
         self.progress.phase(f"vocabulary of {entity}", None, "row")
         if self.base is None or entity not in self.base.manifest.entities:
-            rows = build_vocabulary(self.connection, key, counted, policy)
-            self.progress.advance(rows)
-            return rows
+            self.progress.advance(build_vocabulary(self.connection, key, counted, policy))
+            return
         extended = self.base.manifest.entities[entity]
         report = extend_vocabulary(self.connection, key, extended, counted, policy)
         self.progress.advance(report.kept + report.new)
@@ -202,7 +186,6 @@ class VocabularyBuilder:
         if policy is not None and policy.expire_before is not None:
             self.facts[f"{entity}_expired"] = report.expired
             self.facts[f"{entity}_reused"] = report.reused
-        return extended.rows + report.new - report.reused
 
     def _write(self, key: VocabularyKey, entity: str, id_type: IdType, has_last_seen: bool = False) -> Entity:
         """Write the table ``vocabulary_KEY`` with the names of its file and of the base dataset."""

@@ -24,7 +24,6 @@ from crossfade.trainer.prepare.options import Side
 from crossfade.trainer.prepare.raw_files import close_raw, open_columns, read_errors
 from crossfade.trainer.prepare.staging import Staged, write_relation
 
-OVERLAY_SCHEMA = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("row", "count")])
 VocabularyKey = str
 """The suffix of the tables of one vocabulary: a ``Side`` or, for a feature, ``feature_N``."""
 
