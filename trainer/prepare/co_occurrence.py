@@ -36,23 +36,23 @@ def measure_co_occurrence(connection: duckdb.DuckDBPyConnection) -> CoOccurrence
     Returns:
         What was found; None if there are too few co-occurrences in the sample.
     """
+    return measure_pairs(
+        connection,
+        "(SELECT q.place, i.row FROM train_interactions e JOIN places q ON q.number = e.query "
+        "JOIN vocabulary_item i ON i.number = e.item "
+        f"WHERE weight > 0 AND place <= {find_last_place(connection)})",
+    )
+
+
+def find_last_place(connection: duckdb.DuckDBPyConnection) -> int:
+    """Return the last place of the sample."""
     queries, positives = fetch_one(
         connection, "SELECT count(*), coalesce(sum(count)::BIGINT, 0) FROM counts_query WHERE count > 0"
     )
     assert isinstance(queries, int)
     assert isinstance(positives, int)
-    last = last_place(queries, positives, fetch_count(connection, "SELECT count(*) FROM places"))
-    return measure_pairs(
-        connection,
-        "(SELECT q.place, i.row FROM train_interactions e JOIN places q ON q.number = e.query "
-        f"JOIN vocabulary_item i ON i.number = e.item WHERE weight > 0 AND place <= {last})",
-    )
-
-
-def last_place(queries: int, positives: int, places: int) -> int:
-    """Return the last place of the sample, of so many ``places``; ``queries`` have ``positives`` in train."""
     share = max(_MAX_INTERACTIONS / max(positives, 1), _MIN_QUERIES / max(queries, 1))
-    return math.ceil(share * places)
+    return math.ceil(share * fetch_count(connection, "SELECT count(*) FROM places"))
 
 
 def measure_pairs(connection: duckdb.DuckDBPyConnection, sampled: str) -> CoOccurrence | None:
