@@ -19,7 +19,7 @@ from typing import Any
 
 import duckdb
 
-from crossfade.trainer.data.manifest import CoOccurrence, Split
+from crossfade.trainer.data.manifest import Split
 from crossfade.trainer.prepare.database import fetch_one
 from crossfade.trainer.prepare.events import EventTable
 from crossfade.trainer.prepare.split_files import SplitLayout
@@ -65,10 +65,6 @@ class EventGroups(ABC):
     @abstractmethod
     def write(self, layout: SplitLayout, rows: Mapping[str, int]) -> dict[str, Split]:
         """Write the splits, with so many ``rows``, once vocabularies and the table ``places`` are made."""
-
-    @abstractmethod
-    def measure_co_occurrence(self) -> CoOccurrence | None:
-        """Measure it in train, once that is written."""
 
 
 def total(reports: Sequence[Report], name: str) -> int:

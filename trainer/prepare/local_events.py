@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import duckdb
 
-from crossfade.trainer.data.manifest import CoOccurrence, Split
+from crossfade.trainer.data.manifest import Split
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.prepare.co_occurrence import measure_co_occurrence
 from crossfade.trainer.prepare.event_context import context_columns_sql
 from crossfade.trainer.prepare.event_groups import EventGroups, Report, Step, count_events
 from crossfade.trainer.prepare.events import EventTable, read_events
@@ -67,7 +66,3 @@ class LocalEvents(EventGroups):
         )
         columns = f"q.row AS query, i.row AS item, e.weight{timestamp}{context}"
         return layout.write(self.connection, self.staged, split, columns, joined, rows, self.progress)
-
-    def measure_co_occurrence(self) -> CoOccurrence | None:
-        """Measure it."""
-        return measure_co_occurrence(self.connection)

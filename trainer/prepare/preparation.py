@@ -14,11 +14,12 @@ from functools import partial
 
 from crossfade.base.errors import OptionError
 from crossfade.trainer.data.lineage import EarlierDataset
-from crossfade.trainer.data.manifest import REPLAY, CoOccurrence, DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.manifest import REPLAY, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
+from crossfade.trainer.prepare.co_occurrence import with_co_occurrence
 from crossfade.trainer.prepare.event_context import count_context
 from crossfade.trainer.prepare.event_groups import (
     EventGroups,
@@ -135,14 +136,16 @@ class Preparation:
             base=self.base.reference(self.staged.out) if self.base else None,
             has_timestamp=layout.has_timestamp,
             is_grouped=layout.is_grouped,
-            co_occurrence=self._measure_co_occurrence(),
+            co_occurrence=self.base.manifest.co_occurrence if self.base else None,
             source={
                 **describe_options(options),
                 "timestamps_are_dates": events.timestamps == "datetime",
                 **self.facts,
             },
         )
-        return manifest.model_copy(update={"replay": self._draw_replay(manifest)}) if self.replayed else manifest
+        replay = self._draw_replay(manifest) if self.replayed else None
+        manifest = manifest.model_copy(update={"replay": replay})
+        return with_co_occurrence(self.staged.folder, manifest, self.progress)
 
     def _draw_replay(self, manifest: DatasetManifest) -> Split | None:
         """Write the replay of the dataset that ``manifest`` describes; return None if there is nothing to draw."""
@@ -264,10 +267,3 @@ class Preparation:
             is_grouped=options.order == "grouped",
             seed=options.seed,
         )
-
-    def _measure_co_occurrence(self) -> CoOccurrence | None:
-        """Return that of the base dataset, so that days of one model have one temperature, or measure it."""
-        if self.base is not None and self.base.manifest.co_occurrence is not None:
-            return self.base.manifest.co_occurrence
-        self.progress.phase("co-occurrence", None, "row")
-        return self.groups.measure_co_occurrence()

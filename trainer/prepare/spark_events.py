@@ -26,17 +26,15 @@ from itertools import accumulate
 from types import TracebackType
 
 import duckdb
-import pyarrow as pa
 from py4j.protocol import Py4JError
 from pyspark import SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from crossfade.base.errors import CrossfadeError
-from crossfade.trainer.data.manifest import CoOccurrence, DataFile, Split
+from crossfade.trainer.data.manifest import DataFile, Split
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.prepare.co_occurrence import find_last_place, measure_pairs
 from crossfade.trainer.prepare.database import count_rows, execute, execute_on, shuffled
 from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.event_groups import EventGroups, Report, Step
@@ -82,7 +80,6 @@ _REASON = re.compile(r"^(?:: |Caused by: )?(?:[\w.]+\.)?\w*(?:Error|Exception): 
 """The last line of a traceback of Python, the first of one of Java, or that of a cause there."""
 _ABORTED = "Job aborted"
 _LAST_FAILURE = re.compile(r"most recent failure: (.+)$")
-_PAIRS = "sampled_pairs"
 
 
 @contextmanager
@@ -226,7 +223,7 @@ class SparkEvents(EventGroups):
             for split in ALL_SPLITS
         )
         self.connection.execute(
-            f"CREATE VIEW rows_query AS SELECT id, row, place, {places} FROM places "
+            f"CREATE VIEW rows_query AS SELECT id, row, {places} FROM places "
             "JOIN ids_query USING (number) JOIN found_query USING (id)"
         )
         self.connection.execute("CREATE VIEW rows_item AS SELECT id, row FROM vocabulary_item WHERE number IS NOT NULL")
@@ -235,11 +232,9 @@ class SparkEvents(EventGroups):
             self.connection.execute(
                 f"CREATE VIEW rows_{key} AS SELECT id, row FROM vocabulary_{key} WHERE id IS NOT NULL"
             )
-        step = partial(_place_rows, layout, contexts, parts, find_last_place(self.connection))
+        step = partial(_place_rows, layout, contexts, parts)
         given = ["rows_query", "rows_item", *(f"rows_{key}" for key in contexts)]
-        applied, _ = self._run([step], given, [PLACED, _PAIRS], parts=keys)
-        pairs = [unpack(row["block"]) for row in applied.where(f"name = '{_PAIRS}'").toLocalIterator()]
-        self.connection.register(_PAIRS, pa.concat_tables(pairs))
+        applied, _ = self._run([step], given, [PLACED], parts=keys)
         schema = layout.schema()
         output = Output(self._staged.folder.uri, self._staged.tag, schema, dict(zip(keys, parts, strict=True)))
         placed = self._divided(applied.where(f"name = '{PLACED}'"), len(parts))
@@ -248,10 +243,6 @@ class SparkEvents(EventGroups):
         self._staged.folder.child(ATTEMPTS).delete()
         self._progress.advance(sum(rows.values()))
         return {split: _written(split, count, files) for split, count in rows.items() if count}
-
-    def measure_co_occurrence(self) -> CoOccurrence | None:
-        """Measure it on the pairs that were found while interactions were written."""
-        return measure_pairs(self.connection, _PAIRS)
 
     def _run(
         self,
@@ -349,13 +340,9 @@ def _place_rows(
     layout: SplitLayout,
     contexts: Sequence[str],
     parts: Sequence[Part],
-    last_place: int,
     connection: duckdb.DuckDBPyConnection,
 ) -> Report:
-    """Create the view ``PLACED`` of the rows of all splits: the part of each, its place in the split, and its columns.
-
-    The view ``_PAIRS`` has the pairs of train whose queries are up to the ``last_place``.
-    """
+    """Create the view ``PLACED`` of the rows of all splits: the part of each, its place in the split, and its columns."""
     for side in SIDES:
         connection.execute(
             f"CREATE TABLE numbered_{side} AS SELECT number, r.* FROM ids_{side} JOIN rows_{side} r USING (id)"
@@ -380,9 +367,5 @@ def _place_rows(
     named = (f"{column} AS {name}" for column, name in zip(columns, column_names(layout.schema()), strict=True))
     connection.execute(
         f"CREATE VIEW {PLACED} AS SELECT ({part} END)::INTEGER AS part, place, {', '.join(named)} FROM ({located})"
-    )
-    connection.execute(
-        f"CREATE VIEW {_PAIRS} AS SELECT q.place, i.row FROM train_interactions e {numbered} "
-        f"WHERE weight > 0 AND q.place <= {last_place}"
     )
     return {}
