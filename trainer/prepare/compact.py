@@ -46,7 +46,6 @@ from crossfade.trainer.data.manifest import (
     PENDING,
     VOCABULARY,
     Content,
-    CoOccurrence,
     DataFile,
     DatasetManifest,
     Entity,
@@ -61,7 +60,7 @@ from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.data.vocabulary import Vocabulary, plain_strings
 from crossfade.trainer.prepare.admission import COLUMNS, pending_schema
-from crossfade.trainer.prepare.co_occurrence import measure_co_occurrence
+from crossfade.trainer.prepare.co_occurrence import with_co_occurrence
 from crossfade.trainer.prepare.database import (
     PREPARING_ADVICE,
     execute_on,
@@ -228,7 +227,7 @@ class _Compaction:
         entities, features = self._write_entities()
         content = self._write_content()
         splits = self._write_splits()
-        return DatasetManifest(
+        manifest = DatasetManifest(
             query=newest.query,
             item=newest.item,
             entities=entities,
@@ -240,9 +239,10 @@ class _Compaction:
             compacted=self.fingerprint,
             has_timestamp=self.has_timestamp,
             is_grouped=newest.is_grouped,
-            co_occurrence=self._measure_co_occurrence(),
+            co_occurrence=newest.co_occurrence,
             source=self._describe(),
         )
+        return with_co_occurrence(self.staged.folder, manifest, self.progress)
 
     def _read_interactions(self) -> None:
         """Create the table ``events``: the rows, weight, and split of each interaction, and its number ``seq``."""
@@ -413,19 +413,6 @@ class _Compaction:
                 self.progress.advance(len(row_N))
             return column.model_copy(update={"files": writer.close()})
 
-    def _measure_co_occurrence(self) -> CoOccurrence | None:
-        """Return that of the newest dataset, which its models have, or measure it."""
-        if self.manifest.co_occurrence is not None:
-            return self.manifest.co_occurrence
-        self.progress.phase("co-occurrence", None, "row")
-        self._create_train_view()
-        return measure_co_occurrence(self.connection)
-
-    def _create_train_view(self) -> None:
-        self.connection.execute(
-            "CREATE OR REPLACE VIEW train_interactions AS SELECT query, item, weight FROM events WHERE split = 0"
-        )
-
     def _describe(self) -> Facts:
         """Return what the manifest records under ``source``."""
         manifests = [manifest for _, manifest in _datasets(self.lineage)]
@@ -441,7 +428,9 @@ class _Compaction:
             first, last = fetch_one(self.connection, "SELECT min(timestamp), max(timestamp) FROM events")
             if isinstance(first, int) and isinstance(last, int):
                 times = {"first_timestamp": first, "last_timestamp": last}
-        self._create_train_view()
+        self.connection.execute(
+            "CREATE VIEW train_interactions AS SELECT query, item, weight FROM events WHERE split = 0"
+        )
         return {
             "command": "compact",
             "compacted_from": self.location,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,8 @@ from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.options import MAX_BAD
 from crossfade.trainer.prepare.text_records import Record
+
+_CHUNK_BYTES = 1 << 20
 
 
 class Quarantine:
@@ -65,6 +67,17 @@ class Quarantine:
             decoded, is_utf8 = text.decode("utf-8", "surrogateescape"), False
         entry = {"file": file, unit: number, "problem": worded(problem), "text": decoded.rstrip("\r\n")}
         self._file.write(json.dumps(entry, ensure_ascii=not is_utf8) + "\n")
+
+    def texts(self) -> Iterator[str]:
+        """Yield what was written, some entries at a time, for ``append`` in another process."""
+        self._file.flush()
+        with self._collected.open(encoding="utf-8") as file:
+            while entries := file.readlines(_CHUNK_BYTES):
+                yield "".join(entries)
+
+    def append(self, text: str) -> None:
+        """Add entries."""
+        self._file.write(text)
 
     def close(self) -> None:
         """Close the file of the collected lines, which is deleted with its folder unless it was published."""
