@@ -109,21 +109,10 @@ class CompactOptions(Options):
 
 
 class ValidateOptions(Options):
-    """Which dataset to validate; ``query`` and ``item`` name the entities of one without a manifest."""
+    """Which dataset to validate."""
 
     data: Location = _dataset(..., "check this folder or s3://BUCKET/PREFIX", value="DATA", positional=True)
-    query: str | None = _dataset(None, "name the querying entity (default: as in the manifest)", value="NAME")
-    item: str | None = _dataset(None, "name the item entity (default: as in the manifest)", value="NAME")
     memory: Number | None = _memory()
-
-    @model_validator(mode="after")
-    def _check_names(self) -> Self:
-        for field, name in (("query", self.query), ("item", self.item)):
-            if name is not None and "=" in name:
-                raise OptionError(
-                    field, found=name, problem="columns of a dataset have the entities' names", fix="leave out '='"
-                )
-        return self
 
 
 class PrepareOptions(Options):
