@@ -261,7 +261,7 @@ def catalog_ids_sql(given_tables: Sequence[str], side: Side, id_type: IdType) ->
 
     Its count is 0, and it ranks after all IDs that occur in events.
     """
-    given = " UNION ".join(f"SELECT id FROM {table}" for table in given_tables)
+    given = "SELECT id FROM ({}) GROUP BY id".format(" UNION ALL ".join(f"SELECT id FROM {t}" for t in given_tables))
     typed = given
     if id_type == "int64":
         typed = f"SELECT CAST(id AS BIGINT) AS id FROM ({given}) WHERE {INTEGER_TEXT.format('id')}"
