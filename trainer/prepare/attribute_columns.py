@@ -331,8 +331,8 @@ def catalog_ids_sql(plans: Sequence[ColumnPlan], side: Side, id_type: IdType) ->
 
     Its count is 0, and it ranks after all IDs that occur in events.
     """
-    given = " UNION ".join(f"SELECT id FROM given_{plan.key}" for plan in plans)
-    typed = given
+    files = " UNION ALL ".join(f"SELECT id FROM given_{plan.key}" for plan in plans)
+    typed = given = f"SELECT id FROM ({files}) GROUP BY id"
     if id_type == "int64":
         typed = f"SELECT CAST(id AS BIGINT) AS id FROM ({given}) WHERE {INTEGER_TEXT.format('id')}"
     in_events = f"SELECT id FROM ids_{side} SEMI JOIN counts_{side} USING (number)"

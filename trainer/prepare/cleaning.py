@@ -17,7 +17,7 @@ import numpy as np
 from crossfade.base.errors import OptionError
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import count_rows, fetch_one
-from crossfade.trainer.prepare.event_groups import EventGroups, Report, replace_events, total
+from crossfade.trainer.prepare.event_groups import EventGroups, Report, Step, replace_events, total
 
 _FRACTION = 1024
 _EXACT_BELOW = 2.0**53 / _FRACTION
@@ -85,7 +85,7 @@ def filter_k_core(
     """
     connection, least_of_item = groups.connection, minimums.get("item", 0)
     rare = f"SELECT id FROM counted_items GROUP BY id HAVING sum(count) < {least_of_item}"
-    steps = [partial(_drop_rare, minimums.get("query", 0)), _count_items]
+    steps: list[Step] = [partial(_drop_rare, minimums.get("query", 0)), _count_items]
     progress.phase("min-count", None, "round")
     reports = before = groups.apply([_count_items], found=["counted_items"], changes=False)
     items_before = count_rows(connection, "(SELECT DISTINCT id FROM counted_items)")

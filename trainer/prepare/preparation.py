@@ -232,7 +232,7 @@ class Preparation:
 
     def _count_splits(self, reports: Sequence[Report]) -> dict[str, int]:
         """Count the interactions of each split; one with files needs at least one of positive weight."""
-        rows = {split: total(reports, split) for split in ALL_SPLITS}
+        rows: dict[str, int] = {split: total(reports, split) for split in ALL_SPLITS}
         for split, files in self.inputs.events.items():
             check_split(split, rows[split], total(reports, f"{split}_positives"), has_files=bool(files))
         return rows

@@ -342,7 +342,7 @@ def _place_rows(
     parts: Sequence[Part],
     connection: duckdb.DuckDBPyConnection,
 ) -> Report:
-    """Create the view ``PLACED`` of the rows of all splits: the part of each, its place in the split, and its columns."""
+    """Create the view ``PLACED`` of the rows of all splits: the part of each, its place in the split, the columns."""
     for side in SIDES:
         connection.execute(
             f"CREATE TABLE numbered_{side} AS SELECT number, r.* FROM ids_{side} JOIN rows_{side} r USING (id)"

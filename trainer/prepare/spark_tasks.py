@@ -331,12 +331,12 @@ def apply_steps(work: GroupWork, resources: Resources, batches: Batches) -> Batc
     first = next(arriving, None)
     if first is None:
         return
-    key, report = first.key, {}
+    key, report = first.key, Report()
     with resources.open() as (connection, _):
         _load(connection, chain([first], arriving))
         try:
-            loads = [partial(given.load, work.keys.index(key)) for given in work.given]
-            for step in (*work.encoding, *loads, *work.steps):
+            loads: list[Step] = [partial(given.load, work.keys.index(key)) for given in work.given]
+            for step in [*work.encoding, *loads, *work.steps]:
                 report |= step(connection)
         except InputError as error:
             yield _report(key, failure(error))
