@@ -204,7 +204,7 @@ class EventReader:
         self.faults = faults
         self._base = base
         self._time_range = options.time_range()
-        self._weight_sql = weight_sql(options.weight is not None, options.event_weights)
+        self._weight_sql = weight_sql(options.weight is not None, options.event_weights, options.decimal)
         context = {plan.key: plan.source for plan in options.context_plans() if not plan.is_derived}
         self._context = list(context)
         self.columns = _columns_by_role(options, context)
@@ -241,7 +241,7 @@ class EventReader:
             types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in typed}
             self._check_types(file, types)
             formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()
-            checks = value_checks(kinds, types, self._options.event_weights, formats, self._context)
+            checks = value_checks(kinds, types, self._options, formats, self._context)
             timestamp = timestamp_sql(types.get("timestamp"), formats)
             has_few = rows <= _FEW_ROWS
             rows, sound = self._check(file, checks, timestamp, types, kinds, has_few)
@@ -295,7 +295,8 @@ class EventReader:
             return {"query": "integer", "item": "integer"}, file
         roles = self.columns
         if file.format in DELIMITERS:
-            file = find_delimiter(replace(file, delimiter=self._options.delimiter), roles)
+            text = replace(file, delimiter=self._options.delimiter, encoding=self._options.encoding)
+            file = find_delimiter(text, roles)
         ids = {"query", "item", *self._context}
         kept = ids if self._options.id_type == "string" else self._string_id_sides
         kinds = open_columns(self._connection, file, roles, on_fault=self.faults.add_line, kept_texts=kept)

@@ -51,12 +51,14 @@ class RawFile:
         format: its format.
         origin: where it was fetched from, if it is a copy: the URI, or the name of standard input.
         delimiter: what separates the fields of a CSV or TSV file; None: not known yet.
+        encoding: the encoding of a CSV or TSV file.
     """
 
     path: Path
     format: Format
     origin: str | None = None
     delimiter: str | None = None
+    encoding: str = "utf-8"
 
     @property
     def bytes(self) -> int:

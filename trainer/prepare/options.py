@@ -146,6 +146,7 @@ class PrepareOptions(Options):
         "a CSV file's header all columns)",
         value="CHARACTER",
     )
+    encoding: Literal["utf-8", "latin-1"] = _input("utf-8", "set the encoding of CSV and TSV files (default: utf-8)")
     sample: Literal["lastfm"] | None = _input(
         None, "prepare Last.fm HetRec 2011 (1,892 customers, 17,632 artists) instead"
     )
@@ -162,6 +163,7 @@ class PrepareOptions(Options):
         value="NAME[=COLUMN]",
     )
     weight: str | None = _columns(None, "read event weights (default: 1; weight 0 drops the event)", value="COLUMN")
+    decimal: Literal[".", ","] = _columns(".", "read weights in text with this decimal separator (default: .)")
     event: str | None = _columns(None, "read event types, which event weights map to weights", value="COLUMN")
     event_weights: Weights = _columns(
         {},

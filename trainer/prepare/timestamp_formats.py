@@ -34,6 +34,11 @@ MAX_SECONDS = 10**11
 """Times in seconds are below this (the year 5138), and those in a unit of n a second below n times this."""
 
 
+def epoch_unit(timestamp: int) -> str:
+    """Return the unit of an integer timestamp, by its size."""
+    return [unit for unit, scale in UNITS.items() if abs(timestamp) >= scale // 1000 * MAX_SECONDS][-1]
+
+
 def check_formats(connection: duckdb.DuckDBPyConnection, formats: Sequence[str]) -> None:
     """Check that each of ``formats`` is one.
 

@@ -27,7 +27,7 @@ from crossfade.trainer.prepare.attribute_columns import (
     write_content,
     write_feature,
 )
-from crossfade.trainer.prepare.database import count_rows
+from crossfade.trainer.prepare.database import count_rows, fetch_count
 from crossfade.trainer.prepare.event_context import counted_context_sql
 from crossfade.trainer.prepare.extend import (
     BaseDataset,
@@ -112,6 +112,10 @@ class VocabularyBuilder:
             counted = f"{counted} UNION ALL {further}"
         self._build(side, entity, counted, policy)
         self.facts |= popularity(self.connection, side, entity)
+        if id_type == "string":
+            alike = f"SELECT count(id) - count(DISTINCT lower(trim(id))) FROM vocabulary_{side}"  # noqa: S608
+            if like_others := fetch_count(self.connection, alike):
+                self.facts[f"{entity}_alike"] = like_others
         track_last_seen = policy is not None and policy.track_last_seen
         written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
         if policy is None or policy.admit is None:
