@@ -54,12 +54,15 @@ from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles, file_en
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 
+ATTEMPTS = ".attempts"
+"""The folder of files that are not of the dataset, which a preparation on Spark writes and deletes."""
 _OUT, _OVERWRITE = Option("out"), Option("overwrite")
 _OF_INTERACTIONS = (*ALL_SPLITS, REPLAY)
 _OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, EARLIER, *_OF_INTERACTIONS}
 _OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, LOCK_NAME, *_OUR_FOLDERS}
 _OUR_OBJECTS = re.compile(
-    rf"(?:(?:{VOCABULARY}|{PENDING}|{EARLIER})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
+    rf"(?:(?:{VOCABULARY}|{PENDING}|{EARLIER}|\{ATTEMPTS})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+"
+    rf"|{'|'.join(_OF_INTERACTIONS)})"
     r"/part-[0-9a-z-]+\.parquet"
 )
 

@@ -6,7 +6,7 @@ print(format_summary(manifest, Folder("data/plays")))
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
@@ -25,6 +25,7 @@ from crossfade.trainer.prepare.events import ReadStats
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.source_columns import PLUS
+from crossfade.trainer.prepare.timestamp_formats import epoch_unit
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
 COUNTED = (
@@ -70,16 +71,8 @@ _DROPPED = {
 
 
 def popularity(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity: str) -> Facts:
-    """Return the facts of the counts of ``vocabulary_KEY``."""
-    found = connection.execute(f"SELECT count, count(*) FROM vocabulary_{key} GROUP BY count").fetchall()
-    return popularity_of(entity, found)
-
-
-def popularity_of(entity: str, counts: Iterable[tuple[int, int]]) -> Facts:
-    """Return the facts of the distinct ``counts`` of ``entity``, each with how many IDs have it.
-
-    They are the share of the head, the median, and how many are 1 and 0.
-    """
+    """Return the facts of the counts of ``vocabulary_KEY``: the share of the head, the median, how many are 1 and 0."""
+    counts = connection.execute(f"SELECT count, count(*) FROM vocabulary_{key} GROUP BY count").fetchall()
     found = sorted(counts, reverse=True)
     ends = list(accumulate(ids for _, ids in found))
     rows = ends[-1]
@@ -97,23 +90,17 @@ def popularity_of(entity: str, counts: Iterable[tuple[int, int]]) -> Facts:
     }
 
 
-WEIGHTS_SQL = (
-    "(SELECT round(100 * ln(weight)) AS part, sum(weight::DOUBLE) AS total, count(*)::BIGINT AS count "
-    "FROM train_interactions WHERE weight > 0 GROUP BY part)"
-)
-"""Weights of train for ``heavy_weights``, of which there are few."""
-
-
-def heavy_weights(connection: duckdb.DuckDBPyConnection, weights: str = WEIGHTS_SQL) -> Facts:
+def heavy_weights(connection: duckdb.DuckDBPyConnection, weights: str) -> Facts:
     """Measure what share of all positive weight in train its heaviest interactions have; no fact if it is ordinary.
 
-    ``weights`` is what follows FROM: the ``total`` and the ``count`` of weights within a percent of each other.
+    The table ``weights`` has the ``total`` and the ``count`` of weights of the same ``part``, in several rows.
     """
+    summed = f"(SELECT sum(total) AS total, sum(count)::BIGINT AS count FROM {weights} GROUP BY part)"
     share = fetch_one(
         connection,
         "SELECT sum(weight * greatest(0, least(count, head - heavier))) / sum(weight * count) FROM ("
         f"SELECT weight, count, sum(count) OVER (ORDER BY weight DESC) - count AS heavier, "
-        f"sum(count) OVER () // {HEAD_FRACTION} AS head FROM (SELECT total / count AS weight, count FROM {weights}))",
+        f"sum(count) OVER () // {HEAD_FRACTION} AS head FROM (SELECT total / count AS weight, count FROM {summed}))",
     )[0]
     found = 0.0 if share is None else round(float(str(share)), 4)  # threads add in any order
     return {"heaviest_weight_share": found} if found >= _HEAVY_SHARE else {}
@@ -290,7 +277,13 @@ def _popularity_line(manifest: DatasetManifest, name: str) -> list[str]:
     return [line + (f"; {unseen:,} have no interaction of positive weight in train" if unseen else "")]
 
 
-_DETAILS = (_feature, _content, _cataloged, _changes, _popularity_line)
+def _alike(manifest: DatasetManifest, name: str) -> list[str]:
+    if not manifest.source.get(f"{name}_alike"):
+        return []
+    return [f"{_count(manifest.source, f'{name}_alike', 'id')} like another but for blanks or case"]
+
+
+_DETAILS = (_feature, _content, _cataloged, _changes, _popularity_line, _alike)
 """What is described of each entity below its row count."""
 
 
@@ -307,6 +300,8 @@ def _weights_and_times(manifest: DatasetManifest) -> list[str]:
     if isinstance(first, int) and isinstance(last, int):
         zone = "; times without a zone were read as UTC" if facts.get("times_without_zone") else ""
         lines.append(f"time: from {format_time(manifest, first)} to {format_time(manifest, last)}{zone}")
+        if (unit := epoch_unit(last)) != "epoch-s" and not facts.get("timestamps_are_dates"):
+            lines.append(f"time: are these {unit}? {as_typed('timestamp_format', unit)} reads them as seconds")
     return lines
 
 

@@ -102,8 +102,12 @@ def last_seen_sql(key: VocabularyKey, policy: IdPolicy | None) -> tuple[str, str
     """Return SQL for when a new ID of ``counted`` was last seen, and the join that the expression needs."""
     if policy is None or not policy.track_last_seen:
         return "NULL::BIGINT", ""
-    # Ids without events come from the catalog, which is current.
-    return f"coalesce(s.last_seen, {sql_number(policy.newest)})", f" LEFT JOIN seen_{key} s USING (number, id)"
+    # Ids without events, which have no number, come from the catalog, which is current.
+    seen = f"(SELECT id AS seen_id, last_seen FROM seen_{key})"
+    return (
+        f"coalesce(s.last_seen, {sql_number(policy.newest)})",
+        f" LEFT JOIN {seen} s ON seen_id = id AND number IS NOT NULL",
+    )
 
 
 def sql_number(number: int | None) -> str:
