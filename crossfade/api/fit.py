@@ -128,7 +128,7 @@ def _prepare(options: PrepareOptions, progress: bool | None, first_row: int) -> 
     """
     try:
         with progress_bars(bar_type(progress)) as reporter:
-            prepare(options, reporter, first_row=first_row, keep=False)
+            prepare(options, reporter, first_row=first_row)
     except EventFaultsError as error:
         more = f"; and {len(error.details) - _MAX_KINDS} more kinds" if len(error.details) > _MAX_KINDS else ""
         choice = ("; correct them, or leave out ", error.choice) if error.choice else "; correct them"

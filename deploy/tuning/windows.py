@@ -133,7 +133,7 @@ class WindowSource:
         try:
             for split, path in raw.items():
                 pq.write_table(self._table(splits[split]), path)
-            prepare(options, keep=False)
+            prepare(options)
         finally:
             for path in raw.values():
                 path.unlink(missing_ok=True)

@@ -119,13 +119,6 @@ def _forget(draw: random.Random) -> Command:
     return ["forget", "data", "--ids", draw.choice(("raw/ids.csv", "raw/ids.parquet"))]
 
 
-def unlisted(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """Corrupt files of a dataset without a manifest."""
-    _corrupt_one(draw, folder, "data/*/**/*.parquet", corrupt_parquet)
-    (folder / "data/manifest.json").unlink()
-    return ["validate", "data"], "data"
-
-
 def manifests(draw: random.Random, folder: Path) -> tuple[Command, str]:
     """Corrupt the manifest of a dataset: its bytes, or values in its JSON."""
     _delete_run(folder)
@@ -147,14 +140,7 @@ def raw(draw: random.Random, folder: Path) -> tuple[Command, str]:
 
 
 def id_lists(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """Corrupt lists of ids to forget, or the journal of an interrupted deletion."""
-    if draw.random() < 0.3:
-        journal = {"files": [f"train/part-{draw.randrange(9)}.parquet", "vocabulary/x.parquet"]}
-        content = json.dumps(corrupt_tree(draw, journal)).encode()
-        (folder / "data/forget.json").write_bytes(
-            content if draw.random() < 0.5 else corrupt_text(draw, content, b"{}")
-        )
-        return _forget(draw), "data/forget.json"
+    """Corrupt lists of ids to forget."""
     name = draw.choice(("ids.csv", "ids.parquet"))
     _corrupt_one(draw, folder, f"raw/{name}", corrupt_text if name == "ids.csv" else corrupt_parquet)
     return ["forget", "data", "--ids", f"raw/{name}"], f"raw/{name}"
@@ -195,7 +181,7 @@ def jobs(draw: random.Random, folder: Path) -> tuple[Command, str]:
 
 
 KINDS: dict[str, Prepare] = {
-    kind.__name__: kind for kind in (dataset, checksummed, unlisted, manifests, raw, id_lists, checkpoints, jobs)
+    kind.__name__: kind for kind in (dataset, checksummed, manifests, raw, id_lists, checkpoints, jobs)
 }
 
 

@@ -1,7 +1,6 @@
-# ruff: noqa: S608  (what is put into SQL are numbers of this program)
 """How much the items of a query say about each other: the lift of co-occurrence, and the number of items.
 
-    found = measure_co_occurrence(connection)
+    found = with_co_occurrence(folder, manifest, progress).co_occurrence
     found.lift, found.items_per_query       # 8.4 and 24 for places that people visit, 1.2 and 98 for films
 
 Lift is P(i, j) / (P(i) · P(j)) in association rules (interest, Brin, Motwani, and Silverstein, "Beyond market baskets:
@@ -11,57 +10,71 @@ another query that has it, and on to another item of that query: queries with ma
 
 from __future__ import annotations
 
-import math
-
-import duckdb
 import numpy as np
+import pyarrow.compute as pc
 
 from crossfade.base.arrays import IntArray
-from crossfade.trainer.data.manifest import CoOccurrence
-from crossfade.trainer.prepare.database import fetch_count, fetch_one
+from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.column_names import WEIGHT
+from crossfade.trainer.data.manifest import CoOccurrence, DatasetManifest
+from crossfade.trainer.data.parquet import ParquetFiles
+from crossfade.trainer.data.reporter import ProgressReporter
 
-_MAX_INTERACTIONS, _MIN_QUERIES, _MAX_ITEMS = 2_000_000, 2_000, 5_000
-"""What it is measured on: interactions and queries of a random sample, and different items of one query."""
+_MAX_INTERACTIONS, _MIN_QUERIES, _MAX_ITEMS = 500_000, 2_000, 5_000
+"""What it is measured on: interactions and queries of a random sample, and interactions of one query."""
 _MIN_EVIDENCE = 100
 """Co-occurrences, found or expected by chance, below which the lift would be off by more than about 10 %."""
 _PAIRS, _PAIRS_AT_ONCE = 20_000, 100
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 divided by the golden ratio: multiples of it are spread evenly."""
 
 
-def measure_co_occurrence(connection: duckdb.DuckDBPyConnection) -> CoOccurrence | None:
-    """Measure it in the view ``train_interactions``, on a random sample of the queries that have interactions there.
+def with_co_occurrence(folder: Folder, manifest: DatasetManifest, progress: ProgressReporter) -> DatasetManifest:
+    """Return ``manifest`` with what is measured in its files in ``folder``, unless it has that of an earlier dataset.
 
-    Args:
-        connection: the database of a preparation, with ``places``, ``counts_query``, and ``vocabulary_item``.
+    So days of one model have one temperature.
+    """
+    if manifest.co_occurrence is not None:
+        return manifest
+    progress.phase("co-occurrence", None, "row")
+    return manifest.model_copy(update={"co_occurrence": measure_co_occurrence(folder, manifest)})
+
+
+def measure_co_occurrence(folder: Folder, manifest: DatasetManifest) -> CoOccurrence | None:
+    """Measure it in the positive interactions of train of a dataset whose files are in ``folder``.
+
+    The sample has all interactions of some random queries: the first ones in grouped order, or else a share of the
+    rows.
 
     Returns:
         What was found; None if there are too few co-occurrences in the sample.
     """
-    queries, positives = fetch_one(
-        connection, "SELECT count(*), coalesce(sum(count)::BIGINT, 0) FROM counts_query WHERE count > 0"
-    )
-    assert isinstance(queries, int)
-    assert isinstance(positives, int)
-    last = last_place(queries, positives, fetch_count(connection, "SELECT count(*) FROM places"))
-    return measure_pairs(
-        connection,
-        "(SELECT q.place, i.row FROM train_interactions e JOIN places q ON q.number = e.query "
-        f"JOIN vocabulary_item i ON i.number = e.item WHERE weight > 0 AND place <= {last})",
-    )
+    reader, train = ParquetFiles(folder), manifest.splits["train"]
+    share = max(_MAX_INTERACTIONS / train.rows, _MIN_QUERIES / manifest.entities[manifest.query].rows)
+    query_N = item_N = np.empty(0, np.int64)
+    for file, group in [(each, group) for each in train.files for group in range(len(each.row_groups))]:
+        table = reader.read(file, group, [manifest.query, manifest.item, WEIGHT])
+        table = table.filter(pc.greater(table.column(WEIGHT), 0))
+        of_group = [table.column(name).to_numpy() for name in (manifest.query, manifest.item)]
+        if not manifest.is_grouped and share < 1:
+            is_chosen_N = of_group[0].astype(np.uint64) * _MIX < np.uint64(share * 2**64)
+            of_group = [ids_N[is_chosen_N] for ids_N in of_group]
+        query_N, item_N = _first_of_each(
+            *(np.concatenate(pair) for pair in zip((query_N, item_N), of_group, strict=True))
+        )
+        if manifest.is_grouped and len(query_N) > _MAX_INTERACTIONS and len(np.unique(query_N)) > _MIN_QUERIES:
+            is_whole_N = query_N != query_N[-1]  # of the last one, there may be more
+            query_N, item_N = query_N[is_whole_N], item_N[is_whole_N]
+            break
+    return co_occurrence(query_N, item_N)
 
 
-def last_place(queries: int, positives: int, places: int) -> int:
-    """Return the last place of the sample, of so many ``places``; ``queries`` have ``positives`` in train."""
-    share = max(_MAX_INTERACTIONS / max(positives, 1), _MIN_QUERIES / max(queries, 1))
-    return math.ceil(share * places)
-
-
-def measure_pairs(connection: duckdb.DuckDBPyConnection, sampled: str) -> CoOccurrence | None:
-    """Measure it in the relation ``sampled``: the ``place`` of a query and the ``row`` of an item."""
-    pairs = connection.execute(
-        f"SELECT DISTINCT place, row FROM {sampled} "
-        f"QUALIFY dense_rank() OVER (PARTITION BY place ORDER BY hash(row)) <= {_MAX_ITEMS}"
-    ).fetchnumpy()
-    return co_occurrence(pairs["place"], pairs["row"])
+def _first_of_each(query_N: IntArray, item_N: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the first ``_MAX_ITEMS`` interactions of each query."""
+    order_N = np.argsort(query_N, kind="stable")
+    place_N = np.arange(len(order_N)) - np.searchsorted(query_N[order_N], query_N[order_N])
+    kept_N = np.sort(order_N[place_N < _MAX_ITEMS])
+    return query_N[kept_N], item_N[kept_N]
 
 
 def co_occurrence(query_N: IntArray, item_N: IntArray, seed: int = 0) -> CoOccurrence | None:

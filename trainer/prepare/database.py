@@ -29,11 +29,10 @@ from crossfade.trainer.prepare.input_files import RemoteFile, Source
 _COMPRESSED_EXTENSIONS, _EXPANSION = (".gz", ".zst"), 5.0
 """Compressed text files, and how many times as large their text may be."""
 _TEMP_BYTES_PER_BYTE = {"parquet": 11.0, "csv": 4.0, "tsv": 4.0, "jsonl": 4.0, "lightgcn": 14.0}
-"""About what the working database and its sorting spill at most for each byte of raw events, and what is kept of them.
+"""About what the working database and its sorting spill at most for each byte of raw events.
 
 Measured with 0.1 GiB of memory for 2 or 4 million events of 30,000 IDs, some held out: 4.9 for Parquet of small
-integers, 4.3 for Parquet of random text, 2.4 for CSV of small integers, and 8.2 for adjacency text. A journal keeps
-another 26 bytes per event (``journal.py``).
+integers, 4.3 for Parquet of random text, 2.4 for CSV of small integers, and 8.2 for adjacency text.
 """
 
 
@@ -73,7 +72,7 @@ PREPARING_ADVICE = (
 
 
 class ResourceError(CrossfadeError):
-    """The preparation needs more memory than it may use: with more, the same command continues."""
+    """The preparation needs more memory than it may use."""
 
 
 def identifier(name: str) -> str:

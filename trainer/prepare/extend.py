@@ -10,10 +10,6 @@
 So a table trained on the base dataset is the beginning of the new one, and ``checkpoint.warm_start_from`` can load it.
 Vacant rows of the base dataset stay vacant: their ID is null, which no event has. Only where IDs expire
 (``admission.py``) do new IDs reuse such rows, and those of expired IDs, before the vocabulary grows.
-
-A small increment of a large vocabulary has no need of all its rows: ``load_seen`` loads those of the IDs in the events,
-the tables have no others, and ``write_increment`` takes the files of the base dataset over as they are, unread, and
-writes what is new beside them: a file of new rows, and an overlay of the rows that were seen.
 """
 
 from __future__ import annotations
@@ -22,19 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import duckdb
-import pyarrow as pa
 
 from crossfade.base.errors import InputError, Option, OptionError, Text, command, join
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.lineage import refer_to_base
 from crossfade.trainer.data.manifest import (
-    OVERLAY,
-    VOCABULARY,
-    BaseReference,
-    DataFile,
     DatasetManifest,
     Entity,
-    Overlay,
     data_fingerprint,
     read_manifest,
 )
@@ -43,25 +32,14 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_one
 from crossfade.trainer.prepare.id_encoder import SIDES, IdType
 from crossfade.trainer.prepare.option_values import FeatureFile
-from crossfade.trainer.prepare.options import PrepareOptions, Side, name_in_use
-from crossfade.trainer.prepare.staging import Staged, take_over_files, write_relation
+from crossfade.trainer.prepare.options import PrepareOptions, name_in_use
 from crossfade.trainer.prepare.vocabulary_tables import (
-    OVERLAY_SCHEMA,
     IdPolicy,
     VocabularyKey,
     last_seen_sql,
     sql_number,
-    vocabulary_schema,
 )
 
-CARRIED_FROM_ROWS = 1 << 17
-"""Rows from which files are taken over: smaller vocabularies are written in a fraction of a second."""
-_OVERLAY_SHARE = 4
-"""One in so many rows may be in the overlay, else writing all costs no more."""
-_MAX_SOUGHT = 1 << 24
-"""IDs of new events that are held in memory to find their rows in a base."""
-_MAX_FILES = 64
-"""Files of a vocabulary, about: then it is written as few again."""
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
 
@@ -76,17 +54,6 @@ class BaseDataset:
     def lineage(self) -> list[int]:
         """Return the lineage of a dataset that extends this one."""
         return [*self.manifest.lineage, self.fingerprint]
-
-    def reference(self, out: Folder) -> BaseReference:
-        """Return what the manifest of a dataset in ``out`` that extends this one says of it.
-
-        Raises:
-            InputError: its path cannot be written into a manifest.
-        """
-        try:
-            return refer_to_base(self.folder, self.fingerprint, out)
-        except ValueError as error:
-            raise self.error(f"cannot be recorded in {out.uri}: {error}") from error
 
     def check_entities(self, query: str, item: str) -> None:
         """Check that the new dataset has the same two entities.
@@ -120,16 +87,6 @@ class BaseDataset:
             of_others = [entity for entity, columns in self.manifest.content.items() if name in columns]
             if name.lower() in features or of_others not in ([], [file.entity]):
                 raise name_in_use("content", f"{file.entity}=…", name)
-
-    def has_use_for_all_rows(self, options: PrepareOptions, entity: str) -> bool:
-        """Return whether an increment with ``options`` needs all rows of ``entity``, rather than those of its events.
-
-        It does if names, features, or content may belong to any row, and if rows may expire.
-        """
-        described = self.manifest.entities[entity]
-        given = {file.entity for file in (*options.features, *options.content)} | {*options.names, *options.catalog}
-        of_base = self.manifest.features_of(entity), self.manifest.content_of(entity)
-        return entity in given or any(of_base) or entity in options.max_ages() or described.has_last_seen
 
     def error(self, problem: Text) -> OptionError:
         """Return the error that this dataset cannot be the base."""
@@ -171,17 +128,6 @@ class BaseDataset:
                 f"its vocabulary of {entity} has {ids} ids, {distinct} of them distinct, and {nulls} rows without one, "
                 f"of which the manifest lists {vacant}; {command('validate', self.folder.uri)} shows where"
             )
-
-    def is_carried(self, entity: str, sought: int) -> bool:
-        """Return whether an increment whose events have ``sought`` ids of ``entity`` takes its files over, unread.
-
-        It does not where the vocabulary is small, or has been changed in many rows or extended often, or where the
-        events have many ids.
-        """
-        described = self.manifest.entities[entity]
-        overlaid = sought + sum(file.rows for file in described.overlay.files) if described.overlay else sought
-        is_much = described.rows < max(CARRIED_FROM_ROWS, _OVERLAY_SHARE * overlaid) or sought > _MAX_SOUGHT
-        return not is_much and len(described.files) < _MAX_FILES
 
 
 def _columns(files: Sequence[FeatureFile]) -> list[tuple[FeatureFile, str]]:
@@ -225,9 +171,8 @@ def load_base(
 ) -> None:
     """Create the table ``base_KEY`` from the vocabulary of the entity ``name``, one row group at a time.
 
-    Its columns: row, id, name, ``warm`` (whether the row had an interaction of positive weight in train, there or in
-    its own base datasets), ``last_seen`` (null if unknown) and ``lineage_index`` (of the dataset in which the ID got
-    the row).
+    Its columns: row, id, name, ``earlier_count`` (the counts there and in the datasets before), ``last_seen`` (null if
+    unknown) and ``lineage_index`` (of the dataset in which the ID got the row).
 
     Raises:
         InputError: a file of the vocabulary is missing or corrupt, or an ID has two rows.
@@ -235,7 +180,7 @@ def load_base(
     entity = base.manifest.entities[name]
     vocabulary = Vocabulary(base.folder, base.manifest, name)
     connection.execute(
-        f"CREATE TABLE base_{key} (row BIGINT, id {SQL_TYPES[entity.id_type]}, name VARCHAR, warm BOOL, "
+        f"CREATE TABLE base_{key} (row BIGINT, id {SQL_TYPES[entity.id_type]}, name VARCHAR, earlier_count BIGINT, "
         "last_seen BIGINT, lineage_index BIGINT)"
     )
     progress.phase(f"base {name}", entity.rows, "row")
@@ -249,38 +194,10 @@ def load_base(
 
 def base_columns(entity: Entity) -> tuple[list[str], str]:
     """Return the columns of the vocabulary of ``entity`` that ``load_base`` reads, and SQL of those that it makes."""
-    optional = (["warm"] if entity.has_warm else []) + (["last_seen", "lineage_index"] if entity.has_last_seen else [])
-    values = f"row, id, {'name' if entity.has_names else 'NULL'}, count > 0{' OR warm' if entity.has_warm else ''}"
-    values += ", last_seen, lineage_index" if entity.has_last_seen else ", NULL, 0"
-    return ["row", "id", *(["name"] if entity.has_names else []), "count", *optional], values
-
-
-def load_seen(
-    connection: duckdb.DuckDBPyConnection, base: BaseDataset, side: Side, name: str, progress: ProgressReporter
-) -> bool:
-    """Create the table ``base_SIDE``, as ``load_base``, of the IDs in ``ids_SIDE`` alone; return False if it is no use.
-
-    The IDs of the events are in memory.
-
-    Raises:
-        InputError: a file of the vocabulary is missing or corrupt, or an ID has two rows.
-    """
-    entity, vocabulary = base.manifest.entities[name], Vocabulary(base.folder, base.manifest, name)
-    if not base.is_carried(name, count_rows(connection, f"ids_{side}")):
-        return False
-    ids = connection.sql(f"SELECT id FROM ids_{side}").to_arrow_table().column("id").combine_chunks()
-    progress.phase(f"base {name}", entity.rows, "row")
-    found = vocabulary.find(ids)
-    progress.advance(entity.rows)
-    if len(found) > len(found.column("id").unique()):
-        return False  # all are read, which shows how many are wrong
-    execute_on(
-        connection,
-        found,
-        f"CREATE TABLE base_{side} AS SELECT row, id, NULL::VARCHAR AS name, NULL::BOOL AS warm, "
-        "NULL::BIGINT AS last_seen, 0::BIGINT AS lineage_index FROM part",
-    )
-    return True
+    names, earlier = ["name"] if entity.has_names else [], ["earlier_count"] if entity.has_earlier_count else []
+    seen = ["last_seen", "lineage_index"] if entity.has_last_seen else []
+    values = ["row", "id", *(names or ["NULL"]), " + ".join(["count", *earlier]), *(seen or ["NULL", "0"])]
+    return ["row", "id", *names, "count", *earlier, *seen], ", ".join(values)
 
 
 def extend_vocabulary(
@@ -292,9 +209,9 @@ def extend_vocabulary(
 ) -> ExtensionReport:
     """Create the table ``vocabulary_KEY`` from ``base_KEY``, of the ``entity`` of the base, and the query ``counted``.
 
-    Its columns: row, number, id, count, warm, last_seen and lineage_index. Rows of the base stay, with their count in
-    the new train split, which may be 0; those without an event have no number. New IDs follow by count descending,
-    then by ID. Where ``policy`` lets IDs expire, the first new IDs get the vacant rows instead, in order.
+    Its columns: row, number, id, count, earlier_count, last_seen and lineage_index. Rows of the base stay, with their
+    count in the new train split, which may be 0; those without an event have no number. New IDs follow by count
+    descending, then by ID. Where ``policy`` lets IDs expire, the first new IDs get the vacant rows instead, in order.
     """
     connection.execute(f"CREATE TABLE counted AS {counted}")
     seen = count_rows(connection, f"counted SEMI JOIN base_{key} USING (id)")
@@ -313,9 +230,9 @@ def extend_vocabulary(
     vacant, new = (count_rows(connection, table) for table in ("vacant", "new_ids"))
     connection.execute(
         f"CREATE TABLE vocabulary_{key} AS "
-        "SELECT row, number, id, count, warm, last_seen, lineage_index FROM base_rows "
+        "SELECT row, number, id, count, earlier_count, last_seen, lineage_index FROM base_rows "
         f"WHERE row NOT IN (SELECT row FROM vacant WHERE position <= {new}) UNION ALL "
-        f"SELECT coalesce(vacant.row, {entity.rows - vacant - 1} + position), number, id, count, count > 0, last_seen, "
+        f"SELECT coalesce(vacant.row, {entity.rows - vacant - 1} + position), number, id, count, 0, last_seen, "
         f"{0 if policy is None else policy.lineage_index} FROM new_ids LEFT JOIN vacant USING (position)"
     )
     before = entity.rows - len(entity.vacant_rows)
@@ -340,8 +257,9 @@ def _make_base_rows(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, p
         is_kept = f"c.id IS NOT NULL OR {last_seen} >= {policy.expire_before}"
     connection.execute(
         "CREATE TABLE base_rows AS SELECT row, number, CASE WHEN is_kept THEN id END AS id, count, "
-        "warm AND is_kept AS warm, CASE WHEN is_kept THEN last_seen END AS last_seen, lineage_index FROM ("
-        "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count, b.warm OR coalesce(c.count > 0, false) AS warm, "
+        "CASE WHEN is_kept THEN earlier_count ELSE 0 END AS earlier_count, "
+        "CASE WHEN is_kept THEN last_seen END AS last_seen, lineage_index FROM ("
+        "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count, b.earlier_count, "
         f"{last_seen} AS last_seen, b.lineage_index, b.id IS NOT NULL AND ({is_kept}) AS is_kept "
         f"FROM base_{key} b LEFT JOIN counted c ON c.id = b.id{join})"
     )
@@ -357,50 +275,3 @@ def carry_names(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, *, jo
         connection.execute(f"INSERT INTO names_{key} SELECT * FROM ({base_names}) ANTI JOIN names_{key} USING (id)")
     else:
         connection.execute(f"CREATE TABLE names_{key} AS {base_names}")
-
-
-def write_increment(
-    connection: duckdb.DuckDBPyConnection, base: BaseDataset, key: VocabularyKey, name: str, staged: Staged
-) -> Entity:
-    """Write the table ``vocabulary_KEY``, of rows in ``load_seen`` and new ones; return the manifest entry of ``name``.
-
-    Rows that the overlay of the base dataset lists stay in the new one: they are warm, which its files may not say.
-
-    Raises:
-        InputError: a file of the base dataset is missing or corrupt.
-    """
-    old, folder = base.manifest.entities[name], f"{VOCABULARY}/{name}"
-    files = take_over_files(staged, folder, base.folder, old.files)
-    schema = vocabulary_schema(old.id_type, old.has_names, has_warm=True)
-    columns = ", ".join("NULL AS name" if column == "name" else column for column in schema.names)
-    is_new = f"vocabulary_{key} WHERE row >= {old.rows}"
-    ordered, new = connection.sql(f"SELECT {columns} FROM {is_new} ORDER BY row"), count_rows(connection, is_new)
-    own = write_relation(staged, folder, schema, ordered, new, first_part=len(files))
-    row_S, _ = Vocabulary(base.folder, base.manifest, name).overlay
-    execute_on(connection, pa.table({"row": row_S}), "CREATE TABLE overlaid AS SELECT row FROM part")
-    connection.execute(
-        f"INSERT INTO overlaid SELECT row FROM vocabulary_{key} v WHERE row < {old.rows} AND count > 0 "
-        "AND NOT EXISTS (FROM overlaid o WHERE o.row = v.row)"
-    )
-    overlaid = count_rows(connection, "overlaid")
-    counted = connection.sql(
-        f"SELECT row, coalesce(count, 0) AS count FROM overlaid LEFT JOIN vocabulary_{key} USING (row) ORDER BY row"
-    )
-    overlay = write_relation(staged, f"{OVERLAY}/{name}", OVERLAY_SCHEMA, counted, overlaid)
-    connection.execute("DROP TABLE overlaid")
-    return extended_entity(old, files, own, overlay)
-
-
-def extended_entity(
-    old: Entity, carried: Sequence[DataFile], own: Sequence[DataFile], overlay: Sequence[DataFile]
-) -> Entity:
-    """Return the entry of an increment that takes over the files of ``old`` and adds its ``own`` and an ``overlay``."""
-    return Entity(
-        rows=old.rows + sum(file.rows for file in own),
-        id_type=old.id_type,
-        has_names=old.has_names,
-        has_warm=True,
-        files=[*carried, *own],
-        vacant_rows=old.vacant_rows,
-        overlay=Overlay(carried=len(carried), files=[*overlay]),
-    )

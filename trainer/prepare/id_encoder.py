@@ -1,20 +1,17 @@
 # ruff: noqa: S608  (what is put into SQL is a name or a number of this program)
-"""Encode the IDs of events as numbers, block by block, and keep what was encoded in a journal."""
+"""Encode the IDs of events as numbers, block by block."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import duckdb
 
 from crossfade.trainer.prepare.database import count_rows
-from crossfade.trainer.prepare.journal import Journal
 
 IdType = Literal["int64", "string"]
 SIDES = ("query", "item")
-READ_STEP = "read"
-"""The step of a journal that has what was encoded."""
 _BLOCK_ROWS = 4_000_000
 _NARROW_TYPE, _NARROW_BITS = "UINTEGER", 32
 """Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are more events."""
@@ -49,8 +46,6 @@ class IdEncoder:
         self._rows = 0
         self._known = dict.fromkeys(SIDES, 0)
         self._others = dict.fromkeys(SIDES, 0)
-        self._kept = dict.fromkeys(("events", *(f"{kind}_{side}" for kind in ("ids", "others") for side in SIDES)), 0)
-        self._kept |= {"event_context": 0} if context else {}
         self._number_type = _NARROW_TYPE
         for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
             connection.execute(f"CREATE TABLE ids_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
@@ -122,28 +117,6 @@ class IdEncoder:
             self._encode("buffered", self._unlisted)
             self._empty("buffered")
             self._buffered, self._unlisted = 0, False
-
-    def keep(self, journal: Journal, state: Mapping[str, Any]) -> None:
-        """Keep the rows since the last call, and the ``state`` of the reader."""
-        self.encode_buffered()
-        # Rows are only ever appended, so that earlier rows have the lowest rowids.
-        added = {table: f"FROM {table} WHERE rowid >= {kept}" for table, kept in self._kept.items()}
-        encoder = {"rows": self._rows, "is_narrow": self._number_type == _NARROW_TYPE}
-        journal.save(READ_STEP, {**state, **encoder}, self._connection, added)
-        self._count_kept()
-
-    def restore(self, journal: Journal, rows: int, is_narrow: bool) -> None:
-        """Load what was kept of the first ``rows`` data rows."""
-        if not is_narrow:
-            self._widen()
-        journal.load(READ_STEP, self._connection)
-        self._rows = rows
-        self._known = {side: count_rows(self._connection, f"ids_{side}") for side in SIDES}
-        self._others = {side: count_rows(self._connection, f"others_{side}") for side in SIDES}
-        self._count_kept()
-
-    def _count_kept(self) -> None:
-        self._kept = {table: count_rows(self._connection, table) for table in self._kept}
 
     def _encode(self, block: str, find_ids: bool) -> None:
         numbers, joins = "", ""

@@ -6,9 +6,9 @@ with staged_output("s3://music/lastfm", overwrite=True) as staged:
 
 On a file system the files are written to a folder next to the output and moved there in one step. On S3, where nothing
 can be moved, they get unique names; the manifest, written last, makes them the dataset, and then the files of the
-dataset before it are deleted. If the block ends without ``publish``, nothing remains but what a journal keeps. A lock
-keeps other processes from writing the same output; on S3, the manifest also replaces only the one that was there when
-the block began.
+dataset before it are deleted. If the block ends without ``publish``, nothing remains. A lock keeps
+other processes from writing the same output; on S3, the manifest also replaces only the one that was there when the
+block began.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -40,10 +40,9 @@ from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer
 from crossfade.trainer.data.manifest import (
     BASELINES_FILE,
     CONTENT,
+    EARLIER,
     FEATURES,
     FILE_NAME,
-    JOURNAL,
-    OVERLAY,
     PENDING,
     REPLAY,
     VOCABULARY,
@@ -54,14 +53,16 @@ from crossfade.trainer.data.manifest import (
 from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles, file_entry, write_options
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.prepare.journal import Journal, kept_folder, open_journal
 
+ATTEMPTS = ".attempts"
+"""The folder of files that are not of the dataset, which a preparation on Spark writes and deletes."""
 _OUT, _OVERWRITE = Option("out"), Option("overwrite")
 _OF_INTERACTIONS = (*ALL_SPLITS, REPLAY)
-_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, OVERLAY, *_OF_INTERACTIONS}
-_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, *_OUR_FOLDERS}
+_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, EARLIER, *_OF_INTERACTIONS}
+_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, LOCK_NAME, *_OUR_FOLDERS}
 _OUR_OBJECTS = re.compile(
-    rf"(?:(?:{VOCABULARY}|{PENDING}|{OVERLAY})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
+    rf"(?:(?:{VOCABULARY}|{PENDING}|{EARLIER}|\{ATTEMPTS})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+"
+    rf"|{'|'.join(_OF_INTERACTIONS)})"
     r"/part-[0-9a-z-]+\.parquet"
 )
 
@@ -77,7 +78,6 @@ class Staged:
         work: A local folder for temporary files.
         lock: The lock of the dataset at ``out``; None if there is none yet on a file system.
         tag: A suffix of the file names that makes them unique; empty on file systems.
-        journal: The steps that are kept for the same command after a kill.
     """
 
     out: Folder
@@ -86,7 +86,6 @@ class Staged:
     work: Path
     lock: WriterLock | None
     tag: str = ""
-    journal: Journal = field(default_factory=Journal)
 
     def __post_init__(self) -> None:
         self._replaced = self.out.version(FILE_NAME) if self.tag else None
@@ -153,7 +152,7 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
 
 def _find_foreign(out: Path) -> str | None:
     try:
-        read_manifest(Folder(out))
+        listed = {file.path.partition("/")[0] for file in read_manifest(Folder(out)).files()}
     except InputError as error:
         raise InputError(
             f"{out}: holds no prepared data, so ",
@@ -164,7 +163,7 @@ def _find_foreign(out: Path) -> str | None:
         ) from None
     # A file that another command is writing, or was when it was killed, is none of its user's.
     found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
-    return min(found - _OUR_ENTRIES, default=None)
+    return min(found - _OUR_ENTRIES - listed, default=None)
 
 
 def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
@@ -174,9 +173,8 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
     if not overwrite:
         state = "exists already" if FILE_NAME in found else "holds files that another preparation left or is writing"
         raise InputError(f"{out.uri}: {state}; choose another ", _OUT, ", or replace it with ", _OVERWRITE)
-    if FILE_NAME in found:
-        read_manifest(out)
-    if foreign := {name for name in found if name not in (FILE_NAME, JOURNAL) and not _OUR_OBJECTS.fullmatch(name)}:
+    ours = {FILE_NAME, *(file.path for file in read_manifest(out).files())} if FILE_NAME in found else set()
+    if foreign := {name for name in found - ours if not _OUR_OBJECTS.fullmatch(name)}:
         raise InputError(
             f"{out.uri}: holds '{min(foreign)}', which ", _OVERWRITE, " would delete; move it, or choose another ", _OUT
         )
@@ -197,14 +195,11 @@ def read_complete(out: Folder) -> DatasetManifest | None:
 
 
 @contextmanager
-def staged_output(
-    out: str | os.PathLike[str], overwrite: bool, work: Path | None = None, identity: str | None = None
-) -> Iterator[Staged]:
+def staged_output(out: str | os.PathLike[str], overwrite: bool, work: Path | None = None) -> Iterator[Staged]:
     """Stage a dataset to write at ``out``, a path or URI; nothing of it remains unless it is published.
 
     Temporary files go to a new folder in ``work``; by default next to a local ``out``, else to the system's folder of
-    temporary files. With an ``identity``, they go to a folder that is always the same, with a journal: what is kept
-    there after a kill is used again if it was of the same ``identity``.
+    temporary files.
 
     Raises:
         InputError: ``out`` exists and may not be replaced, it or ``work`` cannot be written, or another process writes
@@ -214,9 +209,6 @@ def staged_output(
     if not folder.on_s3 and not overwrite:
         check_free(folder, overwrite)
     with ExitStack() as stack:
-        if identity is not None:
-            yield stack.enter_context(_stage_kept(folder, overwrite, work, identity))
-            return
         # Entered first, so that it is removed last: a folder created for ``out`` may lie in it.
         own = stack.enter_context(_work_folder(work)) if work is not None or folder.on_s3 else None
         if folder.on_s3:
@@ -249,81 +241,28 @@ def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[
             if work is None:
                 inner.mkdir()
         except OSError as error:
-            raise _cannot_write(target, error) from error
-        staged = _staged_in(stack, out, overwrite, partial, work or inner)
-        shutil.rmtree(kept_folder(out, None), ignore_errors=True)
-        yield staged
-
-
-def _cannot_write(target: Path, error: OSError) -> InputError:
-    return InputError(f"{target.parent}: cannot be written: {error.strerror or error}; choose another ", _OUT)
-
-
-def _staged_in(stack: ExitStack, out: Folder, overwrite: bool, partial: Path, work: Path) -> Staged:
-    """Lock the dataset at the path ``out``, if there is one, and return what is written in ``partial``."""
-    target = _path(out).absolute()
-    is_folder = target.is_dir() and not target.is_symlink()
-    lock = stack.enter_context(folder_writer(out)) if is_folder else None
-    check_free(out, overwrite)
-    return Staged(out, overwrite, Folder(partial), work, lock)
+            raise InputError(
+                f"{target.parent}: cannot be written: {error.strerror or error}; choose another ", _OUT
+            ) from error
+        is_folder = target.is_dir() and not target.is_symlink()
+        lock = stack.enter_context(folder_writer(out)) if is_folder else None
+        check_free(out, overwrite)
+        yield Staged(out, overwrite, Folder(partial), work or inner, lock)
 
 
 @contextmanager
-def _stage_kept(out: Folder, overwrite: bool, work: Path | None, identity: str) -> Iterator[Staged]:
-    """Stage with a journal."""
-    kept = kept_folder(out, work)
-    if work is not None:
-        with _work_folder(work):
-            pass  # it can be written
-    with ExitStack() as stack:
-        if out.on_s3:
-            staged = stack.enter_context(_stage_on_s3(out, overwrite, kept / "work", identity))
-        else:
-            target = _path(out).absolute()
-            dataset = kept_folder(out, None) / "dataset"
-            try:
-                stack.enter_context(staged_folder(target, dataset))
-            except OSError as error:
-                raise _cannot_write(dataset, error) from error
-            staged = _staged_in(stack, out, overwrite, dataset, kept / "work")
-            staged.journal = _opened(stack, kept, identity, dataset)
-        shutil.rmtree(staged.work, ignore_errors=True)
-        staged.work.mkdir()
-        stack.callback(shutil.rmtree, staged.work, ignore_errors=True)
-        staged.journal.is_used = True
-        yield staged
-
-
-def _opened(stack: ExitStack, kept: Path, identity: str, dataset: Path | None) -> Journal:
-    """Open the journal in the folder ``kept`` until ``stack`` ends."""
-    try:
-        return stack.enter_context(open_journal(kept, identity, dataset))
-    except OSError as error:
-        raise InputError(
-            f"{kept}: cannot be written: {error.strerror or error}; choose another ", Option("work_dir")
-        ) from error
-
-
-@contextmanager
-def _stage_on_s3(out: Folder, overwrite: bool, work: Path, identity: str | None = None) -> Iterator[Staged]:
-    journal, tag = Journal(), f"-{uuid.uuid4().hex[:12]}"
+def _stage_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
+    tag = f"-{uuid.uuid4().hex[:12]}"
     with ExitStack() as stack:
         with translate_storage_errors(Option("out", out.uri), unreachable=InputError):
             out.names()  # of a bucket that does not exist, which some servers would create by the lock
             lock = stack.enter_context(folder_writer(out))
-            if identity is not None:
-                journal = _opened(stack, work.parent, identity, None)
-                if journal.replaced_tag is not None and not _is_published(out, journal.replaced_tag):
-                    _delete_tagged(out, journal.replaced_tag)
-                if out.exists(FILE_NAME) and journal.tag.encode() in out.read(FILE_NAME):
-                    journal.clear()
-                tag = journal.tag
-            check_free(out, overwrite, tag if journal.steps else "")
-            staged = Staged(out, overwrite, out, work, lock, tag, journal)
+            check_free(out, overwrite)
+            staged = Staged(out, overwrite, out, work, lock, tag)
         try:
             yield staged
-        except BaseException as error:
-            if not journal.outlives(error) and not _is_published(out, tag):
+        except BaseException:
+            if not _is_published(out, tag):
                 _delete_tagged(out, tag)
             raise
 
@@ -357,12 +296,12 @@ def take_over_files(staged: Staged, folder: str, base: Folder, files: Sequence[D
         InputError: one is not the file that is listed.
         OSError: one cannot be read or written.
     """
-    copies = ParquetFiles(staged.folder)
+    sources = ParquetFiles(base)
 
     def take_over(number: int, file: DataFile) -> DataFile:
+        sources.footer(file)
         taken = file.model_copy(update={"path": f"{folder}/{staged.file_name(f'part-{number:05d}')}"})
         staged.folder.take_over(taken.path, base, file.path)
-        copies.footer(taken)
         return taken
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="take-over") as pool:
@@ -488,11 +427,10 @@ def write_relation(
     relation: duckdb.DuckDBPyRelation,
     rows: int,
     progress: ProgressReporter | None = None,
-    first_part: int = 0,
 ) -> list[DataFile]:
     """Write the ``rows`` rows of a query to files in ``folder``, and return these; raises as ``PartWriter.close``."""
     group_rows, progress = row_group_rows(rows), progress or NullReporter()
-    with PartWriter(staged, folder, schema, group_rows, first_part) as writer:
+    with PartWriter(staged, folder, schema, group_rows) as writer:
         for batch in relation.to_arrow_reader(group_rows):
             writer.write(batch)
             progress.advance(batch.num_rows)

@@ -25,11 +25,11 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def staged_folder(target: Path, kept: Path | None = None) -> Iterator[Path]:
+def staged_folder(target: Path) -> Iterator[Path]:
     """Create an empty folder beside ``target``, which only this process writes meanwhile.
 
     If it has not been moved by ``replace_folder`` in the end, it is deleted, and so are folders that were created for
-    it. With ``kept``, that folder is used instead; it may exist and hold files, and the caller deletes it.
+    it.
 
     Raises:
         InputError: another process writes ``target``.
@@ -40,10 +40,9 @@ def staged_folder(target: Path, kept: Path | None = None) -> Iterator[Path]:
         stack.callback(_remove_empty, [parent for parent in target.parents if not parent.exists()])
         target.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(output_lock(target))
-        staging = kept or _new_path(target)
-        if kept is None:
-            stack.callback(shutil.rmtree, staging, ignore_errors=True)
-        staging.mkdir(parents=kept is not None, exist_ok=kept is not None)
+        staging = _new_path(target)
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
+        staging.mkdir()
         yield staging
 
 

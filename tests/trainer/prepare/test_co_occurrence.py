@@ -9,6 +9,7 @@ from crossfade.base.arrays import IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.prepare import co_occurrence as co_occurrence_module
 from crossfade.trainer.prepare.co_occurrence import co_occurrence
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -99,6 +100,24 @@ def test_prepare_measures_positive_interactions_of_train(tmp_path: Path) -> None
     job = make_job(f"{{name: plays, data: {{path: {tmp_path / 'plain'}}}}}", "a test", [])
     expected = 0.588 * found[0].lift ** -0.45 * found[0].items_per_query ** -0.25
     assert load_inputs(job).job.model.temperature == pytest.approx(expected, abs=0.006)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["grouped", "random"])
+def test_large_dataset_is_measured_on_whole_queries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """One customer played everything, and counts no more than others; parts of queries would have fewer items."""
+    for name, value in {"_MAX_INTERACTIONS": 10_000, "_MIN_QUERIES": 300, "_MAX_ITEMS": 30}.items():
+        monkeypatch.setattr(co_occurrence_module, name, value)
+    customer_N, item_N = communities(4)
+    heavy_N = np.concatenate([customer_N, np.full(4_000, 2_000)]), np.concatenate([item_N, np.arange(4_000) % 400])
+    plays = write_plays(tmp_path, "plays.csv", *heavy_N)
+    prepare(PrepareOptions.of(train=[plays], hold_out_valid="none", out=tmp_path / "out", order=order))
+    found = read_manifest(Folder(tmp_path / "out")).co_occurrence
+    assert found is not None
+    assert found.lift == pytest.approx(4, rel=0.1)
+    assert found.items_per_query == pytest.approx(18.2, rel=0.02)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from killed_process import killed_at
 from preparing import InterruptingReporter, checksums, entries, prepare_files, random_events, write_parquet, write_text
 
 from crossfade.base.errors import InputError
@@ -100,6 +101,31 @@ def test_interrupt_leaves_neither_output_nor_created_parents(tmp_path: Path, pha
     with pytest.raises(KeyboardInterrupt):
         prepare(PrepareOptions.of(out=tmp_path / "new/deep/out", train=[train]), InterruptingReporter(phase))
     assert entries(tmp_path) == ["e.parquet"]
+
+
+@pytest.mark.parametrize(("phase", "replaced"), [("read events", False), ("write train", False), ("write train", True)])
+def test_kill_leaves_nothing_visible_and_the_next_run_deletes_leftovers(
+    tmp_path: Path, phase: str, replaced: bool
+) -> None:
+    class Killer:
+        def phase(self, name: str, total: int | None, unit: str) -> None:
+            if name == phase:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def advance(self, amount: int) -> None:
+            pass
+
+    train = write_parquet(tmp_path / "e.parquet", **random_events(200))
+    out = tmp_path / "data/out"
+    if replaced:
+        prepare_files(out, train, seed=1)
+    before = checksums(out) if replaced else {}
+    options = PrepareOptions.of(out=out, train=[train], overwrite=replaced)
+    assert killed_at(0, lambda: prepare(options, Killer()))
+    assert (checksums(out) if out.exists() else {}) == before
+    assert len(list(out.parent.glob(".out.partial-*"))) > 0
+    prepare(options)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def test_signal_during_query_raises_exception_of_its_handler(tmp_path: Path) -> None:

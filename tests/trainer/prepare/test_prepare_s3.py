@@ -1,7 +1,6 @@
 """Preparing from and to S3 on a real server: the same dataset as locally, complete or not at all, and errors."""
 
 import hashlib
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,11 +19,11 @@ from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailable
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import ATTEMPTS_VARIABLE
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
-from crossfade.trainer.prepare import extend, pipeline
 from crossfade.trainer.prepare.fetch import _CHUNK_BYTES, fetch_files
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.synthetic_draws import Generator
 from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
 pytestmark = pytest.mark.slow
@@ -74,37 +73,13 @@ def test_s3_gives_same_dataset_as_local_files(workspace: Folder, tmp_path: Path)
         "hold_out": "last-1",
     }
     spec = SyntheticSpec(queries=400, items=200, interactions=30_000, genres=4)
-    write_raw_events(tmp_path / "raw", spec, seed=1)
-    write_raw_events(f"{workspace.uri}/raw", spec, seed=1)
+    write_raw_events(tmp_path / "raw", Generator(spec, seed=1))
+    write_raw_events(f"{workspace.uri}/raw", Generator(spec, seed=1))
     prepare_files(tmp_path / "out", tmp_path / "raw/events/part-00000.parquet", **options)
     manifest = prepare_files(f"{workspace.uri}/out", f"{workspace.uri}/r?w/**/part-*.parquet", **options)
     assert contents(workspace.child("out")) == contents(Folder(tmp_path / "out"))
     assert read_manifest(workspace.child("out")) == manifest
     assert list((tmp_path / "tmp").iterdir()) == []
-
-
-def test_increments_on_s3_take_over_the_files_of_bases_anywhere(
-    workspace: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extend, "CARRIED_FROM_ROWS", 0)
-    first = write_parquet(tmp_path / "first.parquet", **random_events(3000))
-    second = write_parquet(tmp_path / "second.parquet", customer=["c1", "new"], item=[1001, 2000], when=[50, 51])
-    local, remote = Folder(tmp_path / "out"), workspace
-    places = {"a": (local, local), "b": (local, remote), "c": (remote, remote), "d": (remote, local)}
-    for place, (base, out) in places.items():
-        prepare_files(f"{base.uri}/base", first, overwrite=True)
-        manifest = prepare_files(f"{out.uri}/{place}", second, base=f"{base.uri}/base", hold_out_valid="none")
-        found, entity = out.child(place), manifest.entities["customer"]
-        assert contents(found) == contents(local.child("a"))
-        assert entity.overlay is not None
-        assert (entity.overlay.carried, len(entity.files)) == (1, 2)
-        assert set(found.sizes()) == {FILE_NAME, *(file.path for file in manifest.files())}
-    with monkeypatch.context() as patch:
-        patch.setattr(Folder, "open_random", None)
-        remote.take_over("copied", remote, "base/manifest.json")  # by the server
-    assert remote.read("copied") == remote.read("base/manifest.json")
-    with pytest.raises(FileNotFoundError, match="base/missing"):
-        remote.take_over("copied", remote, "base/missing")
 
 
 def test_only_needed_columns_are_fetched(workspace: Folder, tmp_path: Path) -> None:
@@ -361,27 +336,6 @@ def test_server_that_stops_while_reading_ends_the_preparation(tmp_path: Path, mo
     assert caught.value.exit_code == CrossfadeError.exit_code == 1
     assert {path.name for path in tmp_path.iterdir()} == {"e.parquet", "store", "work"}
     assert list((tmp_path / "work").iterdir()) == []
-
-
-def test_killed_preparation_continues_on_s3(
-    workspace: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(pipeline, "KEPT_FROM_BYTES", 0)
-    caplog.set_level(logging.INFO)
-    for seed in range(3):
-        train = write_parquet(tmp_path / f"{seed}.parquet", **random_events(400, seed))
-        upload(workspace.child("in"), f"{seed}.parquet", train)
-    given = {"train": [f"{workspace.uri}/in/*.parquet"], "hold_out": "last-1", "timestamp": "when", "threads": 2}
-    prepare(PrepareOptions.of(out=tmp_path / "out", **given))
-    options = PrepareOptions.of(out=f"{workspace.uri}/out", **given)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(options, InterruptingReporter("write valid"))
-    assert FILE_NAME not in workspace.child("out").sizes()
-    prepare(options)
-    assert "3 of 3 files are read, hold out, write train" in caplog.text
-    assert contents(workspace.child("out")) == contents(Folder(tmp_path / "out"))
-    assert len(workspace.child("out").sizes()) == 1 + len(contents(Folder(tmp_path / "out")))
-    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_large_and_small_objects_are_fetched_in_pieces(workspace: Folder, tmp_path: Path) -> None:
