@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError, model_valida
 from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.data.split_names import SplitName
-from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
+from crossfade.trainer.runs.options import Location, ModelSource
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,7 @@ _CANDIDATES = 100, 10, 1000
 """Candidates of a list: at least, for each item that it shows, and at most, unless it shows more."""
 
 
-_NOT_DIVIDED = ("baselines", "compare", "labels")
-
-
-class EvaluateOptions(ShardOptions, RerankingOptions, ModelSource):
+class EvaluateOptions(RerankingOptions, ModelSource):
     """Which run to evaluate, and how."""
 
     group_notes: ClassVar[Mapping[str, str]] = {"model": "RUN is a local run folder with embeddings."}
@@ -189,24 +186,6 @@ class EvaluateOptions(ShardOptions, RerankingOptions, ModelSource):
         value="N",
         ge=1,
     )
-
-    out: Location | None = option(
-        None, "write the sums of the shard to this folder, or read those of all", group="shards", value="OUT"
-    )
-
-    @model_validator(mode="after")
-    def _check_shards(self) -> Self:
-        name = "shard" if self.shard is not None else "merge"
-        if self.is_divided and self.out is None:
-            how = ("name it with ", Option("out", "OUT"))
-            raise OptionError(name, problem="needs the folder of all shards", fix=how)
-        if self.out is not None and not self.is_divided:
-            fix = ("add ", Option("shard"), ", or leave it out")
-            raise OptionError("out", found=self.out, problem="is the folder of shards", fix=fix)
-        if self.is_divided and (whole := [each for each in _NOT_DIVIDED if getattr(self, each)]):
-            how = ("leave it out, or ", Option(name))
-            raise OptionError(whole[0], problem="is not divided into shards", fix=how)
-        return self
 
     @model_validator(mode="after")
     def _check_label_min_count(self) -> Self:

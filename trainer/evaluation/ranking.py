@@ -47,7 +47,7 @@ as held out: an item with negative feedback stays, and costs a rank if it is ran
 ranked and all held-out ones count. In a dataset with context, a query is a combination of a row and the context of a
 held-out event, whether the model uses context or not, so that models with and without it are measured on the same
 queries. Queries are processed in chunks, so the memory for rankings is bounded, and divided among the workers. Sums
-are exact (``exact_sums.py``), so metrics are the same to the last bit for any chunks, workers, and shards.
+are exact (``exact_sums.py``), so metrics are the same to the last bit for any chunks and workers.
 
 Shapes: Q queries, K ranks or depths, M metrics, N items, I ranked items, T kinds of items, V numbers of D
 digits.

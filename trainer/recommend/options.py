@@ -17,11 +17,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from crossfade.base.errors import Option, OptionError
-from crossfade.base.options import Integer, Number, Options, alternatives, option
+from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.evaluation.options import Labels, RerankingOptions
-from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
+from crossfade.trainer.runs.options import Location, ModelSource
 
 Codes = Literal["flat", "sq8", "pq"]
 OnUnknown = Literal["error", "skip", "popular"]
@@ -240,7 +240,7 @@ class RecommendOptions(RerankingOptions, RankingOptions):
             )
 
 
-class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource):
+class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
     """Whom to recommend to, and the file for recommendations."""
 
     one_of = (("customer", "customers", "all", "history", "history_file"),)
@@ -263,7 +263,7 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
     )
     out: Location | None = option(
         None,
-        "write recommendations to this file: .parquet, .csv, or .jsonl; shards, to a folder of Parquet files",
+        "write recommendations to this file: .parquet, .csv, or .jsonl",
         group="output",
         value="OUT",
     )
@@ -276,18 +276,9 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
         return {"on_unknown": "skip", **values} if values.get("customers") is not None else values
 
     @model_validator(mode="after")
-    def _check_shards(self) -> Self:
-        if self.is_divided and not (self.all or self.customers):
-            many = alternatives(map(Option, ("all", "customers")))
-            raise OptionError("shard" if self.shard else "merge", problem="divides many customers", expected=many)
-        if self.is_divided and self.overwrite:
-            raise OptionError("overwrite", problem="is for a file", fix="to repeat shards, delete their folder")
-        if self.out is not None and not self.is_divided and "://" in self.out:
-            raise OptionError("out", found=self.out, expected=("a local path, or ", Option("shard")))
-        return self
-
-    @model_validator(mode="after")
     def _check_out(self) -> Self:
+        if self.out is not None and "://" in self.out:
+            raise OptionError("out", found=self.out, expected="a local path")
         if self.out is None and (self.all or self.customers is not None):
             name = "all" if self.all else "customers"
             file = Option("out", "FILE.parquet, .csv, or .jsonl")
@@ -302,7 +293,7 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
         return bool(self.history) or self.history_file is not None
 
 
-class IndexOptions(ShardOptions, Options):
+class IndexOptions(Options):
     """Which vectors of a model to index, and how."""
 
     entity: str | None = option(
@@ -329,9 +320,7 @@ class IndexOptions(ShardOptions, Options):
         gt=0,
         le=1,
     )
-    out: Location = option(
-        ..., "write to this folder, which is local unless there are shards", group="output", value="FOLDER"
-    )
+    out: Location = option(..., "write to this folder", group="output", value="FOLDER")
     overwrite: bool = option(False, "replace the index in the folder", group="output")
 
     @model_validator(mode="after")
@@ -339,10 +328,8 @@ class IndexOptions(ShardOptions, Options):
         if self.codes != "pq" and "columns_per_byte" in self.model_fields_set:
             problem, expected = "is for product quantization", Option("codes", "pq")
             raise OptionError("columns_per_byte", found=self.columns_per_byte, problem=problem, expected=expected)
-        if self.is_divided and self.overwrite:
-            raise OptionError("overwrite", problem="replaces a whole index", fix="for shards, choose another folder")
-        if not self.is_divided and "://" in self.out:
-            raise OptionError("out", found=self.out, expected=("a local path, or ", Option("shard")))
+        if "://" in self.out:
+            raise OptionError("out", found=self.out, expected="a local path")
         return self
 
 
