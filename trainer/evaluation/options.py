@@ -3,49 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
-from pydantic import BeforeValidator, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
-from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.runs.options import Location, ModelSource
-
-
-@dataclass(frozen=True)
-class LabelSource:
-    """Where the labels of ``entity`` come from.
-
-    Attributes:
-        entity: the entity.
-        path: a file or, without columns, the name of a feature.
-        id_column: the file's column of IDs; None for a feature.
-        label_column: the file's column of labels; None for a feature.
-    """
-
-    entity: str
-    path: str
-    id_column: str | None = None
-    label_column: str | None = None
-
-
-def _label_source(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    entity, _, rest = value.partition("=")
-    parts = rest.rsplit(":", 2)
-    if not entity or len(parts) == 2 or not all(parts):
-        raise ValueError(
-            "expected ENTITY=FILE:ID_COLUMN:LABEL_COLUMN, as in track=songs.csv:id:genre, or ENTITY=FEATURE"
-        )
-    return LabelSource(entity, *parts)
-
-
-Labels = Annotated[LabelSource, BeforeValidator(_label_source)]
-"""Where labels come from, also written ``track=songs.csv:id:genre`` or ``artist=tag``."""
 
 
 def _max_queries(value: Any) -> Any:
@@ -172,24 +137,3 @@ class EvaluateOptions(RerankingOptions, ModelSource):
         group="segments and comparison",
         value="OTHER_RUN",
     )
-    labels: Labels | None = option(
-        None,
-        "print how many of the ten nearest neighbors share a label, compared with chance and with neighbors by raw "
-        "counts; labels come from a Parquet, CSV or TSV file, or with ENTITY=FEATURE from the dataset",
-        group="label precision",
-        value="ENTITY=FILE:ID_COLUMN:LABEL_COLUMN",
-    )
-    label_min_count: Integer = option(
-        1,
-        "use only rows with N interactions of positive weight in train for label precision",
-        group="label precision",
-        value="N",
-        ge=1,
-    )
-
-    @model_validator(mode="after")
-    def _check_label_min_count(self) -> Self:
-        if self.label_min_count > 1 and self.labels is None:
-            problem, fix = "selects rows for label precision", ("add ", Option("labels"), ", or leave it out")
-            raise OptionError("label_min_count", found=self.label_min_count, problem=problem, fix=fix)
-        return self

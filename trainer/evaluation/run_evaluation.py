@@ -1,4 +1,4 @@
-"""Evaluate a run: the metrics of its rankings, by segments of queries, compared with another run, and by labels.
+"""Evaluate a run: the metrics of its rankings, by segments of queries, and compared with another run.
 
     evaluate_run(EvaluateOptions.of(source="runs/lastfm", split="valid"))["valid"]["ndcg@10"]
 
@@ -8,7 +8,6 @@ Shapes: G groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,24 +19,17 @@ from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.beyond_accuracy import ALL, SegmentValues, load_segment_metrics
 from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings, check_same_dataset, compare
-from crossfade.trainer.evaluation.label_precision import LabelPrecision, label_precision
-from crossfade.trainer.evaluation.labels import read_labels
-from crossfade.trainer.evaluation.options import EvaluateOptions, LabelSource
+from crossfade.trainer.evaluation.options import EvaluateOptions
 from crossfade.trainer.evaluation.paired_gain import GroupSums
 from crossfade.trainer.evaluation.ranking import Alone, EvalMetrics, RankingObserver, evaluate_embeddings
 from crossfade.trainer.evaluation.shortfall import compare_with_baselines
-from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 from crossfade.trainer.runs.run_folder import RunFolder
-
-_LABEL_SEED = 1
-"""The seed of the sample of rows whose labels are compared, so that runs with other seeds are measured on the same."""
 
 
 def evaluate_run(options: EvaluateOptions, reporter: ProgressReporter | None = None) -> dict[str, Any]:
-    """Return the metrics of a run by split, those of baselines and, as ``options`` say, of segments and labels.
+    """Return the metrics of a run by split, those of baselines and, as ``options`` say, of segments.
 
     ``reporter`` gets the progress of tuning baselines.
 
@@ -47,8 +39,6 @@ def evaluate_run(options: EvaluateOptions, reporter: ProgressReporter | None = N
     """
     folder, job = RunFolder(Path(options.source)), job_for(options)
     other = _open_other(RunEmbeddings(job, folder.embeddings), options) if options.compare is not None else None
-    labels = options.labels
-    precision = evaluate_labels(job, folder.embeddings, labels, options.label_min_count) if labels else None
     queries = [] if other is None else [QueryMetrics(job.evaluate.k)]
     ranked = _rank(options, job, folder, queries)
     results: dict[str, Any] = {"task": job.evaluate.task, options.split: ranked.metrics}
@@ -61,8 +51,6 @@ def evaluate_run(options: EvaluateOptions, reporter: ProgressReporter | None = N
         tuned=(reporter or NullReporter()) if options.baselines else None,
         reranking=options,
     )
-    if labels:
-        results["labels"] = {labels.entity: precision}
     if ranked.segments is not None:
         results["segments"] = ranked.segments
     if other is not None:
@@ -102,7 +90,7 @@ def _rank(
 
 
 def evaluate_rankings(options: EvaluateOptions) -> EvalMetrics:
-    """Return the metrics of a run alone, without baselines, segments, labels, and other runs.
+    """Return the metrics of a run alone, without baselines, segments, and other runs.
 
     Raises:
         InputError: as ``evaluate_run``.
@@ -162,18 +150,3 @@ def _compare(queries: QueryMetrics, other: RunEmbeddings, options: EvaluateOptio
     evaluate_embeddings(other.job, other.embeddings, options.split, observers=[others])
     metrics = {name: asdict(found) for name, found in compare(queries, others).items()}
     return {"queries": len(queries.queries()), "metrics": metrics}
-
-
-def evaluate_labels(job: JobConfig, embeddings: Path | Folder, labels: LabelSource, min_count: int) -> LabelPrecision:
-    """Measure how often neighbors share a label (``label_precision.py``), among rows with ``min_count`` in train.
-
-    Raises:
-        InputError: the dataset, the embeddings or the labels cannot be read, or too few rows have labels.
-    """
-    data, manifest, model, _ = open_inputs(job)
-    pairs = read_labels(data, manifest, labels)
-    with closing(open_lineage(job, data, manifest)) as lineage:
-        source, counts_R = EmbeddingFiles(embeddings), lineage.counts(labels.entity)
-        return label_precision(
-            source, model, lineage, labels.entity, pairs, counts_R, min_count=min_count, seed=_LABEL_SEED
-        )

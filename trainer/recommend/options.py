@@ -20,7 +20,7 @@ from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
-from crossfade.trainer.evaluation.options import Labels, RerankingOptions
+from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.runs.options import Location, ModelSource
 
 Codes = Literal["flat", "sq8", "pq"]
@@ -39,6 +39,39 @@ class MetadataFile:
 
     location: str
     id_column: str | None = None
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Where the labels of ``entity`` come from.
+
+    Attributes:
+        entity: the entity.
+        path: a file or, without columns, the name of a feature.
+        id_column: the file's column of IDs; None for a feature.
+        label_column: the file's column of labels; None for a feature.
+    """
+
+    entity: str
+    path: str
+    id_column: str | None = None
+    label_column: str | None = None
+
+
+def _label_source(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    entity, _, rest = value.partition("=")
+    parts = rest.rsplit(":", 2)
+    if not entity or len(parts) == 2 or not all(parts):
+        raise ValueError(
+            "expected ENTITY=FILE:ID_COLUMN:LABEL_COLUMN, as in track=songs.csv:id:genre, or ENTITY=FEATURE"
+        )
+    return LabelSource(entity, *parts)
+
+
+Labels = Annotated[LabelSource, BeforeValidator(_label_source)]
+"""Where labels come from, also written ``track=songs.csv:id:genre`` or ``artist=tag``."""
 
 
 def _limit(value: Any) -> Any:

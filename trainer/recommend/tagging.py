@@ -27,9 +27,8 @@ import pyarrow as pa
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.evaluation.label_precision import count_pairs
-from crossfade.trainer.evaluation.labels import OPTION, LabelPairs, read_labels
 from crossfade.trainer.evaluation.top_k import unit_rows
+from crossfade.trainer.recommend.labels import OPTION, LabelPairs, count_pairs, read_labels
 from crossfade.trainer.recommend.linear_probe import (
     Features,
     can_be_ranked,
