@@ -28,7 +28,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.faiss_lists import (
     SAMPLES_PER_LIST,
     ListOptions,
@@ -38,6 +37,7 @@ from crossfade.trainer.recommend.faiss_lists import (
 )
 from crossfade.trainer.recommend.index_search import search_lists
 from crossfade.trainer.recommend.options import Codes
+from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 from crossfade.trainer.runs.options import ModelSource
 

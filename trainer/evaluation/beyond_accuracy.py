@@ -41,8 +41,8 @@ from crossfade.trainer.evaluation.held_out import HeldOut, count_owners
 from crossfade.trainer.evaluation.list_kernels import add_exposure, list_diversity, mean_over_ranks
 from crossfade.trainer.evaluation.ranking import recall_and_ndcg
 from crossfade.trainer.evaluation.segments import ActivitySegments, ContextSegments, QuerySegments, parse_segments
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 from crossfade.trainer.runs.shown_metrics import error_of
 

@@ -76,18 +76,19 @@ from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
 from crossfade.trainer.embeddings.popularity import read_term
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.exact_sums import AllReduceFunction, ExactSums, sum_over_workers
-from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
+from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 from crossfade.trainer.evaluation.metric_kernels import (
     Truth,
     hit_metrics_per_query,
     mark_seen,
     mean_counts,
 )
-from crossfade.trainer.evaluation.options import RerankingOptions
-from crossfade.trainer.evaluation.reranking import Reranking
-from crossfade.trainer.evaluation.top_k import QUERY_BLOCK, rank_among, rank_items, rank_vectors
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import load_latest_histories
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.options import RerankingOptions
+from crossfade.trainer.recommend.reranking import Reranking
+from crossfade.trainer.recommend.top_k import QUERY_BLOCK, rank_among, rank_items, rank_vectors
 from crossfade.trainer.runs.job_inputs import load_inputs, open_inputs, open_lineage
 from crossfade.trainer.runs.shown_metrics import error_of
 

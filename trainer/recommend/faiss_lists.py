@@ -37,8 +37,8 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError, command
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.options import Codes
+from crossfade.trainer.recommend.top_k import unit_rows
 
 SAMPLES_PER_LIST = 64
 """Vectors that k-means uses for each list."""

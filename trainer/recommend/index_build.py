@@ -32,8 +32,6 @@ from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_vectors
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import (
@@ -57,8 +55,10 @@ from crossfade.trainer.recommend.index_folder import (
     read_card,
 )
 from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, search_lists, without_excluded
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import Codes, IndexOptions
 from crossfade.trainer.recommend.ranker import Ranker
+from crossfade.trainer.recommend.top_k import rank_vectors
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _MEASURED_QUERIES = 1000

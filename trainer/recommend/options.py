@@ -20,7 +20,6 @@ from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
-from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.runs.options import Location, ModelSource
 
 Codes = Literal["flat", "sq8", "pq"]
@@ -205,6 +204,58 @@ class SimilarOptions(RankingOptions):
     entity: str | None = option(
         None, "search this table (default: the item entity)", group="ranking", value="NAME", min_length=1
     )
+
+
+class RerankingOptions(Options):
+    """How lists differ from the best by the model's score alone (``reranking.py`` has the formulas)."""
+
+    group_notes: ClassVar[Mapping[str, str]] = {
+        "re-ranking": "With T the model's temperature, an item's score is s - A * T * log(1 + count). Of the best\n"
+        "10 * N items (at least 100, and at most 1,000 or N), each place takes the one with the largest\n"
+        "(1 - D) * score / T - D * cosine with the most similar item listed already or, with probability E,\n"
+        "any of them. Scores that are shown leave out D and E."
+    }
+
+    popularity_damping: Number = option(
+        0.0, "rank popular items lower; 0 is the model's own ranking", group="re-ranking", value="A", ge=0
+    )
+    diversity: Number = option(
+        0.0,
+        "list items that are less alike; 0 is the model's own ranking, and 1 ignores scores",
+        group="re-ranking",
+        value="D",
+        ge=0,
+        le=1,
+    )
+    exploration: Number = option(
+        0.0, "fill this share of places by chance, from the next best items", group="re-ranking", value="E", ge=0, le=1
+    )
+    seed: Integer = option(
+        1,
+        "draw by this seed, the same for a query until it changes, such as a date",
+        group="re-ranking",
+        value="N",
+        ge=0,
+    )
+
+    @property
+    def is_reranked(self) -> bool:
+        """Whether lists differ from the model's own."""
+        return self.popularity_damping > 0 or self.chooses
+
+    @property
+    def chooses(self) -> bool:
+        """Whether lists are chosen from more items than they show."""
+        return self.diversity > 0 or self.exploration > 0
+
+    def depth(self, count: int) -> int:
+        """Return the number of the best items that a list of ``count`` is chosen from."""
+        low, factor, high = _CANDIDATES
+        return max(count, min(max(factor * count, low), high)) if self.chooses else count
+
+
+_CANDIDATES = 100, 10, 1000
+"""Candidates of a list: at least, for each item that it shows, and at most, unless it shows more."""
 
 
 class RecommendOptions(RerankingOptions, RankingOptions):

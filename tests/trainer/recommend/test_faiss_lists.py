@@ -9,11 +9,11 @@ import pytest
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_vectors
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists, bytes_per_row, num_lists
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import Codes
+from crossfade.trainer.recommend.top_k import rank_vectors
 
 ROWS, QUERIES, DIM = 4000, 50, 16
 METRICS: tuple[ScoreKind, ...] = get_args(ScoreKind)

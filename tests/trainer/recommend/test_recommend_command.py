@@ -18,8 +18,8 @@ from running_command import succeeded
 from written_runs import write_run
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend import bulk
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.model import Rankings, Selection
 
 pytestmark = pytest.mark.slow
