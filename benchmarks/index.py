@@ -7,7 +7,7 @@
 One thread builds and searches. Each index is searched with increasing effort until its recall@100 reaches the target.
 Inner products of vectors of different lengths ("dot") are searched in two ways: by the library's own inner product
 ("ip"), and as Euclidean distance with a further column (Bachrach et al., RecSys 2014; "L2+1"). "crossfade index" is
-what the command builds; pq/4 has a byte for four columns. The neighbors
+what the command builds. The neighbors
 of exact search are the truth. Times are processor seconds, so that other work on the machine does not count. It needs
 faiss-cpu and usearch.
 
@@ -35,7 +35,6 @@ from crossfade.trainer.recommend.faiss_lists import (
     bytes_per_row,
     num_lists,
 )
-from crossfade.trainer.recommend.index_search import search_lists
 from crossfade.trainer.recommend.options import Codes
 from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
@@ -136,10 +135,9 @@ def _cases(metric: str, vectors_ND: FloatArray, query_QD: FloatArray) -> Iterato
         base_ND = np.column_stack([vectors_ND, np.sqrt(square_N.max() - square_N)])
         padded_QD = np.column_stack([query_QD, np.zeros(len(query_QD), np.float32)])
         ways = [(" ip", False, vectors_ND, query_QD), (" L2+1", True, base_ND, padded_QD)]
-    kinds = [(codes, codes, 2) for codes in get_args(Codes)] + [(f"pq/{columns}", "pq", columns) for columns in (4, 8)]
-    for name, codes, columns in kinds:
-        options = ListOptions(metric, codes, columns)  # type: ignore[arg-type]
-        yield f"crossfade index {name}", partial(_build_crossfade, options=options), vectors_ND, query_QD
+    for codes in get_args(Codes):
+        options = ListOptions(metric, codes)  # type: ignore[arg-type]
+        yield f"crossfade index {codes}", partial(_build_crossfade, options=options), vectors_ND, query_QD
     lists = int(4 * len(vectors_ND) ** 0.5)
     for suffix, is_l2, base_ND, searched_QD in ways:
         for name in (f"IVF{lists},Flat", f"IVF{lists},SQ8", "HNSW32,Flat", "HNSW32,SQ8"):
@@ -164,7 +162,7 @@ def _build_crossfade(base_ND: FloatArray, options: ListOptions) -> tuple[Search,
     lists = VectorLists.train(sample_ND, len(base_ND), options, longest)
     lists.add(np.arange(len(base_ND)), base_ND)
     size = len(base_ND) * bytes_per_row(base_ND.shape[1], options)
-    return lambda query_QD, depth, effort: search_lists(lists, base_ND.__getitem__, query_QD, depth, effort)[0], size
+    return lambda query_QD, depth, effort: lists.search(query_QD, depth, effort)[0], size
 
 
 def _build_faiss(base_ND: FloatArray, name: str, is_l2: bool) -> tuple[Search, int]:

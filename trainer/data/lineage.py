@@ -186,19 +186,6 @@ class LineageReader:
             _warn_of_missing_history(self.folder.uri, self.manifest.base.location)
         return []
 
-    def skip_through(self, fingerprint: int) -> bool:
-        """Leave out the base dataset with ``fingerprint`` and those before it; return False if there is no such one.
-
-        Raises:
-            InputError: a base dataset cannot be reached, or is another one than was extended.
-            StorageUnavailableError: storage does not answer.
-        """
-        fingerprints = self.fingerprints()
-        if fingerprint not in fingerprints:
-            return False
-        self.bases = self.bases[fingerprints.index(fingerprint) + 1 :]
-        return True
-
     def read_train(self, *, timestamps: bool = False) -> Iterator[Interactions]:
         """Yield the train interactions of all datasets, the oldest dataset first, one row group at a time.
 

@@ -306,17 +306,6 @@ def check_vocabularies(folder: Folder, manifest: DatasetManifest) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def equal_values(some: pa.ChunkedArray, others: pa.ChunkedArray) -> BoolArray:
-    """Return where two columns of the same rows have the same value, or both none; nowhere if their types differ."""
-    import pyarrow.compute as pc  # takes time to import
-
-    if some.type != others.type:
-        return np.zeros(len(some), np.bool_)
-    both_null = pc.and_(some.is_null(), others.is_null())
-    equal_N: BoolArray = pc.or_(pc.fill_null(pc.equal(some, others), False), both_null).to_numpy()
-    return equal_N
-
-
 def plain_strings(table: pa.Table) -> pa.Table:
     """Cast the large-string columns of ``table`` to strings, since writers differ in which of the two they use."""
     for index, field in enumerate(table.schema):

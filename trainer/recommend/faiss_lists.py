@@ -15,10 +15,6 @@ codes. Scores are those of ``crossfade.trainer.model.spec.Score`` without a temp
   al., "Speeding up the Xbox recommender system using a Euclidean transformation for inner-product spaces", RecSys
   2014).
 
-Product quantization ("pq") stores what a vector differs by from the centroid of its list: for each few columns, which
-of 256 typical values is nearest, in a byte. Its scores are those of the stored values; ``index_search.py`` ranks what
-it finds again, by the vectors.
-
 Only this module imports FAISS.
 
 Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
@@ -42,8 +38,6 @@ from crossfade.trainer.recommend.top_k import unit_rows
 
 SAMPLES_PER_LIST = 64
 """Vectors that k-means uses for each list."""
-MIN_PQ_ROWS = 256
-"""Vectors that product quantization is learned from, at least: as many as a byte has values."""
 _MIN_ROWS_PER_LIST = 16
 ITERATIONS = 10
 
@@ -54,29 +48,25 @@ class ListOptions:
 
     Attributes:
         metric: the score that is searched.
-        codes: ``flat``: float32; ``sq8``: 8 bits per column; ``pq``: 8 bits for ``columns_per_byte`` columns.
-        columns_per_byte: of product quantization.
+        codes: ``flat``: float32; ``sq8``: 8 bits per column.
     """
 
     metric: ScoreKind
     codes: Codes = "flat"
-    columns_per_byte: int = 2
 
     def added_columns(self, dim: int) -> int:
         """Return the columns that vectors of ``dim`` columns get in addition.
 
         Beside that of dot products, with 8-bit codes, they fill up to a multiple of 8, which FAISS compares four times
-        as fast; with product quantization, to a multiple of the columns of a byte.
+        as fast.
         """
         needed = 1 if self.metric == "dot" else 0
-        if self.codes == "pq":
-            return needed + -(dim + needed) % self.columns_per_byte
         return 8 - dim % 8 if needed and self.codes == "sq8" else needed
 
     def code_bytes(self, dim: int) -> int:
         """Return the bytes of a stored vector of ``dim`` columns."""
         width = dim + self.added_columns(dim)
-        return 4 * width if self.codes == "flat" else width if self.codes == "sq8" else width // self.columns_per_byte
+        return 4 * width if self.codes == "flat" else width
 
 
 def load_faiss(purpose: str) -> Any:
@@ -124,8 +114,6 @@ class VectorLists:
         index.cp.niter = ITERATIONS
         index.cp.min_points_per_centroid = 1  # otherwise, it writes warnings to stderr
         index.cp.max_points_per_centroid = SAMPLES_PER_LIST
-        if options.codes == "pq":
-            index.pq.cp.niter, index.pq.cp.min_points_per_centroid = ITERATIONS, 1
         lists = VectorLists(index, options, longest)
         index.train(lists._stored(sample_ND))
         return lists
@@ -149,27 +137,6 @@ class VectorLists:
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
         return VectorLists(index, options)
 
-    @staticmethod
-    def load(path: Path, options: ListOptions) -> VectorLists:
-        """Load the file at ``path``, of flat codes, to change what it has.
-
-        Raises:
-            RuntimeError: it is not an index.
-        """
-        faiss = load_faiss("crossfade serve")
-        from faiss.contrib.inspect_tools import get_invlist
-
-        index = faiss.read_index(str(path))
-        # With the further column, all vectors have the length of the longest.
-        filled = next(number for number in range(index.nlist) if index.invlists.list_size(number))
-        stored_D = get_invlist(index.invlists, filled)[1][0].view(np.float32)  # type: ignore[no-untyped-call]
-        return VectorLists(index, options, float(np.linalg.norm(stored_D)))
-
-    @property
-    def options(self) -> ListOptions:
-        """How vectors are compared and stored."""
-        return self._options
-
     @property
     def rows(self) -> int:
         """The number of vectors."""
@@ -183,10 +150,6 @@ class VectorLists:
     def add(self, rows_N: IntArray, vectors_ND: FloatArray) -> None:
         """Add vectors, which searches will name by ``rows_N``."""
         self._index.add_with_ids(self._stored(vectors_ND), rows_N)
-
-    def remove(self, removed_R: BoolArray) -> None:
-        """Remove the vectors of the rows ``removed_R``, bool (R,)."""
-        self._index.remove_ids(_selector(removed_R))
 
     def write(self, path: Path) -> None:
         """Write the index to ``path``.
@@ -242,13 +205,10 @@ def _new_index(faiss: Any, dim: int, lists: int, options: ListOptions) -> Any:
     inner_product, width = faiss.METRIC_INNER_PRODUCT, dim + options.added_columns(dim)
     if options.metric != "dot":
         metric = faiss.METRIC_L2 if options.metric == "euclidean" else inner_product
-        names = {"flat": "Flat", "sq8": "SQ8", "pq": f"PQ{options.code_bytes(dim)}np"}
-        return faiss.index_factory(width, f"IVF{lists},{names[options.codes]}", metric)
+        return faiss.index_factory(width, f"IVF{lists},{'Flat' if options.codes == 'flat' else 'SQ8'}", metric)
     quantizer = faiss.IndexFlatL2(width)
     if options.codes == "flat":
         index = faiss.IndexIVFFlat(quantizer, width, lists, inner_product)
-    elif options.codes == "pq":
-        index = faiss.IndexIVFPQ(quantizer, width, lists, options.code_bytes(dim), 8, inner_product)
     else:
         # Without residuals, since these would be of distances.
         bits = faiss.ScalarQuantizer.QT_8bit

@@ -6,19 +6,15 @@
 Vectors are read twice: a sample for k-means, and the length of the longest; then all, which are added to the index as
 they are read. The number of lists that a search scans is the smallest power of 2 that reaches the requested recall.
 
-An index of an earlier model may be continued: it keeps its lists, and the vectors that have changed move among them.
-This takes place only while searches scan no more lists than before.
-
 Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import InputError, OptionError
+from crossfade.base.errors import InputError
 from crossfade.base.io.checksums import checksums_of
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.store import TableSpec
@@ -35,7 +31,6 @@ from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import (
-    MIN_PQ_ROWS,
     SAMPLES_PER_LIST,
     ListOptions,
     VectorLists,
@@ -52,29 +47,16 @@ from crossfade.trainer.recommend.index_folder import (
     check_free,
     describe_model,
     indexed_rows,
-    read_card,
 )
-from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, search_lists, without_excluded
+from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
 from crossfade.trainer.recommend.item_lists import ItemLists
-from crossfade.trainer.recommend.options import Codes, IndexOptions
+from crossfade.trainer.recommend.options import IndexOptions
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.top_k import rank_vectors
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _MEASURED_QUERIES = 1000
-_MOST_GROWN = 2
-"""How many times as many lists another number of rows may ask for."""
-_LEAST_GAIN = 0.002
-"""How much more recall twice as many lists must give with product quantization."""
 _SEED = 0
-
-
-@dataclass(frozen=True)
-class EarlierIndex:
-    """An index of flat codes, in ``folder``, of an earlier model whose rows have the same IDs."""
-
-    model: TrainedModel
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -106,13 +88,10 @@ class Indexing:
         metric = options.metric or (model.ranking_metric if entity == item else model.job.model.score)
         model = model.compared_by(metric)
         indexed_R = indexed_rows(model, entity)
-        if not (rows := int(np.count_nonzero(indexed_R))):
+        if not indexed_R.any():
             raise InputError(f"{model.uri}: no row of '{entity}' has a trained vector")
-        if options.codes == "pq" and rows < MIN_PQ_ROWS:
-            problem = f"needs {MIN_PQ_ROWS} vectors, but '{entity}' has {rows} that are trained"
-            raise OptionError("codes", found="pq", problem=problem, expected="flat or sq8")
         table = next(table for table in model.spec.vectors if table.name == entity)
-        kind = ListOptions(metric, options.codes, options.columns_per_byte)
+        kind = ListOptions(metric, options.codes)
         return Indexing(model, table, indexed_R, kind, reporter)
 
     def blocks(self, kept_R: BoolArray, phase: str) -> Iterator[tuple[IntArray, FloatArray]]:
@@ -171,10 +150,8 @@ class Indexing:
         return card
 
 
-def build_index(
-    model: TrainedModel, options: IndexOptions, reporter: ProgressReporter, earlier: EarlierIndex | None = None
-) -> IndexCard:
-    """Build the index, and return its card; ``earlier`` is continued if possible.
+def build_index(model: TrainedModel, options: IndexOptions, reporter: ProgressReporter) -> IndexCard:
+    """Build the index, and return its card.
 
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
@@ -187,55 +164,25 @@ def build_index(
     check_free(out, options.overwrite)
     indexing = Indexing.of(model, options, reporter)
     with staged_export(out, lambda: check_free(out, options.overwrite)) as folder:
-        lists, found, seconds = _make_lists(indexing, options.recall, earlier)
+        start = time.perf_counter()
+        lists = indexing.find_lists()
+        indexing.add(lists, indexing.indexed_R)
+        seconds = time.perf_counter() - start
+        found = measure(indexing, lists, options.recall)
         lists.write(folder / INDEX_FILE)
         return indexing.write_card(folder, lists, found, seconds)
 
 
-def _make_lists(indexing: Indexing, recall: float, earlier: EarlierIndex | None) -> tuple[VectorLists, Found, float]:
-    """Continue ``earlier``, or find lists; return them, how they are searched, and seconds to build."""
-    start = time.perf_counter()
-    if earlier is not None and (lists := _continue(indexing, earlier)) is not None:
-        seconds, most = time.perf_counter() - start, read_card(earlier.folder).index.probes
-        found = measure(indexing, lists, recall, most)
-        if found.measured.recall_at_100 >= recall or found.probes >= lists.lists:
-            return lists, found, seconds
-    lists = indexing.find_lists()
-    indexing.add(lists, indexing.indexed_R)
-    seconds = time.perf_counter() - start
-    return lists, measure(indexing, lists, recall), seconds
+def measure(indexing: Indexing, lists: VectorLists, target: float) -> Found:
+    """Choose how many of the ``lists`` a search scans, by comparison with exact search.
 
-
-def _continue(indexing: Indexing, earlier: EarlierIndex) -> VectorLists | None:
-    """Load the lists of ``earlier``, and move the vectors that have changed; None if lists should be found anew."""
-    table, indexed_R = indexing.table, indexing.indexed_R
-    had_R = np.zeros(table.rows, np.bool_)
-    earlier_model = earlier.model.compared_by(indexing.kind.metric)
-    earlier_R = indexed_rows(earlier_model, table.name)
-    had_R[: len(earlier_R)] = earlier_R
-    changed_R = indexed_R & ~had_R
-    for block_N, vectors_ND in indexing.blocks(indexed_R & had_R, "compare"):
-        before_ND = earlier_model.vectors.vectors(table.name, block_N)
-        changed_R[block_N] = (vectors_ND != before_ND).any(axis=1)
-    lists = VectorLists.load(earlier.folder / INDEX_FILE, indexing.kind)
-    if num_lists(np.count_nonzero(indexed_R)) > _MOST_GROWN * lists.lists:
-        return None
-    lists.remove(had_R & (changed_R | ~indexed_R))
-    indexing.add(lists, changed_R)
-    return lists
-
-
-def measure(indexing: Indexing, lists: VectorLists, target: float, most: int | None = None) -> Found:
-    """Choose how many of the ``lists``, of ``most`` if given, a search scans, by comparison with exact search.
-
-    Items are searched for queries, if by the model's score, and everything else for its own rows. Product quantization
-    limits what any number of lists finds, so that the number is not doubled for little.
+    Items are searched for queries, if by the model's score, and everything else for its own rows.
     """
     model, table, metric = indexing.model, indexing.table, indexing.kind.metric
     is_recommending = table == model.spec.item and metric == model.job.model.score
     source = model.spec.query if is_recommending else table
     query_QD, excluded = _measured_queries(model, source, excludes_itself=not is_recommending)
-    count, score, vectors = len(query_QD), Score.of(metric, 1.0), partial(model.vectors.vectors, table.name)
+    count, score = len(query_QD), Score.of(metric, 1.0)
     # Compile kernels, which may take longer than the ranking.
     rank_vectors(query_QD[:1], score, 1, lambda _: query_QD[:1], excluded.slice(0, 1), MEASURED_DEPTH)
     indexing.reporter.phase("search exactly", count, source.name)
@@ -248,7 +195,7 @@ def measure(indexing: Indexing, lists: VectorLists, target: float, most: int | N
         indexing.reporter.phase(f"search {probes} of {lists.lists} lists", count, source.name)
         start = time.perf_counter()
         # One more, since a row may find itself.
-        best = search_lists(lists, vectors, query_QD, MEASURED_DEPTH + 1, probes)
+        best = lists.search(query_QD, MEASURED_DEPTH + 1, probes)
         found_QK, _ = without_excluded(*best, excluded, MEASURED_DEPTH, len(indexing.indexed_R))
         speed = count / (time.perf_counter() - start)
         measured = IndexMeasurements(
@@ -262,17 +209,9 @@ def measure(indexing: Indexing, lists: VectorLists, target: float, most: int | N
         )
         return Found(probes, measured)
 
-    return _fewest_lists(search, target, max(1, (most or 0) // 2), most or lists.lists, indexing.kind.codes)
-
-
-def _fewest_lists(search: Callable[[int], Found], target: float, probes: int, most: int, codes: Codes) -> Found:
-    """Return the search of the fewest lists, ``most`` at most, that reaches ``target`` or, of pq, what it can reach."""
-    found = search(probes)
-    while found.measured.recall_at_100 < target and found.probes < most:
-        further = search(min(2 * found.probes, most))
-        if codes == "pq" and further.measured.recall_at_100 - found.measured.recall_at_100 < _LEAST_GAIN:
-            break
-        found = further
+    found = search(1)
+    while found.measured.recall_at_100 < target and found.probes < lists.lists:
+        found = search(min(2 * found.probes, lists.lists))
     return found
 
 

@@ -12,7 +12,6 @@ Shapes: Q queries, K ranks, R rows of an entity, N rows of a list, D columns.
 from __future__ import annotations
 
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import closing
@@ -184,12 +183,6 @@ class Selection:
     subset: RowSubset | None = None
     denied_N: IntArray | None = None
     reranking: Reranking | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Differs between selections."""
-        listed = b"" if self.subset is None else self.subset.rows(np.arange(self.subset.table.rows)).tobytes()
-        return f"{self.ranker.fingerprint} {zlib.crc32(listed):08x}"
 
     def rank(self, query_QD: FloatArray, excluded: ItemLists, k: int, keys_Q: IntArray) -> Rankings:
         """Return ``k`` rows for each of ``query_QD``, float32, without those ``excluded`` for it.

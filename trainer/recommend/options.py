@@ -22,7 +22,7 @@ from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.runs.options import Location, ModelSource
 
-Codes = Literal["flat", "sq8", "pq"]
+Codes = Literal["flat", "sq8"]
 OnUnknown = Literal["error", "skip", "popular"]
 """What a query without a trained vector, such as an unknown customer, gets."""
 
@@ -390,11 +390,8 @@ class IndexOptions(Options):
     )
     codes: Codes = option(
         "flat",
-        "store vectors as float32 (flat), in 8 bits per column (sq8), or by product quantization (pq)",
+        "store vectors as float32 (flat), or in 8 bits per column (sq8)",
         group="index",
-    )
-    columns_per_byte: Integer = option(
-        2, "store N columns in a byte, if the codes are pq", group="index", value="N", ge=1, le=64
     )
     recall: Number = option(
         0.95,
@@ -409,9 +406,6 @@ class IndexOptions(Options):
 
     @model_validator(mode="after")
     def _check_out(self) -> Self:
-        if self.codes != "pq" and "columns_per_byte" in self.model_fields_set:
-            problem, expected = "is for product quantization", Option("codes", "pq")
-            raise OptionError("columns_per_byte", found=self.columns_per_byte, problem=problem, expected=expected)
         if "://" in self.out:
             raise OptionError("out", found=self.out, expected="a local path")
         return self

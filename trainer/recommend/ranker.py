@@ -8,7 +8,6 @@ Shapes: Q queries, K ranks, J ranks before limits per group, N elements of lists
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from functools import partial
 
@@ -67,15 +66,6 @@ class Ranker:
         self._num_candidates = int(np.count_nonzero(candidates.kept_R))
         self._keep_vectors = keep_vectors and table.rows * table.dim * _VALUE_BYTES <= _KEPT_BYTES
         self._kept_blocks: list[Block] | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Differs between candidates, damping, and limits per group."""
-        crc = zlib.crc32(self._penalty_R.tobytes())
-        if self._candidates.groups is not None:
-            for array in (self._candidates.groups.starts_R1, self._candidates.groups.values_N):
-                crc = zlib.crc32(array.tobytes(), crc)
-        return f"{crc:08x} {self._candidates.max_per_group}"
 
     def rank(
         self, query_QD: FloatArray, excluded: ItemLists, count: int, enough: int | None = None

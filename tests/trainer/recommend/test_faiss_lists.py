@@ -64,24 +64,6 @@ def test_all_lists_of_flat_codes_rank_exactly(metric: ScoreKind) -> None:
     np.testing.assert_allclose(scores_QK, truth_scores_QK, rtol=2e-4, atol=2e-3)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_lists_of_a_file_rank_what_has_changed(metric: ScoreKind, tmp_path: Path) -> None:
-    vectors_ND, query_QD = clustered()
-    build(vectors_ND, ListOptions(metric)).write(tmp_path / "index")
-    lists = VectorLists.load(tmp_path / "index", ListOptions(metric))
-    if metric == "dot":
-        assert lists._longest == pytest.approx(np.linalg.norm(vectors_ND, axis=1).max(), rel=1e-6)
-    changed_N = np.arange(0, ROWS, 3)
-    vectors_ND[changed_N] = 1.1 * vectors_ND[changed_N[::-1]]
-    removed_R = np.zeros(2 * ROWS, np.bool_)
-    removed_R[2 * changed_N] = True
-    lists.remove(removed_R)
-    lists.add(2 * changed_N, vectors_ND[changed_N])
-    truth_QK = 2 * exact(metric, vectors_ND, query_QD, 20)[0]
-    assert np.mean(lists.search(query_QD, 20, lists.lists)[0] == truth_QK) > 0.99
-    assert recall(lists.search(query_QD, 20, 64)[0], truth_QK) > 0.8
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("codes", get_args(Codes))
 @pytest.mark.parametrize("metric", METRICS)
@@ -95,13 +77,13 @@ def test_some_lists_find_most_neighbors(metric: ScoreKind, codes: Codes) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("codes", "least"), [("flat", 0.9), ("sq8", 0.9), ("pq", 0.8)])
-def test_few_lists_have_the_largest_inner_products(codes: Codes, least: float) -> None:
+@pytest.mark.parametrize("codes", get_args(Codes))
+def test_few_lists_have_the_largest_inner_products(codes: Codes) -> None:
     vectors_ND, query_QD = clustered()
     lists = build(vectors_ND, ListOptions("dot", codes))
     truth_QK = 2 * exact("dot", vectors_ND, query_QD, 20)[0]
     # Without the further column, a search of 16 of 250 lists finds a fifth of them.
-    assert recall(lists.search(query_QD, 20, 16)[0], truth_QK) > least
+    assert recall(lists.search(query_QD, 20, 16)[0], truth_QK) > 0.9
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -135,7 +117,7 @@ def test_number_of_lists_follows_rows(rows: int, lists: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "codes"),
-    [("dot", "flat"), ("cosine", "flat"), ("euclidean", "sq8"), ("dot", "sq8"), ("cosine", "pq"), ("dot", "pq")],
+    [("dot", "flat"), ("cosine", "flat"), ("euclidean", "sq8"), ("dot", "sq8")],
 )
 def test_file_has_the_stated_bytes_per_row(metric: ScoreKind, codes: Codes, tmp_path: Path) -> None:
     vectors_ND, _ = clustered()

@@ -17,10 +17,7 @@ from command_here import crossfade_here, rejected_here
 from running_command import succeeded
 from written_runs import write_run
 
-from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.recommend import bulk
-from crossfade.trainer.recommend.item_lists import ItemLists
-from crossfade.trainer.recommend.model import Rankings, Selection
 
 pytestmark = pytest.mark.slow
 
@@ -233,60 +230,6 @@ def test_unknown_customers_are_left_out_or_get_popular_tracks(
         (customer, track) for customer in ("x", "y", "c010") for track in expected[customer]
     ]
     assert [row["is_fallback"] for row in rows] == 8 * [True] + 4 * [False]
-
-
-def test_interrupted_command_continues_with_the_first_missing_part(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, out = tmp_path / "whole.parquet", tmp_path / "recs.parquet"
-    command = ("recommend", "run", "--all", "-k", 5)
-    succeeded(crossfade_here(*command, "--out", whole, cwd=workspace))
-    monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 70)
-    ranked: list[int] = []
-    rank = Selection.rank
-
-    def interrupted(self: Selection, query_QD: FloatArray, excluded: ItemLists, k: int, keys_Q: IntArray) -> Rankings:
-        ranked.append(len(query_QD))
-        if len(ranked) == 3:
-            raise OSError("the disk is full")
-        return rank(self, query_QD, excluded, k, keys_Q)
-
-    monkeypatch.setattr(Selection, "rank", interrupted)
-    assert crossfade_here(*command, "--out", out, cwd=workspace).returncode == 1
-    assert not out.exists()
-    other = ("recommend", "run", "--all", "-k", 6, "--out", out)
-    message = rejected_here("holds an unfinished result of another request", "recommend", *other[1:], cwd=workspace)
-    assert "(different: options)" in message
-    succeeded(crossfade_here(*command, "--out", out, cwd=workspace))
-    assert ranked == [70, 70, 70, 70, 70, 20]
-    assert pq.read_table(out).equals(pq.read_table(whole))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.parquet", "whole.parquet"]
-
-
-def test_parts_of_a_changed_filter_file_are_not_continued(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    allowed, out = tmp_path / "ids.txt", tmp_path / "recs.parquet"
-    command = ("run", "--all", "--allow", allowed, "--out", out)
-    allowed.write_text("5001\n5002\n")
-
-    def full(*_: object) -> Rankings:
-        raise OSError("the disk is full")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(Selection, "rank", full)
-        assert crossfade_here("recommend", *command, cwd=workspace).returncode == 1
-    allowed.write_text("5001\n5003\n")
-    message = rejected_here("holds an unfinished result of another request", "recommend", *command, cwd=workspace)
-    assert "(different: candidates)" in message
-
-
-def test_parts_are_bounded_in_queries_and_interactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 3)
-    monkeypatch.setattr(bulk, "_MAX_PART_INTERACTIONS", 10)
-    assert bulk.part_starts(np.array([50, 4, 6, 1, 1, 1, 1, 9])).tolist() == [0, 1, 3, 6, 8]
-    assert bulk.part_starts(np.array([], np.int64)).tolist() == [0]
-    assert bulk.part_starts(np.ones(5, np.int64), 2).tolist() == [0, 2, 4, 5]
 
 
 def test_new_customer_gets_recommendations_by_history(workspace: Path, tmp_path: Path) -> None:
