@@ -4,7 +4,7 @@
     labels.row_P, labels.label_P                # distinct pairs of a row and one of its labels, sorted
     labels.texts                                # the text of each label
 
-Shapes: P pairs, S labeled rows, by place, R rows, N interactions, C rows of the other side.
+Shapes: P pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from crossfade.base.errors import InputError, Option
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.features import iter_pairs
-from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import execute, working_database
@@ -31,8 +30,6 @@ from crossfade.trainer.prepare.raw_files import open_columns, read_errors
 from crossfade.trainer.recommend.options import LabelSource
 
 OPTION = Option("labels")
-MAX_COUNTED_INTERACTIONS = 1 << 23
-"""Interactions that are counted; each takes at most about 100 bytes of memory."""
 
 
 @dataclass(frozen=True)
@@ -119,22 +116,3 @@ def _from_file(
         texts = connection.sql("SELECT DISTINCT label FROM known JOIN given USING (id) ORDER BY label").to_arrow_table()
     row_P, label_P = (pairs.column(name).cast(pa.int64()).to_numpy() for name in ("row", "label"))
     return LabelPairs(row_P, label_P, texts.column("label").cast(pa.string()).combine_chunks())
-
-
-def count_pairs(lineage: LineageReader, entity: str, row_S: IntArray, seed: int) -> tuple[IntArray, IntArray]:
-    """Return pairs of a row of the other side and a place, other·S + place, sorted, and their positive interactions.
-
-    With more than ``MAX_COUNTED_INTERACTIONS`` in train, a sample of the other side is counted.
-    """
-    manifest = lineage.manifest
-    on_query = entity == manifest.query
-    place_R = np.full(manifest.entities[entity].rows, -1, np.int64)
-    place_R[row_S] = np.arange(len(row_S))
-    others = manifest.entities[manifest.item if on_query else manifest.query].rows
-    counted_C = np.random.default_rng(seed).random(others) < MAX_COUNTED_INTERACTIONS / max(lineage.train_rows(), 1)
-    parts = [np.empty(0, np.int64)]
-    for part in lineage.read_train():
-        row_N, other_N = (part.query_N, part.item_N) if on_query else (part.item_N, part.query_N)
-        kept_N = (part.weight_N > 0) & (place_R[row_N] >= 0) & counted_C[other_N]
-        parts.append(other_N[kept_N].astype(np.int64) * len(row_S) + place_R[row_N[kept_N]])
-    return np.unique(np.concatenate(parts), return_counts=True)

@@ -412,33 +412,14 @@ class IndexOptions(Options):
 
 
 class SequenceOptions(ListFiles, ModelSource):
-    """Which path to find, or which paths to measure."""
+    """Which path to find."""
 
-    start: str | None = option(None, "begin with this name or ID", group="rows", value="A", positional=True)
-    end: str | None = option(None, "end with this name or ID", group="rows", value="B", positional=True)
+    start: str = option(..., "begin with this name or ID", group="rows", value="A", positional=True)
+    end: str = option(..., "end with this name or ID", group="rows", value="B", positional=True)
     length: Integer = option(10, "list N rows, A and B among them", group="rows", value="N", ge=3, le=100)
     entity: str | None = option(
         None, "search this table (default: the item entity of the run's job)", group="rows", value="NAME"
     )
-    measure: Integer | None = option(
-        None,
-        "measure how smooth the paths between this many random pairs are, beside those of other methods",
-        group="measurement (without A and B)",
-        value="PAIRS",
-        ge=1,
-    )
-    seed: Integer = option(1, "draw the pairs with this seed", group="measurement (without A and B)", value="N", ge=0)
-
-    @model_validator(mode="after")
-    def _check_ends(self) -> Self:
-        measuring = Option("measure")
-        if self.measure is None and self.end is None:
-            problem = "is missing, and a path needs two names or IDs"
-            raise OptionError("end", problem=problem, fix=("to measure paths of random pairs, use ", measuring))
-        if self.measure is not None and self.start is not None:
-            fix = (f"leave out '{self.start}', or ", measuring)
-            raise OptionError("measure", found=self.measure, problem="draws random pairs", fix=fix)
-        return self
 
 
 class TagOptions(Options):
