@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray
+from crossfade.base.errors import MissingExtraError, Option
 from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.base.text import counted
@@ -76,6 +78,8 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
             tables = [recommendation_table(model, pa.array(ids), rankings)]
             return Recommended(len(ids), write_output(Path(options.out), tables))
         return Recommended(len(ids), 0, [RowLabel(id, None) for id in ids], rankings, histories)
+    if options.engine == "spark":
+        return _on_spark(model, options)
     if options.all:
         queries = all_queries(model, options.on_unknown)
     elif options.customers is not None:
@@ -90,6 +94,16 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
     found, ids = model.labels(model.query, rows_Q[rows_Q >= 0].tolist()), queries.ids(model).to_pylist()
     labels = [found.get(row) or RowLabel(id, None) for row, id in zip(rows_Q.tolist(), ids, strict=True)]
     return Recommended(len(rows_Q), 0, labels, rankings, histories, _fallback(model, queries, options))
+
+
+def _on_spark(model: Model, options: RecommendToOptions) -> Recommended:
+    try:
+        import_module("pandas")  # PySpark needs it, and does not require it
+        spark_bulk = import_module("crossfade.trainer.recommend.spark_bulk")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "pyspark", "spark", Option("engine", "spark")) from error
+    found: Recommended = spark_bulk.recommend_on_spark(model, options)
+    return found
 
 
 def _new_histories(model: Model, options: RecommendToOptions, log: Log) -> tuple[list[str], Histories]:
