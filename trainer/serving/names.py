@@ -6,7 +6,7 @@
     names.search("radio", limit=10)                 # [7, 212, ...]
 
 Each entity has a table, in the order of rows: row, id, name, and the name or, without one, the ID without accents and
-case. Another table has the joined IDs and their parts.
+case.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import json
 import sqlite3
 import threading
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,6 @@ import pyarrow as pa
 from crossfade.base.arrays import IntArray
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.source_columns import SEPARATOR, split_id
 from crossfade.trainer.recommend.row_names import RowLabel, unknown
 
 _SAME_NAME = 64
@@ -62,16 +60,12 @@ def _write_table(
     connection: sqlite3.Connection, number: int, vocabulary: Vocabulary, reporter: ProgressReporter
 ) -> None:
     connection.execute(f"CREATE TABLE rows_{number:d} (row INTEGER PRIMARY KEY, id, name TEXT, folded TEXT)")
-    connection.execute(f"CREATE TABLE joined_{number:d} (folded TEXT, is_part INTEGER, row INTEGER)")
     connection.execute("BEGIN")
     for table in vocabulary.iter_tables():
-        rows = _named_rows(table)
-        _insert(connection, f"rows_{number:d}", rows)
-        _insert(connection, f"joined_{number:d}", _joined_ids(rows))
+        connection.executemany(f"INSERT INTO rows_{number:d} VALUES (?, ?, ?, ?)", _named_rows(table))  # noqa: S608
         reporter.advance(table.num_rows)
     connection.execute("COMMIT")
     connection.execute(f"CREATE INDEX ids_{number:d} ON rows_{number:d} (id)")
-    connection.execute(f"CREATE INDEX parts_{number:d} ON joined_{number:d} (folded, is_part, row)")
     if "name" in vocabulary.columns:
         connection.execute(f"CREATE INDEX names_{number:d} ON rows_{number:d} (folded)")
     # Words of the names and IDs, which matches list in the order of rows, the most frequent first.
@@ -91,19 +85,6 @@ def _named_rows(table: pa.Table) -> list[_NamedRow]:
         for row, id, name in zip(rows, ids, names, strict=True)
         if id is not None
     ]
-
-
-def _joined_ids(rows: Iterable[_NamedRow]) -> Iterator[tuple[str, int, int]]:
-    """Yield each joined ID, and each of its parts, without accents and case, whether it is a part, and the row."""
-    for row, id, *_ in rows:
-        if isinstance(id, str) and SEPARATOR in id:
-            for is_part, texts in enumerate(([id], split_id(id))):
-                yield from ((fold(text), is_part, row) for text in texts)
-
-
-def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    marks = "?, ?, ?, ?" if table.startswith("rows") else "?, ?, ?"
-    connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - a number
 
 
 def fold(text: str) -> str:
@@ -141,8 +122,7 @@ class StoredNames:
     def find(self, text: str) -> int | None:
         """Return the row with this ID or else the first, which is the most frequent, of this name; None: there is none.
 
-        Without such a row, it is the first whose ID has the text as one of the parts that it joins. Names, joined IDs,
-        and their parts are compared without regard to case and accents, but an exact name is preferred.
+        Names are compared without regard to case and accents, but an exact name is preferred.
         """
         number, connection = self._number, self._connection()
         ids = [text]
@@ -160,11 +140,6 @@ class StoredNames:
                 [folded],
             ).fetchall()
         exact = [row for row, name in same if name.lower() == text.lower()]
-        if not same:
-            same = connection.execute(
-                f"SELECT row FROM joined_{number:d} WHERE folded = ? ORDER BY is_part, row LIMIT 1",  # noqa: S608
-                [folded],
-            ).fetchall()
         return exact[0] if exact else same[0][0] if same else None
 
     def labels(self, rows: Collection[int]) -> dict[int, RowLabel]:

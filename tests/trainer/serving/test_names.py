@@ -9,7 +9,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.recommend.row_names import RowLabel, RowNames
+from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.serving.names import StoredNames, write_names
 
 ARTISTS = ["Radiohead", "Björk", "bjork", "The Beatles", "Beat Happening", "Radio 4", "BJÖRK", "99"]
@@ -42,15 +42,6 @@ def test_rows_are_found_by_id_before_name(names: dict[str, StoredNames]) -> None
 def test_exact_name_is_preferred_to_one_without_accents(names: dict[str, StoredNames]) -> None:
     assert [names["artist"].find(text) for text in ("björk", "BJORK", "radiohead", "bjôrk")] == [1, 2, 0, 1]
     assert names["artist"].find("Portishead") is None
-
-
-def test_joined_id_is_found_by_its_parts_as_commands_find_it(tmp_path: Path, names: dict[str, StoredNames]) -> None:
-    texts = ["Radiohead|Creep", "creep", "CREEP", "joga", "BJORK|joga", "ac|dc", "t.n.t.", "Skinny Puppy", "tlc"]
-    found = [names["track"].find(text) for text in texts]
-    assert found == [0, 5, 0, 1, 1, 3, 3, 4, 2]
-    (tmp_path / "again").mkdir()
-    assert found == RowNames(vocabularies_in(tmp_path / "again")["track"], "track").find(texts)
-    assert names["track"].find("reep") is None
 
 
 def test_labels_have_the_ids_types(names: dict[str, StoredNames]) -> None:

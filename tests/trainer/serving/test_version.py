@@ -140,16 +140,6 @@ def test_allow_and_deny_lists_hold_with_exclusions(
     np.testing.assert_array_equal(found.rows_QK, served.recommend(EVERYONE, denied).rows_QK)
 
 
-def test_histories_are_those_of_the_dataset(workspace: Path, served: Model) -> None:
-    expected, found = use(workspace, lambda model: model.histories(EVERYONE)), served.histories(EVERYONE)
-    np.testing.assert_array_equal(found.lists.starts_Q1, expected.lists.starts_Q1)
-    np.testing.assert_array_equal(found.lists.items_N, expected.lists.items_N)
-    np.testing.assert_array_equal(found.weight_N, expected.weight_N)
-    some = served.histories(np.array([7, 3]))
-    np.testing.assert_array_equal(_items(some, 0), _items(expected, 7))
-    np.testing.assert_array_equal(_items(some, 1), _items(expected, 3))
-
-
 def _items(histories: Histories, query: int) -> IntArray:
     return histories.lists.items_N[slice(*histories.lists.starts_Q1[query : query + 2])]
 
