@@ -32,7 +32,6 @@ from crossfade.trainer.recommend.faiss_lists import (
     SAMPLES_PER_LIST,
     ListOptions,
     VectorLists,
-    bytes_per_row,
     num_lists,
 )
 from crossfade.trainer.recommend.options import Codes
@@ -161,7 +160,7 @@ def _build_crossfade(base_ND: FloatArray, options: ListOptions) -> tuple[Search,
     longest = float(np.linalg.norm(base_ND, axis=1).max())
     lists = VectorLists.train(sample_ND, len(base_ND), options, longest)
     lists.add(np.arange(len(base_ND)), base_ND)
-    size = len(base_ND) * bytes_per_row(base_ND.shape[1], options)
+    size = len(faiss.serialize_index(lists._index))
     return lambda query_QD, depth, effort: lists.search(query_QD, depth, effort)[0], size
 
 

@@ -63,11 +63,6 @@ class ListOptions:
         needed = 1 if self.metric == "dot" else 0
         return 8 - dim % 8 if needed and self.codes == "sq8" else needed
 
-    def code_bytes(self, dim: int) -> int:
-        """Return the bytes of a stored vector of ``dim`` columns."""
-        width = dim + self.added_columns(dim)
-        return 4 * width if self.codes == "flat" else width
-
 
 def load_faiss(purpose: str) -> Any:
     """Import FAISS and let it use as many threads as the other kernels.
@@ -86,11 +81,6 @@ def load_faiss(purpose: str) -> Any:
 def num_lists(rows: int) -> int:
     """Return the number of lists for ``rows`` vectors: 4√rows, but lists of at least 16 on average."""
     return max(1, min(int(4 * math.sqrt(rows)), rows // _MIN_ROWS_PER_LIST))
-
-
-def bytes_per_row(dim: int, options: ListOptions) -> int:
-    """Return the bytes of a vector and its row number."""
-    return options.code_bytes(dim) + 8
 
 
 class VectorLists:
@@ -138,9 +128,9 @@ class VectorLists:
         return VectorLists(index, options)
 
     @property
-    def rows(self) -> int:
-        """The number of vectors."""
-        return int(self._index.ntotal)
+    def metric(self) -> ScoreKind:
+        """The score that is searched."""
+        return self._options.metric
 
     @property
     def lists(self) -> int:

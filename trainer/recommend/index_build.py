@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +23,6 @@ import pyarrow.parquet as pq
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.checksums import checksums_of
-from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
@@ -52,102 +50,10 @@ from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_exc
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import IndexOptions
 from crossfade.trainer.recommend.ranker import Ranker
-from crossfade.trainer.recommend.top_k import rank_vectors
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _MEASURED_QUERIES = 1000
 _SEED = 0
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search of ``probes`` lists finds."""
-
-    probes: int
-    measured: IndexMeasurements
-
-
-@dataclass(frozen=True)
-class Indexing:
-    """Which vectors of ``model`` are indexed, those of the rows ``indexed_R`` of ``table``, bool (R,), and how."""
-
-    model: TrainedModel
-    table: TableSpec
-    indexed_R: BoolArray
-    kind: ListOptions
-    reporter: ProgressReporter
-
-    @staticmethod
-    def of(model: TrainedModel, options: IndexOptions, reporter: ProgressReporter) -> Indexing:
-        """Return what ``options`` ask for.
-
-        Raises:
-            InputError: the model has no vectors of the entity, or too few.
-        """
-        entity, item = options.entity or model.spec.item.name, model.spec.item.name
-        metric = options.metric or (model.ranking_metric if entity == item else model.job.model.score)
-        model = model.compared_by(metric)
-        indexed_R = indexed_rows(model, entity)
-        if not indexed_R.any():
-            raise InputError(f"{model.uri}: no row of '{entity}' has a trained vector")
-        table = next(table for table in model.spec.vectors if table.name == entity)
-        kind = ListOptions(metric, options.codes)
-        return Indexing(model, table, indexed_R, kind, reporter)
-
-    def blocks(self, kept_R: BoolArray, phase: str) -> Iterator[tuple[IntArray, FloatArray]]:
-        """Yield the rows in ``kept_R`` and their vectors, from front to back, so that checksums are verified."""
-        self.reporter.phase(phase, self.table.rows, "row")
-        for first in range(0, self.table.rows, GROUP_ROWS):
-            block_N = np.arange(first, min(first + GROUP_ROWS, self.table.rows), dtype=np.int64)
-            kept_N = kept_R[block_N]
-            vectors_ND = self.model.vectors.vectors(self.table.name, block_N)
-            yield block_N[kept_N], vectors_ND[kept_N]
-            self.reporter.advance(len(block_N))
-
-    def find_lists(self) -> VectorLists:
-        """Find the lists, by a random sample, and the length of the longest vector."""
-        rows_N = np.flatnonzero(self.indexed_R)
-        count = min(len(rows_N), SAMPLES_PER_LIST * num_lists(len(rows_N)))
-        sampled_R = np.zeros(self.table.rows, np.bool_)
-        sampled_R[np.random.default_rng(_SEED).choice(rows_N, count, replace=False)] = True
-        sample_ND, longest, filled = np.empty((count, self.table.dim), np.float32), 0.0, 0
-        for block_N, vectors_ND in self.blocks(self.indexed_R, "sample"):
-            chosen_ND = vectors_ND[sampled_R[block_N]]
-            sample_ND[filled : filled + len(chosen_ND)] = chosen_ND
-            filled += len(chosen_ND)
-            longest = max(longest, float(np.sqrt(np.square(vectors_ND).sum(axis=1).max(initial=0))))
-        self.reporter.phase("find lists", None, "row")
-        return VectorLists.train(sample_ND, len(rows_N), self.kind, longest)
-
-    def add(self, lists: VectorLists, added_R: BoolArray) -> None:
-        """Add the vectors of ``added_R`` to ``lists``."""
-        for block_N, vectors_ND in self.blocks(added_R, "add"):
-            lists.add(block_N, vectors_ND)
-
-    def write_card(self, folder: Path, lists: VectorLists, found: Found, seconds: float) -> IndexCard:
-        """Write the rows and the card of the index in ``folder``, whose ``lists`` took ``seconds``."""
-        rows_N = np.flatnonzero(self.indexed_R)
-        _write_rows(self.model, self.table.name, self.indexed_R, folder / ROWS_FILE)
-        card = IndexCard(
-            model=describe_model(self.model, self.table.name, rows_N),
-            entity=self.table.name,
-            metric=self.kind.metric,
-            rows=len(rows_N),
-            dim=self.table.dim,
-            library_version=load_faiss("crossfade index").__version__,
-            index=IndexParameters(
-                codes=self.kind.codes,
-                columns=self.table.dim + self.kind.added_columns(self.table.dim),
-                lists=lists.lists,
-                probes=found.probes,
-            ),
-            measured=found.measured,
-            files=checksums_of(folder),
-            build_seconds=round(seconds, 3),
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        (folder / CARD_FILE).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        return card
 
 
 def build_index(model: TrainedModel, options: IndexOptions, reporter: ProgressReporter) -> IndexCard:
@@ -156,63 +62,103 @@ def build_index(model: TrainedModel, options: IndexOptions, reporter: ProgressRe
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
         CrossfadeError: ``out`` cannot be written.
-        InputError: the model has no vectors of the entity, or too few, or ``out`` may not be replaced.
+        InputError: the model has no vectors of the entity, or ``out`` may not be replaced.
         MissingExtraError: FAISS is not installed.
     """
-    load_faiss("crossfade index")
-    out = Path(options.out)
+    faiss, out = load_faiss("crossfade index"), Path(options.out)
     check_free(out, options.overwrite)
-    indexing = Indexing.of(model, options, reporter)
+    entity, item = options.entity or model.spec.item.name, model.spec.item.name
+    metric = options.metric or (model.ranking_metric if entity == item else model.job.model.score)
+    model, kind = model.compared_by(metric), ListOptions(metric, options.codes)
+    indexed_R = indexed_rows(model, entity)
+    if not indexed_R.any():
+        raise InputError(f"{model.uri}: no row of '{entity}' has a trained vector")
+    table = next(table for table in model.spec.vectors if table.name == entity)
     with staged_export(out, lambda: check_free(out, options.overwrite)) as folder:
         start = time.perf_counter()
-        lists = indexing.find_lists()
-        indexing.add(lists, indexing.indexed_R)
+        lists = _find_lists(model, table, indexed_R, kind, reporter)
+        for block_N, vectors_ND in _blocks(model, table, indexed_R, reporter):
+            lists.add(block_N, vectors_ND)
         seconds = time.perf_counter() - start
-        found = measure(indexing, lists, options.recall)
+        probes, measured = _measure(model, table, indexed_R, lists, options.recall, reporter)
         lists.write(folder / INDEX_FILE)
-        return indexing.write_card(folder, lists, found, seconds)
+        _write_rows(model, entity, indexed_R, folder / ROWS_FILE)
+        columns = table.dim + kind.added_columns(table.dim)
+        card = IndexCard(
+            model=describe_model(model, entity, np.flatnonzero(indexed_R)),
+            entity=entity,
+            metric=metric,
+            rows=int(np.count_nonzero(indexed_R)),
+            dim=table.dim,
+            library_version=faiss.__version__,
+            index=IndexParameters(codes=kind.codes, columns=columns, lists=lists.lists, probes=probes),
+            measured=measured,
+            files=checksums_of(folder),
+            build_seconds=round(seconds, 3),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        (folder / CARD_FILE).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return card
 
 
-def measure(indexing: Indexing, lists: VectorLists, target: float) -> Found:
+def _blocks(
+    model: TrainedModel, table: TableSpec, kept_R: BoolArray, reporter: ProgressReporter
+) -> Iterator[tuple[IntArray, FloatArray]]:
+    """Yield the rows in ``kept_R`` and their vectors, from front to back, so that checksums are verified."""
+    reporter.phase("read vectors", table.rows, "row")
+    for first in range(0, table.rows, GROUP_ROWS):
+        block_N = np.arange(first, min(first + GROUP_ROWS, table.rows), dtype=np.int64)
+        kept_N = kept_R[block_N]
+        vectors_ND = model.vectors.vectors(table.name, block_N)
+        yield block_N[kept_N], vectors_ND[kept_N]
+        reporter.advance(len(block_N))
+
+
+def _find_lists(
+    model: TrainedModel, table: TableSpec, indexed_R: BoolArray, kind: ListOptions, reporter: ProgressReporter
+) -> VectorLists:
+    """Find the lists, by a random sample, and the length of the longest vector."""
+    rows_N = np.flatnonzero(indexed_R)
+    count = min(len(rows_N), SAMPLES_PER_LIST * num_lists(len(rows_N)))
+    sampled_R = np.zeros(table.rows, np.bool_)
+    sampled_R[np.random.default_rng(_SEED).choice(rows_N, count, replace=False)] = True
+    sample_ND, longest, filled = np.empty((count, table.dim), np.float32), 0.0, 0
+    for block_N, vectors_ND in _blocks(model, table, indexed_R, reporter):
+        chosen_ND = vectors_ND[sampled_R[block_N]]
+        sample_ND[filled : filled + len(chosen_ND)] = chosen_ND
+        filled += len(chosen_ND)
+        longest = max(longest, float(np.sqrt(np.square(vectors_ND).sum(axis=1).max(initial=0))))
+    reporter.phase("find lists", None, "row")
+    return VectorLists.train(sample_ND, len(rows_N), kind, longest)
+
+
+def _measure(
+    model: TrainedModel,
+    table: TableSpec,
+    indexed_R: BoolArray,
+    lists: VectorLists,
+    target: float,
+    reporter: ProgressReporter,
+) -> tuple[int, IndexMeasurements]:
     """Choose how many of the ``lists`` a search scans, by comparison with exact search.
 
     Items are searched for queries, if by the model's score, and everything else for its own rows.
     """
-    model, table, metric = indexing.model, indexing.table, indexing.kind.metric
-    is_recommending = table == model.spec.item and metric == model.job.model.score
+    is_recommending = table == model.spec.item and lists.metric == model.job.model.score
     source = model.spec.query if is_recommending else table
     query_QD, excluded = _measured_queries(model, source, excludes_itself=not is_recommending)
-    count, score = len(query_QD), Score.of(metric, 1.0)
-    # Compile kernels, which may take longer than the ranking.
-    rank_vectors(query_QD[:1], score, 1, lambda _: query_QD[:1], excluded.slice(0, 1), MEASURED_DEPTH)
-    indexing.reporter.phase("search exactly", count, source.name)
-    ranker = Ranker(model.vectors, table, score, Candidates(indexing.indexed_R))
-    start = time.perf_counter()
+    reporter.phase("search exactly", len(query_QD), source.name)
+    ranker = Ranker(model.vectors, table, Score.of(lists.metric, 1.0), Candidates(indexed_R))
     truth_QK, _ = ranker.rank(query_QD, excluded, MEASURED_DEPTH)
-    exact_speed = count / (time.perf_counter() - start)
-
-    def search(probes: int) -> Found:
-        indexing.reporter.phase(f"search {probes} of {lists.lists} lists", count, source.name)
-        start = time.perf_counter()
+    probes, recall = 0, -1.0
+    while recall < target and probes < lists.lists:
+        probes = min(max(1, 2 * probes), lists.lists)
+        reporter.phase(f"search {probes} of {lists.lists} lists", len(query_QD), source.name)
         # One more, since a row may find itself.
         best = lists.search(query_QD, MEASURED_DEPTH + 1, probes)
-        found_QK, _ = without_excluded(*best, excluded, MEASURED_DEPTH, len(indexing.indexed_R))
-        speed = count / (time.perf_counter() - start)
-        measured = IndexMeasurements(
-            query_entity=source.name,
-            queries=count,
-            recall_at_10=round(_recall(found_QK[:, :10], truth_QK[:, :10]), 6),
-            recall_at_100=round(_recall(found_QK, truth_QK), 6),
-            exact_queries_per_second=round(exact_speed, 1),
-            queries_per_second=round(speed, 1),
-            threads=get_num_threads(),
-        )
-        return Found(probes, measured)
-
-    found = search(1)
-    while found.measured.recall_at_100 < target and found.probes < lists.lists:
-        found = search(min(2 * found.probes, lists.lists))
-    return found
+        found_QK, _ = without_excluded(*best, excluded, MEASURED_DEPTH, len(indexed_R))
+        recall = round(_recall(found_QK, truth_QK), 6)
+    return probes, IndexMeasurements(query_entity=source.name, queries=len(query_QD), recall_at_100=recall)
 
 
 def _measured_queries(model: TrainedModel, table: TableSpec, *, excludes_itself: bool) -> tuple[FloatArray, ItemLists]:

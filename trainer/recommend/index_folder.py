@@ -66,18 +66,14 @@ class IndexMeasurements(_Section):
 
     query_entity: str
     queries: Count
-    recall_at_10: float
     recall_at_100: float
-    exact_queries_per_second: float
-    queries_per_second: float
-    threads: int
 
 
 class IndexCard(_Section):
     """What an index holds, how it was built, and how well it searches."""
 
     format: Literal["crossfade-index"] = "crossfade-index"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     model: IndexedModel
     entity: str
     metric: ScoreKind

@@ -10,7 +10,7 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.model.spec import Score
-from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists, bytes_per_row, num_lists
+from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import Codes
 from crossfade.trainer.recommend.top_k import rank_vectors
@@ -107,26 +107,6 @@ def test_filter_keeps_only_its_rows() -> None:
     assert {tuple(sorted(rows_K)) for rows_K in rows_QK.tolist()} == {(-1, -1, 8, 300, 302)}
     assert np.isneginf(scores_QK[:, 3:]).all()
     assert np.isfinite(scores_QK[:, :3]).all()
-
-
-@pytest.mark.parametrize(("rows", "lists"), [(1, 1), (31, 1), (200, 12), (10_000, 400), (10_000_000, 12649)])
-def test_number_of_lists_follows_rows(rows: int, lists: int) -> None:
-    assert num_lists(rows) == lists
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("metric", "codes"),
-    [("dot", "flat"), ("cosine", "flat"), ("euclidean", "sq8"), ("dot", "sq8")],
-)
-def test_file_has_the_stated_bytes_per_row(metric: ScoreKind, codes: Codes, tmp_path: Path) -> None:
-    vectors_ND, _ = clustered()
-    options = ListOptions(metric, codes)
-    lists = build(vectors_ND, options)
-    lists.write(tmp_path / "index")
-    centroids = (lists.lists + 256) * 4 * (DIM + options.added_columns(DIM))
-    extra = (tmp_path / "index").stat().st_size - ROWS * bytes_per_row(DIM, options)
-    assert 0 < extra < 2 * centroids
 
 
 def test_file_that_is_no_index_is_rejected(tmp_path: Path) -> None:
