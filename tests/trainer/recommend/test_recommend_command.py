@@ -94,18 +94,6 @@ def test_text_shows_recommendations_beside_the_history(workspace: Path) -> None:
     assert all(line.count("Genre 0 Song") >= 1 for line in lines)
 
 
-def test_popularity_damping_prefers_less_popular_tracks(workspace: Path) -> None:
-    counts = Counter(track for of_customer in played().values() for track in of_customer)
-
-    def mean_count(*options: object) -> float:
-        customers = [f"c{number:03d}" for number in range(40)]
-        found = tracks(recommend("run", "--customer", *customers, *options, cwd=workspace))
-        return float(np.mean([counts[track] for ids in found.values() for track in ids]))
-
-    assert mean_count("--popularity-damping", 0) == mean_count()
-    assert mean_count("--popularity-damping", 1) < mean_count("--popularity-damping", 0.5) < mean_count()
-
-
 def genres_of(found: Recommended) -> float:
     return float(np.mean([len({(track - 5000) % GENRES for track in ids}) for ids in found.values()]))
 

@@ -71,20 +71,6 @@ def cosines_of_jump(unit_RD: np.ndarray) -> float:
     return float(unit_RD[A - 5000] @ unit_RD[B - 5000])
 
 
-def test_text_shows_each_transition(workspace: Path) -> None:
-    found = sequence("run", A, B, "--length", 5, cwd=workspace)
-    head, *lines, summary = succeeded(
-        crossfade_here("sequence", "run", A, B, "--length", 5, cwd=workspace)
-    ).stdout.splitlines()
-    assert head.split() == ["cosine", "progress", "track"]
-    assert lines[0].split() == ["0.00", "Genre", "0", "Song", "0"]
-    for line, row in zip(lines[1:], found["path"][1:], strict=True):
-        assert line.split(maxsplit=2) == [f"{row['cosine']:.3f}", f"{row['progress']:.2f}", row["name"]]
-    assert summary == (
-        f"cosine of consecutive rows: mean {found['mean_cosine']:.3f}, minimum {found['min_cosine']:.3f}"
-    )
-
-
 def test_rows_between_the_ends_meet_the_filters(workspace: Path) -> None:
     path = tracks(sequence("run", A, B, "--where", "id >= 5100", cwd=workspace))
     assert (path[0], path[-1]) == (A, B)
