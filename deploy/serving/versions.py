@@ -220,7 +220,7 @@ def _write_and_report(source: ServeOptions, path: Path, sender: Connection) -> N
 
 def _write(source: ServeOptions, path: Path, reporter: ProgressReporter) -> None:
     """Write a version to ``path``."""
-    options = VersionOptions(source.metadata_file, None if source.exact else INDEX_FROM)
+    options = VersionOptions(source.metadata, None if source.exact else INDEX_FROM)
 
     def write(model: TrainedModel) -> None:
         shutil.rmtree(path, ignore_errors=True)  # what an attempt with a corrupt checkpoint has left

@@ -96,7 +96,7 @@ def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
 
 def _labels(model: TrainedModel, options: MapOptions, color: str, rows_N: IntArray, neighbor_NK: IntArray) -> Labels:
     item = model.spec.item.name
-    with open_metadata(model.data, model.manifest, item, options.metadata_file, {color}, model.counts) as table:
+    with open_metadata(model.data, model.manifest, item, options.metadata, {color}, model.counts) as table:
         groups = table.groups(color)
     return choose_labels(groups, rows_N, neighbor_NK, options.colors)
 

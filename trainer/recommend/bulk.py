@@ -88,8 +88,9 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
         queries = find_queries(model, options.customer, options.on_unknown, log)
     rows_Q = queries.rows_Q
     if options.out is not None:
-        tables = _tables(model, queries.by_row(), options, reporter)
-        return Recommended(len(rows_Q), write_output(Path(options.out), tables))
+        return Recommended(
+            len(rows_Q), write_output(Path(options.out), _tables(model, queries.by_row(), options, reporter))
+        )
     rankings, histories = model.recommend(rows_Q, options, reporter), model.histories(rows_Q, reporter=reporter)
     found, ids = model.labels(model.query, rows_Q[rows_Q >= 0].tolist()), queries.ids(model).to_pylist()
     labels = [found.get(row) or RowLabel(id, None) for row, id in zip(rows_Q.tolist(), ids, strict=True)]

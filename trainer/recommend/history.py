@@ -198,7 +198,8 @@ def map_histories(folder: Path) -> StoredHistories:
         path = folder / name  # a file of no bytes cannot be mapped
         return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.empty(0, dtype)
 
-    return StoredHistories(*map(map_file, _FILES, (np.int64, np.int32, np.float32)))
+    starts, items, weights = _FILES
+    return StoredHistories(map_file(starts, np.int64), map_file(items, np.int32), map_file(weights, np.float32))
 
 
 def part_starts(counts_Q: IntArray) -> IntArray:

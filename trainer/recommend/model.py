@@ -48,7 +48,6 @@ from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, o
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import (
     FilterOptions,
-    MetadataFile,
     RankingOptions,
     RecommendOptions,
     SimilarOptions,
@@ -162,7 +161,7 @@ class _Key:
     entity: str
     metric: Metric
     where: str | None
-    metadata: MetadataFile | None
+    metadata: str | None
     max_per: tuple[str, int] | None
     popularity_damping: float | None
     index: str | None
@@ -539,7 +538,7 @@ def open_model(source: ModelSource, log: Log, *, keep: bool = False) -> OpenMode
 
 def _key(entity: str, metric: Metric, options: RankingOptions) -> _Key:
     damping = options.popularity_damping if isinstance(options, RecommendOptions) else None
-    return _Key(entity, metric, options.where, options.metadata_file, options.max_per, damping, options.index)
+    return _Key(entity, metric, options.where, options.metadata, options.max_per, damping, options.index)
 
 
 def _nothing(rows_Q: IntArray) -> ItemLists:

@@ -28,19 +28,6 @@ OnUnknown = Literal["error", "skip", "popular"]
 
 
 @dataclass(frozen=True)
-class MetadataFile:
-    """A Parquet, CSV or TSV file with lines about IDs.
-
-    Attributes:
-        location: path or URI.
-        id_column: its column of IDs; None: the one named as the entity, ``ENTITY_id``, or ``id``.
-    """
-
-    location: str
-    id_column: str | None = None
-
-
-@dataclass(frozen=True)
 class LabelSource:
     """Where the labels of ``entity`` come from.
 
@@ -114,28 +101,6 @@ class MetadataOptions(Options):
     metadata: Location | None = option(
         None, "use the columns of this Parquet, CSV or TSV file in conditions and groups", group="filters", value="FILE"
     )
-    metadata_id: str | None = option(
-        None,
-        "take IDs from this column of the metadata (default: the one named as the entity, ENTITY_id, or id)",
-        group="filters",
-        value="COLUMN",
-    )
-
-    @model_validator(mode="after")
-    def _check_metadata(self) -> Self:
-        if self.metadata_id is not None and self.metadata is None:
-            raise OptionError(
-                "metadata_id",
-                found=self.metadata_id,
-                problem="is a column of a file",
-                fix=("name the file with ", Option("metadata")),
-            )
-        return self
-
-    @property
-    def metadata_file(self) -> MetadataFile | None:
-        """The file with further columns; None: only those of the dataset."""
-        return None if self.metadata is None else MetadataFile(self.metadata, self.metadata_id)
 
 
 class FilterOptions(MetadataOptions):

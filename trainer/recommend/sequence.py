@@ -126,7 +126,7 @@ class Arc:
     @staticmethod
     def between(start_D: FloatArray, end_D: FloatArray) -> Arc | None:
         """Return the arc between two unit vectors; None if they are parallel."""
-        across_D = end_D - (start_D @ end_D) * start_D
+        across_D: FloatArray = end_D - (start_D @ end_D) * start_D
         length = float(np.linalg.norm(across_D))
         if length < _MIN_ANGLE:
             return None

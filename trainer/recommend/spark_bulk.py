@@ -88,9 +88,10 @@ def _opened(named: str) -> tuple[RecommendToOptions, OpenModel[Model]]:
 
 def _rank(named: str, part: slice, cores: int) -> list[pa.RecordBatch]:
     """Rank for the queries ``part`` in a task, with the model that this worker process has opened."""
-    numba.set_num_threads(min(cores, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(cores, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     options, opened = _opened(named)
-    return opened.use(lambda model: _table(model, options, part)).to_batches()
+    batches: list[pa.RecordBatch] = opened.use(lambda model: _table(model, options, part)).to_batches()
+    return batches
 
 
 def _table(model: Model, options: RecommendToOptions, part: slice) -> pa.Table:

@@ -63,7 +63,7 @@ from crossfade.trainer.model.spec import make_model
 from crossfade.trainer.recommend.history import write_histories
 from crossfade.trainer.recommend.index_build import build_index
 from crossfade.trainer.recommend.metadata_table import write_metadata
-from crossfade.trainer.recommend.options import IndexOptions, MetadataFile
+from crossfade.trainer.recommend.options import IndexOptions
 from crossfade.trainer.recommend.trained_model import TrainedModel
 from crossfade.trainer.runs.run_folder import JOB_FILE
 from crossfade.trainer.serving.names import write_names
@@ -83,7 +83,7 @@ class VersionOptions:
         recall: the recall@100 that the index must reach.
     """
 
-    metadata: MetadataFile | None = None
+    metadata: str | None = None
     index_from: int | None = 50_000
     recall: float = 0.95
 

@@ -257,7 +257,6 @@ INVALID = {
     "expected one of": "",
     "was given, and so was": "--customer c010 --all",
     "genre: expected COLUMN=N with N of 1 or more, such as artist=2": "--customer c010 --max-per genre",
-    "x: is a column of a file": "--customer c010 --metadata-id x",
     "there is no customer with the ID or name 'c999": "--customer c999",
     "the model has no customer with these": "--customer c999 c998",
     "there is no customer with the ID or name 'x": "--customers some.txt --on-unknown error --out new.parquet",

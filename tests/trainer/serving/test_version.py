@@ -26,7 +26,7 @@ from crossfade.trainer.recommend import model
 from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.metadata_table import MetadataTable
 from crossfade.trainer.recommend.model import Model, open_model
-from crossfade.trainer.recommend.options import MetadataFile, RecommendOptions, SimilarOptions
+from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.serving.served_metadata import Filter
 from crossfade.trainer.serving.version import Version, open_version
@@ -66,7 +66,7 @@ def write(workspace: Path, name: str, options: VersionOptions) -> None:
 @pytest.fixture(scope="module")
 def version(workspace: Path) -> Iterator[Version]:
     """Open a copy that ranks exactly, with metadata of the tracks."""
-    write(workspace, "version", VersionOptions(MetadataFile(str(workspace / "songs.parquet")), index_from=None))
+    write(workspace, "version", VersionOptions(str(workspace / "songs.parquet"), index_from=None))
     with closing(open_version(workspace / "version")) as opened:
         yield opened
 
