@@ -15,7 +15,7 @@ With --interval, a file arrives every so many seconds, whether those before are 
     .venv/bin/python benchmarks/refresh.py --copies [--tracks 1e5] [--events 10e6] [--new 5e4]
 
 With --copies, nothing is trained: vectors are random, and in each increment those of its rows change, replay included.
-Each version is written as a server does that has none, and as one does that serves the version before.
+Each version is written as a server does.
 """
 
 from __future__ import annotations
@@ -194,9 +194,9 @@ class RandomVectors:
 
 
 def measure_copies(folder: Path, earlier: list[Path], new: list[Path]) -> None:
-    """Print how long each version takes as a complete copy and from the one before, in seconds and of a processor."""
+    """Print how long each version takes, in seconds and of a processor."""
     vectors, names = RandomVectors(), folder / "raw" / "names" / "track.parquet"
-    print(f"{'version':<10}{'complete':>10}{'processor':>10}{'continued':>10}{'processor':>10}")
+    print(f"{'version':<10}{'seconds':>10}{'processor':>10}")
     for number, files in enumerate([earlier, *([path] for path in new)]):
         data, run = folder / f"data-{number}", folder / f"run-{number}"
         words = ["prepare", "--events", *map(str, files), *PREPARE, WEIGHTS, "--names", f"track={names}:id:name"]
@@ -210,24 +210,19 @@ def measure_copies(folder: Path, earlier: list[Path], new: list[Path]) -> None:
         for table in inputs.model.vectors:
             write_table(run / "embeddings", vectors, table, Vocabulary(inputs.folder, inputs.manifest, table.name))
         write_listing(Folder(run / "embeddings"))
-        seconds = write_copy(run, folder / f"complete-{number}", None)
-        if number:
-            seconds += write_copy(run, folder / f"copy-{number}", folder / f"copy-{number - 1}")
-            shutil.rmtree(folder / f"complete-{number}")
-        else:
-            (folder / "complete-0").rename(folder / "copy-0")
+        seconds = write_copy(run, folder / "copy")
+        shutil.rmtree(folder / "copy")
         print(f"{number:<10}" + "".join(f"{each:>10.1f}" for each in seconds), flush=True)
 
 
-def write_copy(run: Path, out: Path, earlier: Path | None) -> list[float]:
+def write_copy(run: Path, out: Path) -> list[float]:
     """Write a version, and return its seconds, and those of a processor."""
     start = time.perf_counter(), time.process_time()
-    card = with_trained_model(
+    with_trained_model(
         ModelSource.of(source=str(run)),
         lambda _: None,
-        lambda model: write_version(model, out, VersionOptions(), NullReporter(), earlier),
+        lambda model: write_version(model, out, VersionOptions(), NullReporter()),
     )
-    assert (card.continues is None) == (earlier is None)
     return [time.perf_counter() - start[0], time.process_time() - start[1]]
 
 

@@ -40,7 +40,7 @@ from crossfade.trainer.runs.run_folder import REPORT_FILE, RunFolder
 
 ALL_QUERIES = "all"
 _OF_SOURCE = ("source", "data")
-_OF_COMMAND = ("segments", "compare", "labels", "label_min_count", "shard", "merge", "out")
+_OF_COMMAND = ("segments", "compare")
 _logger = logging.getLogger(__name__)
 Opened = recommend_model.Model
 Result = TypeVar("Result")

@@ -1,9 +1,9 @@
-"""``crossfade evaluate``: compute ranking metrics and label precision of a run, by segments, and compare two runs."""
+"""``crossfade evaluate``: compute ranking metrics of a run, by segments, and compare two runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crossfade.base.formatting import with_error
 from crossfade.base.text import counted
@@ -12,9 +12,6 @@ from crossfade.terminal import TableOptions, print_line, print_result, print_tab
 from crossfade.trainer.evaluation.options import EvaluateOptions
 from crossfade.trainer.runs.shown_metrics import error_of, is_metric
 
-if TYPE_CHECKING:
-    from crossfade.trainer.evaluation.label_precision import LabelPrecision
-
 _EXAMPLES = (
     ("crossfade evaluate runs/lastfm", "Evaluate on the test split, as the run's job specifies."),
     ("crossfade evaluate runs/lastfm --split valid --k 5 100 --baselines", "Compare with tuned ALS and EASE, too."),
@@ -22,11 +19,6 @@ _EXAMPLES = (
     ("crossfade evaluate runs/lastfm --popularity-damping 0.15 --diversity 0.3", "Measure what re-ranking costs."),
     ("crossfade evaluate runs/new --compare runs/old", "Test whether a run ranks better than another."),
 )
-_PRECISIONS = {
-    "precision": "by the embeddings",
-    "precision_of_counts": "by the cosine of counts in train",
-    "precision_by_chance": "by chance",
-}
 
 _NOTES = """\
 After ± is the standard error of a mean over queries. Of more queries than --max-queries (default: evaluate.final of the
@@ -57,13 +49,8 @@ def run(options: EvaluateCommand) -> int:
             that are compared have different datasets.
     """
     from crossfade.display import progress_bars
-    from crossfade.trainer.evaluation.run_evaluation import evaluate_run, evaluate_shard
+    from crossfade.trainer.evaluation.run_evaluation import evaluate_run
 
-    if options.shard is not None:
-        queries = evaluate_shard(options, options.shard)
-        line = f"sums of {counted(queries, 'query', 'queries')}: {options.out}, shard {options.shard}"
-        print_result(options, {"queries": queries, "shard": str(options.shard)}, lambda: print_line(line))
-        return 0
     with progress_bars() as bars:
         results = evaluate_run(options, bars)
     print_result(options, results, lambda: _print(results, options), lambda: _records(results, options))
@@ -92,18 +79,6 @@ def _print(results: Mapping[str, Any], options: EvaluateCommand) -> None:
     if "comparison" in results:
         print_line()
         _print_comparison(results["comparison"], options.source)
-    for entity, found in results.get("labels", {}).items():
-        _print_precision(entity, found)
-
-
-def _print_precision(entity: str, found: LabelPrecision) -> None:
-    sampled = "" if found["sampled"] == found["rows"] else f", sampled {found['sampled']:,}"
-    print_line(
-        f"share of the {found['neighbors']} nearest neighbors with a common label: {found['rows']:,} rows of {entity} "
-        f"with {found['labels']:,} labels, each at least {found['min_count']:,} times in train{sampled}"
-    )
-    for name, method in _PRECISIONS.items():
-        print_line(f"{found[name]:>8.4f}  {method}")
 
 
 def _print_segments(segments: Mapping[str, Values]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.terminal import PrintOptions, print_line, print_result
 from crossfade.trainer.recommend.options import IndexOptions
@@ -26,7 +25,7 @@ _EXAMPLES = (
 )
 _NOTES = """\
 FOLDER gets index.faiss, an inverted file of FAISS; rows.parquet with row, id and name of the indexed rows; and
-card.json with the model, the metric, the parameters, and the measured recall and speed. It is complete or, after an
+card.json with the model, the metric, the parameters, and the measured recall. It is complete or, after an
 error, absent. Rows that were not trained are left out.
 
 The metric is part of the index: 'crossfade recommend' needs the default, which is model.score of the job or, of a model
@@ -56,17 +55,10 @@ def run(options: IndexCommand) -> int:
     """
     from crossfade.display import progress_bars
     from crossfade.trainer.recommend.index_build import build_index
-    from crossfade.trainer.recommend.index_shards import index_shard, merge_index
     from crossfade.trainer.recommend.trained_model import with_trained_model
 
     with progress_bars() as bars:
-        if (shard := options.shard) is not None:
-            rows = with_trained_model(options, _logger.info, lambda model: index_shard(model, options, shard, bars))
-            line = f"{counted(rows, 'vector')}: {options.out}, shard {shard}"
-            print_result(options, {"rows": rows, "shard": str(shard)}, lambda: print_line(line))
-            return 0
-        build = merge_index if options.merge else build_index
-        card = with_trained_model(options, _logger.info, lambda model: build(model, options, bars))
+        card = with_trained_model(options, _logger.info, lambda model: build_index(model, options, bars))
     if card.measured.recall_at_100 < options.recall:
         scanned = f"{card.index.probes} of" if card.index.probes < card.index.lists else "all"
         recall = f"recall@100 is {card.measured.recall_at_100:.4f} with {scanned} {card.index.lists} lists"
@@ -78,16 +70,10 @@ def run(options: IndexCommand) -> int:
 def _print(card: IndexCard, out: str) -> None:
     from crossfade.trainer.recommend.index_folder import INDEX_FILE
 
-    measured = card.measured
-    threads = counted(measured.threads, "thread")
+    measured, size = card.measured, card.files[INDEX_FILE].bytes
     print_line(f"{card.rows:,} of {card.entity} x {card.dim} by {card.metric}: {out}")
-    size = card.files[INDEX_FILE].bytes
     print_line(f"{size / 1e6:,.1f} MB ({size / card.rows:,.0f} bytes per row), built in {card.build_seconds:.1f} s")
     print_line(
-        f"scans {card.index.probes} of {card.index.lists} lists: "
-        f"recall@10 {measured.recall_at_10:.4f}, recall@100 {measured.recall_at_100:.4f}"
-    )
-    print_line(
-        f"{measured.queries_per_second:,.0f} queries/s, exactly {measured.exact_queries_per_second:,.0f}, of "
-        f"{measured.queries:,} of {measured.query_entity} with {threads}"
+        f"scans {card.index.probes} of {card.index.lists} lists: recall@100 {measured.recall_at_100:.4f}, for "
+        f"{measured.queries:,} of {measured.query_entity}"
     )

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
-from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.terminal import print_line
 from crossfade.trainer.maps.options import MapOptions
-
-if TYPE_CHECKING:
-    from crossfade.trainer.maps.items_map import ItemsMap
 
 _logger = logging.getLogger(__name__)
 
@@ -26,8 +21,7 @@ _NOTES = """\
 The map is a t-SNE projection (openTSNE): items whose embeddings are near each other are near each other. OUT gets
 map.html, one page without external files (hover, zoom, search, a legend that switches labels), and map.parquet with the
 ID, name, place, and label of each item. Labels are the values of COLUMN that most form regions: common, and
-shared by neighbors. Of several, such as tags, an item gets the rarest. How often neighbors share a label is printed: on
-the map, in the embedding, and by chance."""
+shared by neighbors. Of several, such as tags, an item gets the rarest."""
 
 
 @as_command(
@@ -37,7 +31,7 @@ the map, in the embedding, and by chance."""
     _NOTES,
 )
 def run(options: MapOptions) -> int:
-    """Draw the map, and print how well neighbors agree.
+    """Draw the map, and print where it is.
 
     Raises:
         CheckpointError: a checkpoint is corrupt or cannot be read.
@@ -50,17 +44,5 @@ def run(options: MapOptions) -> int:
     out = map_folder(options)
     with progress_bars() as bars:
         items_map = with_trained_model(options, _logger.info, lambda model: draw_map(model, options, out, bars))
-    _print_agreement(items_map)
     print_line(f"map of {items_map.title}: {out / 'map.html'}")
     return 0
-
-
-def _print_agreement(items_map: ItemsMap) -> None:
-    found = items_map.agreement
-    if found is None or items_map.labels is None:
-        return
-    print_line(
-        f"share of the {found.neighbors} nearest with the same label: {found.on_map:.3f} on the map, "
-        f"{found.in_embedding:.3f} in the embedding, {found.by_chance:.3f} by chance "
-        f"({counted(found.items, 'item')}, {counted(len(items_map.labels.names), 'label')})"
-    )

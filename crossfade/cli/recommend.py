@@ -43,8 +43,7 @@ left out. Such customers, and unknown ones, are an error if --customer names the
 distance. A history of somebody new is in order of time, the newest last.
 
 --out writes a row per recommendation: CUSTOMER, rank, ITEM, score, and ITEM_name if the dataset has names (columns have
-the names of the dataset's entities). An interrupted command continues when it is repeated. Histories, filters, and
-re-ranking: docs/using-embeddings.md.
+the names of the dataset's entities). Histories, filters, and re-ranking: docs/using-embeddings.md.
 """
 
 
@@ -70,7 +69,7 @@ def run(options: RecommendCommand) -> int:
     from crossfade.trainer.recommend.model import open_model
     from crossfade.trainer.recommend.table_files import check_output
 
-    if not options.is_divided:
+    if options.engine != "spark":
         check_output(None if options.out is None else Path(options.out), overwrite=options.overwrite)
     with closing(open_model(options, _logger.warning)) as opened:
         opened.use(lambda model: _recommend(model, options))
@@ -87,9 +86,8 @@ def _recommend(model: Model, options: RecommendCommand) -> None:
         _print(model, found, options)
         return
     new = "new " if options.is_new else ""
-    shard = "" if options.shard is None else f", shard {options.shard}"
     made = f"{counted(found.rows, 'recommendation')} to {found.queries:,} {new}of {model.query}"
-    print_line(f"{made}: {options.out}{shard}")
+    print_line(f"{made}: {options.out}")
 
 
 def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:

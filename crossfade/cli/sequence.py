@@ -10,7 +10,7 @@ from crossfade.terminal import TableOptions, print_lines, print_result
 from crossfade.trainer.recommend.options import SequenceOptions
 
 if TYPE_CHECKING:
-    from crossfade.trainer.recommend.sequence import PathFinder
+    from crossfade.trainer.recommend.sequence import SequencePath
 
 _logger = logging.getLogger(__name__)
 
@@ -27,12 +27,6 @@ progress, the angle from A in the plane of A and B: 0 at A and 1 at B. Rows that
 vectors: --where "count >= 20" leaves them out. Where no row lies between the two ends, every path has a jump, which the
 cosines show. How the path is found: docs/using-embeddings.md.
 """
-_METHODS = {
-    "path": "this path",
-    "interpolation": "nearest to points at equal distances",
-    "walk": "nearest neighbors, then a jump to B",
-    "random": "random rows",
-}
 
 
 class SequenceCommand(TableOptions, SequenceOptions):
@@ -46,36 +40,34 @@ class SequenceCommand(TableOptions, SequenceOptions):
     _NOTES,
 )
 def run(options: SequenceCommand) -> int:
-    """Print the path, or measure paths.
+    """Print the path.
 
     Raises:
         CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, a name unknown, or there is no path.
     """
-    from crossfade.trainer.recommend.sequence import PathFinder
+    from crossfade.trainer.recommend.sequence import find_path
     from crossfade.trainer.recommend.trained_model import with_trained_model
 
-    show = _print_path if options.measure is None else _measure
-    with_trained_model(options, _logger.info, lambda model: show(PathFinder(model, options), options))
+    path = with_trained_model(options, _logger.info, lambda model: find_path(model, options, _logger.warning))
+    _print_path(path, options)
     return 0
 
 
-def _print_path(finder: PathFinder, options: SequenceCommand) -> None:
+def _print_path(path: SequencePath, options: SequenceCommand) -> None:
     from crossfade.trainer.recommend.row_names import distinct_labels
 
-    path, entity = finder.named_path(_logger.warning), finder.entity
-    labels = finder.names.labels(path.row_K)
-    found = [labels[row] for row in path.row_K.tolist()]
+    found = [path.labels[row] for row in path.row_K.tolist()]
     mean, least = float(path.cosine_K.mean()), float(path.cosine_K.min())
     rows = [
-        label.as_record(entity) | {"cosine": cosine, "progress": progress}
+        label.as_record(path.entity) | {"cosine": cosine, "progress": progress}
         for label, cosine, progress in zip(
             found, [None, *path.cosine_K.tolist()], path.progress_K.tolist(), strict=True
         )
     ]
-    texts = distinct_labels(labels)
+    texts = distinct_labels(path.labels)
     lines = [
-        f"{'cosine':>8}  {'progress':>8}  {entity}",
+        f"{'cosine':>8}  {'progress':>8}  {path.entity}",
         *(
             f"{'' if (cosine := each['cosine']) is None else f'{cosine:.3f}':>8}  "
             f"{round(each['progress'], 2) + 0.0:>8.2f}  {texts[row]}"
@@ -85,23 +77,3 @@ def _print_path(finder: PathFinder, options: SequenceCommand) -> None:
     ]
     value = {"path": rows, "mean_cosine": mean, "min_cosine": least}
     print_result(options, value, lambda: print_lines(lines), lambda: rows)
-
-
-def _measure(finder: PathFinder, options: SequenceCommand) -> None:
-    from crossfade.display import progress_bars
-    from crossfade.trainer.recommend.sequence import measure_paths
-
-    with progress_bars() as bars:
-        measured = measure_paths(finder, bars)
-    lines = [
-        f"{options.measure:,} random pairs of {len(finder.candidate_I):,} rows of {finder.entity}, {options.length} "
-        "rows from A to B; cosines of consecutive rows, and the deviation of progress from equal steps",
-        f"{'mean':>8}  {'minimum':>8}  {'deviation':>9}",
-        *(
-            f"{found['mean_cosine']:>8.3f}  {found['min_cosine']:>8.3f}  {found['deviation']:>9.3f}  {_METHODS[name]}"
-            for name, found in measured.items()
-        ),
-    ]
-    value = {"pairs": options.measure, "length": options.length, "methods": measured}
-    records = ({"method": name, **found} for name, found in measured.items())
-    print_result(options, value, lambda: print_lines(lines), lambda: records)

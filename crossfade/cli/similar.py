@@ -27,8 +27,7 @@ _EXAMPLES = (
 )
 _NOTES = """\
 A row is named by its ID or, if the dataset was prepared with --names, by its name, in any case and with or without
-accents; or by a part of its ID, such as the title, if that joins several columns. If several rows have the name or
-part, they are listed, and the first is used. Similarity is the cosine of embeddings.
+accents. If several rows have the name, they are listed, and the first is used. Similarity is the cosine of embeddings.
 Items and customers without an interaction of positive weight in train are left out, unless they have features or
 `model.start` gave them a vector: theirs are random. With --index, some of the nearest rows may be missing."""
 

@@ -35,8 +35,6 @@ not a fair test, and cause a warning. Measures and limits: docs/using-embeddings
 """
 _METHODS = {
     "embeddings": "embeddings",
-    "counts": "interactions, TF-IDF",
-    "counts_svd": "interactions, TF-IDF, truncated SVD",
     "frequency": "frequency of labels",
 }
 _EXAMPLES_SHOWN = 8

@@ -7,7 +7,6 @@ them adds them up. The variable must be set before this module is imported.
 from __future__ import annotations
 
 import time
-from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest, multiprocess
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,12 +37,7 @@ _VERSION = Gauge(
 _REFRESHES = Counter(
     "crossfade_serve_refreshes", "New versions of the model, by whether they were written.", ["result"]
 )
-_WRITTEN = Summary(
-    "crossfade_serve_version_write_seconds",
-    "Time to write a version of the model, by whether it is a complete copy or made from the one before.",
-    ["kind"],
-)
-VersionKind = Literal["complete", "delta"]
+_WRITTEN = Summary("crossfade_serve_version_write_seconds", "Time to write a version of the model.")
 _UNKNOWN_ROUTE = "other"
 _NO_RESPONSE = 500
 _FAILED = Counter("crossfade_serve_versions_failed", "New versions of the model that a process could not open.")
@@ -64,10 +58,10 @@ def record_failed_refresh() -> None:
     _REFRESHES.labels("failure").inc()
 
 
-def record_written(kind: VersionKind, seconds: float) -> None:
+def record_written(seconds: float) -> None:
     """Record that a version was written within ``seconds``."""
     _REFRESHES.labels("success").inc()
-    _WRITTEN.labels(kind).observe(seconds)
+    _WRITTEN.observe(seconds)
 
 
 def record_version(number: int) -> None:

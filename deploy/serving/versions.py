@@ -7,8 +7,8 @@
     FOLDER/current          the name of the version to serve
     FOLDER/000001/          a version (trainer/serving/version_folder.py)
 
-The version before the current one is kept, since a process may be opening it. But a complete copy does not continue it,
-such as when IDs were forgotten: then all before it are deleted as soon as no process has them open.
+The version before the current one is kept while a process has it open; then it is deleted, as it may have IDs that were
+forgotten since.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from crossfade.base.errors import CrossfadeError, as_typed
 from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.base.io.file_lock import try_lock
 from crossfade.deploy.cluster.role_variables import die_with_agent
-from crossfade.deploy.serving.metrics import VersionKind, record_failed_refresh, record_written
+from crossfade.deploy.serving.metrics import record_failed_refresh, record_written
 from crossfade.deploy.serving.options import INDEX_FROM, ServeOptions
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
@@ -71,11 +71,6 @@ class Versions:
         shutil.rmtree(path, ignore_errors=True)  # of a version that could not be completed
         return path
 
-    def current_path(self) -> Path | None:
-        """Return the folder of the current version; None before the first."""
-        name = self.current()
-        return None if name is None else self.path(name)
-
     def delete_earlier(self) -> bool:
         """Delete the versions before the current one that no process has open; return whether that are all."""
         earlier = [path for path in self._folder.glob("[0-9]" * 6) if path.name < (self.current() or "")]
@@ -115,7 +110,7 @@ class Refresher:
         self._source = source
         self._versions = versions
         self._fingerprint: str | None = None
-        self._has_foreign = False
+        self._has_earlier = False
         self._stop = threading.Event()
 
     def write_first(self, reporter: ProgressReporter) -> None:
@@ -127,9 +122,9 @@ class Refresher:
         """
         self._fingerprint = source_fingerprint(str(self._source.source))
         path, start = self._versions.next_path(), time.perf_counter()
-        _write(self._source, path, None, reporter)
+        _write(self._source, path, reporter)
         self._versions.publish(path)
-        record_written("complete", time.perf_counter() - start)
+        record_written(time.perf_counter() - start)
 
     @contextmanager
     def running(self, seconds: float) -> Iterator[None]:
@@ -150,8 +145,8 @@ class Refresher:
     def _run(self, seconds: float) -> None:
         reported: str | None = None
         while not self._stop.wait(seconds):
-            if self._has_foreign:
-                self._has_foreign = not self._versions.delete_earlier()
+            if self._has_earlier:
+                self._has_earlier = not self._versions.delete_earlier()
             try:
                 self._refresh()
             except Exception as error:  # whatever is wrong now, the next attempt may succeed
@@ -173,26 +168,24 @@ class Refresher:
         if fingerprint == self._fingerprint:
             return
         path, start = self._versions.next_path(), time.perf_counter()
-        kind = self._write_in_process(path)
-        if kind is None:
+        if not self._write_in_process(path):
             return
         self._versions.publish(path)
         self._fingerprint = fingerprint
-        self._has_foreign = kind == "complete"
+        self._has_earlier = True
         seconds = time.perf_counter() - start
-        record_written(kind, seconds)
-        how = {"complete": "a complete copy", "delta": "a delta"}[kind]
-        _logger.info(f"serving a new version of {self._source.source}, {how}, written in {seconds:.1f} s")
+        record_written(seconds)
+        _logger.info(f"serving a new version of {self._source.source}, written in {seconds:.1f} s")
 
-    def _write_in_process(self, path: Path) -> VersionKind | None:
-        """Write a version to ``path``, from the current one if possible; return how, None if the server is to stop.
+    def _write_in_process(self, path: Path) -> bool:
+        """Write a version to ``path``; return whether it is written, False if the server is to stop.
 
         Raises:
             CrossfadeError: it cannot be written.
         """
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
-        arguments = (self._source, path, self._versions.current_path(), sender)
+        arguments = (self._source, path, sender)
         process = context.Process(target=_write_and_report, args=arguments, name="refresh")
         with closing(receiver):
             process.start()
@@ -201,41 +194,40 @@ class Refresher:
                 if self._stop.is_set():
                     process.kill()
                     process.join()
-                    return None
-            problem, kind = "the process that writes it was killed", None
+                    return False
+            problem = "the process that writes it was killed"
             with suppress(EOFError):
-                problem, kind = receiver.recv()
+                problem = receiver.recv()
             process.join()
         if problem:
             raise CrossfadeError(problem)
-        return kind
+        return True
 
 
-def _write_and_report(source: ServeOptions, path: Path, earlier: Path, sender: Connection) -> None:
-    """Write a version in this child process; send the error message, which is empty on success, and how."""
+def _write_and_report(source: ServeOptions, path: Path, sender: Connection) -> None:
+    """Write a version in this child process; send the error message, which is empty on success."""
     die_with_agent()
     os.nice(_NICENESS)
-    problem, kind = "", None
+    problem = ""
     try:
-        kind = _write(source, path, earlier, NullReporter())
+        _write(source, path, NullReporter())
     except CrossfadeError as error:
         problem = error.worded(as_typed)
     except (OSError, sqlite3.Error) as error:
         problem = str(error)
-    sender.send((problem, kind))
+    sender.send(problem)
 
 
-def _write(source: ServeOptions, path: Path, earlier: Path | None, reporter: ProgressReporter) -> VersionKind:
-    """Write a version to ``path``, from the one in ``earlier`` if possible; return how."""
-    options = VersionOptions(source.metadata_file, None if source.exact else INDEX_FROM)
+def _write(source: ServeOptions, path: Path, reporter: ProgressReporter) -> None:
+    """Write a version to ``path``."""
+    options = VersionOptions(source.metadata, None if source.exact else INDEX_FROM)
 
-    def write(model: TrainedModel) -> VersionKind:
+    def write(model: TrainedModel) -> None:
         shutil.rmtree(path, ignore_errors=True)  # what an attempt with a corrupt checkpoint has left
-        card = write_version(model, path, options, reporter, earlier)
-        return "complete" if card.continues is None else "delta"
+        write_version(model, path, options, reporter)
 
     try:
-        return with_trained_model(source, _logger.info, write)
+        with_trained_model(source, _logger.info, write)
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)  # its disk may be full
         if not any(is_full_disk(cause) for cause in (error, error.__cause__) if cause is not None):

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest
@@ -191,17 +191,6 @@ def check_vocabularies(folder: Folder, manifest: DatasetManifest) -> None:
                 pass
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def equal_values(some: pa.ChunkedArray, others: pa.ChunkedArray) -> BoolArray:
-    """Return where two columns of the same rows have the same value, or both none; nowhere if their types differ."""
-    import pyarrow.compute as pc  # takes time to import
-
-    if some.type != others.type:
-        return np.zeros(len(some), np.bool_)
-    both_null = pc.and_(some.is_null(), others.is_null())
-    equal_N: BoolArray = pc.or_(pc.fill_null(pc.equal(some, others), False), both_null).to_numpy()
-    return equal_N
 
 
 def plain_strings(table: pa.Table) -> pa.Table:

@@ -9,14 +9,10 @@ meant to be published with the files.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
 
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore import __version__
@@ -103,8 +99,6 @@ class ModelCard:
             self.loading,
             "## Training",
             "\n".join(self._training()),
-            "## Dataset",
-            "\n".join(self._dataset()),
             *(["## Metrics", "\n".join(self._metrics())] if self.origin.metrics else []),
         ]
         return "\n\n".join(parts) + "\n"
@@ -129,32 +123,17 @@ class ModelCard:
             yield f"| {table.name} | {table.rows:,} | {table.dim} |{f' {table.untrained:,} |' if counted else ''}"
 
     def _training(self) -> Iterator[str]:
-        job, optimizer = self.job, self.job.optimizer
-        towers = {"query": job.model.query_features, "item": job.model.item_features}
-        features = [f"{side}: {', '.join(names)}" for side, names in towers.items() if names]
-        versions = {"crossfade": __version__, "Python": platform.python_version()}
-        versions |= {"numpy": np.__version__, "pyarrow": pa.__version__}
+        job = self.job
+        rows = {name: entity.rows for name, entity in self.manifest.entities.items()}
+        rows |= {f"interactions, {split}": files.rows for split, files in self.manifest.interactions().items()}
         yield "| | |"
         yield "|---|---|"
-        yield f"| job | {job.name} |"
-        yield f"| vectors | {self.origin} |"
-        yield f"| score | {self._score} |"
+        yield f"| job | {job.name}, by crossfade {__version__} |"
+        yield f"| vectors | {self.origin}, exported {self.date.isoformat(timespec='seconds')} |"
         yield f"| loss | {job.loss}, negatives: {job.negatives.kind} |"
-        if features:
-            yield f"| features | {'; '.join(features)} |"
-        yield f"| optimizer | {optimizer.kind}, learning rate {optimizer.learning_rate:g} |"
-        yield f"| exported | {self.date.isoformat(timespec='seconds')} |"
-        yield f"| versions | {', '.join(f'{name} {version}' for name, version in versions.items())} |"
-
-    def _dataset(self) -> Iterator[str]:
-        yield f"{self.data.name}, fingerprint {data_fingerprint(self.data):08x} (CRC-32 of its manifest)."
-        yield ""
-        yield "| | rows |"
-        yield "|---|---|"
-        for name, entity in self.manifest.entities.items():
-            yield f"| {name} | {entity.rows:,} |"
-        for split, files in self.manifest.interactions().items():
-            yield f"| interactions, {split} | {files.rows:,} |"
+        yield f"| dataset | {self.data.name}, fingerprint {data_fingerprint(self.data):08x} (CRC-32 of its manifest) |"
+        for name, count in rows.items():
+            yield f"| {name} | {count:,} |"
 
     def _metrics(self) -> Iterator[str]:
         task = self.job.evaluate.task

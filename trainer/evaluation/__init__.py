@@ -1,1 +1,1 @@
-"""Evaluation: ranking quality, label precision and nearest neighbors."""
+"""Evaluation: ranking quality, baselines, and re-ranking."""

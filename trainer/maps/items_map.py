@@ -17,15 +17,15 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_vectors, unit_rows
-from crossfade.trainer.maps.map_labels import Agreement, Labels, choose_labels, measure_agreement
+from crossfade.trainer.maps.map_labels import Labels, choose_labels
 from crossfade.trainer.maps.options import MapOptions
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.prepare.summary import is_synthetic
 from crossfade.trainer.recommend.candidates import read_lists, select_candidates
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.metadata_table import open_metadata
 from crossfade.trainer.recommend.row_names import RowNames
+from crossfade.trainer.recommend.top_k import rank_vectors, unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 NEIGHBORS = 10
@@ -47,7 +47,6 @@ class ItemsMap:
         place_N2: their places, float32 (N, 2).
         labels: their labels; None without colors.
         neighbor_NK: the nearest items of each by cosine of embeddings, as places in ``names``, int32 (N, K).
-        agreement: how often neighbors share a label; None without colors.
     """
 
     title: str
@@ -57,7 +56,6 @@ class ItemsMap:
     place_N2: FloatArray
     labels: Labels | None
     neighbor_NK: IntArray
-    agreement: Agreement | None
 
 
 def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReporter) -> ItemsMap:
@@ -75,13 +73,12 @@ def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReport
     neighbor_NK = _neighbors(vectors_ND)
     labels = _labels(model, options, color, rows_N, neighbor_NK) if color is not None else None
     place_N2 = _project(vectors_ND, options.seed, reporter)
-    agreement = measure_agreement(labels, place_N2, neighbor_NK) if labels is not None else None
     found = RowNames(model.vocabulary(item), item).labels(rows_N)
     chosen = [found[int(row)] for row in rows_N]
     ids, names = pa.array([label.id for label in chosen]), [label.name or str(label.id) for label in chosen]
     data = ", synthetic listening" if is_synthetic(model.manifest) else ""
     title = f"{model.job.name}{data}: the {len(rows_N):,} most frequent of {item}"
-    return ItemsMap(title, rows_N, ids, names, place_N2, labels, neighbor_NK, agreement)
+    return ItemsMap(title, rows_N, ids, names, place_N2, labels, neighbor_NK)
 
 
 def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
@@ -99,7 +96,7 @@ def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
 
 def _labels(model: TrainedModel, options: MapOptions, color: str, rows_N: IntArray, neighbor_NK: IntArray) -> Labels:
     item = model.spec.item.name
-    with open_metadata(model.data, model.manifest, item, options.metadata_file, {color}, model.counts) as table:
+    with open_metadata(model.data, model.manifest, item, options.metadata, {color}, model.counts) as table:
         groups = table.groups(color)
     return choose_labels(groups, rows_N, neighbor_NK, options.colors)
 

@@ -1,8 +1,7 @@
-"""Label the items of a map, place the labels' names on it, and measure how well neighbors agree.
+"""Label the items of a map, and place the labels' names on it.
 
     labels = choose_labels(groups, rows_N, neighbor_NK, colors=12)
     labels.names, labels.label_N                        # label_N is -1 for items without one
-    measure_agreement(labels, place_N2, neighbor_NK)
 
 Shapes: N items, K neighbors, L groups, G cells of a grid, P pairs of an item and a group, or points of a label.
 """
@@ -42,25 +41,6 @@ class Labels:
     def colors(self) -> list[str]:
         """The color of each label: ``map.parquet`` keeps it, so that all pages show the same."""
         return [PALETTE[number % len(PALETTE)] for number in range(len(self.names))]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How often one of an item's nearest labeled neighbors has its label.
-
-    Attributes:
-        on_map: among the neighbors on the map.
-        in_embedding: among those by the cosine of embeddings.
-        by_chance: among all items of the map.
-        neighbors: how many neighbors.
-        items: items with a label.
-    """
-
-    on_map: float
-    in_embedding: float
-    by_chance: float
-    neighbors: int
-    items: int
 
 
 def choose_labels(groups: GroupLists, rows_N: IntArray, neighbor_NK: IntArray, colors: int) -> Labels:
@@ -107,30 +87,6 @@ def _overlap(one_N: BoolArray, other_N: BoolArray) -> bool:
     common, either = np.count_nonzero(one_N & other_N), np.count_nonzero(one_N | other_N)
     smaller = min(np.count_nonzero(one_N), np.count_nonzero(other_N))
     return bool(common > _MAX_JACCARD * either or common > _MAX_CONTAINED * smaller)
-
-
-def measure_agreement(labels: Labels, place_N2: FloatArray, neighbor_NK: IntArray) -> Agreement:
-    """Measure how often neighbors have the same label, among items that have one."""
-    from scipy.spatial import KDTree
-
-    count = neighbor_NK.shape[1]
-    _, near_NK = KDTree(place_N2).query(place_N2, count + 1)
-    on_map_NK = near_NK[:, 1:]
-    labeled_N = labels.label_N >= 0
-    shares_L = np.bincount(labels.label_N[labeled_N]) / max(1, np.count_nonzero(labeled_N))
-    return Agreement(
-        _share(labels.label_N, on_map_NK),
-        _share(labels.label_N, neighbor_NK),
-        float(np.square(shares_L).sum()),
-        count,
-        int(np.count_nonzero(labeled_N)),
-    )
-
-
-def _share(label_N: IntArray, neighbor_NK: IntArray) -> float:
-    own_NK, other_NK = label_N[:, None], label_N[neighbor_NK]
-    both_NK = (own_NK >= 0) & (other_NK >= 0)
-    return float((own_NK == other_NK)[both_NK].mean()) if both_NK.any() else 0.0
 
 
 def place_names(labels: Labels, place_N2: FloatArray) -> dict[str, tuple[float, float]]:

@@ -24,7 +24,7 @@ from crossfade.base.options import alternatives
 from crossfade.base.text import counted
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import VectorSource
-from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import FilterOptions
 from crossfade.trainer.recommend.row_names import RowLookup, RowNames, UnknownRowError
 from crossfade.trainer.recommend.trained_model import TrainedModel
@@ -106,7 +106,7 @@ def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Can
     if options.where is not None or options.max_per is not None:
         from crossfade.trainer.recommend.metadata_table import open_metadata  # by DuckDB, too
 
-        columns, file = options.columns_used, options.metadata_file
+        columns, file = options.columns_used, options.metadata
         with open_metadata(model.data, model.manifest, entity, file, columns, model.counts) as table:
             if options.where is not None:
                 kept_R &= table.rows_where(options.where)

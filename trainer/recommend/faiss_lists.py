@@ -15,17 +15,6 @@ codes. Scores are those of ``crossfade.trainer.model.spec.Score`` without a temp
   al., "Speeding up the Xbox recommender system using a Euclidean transformation for inner-product spaces", RecSys
   2014).
 
-Product quantization ("pq") stores what a vector differs by from the centroid of its list: for each few columns, which
-of 256 typical values is nearest, in a byte. Its scores are those of the stored values; ``index_search.py`` ranks what
-it finds again, by the vectors.
-
-Lists that are found once can be filled in parts, by several processes, which ``write_merged`` puts together:
-
-    content = lists.content()                            # before vectors are added
-    part = VectorLists.of_content(content, options, longest)
-    part.add(rows_N, vectors_ND)
-    write_merged(content, [Path("part-1"), Path("part-2")], Path("index.faiss"))
-
 Only this module imports FAISS.
 
 Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
@@ -34,8 +23,6 @@ Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,16 +31,13 @@ import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError, command
-from crossfade.base.io.folder import OutputFile
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.options import Codes
+from crossfade.trainer.recommend.top_k import unit_rows
 
 SAMPLES_PER_LIST = 64
 """Vectors that k-means uses for each list."""
-MIN_PQ_ROWS = 256
-"""Vectors that product quantization is learned from, at least: as many as a byte has values."""
 _MIN_ROWS_PER_LIST = 16
 ITERATIONS = 10
 
@@ -64,29 +48,20 @@ class ListOptions:
 
     Attributes:
         metric: the score that is searched.
-        codes: ``flat``: float32; ``sq8``: 8 bits per column; ``pq``: 8 bits for ``columns_per_byte`` columns.
-        columns_per_byte: of product quantization.
+        codes: ``flat``: float32; ``sq8``: 8 bits per column.
     """
 
     metric: ScoreKind
     codes: Codes = "flat"
-    columns_per_byte: int = 2
 
     def added_columns(self, dim: int) -> int:
         """Return the columns that vectors of ``dim`` columns get in addition.
 
         Beside that of dot products, with 8-bit codes, they fill up to a multiple of 8, which FAISS compares four times
-        as fast; with product quantization, to a multiple of the columns of a byte.
+        as fast.
         """
         needed = 1 if self.metric == "dot" else 0
-        if self.codes == "pq":
-            return needed + -(dim + needed) % self.columns_per_byte
         return 8 - dim % 8 if needed and self.codes == "sq8" else needed
-
-    def code_bytes(self, dim: int) -> int:
-        """Return the bytes of a stored vector of ``dim`` columns."""
-        width = dim + self.added_columns(dim)
-        return 4 * width if self.codes == "flat" else width if self.codes == "sq8" else width // self.columns_per_byte
 
 
 def load_faiss(purpose: str) -> Any:
@@ -106,11 +81,6 @@ def load_faiss(purpose: str) -> Any:
 def num_lists(rows: int) -> int:
     """Return the number of lists for ``rows`` vectors: 4√rows, but lists of at least 16 on average."""
     return max(1, min(int(4 * math.sqrt(rows)), rows // _MIN_ROWS_PER_LIST))
-
-
-def bytes_per_row(dim: int, options: ListOptions) -> int:
-    """Return the bytes of a vector and its row number."""
-    return options.code_bytes(dim) + 8
 
 
 class VectorLists:
@@ -134,8 +104,6 @@ class VectorLists:
         index.cp.niter = ITERATIONS
         index.cp.min_points_per_centroid = 1  # otherwise, it writes warnings to stderr
         index.cp.max_points_per_centroid = SAMPLES_PER_LIST
-        if options.codes == "pq":
-            index.pq.cp.niter, index.pq.cp.min_points_per_centroid = ITERATIONS, 1
         lists = VectorLists(index, options, longest)
         index.train(lists._stored(sample_ND))
         return lists
@@ -159,57 +127,10 @@ class VectorLists:
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
         return VectorLists(index, options)
 
-    @staticmethod
-    def of_content(content: bytes, options: ListOptions, longest: float) -> VectorLists:
-        """Return lists from their ``content``, to add vectors and to write them: searches by distance take longer.
-
-        Raises:
-            InputError: it is not an index.
-            MissingExtraError: FAISS is not installed.
-        """
-        faiss = load_faiss("crossfade index")
-        try:
-            # Without the sums of centroids and values, up to 2 GiB, that searches of "pq" by distance use.
-            reader = faiss.VectorIOReader()
-            faiss.copy_array_to_vector(np.frombuffer(content, np.uint8), reader.data)
-            return VectorLists(faiss.read_index(reader, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE), options, longest)
-        except RuntimeError as error:
-            raise InputError("is no index that FAISS can read") from error
-
-    @staticmethod
-    def load(path: Path, options: ListOptions) -> VectorLists:
-        """Load the file at ``path``, of flat codes, to change what it has.
-
-        Raises:
-            RuntimeError: it is not an index.
-        """
-        faiss = load_faiss("crossfade serve")
-        from faiss.contrib.inspect_tools import get_invlist
-
-        index = faiss.read_index(str(path))
-        # With the further column, all vectors have the length of the longest.
-        filled = next(number for number in range(index.nlist) if index.invlists.list_size(number))
-        stored_D = get_invlist(index.invlists, filled)[1][0].view(np.float32)  # type: ignore[no-untyped-call]
-        return VectorLists(index, options, float(np.linalg.norm(stored_D)))
-
-    def content(self) -> bytes:
-        """Return what ``of_content`` makes the same lists from."""
-        return load_faiss("crossfade index").serialize_index(self._index).tobytes()  # type: ignore[no-any-return]
-
     @property
-    def options(self) -> ListOptions:
-        """How vectors are compared and stored."""
-        return self._options
-
-    @property
-    def longest(self) -> float:
-        """The length of the longest vector, as it was given."""
-        return self._longest
-
-    @property
-    def rows(self) -> int:
-        """The number of vectors."""
-        return int(self._index.ntotal)
+    def metric(self) -> ScoreKind:
+        """The score that is searched."""
+        return self._options.metric
 
     @property
     def lists(self) -> int:
@@ -219,10 +140,6 @@ class VectorLists:
     def add(self, rows_N: IntArray, vectors_ND: FloatArray) -> None:
         """Add vectors, which searches will name by ``rows_N``."""
         self._index.add_with_ids(self._stored(vectors_ND), rows_N)
-
-    def remove(self, removed_R: BoolArray) -> None:
-        """Remove the vectors of the rows ``removed_R``, bool (R,)."""
-        self._index.remove_ids(_selector(removed_R))
 
     def write(self, path: Path) -> None:
         """Write the index to ``path``.
@@ -236,15 +153,6 @@ class VectorLists:
             faiss.write_index(self._index, str(path))
         except RuntimeError as error:
             raise OSError(f"{path}: {' '.join(str(error).split())}") from error
-
-    def write_to(self, file: OutputFile) -> None:
-        """Write the index to ``file``.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        faiss = load_faiss("crossfade index")
-        faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))
 
     def search(
         self, query_QD: FloatArray, count: int, probes: int, kept_R: BoolArray | None = None
@@ -282,52 +190,15 @@ def _selector(rows_R: BoolArray) -> Any:
     return load_faiss("searching an index").IDSelectorBitmap(np.packbits(rows_R, bitorder="little"))
 
 
-def write_merged(content: bytes, parts: Sequence[Path], path: Path) -> None:
-    """Write an index with the vectors of ``parts``, files of indexes that were made from lists of the same ``content``.
-
-    FAISS merges in memory, or into a second file. Instead, what each list has in the parts, which are mapped, is copied
-    behind the header of the index that FAISS would write: its lists are last, and sizes before them; with the number of
-    its list, and without those of empty ones, if at most half of the lists are filled.
-
-    Raises:
-        OSError: the file cannot be written.
-        RuntimeError: a part is no index.
-    """
-    faiss = load_faiss("crossfade index")
-    from faiss.contrib.inspect_tools import get_invlist
-
-    merged = VectorLists.of_content(content, ListOptions("cosine"), 0.0)._index
-    shape = b"ilar" + struct.pack("<QQ", merged.nlist, merged.code_size)
-    opened = [faiss.read_index(str(part), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE) for part in parts]
-    merged.ntotal = sum(index.ntotal for index in opened)
-    header, empty = faiss.serialize_index(merged).tobytes(), shape + b"sprs" + struct.pack("<Q", 0)
-    assert header.endswith(empty), "FAISS writes empty lists in another way"
-    all_lists = [index.invlists for index in opened]
-    sizes = [sum(lists.list_size(number) for lists in all_lists) for number in range(merged.nlist)]
-    filled, numbers = np.flatnonzero(sizes), sizes
-    if is_sparse := len(filled) <= merged.nlist // 2:
-        numbers = [value for number in filled.tolist() for value in (number, sizes[number])]
-    listed = (b"sprs" if is_sparse else b"full") + struct.pack(f"<Q{len(numbers)}Q", len(numbers), *numbers)
-    with path.open("wb") as file:
-        file.write(header.removesuffix(empty) + shape + listed)
-        for number in range(merged.nlist):
-            found = [get_invlist(lists, number) for lists in all_lists]  # type: ignore[no-untyped-call]
-            file.writelines(codes.tobytes() for _, codes in found)
-            file.writelines(rows.tobytes() for rows, _ in found)
-
-
 def _new_index(faiss: Any, dim: int, lists: int, options: ListOptions) -> Any:
     """Return an empty index of FAISS for vectors of ``dim`` columns."""
     inner_product, width = faiss.METRIC_INNER_PRODUCT, dim + options.added_columns(dim)
     if options.metric != "dot":
         metric = faiss.METRIC_L2 if options.metric == "euclidean" else inner_product
-        names = {"flat": "Flat", "sq8": "SQ8", "pq": f"PQ{options.code_bytes(dim)}np"}
-        return faiss.index_factory(width, f"IVF{lists},{names[options.codes]}", metric)
+        return faiss.index_factory(width, f"IVF{lists},{'Flat' if options.codes == 'flat' else 'SQ8'}", metric)
     quantizer = faiss.IndexFlatL2(width)
     if options.codes == "flat":
         index = faiss.IndexIVFFlat(quantizer, width, lists, inner_product)
-    elif options.codes == "pq":
-        index = faiss.IndexIVFPQ(quantizer, width, lists, options.code_bytes(dim), 8, inner_product)
     else:
         # Without residuals, since these would be of distances.
         bits = faiss.ScalarQuantizer.QT_8bit

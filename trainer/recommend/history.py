@@ -3,18 +3,24 @@
     histories = load_histories(lineage, ["train", "valid"], queries_Q, reporter)
     histories.lists.items_N, histories.weight_N
 
-Histories of new queries come from a file (``history_file.py``). For many queries, histories are divided into parts on
-disk, of which one is loaded at a time.
+    histories = write_histories(lineage, ALL_SPLITS, folder, reporter)      # of all queries, in files that are mapped
+    histories.load(queries_Q)
 
-Shapes: Q queries, N interactions or distinct pairs, P parts.
+Histories of new queries come from a file (``history_file.py``).
+
+Shapes: Q queries, N interactions or distinct pairs, S selected queries, P parts.
 """
 
 from __future__ import annotations
 
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +31,13 @@ from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
-from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.recommend.item_lists import ItemLists
 
 _INTERACTION = np.dtype([("query", np.int64), ("item", np.int64), ("weight", np.float32)])
-_BUFFERED_INTERACTIONS = 1 << 22
+_MAX_PART_INTERACTIONS = 1 << 25
+"""Interactions in train of the queries of a part, unless the last one has more."""
+_FILES = "starts", "items", "weights"
+"""Where the items of each query start, int64 (Q + 1,); its distinct items, int32 (N,); their weights, float32 (N,)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Histories:
 
 
 def make_histories(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, queries: int, items: int) -> Histories:
-    """Build the histories of ``queries`` queries from interactions in any order.
+    """Build the histories of ``queries`` queries from interactions in any order; weights are added in float64.
 
     Args:
         query_N: the query of each interaction, from 0 to ``queries`` - 1.
@@ -70,46 +79,10 @@ def make_histories(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, qu
         queries: number of queries.
         items: number of items.
     """
-    exact = _sum_pairs(query_N, item_N, weight_N, queries, items)
-    return replace(exact, weight_N=exact.weight_N.astype(np.float32))
-
-
-def _sum_pairs(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, queries: int, items: int) -> Histories:
-    """Build the histories of ``make_histories``, with weights in float64."""
     pair_N, inverse_N = np.unique(query_N * items + item_N, return_inverse=True)
     total_N = np.bincount(inverse_N, weights=weight_N, minlength=len(pair_N))
     starts_Q1 = np.searchsorted(pair_N, np.arange(queries + 1) * items)
-    return Histories(ItemLists(starts_Q1, pair_N % items), total_N)
-
-
-def extend_histories(
-    known: Histories, query_N: IntArray, item_N: IntArray, weight_N: FloatArray, queries: int, items: int
-) -> Histories:
-    """Return the histories of ``queries`` queries, of which ``known`` has the first, with further interactions.
-
-    Weights are float64, so that the sums are those of all interactions at once. Only the queries with further
-    interactions are grouped again. The other arguments are as of ``make_histories``.
-    """
-    added = queries + 1 - len(known.lists.starts_Q1)
-    starts_Q1 = np.pad(known.lists.starts_Q1, (0, added), mode="edge")
-    is_changed_Q = np.zeros(queries, np.bool_)
-    is_changed_Q[query_N] = True
-    changed_S, count_Q = np.flatnonzero(is_changed_Q), np.diff(starts_Q1)
-    starts_S1, places_M = list_places(starts_Q1, changed_S)
-    changed = _sum_pairs(
-        np.concatenate([np.repeat(np.arange(len(changed_S)), np.diff(starts_S1)), np.searchsorted(changed_S, query_N)]),
-        np.concatenate([known.lists.items_N[places_M], item_N]),
-        np.concatenate([known.weight_N[places_M], weight_N.astype(np.float64)]),
-        len(changed_S),
-        items,
-    )
-    kept_N = ~np.repeat(is_changed_Q, count_Q)
-    count_Q[changed_S] = np.diff(changed.lists.starts_Q1)
-    is_changed_N = np.repeat(is_changed_Q, count_Q)
-    items_N, weight_N = np.empty(len(is_changed_N), np.int64), np.empty(len(is_changed_N))
-    items_N[~is_changed_N], items_N[is_changed_N] = known.lists.items_N[kept_N], changed.lists.items_N
-    weight_N[~is_changed_N], weight_N[is_changed_N] = known.weight_N[kept_N], changed.weight_N
-    return Histories(ItemLists(np.concatenate([[0], np.cumsum(count_Q)]), items_N), weight_N)
+    return Histories(ItemLists(starts_Q1, pair_N % items), total_N.astype(np.float32))
 
 
 def make_sequences(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, queries: int, items: int) -> Histories:
@@ -124,7 +97,7 @@ class StoredHistories:
     """Histories of many queries in three arrays, of which some are taken at a time."""
 
     def __init__(self, starts_Q1: IntArray, items_N: IntArray, weights_N: FloatArray) -> None:
-        """Use arrays as of ``Histories``, which may be files that are mapped into memory; weights may be float64."""
+        """Use arrays as of ``Histories``, which may be files that are mapped into memory."""
         self._starts_Q1, self._items_N, self._weights_N = starts_Q1, items_N, weights_N
 
     @staticmethod
@@ -135,21 +108,7 @@ class StoredHistories:
     def load(self, queries_S: IntArray) -> Histories:
         """Return the histories of ``queries_S``, int64, in this order."""
         starts_S1, places_N = list_places(self._starts_Q1, queries_S)
-        weight_N = self._weights_N[places_N].astype(np.float32, copy=False)
-        return Histories(ItemLists(starts_S1, self._items_N[places_N].astype(np.int64)), weight_N)
-
-    @property
-    def queries(self) -> int:
-        """How many queries there are."""
-        return len(self._starts_Q1) - 1
-
-    def slice(self, first: int, stop: int) -> Histories:
-        """Return the histories of the queries ``first`` to before ``stop`` that are there, with weights as stored."""
-        starts_Q1 = self._starts_Q1[min(first, self.queries) : stop + 1]
-        part = slice(starts_Q1[0], starts_Q1[-1])
-        return Histories(
-            ItemLists(starts_Q1 - starts_Q1[0], self._items_N[part].astype(np.int64)), self._weights_N[part]
-        )
+        return Histories(ItemLists(starts_S1, self._items_N[places_N].astype(np.int64)), self._weights_N[places_N])
 
 
 def load_histories(
@@ -199,69 +158,61 @@ def _selected(
         reporter.advance(len(part))
 
 
-@dataclass(frozen=True)
-class DividedHistories:
-    """Histories on disk: part p has those of the queries at ``starts_P1[p]`` to ``starts_P1[p + 1]``."""
+def write_histories(
+    lineage: LineageReader, splits: Sequence[SplitName], folder: Path, reporter: ProgressReporter
+) -> StoredHistories:
+    """Write the histories of all queries to ``folder``, and map them; arguments as of ``load_histories``.
 
-    folder: Path
-    starts_P1: IntArray
-    manifest: DatasetManifest
-
-    def load(self, part: int) -> Histories:
-        """Load the histories of a part."""
-        interaction_N = self._interactions(part)
-        return _histories(interaction_N, int(self.starts_P1[part + 1] - self.starts_P1[part]), self.manifest)
-
-    def load_added(self, part: int, known: StoredHistories) -> Histories:
-        """Load the histories of a part of all queries, added to those in ``known``, with weights in float64."""
-        first, stop = map(int, self.starts_P1[part : part + 2])
-        interaction_N = self._interactions(part)
-        query_N, item_N, weight_N = (interaction_N[name] for name in ("query", "item", "weight"))
-        items = self.manifest.entities[self.manifest.item].rows
-        return extend_histories(known.slice(first, stop), query_N, item_N, weight_N, stop - first, items)
-
-    def _interactions(self, part: int) -> NDArray[np.void]:
-        """Return the interactions of a part; its first query is number 0."""
-        path = _part_path(self.folder, part)
-        interaction_N = np.fromfile(path, _INTERACTION) if path.exists() else np.empty(0, _INTERACTION)
-        interaction_N["query"] -= self.starts_P1[part]
-        return interaction_N
-
-
-def divide_histories(
-    lineage: LineageReader,
-    splits: Sequence[SplitName],
-    queries_Q: IntArray,
-    starts_P1: IntArray,
-    folder: Path,
-    reporter: ProgressReporter,
-) -> DividedHistories:
-    """Write the histories of ``queries_Q`` into ``folder``, a file for each part, in one pass over the interactions.
+    In one pass, interactions are divided by query into parts on disk, of which one is in memory at a time.
 
     Raises:
         InputError: a file is missing or corrupt.
+        OSError: ``folder`` cannot be written.
         StorageUnavailableError: storage does not answer.
     """
-    buffered: list[NDArray[np.void]] = []
-    for piece in _selected(lineage, splits, queries_Q, reporter):
-        buffered.append(piece)
-        if sum(map(len, buffered)) >= _BUFFERED_INTERACTIONS:
-            _append(folder, starts_P1, np.concatenate(buffered))
-            buffered = []
-    if buffered:
-        _append(folder, starts_P1, np.concatenate(buffered))
-    return DividedHistories(folder, starts_P1, lineage.manifest)
+    manifest = lineage.manifest
+    starts_P1 = part_starts(lineage.counts(manifest.query))
+    everyone_Q = np.arange(starts_P1[-1])
+    with tempfile.TemporaryDirectory(prefix="parts-", dir=folder) as work, ExitStack() as opened:
+        for interaction_N in _selected(lineage, splits, everyone_Q, reporter):
+            _append(Path(work), starts_P1, interaction_N)
+        starts, items, weights = (opened.enter_context((folder / name).open("wb")) for name in _FILES)
+        starts.write(np.zeros(1, np.int64).tobytes())
+        end = 0
+        for part, (first, stop) in enumerate(pairwise(starts_P1.tolist())):
+            path = Path(work, str(part))
+            interaction_N = np.fromfile(path, _INTERACTION) if path.exists() else np.empty(0, _INTERACTION)
+            interaction_N["query"] -= first
+            histories = _histories(interaction_N, stop - first, manifest)
+            starts.write((end + histories.lists.starts_Q1[1:]).tobytes())
+            items.write(histories.lists.items_N.astype(np.int32).tobytes())
+            weights.write(histories.weight_N.tobytes())
+            end += len(histories.lists.items_N)
+    return map_histories(folder)
+
+
+def map_histories(folder: Path) -> StoredHistories:
+    """Map the histories in ``folder`` into memory: those of a query are read when they are needed."""
+
+    def map_file(name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        path = folder / name  # a file of no bytes cannot be mapped
+        return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.empty(0, dtype)
+
+    starts, items, weights = _FILES
+    return StoredHistories(map_file(starts, np.int64), map_file(items, np.int32), map_file(weights, np.float32))
+
+
+def part_starts(counts_Q: IntArray) -> IntArray:
+    """Divide queries with ``counts_Q`` interactions into parts; return where each starts, int64 (P + 1,)."""
+    part_Q = np.cumsum(counts_Q) // _MAX_PART_INTERACTIONS
+    return np.concatenate([np.flatnonzero(np.diff(part_Q, prepend=-1)), [len(counts_Q)]])
 
 
 def _append(folder: Path, starts_P1: IntArray, interaction_N: NDArray[np.void]) -> None:
     part_N = np.searchsorted(starts_P1, interaction_N["query"], side="right") - 1
     order_N = np.argsort(part_N, kind="stable")
     bounds_P1 = np.searchsorted(part_N[order_N], np.arange(len(starts_P1)))
-    for part in np.flatnonzero(np.diff(bounds_P1)):
-        with _part_path(folder, int(part)).open("ab") as file:
+    for part in np.flatnonzero(np.diff(bounds_P1)).tolist():
+        with Path(folder, str(part)).open("ab") as file:
             # Not tofile(), which ignores that the last bytes find no room.
             file.write(interaction_N[order_N[bounds_P1[part] : bounds_P1[part + 1]]].tobytes())
-
-
-def _part_path(folder: Path, part: int) -> Path:
-    return folder / f"{part:06d}"

@@ -66,18 +66,14 @@ class IndexMeasurements(_Section):
 
     query_entity: str
     queries: Count
-    recall_at_10: float
     recall_at_100: float
-    exact_queries_per_second: float
-    queries_per_second: float
-    threads: int
 
 
 class IndexCard(_Section):
     """What an index holds, how it was built, and how well it searches."""
 
     format: Literal["crossfade-index"] = "crossfade-index"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     model: IndexedModel
     entity: str
     metric: ScoreKind
@@ -100,24 +96,14 @@ def read_card(folder: Path) -> IndexCard:
     """
     path = folder / CARD_FILE
     try:
-        return parse_card(read_below(folder, CARD_FILE), path)
+        return validate_json(IndexCard, read_below(folder, CARD_FILE))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder}: has no {CARD_FILE}; expected a folder that {command('index')} wrote") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def parse_card(data: bytes, source: object) -> IndexCard:
-    """Parse the card of an index that was read from ``source``.
-
-    Raises:
-        InputError: it is none, or its format is another one.
-    """
-    try:
-        return validate_json(IndexCard, data)
     except ValueError as error:
         raise InputError(
-            f"{source}: is not the card of an index: {error}; build it again with {command('index')}"
+            f"{path}: is not the card of an index: {error}; build it again with {command('index')}"
         ) from error
 
 

@@ -3,18 +3,12 @@
     index = open_index(Path("indexes/lastfm"), model, "artist", "cosine")
     rows_QK, scores_QK = IndexRanker(index, model, candidates).rank(query_QD, excluded, count=10)
 
-Product quantization orders near vectors badly, by what a byte holds of several columns. More of what it finds than is
-asked for is therefore ranked again, by the model's vectors, which are read from its files.
-
 Shapes: Q queries, K ranks, J ranks before exclusions, N elements of lists, R rows of the entity, D columns.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +17,11 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.embeddings.popularity import with_ones
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
 from crossfade.trainer.recommend.index_folder import INDEX_FILE, IndexCard, check_index, read_card
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -39,10 +32,6 @@ _CHUNK_RANKS = 1 << 20
 """Ranks of all queries of a chunk, unless a single query has more."""
 _PROBE_FACTOR = 4
 """How many times as many lists are scanned for queries whose lists had too few rows."""
-_RERANKED, _MORE_RERANKED = 4, 100
-"""How many rows that product quantization finds are ranked again for each rank, and how many beyond."""
-_READ_VALUES, _COMPARED_VALUES = 1 << 25, 1 << 20
-"""Values of the vectors that are read for queries at a time, and of those that are compared with one."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +42,11 @@ class VectorIndex:
         lists: the vectors.
         probes: the lists that a search scans.
         indexed_R: which rows of the entity it has, bool (R,).
-        version: differs between indexes.
     """
 
     lists: VectorLists
     probes: int
     indexed_R: BoolArray
-    version: str
 
 
 def open_index(folder: Path, model: TrainedModel, entity: str, metric: ScoreKind) -> VectorIndex:
@@ -85,8 +72,7 @@ def open_built_index(folder: Path, indexed_R: BoolArray) -> VectorIndex:
 
 def _open(folder: Path, card: IndexCard, indexed_R: BoolArray) -> VectorIndex:
     lists = VectorLists.read(folder / INDEX_FILE, ListOptions(card.metric, card.index.codes))
-    version = f"{zlib.crc32(card.model_dump_json().encode()):08x}"
-    return VectorIndex(lists, card.index.probes, indexed_R, version)
+    return VectorIndex(lists, card.index.probes, indexed_R)
 
 
 class IndexRanker(Ranker):
@@ -106,15 +92,8 @@ class IndexRanker(Ranker):
         candidates = replace(candidates, kept_R=candidates.kept_R & index.indexed_R)
         super().__init__(model.vectors, table, score, candidates)
         self._index = index
-        compared = model if score.offset_I is None else model.ranking_model()
-        self._vectors = partial(compared.vectors.vectors, table.name)
         is_filtered = self._num_candidates < np.count_nonzero(index.indexed_R)
         self._kept_R = candidates.kept_R if is_filtered else None
-
-    @property
-    def fingerprint(self) -> str:
-        """Differs between candidates, limits per group, and indexes."""
-        return f"{super().fingerprint} {self._index.version}"
 
     def _rank(self, query_QD: FloatArray, excluded: ItemLists, count: int) -> tuple[IntArray, FloatArray]:
         rows_QK = np.full((len(query_QD), count), -1, np.int64)
@@ -132,7 +111,7 @@ class IndexRanker(Ranker):
                 queries_Q, probes = of_depth_Q[first : first + chunk], self._probes(int(depth))
                 while len(queries_Q):
                     asked_QD, lists = query_QD[queries_Q], self._index.lists
-                    best = search_lists(lists, self._vectors, asked_QD, int(depth), probes, self._kept_R)
+                    best = lists.search(asked_QD, int(depth), probes, self._kept_R)
                     complete_Q = best[0][:, -1] >= 0
                     best = without_excluded(*best, excluded.take(queries_Q), count, len(self._index.indexed_R))
                     rows_QK[queries_Q], scores_QK[queries_Q] = best
@@ -144,60 +123,6 @@ class IndexRanker(Ranker):
         """Return the lists to scan for ``depth`` rows: those of the card are for 100 rows of all that it has."""
         share = np.count_nonzero(self._index.indexed_R) / self._num_candidates
         return int(min(self._index.probes * share * max(1.0, depth / MEASURED_DEPTH), self._index.lists.lists))
-
-
-def search_lists(
-    lists: VectorLists,
-    vectors: Callable[[IntArray], FloatArray],
-    query_QD: FloatArray,
-    count: int,
-    probes: int,
-    kept_R: BoolArray | None = None,
-) -> tuple[IntArray, FloatArray]:
-    """Search as ``VectorLists.search`` does; what product quantization finds is ranked by the vectors themselves.
-
-    ``vectors`` returns those of sorted, unique rows, float32 (N, D).
-    """
-    if lists.options.codes != "pq":
-        return lists.search(query_QD, count, probes, kept_R)
-    found_QJ, _ = lists.search(
-        query_QD, min(_RERANKED * count + _MORE_RERANKED, max(count, lists.rows)), probes, kept_R
-    )
-    rows_QK, scores_QK = found_QJ[:, :count].copy(), np.empty((len(query_QD), count), np.float32)
-    # Files are read in blocks of many rows, so that those of many queries are read at once.
-    step = max(1, _READ_VALUES // (found_QJ.shape[1] * query_QD.shape[1]))
-    for first in range(0, len(query_QD), step):
-        some = slice(first, first + step)
-        score_QJ = _exact_scores(lists.options.metric, vectors, query_QD[some], found_QJ[some])
-        order_QK = np.argsort(-score_QJ, axis=1, kind="stable")[:, :count]
-        rows_QK[some] = np.take_along_axis(found_QJ[some], order_QK, axis=1)
-        scores_QK[some] = np.take_along_axis(score_QJ, order_QK, axis=1)
-    return rows_QK, scores_QK
-
-
-def _exact_scores(
-    metric: ScoreKind, vectors: Callable[[IntArray], FloatArray], query_QD: FloatArray, row_QJ: IntArray
-) -> FloatArray:
-    """Return the score of each of ``row_QJ``, int64 (Q, J), for its query; -inf of row -1."""
-    score_QJ = np.full(row_QJ.shape, -np.inf, np.float32)
-    rows_N = np.unique(row_QJ)
-    rows_N = rows_N[rows_N >= 0]
-    if not len(rows_N):
-        return score_QJ
-    vector_ND = vectors(rows_N)
-    if metric == "cosine":
-        query_QD, vector_ND = unit_rows(query_QD), unit_rows(vector_ND)
-    step = max(1, _COMPARED_VALUES // query_QD.shape[1])
-    for query, row_J in enumerate(row_QJ):
-        found = int(np.count_nonzero(row_J >= 0))  # padding is last
-        for first in range(0, found, step):
-            some = slice(first, min(first + step, found))
-            vector_JD = vector_ND[np.searchsorted(rows_N, row_J[some])]
-            if metric == "euclidean":
-                score_QJ[query, some] = -np.square(vector_JD - query_QD[query]).sum(axis=1)
-            else:
-                score_QJ[query, some] = vector_JD @ query_QD[query]
-    return score_QJ
 
 
 def _rounded_up(count_Q: IntArray) -> IntArray:

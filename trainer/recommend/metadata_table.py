@@ -1,7 +1,7 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier`)
 """The metadata of an entity's rows in DuckDB, for conditions and groups.
 
-    with open_metadata(data, manifest, "track", MetadataFile("songs.csv"), {"year"}, model.counts) as table:
+    with open_metadata(data, manifest, "track", "songs.csv", {"year"}, model.counts) as table:
         kept_R = table.rows_where("year > 1990")
     write_metadata(data, manifest, "track", None, count_R, Path("metadata.duckdb"))     # to be opened more than once
 
@@ -48,7 +48,6 @@ from crossfade.trainer.prepare.database import (
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, find_files
 from crossfade.trainer.prepare.raw_files import check_expansion, column_names, read_errors
-from crossfade.trainer.recommend.options import MetadataFile
 
 COUNT = "count"
 _READERS = {
@@ -82,7 +81,7 @@ def open_metadata(
     data: Folder,
     manifest: DatasetManifest,
     entity: str,
-    file: MetadataFile | None,
+    file: str | None,
     columns: Collection[str],
     counts: Callable[[str], IntArray],
 ) -> Iterator[MetadataTable]:
@@ -105,7 +104,7 @@ def open_metadata(
 
 
 def write_metadata(
-    data: Folder, manifest: DatasetManifest, entity: str, file: MetadataFile | None, count_R: IntArray, path: Path
+    data: Folder, manifest: DatasetManifest, entity: str, file: str | None, count_R: IntArray, path: Path
 ) -> None:
     """Write all columns of ``entity`` from the dataset and ``file`` to the DuckDB database ``path``.
 
@@ -150,9 +149,7 @@ class MetadataTable:
         self._rows = manifest.entities[entity].rows
         self._has_file = has_file
 
-    def load(
-        self, file: MetadataFile | None, columns: Collection[str], work: Path, count_R: IntArray | None = None
-    ) -> None:
+    def load(self, file: str | None, columns: Collection[str], work: Path, count_R: IntArray | None = None) -> None:
         """Create ``items``; ``count_R`` are the counts of the rows, None for those of this dataset."""
         self._add_vocabulary(self._entity, "vocabulary", count_R)
         relation = "vocabulary"
@@ -261,24 +258,22 @@ class MetadataTable:
         execute(self._connection, "DROP TABLE pairs")
         execute(self._connection, "DROP TABLE feature_values")
 
-    def _add_metadata(self, given: MetadataFile, work: Path) -> None:
-        with fetch_files(find_files("metadata", [given.location], None), work, None) as files:
+    def _add_metadata(self, location: str, work: Path) -> None:
+        with fetch_files(find_files("metadata", [location], None), work, None) as files:
             for number, file in enumerate(files):
                 if number:
-                    raise InputError(Option("metadata", given.location), ": matches several files; expected one")
+                    raise InputError(Option("metadata", location), ": matches several files; expected one")
                 with read_errors(file):
-                    self._add_file(file, given.id_column)
+                    self._add_file(file)
 
-    def _add_file(self, file: RawFile, id_column: str | None) -> None:
+    def _add_file(self, file: RawFile) -> None:
         columns = column_names(file)
-        candidates = [id_column] if id_column else [self._entity, f"{self._entity}_id", "id"]
+        candidates = [self._entity, f"{self._entity}_id", "id"]
         found = next((name for name in candidates if name in columns), None)
         if found is None:
             raise InputError(
                 Option("metadata", file),
-                f": has no column {' or '.join(map(repr, candidates))} of IDs; name it with ",
-                Option("metadata_id"),
-                f": {format_names(columns)}",
+                f": has no column {' or '.join(map(repr, candidates))} of IDs, but {format_names(columns)}; rename one",
             )
         taken = {name.lower() for name in ["row", *self.types("vocabulary"), *self._features()]}
         chosen = [name for name in columns if name != found and name.lower() not in taken]

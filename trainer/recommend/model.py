@@ -12,7 +12,6 @@ Shapes: Q queries, K ranks, R rows of an entity, N rows of a list, D columns.
 from __future__ import annotations
 
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import closing
@@ -32,8 +31,6 @@ from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.embeddings.query_vectors import query_vectors
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.reranking import Reranking
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import (
     Candidates,
@@ -48,14 +45,15 @@ from crossfade.trainer.recommend.fold_in import NewQueryVectors, new_query_vecto
 from crossfade.trainer.recommend.history import Histories, StoredHistories, load_histories, make_sequences
 from crossfade.trainer.recommend.index_folder import indexed_rows
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_index
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import (
     FilterOptions,
-    MetadataFile,
     RankingOptions,
     RecommendOptions,
     SimilarOptions,
 )
 from crossfade.trainer.recommend.ranker import CountVectors, Ranker
+from crossfade.trainer.recommend.reranking import Reranking
 from crossfade.trainer.recommend.row_names import RowLabel, RowLookup, RowNames, UnknownRowError, untrained
 from crossfade.trainer.recommend.trained_model import OpenModel, TrainedModel
 from crossfade.trainer.runs.options import ModelSource
@@ -163,7 +161,7 @@ class _Key:
     entity: str
     metric: Metric
     where: str | None
-    metadata: MetadataFile | None
+    metadata: str | None
     max_per: tuple[str, int] | None
     popularity_damping: float | None
     index: str | None
@@ -184,12 +182,6 @@ class Selection:
     subset: RowSubset | None = None
     denied_N: IntArray | None = None
     reranking: Reranking | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Differs between selections."""
-        listed = b"" if self.subset is None else self.subset.rows(np.arange(self.subset.table.rows)).tobytes()
-        return f"{self.ranker.fingerprint} {zlib.crc32(listed):08x}"
 
     def rank(self, query_QD: FloatArray, excluded: ItemLists, k: int, keys_Q: IntArray) -> Rankings:
         """Return ``k`` rows for each of ``query_QD``, float32, without those ``excluded`` for it.
@@ -212,7 +204,7 @@ class Model:
     """A trained model, opened: it keeps what it has read for the next answer.
 
     A row without an interaction of positive weight in train, which training has not moved, is neither a query nor a
-    candidate, unless it has features. Lists of items may be re-ranked (``trainer/evaluation/reranking.py``).
+    candidate, unless it has features. Lists of items may be re-ranked (``trainer/recommend/reranking.py``).
 
     ``is_quick`` states which requests take about a millisecond. The others must come from one thread at a time, while
     another thread may ask quick ones.
@@ -546,7 +538,7 @@ def open_model(source: ModelSource, log: Log, *, keep: bool = False) -> OpenMode
 
 def _key(entity: str, metric: Metric, options: RankingOptions) -> _Key:
     damping = options.popularity_damping if isinstance(options, RecommendOptions) else None
-    return _Key(entity, metric, options.where, options.metadata_file, options.max_per, damping, options.index)
+    return _Key(entity, metric, options.where, options.metadata, options.max_per, damping, options.index)
 
 
 def _nothing(rows_Q: IntArray) -> ItemLists:

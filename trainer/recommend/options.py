@@ -17,28 +17,47 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from crossfade.base.errors import Option, OptionError
-from crossfade.base.options import Integer, Number, Options, alternatives, option
+from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
-from crossfade.trainer.evaluation.options import Labels, RerankingOptions
-from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
+from crossfade.trainer.runs.options import Location, ModelSource
 
-Codes = Literal["flat", "sq8", "pq"]
+Codes = Literal["flat", "sq8"]
 OnUnknown = Literal["error", "skip", "popular"]
 """What a query without a trained vector, such as an unknown customer, gets."""
 
 
 @dataclass(frozen=True)
-class MetadataFile:
-    """A Parquet, CSV or TSV file with lines about IDs.
+class LabelSource:
+    """Where the labels of ``entity`` come from.
 
     Attributes:
-        location: path or URI.
-        id_column: its column of IDs; None: the one named as the entity, ``ENTITY_id``, or ``id``.
+        entity: the entity.
+        path: a file or, without columns, the name of a feature.
+        id_column: the file's column of IDs; None for a feature.
+        label_column: the file's column of labels; None for a feature.
     """
 
-    location: str
+    entity: str
+    path: str
     id_column: str | None = None
+    label_column: str | None = None
+
+
+def _label_source(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    entity, _, rest = value.partition("=")
+    parts = rest.rsplit(":", 2)
+    if not entity or len(parts) == 2 or not all(parts):
+        raise ValueError(
+            "expected ENTITY=FILE:ID_COLUMN:LABEL_COLUMN, as in track=songs.csv:id:genre, or ENTITY=FEATURE"
+        )
+    return LabelSource(entity, *parts)
+
+
+Labels = Annotated[LabelSource, BeforeValidator(_label_source)]
+"""Where labels come from, also written ``track=songs.csv:id:genre`` or ``artist=tag``."""
 
 
 def _limit(value: Any) -> Any:
@@ -82,28 +101,6 @@ class MetadataOptions(Options):
     metadata: Location | None = option(
         None, "use the columns of this Parquet, CSV or TSV file in conditions and groups", group="filters", value="FILE"
     )
-    metadata_id: str | None = option(
-        None,
-        "take IDs from this column of the metadata (default: the one named as the entity, ENTITY_id, or id)",
-        group="filters",
-        value="COLUMN",
-    )
-
-    @model_validator(mode="after")
-    def _check_metadata(self) -> Self:
-        if self.metadata_id is not None and self.metadata is None:
-            raise OptionError(
-                "metadata_id",
-                found=self.metadata_id,
-                problem="is a column of a file",
-                fix=("name the file with ", Option("metadata")),
-            )
-        return self
-
-    @property
-    def metadata_file(self) -> MetadataFile | None:
-        """The file with further columns; None: only those of the dataset."""
-        return None if self.metadata is None else MetadataFile(self.metadata, self.metadata_id)
 
 
 class FilterOptions(MetadataOptions):
@@ -174,6 +171,58 @@ class SimilarOptions(RankingOptions):
     )
 
 
+class RerankingOptions(Options):
+    """How lists differ from the best by the model's score alone (``reranking.py`` has the formulas)."""
+
+    group_notes: ClassVar[Mapping[str, str]] = {
+        "re-ranking": "With T the model's temperature, an item's score is s - A * T * log(1 + count). Of the best\n"
+        "10 * N items (at least 100, and at most 1,000 or N), each place takes the one with the largest\n"
+        "(1 - D) * score / T - D * cosine with the most similar item listed already or, with probability E,\n"
+        "any of them. Scores that are shown leave out D and E."
+    }
+
+    popularity_damping: Number = option(
+        0.0, "rank popular items lower; 0 is the model's own ranking", group="re-ranking", value="A", ge=0
+    )
+    diversity: Number = option(
+        0.0,
+        "list items that are less alike; 0 is the model's own ranking, and 1 ignores scores",
+        group="re-ranking",
+        value="D",
+        ge=0,
+        le=1,
+    )
+    exploration: Number = option(
+        0.0, "fill this share of places by chance, from the next best items", group="re-ranking", value="E", ge=0, le=1
+    )
+    seed: Integer = option(
+        1,
+        "draw by this seed, the same for a query until it changes, such as a date",
+        group="re-ranking",
+        value="N",
+        ge=0,
+    )
+
+    @property
+    def is_reranked(self) -> bool:
+        """Whether lists differ from the model's own."""
+        return self.popularity_damping > 0 or self.chooses
+
+    @property
+    def chooses(self) -> bool:
+        """Whether lists are chosen from more items than they show."""
+        return self.diversity > 0 or self.exploration > 0
+
+    def depth(self, count: int) -> int:
+        """Return the number of the best items that a list of ``count`` is chosen from."""
+        low, factor, high = _CANDIDATES
+        return max(count, min(max(factor * count, low), high)) if self.chooses else count
+
+
+_CANDIDATES = 100, 10, 1000
+"""Candidates of a list: at least, for each item that it shows, and at most, unless it shows more."""
+
+
 class RecommendOptions(RerankingOptions, RankingOptions):
     """How to recommend items to queries, such as customers."""
 
@@ -240,7 +289,7 @@ class RecommendOptions(RerankingOptions, RankingOptions):
             )
 
 
-class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource):
+class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
     """Whom to recommend to, and the file for recommendations."""
 
     one_of = (("customer", "customers", "all", "history", "history_file"),)
@@ -263,11 +312,14 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
     )
     out: Location | None = option(
         None,
-        "write recommendations to this file: .parquet, .csv, or .jsonl; shards, to a folder of Parquet files",
+        "write recommendations to this file: .parquet, .csv, or .jsonl; Spark, to a folder of Parquet files",
         group="output",
         value="OUT",
     )
-    overwrite: bool = option(False, "replace the file", group="output")
+    overwrite: bool = option(False, "replace the file or folder", group="output")
+    engine: Literal["process", "spark"] = option(
+        "process", "rank in this process (default) or, for all customers, in tasks of Spark", group="output"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -276,18 +328,11 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
         return {"on_unknown": "skip", **values} if values.get("customers") is not None else values
 
     @model_validator(mode="after")
-    def _check_shards(self) -> Self:
-        if self.is_divided and not (self.all or self.customers):
-            many = alternatives(map(Option, ("all", "customers")))
-            raise OptionError("shard" if self.shard else "merge", problem="divides many customers", expected=many)
-        if self.is_divided and self.overwrite:
-            raise OptionError("overwrite", problem="is for a file", fix="to repeat shards, delete their folder")
-        if self.out is not None and not self.is_divided and "://" in self.out:
-            raise OptionError("out", found=self.out, expected=("a local path, or ", Option("shard")))
-        return self
-
-    @model_validator(mode="after")
     def _check_out(self) -> Self:
+        if self.engine == "spark" and not self.all:
+            raise OptionError("engine", found="spark", problem="ranks for many", expected=Option("all"))
+        if self.out is not None and "://" in self.out and self.engine != "spark":
+            raise OptionError("out", found=self.out, expected=("a local path, or ", Option("engine", "spark")))
         if self.out is None and (self.all or self.customers is not None):
             name = "all" if self.all else "customers"
             file = Option("out", "FILE.parquet, .csv, or .jsonl")
@@ -302,7 +347,7 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
         return bool(self.history) or self.history_file is not None
 
 
-class IndexOptions(ShardOptions, Options):
+class IndexOptions(Options):
     """Which vectors of a model to index, and how."""
 
     entity: str | None = option(
@@ -315,11 +360,8 @@ class IndexOptions(ShardOptions, Options):
     )
     codes: Codes = option(
         "flat",
-        "store vectors as float32 (flat), in 8 bits per column (sq8), or by product quantization (pq)",
+        "store vectors as float32 (flat), or in 8 bits per column (sq8)",
         group="index",
-    )
-    columns_per_byte: Integer = option(
-        2, "store N columns in a byte, if the codes are pq", group="index", value="N", ge=1, le=64
     )
     recall: Number = option(
         0.95,
@@ -329,51 +371,25 @@ class IndexOptions(ShardOptions, Options):
         gt=0,
         le=1,
     )
-    out: Location = option(
-        ..., "write to this folder, which is local unless there are shards", group="output", value="FOLDER"
-    )
+    out: Location = option(..., "write to this folder", group="output", value="FOLDER")
     overwrite: bool = option(False, "replace the index in the folder", group="output")
 
     @model_validator(mode="after")
     def _check_out(self) -> Self:
-        if self.codes != "pq" and "columns_per_byte" in self.model_fields_set:
-            problem, expected = "is for product quantization", Option("codes", "pq")
-            raise OptionError("columns_per_byte", found=self.columns_per_byte, problem=problem, expected=expected)
-        if self.is_divided and self.overwrite:
-            raise OptionError("overwrite", problem="replaces a whole index", fix="for shards, choose another folder")
-        if not self.is_divided and "://" in self.out:
-            raise OptionError("out", found=self.out, expected=("a local path, or ", Option("shard")))
+        if "://" in self.out:
+            raise OptionError("out", found=self.out, expected="a local path")
         return self
 
 
 class SequenceOptions(ListFiles, ModelSource):
-    """Which path to find, or which paths to measure."""
+    """Which path to find."""
 
-    start: str | None = option(None, "begin with this name or ID", group="rows", value="A", positional=True)
-    end: str | None = option(None, "end with this name or ID", group="rows", value="B", positional=True)
+    start: str = option(..., "begin with this name or ID", group="rows", value="A", positional=True)
+    end: str = option(..., "end with this name or ID", group="rows", value="B", positional=True)
     length: Integer = option(10, "list N rows, A and B among them", group="rows", value="N", ge=3, le=100)
     entity: str | None = option(
         None, "search this table (default: the item entity of the run's job)", group="rows", value="NAME"
     )
-    measure: Integer | None = option(
-        None,
-        "measure how smooth the paths between this many random pairs are, beside those of other methods",
-        group="measurement (without A and B)",
-        value="PAIRS",
-        ge=1,
-    )
-    seed: Integer = option(1, "draw the pairs with this seed", group="measurement (without A and B)", value="N", ge=0)
-
-    @model_validator(mode="after")
-    def _check_ends(self) -> Self:
-        measuring = Option("measure")
-        if self.measure is None and self.end is None:
-            problem = "is missing, and a path needs two names or IDs"
-            raise OptionError("end", problem=problem, fix=("to measure paths of random pairs, use ", measuring))
-        if self.measure is not None and self.start is not None:
-            fix = (f"leave out '{self.start}', or ", measuring)
-            raise OptionError("measure", found=self.measure, problem="draws random pairs", fix=fix)
-        return self
 
 
 class TagOptions(Options):

@@ -8,7 +8,6 @@ Shapes: Q queries.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,11 +35,6 @@ class Queries:
 
     rows_Q: IntArray
     unknown: pa.Array
-
-    @property
-    def checksum(self) -> int:
-        """A number that differs between other rows or unknown IDs."""
-        return zlib.crc32("\n".join(map(str, self.unknown.to_pylist())).encode(), zlib.crc32(self.rows_Q.tobytes()))
 
     def ids(self, model: Model) -> pa.Array:
         """Return the IDs of all, of the type of ``unknown``."""

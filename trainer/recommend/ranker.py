@@ -8,7 +8,6 @@ Shapes: Q queries, K ranks, J ranks before limits per group, N elements of lists
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from functools import partial
 
@@ -18,10 +17,10 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import VectorSource
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import Block, item_blocks, rank_blocks
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.top_k import Block, item_blocks, rank_blocks
 
 _VALUE_BYTES, _KEPT_BYTES = 4, 1 << 25
 """Bytes of a float32, and of the vectors of a table whose blocks a ranker keeps."""
@@ -67,15 +66,6 @@ class Ranker:
         self._num_candidates = int(np.count_nonzero(candidates.kept_R))
         self._keep_vectors = keep_vectors and table.rows * table.dim * _VALUE_BYTES <= _KEPT_BYTES
         self._kept_blocks: list[Block] | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Differs between candidates, damping, and limits per group."""
-        crc = zlib.crc32(self._penalty_R.tobytes())
-        if self._candidates.groups is not None:
-            for array in (self._candidates.groups.starts_R1, self._candidates.groups.values_N):
-                crc = zlib.crc32(array.tobytes(), crc)
-        return f"{crc:08x} {self._candidates.max_per_group}"
 
     def rank(
         self, query_QD: FloatArray, excluded: ItemLists, count: int, enough: int | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, escape_unprintable, format_names
 from crossfade.trainer.data.vocabulary import KeptVocabulary, Vocabulary
-from crossfade.trainer.prepare.source_columns import SEPARATOR, escape, split_id
 
 Fold = Callable[[Any], Any]
 """Makes equal the texts of an array that count as equal."""
@@ -117,7 +116,6 @@ class RowNames:
         """Use ``vocabulary``, which is that of ``entity``."""
         self._vocabulary = vocabulary
         self._entity = entity
-        self._kept: dict[tuple[str, Fold], list[tuple[Any, Any]]] = {}
 
     def find(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> list[int]:
         """Return the row of each text as ``found`` does.
@@ -134,10 +132,8 @@ class RowNames:
     def found(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> dict[str, int]:
         """Return the row with each text as its ID or else the first, which is the most frequent, of this name.
 
-        Without such a row, it is the first whose ID has the text as one of the parts that it joins: a title, of IDs
-        such as ``Radiohead|Creep``. Names, joined IDs, and their parts are compared without regard to case and accents,
-        but a name that differs only in case is preferred. ``log`` gets a line for each name that several rows have, and
-        for each part.
+        Names are compared without regard to case and accents, but a name that differs only in case is preferred.
+        ``log`` gets a line for each name that several rows have.
         """
         found = self._find("id", texts, _plain, only_first=True)
         for fold in (pc.utf8_lower, _without_accents):
@@ -147,7 +143,6 @@ class RowNames:
                     if len(rows) > 1:
                         log(self._describe_namesakes(text, rows))
             found |= named
-        found |= self._find_joined([text for text in texts if text not in found], log)
         return {text: rows[0] for text, rows in found.items()}
 
     def describe_unknown(self, missing: Sequence[str]) -> str:
@@ -198,7 +193,8 @@ class RowNames:
         wanted = fold(pa.array(texts, pa.string())).to_pylist()
         distinct = pa.array(sorted(set(wanted)), pa.string())
         found: dict[str, list[int]] = {}
-        for rows, values in self._folded(column, fold):
+        for table in self._vocabulary.iter_tables(["row", column]):
+            rows, values = table.column("row"), fold(table.column(column).cast(pa.string()))
             # To compare with one text takes a tenth of the time.
             is_wanted = pc.equal(values, distinct[0]) if len(distinct) == 1 else pc.is_in(values, value_set=distinct)
             wanted_rows = rows.filter(is_wanted).to_pylist()
@@ -208,65 +204,19 @@ class RowNames:
                 break
         return {text: found[value] for text, value in zip(texts, wanted, strict=True) if value in found}
 
-    def _folded(self, column: str, fold: Fold) -> Iterable[tuple[Any, Any]]:
-        """Return rows and their texts in ``column`` as ``fold`` compares them, in parts.
-
-        The texts of a kept vocabulary stay in memory, too.
-        """
-        if (column, fold) in self._kept:
-            return self._kept[column, fold]
-        parts = (
-            (table.column("row"), fold(table.column(column).cast(pa.string())))
-            for table in self._vocabulary.iter_tables(["row", column])
-        )
-        if not isinstance(self._vocabulary, KeptVocabulary):
-            return parts
-        self._kept[column, fold] = list(parts)
-        return self._kept[column, fold]
-
-    def _find_joined(self, texts: Sequence[str], log: Callable[[str], None] | None) -> dict[str, list[int]]:
-        """Return the rows of each text whose joined IDs are that text or, if none is, have it as a part."""
-        if not texts:
-            return {}
-        plain = dict(zip(texts, _without_accents(pa.array(texts, pa.string())).to_pylist(), strict=True))
-        wanted = set(plain.values())
-        pattern = "|".join(re.escape(text) for each in wanted for text in (each, escape(each)))
-        whole: dict[str, list[int]] = {}
-        parts: dict[str, list[int]] = {}
-        for table in self._vocabulary.iter_tables(["row", "id"]):
-            ids = _without_accents(table.column("id").cast(pa.string()))
-            near = pc.and_(pc.match_substring(ids, SEPARATOR), pc.match_substring_regex(ids, pattern))
-            for row, id in zip(table.column("row").filter(near).to_pylist(), ids.filter(near).to_pylist(), strict=True):
-                for found, keys in ((whole, [id]), (parts, split_id(id))):
-                    for key in wanted.intersection(keys):
-                        found.setdefault(key, []).append(row)
-        if log is not None:
-            for text, key in plain.items():
-                if key in parts and key not in whole:
-                    log(self._describe_joined(text, parts[key]))
-        rows = parts | whole
-        return {text: rows[key] for text, key in plain.items() if key in rows}
-
-    def _describe_joined(self, text: str, rows: Sequence[int]) -> str:
-        """Describe the ``rows`` whose joined IDs have the part ``text``, the first of which is meant."""
-        if len(rows) > 1:
-            return f"'{text}' is part of {len(rows):,} ids of {self._entity}: {self._list_rows(rows)}"
-        return f"'{text}' is part of one id of {self._entity}, which is used: {self._list_rows(rows)}"
-
     def _describe_namesakes(self, text: str, rows: Sequence[int]) -> str:
         """Describe the ``rows`` that have the name ``text``, the first of which is meant."""
         return f"{len(rows):,} rows of {self._entity} are named '{text}': {self._list_rows(rows)}"
 
     def _list_rows(self, rows: Sequence[int]) -> str:
-        """List ``rows``, of several of which the first is meant, with their IDs, names, and counts."""
+        """List ``rows``, the first of which is meant, with their IDs, names, and counts."""
         columns = [*self._vocabulary.columns, "count"]
         shown = []
         for row in self._vocabulary.take(np.array(rows[:_NAMESAKES], np.int64), columns).to_pylist():
             name = f" '{row['name']}'" if row.get("name") else ""
             shown.append(f"{row['id']}{name} (count {row['count']:,})")
         more = f" and {len(rows) - _NAMESAKES:,} more" if len(rows) > _NAMESAKES else ""
-        choice = "; the first is used; name another one by its ID" if len(rows) > 1 else ""
-        return f"{', '.join(shown)}{more}{choice}"
+        return f"{', '.join(shown)}{more}; the first is used; name another one by its ID"
 
     def _hint(self, text: str) -> str:
         """Suggest what ``text`` may have meant; empty if nothing is similar."""

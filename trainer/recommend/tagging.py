@@ -1,14 +1,11 @@
 """Tag items by linear probes of their embeddings: measure how well, then predict the labels of those that have none.
 
-    tagger = Tagger(model, TagOptions.of(labels="artist=tag"), NullReporter())
-    measured = tagger.measure()
-    for predicted in tagger.predict(measured.strength["embeddings"], tagger.unlabeled_N):
-        predicted.row_N, predicted.label_N, predicted.probability_N
+    tagged = tag(model, TagOptions.of(labels="artist=tag"), NullReporter(), examples=8)
+    tagged.quality.metrics["embeddings"]["roc_auc"], tagged.examples
 
-Rows with a label are divided at random: 60 % are fitted, 20 % choose the regularization, and 20 % are tested after a
-fit to both others. The same probe and division measure two baselines, the row's interactions in train by customer
-(TF-IDF, at length 1), and their truncated SVD with as many columns as the embeddings; a third is the frequency of
-labels. Predictions are by a fit to all rows with a label.
+A probe is a logistic regression for each label. Rows with a label are divided at random: 60 % are fitted, 20 % choose
+the regularization, and 20 % are tested after a fit to both others, beside the frequency of labels. Predictions are by a
+fit to all rows with a label. A strength is the inverse of the L2 regularization, C of scikit-learn.
 
 Shapes: S rows with a label, L labels, N elements of anything else, P pairs of a row and a label, R rows, D columns.
 """
@@ -16,8 +13,8 @@ Shapes: S rows with a label, L labels, N elements of anything else, P pairs of a
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,29 +22,21 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import InputError, Option
+from crossfade.base.errors import InputError, MissingExtraError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.evaluation.label_precision import count_pairs
-from crossfade.trainer.evaluation.labels import OPTION, LabelPairs, read_labels
-from crossfade.trainer.evaluation.top_k import unit_rows
-from crossfade.trainer.recommend.linear_probe import (
-    Features,
-    can_be_ranked,
-    check_scikit_learn,
-    choose_strength,
-    choosing_steps,
-    fit_and_score,
-    fit_label,
-    rank_metrics,
-    sigmoid,
-)
+from crossfade.trainer.recommend.labels import OPTION, LabelPairs, read_labels
 from crossfade.trainer.recommend.options import TagOptions
 from crossfade.trainer.recommend.table_files import write_output
+from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
+STRENGTHS = (0.1, 0.5, 2.0, 10.0, 50.0)
 MAX_LABELS = 500
 MAX_ROWS = 20_000
 """Rows with a label that take part; a random sample, if there are more."""
+_CHOOSING_LABELS = 50
+"""Labels by which a strength is chosen: every n-th by frequency, if there are more."""
+_MAX_ITERATIONS = 500
 _BLOCK_ROWS = 1 << 14
 _logger = logging.getLogger(__name__)
 
@@ -60,9 +49,9 @@ class TagQuality:
         rows: rows that were fitted, that chose the regularization, and that were tested.
         labels: number of labels.
         labels_per_row: their mean number.
-        columns: columns of the features of each method.
-        strength: the chosen inverse of the regularization of each method that has one.
-        metrics: of each method: embeddings, counts, counts_svd, frequency.
+        columns: columns of the features of each method that has any: embeddings.
+        strength: the chosen inverse of the regularization, of the same.
+        metrics: of each method: embeddings, frequency.
         kept: of the predicted labels of tested rows: precision, labels_per_row, and share of rows that have one.
     """
 
@@ -73,15 +62,6 @@ class TagQuality:
     strength: dict[str, float]
     metrics: dict[str, dict[str, float]]
     kept: dict[str, float]
-
-
-@dataclass(frozen=True)
-class PredictedLabels:
-    """Labels of rows, int64 and sorted by row, then by falling probability, float32."""
-
-    row_N: IntArray
-    label_N: IntArray
-    probability_N: FloatArray
 
 
 @dataclass(frozen=True)
@@ -108,146 +88,124 @@ def tag(model: TrainedModel, options: TagOptions, reporter: ProgressReporter, ex
 
     Raises:
         CrossfadeError: the file cannot be written.
-        InputError: as ``Tagger``, or the file cannot be written.
+        InputError: the labels cannot be read, no label has enough rows, or the file cannot be written.
+        MissingExtraError: scikit-learn is not installed.
     """
-    tagger = Tagger(model, options, reporter)
+    tagger = _Tagger(model, options, reporter)
     quality, rows_N, written, predicted = tagger.measure(), tagger.unlabeled_N, None, list[dict[str, Any]]()
-    strength, out = quality.strength["embeddings"], options.out
-    if out is not None:
-        written = write_output(out, tagger.tables(strength, rows_N))
+    strength = quality.strength["embeddings"]
+    if options.out is not None:
+        written = write_output(options.out, tagger.tables(strength, rows_N))
     elif examples:
         frequent_N = np.argsort(-tagger.count_R[rows_N], kind="stable")[:examples]
         tables = tagger.tables(strength, np.sort(rows_N[frequent_N]))
         predicted = [row for table in tables for row in table.to_pylist()]
-    return Tagged(tagger.entity, quality, len(rows_N), written, predicted)
+    return Tagged(options.labels.entity, quality, len(rows_N), written, predicted)
 
 
-class Tagger:
+class _Tagger:
     """Measures and predicts the labels of one entity of a model."""
 
     def __init__(self, model: TrainedModel, options: TagOptions, reporter: ProgressReporter) -> None:
-        """Read the labels, and select those that enough rows have.
-
-        Raises:
-            InputError: the labels cannot be read, or no label has enough rows.
-            MissingExtraError: scikit-learn is not installed.
-        """
-        check_scikit_learn()
+        """Read the labels, and select those that enough rows have."""
+        try:
+            import sklearn  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("scikit-learn", extra="tag", purpose="crossfade tag") from error
         self._model, self._options, self._reporter = model, options, reporter
-        self.entity = options.labels.entity
+        self._entity = options.labels.entity
         pairs = read_labels(model.data, model.manifest, options.labels)
-        self.count_R = model.counts(self.entity)
-        table = next(table for table in model.spec.vectors if table.name == self.entity)
-        self._dim = table.dim
+        self.count_R = model.counts(self._entity)
+        table = next(table for table in model.spec.vectors if table.name == self._entity)
         usable_R = model.trained_rows(table) & (self.count_R >= options.min_count)
-        self.row_S, self._has_SL, label_L = _labeled_rows(pairs, usable_R, options)
-        self.labels: list[str] = pairs.texts.take(label_L).to_pylist()
+        self._row_S, self._has_SL, label_L = _labeled_rows(pairs, usable_R, options)
+        self._labels: list[str] = pairs.texts.take(label_L).to_pylist()
         usable_R[pairs.row_P] = False
         self.unlabeled_N = np.flatnonzero(usable_R)
         self._scale = self._mean_length()
         self._warn_of_known_labels()
 
     def measure(self) -> TagQuality:
-        """Measure the probe of the embeddings, and the baselines.
-
-        Raises:
-            InputError: every label is that of all rows or of none, or the dataset or embeddings cannot be read.
-        """
-        fitted_S, validated_S, tested_S = parts = _divide(len(self.row_S), self._options.seed)
+        """Measure the probe, and the frequency of labels."""
+        fitted_S, validated_S, tested_S = _divide(len(self._row_S), self._options.seed)
         for part_S in (validated_S, tested_S):
-            if not can_be_ranked(self._has_SL[part_S]).any():
-                fewer = Option("min_items")
+            if not _can_be_ranked(self._has_SL[part_S]).any():
                 raise InputError(
                     OPTION,
-                    f" {self.entity}=…: no label divides the {len(self.row_S):,} rows that have one; expected "
+                    f" {self._entity}=…: no label divides the {len(self._row_S):,} rows that have one; expected "
                     "labels that some of them have: lower ",
-                    fewer,
+                    Option("min_items"),
                     ", or provide labels for more rows",
                 )
-        both_S = np.concatenate([fitted_S, validated_S])
-        frequency_L = self._has_SL[both_S].mean(axis=0)
-        truth_NL = self._has_SL[tested_S]
-        columns, strengths, metrics, kept = {}, {}, {}, {}
-        for name, features in self._methods():
-            labels = len(self.labels)
-            self._reporter.phase(f"fit {name}", choosing_steps(labels) + labels, "label")
-            strengths[name] = choose_strength(features, self._has_SL, fitted_S, validated_S, self._reporter)
-            probability_NL = fit_and_score(features, self._has_SL, both_S, tested_S, strengths[name], self._reporter)
-            columns[name] = features.shape[1]
-            metrics[name] = rank_metrics(truth_NL, probability_NL)
-            if name == "embeddings":
-                kept = self._kept_quality(truth_NL, probability_NL)
-        metrics["frequency"] = rank_metrics(truth_NL, np.tile(frequency_L, (len(tested_S), 1)))
-        rows = (len(parts[0]), len(parts[1]), len(parts[2]))
-        per_row = float(self._has_SL.sum(axis=1).mean())
-        return TagQuality(rows, len(self.labels), per_row, columns, strengths, metrics, kept)
+        both_S, truth_NL = np.concatenate([fitted_S, validated_S]), self._has_SL[tested_S]
+        features_SD = self._vectors(self._row_S)
+        labels = len(self._labels)
+        chosen_L = np.unique(np.linspace(0, labels - 1, min(labels, _CHOOSING_LABELS)).astype(np.int64))
+        self._reporter.phase("fit embeddings", len(chosen_L) * len(STRENGTHS) + labels, "label")
 
-    def predict(self, strength: float, row_N: IntArray) -> Iterator[PredictedLabels]:
-        """Yield the predicted labels of ``row_N``, int64, sorted, in blocks."""
-        features_SD = self._vectors(self.row_S)
-        self._reporter.phase("fit all rows", len(self.labels), "label")
-        weight_LD, bias_L = np.empty((len(self.labels), self._dim)), np.empty(len(self.labels))
-        for label in range(len(self.labels)):
-            weight_LD[label], bias_L[label] = fit_label(features_SD, self._has_SL[:, label], strength)
-            self._reporter.advance(1)
-        self._reporter.phase("predict", len(row_N), "row")
-        for first in range(0, len(row_N), _BLOCK_ROWS):
-            block_N = row_N[first : first + _BLOCK_ROWS]
-            probability_NL = sigmoid(self._vectors(block_N) @ weight_LD.T + bias_L).astype(np.float32)
-            place_P, label_P = self._keep(probability_NL)
-            yield PredictedLabels(block_N[place_P], label_P, probability_NL[place_P, label_P])
-            self._reporter.advance(len(block_N))
+        def quality(strength: float) -> float:
+            has_SL = self._has_SL[:, chosen_L]
+            probability_NL = self._fit_and_score(features_SD, has_SL, fitted_S, validated_S, strength)
+            return rank_metrics(has_SL[validated_S], probability_NL)["pr_auc"]
+
+        strength = max(STRENGTHS, key=quality)
+        probability_NL = self._fit_and_score(features_SD, self._has_SL, both_S, tested_S, strength)
+        frequency_NL = np.tile(self._has_SL[both_S].mean(axis=0), (len(tested_S), 1))
+        return TagQuality(
+            (len(fitted_S), len(validated_S), len(tested_S)),
+            labels,
+            float(self._has_SL.sum(axis=1).mean()),
+            {"embeddings": features_SD.shape[1]},
+            {"embeddings": strength},
+            {"embeddings": rank_metrics(truth_NL, probability_NL), "frequency": rank_metrics(truth_NL, frequency_NL)},
+            self._kept_quality(truth_NL, probability_NL),
+        )
 
     def tables(self, strength: float, row_N: IntArray) -> Iterator[pa.Table]:
-        """Yield the predicted labels of ``row_N``, as ``predict``, as tables, at least one."""
-        vocabulary = self._model.vocabulary(self.entity)
-        none = PredictedLabels(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-        labels = pa.array(self.labels, pa.string())
-        for predicted in [none] if not len(row_N) else self.predict(strength, row_N):
-            found_N, place_N = np.unique(predicted.row_N, return_inverse=True)
-            found = vocabulary.take(found_N).take(pa.array(place_N))
+        """Yield the predicted labels of ``row_N``, int64, sorted, as tables, at least one; the most probable first."""
+        self._reporter.phase("fit all rows", len(self._labels), "label")
+        weight_LD, bias_L = self._fit(self._vectors(self._row_S), self._has_SL, strength)
+        vocabulary, labels = self._model.vocabulary(self._entity), pa.array(self._labels, pa.string())
+        self._reporter.phase("predict", len(row_N), "row")
+        for first in range(0, max(len(row_N), 1), _BLOCK_ROWS):
+            block_N = row_N[first : first + _BLOCK_ROWS]
+            probability_NL = _sigmoid(self._vectors(block_N) @ weight_LD.T + bias_L).astype(np.float32)
+            place_P, label_P = self._keep(probability_NL)
+            found = vocabulary.take(block_N).take(pa.array(place_P))
             columns = {
-                self.entity: found.column("id"),
-                "label": labels.take(pa.array(predicted.label_N)),
-                "probability": predicted.probability_N,
+                self._entity: found.column("id"),
+                "label": labels.take(pa.array(label_P)),
+                "probability": probability_NL[place_P, label_P],
             }
             if "name" in found.column_names:
-                columns[f"{self.entity}_name"] = found.column("name")
+                columns[f"{self._entity}_name"] = found.column("name")
             yield pa.table(columns)
+            self._reporter.advance(len(block_N))
 
-    def _methods(self) -> Iterator[tuple[str, Features]]:
-        from sklearn.decomposition import TruncatedSVD
+    def _fit_and_score(
+        self, features_SD: FloatArray, has_SL: BoolArray, fitted_S: IntArray, scored_S: IntArray, strength: float
+    ) -> FloatArray:
+        """Fit the rows ``fitted_S``, and return the probability of each label of ``scored_S``, float32 (N, L)."""
+        weight_LD, bias_L = self._fit(features_SD[fitted_S], has_SL[fitted_S], strength)
+        return _sigmoid(features_SD[scored_S] @ weight_LD.T + bias_L).astype(np.float32)
 
-        yield "embeddings", self._vectors(self.row_S)
-        counts = self._counts()
-        yield "counts", counts
-        columns = min(self._dim, min(counts.shape) - 1)
-        if columns > 0:
-            yield "counts_svd", unit_rows(TruncatedSVD(columns, random_state=0).fit_transform(counts))
-
-    def _counts(self) -> Features:
-        """Return the interactions of each row in train by row of the other side, as TF-IDF at length 1."""
-        from scipy.sparse import csr_matrix
-        from sklearn.feature_extraction.text import TfidfTransformer
-
-        self._reporter.phase("count interactions", None, "row")
-        with closing(self._model.open_lineage()) as lineage:
-            pair_P, count_P = count_pairs(lineage, self.entity, self.row_S, self._options.seed)
-        other_P, place_P = np.divmod(pair_P, len(self.row_S))
-        others, other_P = np.unique(other_P, return_inverse=True)
-        shape = len(self.row_S), max(1, len(others))
-        counts = csr_matrix((count_P.astype(np.float64), (place_P, other_P)), shape=shape)
-        return TfidfTransformer(sublinear_tf=True).fit_transform(counts)
+    def _fit(self, features_ND: FloatArray, has_NL: BoolArray, strength: float) -> tuple[FloatArray, FloatArray]:
+        """Fit each label; return the weights of the columns (L, D), and the biases (L,)."""
+        weight_LD, bias_L = np.empty((has_NL.shape[1], features_ND.shape[1])), np.empty(has_NL.shape[1])
+        for label in range(has_NL.shape[1]):
+            weight_LD[label], bias_L[label] = fit_label(features_ND, has_NL[:, label], strength)
+            self._reporter.advance(1)
+        return weight_LD, bias_L
 
     def _vectors(self, row_N: IntArray) -> FloatArray:
         """Return the vectors of ``row_N``: of length 1 for cosine scores, otherwise of a mean square length of 1."""
-        vectors_ND = self._model.vectors.vectors(self.entity, row_N).astype(np.float64)
+        vectors_ND = self._model.vectors.vectors(self._entity, row_N).astype(np.float64)
         return unit_rows(vectors_ND) if self._model.score.normalized else vectors_ND / self._scale
 
     def _mean_length(self) -> float:
         if self._model.score.normalized:
             return 1.0
-        vectors_SD = self._model.vectors.vectors(self.entity, self.row_S)
+        vectors_SD = self._model.vectors.vectors(self._entity, self._row_S)
         return float(np.sqrt(np.square(vectors_SD, dtype=np.float64).sum(axis=1).mean())) or 1.0
 
     def _keep(self, probability_NL: FloatArray) -> tuple[IntArray, IntArray]:
@@ -268,7 +226,7 @@ class Tagger:
         }
 
     def _warn_of_known_labels(self) -> None:
-        towers = [tower for tower in self._model.spec.towers if tower.entity.name == self.entity]
+        towers = [tower for tower in self._model.spec.towers if tower.entity.name == self._entity]
         source = self._options.labels
         if source.id_column is None and any(source.path == table.name for t in towers for table in t.features):
             _logger.warning(
@@ -309,3 +267,56 @@ def _divide(rows: int, seed: int) -> tuple[IntArray, IntArray, IntArray]:
     order_S = np.random.default_rng(seed).permutation(rows)
     fitted_S, validated_S, tested_S = np.split(order_S, [rows * 6 // 10, rows * 8 // 10])
     return np.sort(fitted_S), np.sort(validated_S), np.sort(tested_S)
+
+
+def fit_label(features_ND: FloatArray, has_N: BoolArray, strength: float) -> tuple[FloatArray, float]:
+    """Fit a logistic regression; return the weight of each column, float64 (D,), and the bias.
+
+    A label that all or none of the rows have gets its smoothed frequency.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    positive = int(has_N.sum())
+    if positive in (0, len(has_N)):
+        return np.zeros(features_ND.shape[1]), float(np.log((positive + 0.5) / (len(has_N) - positive + 0.5)))
+    model = LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS)
+    with warnings.catch_warnings():
+        # A fit that is stopped is one with a stronger regularization, and is validated like any other.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(features_ND, has_N)
+    return model.coef_[0], float(model.intercept_[0])
+
+
+def _sigmoid(logit_N: FloatArray) -> FloatArray:
+    """Return the probability of each logit."""
+    probability_N: FloatArray = 0.5 * (1.0 + np.tanh(0.5 * logit_N))
+    return probability_N
+
+
+def _can_be_ranked(has_NL: BoolArray) -> BoolArray:
+    """Return which labels some but not all of the rows have, bool (L,): a ranking of others has no quality."""
+    count_L = has_NL.sum(axis=0)
+    ranked_L: BoolArray = (count_L > 0) & (count_L < len(has_NL))
+    return ranked_L
+
+
+def rank_metrics(has_NL: BoolArray, score_NL: FloatArray) -> dict[str, float]:
+    """Measure the ranking of rows for each label, and of labels for each row, as music tagging does.
+
+    - roc_auc, pr_auc: area under the curve, averaged over labels; PR-AUC is average precision
+    - pr_auc_micro: average precision of all pairs of a row and a label in one ranking
+    - precision@1: fraction of rows whose best label is right
+
+    Labels that all or none of the rows have are left out; there must be others.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    ranked_L = _can_be_ranked(has_NL)
+    has_NL, score_NL = has_NL[:, ranked_L], score_NL[:, ranked_L]
+    return {
+        "roc_auc": float(roc_auc_score(has_NL, score_NL, average="macro")),
+        "pr_auc": float(average_precision_score(has_NL, score_NL, average="macro")),
+        "pr_auc_micro": float(average_precision_score(has_NL, score_NL, average="micro")),
+        "precision@1": float(has_NL[np.arange(len(has_NL)), score_NL.argmax(axis=1)].mean()),
+    }

@@ -1,13 +1,12 @@
 """IDs and names of all rows in an SQLite database: found, labeled and searched in microseconds.
 
     write_names({"artist": model.vocabulary("artist")}, folder / "names.sqlite", reporter)
-    write_names(vocabularies, copy, reporter, {"artist": changed_names(earlier, vocabularies["artist"])})
     names = StoredNames(folder / "names.sqlite", "artist")
     names.find("radiohead")                         # 7
     names.search("radio", limit=10)                 # [7, 212, ...]
 
 Each entity has a table, in the order of rows: row, id, name, and the name or, without one, the ID without accents and
-case. Another table has the joined IDs and their parts.
+case.
 """
 
 from __future__ import annotations
@@ -16,58 +15,26 @@ import json
 import sqlite3
 import threading
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import IntArray
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.vocabulary import Vocabulary, equal_values
-from crossfade.trainer.prepare.source_columns import SEPARATOR, split_id
+from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.recommend.row_names import RowLabel, unknown
 
 _SAME_NAME = 64
 """Rows compared with a name that several rows have without accents and case."""
 _MAX_INTEGER = 2**63
-_COMPARED_ROWS, _CHANGED_ROWS = 1 << 20, 1 << 16
 _NamedRow = tuple[int, int | str, str | None, str]
 """Row, ID, name, and what is searched."""
 
 
-def changed_names(earlier: Vocabulary, vocabulary: Vocabulary) -> IntArray | None:
-    """Return the rows of ``vocabulary``, sorted, that ``earlier`` lacks or has without an ID or with another name.
-
-    None if an ID of ``earlier`` has lost its row.
-
-    Raises:
-        InputError: a vocabulary cannot be read.
-    """
-    if vocabulary.columns != earlier.columns or vocabulary.rows < earlier.rows:
-        return None
-    found = [np.arange(earlier.rows, vocabulary.rows)]
-    for first in range(0, earlier.rows, _COMPARED_ROWS):
-        stop = min(first + _COMPARED_ROWS, earlier.rows)
-        before, now = (each.read(first, stop, each.columns[1:]) for each in (earlier, vocabulary))
-        is_same = [equal_values(before.column(name), now.column(name)) for name in before.column_names]
-        if (~is_same[0] & before.column("id").is_valid().to_numpy()).any():
-            return None
-        found.append(first + np.flatnonzero(~np.logical_and.reduce(is_same)))
-    rows_N: IntArray = np.sort(np.concatenate(found))
-    return rows_N
-
-
-def write_names(
-    vocabularies: Mapping[str, Vocabulary],
-    path: Path,
-    reporter: ProgressReporter,
-    changed: Mapping[str, IntArray] | None = None,
-) -> None:
+def write_names(vocabularies: Mapping[str, Vocabulary], path: Path, reporter: ProgressReporter) -> None:
     """Write the IDs and names of ``vocabularies`` to ``path``; rows without an ID are left out.
-
-    With ``changed``, ``path`` is a copy of the file of earlier ones, in which only these rows are written.
 
     Raises:
         InputError: a vocabulary cannot be read.
@@ -77,17 +44,12 @@ def write_names(
     try:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
-        if changed is None:
-            connection.execute("CREATE TABLE entities (name TEXT PRIMARY KEY, number INTEGER, has_names INTEGER)")
+        connection.execute("CREATE TABLE entities (name TEXT PRIMARY KEY, number INTEGER, has_names INTEGER)")
         for number, (entity, vocabulary) in enumerate(vocabularies.items()):
             reporter.phase(f"names of {entity}", vocabulary.rows, "row")
-            if changed is None:
-                has_names = "name" in vocabulary.columns
-                connection.execute("INSERT INTO entities VALUES (?, ?, ?)", (entity, number, has_names))
-                _write_table(connection, number, vocabulary, reporter)
-            else:
-                _change_table(connection, number, vocabulary, changed[entity])
-                reporter.advance(vocabulary.rows)
+            has_names = "name" in vocabulary.columns
+            connection.execute("INSERT INTO entities VALUES (?, ?, ?)", (entity, number, has_names))
+            _write_table(connection, number, vocabulary, reporter)
     except sqlite3.Error as error:
         raise OSError(f"{path}: {error}") from error
     finally:
@@ -98,16 +60,12 @@ def _write_table(
     connection: sqlite3.Connection, number: int, vocabulary: Vocabulary, reporter: ProgressReporter
 ) -> None:
     connection.execute(f"CREATE TABLE rows_{number:d} (row INTEGER PRIMARY KEY, id, name TEXT, folded TEXT)")
-    connection.execute(f"CREATE TABLE joined_{number:d} (folded TEXT, is_part INTEGER, row INTEGER)")
     connection.execute("BEGIN")
     for table in vocabulary.iter_tables():
-        rows = _named_rows(table)
-        _insert(connection, f"rows_{number:d}", rows)
-        _insert(connection, f"joined_{number:d}", _joined_ids(rows))
+        connection.executemany(f"INSERT INTO rows_{number:d} VALUES (?, ?, ?, ?)", _named_rows(table))  # noqa: S608
         reporter.advance(table.num_rows)
     connection.execute("COMMIT")
     connection.execute(f"CREATE INDEX ids_{number:d} ON rows_{number:d} (id)")
-    connection.execute(f"CREATE INDEX parts_{number:d} ON joined_{number:d} (folded, is_part, row)")
     if "name" in vocabulary.columns:
         connection.execute(f"CREATE INDEX names_{number:d} ON rows_{number:d} (folded)")
     # Words of the names and IDs, which matches list in the order of rows, the most frequent first.
@@ -116,28 +74,6 @@ def _write_table(
         f"folded, content = 'rows_{number:d}', content_rowid = 'row', detail = none, prefix = '1 2 3')"
     )
     connection.execute(f"INSERT INTO words_{number:d} (words_{number:d}) VALUES ('rebuild')")  # noqa: S608
-
-
-def _change_table(connection: sqlite3.Connection, number: int, vocabulary: Vocabulary, rows_N: IntArray) -> None:
-    """Insert ``rows_N``, or replace their names; their IDs are those of before, or new."""
-    table, words = f"rows_{number:d}", f"words_{number:d}"
-    connection.execute("BEGIN")
-    for first in range(0, len(rows_N), _CHANGED_ROWS):
-        rows = _named_rows(vocabulary.take(rows_N[first : first + _CHANGED_ROWS], vocabulary.columns))
-        is_there = f"SELECT 1 FROM {table} WHERE row = ?"  # noqa: S608
-        known = {row for row, *_ in rows if connection.execute(is_there, [row]).fetchone()}
-        connection.executemany(
-            # To delete from this index, FTS5 needs the text that the row had.
-            f"INSERT INTO {words} ({words}, rowid, folded) SELECT 'delete', row, folded FROM {table} WHERE row = ?",  # noqa: S608
-            ([row] for row in known),
-        )
-        _insert(connection, table, rows)
-        _insert(connection, f"joined_{number:d}", _joined_ids([row for row in rows if row[0] not in known]))
-        connection.executemany(
-            f"INSERT INTO {words} (rowid, folded) VALUES (?, ?)",  # noqa: S608
-            ((row, folded) for row, _, _, folded in rows),
-        )
-    connection.execute("COMMIT")
 
 
 def _named_rows(table: pa.Table) -> list[_NamedRow]:
@@ -149,19 +85,6 @@ def _named_rows(table: pa.Table) -> list[_NamedRow]:
         for row, id, name in zip(rows, ids, names, strict=True)
         if id is not None
     ]
-
-
-def _joined_ids(rows: Iterable[_NamedRow]) -> Iterator[tuple[str, int, int]]:
-    """Yield each joined ID, and each of its parts, without accents and case, whether it is a part, and the row."""
-    for row, id, *_ in rows:
-        if isinstance(id, str) and SEPARATOR in id:
-            for is_part, texts in enumerate(([id], split_id(id))):
-                yield from ((fold(text), is_part, row) for text in texts)
-
-
-def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    marks = "?, ?, ?, ?" if table.startswith("rows") else "?, ?, ?"
-    connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - a number
 
 
 def fold(text: str) -> str:
@@ -199,8 +122,7 @@ class StoredNames:
     def find(self, text: str) -> int | None:
         """Return the row with this ID or else the first, which is the most frequent, of this name; None: there is none.
 
-        Without such a row, it is the first whose ID has the text as one of the parts that it joins. Names, joined IDs,
-        and their parts are compared without regard to case and accents, but an exact name is preferred.
+        Names are compared without regard to case and accents, but an exact name is preferred.
         """
         number, connection = self._number, self._connection()
         ids = [text]
@@ -218,11 +140,6 @@ class StoredNames:
                 [folded],
             ).fetchall()
         exact = [row for row, name in same if name.lower() == text.lower()]
-        if not same:
-            same = connection.execute(
-                f"SELECT row FROM joined_{number:d} WHERE folded = ? ORDER BY is_part, row LIMIT 1",  # noqa: S608
-                [folded],
-            ).fetchall()
         return exact[0] if exact else same[0][0] if same else None
 
     def labels(self, rows: Collection[int]) -> dict[int, RowLabel]:

@@ -23,7 +23,7 @@ from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.recommend.candidates import Candidates
-from crossfade.trainer.recommend.history import Histories, StoredHistories
+from crossfade.trainer.recommend.history import Histories, StoredHistories, map_histories
 from crossfade.trainer.recommend.index_search import VectorIndex, open_built_index
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import FilterOptions, RankingOptions, RecommendOptions
@@ -39,7 +39,6 @@ from crossfade.trainer.serving.version_folder import (
     NAMES,
     VersionCard,
     index_folder,
-    map_histories,
     open_card,
     open_copy,
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -45,15 +45,15 @@ class FileChecksum(BaseModel):
         return FileChecksum(bytes=size, crc32=crc)
 
 
-def checksums_of(folder: Path, without: Collection[str] = ()) -> dict[str, FileChecksum]:
-    """Return the checksums of all files below ``folder``, by path relative to it, but of those in ``without``.
+def checksums_of(folder: Path) -> dict[str, FileChecksum]:
+    """Return the checksums of all files below ``folder``, by path relative to it.
 
     Raises:
         OSError: a file cannot be read.
     """
     paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
     found = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: FileChecksum.of(found[name]) for name in sorted(found) if name not in without}
+    return {name: FileChecksum.of(found[name]) for name in sorted(found)}
 
 
 def verify_files(folder: Path, listed: Mapping[str, FileChecksum], listing: str, fix: str) -> None:

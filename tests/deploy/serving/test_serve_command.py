@@ -397,7 +397,6 @@ def test_signal_ends_all_processes_after_the_last_request(workspace: Path, tmp_p
     [
         ((), "FROM is missing"),
         (("run", "--refresh", "-1"), "--refresh -1"),
-        (("run", "--metadata-id", "x"), "--metadata-id"),
         (("run", "--port", "USED"), "--port: cannot listen on "),
         (("run", "--work-dir", "job.yaml", "--port", 0), "--work-dir job.yaml"),
     ],

@@ -17,7 +17,6 @@ from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings import files as module
 from crossfade.trainer.embeddings.files import EmbeddingFiles, StoreVectors, write_embeddings
@@ -133,16 +132,6 @@ def test_writing_again_replaces_the_complete_folder(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings", "vocabulary"]
 
 
-def test_failed_write_keeps_earlier_embeddings(
-    tmp_path: Path, written: Path, store: LocalStore, vocabularies: dict[str, Vocabulary]
-) -> None:
-    before = EmbeddingFiles(written).read(QUERY)
-    (tmp_path / "vocabulary" / ITEM / "part-00000.parquet").unlink()
-    with pytest.raises(InputError, match=r"vocabulary/track/part-00000\.parquet: no such file"):
-        write_embeddings(store_of(2), TABLES, vocabularies, written)
-    assert EmbeddingFiles(written).read(QUERY).equals(before)
-
-
 def test_each_worker_writes_its_part_of_the_files(
     tmp_path: Path, vocabularies: dict[str, Vocabulary], small_pieces: None
 ) -> None:
@@ -190,17 +179,6 @@ def test_damaged_or_missing_file_is_rejected_by_name(
     for read in (lambda: files.read(QUERY), lambda: files.vectors(QUERY, np.array([9]))):
         with pytest.raises(InputError, match=rf"rows-000000000008\.parquet: {problem}"):
             read()
-
-
-def test_vocabulary_with_wrong_rows_is_rejected(tmp_path: Path) -> None:
-    entity = write_vocabulary(tmp_path, ITEM, range(9), file_rows=9, group_rows=9)
-    path = tmp_path / entity.files[0].path
-    table = pq.read_table(path)
-    pq.write_table(table.set_column(0, "row", pa.array(range(100, 109))), path)
-    entity = entity.model_copy(update={"files": [file_entry(Folder(tmp_path), entity.files[0].path)]})
-    manifest = DatasetManifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
-    with pytest.raises(InputError, match="does not hold rows 0 to 8 in order"):
-        Vocabulary(Folder(tmp_path), manifest, ITEM).read(0, 9)
 
 
 @pytest.mark.parametrize(
@@ -260,15 +238,6 @@ def test_vectors_that_are_not_finite_are_rejected(
     assert np.isfinite(files.vectors(QUERY, np.arange(8))).all()
     with pytest.raises(InputError, match=r"rows-000000000008\.parquet: the vector of row 9 is not finite"):
         files.vectors(QUERY, np.arange(QUERIES))
-
-
-def test_vocabulary_counts_are_in_row_order(tmp_path: Path) -> None:
-    counts_N = np.arange(9)[::-1] * 10
-    entity = write_vocabulary(tmp_path, ITEM, range(9), counts_N=counts_N, file_rows=4, group_rows=3)
-    manifest = DatasetManifest(query=QUERY, item=ITEM, entities={ITEM: entity}, splits={})
-    found_N = Vocabulary(Folder(tmp_path), manifest, ITEM).counts()
-    assert found_N.dtype == np.int64
-    np.testing.assert_array_equal(found_N, counts_N)
 
 
 def test_staged_embeddings_are_those_of_the_latest_epoch(

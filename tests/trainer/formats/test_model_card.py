@@ -55,7 +55,7 @@ def test_card_of_embeddings_has_the_metrics_of_the_report(workspace: Path, tmp_p
     means = (f"{of_split['recall@5']:.4f} ± {of_split['recall@5_se']:.4f}" for of_split in (valid, test))
     assert f"\n| recall@5 | {' | '.join(means)} |\n" in card
     assert f"\n| queries | {valid['queries']} | {test['queries']} |\n" in card
-    assert f"| vectors | embeddings of epoch {report['best_epoch']}, the best on valid |" in card
+    assert f"| vectors | embeddings of epoch {report['best_epoch']}, the best on valid, exported " in card
 
 
 def test_card_of_another_step_has_no_metrics(workspace: Path, tmp_path: Path) -> None:
@@ -64,19 +64,18 @@ def test_card_of_another_step_has_no_metrics(workspace: Path, tmp_path: Path) ->
         source = "run" if number == 0 else "run/checkpoints"
         card = card_of(workspace, tmp_path / str(number), source, *options)
         assert "## Metrics" not in card
-        assert f"| vectors | checkpoint of step {steps:,} |" in card
+        assert f"| vectors | checkpoint of step {steps:,}, exported " in card
 
 
 def test_card_describes_dataset_and_rows(workspace: Path, tmp_path: Path) -> None:
     card = card_of(workspace, tmp_path / "out", "run", "--to", "safetensors")
     fingerprint = data_fingerprint(Folder(workspace / "planted-data"))
-    assert f"planted-data, fingerprint {fingerprint:08x} " in card
+    assert f"| dataset | planted-data, fingerprint {fingerprint:08x} " in card
+    assert "\n| job | planted, by crossfade " in card
     for line in (
         f"| interactions, train | {train_rows():,} |",
         f"| track | {TRACKS} |",
         f"| track | {TRACKS} | 8 | 0 |",
-        "| score | cosine |",
-        "| job | planted |",
     ):
         assert f"\n{line}\n" in card
     assert "the format `safetensors`" in card

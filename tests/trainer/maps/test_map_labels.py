@@ -1,10 +1,9 @@
-"""Labels of a map: the groups that form regions, where their names are written, and how well neighbors agree."""
+"""Labels of a map: the groups that form regions, and where their names are written."""
 
 import numpy as np
-import pytest
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.trainer.maps.map_labels import Labels, choose_labels, measure_agreement, place_names
+from crossfade.trainer.maps.map_labels import Labels, choose_labels, place_names
 from crossfade.trainer.recommend.metadata_table import GroupLists
 
 ITEMS = 120
@@ -59,17 +58,6 @@ def test_items_without_a_group_have_no_label() -> None:
     labels = choose_labels(groups_of([[]] * ITEMS, ()), np.arange(ITEMS), neighbors(places()), colors=3)
     assert labels == Labels((), labels.label_N)
     assert (labels.label_N == -1).all()
-
-
-@pytest.mark.parametrize(("label_N", "agreement"), [(np.arange(ITEMS) % 3, 1.0), (np.arange(ITEMS) // 40, None)])
-def test_agreement_is_that_of_neighbors(label_N: IntArray, agreement: float | None) -> None:
-    place_N2 = places()
-    neighbor_NK = neighbors(place_N2)
-    found = measure_agreement(Labels(("a", "b", "c"), label_N), place_N2, neighbor_NK)
-    expected = float((label_N[neighbor_NK] == label_N[:, None]).mean())
-    assert found.on_map == found.in_embedding == pytest.approx(agreement or expected)
-    assert found.by_chance == pytest.approx(1 / 3)
-    assert (found.neighbors, found.items) == (5, ITEMS)
 
 
 def test_name_is_placed_where_its_items_are_densest() -> None:

@@ -125,10 +125,6 @@ def test_condition_on_a_metadata_file(data: Path, name: str, condition: str, row
     assert kept(data, where=condition, metadata=data / name) == rows
 
 
-def test_condition_on_parquet_metadata_with_a_named_column_of_ids(data: Path) -> None:
-    assert kept(data, where="year > 2000", metadata=data / "songs.parquet", metadata_id="song") == [3]
-
-
 def test_allowed_and_denied_ids(data: Path) -> None:
     allow, deny = [str(data / "allowed.txt")], [str(data / "denied.csv")]
     assert kept(data, allow=allow) == [1, 3, 4]
@@ -176,7 +172,7 @@ def test_groups_come_from_a_feature_or_a_column(data: Path) -> None:
         ({"metadata": "{data}/none.csv", "where": "year > 1"}, "metadata .*none.csv: no such file"),
         (
             {"metadata": "{data}/songs.parquet", "where": "year > 1"},
-            "songs.parquet: has no column 'track' or 'track_id' or 'id' of IDs; name it with metadata_id: song, year",
+            "songs.parquet: has no column 'track' or 'track_id' or 'id' of IDs, but song, year; rename one",
         ),
     ],
 )

@@ -9,11 +9,11 @@ import pytest
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_vectors
 from crossfade.trainer.model.spec import Score
-from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists, bytes_per_row, num_lists, write_merged
+from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import Codes
+from crossfade.trainer.recommend.top_k import rank_vectors
 
 ROWS, QUERIES, DIM = 4000, 50, 16
 METRICS: tuple[ScoreKind, ...] = get_args(ScoreKind)
@@ -64,24 +64,6 @@ def test_all_lists_of_flat_codes_rank_exactly(metric: ScoreKind) -> None:
     np.testing.assert_allclose(scores_QK, truth_scores_QK, rtol=2e-4, atol=2e-3)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_lists_of_a_file_rank_what_has_changed(metric: ScoreKind, tmp_path: Path) -> None:
-    vectors_ND, query_QD = clustered()
-    build(vectors_ND, ListOptions(metric)).write(tmp_path / "index")
-    lists = VectorLists.load(tmp_path / "index", ListOptions(metric))
-    if metric == "dot":
-        assert lists._longest == pytest.approx(np.linalg.norm(vectors_ND, axis=1).max(), rel=1e-6)
-    changed_N = np.arange(0, ROWS, 3)
-    vectors_ND[changed_N] = 1.1 * vectors_ND[changed_N[::-1]]
-    removed_R = np.zeros(2 * ROWS, np.bool_)
-    removed_R[2 * changed_N] = True
-    lists.remove(removed_R)
-    lists.add(2 * changed_N, vectors_ND[changed_N])
-    truth_QK = 2 * exact(metric, vectors_ND, query_QD, 20)[0]
-    assert np.mean(lists.search(query_QD, 20, lists.lists)[0] == truth_QK) > 0.99
-    assert recall(lists.search(query_QD, 20, 64)[0], truth_QK) > 0.8
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("codes", get_args(Codes))
 @pytest.mark.parametrize("metric", METRICS)
@@ -95,13 +77,13 @@ def test_some_lists_find_most_neighbors(metric: ScoreKind, codes: Codes) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("codes", "least"), [("flat", 0.9), ("sq8", 0.9), ("pq", 0.8)])
-def test_few_lists_have_the_largest_inner_products(codes: Codes, least: float) -> None:
+@pytest.mark.parametrize("codes", get_args(Codes))
+def test_few_lists_have_the_largest_inner_products(codes: Codes) -> None:
     vectors_ND, query_QD = clustered()
     lists = build(vectors_ND, ListOptions("dot", codes))
     truth_QK = 2 * exact("dot", vectors_ND, query_QD, 20)[0]
     # Without the further column, a search of 16 of 250 lists finds a fifth of them.
-    assert recall(lists.search(query_QD, 20, 16)[0], truth_QK) > least
+    assert recall(lists.search(query_QD, 20, 16)[0], truth_QK) > 0.9
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -116,25 +98,6 @@ def test_file_searches_like_memory(metric: ScoreKind, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("metric", "codes", "dim"),
-    [("dot", "flat", DIM), ("cosine", "sq8", DIM), ("euclidean", "pq", DIM), ("cosine", "flat", 1)],
-)
-def test_merged_parts_are_the_file_of_all(metric: ScoreKind, codes: Codes, dim: int, tmp_path: Path) -> None:
-    """Of one column, cosines are 1 or -1: most lists are empty, and FAISS writes sizes in another way."""
-    vectors_ND = clustered()[0][:, :dim]
-    options = ListOptions(metric, codes, columns_per_byte=5)
-    build(vectors_ND, options).write(tmp_path / "all")
-    content = VectorLists.train(vectors_ND[::2], ROWS, options, longest := longest_of(vectors_ND)).content()
-    for number, block_N in enumerate(np.split(np.arange(ROWS), [1500, 1500])):  # the second has none
-        part = VectorLists.of_content(content, options, longest)
-        part.add(2 * block_N, vectors_ND[block_N])
-        part.write(tmp_path / str(number))
-    write_merged(content, [tmp_path / str(number) for number in range(3)], tmp_path / "merged")
-    assert (tmp_path / "merged").read_bytes() == (tmp_path / "all").read_bytes()
-
-
 def test_filter_keeps_only_its_rows() -> None:
     vectors_ND, query_QD = clustered()
     lists = build(vectors_ND, ListOptions("cosine"))
@@ -144,26 +107,6 @@ def test_filter_keeps_only_its_rows() -> None:
     assert {tuple(sorted(rows_K)) for rows_K in rows_QK.tolist()} == {(-1, -1, 8, 300, 302)}
     assert np.isneginf(scores_QK[:, 3:]).all()
     assert np.isfinite(scores_QK[:, :3]).all()
-
-
-@pytest.mark.parametrize(("rows", "lists"), [(1, 1), (31, 1), (200, 12), (10_000, 400), (10_000_000, 12649)])
-def test_number_of_lists_follows_rows(rows: int, lists: int) -> None:
-    assert num_lists(rows) == lists
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("metric", "codes"),
-    [("dot", "flat"), ("cosine", "flat"), ("euclidean", "sq8"), ("dot", "sq8"), ("cosine", "pq"), ("dot", "pq")],
-)
-def test_file_has_the_stated_bytes_per_row(metric: ScoreKind, codes: Codes, tmp_path: Path) -> None:
-    vectors_ND, _ = clustered()
-    options = ListOptions(metric, codes)
-    lists = build(vectors_ND, options)
-    lists.write(tmp_path / "index")
-    centroids = (lists.lists + 256) * 4 * (DIM + options.added_columns(DIM))
-    extra = (tmp_path / "index").stat().st_size - ROWS * bytes_per_row(DIM, options)
-    assert 0 < extra < 2 * centroids
 
 
 def test_file_that_is_no_index_is_rejected(tmp_path: Path) -> None:

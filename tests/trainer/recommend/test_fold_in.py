@@ -86,20 +86,6 @@ def test_history_of_a_trained_customer_gets_nearly_its_recommendations(run: Path
 
 
 @of_score("cosine")
-def test_sampled_items_give_nearly_the_same_vectors(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def check(model: TrainedModel) -> None:
-        histories = histories_of(model)
-        whole_QD = FoldIn(model).vectors(histories)
-        monkeypatch.setattr(fold_in, "_SAMPLED_ITEMS", 100)
-        sampled_QD = FoldIn(model).vectors(histories)
-        cosine_Q = (whole_QD * sampled_QD).sum(axis=1) / np.linalg.norm(whole_QD, axis=1)
-        cosine_Q /= np.linalg.norm(sampled_QD, axis=1)
-        assert cosine_Q.mean() > 0.9
-
-    with_trained_model(ModelSource(source=str(run)), print, check)
-
-
-@of_score("cosine")
 def test_history_without_liked_items_gets_the_mean_of_queries(run: Path) -> None:
     def check(model: TrainedModel) -> None:
         query_QD, _ = vectors_of(model)

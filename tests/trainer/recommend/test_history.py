@@ -12,7 +12,7 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.recommend import history
-from crossfade.trainer.recommend.history import Histories, divide_histories, load_histories
+from crossfade.trainer.recommend.history import Histories, load_histories, write_histories
 
 QUERIES, ITEMS = 40, 30
 
@@ -64,41 +64,23 @@ def test_history_has_each_item_once_with_the_sum_of_weights(
     assert as_dicts(found) == [dict(sorted(totals.get(int(query), {}).items())) for query in queries_Q]
 
 
-@pytest.mark.parametrize("buffered", [1, 70, 10_000])
-def test_divided_histories_equal_loaded_ones(
-    folder: Path, manifest: DatasetManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffered: int
+@pytest.mark.parametrize("part", [1, 50, 10_000])
+def test_written_histories_equal_loaded_ones(
+    folder: Path, manifest: DatasetManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    monkeypatch.setattr(history, "_BUFFERED_INTERACTIONS", buffered)
-    queries_Q = np.arange(0, QUERIES, 2)
-    starts_P1 = np.array([0, 1, 9, 20])
+    monkeypatch.setattr(history, "_MAX_PART_INTERACTIONS", part)
     with closing(LineageReader(Folder(folder), manifest)) as lineage:
-        whole = load_histories(lineage, ["train", "test"], queries_Q, NullReporter())
-        parts = divide_histories(lineage, ["train", "test"], queries_Q, starts_P1, tmp_path, NullReporter())
-    assert [query for part in range(3) for query in as_dicts(parts.load(part))] == as_dicts(whole)
+        whole = load_histories(lineage, ["train", "test"], np.arange(QUERIES), NullReporter())
+        written = write_histories(lineage, ["train", "test"], tmp_path, NullReporter())
+    assert as_dicts(written.load(np.arange(QUERIES))) == as_dicts(whole)
+    assert as_dicts(written.load(np.array([9, -1, 3]))) == [as_dicts(whole)[9], {}, as_dicts(whole)[3]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["items", "starts", "weights"]
 
 
-def test_added_interactions_give_the_histories_of_all_at_once() -> None:
-    """Sums are equal to the last bit, although tenths are none of binary numbers; queries 3 and 6 to 8 have nothing."""
-    draw = np.random.default_rng(1)
-    query_N, item_N = draw.choice([0, 1, 2, 4, 5, 9], 600), draw.integers(0, 7, 600)
-    weight_N = (draw.integers(-20, 30, 600) / np.float32(10)).astype(np.float32)
-    empty = history.make_histories(query_N[:0], item_N[:0], weight_N[:0], 0, 7)
-    early_N = (query_N < 6) & (np.arange(600) < 500)
-    order_N = np.concatenate([np.flatnonzero(early_N), np.flatnonzero(~early_N)])
-    columns = [column[order_N] for column in (query_N, item_N, weight_N)]
-    count = np.count_nonzero(early_N)
-    known = history.extend_histories(empty, *(column[:count] for column in columns), 6, 7)
-    untouched_N = columns[0][count:] != 4
-    added = [column[count:][untouched_N] for column in columns]
-    kept_N = np.concatenate([np.ones(count, np.bool_), untouched_N])
-    whole = history.extend_histories(empty, *(column[kept_N] for column in columns), 10, 7)
-    found = history.extend_histories(known, *added, 10, 7)
-    np.testing.assert_array_equal(found.lists.starts_Q1, whole.lists.starts_Q1)
-    np.testing.assert_array_equal(found.lists.items_N, whole.lists.items_N)
-    np.testing.assert_array_equal(found.weight_N, whole.weight_N)
-    assert np.diff(found.lists.starts_Q1).tolist() == [7, 7, 7, 0, 7, 7, 0, 0, 0, 7]
-    float32 = history.make_histories(*(column[kept_N] for column in columns), 10, 7)
-    np.testing.assert_array_equal(found.weight_N.astype(np.float32), float32.weight_N)
+def test_parts_are_bounded_in_interactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_MAX_PART_INTERACTIONS", 10)
+    assert history.part_starts(np.array([4, 4, 6, 1, 1, 25, 1])).tolist() == [0, 2, 5, 7]
+    assert history.part_starts(np.array([], np.int64)).tolist() == [0]
 
 
 def test_favorites_are_the_items_of_the_largest_positive_weights() -> None:

@@ -10,12 +10,11 @@ from written_runs import ArrayVectors
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex
-from crossfade.trainer.recommend.options import Codes
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -24,16 +23,15 @@ pytestmark = pytest.mark.slow
 ROWS, QUERIES, DIM, DEPTH = 4000, 60, 8, 20
 
 
-@pytest.mark.parametrize("codes", ["flat", "pq"])
-def test_ranking_of_a_query_does_not_depend_on_other_queries(codes: Codes) -> None:
+def test_ranking_of_a_query_does_not_depend_on_other_queries() -> None:
     random = np.random.default_rng(1)
     vectors_RD, query_QD = (random.standard_normal((rows, DIM), np.float32) for rows in (ROWS, QUERIES))
-    lists = VectorLists.train(vectors_RD, ROWS, ListOptions("cosine", codes), 1.0)
+    lists = VectorLists.train(vectors_RD, ROWS, ListOptions("cosine"), 1.0)
     lists.add(np.arange(ROWS), vectors_RD)
     kept_R = np.ones(ROWS, np.bool_)
     model = cast(TrainedModel, SimpleNamespace(vectors=ArrayVectors({"track": vectors_RD})))
     ranker = IndexRanker(
-        VectorIndex(lists, 2, kept_R, "1"),
+        VectorIndex(lists, 2, kept_R),
         model,
         TableSpec("track", ROWS, DIM, 0.1),
         Score.of("cosine", 1.0),
@@ -63,14 +61,14 @@ def test_candidates_of_lists_that_are_not_scanned_first_are_found(metric: ScoreK
     random = np.random.default_rng(2)
     vectors_RD, query_QD = (random.standard_normal((rows, DIM), np.float32) for rows in (ROWS, QUERIES))
     longest = float(np.linalg.norm(vectors_RD, axis=1).max())
-    lists = VectorLists.train(vectors_RD, ROWS, ListOptions(metric, "pq"), longest)
+    lists = VectorLists.train(vectors_RD, ROWS, ListOptions(metric), longest)
     lists.add(np.arange(ROWS), vectors_RD)
     kept_R = np.zeros(ROWS, np.bool_)
     kept_R[random.choice(ROWS, 30, replace=False)] = True
     table, score = TableSpec("track", ROWS, DIM, 0.1), Score.of(metric, 1.0)
     source = EmbeddingFileVectors({"track": vectors_RD})
     model = cast(TrainedModel, SimpleNamespace(vectors=source))
-    index = VectorIndex(lists, 1, np.ones(ROWS, np.bool_), "1")
+    index = VectorIndex(lists, 1, np.ones(ROWS, np.bool_))
     nothing = ItemLists(np.zeros(QUERIES + 1, np.int64), np.zeros(0, np.int64))
     rows_QK, scores_QK = IndexRanker(index, model, table, score, Candidates(kept_R)).rank(query_QD, nothing, 30)
     exact_QK, exact_scores_QK = Ranker(source, table, score, Candidates(kept_R)).rank(query_QD, nothing, 30)

@@ -6,9 +6,9 @@ import pytest
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.metadata_table import GroupLists
 from crossfade.trainer.recommend.ranker import Ranker
 
@@ -88,20 +88,3 @@ def test_ranking_equals_a_sort_of_all_scores(kind: ScoreKind, count: int, max_pe
             scores_QK[query, : len(expected)], case.scores(query)[expected], rtol=1e-5, atol=1e-5
         )
         assert np.isneginf(scores_QK[query, len(expected) :]).all()
-
-
-def test_ranking_is_deepened_only_where_limits_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case("dot")
-    case.groups = [np.arange(min(item % 4, 1)) for item in range(ITEMS)]
-    ranker, depths = case.ranker(1), []
-    rank = ranker._rank
-
-    def record(query_QD: FloatArray, excluded: ItemLists, count: int) -> tuple[IntArray, FloatArray]:
-        depths.append((len(query_QD), count))
-        return rank(query_QD, excluded, count)
-
-    monkeypatch.setattr(ranker, "_rank", record)
-    ranker.rank(case.query_QD, case.lists, 6)
-    assert depths[0] == (QUERIES, 24)
-    assert 0 < depths[1][0] < QUERIES
-    assert depths[1][1] == 96

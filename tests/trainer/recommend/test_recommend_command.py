@@ -17,10 +17,7 @@ from command_here import crossfade_here, rejected_here
 from running_command import succeeded
 from written_runs import write_run
 
-from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend import bulk
-from crossfade.trainer.recommend.model import Rankings, Selection
 
 pytestmark = pytest.mark.slow
 
@@ -95,18 +92,6 @@ def test_text_shows_recommendations_beside_the_history(workspace: Path) -> None:
     assert head.split("  ")[-1].strip() == "history, by weight"
     assert len(lines) == 3
     assert all(line.count("Genre 0 Song") >= 1 for line in lines)
-
-
-def test_popularity_damping_prefers_less_popular_tracks(workspace: Path) -> None:
-    counts = Counter(track for of_customer in played().values() for track in of_customer)
-
-    def mean_count(*options: object) -> float:
-        customers = [f"c{number:03d}" for number in range(40)]
-        found = tracks(recommend("run", "--customer", *customers, *options, cwd=workspace))
-        return float(np.mean([counts[track] for ids in found.values() for track in ids]))
-
-    assert mean_count("--popularity-damping", 0) == mean_count()
-    assert mean_count("--popularity-damping", 1) < mean_count("--popularity-damping", 0.5) < mean_count()
 
 
 def genres_of(found: Recommended) -> float:
@@ -223,7 +208,7 @@ def test_unknown_customers_are_left_out_or_get_popular_tracks(
     printed = succeeded(crossfade_here("recommend", *customers, "popular", cwd=workspace)).stdout.splitlines()
     assert printed[0] == "customer x (unknown or untrained: popular track)"
     assert "customer c010" in printed
-    ids, out, shards = tmp_path / "ids.csv", tmp_path / "recs.parquet", tmp_path / "shards"
+    ids, out = tmp_path / "ids.csv", tmp_path / "recs.parquet"
     ids.write_text("customer\n" + "\n".join(customers[2:5]))
     command = ("recommend", "run", "--customers", ids, "-k", 4, "--on-unknown", "popular", "--out")
     monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 2)
@@ -233,63 +218,6 @@ def test_unknown_customers_are_left_out_or_get_popular_tracks(
         (customer, track) for customer in ("x", "y", "c010") for track in expected[customer]
     ]
     assert [row["is_fallback"] for row in rows] == 8 * [True] + 4 * [False]
-    for option in (("--shard", "1/2"), ("--shard", "2/2"), ("--merge",)):
-        succeeded(crossfade_here(*command, shards, *option, cwd=workspace))
-    assert pq.read_table(sorted(shards.glob("*.parquet"))).to_pylist() == rows
-
-
-def test_interrupted_command_continues_with_the_first_missing_part(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, out = tmp_path / "whole.parquet", tmp_path / "recs.parquet"
-    command = ("recommend", "run", "--all", "-k", 5)
-    succeeded(crossfade_here(*command, "--out", whole, cwd=workspace))
-    monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 70)
-    ranked: list[int] = []
-    rank = Selection.rank
-
-    def interrupted(self: Selection, query_QD: FloatArray, excluded: ItemLists, k: int, keys_Q: IntArray) -> Rankings:
-        ranked.append(len(query_QD))
-        if len(ranked) == 3:
-            raise OSError("the disk is full")
-        return rank(self, query_QD, excluded, k, keys_Q)
-
-    monkeypatch.setattr(Selection, "rank", interrupted)
-    assert crossfade_here(*command, "--out", out, cwd=workspace).returncode == 1
-    assert not out.exists()
-    other = ("recommend", "run", "--all", "-k", 6, "--out", out)
-    message = rejected_here("holds an unfinished result of another request", "recommend", *other[1:], cwd=workspace)
-    assert "(different: options)" in message
-    succeeded(crossfade_here(*command, "--out", out, cwd=workspace))
-    assert ranked == [70, 70, 70, 70, 70, 20]
-    assert pq.read_table(out).equals(pq.read_table(whole))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.parquet", "whole.parquet"]
-
-
-def test_parts_of_a_changed_filter_file_are_not_continued(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    allowed, out = tmp_path / "ids.txt", tmp_path / "recs.parquet"
-    command = ("run", "--all", "--allow", allowed, "--out", out)
-    allowed.write_text("5001\n5002\n")
-
-    def full(*_: object) -> Rankings:
-        raise OSError("the disk is full")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(Selection, "rank", full)
-        assert crossfade_here("recommend", *command, cwd=workspace).returncode == 1
-    allowed.write_text("5001\n5003\n")
-    message = rejected_here("holds an unfinished result of another request", "recommend", *command, cwd=workspace)
-    assert "(different: candidates)" in message
-
-
-def test_parts_are_bounded_in_queries_and_interactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 3)
-    monkeypatch.setattr(bulk, "_MAX_PART_INTERACTIONS", 10)
-    assert bulk.part_starts(np.array([50, 4, 6, 1, 1, 1, 1, 9])).tolist() == [0, 1, 3, 6, 8]
-    assert bulk.part_starts(np.array([], np.int64)).tolist() == [0]
-    assert bulk.part_starts(np.ones(5, np.int64), 2).tolist() == [0, 2, 4, 5]
 
 
 def test_new_customer_gets_recommendations_by_history(workspace: Path, tmp_path: Path) -> None:
@@ -329,7 +257,6 @@ INVALID = {
     "expected one of": "",
     "was given, and so was": "--customer c010 --all",
     "genre: expected COLUMN=N with N of 1 or more, such as artist=2": "--customer c010 --max-per genre",
-    "x: is a column of a file": "--customer c010 --metadata-id x",
     "there is no customer with the ID or name 'c999": "--customer c999",
     "the model has no customer with these": "--customer c999 c998",
     "there is no customer with the ID or name 'x": "--customers some.txt --on-unknown error --out new.parquet",

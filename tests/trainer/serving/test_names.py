@@ -1,20 +1,16 @@
 """Names: IDs of both types and names are found, labeled and searched, without regard to case and accents."""
 
-import shutil
-import sqlite3
 from pathlib import Path
 
-import numpy as np
 import pytest
-from builders import write_vocabulary as write_parts
 from cluster_data import write_vocabulary
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.recommend.row_names import RowLabel, RowNames
-from crossfade.trainer.serving.names import StoredNames, changed_names, fold, write_names
+from crossfade.trainer.recommend.row_names import RowLabel
+from crossfade.trainer.serving.names import StoredNames, write_names
 
 ARTISTS = ["Radiohead", "Björk", "bjork", "The Beatles", "Beat Happening", "Radio 4", "BJÖRK", "99"]
 
@@ -48,15 +44,6 @@ def test_exact_name_is_preferred_to_one_without_accents(names: dict[str, StoredN
     assert names["artist"].find("Portishead") is None
 
 
-def test_joined_id_is_found_by_its_parts_as_commands_find_it(tmp_path: Path, names: dict[str, StoredNames]) -> None:
-    texts = ["Radiohead|Creep", "creep", "CREEP", "joga", "BJORK|joga", "ac|dc", "t.n.t.", "Skinny Puppy", "tlc"]
-    found = [names["track"].find(text) for text in texts]
-    assert found == [0, 5, 0, 1, 1, 3, 3, 4, 2]
-    (tmp_path / "again").mkdir()
-    assert found == RowNames(vocabularies_in(tmp_path / "again")["track"], "track").find(texts)
-    assert names["track"].find("reep") is None
-
-
 def test_labels_have_the_ids_types(names: dict[str, StoredNames]) -> None:
     assert names["artist"].labels([3, 1, 3]) == {3: RowLabel(73, "The Beatles"), 1: RowLabel(71, "Björk")}
     assert names["listener"].labels([2]) == {2: RowLabel("-1", None)}
@@ -76,48 +63,3 @@ def test_search_finds_words_by_their_first_letters(names: dict[str, StoredNames]
     assert names["artist"].search("70", 10) == [0]
     assert names["track"].search("creep", 10) == [5, 0, 2, 4]
     assert names["track"].search("jo", 10) == [1]
-
-
-def test_changed_names_make_the_file_of_the_new_ones(tmp_path: Path) -> None:
-    """Track 1 gets a name, 3 another one, 4 had no ID, and 6 and 7 are new, with an ID in a further file."""
-    before = ["Air|La Femme", "b", "c|d", "e", None, "Air|Sexy Boy"]
-    now = [*before[:4], "Björk|Jóga", before[5], "Air|Run", "h"]
-    names = ["La Femme", None, None, "Eple", None, "Sexy Boy"]
-    new_names = ["La Femme", "Bé", None, "Poor Leno", None, "Sexy Boy", "Rûn", None]
-    found = []
-    for folder, ids, named in (("before", before, names), ("now", now, new_names)):
-        entity = write_parts(tmp_path / folder, "track", ids, names=named, file_rows=6)  # type: ignore[arg-type]
-        manifest = DatasetManifest(query="track", item="artist", entities={"track": entity}, splits={})
-        found.append(Vocabulary(Folder(tmp_path / folder), manifest, "track"))
-    changed_N = changed_names(*found)
-    assert changed_N is not None
-    assert changed_N.tolist() == [1, 3, 4, 6, 7]
-    assert changed_names(found[1], found[0]) is None, "fewer rows"
-    write_names({"track": found[0]}, tmp_path / "before.sqlite", NullReporter())
-    write_names({"track": found[1]}, tmp_path / "now.sqlite", NullReporter())
-    shutil.copy(tmp_path / "before.sqlite", tmp_path / "changed.sqlite")
-    write_names({"track": found[1]}, tmp_path / "changed.sqlite", NullReporter(), {"track": changed_N})
-    changed, fresh = (StoredNames(tmp_path / f"{name}.sqlite", "track") for name in ("changed", "now"))
-    assert changed.labels(range(8)) == fresh.labels(range(8))
-    for text in ("eple", "poor leno", "be", "b", "joga", "air", "rûn", "air|run", "sexy", "h", "la"):
-        assert (changed.find(text), changed.search(text, 9)) == (fresh.find(text), fresh.search(text, 9)), text
-    assert (changed.search("eple", 9), changed.search("poor", 9), changed.find("joga")) == ([], [3], 4)
-    with sqlite3.connect(tmp_path / "changed.sqlite") as connection:
-        connection.execute("INSERT INTO words_0 (words_0) VALUES ('integrity-check')")
-        joined = [row for (row,) in connection.execute("SELECT row FROM joined_0 ORDER BY row, is_part, folded")]
-    assert joined == list(np.repeat([0, 2, 4, 5, 6], 3))
-
-
-def test_names_do_not_continue_those_of_an_id_that_lost_its_row(tmp_path: Path) -> None:
-    found = []
-    for folder, ids in (("before", [7, 8, 9]), ("forgotten", [7, None, 9]), ("reused", [7, 10, 9, 11])):
-        entity = write_parts(tmp_path / folder, "artist", ids)  # type: ignore[arg-type]
-        manifest = DatasetManifest(query="track", item="artist", entities={"artist": entity}, splits={})
-        found.append(Vocabulary(Folder(tmp_path / folder), manifest, "artist"))
-    assert changed_names(found[0], found[1]) is None
-    assert changed_names(found[0], found[2]) is None
-    assert changed_names(found[0], found[0]) is not None
-
-
-def test_folding_removes_accents_and_case() -> None:
-    assert fold("Sigur RÓS ﬀ") == "sigur ros ff"

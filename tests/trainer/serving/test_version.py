@@ -26,7 +26,7 @@ from crossfade.trainer.recommend import model
 from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.metadata_table import MetadataTable
 from crossfade.trainer.recommend.model import Model, open_model
-from crossfade.trainer.recommend.options import MetadataFile, RecommendOptions, SimilarOptions
+from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.serving.served_metadata import Filter
 from crossfade.trainer.serving.version import Version, open_version
@@ -66,7 +66,7 @@ def write(workspace: Path, name: str, options: VersionOptions) -> None:
 @pytest.fixture(scope="module")
 def version(workspace: Path) -> Iterator[Version]:
     """Open a copy that ranks exactly, with metadata of the tracks."""
-    write(workspace, "version", VersionOptions(MetadataFile(str(workspace / "songs.parquet")), index_from=None))
+    write(workspace, "version", VersionOptions(str(workspace / "songs.parquet"), index_from=None))
     with closing(open_version(workspace / "version")) as opened:
         yield opened
 
@@ -138,16 +138,6 @@ def test_allow_and_deny_lists_hold_with_exclusions(
     denied = RecommendOptions(k=5, deny=lists["deny"])
     found = indexed.model.recommend(EVERYONE, denied)
     np.testing.assert_array_equal(found.rows_QK, served.recommend(EVERYONE, denied).rows_QK)
-
-
-def test_histories_are_those_of_the_dataset(workspace: Path, served: Model) -> None:
-    expected, found = use(workspace, lambda model: model.histories(EVERYONE)), served.histories(EVERYONE)
-    np.testing.assert_array_equal(found.lists.starts_Q1, expected.lists.starts_Q1)
-    np.testing.assert_array_equal(found.lists.items_N, expected.lists.items_N)
-    np.testing.assert_array_equal(found.weight_N, expected.weight_N)
-    some = served.histories(np.array([7, 3]))
-    np.testing.assert_array_equal(_items(some, 0), _items(expected, 7))
-    np.testing.assert_array_equal(_items(some, 1), _items(expected, 3))
 
 
 def _items(histories: Histories, query: int) -> IntArray:

@@ -3,7 +3,6 @@
 ``test_all_towers.py`` resumes, plans, and trains on servers.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -117,27 +116,6 @@ def test_features_rank_new_tracks_far_above_popularity(workspace: Path, featured
     # Warm tracks give way to new ones, but recall over all tracks improves.
     assert found["recall@10"] > 1.5 * without["recall@10"]
     assert found["recall_warm@10"] > 2 * by_count["recall_warm@10"]
-
-
-def test_neighbors_share_a_genre_unknown_to_the_model(
-    workspace: Path, plain: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    precisions = []
-    for labels in ("track=genre", f"track={workspace / 'genres.csv'}:id:genre"):
-        capsys.readouterr()
-        assert main(["evaluate", str(plain), "--labels", labels, "--json"]) == 0
-        metrics = json.loads(capsys.readouterr().out)
-        assert metrics["test"] == quality(plain)
-        precisions.append(metrics["labels"]["track"])
-    assert precisions[0] == precisions[1]
-    assert precisions[0]["rows"] == precisions[0]["sampled"] == TRACKS - len(COLD)
-    assert precisions[0]["precision_by_chance"] == pytest.approx(1 / GENRES, abs=0.02)
-    assert precisions[0]["precision"] > 3 / GENRES
-    assert precisions[0]["precision_of_counts"] > 3 / GENRES
-    assert main(["evaluate", str(plain), "--labels", "track=genre", "--label-min-count", "30"]) == 0
-    output = capsys.readouterr().out
-    assert "at least 30 times in train" in output
-    assert "by the cosine of counts in train" in output
 
 
 def test_vector_of_new_track_is_the_sum_of_its_features(workspace: Path, featured: Path) -> None:

@@ -23,11 +23,11 @@ from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.features import iter_pairs
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.evaluation.options import LabelSource
 from crossfade.trainer.prepare.database import execute, working_database
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.raw_files import open_columns, read_errors
+from crossfade.trainer.recommend.options import LabelSource
 
 OPTION = Option("labels")
 

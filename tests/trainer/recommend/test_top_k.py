@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,10 @@ from hypothesis import strategies as st
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation import top_k
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_vectors
 from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend import top_k
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.top_k import rank_vectors
 
 TILES = [(256, 1 << 17, 1 << 14), (40, 40 * 64, 1 << 14), (7, 700, 300), (1, 1, 1), (16, 16 * 129, 400)]
 """Queries and scores of a tile, and items of a block."""
@@ -40,45 +39,9 @@ def rank(
     return rank_vectors(query_QD, score, len(item_ID), lambda row_E: item_ID[row_E], lists_of(excluded_QI), depth)
 
 
-def sort_all(
-    query_QD: FloatArray, item_ID: FloatArray, excluded_QI: BoolArray, depth: int, score: Score
-) -> tuple[IntArray, FloatArray]:
-    """Rank by a stable sort of all scores."""
-    items_QK = np.full((len(query_QD), depth), -1)
-    scores_QK = np.full((len(query_QD), depth), -np.inf, np.float32)
-    for q, query_D in enumerate(query_QD):
-        scores_I = np.float32(score.dot_scale) * (item_ID @ query_D)
-        scores_I -= np.float32(score.norm_scale) * np.square(item_ID).sum(axis=1)
-        kept_I = np.flatnonzero(~excluded_QI[q])
-        best_K = kept_I[np.argsort(-scores_I[kept_I], kind="stable")[:depth]]
-        items_QK[q, : len(best_K)], scores_QK[q, : len(best_K)] = best_K, scores_I[best_K]
-    return items_QK, scores_QK
-
-
 def assert_same(found: tuple[IntArray, FloatArray], expected: tuple[IntArray, FloatArray]) -> None:
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("tiles", "depth", "kind"),
-    [(tiles, (1, 5, 100)[n % 3], ("dot", "euclidean")[n % 2]) for n, tiles in enumerate(TILES * 2)],
-)
-def test_ranking_with_ties_is_that_of_a_stable_sort(
-    tiles: tuple[int, int, int], depth: int, kind: ScoreKind, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, size in zip(("QUERY_BLOCK", "_TILE_SCORES", "_ITEM_BLOCK"), tiles, strict=True):
-        monkeypatch.setattr(top_k, name, size)
-    query_QD, item_ID = integers(40, 6, seed=1), integers(700, 6, seed=2)
-    excluded_QI = np.random.default_rng(3).random((40, 700)) < 0.2
-    excluded_QI[3] = True
-    excluded_QI[4, :-2] = True
-    arguments = query_QD, item_ID, excluded_QI, depth, Score.of(kind, temperature=0.5)
-    expected = sort_all(*arguments)
-    assert (expected[0][3] == -1).all()
-    assert len(np.unique(expected[1][0])) < 30  # there are ties
-    assert_same(rank(*arguments), expected)
 
 
 def test_scores_of_both_zeros_are_ties() -> None:
@@ -201,18 +164,3 @@ def test_ranking_is_the_same_with_the_kernels_of_any_processor() -> None:
         products[name], rankings[name] = done.stdout.split()
     assert len(set(products.values())) > 1  # the kernels differ
     assert len(set(rankings.values())) == 1
-
-
-@pytest.mark.slow
-def test_ranking_among_thousands_of_equal_vectors_is_by_row_and_fast() -> None:
-    rng = np.random.default_rng(1)
-    query_QD, item_ID = rng.normal(size=(200, 32)).astype(np.float32), np.ones((20_000, 32), np.float32)
-    other_ID = rng.normal(size=(20_000, 32)).astype(np.float32)
-    seconds = []
-    for of_kind_ID in (other_ID, item_ID):
-        started = time.process_time()
-        for _ in range(3):
-            items_QK, _ = rank(query_QD, of_kind_ID, np.zeros((200, 20_000), bool), 10, Score.of("dot", 1.0))
-        seconds.append(time.process_time() - started)
-    assert (items_QK == np.arange(10)).all()
-    assert seconds[1] < 100 * seconds[0]
