@@ -28,7 +28,6 @@ BPR = {
 SOFTMAX = {
     "crossfade": "Crossfade, Adam",
     "torch-sparse": "PyTorch, Embedding(sparse=True) and SparseAdam",
-    "crossfade-bfloat16": "Crossfade, Adam, products in bfloat16",
 }
 TABLES = {"resident": "all rows on the GPU", "spilled": "half of the bytes on the GPU"}
 TRAININGS = {"bpr": "BPR", "softmax": "softmax, batch negatives"}

@@ -24,7 +24,7 @@ from suite.work import Draw, Work, make_work
 SECTIONS = {
     "bandwidth": "a copy in the memory of the GPU, and an update of rows",
     "bpr": "steps of BPR against FBGEMM, PyTorch, and implicit",
-    "softmax": "steps of softmax over batch negatives against PyTorch, and in bfloat16",
+    "softmax": "steps of softmax over batch negatives against PyTorch",
     "tables": "tables that fill most of the GPU's memory, and with half of the rows in the host's",
     "train": "crossfade train, with reading and sampling",
 }
@@ -129,7 +129,6 @@ class Planner:
         task = {
             "negatives": "per_example",
             "optimizer": "rowwise_adagrad",
-            "compute_dtype": "float32",
             "memory_bytes": None,
             **self._task(self.scale.batch, self.scale.steps),
             "device": self.device,
@@ -204,7 +203,6 @@ def _softmax(planner: Planner) -> Runs:
     sizes = {"batch": planner.scale.softmax_batch, "steps": planner.scale.softmax_steps}
     yield "crossfade", planner.softmax
     yield "torch-sparse", partial(planner.peer, "gpu_torch_sparse", None, loss="softmax", **sizes)
-    yield "crossfade-bfloat16", partial(planner.softmax, compute_dtype="bfloat16")
 
 
 def _tables(planner: Planner) -> Runs:

@@ -53,7 +53,7 @@ def test_measurements_on_the_cpu_are_marked_and_have_their_figures(tmp_path: Pat
     assert read_gpus(ROOT / "docs") == before
 
 
-SOFTMAX = ("crossfade", "torch-sparse", "crossfade-bfloat16")
+SOFTMAX = ("crossfade", "torch-sparse")
 
 
 def steps_on_tables(tmp_path: Path) -> dict[str, dict[str, Any]]:

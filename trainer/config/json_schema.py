@@ -54,16 +54,6 @@ _RULES: tuple[tuple[str, Schema, Schema], ...] = (
         {"properties": {"train": {"properties": {"engine": {"not": {"const": "cpu"}}}}}},
     ),
     (
-        "train.compute_dtype bfloat16 needs train.engine torch",
-        _has(train=_has(compute_dtype="bfloat16")),
-        _has(train=_has(engine="torch")),
-    ),
-    (
-        "train.compute_dtype bfloat16 is for negatives that examples share",
-        _has(train=_has(compute_dtype="bfloat16")),
-        {"properties": {"negatives": {"properties": {"kind": {"not": {"const": "per_example"}}}}}},
-    ),
-    (
         "train.tables device needs train.engine torch, and a run in one process",
         _has(train=_has(tables="device")),
         {
