@@ -7,7 +7,7 @@
 One thread builds and searches. Each index is searched with increasing effort until its recall@100 reaches the target.
 Inner products of vectors of different lengths ("dot") are searched in two ways: by the library's own inner product
 ("ip"), and as Euclidean distance with a further column (Bachrach et al., RecSys 2014; "L2+1"). "crossfade index" is
-what the command builds, and "in 4" what it merges from so many shards; pq/4 has a byte for four columns. The neighbors
+what the command builds; pq/4 has a byte for four columns. The neighbors
 of exact search are the truth. Times are processor seconds, so that other work on the machine does not count. It needs
 faiss-cpu and usearch.
 
@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
 import faiss
@@ -30,24 +28,22 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.faiss_lists import (
     SAMPLES_PER_LIST,
     ListOptions,
     VectorLists,
     bytes_per_row,
     num_lists,
-    write_merged,
 )
 from crossfade.trainer.recommend.index_search import search_lists
 from crossfade.trainer.recommend.options import Codes
+from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
-from crossfade.trainer.runs.options import ModelSource, Shard
+from crossfade.trainer.runs.options import ModelSource
 
 _DEPTH = 100
 _QUERIES = 1000
 _COLUMNS = 64
-_SHARDS = 4
 Search = Callable[[FloatArray, int, int], IntArray]
 """Returns the nearest rows (Q, K) of queries, by K and by an effort."""
 
@@ -142,11 +138,8 @@ def _cases(metric: str, vectors_ND: FloatArray, query_QD: FloatArray) -> Iterato
         ways = [(" ip", False, vectors_ND, query_QD), (" L2+1", True, base_ND, padded_QD)]
     kinds = [(codes, codes, 2) for codes in get_args(Codes)] + [(f"pq/{columns}", "pq", columns) for columns in (4, 8)]
     for name, codes, columns in kinds:
-        for shards in (1, _SHARDS):
-            options = ListOptions(metric, codes, columns)  # type: ignore[arg-type]
-            build_lists = partial(_build_crossfade, options=options, shards=shards)
-            in_shards = "" if shards == 1 else f" in {shards}"
-            yield f"crossfade index {name}{in_shards}", build_lists, vectors_ND, query_QD
+        options = ListOptions(metric, codes, columns)  # type: ignore[arg-type]
+        yield f"crossfade index {name}", partial(_build_crossfade, options=options), vectors_ND, query_QD
     lists = int(4 * len(vectors_ND) ** 0.5)
     for suffix, is_l2, base_ND, searched_QD in ways:
         for name in (f"IVF{lists},Flat", f"IVF{lists},SQ8", "HNSW32,Flat", "HNSW32,SQ8"):
@@ -163,32 +156,15 @@ def _cases(metric: str, vectors_ND: FloatArray, query_QD: FloatArray) -> Iterato
             yield f"usearch 16 {dtype}{suffix}", build_usearch, base_ND, searched_QD
 
 
-def _build_crossfade(base_ND: FloatArray, options: ListOptions, shards: int) -> tuple[Search, int]:
+def _build_crossfade(base_ND: FloatArray, options: ListOptions) -> tuple[Search, int]:
     sample_ND = base_ND[
         np.random.default_rng(0).permutation(len(base_ND))[: SAMPLES_PER_LIST * num_lists(len(base_ND))]
     ]
     longest = float(np.linalg.norm(base_ND, axis=1).max())
     lists = VectorLists.train(sample_ND, len(base_ND), options, longest)
-    if shards == 1:
-        lists.add(np.arange(len(base_ND)), base_ND)
-    else:
-        lists = _merged(lists, base_ND, options, shards)
+    lists.add(np.arange(len(base_ND)), base_ND)
     size = len(base_ND) * bytes_per_row(base_ND.shape[1], options)
     return lambda query_QD, depth, effort: search_lists(lists, base_ND.__getitem__, query_QD, depth, effort)[0], size
-
-
-def _merged(lists: VectorLists, base_ND: FloatArray, options: ListOptions, shards: int) -> VectorLists:
-    """Fill as many copies of the empty ``lists``, each with a part of the vectors, and merge their files."""
-    content = lists.content()
-    with tempfile.TemporaryDirectory() as folder:
-        merged, parts = Path(folder) / "merged", [Path(folder) / str(number) for number in range(shards)]
-        for number, path in enumerate(parts, 1):
-            own = Shard(number, shards).part(len(base_ND))
-            filled = VectorLists.of_content(content, options, lists.longest)
-            filled.add(np.arange(own.start, own.stop), base_ND[own])
-            filled.write(path)
-        write_merged(content, parts, merged)
-        return VectorLists.read(merged, options)
 
 
 def _build_faiss(base_ND: FloatArray, name: str, is_l2: bool) -> tuple[Search, int]:

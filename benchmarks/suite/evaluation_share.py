@@ -13,9 +13,9 @@ import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_items
 from crossfade.trainer.model.spec import ModelSpec, Score
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.top_k import rank_items
 from suite.matrix_products import TILE_SCORES, Products
 from suite.timing import median_seconds
 

@@ -40,7 +40,7 @@ from crossfade.trainer.runs.run_folder import REPORT_FILE, RunFolder
 
 ALL_QUERIES = "all"
 _OF_SOURCE = ("source", "data", "history_from_this_dataset_only")
-_OF_COMMAND = ("segments", "compare", "shard", "merge", "out")
+_OF_COMMAND = ("segments", "compare")
 _logger = logging.getLogger(__name__)
 Opened = recommend_model.Model
 Result = TypeVar("Result")

@@ -49,13 +49,8 @@ def run(options: EvaluateCommand) -> int:
             that are compared have different datasets.
     """
     from crossfade.display import progress_bars
-    from crossfade.trainer.evaluation.run_evaluation import evaluate_run, evaluate_shard
+    from crossfade.trainer.evaluation.run_evaluation import evaluate_run
 
-    if options.shard is not None:
-        queries = evaluate_shard(options, options.shard)
-        line = f"sums of {counted(queries, 'query', 'queries')}: {options.out}, shard {options.shard}"
-        print_result(options, {"queries": queries, "shard": str(options.shard)}, lambda: print_line(line))
-        return 0
     with progress_bars() as bars:
         results = evaluate_run(options, bars)
     print_result(options, results, lambda: _print(results, options), lambda: _records(results, options))

@@ -56,17 +56,10 @@ def run(options: IndexCommand) -> int:
     """
     from crossfade.display import progress_bars
     from crossfade.trainer.recommend.index_build import build_index
-    from crossfade.trainer.recommend.index_shards import index_shard, merge_index
     from crossfade.trainer.recommend.trained_model import with_trained_model
 
     with progress_bars() as bars:
-        if (shard := options.shard) is not None:
-            rows = with_trained_model(options, _logger.info, lambda model: index_shard(model, options, shard, bars))
-            line = f"{counted(rows, 'vector')}: {options.out}, shard {shard}"
-            print_result(options, {"rows": rows, "shard": str(shard)}, lambda: print_line(line))
-            return 0
-        build = merge_index if options.merge else build_index
-        card = with_trained_model(options, _logger.info, lambda model: build(model, options, bars))
+        card = with_trained_model(options, _logger.info, lambda model: build_index(model, options, bars))
     if card.measured.recall_at_100 < options.recall:
         scanned = f"{card.index.probes} of" if card.index.probes < card.index.lists else "all"
         recall = f"recall@100 is {card.measured.recall_at_100:.4f} with {scanned} {card.index.lists} lists"

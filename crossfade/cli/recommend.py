@@ -70,8 +70,7 @@ def run(options: RecommendCommand) -> int:
     from crossfade.trainer.recommend.model import open_model
     from crossfade.trainer.recommend.table_files import check_output
 
-    if not options.is_divided:
-        check_output(None if options.out is None else Path(options.out), overwrite=options.overwrite)
+    check_output(None if options.out is None else Path(options.out), overwrite=options.overwrite)
     with closing(open_model(options, _logger.warning)) as opened:
         opened.use(lambda model: _recommend(model, options))
     return 0
@@ -87,9 +86,8 @@ def _recommend(model: Model, options: RecommendCommand) -> None:
         _print(model, found, options)
         return
     new = "new " if options.is_new else ""
-    shard = "" if options.shard is None else f", shard {options.shard}"
     made = f"{counted(found.rows, 'recommendation')} to {found.queries:,} {new}of {model.query}"
-    print_line(f"{made}: {options.out}{shard}")
+    print_line(f"{made}: {options.out}")
 
 
 def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:

@@ -5,9 +5,9 @@ import zlib
 import numpy as np
 
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_vectors
 from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.top_k import rank_vectors
 
 QUERIES, ITEMS, DIM, DEPTH = 100, 3000, 50, 40
 KINDS: tuple[ScoreKind, ...] = ("dot", "cosine", "euclidean")

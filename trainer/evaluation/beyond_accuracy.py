@@ -36,13 +36,13 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
-from crossfade.trainer.evaluation.exact_sums import AllReduceFunction, ExactSums, sum_over_workers
+from crossfade.trainer.evaluation.exact_sums import ExactSums
 from crossfade.trainer.evaluation.held_out import HeldOut, count_owners
 from crossfade.trainer.evaluation.list_kernels import add_exposure, list_diversity, mean_over_ranks
 from crossfade.trainer.evaluation.ranking import recall_and_ndcg
 from crossfade.trainer.evaluation.segments import ActivitySegments, ContextSegments, QuerySegments, parse_segments
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
 from crossfade.trainer.runs.shown_metrics import error_of
 
@@ -137,12 +137,6 @@ class SegmentMetrics:
             defined_QKM = np.nan_to_num(of_segment_QKM)
             self._sums.add(defined_QKM, (segment,))
             self._squares.add(np.square(defined_QKM), (segment,))
-
-    def add_others(self, all_reduce: AllReduceFunction) -> None:
-        """Add what other workers have summed. Every worker calls this."""
-        self._sums, self._squares = self._sums.of_all(all_reduce), self._squares.of_all(all_reduce)
-        for counts in (self._queries_S, self._defined_SKM, self._exposure_KI):
-            counts[...] = sum_over_workers(counts.ravel().astype(np.float64), all_reduce).reshape(counts.shape)
 
     def _diversity(self, best_item_QK: IntArray, depth_K: IntArray) -> FloatArray:
         row_E = np.unique(best_item_QK)

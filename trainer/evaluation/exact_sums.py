@@ -1,4 +1,4 @@
-"""Sums of float64 values that do not depend on their order, nor on how they are divided among workers and shards.
+"""Sums of float64 values that do not depend on their order, nor on how they are divided among workers.
 
     sums = ExactSums((2,), largest=1.0)
     sums.add(values_QM)                          # any number of times
@@ -32,7 +32,7 @@ class ExactSums:
     """Sums of arrays of one shape."""
 
     def __init__(self, shape: tuple[int, ...], largest: float) -> None:
-        """Begin with zeros; ``largest`` bounds the magnitude of values, the same for all workers and shards."""
+        """Begin with zeros; ``largest`` bounds the magnitude of values, the same for all workers."""
         self._unit = 2.0 ** math.ceil(math.log2(max(largest, 1.0)))
         self._pieces = np.zeros((_PIECES, *shape))
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
-from pydantic import BeforeValidator, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
-from crossfade.base.errors import Option, OptionError
-from crossfade.base.options import Integer, Number, Options, option
+from crossfade.base.options import Integer, option
 from crossfade.trainer.data.split_names import SplitName
-from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
+from crossfade.trainer.recommend.options import RerankingOptions
+from crossfade.trainer.runs.options import Location, ModelSource
 
 
 def _max_queries(value: Any) -> Any:
@@ -28,62 +28,7 @@ MaxQueries = Annotated[int | str, BeforeValidator(_max_queries)]
 """How many queries are evaluated, at most: a number, ``auto``, or ``all``."""
 
 
-class RerankingOptions(Options):
-    """How lists differ from the best by the model's score alone (``reranking.py`` has the formulas)."""
-
-    group_notes: ClassVar[Mapping[str, str]] = {
-        "re-ranking": "With T the model's temperature, an item's score is s - A * T * log(1 + count). Of the best\n"
-        "10 * N items (at least 100, and at most 1,000 or N), each place takes the one with the largest\n"
-        "(1 - D) * score / T - D * cosine with the most similar item listed already or, with probability E,\n"
-        "any of them. Scores that are shown leave out D and E."
-    }
-
-    popularity_damping: Number = option(
-        0.0, "rank popular items lower; 0 is the model's own ranking", group="re-ranking", value="A", ge=0
-    )
-    diversity: Number = option(
-        0.0,
-        "list items that are less alike; 0 is the model's own ranking, and 1 ignores scores",
-        group="re-ranking",
-        value="D",
-        ge=0,
-        le=1,
-    )
-    exploration: Number = option(
-        0.0, "fill this share of places by chance, from the next best items", group="re-ranking", value="E", ge=0, le=1
-    )
-    seed: Integer = option(
-        1,
-        "draw by this seed, the same for a query until it changes, such as a date",
-        group="re-ranking",
-        value="N",
-        ge=0,
-    )
-
-    @property
-    def is_reranked(self) -> bool:
-        """Whether lists differ from the model's own."""
-        return self.popularity_damping > 0 or self.chooses
-
-    @property
-    def chooses(self) -> bool:
-        """Whether lists are chosen from more items than they show."""
-        return self.diversity > 0 or self.exploration > 0
-
-    def depth(self, count: int) -> int:
-        """Return the number of the best items that a list of ``count`` is chosen from."""
-        low, factor, high = _CANDIDATES
-        return max(count, min(max(factor * count, low), high)) if self.chooses else count
-
-
-_CANDIDATES = 100, 10, 1000
-"""Candidates of a list: at least, for each item that it shows, and at most, unless it shows more."""
-
-
-_NOT_DIVIDED = ("baselines", "compare")
-
-
-class EvaluateOptions(ShardOptions, RerankingOptions, ModelSource):
+class EvaluateOptions(RerankingOptions, ModelSource):
     """Which run to evaluate, and how."""
 
     group_notes: ClassVar[Mapping[str, str]] = {"model": "RUN is a local run folder with embeddings."}
@@ -141,20 +86,3 @@ class EvaluateOptions(ShardOptions, RerankingOptions, ModelSource):
         group="segments and comparison",
         value="OTHER_RUN",
     )
-    out: Location | None = option(
-        None, "write the sums of the shard to this folder, or read those of all", group="shards", value="OUT"
-    )
-
-    @model_validator(mode="after")
-    def _check_shards(self) -> Self:
-        name = "shard" if self.shard is not None else "merge"
-        if self.is_divided and self.out is None:
-            how = ("name it with ", Option("out", "OUT"))
-            raise OptionError(name, problem="needs the folder of all shards", fix=how)
-        if self.out is not None and not self.is_divided:
-            fix = ("add ", Option("shard"), ", or leave it out")
-            raise OptionError("out", found=self.out, problem="is the folder of shards", fix=fix)
-        if self.is_divided and (whole := [each for each in _NOT_DIVIDED if getattr(self, each)]):
-            how = ("leave it out, or ", Option(name))
-            raise OptionError(whole[0], problem="is not divided into shards", fix=how)
-        return self

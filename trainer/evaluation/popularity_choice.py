@@ -28,8 +28,8 @@ from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.exact_sums import AllReduceFunction
 from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.paired_gain import GroupSums, difference_of
-from crossfade.trainer.evaluation.top_k import rank_vectors
 from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.recommend.top_k import rank_vectors
 
 SHARES = 1.0, 0.5, 0.25, 0.1, 0.05
 """Shares of the latest interactions, not of time: a few wrong timestamps may span decades."""

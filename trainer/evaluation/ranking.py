@@ -47,7 +47,7 @@ as held out: an item with negative feedback stays, and costs a rank if it is ran
 ranked and all held-out ones count. In a dataset with context, a query is a combination of a row and the context of a
 held-out event, whether the model uses context or not, so that models with and without it are measured on the same
 queries. Queries are processed in chunks, so the memory for rankings is bounded, and divided among the workers. Sums
-are exact (``exact_sums.py``), so metrics are the same to the last bit for any chunks, workers, and shards.
+are exact (``exact_sums.py``), so metrics are the same to the last bit for any chunks and workers.
 
 Shapes: Q queries, K ranks or depths, M metrics, N items, I ranked items, T kinds of items, V numbers of D
 digits.
@@ -76,18 +76,19 @@ from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
 from crossfade.trainer.embeddings.popularity import read_term
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.exact_sums import AllReduceFunction, ExactSums, sum_over_workers
-from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
+from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 from crossfade.trainer.evaluation.metric_kernels import (
     Truth,
     hit_metrics_per_query,
     mark_seen,
     mean_counts,
 )
-from crossfade.trainer.evaluation.options import RerankingOptions
-from crossfade.trainer.evaluation.reranking import Reranking
-from crossfade.trainer.evaluation.top_k import QUERY_BLOCK, rank_among, rank_items, rank_vectors
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import load_latest_histories
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.options import RerankingOptions
+from crossfade.trainer.recommend.reranking import Reranking
+from crossfade.trainer.recommend.top_k import QUERY_BLOCK, rank_among, rank_items, rank_vectors
 from crossfade.trainer.runs.job_inputs import load_inputs, open_inputs, open_lineage
 from crossfade.trainer.runs.shown_metrics import error_of
 

@@ -2,47 +2,30 @@
 
     evaluate_run(EvaluateOptions.of(source="runs/lastfm", split="valid"))["valid"]["ndcg@10"]
 
-Shards are workers that do not run together: each records what it would sum with the others, in
-OUT/sums-00002-of-00016.npy. Merging them is the evaluation of a worker without queries, for which these are summed.
-
-Shapes: G groups, N values.
+Shapes: G groups.
 """
 
 from __future__ import annotations
 
-import sys
-import zlib
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from crossfade.base.arrays import FloatArray
-from crossfade.base.errors import InputError, Option, OptionError
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
+from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.beyond_accuracy import ALL, SegmentValues, load_segment_metrics
 from crossfade.trainer.evaluation.comparison import QueryMetrics, RunEmbeddings, check_same_dataset, compare
-from crossfade.trainer.evaluation.options import EvaluateOptions, RerankingOptions
+from crossfade.trainer.evaluation.options import EvaluateOptions
 from crossfade.trainer.evaluation.paired_gain import GroupSums
-from crossfade.trainer.evaluation.ranking import Alone, EvalMetrics, RankingObserver, Workers, evaluate_embeddings
+from crossfade.trainer.evaluation.ranking import Alone, EvalMetrics, RankingObserver, evaluate_embeddings
 from crossfade.trainer.evaluation.shortfall import compare_with_baselines
-from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
-from crossfade.trainer.runs.options import Shard
 from crossfade.trainer.runs.run_folder import RunFolder
-from crossfade.trainer.runs.shards import ShardFolder, shard_errors
-
-_MAX_BYTES = 1 << 34
-"""Of the sums of a shard: eight for a dozen items, or for one with segments, at each depth."""
 
 
 def evaluate_run(options: EvaluateOptions, reporter: ProgressReporter | None = None) -> dict[str, Any]:
@@ -56,9 +39,8 @@ def evaluate_run(options: EvaluateOptions, reporter: ProgressReporter | None = N
     """
     folder, job = RunFolder(Path(options.source)), job_for(options)
     other = _open_other(RunEmbeddings(job, folder.embeddings), options) if options.compare is not None else None
-    shards = _MergedSums(options, job, folder) if options.merge else None
     queries = [] if other is None else [QueryMetrics(job.evaluate.k)]
-    ranked = _rank(options, job, folder, shards, queries)
+    ranked = _rank(options, job, folder, queries)
     results: dict[str, Any] = {"task": job.evaluate.task, options.split: ranked.metrics}
     if ranked.reranking is not None:
         results["reranking"] = ranked.reranking
@@ -89,111 +71,22 @@ def _rank(
     options: EvaluateOptions,
     job: JobConfig,
     folder: RunFolder,
-    among: Workers | None,
     observers: Sequence[RankingObserver] = (),
 ) -> _Ranked:
-    """Rank for the queries that are divided ``among`` several, or for all. What is summed, and when, is always same."""
-    all_reduce, split = (among or Alone()).all_reduce, options.split
+    split = options.split
     of_segments = (
         [load_segment_metrics(job, folder.embeddings, options.segments)] if options.segments is not None else []
     )
     shown = [load_segment_metrics(job, folder.embeddings, []) for _ in range(2 if options.is_reranked else 0)]
     sums = GroupSums(job.evaluate.best_metric)
     own: list[RankingObserver] = [sums, *of_segments, *shown[:1], *observers]
-    metrics = evaluate_embeddings(job, folder.embeddings, split, among, own, reranking=options)
+    metrics = evaluate_embeddings(job, folder.embeddings, split, observers=own, reranking=options)
     reranking = None
     if options.is_reranked:
-        of_model = evaluate_embeddings(job, folder.embeddings, split, among, shown[1:])
-        for each in shown:
-            each.add_others(all_reduce)
+        of_model = evaluate_embeddings(job, folder.embeddings, split, observers=shown[1:])
         reranking = {"model": shown[1].metrics()[ALL] | of_model, "reranked": shown[0].metrics()[ALL] | metrics}
-    for each in of_segments:
-        each.add_others(all_reduce)
     segments = of_segments[0].metrics() if of_segments else None
-    return _Ranked(metrics, sums.of_all(all_reduce), segments, reranking)
-
-
-def evaluate_shard(options: EvaluateOptions, shard: Shard) -> int:
-    """Rank for the queries of ``shard``, and write their sums to the folder ``out``, unless it has them; return how
-    many queries they are.
-
-    Raises:
-        CrossfadeError: the folder cannot be written.
-        InputError: as ``evaluate_run``, or the folder has shards of another request.
-    """
-    job, folder, out = job_for(options), RunFolder(Path(options.source)), Folder(str(options.out))
-    shards = ShardFolder(out, "evaluate", _made_from(options, job, folder))
-    found, name = shards.begin(shard), f"sums-{shards.name(shard)}.npy"
-    with shard_errors(out):
-        is_there = out.exists(name)
-    if found is None or not is_there:
-        sums = _ShardSums(shard)
-        ranked, content = _rank(options, job, folder, sums), BytesIO()
-        np.save(content, np.concatenate(sums.recorded))
-        with shard_errors(out):
-            out.write(name, content.getvalue())
-        found = {"queries": ranked.metrics["queries"], "file": name, "crc32": zlib.crc32(content.getvalue())}
-        shards.complete(shard, found)
-    queries: int = found["queries"]
-    return queries
-
-
-def _made_from(options: EvaluateOptions, job: JobConfig, folder: RunFolder) -> dict[str, Any]:
-    """Return what sums depend on, as JSON."""
-    data, manifest, _, _ = open_inputs(job)
-    with closing(open_lineage(job, data, manifest)) as lineage:
-        base_datasets = lineage.fingerprints()
-    of_options = {"split", "segments", *RerankingOptions.model_fields}
-    return {
-        "vectors": EmbeddingFiles(folder.embeddings).fingerprint(),
-        "data": data_fingerprint(data),
-        "base_datasets": base_datasets,
-        "model": job.model.model_dump(mode="json"),
-        "evaluate": job.evaluate.model_dump(mode="json"),
-        "options": options.model_dump(mode="json", include=of_options),
-    }
-
-
-class _ShardSums:
-    """Records what a shard would sum with the others, were they there; a ``Workers``."""
-
-    def __init__(self, shard: Shard) -> None:
-        self.rank, self.workers = shard.number - 1, shard.count
-        self.recorded: list[FloatArray] = []
-
-    def all_reduce(self, values_N: FloatArray) -> FloatArray:
-        """Record ``values_N``, and return them."""
-        self.recorded.append(np.array(values_N, np.float64))
-        return values_N
-
-
-class _MergedSums:
-    """A worker without queries, which the recorded values of all shards are summed for; a ``Workers``."""
-
-    rank = sys.maxsize
-
-    def __init__(self, options: EvaluateOptions, job: JobConfig, folder: RunFolder) -> None:
-        """Read the values of all shards.
-
-        Raises:
-            InputError: one is missing, incomplete, damaged, or of another request.
-        """
-        out = Folder(str(options.out))
-        results = ShardFolder(out, "evaluate", _made_from(options, job, folder)).results()
-        self.workers, self._place, self._sums_N = len(results), 0, np.zeros(0)
-        for result in results:
-            uri, again = f"{out.uri}/{result['file']}", "delete it, and repeat its shard"
-            with translate_storage_errors(uri, action="read", if_missing="no such file; repeat its shard"):
-                content = out.read(result["file"], _MAX_BYTES)
-            if zlib.crc32(content) != result["crc32"]:
-                raise InputError(f"{uri}: is damaged: its CRC-32 is not that of its shard; {again}")
-            values_N = np.load(BytesIO(content), allow_pickle=False)
-            self._sums_N = values_N + (self._sums_N if len(self._sums_N) else 0)
-
-    def all_reduce(self, values_N: FloatArray) -> FloatArray:
-        """Return the sums of what each shard recorded at this place."""
-        first, self._place = self._place, self._place + len(values_N)
-        return self._sums_N[first : self._place]
+    return _Ranked(metrics, sums.of_all(Alone().all_reduce), segments, reranking)
 
 
 def evaluate_rankings(options: EvaluateOptions) -> EvalMetrics:

@@ -24,8 +24,8 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.evaluation.baselines import load_baselines
-from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.evaluation.paired_gain import difference_of
+from crossfade.trainer.recommend.options import RerankingOptions
 from crossfade.trainer.runs.shown_metrics import error_of
 
 _RERANKING = "popularity_damping", "diversity", "exploration"

@@ -17,15 +17,15 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_vectors, unit_rows
 from crossfade.trainer.maps.map_labels import Agreement, Labels, choose_labels, measure_agreement
 from crossfade.trainer.maps.options import MapOptions
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.prepare.summary import is_synthetic
 from crossfade.trainer.recommend.candidates import read_lists, select_candidates
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.metadata_table import open_metadata
 from crossfade.trainer.recommend.row_names import RowNames
+from crossfade.trainer.recommend.top_k import rank_vectors, unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 NEIGHBORS = 10

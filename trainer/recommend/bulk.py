@@ -2,18 +2,12 @@
 
     recommend_to(model, RecommendToOptions.of(source="runs/lastfm", customer=["2"]), reporter, print)
     recommend_in_bulk(Request(model, options, queries_Q, reporter), Path("recs.parquet"))
-    recommend_shard(request, "s3://music/recs", Shard(2, 16))
 
     QUERY, rank int32 (from 1), ITEM, score float32, ITEM_name if the dataset has names of items, and is_fallback if
     popular items are recommended to queries without a trained vector
 
 Parts are written next to the file, in ``.NAME.partial/``, with the request that they belong to. The same request
 continues with the first missing part. Histories are first divided among the parts, in one pass over the interactions.
-
-The parts of shards (``trainer/runs/shards.py``) are the result, in a folder:
-
-    OUT/recommendations-00002-of-00016-000000.parquet   in the order of their names, the rows of the file
-    OUT/_manifest.json                                  what they are made from, and all files, once all are complete
 
 Shapes: Q queries, K ranks, R rows, P parts, N elements of anything else.
 """
@@ -23,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +28,14 @@ import pyarrow.parquet as pq
 
 from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError
-from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors, write_error, write_failure
+from crossfade.base.io.disk_errors import write_error, write_failure
 from crossfade.base.io.durable_file import sync_folder
-from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import output_lock, staged_file
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.base.text import counted
-from crossfade.trainer.data.manifest import DataFile, data_fingerprint
-from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log
-from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend.candidates import read_lists
 from crossfade.trainer.recommend.history import Histories, divide_histories
 from crossfade.trainer.recommend.model import Model, Rankings, Selection
@@ -52,8 +43,6 @@ from crossfade.trainer.recommend.options import RecommendOptions, RecommendToOpt
 from crossfade.trainer.recommend.queries import Queries, all_queries, find_queries, read_queries
 from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.recommend.table_files import write_output, write_tables
-from crossfade.trainer.runs.options import Shard
-from crossfade.trainer.runs.shards import Result, ShardFolder, check_files, check_request, shard_errors
 
 MAX_PART_QUERIES = 1 << 16
 _MAX_PART_INTERACTIONS = 1 << 25
@@ -61,8 +50,6 @@ _MAX_PART_INTERACTIONS = 1 << 25
 _MAX_PART_RANKS = 1 << 24
 """Ranks of a part's queries, unless a single query has more."""
 _REQUEST_FILE = "request.json"
-MANIFEST_FILE = "_manifest.json"
-_PREFIX = "recommendations-"
 _OPTIONS = set(RecommendOptions.model_fields) - {"allow", "deny"}
 """What parts depend on; the rows that lists of IDs have count as candidates."""
 
@@ -113,10 +100,6 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
     rows_Q = queries.rows_Q
     if options.out is not None:
         request = Request.of(model, options, queries.by_row(), reporter)
-        if options.shard is not None:
-            return recommend_shard(request, Folder(options.out), options.shard)
-        if options.merge:
-            return merge_shards(request, Folder(options.out))
         return Recommended(len(rows_Q), recommend_in_bulk(request, Path(options.out)))
     rankings, histories = model.recommend(rows_Q, options, reporter), model.histories(rows_Q, reporter=reporter)
     found, ids = model.labels(model.query, rows_Q[rows_Q >= 0].tolist()), queries.ids(model).to_pylist()
@@ -200,7 +183,7 @@ def recommend_in_bulk(request: Request, out: Path) -> int:
 
 def _recommend_in_parts(request: Request, out: Path) -> int:
     folder = _open_parts(out, {"model": request.model.trained.uri, **request.made_from()})
-    names = _write_parts(request, request.queries, Folder(folder), "part", folder)
+    names = _write_parts(request, folder)
     finished = folder / f"finished{out.suffix}"
     tables = (_read_part(folder / name) for name in names)
     rows = write_tables(
@@ -210,79 +193,6 @@ def _recommend_in_parts(request: Request, out: Path) -> int:
     sync_folder(out.parent)
     shutil.rmtree(folder)
     return rows
-
-
-def recommend_shard(request: Request, out: Folder, shard: Shard) -> Recommended:
-    """Recommend to the queries of ``shard``, into files of ``out``, unless they are there.
-
-    Raises:
-        CheckpointError: the checkpoint is corrupt or cannot be read.
-        CrossfadeError: ``out`` cannot be written; complete parts are kept.
-        InputError: ``out`` is no folder or has shards of another request.
-        StorageUnavailableError: storage does not answer.
-    """
-    shards, queries = ShardFolder(out, "recommend", request.made_from()), request.queries
-    own, prefix = queries.take(shard.part(len(queries.rows_Q))), f"{_PREFIX}{shards.name(shard)}"
-    has_begun, found = shards.has_begun(shard), shards.begin(shard)
-    with shard_errors(out):
-        is_complete = found is not None and _has_files(out, found)
-        if not is_complete:
-            sizes = None if found is None else {file.path: file.bytes for file in _files(found)}
-            for name, entry in out.entries().items():
-                if name.startswith(f"{prefix}-") and entry is not None:
-                    is_own = has_begun and (sizes is None or sizes.get(name) == entry.bytes)
-                    if not is_own:  # of another request, or damaged
-                        out.remove(name)
-    if found is None or not is_complete:
-        names = _write_parts(request, own, out, prefix)
-        files = [file_entry(out, name) for name in names]
-        found = {
-            "model": request.model.trained.uri,
-            "queries": len(own.rows_Q),
-            "rows": sum(file.rows for file in files),
-            "files": [file.model_dump() for file in files],
-        }
-        shards.complete(shard, found)
-    return Recommended(len(own.rows_Q), found["rows"])
-
-
-def _files(result: Result) -> list[DataFile]:
-    return [DataFile.model_validate(file) for file in result["files"]]
-
-
-def _has_files(out: Folder, result: Result) -> bool:
-    """Return whether the files that a shard has written are still there."""
-    entries = out.entries()
-    found = [(entries.get(file.path), file.bytes) for file in _files(result)]
-    return all(entry is not None and entry.bytes == size for entry, size in found)
-
-
-def merge_shards(request: Request, out: Folder) -> Recommended:
-    """Verify that ``out`` has all shards of ``request``, whose files are whole and the only ones; write the manifest.
-
-    All files are read to their ends: their pages have checksums.
-
-    Raises:
-        InputError: a shard is missing or incomplete, of another request, or a file is damaged or of something else.
-        StorageUnavailableError: storage does not answer.
-    """
-    made_from = request.made_from()
-    results = ShardFolder(out, "recommend", made_from).results()
-    files = [file for result in results for file in _files(result)]
-    check_files(out, files, pages=True)
-    with shard_errors(out):
-        found = Recommended(*(sum(result[key] for result in results) for key in ("queries", "rows")))
-        manifest = {
-            "format": "crossfade-recommendations",
-            "version": 1,
-            "model": results[0]["model"],
-            "made_from": made_from,
-            "queries": found.queries,
-            "rows": found.rows,
-            "files": [file.model_dump() for file in files],
-        }
-        out.write(MANIFEST_FILE, (json.dumps(manifest, indent=1) + "\n").encode())
-    return found
 
 
 def _read_part(path: Path) -> pa.Table:
@@ -310,47 +220,27 @@ def part_starts(counts_Q: IntArray, max_queries: int | None = None) -> IntArray:
     return np.array(starts)
 
 
-def _write_parts(
-    request: Request, queries: Queries, folder: Folder, prefix: str, work: Path | None = None
-) -> list[str]:
-    """Write recommendations to ``queries`` to files of ``folder``, those that it lacks; return the names of all.
-
-    Histories wait in ``work``; None: where temporary files are. Then ``folder`` is that of shards.
-    """
-
-    def writing() -> AbstractContextManager[None]:
-        return shard_errors(folder) if work is None else nullcontext()
-
-    model, options, queries_Q = request.model, request.options, queries.rows_Q
+def _write_parts(request: Request, folder: Path) -> list[str]:
+    """Write recommendations to files of ``folder``, those that it lacks; return the names of all."""
+    model, options, queries = request.model, request.options, request.queries
+    queries_Q = queries.rows_Q
     counts_Q = np.where(queries_Q < 0, 0, model.trained.counts(model.query)[queries_Q])
     starts_P1 = part_starts(counts_Q, part_queries(model, options.depth(options.k)))
-    names = [f"{prefix}-{number:06d}.parquet" for number in range(len(starts_P1) - 1)]
-    with writing():
-        present = set(folder.names())
-    missing = [number for number, name in enumerate(names) if name not in present]
-    with temporary_folder("histories", work) as temporary:
+    names = [f"part-{number:06d}.parquet" for number in range(len(starts_P1) - 1)]
+    missing = [number for number, name in enumerate(names) if not (folder / name).exists()]
+    with temporary_folder("histories", folder) as temporary:
         if missing:
             with closing(model.trained.open_lineage()) as lineage:
                 parts = queries_Q, starts_P1, temporary, request.reporter
-                with nullcontext() if work else full_disk_errors(temporary, TEMPORARY_ADVICE):
-                    histories = divide_histories(lineage, options.exclude, *parts)
+                histories = divide_histories(lineage, options.exclude, *parts)
         request.reporter.phase("recommend", len(queries_Q), model.query)
         request.reporter.advance(len(queries_Q) - int(np.diff(starts_P1)[missing].sum()))
         for number in missing:
             part = queries.take(slice(starts_P1[number], starts_P1[number + 1]))
-            content = _parquet_of(request, part, histories.load(number).lists)
-            with writing():
-                folder.write(names[number], content)
+            rankings = model.rank(request.selection, part.rows_Q, histories.load(number).lists, options)
+            write_tables(folder / names[number], [_table_of(model, part, rankings, options)])
             request.reporter.advance(len(part.rows_Q))
     return names
-
-
-def _parquet_of(request: Request, part: Queries, excluded: ItemLists) -> bytes:
-    """Recommend to ``part``; return the content of a Parquet file."""
-    rankings = request.model.rank(request.selection, part.rows_Q, excluded, request.options)
-    table, content = _table_of(request.model, part, rankings, request.options), pa.BufferOutputStream()
-    pq.write_table(table, content, compression="zstd", write_page_checksum=True)
-    return content.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
 def recommend_to_queries(model: Model, queries: Queries, options: RecommendOptions) -> pa.Table:
@@ -420,5 +310,11 @@ def _open_parts(out: Path, request: dict[str, Any]) -> Path:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise write_error(Option("out", out), error, out) from error
-    check_request(out, f"{folder} holds an unfinished result", earlier, request)
+    if changed := [key for key in request if earlier.get(key) != request[key]]:
+        raise OptionError(
+            "out",
+            found=out,
+            problem=f"{folder} holds an unfinished result of another request (different: {', '.join(changed)})",
+            fix=("repeat that request, delete the folder, or choose another ", Option("out")),
+        )
     return folder

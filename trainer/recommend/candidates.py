@@ -24,7 +24,7 @@ from crossfade.base.options import alternatives
 from crossfade.base.text import counted
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import VectorSource
-from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import FilterOptions
 from crossfade.trainer.recommend.row_names import RowLookup, RowNames, UnknownRowError
 from crossfade.trainer.recommend.trained_model import TrainedModel

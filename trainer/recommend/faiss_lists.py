@@ -19,13 +19,6 @@ Product quantization ("pq") stores what a vector differs by from the centroid of
 of 256 typical values is nearest, in a byte. Its scores are those of the stored values; ``index_search.py`` ranks what
 it finds again, by the vectors.
 
-Lists that are found once can be filled in parts, by several processes, which ``write_merged`` puts together:
-
-    content = lists.content()                            # before vectors are added
-    part = VectorLists.of_content(content, options, longest)
-    part.add(rows_N, vectors_ND)
-    write_merged(content, [Path("part-1"), Path("part-2")], Path("index.faiss"))
-
 Only this module imports FAISS.
 
 Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
@@ -34,8 +27,6 @@ Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +35,10 @@ import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError, command
-from crossfade.base.io.folder import OutputFile
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.options import Codes
+from crossfade.trainer.recommend.top_k import unit_rows
 
 SAMPLES_PER_LIST = 64
 """Vectors that k-means uses for each list."""
@@ -160,23 +150,6 @@ class VectorLists:
         return VectorLists(index, options)
 
     @staticmethod
-    def of_content(content: bytes, options: ListOptions, longest: float) -> VectorLists:
-        """Return lists from their ``content``, to add vectors and to write them: searches by distance take longer.
-
-        Raises:
-            InputError: it is not an index.
-            MissingExtraError: FAISS is not installed.
-        """
-        faiss = load_faiss("crossfade index")
-        try:
-            # Without the sums of centroids and values, up to 2 GiB, that searches of "pq" by distance use.
-            reader = faiss.VectorIOReader()
-            faiss.copy_array_to_vector(np.frombuffer(content, np.uint8), reader.data)
-            return VectorLists(faiss.read_index(reader, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE), options, longest)
-        except RuntimeError as error:
-            raise InputError("is no index that FAISS can read") from error
-
-    @staticmethod
     def load(path: Path, options: ListOptions) -> VectorLists:
         """Load the file at ``path``, of flat codes, to change what it has.
 
@@ -192,19 +165,10 @@ class VectorLists:
         stored_D = get_invlist(index.invlists, filled)[1][0].view(np.float32)  # type: ignore[no-untyped-call]
         return VectorLists(index, options, float(np.linalg.norm(stored_D)))
 
-    def content(self) -> bytes:
-        """Return what ``of_content`` makes the same lists from."""
-        return load_faiss("crossfade index").serialize_index(self._index).tobytes()  # type: ignore[no-any-return]
-
     @property
     def options(self) -> ListOptions:
         """How vectors are compared and stored."""
         return self._options
-
-    @property
-    def longest(self) -> float:
-        """The length of the longest vector, as it was given."""
-        return self._longest
 
     @property
     def rows(self) -> int:
@@ -236,15 +200,6 @@ class VectorLists:
             faiss.write_index(self._index, str(path))
         except RuntimeError as error:
             raise OSError(f"{path}: {' '.join(str(error).split())}") from error
-
-    def write_to(self, file: OutputFile) -> None:
-        """Write the index to ``file``.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        faiss = load_faiss("crossfade index")
-        faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))
 
     def search(
         self, query_QD: FloatArray, count: int, probes: int, kept_R: BoolArray | None = None
@@ -280,40 +235,6 @@ class VectorLists:
 def _selector(rows_R: BoolArray) -> Any:
     """Return what selects the rows ``rows_R`` in FAISS."""
     return load_faiss("searching an index").IDSelectorBitmap(np.packbits(rows_R, bitorder="little"))
-
-
-def write_merged(content: bytes, parts: Sequence[Path], path: Path) -> None:
-    """Write an index with the vectors of ``parts``, files of indexes that were made from lists of the same ``content``.
-
-    FAISS merges in memory, or into a second file. Instead, what each list has in the parts, which are mapped, is copied
-    behind the header of the index that FAISS would write: its lists are last, and sizes before them; with the number of
-    its list, and without those of empty ones, if at most half of the lists are filled.
-
-    Raises:
-        OSError: the file cannot be written.
-        RuntimeError: a part is no index.
-    """
-    faiss = load_faiss("crossfade index")
-    from faiss.contrib.inspect_tools import get_invlist
-
-    merged = VectorLists.of_content(content, ListOptions("cosine"), 0.0)._index
-    shape = b"ilar" + struct.pack("<QQ", merged.nlist, merged.code_size)
-    opened = [faiss.read_index(str(part), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE) for part in parts]
-    merged.ntotal = sum(index.ntotal for index in opened)
-    header, empty = faiss.serialize_index(merged).tobytes(), shape + b"sprs" + struct.pack("<Q", 0)
-    assert header.endswith(empty), "FAISS writes empty lists in another way"
-    all_lists = [index.invlists for index in opened]
-    sizes = [sum(lists.list_size(number) for lists in all_lists) for number in range(merged.nlist)]
-    filled, numbers = np.flatnonzero(sizes), sizes
-    if is_sparse := len(filled) <= merged.nlist // 2:
-        numbers = [value for number in filled.tolist() for value in (number, sizes[number])]
-    listed = (b"sprs" if is_sparse else b"full") + struct.pack(f"<Q{len(numbers)}Q", len(numbers), *numbers)
-    with path.open("wb") as file:
-        file.write(header.removesuffix(empty) + shape + listed)
-        for number in range(merged.nlist):
-            found = [get_invlist(lists, number) for lists in all_lists]  # type: ignore[no-untyped-call]
-            file.writelines(codes.tobytes() for _, codes in found)
-            file.writelines(rows.tobytes() for rows, _ in found)
 
 
 def _new_index(faiss: Any, dim: int, lists: int, options: ListOptions) -> Any:

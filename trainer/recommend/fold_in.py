@@ -28,11 +28,11 @@ import numpy as np
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.sections import resolved
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import HistorySpec
 from crossfade.trainer.model.towers import mean_of_histories
 from crossfade.trainer.recommend.context import average_context
 from crossfade.trainer.recommend.history import Histories
+from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _SAMPLED_ITEMS = 4096

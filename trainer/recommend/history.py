@@ -25,7 +25,7 @@ from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
-from crossfade.trainer.evaluation.held_out import ItemLists
+from crossfade.trainer.recommend.item_lists import ItemLists
 
 _INTERACTION = np.dtype([("query", np.int64), ("item", np.int64), ("weight", np.float32)])
 _BUFFERED_INTERACTIONS = 1 << 22

@@ -32,8 +32,6 @@ from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_vectors
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import (
@@ -57,9 +55,11 @@ from crossfade.trainer.recommend.index_folder import (
     read_card,
 )
 from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, search_lists, without_excluded
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import Codes, IndexOptions
 from crossfade.trainer.recommend.ranker import Ranker
-from crossfade.trainer.recommend.trained_model import PartVectors, TrainedModel
+from crossfade.trainer.recommend.top_k import rank_vectors
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _MEASURED_QUERIES = 1000
 _MOST_GROWN = 2
@@ -115,18 +115,13 @@ class Indexing:
         kind = ListOptions(metric, options.codes, options.columns_per_byte)
         return Indexing(model, table, indexed_R, kind, reporter)
 
-    def blocks(self, kept_R: BoolArray, phase: str, part: slice | None = None) -> Iterator[tuple[IntArray, FloatArray]]:
-        """Yield the rows in ``kept_R`` and their vectors, from front to back, so that checksums are verified.
-
-        Or those of a ``part`` of the table.
-        """
-        source = self.model.vectors if part is None else PartVectors(self.model.vectors)
-        begin, stop, _ = (part or slice(None)).indices(self.table.rows)
-        self.reporter.phase(phase, stop - begin, "row")
-        for first in range(begin, stop, GROUP_ROWS):
-            block_N = np.arange(first, min(first + GROUP_ROWS, stop), dtype=np.int64)
+    def blocks(self, kept_R: BoolArray, phase: str) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Yield the rows in ``kept_R`` and their vectors, from front to back, so that checksums are verified."""
+        self.reporter.phase(phase, self.table.rows, "row")
+        for first in range(0, self.table.rows, GROUP_ROWS):
+            block_N = np.arange(first, min(first + GROUP_ROWS, self.table.rows), dtype=np.int64)
             kept_N = kept_R[block_N]
-            vectors_ND = source.vectors(self.table.name, block_N)
+            vectors_ND = self.model.vectors.vectors(self.table.name, block_N)
             yield block_N[kept_N], vectors_ND[kept_N]
             self.reporter.advance(len(block_N))
 
@@ -145,9 +140,9 @@ class Indexing:
         self.reporter.phase("find lists", None, "row")
         return VectorLists.train(sample_ND, len(rows_N), self.kind, longest)
 
-    def add(self, lists: VectorLists, added_R: BoolArray, part: slice | None = None) -> None:
-        """Add the vectors of ``added_R``, or of those in a ``part`` of the table, to ``lists``."""
-        for block_N, vectors_ND in self.blocks(added_R, "add", part):
+    def add(self, lists: VectorLists, added_R: BoolArray) -> None:
+        """Add the vectors of ``added_R`` to ``lists``."""
+        for block_N, vectors_ND in self.blocks(added_R, "add"):
             lists.add(block_N, vectors_ND)
 
     def write_card(self, folder: Path, lists: VectorLists, found: Found, seconds: float) -> IndexCard:

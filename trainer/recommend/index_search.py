@@ -23,13 +23,13 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.embeddings.popularity import with_ones
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
 from crossfade.trainer.recommend.index_folder import INDEX_FILE, IndexCard, check_index, read_card
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.ranker import Ranker
+from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 MEASURED_DEPTH = 100

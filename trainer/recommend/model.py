@@ -32,8 +32,6 @@ from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.embeddings.query_vectors import query_vectors
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.reranking import Reranking
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import (
     Candidates,
@@ -48,6 +46,7 @@ from crossfade.trainer.recommend.fold_in import NewQueryVectors, new_query_vecto
 from crossfade.trainer.recommend.history import Histories, StoredHistories, load_histories, make_sequences
 from crossfade.trainer.recommend.index_folder import indexed_rows
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_index
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import (
     FilterOptions,
     MetadataFile,
@@ -56,6 +55,7 @@ from crossfade.trainer.recommend.options import (
     SimilarOptions,
 )
 from crossfade.trainer.recommend.ranker import CountVectors, Ranker
+from crossfade.trainer.recommend.reranking import Reranking
 from crossfade.trainer.recommend.row_names import RowLabel, RowLookup, RowNames, UnknownRowError, untrained
 from crossfade.trainer.recommend.trained_model import OpenModel, TrainedModel
 from crossfade.trainer.runs.options import ModelSource
@@ -212,7 +212,7 @@ class Model:
     """A trained model, opened: it keeps what it has read for the next answer.
 
     A row without an interaction of positive weight in train, which training has not moved, is neither a query nor a
-    candidate, unless it has features. Lists of items may be re-ranked (``trainer/evaluation/reranking.py``).
+    candidate, unless it has features. Lists of items may be re-ranked (``trainer/recommend/reranking.py``).
 
     ``is_quick`` states which requests take about a millisecond. The others must come from one thread at a time, while
     another thread may ask quick ones.

@@ -17,11 +17,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from crossfade.base.errors import Option, OptionError
-from crossfade.base.options import Integer, Number, Options, alternatives, option
+from crossfade.base.options import Integer, Number, Options, option
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
-from crossfade.trainer.evaluation.options import RerankingOptions
-from crossfade.trainer.runs.options import Location, ModelSource, ShardOptions
+from crossfade.trainer.runs.options import Location, ModelSource
 
 Codes = Literal["flat", "sq8", "pq"]
 OnUnknown = Literal["error", "skip", "popular"]
@@ -207,6 +206,58 @@ class SimilarOptions(RankingOptions):
     )
 
 
+class RerankingOptions(Options):
+    """How lists differ from the best by the model's score alone (``reranking.py`` has the formulas)."""
+
+    group_notes: ClassVar[Mapping[str, str]] = {
+        "re-ranking": "With T the model's temperature, an item's score is s - A * T * log(1 + count). Of the best\n"
+        "10 * N items (at least 100, and at most 1,000 or N), each place takes the one with the largest\n"
+        "(1 - D) * score / T - D * cosine with the most similar item listed already or, with probability E,\n"
+        "any of them. Scores that are shown leave out D and E."
+    }
+
+    popularity_damping: Number = option(
+        0.0, "rank popular items lower; 0 is the model's own ranking", group="re-ranking", value="A", ge=0
+    )
+    diversity: Number = option(
+        0.0,
+        "list items that are less alike; 0 is the model's own ranking, and 1 ignores scores",
+        group="re-ranking",
+        value="D",
+        ge=0,
+        le=1,
+    )
+    exploration: Number = option(
+        0.0, "fill this share of places by chance, from the next best items", group="re-ranking", value="E", ge=0, le=1
+    )
+    seed: Integer = option(
+        1,
+        "draw by this seed, the same for a query until it changes, such as a date",
+        group="re-ranking",
+        value="N",
+        ge=0,
+    )
+
+    @property
+    def is_reranked(self) -> bool:
+        """Whether lists differ from the model's own."""
+        return self.popularity_damping > 0 or self.chooses
+
+    @property
+    def chooses(self) -> bool:
+        """Whether lists are chosen from more items than they show."""
+        return self.diversity > 0 or self.exploration > 0
+
+    def depth(self, count: int) -> int:
+        """Return the number of the best items that a list of ``count`` is chosen from."""
+        low, factor, high = _CANDIDATES
+        return max(count, min(max(factor * count, low), high)) if self.chooses else count
+
+
+_CANDIDATES = 100, 10, 1000
+"""Candidates of a list: at least, for each item that it shows, and at most, unless it shows more."""
+
+
 class RecommendOptions(RerankingOptions, RankingOptions):
     """How to recommend items to queries, such as customers."""
 
@@ -273,7 +324,7 @@ class RecommendOptions(RerankingOptions, RankingOptions):
             )
 
 
-class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource):
+class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
     """Whom to recommend to, and the file for recommendations."""
 
     one_of = (("customer", "customers", "all", "history", "history_file"),)
@@ -296,7 +347,7 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
     )
     out: Location | None = option(
         None,
-        "write recommendations to this file: .parquet, .csv, or .jsonl; shards, to a folder of Parquet files",
+        "write recommendations to this file: .parquet, .csv, or .jsonl",
         group="output",
         value="OUT",
     )
@@ -309,18 +360,9 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
         return {"on_unknown": "skip", **values} if values.get("customers") is not None else values
 
     @model_validator(mode="after")
-    def _check_shards(self) -> Self:
-        if self.is_divided and not (self.all or self.customers):
-            many = alternatives(map(Option, ("all", "customers")))
-            raise OptionError("shard" if self.shard else "merge", problem="divides many customers", expected=many)
-        if self.is_divided and self.overwrite:
-            raise OptionError("overwrite", problem="is for a file", fix="to repeat shards, delete their folder")
-        if self.out is not None and not self.is_divided and "://" in self.out:
-            raise OptionError("out", found=self.out, expected=("a local path, or ", Option("shard")))
-        return self
-
-    @model_validator(mode="after")
     def _check_out(self) -> Self:
+        if self.out is not None and "://" in self.out:
+            raise OptionError("out", found=self.out, expected="a local path")
         if self.out is None and (self.all or self.customers is not None):
             name = "all" if self.all else "customers"
             file = Option("out", "FILE.parquet, .csv, or .jsonl")
@@ -335,7 +377,7 @@ class RecommendToOptions(ShardOptions, ListFiles, RecommendOptions, ModelSource)
         return bool(self.history) or self.history_file is not None
 
 
-class IndexOptions(ShardOptions, Options):
+class IndexOptions(Options):
     """Which vectors of a model to index, and how."""
 
     entity: str | None = option(
@@ -362,9 +404,7 @@ class IndexOptions(ShardOptions, Options):
         gt=0,
         le=1,
     )
-    out: Location = option(
-        ..., "write to this folder, which is local unless there are shards", group="output", value="FOLDER"
-    )
+    out: Location = option(..., "write to this folder", group="output", value="FOLDER")
     overwrite: bool = option(False, "replace the index in the folder", group="output")
 
     @model_validator(mode="after")
@@ -372,10 +412,8 @@ class IndexOptions(ShardOptions, Options):
         if self.codes != "pq" and "columns_per_byte" in self.model_fields_set:
             problem, expected = "is for product quantization", Option("codes", "pq")
             raise OptionError("columns_per_byte", found=self.columns_per_byte, problem=problem, expected=expected)
-        if self.is_divided and self.overwrite:
-            raise OptionError("overwrite", problem="replaces a whole index", fix="for shards, choose another folder")
-        if not self.is_divided and "://" in self.out:
-            raise OptionError("out", found=self.out, expected=("a local path, or ", Option("shard")))
+        if "://" in self.out:
+            raise OptionError("out", found=self.out, expected="a local path")
         return self
 
 

@@ -18,10 +18,10 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings.files import VectorSource
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import Block, item_blocks, rank_blocks
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.top_k import Block, item_blocks, rank_blocks
 
 _VALUE_BYTES, _KEPT_BYTES = 4, 1 << 25
 """Bytes of a float32, and of the vectors of a table whose blocks a ranker keeps."""

@@ -28,14 +28,14 @@ import numpy as np
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import read_lists, select_candidates
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import SequenceOptions
 from crossfade.trainer.recommend.path_search import GroupLimits, least_sum_path
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.row_names import RowNames, untrained
+from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _ARC_POINTS = 32

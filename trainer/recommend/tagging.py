@@ -27,7 +27,6 @@ import pyarrow as pa
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.labels import OPTION, LabelPairs, count_pairs, read_labels
 from crossfade.trainer.recommend.linear_probe import (
     Features,
@@ -42,6 +41,7 @@ from crossfade.trainer.recommend.linear_probe import (
 )
 from crossfade.trainer.recommend.options import TagOptions
 from crossfade.trainer.recommend.table_files import write_output
+from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 MAX_LABELS = 500

@@ -233,20 +233,6 @@ class CheckpointVectors:
         return self._checkpoint.read_rows(table, rows_N)
 
 
-class PartVectors:
-    """Vectors of another source for a reader of a part of a table: a checkpoint verifies its files before such reads.
-
-    Those of the whole table, in blocks, are verified at its end.
-    """
-
-    def __init__(self, source: VectorSource) -> None:
-        self._source = source
-
-    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D), by less than a block."""
-        return np.concatenate([self._source.vectors(entity, half_N) for half_N in np.array_split(rows_N, 2)])
-
-
 class KeptVectors:
     """Vectors of another source; a table that fits is read once, and stays in memory."""
 

@@ -23,9 +23,9 @@ from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Entity
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.evaluation import beyond_accuracy, held_out, ranking, top_k
+from crossfade.trainer.evaluation import beyond_accuracy, held_out, ranking
 from crossfade.trainer.evaluation.beyond_accuracy import SegmentMetrics, gini_index
-from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, count_owners
+from crossfade.trainer.evaluation.held_out import HeldOut, count_owners
 from crossfade.trainer.evaluation.ranking import evaluate
 from crossfade.trainer.evaluation.segments import (
     ActivitySegments,
@@ -33,6 +33,8 @@ from crossfade.trainer.evaluation.segments import (
     parse_segments,
 )
 from crossfade.trainer.model.spec import ModelSpec, Score
+from crossfade.trainer.recommend import top_k
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.runs.shown_metrics import show_metric
 
 QUERIES, ITEMS, DIM, DEPTHS = 40, 30, 5, [1, 4, 10]

@@ -24,9 +24,10 @@ from crossfade.trainer.evaluation.comparison import (
     holm,
     permutation_test,
 )
-from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
+from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.ranking import evaluate
 from crossfade.trainer.model.spec import ModelSpec, Score
+from crossfade.trainer.recommend.item_lists import ItemLists
 
 pytestmark = pytest.mark.slow
 

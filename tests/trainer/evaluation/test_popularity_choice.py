@@ -17,10 +17,11 @@ from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.time_range import TimeRange
 from crossfade.trainer.embeddings.popularity import PopularityTerm
 from crossfade.trainer.evaluation import popularity_choice
-from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
+from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.popularity_choice import SHARES, RankingTrials, choose_term, count_latest
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import ModelSpec, Score
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.top_k import unit_rows
 
 QUERIES, ITEMS, DIM, TEMPERATURE, K = 600, 120, 16, 0.2, 10
 COUNTS_I = (4000 / (1 + np.arange(ITEMS))).astype(np.int64)

@@ -18,11 +18,13 @@ from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.split_names import SplitName
-from crossfade.trainer.evaluation import exact_sums, ranking, top_k
-from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, load_held_out
+from crossfade.trainer.evaluation import exact_sums, ranking
+from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate
-from crossfade.trainer.evaluation.top_k import rank_items
 from crossfade.trainer.model.spec import ModelSpec, Score
+from crossfade.trainer.recommend import top_k
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.top_k import rank_items
 
 pytestmark = pytest.mark.numbers
 

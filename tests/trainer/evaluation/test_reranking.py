@@ -7,12 +7,13 @@ from builders import ITEM, QUERY, random_rows
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import EvaluateConfig
-from crossfade.trainer.evaluation import reranking
-from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists
-from crossfade.trainer.evaluation.options import RerankingOptions
+from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.ranking import evaluate
-from crossfade.trainer.evaluation.reranking import Reranking
 from crossfade.trainer.model.spec import ModelSpec, Score
+from crossfade.trainer.recommend import reranking
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.options import RerankingOptions
+from crossfade.trainer.recommend.reranking import Reranking
 
 QUERIES, ITEMS, CANDIDATES, DIM, TEMPERATURE = 40, 90, 50, 20, 0.2
 KEYS_Q = np.arange(QUERIES)

@@ -20,9 +20,10 @@ from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.evaluation.baselines import _Baselines
-from crossfade.trainer.evaluation.held_out import HeldOut, ItemLists, _draw_sample, _read_events, load_held_out
+from crossfade.trainer.evaluation.held_out import HeldOut, _draw_sample, _read_events, load_held_out
 from crossfade.trainer.evaluation.paired_gain import GROUPS, GroupSums, exceeds_error
 from crossfade.trainer.evaluation.sample import QuerySample, draw_sample
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.runs.run_folder import RunFolder
 
 QUERIES, ITEMS = 400, 50

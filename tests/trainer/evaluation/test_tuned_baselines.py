@@ -17,10 +17,10 @@ from crossfade.trainer.data.manifest import BASELINES_FILE
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.evaluation import baselines
 from crossfade.trainer.evaluation.baselines import load_baselines
-from crossfade.trainer.evaluation.options import RerankingOptions
 from crossfade.trainer.evaluation.paired_gain import GROUPS
 from crossfade.trainer.evaluation.shortfall import compare_with_baselines
 from crossfade.trainer.evaluation.tuned_baselines import Als, Ease, choose, fits_of
+from crossfade.trainer.recommend.options import RerankingOptions
 
 
 @pytest.fixture

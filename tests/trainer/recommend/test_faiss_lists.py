@@ -9,11 +9,11 @@ import pytest
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_vectors
 from crossfade.trainer.model.spec import Score
-from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists, bytes_per_row, num_lists, write_merged
+from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists, bytes_per_row, num_lists
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import Codes
+from crossfade.trainer.recommend.top_k import rank_vectors
 
 ROWS, QUERIES, DIM = 4000, 50, 16
 METRICS: tuple[ScoreKind, ...] = get_args(ScoreKind)
@@ -114,25 +114,6 @@ def test_file_searches_like_memory(metric: ScoreKind, tmp_path: Path) -> None:
     kept_R = np.arange(2 * ROWS) % 3 == 0
     for found, expected in zip(read.search(query_QD, 9, 8, kept_R), lists.search(query_QD, 9, 8, kept_R), strict=True):
         np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("metric", "codes", "dim"),
-    [("dot", "flat", DIM), ("cosine", "sq8", DIM), ("euclidean", "pq", DIM), ("cosine", "flat", 1)],
-)
-def test_merged_parts_are_the_file_of_all(metric: ScoreKind, codes: Codes, dim: int, tmp_path: Path) -> None:
-    """Of one column, cosines are 1 or -1: most lists are empty, and FAISS writes sizes in another way."""
-    vectors_ND = clustered()[0][:, :dim]
-    options = ListOptions(metric, codes, columns_per_byte=5)
-    build(vectors_ND, options).write(tmp_path / "all")
-    content = VectorLists.train(vectors_ND[::2], ROWS, options, longest := longest_of(vectors_ND)).content()
-    for number, block_N in enumerate(np.split(np.arange(ROWS), [1500, 1500])):  # the second has none
-        part = VectorLists.of_content(content, options, longest)
-        part.add(2 * block_N, vectors_ND[block_N])
-        part.write(tmp_path / str(number))
-    write_merged(content, [tmp_path / str(number) for number in range(3)], tmp_path / "merged")
-    assert (tmp_path / "merged").read_bytes() == (tmp_path / "all").read_bytes()
 
 
 def test_filter_keeps_only_its_rows() -> None:

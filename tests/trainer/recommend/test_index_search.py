@@ -10,11 +10,11 @@ from written_runs import ArrayVectors
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import Codes
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.trained_model import TrainedModel

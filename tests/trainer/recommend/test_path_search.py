@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.path_search import GroupLimits, least_sum_path
+from crossfade.trainer.recommend.top_k import unit_rows
 
 Path = tuple[int, ...]
 

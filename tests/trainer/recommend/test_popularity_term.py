@@ -18,9 +18,9 @@ from crossfade.base.arrays import FloatArray
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.embeddings.popularity import PopularityTerm, read_term
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
+from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.serving.version import open_version

@@ -6,9 +6,9 @@ import pytest
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.metadata_table import GroupLists
 from crossfade.trainer.recommend.ranker import Ranker
 

@@ -18,8 +18,8 @@ from running_command import succeeded
 from written_runs import write_run
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.trainer.evaluation.held_out import ItemLists
 from crossfade.trainer.recommend import bulk
+from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.model import Rankings, Selection
 
 pytestmark = pytest.mark.slow
@@ -223,7 +223,7 @@ def test_unknown_customers_are_left_out_or_get_popular_tracks(
     printed = succeeded(crossfade_here("recommend", *customers, "popular", cwd=workspace)).stdout.splitlines()
     assert printed[0] == "customer x (unknown or untrained: popular track)"
     assert "customer c010" in printed
-    ids, out, shards = tmp_path / "ids.csv", tmp_path / "recs.parquet", tmp_path / "shards"
+    ids, out = tmp_path / "ids.csv", tmp_path / "recs.parquet"
     ids.write_text("customer\n" + "\n".join(customers[2:5]))
     command = ("recommend", "run", "--customers", ids, "-k", 4, "--on-unknown", "popular", "--out")
     monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 2)
@@ -233,9 +233,6 @@ def test_unknown_customers_are_left_out_or_get_popular_tracks(
         (customer, track) for customer in ("x", "y", "c010") for track in expected[customer]
     ]
     assert [row["is_fallback"] for row in rows] == 8 * [True] + 4 * [False]
-    for option in (("--shard", "1/2"), ("--shard", "2/2"), ("--merge",)):
-        succeeded(crossfade_here(*command, shards, *option, cwd=workspace))
-    assert pq.read_table(sorted(shards.glob("*.parquet"))).to_pylist() == rows
 
 
 def test_interrupted_command_continues_with_the_first_missing_part(

@@ -13,8 +13,8 @@ from command_here import crossfade_here, rejected_here
 from exporting import vectors
 from running_command import succeeded
 
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.recommend.sequence import Arc
+from crossfade.trainer.recommend.top_k import unit_rows
 
 pytestmark = pytest.mark.slow
 

@@ -25,8 +25,9 @@ from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.embeddings.query_vectors import query_vectors
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k_kernels import (
+from crossfade.trainer.model.spec import ModelSpec, Score
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.top_k_kernels import (
     MAX_ITEMS,
     SCANNED,
     decode_keys,
@@ -36,7 +37,6 @@ from crossfade.trainer.evaluation.top_k_kernels import (
     squared_lengths,
     store_candidates,
 )
-from crossfade.trainer.model.spec import ModelSpec, Score
 
 QUERY_BLOCK = 256
 """Queries of a tile."""

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.evaluation import top_k
-from crossfade.trainer.evaluation.held_out import ItemLists
-from crossfade.trainer.evaluation.top_k import rank_vectors
 from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend import top_k
+from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.top_k import rank_vectors
 
 TILES = [(256, 1 << 17, 1 << 14), (40, 40 * 64, 1 << 14), (7, 700, 300), (1, 1, 1), (16, 16 * 129, 400)]
 """Queries and scores of a tile, and items of a block."""

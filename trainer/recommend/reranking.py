@@ -36,9 +36,9 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.embeddings.popularity import PopularityTerm
-from crossfade.trainer.evaluation.options import RerankingOptions
-from crossfade.trainer.evaluation.top_k import unit_rows
 from crossfade.trainer.model.spec import Score
+from crossfade.trainer.recommend.options import RerankingOptions
+from crossfade.trainer.recommend.top_k import unit_rows
 
 _MAX_VALUES = 1 << 26
 """Values of candidates' vectors that are in memory together."""
