@@ -34,25 +34,6 @@ def test_weight_is_query_count_to_the_power_and_one_on_average(power: float) -> 
     np.testing.assert_allclose(found_B, expected_B / expected_B.mean(), rtol=1e-6)
 
 
-def test_weights_of_either_sign_are_multiplied() -> None:
-    weights = np.array([1, -2, 3, 0, 1, 1, -4, 1])
-    plain_B, weighted_B = (
-        FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(w)).weight_B for w in (np.ones(8), weights)
-    )
-    np.testing.assert_allclose(weighted_B, plain_B * weights, rtol=1e-6)
-
-
-def test_power_of_minus_one_gives_every_query_the_same_weight() -> None:
-    found_B = FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
-    total_Q = np.bincount(QUERIES, weights=found_B, minlength=5)
-    np.testing.assert_allclose(total_Q[[0, 2, 3]], total_Q[0], rtol=1e-6)
-
-
-def test_powers_of_zero_return_the_same_batch() -> None:
-    batch = batch_of(np.ones(len(QUERIES)))
-    assert FrequencyWeighting(0.0, None, 0.0, None).apply(batch) is batch
-
-
 @pytest.mark.parametrize("power", [-0.5, 0.5])
 def test_item_weights_multiply_query_weights(power: float) -> None:
     counts = np.bincount(ITEMS)
@@ -92,19 +73,6 @@ class Source:
     def wait_until_drawn(self, count: int) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: self.drawn >= count, timeout=TIMEOUT_SECONDS)
-
-
-@pytest.mark.parametrize("depth", [1, 2, 7])
-def test_values_keep_the_order_of_the_source(depth: int) -> None:
-    with Prefetcher(range(500), depth) as ahead:
-        assert list(ahead) == list(range(500))
-
-
-def test_source_is_read_ahead_in_another_thread() -> None:
-    source = Source(10)
-    with Prefetcher(source, depth=3):
-        source.wait_until_drawn(3)
-        assert source.thread is not threading.current_thread()
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 5])

@@ -101,15 +101,6 @@ def manifest() -> DatasetManifest:
     )
 
 
-def test_model_has_a_table_for_each_context_of_the_job() -> None:
-    model = make_model(job_with(query_features=["hour", "customer"]), manifest())
-    assert [table.name for table in model.tables] == ["customer", "hour", "track"]
-    assert [table.name for table in model.vectors] == ["customer", "track", "hour"]
-    model = make_model(job_with(query_features=["country", "device", "hour"]), manifest())
-    assert [table.name for table in model.tables] == ["country", "device", "hour", "track"]
-    assert not make_model(job_with(), manifest()).context
-
-
 @pytest.mark.parametrize(
     ("model", "fragment"),
     [

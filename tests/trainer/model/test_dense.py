@@ -28,7 +28,7 @@ from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerSpec
 from crossfade.trainer.config.loading import check_job, load_job
-from crossfade.trainer.model.dense import DENSE_FILE, DenseLayers, LayerActivations, backward_layers, forward_layers
+from crossfade.trainer.model.dense import DenseLayers, LayerActivations, backward_layers, forward_layers
 from crossfade.trainer.model.spec import LayerSpec
 
 
@@ -58,21 +58,6 @@ def test_gradients_match_finite_differences(activation: str, layer_norm: bool, r
     for name, values in {**parameters, "rows": rows_AD}.items():
         numeric = numeric_gradient(loss, values)
         np.testing.assert_allclose({**gradients, "rows": by_rows}[name], numeric, atol=1e-7, err_msg=name)
-
-
-def test_hidden_units_of_a_row_are_normalized_before_gain_bias_and_activation() -> None:
-    spec = layers_of("tanh")
-    parameters = drawn(spec)
-    rows_AD = np.random.default_rng(3).standard_normal((4, 5))
-    raw_AD = rows_AD @ parameters["track/0/weights"].T
-    normal_AD = (raw_AD - raw_AD.mean(axis=1, keepdims=True)) / np.sqrt(raw_AD.var(axis=1, keepdims=True) + 1e-5)
-    expected_AD = np.tanh(normal_AD * parameters["track/0/gain"] + parameters["track/0/bias"])
-    activations = forward_layers(spec, parameters, rows_AD)
-    np.testing.assert_allclose(activations[0].outputs_AD, expected_AD, atol=1e-12)
-    output_AD = activations[1].outputs_AD @ parameters["track/2/weights"].T + parameters["track/2/bias"]
-    np.testing.assert_allclose(last(activations), rows_AD + output_AD, atol=1e-12)
-    instead = forward_layers(layers_of("tanh", residual=False), parameters, rows_AD)
-    np.testing.assert_allclose(last(instead), output_AD, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -170,11 +155,6 @@ def trained(workspace: Path) -> Path:
     return train(workspace, "trained")
 
 
-def report_of(run: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((run / "report.json").read_text())
-    return report
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_run_equals_uninterrupted_run(workspace: Path, kind: str) -> None:
@@ -191,22 +171,6 @@ def test_resumed_run_equals_uninterrupted_run(workspace: Path, kind: str) -> Non
 
 
 @pytest.mark.slow
-def test_training_changes_layers_and_improves_recall(workspace: Path, trained: Path) -> None:
-    inputs = read_inputs(load_job(workspace / "job.yaml"))
-    model = inputs.model
-    fresh = DenseLayers.of(inputs.job, model).parameters
-    learned = final_layers(trained)
-    assert all(np.abs(learned[name] - values).max() > 1e-3 for name, values in fresh.items())
-    report = report_of(trained)
-    tables = sum(table.rows * table.dim for table in model.tables)
-    assert report["parameters"] == tables + sum(values.size for values in fresh.values())
-    untrained = train(
-        workspace, "untrained", "--set", "optimizer.learning_rate=1e-12", "--set", "model.dense.learning_rate=1e-12"
-    )
-    assert report["metrics"]["test"]["recall@10"] > 2 * report_of(untrained)["metrics"]["test"]["recall@10"]
-
-
-@pytest.mark.slow
 def test_export_equals_written_embeddings(workspace: Path, trained: Path) -> None:
     run = train(workspace, "one-epoch", "--set", "train.epochs=1")
     assert main(["export", str(newest(run)), "--out", str(workspace / "exported")]) == 0
@@ -220,25 +184,6 @@ def test_export_equals_written_embeddings(workspace: Path, trained: Path) -> Non
         np.testing.assert_array_equal(exported[entity], vectors_ND)
         np.testing.assert_allclose(layers.apply(entity, rows[entity]), vectors_ND, atol=1e-6)
         assert np.abs(rows[entity] - vectors_ND).max() > 0.1
-
-
-@pytest.mark.slow
-def test_corrupt_layer_file_falls_back_to_previous_checkpoint(
-    workspace: Path, trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = train(workspace, "corrupt", "--set", "train.max_steps=13")
-    *_, before, _ = sorted((run / "checkpoints").glob("step-*"))
-    file = newest(run) / DENSE_FILE
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    capsys.readouterr()
-    train(workspace, run.name, "--resume")
-    log = capsys.readouterr().err
-    assert f"skipped a checkpoint: {file}: its CRC-32 is not the one in manifest.json" in log
-    assert f"resuming from step {int(before.name.removeprefix('step-'))}\n" in log
-    for name, values in final_layers(run).items():
-        assert values.tobytes() == final_layers(trained)[name].tobytes(), name
 
 
 @pytest.mark.slow

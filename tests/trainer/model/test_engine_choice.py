@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
-from cuda_stub import H100, K80, build_cuda_stub, cuda_stub_environment
+from cuda_stub import K80, build_cuda_stub, cuda_stub_environment
 from running_command import crossfade, messages, single_line, succeeded
 
 from crossfade.base.errors import InputError
@@ -76,14 +76,6 @@ def test_gpu_that_no_installed_engine_can_drive_is_noted_or_refused_with_reason_
     assert fourth == f"train.device is gpu:3, but the GPUs of this machine are {OLD_GPU}"
 
 
-def test_driver_that_fails_is_noted_or_the_reason_of_a_refusal(library: Path) -> None:
-    auto, gpu = choices(cuda_stub_environment(library, H100, init=802), {}, {"device": "gpu:0"})
-    engine, device, [note] = auto
-    assert (engine, device) == ("cpu", "cpu")
-    assert "CUDA_ERROR_SYSTEM_NOT_READY" in note
-    assert gpu == f"train.device is gpu:0, but no GPU is found here ({note}): set train.device to cpu or auto"
-
-
 GPUS = [GpuInfo(index, f"GPU {index}", (8, 0), 1 << 34, (12, 8)) for index in range(3)]
 
 
@@ -125,13 +117,6 @@ def test_engine_by_name_is_never_replaced(machine: Any) -> None:
     assert chosen(engine="cpu") == EngineChoice("cpu", "cpu")
     with pytest.raises(InputError, match=r"train.device is gpu: gpu:0 .* cannot be used: torch is too old"):
         chosen(engine="torch", device="gpu")
-
-
-@pytest.mark.parametrize("device", ["auto", "gpu"])
-def test_workers_take_gpus_in_turn(machine: Any, device: str) -> None:
-    machine(2, torch=[0, 1])
-    found = [chosen(rank, 5, device=device) for rank in range(5)]
-    assert found == [EngineChoice("torch", f"gpu:{rank % 2}") for rank in range(5)]
 
 
 def test_rank_on_the_host_is_that_of_the_agent_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,13 +37,6 @@ def test_pytorch_computes_few_scores_at_a_time_to_the_same_results(name: str, mo
     assert_close(found, reference(name), 1e-5)
 
 
-@every_case
-def test_doubled_weights_double_the_gradient(name: str) -> None:
-    case = CASES[name]
-    doubled = cpu_result(replace(case, weight_B=case.weight_B * 2))
-    assert_close(tuple(part / 2 for part in doubled), cpu_result(case), 1e-6)
-
-
 @pytest.mark.parametrize("score", ["dot", "euclidean", "cosine"])
 def test_bpr_with_one_negative_is_softmax_with_one_negative(score: ScoreKind) -> None:
     # Both are log(1 + exp(s' - s)). BPR has a shorter path for one negative. The third example's negative is its item.

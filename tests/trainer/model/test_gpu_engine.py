@@ -7,8 +7,6 @@ import pytest
 from engine_cases import CASES, DRAWS, ITEMS, QUERIES, Case, gradients_by, make_case
 from loss_formulas import reference
 
-from crossfade.trainer.config.schema import TrainConfig
-from crossfade.trainer.model.engines.engine import choose_engine
 from crossfade.trainer.model.engines.torch import TorchEngine
 
 pytestmark = pytest.mark.gpu
@@ -66,9 +64,3 @@ def test_steps_leave_no_memory_allocated(gpu_device: str, kind: str) -> None:
         peaks.append(torch.cuda.max_memory_reserved())
     assert allocated[2:] == [allocated[2]] * 18
     assert peaks[-1] == peaks[9]
-
-
-def test_auto_chooses_torch_and_the_gpu(gpu_device: str) -> None:
-    choice = choose_engine(TrainConfig())
-    assert (choice.engine, choice.on_gpu) == ("torch", True)
-    assert choose_engine(TrainConfig(device="gpu")).engine == "torch"

@@ -9,9 +9,7 @@ from feature_towers import (
     DIM,
     TABLES,
     TRACKS,
-    expected_content_vector,
     expected_vector,
-    feature_lists,
     make_content_towers,
     make_towers,
     tables,
@@ -19,7 +17,6 @@ from feature_towers import (
 from finite_differences import numeric_gradient
 from resolved_jobs import job_with
 
-from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reader import Interactions
@@ -38,18 +35,6 @@ def batch_of(tracks: list[int], negatives: list[int], step: int = 0) -> Batch:
         epoch=0,
         step=step,
     )
-
-
-def test_content_is_one_more_part_of_a_vector_and_represents_cold_rows() -> None:
-    values_by_table = tables()
-    for mean in (False, True):
-        _, towers = make_content_towers(mean)
-        parameters = towers.dense.parameters
-        for track, own in ((0, True), (1, True), (2, False), (3, True), (5, False)):
-            expected = expected_content_vector(values_by_table, parameters, track, mean, uses_id=own)
-            source = TowerVectors(towers, lambda rows: {name: values_by_table[name][rows[name]] for name in rows})
-            found = source.vectors("track", np.array([track]))
-            np.testing.assert_allclose(found, towers.dense.apply("track", expected[None]), atol=1e-12)
 
 
 @pytest.mark.slow
@@ -108,34 +93,6 @@ def test_gradients_match_finite_differences(names: tuple[str, ...], mean: bool, 
     check_gradients(towers)
 
 
-def test_only_values_of_batch_rows_are_active() -> None:
-    _, towers = make_towers()
-    active = towers.active(towers.add_tower_inputs(batch_of([0, 0], [2])))
-    assert {name: rows.tolist() for name, rows in active.items()} == {
-        "customer": [0, 1],
-        "track": [0],  # 2 is cold: its ID embedding is untrained
-        "artist": [0, 1],
-        "tag": [0, 1, 2, 4],
-    }
-
-
-def test_gradients_do_not_depend_on_number_of_threads() -> None:
-    import numba
-
-    _, towers = make_towers()
-    batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1] * 50, [3, 5, 0, 1]))
-    by_vectors = np.random.default_rng(1).standard_normal((6, DIM)).astype(np.float32)
-    gradients_by_entity = {"customer": by_vectors, "track": by_vectors}
-    many = towers.backward(batch, {}, gradients_by_entity).tables
-    before = numba.get_num_threads()
-    try:
-        numba.set_num_threads(1)
-        one = towers.backward(batch, {}, gradients_by_entity).tables
-    finally:
-        numba.set_num_threads(before)
-    assert all(one[name].tobytes() == many[name].tobytes() for name in many)
-
-
 def test_id_dropout_varies_by_row_and_step_and_keeps_rows_without_features() -> None:
     (_, with_dropout), (_, without_dropout) = make_towers(id_dropout=0.5), make_towers()
     kept: list[tuple[int, ...]] = []
@@ -169,16 +126,6 @@ def test_model_without_features_passes_through_unchanged() -> None:
         "customer": [0, 1],
         "track": [0, 3, 4],
     }
-
-
-def test_empty_batch_has_no_active_rows() -> None:
-    _, towers = make_towers()
-    batch = towers.add_tower_inputs(batch_of([], []))
-    assert all(len(rows) == 0 for rows in towers.active(batch).values())
-    block = {name: np.empty((0, DIM), np.float32) for name in ("customer", "track", "artist", "tag")}
-    vectors, tape = towers.forward(batch, block)
-    assert vectors["track"].shape == (0, DIM)
-    assert all(values.shape == (0, DIM) for values in towers.backward(batch, tape, block).tables.values())
 
 
 def manifest() -> DatasetManifest:
@@ -218,10 +165,3 @@ def test_tower_of_missing_feature_is_rejected(model: dict[str, list[str]], fragm
     with pytest.raises(InputError) as caught:
         make_model(job_with(**model), manifest())
     assert fragment in str(caught.value)
-
-
-def test_gather_returns_values_row_by_row() -> None:
-    values: list[list[int]] = [[], [4, 5, 6], [], [1]]
-    starts, gathered = feature_lists(values).gather(np.array([3, 1, 0], np.int64))
-    of_each: list[IntArray] = np.split(gathered, starts[1:-1])
-    assert [some.tolist() for some in of_each] == [[1], [4, 5, 6], []]
