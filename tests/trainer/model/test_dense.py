@@ -1,6 +1,5 @@
 """Dense layers: their formulas, and runs that train, save, resume and export through them."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
