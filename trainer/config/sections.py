@@ -93,19 +93,12 @@ LossKind = Literal["bpr", "logistic", "softmax", "warp"]
 
 
 class DenseConfig(Section):
-    """Dense layers that each side's vectors pass through before they are scored."""
+    """Dense layers that each side's vectors pass through before they are scored: normalized, ReLU, and residual."""
 
     query: list[AtLeastOne] = Field(
         [], description="widths of the query side's layers, such as [128, 64]; the last equals model.dim; default: none"
     )
     item: list[AtLeastOne] = Field([], description="widths of the item side's layers, in the same form")
-    activation: Literal["relu", "tanh"] = Field("relu", description="activation after each layer but the last")
-    layer_norm: bool = Field(
-        True, description="apply layer normalization, row by row, before each activation (each layer but the last)"
-    )
-    residual: bool = Field(
-        True, description="add the layers' output to their input; false: the output replaces the input"
-    )
     learning_rate: Auto | Positive = Field(
         "auto",
         description="learning rate of the layers, on the optimizer's schedule; auto: optimizer.learning_rate if that "
@@ -164,7 +157,6 @@ class ModelConfig(Section):
         "added: a linear layer maps them to model.dim, as one more part of a query's vector",
     )
     item_content: list[Name] = Field([], description="content columns of data.item, such as [tempo, audio], likewise")
-    combine: Literal["sum", "mean"] = Field("sum", description="how a side's embeddings are combined into one vector")
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="fraction of rows whose ID embedding is dropped in a step, among rows that have features, so that "

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -265,7 +264,7 @@ def query_sum_inputs(
         bags[name] = FeatureBag.of(row_A[has_A], starts_A1)
     if model.history is not None:
         bags[HISTORY] = history_bag(history, len(query_A), model.history.half_life)
-    return TowerInputs(np.zeros(len(query_A), np.bool_), np.empty(0, np.int64), bags, None)
+    return TowerInputs(np.zeros(len(query_A), np.bool_), np.empty(0, np.int64), bags)
 
 
 def history_bag(history: HistoryWindows | None, queries: int, half_life: float | None) -> FeatureBag:
@@ -302,6 +301,12 @@ class FeatureBag:
             share_N = np.repeat(1.0 / np.maximum(counts_A, 1), counts_A)
         owner_N = np.repeat(np.arange(len(counts_A)), counts_A)
         return FeatureBag(ActiveRows.of(values_N), starts_A1, counts_A, owner_N, share_N)
+
+    def gradient(self, gradient_AD: FloatArray) -> FloatArray:
+        """Compute the gradients of the active values, (V, D), from the gradients of the rows' vectors."""
+        values, share_N = self.values, self.share_N.astype(gradient_AD.dtype)
+        gradient_VD: FloatArray = _sum_by_value(gradient_AD, self.owner_N, share_N, values.order_N, values.starts_A1)
+        return gradient_VD
 
 
 @dataclass(frozen=True)
@@ -340,14 +345,12 @@ class TowerInputs:
         uses_id_A: which rows use their ID embedding.
         id_rows: those rows, in the ID table.
         bags: feature bags by feature.
-        weight_A: float64, the weight of each embedding in the row's vector; None: 1.
         content_AF: what the content layer reads, float32; None without content.
     """
 
     uses_id_A: BoolArray
     id_rows: IntArray
     bags: dict[str, FeatureBag]
-    weight_A: FloatArray | None
     content_AF: FloatArray | None = None
 
     def active(self, tower: TowerSpec) -> dict[str, IntArray]:
@@ -363,46 +366,19 @@ class TowerInputs:
         out_AD = np.zeros((len(self.uses_id_A), tower.entity.dim), some_VD.dtype)
         if tower.id_table is not None:
             out_AD[self.uses_id_A] = block[tower.id_table.name]
-            if self.weight_A is not None:
-                out_AD *= self.weight_A[:, None].astype(out_AD.dtype)
         for name, bag in self.bags.items():
-            weight_N = self._value_weights(bag, out_AD.dtype)
-            _add_means(out_AD, block[name], bag.values.index_N, bag.starts_A1, weight_N)
+            share_N = bag.share_N.astype(out_AD.dtype)
+            _add_means(out_AD, block[name], bag.values.index_N, bag.starts_A1, share_N)
         if content_AD is not None:
-            out_AD += self._weighted(content_AD)
+            out_AD += content_AD
         return out_AD
-
-    def _weighted(self, rows_AD: FloatArray) -> FloatArray:
-        """Multiply each row by the weight of an embedding in its vector."""
-        if self.weight_A is None:
-            return rows_AD
-        weighted_AD: FloatArray = rows_AD * self.weight_A[:, None].astype(rows_AD.dtype)
-        return weighted_AD
-
-    def content_gradient(self, gradient_AD: FloatArray) -> FloatArray:
-        """Compute the gradients with respect to the outputs of the content layer from those of the vectors."""
-        return self._weighted(gradient_AD)
 
     def gradients(self, tower: TowerSpec, gradient_AD: FloatArray) -> dict[str, FloatArray]:
         """Compute the gradients with respect to the active rows of each table from those of the vectors."""
         by_ids = {}
         if tower.id_table is not None:
-            id_gradient_AD = gradient_AD[self.uses_id_A]
-            if self.weight_A is not None:
-                id_gradient_AD *= self.weight_A[self.uses_id_A, None].astype(id_gradient_AD.dtype)
-            by_ids[tower.id_table.name] = id_gradient_AD
-        return by_ids | {name: self._by_values(bag, gradient_AD) for name, bag in self.bags.items()}
-
-    def _by_values(self, bag: FeatureBag, gradient_AD: FloatArray) -> FloatArray:
-        weight_N = self._value_weights(bag, gradient_AD.dtype)
-        gradient_VD: FloatArray = _sum_by_value(
-            gradient_AD, bag.owner_N, weight_N, bag.values.order_N, bag.values.starts_A1
-        )
-        return gradient_VD
-
-    def _value_weights(self, bag: FeatureBag, dtype: np.dtype[np.floating[Any]]) -> FloatArray:
-        """Return the weight of each value in its row's vector."""
-        return (bag.share_N if self.weight_A is None else bag.share_N * self.weight_A[bag.owner_N]).astype(dtype)
+            by_ids[tower.id_table.name] = gradient_AD[self.uses_id_A]
+        return by_ids | {name: bag.gradient(gradient_AD) for name, bag in self.bags.items()}
 
 
 @inner_kernel()

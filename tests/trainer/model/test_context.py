@@ -106,7 +106,6 @@ def manifest() -> DatasetManifest:
     [
         ({"query_features": ["hour", "device"]}, "names 'hour', which is context, but no entity that has it"),
         ({"query_features": ["customer", "hour", "hour"]}, "once"),
-        ({"query_features": ["customer", "hour"], "combine": "mean"}, "set model.combine to sum, now mean"),
         ({"query_features": ["customer", "hour"], "dense": {"query": [4]}}, "leave out model.dense.query"),
         ({"query_features": ["customer", "minute"]}, "and context (hour, device), which context adds"),
         ({"item_features": ["track", "hour"]}, "model.item_features names 'hour'"),

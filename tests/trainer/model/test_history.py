@@ -136,7 +136,6 @@ def test_entity_of_the_dataset_that_is_called_history_is_context() -> None:
         ({}, {"is_grouped": False}, "prepare it with order grouped"),
         ({"history": {"half_life": 3}}, {"has_timestamp": False}, "has no timestamps by which to order histories"),
         ({"item_features": ["artist"]}, {}, "add track there, or leave history out"),
-        ({"combine": "mean"}, {}, "set model.combine to sum, now mean"),
         ({"dense": {"query": [4]}}, {}, "leave out model.dense.query"),
         ({"query_features": ["hour", "history"]}, {}, "which is context, but no entity that has it"),
         ({"query_features": ["customer", "history", "history"]}, {}, "once"),
