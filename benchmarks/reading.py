@@ -21,9 +21,10 @@ from contextlib import closing
 from pathlib import Path
 
 from crossfade.base.io.folder import Folder
+from crossfade.base.stopwatch import Stopwatch
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, row_groups
-from crossfade.trainer.data.schedule import BatchSchedule, Stopwatch
+from crossfade.trainer.data.schedule import BatchSchedule
 from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.prepare.synthetic import write_synthetic
 

@@ -157,8 +157,7 @@ def evaluate(
         best_item_QK = _rank(source, model, chunk, depths[-1], reranking, counts_N)
         hits.add(best_item_QK, chunk.truth)
         warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_among(source, model, *ranked))
-        ranked_QK = np.nan_to_num(mean_over_ranks(best_item_QK, counts_N, depths))
-        popularity.add(np.column_stack([ranked_QK, _means(counts_N, chunk.truth)]))
+        popularity.add(_popularity(best_item_QK, chunk.truth, counts_N, depths))
         for seen_N, shown_N in zip(seen_KN, shown_at(best_item_QK, depths), strict=True):
             seen_N[shown_N] = True
         for observer in observers:
@@ -343,10 +342,11 @@ class _WarmColdMetrics:
         return metrics | {f"queries_{kind}": sums[kind].queries for kind in ("warm", "cold")}, errors
 
 
-def _means(counts_N: IntArray, truth: ItemLists) -> FloatArray:
-    """Return the mean count of each query's held-out items, of which there is at least one."""
-    means_Q: FloatArray = np.add.reduceat(counts_N[truth.items_N], truth.starts_Q1[:-1]) / np.diff(truth.starts_Q1)
-    return means_Q
+def _popularity(best_item_QK: IntArray, truth: ItemLists, counts_N: IntArray, depths: list[int]) -> FloatArray:
+    """Return the mean count of each ranking's items at each depth, and of its held-out items: float64 (Q, K + 1)."""
+    ranked_QK = np.nan_to_num(mean_over_ranks(best_item_QK, counts_N, depths))
+    held_out_Q = np.add.reduceat(counts_N[truth.items_N], truth.starts_Q1[:-1]) / np.diff(truth.starts_Q1)
+    return np.column_stack([ranked_QK, held_out_Q])
 
 
 def _count_seen(seen_N: BoolArray, workers: int, all_reduce: AllReduceFunction) -> int:

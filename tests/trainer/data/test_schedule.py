@@ -22,10 +22,11 @@ from waiting import wait_until
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import StorageUnavailableError
 from crossfade.base.io.folder import Folder
+from crossfade.base.stopwatch import Stopwatch
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
-from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, Stopwatch, group_order
-from crossfade.trainer.model.batches import Prefetcher
+from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, group_order
+from crossfade.trainer.training.prefetcher import Prefetcher
 
 QUERIES, ITEMS = 11, 13
 TIMEOUT_SECONDS = 180.0
