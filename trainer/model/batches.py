@@ -27,15 +27,10 @@ from crossfade.kvstore.jit import njit
 from crossfade.kvstore.tree_sums import leaf_shift
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice
-from crossfade.trainer.model.active_rows import (
-    ActiveRows,
-    JoinedRows,
-    TowerInputs,
-    group_combinations,
-    sort_combinations,
-)
+from crossfade.trainer.model.active_rows import ActiveRows, group_combinations, sort_combinations
 from crossfade.trainer.model.kernel_arguments import Leaves
 from crossfade.trainer.model.negatives import NegativeSampler
+from crossfade.trainer.model.tower_inputs import JoinedRows, TowerInputs
 
 _UNCORRECTED = np.empty(0, np.float32)
 _NO_LEAVES = np.empty(0, np.uint8)

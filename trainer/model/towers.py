@@ -51,11 +51,11 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories, latest_histories
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.model.active_rows import FeatureBag, JoinedRows, TowerInputs, history_bag, query_sum_inputs
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
 from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import HistorySpec, ModelSpec, TowerSpec, content_layer
+from crossfade.trainer.model.tower_inputs import FeatureBag, JoinedRows, TowerInputs, history_bag, query_sum_inputs
 
 _STREAM = "ids"
 """Label of the random stream that drops ID embeddings; it seeds the draws, so it never changes."""
