@@ -146,7 +146,6 @@ class GpuPlanner:
         task = {
             "negatives": "per_example",
             "optimizer": "rowwise_adagrad",
-            "compute_dtype": "float32",
             "memory_bytes": None,
             **self._task(self.scale.batch, self.scale.steps),
             "device": self.device,
@@ -206,7 +205,6 @@ def gpu_runs(planner: Planner) -> Runs:
         "bpr/torch-sparse": partial(gpu.peer, "gpu_torch_sparse", None, loss="bpr"),
         "softmax/crossfade": gpu.softmax,
         "softmax/torch-sparse": partial(gpu.peer, "gpu_torch_sparse", None, loss="softmax", **sizes),
-        "softmax/crossfade-bfloat16": partial(gpu.softmax, compute_dtype="bfloat16"),
         "tables/resident": partial(gpu.large_tables, spilled=False),
         "tables/spilled": partial(gpu.large_tables, spilled=True),
         "train/bpr": partial(gpu.train, "bpr"),

@@ -1,7 +1,7 @@
 """Measure steps of Crossfade on tables in the memory of a device.
 
 The task: ``device``, as ``train.device`` names it; ``customers``, ``tracks``, ``dim``, ``batch``, ``steps``, and
-``warm_up``; ``negatives`` (per_example, one for each example, or in_batch); ``optimizer``; ``compute_dtype``;
+``warm_up``; ``negatives`` (per_example, one for each example, or in_batch); ``optimizer``;
 ``memory_bytes`` for tables, null: as much as there is; and ``ids``, a folder as in ``work.py``, or null: popular rows
 come first, as in a prepared dataset, and are drawn by a power law.
 
@@ -51,8 +51,7 @@ def job_of(task: dict[str, Any]) -> JobConfig:
     in_batch = task["negatives"] == "in_batch"
     values = softmax_job(Path("-"), partitions=1, **sizes) if in_batch else bpr_job(Path("-"), **sizes)
     values["optimizer"]["kind"] = task["optimizer"]
-    values["train"] |= {"engine": "torch", "tables": "device"}
-    values["train"] |= {name: task[name] for name in ("device", "compute_dtype")}
+    values["train"] |= {"engine": "torch", "tables": "device", "device": task["device"]}
     size = DatasetSize(task["customers"], task["tracks"], task["batch"], is_grouped=False)
     return resolve(check_job(values, "the benchmark"), size)
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal
 
 from crossfade.base.errors import InputError, Option
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.config.sections import on_gpu
 from crossfade.trainer.model.engines.cuda_driver import Capability
 from crossfade.trainer.model.engines.gpu_code import TORCH_WHEELS, MXNetVariant, has_code, mxnet_variant
 
@@ -119,9 +118,9 @@ def check_device(job: JobConfig, instance_type: str) -> None:
     Raises:
         InputError: it does not, or has none.
     """
-    if gpu_of(instance_type) is None and on_gpu(job.train.devices):
+    if gpu_of(instance_type) is None and job.train.on_gpu:
         raise InputError(
-            f"train.device is {', '.join(job.train.devices)}, but {instance_type} has no GPU; choose another ",
+            f"train.device is {job.train.device}, but {instance_type} has no GPU; choose another ",
             Option("instance_type"),
             ", such as g5.xlarge, or add ",
             Option("set", "train.device=auto"),

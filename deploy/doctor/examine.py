@@ -113,7 +113,7 @@ def check_gpus(job: JobConfig | None) -> Iterator[Finding]:
     except CrossfadeError as error:
         yield Finding("gpu", "fix", error.worded(as_typed))
     else:
-        yield Finding("gpu", "ok", f"the job would compute on {', '.join(choice.devices)} with engine {choice.engine}")
+        yield Finding("gpu", "ok", f"the job would compute on {choice.device} with engine {choice.engine}")
 
 
 @contextmanager

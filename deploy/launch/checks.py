@@ -80,7 +80,6 @@ def _check_resumable(inputs: PlanInputs, folder: RunFolder) -> None:
 def _check_runtime(job: JobConfig) -> None:
     """Reject a job whose packages or GPUs are missing, or whose hosts and ports do not fit this machine."""
     from crossfade.deploy.cluster.store_choice import require_store
-    from crossfade.trainer.config.sections import on_gpu
     from crossfade.trainer.tracking.tracker import check_tracking
 
     check_tracking(job)
@@ -93,7 +92,7 @@ def _check_runtime(job: JobConfig) -> None:
 
         require_mxnet()
     require_store(job)
-    if on_gpu(job.train.devices) and not job.cluster.is_distributed:
+    if job.train.on_gpu and not job.cluster.is_distributed:
         from crossfade.trainer.model.engines.engine import choose_engine
 
         choose_engine(job.train)

@@ -25,7 +25,6 @@ from crossfade.deploy.schedulers.options import PlanOptions
 from crossfade.deploy.topology import UNPLACED
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.config.sections import on_gpu
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.runs.run_folder import default_run_dir
 
@@ -139,15 +138,11 @@ def _memory_mib(host: HostPlan) -> int:
 
 
 def requested_gpus(job: JobConfig) -> int:
-    """Return how many GPUs a host that trains requests, so that those that ``train.device`` names are there.
+    """Return how many GPUs a host that trains requests, so that the one that ``train.device`` names is there.
 
     None where the device is ``auto``, since a cluster may have no GPUs.
     """
-    devices = job.train.devices
-    if not on_gpu(devices):
-        return 0
-    indexes = (int(name.partition(":")[2] or 0) for name in devices)
-    return max(len(devices), *(index + 1 for index in indexes))
+    return 1 + int(job.train.device.partition(":")[2] or 0) if job.train.on_gpu else 0
 
 
 def slurm_files(job: JobConfig, hosts: Mapping[str, Hosts], options: PlanOptions) -> dict[str, str]:

@@ -30,8 +30,6 @@ SMALL_FILES = {
     "deploy/dashboard/server.py": "loads Dash and uvicorn, which may be missing",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
     "kvstore/kernel_cache.py": "extends a class of numba",
-    "trainer/data/feature_kernels.py": "loads numba",
-    "trainer/evaluation/list_kernels.py": "compiled again when its file changes",
     "trainer/recommend/history_file.py": "loads DuckDB",
     "trainer/tracking/tensorboard_file.py": "for an optional package",
 }

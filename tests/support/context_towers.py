@@ -30,7 +30,7 @@ def make_towers(*, with_country: bool) -> tuple[ModelSpec, Towers]:
     towers: tuple[TowerSpec, ...] = ()
     features = []
     if with_country:
-        tower = TowerSpec(TABLES["customer"], TABLES["customer"], (TABLES["country"],), mean=False)
+        tower = TowerSpec(TABLES["customer"], TABLES["customer"], (TABLES["country"],))
         lists = {"country": JaggedFeature(np.arange(6, dtype=np.int32), np.array(COUNTRY_OF, np.int32))}
         towers, features = (tower,), [TowerFeatures(tower, lists, np.array([True] * 5))]
     model = ModelSpec(TABLES["customer"], TABLES["track"], Score.of("dot", 1.0), towers, context=CONTEXT)

@@ -1,7 +1,7 @@
-"""The gradient engines that tests compare, on one device and on three, each of which computes a part of a batch.
+"""The gradient engines that tests compare.
 
     with other_process() as process:
-        engine = EngineUnderTest("mxnet-3", process, model, loss_spec, negatives)
+        engine = EngineUnderTest("mxnet", process, model, loss_spec, negatives)
         loss, gradients = engine.gradients(batch, vectors)
 
 MXNet installs signal handlers and starts threads, so it computes in a separate process, one for all calls.
@@ -26,8 +26,7 @@ from crossfade.trainer.model.engines.engine import Engine
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 
-ENGINES = {"cpu": 1, "torch-1": 1, "torch-3": 3, "mxnet-1": 1, "mxnet-3": 3}
-"""By name, the number of devices that share a batch, all of which are the CPU."""
+ENGINES = "cpu", "torch", "mxnet"
 
 Vectors = Mapping[str, FloatArray]
 
@@ -51,9 +50,7 @@ class Computed:
 
 def missing(name: str) -> str | None:
     """Return why an engine cannot be tested here, None if it can."""
-    require, reason = {"mxnet": (require_mxnet, MXNET), "torch": (require_torch, TORCH)}.get(
-        name.partition("-")[0], (lambda: None, "")
-    )
+    require, reason = {"mxnet": (require_mxnet, MXNET), "torch": (require_torch, TORCH)}.get(name, (lambda: None, ""))
     try:
         require()
     except MissingExtraError:
@@ -91,15 +88,14 @@ def compute(
 
 
 def _make(name: str, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig) -> Engine:
-    devices = ("cpu",) * ENGINES[name]
-    if name.startswith("torch"):
+    if name == "torch":
         from crossfade.trainer.model.engines.torch import TorchEngine
 
-        return TorchEngine(model, loss, negatives, devices)
-    if name.startswith("mxnet"):
+        return TorchEngine(model, loss, negatives)
+    if name == "mxnet":
         from crossfade.trainer.model.engines.mxnet import MXNetEngine
 
-        return MXNetEngine(model, loss, negatives, devices)
+        return MXNetEngine(model, loss, negatives)
     from crossfade.trainer.model.engines.cpu import CpuEngine
 
     return CpuEngine(model, loss, negatives)

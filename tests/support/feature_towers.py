@@ -1,7 +1,7 @@
 """Towers of tracks with the features artist and tag, and with content; track 3 has no feature, and three are cold.
 
-towers = make_towers(("track", "artist", "tag"), mean=True)
-expected_vector(tables(), 4, ("track", "artist", "tag"), mean=True)
+towers = make_towers(("track", "artist", "tag"))
+expected_vector(tables(), 4, ("track", "artist", "tag"))
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,15 +35,11 @@ def feature_lists(values: list[list[int]]) -> JaggedFeature:
     return JaggedFeature(starts, np.array([value for some in values for value in some], np.int32))
 
 
-def make_towers(
-    names: tuple[str, ...] = ("track", "artist", "tag"), mean: bool = False, id_dropout: float = 0
-) -> tuple[ModelSpec, Towers]:
+def make_towers(names: tuple[str, ...] = ("track", "artist", "tag"), id_dropout: float = 0) -> tuple[ModelSpec, Towers]:
     """Build towers of the tables ``names``."""
     lists = {"artist": feature_lists(ARTIST_OF), "tag": feature_lists(TAGS_OF)}
     own, features = ("track" in names), [name for name in names if name != "track"]
-    tower = TowerSpec(
-        TABLES["track"], TABLES["track"] if own else None, tuple(TABLES[name] for name in features), mean=mean
-    )
+    tower = TowerSpec(TABLES["track"], TABLES["track"] if own else None, tuple(TABLES[name] for name in features))
     model = ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0), (tower,))
     data = TowerFeatures(tower, {name: lists[name] for name in features}, np.array(WARM))
     return model, Towers(model, [data], seed=3, id_dropout=id_dropout)
@@ -55,15 +51,14 @@ def tables(seed: int = 0, dtype: type = np.float64) -> dict[str, FloatArray]:
 
 
 def expected_vector(
-    tables: Mapping[str, Any], track: int, names: tuple[str, ...], mean: bool, uses_id: Sequence[bool] = USES_ID
+    tables: Mapping[str, Any], track: int, names: tuple[str, ...], uses_id: Sequence[bool] = USES_ID
 ) -> Any:
     """Compute the vector of ``track`` from tables of numpy or PyTorch; ``uses_id`` is whether ID embeddings count."""
     parts = [tables["track"][track]] if "track" in names and uses_id[track] else []
     for name, values in (("artist", ARTIST_OF[track]), ("tag", TAGS_OF[track])):
         if name in names and values:
             parts.append(tables[name][values].mean(axis=0))
-    total = sum(parts) if parts else 0 * tables["tag"][0]
-    return total / max(len(parts), 1) if mean else total
+    return sum(parts) if parts else 0 * tables["tag"][0]
 
 
 AUDIO = ContentMatrix(
@@ -73,12 +68,12 @@ AUDIO = ContentMatrix(
 """Content of tracks: two numbers and the mask."""
 
 
-def make_content_towers(mean: bool, id_dropout: float = 0.0, dtype: type = np.float64) -> tuple[ModelSpec, Towers]:
+def make_content_towers(id_dropout: float = 0.0, dtype: type = np.float64) -> tuple[ModelSpec, Towers]:
     """Build towers of IDs, artists, and content, with a dense layer behind them, all of ``dtype``."""
-    tower = TowerSpec(TABLES["track"], TABLES["track"], (TABLES["artist"],), mean, content=("audio",))
+    tower = TowerSpec(TABLES["track"], TABLES["track"], (TABLES["artist"],), content=("audio",))
     layers = (
-        LayerSpec("track/content", (3, DIM), "relu", layer_norm=False, residual=False, init_std=0.1),
-        LayerSpec("track", (DIM, 4, DIM), "tanh", layer_norm=True, residual=True),
+        LayerSpec("track/content", (3, DIM), init_std=0.1),
+        LayerSpec("track", (DIM, 4, DIM)),
     )
     model = ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0), (tower,), layers)
     content = ContentMatrix(AUDIO.values_RF.astype(dtype), AUDIO.filled_R)
@@ -92,13 +87,11 @@ def make_content_towers(mean: bool, id_dropout: float = 0.0, dtype: type = np.fl
 
 
 def expected_content_vector(
-    tables: Mapping[str, Any], parameters: Mapping[str, Any], track: int, mean: bool, *, uses_id: bool
+    tables: Mapping[str, Any], parameters: Mapping[str, Any], track: int, *, uses_id: bool
 ) -> Any:
     """Compute the vector of ``track`` before the dense layer, from arrays of numpy or PyTorch."""
     parts = [tables["track"][track]] if uses_id else []
     parts += [tables["artist"][artist] for artist in ARTIST_OF[track]]
-    filled = len(parts) + int(AUDIO.filled_R[track])
     weights = parameters["track/content/0/weights"]
     outputs = sum(weights[:, place] * float(value) for place, value in enumerate(AUDIO.values_RF[track]))
-    total = sum(parts) + outputs + parameters["track/content/0/bias"][0]
-    return total / filled if mean else total
+    return sum(parts) + outputs + parameters["track/content/0/bias"][0]

@@ -42,7 +42,7 @@ def make_towers(shape: str) -> tuple[ModelSpec, Towers]:
     towers: tuple[TowerSpec, ...] = ()
     features = []
     if shape == "item features":
-        tower = TowerSpec(TABLES["track"], TABLES["track"], (TABLES["artist"],), mean=True)
+        tower = TowerSpec(TABLES["track"], TABLES["track"], (TABLES["artist"],))
         lists = {"artist": JaggedFeature(np.arange(8, dtype=np.int32), np.array(ARTIST_OF, np.int32))}
         # The ID embedding of a cold track enters no vector of a track.
         towers, features = (tower,), [TowerFeatures(tower, lists, np.arange(7) != COLD_TRACK)]
@@ -86,4 +86,4 @@ def expected_item_vector(shape: str, tables: Mapping[str, Any], track: int) -> A
     if shape != "item features":
         return tables["track"][track]
     artist_D = tables["artist"][ARTIST_OF[track]]
-    return artist_D if track == COLD_TRACK else (tables["track"][track] + artist_D) / 2
+    return artist_D if track == COLD_TRACK else tables["track"][track] + artist_D

@@ -1,6 +1,5 @@
 """Results of MXNet's engine by case, with small tiles and on simulated GPUs; called in a separate process."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -24,34 +23,34 @@ class GpuResults:
     error: str
 
 
-def results_on(devices: Sequence[str]) -> Results:
-    """Return the results on ``devices``. Each engine computes a smaller batch first."""
+def results_on(device: str) -> Results:
+    """Return the results on ``device``. Each engine computes a smaller batch first."""
     results = {}
     for name, case in CASES.items():
-        engine = MXNetEngine(*case.parts, devices)
+        engine = MXNetEngine(*case.parts, device)
         gradients_by(engine, case.part(slice(0, 2)))
         results[name] = gradients_by(engine, case)
     return results
 
 
-def results_in_tiles(devices: Sequence[str], **limits: int) -> Results:
-    """Return the results on ``devices`` with other ``limits`` of the size of tiles."""
+def results_in_tiles(device: str, **limits: int) -> Results:
+    """Return the results on ``device`` with other ``limits`` of the size of tiles."""
     with patch.multiple(mxnet, **limits):
-        return results_on(devices)
+        return results_on(device)
 
 
 def results_on_gpus() -> GpuResults:
-    """Return the results on GPUs, whose part CPU contexts play, with copies from and to pinned memory as for GPUs."""
+    """Return the results on a GPU, whose part a CPU context plays, with copies from and to pinned memory."""
     mx, case = import_mxnet(), CASES["softmax-dot-all"]
     memory = {0: (1, 10), 1: (2, 20)}
     with (
         patch.object(mx, "gpu", mx.cpu),
         patch.multiple(mx.context, num_gpus=lambda: 2, gpu_memory_info=memory.__getitem__),
     ):
-        results = results_on(["gpu:1", "gpu:0"])
-        used = MXNetEngine(*case.parts, ["gpu:1", "gpu:0"]).gpu_memory()
+        results = results_on("gpu:1")
+        used = MXNetEngine(*case.parts, "gpu:1").gpu_memory()
         try:
-            MXNetEngine(*case.parts, ["gpu:1", "gpu:2"])
+            MXNetEngine(*case.parts, "gpu:2")
         except InputError as error:
             return GpuResults(results, used, str(error))
     raise AssertionError("a GPU that is missing is accepted")

@@ -63,30 +63,30 @@ def dense_output(spec: LayerSpec, parameters: Tables, vector_D: Vector) -> Vecto
     for number in range(last + 1):
         name = f"{spec.entity}/{number}"
         hidden_D = parameters[f"{name}/weights"] @ hidden_D
-        if spec.layer_norm and number < last:
+        if number < last:
             centered_D = hidden_D - hidden_D.mean()
             hidden_D = parameters[f"{name}/gain"][0] * centered_D / ((centered_D**2).mean() + 1e-5) ** 0.5
         hidden_D = hidden_D + parameters[f"{name}/bias"][0]
         if number < last:
-            hidden_D = hidden_D.relu() if spec.activation == "relu" else hidden_D.tanh()
-    return vector_D + hidden_D if spec.residual else hidden_D
+            hidden_D = hidden_D.relu()
+    return vector_D + hidden_D
 
 
-def _features(names: tuple[str, ...], mean: bool, id_dropout: float = 0.0) -> Build:
-    model, towers = feature_towers.make_towers(names, mean, id_dropout)
+def _features(names: tuple[str, ...], id_dropout: float = 0.0) -> Build:
+    model, towers = feature_towers.make_towers(names, id_dropout)
     return Build(
         model,
         towers,
-        item=lambda tables, row, uses_id: feature_towers.expected_vector(tables, row, names, mean, uses_id),
+        item=lambda tables, row, uses_id: feature_towers.expected_vector(tables, row, names, uses_id),
     )
 
 
-def _content(mean: bool, id_dropout: float = 0.0) -> Build:
-    model, towers = feature_towers.make_content_towers(mean, id_dropout, np.float32)
+def _content(id_dropout: float = 0.0) -> Build:
+    model, towers = feature_towers.make_content_towers(id_dropout, np.float32)
     layer = model.dense[-1]
 
     def item(tables: Tables, row: int, uses_id: Sequence[bool]) -> Vector:
-        vector_D = feature_towers.expected_content_vector(tables, tables, row, mean, uses_id=uses_id[row])
+        vector_D = feature_towers.expected_content_vector(tables, tables, row, uses_id=uses_id[row])
         return dense_output(layer, tables, vector_D)
 
     return Build(model, towers, item=item)
@@ -116,10 +116,10 @@ def _history(shape: str) -> Build:
     )
 
 
-def _dense(activation: Any, *, layer_norm: bool, residual: bool) -> Build:
+def _dense() -> Build:
     """Build plain tables with two layers for customers and three for tracks."""
     widths = {"customer": (DIM, 5, DIM), "track": (DIM, 4, 6, DIM)}
-    layers = {name: LayerSpec(name, widths[name], activation, layer_norm, residual) for name in widths}
+    layers = {name: LayerSpec(name, widths[name]) for name in widths}
     tables = TableSpec("customer", QUERIES, DIM, 0.1), TableSpec("track", ITEMS, DIM, 0.1)
     model = ModelSpec(*tables, Score.of("dot", 1.0), dense=tuple(layers.values()))
     dense = DenseLayers(model.dense, OptimizerSpec(), seed=6)
@@ -141,20 +141,15 @@ def _dense(activation: Any, *, layer_norm: bool, residual: bool) -> Build:
 
 
 BUILDS: dict[str, Callable[[], Build]] = {
-    "features": lambda: _features(("track", "artist", "tag"), mean=False),
-    "features-mean": lambda: _features(("track", "artist", "tag"), mean=True),
-    "features-without-ids": lambda: _features(("artist", "tag"), mean=True),
-    "features-id-dropout": lambda: _features(("track", "artist", "tag"), mean=False, id_dropout=0.5),
-    "features-mean-id-dropout": lambda: _features(("track", "tag"), mean=True, id_dropout=0.5),
-    "content": lambda: _content(mean=False),
-    "content-mean-id-dropout": lambda: _content(mean=True, id_dropout=0.5),
+    "features": lambda: _features(("track", "artist", "tag")),
+    "features-without-ids": lambda: _features(("artist", "tag")),
+    "features-id-dropout": lambda: _features(("track", "artist", "tag"), id_dropout=0.5),
+    "content": _content,
+    "content-id-dropout": lambda: _content(id_dropout=0.5),
     "context": lambda: _context(with_country=False),
     "context-and-features": lambda: _context(with_country=True),
     **{f"history-{shape.replace(' ', '-')}": lambda shape=shape: _history(shape) for shape in history_towers.SHAPES},
-    "dense-relu": lambda: _dense("relu", layer_norm=False, residual=False),
-    "dense-relu-norm-residual": lambda: _dense("relu", layer_norm=True, residual=True),
-    "dense-tanh-norm": lambda: _dense("tanh", layer_norm=True, residual=False),
-    "dense-tanh-residual": lambda: _dense("tanh", layer_norm=False, residual=True),
+    "dense": _dense,
 }
 
 

@@ -31,7 +31,7 @@ from crossfade.trainer.config.sections import (
     AtLeastOne,
     CheckpointConfig,
     ClusterConfig,
-    Devices,
+    Device,
     EngineName,
     LossKind,
     MetricsConfig,
@@ -45,9 +45,6 @@ from crossfade.trainer.config.sections import (
     Span,
     TimeValue,
     TrackingConfig,
-    as_list,
-    check_devices,
-    on_gpu,
     resolved,
 )
 from crossfade.trainer.data.split_names import SplitName
@@ -155,13 +152,10 @@ class TrainConfig(Section):
         description="gradient engine: cpu (closed form in numba and BLAS), mxnet, or torch (PyTorch); auto: one that "
         "drives the GPU, and cpu without a GPU",
     )
-    device: Devices = Field(
+    device: Device = Field(
         "auto",
-        description="what a worker computes on: cpu, gpu, gpu:1, or a list such as [gpu:0, gpu:1], each of which "
-        "computes a part of the batch; auto: a GPU if there is one that an installed engine can drive",
-    )
-    compute_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="numbers in products of vectors; bfloat16 needs engine torch. Rows stay float32"
+        description="what a worker computes on: cpu, gpu, or a GPU by number such as gpu:1; auto: a GPU if there is "
+        "one that an installed engine can drive",
     )
     tables: Literal["auto", "host", "device"] = Field(
         "auto",
@@ -176,25 +170,16 @@ class TrainConfig(Section):
     )
 
     @property
-    def devices(self) -> list[str]:
-        """The names in ``device``."""
-        return as_list(self.device)
+    def on_gpu(self) -> bool:
+        """Whether a GPU is requested by name."""
+        return self.device.startswith("gpu")
 
     @model_validator(mode="after")
     def _check_device(self) -> TrainConfig:
-        check_devices(self.devices)
-        several, engine = len(self.devices) > 1, self.engine
-        if on_gpu(self.devices) and engine == "cpu":
-            raise ValueError(f"device '{', '.join(self.devices)}' needs engine torch or mxnet, but the engine is 'cpu'")
-        if several and not on_gpu(self.devices) and engine not in {"torch", "mxnet"}:
-            raise ValueError(f"several CPU devices need engine torch or mxnet, but the engine is '{engine}'")
-        if self.compute_dtype == "bfloat16" and engine != "torch":
-            raise ValueError(f"compute_dtype 'bfloat16' needs engine torch, but the engine is '{engine}'")
-        if self.tables == "device" and (engine != "torch" or several):
-            raise ValueError(
-                f"tables 'device' needs engine torch and one device, but the engine is '{engine}' and the device is "
-                f"'{', '.join(self.devices)}'"
-            )
+        if self.on_gpu and self.engine == "cpu":
+            raise ValueError(f"device '{self.device}' needs engine torch or mxnet, but the engine is 'cpu'")
+        if self.tables == "device" and self.engine != "torch":
+            raise ValueError(f"tables 'device' needs engine torch, but the engine is '{self.engine}'")
         return self
 
 
@@ -359,11 +344,6 @@ class JobConfig(Section):
                 "negatives.logq_correction corrects for sampling, but negatives.kind 'all' does not sample"
             )
         self._check_top_k()
-        if self.train.compute_dtype == "bfloat16" and negatives.kind == "per_example":
-            raise ValueError(
-                "train.compute_dtype 'bfloat16' is for matrix products with negatives that examples share, but "
-                "negatives.kind is 'per_example': set train.compute_dtype to float32"
-            )
         return self
 
     def _check_top_k(self) -> None:

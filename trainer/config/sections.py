@@ -1,19 +1,14 @@
 """Sections of the job file, and the types of their fields.
 
 Model, negatives, and optimizer define what is learned; checkpoints, cluster, metrics, and tracking how a run is
-executed. The devices of ``train.device`` have their rules here too:
-
-    as_list("auto")                             # ["auto"]
-    as_list(["gpu:0", "gpu:1"])                 # ["gpu:0", "gpu:1"]
-    check_devices(["gpu:0", "cpu"])             # ValueError
+executed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from datetime import date
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -21,8 +16,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
-    WrapValidator,
     model_validator,
 )
 
@@ -86,49 +79,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-def _check_names(value: Any, validate: Callable[[Any], Any]) -> Any:
-    """Describe what is expected in one message, rather than in one for each type."""
-    try:
-        return validate(value)
-    except ValidationError:
-        raise ValueError(
-            f"expected auto, cpu, gpu, a GPU by number such as gpu:1, or a list of devices, but found {value!r:.100}"
-        ) from None
-
-
-_DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|gpu|gpu:(0|[1-9][0-9]?))$")]
-_DeviceNames = Annotated[list[_DeviceName], Field(min_length=1, max_length=64)]
-Devices = Annotated[_DeviceName | _DeviceNames, WrapValidator(_check_names)]
+Device = Annotated[
+    str,
+    Field(pattern=r"^(auto|cpu|gpu|gpu:(0|[1-9][0-9]?))$"),
+    described("auto, cpu, gpu, or a GPU by number such as gpu:1"),
+]
 EngineName = Literal["auto", "cpu", "mxnet", "torch"]
-
-
-def as_list(devices: str | Sequence[str]) -> list[str]:
-    """Return the names of ``train.device``, which may be a single one."""
-    return [devices] if isinstance(devices, str) else list(devices)
-
-
-def on_gpu(devices: Sequence[str]) -> bool:
-    """Return whether GPUs are requested by name."""
-    return devices[0].startswith("gpu")
-
-
-def check_devices(devices: Sequence[str]) -> None:
-    """Check a list of devices.
-
-    Raises:
-        ValueError: it mixes CPU and GPU, or names a GPU twice, or has ``auto`` beside others.
-    """
-    if len(devices) == 1:
-        return
-    if "auto" in devices:
-        raise ValueError(f"device is {', '.join(devices)}: expected 'auto' alone, or the devices without it")
-    if len({name.partition(":")[0] for name in devices}) > 1:
-        raise ValueError(
-            f"device is {', '.join(devices)}: expected GPUs only, or CPUs only, since each gets an equal part"
-        )
-    gpus = ["gpu:0" if name == "gpu" else name for name in devices if name != "cpu"]
-    if len(set(gpus)) < len(gpus):
-        raise ValueError(f"device is {', '.join(devices)}: expected each GPU once")
 
 
 HISTORY = "history"
@@ -137,19 +93,12 @@ LossKind = Literal["bpr", "logistic", "softmax", "warp"]
 
 
 class DenseConfig(Section):
-    """Dense layers that each side's vectors pass through before they are scored."""
+    """Dense layers that each side's vectors pass through before they are scored: normalized, ReLU, and residual."""
 
     query: list[AtLeastOne] = Field(
         [], description="widths of the query side's layers, such as [128, 64]; the last equals model.dim; default: none"
     )
     item: list[AtLeastOne] = Field([], description="widths of the item side's layers, in the same form")
-    activation: Literal["relu", "tanh"] = Field("relu", description="activation after each layer but the last")
-    layer_norm: bool = Field(
-        True, description="apply layer normalization, row by row, before each activation (each layer but the last)"
-    )
-    residual: bool = Field(
-        True, description="add the layers' output to their input; false: the output replaces the input"
-    )
     learning_rate: Auto | Positive = Field(
         "auto",
         description="learning rate of the layers, on the optimizer's schedule; auto: optimizer.learning_rate if that "
@@ -208,7 +157,6 @@ class ModelConfig(Section):
         "added: a linear layer maps them to model.dim, as one more part of a query's vector",
     )
     item_content: list[Name] = Field([], description="content columns of data.item, such as [tempo, audio], likewise")
-    combine: Literal["sum", "mean"] = Field("sum", description="how a side's embeddings are combined into one vector")
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="fraction of rows whose ID embedding is dropped in a step, among rows that have features, so that "

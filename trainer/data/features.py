@@ -80,12 +80,12 @@ class JaggedFeature:
         Returns:
             Where the values of each row start, int64 (A + 1,), and the values, int64 (N,).
         """
-        from crossfade.trainer.data.feature_kernels import gather_values  # loads numba, which takes time
+        from crossfade.trainer.data.query_history import concatenate_ranges  # loads numba, which takes time
 
-        counts_A = self.starts_R1[rows_A + 1] - self.starts_R1[rows_A]
-        starts_A1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_A, dtype=np.int64)])
-        values_N: IntArray = gather_values(self.starts_R1, self.values_N, rows_A, starts_A1)
-        return starts_A1, values_N
+        first_A = self.starts_R1[rows_A].astype(np.int64)
+        counts_A = self.starts_R1[rows_A + 1] - first_A
+        starts_A1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_A)])
+        return starts_A1, self.values_N[concatenate_ranges(first_A, counts_A)].astype(np.int64)
 
 
 def lists_bytes(rows: int, pairs: int, values: int) -> int:

@@ -30,22 +30,6 @@ class LineageReader:
         """Read the dataset in ``folder`` with up to ``threads`` threads. Nothing is read yet."""
         self.folder, self.manifest = folder, manifest
         self.own = InteractionReader(folder, manifest, threads)
-        self._earlier = dict(manifest.earlier)
-
-    def skip_known(self, known: DatasetManifest) -> bool:
-        """Leave out the interactions of the earlier dataset ``known``; return False if files of it were rewritten.
-
-        ``known`` is one that this dataset extends. Its files are the first of the earlier ones of each split.
-        """
-        rest = {}
-        for name in ALL_SPLITS:
-            earlier = _files([self._earlier.get(name)])
-            before = _files([known.earlier.get(name), known.splits.get(name)])
-            if [file.content for file in earlier[: len(before)]] != [file.content for file in before]:
-                return False
-            rest[name] = Split(files=earlier[len(before) :])
-        self._earlier = rest
-        return True
 
     def read_train(self, *, timestamps: bool = False) -> Iterator[Interactions]:
         """Yield the train interactions, the earliest first, one row group at a time.
@@ -84,7 +68,7 @@ class LineageReader:
 
     def _chosen(self, earlier: Sequence[str], own: Sequence[str]) -> list[Split]:
         """Return the ``earlier`` splits, then the ``own`` ones, in the order of the manifest."""
-        chosen = [split for name, split in self._earlier.items() if name in earlier]
+        chosen = [split for name, split in self.manifest.earlier.items() if name in earlier]
         return chosen + [split for name, split in self.manifest.splits.items() if name in own]
 
     def _read(self, splits: Sequence[Split], timestamps: bool) -> Iterator[Interactions]:

@@ -33,10 +33,8 @@ from __future__ import annotations
 
 import heapq
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,36 +42,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossfade.base.arrays import IntArray
+from crossfade.base.stopwatch import Stopwatch
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.philox import permutation
 from crossfade.trainer.data.query_history import concatenate_ranges
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, concatenate
-
-
-class Stopwatch:
-    """Adds up the seconds that one thread spends in ``running`` blocks."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        # The seconds so far, and when the current block began. One tuple, so that readers see a consistent pair.
-        self._state: tuple[float, float | None] = 0.0, None
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Count the seconds of the block."""
-        before, begin = self._state[0], self._clock()
-        self._state = before, begin
-        try:
-            yield
-        finally:
-            self._state = before + self._clock() - begin, None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far, those of the current block included."""
-        seconds, begin = self._state
-        return seconds if begin is None else seconds + self._clock() - begin
-
 
 # Labels of the random streams. They seed the draws, so they never change.
 _ASSIGNMENT_STREAM = "deal"

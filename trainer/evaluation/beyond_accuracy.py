@@ -38,8 +38,7 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
 from crossfade.trainer.evaluation.exact_sums import ExactSums
 from crossfade.trainer.evaluation.held_out import HeldOut, count_owners
-from crossfade.trainer.evaluation.list_kernels import add_exposure, list_diversity, mean_over_ranks
-from crossfade.trainer.evaluation.ranking import recall_and_ndcg
+from crossfade.trainer.evaluation.list_metrics import hit_metrics, list_diversity, mean_over_ranks, shown_at
 from crossfade.trainer.evaluation.segments import ActivitySegments, ContextSegments, QuerySegments, parse_segments
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.recommend.top_k import unit_rows
@@ -121,14 +120,13 @@ class SegmentMetrics:
         for part in chunk.chunks(part_queries):
             self._add(part, best_item_QK[first : first + len(part.queries_Q)])
             first += len(part.queries_Q)
-        add_exposure(best_item_QK, np.array(self._depths), self._exposure_KI)
+        for place, shown_N in enumerate(shown_at(best_item_QK, self._depths)):
+            self._exposure_KI[place] += np.bincount(shown_N, minlength=self._item.rows)
 
     def _add(self, part: HeldOut, best_item_QK: IntArray) -> None:
-        depth_K = np.array(self._depths)
-        metrics_QKM = np.empty((len(best_item_QK), len(depth_K), len(_NAMES)))
-        metrics_QKM[:, :, :2] = recall_and_ndcg(best_item_QK, part.truth, self._depths)
-        metrics_QKM[:, :, 2] = self._diversity(best_item_QK, depth_K)
-        metrics_QKM[:, :, 3] = mean_over_ranks(best_item_QK, self._self_information_I, depth_K)
+        hits_QKM = hit_metrics(best_item_QK, part.truth, self._depths)[:, :, :2]
+        novelty_QK = mean_over_ranks(best_item_QK, self._self_information_I, self._depths)
+        metrics_QKM = np.dstack([hits_QKM, self._diversity(best_item_QK), novelty_QK])
         segment_Q = self._segments.assign(part)
         for segment in range(len(self._queries_S)):
             of_segment_QKM = metrics_QKM[segment_Q == segment]
@@ -138,13 +136,12 @@ class SegmentMetrics:
             self._sums.add(defined_QKM, (segment,))
             self._squares.add(np.square(defined_QKM), (segment,))
 
-    def _diversity(self, best_item_QK: IntArray, depth_K: IntArray) -> FloatArray:
+    def _diversity(self, best_item_QK: IntArray) -> FloatArray:
         row_E = np.unique(best_item_QK)
         row_E = row_E[row_E >= 0]
         unit_ED = unit_rows(self._source.vectors(self._item.name, row_E))
         best_place_QK = np.where(best_item_QK >= 0, np.searchsorted(row_E, best_item_QK), -1)
-        diversity_QK: FloatArray = list_diversity(best_place_QK, unit_ED, depth_K)
-        return diversity_QK
+        return list_diversity(best_place_QK, unit_ED, self._depths)
 
     def metrics(self) -> dict[str, SegmentValues]:
         """Return the metrics of each segment, with their errors and what describes it, and of ``all`` queries."""

@@ -38,7 +38,7 @@ from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.evaluation.held_out import HeldOut
-from crossfade.trainer.evaluation.ranking import recall_and_ndcg
+from crossfade.trainer.evaluation.list_metrics import hit_metrics
 from crossfade.trainer.runs.job_inputs import open_inputs
 
 RESAMPLES = 9_999
@@ -99,7 +99,7 @@ class QueryMetrics:
     def observe(self, chunk: HeldOut, best_item_QK: IntArray) -> None:
         """Add the rankings of a chunk's queries."""
         self._queries.append(chunk.queries_Q)
-        self._metrics.append(recall_and_ndcg(best_item_QK, chunk.truth, self._depths).copy())
+        self._metrics.append(hit_metrics(best_item_QK, chunk.truth, self._depths)[:, :, :2].copy())
 
     def queries(self) -> IntArray:
         """Return the queries."""

@@ -25,7 +25,8 @@ import numpy as np
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.evaluation.exact_sums import AllReduceFunction, sum_over_workers
 from crossfade.trainer.evaluation.held_out import HeldOut
-from crossfade.trainer.evaluation.ranking import QUERY_METRICS, EvalMetrics, metrics_of_queries
+from crossfade.trainer.evaluation.list_metrics import QUERY_METRICS, hit_metrics
+from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.evaluation.sample import query_keys
 
 GROUPS = 256
@@ -49,7 +50,7 @@ class GroupSums:
 
     def observe(self, chunk: HeldOut, best_item_QK: IntArray) -> None:
         """Add the rankings of a chunk's queries."""
-        values_Q = metrics_of_queries(best_item_QK, chunk.truth, [self._depth])[:, 0, self._metric]
+        values_Q = hit_metrics(best_item_QK, chunk.truth, [self._depth])[:, 0, self._metric]
         group_Q = (query_keys(chunk.queries_Q[:, np.newaxis]) % np.uint64(GROUPS)).astype(np.int64)
         self._sums_G += np.bincount(group_Q, values_Q, GROUPS)
 

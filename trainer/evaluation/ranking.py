@@ -77,12 +77,7 @@ from crossfade.trainer.embeddings.popularity import read_term
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.exact_sums import AllReduceFunction, ExactSums, sum_over_workers
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
-from crossfade.trainer.evaluation.metric_kernels import (
-    Truth,
-    hit_metrics_per_query,
-    mark_seen,
-    mean_counts,
-)
+from crossfade.trainer.evaluation.list_metrics import QUERY_METRICS, hit_metrics, mean_over_ranks, shown_at
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import load_latest_histories
 from crossfade.trainer.recommend.item_lists import ItemLists
@@ -94,7 +89,6 @@ from crossfade.trainer.runs.shown_metrics import error_of
 
 _MAX_RANKED = 1 << 23
 """Ranks of all queries of a chunk together."""
-QUERY_METRICS = ("recall", "ndcg", "map", "mrr", "hit_rate")
 _EXACT_BITS = 52
 """Integers of up to this many bits, and their sums, are exact in float64."""
 
@@ -155,8 +149,7 @@ def evaluate(
         observers: get this worker's rankings.
         reranking: changes the rankings of all items, not those among cold ones.
     """
-    depth_K, item_I = np.unique(spec.k), held_out.item_I
-    depths: list[int] = depth_K.tolist()
+    depths, item_I = sorted(set(spec.k)), held_out.item_I
     hits, warm_cold = QuerySums(depths), _WarmColdMetrics(counts_N, depths, item_I)
     seen_KN, most = np.zeros((len(depths), model.item.rows), np.bool_), float(counts_N.max(initial=1))
     popularity = ExactSums((len(depths) + 1,), most)
@@ -164,8 +157,9 @@ def evaluate(
         best_item_QK = _rank(source, model, chunk, depths[-1], reranking, counts_N)
         hits.add(best_item_QK, chunk.truth)
         warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_among(source, model, *ranked))
-        popularity.add(np.column_stack([mean_counts(best_item_QK, counts_N, depth_K), _means(counts_N, chunk.truth)]))
-        mark_seen(best_item_QK, depth_K, seen_KN)
+        popularity.add(_popularity(best_item_QK, chunk.truth, counts_N, depths))
+        for seen_N, shown_N in zip(seen_KN, shown_at(best_item_QK, depths), strict=True):
+            seen_N[shown_N] = True
         for observer in observers:
             observer.observe(chunk, best_item_QK)
     seen_KN, hits = np.logical_or.accumulate(seen_KN), hits.of_all(all_reduce)
@@ -269,7 +263,7 @@ class QuerySums:
 
     def add(self, best_item_QK: IntArray, truth: ItemLists) -> None:
         """Add the queries of these rankings."""
-        metrics_QKM = metrics_of_queries(best_item_QK, truth, self._depths)
+        metrics_QKM = hit_metrics(best_item_QK, truth, self._depths)
         self.queries += len(best_item_QK)
         self._sums.add(np.stack([metrics_QKM, np.square(metrics_QKM)], axis=1))
 
@@ -348,27 +342,11 @@ class _WarmColdMetrics:
         return metrics | {f"queries_{kind}": sums[kind].queries for kind in ("warm", "cold")}, errors
 
 
-def metrics_of_queries(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
-    """Return ``QUERY_METRICS`` of each query at each of ``depths``, which rise: float64 (Q, K, M)."""
-    metrics_QKM: FloatArray = hit_metrics_per_query(best_item_QK, _truth(truth, depths))
-    return metrics_QKM
-
-
-def recall_and_ndcg(best_item_QK: IntArray, truth: ItemLists, depths: list[int]) -> FloatArray:
-    """Return the recall and ndcg of each query at each of ``depths``, which rise: float64 (Q, K, 2)."""
-    return metrics_of_queries(best_item_QK, truth, depths)[:, :, :2]
-
-
-def _truth(truth: ItemLists, depths: list[int]) -> Truth:
-    """Return what the kernel needs besides rankings."""
-    gain_K = 1.0 / np.log2(np.arange(2, depths[-1] + 2))
-    return Truth(truth.starts_Q1, truth.items_N, np.array(depths), gain_K, np.cumsum(gain_K))
-
-
-def _means(counts_N: IntArray, truth: ItemLists) -> FloatArray:
-    """Return the mean count of each query's held-out items, of which there is at least one."""
-    means_Q: FloatArray = np.add.reduceat(counts_N[truth.items_N], truth.starts_Q1[:-1]) / np.diff(truth.starts_Q1)
-    return means_Q
+def _popularity(best_item_QK: IntArray, truth: ItemLists, counts_N: IntArray, depths: list[int]) -> FloatArray:
+    """Return the mean count of each ranking's items at each depth, and of its held-out items: float64 (Q, K + 1)."""
+    ranked_QK = np.nan_to_num(mean_over_ranks(best_item_QK, counts_N, depths))
+    held_out_Q = np.add.reduceat(counts_N[truth.items_N], truth.starts_Q1[:-1]) / np.diff(truth.starts_Q1)
+    return np.column_stack([ranked_QK, held_out_Q])
 
 
 def _count_seen(seen_N: BoolArray, workers: int, all_reduce: AllReduceFunction) -> int:

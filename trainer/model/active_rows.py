@@ -1,36 +1,25 @@
-"""Active rows: the rows of a table that a step uses, each once, and what the vectors of a batch are made of.
+"""Active rows: the rows of a table that a step uses, each once.
 
     active = ActiveRows.of(np.array([7, 3, 7]))
     active.rows_A                               # [3, 7]: what is pulled and pushed
     active.rows_A[active.index_N]               # [7, 3, 7]: the uses again
 
-    inputs = tower_features.inputs(rows_A)      # TowerInputs, of a tower with features
-    block = store.pull(inputs.active(tower))
-    vectors_AD = inputs.combine(tower, block)
-    gradients = inputs.gradients(tower, gradient_AD)        # by table, for the same active rows
-
 Where queries have context or histories, the active queries are ``Combinations`` of a query with these.
 
-Shapes: N uses of a table or of a feature's values, A active rows, K digits of a row or context entities, V values of a
-digit or active values of a feature, F places of the content of a row (``trainer/data/features.py``), D columns.
+Shapes: N uses of a table, A active rows, K digits of a row or context entities, V values of a digit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.kvstore.jit import inner_kernel, njit
-from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
-from crossfade.trainer.config.sections import HISTORY
-from crossfade.trainer.data.query_history import HistoryWindows, recency_shares
+from crossfade.base.arrays import IntArray
+from crossfade.kvstore.jit import njit
+from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.model.kernel_arguments import Uses
-from crossfade.trainer.model.spec import ModelSpec, TowerSpec
 
 _MAX_USES = 1 << 31
 _MAX_DIGIT_BITS = 11
@@ -242,199 +231,3 @@ def _columns(interactions: Interactions) -> list[IntArray]:
 def _combinations(query: ActiveRows, first_A: IntArray, interactions: Interactions) -> Combinations:
     firsts = interactions.take(first_A)
     return Combinations(replace(query, rows_A=firsts.query_N), firsts.context_NK, firsts.history)
-
-
-def query_sum_inputs(
-    query_A: IntArray, context_AK: IntArray | None, history: HistoryWindows | None, model: ModelSpec
-) -> TowerInputs:
-    """Gather what the vectors of combinations are made of: the parts of ``model.query_sum``.
-
-    Args:
-        query_A: their query rows, int64.
-        context_AK: their context rows; None: no combination has context.
-        history: their histories; None: they are empty.
-        model: names the parts.
-    """
-    if context_AK is None:
-        context_AK = np.full((len(query_A), len(model.context)), -1)
-    bags = {}
-    rows = [(model.query.name, query_A)] if model.has_query_vectors else []
-    for name, row_A in [*rows, *zip((table.name for table in model.context), context_AK.T, strict=True)]:
-        has_A = row_A >= 0
-        starts_A1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(has_A)])
-        bags[name] = FeatureBag.of(row_A[has_A], starts_A1)
-    if model.history is not None:
-        bags[HISTORY] = history_bag(history, len(query_A), model.history.half_life)
-    return TowerInputs(np.zeros(len(query_A), np.bool_), np.empty(0, np.int64), bags, None)
-
-
-def history_bag(history: HistoryWindows | None, queries: int, half_life: float | None) -> FeatureBag:
-    """Return the items of the histories of ``queries`` combinations, with their shares in the mean of each."""
-    if history is None:
-        return FeatureBag.of(np.empty(0, np.int64), np.zeros(queries + 1, np.int64))
-    compact = history.compact()
-    return FeatureBag.of(compact.items_S, compact.starts_N1, recency_shares(compact.starts_N1, half_life))
-
-
-@dataclass(frozen=True)
-class FeatureBag:
-    """The values of one feature for some rows, as in PyTorch's EmbeddingBag.
-
-    Attributes:
-        values: the active values of the feature's table.
-        starts_A1: row a has the uses ``starts_A1[a]`` to ``starts_A1[a + 1]``.
-        counts_A: number of values of each row.
-        owner_N: the row that each use belongs to.
-        share_N: float64, the share of each use in the mean of its row.
-    """
-
-    values: ActiveRows
-    starts_A1: IntArray
-    counts_A: IntArray
-    owner_N: IntArray
-    share_N: FloatArray
-
-    @staticmethod
-    def of(values_N: IntArray, starts_A1: IntArray, share_N: FloatArray | None = None) -> FeatureBag:
-        """Build the bag of ``values_N``, the values of one row after another; without ``share_N``, all count alike."""
-        counts_A = np.diff(starts_A1)
-        if share_N is None:
-            share_N = np.repeat(1.0 / np.maximum(counts_A, 1), counts_A)
-        owner_N = np.repeat(np.arange(len(counts_A)), counts_A)
-        return FeatureBag(ActiveRows.of(values_N), starts_A1, counts_A, owner_N, share_N)
-
-
-@dataclass(frozen=True)
-class JoinedRows:
-    """Two sets of rows of one table, which are pulled and pushed together.
-
-    Attributes:
-        rows_A: the rows of either, int64, sorted and unique.
-        own_V: places in it of the first set.
-        other_V: places in it of the second.
-    """
-
-    rows_A: IntArray
-    own_V: IntArray
-    other_V: IntArray
-
-    @staticmethod
-    def of(own_V: IntArray, other_V: IntArray) -> JoinedRows:
-        """Join two sets, each sorted and unique."""
-        rows_A = np.union1d(own_V, other_V)
-        return JoinedRows(rows_A, np.searchsorted(rows_A, own_V), np.searchsorted(rows_A, other_V))
-
-    def sum(self, own_VD: FloatArray, other_VD: FloatArray) -> FloatArray:
-        """Return the sum of the gradients of both sets, (A, D)."""
-        sum_AD = np.zeros((len(self.rows_A), own_VD.shape[1]), own_VD.dtype)
-        sum_AD[self.own_V] = own_VD
-        sum_AD[self.other_V] += other_VD
-        return sum_AD
-
-
-@dataclass(frozen=True)
-class TowerInputs:
-    """What the vectors of some rows of a tower are made of.
-
-    Attributes:
-        uses_id_A: which rows use their ID embedding.
-        id_rows: those rows, in the ID table.
-        bags: feature bags by feature.
-        weight_A: float64, the weight of each embedding in the row's vector; None: 1.
-        content_AF: what the content layer reads, float32; None without content.
-    """
-
-    uses_id_A: BoolArray
-    id_rows: IntArray
-    bags: dict[str, FeatureBag]
-    weight_A: FloatArray | None
-    content_AF: FloatArray | None = None
-
-    def active(self, tower: TowerSpec) -> dict[str, IntArray]:
-        """Return the active rows of each table, sorted and unique."""
-        ids = {tower.id_table.name: self.id_rows} if tower.id_table else {}
-        return ids | {name: bag.values.rows_A for name, bag in self.bags.items()}
-
-    def combine(
-        self, tower: TowerSpec, block: Mapping[str, FloatArray], content_AD: FloatArray | None = None
-    ) -> FloatArray:
-        """Compute the vectors (A, D) from active rows of each table in ``block``, and outputs of the content layer."""
-        some_VD = next(iter(block[table.name] for table in tower.tables))
-        out_AD = np.zeros((len(self.uses_id_A), tower.entity.dim), some_VD.dtype)
-        if tower.id_table is not None:
-            out_AD[self.uses_id_A] = block[tower.id_table.name]
-            if self.weight_A is not None:
-                out_AD *= self.weight_A[:, None].astype(out_AD.dtype)
-        for name, bag in self.bags.items():
-            weight_N = self._value_weights(bag, out_AD.dtype)
-            _add_means(out_AD, block[name], bag.values.index_N, bag.starts_A1, weight_N)
-        if content_AD is not None:
-            out_AD += self._weighted(content_AD)
-        return out_AD
-
-    def _weighted(self, rows_AD: FloatArray) -> FloatArray:
-        """Multiply each row by the weight of an embedding in its vector."""
-        if self.weight_A is None:
-            return rows_AD
-        weighted_AD: FloatArray = rows_AD * self.weight_A[:, None].astype(rows_AD.dtype)
-        return weighted_AD
-
-    def content_gradient(self, gradient_AD: FloatArray) -> FloatArray:
-        """Compute the gradients with respect to the outputs of the content layer from those of the vectors."""
-        return self._weighted(gradient_AD)
-
-    def gradients(self, tower: TowerSpec, gradient_AD: FloatArray) -> dict[str, FloatArray]:
-        """Compute the gradients with respect to the active rows of each table from those of the vectors."""
-        by_ids = {}
-        if tower.id_table is not None:
-            id_gradient_AD = gradient_AD[self.uses_id_A]
-            if self.weight_A is not None:
-                id_gradient_AD *= self.weight_A[self.uses_id_A, None].astype(id_gradient_AD.dtype)
-            by_ids[tower.id_table.name] = id_gradient_AD
-        return by_ids | {name: self._by_values(bag, gradient_AD) for name, bag in self.bags.items()}
-
-    def _by_values(self, bag: FeatureBag, gradient_AD: FloatArray) -> FloatArray:
-        weight_N = self._value_weights(bag, gradient_AD.dtype)
-        gradient_VD: FloatArray = _sum_by_value(
-            gradient_AD, bag.owner_N, weight_N, bag.values.order_N, bag.values.starts_A1
-        )
-        return gradient_VD
-
-    def _value_weights(self, bag: FeatureBag, dtype: np.dtype[np.floating[Any]]) -> FloatArray:
-        """Return the weight of each value in its row's vector."""
-        return (bag.share_N if self.weight_A is None else bag.share_N * self.weight_A[bag.owner_N]).astype(dtype)
-
-
-@inner_kernel()
-def _add_means_of_chunk(begin, end, out_AD, values_VD, index_N, starts_A1, weight_N):  # type: ignore[no-untyped-def]
-    for a in range(begin, end):
-        for n in range(starts_A1[a], starts_A1[a + 1]):
-            for d in range(out_AD.shape[1]):
-                out_AD[a, d] += weight_N[n] * values_VD[index_N[n], d]
-
-
-@njit(cache=True, error_model="numpy")
-def _add_means(out_AD, values_VD, index_N, starts_A1, weight_N):  # type: ignore[no-untyped-def]
-    """Add to each row the embeddings of its values, each times its weight."""
-    size = balanced_chunk_size(out_AD.shape[0])
-    for_chunks(_add_means_of_chunk, out_AD.shape[0], size, (out_AD, values_VD, index_N, starts_A1, weight_N))
-
-
-@inner_kernel()
-def _sum_chunk_by_value(  # type: ignore[no-untyped-def]
-    begin, end, gradient_AD, owner_N, weight_N, order_N, starts_V1, out_VD
-):
-    for v in range(begin, end):
-        for n in range(starts_V1[v], starts_V1[v + 1]):
-            a, weight = owner_N[order_N[n]], weight_N[order_N[n]]
-            for d in range(out_VD.shape[1]):
-                out_VD[v, d] += weight * gradient_AD[a, d]
-
-
-@njit(cache=True, error_model="numpy")
-def _sum_by_value(gradient_AD, owner_N, weight_N, order_N, starts_V1):  # type: ignore[no-untyped-def]
-    """Sum for each value the gradients of the rows that have it, in the order of rows, whatever the threads."""
-    out_VD = np.zeros((starts_V1.shape[0] - 1, gradient_AD.shape[1]), gradient_AD.dtype)
-    arguments = (gradient_AD, owner_N, weight_N, order_N, starts_V1, out_VD)
-    for_chunks(_sum_chunk_by_value, out_VD.shape[0], balanced_chunk_size(out_VD.shape[0]), arguments)
-    return out_VD

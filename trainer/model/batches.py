@@ -1,13 +1,11 @@
 """Batches: what one worker computes on in one step.
 
     source = BatchSource(schedule, sampler, weighting, towers.add_tower_inputs)
-    with Prefetcher(source.remaining(TrainState(), total_steps, BatchTimers())) as prefetcher:
-        for batch in prefetcher:
-            batch.query.rows_A, batch.item.rows_A       # the active rows of both sides
-            batch.weight_B                              # one weight for each example
+    for batch in source.remaining(TrainState(), total_steps, BatchTimers()):
+        batch.query.rows_A, batch.item.rows_A       # the active rows of both sides
+        batch.weight_B                              # one weight for each example
 
-A batch joins the worker's slice of the step's interactions with its negatives, and groups both by active row. Batches
-are made in a background thread.
+A batch joins the worker's slice of the step's interactions with its negatives, and groups both by active row.
 
 Shapes: B examples, N uses of items, C negatives of a pool, P partitions of this worker, K context entities, R rows of a
 table, Q queries, I items, A active rows.
@@ -15,31 +13,24 @@ table, Q queries, I items, A active rows.
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.stopwatch import Stopwatch
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.tree_sums import leaf_shift
 from crossfade.trainer.data.query_history import HistoryWindows
-from crossfade.trainer.data.reader import yield_to_computation
-from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, Stopwatch
-from crossfade.trainer.model.active_rows import (
-    ActiveRows,
-    JoinedRows,
-    TowerInputs,
-    group_combinations,
-    sort_combinations,
-)
+from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice
+from crossfade.trainer.model.active_rows import ActiveRows, group_combinations, sort_combinations
 from crossfade.trainer.model.kernel_arguments import Leaves
 from crossfade.trainer.model.negatives import NegativeSampler
+from crossfade.trainer.model.tower_inputs import JoinedRows, TowerInputs
 
 _UNCORRECTED = np.empty(0, np.float32)
 _NO_LEAVES = np.empty(0, np.uint8)
@@ -318,71 +309,3 @@ class BatchSource:
     def interrupt(self) -> None:
         """Make a thread that waits for data in ``remaining`` raise an error soon."""
         self.schedule.interrupt()
-
-
-Value = TypeVar("Value")
-
-
-class Prefetcher(Generic[Value]):
-    """Iterates over ``source`` in a background thread of low priority, up to ``depth`` + 1 values ahead.
-
-    An error of ``source`` is raised in the foreground, in place of the value that failed. Leaving the context stops the
-    thread.
-    """
-
-    def __init__(self, source: Iterable[Value], depth: int = 2, interrupt: Callable[[], None] = lambda: None) -> None:
-        """Start the thread.
-
-        Args:
-            source: what to iterate over.
-            depth: values that wait in the queue, in addition to the one being computed.
-            interrupt: makes ``source`` raise an error soon if it is waiting for something.
-        """
-        self._interrupt = interrupt
-        self._queue: queue.Queue[tuple[str, Value | BaseException | None]] = queue.Queue(maxsize=depth)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._drain, args=(source,), name="prefetch", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> Prefetcher[Value]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the thread and wait for it to end."""
-        self._stopped.set()
-        self._interrupt()
-        while self._thread.is_alive():
-            self._discard()
-            self._thread.join(timeout=0.01)
-
-    def queued(self) -> int:
-        """Return the number of values that are ready."""
-        return self._queue.qsize()
-
-    def __iter__(self) -> Iterator[Value]:
-        """Yield the values in order."""
-        while True:
-            kind, value = self._queue.get()
-            if kind == "end":
-                return
-            if isinstance(value, BaseException):
-                raise value
-            yield value  # type: ignore[misc]
-
-    def _drain(self, source: Iterable[Value]) -> None:
-        yield_to_computation()
-        try:
-            for value in source:
-                self._queue.put(("value", value))
-                if self._stopped.is_set():
-                    return
-        except BaseException as error:
-            self._queue.put(("error", error))
-        else:
-            self._queue.put(("end", None))
-
-    def _discard(self) -> None:
-        try:
-            self._queue.get_nowait()
-        except queue.Empty:
-            return

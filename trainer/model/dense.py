@@ -10,14 +10,12 @@ As in the two-tower models of Huang et al. (DSSM, CIKM 2013) and Yi et al. (YouT
 feed-forward network, whose output is scored. With x the vector of a tower, every layer but the last computes
 
     a = W x,   μ = mean(a),   σ = √(mean((a − μ)²) + 1e-5)
-    h = f(gain ⊙ (a − μ)/σ + bias)      with layer normalization (Ba, Kiros and Hinton, 2016, equations 3 and 4)
-    h = f(a + bias)                     without
+    h = f(gain ⊙ (a − μ)/σ + bias)      (layer normalization; Ba, Kiros and Hinton, 2016, equations 3 and 4)
 
-and the last one W x + bias, which is added to the tower's vector (He et al., CVPR 2016) or, with ``residual: false``,
-replaces it. f is max(0, ·) or tanh. Means are over the units of one row, so a row's vector does not depend on other
-rows, except that products of matrices round by their shape: ``apply`` adds in a fixed order, so that an evaluated or
-written vector is the same whichever rows are computed beside it. With z the argument of f, n = (a − μ)/σ and
-g = ∂loss/∂h ⊙ f′(z), sums over rows,
+and the last one W x + bias, which is added to the tower's vector (He et al., CVPR 2016). f is max(0, ·). Means are over
+the units of one row, so a row's vector does not depend on other rows, except that products of matrices round by their
+shape: ``apply`` adds in a fixed order, so that an evaluated or written vector is the same whichever rows are computed
+beside it. With z the argument of f, n = (a − μ)/σ and g = ∂loss/∂h ⊙ f′(z), sums over rows,
 
     ∂bias = Σ g,  ∂gain = Σ g ⊙ n,  ∂n = g ⊙ gain,  ∂a = (∂n − mean(∂n) − n mean(∂n ⊙ n))/σ,  ∂W = Σ ∂a xᵀ,  ∂x = Wᵀ ∂a
 
@@ -78,7 +76,7 @@ DenseGradients = Mapping[str, FloatArray]
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """What ``backward_layers`` needs of one layer: inputs, outputs and, with normalization, n and 1/σ."""
+    """What ``backward_layers`` needs of one layer: inputs, outputs and, of all layers but the last, n and 1/σ."""
 
     inputs_AD: FloatArray
     outputs_AD: FloatArray
@@ -114,8 +112,8 @@ def forward_layers(
             raw_AD = normal_AD * parameters[f"{layer}/gain"]
         raw_AD += parameters[f"{layer}/bias"]
         if number < len(spec.widths) - 2:
-            raw_AD = np.maximum(raw_AD, 0) if spec.activation == "relu" else np.tanh(raw_AD)
-        elif spec.residual:
+            raw_AD = np.maximum(raw_AD, 0)
+        elif not spec.reads_content:
             raw_AD += rows_AD
         activations.append(LayerActivations(inputs_AD, raw_AD, normal_AD, inverse_A1))
     return activations
@@ -133,8 +131,7 @@ def backward_layers(
     for number, layer_activations in reversed(list(enumerate(activations))):
         layer = f"{spec.entity}/{number}"
         if number < len(activations) - 1:
-            outputs_AD = layer_activations.outputs_AD
-            gradient_AD = gradient_AD * (outputs_AD > 0 if spec.activation == "relu" else 1 - np.square(outputs_AD))
+            gradient_AD = gradient_AD * (layer_activations.outputs_AD > 0)
         gradients[f"{layer}/bias"] = gradient_AD.sum(axis=0, keepdims=True)
         if layer_activations.normal_AD is not None:
             normal_AD = layer_activations.normal_AD
@@ -146,7 +143,7 @@ def backward_layers(
         gradients[f"{layer}/weights"] = gradient_AD.T @ layer_activations.inputs_AD
         if number or not spec.reads_content:
             gradient_AD = gradient_AD @ parameters[f"{layer}/weights"]
-    return gradient_AD + residual_AD if spec.residual else gradient_AD, gradients
+    return gradient_AD if spec.reads_content else gradient_AD + residual_AD, gradients
 
 
 class DenseLayers:

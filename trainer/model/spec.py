@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
-from typing import Literal
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, Option, Text, command
@@ -59,14 +58,12 @@ class TowerSpec:
         id_table: the table of ID embeddings; None if the vector consists of features only.
         features: the tables of its features. A row's values of a feature enter as their mean; features that a row has
             no value of are left out.
-        mean: whether the vector is the mean of these embeddings, rather than their sum.
         content: the content columns of the row, which the content layer maps to one more embedding.
     """
 
     entity: TableSpec
     id_table: TableSpec | None
     features: tuple[TableSpec, ...]
-    mean: bool
     content: tuple[str, ...] = ()
 
     @property
@@ -102,17 +99,11 @@ class LayerSpec:
     Attributes:
         entity: whose vectors pass through the layers; of a content layer, ``content_layer(entity)``.
         widths: of the input, then of each layer's output.
-        activation: after all layers but the last.
-        layer_norm: whether those layers are normalized before the activation.
-        residual: whether the input is added to the output of the last layer.
         init_std: standard deviation of the outputs of a content layer at the start; None: Glorot's initialization.
     """
 
     entity: str
     widths: tuple[int, ...]
-    activation: Literal["relu", "tanh"]
-    layer_norm: bool
-    residual: bool
     init_std: float | None = None
 
     @property
@@ -131,7 +122,7 @@ class LayerSpec:
         for number, (inputs, outputs) in enumerate(pairwise(self.widths)):
             shapes[f"{self.entity}/{number}/weights"] = outputs, inputs
             shapes[f"{self.entity}/{number}/bias"] = 1, outputs
-            if self.layer_norm and number < len(self.widths) - 2:
+            if number < len(self.widths) - 2:
                 shapes[f"{self.entity}/{number}/gain"] = 1, outputs
         return shapes
 
@@ -202,7 +193,7 @@ class ModelSpec:
             return None
         row = [self.query] if self.has_query_vectors else []
         history = [self.history.named] if self.history else []
-        return TowerSpec(self.query, None, (*row, *self.context, *history), mean=False)
+        return TowerSpec(self.query, None, (*row, *self.context, *history))
 
     @property
     def has_item_features(self) -> bool:
@@ -252,7 +243,6 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
             table(name),
             table(name) if name in tower or not tower else None,
             tuple(table(feature) for feature in tower if feature != name),
-            mean=job.model.combine == "mean",
             content=tuple(content),
         )
         for _, name, _, tower, content in sides
@@ -310,16 +300,14 @@ def _content_layers(job: JobConfig, manifest: DatasetManifest, towers: Sequence[
     for tower in (tower for tower in towers if tower.content):
         name = tower.entity.name
         widths = content_width([manifest.content[name][column] for column in tower.content]), job.model.dim
-        yield LayerSpec(
-            content_layer(name), widths, "relu", layer_norm=False, residual=False, init_std=job.model.init_std
-        )
+        yield LayerSpec(content_layer(name), widths, init_std=job.model.init_std)
 
 
 def _dense_layers(job: JobConfig, query: str, item: str) -> Iterator[LayerSpec]:
     dense = job.model.dense
     for name, widths in ((query, dense.query), (item, dense.item)):
         if widths:
-            yield LayerSpec(name, (job.model.dim, *widths), dense.activation, dense.layer_norm, dense.residual)
+            yield LayerSpec(name, (job.model.dim, *widths))
 
 
 def _check_tables(source: str, job: JobConfig, model: ModelSpec) -> None:
@@ -365,8 +353,6 @@ def _check_added(named: str, job: JobConfig, added: Sequence[str]) -> None:
         )
     if len(set(job.model.query_features)) < len(job.model.query_features):
         raise InputError(f"{named}; expected each name of {job.model.query_features} once")
-    if job.model.combine == "mean":
-        raise InputError(f"{named}, whose vector is added to the query's; set model.combine to sum, now mean")
     if job.model.dense.query:
         raise InputError(f"{named}, whose vector is added to the query's; leave out model.dense.query")
 

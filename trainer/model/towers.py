@@ -51,11 +51,11 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories, latest_histories
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.model.active_rows import FeatureBag, JoinedRows, TowerInputs, history_bag, query_sum_inputs
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
 from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import HistorySpec, ModelSpec, TowerSpec, content_layer
+from crossfade.trainer.model.tower_inputs import FeatureBag, JoinedRows, TowerInputs, history_bag, query_sum_inputs
 
 _STREAM = "ids"
 """Label of the random stream that drops ID embeddings; it seeds the draws, so it never changes."""
@@ -96,9 +96,8 @@ class TowerFeatures:
         else:
             uses_id_A = self.warm_R[rows_A] if id_kept_A is None else self.warm_R[rows_A] & id_kept_A
             uses_id_A = uses_id_A | (filled_A == 0)
-        weight_A = 1.0 / np.maximum(uses_id_A + filled_A, 1) if self.tower.mean else None
         content_AF = None if self.content is None else self.content.values_RF[rows_A]
-        return TowerInputs(uses_id_A, rows_A[uses_id_A], bags, weight_A, content_AF)
+        return TowerInputs(uses_id_A, rows_A[uses_id_A], bags, content_AF)
 
 
 @dataclass(frozen=True)
@@ -283,7 +282,7 @@ class Towers:
             inputs = batch.tower_inputs[name]
             tables |= inputs.gradients(of.tower, gradients[name])
             if inputs.content_AF is not None:
-                contents[content_layer(name)] = inputs.content_gradient(gradients[name])
+                contents[content_layer(name)] = gradients[name]
         if batch.item_rows is not None:
             tables[self._names[1]] = batch.item_rows.sum(tables[self._names[1]], tables.pop(HISTORY))
         return TowerGradients(tables, {**dense, **self.dense.backward(tape, contents)[1]})
@@ -353,8 +352,8 @@ def mean_of_histories(
     ``embeddings`` returns rows of the table of histories, sorted and unique.
     """
     bag = history_bag(histories, len(histories.first_N), spec.half_life)
-    inputs = TowerInputs(np.zeros(len(bag.counts_A), np.bool_), np.empty(0, np.int64), {HISTORY: bag}, None)
-    tower = TowerSpec(spec.named, None, (spec.named,), mean=False)
+    inputs = TowerInputs(np.zeros(len(bag.counts_A), np.bool_), np.empty(0, np.int64), {HISTORY: bag})
+    tower = TowerSpec(spec.named, None, (spec.named,))
     return inputs.combine(tower, {HISTORY: embeddings(bag.values.rows_A)})
 
 

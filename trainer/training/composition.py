@@ -69,7 +69,7 @@ def compose(job: JobConfig, model: ModelSpec, towers: Towers, servers: RowStore 
     vectors_are_rows = not (model.towers or model.query_sum or towers.dense.entities)
     notes = choice.notes
     if choice.engine != "cpu":
-        notes += (f"gradients are computed by engine {choice.engine} on {', '.join(choice.devices)}",)
+        notes += (f"gradients are computed by engine {choice.engine} on {choice.device}",)
     if servers is not None:
         return Composition(servers, engine, PullPushStep(servers, engine, towers, model.frozen), notes)
     if not _keeps_tables_on_device(job, choice):
@@ -80,7 +80,7 @@ def compose(job: JobConfig, model: ModelSpec, towers: Towers, servers: RowStore 
             step = InPlaceStep(local, model, LossSpec.of(job))
         return Composition(local, engine, step, notes, local.stats)
     memory = job.train.device_memory_gib
-    device = DeviceStore(torch_device(choice.devices[0]), None if memory is None else round(memory * 2**30))
+    device = DeviceStore(torch_device(choice.device), None if memory is None else round(memory * 2**30))
     step = PullPushStep(device, engine, towers, model.frozen)
     if vectors_are_rows:
         assert isinstance(engine, TorchEngine)
@@ -96,4 +96,4 @@ def _keeps_tables_on_device(job: JobConfig, choice: EngineChoice) -> bool:
     """
     if job.train.tables != "auto":
         return job.train.tables == "device"
-    return choice.engine == "torch" and choice.on_gpu and len(choice.devices) == 1 and not job.model.has_towers
+    return choice.engine == "torch" and choice.on_gpu and not job.model.has_towers

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crossfade.trainer.model.batches import Batch, Prefetcher
+from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.monitoring.registry import ProcessMetrics
 from crossfade.trainer.runs.events import EventSink, PhaseEvent
+from crossfade.trainer.training.prefetcher import Prefetcher
 
 
 def _ignore(_: object) -> None:

@@ -21,11 +21,12 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.evaluation.paired_gain import Evaluation
 from crossfade.trainer.evaluation.ranking import EvalMetrics
-from crossfade.trainer.model.batches import Batch, BatchTimers, Prefetcher
+from crossfade.trainer.model.batches import Batch, BatchTimers
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.runs.events import EpochEvent, PhaseEvent, StepEvent
 from crossfade.trainer.training.hooks import TrainingHooks
 from crossfade.trainer.training.periodic import PeriodicAction
+from crossfade.trainer.training.prefetcher import Prefetcher
 from crossfade.trainer.training.state import TrainState
 from crossfade.trainer.training.steps import Step
 

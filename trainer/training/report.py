@@ -73,7 +73,7 @@ def make_report(
         "background_seconds": state.background_seconds,
         "checkpoints": asdict(state.checkpoints),
         "engine": composition.engine.name,
-        "devices": list(composition.engine.devices),
+        "devices": [composition.engine.device],
         "store": type(composition.store).__name__,
         "servers": job.cluster.servers,
         "workers": composition.store.workers,

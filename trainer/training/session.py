@@ -109,7 +109,7 @@ class TrainingSession:
         for line in self.composition.describe_tables():
             self.loop.hooks.log(line)
         self.embeddings.discard_missing(state)
-        engine, devices = self.composition.engine.name, list(self.composition.engine.devices)
+        engine, devices = self.composition.engine.name, [self.composition.engine.device]
         self.loop.hooks.on_event(
             PhaseEvent(
                 name="training",

@@ -102,7 +102,7 @@ class DeviceStep:
             indexes = [to_device(rows_A, self._store.device) for rows_A in active.values()]
             rows = zip(active.items(), indexes, strict=True)
             query_AD, item_AD = (self._store.device_rows(name, rows_A, index_A) for (name, rows_A), index_A in rows)
-            loss, *gradients = self._engine.compute(batch, self._engine.complete(batch), query_AD, item_AD)
+            loss, *gradients = self._engine.compute(batch, query_AD, item_AD)
             updates = [
                 self._store.update_rows(name, rows_A, gradient_AD, index_A)
                 for (name, rows_A), gradient_AD, index_A in zip(active.items(), gradients, indexes, strict=True)

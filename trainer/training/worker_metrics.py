@@ -12,7 +12,7 @@ from prometheus_client.core import Metric as Family
 from crossfade.base.errors import DivergedError
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.model.batches import Batch, Prefetcher
+from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.monitoring import names
 from crossfade.trainer.monitoring.names import Histogram
@@ -28,6 +28,7 @@ from crossfade.trainer.runs.events import (
 )
 from crossfade.trainer.runs.shown_metrics import error_of, is_metric
 from crossfade.trainer.training.phases import PHASES, STEP_PHASES
+from crossfade.trainer.training.prefetcher import Prefetcher
 from crossfade.trainer.training.state import TrainState
 
 SAVED, FAILED = "saved", "failed"

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], set[tuple[str, str]], in
     "s3": (ON_S3, GIVEN, AGENTS | SERVERS, 1),
     "in-process": ({"cluster": {"servers": 0, "workers": 1}}, (), ALONE, 1),
     "sharded": ({"cluster": {"store": "sharded", "servers": 0}}, (), AGENTS, 2),
-    "gpus": ({**ON_S3, "train": {"device": ["gpu:0", "gpu:1"]}}, (), AGENTS | SERVERS, 1),
+    "gpus": ({**ON_S3, "train": {"device": "gpu"}}, (), AGENTS | SERVERS, 1),
 }
 """By case: sections of the job, options, workloads and services, and how many kinds of pods mount the claim."""
 
@@ -59,7 +59,7 @@ def test_manifests_are_valid_and_refer_to_what_exists(tmp_path: Path, planted_da
         count = {"server": job.cluster.servers, "worker": job.cluster.workers, "coordinator": 1}[role]
         assert manifest["spec"].get("replicas", manifest["spec"].get("completions")) == count
         gpus = container["resources"]["limits"].get("nvidia.com/gpu", 0)
-        assert gpus == (2 if case == "gpus" and role == "worker" else 0)
+        assert gpus == (1 if case == "gpus" and role == "worker" else 0)
         assert spec["restartPolicy"] == ("Always" if role == "server" else "Never")
         assert spec["terminationGracePeriodSeconds"] == 120  # 60 of the job, and twice 30 to end
         assert ("envFrom" in container) == bool(options)

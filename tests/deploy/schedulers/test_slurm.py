@@ -23,7 +23,7 @@ STORED = {"checkpoint": {"path": "s3://music/checkpoints"}}
             # Slurm sends the signal up to a minute late, and roles have 30 seconds to end after the checkpoint.
             {"nodes": "3", "cpus-per-task": "5", "signal": "B:USR1@136"},
         ),
-        ({"train": {"device": ["gpu:3", "gpu:1"]}}, (), {"nodes": "1", "gpus-per-node": "4"}),
+        ({"train": {"device": "gpu:3"}}, (), {"nodes": "1", "gpus-per-node": "4"}),
     ],
 )
 def test_directives_request_what_the_job_needs(

@@ -83,34 +83,12 @@ def test_unknown_or_missing_key_is_named_with_nearest_known_key(job_path: Path, 
             "train: {device: gpu, engine: cpu}",
             ["train: device 'gpu' needs engine torch or mxnet, but the engine is 'cpu'"],
         ),
-        ("train: {device: cuda}", ["train.device: expected auto, cpu, gpu, a GPU by number", "but found 'cuda'"]),
-        ("train: {device: ['gpu:0', cpu]}", ["train: device is gpu:0, cpu: expected GPUs only, or CPUs only"]),
-        ("train: {device: ['gpu:0', gpu]}", ["train: device is gpu:0, gpu: expected each GPU once"]),
-        ("train: {device: [auto, gpu]}", ["train: device is auto, gpu: expected 'auto' alone"]),
-        ("train: {device: []}", ["train.device: expected auto, cpu, gpu, ", "but found []"]),
-        (
-            "train: {device: [cpu, cpu]}",
-            ["train: several CPU devices need engine torch or mxnet", "the engine is 'auto'"],
-        ),
-        (
-            "train: {compute_dtype: bfloat16}",
-            ["train: compute_dtype 'bfloat16' needs engine torch", "the engine is 'auto'"],
-        ),
+        ("train: {device: cuda}", ["train.device: expected auto, cpu, gpu, or a GPU by number", "but found 'cuda'"]),
         ("train: {device: 'gpu:100'}", ["train.device: expected auto, cpu, gpu, ", "but found 'gpu:100'"]),
-        (f"train: {{device: {['cpu'] * 65}}}", ["train.device: expected auto, cpu, gpu, "]),
         ("train: {engine: jax}", ["train.engine: ", "'auto', 'cpu', 'mxnet' or 'torch'", "but found 'jax'"]),
-        ("train: {compute_dtype: float16}", ["train.compute_dtype: ", "but found 'float16'"]),
-        (
-            "train: {compute_dtype: bfloat16, engine: torch}\nnegatives: {kind: per_example}",
-            ["train.compute_dtype 'bfloat16' is for matrix products", "negatives.kind is 'per_example'"],
-        ),
         (
             "train: {tables: device}",
-            ["train: tables 'device' needs engine torch and one device", "the engine is 'auto'"],
-        ),
-        (
-            "train: {tables: device, engine: torch, device: ['gpu:0', 'gpu:1']}",
-            ["train: tables 'device' needs engine torch and one device", "the device is 'gpu:0, gpu:1'"],
+            ["train: tables 'device' needs engine torch", "the engine is 'auto'"],
         ),
         ("train: {device_memory_gib: 0}", ["train.device_memory_gib: ", "greater than 0", "but found 0"]),
         (
@@ -257,7 +235,7 @@ def test_values_of_text_are_described_in_words(job_path: Path) -> None:
     for override, message in rejected.items():
         assert error_of(job_path, SMALL, override) == f"set {override}: {message}"
     names = {"query_features", "item_features", "query_content", "item_content", "frozen"}
-    keys = {"name", "query", "item", "best_metric", "pushgateway", "mlflow", "device", "device in a list", *names}
+    keys = {"name", "query", "item", "best_metric", "pushgateway", "mlflow", "device", *names}
     assert len(list(patterns(JobConfig.model_json_schema()))) == len(keys)
     for name in names:
         assert "expected a letter" in error_of(job_path, SMALL, f"model.{name}=['a b']")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import interaction_table, make_interactions
-from cluster_data import TRACKS, train_rows, write_job, write_planted
+from cluster_data import train_rows, write_job, write_planted
 from command_here import crossfade_here
 from paced_training import paced
 from running_command import succeeded
@@ -72,15 +72,6 @@ def examples_of(workspace: Path, *options: object) -> int:
     succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", *options, cwd=workspace))
     examples: int = json.loads((workspace / "run" / "report.json").read_text())["examples"]
     return examples
-
-
-def test_invalid_value_is_rejected_with_its_row(train_error: TrainError, workspace: Path) -> None:
-    table = pq.read_table(workspace / "data" / FILE)
-    values = table.column("track").to_pylist()
-    values[1234] = TRACKS
-    rewrite(workspace / "data", FILE, table.set_column(1, "track", pa.array(values)))
-    place = f"{workspace / 'data' / FILE}, row group 1, row 234: column 'track' is {TRACKS}, but the vocabulary has"
-    assert train_error() == f"{place} rows 0 to {TRACKS - 1}; prepare the data again"
 
 
 def test_empty_files_add_no_examples_and_one_file_with_rows_is_required(

@@ -8,10 +8,9 @@ import pytest
 from cluster_data import train_rows, write_job, write_planted
 from command_here import crossfade_here
 from flaky_proxy import flaky_proxy
-from object_store import BUCKET, FOREIGN_CREDENTIALS, ObjectStore, running_object_store
+from object_store import BUCKET, ObjectStore, running_object_store
 from paced_training import paced
 from running_command import succeeded
-from train_errors import TrainError, train_error_runner
 
 pytestmark = pytest.mark.slow
 
@@ -25,11 +24,6 @@ def workspace(tmp_path: Path) -> Path:
     """Write a dataset and a job."""
     write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"))
     return tmp_path
-
-
-@pytest.fixture
-def train_error(workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> TrainError:
-    return train_error_runner(workspace, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")
@@ -55,43 +49,6 @@ def test_s3_uri_with_spaces_unicode_and_quotes_is_read(
         one, other = (next((workspace / run / "embeddings" / name).iterdir()).read_bytes() for run in runs)
         assert one == other
     succeeded(crossfade_here("evaluate", "s3", cwd=workspace))
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        (
-            {"AWS_SECRET_ACCESS_KEY": "wrong"},
-            "(403 SignatureDoesNotMatch): the secret key does not belong to the credentials of AWS_ACCESS_KEY_ID=tests",
-        ),
-        ({"AWS_ACCESS_KEY_ID": "nobody"}, "(403 InvalidAccessKeyId): "),
-        (
-            FOREIGN_CREDENTIALS,
-            "(403 AccessDenied): the credentials of AWS_ACCESS_KEY_ID=stranger may not do this in bucket "
-            f"'{BUCKET}'; ask for the right to list it",
-        ),
-    ],
-)
-def test_denied_s3_credentials_are_explained(
-    train_error: TrainError, s3: ObjectStore, variables: dict[str, str], expected: str
-) -> None:
-    uri = s3.uri(f"in put/{SPECIAL_CHARACTERS}")
-    message = train_error(*on_s3(uri), variables={**s3.variables, **variables})
-    assert message.startswith(f"{uri}/manifest.json: access denied {expected}")
-
-
-def test_expired_credentials_missing_bucket_and_empty_prefix_are_explained(
-    train_error: TrainError, s3: ObjectStore
-) -> None:
-    uri = s3.uri(f"in put/{SPECIAL_CHARACTERS}")
-    with flaky_proxy(s3.endpoint) as proxy:
-        proxy.inject_every("expire", 1)
-        message = train_error(*on_s3(uri), variables={**s3.variables, "AWS_ENDPOINT_URL": proxy.endpoint})
-    assert message.startswith(f"{uri}/manifest.json: access denied (ExpiredToken)")
-    message = train_error(*on_s3("s3://nowhere/data"), variables=s3.variables)
-    assert message.startswith("s3://nowhere/data/manifest.json: there is no bucket")
-    message = train_error(*on_s3(s3.uri("nothing/here")), variables=s3.variables)
-    assert message.startswith(f"{s3.uri('nothing/here')}/manifest.json: no such file; expected a folder written by")
 
 
 def test_s3_object_deleted_during_training_ends_the_run(workspace: Path, s3: ObjectStore) -> None:

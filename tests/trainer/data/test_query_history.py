@@ -6,7 +6,6 @@ import pytest
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.trainer.data.query_history import (
     HistoryWindows,
-    concatenate_windows,
     history_windows,
     latest_histories,
     recency_shares,
@@ -71,15 +70,3 @@ def test_latest_histories_do_not_depend_on_the_parts() -> None:
     order = np.argsort(timestamp_N)
     expected = [item_N[order[query_N[order] == query]][-4:].tolist() for query in range(5)]
     assert listed(found) == listed(in_parts) == [*expected, [], []]
-
-
-def test_windows_are_the_same_taken_compacted_and_joined() -> None:
-    windows = history_windows(*random_interactions(6), 5)
-    order_M = np.random.default_rng(7).permutation(60)
-    parts = [windows.take(order_M[:20]).compact(), windows.take(order_M[20:])]
-    expected = [listed(windows)[n] for n in order_M]
-    assert listed(concatenate_windows(parts)) == expected
-    compact = concatenate_windows(parts).compact()
-    assert listed(compact) == expected
-    assert compact.items_S.tolist() == [item for history in expected for item in history]
-    assert listed(windows.last(2)) == [history[-2:] for history in listed(windows)]

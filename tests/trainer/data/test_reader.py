@@ -45,14 +45,6 @@ def test_read_all_keeps_the_order_of_the_manifest(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(rows), np.arange(ROWS))
 
 
-def test_weights_of_either_sign_are_read_unchanged(tmp_path: Path) -> None:
-    weights = [-1.0, 0.0, 2.5, np.finfo(np.float32).min]
-    files = [[make_interactions(range(4), range(4), weights)]]
-    manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
-    [read] = InteractionReader(Folder(tmp_path), manifest).read_all(manifest.splits["train"])
-    assert read.weight_N.tolist() == np.array(weights, np.float32).tolist()
-
-
 def test_log_weights_keep_signs(tmp_path: Path) -> None:
     files = [[make_interactions(range(4), range(4), [1.0, -1.0, -7.0, 0.0])]]
     manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
@@ -154,20 +146,6 @@ def test_file_that_differs_from_manifest_is_rejected_before_parsing(
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}/train/part-00000.parquet: ")
     assert problem in message
-
-
-def test_file_with_other_row_groups_than_in_the_manifest_is_rejected(tmp_path: Path) -> None:
-    manifest = write_data_set(tmp_path, {"train": VALID}, queries=QUERIES, items=ITEMS)
-    [file] = manifest.splits["train"].files
-    reader = InteractionReader(Folder(tmp_path), manifest)
-    with pytest.raises(InputError) as caught:
-        reader.read(RowGroup(file.model_copy(update={"row_groups": [9]}), 0, 9))
-    assert "rows, but the manifest lists" in str(caught.value)
-    (tmp_path / file.path).unlink()
-    (tmp_path / file.path).mkdir()
-    with pytest.raises(InputError) as caught:
-        reader.read(RowGroup(file, 0, 5))
-    assert "cannot be read: Is a directory" in str(caught.value)
 
 
 def test_file_that_changes_while_reading_is_rejected(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 
@@ -81,17 +80,6 @@ def test_persistent_error_is_raised_after_all_attempts(
 
 
 @pytest.mark.slow
-def test_deleted_open_file_is_not_retried(server: ObjectStore, folder: Folder, proxy: Proxy) -> None:
-    folder.write("gone.bin", b"0123456789")
-    with closing(folder.open_random("gone.bin")) as file:
-        server.client().delete_file(f"{BUCKET}/music/gone.bin")
-        before = proxy.requests
-        with pytest.raises(FileNotFoundError):
-            file.read_at(2, 3)
-        assert proxy.requests - before <= 3
-
-
-@pytest.mark.slow
 def test_replaced_file_has_another_version(folder: Folder) -> None:
     versions = set()
     for content in (b"one", b"two", b"two"):
@@ -99,27 +87,6 @@ def test_replaced_file_has_another_version(folder: Folder) -> None:
         with closing(folder.open_random("replaced.bin")) as file:
             versions.add(file.version)
     assert len(versions) >= 2
-
-
-@pytest.mark.slow
-def test_interrupted_read_is_not_retried(folder: Folder, proxy: Proxy) -> None:
-    with closing(folder.open_random("x.bin")) as file:
-        proxy.inject_every("reset", 1)
-        failed = threading.Event()
-
-        def read() -> None:
-            try:
-                file.read_at(0, 10)
-            except ConnectionError:
-                failed.set()
-
-        thread = threading.Thread(target=read)
-        thread.start()
-        assert not failed.wait(0.2)
-        folder.interrupt()
-        assert failed.wait(10)
-        thread.join()
-    proxy.inject_every("reset", 0)
 
 
 @pytest.mark.slow
@@ -135,15 +102,6 @@ def test_denied_access_is_explained_without_retries(
         assert str(caught.value).startswith(folder.uri)
         assert "\n" not in str(caught.value)
         assert proxy.requests - before <= 2
-
-
-@pytest.mark.slow
-def test_missing_bucket_differs_from_missing_file(server: ObjectStore, folder: Folder) -> None:
-    with pytest.raises(FileNotFoundError) as caught:
-        folder.read("missing")
-    assert not isinstance(caught.value, NoBucketError)
-    with pytest.raises(NoBucketError, match=r"s3://nowhere/music/x.bin: there is no bucket 'nowhere' at http://"):
-        Folder("s3://nowhere/music").read("x.bin")
 
 
 def test_retry_pauses_double_with_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,12 +144,6 @@ def test_client_errors_are_explained_in_one_line(status: int, code: str, kind: t
         raise ClientError(answer, "GetObject")  # type: ignore[arg-type]
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
-
-
-def test_mistaken_configuration_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(PermissionError, match=r"nobody.* could not be found; check AWS_"):
-        Folder("s3://music/x").names()
 
 
 def test_missing_boto3_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

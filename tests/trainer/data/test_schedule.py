@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import (
-    ITEM,
-    QUERY,
     numbered_interactions,
     write_data_set,
 )
@@ -24,10 +22,11 @@ from waiting import wait_until
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import StorageUnavailableError
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
+from crossfade.base.stopwatch import Stopwatch
+from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
-from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, Stopwatch, group_order
-from crossfade.trainer.model.batches import Prefetcher
+from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, group_order
+from crossfade.trainer.training.prefetcher import Prefetcher
 
 QUERIES, ITEMS = 11, 13
 TIMEOUT_SECONDS = 180.0
@@ -105,13 +104,6 @@ def test_global_batch_does_not_depend_on_number_of_workers(
         assert global_batches(schedule, epoch, workers) == global_batches(schedule, epoch, 1)
 
 
-def test_global_batches_have_about_the_batch_size(uneven_data: Path) -> None:
-    schedule = schedule_of(uneven_data)
-    sizes = [len(batch) for batch in global_batches(schedule, 0, 1)]
-    assert sum(sizes) == ROWS
-    assert max(sizes) - min(sizes) <= 2 * 4  # a partition's part varies by at most one
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "group_rows"), [(1, 1), (3, None)])
 def test_starting_at_a_step_yields_the_remaining_slices(
@@ -140,36 +132,9 @@ def block_of(rank: int, workers: int, partitions: int) -> range:
     return range(rank * partitions // workers, (rank + 1) * partitions // workers)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 5])
-def test_worker_reads_a_block_of_partitions(uneven_data: Path, workers: int) -> None:
-    schedule = schedule_of(uneven_data)
-    alone = next(schedule.slices(0, 0, 0, 1))
-    assert (alone.first_partition, len(alone.partition_sizes_P), alone.partitions) == (0, 4, 4)
-    for rank in range(workers):
-        part = next(schedule.slices(0, 0, rank, workers))
-        block = block_of(rank, workers, 4)
-        assert part.partition_sizes_P == tuple(alone.partition_sizes_P[partition] for partition in block)
-        if block:
-            assert part.first_partition == block[0]
-            first = sum(alone.partition_sizes_P[: block[0]])
-            assert examples_of(part) == examples_of(alone)[first : first + len(part.interactions)]
-
-
 def partition_bounds(part: BatchSlice) -> list[tuple[int, int]]:
     ends = np.cumsum(part.partition_sizes_P).tolist()
     return list(pairwise([0, *ends]))
-
-
-def test_starting_at_a_step_reads_no_earlier_shuffle_block(tmp_path: Path) -> None:
-    one_group_a_file = numbered_interactions([[20]] * 5, QUERIES, ITEMS)
-    manifest = write_data_set(tmp_path, {"train": one_group_a_file}, queries=QUERIES, items=ITEMS)
-    options = {"batch_size": 20, "partitions": 1, "shuffle_block_rows": 20, "seed": 1}
-    schedule = BatchSchedule(
-        InteractionReader(Folder(tmp_path), manifest), row_groups(manifest.splits["train"]), **options
-    )
-    for group in schedule.assign_partitions(0)[0][:3]:
-        (tmp_path / group.file.path).unlink()
-    assert [len(part.interactions) for part in schedule.slices(0, 3, 0, 1)] == [20, 20]
 
 
 def test_order_repeats_by_seed_and_differs_by_seed_and_epoch(uneven_data: Path) -> None:
@@ -177,17 +142,6 @@ def test_order_repeats_by_seed_and_differs_by_seed_and_epoch(uneven_data: Path) 
     np.testing.assert_array_equal(order(schedule_of(uneven_data)), first_N)
     for other_N in (order(schedule_of(uneven_data, seed=2)), order(schedule_of(uneven_data), epoch=1)):
         assert (first_N == other_N).mean() < 0.1
-
-
-def test_partitions_are_balanced_and_reassigned_each_epoch(uneven_data: Path) -> None:
-    schedule = schedule_of(uneven_data)
-    largest = max(map(max, UNEVEN))
-    for epoch in range(5):
-        assigned = schedule.assign_partitions(epoch)
-        rows = [sum(group.rows for group in partition) for partition in assigned]
-        assert sum(rows) == ROWS
-        assert max(rows) - min(rows) <= largest
-        assert assigned != schedule.assign_partitions(epoch + 1)
 
 
 def test_shuffle_block_mixes_its_row_groups(tmp_path: Path) -> None:
@@ -202,26 +156,6 @@ def test_shuffle_block_mixes_its_row_groups(tmp_path: Path) -> None:
             assert found.tolist() == groups.tolist()
             assert counts.min() > 10
     assert (np.diff(order_N) == 1).mean() < 0.02
-
-
-def test_small_shuffle_block_still_shuffles_within_row_group(tmp_path: Path) -> None:
-    write_data_set(
-        tmp_path, {"train": numbered_interactions([[200] * 2], QUERIES, ITEMS)}, queries=QUERIES, items=ITEMS
-    )
-    order_N = order(schedule_of(tmp_path, partitions=1, shuffle_block_rows=1))
-    for half_N in np.split(order_N, 2):
-        assert len(np.unique(half_N // 200)) == 1
-        assert (np.diff(half_N) == 1).mean() < 0.05
-
-
-def test_empty_split_has_one_empty_step(tmp_path: Path) -> None:
-    empty = Split(files=[])
-    reader = InteractionReader(
-        Folder(tmp_path), DatasetManifest(query=QUERY, item=ITEM, entities={}, splits={"train": empty})
-    )
-    schedule = BatchSchedule(reader, [], batch_size=4, partitions=4, shuffle_block_rows=10, seed=1)
-    (part,) = schedule.slices(0, 0, 0, 1)
-    assert (len(part.interactions), part.global_size) == (0, 0)
 
 
 # ---- prefetching of shuffle blocks
@@ -316,13 +250,6 @@ def test_interrupt_does_not_wait_for_pending_reads(tmp_path: Path, ten_groups: C
         ten_groups.read(schedule.assign_partitions(0)[0][0])
 
 
-def test_consecutive_epochs_equal_single_epochs(uneven_data: Path) -> None:
-    schedule = schedule_of(uneven_data)
-    together = [examples_of(part) for part in schedule.slices(1, 3, 1, 2, epochs=3)]
-    alone = [examples_of(part) for epoch in (1, 2, 3) for part in schedule.slices(epoch, 3 if epoch == 1 else 0, 1, 2)]
-    assert together == alone
-
-
 @pytest.mark.slow
 def test_interactions_keep_their_context(tmp_path: Path) -> None:
     """Item j has the context j modulo 3, but 2 is none, on any worker and after a resume within a shuffle block."""
@@ -357,13 +284,6 @@ def chunk_sizes(query_N: IntArray) -> dict[int, list[int]]:
     for query, run in groupby(query_N.tolist()):
         sizes.setdefault(query, []).append(len(list(run)))
     return sizes
-
-
-def test_queries_come_in_random_order() -> None:
-    query_N = np.repeat(np.arange(100), 3)
-    orders = [query_N[group_order(query_N, group_rows=None, **{**COUNTER, "epoch": epoch})] for epoch in range(2)]
-    for order_N in (orders[0], orders[1][np.argsort(orders[0], kind="stable")]):
-        assert np.count_nonzero(np.diff(order_N) < 0) > 20
 
 
 def test_chunks_have_at_most_the_given_rows() -> None:

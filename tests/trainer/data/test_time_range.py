@@ -19,11 +19,10 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, Split
-from crossfade.trainer.data.parquet import ParquetFiles, file_entry
+from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reader import InteractionReader, row_groups, weigh_by_age
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.schedule import BatchSchedule
-from crossfade.trainer.data.time_range import AgeWeights, TimeRange, parse_time_value
 from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.runs.job_inputs import ROW_COUNTS_FILE, RowSelection, load_row_counts, select_rows
 
@@ -111,20 +110,6 @@ def test_interactions_in_time_range_are_read_exactly_once(
     assert numbers_read(tmp_path, manifest, selection) == Counter(expected)
 
 
-def test_footer_statistics_avoid_reading_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = write_timed(tmp_path)
-    read: list[tuple[str, int, list[str]]] = []
-    original_read = ParquetFiles.read
-
-    def counted_read(self: ParquetFiles, file: Any, index: int, columns: Any) -> pa.Table:
-        read.append((file.path, index, list(columns)))
-        return original_read(self, file, index, columns)
-
-    monkeypatch.setattr(ParquetFiles, "read", counted_read)
-    selected(tmp_path, manifest, since=FIRST + 40 * DAY, until=FIRST + 60 * DAY)
-    assert read == [("train/part-00001.parquet", 0, ["timestamp"])]
-
-
 def test_date_is_rejected_for_timestamps_not_in_seconds(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path, unit=1000)
     with pytest.raises(
@@ -151,18 +136,6 @@ def test_invalid_time_is_rejected_with_the_job(tmp_path: Path, data: dict[str, A
     assert expected in str(caught.value)
 
 
-def test_yaml_dates_are_accepted_as_times(tmp_path: Path) -> None:
-    from crossfade.trainer.config.loading import load_job
-
-    path = tmp_path / "job.yaml"
-    path.write_text("name: x\ndata: {path: d, since: 2024-05-30, until: 2024-05-31T12:00:00Z}\n")
-    job = load_job(path)
-    assert (job.data.since, job.data.until) == ("2024-05-30", "2024-05-31T12:00:00+00:00")
-    path.write_text(job.to_yaml())
-    assert load_job(path) == job
-    assert parse_time_value("2024-05-31T12:00:00+00:00") == (1_717_156_800, True)
-
-
 def test_row_counts_are_reused_only_for_same_time_range_and_dataset(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path / "data", clustered=False)
     train = manifest.splits["train"]
@@ -174,21 +147,6 @@ def test_row_counts_are_reused_only_for_same_time_range_and_dataset(tmp_path: Pa
     assert load_row_counts(tmp_path, load_job_arguments(tmp_path / "data", since=FIRST), 17, train) is None
     (tmp_path / ROW_COUNTS_FILE).write_text("{")
     assert load_row_counts(tmp_path, job, 17, train) is None
-
-
-def test_file_that_changed_after_counting_is_rejected(tmp_path: Path) -> None:
-    manifest = write_timed(tmp_path, clustered=False)
-    selection = selected(tmp_path, manifest, since=FIRST + 45 * DAY)
-    time_range = TimeRange.of(FIRST + 90 * DAY, None)
-    assert time_range is not None
-    from dataclasses import replace
-
-    group = next(group for group in selection.groups if group.time_range is not None)
-    with (
-        closing(InteractionReader(Folder(tmp_path), manifest)) as reader,
-        pytest.raises(InputError, match=r"row group \d: has \d+ rows since \d+, but \d+ were counted"),
-    ):
-        reader.read(replace(group, time_range=time_range))
 
 
 @pytest.mark.parametrize("since", [FIRST + DAY, FIRST + 45 * DAY])
@@ -228,16 +186,6 @@ def test_wrong_timestamp_of_the_future_leaves_the_others_their_weights(tmp_path:
     factor_N = ages.factors(times_N)
     assert factor_N[7] == factor_N[-1] == factor_N.max()
     assert factor_N[-1001] == pytest.approx(factor_N[-1] * 0.5 ** (100 / 30), rel=0.02)
-
-
-def test_logarithms_of_weights_are_taken_before_ages(tmp_path: Path) -> None:
-    manifest = write_timed(tmp_path)
-    ages = AgeWeights(half_life=10 * DAY, latest=FIRST + 159 * DAY, mean=1.0)
-    with closing(InteractionReader(Folder(tmp_path), manifest, ages=ages, log_weights=True)) as reader:
-        weight_N = np.concatenate([part.weight_N for part in reader.read_all(manifest.splits["train"])])
-    number_N = np.arange(160)
-    assert weight_N.dtype == np.float32
-    np.testing.assert_allclose(weight_N, np.log2(1 + number_N) * 0.5 ** ((159 - number_N) / 10), rtol=1e-6)
 
 
 def test_half_life_in_days_is_rejected_for_timestamps_not_in_seconds(tmp_path: Path) -> None:

@@ -5,13 +5,8 @@ import math
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-from cluster_data import CUSTOMERS, planted_splits, write_data, write_job
-from cluster_data import write_vocabulary as write_planted_vocabulary
-from command_here import crossfade_here, rejected_here
 from plain_rankings import DEPTHS, ITEMS, PAIRS, QUERIES, by_query, make_job, plain_recall_and_ndcg, write_pairs
-from running_command import succeeded
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import BASELINES_FILE, DatasetManifest
@@ -19,8 +14,6 @@ from crossfade.trainer.evaluation import baselines
 from crossfade.trainer.evaluation.baselines import load_baselines
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.prepare.staging import check_free
-from crossfade.trainer.runs.shown_metrics import show_metric
 
 
 @pytest.fixture
@@ -151,87 +144,3 @@ def test_file_that_is_not_of_baselines_is_replaced(data: Path, content: str) -> 
     found = load_baselines(make_job(data), ["test"])
     assert list(found["metrics"]["test"]) == ["popularity", "item_cosine"]
     assert len(json.loads((data / BASELINES_FILE).read_text())["results"]) == 1
-
-
-def test_dataset_with_baselines_can_be_prepared_again(data: Path) -> None:
-    load_baselines(make_job(data), ["test"])
-    check_free(Folder(data), overwrite=True)
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train on planted data in which each customer plays one of the held-out tracks of test before."""
-    folder = tmp_path_factory.mktemp("replays")
-    splits = planted_splits()
-    customers, tracks = splits["train"]
-    replayed = slice(0, None, 2)
-    splits["train"] = (
-        np.concatenate([customers, splits["test"][0][replayed]]),
-        np.concatenate([tracks, splits["test"][1][replayed]]),
-    )
-    counts = np.bincount(splits["train"][1]).tolist()
-    entities = {
-        "customer": write_planted_vocabulary(folder / "data", "customer", range(CUSTOMERS)),
-        "track": write_planted_vocabulary(folder / "data", "track", range(len(counts)), counts=counts),
-    }
-    write_data(folder / "data", entities, {name: (pairs, [[len(pairs[0])]]) for name, pairs in splits.items()})
-    write_job(folder / "job.yaml", folder / "data", train={"epochs": 6})
-    printed = succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder)).stdout
-    (folder / "printed").write_text(printed)
-    return folder
-
-
-def test_report_and_terminal_have_the_task_and_the_baselines(workspace: Path) -> None:
-    report = json.loads((workspace / "run" / "report.json").read_text())
-    assert report["task"] == "new"
-    test = report["metrics"]["test"]
-    assert (test["pairs"], test["pairs_dropped"]) == (CUSTOMERS, CUSTOMERS)
-    found = report["baselines"]
-    assert found["notes"] == []
-    assert set(found["metrics"]) == {"valid", "test"}
-    cosine, popularity = (found["metrics"]["test"][name]["ndcg@10"] for name in ("item_cosine", "popularity"))
-    assert cosine > 2 * popularity > 0
-    printed = (workspace / "printed").read_text().splitlines()
-    for name, label in (("popularity", "by popularity"), ("item_cosine", "by item cosine")):
-        for metric in ("recall", "ndcg"):
-            shown = [show_metric(found["metrics"]["test"][name], f"{metric}@{k}") for k in (5, 10)]
-            assert " ± " in shown[0]
-            assert " ".join([label, *shown]) in [" ".join(line.split()) for line in printed]
-    assert (
-        "task new: 300 held-out pairs count; 300 are in an excluded split too and are dropped (task repeat counts them)"
-    ) in printed
-
-
-def test_task_repeat_counts_what_new_drops(workspace: Path) -> None:
-    text = succeeded(crossfade_here("evaluate", "run", "--task", "repeat", cwd=workspace)).stdout
-    assert "task repeat: all 600 held-out pairs count, and no item is excluded" in text
-    found = json.loads(succeeded(crossfade_here("evaluate", "run", "--task", "repeat", "--json", cwd=workspace)).stdout)
-    assert found["task"] == "repeat"
-    assert (found["test"]["pairs"], found["test"]["pairs_dropped"]) == (2 * CUSTOMERS, 0)
-    new = json.loads(succeeded(crossfade_here("evaluate", "run", "--json", cwd=workspace)).stdout)
-    assert new["test"]["ndcg@10"] != found["test"]["ndcg@10"]
-    assert new["baselines"]["metrics"]["test"] != found["baselines"]["metrics"]["test"]
-
-
-@pytest.mark.slow
-def test_run_below_a_baseline_is_named(workspace: Path) -> None:
-    brief = ("train", "job.yaml", "--run-dir", "brief", "--set", "optimizer.learning_rate=1e-9")
-    text = {
-        "brief": succeeded(crossfade_here(*brief, cwd=workspace)).stdout,
-        "run": (workspace / "printed").read_text(),
-    }
-    below = {}
-    for run, printed in text.items():
-        baselines = json.loads((workspace / run / "report.json").read_text())["baselines"]
-        below[run] = baselines["shortfall"] or ""
-        last = [line for line in printed.splitlines() if not line.startswith("next: ")][-1]
-        assert last.startswith("ndcg@10 on test is ") is bool(below[run])
-        assert below[run] in last
-    assert "item cosine (" in below["brief"]
-    assert "; what ALS and EASE reach: 'crossfade evaluate RUN --baselines'" in below["brief"]
-    assert "below" not in below["run"]
-
-
-def test_exclusion_conflicts_with_the_task_repeat(workspace: Path) -> None:
-    arguments = ("evaluate", "run", "--task", "repeat", "--exclude", "train")
-    rejected_here("the task repeat excludes nothing", *arguments, cwd=workspace)

@@ -1,19 +1,15 @@
 """Segments, diversity, novelty and the Gini index against plain implementations over pairs and sets."""
 
 import itertools
-import json
 import math
 import statistics
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
-from cluster_data import TRACKS, planted_splits, write_data, write_job, write_vocabulary
-from command_here import crossfade_here
-from running_command import succeeded
+from cluster_data import write_vocabulary
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
@@ -35,7 +31,6 @@ from crossfade.trainer.evaluation.segments import (
 from crossfade.trainer.model.spec import ModelSpec, Score
 from crossfade.trainer.recommend import top_k
 from crossfade.trainer.recommend.item_lists import ItemLists
-from crossfade.trainer.runs.shown_metrics import show_metric
 
 QUERIES, ITEMS, DIM, DEPTHS = 40, 30, 5, [1, 4, 10]
 VACANT = [3, 17]
@@ -144,25 +139,6 @@ def test_metrics_of_segments_match_plain_implementation(blocks: str, monkeypatch
         assert found["all"][f"recall@{k}"] == pytest.approx(metrics[f"recall@{k}"])
 
 
-def test_diversity_of_a_single_item_is_undefined() -> None:
-    source, rankings = Vectors(), plain_rankings(Vectors())
-    assert plain_values(source, rankings, [0])["diversity@10"] is None
-    model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
-    segments = ActivitySegments.from_bounds([4], COUNTS_R)
-    observer = SegmentMetrics(source, model, segments, BITS_I, [10], np.array(VACANT))
-    one = HeldOut(np.array([0]), lists_of(TRUTH[:1]), lists_of(EXCLUDED[:1]))
-    observer.observe(one, np.array([rankings[0] + [-1] * 9]))
-    found = observer.metrics()
-    assert found["all"]["diversity@10"] is None
-    assert found["new"]["novelty@10"] == pytest.approx(BITS_I[rankings[0][0]])
-    assert found["from 4"] == {
-        "min_interactions": 4,
-        "max_interactions": None,
-        "queries": 0,
-        **{f"{name}@10": None for name in ("recall", "ndcg", "diversity", "novelty")},
-    }
-
-
 def test_gini_index_is_0_for_equal_exposure_and_1_for_a_single_item() -> None:
     assert gini_index(np.array([5, 5, 5, 5])) == 0.0
     assert gini_index(np.array([0, 0, 9, 0])) == 1.0
@@ -245,81 +221,6 @@ def test_owners_are_distinct_customers(most: int, tmp_path: Path, monkeypatch: p
     assert len(pairs) < (weight_N > 0).sum()
     assert owners_I.tolist() == [sum(item == i for _, i in pairs) for item in range(ITEMS)]
     assert queries == len({q for q, _ in pairs}) == 8
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train on planted plays, of which customer c has only the first c mod 17 in train."""
-    folder = tmp_path_factory.mktemp("segments")
-    splits = planted_splits()
-    customer_N, track_N = splits["train"]
-    number_N = np.empty(len(customer_N), np.int64)
-    for customer in np.unique(customer_N):
-        number_N[customer_N == customer] = np.arange((customer_N == customer).sum())
-    kept_N = number_N < customer_N % 17
-    splits["train"] = customer_N[kept_N], track_N[kept_N]
-    counts = np.bincount(splits["train"][0], minlength=300).tolist()
-    entities = {
-        "customer": write_vocabulary(folder / "data", "customer", [f"c{row:03d}" for row in range(300)], counts=counts),
-        "track": write_vocabulary(
-            folder / "data",
-            "track",
-            list(range(TRACKS)),
-            counts=np.bincount(splits["train"][1], minlength=TRACKS).tolist(),
-        ),
-    }
-    write_data(folder / "data", entities, {name: (pairs, [[len(pairs[0])]]) for name, pairs in splits.items()})
-    succeeded(crossfade_here("train", write_job(folder / "job.yaml", folder / "data"), "--run-dir", "run", cwd=folder))
-    return folder
-
-
-@pytest.mark.slow
-def test_command_prints_segments_beside_the_metrics(workspace: Path) -> None:
-    found = json.loads(succeeded(crossfade_here("evaluate", "run", "--segments", "--json", cwd=workspace)).stdout)
-    plain = json.loads(succeeded(crossfade_here("evaluate", "run", "--json", cwd=workspace)).stdout)
-    assert found["test"] == plain["test"]
-    segments: dict[str, dict[str, Any]] = found["segments"]
-    assert list(segments) == ["new", "casual", "regular", "heavy", "all"]
-    assert segments["new"]["queries"] == len([customer for customer in range(300) if customer % 17 == 0])
-    assert sum(values["queries"] for name, values in segments.items() if name != "all") == 300
-    assert segments["all"]["recall@10"] == pytest.approx(plain["test"]["recall@10"])
-    assert segments["heavy"]["ndcg@10"] > segments["new"]["ndcg@10"]
-    for values in segments.values():
-        assert 0 < values["diversity@5"] < 2
-        # A track that all 282 customers with plays had would have 0 bits, one that a single one had the most.
-        assert 0 < values["novelty@10"] < math.log2(282)
-    assert 0 < segments["all"]["gini@10"] < segments["all"]["gini@5"] < 1
-
-    printed = succeeded(crossfade_here("evaluate", "run", "--segments", cwd=workspace)).stdout
-    table = printed.partition("\n\n")[2].splitlines()
-    assert table[0].split() == ["segment", "new", "casual", "regular", "heavy", "all"]
-    assert table[1].split()[:2] == ["interactions", "0"]
-    rows = {line.split()[0]: line.split()[1:] for line in table}
-    shown = [show_metric(values, "ndcg@10") for values in segments.values()]
-    assert " ".join(rows["ndcg@10"]) == " ".join(shown)
-    assert " ± " in shown[0]
-    assert rows["gini@5"] == ["-"] * 4 + [f"{segments['all']['gini@5']:.4f}"]
-
-
-@pytest.mark.slow
-def test_command_shows_what_re_ranking_changes(workspace: Path) -> None:
-    command = ("evaluate", "run", "--diversity", 0.8, "--popularity-damping", 0.2, "--k", 10)
-    found = json.loads(succeeded(crossfade_here(*command, "--json", cwd=workspace)).stdout)
-    own = ("evaluate", "run", "--segments", "--k", 10, "--compare", "run")
-    plain = json.loads(succeeded(crossfade_here(*own, "--json", cwd=workspace)).stdout)
-    before, after = found["reranking"]["model"], found["reranking"]["reranked"]
-    assert before == plain["segments"]["all"] | plain["test"]
-    assert {name: after[name] for name in found["test"]} == found["test"]
-    assert after["diversity@10"] > before["diversity@10"] + 0.05
-    random = crossfade_here("evaluate", "run", "--exploration", 1, "--k", 10, cwd=workspace)
-    first = succeeded(random).stdout.splitlines()[0]
-    assert first.endswith("the lists are re-ranked (exploration); compare without re-ranking first"), first
-    printed = succeeded(crossfade_here(*command, "--compare", "run", cwd=workspace)).stdout
-    table, tested = (part.splitlines() for part in printed.split("\n\n")[1:3])
-    assert table[0].split() == ["model", "re-ranked", "change"]
-    change = f"{100 * (after['gini@10'] / before['gini@10'] - 1):+.1f}"
-    assert table[-1].split() == ["gini@10", f"{before['gini@10']:.4f}", f"{after['gini@10']:.4f}", change, "%"]
-    assert tested[2].split()[:3] == ["recall@10", f"{after['recall@10']:.4f}", f"{before['recall@10']:.4f}"]
 
 
 @pytest.mark.parametrize("bounds", [[12, 5], [5, 5], [1, 5], [-2]])

@@ -43,19 +43,6 @@ def test_query_whose_held_out_items_are_all_known_is_left_out(tmp_path: Path) ->
     assert [(part.queries_Q.tolist(), part.dropped) for part in parts] == [([], 1), ([1], 1)]
 
 
-def test_disjoint_splits_drop_nothing(tmp_path: Path) -> None:
-    """Published splits are disjoint, so figures on them depend on what is excluded and on nothing else."""
-    places_N = np.random.default_rng(1).permutation(QUERIES * ITEMS)
-    pairs = [(int(place) // ITEMS, int(place) % ITEMS) for place in places_N]
-    write_pairs(tmp_path, {"train": pairs[:500], "valid": pairs[500:600], "test": pairs[600:750]})
-    found, everything = load(tmp_path, ["train"]), load(tmp_path, [])
-    assert found.dropped == 0
-    assert found.queries_Q.tolist() == everything.queries_Q.tolist() == sorted({query for query, _ in pairs[600:750]})
-    assert found.truth.items_N.tolist() == everything.truth.items_N.tolist()
-    assert len(found.truth.items_N) == 150
-    assert len(found.excluded.items_N) > 0 == len(everything.excluded.items_N)
-
-
 def test_query_is_a_customer_in_the_context_of_the_held_out_event(tmp_path: Path) -> None:
     """Customer a holds out items 1 and 2 in the car, 3 on the phone and 4 without a device; it has 2 in train."""
     train = write_parquet(

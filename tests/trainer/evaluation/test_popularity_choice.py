@@ -16,7 +16,6 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.time_range import TimeRange
 from crossfade.trainer.embeddings.popularity import PopularityTerm
-from crossfade.trainer.evaluation import popularity_choice
 from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.popularity_choice import SHARES, RankingTrials, choose_term, count_latest
 from crossfade.trainer.model.spec import ModelSpec, Score
@@ -77,22 +76,6 @@ def test_share_of_the_latest_is_the_one_that_predicts() -> None:
         term = choose(held_out(0.8, RECENT_I), counts, factor)
         assert term is not None
         assert term.card.share == 0.25
-
-
-def test_metric_is_that_of_sorting_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether vectors are kept in memory or not; a vacant row is never ranked, however popular."""
-    queries, offset_I = held_out(1.0, COUNTS_I, vacant=0), 0.7 * np.log1p(COUNTS_I)
-    scores_QI = LOGITS_QI + offset_I
-    scores_QI[:, 0] = -np.inf
-    best_QK = np.argsort(-scores_QI, axis=1)[:, :K]
-    gain_K = 1 / np.log2(np.arange(2, K + 2))
-    hits_QK = (best_QK[:, :, None] == queries.truth.items_N.reshape(QUERIES, 1, 2)).any(axis=2)
-    expected = float((hits_QK @ gain_K / gain_K[:2].sum()).sum())
-    for kept in (1 << 28, 0):
-        monkeypatch.setattr(popularity_choice, "_KEPT_BYTES", kept)
-        monkeypatch.setattr(popularity_choice, "_CHUNK", 250)
-        trials = RankingTrials(SOURCE, MODEL, queries, f"ndcg@{K}", np.asarray)
-        assert float(trials.measure(offset_I).sum()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_latest_interactions_of_positive_weight_are_counted(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate
 from crossfade.trainer.model.spec import ModelSpec, Score
 from crossfade.trainer.recommend import top_k
 from crossfade.trainer.recommend.item_lists import ItemLists
-from crossfade.trainer.recommend.top_k import rank_items
 
 pytestmark = pytest.mark.numbers
 
@@ -186,31 +185,6 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "score", "has_small_blocks"),
-    [
-        *(("ties", score, True) for score in get_args(ScoreKind)),
-        *(("no ties", score, False) for score in get_args(ScoreKind)),
-    ],
-)
-def test_rankings_match_sorting_all_scores(
-    source: str, score: ScoreKind, has_small_blocks: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if has_small_blocks:
-        small_blocks(monkeypatch)
-    excluded = by_query("train")
-    queries_Q = np.arange(QUERIES)
-    lists = lists_of([sorted(excluded.get(query, ())) for query in range(QUERIES)])
-    items_QK, scores_QK = rank_items(SOURCES[source], SOURCES[source].model(score), queries_Q, lists, depth=12)
-    assert (items_QK.dtype, items_QK.shape, scores_QK.dtype) == (np.int64, (QUERIES, 12), np.float32)
-    for query in range(QUERIES):
-        ranking = plain_ranking(SOURCES[source], score, query, excluded.get(query, set()))[:12]
-        assert items_QK[query].tolist() == ranking + [-1] * (12 - len(ranking))
-        assert (scores_QK[query, len(ranking) :] == -np.inf).all()
-        assert (np.diff(scores_QK[query, : len(ranking)]) <= 0).all()
-    assert (items_QK[0] == -1).sum() == 12 - (ITEMS - len(excluded[0])) > 0
-
-
-@pytest.mark.parametrize(
     ("split", "exclude", "excluded_splits", "score"),
     [
         *(("test", ["train", "valid"], ["train", "valid"], score) for score in get_args(ScoreKind)),
@@ -281,27 +255,6 @@ def test_task_repeat_excludes_nothing_and_counts_everything(data: Path, exclude:
     assert metrics == pytest.approx(plain_metrics(source, "dot", by_query("test"), {}, DEPTHS), rel=1e-9)
 
 
-def test_metrics_match_a_case_worked_by_hand() -> None:
-    # One query at 1 on a line; items fall with their row, so the ranking is 0, 1, 2, 3, 4, without the excluded 1.
-    source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
-    held_out_data = HeldOut(np.array([0]), lists_of([[0, 3, 4]]), lists_of([[1]]))
-    metrics = evaluate(
-        source,
-        source.model("dot"),
-        held_out_data,
-        EvaluateConfig(k=[1, 3], best_metric="ndcg@1"),
-        np.array([6, 9, 1, 2, 4]),
-        np.asarray,
-    )
-    # The ranking 0, 2, 3 hits at ranks 1 and 3: 1 + 1/log2(4) = 1.5 of 1 + 1/log2(3) + 1/log2(4) = 2.130930.
-    # Average precision: 1 + 2/3 of 3. Three of five items are ranked, with a mean count of 3; those held out have 4.
-    at_1 = {"recall@1": 1 / 3, "ndcg@1": 1.0, "map@1": 1.0, "mrr@1": 1.0, "hit_rate@1": 1.0}
-    at_3 = {"recall@3": 2 / 3, "ndcg@3": 0.703918, "map@3": 5 / 9, "mrr@3": 1.0, "hit_rate@3": 1.0}
-    together = {"coverage@1": 1 / 5, "popularity@1": 6 / 4, "coverage@3": 3 / 5, "popularity@3": 3 / 4}
-    together |= {"queries": 1, "pairs": 3, "pairs_dropped": 0}
-    assert metrics == pytest.approx({**at_1, **at_3, **together}, abs=1e-6)
-
-
 def test_vacant_rows_are_not_ranked() -> None:
     # The ranking of all is 0, 1, 2, 3, 4; rows 0 and 3 are vacant, and of the others 4 is cold.
     source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
@@ -361,16 +314,3 @@ def test_metrics_without_queries_are_zero() -> None:
     metrics = evaluate(source, source.model("cosine"), none, EvaluateConfig(k=[10]), COUNTS_N, np.asarray)
     assert set(metrics.values()) == {0.0}
     assert len(metrics) == 10
-
-
-def test_one_query_has_no_standard_error() -> None:
-    source = SOURCES["no ties"]
-    one = HeldOut(np.array([0]), lists_of([[1]]), lists_of([[]]))
-    metrics = evaluate(source, source.model("cosine"), one, EvaluateConfig(k=[10]), COUNTS_N, np.asarray)
-    assert not [name for name in metrics if name.endswith("_se")]
-
-
-def test_zero_vector_ranks_without_a_warning() -> None:
-    source = Vectors(np.zeros((1, DIM), np.float32), random_rows(5, DIM, seed=1))
-    items_QK, _ = rank_items(source, source.model("cosine"), np.array([0]), lists_of([[]]), depth=5)
-    assert items_QK.tolist() == [[0, 1, 2, 3, 4]]

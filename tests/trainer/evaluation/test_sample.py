@@ -1,30 +1,22 @@
 """Which queries are evaluated: samples are nested, and the same for any number of workers, with memory that follows."""
 
-import json
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import make_interactions, write_data_set
-from cluster_data import CUSTOMERS, write_job, write_planted
-from command_here import crossfade_here, rejected_here
 from preparing import prepare_files, write_parquet
-from run_results import report_of
-from running_command import succeeded
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.evaluation.baselines import _Baselines
-from crossfade.trainer.evaluation.held_out import HeldOut, _draw_sample, _read_events, load_held_out
+from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 from crossfade.trainer.evaluation.paired_gain import GROUPS, GroupSums, exceeds_error
 from crossfade.trainer.evaluation.sample import QuerySample, draw_sample
 from crossfade.trainer.recommend.item_lists import ItemLists
-from crossfade.trainer.runs.run_folder import RunFolder
 
 QUERIES, ITEMS = 400, 50
 PER_QUERY = 5
@@ -106,30 +98,8 @@ def test_query_in_a_context_is_drawn_by_itself(tmp_path: Path) -> None:
     assert counts.max() < 20
 
 
-@pytest.mark.slow
-def test_pairs_in_memory_follow_the_sample(data: Path) -> None:
-    """Both held-out and excluded pairs are those of the sampled queries, before workers take their part."""
-    found = load(data, 10)
-    assert (len(found.queries_Q), len(found.truth.items_N), len(found.excluded.items_N)) == (10, 50, 50)
-    lineage = LineageReader(Folder(data), read_manifest(Folder(data)))
-    sample = _draw_sample(lineage, "test", 10, by_moment=False)
-    assert sum(map(len, _read_events(lineage, "test", sample, by_moment=False))) == 50
-
-
 def rows(*columns: list[int]) -> IntArray:
     return np.array(columns, np.int64).T
-
-
-def test_sample_does_not_depend_on_parts_or_repetition() -> None:
-    numbers = list(range(1000))
-    sample = draw_sample([rows(numbers, numbers)], 100)
-    assert sample is not None
-    assert sample == draw_sample([rows(numbers[500:] * 2, numbers[500:] * 2), rows(numbers, numbers)], 100)
-    within_N = sample.contains(rows(numbers, numbers))
-    assert (int(within_N.sum()), sample.queries) == (100, 1000)
-    assert draw_sample([rows(numbers, numbers)], 1000) is None
-    # Another column of the same rows is another query.
-    assert (sample.contains(rows(numbers, numbers[::-1])) != within_N).any()
 
 
 def test_first_queries_of_the_order_stay_the_same() -> None:
@@ -154,38 +124,6 @@ def test_group_sums_give_the_error_of_the_paired_difference() -> None:
 
     for factor, expected in ((0.0, False), (0.8, False), (1.2, True), (-1.2, False)):
         assert exceeds_error(sums(value_Q + noise_Q + factor * error), sums(value_Q)) is expected
-
-
-def test_any_rise_of_a_single_query_is_a_gain() -> None:
-    """The sum of its differences equals their error, so that rounding would decide."""
-    sums = [np.where(np.arange(GROUPS) == 7, value, 0.0) for value in np.random.default_rng(1).random(200).cumsum()]
-    assert all(exceeds_error(later, earlier) for earlier, later in pairwise(sums))
-    assert not any(exceeds_error(earlier, later) for earlier, later in pairwise(sums))
-    assert not exceeds_error(sums[0], sums[0])
-
-
-@pytest.mark.slow
-def test_run_and_command_evaluate_samples_and_baselines_on_the_same(tmp_path: Path) -> None:
-    job = write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), evaluate={"max_queries": 20, "final": 50})
-    succeeded(crossfade_here("train", job, "--run-dir", "run", cwd=tmp_path))
-    report = report_of(tmp_path / "run")
-    options = ("--max-queries", 10, "--json")
-    again = json.loads(succeeded(crossfade_here("evaluate", "run", *options, cwd=tmp_path)).stdout)
-    lineage = LineageReader(Folder(tmp_path / "data"), read_manifest(Folder(tmp_path / "data")))
-    baselines = _Baselines(lineage, RunFolder(tmp_path / "run").job().evaluate)
-    for split, queries, metrics, found in (
-        ("valid", 20, report["metrics"]["valid"], report["baselines"]),
-        ("test", 50, report["metrics"]["test"], report["baselines"]),
-        ("test", 10, again["test"], again["baselines"]),
-    ):
-        assert (metrics["queries"], metrics["queries_in_split"]) == (queries, CUSTOMERS)
-        assert found["metrics"][split] == baselines.evaluate(split, queries)["metrics"], (split, queries)
-
-
-def test_sample_of_no_queries_is_rejected(tmp_path: Path) -> None:
-    rejected_here(
-        "0: expected a number of queries from 1, auto, or all", "evaluate", "run", "--max-queries", 0, cwd=tmp_path
-    )
 
 
 def test_group_sums_do_not_depend_on_chunks_or_workers() -> None:

@@ -5,7 +5,6 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from crossfade.trainer.evaluation import baselines
 from crossfade.trainer.evaluation.baselines import load_baselines
 from crossfade.trainer.evaluation.paired_gain import GROUPS
 from crossfade.trainer.evaluation.shortfall import compare_with_baselines
-from crossfade.trainer.evaluation.tuned_baselines import Als, Ease, choose, fits_of
+from crossfade.trainer.evaluation.tuned_baselines import Als, Ease
 from crossfade.trainer.recommend.options import RerankingOptions
 
 
@@ -60,21 +59,6 @@ def test_als_recovers_groups_of_customers_and_the_smallest_regularization_fits_b
     assert scores[0][missing_RI].min() > scores[0][own_RI == 0].max()
     errors = [np.abs(score_RI - own_RI)[own_RI > 0].mean() for score_RI in scores]
     assert errors[0] < errors[1]
-
-
-def test_settings_are_chosen_one_after_the_other_from_the_best_so_far() -> None:
-    seen: list[tuple[float, ...]] = []
-
-    def measure(settings: Any) -> float:
-        seen.append(tuple(settings.values()))
-        return -abs(settings["factors"] - 128) - abs(settings["regularization"] - 30) - abs(settings["alpha"] - 1)
-
-    train_RI = csr_matrix(pairs_of(4, 4))
-    pytest.importorskip("implicit")
-    assert choose(Als(train_RI), measure) == {"factors": 128, "regularization": 30.0, "alpha": 1.0}
-    assert len(seen) == fits_of(Als(train_RI))
-    assert seen[0] == (64, 1.0, 3.0)
-    assert choose(Ease(train_RI), lambda settings: settings["regularization"]) == {"regularization": 3000.0}
 
 
 def test_ease_is_chosen_on_valid_and_ranks_as_its_formula(data: Path) -> None:

@@ -1,20 +1,14 @@
-"""Batches: the weights of their examples, and how they are made ahead in a background thread."""
+"""Batches: the weights of their examples."""
 
 from __future__ import annotations
-
-import os
-import sys
-import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from builders import make_interactions
-from needs import LINUX
 
 from crossfade.base.arrays import FloatArray
 from crossfade.trainer.data.schedule import BatchSlice
-from crossfade.trainer.model.batches import Batch, FrequencyWeighting, Prefetcher, make_batch
+from crossfade.trainer.model.batches import Batch, FrequencyWeighting, make_batch
 
 QUERIES = np.array([0, 2, 2, 3, 2, 2, 0, 2])
 ITEMS = np.array([1, 1, 0, 1, 2, 1, 0, 0])
@@ -34,25 +28,6 @@ def test_weight_is_query_count_to_the_power_and_one_on_average(power: float) -> 
     np.testing.assert_allclose(found_B, expected_B / expected_B.mean(), rtol=1e-6)
 
 
-def test_weights_of_either_sign_are_multiplied() -> None:
-    weights = np.array([1, -2, 3, 0, 1, 1, -4, 1])
-    plain_B, weighted_B = (
-        FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(w)).weight_B for w in (np.ones(8), weights)
-    )
-    np.testing.assert_allclose(weighted_B, plain_B * weights, rtol=1e-6)
-
-
-def test_power_of_minus_one_gives_every_query_the_same_weight() -> None:
-    found_B = FrequencyWeighting(-1.0, COUNTS, 0.0, None).apply(batch_of(np.ones(len(QUERIES)))).weight_B
-    total_Q = np.bincount(QUERIES, weights=found_B, minlength=5)
-    np.testing.assert_allclose(total_Q[[0, 2, 3]], total_Q[0], rtol=1e-6)
-
-
-def test_powers_of_zero_return_the_same_batch() -> None:
-    batch = batch_of(np.ones(len(QUERIES)))
-    assert FrequencyWeighting(0.0, None, 0.0, None).apply(batch) is batch
-
-
 @pytest.mark.parametrize("power", [-0.5, 0.5])
 def test_item_weights_multiply_query_weights(power: float) -> None:
     counts = np.bincount(ITEMS)
@@ -64,84 +39,3 @@ def test_item_weights_multiply_query_weights(power: float) -> None:
     expected_B = counts[ITEMS].astype(float) ** power
     np.testing.assert_allclose(items_B, expected_B / expected_B.mean(), rtol=1e-6)
     np.testing.assert_allclose(both_B, items_B * queries_B, rtol=1e-6)
-
-
-TIMEOUT_SECONDS = 180.0
-
-
-class Source:
-    """Yields 0, 1, … up to ``count``, counts how many were drawn, and raises in place of number ``fails_at``."""
-
-    def __init__(self, count: int, fails_at: int | None = None) -> None:
-        self.drawn = 0
-        self.thread: threading.Thread | None = None
-        self._count = count
-        self._fails_at = fails_at
-        self._changed = threading.Condition()
-
-    def __iter__(self) -> Iterator[int]:
-        self.thread = threading.current_thread()
-        for number in range(self._count):
-            if number == self._fails_at:
-                raise OSError(f"number {number} cannot be read")
-            with self._changed:
-                self.drawn += 1
-                self._changed.notify()
-            yield number
-
-    def wait_until_drawn(self, count: int) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: self.drawn >= count, timeout=TIMEOUT_SECONDS)
-
-
-@pytest.mark.parametrize("depth", [1, 2, 7])
-def test_values_keep_the_order_of_the_source(depth: int) -> None:
-    with Prefetcher(range(500), depth) as ahead:
-        assert list(ahead) == list(range(500))
-
-
-def test_source_is_read_ahead_in_another_thread() -> None:
-    source = Source(10)
-    with Prefetcher(source, depth=3):
-        source.wait_until_drawn(3)
-        assert source.thread is not threading.current_thread()
-
-
-@pytest.mark.parametrize("fails_at", [0, 1, 5])
-def test_source_error_is_raised_in_place_of_its_value(fails_at: int) -> None:
-    with Prefetcher(Source(10, fails_at)) as ahead:
-        values = iter(ahead)
-        assert [next(values) for _ in range(fails_at)] == list(range(fails_at))
-        with pytest.raises(OSError, match=f"number {fails_at} cannot be read"):
-            next(values)
-
-
-@pytest.mark.parametrize("taken", [0, 1, 10])
-def test_leaving_the_context_early_stops_the_thread(taken: int) -> None:
-    source = Source(10**9)
-    with Prefetcher(source) as ahead:
-        values = iter(ahead)
-        assert [next(values) for _ in range(taken)] == list(range(taken))
-        source.wait_until_drawn(taken + 1)
-    assert source.thread is not None
-    assert not source.thread.is_alive()
-
-
-@pytest.mark.parametrize("depth", [1, 3])
-def test_source_is_at_most_depth_plus_one_values_ahead(depth: int) -> None:
-    source = Source(10_000)
-    with Prefetcher(source, depth) as ahead:
-        values = iter(ahead)
-        for taken in range(100):
-            source.wait_until_drawn(taken + depth + 1)
-            assert source.drawn <= taken + depth + 1
-            next(values)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason=LINUX)
-def test_source_is_read_at_a_lower_priority_than_that_of_the_foreground() -> None:
-    def priorities() -> Iterator[int]:
-        yield os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    with Prefetcher(priorities()) as ahead:
-        assert next(iter(ahead)) > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())

@@ -101,21 +101,11 @@ def manifest() -> DatasetManifest:
     )
 
 
-def test_model_has_a_table_for_each_context_of_the_job() -> None:
-    model = make_model(job_with(query_features=["hour", "customer"]), manifest())
-    assert [table.name for table in model.tables] == ["customer", "hour", "track"]
-    assert [table.name for table in model.vectors] == ["customer", "track", "hour"]
-    model = make_model(job_with(query_features=["country", "device", "hour"]), manifest())
-    assert [table.name for table in model.tables] == ["country", "device", "hour", "track"]
-    assert not make_model(job_with(), manifest()).context
-
-
 @pytest.mark.parametrize(
     ("model", "fragment"),
     [
         ({"query_features": ["hour", "device"]}, "names 'hour', which is context, but no entity that has it"),
         ({"query_features": ["customer", "hour", "hour"]}, "once"),
-        ({"query_features": ["customer", "hour"], "combine": "mean"}, "set model.combine to sum, now mean"),
         ({"query_features": ["customer", "hour"], "dense": {"query": [4]}}, "leave out model.dense.query"),
         ({"query_features": ["customer", "minute"]}, "and context (hour, device), which context adds"),
         ({"item_features": ["track", "hour"]}, "model.item_features names 'hour'"),

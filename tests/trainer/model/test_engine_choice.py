@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cluster_data import write_job, write_planted
-from cuda_stub import H100, K80, build_cuda_stub, cuda_stub_environment
+from cuda_stub import K80, build_cuda_stub, cuda_stub_environment
 from running_command import crossfade, messages, single_line, succeeded
 
 from crossfade.base.errors import InputError
@@ -29,14 +29,14 @@ from crossfade.trainer.model.engines.engine import choose_engine
 for values in json.loads(sys.argv[1]):
     try:
         choice = choose_engine(TrainConfig(**values))
-        print(json.dumps([choice.engine, choice.devices, choice.notes]))
+        print(json.dumps([choice.engine, choice.device, choice.notes]))
     except InputError as error:
         print(json.dumps(str(error)))
 """
 OLD_GPU = "gpu:0 (Tesla K80, compute capability 3.7)"
 OLD_GPU_PACKAGE = "pip install 'mxnet-cu90==1.6.0.post0'"
 """What drives it. No release of PyTorch that Crossfade works with has code for it."""
-ON_CPU = ["cpu", ["cpu"], []]
+ON_CPU = ["cpu", "cpu", []]
 
 
 @pytest.fixture(scope="module")
@@ -53,45 +53,27 @@ def choices(environment: Mapping[str, str], *jobs: Mapping[str, Any]) -> list[An
 
 def test_machine_without_gpu_computes_on_the_cpu_and_refuses_gpus(library: Path) -> None:
     environment = cuda_stub_environment(library)
-    auto, by_mxnet, gpu, both = choices(
-        environment, {}, {"engine": "mxnet"}, {"device": "gpu"}, {"device": ["gpu:0", "gpu:1"]}
-    )
+    auto, by_mxnet, gpu = choices(environment, {}, {"engine": "mxnet"}, {"device": "gpu"})
     assert auto == ON_CPU
-    assert by_mxnet == ["mxnet", ["cpu"], []]
+    assert by_mxnet == ["mxnet", "cpu", []]
     reason = "but no GPU is found here (NVIDIA has no driver or no device here): set train.device to cpu or auto"
     assert gpu == f"train.device is gpu, {reason}"
-    assert both == f"train.device is gpu:0, gpu:1, {reason}"
 
 
 def test_gpu_that_no_installed_engine_can_drive_is_noted_or_refused_with_reason_and_package(library: Path) -> None:
     environment = cuda_stub_environment(library, K80)
-    auto, cpu, by_torch, gpu, fourth, several = choices(
-        environment,
-        {},
-        {"device": "cpu"},
-        {"engine": "torch"},
-        {"device": "gpu"},
-        {"device": "gpu:3"},
-        {"device": ["gpu:0", "gpu:1"]},
+    auto, cpu, by_torch, gpu, fourth = choices(
+        environment, {}, {"device": "cpu"}, {"engine": "torch"}, {"device": "gpu"}, {"device": "gpu:3"}
     )
-    engine, devices, [note] = auto
-    assert (engine, devices) == ("cpu", ["cpu"])
+    engine, device, [note] = auto
+    assert (engine, device) == ("cpu", "cpu")
     assert note.startswith(f"{OLD_GPU} cannot be used: ")
     assert "PyTorch" in note
     assert OLD_GPU_PACKAGE in note
     assert cpu == ON_CPU
-    assert by_torch == ["torch", ["cpu"], [note]]
+    assert by_torch == ["torch", "cpu", [note]]
     assert gpu == f"train.device is gpu: {note}"
     assert fourth == f"train.device is gpu:3, but the GPUs of this machine are {OLD_GPU}"
-    assert several == f"train.device is gpu:0, gpu:1, but the GPUs of this machine are {OLD_GPU}"
-
-
-def test_driver_that_fails_is_noted_or_the_reason_of_a_refusal(library: Path) -> None:
-    auto, gpu = choices(cuda_stub_environment(library, H100, init=802), {}, {"device": "gpu:0"})
-    engine, devices, [note] = auto
-    assert (engine, devices) == ("cpu", ["cpu"])
-    assert "CUDA_ERROR_SYSTEM_NOT_READY" in note
-    assert gpu == f"train.device is gpu:0, but no GPU is found here ({note}): set train.device to cpu or auto"
 
 
 GPUS = [GpuInfo(index, f"GPU {index}", (8, 0), 1 << 34, (12, 8)) for index in range(3)]
@@ -119,30 +101,22 @@ def chosen(rank: int = 0, workers: int = 1, **train: Any) -> EngineChoice:
 @pytest.mark.parametrize("device", ["auto", "gpu", "gpu:0"])
 def test_first_engine_that_can_drive_the_gpu_is_chosen(machine: Any, device: str) -> None:
     machine(1, torch=[0], mxnet=[0])
-    assert chosen(device=device) == EngineChoice("torch", ("gpu:0",))
+    assert chosen(device=device) == EngineChoice("torch", "gpu:0")
     assert chosen(device=device).on_gpu
-    assert chosen(device=device, engine="mxnet") == EngineChoice("mxnet", ("gpu:0",))
+    assert chosen(device=device, engine="mxnet") == EngineChoice("mxnet", "gpu:0")
     machine(1, mxnet=[0])
-    assert chosen(device=device) == EngineChoice("mxnet", ("gpu:0",))
+    assert chosen(device=device) == EngineChoice("mxnet", "gpu:0")
 
 
 def test_engine_by_name_is_never_replaced(machine: Any) -> None:
     machine(1, mxnet=[0])
     assert chosen(engine="torch") == EngineChoice(
-        "torch", ("cpu",), ("gpu:0 (GPU 0, compute capability 8.0) cannot be used: torch is too old",)
+        "torch", "cpu", ("gpu:0 (GPU 0, compute capability 8.0) cannot be used: torch is too old",)
     )
     assert not chosen(engine="torch").on_gpu
-    assert chosen(engine="cpu") == EngineChoice("cpu", ("cpu",))
-    assert chosen(engine="mxnet", device=["cpu", "cpu"]) == EngineChoice("mxnet", ("cpu", "cpu"))
+    assert chosen(engine="cpu") == EngineChoice("cpu", "cpu")
     with pytest.raises(InputError, match=r"train.device is gpu: gpu:0 .* cannot be used: torch is too old"):
         chosen(engine="torch", device="gpu")
-
-
-@pytest.mark.parametrize("device", ["auto", "gpu"])
-def test_workers_take_gpus_in_turn(machine: Any, device: str) -> None:
-    machine(2, torch=[0, 1])
-    found = [chosen(rank, 5, device=device) for rank in range(5)]
-    assert found == [EngineChoice("torch", (f"gpu:{rank % 2}",)) for rank in range(5)]
 
 
 def test_rank_on_the_host_is_that_of_the_agent_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,11 +128,7 @@ def test_rank_on_the_host_is_that_of_the_agent_if_there_is_one(monkeypatch: pyte
 
 def test_single_worker_learns_how_to_use_idle_gpus(machine: Any) -> None:
     machine(3, torch=[0, 1, 2])
-    [note] = chosen().notes
-    assert note == (
-        "train.device is auto, which uses gpu:0 (GPU 0, compute capability 8.0), but not gpu:1, gpu:2: for all of "
-        "them, set train.device to [gpu:0, gpu:1, gpu:2], which holds tables in the memory of the host"
-    )
+    assert chosen().notes == ("of 3 GPUs, a worker uses one: for all of them, set cluster.workers to 3",)
     assert chosen(device="gpu").notes == ()
 
 
@@ -166,21 +136,13 @@ def test_gpus_that_the_engine_cannot_drive_are_passed_over(machine: Any) -> None
     machine(3, torch=[1, 2])
     reason = "gpu:0 (GPU 0, compute capability 8.0) cannot be used: torch is too old"
     assert [chosen(rank, 2) for rank in (0, 1)] == [
-        EngineChoice("torch", ("gpu:1",), (reason,)),
-        EngineChoice("torch", ("gpu:2",), (reason,)),
+        EngineChoice("torch", "gpu:1", (reason,)),
+        EngineChoice("torch", "gpu:2", (reason,)),
     ]
-    assert chosen(device="gpu").devices == ("gpu:1",)
+    assert chosen(device="gpu").device == "gpu:1"
     with pytest.raises(InputError) as caught:
         chosen(device="gpu:0")
     assert str(caught.value) == f"train.device is gpu:0: {reason}"
-
-
-def test_list_of_gpus_is_used_by_an_engine_that_can_drive_all_of_them(machine: Any) -> None:
-    machine(3, torch=[0], mxnet=[0, 1])
-    assert chosen(device=["gpu:1", "gpu:0"]) == EngineChoice("mxnet", ("gpu:1", "gpu:0"))
-    assert chosen(1, 2, device=["gpu", "gpu:1"]) == EngineChoice("mxnet", ("gpu:0", "gpu:1"))
-    with pytest.raises(InputError, match=r"train.device is gpu:0, gpu:2: gpu:2 .* cannot be used: torch is too old"):
-        chosen(device=["gpu:0", "gpu:2"])
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """What every engine does: losses and gradients against formulas in float64, and how they behave at the edges.
 
-Each test runs with the CPU engine, and with PyTorch and MXNet on one device and on three.
+Each test runs with the CPU engine, PyTorch, and MXNet.
 """
 
 import math
@@ -15,7 +15,6 @@ from engine_cases import (
     CASES,
     DIM,
     DRAWS,
-    ITEMS,
     SMOOTH,
     TEMPERATURE,
     Case,
@@ -27,13 +26,12 @@ from engine_cases import (
     vectors_of,
 )
 from engines_under_test import ENGINES, EngineUnderTest, missing, other_process
-from loss_formulas import HAS_TORCH, by_autograd, by_differences, reference, reference_of
+from loss_formulas import HAS_TORCH, reference, reference_of
 from needs import TORCH
 from tower_cases import TOWER_CASES, tower_gradients, tower_reference
 
 from crossfade.base.arrays import FloatArray
 from crossfade.trainer.config.sections import LossKind
-from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 
 TOLERANCE = 1e-5
 MIXED = {(case.loss, case.negatives): name for name, case in CASES.items() if name.endswith("-mixed")}
@@ -53,14 +51,14 @@ def mxnet_process() -> Iterator[ProcessPoolExecutor]:
 
 @pytest.fixture(
     scope="module",
-    params=[name if name in ("cpu", "torch-1") else pytest.param(name, marks=pytest.mark.slow) for name in ENGINES],
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "mxnet" else ()) for name in ENGINES],
 )
 def make(request: pytest.FixtureRequest) -> Make:
     """Return a function that makes the engine of a case from its parts."""
     name: str = request.param
     if reason := missing(name):
         pytest.skip(reason)
-    process = request.getfixturevalue("mxnet_process") if name.startswith("mxnet") else None
+    process = request.getfixturevalue("mxnet_process") if name == "mxnet" else None
     return partial(EngineUnderTest, name, process)
 
 
@@ -90,14 +88,8 @@ def test_gradients_of_tables_and_layers_match_autograd(make: Make, name: str) ->
         np.testing.assert_allclose(found[table], gradient, rtol=TOLERANCE, atol=TOLERANCE, err_msg=table)
 
 
-@needs_autograd
 @each_kind_and_loss
-def test_reference_by_autograd_equals_central_differences(name: str) -> None:
-    assert_close(by_autograd(CASES[name]), by_differences(CASES[name]), 1e-8)
-
-
-@each_kind_and_loss
-def test_batch_of_two_examples_or_one_is_computed_on_any_number_of_devices(make: Make, name: str) -> None:
+def test_batch_of_two_examples_or_one(make: Make, name: str) -> None:
     pair, single = CASES[name].part(slice(0, 2)), CASES[name].part(slice(4, 5))
     for case, found in zip((pair, single), results(make(*pair.parts), pair, single), strict=True):
         assert_close(found, reference_of(case), TOLERANCE)
@@ -119,14 +111,6 @@ def test_results_repeat_bit_for_bit_after_a_larger_batch(make: Make, name: str) 
     assert_close(again, complete, 0.0)
     [alone] = results(make(*case.parts), small)
     assert_close(alone, first, 0.0)
-
-
-@pytest.mark.parametrize("name", [name for (_, kind), name in MIXED.items() if kind not in IN_BATCH_KINDS])
-def test_example_of_zero_weight_adds_nothing(make: Make, name: str) -> None:
-    case = CASES[name]
-    unweighted = replace(case, weight_B=np.where(np.arange(6) == 5, np.float32(0), case.weight_B))
-    with_zero, without = results(make(*case.parts), unweighted, case.part(slice(0, 5)))
-    assert_close(with_zero, without, 1e-6)
 
 
 @each_kind_and_loss
@@ -194,7 +178,6 @@ def result_of_one_example(
 
 
 SIZES = (40.0, 300.0, 1e6)
-each_size = pytest.mark.parametrize("size", SIZES)
 each_loss_and_size = pytest.mark.parametrize(
     ("loss", "negatives", "size"),
     [
@@ -230,28 +213,6 @@ def test_negative_feedback_far_below_negatives_costs_nothing(
     found, slopes = result_of_one_example(make, loss, negatives, -3.0, (-size, size))
     assert 0 <= found < 1e-15
     np.testing.assert_allclose(slopes, 0, atol=1e-15)
-
-
-@each_size
-def test_large_scores_of_all_items_neither_overflow_nor_vanish(make: Make, size: float) -> None:
-    # Item 0 is the example's, with the lowest score; the others have the same one, so each has an equal share.
-    case = replace(
-        make_case("softmax", "dot", "all").part(slice(0, 1)),
-        items_B=np.zeros(1, np.int64),
-        weight_B=np.ones(1, np.float32),
-        global_size=1,
-    )
-    scores_A = np.array([-size, *[size] * (ITEMS - 1)])
-    vectors = {
-        "customer": np.eye(1, DIM, dtype=np.float32),
-        "track": np.outer(scores_A * TEMPERATURE, np.eye(1, DIM)).astype(np.float32),
-    }
-    assert case.batch.shares_query_scores
-    found, gradients = make(*case.parts).gradients(case.batch, vectors)
-    assert found == pytest.approx(2 * size + math.log(ITEMS - 1), rel=1e-6)
-    np.testing.assert_allclose(
-        gradients["track"][:, 0] * TEMPERATURE, [-1, *[1 / (ITEMS - 1)] * (ITEMS - 1)], rtol=1e-6
-    )
 
 
 @pytest.mark.parametrize("score", [2.0, 10.0, 17.0, 25.0])

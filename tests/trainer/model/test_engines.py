@@ -26,39 +26,15 @@ def test_tiling_does_not_change_results(name: str, monkeypatch: pytest.MonkeyPat
     assert_close(cpu_result(CASES[name]), reference(name), 2e-6)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
 @every_case
-def test_pytorch_computes_few_scores_at_a_time_to_the_same_results(
-    name: str, devices: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pytorch_computes_few_scores_at_a_time_to_the_same_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason=TORCH)
     from crossfade.trainer.model.engines.torch import TorchEngine
 
     monkeypatch.setattr(torch, "_MAX_SCORES", 2 * DRAWS)
     case = CASES[name]
-    found = gradients_by(TorchEngine(*case.parts, ("cpu",) * devices), case)
+    found = gradients_by(TorchEngine(*case.parts), case)
     assert_close(found, reference(name), 1e-5)
-
-
-@pytest.mark.parametrize(
-    "name", ["softmax-cosine-all", "softmax-cosine-in_batch-mixed", "logistic-cosine-shared-mixed"]
-)
-def test_pytorch_multiplies_in_bfloat16_to_results_near_those_of_float32(name: str) -> None:
-    pytest.importorskip("torch", reason=TORCH)
-    from crossfade.trainer.model.engines.torch import TorchEngine
-
-    case = CASES[name]
-    found = gradients_by(TorchEngine(*case.parts, ("cpu",), "bfloat16"), case)
-    assert_close(found, reference(name), 0.02)
-    assert np.abs(found[1] - reference(name)[1]).max() > 1e-4
-    assert {gradient.dtype for gradient in found[1:]} == {np.dtype(np.float32)}
-
-
-@every_case
-def test_doubled_weights_double_the_gradient(name: str) -> None:
-    case = CASES[name]
-    doubled = cpu_result(replace(case, weight_B=case.weight_B * 2))
-    assert_close(tuple(part / 2 for part in doubled), cpu_result(case), 1e-6)
 
 
 @pytest.mark.parametrize("score", ["dot", "euclidean", "cosine"])

@@ -24,7 +24,7 @@ from resolved_jobs import job_with
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
-from crossfade.trainer.data.manifest import Content, DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
@@ -107,21 +107,6 @@ def test_vectors_at_a_moment_are_those_of_training(shape: str) -> None:
     np.testing.assert_allclose(found, [expected_vector(shape, values, n) for n in order_Q], atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_batch_of_worker_without_data_has_no_active_rows(shape: str) -> None:
-    model, towers = make_towers(shape)
-    nothing = np.empty(0, np.int64)
-    examples = Interactions(nothing, nothing, np.empty(0, np.float32))
-    batch = towers.add_tower_inputs(make_batch(BatchSlice(examples, nothing, 6), nothing, epoch=0, step=0))
-    active = towers.active(batch)
-    assert set(active) == {table.name for table in model.tables}
-    assert all(len(rows) == 0 for rows in active.values())
-    vectors, tape = towers.forward(batch, {name: np.empty((0, DIM), np.float32) for name in active})
-    gradients = towers.backward(batch, tape, {name: vectors[name] for name in ("customer", "track")}).tables
-    assert set(gradients) == set(active)
-    assert all(values.shape == (0, DIM) for values in gradients.values())
-
-
 def manifest(**changes: Any) -> DatasetManifest:
     fields: dict[str, Any] = {
         "query": "customer",
@@ -134,16 +119,6 @@ def manifest(**changes: Any) -> DatasetManifest:
         "is_grouped": True,
     }
     return DatasetManifest(**(fields | changes))
-
-
-def test_model_has_the_tables_that_histories_need() -> None:
-    def names(**model: Any) -> list[str]:
-        return [table.name for table in make_model(job_with(**model), manifest()).tables]
-
-    assert names(query_features=["customer", "history"]) == ["customer", "track"]
-    assert names(query_features=["history"]) == ["track"]
-    assert names(query_features=["customer", "hour", "history"]) == ["customer", "hour", "track"]
-    assert make_model(job_with(), manifest()).history is None
 
 
 def test_entity_of_the_dataset_that_is_called_history_is_context() -> None:
@@ -161,7 +136,6 @@ def test_entity_of_the_dataset_that_is_called_history_is_context() -> None:
         ({}, {"is_grouped": False}, "prepare it with order grouped"),
         ({"history": {"half_life": 3}}, {"has_timestamp": False}, "has no timestamps by which to order histories"),
         ({"item_features": ["artist"]}, {}, "add track there, or leave history out"),
-        ({"combine": "mean"}, {}, "set model.combine to sum, now mean"),
         ({"dense": {"query": [4]}}, {}, "leave out model.dense.query"),
         ({"query_features": ["hour", "history"]}, {}, "which is context, but no entity that has it"),
         ({"query_features": ["customer", "history", "history"]}, {}, "once"),
@@ -173,34 +147,6 @@ def test_histories_that_cannot_be_used_are_rejected(
     with pytest.raises(InputError) as caught:
         make_model(job_with(**{"query_features": ["customer", "history"], **model}), manifest(**changes))
     assert fragment in str(caught.value)
-
-
-def test_moments_need_timestamps() -> None:
-    job = job_with()
-    job = job.model_copy(update={"evaluate": job.evaluate.model_copy(update={"by": "moment"})})
-    with pytest.raises(InputError, match=r"evaluate.by is 'moment', but d has no timestamps"):
-        make_model(job, manifest(has_timestamp=False))
-
-
-def test_half_life_needs_timestamps() -> None:
-    job = job_with()
-    job = job.model_copy(update={"train": job.train.model_copy(update={"half_life": "30d"})})
-    with pytest.raises(InputError) as caught:
-        make_model(job, manifest(has_timestamp=False))
-    assert "train.half_life is 30d, but" in str(caught.value)
-    assert caught.value.exit_code == 2
-
-
-def test_content_needs_a_vector_besides_the_history() -> None:
-    content = {"customer": {"age": Content(width=1, mean=0, std=1, files=[])}}
-    with pytest.raises(InputError, match=r"no other vector for model.query_content"):
-        make_model(job_with(query_features=["history"], query_content=["age"]), manifest(content=content))
-
-
-def test_items_of_the_same_query_are_not_negatives_of_one_another() -> None:
-    batch = batch_of("plain")
-    assert len(set(batch.query.index_N.tolist())) == len(QUERY_N)
-    np.testing.assert_array_equal(batch.query_groups.rows_A[batch.query_groups.index_N], QUERY_N)
 
 
 def test_examples_are_read_in_random_order_where_each_has_a_history() -> None:

@@ -1,4 +1,4 @@
-"""MXNet's engine by itself: tiles of few scores, GPUs, and the order of work on several devices.
+"""MXNet's engine by itself: tiles of few scores, and GPUs.
 
 What all engines have in common is in ``test_engine_contract.py``.
 """
@@ -11,20 +11,18 @@ from engines_under_test import missing, other_process
 from loss_formulas import reference
 from mxnet_results import GpuResults, Results, results_in_tiles, results_on_gpus
 
-from crossfade.trainer.model.engines.mxnet import Queued, in_turns
-
 pytestmark = pytest.mark.slow
 every_case = pytest.mark.parametrize("name", CASES)
 
 
 @pytest.fixture(scope="module")
 def found() -> Iterator[tuple[Results, Results, GpuResults]]:
-    """Return the results in tiles of two examples, in tiles of one on two devices, and on GPUs."""
+    """Return the results in tiles of two examples, in tiles of one, and on a GPU."""
     if reason := missing("mxnet"):
         pytest.skip(reason)
     with other_process() as process:
-        twos = process.submit(results_in_tiles, ["cpu"], _CPU_TILE=1, _MIN_CPU_ROWS=2)
-        ones = process.submit(results_in_tiles, ["cpu", "cpu"], _MAX_TILE=1)
+        twos = process.submit(results_in_tiles, "cpu", _CPU_TILE=1, _MIN_CPU_ROWS=2)
+        ones = process.submit(results_in_tiles, "cpu", _MAX_TILE=1)
         yield twos.result(), ones.result(), process.submit(results_on_gpus).result()
 
 
@@ -36,34 +34,13 @@ def test_tiles_do_not_change_results(name: str, found: tuple[Results, Results, G
 
 
 @every_case
-def test_gpus_reach_the_results_of_the_formulas(name: str, found: tuple[Results, Results, GpuResults]) -> None:
+def test_gpu_reaches_the_results_of_the_formulas(name: str, found: tuple[Results, Results, GpuResults]) -> None:
     assert_close(found[2].results[name], reference(name), 1e-5)
 
 
-def test_memory_of_gpus_is_summed(found: tuple[Results, Results, GpuResults]) -> None:
-    assert found[2].memory == ((20 - 2) + (10 - 1), 30)
+def test_memory_of_the_gpu_is_reported(found: tuple[Results, Results, GpuResults]) -> None:
+    assert found[2].memory == (20 - 2, 20)
 
 
 def test_missing_gpu_is_refused(found: tuple[Results, Results, GpuResults]) -> None:
-    assert found[2].error == "train.device is gpu:1, gpu:2, but the number of GPUs that MXNet finds here is 2"
-
-
-def test_engine_waits_for_a_tile_after_all_devices_have_work() -> None:
-    events: list[str] = []
-
-    class Tile:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def wait_to_read(self) -> None:
-            events.append(f"wait {self.name}")
-
-    def computation(device: str, tiles: int) -> Queued[str]:
-        for number in range(tiles):
-            if number:
-                yield Tile(f"{device}{number - 1}")
-            events.append(f"queue {device}{number}")
-        return device
-
-    assert in_turns([computation("a", 2), computation("b", 1), computation("c", 2)]) == ["a", "b", "c"]
-    assert events == ["queue a0", "queue b0", "queue c0", "wait a0", "queue a1", "wait c0", "queue c1"]
+    assert found[2].error == "train.device is gpu:2, but the number of GPUs that MXNet finds here is 2"

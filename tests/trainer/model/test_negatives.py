@@ -45,11 +45,6 @@ def test_negatives_do_not_depend_on_the_worker(kind: str, sampling: str, workers
         np.testing.assert_array_equal(part_N, expected_N)
 
 
-def test_examples_and_slots_have_independent_draws() -> None:
-    rows_BN = sampler(kind="per_example", count=50, counts_N=np.ones(10**6)).draw(slice_of(np.arange(40)), 0, 0)
-    assert len(np.unique(rows_BN)) > 0.99 * 2000
-
-
 @pytest.mark.parametrize("kind", ["shared", "per_example"])
 def test_draws_repeat_and_differ_by_seed_epoch_and_step(kind: str) -> None:
     def draw(seed: int = 1, epoch: int = 1, step: int = 1) -> IntArray:
@@ -59,12 +54,6 @@ def test_draws_repeat_and_differ_by_seed_epoch_and_step(kind: str) -> None:
     np.testing.assert_array_equal(draw(), draw())
     for other_N in (draw(seed=2), draw(epoch=2), draw(step=2)):
         assert (draw() == other_N).sum() < 5
-
-
-@pytest.mark.parametrize("kind", ["shared", "per_example"])
-def test_uniform_sampling_draws_items_equally_often(kind: str) -> None:
-    rows_N = sampler(kind=kind, count=20_000, sampling="uniform").draw(slice_of(np.arange(2)), 0, 0)
-    assert_frequencies(rows_N, np.ones(ITEMS))
 
 
 @pytest.mark.slow
@@ -85,14 +74,6 @@ def test_warm_only_excludes_cold_items(sampling: str) -> None:
     mass_N = counts_N**0.5 if sampling == "popularity" else counts_N > 0
     assert set(rows_N) == set(np.flatnonzero(counts_N))
     assert_frequencies(np.searchsorted(np.flatnonzero(counts_N), rows_N), mass_N[counts_N > 0])
-
-
-@pytest.mark.parametrize("kind", ["shared", "per_example"])
-@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
-def test_empty_slice_draws_nothing(kind: str, sampling: str) -> None:
-    rows_N = sampler(kind=kind, count=5, sampling=sampling).draw(slice_of(np.empty(0, np.int64), 8), 0, 0)
-    assert rows_N.shape == (0,)
-    assert rows_N.dtype == np.int64
 
 
 def test_in_batch_draws_nothing_and_mixed_draws_the_shared_pool() -> None:

@@ -11,10 +11,8 @@ from run_results import checkpoint_arrays
 from running_command import crossfade, succeeded
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.model import neighbor_start
-from crossfade.trainer.model.neighbor_start import Neighbors, has_neighbor_start
-from crossfade.trainer.runs.job_inputs import load_inputs
+from crossfade.trainer.model.neighbor_start import Neighbors
 
 NEW_CUSTOMERS, NEW_TRACKS = 20, 15
 """The last rows, which the first run lacks."""
@@ -54,13 +52,6 @@ def test_parts_have_each_new_row_once_with_its_first_neighbors(
     assert sorted(found) == sorted(kept)
     for row, start_D in found.items():
         assert_allclose(start_D, expected_RD[row], atol=1e-6)
-
-
-def test_row_whose_neighbors_cancel_out_keeps_its_random_vector() -> None:
-    [part] = Neighbors.of([(np.array([3, 3, 4]), np.array([0, 1, 0]))]).parts()
-    rows_A, start_AD = part.start(np.array([[2.0, 0.0], [-1.0, 0.0]], np.float32))
-    assert_array_equal(rows_A, [4])
-    assert_array_equal(start_AD, [[1.0, 0.0]])
 
 
 def write_rows(folder: Path, customers: int, tracks: int) -> None:
@@ -125,13 +116,6 @@ def test_new_rows_of_an_earlier_increment_begin_near_what_is_replayed(tmp_path: 
     # The tracks c and d are new since the checkpoint, but not in the last dataset.
     weights = checkpoint_arrays(tmp_path / "new", "track")["weights"]
     assert_allclose(np.linalg.norm(weights[2:], axis=1), [1.0, 1.0], rtol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("change", ["model.score=dot", "model.frozen=[track]"])
-def test_rows_that_are_not_compared_by_their_cosine_begin_at_random(workspace: Path, change: str) -> None:
-    model = load_inputs(load_job(workspace / "after" / "job.yaml", [change])).model
-    assert not has_neighbor_start(model)
 
 
 @pytest.mark.slow

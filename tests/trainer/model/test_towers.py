@@ -9,9 +9,7 @@ from feature_towers import (
     DIM,
     TABLES,
     TRACKS,
-    expected_content_vector,
     expected_vector,
-    feature_lists,
     make_content_towers,
     make_towers,
     tables,
@@ -19,7 +17,6 @@ from feature_towers import (
 from finite_differences import numeric_gradient
 from resolved_jobs import job_with
 
-from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reader import Interactions
@@ -40,22 +37,10 @@ def batch_of(tracks: list[int], negatives: list[int], step: int = 0) -> Batch:
     )
 
 
-def test_content_is_one_more_part_of_a_vector_and_represents_cold_rows() -> None:
-    values_by_table = tables()
-    for mean in (False, True):
-        _, towers = make_content_towers(mean)
-        parameters = towers.dense.parameters
-        for track, own in ((0, True), (1, True), (2, False), (3, True), (5, False)):
-            expected = expected_content_vector(values_by_table, parameters, track, mean, uses_id=own)
-            source = TowerVectors(towers, lambda rows: {name: values_by_table[name][rows[name]] for name in rows})
-            found = source.vectors("track", np.array([track]))
-            np.testing.assert_allclose(found, towers.dense.apply("track", expected[None]), atol=1e-12)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("mean", "id_dropout"), [*product([False, True], [0.0, 0.5])])
-def test_gradients_with_content_match_finite_differences(mean: bool, id_dropout: float) -> None:
-    _, towers = make_content_towers(mean, id_dropout)
+@pytest.mark.parametrize("id_dropout", [0.0, 0.5])
+def test_gradients_with_content_match_finite_differences(id_dropout: float) -> None:
+    _, towers = make_content_towers(id_dropout)
     gradients = check_gradients(towers)
     assert set(gradients.dense) == set(towers.dense.parameters)
 
@@ -85,55 +70,27 @@ def check_gradients(towers: Towers) -> TowerGradients:
 NAMES = [("track", "artist", "tag"), ("track", "tag"), ("artist", "tag"), ("tag",)]
 
 
-@pytest.mark.parametrize(("names", "mean"), [*product(NAMES, [False, True])])
-def test_vector_is_sum_or_mean_of_available_embeddings(names: tuple[str, ...], mean: bool) -> None:
+@pytest.mark.parametrize("names", NAMES)
+def test_vector_is_sum_of_available_embeddings(names: tuple[str, ...]) -> None:
     values_by_table = tables()
-    _, towers = make_towers(names, mean)
+    _, towers = make_towers(names)
     batch = towers.add_tower_inputs(batch_of([4, 0, 2], [3, 5, 0, 1]))
     active = towers.active(batch)
     block = {name: values_by_table[name][rows] for name, rows in active.items() if name != "customer"}
     customers = np.zeros((len(active["customer"]), DIM))
     vectors, _ = towers.forward(batch, {**block, "customer": customers})
     assert vectors["customer"] is customers
-    expected = [expected_vector(values_by_table, track, names, mean) for track in batch.item.rows_A]
+    expected = [expected_vector(values_by_table, track, names) for track in batch.item.rows_A]
     np.testing.assert_allclose(vectors["track"], expected, atol=1e-12)
     source = TowerVectors(towers, lambda rows: {name: values_by_table[name][rows_A] for name, rows_A in rows.items()})
     np.testing.assert_allclose(source.vectors("track", batch.item.rows_A), expected, atol=1e-12)
     np.testing.assert_array_equal(source.vectors("tag", np.array([1, 4])), values_by_table["tag"][[1, 4]])
 
 
-@pytest.mark.parametrize(("names", "mean", "id_dropout"), [*product(NAMES, [False, True], [0.0, 0.5])])
-def test_gradients_match_finite_differences(names: tuple[str, ...], mean: bool, id_dropout: float) -> None:
-    _, towers = make_towers(names, mean, id_dropout)
+@pytest.mark.parametrize(("names", "id_dropout"), [*product(NAMES, [0.0, 0.5])])
+def test_gradients_match_finite_differences(names: tuple[str, ...], id_dropout: float) -> None:
+    _, towers = make_towers(names, id_dropout)
     check_gradients(towers)
-
-
-def test_only_values_of_batch_rows_are_active() -> None:
-    _, towers = make_towers()
-    active = towers.active(towers.add_tower_inputs(batch_of([0, 0], [2])))
-    assert {name: rows.tolist() for name, rows in active.items()} == {
-        "customer": [0, 1],
-        "track": [0],  # 2 is cold: its ID embedding is untrained
-        "artist": [0, 1],
-        "tag": [0, 1, 2, 4],
-    }
-
-
-def test_gradients_do_not_depend_on_number_of_threads() -> None:
-    import numba
-
-    _, towers = make_towers()
-    batch = towers.add_tower_inputs(batch_of([4, 0, 2, 1] * 50, [3, 5, 0, 1]))
-    by_vectors = np.random.default_rng(1).standard_normal((6, DIM)).astype(np.float32)
-    gradients_by_entity = {"customer": by_vectors, "track": by_vectors}
-    many = towers.backward(batch, {}, gradients_by_entity).tables
-    before = numba.get_num_threads()
-    try:
-        numba.set_num_threads(1)
-        one = towers.backward(batch, {}, gradients_by_entity).tables
-    finally:
-        numba.set_num_threads(before)
-    assert all(one[name].tobytes() == many[name].tobytes() for name in many)
 
 
 def test_id_dropout_varies_by_row_and_step_and_keeps_rows_without_features() -> None:
@@ -153,7 +110,7 @@ def test_id_dropout_varies_by_row_and_step_and_keeps_rows_without_features() -> 
     shares = [np.mean([row in own for own in kept]) for row in (0, 1, 4)]
     assert 0.25 < min(shares) <= max(shares) < 0.75
     source = TowerVectors(with_dropout, lambda rows: {name: tables()[name][rows_A] for name, rows_A in rows.items()})
-    expected = [expected_vector(tables(), track, NAMES[0], mean=False) for track in range(TRACKS)]
+    expected = [expected_vector(tables(), track, NAMES[0]) for track in range(TRACKS)]
     np.testing.assert_allclose(source.vectors("track", np.arange(TRACKS)), expected, atol=1e-12)
 
 
@@ -169,16 +126,6 @@ def test_model_without_features_passes_through_unchanged() -> None:
         "customer": [0, 1],
         "track": [0, 3, 4],
     }
-
-
-def test_empty_batch_has_no_active_rows() -> None:
-    _, towers = make_towers()
-    batch = towers.add_tower_inputs(batch_of([], []))
-    assert all(len(rows) == 0 for rows in towers.active(batch).values())
-    block = {name: np.empty((0, DIM), np.float32) for name in ("customer", "track", "artist", "tag")}
-    vectors, tape = towers.forward(batch, block)
-    assert vectors["track"].shape == (0, DIM)
-    assert all(values.shape == (0, DIM) for values in towers.backward(batch, tape, block).tables.values())
 
 
 def manifest() -> DatasetManifest:
@@ -218,10 +165,3 @@ def test_tower_of_missing_feature_is_rejected(model: dict[str, list[str]], fragm
     with pytest.raises(InputError) as caught:
         make_model(job_with(**model), manifest())
     assert fragment in str(caught.value)
-
-
-def test_gather_returns_values_row_by_row() -> None:
-    values: list[list[int]] = [[], [4, 5, 6], [], [1]]
-    starts, gathered = feature_lists(values).gather(np.array([3, 1, 0], np.int64))
-    of_each: list[IntArray] = np.split(gathered, starts[1:-1])
-    assert [some.tolist() for some in of_each] == [[1], [4, 5, 6], []]

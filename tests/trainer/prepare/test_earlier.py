@@ -175,18 +175,6 @@ def test_many_small_files_are_merged(tmp_path: Path, data: Path, monkeypatch: py
     assert len(earlier_files(day(tmp_path, "day5", [("e", 1)], "day4"))) == 2
 
 
-def test_reader_skips_what_an_earlier_dataset_has_unless_that_was_rewritten(tmp_path: Path, data: Path) -> None:
-    manifests = {name: read_manifest(Folder(tmp_path / name)) for name in ("day1", "day2", "day3")}
-    for name, rest in (("day1", [*DAY_2, *DAY_3]), ("day2", DAY_3)):
-        lineage = opened(data)
-        assert lineage.skip_known(manifests[name])
-        assert sorted(known(data, lineage=lineage)) == sorted(rest)
-    forget_dataset(Folder(data), pa.array(["b"]), "customer", NullReporter())
-    lineage = opened(data)
-    assert not lineage.skip_known(manifests["day1"])
-    assert len(known(data, lineage=lineage)) == 6
-
-
 def test_corrupt_file_of_a_base_dataset_is_an_error(tmp_path: Path, data: Path) -> None:
     [part] = (data / "train").iterdir()
     part.write_bytes(part.read_bytes()[:-9])

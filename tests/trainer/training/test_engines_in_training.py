@@ -1,4 +1,4 @@
-"""Runs by PyTorch, on several devices or with tables on a device, equal those of the CPU engine, and resume."""
+"""Runs by PyTorch, with tables on the host or on a device, equal those of the CPU engine, and resume."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.slow
 
 BATCH = 256
 EPOCH_STEPS = -(-train_rows() // BATCH)
-THREE_DEVICES = ("train.engine=torch", "train.device=[cpu,cpu,cpu]")
+ON_HOST = ("train.engine=torch", "train.tables=host")
 ON_DEVICE = ("train.engine=torch", "train.device=cpu", "train.tables=device")
 SPILLED = (*ON_DEVICE, "train.device_memory_gib=0.00001")
-RUNS = {"three devices": THREE_DEVICES, "tables on the device": ON_DEVICE, "spilled tables": SPILLED}
+RUNS = {"tables on the host": ON_HOST, "tables on the device": ON_DEVICE, "spilled tables": SPILLED}
 """Keys of a run; 10 KiB hold a part of the tables."""
 JOBS: dict[str, Mapping[str, Any]] = {
     "softmax over all items": {"loss": "softmax", "negatives": {"kind": "all"}},
@@ -63,10 +63,8 @@ def test_pytorch_reaches_the_rows_and_metrics_of_the_cpu_engine(
     write_job(tmp_path / "job.yaml", data, **JOBS[name], train={"epochs": 1, "batch_size": BATCH})
     expected, found = train(tmp_path, "cpu", "train.engine=cpu"), train(tmp_path, "torch", *settings)
     assert (expected["engine"], expected["devices"], expected["store"]) == ("cpu", ["cpu"], "LocalStore")
-    if settings == THREE_DEVICES:
-        assert (found["engine"], found["devices"], found["store"]) == ("torch", ["cpu", "cpu", "cpu"], "LocalStore")
-    else:
-        assert (found["engine"], found["devices"], found["store"]) == ("torch", ["cpu"], "DeviceStore")
+    store = "LocalStore" if settings == ON_HOST else "DeviceStore"
+    assert (found["engine"], found["devices"], found["store"]) == ("torch", ["cpu"], store)
     for entity in ENTITIES:
         rows_RD = vectors(tmp_path / "cpu", entity)
         assert np.abs(rows_RD).max() > 0.1

@@ -126,13 +126,10 @@ IN_PROCESS: dict[str, Values] = {
     },
     "warp": {"loss": "warp", "negatives.kind": "shared", "margin": 0.4, **EUCLIDEAN, **ROWWISE},
     "warp in batch": {"loss": "warp", "negatives.kind": "in_batch", **ADAM},
-    "features": {"model.item_features": ["track", "genre"], "model.combine": "mean", "model.id_dropout": 0.3},
+    "features": {"model.item_features": ["track", "genre"], "model.id_dropout": 0.3},
     "dense": {"model.dense.query": [20, 12], "model.dense.item": [12], "model.dense.learning_rate": 0.02},
-    "dense tanh": {
+    "dense features": {
         "model.dense.item": [10, 12],
-        "model.dense.activation": "tanh",
-        "model.dense.layer_norm": False,
-        "model.dense.residual": False,
         "model.item_features": ["track", "genre"],
         **IN_BATCH_LOGQ,
     },

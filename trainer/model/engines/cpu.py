@@ -23,7 +23,7 @@ of a tile, K chunks, R rows of the sums of all chunks, or of a table, D columns.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -82,7 +82,7 @@ class CpuEngine:
     """Computes gradients in closed form with numba and BLAS."""
 
     name = "cpu"
-    devices: Sequence[str] = ("cpu",)
+    device = "cpu"
 
     def __init__(self, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig) -> None:
         """Prepare for ``model``, ``loss`` and ``negatives``, whose kind is resolved."""

@@ -1,7 +1,7 @@
-"""What computes gradients: the interface of engines, and which engine and devices a worker uses.
+"""What computes gradients: the interface of engines, and which engine and device a worker uses.
 
     choice = choose_engine(job.train, local_rank(store.rank), store.workers)
-    choice.engine, choice.devices           # "torch", ("gpu:0",)
+    choice.engine, choice.device            # "torch", "gpu:0"
     engine = choice.build(job, model)
     vectors, tape = towers.forward(batch, block)
     loss, gradients = engine.gradients(batch, vectors)
@@ -45,11 +45,11 @@ class Engine(Protocol):
 
     Attributes:
         name: as ``train.engine`` names it.
-        devices: as ``train.device`` names them, GPUs with their number.
+        device: as ``train.device`` names it, a GPU with its number.
     """
 
     name: str
-    devices: Sequence[str]
+    device: str
 
     def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
         """Compute this worker's part of the mean loss over the global batch, and its gradients.
@@ -70,22 +70,22 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The engine and the devices of a worker.
+    """The engine and the device of a worker.
 
     Attributes:
         engine: cpu, mxnet or torch.
-        devices: by their names in a job file; GPUs with their number.
+        device: by its name in a job file; a GPU with its number.
         notes: what the user should know about GPUs that are not used, a line each.
     """
 
     engine: EngineName
-    devices: tuple[str, ...]
+    device: str
     notes: tuple[str, ...] = ()
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the devices are GPUs."""
-        return self.devices[0] != "cpu"
+        """Whether the device is a GPU."""
+        return self.device != "cpu"
 
     def build(self, job: JobConfig, model: ModelSpec) -> Engine:
         """Create the engine for ``model`` and the loss and negatives of ``job``.
@@ -101,11 +101,11 @@ class EngineChoice:
         if self.engine == "torch":
             from crossfade.trainer.model.engines.torch import TorchEngine
 
-            return TorchEngine(model, loss, job.negatives, self.devices, job.train.compute_dtype)
+            return TorchEngine(model, loss, job.negatives, self.device)
         if self.engine == "mxnet":
             from crossfade.trainer.model.engines.mxnet import MXNetEngine
 
-            return MXNetEngine(model, loss, job.negatives, self.devices)
+            return MXNetEngine(model, loss, job.negatives, self.device)
         from crossfade.trainer.model.engines.cpu import CpuEngine
 
         return CpuEngine(model, loss, job.negatives)
@@ -131,29 +131,23 @@ def choose_engine(train: TrainConfig, rank: int = 0, workers: int = 1) -> Engine
     Raises:
         InputError: a GPU is requested that is not there, or that no engine in question can drive.
     """
-    names = train.devices
-    if train.engine == "cpu" or (names[0] == "cpu" and train.engine == "auto"):
-        return EngineChoice("cpu", ("cpu",))
-    if names[0] == "cpu":
-        return EngineChoice(train.engine, tuple(names))
+    if train.engine == "cpu" or (train.device == "cpu" and train.engine == "auto"):
+        return EngineChoice("cpu", "cpu")
+    if train.device == "cpu":
+        return EngineChoice(train.engine, "cpu")
     engines = list(_REASONS) if train.engine == "auto" else [train.engine]
     state = find_gpus()
-    if names[0] != "auto":
-        return _requested(engines, names, state, rank)
+    if train.device != "auto":
+        return _requested(engines, train.device, state, rank)
     found = _usable(engines, state.gpus)
     if found is None:
         notes = (state.problem,) if state.problem else _notes(engines[0], state.gpus)
-        return EngineChoice("cpu" if train.engine == "auto" else train.engine, ("cpu",), notes)
+        return EngineChoice("cpu" if train.engine == "auto" else train.engine, "cpu", notes)
     engine, usable = found
-    gpu = usable[rank % len(usable)]
     notes = _notes(engine, state.gpus)
     if workers == 1 and len(usable) > 1:
-        idle = ", ".join(_name(other) for other in usable if other != gpu)
-        notes += (
-            f"train.device is auto, which uses {gpu}, but not {idle}: for all of them, set train.device to "
-            f"[{', '.join(map(_name, usable))}], which holds tables in the memory of the host",
-        )
-    return EngineChoice(engine, (_name(gpu),), notes)
+        notes += (f"of {len(usable)} GPUs, a worker uses one: for all of them, set cluster.workers to {len(usable)}",)
+    return EngineChoice(engine, _name(usable[rank % len(usable)]), notes)
 
 
 def drivers(gpu: GpuInfo) -> tuple[list[EngineName], str]:
@@ -162,27 +156,22 @@ def drivers(gpu: GpuInfo) -> tuple[list[EngineName], str]:
     return [name for name, reason in reasons.items() if reason is None], next(iter(reasons.values())) or ""
 
 
-def _requested(engines: Sequence[EngineName], names: Sequence[str], state: DriverState, rank: int) -> EngineChoice:
-    requested = f"train.device is {', '.join(names)}"
+def _requested(engines: Sequence[EngineName], name: str, state: DriverState, rank: int) -> EngineChoice:
+    requested = f"train.device is {name}"
     if not state.gpus:
         raise InputError(
             f"{requested}, but no GPU is found here ({state.problem or 'NVIDIA has no driver or no device here'}): set "
             "train.device to cpu or auto"
         )
     gpus = list(state.gpus)
-    if list(names) == ["gpu"]:
-        if found := _usable(engines, gpus):
-            engine, usable = found
-            return EngineChoice(engine, (_name(usable[rank % len(usable)]),))
-    else:
-        # In a list, gpu is gpu:0, as where names are checked.
-        numbers = [int(name.partition(":")[2] or 0) for name in names]
-        if max(numbers) >= len(gpus):
+    if name != "gpu":
+        number = int(name.removeprefix("gpu:"))
+        if number >= len(gpus):
             raise InputError(f"{requested}, but the GPUs of this machine are {', '.join(map(str, gpus))}")
-        gpus = [gpus[number] for number in numbers]
-        for engine in engines:
-            if not _notes(engine, gpus):
-                return EngineChoice(engine, tuple(map(_name, gpus)))
+        gpus = [gpus[number]]
+    if found := _usable(engines, gpus):
+        engine, usable = found
+        return EngineChoice(engine, _name(usable[rank % len(usable)]))
     raise InputError(f"{requested}: {_notes(engines[0], gpus)[0]}")
 
 

@@ -15,9 +15,9 @@ import importlib.metadata
 import importlib.util
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from crossfade.trainer.model.engines.cuda_driver import Capability, CudaVersion, GpuInfo, format_version
 
@@ -34,7 +34,7 @@ class Wheel:
 
     def can_drive(self, gpu: GpuInfo) -> bool:
         """Return whether the package has code for ``gpu``, and the driver supports its CUDA version."""
-        return has_code(self.codes, gpu.capability) and _supports_cuda(gpu.cuda_version, self.cuda_version)
+        return _reason(gpu, self.cuda_version, self.codes) is None
 
 
 MXNET_WHEELS: dict[MXNetVariant, Wheel] = {
@@ -66,7 +66,7 @@ MIN_DRIVERS = {9: "384.81", 11: "450", 12: "525", 13: "580"}
 one, as 12.8 with 570 (https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/index.html).
 """
 
-_CODE = re.compile(r"(sm|compute)_([0-9]+)([0-9])([af]?)")
+_CODE = re.compile(r"(sm|compute)_([0-9]+)([0-9])")
 _MXNET = re.compile(r"mxnet(-mkl|-native|-cu[0-9]+(mkl)?)?")
 _NO_PACKAGE = "set train.device to 'cpu', since no package of MXNet or PyTorch supports this GPU with this driver"
 
@@ -75,10 +75,12 @@ def has_code(codes: Iterable[str], capability: Capability) -> bool:
     """Return whether GPUs of ``capability`` can execute one of ``codes``, as ``torch.cuda.get_arch_list()`` names them.
 
     Machine code for X.y runs on GPUs of X.z with z ≥ y, and PTX for X.y on those of X.y and newer
-    (https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#binary-compatibility). Code with the suffix a,
-    also PTX, runs on its own capability only; with the suffix f, on X.z only.
+    (https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#binary-compatibility). Other names, such as of
+    code for one GPU alone, are left out.
     """
-    return any(_can_execute(capability, match) for match in map(_CODE.fullmatch, codes) if match)
+    matches = (match for match in map(_CODE.fullmatch, codes) if match)
+    built = ((match[1], (int(match[2]), int(match[3]))) for match in matches)
+    return any(code <= capability and (kind == "compute" or code[0] == capability[0]) for kind, code in built)
 
 
 def mxnet_variant(capability: Capability) -> MXNetVariant | None:
@@ -92,21 +94,17 @@ def mxnet_reason(gpu: GpuInfo) -> str | None:
     MXNet is not imported. A package for CUDA that is not in ``MXNET_WHEELS``, or an MXNet that pip did not install,
     counts as one that can: if it has no code for the GPU, its first operation fails.
     """
-    fix = _install_mxnet(gpu) or _install_torch(gpu) or _NO_PACKAGE
+    fix = _install(gpu, [*MXNET_WHEELS.values(), *TORCH_WHEELS])
     if importlib.util.find_spec("mxnet") is None:
         return f"MXNet is not installed; {fix}"
-    packages = _mxnet_packages()
-    if not packages:
-        return None
-    found = " and ".join(f"{name} {version}" for name, version in packages.items())
-    if len(packages) > 1:
-        return f"{found} are installed, which overwrite each other's files; {fix}"
-    [name] = packages
-    if "-cu" not in name:
+    names = {re.sub(r"[-_.]+", "-", str(item.name)).lower() for item in importlib.metadata.distributions()}
+    found = " and ".join(sorted(filter(_MXNET.fullmatch, names)))
+    if found and "-cu" not in found:
         return f"the installed {found} is the CPU package; {fix}"
     for wheel in MXNET_WHEELS.values():
-        if wheel.requirement.partition("==")[0] == name:
-            return _wheel_reason(gpu, wheel.cuda_version, wheel.codes, f"the installed {found}", fix)
+        reason = _reason(gpu, wheel.cuda_version, wheel.codes)
+        if wheel.requirement.partition("==")[0] == found and reason is not None:
+            return f"the installed {found} {reason}; {fix}"
     return None
 
 
@@ -115,7 +113,7 @@ def torch_reason(gpu: GpuInfo) -> str | None:
 
     PyTorch, if it is installed, is imported and initializes CUDA.
     """
-    fix = _install_torch(gpu) or _install_mxnet(gpu) or _NO_PACKAGE
+    fix = _install(gpu, [*TORCH_WHEELS, *MXNET_WHEELS.values()])
     if importlib.util.find_spec("torch") is None:
         return f"PyTorch is not installed; {fix}"
     try:
@@ -124,83 +122,33 @@ def torch_reason(gpu: GpuInfo) -> str | None:
         return f"PyTorch is installed, but cannot be imported: {error}; install it again"
     found = f"the installed PyTorch {torch.__version__}"
     if torch.version.cuda is None:
-        other = _install_torch(gpu, ["torch"])
-        contrast = ", whereas PyPI's default package for Linux is built with CUDA" if other else ""
-        return f"{found} is a build for CPUs only{contrast}; {other or fix}"
-    available, codes, problem = _ask(torch)
+        return f"{found} is a build for CPUs only; {fix}"
     major, minor = torch.version.cuda.split(".")[:2]
-    reason = _wheel_reason(gpu, (int(major), int(minor)), codes, found, fix)
-    if reason is None and not available:
-        return f"{found} finds no usable GPU: {problem}; check that nvidia-smi lists the GPU"
-    return reason
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # by which it says why it can use none
+        is_available, codes = torch.cuda.is_available(), tuple(torch.cuda.get_arch_list())
+    if reason := _reason(gpu, (int(major), int(minor)), codes):
+        return f"{found} {reason}; {fix}"
+    return None if is_available else f"{found} finds no usable GPU; check that nvidia-smi lists the GPU"
 
 
-def _can_execute(capability: Capability, code: re.Match[str]) -> bool:
-    kind, suffix, built = code[1], code[4], _built_for(code)
-    if suffix == "a":
-        return built == capability
-    return built <= capability and (built[0] == capability[0] or (kind == "compute" and not suffix))
-
-
-def _built_for(code: re.Match[str]) -> Capability:
-    return int(code[2]), int(code[3])
-
-
-def _supports_cuda(driver: CudaVersion, package: CudaVersion) -> bool:
-    """Return whether a driver for CUDA ``driver`` runs a package that is built with CUDA ``package``."""
-    return driver >= package if package < (11, 0) else driver[0] >= package[0]
-
-
-def _ask(torch: Any) -> tuple[bool, tuple[str, ...], str]:
-    """Return whether PyTorch can use a GPU, its code, and why it cannot use one, which it explains in a warning."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        available, codes = torch.cuda.is_available(), tuple(torch.cuda.get_arch_list())
-    messages = [str(warning.message).partition(" (Triggered")[0].rstrip(".") for warning in caught]
-    return available, codes, messages[0] if messages else "torch.cuda.is_available() is False"
-
-
-def _wheel_reason(gpu: GpuInfo, cuda_version: CudaVersion, codes: tuple[str, ...], found: str, fix: str) -> str | None:
+def _reason(gpu: GpuInfo, cuda_version: CudaVersion, codes: tuple[str, ...]) -> str | None:
     """Return why a package cannot drive ``gpu``. Its code is judged first, since no driver makes up for it.
 
     ``codes`` is empty if they are unknown, as in versions of PyTorch that list them only if they find a GPU.
     """
     if codes and not has_code(codes, gpu.capability):
-        built = sorted({_built_for(match) for match in map(_CODE.fullmatch, codes) if match})
-        capabilities = ", ".join(map(format_version, built))
-        return f"{found} has code for the compute capabilities {capabilities}, none of which runs on this GPU; {fix}"
-    if not _supports_cuda(gpu.cuda_version, cuda_version):
-        needed = MIN_DRIVERS.get(cuda_version[0])
-        return (
-            f"{found} is built with CUDA {format_version(cuda_version)}, but the NVIDIA driver supports CUDA up to "
-            f"{format_version(gpu.cuda_version)}; update the driver{f' to {needed} or newer' if needed else ''}, "
-            f"or {fix}"
-        )
-    return None
+        return f"has code for {', '.join(codes)}, none of which runs on this GPU"
+    driver = gpu.cuda_version
+    if driver >= cuda_version if cuda_version < (11, 0) else driver[0] >= cuda_version[0]:
+        return None
+    return (
+        f"is built with CUDA {format_version(cuda_version)}, but the NVIDIA driver supports CUDA up to "
+        f"{format_version(driver)}, so update the driver"
+    )
 
 
-def _mxnet_packages() -> dict[str, str]:
-    """Return the versions of the installed packages of MXNet, by name."""
-    names = ((re.sub(r"[-_.]+", "-", str(item.name)).lower(), item) for item in importlib.metadata.distributions())
-    return dict(sorted((name, item.version) for name, item in names if _MXNET.fullmatch(name)))
-
-
-def _install_mxnet(gpu: GpuInfo) -> str | None:
-    for variant, wheel in MXNET_WHEELS.items():
-        if wheel.can_drive(gpu):
-            command = _pip(wheel.requirement, _mxnet_packages())
-            return f"install MXNet for this GPU with {command}, or use the image of variant {variant} (docs/docker.md)"
-    return None
-
-
-def _install_torch(gpu: GpuInfo, replaced: Iterable[str] = ()) -> str | None:
-    for wheel in TORCH_WHEELS:
-        if wheel.can_drive(gpu):
-            return f"install PyTorch with {_pip(wheel.requirement, replaced)}"
-    return None
-
-
-def _pip(requirement: str, replaced: Iterable[str]) -> str:
-    """Return the command that installs ``requirement`` in place of the packages ``replaced``."""
-    uninstall = " ".join(replaced)
-    return f"{f'pip uninstall {uninstall} && ' if uninstall else ''}pip install '{requirement}'"
+def _install(gpu: GpuInfo, wheels: Sequence[Wheel]) -> str:
+    """Return how to install the first of ``wheels`` that can drive ``gpu``."""
+    found = next((wheel.requirement for wheel in wheels if wheel.can_drive(gpu)), None)
+    return _NO_PACKAGE if found is None else f"pip install '{found}'"

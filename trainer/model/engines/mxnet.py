@@ -1,31 +1,26 @@
 """Gradients by MXNet's autograd, on CPUs and on the GPUs that its package has code for (docs/gpus.md).
 
-    engine = MXNetEngine(model, LossSpec("softmax"), NegativesConfig(kind="shared"), ["gpu:0", "gpu:1"])
+    engine = MXNetEngine(model, LossSpec("softmax"), NegativesConfig(kind="shared"), "gpu:0")
     loss, gradients = engine.gradients(batch, vectors)
-
-Each device computes a part of the batch from the vectors that it uses (``parts.py``). Work on several devices overlaps,
-and so do copies: MXNet computes in the background, and the first results are waited for when all devices have work.
 
 - ``MXNetDevice`` copies from and to pinned memory while a GPU computes. Pinned memory takes long to allocate, so each
   array of a step has a buffer, which the next step uses again.
 - MXNet starts whatever is queued and has its inputs, so the arrays of all tiles of a computation might be in memory at
-  once. A computation is therefore a generator: it yields an array of the tile that it has queued, and goes on when that
-  has been computed. ``in_turns`` runs the computations of several devices.
+  once: a tile is queued once the one before has been computed.
 - ``MXNetGradients`` differentiates the losses of a tile of examples by the vectors of uses, and adds the gradients up.
   At the end it differentiates the vectors of uses by those of rows, once. Its input holds the active rows only, so
   dense gradients have their size, whereas ``Embedding(sparse_grad=True)`` scans a complete table in every step.
 - ``ScoreLoss`` computes losses from scores in MXNet's operators; ``trainer/model/losses.py`` has the formulas.
 
-Shapes: A active rows, B examples, T examples or queries of a tile, P examples whose items are uses, N uses of items, C
-negatives of an example, U the item and the negatives of an example, D columns. B1 is a column, (B, 1).
+Shapes: A active rows, B examples, T examples or queries of a tile, N uses of items, C negatives
+of an example, U the item and the negatives of an example, D columns. B1 is a column, (B, 1).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +29,7 @@ from crossfade.base.errors import InputError
 from crossfade.kvstore.mxnet.imports import import_mxnet
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.engines.parts import BatchPart, PartsEngine, Pool
+from crossfade.trainer.model.engines.device_engine import DeviceEngine, Pool
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 
@@ -42,81 +37,45 @@ Array = Any
 """An NDArray of MXNet."""
 
 
-class MXNetEngine(PartsEngine):
+class MXNetEngine(DeviceEngine):
     """Computes gradients by autograd."""
 
     name = "mxnet"
 
-    def __init__(
-        self, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig, devices: Sequence[str] = ("cpu",)
-    ) -> None:
-        """Prepare to compute on ``devices``: ``cpu``, possibly several times, or GPUs with their number, ``gpu:1``.
+    def __init__(self, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig, device: str = "cpu") -> None:
+        """Prepare to compute on ``device``: ``cpu``, or a GPU with its number, ``gpu:1``.
 
         Raises:
             MissingExtraError: MXNet is not installed.
-            InputError: MXNet does not find one of the GPUs.
+            InputError: MXNet does not find the GPU.
         """
-        super().__init__(model, loss, negatives, devices)
+        super().__init__(model, loss, negatives, device)
         self._mx = import_mxnet()
-        self._devices = _open_devices(self._mx, devices)
-        self._gradients = MXNetGradients(self._mx, model, loss, negatives)
+        self._opened = _open_device(self._mx, device)
+        self._gradients = MXNetGradients(self._mx, model, loss)
 
-    def _compute_parts(
-        self, batch: Batch, parts: Sequence[BatchPart], query_AD: FloatArray, item_AD: FloatArray
-    ) -> tuple[float, Sequence[FloatArray], Sequence[FloatArray]]:
-        queued = in_turns(
-            [
-                self._compute(batch, part, device, query_AD, item_AD)
-                for part, device in zip(parts, self._devices, strict=False)
-            ]
-        )
-        losses, by_query, by_item = zip(*([array.asnumpy() for array in arrays] for arrays in queued), strict=True)
-        return float(sum(loss.sum(dtype=np.float64) for loss in losses)), by_query, by_item
+    def _compute(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[float, FloatArray, FloatArray]:
+        arrays = BatchArrays.upload(self._opened, batch, query_AD, item_AD)
+        results = self._gradients.compute(self._pools(batch), arrays, shares_scores=self._shares_scores(batch))
+        downloaded = [self._opened.download(f"result {number}", result) for number, result in enumerate(results)]
+        loss_B, by_query, by_item = (array.asnumpy() for array in downloaded)
+        return float(loss_B.sum(dtype=np.float64)), by_query, by_item
 
-    def _compute(
-        self, batch: Batch, part: BatchPart, device: MXNetDevice, query_AD: FloatArray, item_AD: FloatArray
-    ) -> Queued[list[Any]]:
-        """Queue all work on a part: from the vectors of the batch to losses and gradients in the host's memory."""
-        arrays = PartArrays.upload(device, part, part.query_rows(query_AD), part.item_rows(item_AD))
-        shares_scores = self._shares_scores(batch)
-        results = yield from self._gradients.compute(part, arrays, shares_scores=shares_scores)
-        return [device.download(f"result {number}", result) for number, result in enumerate(results)]
-
-    def _free_and_total(self) -> list[tuple[int, int]]:
-        numbers = [device.context.device_id for device in self._devices if device.is_gpu]
-        return [self._mx.context.gpu_memory_info(number) for number in numbers]
+    def gpu_memory(self) -> tuple[int, int] | None:
+        """Return the used and the total bytes of the GPU, None on the CPU. Any thread may call it."""
+        if not self._opened.is_gpu:
+            return None
+        free, total = self._mx.context.gpu_memory_info(self._opened.context.device_id)
+        return total - free, total
 
 
-def _open_devices(mx: Any, names: Sequence[str]) -> list[MXNetDevice]:
-    """Return the devices of ``names``. Each ``cpu`` is a context of a different number, and thus has its own thread."""
-    numbers = [int(name.removeprefix("gpu:")) for name in names if name != "cpu"]
-    found = mx.context.num_gpus() if numbers else 0
-    if any(number >= found for number in numbers):
-        raise InputError(f"train.device is {', '.join(names)}, but the number of GPUs that MXNet finds here is {found}")
-    gpus = [MXNetDevice(mx, mx.gpu(number), mx.cpu_pinned(number)) for number in numbers]
-    return gpus or [MXNetDevice(mx, mx.cpu(number), mx.cpu(number)) for number in range(len(names))]
-
-
-T = TypeVar("T")
-Queued = Generator[Any, None, T]
-"""Queues work that results in T. Yields arrays to wait for."""
-
-
-def in_turns(computations: Sequence[Queued[T]]) -> list[T]:
-    """Run ``computations``, of which each queues a tile in its turn, and return their results."""
-    awaited: dict[int, Any] = {}
-    results: dict[int, T] = {}
-    while len(results) < len(computations):
-        for number, computation in enumerate(computations):
-            if number in results:
-                continue
-            if number in awaited:
-                awaited[number].wait_to_read()
-            try:
-                awaited[number] = next(computation)
-            except StopIteration as end:
-                results[number] = end.value
-    return [results[number] for number in range(len(computations))]
+def _open_device(mx: Any, name: str) -> MXNetDevice:
+    if name == "cpu":
+        return MXNetDevice(mx, mx.cpu(), mx.cpu())
+    number, found = int(name.removeprefix("gpu:")), mx.context.num_gpus()
+    if number >= found:
+        raise InputError(f"train.device is {name}, but the number of GPUs that MXNet finds here is {found}")
+    return MXNetDevice(mx, mx.gpu(number), mx.cpu_pinned(number))
 
 
 class MXNetDevice:
@@ -165,72 +124,73 @@ gradients of all its negatives."""
 
 
 @dataclass(frozen=True)
-class PartArrays:
-    """The vectors of the rows of a part, and its indexes and weights, on a device: float32 and int32.
+class BatchArrays:
+    """The vectors of a batch's active rows, and its indexes and weights, on a device: float32 and int32.
 
     Attributes:
         query_AD: the vectors of its queries.
         item_AD: the vectors of its items.
         query_index_B: the query of each example.
         item_index_N: the item of each use.
-        group_P: as in ``BatchPart``.
-        weight_B: as in ``BatchPart``.
+        group_B: the query of each example, whose other items are not its negatives.
+        weight_B: weights, divided by the examples of the step over all workers.
         weight_A: the sum of the weights of each query's examples.
-        log_q_N: as in ``BatchPart``; None: nothing is subtracted.
+        log_q_N: as in ``Batch``; None: nothing is subtracted.
     """
 
     query_AD: Array
     item_AD: Array
     query_index_B: Array
     item_index_N: Array
-    group_P: Array
+    group_B: Array
     weight_B: Array
     weight_A: Array
     log_q_N: Array | None
 
     @staticmethod
-    def upload(device: MXNetDevice, part: BatchPart, query_AD: FloatArray, item_AD: FloatArray) -> PartArrays:
-        """Queue the copies to ``device``. The vectors are those of the part's rows."""
-        weight_A = np.bincount(part.query.index_N, part.weight_B, len(query_AD))
-        return PartArrays(
+    def upload(device: MXNetDevice, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> BatchArrays:
+        """Queue the copies to ``device``."""
+        weight_B, group_B = batch.normalized_weights(), batch.query_groups.index_N
+        weight_A = np.bincount(batch.query.index_N, weight_B, len(query_AD))
+        return BatchArrays(
             query_AD=device.upload("query", query_AD),
             item_AD=device.upload("item", item_AD),
-            query_index_B=device.upload("query_index", part.query.index_N.astype(np.int32, copy=False)),
-            item_index_N=device.upload("item_index", part.item.index_N.astype(np.int32, copy=False)),
-            group_P=device.upload("group", part.group_P.astype(np.int32, copy=False)),
-            weight_B=device.upload("weight", part.weight_B),
+            query_index_B=device.upload("query_index", batch.query.index_N.astype(np.int32, copy=False)),
+            item_index_N=device.upload("item_index", batch.item.index_N.astype(np.int32, copy=False)),
+            group_B=device.upload("group", group_B.astype(np.int32, copy=False)),
+            weight_B=device.upload("weight", weight_B),
             weight_A=device.upload("query_weight", weight_A.astype(np.float32)),
-            log_q_N=device.upload("log_q", part.log_q_N) if len(part.log_q_N) else None,
+            log_q_N=device.upload("log_q", batch.log_q_N) if len(batch.log_q_N) else None,
         )
 
 
 class MXNetGradients:
-    """Computes losses and gradients of parts of batches."""
+    """Computes losses and gradients of batches."""
 
-    def __init__(self, mx: Any, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig) -> None:
-        """Prepare for ``model``, ``loss`` and ``negatives``."""
+    def __init__(self, mx: Any, model: ModelSpec, loss: LossSpec) -> None:
+        """Prepare for ``model`` and ``loss``."""
         self._nd = mx.nd
         self._autograd = mx.autograd
         self._score = model.score
         self._loss = ScoreLoss(mx, loss, model.item.rows)
 
-    def compute(self, part: BatchPart, arrays: PartArrays, *, shares_scores: bool) -> Queued[Results]:
-        """Queue the computation of losses, whose sum is that of the part, and of the gradients of both sides' vectors.
+    def compute(self, pools: list[Pool], arrays: BatchArrays, *, shares_scores: bool) -> Results:
+        """Queue the computation of losses, whose sum is that of the batch, and of the gradients of both sides' vectors.
 
         Args:
-            part: the examples.
-            arrays: its arrays, on the device.
+            pools: the examples by the negatives that they share; none if negatives are drawn per example.
+            arrays: the arrays of the batch, on the device.
             shares_scores: whether the examples of a query have the same scores: all items are their negatives, the loss
                 is softmax, and they differ in nothing else.
         """
         for rows in (arrays.query_AD, arrays.item_AD):
             rows.attach_grad()
         if shares_scores:
-            losses = yield from self._with_shared_scores(part, arrays)
-        elif part.pools:
-            losses = yield from self._with_pools(part, arrays)
+            losses = self._with_shared_scores(arrays)
+        elif pools:
+            losses = self._with_pools(pools, arrays)
         else:
-            losses = yield from self._per_example(arrays)
+            losses = self._per_example(arrays)
         return self._joined(losses), arrays.query_AD.grad, arrays.item_AD.grad
 
     def _compared(self, rows_AD: Array) -> Array:
@@ -262,23 +222,22 @@ class MXNetGradients:
 
     # ---- pools
 
-    def _with_pools(self, part: BatchPart, arrays: PartArrays) -> Queued[list[Array]]:
-        nd = self._nd
+    def _with_pools(self, pools: list[Pool], arrays: BatchArrays) -> list[Array]:
+        nd, examples = self._nd, arrays.weight_B.size
         with self._autograd.record():
             query_BD = nd.take(self._compared(arrays.query_AD), arrays.query_index_B)
             item_ND = nd.take(self._compared(arrays.item_AD), arrays.item_index_N)
         vectors, gradients = [query_BD.detach(), item_ND.detach()], [nd.zeros_like(query_BD), nd.zeros_like(item_ND)]
         losses: list[Array] = []
-        for pool in part.pools:
-            negatives = [slice(part.positives, len(item_ND))] if part.negatives else []
+        for pool in pools:
+            negatives = [slice(examples, len(item_ND))] if len(item_ND) > examples else []
             negatives += [pool.in_batch] if pool.in_batch.stop > pool.in_batch.start else []
             count = sum(used.stop - used.start for used in negatives)
             for tile in self._tiles(query_BD, pool.examples, count):
                 if losses:
-                    yield losses[-1]
-                own = slice(tile.start + part.own.start, tile.stop + part.own.start)
-                excluded_TC = self._excluded(arrays, pool, own, negatives)
-                places = [(0, tile), *((1, used) for used in (own, *negatives))]
+                    losses[-1].wait_to_read()
+                excluded_TC = self._excluded(arrays, pool, tile, negatives)
+                places = [(0, tile), *((1, used) for used in (tile, *negatives))]
                 variables = [vectors[side][used] for side, used in places]
                 self._autograd.mark_variables(variables, [gradients[side][used] for side, used in places], "add")
                 with self._autograd.record():
@@ -290,7 +249,7 @@ class MXNetGradients:
         return losses
 
     def _pool_scores(
-        self, arrays: PartArrays, vectors: list[Array], excluded_TC: Array, negatives: list[slice]
+        self, arrays: BatchArrays, vectors: list[Array], excluded_TC: Array, negatives: list[slice]
     ) -> Scores:
         """Return scores by the ``vectors`` of examples' queries, of their items, and of the uses ``negatives``."""
         nd, (query_TD, item_TD, *pool) = self._nd, vectors
@@ -307,29 +266,29 @@ class MXNetGradients:
             negative_TC = nd.broadcast_sub(negative_TC, log_q_1C)
         return Scores(positive_T1, negative_TC, excluded_TC, log_q_1C)
 
-    def _excluded(self, arrays: PartArrays, pool: Pool, own: slice, negatives: list[slice]) -> Array:
+    def _excluded(self, arrays: BatchArrays, pool: Pool, tile: slice, negatives: list[slice]) -> Array:
         """Return 1 for negatives that do not count: an example's own item, and other items of its query in the batch.
 
         Args:
-            arrays: the part's arrays.
+            arrays: the batch's arrays.
             pool: the pool.
-            own: the items of some of its examples, by use.
+            tile: some of its examples.
             negatives: its negatives, by use, the in-batch ones last.
         """
-        nd, item_index_N, group_P = self._nd, arrays.item_index_N, arrays.group_P
+        nd, item_index_N, group_B = self._nd, arrays.item_index_N, arrays.group_B
         index_C = self._joined([item_index_N[used] for used in negatives])
-        excluded_TC = nd.broadcast_equal(item_index_N[own].reshape((-1, 1)), index_C.reshape((1, -1)))
+        excluded_TC = nd.broadcast_equal(item_index_N[tile].reshape((-1, 1)), index_C.reshape((1, -1)))
         if pool.in_batch in negatives:
             drawn = index_C.size - (pool.in_batch.stop - pool.in_batch.start)
             no_query = [nd.full(drawn, -1, index_C.context, "int32")] if drawn else []
-            query_C = self._joined([*no_query, group_P[pool.in_batch]])
-            same_query_TC = nd.broadcast_equal(group_P[own].reshape((-1, 1)), query_C.reshape((1, -1)))
+            query_C = self._joined([*no_query, group_B[pool.in_batch]])
+            same_query_TC = nd.broadcast_equal(group_B[tile].reshape((-1, 1)), query_C.reshape((1, -1)))
             excluded_TC = nd.maximum(excluded_TC, same_query_TC)
         return nd.cast(excluded_TC, "float32")
 
     # ---- all items are negatives, and a query is scored once
 
-    def _with_shared_scores(self, part: BatchPart, arrays: PartArrays) -> Queued[list[Array]]:
+    def _with_shared_scores(self, arrays: BatchArrays) -> list[Array]:
         """Compute −Σ_b w_b (s_b − log Σ_j e^{s_j}), whose sum over all items j includes the example's own.
 
         The squared norm of the query, a term of all its scores, is left out.
@@ -337,7 +296,7 @@ class MXNetGradients:
         nd, scale, has_norms = self._nd, self._score.dot_scale, bool(self._score.norm_scale)
         weight_B, weight_A = arrays.weight_B, arrays.weight_A
         if self._loss.top_k is not None:
-            weight_B, weight_A = yield from self._weights_at_top(part, arrays, self._loss.top_k)
+            weight_B, weight_A = self._weights_at_top(arrays, self._loss.top_k)
         with self._autograd.record():
             query_AD, item_AD = self._compared(arrays.query_AD), self._compared(arrays.item_AD)
             item_BD = nd.take(item_AD, arrays.item_index_N[: arrays.weight_B.size])
@@ -349,7 +308,7 @@ class MXNetGradients:
         losses: list[Array] = []
         for tile in self._tiles(query_AD, slice(0, len(query_AD)), len(item_AD)):
             if losses:
-                yield losses[-1]
+                losses[-1].wait_to_read()
             query_TD = queries_AD[tile]
             self._autograd.mark_variables([query_TD, items_AD], [query_gradient_AD[tile], item_gradient_AD], "add")
             with self._autograd.record():
@@ -366,14 +325,14 @@ class MXNetGradients:
             score_TA = self._nd.broadcast_sub(score_TA, self._squares(items_AD).reshape((1, -1)))
         return score_TA
 
-    def _weights_at_top(self, part: BatchPart, arrays: PartArrays, k: int) -> Queued[tuple[Array, Array]]:
+    def _weights_at_top(self, arrays: BatchArrays, k: int) -> tuple[Array, Array]:
         """Return the weights of examples, and their sums by query, by the examples' places among all items."""
         nd = self._nd
         tops: list[Array] = []
         query_AD, item_AD = self._compared(arrays.query_AD), self._compared(arrays.item_AD)
         for tile in self._tiles(query_AD, slice(0, len(query_AD)), len(item_AD)):
             if tops:
-                yield tops[-1]
+                tops[-1].wait_to_read()
             scores_TA = self._item_scores(query_AD[tile], item_AD)
             tops.append(nd.topk(scores_TA, k=min(k, len(item_AD)), axis=1, ret_typ="value")[:, -1])
         item_BD = nd.take(item_AD, arrays.item_index_N[: arrays.weight_B.size])
@@ -381,13 +340,13 @@ class MXNetGradients:
         own_B = own_B - self._squares(item_BD) if self._score.norm_scale else own_B
         above_B = own_B - nd.take(self._joined(tops), arrays.query_index_B)
         weight_B = arrays.weight_B * self._loss.weight_at_top(above_B)
-        yield weight_B
-        weight_A = np.bincount(part.query.index_N, weight_B.asnumpy(), len(query_AD)).astype(np.float32)
+        index_B = arrays.query_index_B.asnumpy()
+        weight_A = np.bincount(index_B, weight_B.asnumpy(), len(query_AD)).astype(np.float32)
         return weight_B, nd.array(weight_A, ctx=weight_B.context)
 
     # ---- negatives per example
 
-    def _per_example(self, arrays: PartArrays) -> Queued[list[Array]]:
+    def _per_example(self, arrays: BatchArrays) -> list[Array]:
         nd, examples = self._nd, arrays.weight_B.size
         index_N, log_q_N = arrays.item_index_N, arrays.log_q_N
         index_BU = nd.concat(index_N[:examples].reshape((-1, 1)), index_N[examples:].reshape((examples, -1)), dim=1)
@@ -399,7 +358,7 @@ class MXNetGradients:
         losses: list[Array] = []
         for tile in self._tiles(query_BD, slice(0, examples), index_BU.shape[1] * item_AD.shape[1]):
             if losses:
-                yield losses[-1]
+                losses[-1].wait_to_read()
             query_TD, index_TU = queries_BD[tile], index_BU[tile]
             excluded_TC = nd.cast(nd.broadcast_equal(index_TU[:, :1], index_TU[:, 1:]), "float32")
             self._autograd.mark_variables([query_TD, items_AD], [query_gradient_BD[tile], item_gradient_AD], "add")

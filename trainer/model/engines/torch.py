@@ -1,23 +1,20 @@
 """Gradients by PyTorch, on CPUs and on GPUs from NVIDIA's Turing on (docs/gpus.md).
 
-    engine = TorchEngine(model, LossSpec("softmax"), NegativesConfig(kind="shared"), ["gpu:0", "gpu:1"])
+    engine = TorchEngine(model, LossSpec("softmax"), NegativesConfig(kind="shared"), "gpu:0")
     loss, gradients = engine.gradients(batch, vectors)
 
-Each device computes a part of the batch from the vectors that it uses (``parts.py``), so tables may be anywhere. Work
-on several devices overlaps: all parts are queued before the first result is fetched.
+Vectors come from the host, so tables may be anywhere. ``TorchGradients`` computes scores, ``ScoreLoss`` differentiates
+the losses by score only (``trainer/model/losses.py`` has the formulas), and matrix products and sums by row follow.
+Sums are embedding bags, which add a row's uses in their order, so results repeat on a device, unlike scattered
+additions. Softmax, the default, has a closed form; the other losses differentiate what they compute by autograd.
 
-On a device, ``TorchGradients`` computes scores, ``ScoreLoss`` differentiates the losses by score only
-(``trainer/model/losses.py`` has the formulas), and matrix products and sums by row follow. Sums are embedding bags,
-which add a row's uses in their order, so results repeat on a device, unlike scattered additions. Softmax, the default,
-has a closed form; the other losses differentiate what they compute by autograd.
-
-Shapes: A active rows, B examples, P examples whose items are uses, N uses of items, U uses of an example (its item,
-then its negatives), C negatives of an example, X items that a score is of, D columns.
+Shapes: A active rows, B examples, N uses of items, U uses of an example (its item, then its negatives), C
+negatives of an example, X items that a score is of, D columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +25,7 @@ from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.torch.device import describe_exhausted_memory, import_torch
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.engines.parts import BatchPart, PartsEngine, Pool, split_batch
+from crossfade.trainer.model.engines.device_engine import DeviceEngine, Pool
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 
@@ -36,20 +33,13 @@ Tensor = Any
 """A tensor of PyTorch."""
 
 
-class TorchEngine(PartsEngine):
+class TorchEngine(DeviceEngine):
     """Computes gradients with PyTorch."""
 
     name = "torch"
 
-    def __init__(
-        self,
-        model: ModelSpec,
-        loss: LossSpec,
-        negatives: NegativesConfig,
-        devices: Sequence[str] = ("cpu",),
-        compute_dtype: str = "float32",
-    ) -> None:
-        """Prepare to compute on ``devices``, such as ``cpu`` or ``gpu:1``, as ``train.device`` names them.
+    def __init__(self, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig, device: str = "cpu") -> None:
+        """Prepare to compute on ``device``, such as ``cpu`` or ``gpu:1``, as ``train.device`` names it.
 
         Raises:
             MissingExtraError: PyTorch is not installed.
@@ -57,49 +47,43 @@ class TorchEngine(PartsEngine):
         torch = import_torch()
         torch.set_num_threads(get_num_threads())
         torch.set_float32_matmul_precision("highest")  # some containers set another one, which rounds to 10 bits
-        super().__init__(model, loss, negatives, devices)
+        super().__init__(model, loss, negatives, device)
         self._torch = torch
-        self._targets = [torch.device(torch_device(name)) for name in devices]
-        self._gradients = TorchGradients(torch, model, loss, negatives, compute_dtype)
+        self._target = torch.device(torch_device(device))
+        self._gradients = TorchGradients(torch, model, loss)
 
-    def _compute_parts(
-        self, batch: Batch, parts: Sequence[BatchPart], query_AD: FloatArray, item_AD: FloatArray
-    ) -> tuple[float, Sequence[FloatArray], Sequence[FloatArray]]:
-        results = []
+    def _compute(self, batch: Batch, query_AD: FloatArray, item_AD: FloatArray) -> tuple[float, FloatArray, FloatArray]:
         with describe_exhausted_memory():
-            for part, target in zip(parts, self._targets, strict=False):
-                rows = part.query_rows(query_AD), part.item_rows(item_AD)
-                results.append(self.compute(batch, part, *(self._upload(rows_AD, target) for rows_AD in rows)))
-            losses, by_query, by_item = ([part.cpu() for part in of_parts] for of_parts in zip(*results, strict=True))
-        return float(sum(losses)), [rows.numpy() for rows in by_query], [rows.numpy() for rows in by_item]
+            loss, *gradients = self.compute(batch, self._upload(query_AD), self._upload(item_AD))
+            by_query, by_item = (gradient.cpu().numpy() for gradient in gradients)
+        return float(loss), by_query, by_item
 
-    def compute(self, batch: Batch, part: BatchPart, query_AD: Any, item_AD: Any) -> tuple[Any, Any, Any]:
-        """Compute the loss and the gradients of a part of ``batch`` on the device of its rows, without waiting.
+    def compute(self, batch: Batch, query_AD: Any, item_AD: Any) -> tuple[Any, Any, Any]:
+        """Compute the loss and the gradients of ``batch`` on the device of its rows, without waiting.
 
         Args:
             batch: the batch, which has examples.
-            part: the part.
-            query_AD: vectors of the part's queries, a tensor.
-            item_AD: vectors of the part's items, likewise.
+            query_AD: vectors of its active queries, a tensor.
+            item_AD: vectors of its active items, likewise.
 
         Returns:
             The loss, a float64 scalar, and the gradients of both sides, all of them tensors.
         """
         with self._torch.no_grad():
-            tensors = PartTensors.of(self._torch, part, query_AD.device)
+            tensors = BatchTensors.of(self._torch, batch, query_AD.device)
             shares_scores = self._shares_scores(batch)
-            return self._gradients.compute(part, tensors, query_AD, item_AD, shares_scores=shares_scores)
+            return self._gradients.compute(self._pools(batch), tensors, query_AD, item_AD, shares_scores=shares_scores)
 
-    def complete(self, batch: Batch) -> BatchPart:
-        """Return ``batch``, which has examples, as the only part."""
-        return split_batch(batch, 1, in_batch=self._in_batch)[0]
-
-    def _upload(self, rows_AD: FloatArray, target: Any) -> Any:
+    def _upload(self, rows_AD: FloatArray) -> Any:
         rows = self._torch.from_numpy(np.ascontiguousarray(rows_AD))
-        return rows if target.type == "cpu" else rows.pin_memory().to(target, non_blocking=True)
+        return rows if self._target.type == "cpu" else rows.pin_memory().to(self._target, non_blocking=True)
 
-    def _free_and_total(self) -> list[tuple[int, int]]:
-        return [self._torch.cuda.mem_get_info(target) for target in self._targets if target.type == "cuda"]
+    def gpu_memory(self) -> tuple[int, int] | None:
+        """Return the used and the total bytes of the GPU, None on the CPU. Any thread may call it."""
+        if self._target.type != "cuda":
+            return None
+        free, total = self._torch.cuda.mem_get_info(self._target)
+        return total - free, total
 
 
 def torch_device(name: str) -> str:
@@ -117,8 +101,8 @@ _MIN_NORM = 1e-12
 
 
 @dataclass(frozen=True)
-class PartTensors:
-    """The indexes and weights of a part on a device, int32 and float32, as in ``BatchPart``."""
+class BatchTensors:
+    """The indexes and weights of a batch on a device, int32 and float32; ``group_B`` has the query of each."""
 
     query_index_B: Tensor
     query_order_B: Tensor
@@ -126,17 +110,22 @@ class PartTensors:
     item_index_N: Tensor
     item_order_N: Tensor
     item_starts_A1: Tensor
-    group_P: Tensor
+    group_B: Tensor
     weight_B: Tensor
     log_q_N: Tensor
 
     @staticmethod
-    def of(torch: Any, part: BatchPart, device: Any) -> PartTensors:
-        """Copy the arrays of ``part`` to ``device`` in two transfers, which do not wait for the device."""
-        query, item = part.query, part.item
+    def of(torch: Any, batch: Batch, device: Any) -> BatchTensors:
+        """Copy the arrays of ``batch`` to ``device`` in two transfers, which do not wait for the device."""
+        query, item = batch.query, batch.item
         indexes = [query.index_N, query.order_N, query.starts_A1, item.index_N, item.order_N, item.starts_A1]
-        integers = _copy(torch, [*indexes, part.group_P], np.int32, device)
-        return PartTensors(*integers, *_copy(torch, [part.weight_B, part.log_q_N], np.float32, device))
+        integers = _copy(torch, [*indexes, batch.query_groups.index_N], np.int32, device)
+        return BatchTensors(*integers, *_copy(torch, [batch.normalized_weights(), batch.log_q_N], np.float32, device))
+
+    @property
+    def examples(self) -> int:
+        """B, the number of examples."""
+        return len(self.weight_B)
 
 
 def _copy(torch: Any, arrays: list[Any], dtype: Any, device: Any) -> Iterator[Tensor]:
@@ -148,27 +137,24 @@ def _copy(torch: Any, arrays: list[Any], dtype: Any, device: Any) -> Iterator[Te
 
 
 class TorchGradients:
-    """Computes losses and gradients of parts of batches."""
+    """Computes losses and gradients of batches."""
 
-    def __init__(
-        self, torch: Any, model: ModelSpec, loss: LossSpec, negatives: NegativesConfig, compute_dtype: str
-    ) -> None:
-        """Prepare for ``model``, ``loss`` and ``negatives``, with products of numbers of ``compute_dtype``."""
+    def __init__(self, torch: Any, model: ModelSpec, loss: LossSpec) -> None:
+        """Prepare for ``model`` and ``loss``."""
         self._torch = torch
         self._score = model.score
         # The other losses depend on differences of an example's scores only, which the query's norm cancels out of.
         self._query_norm_scale = model.score.norm_scale if loss.kind == "logistic" else 0.0
         self._loss = ScoreLoss(torch, loss, model.item.rows)
-        self._dtype = getattr(torch, compute_dtype)
 
     def compute(
-        self, part: BatchPart, tensors: PartTensors, query_AD: Tensor, item_AD: Tensor, *, shares_scores: bool
+        self, pools: list[Pool], tensors: BatchTensors, query_AD: Tensor, item_AD: Tensor, *, shares_scores: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss, a scalar in float64, and the gradients of the vectors ``query_AD`` and ``item_AD``.
 
         Args:
-            part: the examples.
-            tensors: its arrays, on the device.
+            pools: the examples by the negatives that they share; none if negatives are drawn per example.
+            tensors: the arrays of the batch, on the device.
             query_AD: vectors of its active queries.
             item_AD: vectors of its active items.
             shares_scores: whether the examples of a query have the same scores: all items are their negatives, the loss
@@ -180,22 +166,16 @@ class TorchGradients:
             rows = [vectors / norm for vectors, norm in zip(rows, norms, strict=True)]
         if shares_scores:
             loss, *gradients = self._with_shared_scores(tensors, *rows)
-        elif part.pools:
-            loss, *gradients = self._with_pools(part, tensors, *rows)
+        elif pools:
+            loss, *gradients = self._with_pools(pools, tensors, *rows)
         else:
-            loss, *gradients = self._per_example(part, tensors, *rows)
+            loss, *gradients = self._per_example(tensors, *rows)
         if norms:
             gradients = [
                 (gradient - (gradient * unit).sum(dim=1, keepdim=True) * unit) / norm
                 for gradient, unit, norm in zip(gradients, rows, norms, strict=True)
             ]
         return loss, gradients[0], gradients[1]
-
-    def _product(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return the matrix product, float32, of numbers of the compute type."""
-        if self._dtype == self._torch.float32:
-            return a @ b
-        return (a.to(self._dtype) @ b.to(self._dtype)).to(self._torch.float32)
 
     def _sum_by_row(self, values_ND: Tensor, order_N: Tensor, starts_A1: Tensor) -> Tensor:
         """Return the sum of the values of each row's uses, in their order."""
@@ -210,14 +190,14 @@ class TorchGradients:
     # ---- pools
 
     def _with_pools(
-        self, part: BatchPart, tensors: PartTensors, query_AD: Tensor, item_AD: Tensor
+        self, pools: list[Pool], tensors: BatchTensors, query_AD: Tensor, item_AD: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         torch, dim = self._torch, query_AD.shape[1]
         use_gradient_ND = query_AD.new_zeros(len(tensors.item_index_N), dim)
-        query_gradient_BD = query_AD.new_empty(len(part), dim)
+        query_gradient_BD = query_AD.new_empty(tensors.examples, dim)
         loss = query_AD.new_zeros((), dtype=torch.float64)
-        for pool in part.pools:
-            loss += self._add_pool(part, pool, tensors, (query_AD, item_AD), (query_gradient_BD, use_gradient_ND))
+        for pool in pools:
+            loss += self._add_pool(pool, tensors, (query_AD, item_AD), (query_gradient_BD, use_gradient_ND))
         return (
             loss,
             self._sum_by_row(query_gradient_BD, tensors.query_order_B, tensors.query_starts_A1),
@@ -226,40 +206,38 @@ class TorchGradients:
 
     def _add_pool(
         self,
-        part: BatchPart,
         pool: Pool,
-        tensors: PartTensors,
+        tensors: BatchTensors,
         rows: tuple[Tensor, Tensor],
         gradients: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Add the gradients of the examples of a pool, and return the sum of their losses."""
         torch, (query_AD, item_AD), (query_gradient_BD, use_gradient_ND) = self._torch, rows, gradients
-        drawn = slice(part.positives, len(tensors.item_index_N))
+        drawn = slice(tensors.examples, len(tensors.item_index_N))
         index_C = torch.cat([tensors.item_index_N[drawn], tensors.item_index_N[pool.in_batch]])
         pool_CD = item_AD.index_select(0, index_C)
         pool_gradient_CD = torch.zeros_like(pool_CD)
         loss = query_AD.new_zeros((), dtype=torch.float64)
         for examples in _split(pool.examples, _rows_at_a_time(query_AD, len(index_C))):
-            own = slice(examples.start + part.own.start, examples.stop + part.own.start)
             query_BD = query_AD.index_select(0, tensors.query_index_B[examples])
-            item_BD = item_AD.index_select(0, tensors.item_index_N[own])
+            item_BD = item_AD.index_select(0, tensors.item_index_N[examples])
             scores = Scores(
                 self._scores(query_BD, item_BD, (query_BD * item_BD).sum(dim=1)),
                 self._pool_scores(tensors, query_BD, pool_CD, drawn, pool),
-                self._excluded(tensors, own, index_C, pool),
+                self._excluded(tensors, examples, index_C, pool),
                 self._log_q_of(tensors, drawn, pool),
             )
             losses_B, slope_B, slope_BC = self._slopes(tensors.weight_B[examples], scores)
             loss += losses_B.sum(dtype=torch.float64)
             scale, twice = self._score.dot_scale, 2 * self._score.norm_scale
-            query_gradient_BD[examples] = scale * (self._product(slope_BC, pool_CD) + slope_B[:, None] * item_BD)
-            pool_gradient_CD += scale * self._product(slope_BC.T, query_BD)
-            use_gradient_ND[own] += (scale * slope_B)[:, None] * query_BD
+            query_gradient_BD[examples] = scale * (slope_BC @ pool_CD + slope_B[:, None] * item_BD)
+            pool_gradient_CD += scale * (slope_BC.T @ query_BD)
+            use_gradient_ND[examples] += (scale * slope_B)[:, None] * query_BD
             if self._query_norm_scale:
                 query_gradient_BD[examples] -= (twice * (slope_BC.sum(dim=1) + slope_B))[:, None] * query_BD
             if twice:
                 pool_gradient_CD -= (twice * slope_BC.sum(dim=0))[:, None] * pool_CD
-                use_gradient_ND[own] -= (twice * slope_B)[:, None] * item_BD
+                use_gradient_ND[examples] -= (twice * slope_B)[:, None] * item_BD
         use_gradient_ND[drawn] += pool_gradient_CD[: drawn.stop - drawn.start]
         use_gradient_ND[pool.in_batch] += pool_gradient_CD[drawn.stop - drawn.start :]
         return loss
@@ -277,22 +255,24 @@ class TorchGradients:
             scores = scores - (square_B[:, None] if products.dim() > 1 else square_B)
         return scores
 
-    def _pool_scores(self, tensors: PartTensors, query_BD: Tensor, pool_CD: Tensor, drawn: slice, pool: Pool) -> Tensor:
-        scores_BC = self._scores(query_BD, pool_CD, self._product(query_BD, pool_CD.T))
+    def _pool_scores(
+        self, tensors: BatchTensors, query_BD: Tensor, pool_CD: Tensor, drawn: slice, pool: Pool
+    ) -> Tensor:
+        scores_BC = self._scores(query_BD, pool_CD, query_BD @ pool_CD.T)
         log_q_C = self._log_q_of(tensors, drawn, pool)
         return scores_BC if log_q_C is None else scores_BC.sub_(log_q_C)
 
-    def _log_q_of(self, tensors: PartTensors, drawn: slice, pool: Pool) -> Tensor | None:
+    def _log_q_of(self, tensors: BatchTensors, drawn: slice, pool: Pool) -> Tensor | None:
         """Return what is subtracted from the scores of a pool; None: nothing."""
         log_q_N = tensors.log_q_N
         return self._torch.cat([log_q_N[drawn], log_q_N[pool.in_batch]]) if len(log_q_N) else None
 
-    def _excluded(self, tensors: PartTensors, own: slice, index_C: Tensor, pool: Pool) -> Tensor:
+    def _excluded(self, tensors: BatchTensors, examples: slice, index_C: Tensor, pool: Pool) -> Tensor:
         """Return which negatives do not count: the example's own item, and other items of its query in the batch."""
-        excluded_BC = tensors.item_index_N[own][:, None] == index_C
+        excluded_BC = tensors.item_index_N[examples][:, None] == index_C
         in_batch = pool.in_batch.stop - pool.in_batch.start
         if in_batch:
-            same_query = tensors.group_P[own][:, None] == tensors.group_P[pool.in_batch]
+            same_query = tensors.group_B[examples][:, None] == tensors.group_B[pool.in_batch]
             excluded_BC[:, len(index_C) - in_batch :] |= same_query
         return excluded_BC
 
@@ -303,7 +283,7 @@ class TorchGradients:
     # ---- all items are negatives, and a query is scored once
 
     def _with_shared_scores(
-        self, tensors: PartTensors, query_AD: Tensor, item_AD: Tensor
+        self, tensors: BatchTensors, query_AD: Tensor, item_AD: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute −Σ_b w_b (s_b − log Σ_j e^{s_j}), whose sum over all items j includes the example's own."""
         torch = self._torch
@@ -320,7 +300,7 @@ class TorchGradients:
         total_A, kth_A = query_AD.new_empty(len(query_AD)), query_AD.new_zeros(len(query_AD))
         top_k, weight_B = self._loss.top_k, tensors.weight_B
         for part in _split(slice(0, len(query_AD)), _rows_at_a_time(query_AD, len(item_AD))):
-            scores_AC = scale * self._product(query_AD[part], item_AD.T)
+            scores_AC = scale * (query_AD[part] @ item_AD.T)
             if square_C is not None:
                 scores_AC -= self._score.norm_scale * square_C
             if top_k is not None:
@@ -331,8 +311,8 @@ class TorchGradients:
             powers_AC, top_A, sum_A = powers_of(scores_AC)
             total_A[part] = top_A + sum_A.log()
             slope_AC = powers_AC.mul_(weight_A1[part] / sum_A[:, None])
-            query_gradient_AD[part] = scale * self._product(slope_AC, item_AD)
-            item_gradient_AD += scale * self._product(slope_AC.T, query_AD[part])
+            query_gradient_AD[part] = scale * (slope_AC @ item_AD)
+            item_gradient_AD += scale * (slope_AC.T @ query_AD[part])
             if square_C is not None:
                 item_gradient_AD -= (twice * slope_AC.sum(dim=0))[:, None] * item_AD
         loss_B = weight_B * (total_A.index_select(0, query_index_B) - own_B)
@@ -342,7 +322,7 @@ class TorchGradients:
         return loss_B.sum(dtype=torch.float64), query_gradient_AD, item_gradient_AD
 
     def _subtract_own(
-        self, tensors: PartTensors, rows: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor]
+        self, tensors: BatchTensors, rows: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor]
     ) -> None:
         """Subtract the gradients of the scores of the examples' own items, times their weights."""
         torch, (query_AD, item_AD), (query_gradient_AD, item_gradient_AD) = self._torch, rows, gradients
@@ -360,11 +340,9 @@ class TorchGradients:
 
     # ---- negatives per example
 
-    def _per_example(
-        self, part: BatchPart, tensors: PartTensors, query_AD: Tensor, item_AD: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        torch, examples = self._torch, len(part)
-        count = part.negatives // examples
+    def _per_example(self, tensors: BatchTensors, query_AD: Tensor, item_AD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        torch, examples = self._torch, tensors.examples
+        count = len(tensors.item_index_N) // examples - 1
         own_B, index_BC = tensors.item_index_N[:examples], tensors.item_index_N[examples:].view(examples, count)
         slope_BU = query_AD.new_empty(examples, 1 + count)
         loss = query_AD.new_zeros((), dtype=torch.float64)
@@ -383,7 +361,7 @@ class TorchGradients:
         return loss, *self._per_example_sums(tensors, query_AD, item_AD, slope_BU)
 
     def _per_example_sums(
-        self, tensors: PartTensors, query_AD: Tensor, item_AD: Tensor, slope_BU: Tensor
+        self, tensors: BatchTensors, query_AD: Tensor, item_AD: Tensor, slope_BU: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the gradients of both sides from the derivatives by the score of each use.
 
