@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split
+from crossfade.trainer.data.manifest import DatasetManifest, Split
 from crossfade.trainer.data.reader import DEFAULT_READER_THREADS, InteractionReader, Interactions
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
@@ -74,7 +74,3 @@ class LineageReader:
     def _read(self, splits: Sequence[Split], timestamps: bool) -> Iterator[Interactions]:
         for split in splits:
             yield from self.own.read_all(split, (), timestamps=timestamps and self.manifest.has_timestamp)
-
-
-def _files(splits: Sequence[Split | None]) -> list[DataFile]:
-    return [file for split in splits if split is not None for file in split.files]
