@@ -49,7 +49,7 @@ COMMANDS: dict[str, str | None] = {
     "compact": "write a dataset and its bases as one without a base",
     "validate": "check a dataset",
     "forget": "delete IDs from a dataset",
-    "synthesize": "generate a dataset or raw events",
+    "synthesize": "generate a dataset",
     "schema": "print the JSON Schema of job files, for editors",
     "plan": "print the memory of a job, and whether it fits",
     "train": "train embeddings as a job file specifies",
