@@ -11,7 +11,6 @@
     DATA/features/ENTITY/FEATURE/part-00000.parquet     row int64 of ENTITY, value int64: a row of FEATURE
     DATA/content/ENTITY/COLUMN/part-00000.parquet       row int64 of ENTITY, value: a list of float32
     DATA/pending/ENTITY/part-00000.parquet      id, count int64, last_seen int64: IDs that have no row yet
-    DATA/overlay/ENTITY/part-00000.parquet      row int64, count int64: rows of files of a base that were seen since
 
 ``row`` of a vocabulary runs from 0 without gaps, through all its files; interactions refer to rows, never to IDs.
 ``count`` is the number of interactions of the split ``train``; for a feature, such as the artist of tracks, the number
@@ -45,7 +44,6 @@ VOCABULARY = "vocabulary"
 FEATURES = "features"
 CONTENT = "content"
 PENDING = "pending"
-OVERLAY = "overlay"
 REPLAY = "replay"
 
 _VERSION: Literal[3] = 3
@@ -152,17 +150,6 @@ class Content(_Strict):
         return sum(file.rows for file in self.files)
 
 
-class Overlay(_Strict):
-    """What has changed in the first ``carried`` files of a vocabulary, which are those of a base dataset.
-
-    Their ``count`` is that of the dataset that they were written for. In this one a row of them has the count that
-    ``files`` list for it (row and count, sorted), else 0; it is warm if it is listed, or was warm or counted there.
-    """
-
-    carried: Annotated[int, Field(ge=1)]
-    files: list[DataFile]
-
-
 class Entity(_Strict):
     """The vocabulary of one entity, such as customers, tracks or artists: its files in the order of rows.
 
@@ -172,8 +159,7 @@ class Entity(_Strict):
     ``has_former_count`` for ``former_count``, what ``count`` lacks of the counts of the datasets that were compacted.
     It is left out of the JSON if there is none.
     ``vacant_rows`` lists, sorted, the rows without an ID, since it was forgotten or has expired: they keep their place,
-    so that other rows keep theirs. ``pending`` are the files of IDs that have too few events for a row. With
-    ``overlay``, the first files are those of a base dataset; it is left out of the JSON if there is none.
+    so that other rows keep theirs. ``pending`` are the files of IDs that have too few events for a row.
     """
 
     rows: Annotated[int, Field(ge=1, lt=2**63)]
@@ -185,22 +171,6 @@ class Entity(_Strict):
     files: list[DataFile]
     vacant_rows: list[Count] = Field(default_factory=list)
     pending: list[DataFile] = Field(default_factory=list)
-    overlay: Overlay | None = None
-
-    @property
-    def carried(self) -> list[DataFile]:
-        """The files whose counts are those of an earlier dataset: the first ones, which are those of a base."""
-        return self.files[: self.overlay.carried] if self.overlay else []
-
-    def all_files(self) -> list[DataFile]:
-        """Return the files of the vocabulary and of its overlay, without those of pending IDs."""
-        return [*self.files, *(self.overlay.files if self.overlay else [])]
-
-    @model_validator(mode="after")
-    def _check_overlay(self) -> Entity:
-        if self.overlay and (self.overlay.carried > len(self.files) or self.has_last_seen or self.has_former_count):
-            raise ValueError("overlay: expected at most as many carried files as there are, and no further columns")
-        return self
 
     @model_validator(mode="after")
     def _check_vacant_rows(self) -> Entity:
@@ -355,12 +325,12 @@ class DatasetManifest(_Strict):
         ]
 
     def files(self) -> list[DataFile]:
-        """Return every file of vocabularies with their overlays, pending IDs, features, content, splits, and replay."""
+        """Return every file of vocabularies, pending IDs, features, content, splits, and replay."""
         features = [feature for some in self.features.values() for feature in some.values()]
         content = [column for some in self.content.values() for column in some.values()]
         interactions = self.interactions().values()
         parts: list[Feature | Content | Split] = [*features, *content, *interactions]
-        of_entities = [file for entity in self.entities.values() for file in (*entity.all_files(), *entity.pending)]
+        of_entities = [file for entity in self.entities.values() for file in (*entity.files, *entity.pending)]
         return [*of_entities, *(file for part in parts for file in part.files)]
 
     def write(self, folder: Folder) -> None:
@@ -378,11 +348,8 @@ class DatasetManifest(_Strict):
     def _to_bytes(self) -> bytes:
         empty = [name for name in ("content", "replay", "base", "co_occurrence") if not getattr(self, name)]
         absent: dict[str, Any] = dict.fromkeys([*empty, *(["compacted"] if self.compacted is None else [])], True)
-        optional = ("has_former_count", "overlay")
         absent["entities"] = {
-            name: unused
-            for name, entity in self.entities.items()
-            if (unused := {field for field in optional if not getattr(entity, field)})
+            name: {"has_former_count"} for name, entity in self.entities.items() if not entity.has_former_count
         }
         return (self.model_dump_json(indent=1, exclude=absent) + "\n").encode()
 

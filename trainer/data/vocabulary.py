@@ -3,9 +3,7 @@
 vocabulary = Vocabulary(folder, read_manifest(folder), "track")
 vocabulary.read(0, 10).to_pylist()                  # the ten most frequent tracks: row, id and, if there are, names
 
-The files of a base dataset that an increment has carried over are read with its overlay, so that readers see one table.
-
-Shapes: R rows of the vocabulary, N rows of a part of it, S rows of its overlay.
+Shapes: R rows of the vocabulary, N rows of a part of it.
 """
 
 from __future__ import annotations
@@ -20,16 +18,10 @@ import pyarrow as pa
 from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import OVERLAY, VOCABULARY, DataFile, DatasetManifest
+from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles
 
 _THREADS = 8
-_GROUPS_AT_ONCE = 8
-"""Row groups whose IDs are compared at a time: each time, the IDs that are sought are hashed."""
-_MAX_GROUPS_AT_ONCE, _IDS_OF_A_GROUP = 64, 1 << 17
-"""At most, and the IDs that are sought for each of them."""
-_LOCAL_THREADS = 2
-"""Threads that read IDs from a file system, where more only take more memory, and time to get it."""
 
 
 class Vocabulary:
@@ -42,7 +34,6 @@ class Vocabulary:
         self._name = entity
         self.rows = self._entity.rows
         self.columns = ["row", "id", *(["name"] if self._entity.has_names else [])]
-        self._carried_rows = sum(file.rows for file in self._entity.carried)
 
     def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
         """Read ``columns`` of the rows ``start`` to before ``stop``; by default row, id and, if there is one, name.
@@ -103,43 +94,6 @@ class Vocabulary:
             yield table.select(columns)
         self._check_rows(np.arange(end), 0, self.rows)
 
-    def find(self, ids: pa.Array) -> pa.Table:
-        """Return the row and ID of each of ``ids`` that has one, in the order of rows; only IDs are read.
-
-        ``ids`` have the type of those of the vocabulary.
-
-        Raises:
-            InputError: a file is missing or corrupt.
-            StorageUnavailableError: storage does not answer.
-        """
-        import pyarrow.compute as pc  # takes time to import
-
-        found, first = [pa.table({"row": pa.array([], pa.int64()), "id": pa.array([], ids.type)})], 0
-        groups = [(file, index) for file in self._entity.files for index, rows in enumerate(file.row_groups) if rows]
-        threads = _THREADS if self._folder.on_s3 else _LOCAL_THREADS
-        with ThreadPoolExecutor(threads, thread_name_prefix="ids") as pool:
-            at_once = min(max(_GROUPS_AT_ONCE, len(ids) // _IDS_OF_A_GROUP), _MAX_GROUPS_AT_ONCE)
-            for at in range(0, len(groups), at_once):
-                read = pool.map(lambda group: self._files.read(group[0], group[1], ["id"]), groups[at : at + at_once])
-                column = pa.concat_tables(map(plain_strings, read), promote_options="default").column("id")
-                place = pa.array(np.flatnonzero(pc.is_in(column, value_set=ids).to_numpy()))
-                found.append(pa.table({"row": pc.add(place, first), "id": column.take(place)}))
-                first += len(column)
-        return pa.concat_tables(found)
-
-    def most_frequent(self) -> tuple[int, int]:
-        """Return the first row with the highest count, and this count."""
-        row_S, count_S = self.overlay
-        best_row, best_count = 0, 0
-        if len(count_S):
-            index = int(count_S.argmax())
-            best_row, best_count = int(row_S[index]), int(count_S[index])
-        for first, table in self._row_groups(["count"], self._carried_rows, self.rows):
-            count_N = table.column("count").to_numpy()
-            if count_N[index := int(count_N.argmax())] > best_count:
-                best_row, best_count = first + index, int(count_N[index])
-        return (best_row, best_count) if best_count else (0, 0)
-
     def counts(self) -> IntArray:
         """Return how often each row occurs in train with a positive weight: int64 (R,)."""
         count_R: IntArray = self.read(0, self.rows, ["count"]).column("count").to_numpy().astype(np.int64)
@@ -171,36 +125,6 @@ class Vocabulary:
             found.append(table.column("row").to_numpy()[is_later_N])
         return np.concatenate(found)
 
-    @cached_property
-    def overlay(self) -> tuple[IntArray, IntArray]:
-        """The rows of the overlay, sorted, and their counts: int64 (S,) each.
-
-        Raises:
-            InputError: a file is missing or corrupt, or rows or counts are not possible.
-            StorageUnavailableError: storage does not answer.
-        """
-        row_S, count_S = (
-            np.concatenate([np.empty(0, np.int64), *columns])
-            for columns in (self._overlay_column("row"), self._overlay_column("count"))
-        )
-        if len(row_S) and (
-            row_S[0] < 0 or row_S[-1] >= self._carried_rows or (np.diff(row_S) <= 0).any() or count_S.min() < 0
-        ):
-            raise InputError(
-                f"{self._folder.uri}/{OVERLAY}/{self._name}: holds rows or counts that cannot be; expected rows from 0 "
-                f"to {self._carried_rows - 1}, each once, in order, and counts of at least 0; prepare the data again"
-            )
-        return row_S, count_S
-
-    def overlaid_counts(self, start: int, stop: int) -> tuple[IntArray, BoolArray]:
-        """Return the counts of carried rows, ``start`` to before ``stop``, and which rows the overlay lists: (N,)."""
-        row_S, count_S = self.overlay
-        begin, end = np.searchsorted(row_S, [start, stop])
-        count_N, is_listed_N = np.zeros(stop - start, np.int64), np.zeros(stop - start, np.bool_)
-        count_N[row_S[begin:end] - start] = count_S[begin:end]
-        is_listed_N[row_S[begin:end] - start] = True
-        return count_N, is_listed_N
-
     def _check_rows(self, row_N: IntArray, start: int, stop: int) -> None:
         if not np.array_equal(row_N, np.arange(start, stop)):
             raise InputError(
@@ -214,36 +138,8 @@ class Vocabulary:
         for file in self._entity.files:
             for index, rows in enumerate(file.row_groups):
                 if rows and first < stop and first + rows > start:
-                    if first < self._carried_rows:
-                        table = self._read_carried(file, index, first, columns)
-                    else:
-                        table = self._files.read(file, index, columns)
-                    yield first, plain_strings(table)
+                    yield first, plain_strings(self._files.read(file, index, columns))
                 first += rows
-
-    def _overlay_column(self, name: str) -> list[IntArray]:
-        files = self._entity.overlay.files if self._entity.overlay else []
-        groups = [(file, index) for file in files for index, rows in enumerate(file.row_groups) if rows]
-        return [self._files.column(file, index, name, pa.int64()) for file, index in groups]
-
-    def _read_carried(self, file: DataFile, index: int, first: int, columns: list[str]) -> pa.Table:
-        """Read ``columns`` of a row group that was written for a base dataset, with the counts of this one.
-
-        A first dataset has no column ``warm``: its rows are warm if they have a count.
-        """
-        stored = [name for name in columns if name not in ("count", "warm")]
-        if stored == columns:
-            return self._files.read(file, index, stored)
-        if "warm" in columns:
-            has_warm = "warm" in self._files.footer(file).schema.names
-            stored += ["count", "warm"] if has_warm else ["count"]
-        table = self._files.read(file, index, stored)
-        count_N, is_warm_N = self.overlaid_counts(first, first + table.num_rows)
-        if "warm" in columns:
-            is_warm_N |= table.column("count").to_numpy() > 0
-            is_warm_N |= table.column("warm").to_numpy() if has_warm else False
-        computed = {"count": pa.array(count_N), "warm": pa.array(is_warm_N)}
-        return pa.table({name: computed[name] if name in computed else table.column(name) for name in columns})
 
 
 class KeptVocabulary(Vocabulary):
@@ -298,9 +194,7 @@ def check_vocabularies(folder: Folder, manifest: DatasetManifest) -> None:
     files = ParquetFiles(folder)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="footers") as pool:
         try:
-            for _ in pool.map(
-                files.footer, (file for entity in manifest.entities.values() for file in entity.all_files())
-            ):
+            for _ in pool.map(files.footer, (file for entity in manifest.entities.values() for file in entity.files)):
                 pass
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

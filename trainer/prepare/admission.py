@@ -3,9 +3,8 @@
 
     max_ages = {"track": TimeSpan.parse("90d")}
     policies = plan_id_policies(newest, sides, id_types, {"track": 5}, max_ages, base)
-    for policy in policies.values():
-        count_sightings(connection, policy, "events", base)     # the table seen_item (number, id, count, last_seen)
-    dropped = filter_admitted(connection, policies.values(), base, "events", "admitted_events")
+    count_sightings(groups, policies.values(), base)            # the table seen_item (id, count, last_seen)
+    dropped = filter_admitted(groups, policies.values(), base)
     ...                                                         # the vocabulary, without expired IDs
     files = write_pending(connection, policies["item"], staged)
 
@@ -17,6 +16,7 @@ later than the last one that counted for its ID: datasets whose days overlap cou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import duckdb
 import pyarrow as pa
@@ -27,9 +27,10 @@ from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.time_values import TimeSpan, check_span
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.prepare.database import count_rows, execute_on
+from crossfade.trainer.prepare.event_groups import EventGroups, Report, replace_events, total
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
 from crossfade.trainer.prepare.id_encoder import IdType
-from crossfade.trainer.prepare.options import PrepareOptions, Side
+from crossfade.trainer.prepare.options import Side
 from crossfade.trainer.prepare.staging import Staged, write_relation
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 
@@ -46,12 +47,6 @@ def _expire_before(max_age: TimeSpan | None, newest: int | None) -> int | None:
         return None
     check_span("expire_after", max_age, newest)
     return newest - max_age.length
-
-
-def has_policies(options: PrepareOptions, base: BaseDataset | None) -> bool:
-    """Return whether ``plan_id_policies`` has any for ``options``."""
-    before = [base.manifest.entities[name] for name in options.sides()] if base is not None else []
-    return bool(options.admit or options.max_ages()) or any(entity.has_last_seen for entity in before)
 
 
 def plan_id_policies(
@@ -86,10 +81,8 @@ def plan_id_policies(
     return policies
 
 
-def count_sightings(
-    connection: duckdb.DuckDBPyConnection, policy: IdPolicy, source: str, base: BaseDataset | None
-) -> None:
-    """Create the table ``seen_SIDE`` (number, id, count, last_seen) of the IDs in ``source``.
+def count_sightings(groups: EventGroups, policies: Sequence[IdPolicy], base: BaseDataset | None) -> None:
+    """Create the table ``seen_SIDE`` (id, count, last_seen) of the IDs in the events, for each of the ``policies``.
 
     ``count`` is the number of events of positive weight; for pending IDs of ``base`` it includes those of the base
     datasets. Also creates ``pending_SIDE`` (id, count, last_seen) of these pending IDs.
@@ -97,6 +90,24 @@ def count_sightings(
     Raises:
         InputError: a file of the base dataset is missing or corrupt.
     """
+    for policy in policies:
+        _load_pending(groups.connection, policy, base)
+    groups.apply(
+        [partial(_find_sightings, policy.side) for policy in policies],
+        given=[f"pending_{policy.side}" for policy in policies],
+        found=[f"sighted_{policy.side}" for policy in policies],
+        changes=False,
+    )
+    for policy in policies:
+        side = policy.side
+        groups.connection.execute(
+            f"CREATE TABLE seen_{side} AS SELECT id, sum(s.count)::BIGINT + coalesce(any_value(p.count), 0) AS count, "
+            "greatest(max(s.last_seen), any_value(p.last_seen)) AS last_seen "
+            f"FROM sighted_{side} s LEFT JOIN pending_{side} p USING (id) GROUP BY id"
+        )
+
+
+def _load_pending(connection: duckdb.DuckDBPyConnection, policy: IdPolicy, base: BaseDataset | None) -> None:
     side = policy.side
     connection.execute(f"CREATE TABLE pending_{side} (id {SQL_TYPES[policy.id_type]}, count BIGINT, last_seen BIGINT)")
     if base is not None:
@@ -105,42 +116,48 @@ def count_sightings(
             for index in range(len(file.row_groups)):
                 part = plain_strings(files.read(file, index, COLUMNS))
                 execute_on(connection, part, f"INSERT INTO pending_{side} SELECT id, count, last_seen FROM part")
+
+
+def _find_sightings(side: Side, connection: duckdb.DuckDBPyConnection) -> Report:
+    """Create the table ``sighted_SIDE``: the events of each ID that count, and when the last of all events was."""
     is_later = "(p.last_seen IS NULL OR timestamp IS NULL OR timestamp > p.last_seen)"
     connection.execute(
-        f"CREATE TABLE seen_{side} AS SELECT number, i.id, "
-        f"count(*) FILTER (weight > 0 AND {is_later}) + coalesce(any_value(p.count), 0) AS count, "
-        "greatest(max(timestamp), any_value(p.last_seen)) AS last_seen "
-        f"FROM {source} e JOIN ids_{side} i ON i.number = e.{side} LEFT JOIN pending_{side} p ON p.id = i.id "
-        "GROUP BY number, i.id"
+        f"CREATE TABLE sighted_{side} AS SELECT i.id, count(*) FILTER (weight > 0 AND {is_later}) AS count, "
+        f"max(timestamp) AS last_seen FROM events e JOIN ids_{side} i ON i.number = e.{side} "
+        f"LEFT JOIN pending_{side} p ON p.id = i.id GROUP BY i.id"
     )
+    return {}
 
 
-def filter_admitted(
-    connection: duckdb.DuckDBPyConnection,
-    policies: Sequence[IdPolicy],
-    base: BaseDataset | None,
-    source: str,
-    target: str,
-) -> int:
-    """Create the table ``target`` of the events of ``source`` whose IDs are admitted; return how many are left out.
+def filter_admitted(groups: EventGroups, policies: Sequence[IdPolicy], base: BaseDataset | None) -> int:
+    """Leave the events whose IDs are admitted; return how many are left out.
 
     An ID is admitted if it has a row in ``base`` or enough events.
 
     Raises:
         InputError: no event of positive weight is left.
     """
-    conditions = ["true"]
+    sides = [policy.side for policy in policies if policy.admit is not None]
     for policy in policies:
-        if policy.admit is None:
-            continue
-        in_base = f" OR id IN (SELECT id FROM base_{policy.side} WHERE id IS NOT NULL)" if base is not None else ""
-        admitted = f"SELECT number FROM seen_{policy.side} WHERE count >= {policy.admit}{in_base}"
-        conditions.append(f"{policy.side} IN ({admitted})")
-    connection.execute(f"CREATE TABLE {target} AS SELECT * FROM {source} WHERE {' AND '.join(conditions)}")
-    if not count_rows(connection, f"{target} WHERE weight > 0"):
+        if policy.admit is not None:
+            side = policy.side
+            in_base = f" OR id IN (SELECT id FROM base_{side} WHERE id IS NOT NULL)" if base is not None else ""
+            groups.connection.execute(
+                f"CREATE TABLE admitted_{side} AS SELECT id FROM seen_{side} WHERE count >= {policy.admit}{in_base}"
+            )
+    reports = groups.apply([partial(_keep_admitted, sides)], given=[f"admitted_{side}" for side in sides])
+    if not total(reports, "positives"):
         raise nothing_admitted(policies)
-    before, after = (count_rows(connection, table) for table in (source, target))
-    return before - after
+    return total(reports, "dropped_pending")
+
+
+def _keep_admitted(sides: Sequence[Side], connection: duckdb.DuckDBPyConnection) -> Report:
+    """Leave the events whose IDs of these ``sides`` are in ``admitted_SIDE``."""
+    before = count_rows(connection, "events")
+    conditions = (f"{side} IN (SELECT number FROM ids_{side} SEMI JOIN admitted_{side} USING (id))" for side in sides)
+    replace_events(connection, f"SELECT * FROM events WHERE {' AND '.join(conditions)}")
+    positives, after = (count_rows(connection, f"events{where}") for where in (" WHERE weight > 0", ""))
+    return {"positives": positives, "dropped_pending": before - after}
 
 
 def nothing_admitted(policies: Sequence[IdPolicy]) -> OptionError:

@@ -1,41 +1,27 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """Clean events before they are split: sum repeated pairs, and filter to the k-core.
 
-    summed = sum_duplicates(connection, "events", "distinct_events")
-    report = filter_k_core(connection, {"item": 5}, entities, "distinct_events", "core_events", progress)
-
-Both work on integers only; ``filter_k_core`` keeps one counter per ID in memory, and reads the events once per round.
-
-Shapes: N events of a batch.
+reports = groups.apply([sum_duplicates])
+report = filter_k_core(groups, {"item": 5}, entities, progress)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 
-from crossfade.base.arrays import IntArray
 from crossfade.base.errors import OptionError
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_count, fetch_one
-from crossfade.trainer.prepare.id_encoder import SIDES
+from crossfade.trainer.prepare.database import count_rows, fetch_one
+from crossfade.trainer.prepare.event_groups import EventGroups, Report, Step, replace_events, total
 
-_BATCH_ROWS = 1 << 20
 _FRACTION = 1024
 _EXACT_BELOW = 2.0**53 / _FRACTION
 """Sums of multiples of 1 / ``_FRACTION`` are exact in float64 below this."""
-
-
-@dataclass(frozen=True)
-class SumReport:
-    """The number of events merged into another one of their pair, and of pairs whose weights canceled out."""
-
-    merged: int
-    cancelled: int
 
 
 @dataclass(frozen=True)
@@ -46,8 +32,8 @@ class KCoreReport:
     ids: dict[str, int]
 
 
-def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: str) -> SumReport:
-    """Create the table ``target`` of ``source`` with one interaction for each (query, item) pair of a split.
+def sum_duplicates(connection: duckdb.DuckDBPyConnection) -> Report:
+    """Leave one interaction for each (query, item) pair of a split in the table ``events``.
 
     Its weight is the sum of the weights, its timestamp the latest one, its ``seq`` the first one. Pairs whose weights
     sum to 0 are left out: an item liked and skipped in equal measure gives no signal.
@@ -58,7 +44,7 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
     is_fraction, magnitude, events = fetch_one(
         connection,
         f"SELECT bool_and(weight * {_FRACTION} = trunc(weight * {_FRACTION})), sum(abs(weight::DOUBLE)), count(*) "
-        f"FROM {source}",
+        "FROM events",
     )
     assert isinstance(magnitude, float)
     assert isinstance(events, int)
@@ -66,7 +52,7 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
     order = "" if is_fraction and magnitude < _EXACT_BELOW else " ORDER BY seq"
     connection.execute(
         f"CREATE TABLE summed AS SELECT query, item, sum(weight::DOUBLE{order}) AS weight, "
-        f"max(timestamp) AS timestamp, split, min(seq) AS seq FROM {source} GROUP BY split, query, item"
+        "max(timestamp) AS timestamp, split, min(seq) AS seq FROM events GROUP BY split, query, item"
     )
     largest = fetch_one(connection, "SELECT max(abs(weight)) FROM summed")[0]
     if isinstance(largest, float) and largest > np.finfo(np.float32).max:
@@ -76,24 +62,19 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection, source: str, target: s
             problem=f"the weights of a pair sum to {largest:g}, which is too large for a 32-bit float",
             fix="scale them down",
         )
-    connection.execute(
-        f"CREATE TABLE {target} AS SELECT query, item, weight::FLOAT AS weight, timestamp, split, seq FROM summed "
-        "WHERE weight::FLOAT <> 0"
+    replace_events(
+        connection,
+        "SELECT query, item, weight::FLOAT AS weight, timestamp, split, seq FROM summed WHERE weight::FLOAT <> 0",
     )
     pairs = count_rows(connection, "summed")
     connection.execute("DROP TABLE summed")
-    return SumReport(merged=events - pairs, cancelled=pairs - count_rows(connection, target))
+    return {"merged_duplicates": events - pairs, "cancelled_pairs": pairs - count_rows(connection, "events")}
 
 
 def filter_k_core(
-    connection: duckdb.DuckDBPyConnection,
-    minimums: Mapping[str, int],
-    entities: Mapping[str, str],
-    source: str,
-    target: str,
-    progress: ProgressReporter,
+    groups: EventGroups, minimums: Mapping[str, int], entities: Mapping[str, str], progress: ProgressReporter
 ) -> KCoreReport:
-    """Create the table ``target``: the events of ``source`` whose IDs have the ``minimums`` of interactions (by side).
+    """Leave the events whose IDs have the ``minimums`` of interactions (by side).
 
     Removing an ID may leave others with too few interactions, so counting is repeated until nothing changes: what
     remains is the k-core (Seidman, 1983). Only interactions of positive weight count; those of negative weight are
@@ -102,57 +83,48 @@ def filter_k_core(
     Raises:
         InputError: no interaction of positive weight is left.
     """
-    before = {side: _count_present(connection, source, side) for side in SIDES}
-    alive = {side: np.ones(count_rows(connection, f"ids_{side}"), dtype=np.bool_) for side in SIDES}
-    connection.execute(
-        "CREATE TABLE positive_ranks AS SELECT q.id_rank - 1 AS query, i.id_rank - 1 AS item "
-        f"FROM {source} e JOIN ids_query q ON q.number = e.query JOIN ids_item i ON i.number = e.item WHERE weight > 0"
-    )
+    connection, least_of_item = groups.connection, minimums.get("item", 0)
+    rare = f"SELECT id FROM counted_items GROUP BY id HAVING sum(count) < {least_of_item}"
+    steps: list[Step] = [partial(_drop_rare, minimums.get("query", 0)), _count_items]
     progress.phase("min-count", None, "round")
-    changed, positives = True, 0
-    while changed:
-        counts = _count_alive(connection, alive)
-        positives = int(counts["query"].sum())
-        changed = False
-        for side, minimum in minimums.items():
-            rare = alive[side] & (counts[side] < minimum)
-            alive[side] &= ~rare
-            changed = changed or bool(rare.any())
+    reports = before = groups.apply([_count_items], found=["counted_items"], changes=False)
+    items_before = count_rows(connection, "(SELECT DISTINCT id FROM counted_items)")
+    is_core = False
+    while not is_core:
+        connection.execute(f"CREATE OR REPLACE TABLE rare_item AS {rare}")
+        reports = groups.apply(steps, given=["rare_item"], found=["counted_items"])
+        is_core = not count_rows(connection, f"({rare})")
         progress.advance(1)
-    connection.execute("DROP TABLE positive_ranks")
-    if not positives:
+    if not total(reports, "positives"):
         raise nothing_left(minimums, entities)
-    for side in SIDES:
-        ranks = pa.table({"id_rank": np.flatnonzero(alive[side]) + 1})
-        ids = f"SELECT number FROM ids_{side} SEMI JOIN part USING (id_rank)"
-        execute_on(connection, ranks, f"CREATE TABLE alive_{side} AS {ids}")
-    connection.execute(
-        f"CREATE TABLE {target} AS SELECT e.* FROM {source} e "
-        "WHERE query IN (SELECT number FROM alive_query) AND item IN (SELECT number FROM alive_item)"
+    items = items_before - count_rows(connection, "(SELECT DISTINCT id FROM counted_items)")
+    rows, queries = (total(before, name) - total(reports, name) for name in ("rows", "queries"))
+    return KCoreReport(interactions=rows, ids={"query": queries, "item": items})
+
+
+def _drop_rare(least: int, connection: duckdb.DuckDBPyConnection) -> Report:
+    """Drop the events of the items in ``rare_item``, and then of query entities with less than the ``least``."""
+    replace_events(
+        connection,
+        "SELECT * FROM events WHERE item NOT IN (SELECT number FROM ids_item SEMI JOIN rare_item USING (id))",
     )
-    events = [count_rows(connection, table) for table in (source, target)]
-    removed = {side: before[side] - _count_present(connection, target, side) for side in SIDES}
-    return KCoreReport(interactions=events[0] - events[1], ids=removed)
+    if least:
+        frequent = f"SELECT query FROM events GROUP BY query HAVING count(*) FILTER (weight > 0) >= {least}"
+        replace_events(connection, f"SELECT * FROM events WHERE query IN ({frequent})")
+    return {}
+
+
+def _count_items(connection: duckdb.DuckDBPyConnection) -> Report:
+    """Count the positive events of each item."""
+    connection.execute(
+        "CREATE OR REPLACE TABLE counted_items AS SELECT id, count FROM (SELECT item AS number, "
+        "count(*) FILTER (weight > 0) AS count FROM events GROUP BY item) JOIN ids_item USING (number)"
+    )
+    values = fetch_one(connection, "SELECT count(*), count(DISTINCT query), count(*) FILTER (weight > 0) FROM events")
+    return dict(zip(("rows", "queries", "positives"), values, strict=True))
 
 
 def nothing_left(minimums: Mapping[str, int], entities: Mapping[str, str]) -> OptionError:
     """Return the error that no interaction of positive weight has the ``minimums`` (by side)."""
     required = " and ".join(f"{minimum} of each {entities[side]}" for side, minimum in minimums.items())
     return OptionError("min_count", problem=f"requiring {required} leaves no interaction", fix="lower it")
-
-
-def _count_present(connection: duckdb.DuckDBPyConnection, table: str, side: str) -> int:
-    return fetch_count(connection, f"SELECT count(DISTINCT {side}) FROM {table}")
-
-
-def _count_alive(
-    connection: duckdb.DuckDBPyConnection, alive: Mapping[str, np.ndarray[tuple[int], np.dtype[np.bool_]]]
-) -> dict[str, IntArray]:
-    """Count the interactions in ``positive_ranks`` of each ID, by its place in the order of IDs, if both are alive."""
-    counts = {side: np.zeros(len(alive[side]), dtype=np.int64) for side in SIDES}
-    for batch in connection.sql("SELECT query, item FROM positive_ranks").to_arrow_reader(_BATCH_ROWS):
-        number_N = {side: batch.column(side).to_numpy() for side in SIDES}
-        are_alive_N = alive["query"][number_N["query"]] & alive["item"][number_N["item"]]
-        for side in SIDES:
-            np.add.at(counts[side], number_N[side][are_alive_N], 1)
-    return counts

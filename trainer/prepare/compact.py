@@ -370,7 +370,6 @@ class _Compaction:
                 f"lists {len(entity.vacant_rows)}; {command('validate', self.folder.uri)} shows where"
             )
         changed = {"files": files, "has_warm": True, "has_former_count": has_former_count, "pending": []}
-        changed["overlay"] = None
         return entity.model_copy(update=changed)
 
     def _write_pending(self, name: str) -> list[DataFile]:

@@ -2,7 +2,7 @@
 """Context of events, such as the hour, the device or the item before: entities whose rows are columns of the splits.
 
     plans = options.context_plans()
-    types = create_context_values(connection, plans, events)    # the table event_values: seq, split, context_0, …
+    types = count_context(groups, plans, id_types, newest)      # the table event_values: seq, split, context_0, …
     ...                                     # a vocabulary for each, of the query that ``counted_context_sql`` returns
     columns, joins = context_columns_sql(plans)
 
@@ -18,14 +18,15 @@ one that train does not have, has the row ``NO_ROW``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import duckdb
 
 from crossfade.base.errors import Option, OptionError
 from crossfade.trainer.data.time_values import exceed_seconds_range
-from crossfade.trainer.prepare.database import count_rows, fetch_one, identifier
-from crossfade.trainer.prepare.events import EventTable
+from crossfade.trainer.prepare.database import count_rows, identifier
+from crossfade.trainer.prepare.event_groups import EventGroups, Report
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
 from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.option_values import HOUR, PREVIOUS, WEEKDAY, ContextPlan
@@ -60,37 +61,37 @@ def check_base_context(plans: Sequence[ContextPlan], base: BaseDataset) -> None:
             raise plan.error(f"'{plan.name}' is another entity of the base dataset", "choose another name")
 
 
-def create_context_values(
-    connection: duckdb.DuckDBPyConnection, plans: Sequence[ContextPlan], events: EventTable
+def count_context(
+    groups: EventGroups, plans: Sequence[ContextPlan], id_types: Mapping[str, IdType], newest: object
 ) -> dict[str, IdType]:
     """Create the table ``event_values`` (seq, split, weight, context_0, …) of the view ``interactions``.
 
-    Returns the type of the values of each context entity.
+    Returns the type of the values of each context entity; ``id_types`` are those of the events, by role. The table
+    ``counts_KEY`` has the values of each in train.
 
     Raises:
-        InputError: hours are derived from timestamps that are not in seconds, or an entity has no value in train.
+        InputError: hours are derived from timestamps, up to the ``newest``, that are not in seconds, or an entity has
+            no value in train.
     """
-    types = context_types(plans, events.id_types)
-    check_units(plans, lambda: fetch_one(connection, "SELECT max(timestamp) FROM interactions")[0])
-    create_event_values(connection, plans, types)
-    for plan in plans:
-        check_counted(plan, count_rows(connection, f"({counted_context_sql(plan.key)})"))
-    return types
-
-
-def context_types(plans: Sequence[ContextPlan], id_types: Mapping[str, IdType]) -> dict[str, IdType]:
-    """Return the type of the values of each context entity; ``id_types`` are those of the events, by role."""
     types: dict[str, IdType] = {}
     for plan in plans:
         derived: IdType = id_types["item"] if plan.source == PREVIOUS else "int64"
         types[plan.name] = derived if plan.is_derived else id_types[plan.key]
+        if plan.source in (HOUR, WEEKDAY) and isinstance(newest, int) and exceed_seconds_range(newest):
+            raise plan.error(
+                f"requires seconds since 1970, but the timestamps reach {newest}",
+                ("name their unit with ", Option("timestamp_format", "epoch-ms")),
+            )
+    groups.apply([partial(_create_event_values, plans, types)], found=[f"counts_{plan.key}" for plan in plans])
+    for plan in plans:
+        if not count_rows(groups.connection, f"counts_{plan.key}"):
+            raise plan.error("no event of train has a value", "name another column, or leave the context out")
     return types
 
 
-def create_event_values(
-    connection: duckdb.DuckDBPyConnection, plans: Sequence[ContextPlan], types: Mapping[str, IdType]
-) -> None:
-    """Create the table ``event_values``, which needs all events of each query entity that has some."""
+def _create_event_values(
+    plans: Sequence[ContextPlan], types: Mapping[str, IdType], connection: duckdb.DuckDBPyConnection
+) -> Report:
     values = "".join(
         f", CAST({_DERIVED.get(plan.source, f'c.{plan.key}')} AS {SQL_TYPES[types[plan.name]]}) AS {plan.key}"
         for plan in plans
@@ -99,39 +100,18 @@ def create_event_values(
         f"CREATE TABLE event_values AS SELECT seq, split, weight{values} FROM interactions "
         "JOIN ids_item i ON i.number = item LEFT JOIN event_context c USING (seq)"
     )
-
-
-def check_units(plans: Sequence[ContextPlan], find_latest: Callable[[], object]) -> None:
-    """Check that timestamps are seconds if hours or days are derived from them; ``find_latest`` returns the latest.
-
-    Raises:
-        InputError: they are not.
-    """
-    derived = [plan for plan in plans if plan.source in (HOUR, WEEKDAY)]
-    latest = find_latest() if derived else 0
-    assert isinstance(latest, int)
-    if exceed_seconds_range(latest):
-        raise derived[0].error(
-            f"requires seconds since 1970, but the timestamps reach {latest}",
-            ("name their unit with ", Option("timestamp_format", "epoch-ms")),
+    for plan in plans:
+        connection.execute(
+            f"CREATE TABLE counts_{plan.key} AS SELECT {plan.key} AS id, count(*) FILTER (weight > 0) AS count "
+            f"FROM event_values WHERE split = 0 AND {plan.key} IS NOT NULL GROUP BY {plan.key}"
         )
-
-
-def check_counted(plan: ContextPlan, values: int) -> None:
-    """Check that events of train have some ``values`` of the context.
-
-    Raises:
-        InputError: they have none.
-    """
-    if not values:
-        raise plan.error("no event of train has a value", "name another column, or leave the context out")
+    return {}
 
 
 def counted_context_sql(key: VocabularyKey) -> str:
     """Return a query for each value in train, with its number of interactions, for ``build_vocabulary``."""
     return (
-        f"SELECT NULL::BIGINT AS number, {key} AS id, {key} AS id_rank, count(*) FILTER (weight > 0) AS count "
-        f"FROM event_values WHERE split = 0 AND {key} IS NOT NULL GROUP BY {key}"
+        f"SELECT NULL::BIGINT AS number, id, id AS id_rank, sum(count)::BIGINT AS count FROM counts_{key} GROUP BY id"
     )
 
 

@@ -12,8 +12,9 @@ Where events have columns of context, the table ``event_context`` has their valu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,7 +45,6 @@ from crossfade.trainer.prepare.raw_files import (
     KIND_NAMES,
     Kind,
     close_raw,
-    column_names,
     counted_records,
     find_delimiter,
     open_adjacency,
@@ -53,8 +53,7 @@ from crossfade.trainer.prepare.raw_files import (
 )
 from crossfade.trainer.prepare.source_columns import possible_columns
 from crossfade.trainer.prepare.text_records import DELIMITERS
-from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
-from crossfade.trainer.prepare.yambda import EVENT, PLAYED, YAMBDA, kind_sql
+from crossfade.trainer.prepare.timestamp_formats import check_formats, find_unnamed_formats, has_times_without_zone
 
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.extend import BaseDataset
@@ -128,20 +127,33 @@ def read_events(
     order = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in files.get(split, ())]
     progress.phase("read events", sum(file.bytes for _, file in order), "B")
     with fetch_files([file for _, file in order], work, reader.columns_to_fetch()) as local_files:
-        for (code, source), file in zip(order, local_files, strict=True):
-            before, rows, is_own = faults.counts, reader.records, True
-            try:
-                reader.read(file, code)
-            except InputError as error:
-                faults.add_error(error)
-                is_own = not isinstance(error, _OtherTypeError)
-            if is_own:
-                faults.judge_file(str(source), before, reader.records - rows)
-            progress.advance(source.bytes)
+        reads = (partial(reader.read, file, code) for (code, _), file in zip(order, local_files, strict=True))
+        read_each(reader, [source for _, source in order], reads, progress)
     close_raw(connection)
+    return reader.finish()
+
+
+def read_each(
+    reader: EventReader, files: Sequence[Source], reads: Iterable[Callable[[], None]], progress: ProgressReporter
+) -> None:
+    """Read the ``files``, each by one of ``reads``, to the end, even if some are at fault; then reject all faults.
+
+    Raises:
+        InputError: a file cannot be used.
+    """
+    faults = reader.faults
+    for source, read in zip(files, reads, strict=True):
+        before, rows, is_own = faults.counts, reader.records, True
+        try:
+            read()
+        except InputError as error:
+            faults.add_error(error)
+            is_own = not isinstance(error, _OtherTypeError)
+        if is_own:
+            faults.judge_file(str(source), before, reader.records - rows)
+        progress.advance(source.bytes)
     faults.files.update(reader.files_of_rare_types())
     faults.check(reader.records)
-    return reader.finish()
 
 
 def _violations(checks: Sequence[Check]) -> str:
@@ -188,10 +200,10 @@ class EventReader:
         self._connection = connection
         self._options = options
         self._string_id_sides = string_id_sides
-        self._faults = faults
+        self.faults = faults
         self._base = base
         self._time_range = options.time_range()
-        self._weight_sql = weight_sql(options.weight is not None, options.event_weights)
+        self._weight_sql = weight_sql(options.weight is not None, options.event_weights, options.decimal)
         context = {plan.key: plan.source for plan in options.context_plans() if not plan.is_derived}
         self._context = list(context)
         self.columns = _columns_by_role(options, context)
@@ -203,18 +215,17 @@ class EventReader:
         self._stats = ReadStats()
         # The lines or rows of all files, those at fault included: a line of adjacency text has several rows.
         self.records = 0
-        self._ambiguity = TimestampAmbiguity(options.timestamp_format)
 
     def columns_to_fetch(self) -> set[str]:
         """Return all columns that reading a file may need."""
-        return possible_columns(self.columns) | ({PLAYED} if self._options.format == YAMBDA else set())
+        return possible_columns(self.columns)
 
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events, unless the preparation is to end because of a fault."""
-        faults_before = self._faults.count(missing=False)
+        faults_before = self.faults.count(missing=False)
         kinds, file = self._open(file)
         self._stats.files += 1
-        bad_lines = self._faults.count(missing=False) - faults_before
+        bad_lines = self.faults.count(missing=False) - faults_before
         self._stats.rows += bad_lines
         counted = counted_records(file)
         records = count_rows(self._connection, counted)
@@ -227,19 +238,16 @@ class EventReader:
             typed = {*_TYPED_ROLES, *self._context}
             self._find_texts([role for role, kind in kinds.items() if kind == "text" and role in typed])
             types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in typed}
-            if self._base is not None:
-                for entity, side in self._options.sides().items():
-                    self._base.check_id_type(entity, "int64" if types[side] == "integer" else "string")
-            for role, found in types.items():
-                self._check_same_type(file, role, found)
+            self._check_types(file, types)
             formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()
-            checks = value_checks(kinds, types, self._options.event_weights, formats, self._context)
+            checks = value_checks(kinds, types, self._options, formats, self._context)
             timestamp = timestamp_sql(types.get("timestamp"), formats)
             has_few = rows <= _FEW_ROWS
             rows, sound = self._check(file, checks, timestamp, types, kinds, has_few)
-            if types.get("timestamp") == "datetime":
-                self._ambiguity.read(self._connection, kinds["timestamp"])
-            if not self._faults.rejected:
+            if types.get("timestamp") == "datetime" and not self._stats.times_without_zone:
+                kind, formats = kinds["timestamp"], self._options.timestamp_format
+                self._stats.times_without_zone = has_times_without_zone(self._connection, kind, formats)
+            if not self.faults.rejected:
                 self._insert(sound, types, timestamp, split, rows, has_few)
 
     def files_of_rare_types(self) -> dict[str, str]:
@@ -259,8 +267,7 @@ class EventReader:
             "types": _TYPES_FOUND.dump_python(self.types, mode="json"),
             "stats": _STATS.dump_python(self._stats, mode="json"),
             "records": self.records,
-            "ambiguity": self._ambiguity.state(),
-            "faults": self._faults.state(),
+            "faults": self.faults.state(),
         }
 
     def absorb(self, state: Mapping[str, Any], faults_before: Any) -> None:
@@ -271,29 +278,27 @@ class EventReader:
         """
         self._stats.add(_STATS.validate_python(state["stats"]))
         self.records += state["records"]
+        found = _TYPES_FOUND.validate_python(state["types"])
         try:
-            for role, (found, file) in _TYPES_FOUND.validate_python(state["types"]).items():
-                self._check_same_type(file, role, found)
+            for _, file in list(found.values())[:1]:
+                self._check_types(file, {role: found_type for role, (found_type, _) in found.items()})
         except InputError:
-            self._faults.absorb(faults_before)
+            self.faults.absorb(faults_before)
             raise
-        self._ambiguity.absorb(state["ambiguity"])
-        self._faults.absorb(state["faults"])
+        self.faults.absorb(state["faults"])
 
     def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
         """Open ``file`` as ``raw``; return the kinds of its columns by role, and the file with its delimiter."""
         if file.format == "lightgcn":
-            self._stats.lines_without_items += open_adjacency(self._connection, file, self._faults.add_line)
+            self._stats.lines_without_items += open_adjacency(self._connection, file, self.faults.add_line)
             return {"query": "integer", "item": "integer"}, file
         roles = self.columns
         if file.format in DELIMITERS:
-            file = find_delimiter(replace(file, delimiter=self._options.delimiter), roles)
+            text = replace(file, delimiter=self._options.delimiter, encoding=self._options.encoding)
+            file = find_delimiter(text, roles)
         ids = {"query", "item", *self._context}
         kept = ids if self._options.id_type == "string" else self._string_id_sides
-        has_kinds = self._options.format == YAMBDA and EVENT in roles.values()
-        computed = {EVENT: kind_sql(file, column_names(file))} if has_kinds else {}
-        on_fault = self._faults.add_line
-        kinds = open_columns(self._connection, file, roles, on_fault=on_fault, kept_texts=kept, computed=computed)
+        kinds = open_columns(self._connection, file, roles, on_fault=self.faults.add_line, kept_texts=kept)
         if file.delimiter is not None and file.delimiter != DELIMITERS[file.format]:
             self._stats.delimiters.add(file.delimiter)
         return kinds, file
@@ -319,8 +324,6 @@ class EventReader:
         """
         if not has_events:
             raise InputError("the files given hold no interaction; expected at least one in ", Option("train"))
-        self._ambiguity.warn()
-        self._stats.times_without_zone = self._ambiguity.without_zone
         id_types: dict[str, IdType] = {
             role: "int64" if self.types[role][0] == "integer" else "string"
             for role in ("query", "item", *self._context)
@@ -360,7 +363,7 @@ class EventReader:
         if role not in self._text_roles and not self._exists(is_other.format(role)):
             return "integer"
         if role == "timestamp" and self._exists(INTEGER_TEXT.format(role)):
-            mixed = find_unnamed_formats(self._connection, file, self._column(role), self._faults.first_row)
+            mixed = find_unnamed_formats(self._connection, file, self._column(role), self.faults.first_row)
             return "integer" if mixed is None else other
         return other
 
@@ -376,6 +379,13 @@ class EventReader:
     def _exists(self, condition: str) -> bool:
         """Return whether a row meets ``condition``; the first one ends the search."""
         return bool(count_rows(self._connection, f"(SELECT 1 FROM raw WHERE {condition} LIMIT 1)"))
+
+    def _check_types(self, file: RawFile, types: Mapping[str, str]) -> None:
+        if self._base is not None:
+            for entity, side in self._options.sides().items():
+                self._base.check_id_type(entity, "int64" if types[side] == "integer" else "string")
+        for role, found in types.items():
+            self._check_same_type(file, role, found)
 
     def _check_same_type(self, file: RawFile, role: str, found: str) -> None:
         self._files_of_types.setdefault(role, {}).setdefault(found, []).append(str(file))
@@ -417,11 +427,11 @@ class EventReader:
             of_timestamps = any(check.role == "timestamp" and not check.missing for check in violated)
             is_text = kinds.get("timestamp") in ("text", "string")
             if of_timestamps and is_text and not self._options.timestamp_format:
-                mixed = find_unnamed_formats(self._connection, file, self._column("timestamp"), self._faults.first_row)
+                mixed = find_unnamed_formats(self._connection, file, self._column("timestamp"), self.faults.first_row)
                 if mixed is not None:
-                    self._faults.add_error(mixed)
+                    self.faults.add_error(mixed)
                     checks = [check for check in checks if check.role != "timestamp" or check.missing]
-            report_row_faults(self._connection, file, checks, self.columns, self._faults)
+            report_row_faults(self._connection, file, checks, self.columns, self.faults)
             sound = sound_rows(checks)
             latest, numbers, _ = self._scan(sound, timestamp, [])
             if not has_few:

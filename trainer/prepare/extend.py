@@ -10,10 +10,6 @@
 So a table trained on the base dataset is the beginning of the new one, and ``checkpoint.warm_start_from`` can load it.
 Vacant rows of the base dataset stay vacant: their ID is null, which no event has. Only where IDs expire
 (``admission.py``) do new IDs reuse such rows, and those of expired IDs, before the vocabulary grows.
-
-A small increment of a large vocabulary has no need of all its rows: ``load_seen`` loads those of the IDs in the events,
-the tables have no others, and ``write_increment`` takes the files of the base dataset over as they are, unread, and
-writes what is new beside them: a file of new rows, and an overlay of the rows that were seen.
 """
 
 from __future__ import annotations
@@ -22,19 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import duckdb
-import pyarrow as pa
 
 from crossfade.base.errors import InputError, Option, OptionError, Text, command, join
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.lineage import refer_to_base
 from crossfade.trainer.data.manifest import (
-    OVERLAY,
-    VOCABULARY,
     BaseReference,
-    DataFile,
     DatasetManifest,
     Entity,
-    Overlay,
     data_fingerprint,
     read_manifest,
 )
@@ -43,25 +34,14 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import count_rows, execute_on, fetch_one
 from crossfade.trainer.prepare.id_encoder import SIDES, IdType
 from crossfade.trainer.prepare.option_values import FeatureFile
-from crossfade.trainer.prepare.options import PrepareOptions, Side, name_in_use
-from crossfade.trainer.prepare.staging import Staged, take_over_files, write_relation
+from crossfade.trainer.prepare.options import PrepareOptions, name_in_use
 from crossfade.trainer.prepare.vocabulary_tables import (
-    OVERLAY_SCHEMA,
     IdPolicy,
     VocabularyKey,
     last_seen_sql,
     sql_number,
-    vocabulary_schema,
 )
 
-CARRIED_FROM_ROWS = 1 << 17
-"""Rows from which files are taken over: smaller vocabularies are written in a fraction of a second."""
-_OVERLAY_SHARE = 4
-"""One in so many rows may be in the overlay, else writing all costs no more."""
-_MAX_SOUGHT = 1 << 24
-"""IDs of new events that are held in memory to find their rows in a base."""
-_MAX_FILES = 64
-"""Files of a vocabulary, about: then it is written as few again."""
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
 
@@ -121,16 +101,6 @@ class BaseDataset:
             if name.lower() in features or of_others not in ([], [file.entity]):
                 raise name_in_use("content", f"{file.entity}=…", name)
 
-    def has_use_for_all_rows(self, options: PrepareOptions, entity: str) -> bool:
-        """Return whether an increment with ``options`` needs all rows of ``entity``, rather than those of its events.
-
-        It does if names, features, or content may belong to any row, and if rows may expire.
-        """
-        described = self.manifest.entities[entity]
-        given = {file.entity for file in (*options.features, *options.content)} | {*options.names, *options.catalog}
-        of_base = self.manifest.features_of(entity), self.manifest.content_of(entity)
-        return entity in given or any(of_base) or entity in options.max_ages() or described.has_last_seen
-
     def error(self, problem: Text) -> OptionError:
         """Return the error that this dataset cannot be the base."""
         return OptionError("base", found=self.folder.uri, problem=problem)
@@ -171,17 +141,6 @@ class BaseDataset:
                 f"its vocabulary of {entity} has {ids} ids, {distinct} of them distinct, and {nulls} rows without one, "
                 f"of which the manifest lists {vacant}; {command('validate', self.folder.uri)} shows where"
             )
-
-    def is_carried(self, entity: str, sought: int) -> bool:
-        """Return whether an increment whose events have ``sought`` ids of ``entity`` takes its files over, unread.
-
-        It does not where the vocabulary is small, or has been changed in many rows or extended often, or where the
-        events have many ids.
-        """
-        described = self.manifest.entities[entity]
-        overlaid = sought + sum(file.rows for file in described.overlay.files) if described.overlay else sought
-        is_much = described.rows < max(CARRIED_FROM_ROWS, _OVERLAY_SHARE * overlaid) or sought > _MAX_SOUGHT
-        return not is_much and len(described.files) < _MAX_FILES
 
 
 def _columns(files: Sequence[FeatureFile]) -> list[tuple[FeatureFile, str]]:
@@ -253,34 +212,6 @@ def base_columns(entity: Entity) -> tuple[list[str], str]:
     values = f"row, id, {'name' if entity.has_names else 'NULL'}, count > 0{' OR warm' if entity.has_warm else ''}"
     values += ", last_seen, lineage_index" if entity.has_last_seen else ", NULL, 0"
     return ["row", "id", *(["name"] if entity.has_names else []), "count", *optional], values
-
-
-def load_seen(
-    connection: duckdb.DuckDBPyConnection, base: BaseDataset, side: Side, name: str, progress: ProgressReporter
-) -> bool:
-    """Create the table ``base_SIDE``, as ``load_base``, of the IDs in ``ids_SIDE`` alone; return False if it is no use.
-
-    The IDs of the events are in memory.
-
-    Raises:
-        InputError: a file of the vocabulary is missing or corrupt, or an ID has two rows.
-    """
-    entity, vocabulary = base.manifest.entities[name], Vocabulary(base.folder, base.manifest, name)
-    if not base.is_carried(name, count_rows(connection, f"ids_{side}")):
-        return False
-    ids = connection.sql(f"SELECT id FROM ids_{side}").to_arrow_table().column("id").combine_chunks()
-    progress.phase(f"base {name}", entity.rows, "row")
-    found = vocabulary.find(ids)
-    progress.advance(entity.rows)
-    if len(found) > len(found.column("id").unique()):
-        return False  # all are read, which shows how many are wrong
-    execute_on(
-        connection,
-        found,
-        f"CREATE TABLE base_{side} AS SELECT row, id, NULL::VARCHAR AS name, NULL::BOOL AS warm, "
-        "NULL::BIGINT AS last_seen, 0::BIGINT AS lineage_index FROM part",
-    )
-    return True
 
 
 def extend_vocabulary(
@@ -357,50 +288,3 @@ def carry_names(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, *, jo
         connection.execute(f"INSERT INTO names_{key} SELECT * FROM ({base_names}) ANTI JOIN names_{key} USING (id)")
     else:
         connection.execute(f"CREATE TABLE names_{key} AS {base_names}")
-
-
-def write_increment(
-    connection: duckdb.DuckDBPyConnection, base: BaseDataset, key: VocabularyKey, name: str, staged: Staged
-) -> Entity:
-    """Write the table ``vocabulary_KEY``, of rows in ``load_seen`` and new ones; return the manifest entry of ``name``.
-
-    Rows that the overlay of the base dataset lists stay in the new one: they are warm, which its files may not say.
-
-    Raises:
-        InputError: a file of the base dataset is missing or corrupt.
-    """
-    old, folder = base.manifest.entities[name], f"{VOCABULARY}/{name}"
-    files = take_over_files(staged, folder, base.folder, old.files)
-    schema = vocabulary_schema(old.id_type, old.has_names, has_warm=True)
-    columns = ", ".join("NULL AS name" if column == "name" else column for column in schema.names)
-    is_new = f"vocabulary_{key} WHERE row >= {old.rows}"
-    ordered, new = connection.sql(f"SELECT {columns} FROM {is_new} ORDER BY row"), count_rows(connection, is_new)
-    own = write_relation(staged, folder, schema, ordered, new, first_part=len(files))
-    row_S, _ = Vocabulary(base.folder, base.manifest, name).overlay
-    execute_on(connection, pa.table({"row": row_S}), "CREATE TABLE overlaid AS SELECT row FROM part")
-    connection.execute(
-        f"INSERT INTO overlaid SELECT row FROM vocabulary_{key} v WHERE row < {old.rows} AND count > 0 "
-        "AND NOT EXISTS (FROM overlaid o WHERE o.row = v.row)"
-    )
-    overlaid = count_rows(connection, "overlaid")
-    counted = connection.sql(
-        f"SELECT row, coalesce(count, 0) AS count FROM overlaid LEFT JOIN vocabulary_{key} USING (row) ORDER BY row"
-    )
-    overlay = write_relation(staged, f"{OVERLAY}/{name}", OVERLAY_SCHEMA, counted, overlaid)
-    connection.execute("DROP TABLE overlaid")
-    return extended_entity(old, files, own, overlay)
-
-
-def extended_entity(
-    old: Entity, carried: Sequence[DataFile], own: Sequence[DataFile], overlay: Sequence[DataFile]
-) -> Entity:
-    """Return the entry of an increment that takes over the files of ``old`` and adds its ``own`` and an ``overlay``."""
-    return Entity(
-        rows=old.rows + sum(file.rows for file in own),
-        id_type=old.id_type,
-        has_names=old.has_names,
-        has_warm=True,
-        files=[*carried, *own],
-        vacant_rows=old.vacant_rows,
-        overlay=Overlay(carried=len(carried), files=[*overlay]),
-    )

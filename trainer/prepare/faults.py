@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -20,12 +20,14 @@ from typing import IO, Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError, Text, join, parts, worded
+from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError, Text, as_typed, join, parts, worded
 from crossfade.base.io.output import staged_file
 from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.options import MAX_BAD
 from crossfade.trainer.prepare.text_records import Record
+
+_CHUNK_BYTES = 1 << 20
 
 
 class Quarantine:
@@ -65,6 +67,17 @@ class Quarantine:
             decoded, is_utf8 = text.decode("utf-8", "surrogateescape"), False
         entry = {"file": file, unit: number, "problem": worded(problem), "text": decoded.rstrip("\r\n")}
         self._file.write(json.dumps(entry, ensure_ascii=not is_utf8) + "\n")
+
+    def texts(self) -> Iterator[str]:
+        """Yield what was written, some entries at a time, for ``append`` in another process."""
+        self._file.flush()
+        with self._collected.open(encoding="utf-8") as file:
+            while entries := file.readlines(_CHUNK_BYTES):
+                yield "".join(entries)
+
+    def append(self, text: str) -> None:
+        """Add entries."""
+        self._file.write(text)
 
     def close(self) -> None:
         """Close the file of the collected lines, which is deleted with its folder unless it was published."""
@@ -209,13 +222,8 @@ class Faults:
         return Faults(self.skip_bad, self.drop_missing, quarantine, self.max_bad, self.first_row)
 
     def state(self) -> Any:
-        """Return the faults as JSON for ``restore``."""
+        """Return the faults as JSON for ``absorb``."""
         return _PROBLEMS.dump_python(list(self._problems.items()), mode="json")
-
-    def restore(self, state: Any) -> None:
-        """Continue from a ``state``."""
-        self._problems, self.counts = {}, FaultCounts()
-        self.absorb(state)
 
     def absorb(self, state: Any) -> None:
         """Add the faults of other files, their ``state``."""
@@ -279,7 +287,7 @@ class Faults:
 
     def lines(self) -> list[str]:
         """Describe each problem, with its count and the first places, but without values, which may be of a person."""
-        return [worded(_format(text, problem, values=False)) for text, problem in self._problems.items()]
+        return [worded(_format(text, problem, values=False), as_typed) for text, problem in self._problems.items()]
 
     def check(self, rows: int) -> None:
         """Reject the files if a fault is not to be left out, or too many of their ``rows`` are.

@@ -120,13 +120,6 @@ def reduce_counts(table: pa.Table, lost: tuple[IntArray, IntArray], vacant_R: In
     return _empty_rows(table, vacant_R) if len(vacant_R) else table
 
 
-def reduce_overlay(table: pa.Table, lost_V: IntArray, vacant_R: IntArray) -> pa.Table:
-    """Return a part of an overlay with counts lower by ``lost_V``, without the rows ``vacant_R``."""
-    count_N = np.maximum(table.column("count").to_numpy() - lost_V[table.column(ROW).to_numpy()], 0)
-    index = table.schema.get_field_index("count")
-    return drop_rows(table.set_column(index, table.schema.field(index), pa.chunked_array([count_N])), ROW, vacant_R)
-
-
 def replace_files(
     owners: Mapping[str, Mapping[str, Column]], replace: Callable[[list[DataFile]], list[DataFile]]
 ) -> dict[str, dict[str, Column]]:
@@ -302,9 +295,11 @@ class PlannedDeletion:
         entity = self.manifest.entities[self.entity]
         targets = typed_ids(ids, entity.id_type)
         self.progress.phase(f"find {self.entity}", entity.rows, "row")
-        row_R: IntArray = Vocabulary(self.folder, self.manifest, self.entity).find(targets).column("row").to_numpy()
-        self.progress.advance(entity.rows)
-        return row_R
+        found = [_NO_ROWS]
+        for table in Vocabulary(self.folder, self.manifest, self.entity).iter_tables(["row", "id"]):
+            found.append(select_ids(table, targets).column("row").to_numpy())
+            self.progress.advance(table.num_rows)
+        return np.concatenate(found)
 
     def _plan_pending(self, ids: pa.StringArray) -> int:
         """Plan the changes of files of pending IDs; return how many of ``ids`` are pending."""
@@ -365,18 +360,11 @@ class PlannedDeletion:
             vacant_R, lost_V = self._vacant.get(name, _NO_ROWS), self._lost[name]
             changed_N = np.union1d(vacant_R, np.flatnonzero(lost_V))
             lost = np.flatnonzero(lost_V), lost_V[lost_V > 0]
-            carried_rows, first = sum(file.rows for file in entity.carried), 0
+            first = 0
             for file in entity.files:
-                # The counts of carried files are those of a base dataset; the overlay has those of this one.
-                is_carried = first < carried_rows
-                of_file_N = vacant_R if is_carried else changed_N
-                if np.searchsorted(of_file_N, first) < np.searchsorted(of_file_N, first + file.rows):
-                    lost_here = (_NO_ROWS, _NO_ROWS) if is_carried else lost
-                    self._plan.add(file, partial(reduce_counts, lost=lost_here, vacant_R=vacant_R))
+                if np.searchsorted(changed_N, first) < np.searchsorted(changed_N, first + file.rows):
+                    self._plan.add(file, partial(reduce_counts, lost=lost, vacant_R=vacant_R))
                 first += file.rows
-            for file in entity.overlay.files if entity.overlay else []:
-                if any(np.isin(table.column(ROW).to_numpy(), changed_N).any() for table in self._read(file, [ROW])):
-                    self._plan.add(file, partial(reduce_overlay, lost_V=lost_V, vacant_R=vacant_R))
 
     def _check_links(self) -> None:
         """Reject files that links lead to: deleting the link would leave the data at its target."""
@@ -459,8 +447,6 @@ class PlannedDeletion:
                     "files": replaced(entity.files),
                     "vacant_rows": vacant.astype(int).tolist(),
                     "pending": replaced(entity.pending),
-                    "overlay": entity.overlay
-                    and entity.overlay.model_copy(update={"files": replaced(entity.overlay.files)}),
                 }
             )
         changes = {

@@ -2,8 +2,10 @@
 """Hold-outs: which interactions of ``train`` become ``valid`` or ``test``.
 
     plan = plan_hold_outs(options)
-    create_interactions(connection, "events", plan)     # the view interactions, and how many each ID has in train
-    kept = apply_hold_outs(connection, plan, seed=0, timestamps="integer", progress=progress)
+    check_times(plan, gap, "integer", newest)
+    create = partial(create_interactions, plan)         # the view interactions, and how many each ID has in train
+    reports = groups.apply([create, partial(take, plan, 0)])
+    check_taken(plan, reports)
 
     last-N            the last N of each query entity by timestamp (ties: by item ID, then by the order of the files)
     random:FRACTION   this fraction of the (query, item) pairs, drawn by a hash of seed, query ID and item ID
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
@@ -34,10 +36,11 @@ import duckdb
 
 from crossfade.base.errors import Option, OptionError, Text
 from crossfade.base.options import alternatives
-from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.base.text import counted
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import TimeOption, TimeSpan, check_seconds, check_span
-from crossfade.trainer.prepare.database import fetch_count, fetch_one
+from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.event_groups import Report, earliest, latest
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.options import PrepareOptions, needs_timestamp
 
@@ -46,7 +49,6 @@ _logger = logging.getLogger(__name__)
 Kind = Literal["last", "random", "after"]
 
 _FORMS = "last-N, random:FRACTION or after:TIMESTAMP, such as last-1, random:0.1 or after:2024-05-31"
-CheckTaken = Callable[[duckdb.DuckDBPyConnection, "HoldOut", str], None]
 DEFAULT_FRACTION = 0.05
 DEFAULT_PAIRS = 100_000
 NONE, DEFAULT = "none", "default"
@@ -79,7 +81,7 @@ class HoldOut:
     by_default: bool = False
 
     def bounded(self, rows: int) -> HoldOut:
-        """Return a default for ``rows`` interactions in train; for some of them, it is the same as for all."""
+        """Return a default for ``rows`` interactions in train."""
         return replace(self, fraction=min(self.fraction, DEFAULT_PAIRS / max(rows, 1)))
 
     @staticmethod
@@ -163,30 +165,36 @@ def _moments(plan: Mapping[str, HoldOut]) -> list[TimeOption]:
     return [hold_out.after for hold_out in plan.values() if hold_out.after is not None]
 
 
-def drop_gaps(
-    connection: duckdb.DuckDBPyConnection, table: str, plan: Mapping[str, HoldOut], gap: TimeSpan
-) -> dict[str, int]:
-    """Delete what a strict split by time leaves out of the events in ``table``; return the numbers as facts.
+def check_times(plan: Mapping[str, HoldOut], gap: TimeSpan | None, timestamps: str | None, newest: int | None) -> None:
+    """Check that times of ``plan`` and the ``gap`` can be compared with the timestamps, up to the ``newest``.
 
-    That is, of train, events within ``gap`` before each time of ``plan``, and all after the first time of query
-    entities without a positive event before: a model that was trained then would have nothing of them.
+    ``timestamps`` is their type, 'integer' or 'datetime'.
 
     Raises:
         OptionError: a date or the gap is in seconds, and timestamps are not.
     """
+    if gap is not None:
+        check_span("hold_out_gap", gap, newest)
+    for moment in _moments(plan):
+        if gap is not None or timestamps == "integer":
+            check_seconds(moment, newest)
+
+
+def drop_gaps(plan: Mapping[str, HoldOut], gap: TimeSpan, connection: duckdb.DuckDBPyConnection) -> Report:
+    """Delete what a strict split by time leaves out of ``events``; report the numbers.
+
+    That is, of train, events within ``gap`` before each time of ``plan``, and all after the first time of query
+    entities without a positive event before: a model that was trained then would have nothing of them.
+    """
     moments = _moments(plan)
-    (latest,) = fetch_one(connection, f"SELECT max(timestamp) FROM {table}")
-    check_span("hold_out_gap", gap, latest)
-    for moment in moments:
-        check_seconds(moment, latest)
     within = " OR ".join(f"timestamp BETWEEN {m.value - gap.length + 1} AND {m.value}" for m in moments)
-    in_gap = fetch_count(connection, f"DELETE FROM {table} WHERE split = 0 AND ({within})")
+    in_gap = fetch_count(connection, f"DELETE FROM events WHERE split = 0 AND ({within})")
     first = min(moment.value for moment in moments)
-    known = f"SELECT query FROM {table} WHERE split = 0 AND weight > 0 AND timestamp <= {first}"
+    known = f"SELECT query FROM events WHERE split = 0 AND weight > 0 AND timestamp <= {first}"
     late = f"split = 0 AND timestamp > {first} AND query NOT IN ({known})"
     return {
         "dropped_gap": in_gap,
-        "dropped_without_history": fetch_count(connection, f"DELETE FROM {table} WHERE {late}"),
+        "dropped_without_history": fetch_count(connection, f"DELETE FROM events WHERE {late}"),
     }
 
 
@@ -207,8 +215,8 @@ def _since_sql(places: int) -> str:
     return f"max(timestamp) {positive}" if places == 1 else f"(max(timestamp, {places}) {positive})[{places}]"
 
 
-def create_interactions(connection: duckdb.DuckDBPyConnection, table: str, plan: Mapping[str, HoldOut]) -> None:
-    """Create the view ``interactions`` of the events in ``table``, of which hold-outs move some to the table ``moved``.
+def create_interactions(plan: Mapping[str, HoldOut], connection: duckdb.DuckDBPyConnection) -> Report:
+    """Create the view ``interactions`` of ``events``, of which hold-outs move some to the table ``moved``.
 
     ``train_interactions`` are those of train: queries of it alone take half the time that they take of the union.
     The view ``counts_split`` has the ``count`` of the interactions of each split, and of its ``positives``.
@@ -217,83 +225,66 @@ def create_interactions(connection: duckdb.DuckDBPyConnection, table: str, plan:
     """
     places = _last_places(_steps(plan)[0]) if plan else 0
     since = {"query": f", {_since_sql(places)} AS since" if 0 < places <= _MOST_KEPT else "", "item": ""}
-    connection.execute(f"CREATE TABLE moved AS SELECT {_COLUMNS} FROM {table} LIMIT 0")
+    connection.execute(f"CREATE TABLE moved AS SELECT {_COLUMNS} FROM events LIMIT 0")
     connection.execute(
-        f"CREATE VIEW train_interactions AS SELECT {_COLUMNS} FROM {table} ANTI JOIN moved USING (seq) WHERE split = 0"
+        f"CREATE VIEW train_interactions AS SELECT {_COLUMNS} FROM events ANTI JOIN moved USING (seq) WHERE split = 0"
     )
     connection.execute(
         f"CREATE VIEW interactions AS SELECT {_COLUMNS} FROM train_interactions "
-        f"UNION ALL SELECT {_COLUMNS} FROM {table} WHERE split <> 0 UNION ALL SELECT {_COLUMNS} FROM moved"
+        f"UNION ALL SELECT {_COLUMNS} FROM events WHERE split <> 0 UNION ALL SELECT {_COLUMNS} FROM moved"
     )
     counted = "count(*) AS count, count(*) FILTER (weight > 0) AS positives"
     connection.execute(  # without the join of train_interactions
         "CREATE VIEW counts_split AS SELECT split, sum(count)::BIGINT AS count, sum(positives)::BIGINT AS positives "
-        f"FROM (SELECT split, {counted} FROM {table} GROUP BY split UNION ALL "
+        f"FROM (SELECT split, {counted} FROM events GROUP BY split UNION ALL "
         f"SELECT split, {counted} FROM moved GROUP BY split UNION ALL "
         f"SELECT 0, -count, -positives FROM (SELECT {counted} FROM moved)) GROUP BY split"
     )
     for side in SIDES:
         connection.execute(
             f"CREATE TABLE all_counts_{side} AS SELECT {side} AS number, "
-            f"count(*) FILTER (split = 0 AND weight > 0) AS count{since[side]} FROM {table} GROUP BY {side}"
+            f"count(*) FILTER (split = 0 AND weight > 0) AS count{since[side]} FROM events GROUP BY {side}"
         )
         connection.execute(
             f"CREATE VIEW counts_{side} AS SELECT number, a.count - coalesce(m.count, 0) AS count "
             f"FROM all_counts_{side} a LEFT JOIN (SELECT {side} AS number, count(*) FILTER (weight > 0) AS count "
             f"FROM moved GROUP BY {side}) m USING (number)"
         )
+    return {}
 
 
-def apply_hold_outs(
-    connection: duckdb.DuckDBPyConnection,
-    plan: Mapping[str, HoldOut],
-    *,
-    seed: int,
-    timestamps: str | None,
-    progress: ProgressReporter,
-    check: CheckTaken | None = None,
-) -> int:
+def take(plan: Mapping[str, HoldOut], seed: int, connection: duckdb.DuckDBPyConnection) -> Report:
     """Move interactions from train to the splits of ``plan``, in its order.
 
-    ``timestamps`` is their type, 'integer' or 'datetime'. Returns how many interactions were kept in train only because
-    each query entity needs one there, except by a default. ``check`` receives the database and each hold-out that was
-    applied, and raises an error if it took nothing; by default, nothing of the interactions of this database.
-
-    Raises:
-        InputError: a hold-out takes nothing, or its time cannot be compared with the timestamps.
+    Reports how many interactions were kept in train only because each query entity needs one there, except by a
+    default; and the splits that got no positive one, with the first and last times that were left in train.
     """
-    if not plan:
-        return 0
-    progress.phase("hold out", len(plan), "split")
-    kept = 0
+    kept, untaken = 0, {}
     for index, step in enumerate(_steps(plan)):
         hold_out = next(iter(step.values()))
         if hold_out.kind == "last":
             kept += _take_last(connection, {split: each.number for split, each in step.items()}, is_first=index == 0)
         else:
-            kept_for_it = _take_chosen(connection, hold_out, next(iter(step)), seed, timestamps)
+            kept_for_it = _take_chosen(connection, hold_out, next(iter(step)), seed)
             kept += 0 if hold_out.by_default else kept_for_it
         for split in step:
-            (check or _check_taken)(connection, step[split], split)
-            progress.advance(1)
-    return kept
+            taken = f"SELECT count(*) FROM moved WHERE split = {ALL_SPLITS.index(split)} AND weight > 0"
+            if not fetch_count(connection, taken):
+                span = fetch_one(connection, "SELECT min(timestamp), max(timestamp) FROM train_interactions")
+                untaken[split] = dict(zip(("first", "last"), span, strict=True))
+    return {"kept_for_train": kept, "untaken": untaken}
 
 
-def _check_taken(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: str) -> None:
-    if not hold_out.by_default and not count_taken(connection, split):
-        raise nothing_taken(hold_out, split, *train_span(connection))
+def check_taken(plan: Mapping[str, HoldOut], reports: Sequence[Report]) -> None:
+    """Check by what ``take`` reports that each split of ``plan`` has a positive interaction, except by a default.
 
-
-def count_taken(connection: duckdb.DuckDBPyConnection, split: str) -> int:
-    """Count the positive interactions that hold-outs have moved to ``split``."""
-    taken = f"SELECT count(*) FROM moved WHERE split = {ALL_SPLITS.index(split)} AND weight > 0"
-    return fetch_count(connection, taken)
-
-
-def train_span(connection: duckdb.DuckDBPyConnection) -> tuple[object, object]:
-    """Return the first and the last timestamp of what is left in train."""
-    first, last = fetch_one(connection, "SELECT min(timestamp), max(timestamp) FROM train_interactions")
-    return first, last
+    Raises:
+        OptionError: one has none.
+    """
+    for split, hold_out in plan.items():
+        spans = [report["untaken"][split] for report in reports if split in report["untaken"]]
+        if len(spans) == len(reports) and not hold_out.by_default:
+            raise nothing_taken(hold_out, split, earliest(spans, "first"), latest(spans, "last"))
 
 
 def nothing_taken(hold_out: HoldOut, split: str, first: object, last: object) -> OptionError:
@@ -307,6 +298,39 @@ def nothing_taken(hold_out: HoldOut, split: str, first: object, last: object) ->
     )
 
 
+WEIGHTS = "weights_in_train"
+
+
+def describe_interactions(connection: duckdb.DuckDBPyConnection) -> Report:
+    """Report the numbers of the interactions of each split, and their times.
+
+    The view ``found_SIDE`` has the ``id`` of each, its ``count`` in train, and that of a query in each split, too. The
+    view ``WEIGHTS`` has the ``total`` and the ``count`` of weights within a percent of each other, of which there are
+    few.
+    """
+    splits = ", ".join(f"count(*) FILTER (split = {code}) AS {split}" for code, split in enumerate(ALL_SPLITS))
+    connection.execute(
+        f"CREATE OR REPLACE VIEW found_query AS SELECT id, count, {', '.join(ALL_SPLITS)} FROM counts_query "
+        f"JOIN ids_query USING (number) JOIN (SELECT query AS number, {splits} FROM interactions GROUP BY query) "
+        "USING (number)"
+    )
+    connection.execute(
+        "CREATE OR REPLACE VIEW found_item AS SELECT id, count FROM counts_item JOIN ids_item USING (number)"
+    )
+    connection.execute(
+        f"CREATE OR REPLACE VIEW {WEIGHTS} AS SELECT round(100 * ln(weight)) AS part, sum(weight::DOUBLE) AS total, "
+        "count(*)::BIGINT AS count FROM train_interactions WHERE weight > 0 GROUP BY part"
+    )
+    negative, first, last = fetch_one(
+        connection, "SELECT count(*) FILTER (weight < 0), min(timestamp), max(timestamp) FROM events"
+    )
+    found = {code: (rows, positives) for code, rows, positives in execute(connection, "FROM counts_split")}
+    report: Report = {"negative": negative, "first": first, "last": last}
+    for code, split in enumerate(ALL_SPLITS):
+        report[split], report[f"{split}_positives"] = found.get(code, (0, 0))
+    return report
+
+
 def check_split(split: str, rows: int, positives: int, has_files: bool) -> None:
     """Check the numbers of the interactions of ``split``, and of its positive ones; warn of few that are held out.
 
@@ -315,7 +339,7 @@ def check_split(split: str, rows: int, positives: int, has_files: bool) -> None:
     """
     if split != "train" and 0 < rows < _FEW_HELD_OUT:
         _logger.warning(
-            f"{split}: has {rows} interactions, so that a metric on it is mostly chance; hold out at least "
+            f"{split}: has {counted(rows, 'interaction')}, so that a metric on it is mostly chance; hold out at least "
             f"{_FEW_HELD_OUT}"
         )
     if (has_files or split == "train") and not positives:
@@ -357,19 +381,15 @@ def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int]
     return kept_rows
 
 
-def _take_chosen(
-    connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: str, seed: int, timestamps: str | None
-) -> int:
+def _take_chosen(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: str, seed: int) -> int:
     """Move the interactions that a hold-out 'random' or 'after' chooses; return how many were kept.
 
     Where all positive ones of a query entity are chosen, the first of them (or with the last draw) stays.
     """
     if hold_out.kind == "random":
-        chosen, stays = _drawn_sql(connection, hold_out, split, seed), "max"
+        chosen, stays = _drawn_sql(hold_out, split, seed), "max"
     else:
         assert hold_out.after is not None
-        if timestamps == "integer":
-            check_seconds(hold_out.after, fetch_one(connection, "SELECT max(timestamp) FROM interactions")[0])
         chosen, stays = _later_sql(hold_out.after.value), "min"
     connection.execute(f"CREATE TABLE chosen AS {chosen}")
     (moved,) = connection.execute(
@@ -391,10 +411,8 @@ def _later_sql(time: int) -> str:
     )
 
 
-def _drawn_sql(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split: str, seed: int) -> str:
+def _drawn_sql(hold_out: HoldOut, split: str, seed: int) -> str:
     """Return SQL of the interactions of train that are drawn, each with its draw as ``place``."""
-    if hold_out.by_default:
-        hold_out = hold_out.bounded(fetch_count(connection, "SELECT count(*) FROM train_interactions"))
     # The draw is hash(hash(seed, split, query ID, item ID)). DuckDB combines hashes so that the last is an operand of
     # xor: that of each ID is computed once, and not for each interaction. The split is part of it: with one draw for
     # both, the second hold-out would find nothing left to take.

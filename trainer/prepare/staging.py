@@ -43,7 +43,6 @@ from crossfade.trainer.data.manifest import (
     FEATURES,
     FILE_NAME,
     JOURNAL,
-    OVERLAY,
     PENDING,
     REPLAY,
     VOCABULARY,
@@ -55,12 +54,14 @@ from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles, file_en
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 
+ATTEMPTS = ".attempts"
+"""The folder of files that are not of the dataset, which a preparation on Spark writes and deletes."""
 _OUT, _OVERWRITE = Option("out"), Option("overwrite")
 _OF_INTERACTIONS = (*ALL_SPLITS, REPLAY)
-_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, OVERLAY, *_OF_INTERACTIONS}
+_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, *_OF_INTERACTIONS}
 _OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, *_OUR_FOLDERS}
 _OUR_OBJECTS = re.compile(
-    rf"(?:(?:{VOCABULARY}|{PENDING}|{OVERLAY})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
+    rf"(?:(?:{VOCABULARY}|{PENDING}|\{ATTEMPTS})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
     r"/part-[0-9a-z-]+\.parquet"
 )
 
@@ -426,11 +427,10 @@ def write_relation(
     relation: duckdb.DuckDBPyRelation,
     rows: int,
     progress: ProgressReporter | None = None,
-    first_part: int = 0,
 ) -> list[DataFile]:
     """Write the ``rows`` rows of a query to files in ``folder``, and return these; raises as ``PartWriter.close``."""
     group_rows, progress = row_group_rows(rows), progress or NullReporter()
-    with PartWriter(staged, folder, schema, group_rows, first_part) as writer:
+    with PartWriter(staged, folder, schema, group_rows) as writer:
         for batch in relation.to_arrow_reader(group_rows):
             writer.write(batch)
             progress.advance(batch.num_rows)

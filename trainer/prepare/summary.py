@@ -6,7 +6,7 @@ print(format_summary(manifest, Folder("data/plays")))
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
@@ -20,11 +20,12 @@ from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import REPLAY, DatasetManifest
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.database import count_rows, fetch_one
+from crossfade.trainer.prepare.database import fetch_one
 from crossfade.trainer.prepare.events import ReadStats
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.source_columns import PLUS
+from crossfade.trainer.prepare.timestamp_formats import epoch_unit
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
 COUNTED = (
@@ -69,71 +70,37 @@ _DROPPED = {
 """What was left out, by fact: the noun that is counted, and the reason."""
 
 
-def popularity(
-    connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity: str, rows: int | None = None
-) -> Facts:
-    """Measure the distribution of the counts of ``vocabulary_KEY``: head, median and tail.
-
-    If there are more ``rows`` than the table has, the others have a count of 0.
-    """
-    listed = count_rows(connection, f"vocabulary_{key}")
-    rows = listed if rows is None else rows
-    total, head, median, once, unseen = fetch_one(
-        connection,
-        f"SELECT sum(count), sum(count) FILTER (row < {-(-rows // HEAD_FRACTION)}), "
-        # The middle one of all rows, or the mean of the middle two.
-        f"(coalesce(sum(count) FILTER (row = {(rows - 1) // 2}), 0) + "
-        f"coalesce(sum(count) FILTER (row = {rows // 2}), 0)) / 2, "
-        f"count(*) FILTER (count = 1), count(*) FILTER (count = 0) + {rows - listed} "
-        f"FROM (SELECT count, row_number() OVER (ORDER BY count DESC) - 1 AS row FROM vocabulary_{key})",
-    )
-    return popularity_facts(entity, *(float(str(value)) for value in (total, head, median, once, unseen)))
-
-
-def popularity_facts(entity: str, total: float, head: float, median: float, once: float, unseen: float) -> Facts:
-    """Return the facts of the counts of ``entity``: all, those of the head, the median, and how many are 1 and 0."""
-    return {
-        f"{entity}_head_share": head / max(1.0, total),
-        f"{entity}_median_count": median,
-        f"{entity}_seen_once": int(once),
-        f"{entity}_not_in_train": int(unseen),
-    }
-
-
-def popularity_of(entity: str, counts: Iterable[tuple[int, int]], rows: int) -> Facts:
-    """Return the facts of the distinct ``counts`` of ``entity``, each with how many IDs have it.
-
-    If there are more ``rows`` than IDs, the others have a count of 0.
-    """
+def popularity(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity: str) -> Facts:
+    """Return the facts of the counts of ``vocabulary_KEY``: the share of the head, the median, how many are 1 and 0."""
+    counts = connection.execute(f"SELECT count, count(*) FROM vocabulary_{key} GROUP BY count").fetchall()
     found = sorted(counts, reverse=True)
-    found.append((0, rows - sum(ids for _, ids in found)))
     ends = list(accumulate(ids for _, ids in found))
+    rows = ends[-1]
     ranges = [(count, end - ids, end) for (count, ids), end in zip(found, ends, strict=True)]
     head, middle = -(-rows // HEAD_FRACTION), ((rows - 1) // 2, rows // 2)
     of_head = sum(count * max(0, min(end, head) - start) for count, start, end in ranges)
     of_middle = sum(count for count, start, end in ranges for row in middle if start <= row < end)
     total = sum(count * ids for count, ids in found)
     once, unseen = (sum(ids for count, ids in found if count == few) for few in (1, 0))
-    return popularity_facts(entity, total, of_head, of_middle / 2, once, unseen)
+    return {
+        f"{entity}_head_share": of_head / max(1.0, total),
+        f"{entity}_median_count": of_middle / 2,
+        f"{entity}_seen_once": once,
+        f"{entity}_not_in_train": unseen,
+    }
 
 
-WEIGHTS_SQL = (
-    "(SELECT round(100 * ln(weight)) AS part, sum(weight::DOUBLE) AS total, count(*)::BIGINT AS count "
-    "FROM train_interactions WHERE weight > 0 GROUP BY part)"
-)
-"""Weights of train for ``heavy_weights``, of which there are few."""
-
-
-def heavy_weights(connection: duckdb.DuckDBPyConnection, weights: str = WEIGHTS_SQL) -> Facts:
+def heavy_weights(connection: duckdb.DuckDBPyConnection, weights: str) -> Facts:
     """Measure what share of all positive weight in train its heaviest interactions have; no fact if it is ordinary.
 
-    ``weights`` is what follows FROM: the ``total`` and the ``count`` of weights within a percent of each other.
+    The table ``weights`` has the ``total`` and the ``count`` of weights of the same ``part``, in several rows.
     """
+    summed = f"(SELECT sum(total) AS total, sum(count)::BIGINT AS count FROM {weights} GROUP BY part)"
     share = fetch_one(
         connection,
         "SELECT sum(weight * greatest(0, least(count, head - heavier))) / sum(weight * count) FROM ("
         f"SELECT weight, count, sum(count) OVER (ORDER BY weight DESC) - count AS heavier, "
-        f"sum(count) OVER () // {HEAD_FRACTION} AS head FROM (SELECT total / count AS weight, count FROM {weights}))",
+        f"sum(count) OVER () // {HEAD_FRACTION} AS head FROM (SELECT total / count AS weight, count FROM {summed}))",
     )[0]
     found = 0.0 if share is None else round(float(str(share)), 4)  # threads add in any order
     return {"heaviest_weight_share": found} if found >= _HEAVY_SHARE else {}
@@ -230,10 +197,11 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
 def _top(folder: Folder, manifest: DatasetManifest, entity: str) -> str:
     """Format the first row with the highest count."""
     vocabulary = Vocabulary(folder, manifest, entity)
-    best_row, best_count = vocabulary.most_frequent()
+    count_R = vocabulary.counts()
+    best_row = int(count_R.argmax())
     best = vocabulary.read(best_row, best_row + 1).to_pylist()[0]
     name = f" '{best['name']}'" if best.get("name") else ""
-    return escape_unprintable(f"{best['id']}{name} ({best_count:,})")
+    return escape_unprintable(f"{best['id']}{name} ({count_R[best_row]:,})")
 
 
 def _feature(manifest: DatasetManifest, name: str) -> list[str]:
@@ -304,7 +272,13 @@ def _popularity_line(manifest: DatasetManifest, name: str) -> list[str]:
     return [line + (f"; {unseen:,} have no interaction of positive weight in train" if unseen else "")]
 
 
-_DETAILS = (_feature, _content, _cataloged, _changes, _popularity_line)
+def _alike(manifest: DatasetManifest, name: str) -> list[str]:
+    if not manifest.source.get(f"{name}_alike"):
+        return []
+    return [f"{_count(manifest.source, f'{name}_alike', 'id')} like another but for blanks or case"]
+
+
+_DETAILS = (_feature, _content, _cataloged, _changes, _popularity_line, _alike)
 """What is described of each entity below its row count."""
 
 
@@ -321,6 +295,8 @@ def _weights_and_times(manifest: DatasetManifest) -> list[str]:
     if isinstance(first, int) and isinstance(last, int):
         zone = "; times without a zone were read as UTC" if facts.get("times_without_zone") else ""
         lines.append(f"time: from {format_time(manifest, first)} to {format_time(manifest, last)}{zone}")
+        if (unit := epoch_unit(last)) != "epoch-s" and not facts.get("timestamps_are_dates"):
+            lines.append(f"time: are these {unit}? {as_typed('timestamp_format', unit)} reads them as seconds")
     return lines
 
 

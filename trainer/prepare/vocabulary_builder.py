@@ -18,26 +18,24 @@ import duckdb
 from crossfade.trainer.data.manifest import Content, Entity, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import write_pending
-from crossfade.trainer.prepare.content_columns import read_content, write_content
-from crossfade.trainer.prepare.database import count_rows
+from crossfade.trainer.prepare.attribute_columns import (
+    ColumnPlan,
+    catalog_ids_sql,
+    counted_values_sql,
+    join_column,
+    read_columns,
+    write_content,
+    write_feature,
+)
+from crossfade.trainer.prepare.database import count_rows, fetch_count
 from crossfade.trainer.prepare.event_context import counted_context_sql
 from crossfade.trainer.prepare.extend import (
     BaseDataset,
     carry_names,
     extend_vocabulary,
     load_base,
-    load_seen,
-    write_increment,
 )
 from crossfade.trainer.prepare.faults import Faults
-from crossfade.trainer.prepare.feature_columns import (
-    ColumnPlan,
-    catalog_ids_sql,
-    counted_values_sql,
-    join_feature,
-    read_features,
-    write_feature,
-)
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.input_files import Source
@@ -80,23 +78,16 @@ class VocabularyBuilder:
     _plans: Sequence[ColumnPlan] = ()
     _content: Sequence[ColumnPlan] = ()
     _value_types: dict[str, IdType] = field(default_factory=dict)
-    _increments: set[str] = field(default_factory=set)
 
     def load_base(self, options: PrepareOptions) -> None:
         """Create the tables ``base_query`` and ``base_item`` if there is a base dataset.
-
-        They have all its rows, or those of the IDs in the events if no others are needed.
 
         Raises:
             InputError: one of its files is missing or corrupt.
         """
         if self.base is not None:
             for entity, side in options.sides().items():
-                needs_all = self.base.has_use_for_all_rows(options, entity)
-                if not needs_all and load_seen(self.connection, self.base, side, entity, self.progress):
-                    self._increments.add(entity)
-                else:
-                    load_base(self.connection, self.base, side, entity, self.progress)
+                load_base(self.connection, self.base, side, entity, self.progress)
 
     def read_features(self, plans: Sequence[ColumnPlan], content: Sequence[ColumnPlan], id_type: IdChoice) -> None:
         """Read the files of the features in ``plans``, and of the columns in ``content``.
@@ -105,8 +96,8 @@ class VocabularyBuilder:
             InputError: one cannot be used.
         """
         self._plans, self._content = plans, content
-        read_content(self.connection, content, self.staged.work, self.progress)
-        self._value_types = read_features(self.connection, plans, self.staged.work, id_type, self.base, self.progress)
+        both, work = [*content, *plans], self.staged.work
+        self._value_types = read_columns(self.connection, both, work, id_type, self.base, self.progress)
 
     def build_side(self, side: Side, entity: str, id_type: IdType, in_catalog: bool, policy: IdPolicy | None) -> Entity:
         """Build and write the vocabulary of the IDs of ``interactions`` on one side, and its pending IDs.
@@ -116,16 +107,17 @@ class VocabularyBuilder:
         counted = counted_ids_sql(side)
         if in_catalog:
             files = [plan for plan in (*self._plans, *self._content) if plan.side == side and plan.source is not None]
-            further = catalog_ids_sql([plan.given_table for plan in files], side, id_type)
+            further = catalog_ids_sql(files, side, id_type)
             self.facts[f"{entity}_cataloged"] = count_rows(self.connection, f"({further})")
             counted = f"{counted} UNION ALL {further}"
-        rows = self._build(side, entity, counted, policy)
-        self.facts |= popularity(self.connection, side, entity, rows)
-        if self.base is not None and entity in self._increments:
-            written = write_increment(self.connection, self.base, side, entity, self.staged)
-        else:
-            track_last_seen = policy is not None and policy.track_last_seen
-            written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
+        self._build(side, entity, counted, policy)
+        self.facts |= popularity(self.connection, side, entity)
+        if id_type == "string":
+            alike = f"SELECT count(id) - count(DISTINCT lower(trim(id))) FROM vocabulary_{side}"  # noqa: S608
+            if like_others := fetch_count(self.connection, alike):
+                self.facts[f"{entity}_alike"] = like_others
+        track_last_seen = policy is not None and policy.track_last_seen
+        written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
         if policy is None or policy.admit is None:
             return written
         return written.model_copy(update={"pending": write_pending(self.connection, policy, self.staged)})
@@ -147,7 +139,7 @@ class VocabularyBuilder:
                 id_type = types.setdefault(name, self.base.manifest.entities[name].id_type)
                 self.base.check_id_type(name, id_type)
                 load_base(self.connection, self.base, plan.key, name, self.progress)
-            report = join_feature(self.connection, plan, types[name], self.base)
+            report = join_column(self.connection, plan, types[name], self.base)
             self._build(plan.key, name, counted_values_sql(plan))
             entities[name] = self._write(plan.key, name, types[name])
             features.setdefault(plan.entity, {})[name] = write_feature(self.connection, plan, self.staged)
@@ -163,9 +155,10 @@ class VocabularyBuilder:
         """
         written: dict[str, dict[str, Content]] = {}
         for plan in self._content:
-            column, ignored = write_content(self.connection, plan, self.base, self.staged)
+            report = join_column(self.connection, plan, None, self.base)
+            column = write_content(self.connection, plan, self.base, self.staged)
             written.setdefault(plan.entity, {})[plan.name] = column
-            self.facts[f"{plan.name}_ids_ignored"] = ignored
+            self.facts[f"{plan.name}_ids_ignored"] = report.ignored_ids
         return written
 
     def build_context(self, plans: Sequence[ContextPlan], types: Mapping[str, IdType]) -> dict[str, Entity]:
@@ -183,16 +176,12 @@ class VocabularyBuilder:
             entities[plan.name] = self._write(plan.key, plan.name, types[plan.name])
         return entities
 
-    def _build(self, key: VocabularyKey, entity: str, counted: str, policy: IdPolicy | None = None) -> int:
-        """Create the table ``vocabulary_KEY``, as an extension of the base dataset if that has the entity.
-
-        Returns the number of rows of the vocabulary, of which the table may lack some that are in no event.
-        """
+    def _build(self, key: VocabularyKey, entity: str, counted: str, policy: IdPolicy | None = None) -> None:
+        """Create the table ``vocabulary_KEY``, as an extension of the base dataset if that has the entity."""
         self.progress.phase(f"vocabulary of {entity}", None, "row")
         if self.base is None or entity not in self.base.manifest.entities:
-            rows = build_vocabulary(self.connection, key, counted, policy)
-            self.progress.advance(rows)
-            return rows
+            self.progress.advance(build_vocabulary(self.connection, key, counted, policy))
+            return
         extended = self.base.manifest.entities[entity]
         report = extend_vocabulary(self.connection, key, extended, counted, policy)
         self.progress.advance(report.kept + report.new)
@@ -202,7 +191,6 @@ class VocabularyBuilder:
         if policy is not None and policy.expire_before is not None:
             self.facts[f"{entity}_expired"] = report.expired
             self.facts[f"{entity}_reused"] = report.reused
-        return extended.rows + report.new - report.reused
 
     def _write(self, key: VocabularyKey, entity: str, id_type: IdType, has_last_seen: bool = False) -> Entity:
         """Write the table ``vocabulary_KEY`` with the names of its file and of the base dataset."""

@@ -24,7 +24,6 @@ from crossfade.trainer.prepare.options import Side
 from crossfade.trainer.prepare.raw_files import close_raw, open_columns, read_errors
 from crossfade.trainer.prepare.staging import Staged, write_relation
 
-OVERLAY_SCHEMA = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("row", "count")])
 VocabularyKey = str
 """The suffix of the tables of one vocabulary: a ``Side`` or, for a feature, ``feature_N``."""
 
@@ -106,8 +105,12 @@ def last_seen_sql(key: VocabularyKey, policy: IdPolicy | None) -> tuple[str, str
     """Return SQL for when a new ID of ``counted`` was last seen, and the join that the expression needs."""
     if policy is None or not policy.track_last_seen:
         return "NULL::BIGINT", ""
-    # Ids without events come from the catalog, which is current.
-    return f"coalesce(s.last_seen, {sql_number(policy.newest)})", f" LEFT JOIN seen_{key} s USING (number, id)"
+    # Ids without events, which have no number, come from the catalog, which is current.
+    seen = f"(SELECT id AS seen_id, last_seen FROM seen_{key})"
+    return (
+        f"coalesce(s.last_seen, {sql_number(policy.newest)})",
+        f" LEFT JOIN {seen} s ON seen_id = id AND number IS NOT NULL",
+    )
 
 
 def sql_number(number: int | None) -> str:

@@ -323,7 +323,7 @@ def _copy_dataset(model: TrainedModel, folder: Path, reporter: ProgressReporter)
 
 def dataset_files(manifest: DatasetManifest) -> list[DataFile]:
     """Return the files of vocabularies and features."""
-    files = [file for entity in manifest.entities.values() for file in entity.all_files()]
+    files = [file for entity in manifest.entities.values() for file in entity.files]
     features = [feature for some in manifest.features.values() for feature in some.values()]
     return [*files, *(file for feature in features for file in feature.files)]
 

@@ -19,11 +19,11 @@ from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailable
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import ATTEMPTS_VARIABLE
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
-from crossfade.trainer.prepare import extend
 from crossfade.trainer.prepare.fetch import _CHUNK_BYTES, fetch_files
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.synthetic_draws import Generator
 from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
 pytestmark = pytest.mark.slow
@@ -73,37 +73,13 @@ def test_s3_gives_same_dataset_as_local_files(workspace: Folder, tmp_path: Path)
         "hold_out": "last-1",
     }
     spec = SyntheticSpec(queries=400, items=200, interactions=30_000, genres=4)
-    write_raw_events(tmp_path / "raw", spec, seed=1)
-    write_raw_events(f"{workspace.uri}/raw", spec, seed=1)
+    write_raw_events(tmp_path / "raw", Generator(spec, seed=1))
+    write_raw_events(f"{workspace.uri}/raw", Generator(spec, seed=1))
     prepare_files(tmp_path / "out", tmp_path / "raw/events/part-00000.parquet", **options)
     manifest = prepare_files(f"{workspace.uri}/out", f"{workspace.uri}/r?w/**/part-*.parquet", **options)
     assert contents(workspace.child("out")) == contents(Folder(tmp_path / "out"))
     assert read_manifest(workspace.child("out")) == manifest
     assert list((tmp_path / "tmp").iterdir()) == []
-
-
-def test_increments_on_s3_take_over_the_files_of_bases_anywhere(
-    workspace: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extend, "CARRIED_FROM_ROWS", 0)
-    first = write_parquet(tmp_path / "first.parquet", **random_events(3000))
-    second = write_parquet(tmp_path / "second.parquet", customer=["c1", "new"], item=[1001, 2000], when=[50, 51])
-    local, remote = Folder(tmp_path / "out"), workspace
-    places = {"a": (local, local), "b": (local, remote), "c": (remote, remote), "d": (remote, local)}
-    for place, (base, out) in places.items():
-        prepare_files(f"{base.uri}/base", first, overwrite=True)
-        manifest = prepare_files(f"{out.uri}/{place}", second, base=f"{base.uri}/base", hold_out_valid="none")
-        found, entity = out.child(place), manifest.entities["customer"]
-        assert contents(found) == contents(local.child("a"))
-        assert entity.overlay is not None
-        assert (entity.overlay.carried, len(entity.files)) == (1, 2)
-        assert set(found.sizes()) == {FILE_NAME, *(file.path for file in manifest.files())}
-    with monkeypatch.context() as patch:
-        patch.setattr(Folder, "open_random", None)
-        remote.take_over("copied", remote, "base/manifest.json")  # by the server
-    assert remote.read("copied") == remote.read("base/manifest.json")
-    with pytest.raises(FileNotFoundError, match="base/missing"):
-        remote.take_over("copied", remote, "base/missing")
 
 
 def test_only_needed_columns_are_fetched(workspace: Folder, tmp_path: Path) -> None:

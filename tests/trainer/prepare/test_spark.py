@@ -21,7 +21,7 @@ from crossfade.base.errors import CrossfadeError, InputError, OptionError, parts
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare import extend, hold_out, staging
+from crossfade.trainer.prepare import hold_out, staging
 from crossfade.trainer.prepare.faults import EventFaultsError
 
 require_spark()
@@ -119,14 +119,11 @@ def prepare_base(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("spark", "small_tasks")
-def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path) -> None:
     """Files of two formats, faults, negative weights, names, last-N, and tasks and files that share the rows.
 
-    Also: of the base dataset, one vocabulary is written whole with its names, without IDs that expire, and files of the
-    other are taken over with an overlay, and IDs that wait.
+    Also: of the base dataset, one vocabulary has names and IDs that expire, and the other IDs that wait.
     """
-    monkeypatch.setattr(extend, "CARRIED_FROM_ROWS", 0)
-    monkeypatch.setattr(extend, "_OVERLAY_SHARE", 0)
     base = prepare_base(tmp_path)
     events = random_events(EVENTS)
     weights = [(1, 2.5, -1, 0)[number * 7 % 4] for number in range(EVENTS)]
@@ -142,8 +139,7 @@ def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path, monkeypatch: pytest.Mo
     options |= {"base": base, "admit": {"customer": 13}, "expire_after": "item=870"}
     manifest, written = prepare_twice(tmp_path, parquet, csv, **options)
     customers = manifest.entities["customer"]
-    assert customers.overlay
-    assert (customers.overlay.carried, len(customers.files), len(customers.vacant_rows)) == (2, 3, 1)
+    assert len(customers.vacant_rows) == 1
     assert customers.pending[0].rows == len(["wait", "new", *range(60, 69)])
     new = [manifest.source[name] for name in ("customer_new", "item_expired", "item_reused")]
     assert new == [len(["c5", "c69"]), 1, 2]

@@ -326,3 +326,25 @@ def test_nothing_is_deleted_through_a_link_that_leads_outside(tmp_path: Path) ->
         with pytest.raises(OSError, match=r"link"):
             delete()
     assert sorted(path.name for path in outside.iterdir()) == ["deep", "kept"]
+
+
+def test_file_that_was_taken_over_is_independent_of_its_source(folder: Folder, tmp_path: Path) -> None:
+    others = [Folder(tmp_path / "other"), folder.child("other")]
+    for source in others:
+        source.write("a", b"before")
+        folder.take_over("b", source, "a")
+        with folder.open_output("b") as file:
+            file.write(b"after")
+        assert (source.read("a"), folder.read("b")) == (b"before", b"after")
+        folder.take_over("b", source, "a")
+        source.write("a", b"after")
+        assert folder.read("b") == b"before"
+        with pytest.raises(FileNotFoundError, match="missing"):
+            folder.take_over("b", source, "missing")
+
+
+def test_file_is_taken_over_without_reading_it(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write("a", b"content")
+    monkeypatch.setattr(Folder, "open_random", None)
+    folder.child("other").take_over("b", folder, "a")  # by a link, or by the server
+    assert folder.read("other/b") == b"content"

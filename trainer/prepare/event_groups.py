@@ -1,0 +1,99 @@
+"""The events of a preparation in groups, each with all events of some query entities, in a working database of its own.
+
+    read, reports = groups.read()                                       # the table events of each group, and others
+    reports = groups.apply([sum_duplicates, count_events])              # in the database of each group
+    total(reports, "merged_duplicates")
+    groups.apply([partial(find_sightings, "item")], given=["pending_item"], found=["sighted_item"], changes=False)
+
+What is known of IDs is in the database of the preparation: a step gets its ``given`` tables, and the tables that a step
+has ``found`` in each group are put together there. Without Spark, there is one group, in that same database
+(``local_events.py``); on Spark, there are many (``spark_events.py``). A step cannot tell the two apart, so that both
+engines give the same dataset.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import duckdb
+
+from crossfade.trainer.data.manifest import Split
+from crossfade.trainer.prepare.database import fetch_one
+from crossfade.trainer.prepare.events import EventTable
+from crossfade.trainer.prepare.split_files import SplitLayout
+
+Report = dict[str, Any]
+"""What a step has found in a group, as JSON."""
+Step = Callable[[duckdb.DuckDBPyConnection], Report]
+
+
+class EventGroups(ABC):
+    """The events of a preparation, whose IDs are in the database ``connection``."""
+
+    connection: duckdb.DuckDBPyConnection
+
+    @abstractmethod
+    def read(self) -> tuple[EventTable, list[Report]]:
+        """Read the files; return what they have, and reports as of ``count_events``.
+
+        Raises:
+            InputError: a file is wrong.
+        """
+
+    @abstractmethod
+    def apply(
+        self, steps: Sequence[Step], *, given: Sequence[str] = (), found: Sequence[str] = (), changes: bool = True
+    ) -> list[Report]:
+        """Do the ``steps`` in each group, and return what the steps report of each.
+
+        Args:
+            steps: What to do.
+            given: Tables of IDs that the steps read.
+            found: Tables that the steps make, or views; those of all groups become one.
+            changes: Whether the steps change other tables of the group.
+
+        Raises:
+            InputError: a step did.
+        """
+
+    @abstractmethod
+    def collect_ids(self) -> None:
+        """Have the tables ``ids_SIDE`` and ``counts_SIDE`` of all events, after ``describe_interactions``."""
+
+    @abstractmethod
+    def write(self, layout: SplitLayout, rows: Mapping[str, int]) -> dict[str, Split]:
+        """Write the splits, with so many ``rows``, once vocabularies and the table ``places`` are made."""
+
+
+def total(reports: Sequence[Report], name: str) -> int:
+    """Return the sum of a number in ``reports``."""
+    return sum(int(report[name]) for report in reports)
+
+
+def earliest(reports: Sequence[Report], name: str) -> int | None:
+    """Return the least number in ``reports``, of which some may have none."""
+    return min((report[name] for report in reports if report[name] is not None), default=None)
+
+
+def latest(reports: Sequence[Report], name: str) -> int | None:
+    """Return the largest number in ``reports``, of which some may have none."""
+    return max((report[name] for report in reports if report[name] is not None), default=None)
+
+
+def count_events(connection: duckdb.DuckDBPyConnection) -> Report:
+    """Report the events, how many are in train and how many of these are positive, and the time of the newest one."""
+    values = fetch_one(
+        connection,
+        "SELECT count(*), count(*) FILTER (split = 0), count(*) FILTER (split = 0 AND weight > 0), max(timestamp) "
+        "FROM events",
+    )
+    return dict(zip(("rows", "train", "positives", "newest"), values, strict=True))
+
+
+def replace_events(connection: duckdb.DuckDBPyConnection, events: str) -> None:
+    """Replace the table ``events`` by the result of a query."""
+    connection.execute(f"CREATE TABLE other_events AS {events}")
+    connection.execute("DROP TABLE events")
+    connection.execute("ALTER TABLE other_events RENAME TO events")
