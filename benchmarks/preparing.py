@@ -275,7 +275,7 @@ def _anonymous_bytes_of(pid: int) -> int:
 
 def _generate(at: str, spec: SyntheticSpec) -> None:
     phases = Phases()
-    write_raw_events(f"{at}/raw", spec, seed=1, progress=phases)
+    write_raw_events(f"{at}/raw", Generator(spec, seed=1), progress=phases)
     phases.end()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,15 +91,14 @@ def _choose_sample(folder: Path) -> str:
     Data that are there are used: a download that failed is not tried again each time.
     """
     from crossfade.base.io.folder import Folder
-    from crossfade.display import progress_bars
     from crossfade.trainer.prepare.lastfm import locate_lastfm
     from crossfade.trainer.prepare.staging import read_complete
 
     for name in (_REAL, _SYNTHETIC):
         if read_complete(Folder(folder / "data" / name)) is not None:
             return name
-    with progress_bars() as bars:
-        return _SYNTHETIC if locate_lastfm(folder / "data", bars) is None else _REAL
+    found = locate_lastfm(folder / "data", lambda line: print_line(line, file=sys.stderr))
+    return _SYNTHETIC if found is None else _REAL
 
 
 def _call(*words: object) -> int:

@@ -50,6 +50,7 @@ def _write_dataset(options: SynthesizeOptions) -> int:
 
 def _write_raw_events(options: SynthesizeOptions) -> int:
     from crossfade.display import progress_bars
+    from crossfade.trainer.prepare.synthetic_draws import Generator
     from crossfade.trainer.prepare.synthetic_events import (
         EVENT,
         EVENTS_FOLDER,
@@ -59,7 +60,7 @@ def _write_raw_events(options: SynthesizeOptions) -> int:
     )
 
     with progress_bars() as bars:
-        names = write_raw_events(options.out, options, options.seed, bars)
+        names = write_raw_events(options.out, Generator(options, options.seed), bars)
     print_line(
         f"{options.out}: {counted(options.interactions, 'event')} of {counted(options.queries, 'id')} of "
         f"{options.query} and {options.items:,} of {options.item}, in {counted(len(names), 'file')}"

@@ -1,4 +1,4 @@
-"""``crossfade validate``: check a prepared dataset, and write the manifest of one made elsewhere."""
+"""``crossfade validate``: check a prepared dataset."""
 
 from __future__ import annotations
 
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 _EXAMPLES = (
     ("crossfade validate data/plays", "Read a dataset once, and list every problem with its file, row group and row."),
-    (
-        "crossfade validate s3://music/plays --query customer --item track",
-        "Check Parquet files that Spark, Athena or Dask wrote, and write the manifest that they lack.",
-    ),
 )
 _NOTES = """\
 docs/data-format.md specifies the format. Exit codes: 0 no problem; 2 problems, listed on stderr.
@@ -30,7 +26,7 @@ docs/data-format.md specifies the format. Exit codes: 0 no problem; 2 problems, 
 
 @as_command(
     "validate",
-    "Check a dataset against its manifest and format, and write the manifest if it is missing.",
+    "Check a dataset against its manifest and format.",
     _EXAMPLES,
     _NOTES,
 )
@@ -67,4 +63,4 @@ def _print_report(report: ValidationReport, location: str) -> None:
     print_lines(format_summary(report.manifest, Folder(location)).splitlines())
     for note in report.notes:
         print_line(f"  note: {note}")
-    print_line(f"  {'no problem; wrote its manifest.json' if report.manifest_written else 'no problem'}")
+    print_line("  no problem")

@@ -119,13 +119,6 @@ def _forget(draw: random.Random) -> Command:
     return ["forget", "data", "--ids", draw.choice(("raw/ids.csv", "raw/ids.parquet"))]
 
 
-def unlisted(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """Corrupt files of a dataset without a manifest."""
-    _corrupt_one(draw, folder, "data/*/**/*.parquet", corrupt_parquet)
-    (folder / "data/manifest.json").unlink()
-    return ["validate", "data"], "data"
-
-
 def manifests(draw: random.Random, folder: Path) -> tuple[Command, str]:
     """Corrupt the manifest of a dataset: its bytes, or values in its JSON."""
     _delete_run(folder)
@@ -195,7 +188,7 @@ def jobs(draw: random.Random, folder: Path) -> tuple[Command, str]:
 
 
 KINDS: dict[str, Prepare] = {
-    kind.__name__: kind for kind in (dataset, checksummed, unlisted, manifests, raw, id_lists, checkpoints, jobs)
+    kind.__name__: kind for kind in (dataset, checksummed, manifests, raw, id_lists, checkpoints, jobs)
 }
 
 

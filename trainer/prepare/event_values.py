@@ -1,7 +1,7 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """SQL of the values of events, and the checks that they must pass, over the relation ``raw`` of ``raw_files.py``.
 
-    for check in value_checks(kinds, types, event_weights={}, formats=()):
+    for check in value_checks(kinds, types, options):
         f"SELECT min(position) FROM raw WHERE {check.violation}"        # the first row that violates it, if any
 
 A column has one of the ``Kind`` of ``raw_files.py``; IDs and timestamps also have a type, the same in all files:
@@ -22,6 +22,7 @@ from crossfade.base.errors import Option, Text
 from crossfade.trainer.prepare.database import execute, identifier, literal
 from crossfade.trainer.prepare.faults import MAX_PLACES, Faults, Place
 from crossfade.trainer.prepare.input_files import RawFile
+from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.raw_files import Kind
 from crossfade.trainer.prepare.text_records import Record, find_place, find_records
 from crossfade.trainer.prepare.timestamp_formats import ISO_SQL, formats_sql
@@ -36,8 +37,6 @@ _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}]"
 """Control characters other than tabs and line ends, which text may hold."""
 _COMMA = r"\s*[-+]?[0-9.]*,[0-9.,]*[0-9]\s*"
 """Text of a number with decimal commas, or with commas between thousands."""
-_NUMBER = "TRY_CAST(weight AS DOUBLE)"
-_WEIGHT = f"TRY_CAST({_NUMBER} AS FLOAT)"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Check:
 def value_checks(
     kinds: Mapping[str, Kind],
     types: Mapping[str, str],
-    event_weights: Mapping[str, float],
+    options: PrepareOptions,
     formats: Sequence[str] = (),
     context: Sequence[str] = (),
 ) -> list[Check]:
@@ -69,9 +68,9 @@ def value_checks(
     for role in ("query", "item"):
         checks += _id_checks(role, kinds[role], types[role])
     if "weight" in kinds:
-        checks += _weight_checks(kinds["weight"])
+        checks += _weight_checks(kinds["weight"], options.decimal)
     if "event" in kinds:
-        checks += _event_checks(kinds["event"], event_weights)
+        checks += _event_checks(kinds["event"], options.event_weights)
     if "timestamp" in kinds:
         checks += _timestamp_checks(kinds["timestamp"], types["timestamp"], formats)
     for role in context:
@@ -106,18 +105,20 @@ def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
     return checks
 
 
-def _weight_checks(kind: Kind) -> list[Check]:
-    expected = "expected a finite number"
+def _weight_checks(kind: Kind, decimal: str) -> list[Check]:
+    expected, number = "expected a finite number", _number_sql(decimal)
+    weight, point = f"TRY_CAST({number} AS FLOAT)", "has a comma; write it with a decimal point, as 1234.5"
+    by_option: Text = (f"{point}, or name the separator with ", Option("decimal", ","))
     if kind == "datetime":
         return [Check("weight", "true", f"is a date; {expected}")]
     comma = f"regexp_full_match(CAST(weight AS VARCHAR), '{_COMMA}')"
     return [
         Check("weight", _is_missing("weight", kind), f"is missing; {expected} in every row", missing=True),
-        Check("weight", f"{_NUMBER} IS NULL AND {comma}", "has a comma; write it with a decimal point, as 1234.5"),
-        Check("weight", f"{_NUMBER} IS NULL", f"is not a number; {expected}"),
-        Check("weight", f"NOT isfinite({_NUMBER})", f"is not finite; {expected}"),
+        Check("weight", f"{number} IS NULL AND {comma}", by_option if decimal == "." else point),
+        Check("weight", f"{number} IS NULL", f"is not a number; {expected}"),
+        Check("weight", f"NOT isfinite({number})", f"is not finite; {expected}"),
         Check(
-            "weight", f"{_WEIGHT} IS NULL OR NOT isfinite({_WEIGHT})", "is too large for a 32-bit float; scale it down"
+            "weight", f"{weight} IS NULL OR NOT isfinite({weight})", "is too large for a 32-bit float; scale it down"
         ),
     ]
 
@@ -164,12 +165,17 @@ def timestamp_sql(timestamp_type: str | None, formats: Sequence[str] = ()) -> st
     return formats_sql(formats) if formats else ISO_SQL
 
 
-def weight_sql(has_weight: bool, event_weights: Mapping[str, float]) -> str:
+def _number_sql(decimal: str) -> str:
+    number = "weight" if decimal == "." else f"replace(CAST(weight AS VARCHAR), {literal(decimal)}, '.')"
+    return f"TRY_CAST({number} AS DOUBLE)"
+
+
+def weight_sql(has_weight: bool, event_weights: Mapping[str, float], decimal: str = ".") -> str:
     """Return SQL for the weight as a 32-bit float: that of the event, the column, or 1, whichever is given first."""
     if event_weights:
         cases = " ".join(f"WHEN {literal(event)} THEN {float(weight)!r}" for event, weight in event_weights.items())
         return f"CAST(CASE CAST(event AS VARCHAR) {cases} END AS FLOAT)"
-    return _WEIGHT if has_weight else "1.0::FLOAT"
+    return f"TRY_CAST({_number_sql(decimal)} AS FLOAT)" if has_weight else "1.0::FLOAT"
 
 
 _ROLE_NAMES = {

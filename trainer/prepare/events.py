@@ -5,10 +5,9 @@
 
 The table ``events`` has ``query`` and ``item`` (the numbers that ``IdEncoder`` gives the IDs), ``weight``
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
-``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers, which are not
-consecutive, and ``seq`` are uint32, or int64 where there are more events. Where events have columns of context, the
-table ``event_context`` has their values by ``seq``, as text. The tables ``ids_query`` and ``ids_item`` have the ``id``
-of each ``number``, and its ``id_rank``.
+``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers are not consecutive.
+Where events have columns of context, the table ``event_context`` has their values by ``seq``, as text. The tables
+``ids_query`` and ``ids_item`` have the ``id`` of each ``number``, and its ``id_rank``.
 """
 
 from __future__ import annotations
@@ -46,7 +45,6 @@ from crossfade.trainer.prepare.raw_files import (
     KIND_NAMES,
     Kind,
     close_raw,
-    column_names,
     counted_records,
     find_delimiter,
     open_adjacency,
@@ -55,8 +53,7 @@ from crossfade.trainer.prepare.raw_files import (
 )
 from crossfade.trainer.prepare.source_columns import possible_columns
 from crossfade.trainer.prepare.text_records import DELIMITERS
-from crossfade.trainer.prepare.timestamp_formats import TimestampAmbiguity, check_formats, find_unnamed_formats
-from crossfade.trainer.prepare.yambda import EVENT, PLAYED, YAMBDA, kind_sql
+from crossfade.trainer.prepare.timestamp_formats import check_formats, find_unnamed_formats, has_times_without_zone
 
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.extend import BaseDataset
@@ -206,7 +203,7 @@ class EventReader:
         self.faults = faults
         self._base = base
         self._time_range = options.time_range()
-        self._weight_sql = weight_sql(options.weight is not None, options.event_weights)
+        self._weight_sql = weight_sql(options.weight is not None, options.event_weights, options.decimal)
         context = {plan.key: plan.source for plan in options.context_plans() if not plan.is_derived}
         self._context = list(context)
         self.columns = _columns_by_role(options, context)
@@ -218,11 +215,10 @@ class EventReader:
         self._stats = ReadStats()
         # The lines or rows of all files, those at fault included: a line of adjacency text has several rows.
         self.records = 0
-        self._ambiguity = TimestampAmbiguity(options.timestamp_format)
 
     def columns_to_fetch(self) -> set[str]:
         """Return all columns that reading a file may need."""
-        return possible_columns(self.columns) | ({PLAYED} if self._options.format == YAMBDA else set())
+        return possible_columns(self.columns)
 
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events, unless the preparation is to end because of a fault."""
@@ -244,12 +240,13 @@ class EventReader:
             types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in typed}
             self._check_types(file, types)
             formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()
-            checks = value_checks(kinds, types, self._options.event_weights, formats, self._context)
+            checks = value_checks(kinds, types, self._options, formats, self._context)
             timestamp = timestamp_sql(types.get("timestamp"), formats)
             has_few = rows <= _FEW_ROWS
             rows, sound = self._check(file, checks, timestamp, types, kinds, has_few)
-            if types.get("timestamp") == "datetime":
-                self._ambiguity.read(self._connection, kinds["timestamp"])
+            if types.get("timestamp") == "datetime" and not self._stats.times_without_zone:
+                kind, formats = kinds["timestamp"], self._options.timestamp_format
+                self._stats.times_without_zone = has_times_without_zone(self._connection, kind, formats)
             if not self.faults.rejected:
                 self._insert(sound, types, timestamp, split, rows, has_few)
 
@@ -270,7 +267,6 @@ class EventReader:
             "types": _TYPES_FOUND.dump_python(self.types, mode="json"),
             "stats": _STATS.dump_python(self._stats, mode="json"),
             "records": self.records,
-            "ambiguity": self._ambiguity.state(),
             "faults": self.faults.state(),
         }
 
@@ -289,7 +285,6 @@ class EventReader:
         except InputError:
             self.faults.absorb(faults_before)
             raise
-        self._ambiguity.absorb(state["ambiguity"])
         self.faults.absorb(state["faults"])
 
     def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
@@ -299,13 +294,11 @@ class EventReader:
             return {"query": "integer", "item": "integer"}, file
         roles = self.columns
         if file.format in DELIMITERS:
-            file = find_delimiter(replace(file, delimiter=self._options.delimiter), roles)
+            text = replace(file, delimiter=self._options.delimiter, encoding=self._options.encoding)
+            file = find_delimiter(text, roles)
         ids = {"query", "item", *self._context}
         kept = ids if self._options.id_type == "string" else self._string_id_sides
-        has_kinds = self._options.format == YAMBDA and EVENT in roles.values()
-        computed = {EVENT: kind_sql(file, column_names(file))} if has_kinds else {}
-        on_fault = self.faults.add_line
-        kinds = open_columns(self._connection, file, roles, on_fault=on_fault, kept_texts=kept, computed=computed)
+        kinds = open_columns(self._connection, file, roles, on_fault=self.faults.add_line, kept_texts=kept)
         if file.delimiter is not None and file.delimiter != DELIMITERS[file.format]:
             self._stats.delimiters.add(file.delimiter)
         return kinds, file
@@ -331,8 +324,6 @@ class EventReader:
         """
         if not has_events:
             raise InputError("the files given hold no interaction; expected at least one in ", Option("train"))
-        self._ambiguity.warn()
-        self._stats.times_without_zone = self._ambiguity.without_zone
         id_types: dict[str, IdType] = {
             role: "int64" if self.types[role][0] == "integer" else "string"
             for role in ("query", "item", *self._context)

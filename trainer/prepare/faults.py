@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError, Text, join, parts, worded
+from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError, Text, as_typed, join, parts, worded
 from crossfade.base.io.output import staged_file
 from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
@@ -287,7 +287,7 @@ class Faults:
 
     def lines(self) -> list[str]:
         """Describe each problem, with its count and the first places, but without values, which may be of a person."""
-        return [worded(_format(text, problem, values=False)) for text, problem in self._problems.items()]
+        return [worded(_format(text, problem, values=False), as_typed) for text, problem in self._problems.items()]
 
     def check(self, rows: int) -> None:
         """Reject the files if a fault is not to be left out, or too many of their ``rows`` are.

@@ -201,11 +201,11 @@ def _copy_parquet(copier: _RangeCopier, target: Path, columns: Collection[str] |
 
 def _column_ranges(footer: pq.FileMetaData, columns: Collection[str] | None) -> list[tuple[int, int]]:
     """Return the byte ranges of the chunks of ``columns``, in order; adjacent ones are merged."""
-    chunks = []
+    chunks, roots = [], {column.partition(".")[0] for column in columns or ()}
     for group in range(footer.num_row_groups):
         for index in range(footer.num_columns):
             chunk = footer.row_group(group).column(index)
-            if columns is None or chunk.path_in_schema.partition(".")[0] in columns:
+            if columns is None or chunk.path_in_schema.partition(".")[0] in roots:
                 pages = [chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset]
                 chunks.append((min(pages), min(pages) + chunk.total_compressed_size))
     ranges: list[tuple[int, int]] = []

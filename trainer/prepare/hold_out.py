@@ -36,6 +36,7 @@ import duckdb
 
 from crossfade.base.errors import Option, OptionError, Text
 from crossfade.base.options import alternatives
+from crossfade.base.text import counted
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import TimeOption, TimeSpan, check_seconds, check_span
 from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
@@ -338,7 +339,7 @@ def check_split(split: str, rows: int, positives: int, has_files: bool) -> None:
     """
     if split != "train" and 0 < rows < _FEW_HELD_OUT:
         _logger.warning(
-            f"{split}: has {rows} interactions, so that a metric on it is mostly chance; hold out at least "
+            f"{split}: has {counted(rows, 'interaction')}, so that a metric on it is mostly chance; hold out at least "
             f"{_FEW_HELD_OUT}"
         )
     if (has_files or split == "train") and not positives:

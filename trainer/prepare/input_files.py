@@ -22,7 +22,7 @@ from crossfade.base.errors import InputError, Option, Text, command
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import FoundFile
 from crossfade.base.io.storage_errors import translate_storage_errors
-from crossfade.trainer.prepare.lake_tables import TableFile, is_table, names_table, table_files
+from crossfade.trainer.prepare.lake_tables import is_table, names_table, table_files
 from crossfade.trainer.prepare.options import Format
 
 Compression = Literal["gzip", "zstd"]
@@ -51,12 +51,14 @@ class RawFile:
         format: its format.
         origin: where it was fetched from, if it is a copy: the URI, or the name of standard input.
         delimiter: what separates the fields of a CSV or TSV file; None: not known yet.
+        encoding: the encoding of a CSV or TSV file.
     """
 
     path: Path
     format: Format
     origin: str | None = None
     delimiter: str | None = None
+    encoding: str = "utf-8"
 
     @property
     def bytes(self) -> int:
@@ -183,7 +185,7 @@ def plain_path(pattern: str) -> str:
 
 def _find(option: Text, pattern: str, file_format: Format | None) -> list[Source]:
     if _names_table(option, pattern):
-        return [_table_file(file) for file in table_files(option, pattern)]
+        return [_table_file(*file) for file in table_files(option, pattern)]
     return [source(_format_of(name, file_format)) for name, source in _matches(option, pattern)]
 
 
@@ -218,12 +220,12 @@ def _is_table_folder(option: Text, pattern: str) -> bool:
         return is_table(Folder(pattern))
 
 
-def _table_file(file: TableFile) -> Source:
-    if not file.uri.startswith(_S3):
-        return RawFile(Path(file.uri), "parquet")
-    bucket, _, key = file.uri.removeprefix(_S3).partition("/")
+def _table_file(uri: str, size: int) -> Source:
+    if not uri.startswith(_S3):
+        return RawFile(Path(uri), "parquet")
+    bucket, _, key = uri.removeprefix(_S3).partition("/")
     # Its time stays unknown: a file of a table is never written again.
-    return RemoteFile(Folder(_S3 + bucket), key, file.bytes, "parquet", modified=0.0)
+    return RemoteFile(Folder(_S3 + bucket), key, size, "parquet", modified=0.0)
 
 
 def _find_paths(option: Text, pattern: str) -> list[tuple[Text, Path]]:

@@ -1,3 +1,4 @@
+# ruff: noqa: S608  (what is put into SQL is quoted by `literal`, or is a number of this program)
 """The sample to try Crossfade on: Last.fm HetRec 2011, or synthetic listening if it is not available.
 
     folder = locate_lastfm(Path("data"))
@@ -15,24 +16,21 @@ import hashlib
 import io
 import logging
 import os
-import sys
 import urllib.request
 import zipfile
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pyarrow import csv
+import duckdb
 
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_file
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.manifest import DatasetManifest
-from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.database import first_line, literal
 from crossfade.trainer.prepare.option_values import FeatureFile, NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
@@ -57,22 +55,12 @@ FALLBACK_SPEC = SyntheticSpec(queries=2_000, items=4_000, interactions=100_000, 
 """The synthetic dataset that replaces the sample if it is not available."""
 _HOLD_OUT = "random:0.1"
 
-_CHUNK_BYTES = 1 << 16
 
-
-def locate_lastfm(
-    out_dir: Path,
-    progress: ProgressReporter | None = None,
-    log: Callable[[str], None] | None = None,
-    url: str = URL,
-    sha256: str = SHA256,
-) -> Path | None:
+def locate_lastfm(out_dir: Path, log: Callable[[str], None], url: str = URL, sha256: str = SHA256) -> Path | None:
     """Return the folder with ``user_artists.dat`` and ``artists.dat``, or None after logging one line with the reason.
 
-    A download is verified and unpacked into ``out_dir / ".cache"``, where the next call finds it. ``log`` defaults to
-    standard error.
+    A download is verified and unpacked into ``out_dir / ".cache"``, where the next call finds it.
     """
-    log = log or _log
     cache = out_dir / ".cache" / FOLDER
     data = os.environ.get("CROSSFADE_DATA")
     checkout = Path(__file__).resolve().parents[2]
@@ -81,7 +69,7 @@ def locate_lastfm(
         if all((folder / name).is_file() for name in FILES):
             return folder
     try:
-        _unpack(_download(url, sha256, progress or NullReporter()), cache)
+        _unpack(_download(url, sha256), cache)
     except (CrossfadeError, OSError, HTTPException, ValueError, zipfile.BadZipFile) as error:
         log(
             f"Last.fm HetRec 2011 is neither in $CROSSFADE_DATA nor in {folders[0].parent}, and {url} cannot be "
@@ -103,7 +91,7 @@ def prepare_sample(options: PrepareOptions, progress: ProgressReporter) -> Datas
         if manifest is not None and is_lastfm_sample(manifest, options.seed):
             return None
     check_free(out, options.overwrite)
-    folder = locate_lastfm(Path("data") if out.path is None else out.path.parent, progress, _logger.info)
+    folder = locate_lastfm(Path("data") if out.path is None else out.path.parent, _logger.info)
     return prepare_lastfm(folder, options.out, options.seed, options.overwrite, progress)
 
 
@@ -148,19 +136,16 @@ def prepare_lastfm(
 
 def _write_common_tags(tagged: Path, target: Path) -> None:
     """Write the artists and tags of ``tagged`` to ``target``, without rare tags."""
-    given = _read_tagged(tagged)
-    users = given.group_by("tagID").aggregate([("userID", "count_distinct")])
-    common = users.filter(pc.greater_equal(users.column("userID_count_distinct"), MIN_TAG_LISTENERS)).column("tagID")
-    kept = given.filter(pc.is_in(given.column("tagID"), value_set=common.combine_chunks()))
-    pq.write_table(kept.select(["artistID", "tagID"]), target)
-
-
-def _read_tagged(tagged: Path) -> pa.Table:
-    try:
-        given = csv.read_csv(tagged, parse_options=csv.ParseOptions(delimiter="\t"))
-        return given.select(["userID", "artistID", "tagID"])
-    except (pa.ArrowException, KeyError) as error:
-        raise InputError(f"{tagged}: is not a file of Last.fm HetRec 2011: {error}; delete it") from error
+    with duckdb.connect() as connection:
+        try:
+            connection.execute("CREATE TABLE given AS FROM read_csv(?, delim = '\t', header = true)", [str(tagged)])
+            connection.execute(
+                "COPY (SELECT artistID, tagID FROM given WHERE tagID IN (SELECT tagID FROM given GROUP BY tagID "
+                f"HAVING count(DISTINCT userID) >= {MIN_TAG_LISTENERS})) TO {literal(str(target))}"
+            )
+        except duckdb.Error as error:
+            found = first_line(error)
+            raise InputError(f"{tagged}: is not a file of Last.fm HetRec 2011: {found}; delete it") from error
 
 
 def is_lastfm_sample(manifest: DatasetManifest, seed: int) -> bool:
@@ -173,24 +158,15 @@ def is_lastfm_sample(manifest: DatasetManifest, seed: int) -> bool:
     return is_lastfm and (source.get("hold_out"), source.get("seed")) == (_HOLD_OUT, seed)
 
 
-def _log(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _download(url: str, sha256: str, progress: ProgressReporter) -> bytes:
-    content = bytearray()
+def _download(url: str, sha256: str) -> bytes:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:  # noqa: S310  (the URL is a constant)
-        length = response.headers.get("Content-Length")
-        progress.phase("download", int(length) if length else None, "B")
-        while chunk := response.read(_CHUNK_BYTES):
-            content += chunk
-            if len(content) > MAX_BYTES:
-                raise CrossfadeError(f"the download is larger than {MAX_BYTES >> 20} MiB")
-            progress.advance(len(chunk))
+        content: bytes = response.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise CrossfadeError(f"the download is larger than {MAX_BYTES >> 20} MiB")
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise CrossfadeError(f"the checksum of the download is {found}; expected {sha256}")
-    return bytes(content)
+    return content
 
 
 def _unpack(content: bytes, cache: Path) -> None:

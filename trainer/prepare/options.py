@@ -6,14 +6,14 @@ options.query.name, options.query.column                # customer, user_id
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from crossfade.base.errors import Option, OptionError, Text
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, Options, Share, alternatives, option
 from crossfade.trainer.data.column_names import MAX_CONTENT_WIDTH, TIMESTAMP, WEIGHT, is_entity_name
 from crossfade.trainer.data.time_values import EventTimeRange, TimeSpan
@@ -36,12 +36,9 @@ from crossfade.trainer.prepare.option_values import (
     Spans,
     Weights,
 )
-from crossfade.trainer.prepare.yambda import YAMBDA, with_yambda_values
 
-Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn", "yambda"]
+Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn"]
 IdChoice = Literal["auto", "integer", "string"]
-Likes = Literal["all", "genre", "customer"]
-"""What is liked: as what is played, items of some genres, or items of one of each query's own genres."""
 Order = Literal["grouped", "random"]
 Side = Literal["query", "item"]
 
@@ -112,21 +109,10 @@ class CompactOptions(Options):
 
 
 class ValidateOptions(Options):
-    """Which dataset to validate; ``query`` and ``item`` name the entities of one without a manifest."""
+    """Which dataset to validate."""
 
     data: Location = _dataset(..., "check this folder or s3://BUCKET/PREFIX", value="DATA", positional=True)
-    query: str | None = _dataset(None, "name the querying entity (default: as in the manifest)", value="NAME")
-    item: str | None = _dataset(None, "name the item entity (default: as in the manifest)", value="NAME")
     memory: Number | None = _memory()
-
-    @model_validator(mode="after")
-    def _check_names(self) -> Self:
-        for field, name in (("query", self.query), ("item", self.item)):
-            if name is not None and "=" in name:
-                raise OptionError(
-                    field, found=name, problem="columns of a dataset have the entities' names", fix="leave out '='"
-                )
-        return self
 
 
 class PrepareOptions(Options):
@@ -153,17 +139,14 @@ class PrepareOptions(Options):
     train: tuple[Location, ...] = _input((), "read training events", value="FILE", also="events")
     valid: tuple[Location, ...] = _input((), "read events that select the epoch", value="FILE")
     test: tuple[Location, ...] = _input((), "read events for the evaluation", value="FILE")
-    format: Format | None = _input(
-        None,
-        "set the format of all files (default: by file extension); yambda: Parquet of Yambda, files or the folder of a "
-        "size, with its columns, event weights, and split",
-    )
+    format: Format | None = _input(None, "set the format of all files (default: by file extension)")
     delimiter: Delimiter = _input(
         None,
         "set what separates the fields of CSV and TSV files, \\t for a tab (default: the first of , ; tab | that gives "
         "a CSV file's header all columns)",
         value="CHARACTER",
     )
+    encoding: Literal["utf-8", "latin-1"] = _input("utf-8", "set the encoding of CSV and TSV files (default: utf-8)")
     sample: Literal["lastfm"] | None = _input(
         None, "prepare Last.fm HetRec 2011 (1,892 customers, 17,632 artists) instead"
     )
@@ -180,6 +163,7 @@ class PrepareOptions(Options):
         value="NAME[=COLUMN]",
     )
     weight: str | None = _columns(None, "read event weights (default: 1; weight 0 drops the event)", value="COLUMN")
+    decimal: Literal[".", ","] = _columns(".", "read weights in text with this decimal separator (default: .)")
     event: str | None = _columns(None, "read event types, which event weights map to weights", value="COLUMN")
     event_weights: Weights = _columns(
         {},
@@ -311,11 +295,6 @@ class PrepareOptions(Options):
     threads: Integer | None = _threads()
 
     @property
-    def file_format(self) -> Format | None:
-        """The format of each file of events; None: by its extension."""
-        return "parquet" if self.format == YAMBDA else self.format
-
-    @property
     def quarantine(self) -> Path | None:
         """The file that receives the bad lines that are left out."""
         return Path(self.on_bad_line[len(QUARANTINE) :]) if self.on_bad_line.startswith(QUARANTINE) else None
@@ -337,12 +316,6 @@ class PrepareOptions(Options):
     def time_range(self) -> EventTimeRange:
         """Return the time range of the events to keep."""
         return EventTimeRange.parse(self.since, self.until, self.timestamp is not None)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, values: Any) -> Any:
-        is_yambda = isinstance(values, Mapping) and values.get("format") == YAMBDA
-        return with_yambda_values(values) if is_yambda else values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -478,24 +451,6 @@ class SyntheticSpec(Options):
     audio: Integer = _content(
         0, "give each item a vector of N numbers, by its genre (default: none)", value="N", ge=0, le=MAX_CONTENT_WIDTH
     )
-    moods: Integer = _content(
-        0,
-        "have each customer of raw events play one genre at a time, and turn N times to another (default: one to three "
-        "genres at all times)",
-        value="N",
-        ge=0,
-    )
-    drift: Share = _content(
-        0.0,
-        "have raw events change over time: by the end, this share of customers' genres has been replaced, and this "
-        "share of items and of customers is new: 0.3 or 30% (default: 0)",
-        value="SHARE",
-    )
-    likes: Likes = _content(
-        "all",
-        "have likes and library adds of raw events go to what is played (all), to every other genre, or to one genre "
-        "of each customer (default: all)",
-    )
     query: str = _content("customer", "name the querying entity", value="NAME")
     item: str = _content("track", "name the item entity", value="NAME")
 
@@ -526,14 +481,10 @@ class SynthesizeOptions(SyntheticSpec):
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        of_datasets = ("skip_existing", "overwrite", "work_dir", "valid", "test", "audio")
-        for field in of_datasets if self.raw_events else ("moods", "drift", "likes"):
+        for field in ("skip_existing", "overwrite", "work_dir", "valid", "test", "audio") if self.raw_events else ():
             if field in self.model_fields_set:
-                raw = Option("raw_events")
-                where: Text = ("datasets, not to ", raw)
-                if not self.raw_events:
-                    where = (raw, ", since a dataset has neither kinds nor an order of time")
-                raise OptionError(field, problem=("applies to ", where), fix="leave it out")
+                problem = ("applies to datasets, not to ", Option("raw_events"))
+                raise OptionError(field, problem=problem, fix="leave it out")
         return self
 
 

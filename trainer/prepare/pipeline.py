@@ -49,7 +49,6 @@ from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
 from crossfade.trainer.prepare.preparation import Inputs, Preparation
 from crossfade.trainer.prepare.replay import find_replayed
 from crossfade.trainer.prepare.staging import Staged, staged_output
-from crossfade.trainer.prepare.yambda import YAMBDA, check_yambda_files, yambda_files
 
 
 def find_inputs(options: PrepareOptions) -> Inputs:
@@ -112,9 +111,8 @@ def _find_events(options: PrepareOptions, split: str) -> list[Source]:
     files: list[Source] = []
     for pattern in getattr(options, split):
         if str(pattern) != STANDARD_INPUT:
-            patterns = yambda_files(split, pattern) if options.format == YAMBDA else [pattern]
-            files += find_files(split, patterns, options.file_format)
-        elif options.file_format is None:
+            files += find_files(split, [pattern], options.format)
+        elif options.format is None:
             raise OptionError(
                 split,
                 found=STANDARD_INPUT,
@@ -122,9 +120,7 @@ def _find_events(options: PrepareOptions, split: str) -> list[Source]:
                 fix=("name its format: ", Option("format", "|".join(FORMATS))),
             )
         else:
-            files.append(StandardInput(options.file_format))
-    if options.format == YAMBDA:
-        check_yambda_files(split, files)
+            files.append(StandardInput(options.format))
     return files
 
 

@@ -18,6 +18,7 @@ from crossfade.trainer.data.manifest import REPLAY, DatasetManifest, Entity, Fea
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.admission import count_sightings, filter_admitted, plan_id_policies
+from crossfade.trainer.prepare.attribute_columns import plan_columns
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.co_occurrence import with_co_occurrence
 from crossfade.trainer.prepare.event_context import count_context
@@ -33,7 +34,6 @@ from crossfade.trainer.prepare.event_groups import (
 from crossfade.trainer.prepare.events import EventTable
 from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.faults import Faults
-from crossfade.trainer.prepare.feature_columns import plan_columns
 from crossfade.trainer.prepare.hold_out import (
     WEIGHTS,
     check_split,

@@ -24,7 +24,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from types import MappingProxyType
 from typing import Literal
 
 import duckdb
@@ -88,11 +87,8 @@ def open_columns(
     whole_lists: Collection[str] = (),
     on_fault: OnFault = raise_fault,
     kept_texts: Collection[str] = (),
-    computed: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Kind]:
     """Create ``raw`` from ``columns`` (role to column name) of a file with columns; return the kinds by role.
-
-    A Parquet file also has the ``computed`` columns, texts given by SQL of its others, which replace its own.
 
     The columns of the roles in ``lists`` may hold lists, of which ``raw`` has one row per value, and those of the roles
     in ``whole_lists`` lists that stay as they are; their kind is that of the values. Those of IDs may join
@@ -106,7 +102,7 @@ def open_columns(
     with read_errors(file):
         close_raw(connection)
         if file.format == "parquet":
-            return _open_parquet(connection, file, columns, lists, whole_lists, computed)
+            return _open_parquet(connection, file, columns, lists, whole_lists)
         integers = [role for role in columns if _may_be_integers(role, lists) and role not in kept_texts]
         return _open_text(connection, find_delimiter(file, columns), columns, on_fault, integers)
 
@@ -183,16 +179,6 @@ def _may_be_of_line(file: RawFile, error: duckdb.Error) -> bool:
     return _is_of_file(error) or (is_unlimited and isinstance(error, duckdb.OutOfMemoryException))
 
 
-def column_names(file: RawFile) -> list[str]:
-    """Return the names of the columns of a file that has columns.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    with read_errors(file):
-        return _read_parquet(file).schema_arrow.names if file.format == "parquet" else _read_header(file)
-
-
 def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
     """Return a CSV or TSV ``file`` with its delimiter: of a CSV file, that whose header has most of the ``columns``.
 
@@ -235,22 +221,26 @@ def _open_parquet(
     columns: Mapping[str, str],
     lists: Collection[str],
     whole_lists: Collection[str],
-    computed: Mapping[str, str],
 ) -> dict[str, Kind]:
     parquet = _read_parquet(file)
-    own = [field for field in parquet.schema_arrow if field.name not in computed]
-    schema = pa.schema([*own, *(pa.field(name, pa.string()) for name in computed)])
+    schema = pa.schema(_nested_fields(parquet.schema_arrow))
     parts = {role: source_columns(role, column, schema.names) for role, column in columns.items()}
-    used = [column for role_parts in parts.values() for column in role_parts if column not in computed]
-    check_columns(str(file), parquet.schema_arrow.names, used)
+    used = [column for role_parts in parts.values() for column in role_parts]
+    check_columns(str(file), schema.names, used)
     for column in used:
         twins = [name for name in schema.names if name.casefold() == column.casefold() and name != column]
         if twins:  # names are case-insensitive in DuckDB
             raise InputError(
                 f"{file}: has the columns '{column}' and '{twins[0]}', which differ only in case; rename one"
             )
-    check_parquet(connection, file, parquet, used)
     rows = f"read_parquet({literal(exact_path(file.path))}, file_row_number = true)"
+    nested = {column for column in used if column not in parquet.schema_arrow.names}
+    if nested:
+        paths = (
+            ".".join(map(identifier, column.split("."))) + f" AS {identifier(column)}" for column in sorted(nested)
+        )
+        rows = f"(SELECT *, {', '.join(paths)} FROM {rows})"
+    check_parquet(connection, file, parquet, schema, used, rows)
     floats = {
         column
         for role, role_parts in parts.items()
@@ -260,10 +250,7 @@ def _open_parquet(
     whole = whole_floats(connection, rows, sorted(floats))
     kinds, selected = {}, ""
     for role, role_parts in parts.items():
-        values = [
-            integer_sql(column) if column in whole else computed.get(column, identifier(column))
-            for column in role_parts
-        ]
+        values = [integer_sql(column) if column in whole else identifier(column) for column in role_parts]
         field, value = schema.field(role_parts[0]), joined_sql(values)
         if role_parts[0] in whole:
             field = field.with_type(pa.int64())
@@ -277,6 +264,13 @@ def _open_parquet(
         selected += f", {value} AS {identifier(role)}"
     connection.execute(f"CREATE VIEW raw AS SELECT file_row_number AS position{selected} FROM {rows}")
     return kinds
+
+
+def _nested_fields(fields: Iterable[pa.Field], prefix: str = "") -> list[pa.Field]:
+    """Return ``fields``, and those of structs in them by their path, as ``user.id``."""
+    own = [field.with_name(prefix + field.name) for field in fields]
+    structs = [field for field in own if pa.types.is_struct(field.type)]
+    return own + [field for struct in structs for field in _nested_fields(struct.type, f"{struct.name}.")]
 
 
 def _is_list(data_type: pa.DataType) -> bool:
@@ -354,8 +348,12 @@ def _load_text(
     """Create ``raw_rows`` of the columns at ``indexes``; return False if DuckDB rejects a line."""
     # Names and types are given, none is inferred: what DuckDB infers depends on the sample that it looks at.
     if file.format == "jsonl":
-        selected = ", ".join(f"{identifier(names[index])} AS c{index}" for index in indexes)
-        types = ", ".join(f"{literal(names[index])}: 'VARCHAR'" for index in indexes)
+        values = {names[index]: names[index].split(".") for index in indexes}
+        nested = {name: path for name, path in values.items() if len(path) > 1 and path[0] in names}
+        objects = {path[0] for path in nested.values()}
+        columns = {nested[name][0] if name in nested else name for name in values}
+        types = ", ".join(f"{literal(name)}: '{'JSON' if name in objects else 'VARCHAR'}'" for name in sorted(columns))
+        selected = ", ".join(f"{_json_value(names[index], nested, objects)} AS c{index}" for index in indexes)
         reader = f"read_json(?, columns = {{{types}}}, format = 'newline_delimited', {_compression(file)})"
     else:
         assert file.delimiter is not None
@@ -365,6 +363,7 @@ def _load_text(
         reader = (
             f"read_csv(?, columns = {{{types}}}, header = true, auto_detect = false, "
             f"delim = {literal(file.delimiter)}, quote = '{quote}', escape = '{quote}', {_compression(file)}, "
+            f"encoding = {literal(file.encoding)}, "
             # The parallel reader leaves out a last line of over 32 MiB, without an error.
             f"parallel = {file.compression() is None})"
         )
@@ -375,6 +374,15 @@ def _load_text(
             raise
         return False
     return True
+
+
+def _json_value(name: str, nested: Mapping[str, Sequence[str]], objects: Collection[str]) -> str:
+    """Return SQL of the text of the key ``name``, which is a path if it is ``nested`` in one of the ``objects``."""
+    if name not in nested and name not in objects:
+        return identifier(name)
+    column, *keys = nested.get(name, [name])
+    path = "$" + "".join(f".{identifier(key)}" for key in keys)
+    return f"json_extract_string({identifier(column)}, {literal(path)})"
 
 
 def _ends_in_long_line(file: RawFile) -> bool:
@@ -480,20 +488,26 @@ def check_expansion(connection: duckdb.DuckDBPyConnection, file: RawFile, column
         OSError: it cannot be read.
     """
     if file.format == "parquet":
-        check_parquet(connection, file, pq.ParquetFile(file.path), columns)
+        parquet, rows = pq.ParquetFile(file.path), f"read_parquet({literal(exact_path(file.path))})"
+        check_parquet(connection, file, parquet, parquet.schema_arrow, columns, rows)
     else:
         check_text(file)
 
 
 def check_parquet(
-    connection: duckdb.DuckDBPyConnection, file: RawFile, parquet: pq.ParquetFile, columns: Sequence[str]
+    connection: duckdb.DuckDBPyConnection,
+    file: RawFile,
+    parquet: pq.ParquetFile,
+    schema: pa.Schema,
+    columns: Sequence[str],
+    rows: str,
 ) -> None:
-    """Check what ``columns`` of an opened Parquet file decode to.
+    """Check what ``columns``, of the ``schema`` of the relation ``rows`` of an opened Parquet file, decode to.
 
     Raises:
         InputError: it is more than the limit.
     """
-    metadata, schema, limit = parquet.metadata, parquet.schema_arrow, _limit(file)
+    metadata, limit = parquet.metadata, _limit(file)
     values = pages = 0
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):
@@ -506,12 +520,8 @@ def check_parquet(
         return
     texts = [_text_bytes(schema.field(column)) for column in columns if _holds_text(schema.field(column).type)]
     if texts:
-        source = f"read_parquet({literal(exact_path(file.path))})"
-        _check(
-            file,
-            fetch_count(connection, f"SELECT CAST(coalesce(sum({' + '.join(texts)}), 0) AS BIGINT) FROM {source}"),
-            limit,
-        )
+        total = f"SELECT CAST(coalesce(sum({' + '.join(texts)}), 0) AS BIGINT) FROM {rows}"
+        _check(file, fetch_count(connection, total), limit)
 
 
 def check_text(file: RawFile) -> None:

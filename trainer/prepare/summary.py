@@ -25,6 +25,7 @@ from crossfade.trainer.prepare.events import ReadStats
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.source_columns import PLUS
+from crossfade.trainer.prepare.timestamp_formats import epoch_unit
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
 COUNTED = (
@@ -271,7 +272,13 @@ def _popularity_line(manifest: DatasetManifest, name: str) -> list[str]:
     return [line + (f"; {unseen:,} have no interaction of positive weight in train" if unseen else "")]
 
 
-_DETAILS = (_feature, _content, _cataloged, _changes, _popularity_line)
+def _alike(manifest: DatasetManifest, name: str) -> list[str]:
+    if not manifest.source.get(f"{name}_alike"):
+        return []
+    return [f"{_count(manifest.source, f'{name}_alike', 'id')} like another but for blanks or case"]
+
+
+_DETAILS = (_feature, _content, _cataloged, _changes, _popularity_line, _alike)
 """What is described of each entity below its row count."""
 
 
@@ -288,6 +295,8 @@ def _weights_and_times(manifest: DatasetManifest) -> list[str]:
     if isinstance(first, int) and isinstance(last, int):
         zone = "; times without a zone were read as UTC" if facts.get("times_without_zone") else ""
         lines.append(f"time: from {format_time(manifest, first)} to {format_time(manifest, last)}{zone}")
+        if (unit := epoch_unit(last)) != "epoch-s" and not facts.get("timestamps_are_dates"):
+            lines.append(f"time: are these {unit}? {as_typed('timestamp_format', unit)} reads them as seconds")
     return lines
 
 

@@ -11,7 +11,7 @@ Shapes: N interactions of a chunk, R rows of a table, G genres.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from crossfade.trainer.data.manifest import (
     FEATURES,
     VOCABULARY,
     Content,
+    DataFile,
     DatasetManifest,
     Entity,
     Feature,
@@ -57,9 +58,7 @@ FIRST_ID = 1_000_001  # IDs differ from rows, so that code that mixes them up fa
 
 def synthetic_source(spec: SyntheticSpec, seed: int) -> Facts:
     """Return what the manifest of a dataset of ``spec`` and ``seed`` records under ``source``."""
-    planted = ("audio", "moods", "drift")
-    fields = [name for name in SyntheticSpec.model_fields if name != "likes"]
-    values = {name: getattr(spec, name) for name in fields if getattr(spec, name) or name not in planted}
+    values = {name: getattr(spec, name) for name in SyntheticSpec.model_fields if name != "audio" or spec.audio}
     return {"command": "synthetic", "seed": seed, **values}
 
 
@@ -99,14 +98,20 @@ def write_synthetic(
         _check_splits(spec, rows)
         entities = {
             spec.query: _write_vocabulary(staged, spec.query, counts["query"], None, progress),
-            spec.item: _write_vocabulary(
-                staged, spec.item, counts["item"], spec.genres if spec.items <= MAX_NAMED_ITEMS else None, progress
-            ),
+            spec.item: _write_vocabulary(staged, spec.item, counts["item"], spec.genres, progress),
         }
         features: dict[str, dict[str, Feature]] = {}
         if GENRE not in (spec.query.lower(), spec.item.lower()):
-            entities[GENRE] = _write_genres(staged, spec, counts["item"])
-            features = {spec.item: {GENRE: _write_genre_pairs(staged, spec, progress)}}
+            entities[GENRE] = _write_genres(staged, spec, counts["item"], progress)
+            pairs = _write(
+                staged,
+                f"{FEATURES}/{spec.item}/{GENRE}",
+                SCHEMA,
+                spec.items,
+                lambda row_N: [pa.array(row_N), pa.array(genre_of(row_N, spec.genres))],
+                progress,
+            )
+            features = {spec.item: {GENRE: Feature(files=pairs)}}
         splits = _write_splits(generator, staged, rows, progress)
         manifest = DatasetManifest(
             query=spec.query,
@@ -152,68 +157,72 @@ def _count(generator: Generator, work: Path, progress: ProgressReporter) -> tupl
     return dict(zip(ALL_SPLITS, rows_of_split.tolist(), strict=True)), counts
 
 
+def _write(
+    staged: Staged,
+    path: str,
+    schema: pa.Schema,
+    rows: int,
+    columns: Callable[[Integers], Sequence[pa.Array]],
+    progress: ProgressReporter,
+    width: int = 0,
+) -> list[DataFile]:
+    """Write the ``columns`` of all ``rows`` to ``path`` in chunks; ``width``: the numbers of content in a row."""
+    progress.phase(path, rows, "row")
+    group_rows = content_group_rows(row_group_rows(rows), width) if width else row_group_rows(rows)
+    step = _AUDIO_ROWS if width else CHUNK_ROWS
+    with PartWriter(staged, path, schema, group_rows) as writer:
+        for start in range(0, rows, step):
+            row_N = np.arange(start, min(start + step, rows), dtype=np.int64)
+            writer.write(pa.RecordBatch.from_arrays(columns(row_N), schema=schema))
+            progress.advance(len(row_N))
+        return writer.close()
+
+
 def _write_vocabulary(
     staged: Staged, entity: str, count_R: Integers, genres: int | None, progress: ProgressReporter
 ) -> Entity:
-    """Write a vocabulary in chunks; with ``genres``, rows have names."""
-    rows = len(count_R)
-    schema = vocabulary_schema("int64", genres is not None)
-    progress.phase(f"vocabulary of {entity}", rows, "row")
-    with PartWriter(staged, f"{VOCABULARY}/{entity}", schema, row_group_rows(rows)) as writer:
-        for start in range(0, rows, CHUNK_ROWS):
-            row_N = np.arange(start, min(start + CHUNK_ROWS, rows), dtype=np.int64)
-            columns = [pa.array(row_N), pa.array(row_N + FIRST_ID), pa.array(count_R[row_N])]
-            if genres is not None:
-                names = zip((row_N + 1).tolist(), genre_of(row_N, genres).tolist(), strict=True)
-                columns.append(pa.array([f"{entity} {number} ({genre_name(genre)})" for number, genre in names]))
-            writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
-            progress.advance(len(row_N))
-        files = writer.close()
-    return Entity(rows=rows, id_type="int64", has_names=genres is not None, files=files)
+    """Write a vocabulary; with ``genres``, rows have names, unless there are too many."""
+    has_names = genres is not None and len(count_R) <= MAX_NAMED_ITEMS
+
+    def columns(row_N: Integers) -> Sequence[pa.Array]:
+        found = [pa.array(row_N), pa.array(row_N + FIRST_ID), pa.array(count_R[row_N])]
+        if genres is not None and has_names:
+            names = zip((row_N + 1).tolist(), genre_of(row_N, genres).tolist(), strict=True)
+            found.append(pa.array([f"{entity} {number} ({genre_name(genre)})" for number, genre in names]))
+        return found
+
+    schema = vocabulary_schema("int64", has_names)
+    files = _write(staged, f"{VOCABULARY}/{entity}", schema, len(count_R), columns, progress)
+    return Entity(rows=len(count_R), id_type="int64", has_names=has_names, files=files)
 
 
-def _write_genres(staged: Staged, spec: SyntheticSpec, count_R: Integers) -> Entity:
-    """Write the vocabulary of genres, whose counts are the sums of those of their items."""
-    count_G = np.zeros(spec.genres, np.int64)
-    for start in range(0, spec.items, CHUNK_ROWS):
-        row_N = np.arange(start, min(start + CHUNK_ROWS, spec.items), dtype=np.int64)
-        np.add.at(count_G, genre_of(row_N, spec.genres), count_R[row_N])
-    number_G = np.arange(spec.genres, dtype=np.int64) + 1
-    names = pa.array([genre_name(genre) for genre in range(spec.genres)])
+def _write_genres(staged: Staged, spec: SyntheticSpec, count_R: Integers, progress: ProgressReporter) -> Entity:
+    """Write the vocabulary of genres, whose counts are the sums over their items."""
+    count_G = np.array([count_R[genre :: spec.genres].sum() for genre in range(spec.genres)], np.int64)
+
+    def columns(row_N: Integers) -> Sequence[pa.Array]:
+        names = pa.array([genre_name(genre) for genre in row_N.tolist()])
+        return [pa.array(row_N), pa.array(row_N + 1), pa.array(count_G[row_N]), names]
+
     schema = vocabulary_schema("int64", has_names=True)
-    columns = [pa.array(number_G - 1), pa.array(number_G), pa.array(count_G), names]
-    with PartWriter(staged, f"{VOCABULARY}/{GENRE}", schema, row_group_rows(spec.genres)) as writer:
-        writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
-        return Entity(rows=spec.genres, id_type="int64", has_names=True, files=writer.close())
-
-
-def _write_genre_pairs(staged: Staged, spec: SyntheticSpec, progress: ProgressReporter) -> Feature:
-    progress.phase(f"{GENRE} of {spec.item}", spec.items, "row")
-    with PartWriter(staged, f"{FEATURES}/{spec.item}/{GENRE}", SCHEMA, row_group_rows(spec.items)) as writer:
-        for start in range(0, spec.items, CHUNK_ROWS):
-            row_N = np.arange(start, min(start + CHUNK_ROWS, spec.items), dtype=np.int64)
-            pairs = [pa.array(row_N), pa.array(genre_of(row_N, spec.genres))]
-            writer.write(pa.RecordBatch.from_arrays(pairs, schema=SCHEMA))
-            progress.advance(len(row_N))
-        return Feature(files=writer.close())
+    files = _write(staged, f"{VOCABULARY}/{GENRE}", schema, spec.genres, columns, progress)
+    return Entity(rows=spec.genres, id_type="int64", has_names=True, files=files)
 
 
 def _write_audio(staged: Staged, spec: SyntheticSpec, seed: int, progress: ProgressReporter) -> Content:
     """Write the content of items: unit variance around the centers of genres, which have it too."""
-    progress.phase(f"{AUDIO} of {spec.item}", spec.items, "row")
     schema, width = content_schema(spec.audio), spec.audio
     center_GD = np.random.default_rng((seed, _CENTER_STREAM)).standard_normal((spec.genres, width))
-    group_rows = content_group_rows(row_group_rows(spec.items), width)
-    with PartWriter(staged, f"{CONTENT}/{spec.item}/{AUDIO}", schema, group_rows) as writer:
-        for start in range(0, spec.items, _AUDIO_ROWS):
-            row_N = np.arange(start, min(start + _AUDIO_ROWS, spec.items), dtype=np.int64)
-            noise_ND = np.random.default_rng((seed, _AUDIO_STREAM, start)).standard_normal((len(row_N), width))
-            value_ND = (center_GD[genre_of(row_N, spec.genres)] + noise_ND).astype(np.float32)
-            lists = pa.FixedSizeListArray.from_arrays(pa.array(value_ND.ravel()), type=schema.field(VALUE).type)
-            writer.write(pa.RecordBatch.from_arrays([pa.array(row_N), lists], schema=schema))
-            progress.advance(len(row_N))
-        # The root mean square that is expected, whatever was drawn, so that datasets of one kind agree.
-        return Content(width=width, mean=0.0, std=float(np.sqrt(2.0)), files=writer.close())
+
+    def columns(row_N: Integers) -> Sequence[pa.Array]:
+        noise_ND = np.random.default_rng((seed, _AUDIO_STREAM, row_N[0])).standard_normal((len(row_N), width))
+        value_ND = (center_GD[genre_of(row_N, spec.genres)] + noise_ND).astype(np.float32)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(value_ND.ravel()), type=schema.field(VALUE).type)
+        return [pa.array(row_N), lists]
+
+    files = _write(staged, f"{CONTENT}/{spec.item}/{AUDIO}", schema, spec.items, columns, progress, width)
+    # The root mean square that is expected, whatever was drawn, so that datasets of one kind agree.
+    return Content(width=width, mean=0.0, std=float(np.sqrt(2.0)), files=files)
 
 
 def _write_splits(

@@ -7,13 +7,9 @@
 - Item row r belongs to genre r mod G, which is a feature of the item. Its popularity is proportional to the integral of
   x^-a from r + 1 to r + 1 + G, a window on a Zipf law: row 0 is the most popular in expectation.
 - Query row r is active in proportion to the integral of x^-b from r + 1 to r + 2, and has one to three genres.
-- With moods, a query of raw events, whose positions are in order of time, has one genre at a time instead. It turns to
-  another after each of so many parts of the time, the first of which has begun before.
-- With drift, raw events change over time: of the own genres of queries, that share is replaced by others (moods change
-  anyway), and of items and of queries, that share is new, each at a moment of its own. What is drawn before its time is
-  drawn again. The most active query and the most popular item of each genre are always there.
 - Most interactions are with an item of the query's own genres, the others ("stray") with any item.
 - The hash of a (query, item) pair determines its split, so that no pair of train occurs in test.
+- In raw events, an interaction is one of ``EVENTS``: stray items are skipped more often, and rarely liked.
 
 Every number is a hash of (seed, purpose, position), so that any chunk can be drawn independently.
 
@@ -22,7 +18,7 @@ Shapes: N interactions of a chunk, G genres.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +37,10 @@ OWN_SHARE = 0.9
 START_SECONDS = 1_577_836_800  # 2020-01-01
 SPAN_SECONDS = 366 * 86_400
 CHUNK_ROWS = 131_072
-_MAX_REDRAWS = 32
-"""Draws of a row that is not there yet, before the first row of its genre takes its place."""
+EVENTS = ("play", "like", "library_add", "skip")
+_OWN_SHARES = (0.72, 0.11, 0.07, 0.10)
+_STRAY_SHARES = (0.45, 0.02, 0.01, 0.52)
+"""The probability of each of ``EVENTS``, for items of the query's own genres and for others."""
 
 _GENRE_NAMES = (
     *("rock", "pop", "jazz", "metal", "hip hop", "electronic", "folk", "classical", "country", "blues"),
@@ -100,82 +98,37 @@ class Generator:
     def chunk(self, start: int, stop: int) -> Chunk:
         """Draw the interactions at the positions from ``start`` to before ``stop``."""
         position_N = np.arange(start, stop, dtype=np.uint64)
-        queries_1, genres = np.array([self.spec.queries]), self.spec.genres
-        query_N = self._present(
-            "query", position_N, 1, lambda draw_N, _: _zipf(draw_N, np.ones(1), queries_1, QUERY_EXPONENT)
-        )
+        query_N = _zipf(self.uniform("query", position_N), np.ones(1), np.array([self.spec.queries]), QUERY_EXPONENT)
         stray_N = self.uniform("stray", position_N) >= OWN_SHARE
-        genre_N = self._genres(query_N, position_N, stray_N)
-
-        def item(draw_N: Floats, at: slice | Integers) -> Integers:
-            of_N = genre_N[at]
-            return _zipf(draw_N, self._offset_G[of_N], self._size_G[of_N], ITEM_EXPONENT) * genres + of_N
-
-        item_N = self._present("item", position_N, genres, item)
+        taste_N = self.draw_taste(query_N.astype(np.uint64), position_N)
+        genre_N = self.find_genres(np.where(stray_N, self.uniform("any genre", position_N), taste_N))
+        rank_N = _zipf(self.uniform("item", position_N), self._offset_G[genre_N], self._size_G[genre_N], ITEM_EXPONENT)
+        item_N = rank_N * self.spec.genres + genre_N
         pair_N = mix(query_N.astype(np.uint64) ^ self.salt("pair")) + item_N.astype(np.uint64)
         draw_N = self.uniform("split", pair_N)
         split_N = (draw_N < self.spec.valid + self.spec.test).astype(np.uint8) + (draw_N < self.spec.test)
         span_N = self.uniform("timestamp", position_N) * SPAN_SECONDS
         return Chunk(query_N, item_N, split_N, START_SECONDS + span_N.astype(np.int64), stray_N)
 
-    def _genres(self, query_N: Integers, position_N: Unsigned, stray_N: npt.NDArray[np.bool_]) -> Integers:
-        """Draw one of the query's own genres, or for stray interactions any genre by its popularity."""
-        query_counter_N = query_N.astype(np.uint64)
-        many_N = 1 + (self.uniform("mixture", query_counter_N) * MAX_OWN_GENRES).astype(np.uint64)
+    def draw_taste(self, query_N: Unsigned, position_N: Unsigned) -> Floats:
+        """Draw one of each query's own genres, as a number of [0, 1) of which genres have parts by popularity."""
+        many_N = 1 + (self.uniform("mixture", query_N) * MAX_OWN_GENRES).astype(np.uint64)
         choice_N = (self.uniform("choice", position_N) * many_N).astype(np.uint64)
-        own_N = self._own_draws(query_counter_N, choice_N, position_N)
-        if self.spec.moods:
-            elapsed_N = position_N * (self.spec.moods / self.spec.interactions)
-            mood_N = (elapsed_N + self.uniform("turn", query_counter_N)).astype(np.uint64)
-            own_N = self.uniform("mood", query_counter_N * np.uint64(self.spec.moods + 1) + mood_N)
-        any_N = self.uniform("any genre", position_N)
-        return self._find_genres(np.where(stray_N, any_N, own_N))
+        return self.uniform("own genre", query_N * np.uint64(MAX_OWN_GENRES) + choice_N)
 
-    def _find_genres(self, draw_N: Floats) -> Integers:
+    def draw_events(self, chunk: Chunk, position_N: Unsigned) -> npt.NDArray[np.int8]:
+        """Draw the kind of each interaction: an index into ``EVENTS``, int8 (N,)."""
+        own_N, stray_N = (self.draw_kinds(shares, position_N) for shares in (_OWN_SHARES, _STRAY_SHARES))
+        return np.where(chunk.stray_N, stray_N, own_N).astype(np.int8)
+
+    def draw_kinds(self, shares: Sequence[float], position_N: Unsigned) -> Integers:
+        """Draw an index into ``EVENTS`` at each position, of these ``shares``."""
+        return np.searchsorted(np.cumsum(shares)[:-1], self.uniform("event", position_N), side="right")
+
+    def find_genres(self, draw_N: Floats) -> Integers:
         """Return the genre at each number of [0, 1), of which genres have parts by their popularity: int64 (N,)."""
         found_N = np.searchsorted(self._cumulative_G, draw_N, side="right")
         return np.minimum(found_N, self.spec.genres - 1).astype(np.int64)
-
-    def first_genres(self, query_N: Integers, position_N: Unsigned) -> Integers:
-        """Return the first of each query's own genres at each position, int64 (N,)."""
-        return self._find_genres(self._own_draws(query_N.astype(np.uint64), np.zeros_like(position_N), position_N))
-
-    def _own_draws(self, query_N: Unsigned, choice_N: Unsigned, position_N: Unsigned) -> Floats:
-        """Return the number of ``_find_genres`` for one of the own genres of each query: float64 (N,)."""
-        counter_N = query_N * np.uint64(MAX_OWN_GENRES) + choice_N
-        own_N = self.uniform("own genre", counter_N)
-        if not self.spec.drift:
-            return own_N
-        genre_N = self._find_genres(own_N)
-        others_N = 1 - np.diff(self._cumulative_G, prepend=0)[genre_N]
-        # From where the part of the genre ends on, past 1, to where it begins: never in that part.
-        other_N = (self._cumulative_G[genre_N] + self.uniform("other genre", counter_N) * others_N) % 1
-        return np.where(self._begins("change", counter_N) <= self._elapsed(position_N), other_N, own_N)
-
-    def _present(
-        self, side: str, position_N: Unsigned, always: int, rows: Callable[[Floats, slice | Integers], Integers]
-    ) -> Integers:
-        """Draw ``rows`` of a side, and those again that are not there yet; those below ``always`` always are."""
-        row_N = rows(self.uniform(side, position_N), slice(None))
-        if not self.spec.drift:
-            return row_N
-        early_M = np.arange(len(row_N))
-        for attempt in range(_MAX_REDRAWS):
-            begin_M = self._begins(f"{side} release", row_N[early_M].astype(np.uint64))
-            is_there_M = (begin_M <= self._elapsed(position_N[early_M])) | (begin_M >= 1) | (row_N[early_M] < always)
-            early_M = early_M[~is_there_M]
-            if not len(early_M):
-                return row_N
-            row_N[early_M] = rows(self.uniform(f"{side} {attempt}", position_N[early_M]), early_M)
-        row_N[early_M] %= always  # the first row of the same genre
-        return row_N
-
-    def _begins(self, purpose: str, counter_N: Unsigned) -> Floats:
-        """Return the moment at which drift changes each counter, as a share of the time; 1 if never: float64 (N,)."""
-        return np.minimum(self.uniform(purpose, counter_N) / self.spec.drift, 1)
-
-    def _elapsed(self, position_N: Unsigned) -> Floats:
-        return position_N / self.spec.interactions
 
     def salt(self, purpose: str) -> np.uint64:
         """Return a number for ``purpose`` that makes its draws independent of those for others."""

@@ -17,12 +17,11 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-import duckdb
 import pyarrow as pa
 
 from crossfade.base.errors import InputError, Option, Text
@@ -39,7 +38,10 @@ MAX_ADJACENCY_BYTES = 256 << 20
 
 _CARRIAGE_RETURN = "has a carriage return inside a line; remove it, for instance: tr -d '\\r'"
 _OPEN_QUOTE: Text = ("a quote opens and does not close; double quotes inside fields, or use ", Option("format", "tsv"))
-_NOT_UTF8 = "is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
+_NOT_UTF8: Text = (
+    "is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8, or name the encoding of events with ",
+    Option("encoding", "latin-1"),
+)
 _BAD_NUMBER = re.compile(rb"[0-9]{19,}\S*|[0-9]*[^0-9\s]\S*")
 """A word of a line that is not a number of at most 18 digits."""
 _HALF_PAIR = "has half of a surrogate pair, such as \\ud800, which is no text; remove it"
@@ -49,9 +51,6 @@ _NOT_ADJACENCY = (
     Option("format"),
 )
 _WIDE_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_SAMPLED_BYTES = 1024
-_WIDE_ZEROS = 0.3
-"""The share of zero bytes from which on text has letters of several bytes: it is half of UTF-16 in Latin letters."""
 _JSON_NAMES_LINES = 1000  # an object may lack some keys, so that one line does not have all
 
 
@@ -193,28 +192,20 @@ def _open_lines(file: RawFile) -> Iterator[_Lines]:
         check_encoding(file, head)
         if head.startswith(b"\xef\xbb\xbf"):  # a byte order mark
             begin.read(3)
-        if b"\r" in head and b"\n" not in head:  # lines as on early Macintosh computers
-            text = io.TextIOWrapper(begin, "latin-1", newline="\r")
-            yield _Lines(lambda limit: text.readline(limit).encode("latin-1"), MAX_RECORD_BYTES)
-        else:
-            yield _Lines(begin.readline, MAX_ADJACENCY_BYTES if file.format == "lightgcn" else MAX_RECORD_BYTES)
+        yield _Lines(begin.readline, MAX_ADJACENCY_BYTES if file.format == "lightgcn" else MAX_RECORD_BYTES)
 
 
 def check_encoding(file: RawFile, head: bytes) -> None:
-    """Reject a text file that is in UTF-16 or UTF-32, by its first bytes: a byte order mark, or zeros in most letters.
+    """Reject a text file that is in UTF-16 or UTF-32, by its byte order mark.
 
     Raises:
         InputError: it is.
     """
-    marked = next((name for mark, name in _WIDE_MARKS.items() if head.startswith(mark)), None)
-    zeros = head[:_SAMPLED_BYTES].count(0) / max(1, len(head[:_SAMPLED_BYTES]))
-    if marked is None and zeros < _WIDE_ZEROS:
-        return
-    wide = marked or ("UTF-32" if zeros > 2 * _WIDE_ZEROS else "UTF-16")
-    order = "" if marked else ("BE" if head.startswith(b"\0") else "LE")
-    raise InputError(
-        f"{file}: is text in {wide}; expected UTF-8: convert the file: iconv -f {wide}{order} -t UTF-8 FILE > NEW_FILE"
-    )
+    for mark, wide in _WIDE_MARKS.items():
+        if head.startswith(mark):
+            raise InputError(
+                f"{file}: is text in {wide}; expected UTF-8: convert the file: iconv -f {wide} -t UTF-8 FILE > NEW_FILE"
+            )
 
 
 class _Delimited:
@@ -222,7 +213,7 @@ class _Delimited:
 
     def __init__(self, file: RawFile, lines: _Lines) -> None:
         self._lines = lines
-        self._delimiter = file.delimiter or DELIMITERS[file.format]
+        self._delimiter, self._encoding = file.delimiter or DELIMITERS[file.format], file.encoding
         self._quoted = file.format == "csv"
         self._width: int | None = None
         csv.field_size_limit(MAX_RECORD_BYTES)
@@ -258,7 +249,7 @@ class _Delimited:
         if len(text) > MAX_RECORD_BYTES:
             return Record(number, text, problem=_too_long(MAX_RECORD_BYTES))
         try:
-            fields = self._split(text.removesuffix(b"\n").removesuffix(b"\r").decode())
+            fields = self._split(text.removesuffix(b"\n").removesuffix(b"\r").decode(self._encoding))
         except UnicodeDecodeError:
             return Record(number, text, problem=_NOT_UTF8)
         except csv.Error as error:
@@ -319,28 +310,22 @@ def _parse_object(line: bytes) -> dict[str, str | None] | Text:
         if isinstance(found, dict):
             if b"\\ud" in line.lower():
                 json.dumps(found, ensure_ascii=False).encode()
-            return {name: _json_text(value) for name, value in found.items()}
+            return _flatten(found)
     except UnicodeDecodeError:
         return _NOT_UTF8
     except UnicodeEncodeError:
         return _HALF_PAIR
-    except RecursionError:
-        with suppress(duckdb.Error):
-            return _parse_deep_object(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return "is not a JSON object; expected one in each line"
 
 
-def _parse_deep_object(line: bytes) -> dict[str, str | None]:
-    """Return the values of an object that is nested too deeply for Python, as DuckDB reads them.
-
-    Raises:
-        duckdb.Error: the line is not an object.
-    """
-    connection = duckdb.default_connection().cursor()
-    [(found,)] = connection.execute("SELECT CAST(CAST(? AS JSON) AS MAP(VARCHAR, VARCHAR))", [line.decode()]).fetchall()
-    return cast(dict[str, str | None], found)
+def _flatten(found: Mapping[str, object], prefix: str = "") -> dict[str, str | None]:
+    """Return the values of an object as text, and those of objects in it by their path, as ``user.id``."""
+    values = {f"{prefix}{name}": _json_text(value) for name, value in found.items()}
+    for name, value in found.items():
+        values |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {}
+    return values
 
 
 def _json_text(value: object) -> str | None:

@@ -9,10 +9,7 @@ A value is read in the first format that fits it. Of several epoch units, the si
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from functools import reduce
-from typing import Any
+from collections.abc import Sequence
 
 import duckdb
 
@@ -35,6 +32,11 @@ IS_INTEGER = f"(CAST(timestamp AS VARCHAR) = CAST({INTEGER} AS VARCHAR))"
 UNITS = {"epoch-s": 1, "epoch-ms": 10**3, "epoch-us": 10**6, "epoch-ns": 10**9}
 MAX_SECONDS = 10**11
 """Times in seconds are below this (the year 5138), and those in a unit of n a second below n times this."""
+
+
+def epoch_unit(timestamp: int) -> str:
+    """Return the unit of an integer timestamp, by its size."""
+    return [unit for unit, scale in UNITS.items() if abs(timestamp) >= scale // 1000 * MAX_SECONDS][-1]
 
 
 def check_formats(connection: duckdb.DuckDBPyConnection, formats: Sequence[str]) -> None:
@@ -86,28 +88,19 @@ def _format_sql(text: str, units: Sequence[str]) -> str:
     return f"CASE WHEN {condition} THEN ({INTEGER} - {remainder}) // {per_second} END"
 
 
-_DATE_DIGITS = 6
-_MAX_PATTERNS = 6
 _MAX_SHOWN = 40
-_PATTERNS = (
-    (r"\b[A-Za-z]{3}\b", "%b"),
-    (r"\b[A-Za-z]{4,}\b", "%B"),
-    (r"(?i)([0-9] ?)[ap]m\b", r"\1%p"),
-    (r"(:[0-9]{2} ?)[+-][0-9]{2}:?[0-9]{2}$", r"\1%z"),
-    (r"[0-9]{1,2}:[0-9]{2}:[0-9]{2}\.[0-9]+", "%X"),
-    (r"[0-9]{1,2}:[0-9]{2}:[0-9]{2}", "%T"),
-    (r"[0-9]{1,2}:[0-9]{2}", "%R"),
-    (r"[0-9]{4}", "%Y"),
-    (r"[0-9]{1,2}", "#"),
+_DAYS_AND_MONTHS = ("%d{0}%m{0}%Y", "%m{0}%d{0}%Y", "%Y{0}%m{0}%d", "%d{0}%m{0}%y", "%m{0}%d{0}%y", "%y{0}%m{0}%d")
+_DATES = (
+    *(order.format(separator) for separator in "/.-" for order in _DAYS_AND_MONTHS),
+    *("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y", "%a %b %d %Y", "%d/%b/%Y"),
 )
-"""What becomes of a value, in turn: # stands for a day, a month, or a year of two digits."""
-_PATTERN_SQL = reduce(
-    lambda text, step: f"regexp_replace({text}, {literal(step[0])}, {literal(step[1])}, 'g')", _PATTERNS, "timestamp"
-)
-_TIMES = {"%X": "%H:%M:%S.%f", "%T": "%H:%M:%S", "%R": "%H:%M"}
+_TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", ":%H:%M:%S %z", " %H:%M:%S %z")
+COMMON_FORMATS = tuple(date + time for date in _DATES for time in _TIMES)
+"""What is tried to suggest a format, the more usual first."""
+_MAX_SUGGESTED = 3
 _FORM = (
     f"CASE WHEN {IS_INTEGER} THEN 0 WHEN {ISO_SQL} IS NOT NULL THEN 1 "
-    f"WHEN length(regexp_replace(timestamp, '[^0-9]', '', 'g')) >= {_DATE_DIGITS} "
+    f"WHEN length(regexp_replace(timestamp, '[^0-9]', '', 'g')) >= 6 "  # else it is no date
     r"AND NOT regexp_matches(timestamp, '^\d{4}-\d\d-\d\d') THEN 2 END"
 )
 _OTHER = 2
@@ -150,59 +143,20 @@ def find_unnamed_formats(
 
 
 def _suggest(connection: duckdb.DuckDBPyConnection) -> tuple[list[str], list[str]]:
-    """Return formats of strptime for the values that are neither integers nor ISO, and what decided between several."""
-    patterns = execute(
-        connection,
-        f"SELECT {_PATTERN_SQL} AS pattern FROM raw WHERE {_FORM} = {_OTHER} GROUP BY 1 "
-        f"ORDER BY count(*) DESC, 1 LIMIT {_MAX_PATTERNS}",
-    )
-    formats: dict[str, None] = {}
-    notes: dict[str, None] = {}
-    for (pattern,) in patterns:
-        of_pattern = f"FROM raw WHERE {_PATTERN_SQL} = {literal(str(pattern))}"
-        candidates = _candidates(str(pattern))
-        fits = ", ".join(f"count({strptime_sql(text)})" for text in candidates)
-        counts = fetch_one(connection, f"SELECT {fits} {of_pattern}") if candidates else ()
-        fitting = dict(zip(candidates, (int(str(count)) for count in counts), strict=True))
-        ranked = sorted(fitting, key=fitting.__getitem__, reverse=True)
-        if not any(fitting.values()):
-            continue
-        formats[ranked[0]] = None
-        if len(ranked) > 1:
-            best, other = map(strptime_sql, ranked[:2])
-            decisive, swapped = fetch_one(
-                connection,
-                f"SELECT arg_min(timestamp, position) FILTER ({best} IS NOT NULL AND {other} IS NULL), "
-                f"count(*) FILTER ({best} IS NULL AND {other} IS NOT NULL) {of_pattern}",
-            )
-            if decisive is None:
-                reason = "" if "%y" in ranked[0] else "no day is above 12, so "
-                notes[f"{reason}check whether '{ranked[1]}' is meant"] = None
-            else:
-                notes[f"'{str(decisive)[:_MAX_SHOWN]}' fits only '{ranked[0]}'"] = None
-            if swapped:
-                formats[ranked[1]] = None
-                notes["days and months are in both orders, so check those that fit both"] = None
-    return list(formats), list(notes)
-
-
-def _candidates(pattern: str) -> list[str]:
-    """Return the formats of strptime that ``pattern`` may stand for, the most usual first."""
-    for marker, written in _TIMES.items():
-        pattern = pattern.replace(marker, written.replace("%H", "%I") if "%p" in pattern else written)
-    numbers, year = pattern.count("#"), pattern.find("%Y")
-    orders: list[tuple[str, ...]] = []
-    if "%b" in pattern or "%B" in pattern:
-        orders = [("%d",)] if year >= 0 else [("%d", "%y")]
-    elif year >= 0:
-        orders = [("%m", "%d"), ("%d", "%m")] if year < pattern.find("#") else [("%d", "%m"), ("%m", "%d")]
-    else:
-        orders = [("%d", "%m", "%y"), ("%m", "%d", "%y"), ("%y", "%m", "%d")]
-    return [
-        reduce(lambda text, part: text.replace("#", part, 1), order, pattern)
-        for order in orders
-        if len(order) == numbers
-    ]
+    """Return formats of strptime for the values that are neither integers nor ISO, and notes of others that fit."""
+    formats, notes, left = list[str](), list[str](), f"{_FORM} = {_OTHER}"
+    fits = (f"epoch({strptime_sql(text)}) >= {_FIRST_YEAR}" for text in COMMON_FORMATS)
+    tried = ", ".join(f"count(*) FILTER ({fit})" for fit in fits)
+    while len(formats) < _MAX_SUGGESTED:
+        counts = [int(str(count)) for count in fetch_one(connection, f"SELECT {tried} FROM raw WHERE {left}")]
+        best, *others = sorted(range(len(counts)), key=counts.__getitem__, reverse=True)
+        if not counts[best]:
+            break
+        formats.append(COMMON_FORMATS[best])
+        as_good = [COMMON_FORMATS[other] for other in others if counts[other] == counts[best]]
+        notes += [f"check whether '{as_good[0]}' is meant, which fits as well"] if as_good else []
+        left += f" AND {strptime_sql(formats[-1])} IS NULL"
+    return formats, notes
 
 
 def _units(connection: duckdb.DuckDBPyConnection) -> Sequence[str]:
@@ -216,70 +170,19 @@ def _units(connection: duckdb.DuckDBPyConnection) -> Sequence[str]:
     return [list(UNITS)[int(str(unit))] for (unit,) in found]
 
 
-_logger = logging.getLogger(__name__)
 _HAS_ZONE = r"regexp_matches(trim(timestamp), ':\d\d(\.\d+)? ?([zZ]|UTC|[+-]\d\d(:?\d\d)?)$')"
 
 
-class TimestampAmbiguity:
-    """What timestamps leave open.
-
-    Attributes:
-        without_zone: whether a time had no zone, and so was read as UTC.
-    """
-
-    def __init__(self, formats: Sequence[str]) -> None:
-        self.without_zone = False
-        self._formats = formats
-        swapped = {text: _swap(text) for text in formats if "%d" in text and "%m" in text}
-        self._undecided = {text: other for text, other in swapped.items() if other not in formats}
-        self._used: set[str] = set()
-
-    def read(self, connection: duckdb.DuckDBPyConnection, kind: Kind) -> None:
-        """Read the timestamps of ``raw``, a column of this ``kind``."""
-        if kind == "datetime":
-            types = execute(connection, "SELECT typeof(timestamp) FROM raw LIMIT 1")
-            self.without_zone |= any("ZONE" not in str(name) for (name,) in types)
-        if kind not in ("text", "string"):
-            return
-        self.without_zone = self.without_zone or _occurs(connection, self._zoneless_sql())
-        for text, other in list(self._undecided.items()):
-            earlier = [strptime_sql(each) for each in self._formats[: self._formats.index(text)] if "%" in each]
-            fits = " AND ".join([f"{strptime_sql(text)} IS NOT NULL", *(f"{each} IS NULL" for each in earlier)])
-            if _occurs(connection, f"{fits} AND {strptime_sql(other)} IS NULL"):
-                del self._undecided[text]
-            elif _occurs(connection, fits):
-                self._used.add(text)
-
-    def state(self) -> dict[str, Any]:
-        """Return what was read as JSON for ``absorb``."""
-        return {"without_zone": self.without_zone, "undecided": self._undecided, "used": sorted(self._used)}
-
-    def absorb(self, state: Mapping[str, Any]) -> None:
-        """Add what was read of another file, its ``state``."""
-        self.without_zone |= state["without_zone"]
-        self._undecided = {text: other for text, other in self._undecided.items() if text in state["undecided"]}
-        self._used |= set(state["used"])
-
-    def warn(self) -> None:
-        """Log a warning for each format that day and month could be swapped in, as far as the values show."""
-        for text, other in self._undecided.items():
-            if text in self._used:
-                _logger.warning(
-                    f"times of the format '{text}': no day is above 12, so that every value fits '{other}' too; check "
-                    "the order of day and month"
-                )
-
-    def _zoneless_sql(self) -> str:
-        of_text = [text for text in self._formats if "%" in text and "%z" not in text and "%Z" not in text]
-        conditions = [f"{strptime_sql(text)} IS NOT NULL" for text in of_text]
-        if ISO in self._formats or not self._formats:
-            conditions.append(f"{IS_INTEGER} IS NOT TRUE AND {ISO_SQL} IS NOT NULL AND NOT {_HAS_ZONE}")
-        return " OR ".join(f"({condition})" for condition in conditions) or "false"
-
-
-def _swap(text: str) -> str:
-    return text.replace("%d", "%D").replace("%m", "%d").replace("%D", "%m")
-
-
-def _occurs(connection: duckdb.DuckDBPyConnection, condition: str) -> bool:
-    return bool(execute(connection, f"SELECT 1 FROM raw WHERE {condition} LIMIT 1"))
+def has_times_without_zone(connection: duckdb.DuckDBPyConnection, kind: Kind, formats: Sequence[str]) -> bool:
+    """Return whether a time of ``raw``, whose timestamps are of this ``kind``, has no zone, and so is read as UTC."""
+    if kind == "datetime":
+        types = execute(connection, "SELECT typeof(timestamp) FROM raw LIMIT 1")
+        return any("ZONE" not in str(name) for (name,) in types)
+    if kind not in ("text", "string"):
+        return False
+    zoneless = [text for text in formats if "%" in text and "%z" not in text and "%Z" not in text]
+    conditions = [f"{strptime_sql(text)} IS NOT NULL" for text in zoneless]
+    if ISO in formats or not formats:
+        conditions.append(f"({IS_INTEGER} IS NOT TRUE AND {ISO_SQL} IS NOT NULL AND NOT {_HAS_ZONE})")
+    found = " OR ".join(conditions) or "false"
+    return bool(execute(connection, f"SELECT 1 FROM raw WHERE {found} LIMIT 1"))

@@ -18,8 +18,16 @@ import duckdb
 from crossfade.trainer.data.manifest import Content, Entity, Feature
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.admission import write_pending
-from crossfade.trainer.prepare.content_columns import read_content, write_content
-from crossfade.trainer.prepare.database import count_rows
+from crossfade.trainer.prepare.attribute_columns import (
+    ColumnPlan,
+    catalog_ids_sql,
+    counted_values_sql,
+    join_column,
+    read_columns,
+    write_content,
+    write_feature,
+)
+from crossfade.trainer.prepare.database import count_rows, fetch_count
 from crossfade.trainer.prepare.event_context import counted_context_sql
 from crossfade.trainer.prepare.extend import (
     BaseDataset,
@@ -28,14 +36,6 @@ from crossfade.trainer.prepare.extend import (
     load_base,
 )
 from crossfade.trainer.prepare.faults import Faults
-from crossfade.trainer.prepare.feature_columns import (
-    ColumnPlan,
-    catalog_ids_sql,
-    counted_values_sql,
-    join_feature,
-    read_features,
-    write_feature,
-)
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.input_files import Source
@@ -96,8 +96,8 @@ class VocabularyBuilder:
             InputError: one cannot be used.
         """
         self._plans, self._content = plans, content
-        read_content(self.connection, content, self.staged.work, self.progress)
-        self._value_types = read_features(self.connection, plans, self.staged.work, id_type, self.base, self.progress)
+        both, work = [*content, *plans], self.staged.work
+        self._value_types = read_columns(self.connection, both, work, id_type, self.base, self.progress)
 
     def build_side(self, side: Side, entity: str, id_type: IdType, in_catalog: bool, policy: IdPolicy | None) -> Entity:
         """Build and write the vocabulary of the IDs of ``interactions`` on one side, and its pending IDs.
@@ -107,11 +107,15 @@ class VocabularyBuilder:
         counted = counted_ids_sql(side)
         if in_catalog:
             files = [plan for plan in (*self._plans, *self._content) if plan.side == side and plan.source is not None]
-            further = catalog_ids_sql([plan.given_table for plan in files], side, id_type)
+            further = catalog_ids_sql(files, side, id_type)
             self.facts[f"{entity}_cataloged"] = count_rows(self.connection, f"({further})")
             counted = f"{counted} UNION ALL {further}"
         self._build(side, entity, counted, policy)
         self.facts |= popularity(self.connection, side, entity)
+        if id_type == "string":
+            alike = f"SELECT count(id) - count(DISTINCT lower(trim(id))) FROM vocabulary_{side}"  # noqa: S608
+            if like_others := fetch_count(self.connection, alike):
+                self.facts[f"{entity}_alike"] = like_others
         track_last_seen = policy is not None and policy.track_last_seen
         written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
         if policy is None or policy.admit is None:
@@ -135,7 +139,7 @@ class VocabularyBuilder:
                 id_type = types.setdefault(name, self.base.manifest.entities[name].id_type)
                 self.base.check_id_type(name, id_type)
                 load_base(self.connection, self.base, plan.key, name, self.progress)
-            report = join_feature(self.connection, plan, types[name], self.base)
+            report = join_column(self.connection, plan, types[name], self.base)
             self._build(plan.key, name, counted_values_sql(plan))
             entities[name] = self._write(plan.key, name, types[name])
             features.setdefault(plan.entity, {})[name] = write_feature(self.connection, plan, self.staged)
@@ -151,9 +155,10 @@ class VocabularyBuilder:
         """
         written: dict[str, dict[str, Content]] = {}
         for plan in self._content:
-            column, ignored = write_content(self.connection, plan, self.base, self.staged)
+            report = join_column(self.connection, plan, None, self.base)
+            column = write_content(self.connection, plan, self.base, self.staged)
             written.setdefault(plan.entity, {})[plan.name] = column
-            self.facts[f"{plan.name}_ids_ignored"] = ignored
+            self.facts[f"{plan.name}_ids_ignored"] = report.ignored_ids
         return written
 
     def build_context(self, plans: Sequence[ContextPlan], types: Mapping[str, IdType]) -> dict[str, Entity]:

@@ -130,7 +130,7 @@ def test_threads_and_row_groups_do_not_change_the_scaling(
     pq.write_table(pa.table({"id": np.arange(5000), "tempo": draw}), raw / "tempo.parquet", row_group_size=100)
     found = set()
     for number, (threads, batch_rows) in enumerate((("1", 1 << 14), ("2", 100))):
-        monkeypatch.setattr("crossfade.trainer.prepare.content_columns._BATCH_ROWS", batch_rows)
+        monkeypatch.setattr("crossfade.trainer.prepare.attribute_columns._BATCH_ROWS", batch_rows)
         content = ["--content", f"track={raw}/tempo.parquet:id:tempo", "--catalog", "track", "--threads", threads]
         found.add((prepare(raw, tmp_path / f"data{number}", *content) / "manifest.json").read_bytes())
     assert len(found) == 1

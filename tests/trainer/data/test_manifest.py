@@ -13,9 +13,7 @@ from command_here import crossfade_here
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import check_vocabularies
-from crossfade.trainer.prepare.infer_manifest import infer_manifest
 
 
 @pytest.fixture
@@ -120,13 +118,6 @@ def test_training_refuses_before_it_starts_what_validation_refuses(data: Path) -
         file.unlink(missing_ok=True)
     file.write_bytes(content)
     check_vocabularies(Folder(data), read_manifest(Folder(data)))
-
-
-def test_manifest_is_not_inferred_for_names_that_it_cannot_hold(data: Path) -> None:
-    (data / "manifest.json").unlink()
-    for query, item, problem in (("customer", "customer", "are both"), ("cus tomer", "track", "'cus tomer' cannot be")):
-        with pytest.raises(InputError, match=problem):
-            infer_manifest(Folder(data), query, item, NullReporter())
 
 
 @pytest.mark.parametrize("context", [["hour"], ["track"], ["genre", "genre"]])

@@ -79,10 +79,6 @@ def newest(folder: Path) -> str:
 def test_tables_have_the_events_of_their_newest_version(folder: Path, expected: list[object]) -> None:
     assert prepared(folder, "of-delta", "delta") == expected
     assert prepared(folder, "of-iceberg", newest(folder)) == expected
-    hint = Path(newest(folder)).with_name("version-hint.text")
-    hint.write_text(Path(newest(folder)).name.removesuffix(".metadata.json"))
-    assert prepared(folder, "of-iceberg", "warehouse/lake/plays") == expected
-    hint.unlink()
 
 
 def test_table_is_found_by_its_catalog(folder: Path, expected: list[object]) -> None:
@@ -117,13 +113,10 @@ def test_names_of_folders_and_partitions_are_decoded_once(tmp_path: Path, expect
     plays = DAYS[0].append_column("genre", pa.array(["a b", "100%", "ü/x"]))
     write_deltalake(tmp_path / "my läke.v2", plays, partition_by=["genre"])
     files = table_files("events", str(tmp_path / "my läke.v2"))
-    assert [Path(file.uri).stat().st_size for file in files] == [file.bytes for file in files]
+    assert [Path(path).stat().st_size for path, _ in files] == [size for _, size in files]
     [first, *others] = find_files("events", [(tmp_path / "my läke.v2").as_uri()], None)
     assert len(others) == 2
     assert pq.read_table(first.path).num_rows == 1  # type: ignore[union-attr]
-    (tmp_path / "100%20").mkdir()
-    with pytest.raises(InputError, match="reads % in an address as an escape"):
-        table_files("events", str(delta_log(tmp_path / "100%20")))
 
 
 def delta_log(folder: Path, *entries: dict[str, object]) -> Path:
@@ -192,7 +185,7 @@ def test_unclear_and_streamed_tables_are_rejected(folder: Path, tmp_path: Path) 
     cause = "is a table of Iceberg, whose catalog decides which metadata is"
     rejected_here(cause, "prepare", "--events", "warehouse/lake/plays", *COLUMNS, "--out", "no", cwd=folder)
     rejected_here(
-        "cannot be read as a table of Iceberg",
+        "cannot be read as a table by pyiceberg",
         "prepare",
         "--events",
         tmp_path / "no.metadata.json",

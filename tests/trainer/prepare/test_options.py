@@ -8,7 +8,7 @@ import pytest
 from crossfade.base.errors import OptionError
 from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.prepare.option_values import ALL, EntityColumn, FeatureFile, NamesFile
-from crossfade.trainer.prepare.options import ForgetOptions, PrepareOptions, SynthesizeOptions, ValidateOptions
+from crossfade.trainer.prepare.options import ForgetOptions, PrepareOptions, SynthesizeOptions
 
 TIMES: dict[str, Any] = {"timestamp": "at"}
 FEATURES: dict[str, Any] = {"features": "item=tags.csv:id:tag"}
@@ -136,9 +136,6 @@ def test_invalid_option_is_named(values: dict[str, Any], field: str) -> None:
         ({"valid": 0.5, "test": 0.5}, "valid"),
         ({"audio": -1}, "audio"),
         ({"query": "track"}, "item"),
-        ({"moods": 3}, "moods"),
-        ({"drift": 0.5}, "drift"),
-        ({"raw_events": True, "drift": 2}, "drift"),
         ({"raw_events": True, "overwrite": True}, "overwrite"),
         ({"raw_events": True, "skip_existing": True}, "skip_existing"),
     ],
@@ -147,11 +144,6 @@ def test_invalid_option_of_synthetic_data_is_named(values: dict[str, Any], field
     with pytest.raises(OptionError) as raised:
         SynthesizeOptions.of(out="out", **values)
     assert raised.value.field[0] == field
-
-
-def test_entities_to_validate_have_no_other_column() -> None:
-    with pytest.raises(OptionError, match=r"^query a=b: columns of a dataset have"):
-        ValidateOptions.of(data="data", query="a=b")
 
 
 def test_ids_to_forget_are_required() -> None:

@@ -140,7 +140,6 @@ REJECTED: list[tuple[str, Case]] = [
     ("a quote opens and does not close", csv_case('customer,item\n1,"1\n2,3\n')),
     ("is not UTF-8; convert the file, for instance: iconv -f latin1", csv_case(b"customer,item\n1,a\n2,caf\xe9\n")),
     ("is text in UTF-16", csv_case(GOOD.encode("utf-16"))),
-    ("is text in UTF-16", csv_case(GOOD.encode("utf-16-le"))),
     ("decodes to", parquet_of_long_texts),
     ("rows would be left out", csv_case(MOSTLY_BAD, weight="w", on_bad_line="skip")),
     ("of column 'item' is longer than 4,096 bytes", csv_case(f"customer,item\n1,{'x' * 4097}\n")),

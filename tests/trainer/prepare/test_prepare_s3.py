@@ -23,6 +23,7 @@ from crossfade.trainer.prepare.fetch import _CHUNK_BYTES, fetch_files
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.synthetic_draws import Generator
 from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
 pytestmark = pytest.mark.slow
@@ -72,8 +73,8 @@ def test_s3_gives_same_dataset_as_local_files(workspace: Folder, tmp_path: Path)
         "hold_out": "last-1",
     }
     spec = SyntheticSpec(queries=400, items=200, interactions=30_000, genres=4)
-    write_raw_events(tmp_path / "raw", spec, seed=1)
-    write_raw_events(f"{workspace.uri}/raw", spec, seed=1)
+    write_raw_events(tmp_path / "raw", Generator(spec, seed=1))
+    write_raw_events(f"{workspace.uri}/raw", Generator(spec, seed=1))
     prepare_files(tmp_path / "out", tmp_path / "raw/events/part-00000.parquet", **options)
     manifest = prepare_files(f"{workspace.uri}/out", f"{workspace.uri}/r?w/**/part-*.parquet", **options)
     assert contents(workspace.child("out")) == contents(Folder(tmp_path / "out"))

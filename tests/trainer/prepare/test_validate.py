@@ -1,7 +1,6 @@
-"""Validating a dataset: problems have their file, row group and row; a valid dataset without a manifest gets one."""
+"""Validating a dataset: each problem has its file, row group and row."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,36 +8,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from object_store import ObjectStore, running_object_store
+from object_store import running_object_store
 from preparing import forget_dataset
 
-from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import main
-from crossfade.trainer.data.manifest import JOURNAL, DataFile, DatasetManifest, read_manifest
+from crossfade.trainer.data.manifest import JOURNAL, DatasetManifest, Entity, Split, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.dataset_checks import MAX_LISTED
-from crossfade.trainer.prepare.options import PrepareOptions, ValidateOptions
-from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import ValidationReport, validate
 
 pytestmark = pytest.mark.slow
 
 CUSTOMERS, TRACKS = 12, 6
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with running_object_store(tmp_path_factory.mktemp("object-store")) as server:
-        yield server
+TRAIN = "train/part-0.parquet"
 
 
 class ForeignDataset:
-    """A dataset as another tool would write it: tables that a test may change, and no manifest."""
+    """A dataset as another tool would write it: tables that a test may change."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = Folder(folder)
         draw = np.random.default_rng(1)
         self.shards: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
         counts = {"customer": np.zeros(CUSTOMERS, np.int64), "track": np.zeros(TRACKS, np.int64)}
@@ -54,25 +46,41 @@ class ForeignDataset:
                     np.add.at(count_N, table[name][table["weight"] > 0], 1)
         self.vocabularies: dict[str, list[dict[str, Any]]] = {}
         for name, ids in (("customer", [f"c{row}" for row in range(CUSTOMERS)]), ("track", list(range(100, 106)))):
-            cut = len(ids) // 2
             columns = {"row": np.arange(len(ids)), "id": ids, "count": counts[name]}
-            # The first file has the last rows, so that the order of file names differs from that of rows.
-            parts = (slice(cut, None), slice(0, cut))
+            parts = (slice(0, len(ids) // 2), slice(len(ids) // 2, None))
             self.vocabularies[name] = [{name: values[part] for name, values in columns.items()} for part in parts]
 
-    def write(self) -> Folder:
-        for path, table in self.tables():
-            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.table(table), self.folder / path, row_group_size=16)
-        return Folder(self.folder)
-
-    def tables(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for split, tables in self.shards.items():
+    def write(self, **changes: dict[str, Any]) -> Folder:
+        """Write files and the manifest, of which the entity ``customer`` gets ``changes``."""
+        files = {f"{split}/{split}": tables for split, tables in self.shards.items()}
+        files |= {f"vocabulary/{name}": tables for name, tables in self.vocabularies.items()}
+        entries = {}
+        for place, tables in files.items():
+            folder = place.split("/")[0] if place.split("/")[0] in self.shards else place
             for number, table in enumerate(tables):
-                yield f"{split}/part-{number}.c000.snappy.parquet", table
-        for name, tables in self.vocabularies.items():
-            for number, table in enumerate(tables):
-                yield f"vocabulary/{name}/part-{number}", table
+                path = self.folder.path / folder / f"part-{number}.parquet"  # type: ignore[operator]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(pa.table(table), path, row_group_size=16)
+            entries[folder] = [
+                file_entry(self.folder, f"{folder}/part-{number}.parquet") for number in range(len(tables))
+            ]
+        rows = {"customer": CUSTOMERS, "track": TRACKS}
+        DatasetManifest(
+            query="customer",
+            item="track",
+            entities={
+                name: Entity(
+                    rows=rows[name],
+                    id_type="string" if name == "customer" else "int64",
+                    files=entries[f"vocabulary/{name}"],
+                    **(changes if name == "customer" else {}),  # type: ignore[arg-type]
+                )
+                for name in rows
+            },
+            splits={split: Split(files=entries[split]) for split in self.shards},
+            has_timestamp=False,
+        ).write(self.folder)
+        return self.folder
 
 
 @pytest.fixture
@@ -80,63 +88,12 @@ def dataset(tmp_path: Path) -> ForeignDataset:
     return ForeignDataset(tmp_path / "dataset")
 
 
-def run_validation(folder: Folder, query: str | None = None, item: str | None = None) -> ValidationReport:
-    return validate(ValidateOptions.of(data=folder.uri, query=query, item=item), NullReporter())
+def run_validation(folder: Folder) -> ValidationReport:
+    return validate(ValidateOptions.of(data=folder.uri), NullReporter())
 
 
 def problems(folder: Folder) -> list[str]:
     return run_validation(folder).problems.listed
-
-
-def test_manifest_is_inferred_for_files_of_other_tools(dataset: ForeignDataset) -> None:
-    folder = dataset.write()
-    for note in ("train/_SUCCESS", "train/.part-0.crc", "vocabulary/track/_metadata"):
-        folder.write(note, b"x")
-    result = run_validation(folder)
-    assert (result.problems.listed, result.manifest_written) == ([], True)
-    manifest = read_manifest(folder)
-    assert manifest == result.manifest
-    assert (manifest.query, manifest.item, manifest.has_timestamp) == ("customer", "track", False)
-    assert {name: (entity.rows, entity.id_type) for name, entity in manifest.entities.items()} == {
-        "customer": (CUSTOMERS, "string"),
-        "track": (TRACKS, "int64"),
-    }
-    assert [file.path[-1] for file in manifest.entities["customer"].files] == ["1", "0"]
-    assert [file.row_groups for file in manifest.splits["train"].files] == [[16, 16, 8], [16, 14]]
-    again = run_validation(folder)
-    assert (again.problems.listed, again.manifest_written) == ([], False)
-
-
-def test_problem_names_options_as_they_are_typed(dataset: ForeignDataset) -> None:
-    report = validate(ValidateOptions.of(data=dataset.write().uri, query="customer", item="customer"), NullReporter())
-    [problem] = report.problems.listed
-    assert problem.endswith("query and item are both 'customer'; name two columns with --query and --item")
-
-
-@pytest.mark.slow
-def test_dataset_on_s3_is_validated_and_gets_manifest(
-    dataset: ForeignDataset, server: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    local, remote = dataset.write(), Folder(server.uri("check/data"))
-    for path in local.sizes():
-        remote.write(path, local.read(path))
-    assert run_validation(remote).manifest_written
-    assert read_manifest(remote).entities["track"].rows == TRACKS
-    remote.write(next(path for path in remote.sizes() if path.startswith("test/")), b"PAR1 no more PAR1")
-    [problem] = problems(remote)
-    assert problem.startswith(f"{remote.uri}/test/part-0.c000.snappy.parquet: has 17 bytes, but the manifest lists")
-
-
-@pytest.mark.slow
-def test_prepared_and_forgotten_dataset_is_valid(tmp_path: Path) -> None:
-    events = pa.table({"customer": ["a", "b", "a", "c"] * 9, "item": range(36)})
-    pq.write_table(events, tmp_path / "events.parquet")
-    prepare(PrepareOptions.of(out=tmp_path / "data", train=[tmp_path / "events.parquet"], hold_out="random:0.2"))
-    assert problems(Folder(tmp_path / "data")) == []
-    forget_dataset(Folder(tmp_path / "data"), pa.array(["a"]), "customer", NullReporter())
-    assert problems(Folder(tmp_path / "data")) == []
 
 
 def set_value(table: dict[str, Any], column: str, row: int, value: Any) -> None:
@@ -145,120 +102,84 @@ def set_value(table: dict[str, Any], column: str, row: int, value: Any) -> None:
     table[column] = pa.array(values, pa.float32() if column == "weight" else None)
 
 
-def rename_track(table: dict[str, Any]) -> None:
-    table["artist"] = table.pop("track")
-
-
 def cast_column(table: dict[str, Any], column: str, kind: pa.DataType) -> None:
     table[column] = pa.array(table[column]).cast(kind)
 
 
-TRAIN = "train/part-0.c000.snappy.parquet"
-PROBLEMS: list[tuple[Callable[[ForeignDataset], None], str]] = [
+def train(column: str, row: int, value: Any, part: str = "train") -> Callable[[ForeignDataset], None]:
+    return lambda dataset: set_value(dataset.shards[part][0], column, row, value)
+
+
+def vocabulary(name: str, number: int, column: str, row: int, value: Any) -> Callable[[ForeignDataset], None]:
+    return lambda dataset: set_value(dataset.vocabularies[name][number], column, row, value)
+
+
+PROBLEMS: list[tuple[Callable[[ForeignDataset], Any], str]] = [
+    (train("track", 17, None), f"{TRAIN}, row group 1, row 1: column 'track' is null; expected none"),
     (
-        lambda dataset: set_value(dataset.shards["train"][0], "track", 17, None),
-        f"{TRAIN}, row group 1, row 1: column 'track' is null; expected none",
-    ),
-    (
-        lambda dataset: set_value(dataset.shards["train"][0], "customer", 33, CUSTOMERS),
+        train("customer", 33, CUSTOMERS),
         f"{TRAIN}, row group 2, row 1: column 'customer' is 12, but the vocabulary has rows 0 to 11",
     ),
     (
-        lambda dataset: set_value(dataset.shards["test"][0], "track", 0, -1),
-        "test/part-0.c000.snappy.parquet, row group 0, row 0: column 'track' is -1, but the vocabulary has rows 0 to 5",
+        train("track", 0, -1, "test"),
+        "test/part-0.parquet, row group 0, row 0: column 'track' is -1, but the vocabulary has rows 0 to 5",
     ),
-    (
-        lambda dataset: set_value(dataset.shards["train"][0], "weight", 3, float("nan")),
-        f"{TRAIN}, row group 0, row 3: the weight is nan; expected a finite one",
-    ),
-    (
-        lambda dataset: set_value(dataset.shards["train"][0], "weight", 39, float("inf")),
-        f"{TRAIN}, row group 2, row 7: the weight is inf; expected a finite one",
-    ),
+    (train("weight", 3, float("nan")), f"{TRAIN}, row group 0, row 3: the weight is nan; expected a finite one"),
+    (train("weight", 39, float("inf")), f"{TRAIN}, row group 2, row 7: the weight is inf; expected a finite one"),
     (
         lambda dataset: cast_column(dataset.shards["train"][0], "weight", pa.float64()),
         f"{TRAIN}: column 'weight' has the type double; expected float: cast it",
     ),
     (
         lambda dataset: cast_column(dataset.vocabularies["track"][0], "row", pa.int32()),
-        "vocabulary/track/part-0: column 'row' has the type int32; expected int64: cast it",
+        "vocabulary/track/part-0.parquet: column 'row' has the type int32; expected int64: cast it",
     ),
     (
-        lambda dataset: rename_track(dataset.shards["test"][0]),
-        "test/part-0.c000.snappy.parquet: has no column 'track'; its columns are customer, weight, artist",
+        lambda dataset: dataset.shards["test"][0].update(artist=dataset.shards["test"][0].pop("track")),
+        "test/part-0.parquet: has no column 'track'; its columns are customer, weight, artist",
     ),
     (
-        lambda dataset: set_value(dataset.vocabularies["customer"][0], "row", 2, 9),
-        "vocabulary/customer/part-0, row group 0, row 2: column 'row' is 9; expected 0, 1, 2 … through all files, "
-        "here from 6 on",
+        vocabulary("customer", 1, "row", 2, 9),
+        "vocabulary/customer/part-1.parquet, row group 0, row 2: column 'row' is 9; expected 0, 1, 2 … through all "
+        "files, here from 6 on",
+    ),
+    (vocabulary("customer", 1, "id", 1, "c2"), "vocabulary/customer: the id 'c2' has 2 rows, 2 and 7; expected one"),
+    (
+        vocabulary("customer", 0, "id", 1, None),
+        "vocabulary/customer/part-0.parquet, row group 0, row 1: row 1 has no id",
     ),
     (
-        lambda dataset: set_value(dataset.vocabularies["customer"][0], "id", 1, "c2"),
-        "vocabulary/customer: the id 'c2' has 2 rows, 2 and 7; expected one",
+        vocabulary("customer", 0, "id", 5, ""),
+        "vocabulary/customer/part-0.parquet, row group 0, row 5: row 5 has an empty id",
     ),
-    (
-        lambda dataset: set_value(dataset.vocabularies["customer"][1], "id", 1, None),
-        "vocabulary/customer/part-1, row group 0, row 1: row 1 has no id",
-    ),
-    (
-        lambda dataset: set_value(dataset.vocabularies["customer"][1], "id", 5, ""),
-        "vocabulary/customer/part-1, row group 0, row 5: row 5 has an empty id",
-    ),
-    (
-        lambda dataset: set_value(dataset.vocabularies["track"][1], "count", 0, 99),
-        "vocabulary/track/part-1, row group 0, row 0: the count is 99, but train has",
-    ),
+    (vocabulary("track", 0, "count", 0, 99), "vocabulary/track, row 0: the count is 99, but train has"),
 ]
 
 
-@pytest.mark.parametrize(("corrupt", "message"), PROBLEMS)
-def test_problem_is_reported_with_its_place_and_no_manifest_is_written(
-    dataset: ForeignDataset, corrupt: Callable[[ForeignDataset], None], message: str
+@pytest.mark.parametrize("part_rows", [3, 1 << 20])
+def test_problem_of_any_part_is_reported_with_its_place(
+    tmp_path: Path, part_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corrupt(dataset)
-    folder = dataset.write()
-    listed = problems(folder)
-    assert any(problem.startswith(f"{folder.uri}/{message}") for problem in listed)
-    assert not folder.exists("manifest.json")
+    monkeypatch.setattr("crossfade.trainer.prepare.dataset_checks.PART_ROWS", part_rows)
+    for number, (corrupt, message) in enumerate(PROBLEMS if part_rows > 3 else PROBLEMS[:1]):
+        dataset = ForeignDataset(tmp_path / str(number))
+        corrupt(dataset)
+        folder = dataset.write()
+        listed = problems(folder)
+        assert any(problem.startswith(f"{folder.uri}/{message}") for problem in listed)
 
 
-@pytest.mark.parametrize(
-    ("corrupt", "message"),
-    [
-        (lambda dataset: dataset.vocabularies.pop("track"), "vocabulary/track: there is no vocabulary of 'track'"),
-        (lambda dataset: dataset.shards.pop("train"), "train/ has no file; expected SPLIT/*.parquet"),
-        (lambda dataset: dataset.vocabularies["track"][0].pop("count"), "'count' is missing; expected row, id, count"),
-        (lambda dataset: (dataset.vocabularies.clear(), dataset.shards.clear()), "holds no dataset, with or without"),
-    ],
-)
-def test_incomplete_dataset_is_rejected(
-    dataset: ForeignDataset, corrupt: Callable[[ForeignDataset], Any], message: str
-) -> None:
-    corrupt(dataset)
-    [problem] = problems(dataset.write())
-    assert message in problem
-
-
-def test_files_that_are_not_parquet_or_too_deep_are_reported(dataset: ForeignDataset) -> None:
-    folder = dataset.write()
-    folder.write("train/part-9.parquet", b"no Parquet at all, but long enough")
-    [problem] = problems(folder)
-    assert "is not a Parquet file, or was truncated: it does not end with" in problem
-    assert problem.startswith(f"{folder.uri}/train/part-9.parquet: is not a Parquet file")
-    folder.remove("train/part-9.parquet")
-    folder.write("train/day=1/part-0.parquet", folder.read(TRAIN))
-    [problem] = problems(folder)
-    assert "train/day=1/part-0.parquet: is not where files of a dataset are" in problem
-
-
-def test_entities_may_be_given_by_option(dataset: ForeignDataset) -> None:
-    for table in [*dataset.shards["train"], *dataset.shards["test"]]:
-        table["customer"] = table.pop("customer")
-    folder = dataset.write()
-    assert run_validation(folder).manifest is None
-    assert run_validation(folder, "customer", "track").manifest_written
-    with pytest.raises(InputError, match=r"query artist: the manifest in .* has 'customer'; leave out query"):
-        run_validation(folder, "artist")
+def test_dataset_on_s3_is_validated(dataset: ForeignDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_object_store(tmp_path) as server:
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        local, remote = dataset.write(), Folder(server.uri("check/data"))
+        for path in local.sizes():
+            remote.write(path, local.read(path))
+        assert problems(remote) == []
+        remote.write("test/part-0.parquet", b"PAR1 no more PAR1")
+        [problem] = problems(remote)
+    assert problem.startswith(f"{remote.uri}/test/part-0.parquet: has 17 bytes, but the manifest lists")
 
 
 def test_all_problems_are_counted_and_the_first_are_listed(dataset: ForeignDataset) -> None:
@@ -271,33 +192,8 @@ def test_all_problems_are_counted_and_the_first_are_listed(dataset: ForeignDatas
     assert result.problems.listed[0].endswith("expected a finite one (and 15 more in this row group)")
 
 
-def test_manifest_that_does_not_match_files_is_reported(dataset: ForeignDataset) -> None:
-    folder = dataset.write()
-    run_validation(folder)
-    manifest = read_manifest(folder)
-    described = manifest.entities["customer"].model_copy(update={"rows": CUSTOMERS + 1})
-    manifest.model_copy(update={"entities": {**manifest.entities, "customer": described}}).write(folder)
-    [problem] = problems(folder)
-    assert problem == (
-        f"{folder.uri}/manifest.json: not a manifest of prepared data: entities.customer: has 13 rows, but its files "
-        "have 12; prepare the data again into another folder"
-    )
-    manifest.write(folder)
-    folder.remove(manifest.splits["test"].files[0].path)
-    [problem] = problems(folder)
-    assert "test/part-0.c000.snappy.parquet: no such file, but the manifest lists it" in problem
-    folder.write("manifest.json", b"{")
-    [problem] = problems(folder)
-    assert "not a manifest of prepared data" in problem
-
-
 def test_vacant_rows_with_id_or_interactions_are_reported(dataset: ForeignDataset) -> None:
-    folder = dataset.write()
-    run_validation(folder)
-    manifest = read_manifest(folder)
-    with_vacant_row = manifest.entities["customer"].model_copy(update={"vacant_rows": [3]})
-    manifest.model_copy(update={"entities": {**manifest.entities, "customer": with_vacant_row}}).write(folder)
-    listed = problems(folder)
+    listed = problems(dataset.write(vacant_rows=[3]))  # type: ignore[arg-type]
     assert [problem for problem in listed if "row 3: row 3 is vacant, but has an id" in problem]
     assert [problem for problem in listed if "column 'customer' is 3, a vacant row; delete its interactions" in problem]
 
@@ -311,72 +207,31 @@ def test_interrupted_forget_is_reported(dataset: ForeignDataset) -> None:
 
 def test_command_lists_problems_or_prints_summary(dataset: ForeignDataset, capsys: pytest.CaptureFixture[str]) -> None:
     folder = dataset.write()
+    folder.write("train/other.parquet", b"x")
     assert main(["validate", folder.uri]) == 0
     message = capsys.readouterr().out
-    for part in (f"{folder.uri}: customer x track", "70 interactions", "no problem; wrote its manifest.json", "next: "):
+    for part in (f"{folder.uri}: customer x track", "70 interactions", "no problem", "next: "):
         assert part in message
+    assert "note: 1 file that the manifest does not list, such as train/other.parquet" in message
     folder.remove(TRAIN)
     assert main(["validate", folder.uri]) == 2
     problem, line = capsys.readouterr().err.splitlines()[-2:]
     assert problem == f"{folder.uri}/{TRAIN}: no such file, but the manifest lists it"
     assert "1 problem, listed above" in line.removeprefix("crossfade: error: ")
-    assert main(["validate", folder.uri, "--query", "customer=uid"]) == 2
+    folder.remove("manifest.json")
+    assert main(["validate", folder.uri]) == 2
 
 
-@pytest.mark.slow
 def test_large_strings_are_accepted(dataset: ForeignDataset) -> None:
     cast_column(dataset.vocabularies["customer"][0], "id", pa.large_string())
     folder = dataset.write()
-    assert run_validation(folder).manifest_written
-    manifest: DatasetManifest = forget_dataset(folder, pa.array(["c1", "c8"]), "customer", NullReporter()).manifest
-    assert manifest.entities["customer"].vacant_rows == [1, 8]
+    assert problems(folder) == []
+    forget_dataset(folder, pa.array(["c1", "c8"]), "customer", NullReporter())
+    assert read_manifest(folder).entities["customer"].vacant_rows == [1, 8]
     assert problems(folder) == []
 
 
 def test_invalid_utf8_is_reported(dataset: ForeignDataset) -> None:
-    raw = pa.array([b"c%d" % row for row in range(CUSTOMERS - 1)] + [b"caf\xe9"])
-    dataset.vocabularies["customer"] = [{**dataset.vocabularies["customer"][0]}]
-    dataset.vocabularies["customer"][0].update(
-        row=np.arange(CUSTOMERS), id=raw.view(pa.string()), count=np.zeros(CUSTOMERS, np.int64)
-    )
+    raw = pa.array([b"c%d" % row for row in range(5)] + [b"caf\xe9"])
+    dataset.vocabularies["customer"][0]["id"] = raw.view(pa.string())
     assert any("column 'id' holds text that is not UTF-8" in problem for problem in problems(dataset.write()))
-
-
-@pytest.mark.slow
-def test_row_group_is_checked_in_parts_and_problems_have_its_row(
-    dataset: ForeignDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("crossfade.trainer.prepare.dataset_checks.PART_ROWS", 3)
-    assert problems(dataset.write()) == []
-    (dataset.folder / "manifest.json").unlink()
-    set_value(dataset.shards["train"][0], "track", 30, 77)
-    set_value(dataset.vocabularies["customer"][1], "row", 4, 9)
-    listed = problems(dataset.write())
-    assert len(listed) == 2
-    assert any("part-0.c000.snappy.parquet, row group 1, row 14: column 'track' is 77" in message for message in listed)
-    assert any(
-        "row group 0, row 4: column 'row' is 9; expected 0, 1, 2 … through all files" in message for message in listed
-    )
-
-
-def test_footers_are_read_concurrently_and_the_first_problem_is_reported(
-    dataset: ForeignDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, barrier = dataset.write(), threading.Barrier(4)
-
-    def read_at_barrier(folder: Folder, path: str) -> DataFile:
-        if path.startswith("train/more"):
-            barrier.wait(30)
-        return file_entry(folder, path)
-
-    for number in range(8):
-        pq.write_table(
-            pa.table(dataset.shards["test"][0]).slice(0, 0), dataset.folder / "train" / f"more-{number}.parquet"
-        )
-    monkeypatch.setattr("crossfade.trainer.prepare.infer_manifest.file_entry", read_at_barrier)
-    assert problems(folder) == []
-    for name in ("more-2", "more-5"):
-        (dataset.folder / "train" / f"{name}.parquet").write_bytes(b"is not a readable Parquet file")
-    (dataset.folder / "manifest.json").unlink()
-    [message] = problems(folder)
-    assert "train/more-2.parquet: is not a Parquet file" in message
