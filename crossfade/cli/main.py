@@ -46,7 +46,6 @@ Run crossfade COMMAND --help for the options and examples of a command.
 
 COMMANDS: dict[str, str | None] = {
     "prepare": "turn raw events into a dataset",
-    "compact": "write a dataset and its bases as one without a base",
     "validate": "check a dataset",
     "forget": "delete IDs from a dataset",
     "synthesize": "generate a dataset",
