@@ -23,10 +23,8 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.prepare.fetch import _CHUNK_BYTES, fetch_files
 from crossfade.trainer.prepare.input_files import find_files
-from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
+from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.prepare.synthetic_draws import Generator
-from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
 pytestmark = pytest.mark.slow
 
@@ -66,18 +64,10 @@ def contents(folder: Folder) -> list[tuple[str, str]]:
 
 
 def test_s3_gives_same_dataset_as_local_files(workspace: Folder, tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "query": "customer",
-        "item": "track",
-        "event": "event",
-        "event_weights": {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0},
-        "timestamp": "timestamp",
-        "hold_out": "last-1",
-    }
-    spec = SyntheticSpec(queries=400, items=200, interactions=30_000, genres=4)
-    write_raw_events(tmp_path / "raw", Generator(spec, seed=1))
-    write_raw_events(f"{workspace.uri}/raw", Generator(spec, seed=1))
-    prepare_files(tmp_path / "out", tmp_path / "raw/events/part-00000.parquet", **options)
+    options: dict[str, Any] = {"timestamp": "when", "hold_out": "last-1"}
+    local = write_parquet(tmp_path / "raw.parquet", **random_events(30_000))
+    workspace.write("raw/events/part-00000.parquet", local.read_bytes())
+    prepare_files(tmp_path / "out", local, **options)
     manifest = prepare_files(f"{workspace.uri}/out", f"{workspace.uri}/r?w/**/part-*.parquet", **options)
     assert contents(workspace.child("out")) == contents(Folder(tmp_path / "out"))
     assert read_manifest(workspace.child("out")) == manifest
