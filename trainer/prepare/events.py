@@ -5,10 +5,9 @@
 
 The table ``events`` has ``query`` and ``item`` (the numbers that ``IdEncoder`` gives the IDs), ``weight``
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
-``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers, which are not
-consecutive, and ``seq`` are uint32, or int64 where there are more events. Where events have columns of context, the
-table ``event_context`` has their values by ``seq``, as text. The tables ``ids_query`` and ``ids_item`` have the ``id``
-of each ``number``, and its ``id_rank``.
+``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers are not consecutive.
+Where events have columns of context, the table ``event_context`` has their values by ``seq``, as text. The tables
+``ids_query`` and ``ids_item`` have the ``id`` of each ``number``, and its ``id_rank``.
 """
 
 from __future__ import annotations

@@ -13,19 +13,16 @@ from crossfade.trainer.prepare.database import count_rows
 IdType = Literal["int64", "string"]
 SIDES = ("query", "item")
 _BLOCK_ROWS = 4_000_000
-_NARROW_TYPE, _NARROW_BITS = "UINTEGER", 32
-"""Numbers of IDs and of events have 32 bits, which sort in half the time of 64, until there are more events."""
+_HASH_BITS = 63
 _TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
-_RESERVED_SHARE = 16
-"""One in so many numbers is reserved for IDs whose hash is taken: enough for a billion IDs."""
 
 
 class IdEncoder:
     """Builds the table ``events`` in blocks: a large file is one block, and the rows of small files are buffered.
 
-    The number of an ID is a hash of it, so that events need no join with a large table of IDs. The few IDs whose hash
-    another one has, too, are found before the events of their block are encoded, and get numbers that are no hashes:
-    the tables ``others_query`` and ``others_item`` have them.
+    The number of an ID is a hash of it, so that events need no join with a large table of IDs. Should another ID have
+    the same hash, which takes billions of IDs, that is found before the events of their block are encoded: the second
+    one gets a negative number, which the table ``others_query`` or ``others_item`` has.
 
     A block has at least a quarter as many rows as there are IDs, since each block is compared with all of them.
 
@@ -46,10 +43,9 @@ class IdEncoder:
         self._rows = 0
         self._known = dict.fromkeys(SIDES, 0)
         self._others = dict.fromkeys(SIDES, 0)
-        self._number_type = _NARROW_TYPE
         for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
-            connection.execute(f"CREATE TABLE ids_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
-            connection.execute(f"CREATE TABLE others_{side} (number {_NARROW_TYPE}, id {_TYPES[id_type]})")
+            connection.execute(f"CREATE TABLE ids_{side} (number BIGINT, id {_TYPES[id_type]})")
+            connection.execute(f"CREATE TABLE others_{side} (number BIGINT, id {_TYPES[id_type]})")
             connection.execute(f"CREATE TABLE found_{side} (id {_TYPES[id_type]})")
         texts = "".join(f", {name} VARCHAR" for name in context)
         connection.execute(
@@ -58,8 +54,8 @@ class IdEncoder:
         )
         connection.execute(f"CREATE TABLE event_context (seq BIGINT{texts})")
         connection.execute(
-            f"CREATE TABLE events (query {_NARROW_TYPE}, item {_NARROW_TYPE}, weight FLOAT, timestamp BIGINT, "
-            f"split UTINYINT, seq {_NARROW_TYPE})"
+            "CREATE TABLE events (query BIGINT, item BIGINT, weight FLOAT, timestamp BIGINT, split UTINYINT, "
+            "seq BIGINT)"
         )
 
     def add(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
@@ -68,8 +64,6 @@ class IdEncoder:
         Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and the context's
         columns. Where ``ids`` is None, they are found in the events.
         """
-        if self._rows + rows >= 1 << _NARROW_BITS:
-            self._widen()
         if ids is not None:
             for side in SIDES:
                 self._connection.execute(f"INSERT INTO found_{side} {ids[side]}")
@@ -86,32 +80,20 @@ class IdEncoder:
         self._buffered += rows
         self._unlisted |= ids is None
         if self._buffered >= enough:
-            self.encode_buffered()
-
-    def _widen(self) -> None:
-        if self._number_type != _NARROW_TYPE:
-            return
-        self._number_type = "BIGINT"
-        columns = [(f"{kind}_{side}", "number") for kind in ("ids", "others") for side in SIDES]
-        columns += [("events", name) for name in (*SIDES, "seq")]
-        for table, column in columns:
-            self._connection.execute(f"ALTER TABLE {table} ALTER {column} TYPE {self._number_type}")
+            self._encode_buffered()
 
     def finish(self) -> None:
         """Encode the events that are still buffered, and rank the IDs."""
-        self.encode_buffered()
+        self._encode_buffered()
         self._connection.execute("DROP TABLE buffered")
         for side in SIDES:
             self._connection.execute(
-                "CREATE TABLE ranked AS SELECT number, id, "
-                f"row_number() OVER (ORDER BY id)::{self._number_type} AS id_rank FROM ids_{side}"
+                f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id) AS id_rank FROM ids_{side}"
             )
-            self._connection.execute(f"DROP TABLE ids_{side}")
-            self._connection.execute(f"DROP TABLE found_{side}")
-            self._connection.execute(f"DROP TABLE others_{side}")
+            self._connection.execute(f"DROP TABLE ids_{side}; DROP TABLE found_{side}; DROP TABLE others_{side}")
             self._connection.execute(f"ALTER TABLE ranked RENAME TO ids_{side}")
 
-    def encode_buffered(self) -> None:
+    def _encode_buffered(self) -> None:
         """Encode the events of small files that wait for more."""
         if self._buffered:
             self._encode("buffered", self._unlisted)
@@ -142,36 +124,23 @@ class IdEncoder:
             f"FROM (SELECT DISTINCT id FROM found_{side}) ANTI JOIN ids_{side} USING (id)"
         )
         self._connection.execute(
-            "CREATE TABLE taken AS SELECT number FROM new GROUP BY number HAVING count(*) > 1 "
-            f"UNION SELECT number FROM new SEMI JOIN ids_{side} USING (number)"
+            f"INSERT INTO others_{side} SELECT -{self._others[side]} - row_number() OVER (), id FROM new "
+            "WHERE number IN (SELECT number FROM new GROUP BY number HAVING count(*) > 1) "
+            f"OR number IN (SELECT number FROM ids_{side})"
         )
-        others = count_rows(self._connection, "new SEMI JOIN taken USING (number)")
-        if self._others[side] + others > _reserved():
-            self._widen()
-        first = (1 << _NARROW_BITS) - _reserved() + self._others[side]
         self._connection.execute(
-            f"INSERT INTO others_{side} SELECT {first} + row_number() OVER () - 1, id "
-            "FROM new SEMI JOIN taken USING (number)"
+            f"INSERT INTO ids_{side} SELECT coalesce(o.number, new.number), id "
+            f"FROM new LEFT JOIN others_{side} o USING (id)"
         )
-        self._others[side] += others
-        self._connection.execute(
-            f"INSERT INTO ids_{side} SELECT number, id FROM new ANTI JOIN taken USING (number) "
-            f"UNION ALL SELECT number, id FROM others_{side} WHERE number >= {first}"
-        )
-        for table in ("new", "taken"):
-            self._connection.execute(f"DROP TABLE {table}")
+        self._connection.execute("DROP TABLE new")
         self._empty(f"found_{side}")
         self._known[side] = count_rows(self._connection, f"ids_{side}")
+        self._others[side] = count_rows(self._connection, f"others_{side}")
 
     def _empty(self, table: str) -> None:
         """Delete the rows of ``table``, and what they take: TRUNCATE frees nothing in a database in memory."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {table} AS FROM {table} LIMIT 0")
 
 
-def _reserved() -> int:
-    return (1 << _NARROW_BITS) // _RESERVED_SHARE
-
-
 def _hash_sql(column: str) -> str:
-    """Return SQL of a number below those that are reserved."""
-    return f"((hash({column}) >> {64 - _NARROW_BITS}) * {_RESERVED_SHARE - 1} // {_RESERVED_SHARE})"
+    return f"(hash({column}) >> {64 - _HASH_BITS})::BIGINT"

@@ -132,13 +132,11 @@ def test_output_bytes_do_not_depend_on_blocks_or_the_width_of_numbers(
         return checksums(tmp_path / name)
 
     whole = prepared("whole")
-    # The first file waits to the end, and the others are blocks; the second has been encoded when the third is too much
-    # for narrow numbers, and has more customers, items, and rows than they can count. The hashes of many are taken. The
-    # third has more rows than few.
+    # The first file waits to the end, and the others are blocks. The hashes of many IDs are taken. The third has more
+    # rows than few.
     monkeypatch.setattr(id_encoder, "_BLOCK_ROWS", 120)
     monkeypatch.setattr(events, "_FEW_ROWS", 150)
-    monkeypatch.setattr(id_encoder, "_NARROW_TYPE", "UTINYINT")
-    monkeypatch.setattr(id_encoder, "_NARROW_BITS", 8)
+    monkeypatch.setattr(id_encoder, "_HASH_BITS", 8)
     assert prepared("blocks") == whole
 
 
