@@ -18,13 +18,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import InputError, Option, format_names
 from crossfade.base.options import alternatives
 from crossfade.base.text import counted
-from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.embeddings.files import VectorSource
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import FilterOptions
 from crossfade.trainer.recommend.row_names import RowLookup, RowNames, UnknownRowError
 from crossfade.trainer.recommend.trained_model import TrainedModel
@@ -141,37 +138,3 @@ def with_lists(candidates: Candidates, allow_N: IntArray | None, deny_N: IntArra
 def filters_leave_none(entity: str) -> InputError:
     """Return the error that filters leave no row of ``entity``."""
     return InputError(f"the filters leave no {entity}: relax ", alternatives(map(Option, ("where", "allow", "deny"))))
-
-
-class RowSubset:
-    """A few rows of a table, such as those on a list, as a source of vectors by place, to rank them alone.
-
-    A row's place is its position among the rows of the subset.
-    """
-
-    def __init__(self, source: VectorSource, table: TableSpec, rows_P: IntArray) -> None:
-        """Use ``rows_P`` of ``table``, int64, sorted and unique, whose vectors ``source`` provides."""
-        self._source = source
-        self._rows_P = rows_P
-        self._all_rows = table.rows
-        self.table = replace(table, rows=len(rows_P))
-
-    def vectors(self, entity: str, places_N: IntArray) -> FloatArray:
-        """Return the vectors at ``places_N``, int64, sorted and unique: float32 (N, D)."""
-        return self._source.vectors(entity, self._rows_P[places_N])
-
-    def candidates(self, candidates: Candidates) -> Candidates:
-        """Return ``candidates`` of the table by place."""
-        groups = None if candidates.groups is None else candidates.groups.take(self._rows_P)
-        return replace(candidates, kept_R=candidates.kept_R[self._rows_P], groups=groups)
-
-    def places(self, lists: ItemLists) -> ItemLists:
-        """Return ``lists`` of rows as lists of places, without the rows outside the subset."""
-        is_member_R = np.zeros(self._all_rows, np.bool_)
-        is_member_R[self._rows_P] = True
-        kept = lists.filter_items(is_member_R)
-        return ItemLists(kept.starts_Q1, np.searchsorted(self._rows_P, kept.items_N))
-
-    def rows(self, places_QK: IntArray) -> IntArray:
-        """Return the rows at ``places_QK``; -1 remains -1."""
-        return np.where(places_QK >= 0, self._rows_P[places_QK], -1)

@@ -34,7 +34,6 @@ from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import (
     Candidates,
-    RowSubset,
     filter_rows,
     filters_leave_none,
     listed_rows,
@@ -58,8 +57,6 @@ from crossfade.trainer.recommend.row_names import RowLabel, RowLookup, RowNames,
 from crossfade.trainer.recommend.trained_model import OpenModel, TrainedModel
 from crossfade.trainer.runs.options import ModelSource
 
-MAX_LISTED = 1000
-"""Rows of an ``allow`` list up to which they are ranked by themselves, without reading the others."""
 _QUICK_VALUES, _LEAST_DIM = 1 << 19, 32
 """Values of a table that one thread ranks exactly in about a millisecond; rows of fewer columns take as long as 32."""
 _MAX_RANKERS = 64
@@ -173,14 +170,10 @@ class Selection:
 
     Attributes:
         ranker: ranks them.
-        subset: the few rows that ``ranker`` has; None: all rows of the entity.
-        denied_N: rows to leave out besides.
         reranking: how to choose the rows of a list from its best; None: it has the best.
     """
 
     ranker: Ranker
-    subset: RowSubset | None = None
-    denied_N: IntArray | None = None
     reranking: Reranking | None = None
 
     def rank(self, query_QD: FloatArray, excluded: ItemLists, k: int, keys_Q: IntArray) -> Rankings:
@@ -188,16 +181,10 @@ class Selection:
 
         ``keys_Q`` is what each query is recognized by when rows are drawn by chance, int64.
         """
-        if self.denied_N is not None:
-            excluded = _with_all(excluded, self.denied_N)
-        if self.subset is not None:
-            excluded = self.subset.places(excluded)
         if self.reranking is None:
-            ranked = self.ranker.rank(query_QD, excluded, k)
-        else:
-            best = self.ranker.rank(query_QD, excluded, self.reranking.options.depth(k), k)
-            ranked = self.reranking.choose(*best, k, keys_Q, self.ranker.source, self.ranker.table)
-        return Rankings(*ranked if self.subset is None else (self.subset.rows(ranked[0]), ranked[1]))
+            return Rankings(*self.ranker.rank(query_QD, excluded, k))
+        best = self.ranker.rank(query_QD, excluded, self.reranking.options.depth(k), k)
+        return Rankings(*self.reranking.choose(*best, k, keys_Q, self.ranker.source, self.ranker.table))
 
 
 class Model:
@@ -463,18 +450,8 @@ class Model:
         deny_N, unknown = names.rows_of(options.deny)
         if unknown and not len(deny_N) and self._log is not None:
             self._log(f"none of the {len(unknown):,} denied IDs is one of {entity}")
-        if allow_N is None and options.index is None:
-            ranker = self._ranker(entity, metric, options)
-            if isinstance(ranker, IndexRanker):
-                return Selection(ranker, denied_N=deny_N)
-        candidates = with_lists(self._candidates(entity, options), None, deny_N)
-        if allow_N is None or len(allow_N) > MAX_LISTED or options.index is not None:
-            return Selection(self._new_ranker(entity, metric, options, with_lists(candidates, allow_N, None)))
-        source, table, score = self._compared(entity, metric, options)
-        subset, damping_R = RowSubset(source, table, allow_N), self._damping(options)
-        damping_P = None if damping_R is None else damping_R[allow_N]
-        ranker = Ranker(subset, subset.table, score.of_items(allow_N), subset.candidates(candidates), damping_P)
-        return Selection(ranker, subset)
+        candidates = with_lists(self._candidates(entity, options), allow_N, deny_N)
+        return Selection(self._new_ranker(entity, metric, options, candidates))
 
     def _ranker(self, entity: str, metric: Metric, options: RankingOptions) -> Ranker:
         key = _key(entity, metric, options)
@@ -543,13 +520,3 @@ def _key(entity: str, metric: Metric, options: RankingOptions) -> _Key:
 
 def _nothing(rows_Q: IntArray) -> ItemLists:
     return ItemLists(np.zeros(len(rows_Q) + 1, np.int64), np.empty(0, np.int64))
-
-
-def _with_all(lists: ItemLists, rows_N: IntArray) -> ItemLists:
-    """Return ``lists`` with ``rows_N`` added to each."""
-    merged = [
-        np.union1d(lists.items_N[start:stop], rows_N)
-        for start, stop in zip(lists.starts_Q1[:-1], lists.starts_Q1[1:], strict=True)
-    ]
-    starts_Q1 = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(list_N) for list_N in merged], dtype=np.int64)])
-    return ItemLists(starts_Q1, np.concatenate([np.empty(0, np.int64), *merged]))

@@ -86,29 +86,6 @@ def test_few_lists_have_the_largest_inner_products(codes: Codes) -> None:
     assert recall(lists.search(query_QD, 20, 16)[0], truth_QK) > 0.9
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_file_searches_like_memory(metric: ScoreKind, tmp_path: Path) -> None:
-    vectors_ND, query_QD = clustered()
-    options = ListOptions(metric)
-    lists = build(vectors_ND, options)
-    lists.write(tmp_path / "index")
-    read = VectorLists.read(tmp_path / "index", options)
-    kept_R = np.arange(2 * ROWS) % 3 == 0
-    for found, expected in zip(read.search(query_QD, 9, 8, kept_R), lists.search(query_QD, 9, 8, kept_R), strict=True):
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_filter_keeps_only_its_rows() -> None:
-    vectors_ND, query_QD = clustered()
-    lists = build(vectors_ND, ListOptions("cosine"))
-    kept_R = np.zeros(2 * ROWS, np.bool_)
-    kept_R[[8, 300, 302]] = True
-    rows_QK, scores_QK = lists.search(query_QD, 5, lists.lists, kept_R)
-    assert {tuple(sorted(rows_K)) for rows_K in rows_QK.tolist()} == {(-1, -1, 8, 300, 302)}
-    assert np.isneginf(scores_QK[:, 3:]).all()
-    assert np.isfinite(scores_QK[:, :3]).all()
-
-
 def test_file_that_is_no_index_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "index").write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match="is no index that FAISS can read"):

@@ -115,12 +115,7 @@ def test_known_items_are_left_out_unless_they_are_wanted(served: Model) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most", [0, model.MAX_LISTED])
-def test_allow_and_deny_lists_hold_with_exclusions(
-    served: Model, indexed: Version, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
-    """A short list is ranked by itself, a long one among all rows."""
-    monkeypatch.setattr(model, "MAX_LISTED", most)
+def test_allow_and_deny_lists_hold_with_exclusions(served: Model, indexed: Version) -> None:
     everything, _ = served.recommend(EVERYONE, RecommendOptions(k=TRACKS))
     allow, deny = np.arange(3, TRACKS, 4), np.arange(0, TRACKS, 3)
     lists = {"allow": tuple(5000 + allow), "deny": tuple(5000 + deny)}
