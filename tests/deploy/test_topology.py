@@ -1,5 +1,6 @@
 """The names of roles, their addresses, and the hosts that they are assigned to."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ from crossfade.deploy.topology import (
     Address,
     Role,
     assign_roles,
+    free_address,
     missing_hosts,
     sizes_on_hosts,
 )
@@ -86,3 +88,8 @@ def test_each_role_is_assigned_to_a_host_that_accepts_it(
         names.split() for names in expected.split("|")
     ]
     assert missing_hosts(cluster, hosts) == missing
+
+
+def test_free_port_is_none_that_the_kernel_may_assign_before_a_role_listens() -> None:
+    first_assigned = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert {free_address(ClusterConfig()).port < first_assigned for _ in range(20)} == {True}

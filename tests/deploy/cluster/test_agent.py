@@ -91,6 +91,29 @@ def run_until(agent: Agent, condition: Callable[[], object]) -> None:
     wait_until(holds, "the agent's reaction")
 
 
+def test_new_coordinator_is_joined_without_roles_and_the_earlier_one_is_ignored(
+    agent: Agent, coordinator: ScriptedCoordinator
+) -> None:
+    coordinator.set(generation=5)
+    run_until(agent, lambda: coordinator.last.generation == 5)
+    earlier = children()
+    coordinator.set(coordinator="c2", action="wait")
+    run_until(agent, lambda: coordinator.last.coordinator == "c2")
+    assert (coordinator.last.generation, coordinator.last.ended_generation) == (None, 0)
+    assert not any(child.is_running() for child in earlier)
+    coordinator.set(coordinator="c2")
+    run_until(agent, lambda: coordinator.last.generation == 1)
+    for action in ("wait", "run", "leave"):
+        coordinator.set(coordinator="c1", action=action, generation=2)
+        sent = coordinator.last.number
+        run_until(agent, lambda sent=sent: coordinator.last.number > sent + 1)
+        assert (coordinator.last.coordinator, agent.final_state) == ("c2", None)
+    # It does not renew the lease either.
+    run_until(agent, lambda: coordinator.last.ended_generation == 1)
+    coordinator.set(coordinator="c2", generation=2)
+    run_until(agent, lambda: coordinator.last.generation == 2)
+
+
 def test_killed_role_is_reported_with_its_log(agent: Agent, coordinator: ScriptedCoordinator) -> None:
     coordinator.set(roles=("server-0", "server-1"))
     run_until(agent, lambda: coordinator.last.generation == 1 and len(children()) == 2)

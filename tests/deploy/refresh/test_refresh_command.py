@@ -100,6 +100,7 @@ def test_file_is_taken_once_and_a_changed_one_is_only_warned_of(service: Service
 def test_local_file_is_left_until_it_has_settled(tmp_path: Path) -> None:
     service = ServiceFolder(tmp_path, settle_seconds=100)
     service.configure(events=[str(tmp_path / "events" / "*")])
+    rejected(service.command("refresh"), "music.yaml: events: no file matches ")
     now = time.time()
     for name, age in (("future.csv", -4000), ("whole.csv", 200), ("young.csv", 50)):
         (tmp_path / "events" / name).write_text("user,track,at\nc1,t1,3\n")

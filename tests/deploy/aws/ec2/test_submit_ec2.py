@@ -13,7 +13,7 @@ import yaml
 from aws_server import AwsServer
 from ec2_leftovers import leftovers
 from running_command import started
-from submitting_ec2 import BUCKET, created, detached, stored, submitted_run
+from submitting_ec2 import BUCKET, IMAGE, created, detached, stored, submitted_run
 from waiting import wait_until
 
 from crossfade.cli.main import main
@@ -125,6 +125,34 @@ def test_role_of_the_hosts_writes_only_what_hosts_write(aws: AwsServer, job: Pat
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "parameter", "variant", "gpus", "roles"),
+    [
+        (("r6i.large", "--hosts", "3", "--servers", "2"), "amazon-linux-2023/recommended", "cpu", "", (2, 3)),
+        (("g5.xlarge",), "amazon-linux-2023/gpu/recommended", "torch", "all", (0, 1)),
+        (("p2.xlarge",), "amazon-linux-2023/gpu/recommended", "cu90", "all", (0, 1)),
+    ],
+)
+def test_instance_type_selects_image_machine_image_and_roles(
+    aws: AwsServer, job: Path, options: tuple[str, ...], parameter: str, variant: str, gpus: str, roles: object
+) -> None:
+    # moto's region has no p2 any longer, which --subnet does not ask.
+    [subnet, *_] = aws.client("ec2").describe_subnets()["Subnets"]
+    assert detached(job, "--subnet", subnet["SubnetId"], "--instance-type", *options) == 0
+    [request] = aws.calls_of("GetParameter")
+    assert request.body["Name"].endswith(f"{parameter}/image_id")
+    cluster = created(aws)
+    assert (cluster["Image"], cluster["Gpus"], cluster["Subnets"]) == (
+        IMAGE.replace("cpu", variant),
+        gpus,
+        subnet["SubnetId"],
+    )
+    assert cluster["Driver"] == ("470.256.02" if variant == "cu90" else "")
+    [text] = [text for name, text in stored(aws).items() if name.endswith("job.yaml")]
+    sizes = yaml.safe_load(text)["cluster"]
+    assert (sizes["servers"], sizes["workers"]) == roles
+
+
 def test_dry_run_prints_the_requests_and_sends_none(
     aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +226,16 @@ def test_request_that_aws_rejects_leaves_no_resources(
     aws.fail("CreateStack", "AccessDenied", "no", times=0)
     assert detached(job, "--hosts", 2, "--spot") == 2
     assert "creating the stack: no (AccessDenied, region us-east-1); allow it" in capsys.readouterr().err
+    assert leftovers(aws) == []
+
+
+def test_failed_stack_is_reported_with_its_first_reason(
+    aws: AwsServer, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_stack(aws, "DELETE_COMPLETE", "CREATE_FAILED", "not authorized to perform: iam:CreateRole")
+    assert detached(job) == 1
+    line = "the cluster cannot be created: Token: not authorized to perform: iam:CreateRole"
+    assert line in capsys.readouterr().err.splitlines()[-1]
     assert leftovers(aws) == []
 
 
