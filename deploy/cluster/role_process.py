@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from crossfade.base.errors import command
 from crossfade.base.machine import OomKills
+from crossfade.base.processes import describe_exit
 from crossfade.base.text import error_line
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
 from crossfade.deploy.cluster.role_environment import socket_path
@@ -138,7 +139,7 @@ class RoleProcess:
                 error=last_error(log),
                 log=str(self.log),
             )
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = describe_exit(code)
         details = f"{tail}log: {self.log}"
         if code == -signal.SIGKILL and self._oom_kills.have_risen():
             how = "was killed for lack of memory"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import psutil
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
+from needs import root
 from running_command import records, succeeded
+from small_disk import MountError, fill, mounted_disk
 
 from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 
@@ -90,7 +93,7 @@ def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) ->
 
     crashed = TrialRun(workspace, "crashed", process)
     assert crashed.train(LONG, go_on, crash) == -signal.SIGSEGV
-    assert crashed.describe_failure().startswith("killed by SIGSEGV (log: ")
+    assert crashed.describe_failure().startswith("its process was killed by SIGSEGV; ")
     assert TrialRun(workspace, "after-crash", process).train(SETTINGS, go_on, go_on) == 0
     assert results(workspace / "after-crash") == results(workspace / "before")
     assert host.pid not in {each.pid for each in hosts()}
@@ -113,6 +116,22 @@ def test_process_that_was_killed_between_trainings_is_replaced(workspace: Path, 
         host.kill()
         os.waitid(os.P_PID, host.pid, os.WEXITED | os.WNOWAIT)
     assert (workspace / "missing.log").read_text().count("missing.yaml") == 2
+
+
+def test_training_whose_log_is_on_a_full_disk_leaves_its_reason(
+    workspace: Path, process: TrialProcess, tmp_path: Path
+) -> None:
+    try:
+        with mounted_disk(tmp_path / "disk", 1 << 16) as disk:
+            shutil.copy(workspace / "job.yaml", disk)
+            fill(disk, leave=0)
+            run = TrialRun(disk, "trial", process)
+            assert run.train(SETTINGS, go_on, go_on) == 1
+            failure = run.describe_failure()
+    except MountError as reason:
+        pytest.skip(root(reason))
+    assert failure.startswith("its process ended with exit code 1; OSError: ")
+    assert "No space left on device" in failure
 
 
 def test_orphan_process_reports_its_dead_parent() -> None:
