@@ -10,7 +10,7 @@ import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from numba import config
-from running_command import single_line, succeeded
+from running_command import crossfade, single_line, succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.cli.main import main
@@ -117,6 +117,14 @@ def test_invalid_number_in_the_environment_is_rejected(monkeypatch: pytest.Monke
     monkeypatch.setenv(name, "-1")
     with pytest.raises(InputError, match=f"{name} is '.*', expected an integer from "):
         READERS[name]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["NUMBA_NUM_THREADS=0", "NUMBA_NUM_THREADS=5000", "NUMBA_DISABLE_JIT=1"])
+def test_setting_of_numba_that_kernels_cannot_run_with_is_rejected(tmp_path: Path, setting: str) -> None:
+    variable, value = setting.split("=")
+    result = crossfade("similar", "nowhere", 1, cwd=tmp_path, variables={variable: value})
+    assert single_line(result.returncode, result.stdout, result.stderr).startswith(f"{variable} is ")
 
 
 @pytest.mark.slow
