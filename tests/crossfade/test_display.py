@@ -94,17 +94,24 @@ def test_restart_says_how_much_is_lost(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
-@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 1), (10.0, 0)])
+@pytest.mark.parametrize(
+    ("seconds", "total", "lines"),
+    [(0.0, 5_000, ["2.50k of 5.00k"]), (0.0, None, ["2.50k"]), (10.0, 5_000, [])],
+)
 def test_phase_has_lines_in_a_log_if_it_takes_long(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seconds: float, lines: int
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    total: int | None,
+    lines: list[str],
 ) -> None:
     logs.configure_console()
     monkeypatch.setattr(display, "_LINE_SECONDS", seconds)
     with display.progress_bars() as bars:
-        bars.phase("read events", 5_000, "B")
+        bars.phase("read events", total, "B")
         bars.advance(2_500)
     printed = capsys.readouterr().err.splitlines()
-    assert printed[-1:] == ["crossfade: read events: 2.50k of 5.00k in 00:00"] * lines
+    assert printed[-1:] == [f"crossfade: read events: {line} in 00:00" for line in lines]
 
 
 def test_only_a_failure_after_the_results_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
