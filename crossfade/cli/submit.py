@@ -42,8 +42,7 @@ OUTPUT/NAME/output/model.tar.gz.
 
 The image depends on the GPU of the instance type: crossfade:torch for T4 and newer (ml.g4dn, ml.g5, ml.p4d, ml.p5),
 crossfade:cu112 for V100 and M60 (ml.p3, ml.g3), crossfade:cu90 for K80 (ml.p2), crossfade:cpu without one. A job uses
-the GPU unless it sets train.device or train.engine to cpu. AWS is retiring p2 and p3: where ml.p2.xlarge is not
-available, choose another --instance-type, such as ml.g4dn.xlarge.
+the GPU unless it sets train.device or train.engine to cpu. AWS is retiring p2 and p3.
 
 With --spot, SageMaker interrupts the job when it needs the hosts; the job writes a checkpoint and resumes when there is
 capacity. With --wait or --follow, Ctrl-C only stops following; --stop stops the job.

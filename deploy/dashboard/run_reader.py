@@ -166,7 +166,6 @@ class StateFile(BaseModel):
     command: dict[str, Any] = {}
     oom_kills: OomKillsOfState | None = None
     processes: dict[str, ProcessState] = {}
-    warnings: list[str] = []
 
 
 class RunFile(BaseModel):
