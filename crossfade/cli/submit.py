@@ -120,7 +120,7 @@ The dataset must be on S3. Each of several hosts runs a server and a worker, or 
 unless the job or the options set more. The run's folder below --output gets the job, checkpoints and, at the end,
 result/ with embeddings and report; CloudWatch gets the log, in the group /crossfade/runs. Instances need a route to S3,
 Secrets Manager, Auto Scaling, CloudWatch Logs and ECR; in the default network they have one. No port is open to the
-internet. docs/aws.md lists the permissions of this command, and explains how to push an image to ECR.
+internet.
 
 The cluster is a CloudFormation stack. Its Auto Scaling groups replace hosts that are lost, whether the run is followed
 or not. With --spot, EC2 may interrupt instances: the job saves a checkpoint first, and another instance replaces the
@@ -178,7 +178,7 @@ _EXAMPLES = (
 _NOTES = """\
 'crossfade train' takes the same job file; the dataset and the results are on S3. Credentials, region and endpoint come
 from the configuration of the AWS tools (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL ...). The package boto3 is required:
-pip install 'crossfade[aws]'. docs/aws.md lists permissions and quotas, and explains how to push an image to ECR.
+pip install 'crossfade[aws]'.
 """
 
 

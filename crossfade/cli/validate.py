@@ -24,7 +24,7 @@ _EXAMPLES = (
     ),
 )
 _NOTES = """\
-docs/data-format.md specifies the format. Exit codes: 0 no problem; 2 problems, listed on stderr.
+Exit codes: 0 no problem; 2 problems, listed on stderr.
 """
 
 
