@@ -163,7 +163,6 @@ class ForgetReport:
         pending: How many of them were pending (without a row yet).
         interactions: The number of deleted interactions by split, and of those of the replay.
         files_rewritten: The number of files that were rewritten.
-        leftovers_deleted: Whether files of an earlier, interrupted call were deleted.
     """
 
     folder: Folder
@@ -174,7 +173,6 @@ class ForgetReport:
     pending: int
     interactions: dict[str, int]
     files_rewritten: int
-    leftovers_deleted: bool
 
 
 @contextmanager
@@ -195,8 +193,8 @@ def plan_deletion(
         with explaining_failures(folder):
             manifest = read_manifest(folder)
             _check_entity(folder, manifest, entity)
-            leftovers_deleted = delete_leftovers(folder, manifest)
-            planned = PlannedDeletion(folder, manifest, entity, progress, lock, version).plan(ids, leftovers_deleted)
+            delete_leftovers(folder, manifest)
+            planned = PlannedDeletion(folder, manifest, entity, progress, lock, version).plan(ids)
         yield planned
 
 
@@ -252,7 +250,7 @@ class PlannedDeletion:
         # By entity: the rows that become vacant.
         self._vacant: dict[str, IntArray] = {}
 
-    def plan(self, ids: pa.StringArray, leftovers_deleted: bool) -> PlannedDeletion:
+    def plan(self, ids: pa.StringArray) -> PlannedDeletion:
         """Find what to delete of ``ids``; return self."""
         rows_R = self._find_rows(ids)
         pending = self._plan_pending(ids)
@@ -278,7 +276,6 @@ class PlannedDeletion:
             pending=pending,
             interactions=dropped,
             files_rewritten=len(self._plan.changes),
-            leftovers_deleted=leftovers_deleted,
         )
         return self
 
@@ -495,8 +492,8 @@ def write_journal(folder: Folder, files: list[str]) -> None:
     folder.write(JOURNAL, _Journal(files=files).model_dump_json(indent=1).encode())
 
 
-def delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
-    """Delete the files that the journal lists and ``manifest`` does not; return whether there was a journal.
+def delete_leftovers(folder: Folder, manifest: DatasetManifest) -> None:
+    """Delete the files that the journal, if there is one, lists and ``manifest`` does not.
 
     Raises:
         InputError: the journal was not written by ``write_journal``.
@@ -504,7 +501,7 @@ def delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
     try:
         listed = validate_json(_Journal, folder.read(JOURNAL)).files
     except FileNotFoundError:
-        return False
+        return
     except ValueError as error:
         raise InputError(
             f"{folder.uri}/{JOURNAL}: was not written by {command('forget')}: {error}; "
@@ -516,7 +513,6 @@ def delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
             with translate_storage_errors(f"{folder.uri}/{path}", action="deleted"):
                 folder.remove(path)
     folder.remove(JOURNAL)
-    return True
 
 
 @contextmanager
