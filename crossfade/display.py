@@ -291,7 +291,7 @@ class _Log:
 
 def _log_bar(**options: Any) -> Any:
     """Return a progress bar for a log: a line every ten seconds, and none of a phase that takes less."""
-    line = "{desc}: {n_fmt} of {total_fmt} in {elapsed}"
+    line = "{desc}: {n_fmt}" + (" of {total_fmt}" if options["total"] is not None else "") + " in {elapsed}"
     options |= {"dynamic_ncols": False, "mininterval": _LINE_SECONDS, "delay": _LINE_SECONDS, "bar_format": line}
     return tqdm(**options, file=_Log())
 

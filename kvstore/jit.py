@@ -11,9 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from crossfade.base.environment import environment_integer
 from crossfade.base.errors import InputError
 from crossfade.base.packages import hidden
 
+environment_integer("NUMBA_NUM_THREADS", 1, 1, 4096)  # numba crashes with more
 with hidden("scipy"):
     import numba
     from numba import extending, get_num_threads
@@ -23,6 +25,9 @@ with hidden("scipy"):
 
     from crossfade.kvstore.kernel_code import kernel_libraries
     from crossfade.kvstore.portable_kernels import KernelCache
+
+if numba.config.DISABLE_JIT:
+    raise InputError("NUMBA_DISABLE_JIT is set, but kernels must be compiled; unset it")
 
 __all__ = ["allocating_kernel", "chosen_kernel", "compiled_for", "get_num_threads", "inner_kernel", "intrinsic", "njit"]
 

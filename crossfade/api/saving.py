@@ -17,6 +17,7 @@ from crossfade.base.io.output import staged_folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.replacing import check_replaceable, replace_folder
 from crossfade.trainer.config.loading import parse_job_text
+from crossfade.trainer.prepare.staging import foreign_name
 from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 from crossfade.trainer.runs.run_lock import LOCK_FILE
 
@@ -80,6 +81,8 @@ def _find_foreign(folder: Path) -> str | None:
     run = RunFolder(folder)
     if foreign := [name for name in run.foreign_names() if written_name(name) != DATASET_FOLDER]:
         return foreign[0]
+    if (dataset := folder / DATASET_FOLDER).is_dir() and (name := foreign_name(dataset)) is not None:
+        return f"{DATASET_FOLDER}/{name}"
     if any(folder.iterdir()) and not _is_job(folder / JOB_FILE):
         problem = f"holds no model (it has no {JOB_FILE} of a run), so it is not replaced"
         raise InputError(f"{folder}: {problem}; choose another")

@@ -29,6 +29,11 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
+def describe_exit(code: int) -> str:
+    """Return how a process ended whose exit code is ``code``, or minus a signal."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
 def started_at(pid: int) -> float:
     """Return when process ``pid`` started, by which a later process with the same ID can be told from it.
 

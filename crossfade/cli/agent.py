@@ -22,7 +22,7 @@ On the first host, before or after this command:
       --set cluster.hosts=2 --set cluster.host=10.0.0.1 --set cluster.coordinator_address=10.0.0.1:7070
 
 Hosts share DIR and the dataset, at the same paths, and run the same version of crossfade. The token is sent in plain
-text. Spares, lost hosts, and hosts without a shared folder: docs/distributed.md.
+text.
 
 Exit codes: 0 the job is done; 1 it failed; 2 invalid input; 75 this host or the coordinator's was interrupted by EC2;
 130 and 143 stopped by SIGINT or SIGTERM. After these, the job resumes when another host joins.

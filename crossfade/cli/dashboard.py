@@ -19,7 +19,6 @@ _EXAMPLES = (
 )
 _NOTES = f"""\
 Without --token-file, {TOKEN_VARIABLE} has the token, if it is set. /healthz answers 200, without a token.
-More: docs/dashboard.md.
 """
 
 

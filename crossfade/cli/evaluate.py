@@ -24,7 +24,7 @@ _NOTES = """\
 After ± is the standard error of a mean over queries. Of more queries than --max-queries (default: evaluate.final of the
 job), a sample is evaluated, which is the same for every run on the dataset. Baselines are rankings by popularity, by
 recent popularity if there are timestamps, and by item cosine. A run below a baseline by more than the error is named
-first. Definitions of all metrics, segments, and tests: docs/evaluation.md.
+first.
 """
 
 _RERANKED = ("recall", "ndcg", "coverage", "diversity", "novelty", "gini")

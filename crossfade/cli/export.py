@@ -42,7 +42,7 @@ has written any. Databases get no rows that were not trained.
 
 --push writes to a database in batches. Readers see the earlier vectors until it ends, except in S3 Vectors. OUT is
 complete or, after an error, absent; --overwrite replaces nothing but files that an export wrote. PLACE must not have a
-password. More: docs/using-embeddings.md.
+password.
 
 Exit codes: 0 done; 1 the checkpoint cannot be read, or the server was lost; 2 invalid input, or a corrupt checkpoint;
 130 and 143 stopped.

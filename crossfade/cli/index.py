@@ -30,7 +30,6 @@ error, absent. Rows that were not trained are left out.
 
 The metric is part of the index: 'crossfade recommend' needs the default, which is model.score of the job or, of a model
 with a popularity term, dot; 'crossfade similar' needs cosine. Another model, dataset, entity or metric is rejected.
-Memory, and codes: docs/using-embeddings.md.
 
 Exit codes: 0 done; 1 FOLDER cannot be written; 2 invalid input, or a corrupt checkpoint; 130 and 143 stopped.
 """

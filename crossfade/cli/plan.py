@@ -30,13 +30,12 @@ _EXAMPLES = (
     ("crossfade plan jobs/billions.yaml --hosts 2 --servers 2", "Plan for two hosts like this machine."),
     (
         "crossfade plan jobs/lastfm.yaml --hosts 2 --servers 2 --workers 2 --to slurm --out slurm",
-        "Write a batch script; --to kubernetes writes manifests (docs/schedulers.md).",
+        "Write a batch script; --to kubernetes writes manifests.",
     ),
 )
 _NOTES = """\
 Tables and their optimizer state are exact; other memory is computed from the job and what idle processes were measured
-to use. "At most" includes what depends on the course of training. The memory of a GPU is not planned. More:
-docs/capacity.md.
+to use. "At most" includes what depends on the course of training. The memory of a GPU is not planned.
 
 Exit codes: 0 the job fits, or may fit; 1 it does not fit; 2 invalid input.
 """

@@ -26,7 +26,7 @@ _EXAMPLES = (
 _NOTES = """\
 Text files have a header, or a JSON object in each line (.jsonl, .ndjson), and may be compressed with gzip or zstd, as
 in .csv.gz. Files and --out may be on S3, with the credentials and endpoint of the AWS tools. OUT appears when
-everything is done, and not at all after an error. All else is in docs/preparing-data.md.
+everything is done, and not at all after an error.
 """
 
 

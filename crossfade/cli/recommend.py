@@ -43,7 +43,7 @@ left out. Such customers, and unknown ones, are an error if --customer names the
 distance. A history of somebody new is in order of time, the newest last.
 
 --out writes a row per recommendation: CUSTOMER, rank, ITEM, score, and ITEM_name if the dataset has names (columns have
-the names of the dataset's entities). Histories, filters, and re-ranking: docs/using-embeddings.md.
+the names of the dataset's entities).
 """
 
 

@@ -45,8 +45,7 @@ events and on earlier ones (replay), by job with the keys of increment_job. It i
 new events that were held out; otherwise its events are taken again with the next file.
 
 Each file is taken once, by its name; a local file that is being written should have another name until it is complete.
-A command that was killed continues where it was; only one runs at a time. All keys: docs/fresh-models.md; metrics that
-are served at intervals: docs/metrics.md.
+A command that was killed continues where it was; only one runs at a time.
 
 Exit codes: 0 a version was published, or there was nothing new; 1 the training failed, or a version was rejected;
 2 invalid input, such as an event file with faults, or events that never matched a file. Whatever fails, the last

@@ -25,7 +25,7 @@ _NOTES = """\
 The path begins at A and ends at B, whatever the filters; the rows between them meet the filters. Rows are ordered by
 progress, the angle from A in the plane of A and B: 0 at A and 1 at B. Rows that few listened to have less certain
 vectors: --where "count >= 20" leaves them out. Where no row lies between the two ends, every path has a jump, which the
-cosines show. How the path is found: docs/using-embeddings.md.
+cosines show.
 """
 
 

@@ -42,8 +42,7 @@ OUTPUT/NAME/output/model.tar.gz.
 
 The image depends on the GPU of the instance type: crossfade:torch for T4 and newer (ml.g4dn, ml.g5, ml.p4d, ml.p5),
 crossfade:cu112 for V100 and M60 (ml.p3, ml.g3), crossfade:cu90 for K80 (ml.p2), crossfade:cpu without one. A job uses
-the GPU unless it sets train.device or train.engine to cpu. AWS is retiring p2 and p3: where ml.p2.xlarge is not
-available, choose another --instance-type, such as ml.g4dn.xlarge.
+the GPU unless it sets train.device or train.engine to cpu. AWS is retiring p2 and p3.
 
 With --spot, SageMaker interrupts the job when it needs the hosts; the job writes a checkpoint and resumes when there is
 capacity. With --wait or --follow, Ctrl-C only stops following; --stop stops the job.
@@ -121,7 +120,7 @@ The dataset must be on S3. Each of several hosts runs a server and a worker, or 
 unless the job or the options set more. The run's folder below --output gets the job, checkpoints and, at the end,
 result/ with embeddings and report; CloudWatch gets the log, in the group /crossfade/runs. Instances need a route to S3,
 Secrets Manager, Auto Scaling, CloudWatch Logs and ECR; in the default network they have one. No port is open to the
-internet. docs/aws.md lists the permissions of this command, and explains how to push an image to ECR.
+internet.
 
 The cluster is a CloudFormation stack. Its Auto Scaling groups replace hosts that are lost, whether the run is followed
 or not. With --spot, EC2 may interrupt instances: the job saves a checkpoint first, and another instance replaces the
@@ -179,7 +178,7 @@ _EXAMPLES = (
 _NOTES = """\
 'crossfade train' takes the same job file; the dataset and the results are on S3. Credentials, region and endpoint come
 from the configuration of the AWS tools (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL ...). The package boto3 is required:
-pip install 'crossfade[aws]'. docs/aws.md lists permissions and quotas, and explains how to push an image to ECR.
+pip install 'crossfade[aws]'.
 """
 
 

@@ -31,7 +31,7 @@ For each label, a logistic regression is fitted to the embeddings, which stay as
 --out writes a row per predicted label: ITEM, label, probability, and ITEM_name if the dataset has names. It has the
 rows without any label whose vector is trained. They may have fewer interactions than those with a label, which the
 measurement does not show unless --min-count makes both alike. Labels that the model was trained with, as a feature, are
-not a fair test, and cause a warning. Measures and limits: docs/using-embeddings.md.
+not a fair test, and cause a warning.
 """
 _METHODS = {
     "embeddings": "embeddings",

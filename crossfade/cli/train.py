@@ -30,8 +30,7 @@ cluster.grace_period_seconds at the latest. A second signal ends it at once. Wit
 interruption, the run writes a checkpoint and ends with exit code 75.
 
 A distributed job restarts from the newest complete checkpoint when a process dies or stalls. On several hosts, set the
-coordinator's address and start an agent on each other host (see 'crossfade agent --help'). Restarts, hosts, and
-monitoring: docs/distributed.md, docs/training.md.
+coordinator's address and start an agent on each other host (see 'crossfade agent --help').
 """
 
 

@@ -4,7 +4,8 @@
 
 PARENT is the ID of the process that starts it, and with which it dies. A line on stdin is a request in JSON: the
 arguments of ``crossfade train``, and the log that gets its output. The answer is its exit code, a line on stdout. The
-process ends when stdin does, after a training that a signal has stopped, and at an error of the program.
+process ends when stdin does, after a training that a signal has stopped, and at an error of the program or of the log;
+that error is then the answer, since a full disk leaves no line in the log.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import sys
 from typing import TextIO
 
+from crossfade.base.errors import reason_of
 from crossfade.base.processes import die_with_parent
 from crossfade.base.signals import stopper
 from crossfade.cli.main import main
@@ -26,10 +28,13 @@ def serve(requests: TextIO, answers: TextIO) -> int:
     code = 0
     for line in requests:
         request = json.loads(line)
-        code = _train(request["arguments"], request["log"])
+        try:
+            code = _train(request["arguments"], request["log"])
+        except Exception as error:
+            print(f"{type(error).__name__}: {reason_of(error)}", file=answers, flush=True)
+            raise
         release_free_memory()
-        answers.write(f"{code}\n")
-        answers.flush()
+        print(code, file=answers, flush=True)
         if stopper.number is not None:
             break
     return code

@@ -20,7 +20,7 @@ _EXAMPLES = (
     ("crossfade validate data/plays", "Read a dataset once, and list every problem with its file, row group and row."),
 )
 _NOTES = """\
-docs/data-format.md specifies the format. Exit codes: 0 no problem; 2 problems, listed on stderr.
+Exit codes: 0 no problem; 2 problems, listed on stderr.
 """
 
 

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 
 from crossfade.base.errors import command
+from crossfade.base.processes import describe_exit
 from crossfade.base.text import error_line
 from crossfade.deploy.cluster.messages import MAX_MESSAGE, DesiredState, Failure
 from crossfade.deploy.cluster.role_environment import socket_path
@@ -137,7 +138,7 @@ class RoleProcess:
                 error=last_error(log),
                 log=str(self.log),
             )
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = describe_exit(code)
         details = f"{tail}log: {self.log}"
         if code == -signal.SIGKILL:
             details += f"; if that was for lack of memory, {command('plan')} has what each process needs"

@@ -158,7 +158,6 @@ class StateFile(BaseModel):
     generation: Whole = 0
     command: dict[str, Any] = {}
     processes: dict[str, ProcessState] = {}
-    warnings: list[str] = []
 
 
 class RunFile(BaseModel):

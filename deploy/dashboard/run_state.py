@@ -128,8 +128,6 @@ def _liveness(run: RunReader, summary: Summary, now: float) -> Iterator[Alert]:
     if recent:
         more = f" (and {len(recent) - 1} more within {duration(RECENT_RESTART_SECONDS)})" if len(recent) > 1 else ""
         yield Alert("warning", f"restarted {duration(now - recent[-1].time)} ago: {recent[-1].describe()}{more}")
-    for warning in run.state.warnings if run.state else []:
-        yield Alert("warning", warning)
 
 
 def _processes(summary: Summary) -> Iterator[Alert]:

@@ -16,7 +16,6 @@ import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from crossfade.base.processes import describe_exit
 from crossfade.trainer.runs.run_folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 
 _POLL_SECONDS = 0.5
@@ -44,6 +44,8 @@ class TrialProcess:
         """Start nothing yet."""
         self._host: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[bytes | None] = queue.Queue()
+        self.end = self.error = ""
+        """How the process ended in the newest training, and its last words; empty if it answered an exit code."""
 
     def train(self, arguments: Sequence[str], log: Path, stop_requested: Callable[[], bool]) -> int:
         """Run ``crossfade train`` with ``arguments``, append its output to ``log``, and return its exit code.
@@ -62,7 +64,7 @@ class TrialProcess:
             raise
 
     def _await_answer(self, host: subprocess.Popen[bytes], stop_requested: Callable[[], bool]) -> int:
-        is_stopping = False
+        is_stopping, self.end, self.error = False, "", ""
         while True:
             if not is_stopping and (is_stopping := stop_requested()):
                 host.terminate()
@@ -70,7 +72,14 @@ class TrialProcess:
                 answer = self._answers.get(timeout=None if is_stopping else _POLL_SECONDS)
             except queue.Empty:
                 continue
-            code = int(answer) if answer is not None else host.wait()
+            if answer is None:
+                code = host.wait()
+                self.end = f"its process {describe_exit(code)}"
+            elif answer.strip().isdigit():
+                code = int(answer)
+            else:  # the end of the process follows
+                self.error = answer.decode().strip()
+                continue
             if is_stopping:  # it ends after this training
                 self.close()
             return code
@@ -180,13 +189,12 @@ class TrialRun:
         shutil.rmtree(self._folder.path, ignore_errors=True)
 
     def describe_failure(self) -> str:
-        """Return the signal that killed the process, or the last line of the log or exit code; and the log's path."""
+        """Return how the process ended, if it did, and the last line of the log or else the exit code; and the log."""
         text = self._log.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        cause = lines[-1].removeprefix("crossfade: error: ") if lines else f"no output, exit code {self._exit_code}"
-        if self._exit_code < 0:
-            cause = f"killed by {signal.Signals(-self._exit_code).name}"
-        return f"{cause} (log: {self._log})"
+        said = self._process.error or (lines[-1].removeprefix("crossfade: error: ") if lines else "no output")
+        how = self._process.end or ("" if lines else f"exit code {self._exit_code}")
+        return f"{'; '.join(filter(None, (how, said)))} (log: {self._log})"
 
 
 class _Epochs:

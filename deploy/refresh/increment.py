@@ -259,7 +259,7 @@ class RefreshedService:
         if plan.base is None:
             return self.config.first_job(data)
         base = RunFolder(self.versions.run_path(plan.base).absolute())
-        popularity = base.report()["popularity"]
+        popularity = base.report().get("popularity")
         return self.config.next_job(
             data,
             str(base.path / "checkpoints"),

@@ -91,3 +91,23 @@ def test_restart_says_how_much_is_lost(capsys: pytest.CaptureFixture[str]) -> No
         "crossfade: x; restarting (generation 3) from the beginning; lost: 1 step since the beginning",
         "crossfade: x; restarting (generation 4) from step 4; lost: no step",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "total", "lines"),
+    [(0.0, 5_000, ["2.50k of 5.00k"]), (0.0, None, ["2.50k"]), (10.0, 5_000, [])],
+)
+def test_phase_has_lines_in_a_log_if_it_takes_long(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    total: int | None,
+    lines: list[str],
+) -> None:
+    logs.configure_console()
+    monkeypatch.setattr(display, "_LINE_SECONDS", seconds)
+    with display.progress_bars() as bars:
+        bars.phase("read events", total, "B")
+        bars.advance(2_500)
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[-1:] == [f"crossfade: read events: {line} in 00:00" for line in lines]

@@ -10,7 +10,7 @@ import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from numba import config
-from running_command import single_line, succeeded
+from running_command import crossfade, single_line, succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.cli.main import main
@@ -102,6 +102,14 @@ def test_missing_package_is_reported(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert f"needs the package '{package}" in train_rejected(*options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["NUMBA_NUM_THREADS=0", "NUMBA_NUM_THREADS=5000", "NUMBA_DISABLE_JIT=1"])
+def test_setting_of_numba_that_kernels_cannot_run_with_is_rejected(tmp_path: Path, setting: str) -> None:
+    variable, value = setting.split("=")
+    result = crossfade("similar", "nowhere", 1, cwd=tmp_path, variables={variable: value})
+    assert single_line(result.returncode, result.stdout, result.stderr).startswith(f"{variable} is ")
 
 
 @pytest.mark.slow

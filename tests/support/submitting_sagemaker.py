@@ -11,7 +11,7 @@ from aws_server import ACCOUNT, REGION, AwsServer
 from command_here import crossfade_here
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/CrossfadeTraining"
-IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/crossfade:cu90"
+IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/crossfade:torch"
 FAST = ("--poll-seconds", "0.05")
 
 
@@ -22,7 +22,7 @@ def account_with_images(server: AwsServer) -> AwsServer:
     ecr.create_repository(repositoryName="crossfade")
     manifest = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json", "layers": []}
     manifest["config"] = {"digest": "sha256:" + "0" * 64, "size": 1, "mediaType": "application/json"}
-    for tag in ("cu90", "cpu"):
+    for tag in ("torch", "cpu"):
         ecr.put_image(repositoryName="crossfade", imageManifest=json.dumps({**manifest, "tag": tag}), imageTag=tag)
     return server
 

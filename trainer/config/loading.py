@@ -8,7 +8,6 @@ and what was expected.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from crossfade.base.errors import InputError, Option, OptionError, Text
 from crossfade.base.io.regular_files import read_regular
-from crossfade.base.text import similar_path
+from crossfade.base.text import similar_name, similar_path
 from crossfade.base.validation import count_problems, first_problem, format_validation_error
 from crossfade.trainer.config.schema import JobConfig
 
@@ -230,7 +229,7 @@ def _suggest_key(location: Sequence[str]) -> str:
 
     known = list(_section_at(location[:-1]).model_fields)
     elsewhere = [key for key, *_ in explain_fields() if key.endswith(f".{location[-1]}")]
-    near = elsewhere or difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    near = elsewhere or [key for key in [similar_name(location[-1], known)] if key is not None]
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known keys here: {', '.join(known)}"
 
 

@@ -161,6 +161,11 @@ def _find_foreign(out: Path) -> str | None:
             _OUT,
             f" ({error})",
         ) from None
+    return foreign_name(out)
+
+
+def foreign_name(out: Path) -> str | None:
+    """Return the name of a file or folder in ``out`` that no preparation has written; None if there is none."""
     # A file that another command is writing, or was when it was killed, is none of its user's.
     found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
     return min(found - _OUR_ENTRIES - listed, default=None)

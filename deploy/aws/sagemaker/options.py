@@ -30,9 +30,7 @@ class SubmitSageMakerOptions(AccountOptions, OptionalJob):
     name: str | None = _job(None, "name the training job (default: the job's name and the time)", value="NAME")
     image: str | None = _job(None, "run this image in ECR (default: crossfade:VARIANT)", value="URI")
     instance_type: str = _job(
-        "ml.p2.xlarge",
-        f"run on this instance type (default: {'ml.p2.xlarge'}, with a K80)",
-        value="TYPE",
+        "ml.g4dn.xlarge", "run on this instance type (default: ml.g4dn.xlarge, with a T4)", value="TYPE"
     )
     hosts: Integer | None = _job(None, "run on N hosts (default: cluster.hosts)", value="N", ge=1)
     volume_gb: Integer = _job(50, "attach a disk of N GiB", value="N", ge=1)

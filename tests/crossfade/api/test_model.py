@@ -81,6 +81,10 @@ def test_saved_model_is_a_run_folder_with_its_dataset(
         *("map/.map.html.partial-0a1b2c3d", "tensorboard/events.out.tfevents.1.host.2.0", ".map.lock"),
     ):
         _write_below(name)(tmp_path / "kept")
+    (own := tmp_path / "kept" / "dataset" / "thesis.tex").touch()
+    with pytest.raises(crossfade.InputError, match="holds 'dataset/thesis.tex', which is not part of a model"):
+        model.save(tmp_path / "kept", overwrite=True)
+    own.unlink()
     model.save(tmp_path / "kept", overwrite=True)
     assert not (tmp_path / "kept" / "map").exists()
     assert (tmp_path / "kept" / "dataset" / "manifest.json").exists()

@@ -180,8 +180,6 @@ MISSING = state("running", at=12, server_0=("missing", {}), worker_0=("running",
             3,
             ["worker-0: only 50 B of 1 kB memory are free"],
         ),
-        ({"state": state("running", at=2) | {"warnings": ["two gets no more roles"]}}, 3, ["two gets no more roles"]),
-        ({"state": state("done", at=2) | {"warnings": ["two gets no more roles"]}}, 3, []),
         ({"state": state("failed", at=2, message="restarted 3 times")}, 3, ["restarted 3 times"]),
         failed("server-0", "was killed by SIGKILL", None, "server-0 on b2 was killed by SIGKILL"),
         failed(

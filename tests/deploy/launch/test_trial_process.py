@@ -1,6 +1,7 @@
 """Trainings of a study share a process: with the results of processes of their own, and without sharing a crash."""
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,7 +12,9 @@ import psutil
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
+from needs import root
 from running_command import records, succeeded
+from small_disk import MountError, fill, mounted_disk
 
 from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 
@@ -87,7 +90,7 @@ def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) ->
 
     crashed = TrialRun(workspace, "crashed", process)
     assert crashed.train(LONG, go_on, crash) == -signal.SIGSEGV
-    assert crashed.describe_failure().startswith("killed by SIGSEGV (log: ")
+    assert crashed.describe_failure().startswith("its process was killed by SIGSEGV; ")
     assert TrialRun(workspace, "after-crash", process).train(SETTINGS, go_on, go_on) == 0
     assert results(workspace / "after-crash") == results(workspace / "before")
     assert host.pid not in {each.pid for each in hosts()}
@@ -101,3 +104,19 @@ def test_stopped_training_saves_its_work_and_the_next_one_has_a_new_process(
     assert long.train(LONG, lambda: long.epochs > 0, go_on) == 128 + signal.SIGTERM
     assert list((workspace / "long" / "checkpoints").iterdir())
     assert TrialRun(workspace, "after", process).train(SETTINGS, go_on, go_on) == 0
+
+
+def test_training_whose_log_is_on_a_full_disk_leaves_its_reason(
+    workspace: Path, process: TrialProcess, tmp_path: Path
+) -> None:
+    try:
+        with mounted_disk(tmp_path / "disk", 1 << 16) as disk:
+            shutil.copy(workspace / "job.yaml", disk)
+            fill(disk, leave=0)
+            run = TrialRun(disk, "trial", process)
+            assert run.train(SETTINGS, go_on, go_on) == 1
+            failure = run.describe_failure()
+    except MountError as reason:
+        pytest.skip(root(reason))
+    assert failure.startswith("its process ended with exit code 1; OSError: ")
+    assert "No space left on device" in failure

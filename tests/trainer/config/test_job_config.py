@@ -51,8 +51,8 @@ def test_minimal_job_has_defaults(job_path: Path) -> None:
             "unknown key 'optimizer.learnin_rate'; did you mean 'learning_rate'?",
         ),
         (
-            SMALL + "cluster: {zzz: 8}\n",
-            "unknown key 'cluster.zzz'; known keys here: store, servers, workers, host, "
+            SMALL + "cluster: {slow_factor: 8}\n",
+            "unknown key 'cluster.slow_factor'; known keys here: store, servers, workers, host, "
             "max_key_bytes, hosts, one_role_per_host, host_timeout_seconds, standby_timeout_seconds, "
             "coordinator_address, shared_run_dir, max_restarts, stall_timeout_seconds, "
             "grace_period_seconds, filter_ports",

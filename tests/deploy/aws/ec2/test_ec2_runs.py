@@ -156,6 +156,8 @@ def test_ctrl_c_writes_a_checkpoint_and_deletes_all_resources(
     thread.join()
     assert result.returncode == 130, (result.stderr, machines.of("head").console)
     assert "stopped by SIGTERM after step" in result.stdout, "the last lines of its log"
+    [group] = aws.client("logs").describe_log_groups(logGroupNamePrefix=stack.LOG_GROUP)["logGroups"]
+    assert group["retentionInDays"] == 90
     assert leftovers(aws) == []
     names = objects(s3, f"runs/{submitted_run(aws)}/checkpoints/")
     assert any(name.endswith("manifest.json") for name in names), names

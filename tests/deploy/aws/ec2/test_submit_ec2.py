@@ -109,6 +109,7 @@ def test_role_of_the_hosts_writes_only_what_hosts_write(aws: AwsServer, job: Pat
     logs = {(action, name.partition(":log-group:")[2]) for action, name in allowed if action.startswith("logs:")}
     assert logs == {
         ("logs:CreateLogGroup", f"{LOG_GROUP}:*"),
+        ("logs:PutRetentionPolicy", f"{LOG_GROUP}:*"),
         ("logs:CreateLogStream", f"{LOG_GROUP}:*"),
         ("logs:PutLogEvents", f"{LOG_GROUP}:log-stream:{run}/*"),
     }

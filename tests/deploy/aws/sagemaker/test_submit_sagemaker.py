@@ -24,7 +24,7 @@ def test_default_request_is_sent_and_its_name_printed(aws: AwsServer, job: Path)
     request = call.body
     assert request["AlgorithmSpecification"]["TrainingImage"] == IMAGE
     assert request["RoleArn"] == ROLE
-    assert request["ResourceConfig"] == {"InstanceType": "ml.p2.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50}
+    assert request["ResourceConfig"] == {"InstanceType": "ml.g4dn.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50}
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 24 * 3600}
     assert request["CheckpointConfig"] == {
         "S3Uri": "s3://music/jobs/plays-1/checkpoints",
@@ -117,7 +117,10 @@ def test_dry_run_prints_the_request_with_the_image_of_the_engine(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--set", "train.engine=torch"), "train.engine is torch, but no image has that engine for ml.p2.xlarge"),
+        (
+            ("--instance-type", "ml.p2.xlarge", "--set", "train.engine=torch"),
+            "no image has that engine for ml.p2.xlarge",
+        ),
         (("--set", "data.path=data/plays"), "data.path: data/plays is on this machine, which the job cannot read"),
         (("--set", "checkpoint.path=/opt/ml/x"), "checkpoint.path: /opt/ml/x is on this machine"),
         (("--output", "music/jobs"), "--output music/jobs: expected an S3 URI"),
@@ -125,7 +128,7 @@ def test_dry_run_prints_the_request_with_the_image_of_the_engine(
         (("--subnet", "subnet-1"), "--subnet: a job in a VPC needs both it and --security-group"),
         (("--instance-type", "ml.m5.large", "--set", "train.device=gpu"), "ml.m5.large has no GPU"),
         (("--image", IMAGE.replace("us-east-1", "eu-west-1")), "is in eu-west-1, but the job is to run in us-east-1"),
-        (("--image", IMAGE.replace("cu90", "none")), "push it as docs/aws.md describes"),
+        (("--image", IMAGE.replace("torch", "none")), "push it as docs/aws.md describes"),
         (("--set", f"data.path=s3://music/{'x' * 2600}"), "data.path: has 26"),
         (("--set", "data.partitions=16", "--hosts", 64), "the job on SageMaker: 64 workers need at least as many part"),
     ],
