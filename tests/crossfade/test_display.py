@@ -2,6 +2,7 @@
 
 import pytest
 
+from crossfade import display
 from crossfade.base import logs
 from crossfade.display import TrainDisplay
 from crossfade.kvstore import compile_notice

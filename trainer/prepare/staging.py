@@ -152,7 +152,7 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
 
 def _find_foreign(out: Path) -> str | None:
     try:
-        listed = {file.path.partition("/")[0] for file in read_manifest(Folder(out)).files()}
+        return foreign_name(out)
     except InputError as error:
         raise InputError(
             f"{out}: holds no prepared data, so ",
@@ -161,11 +161,15 @@ def _find_foreign(out: Path) -> str | None:
             _OUT,
             f" ({error})",
         ) from None
-    return foreign_name(out)
 
 
 def foreign_name(out: Path) -> str | None:
-    """Return the name of a file or folder in ``out`` that no preparation has written; None if there is none."""
+    """Return the name of a file or folder in the dataset ``out`` that no preparation has written; None if there is none.
+
+    Raises:
+        InputError: ``out`` holds no dataset.
+    """
+    listed = {file.path.partition("/")[0] for file in read_manifest(Folder(out)).files()}
     # A file that another command is writing, or was when it was killed, is none of its user's.
     found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
     return min(found - _OUR_ENTRIES - listed, default=None)
