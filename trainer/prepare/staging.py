@@ -164,7 +164,7 @@ def _find_foreign(out: Path) -> str | None:
 
 
 def foreign_name(out: Path) -> str | None:
-    """Return the name of a file or folder in the dataset ``out`` that no preparation has written; None if there is none.
+    """Return the name of an entry of the dataset ``out`` that no preparation has written; None if there is none.
 
     Raises:
         InputError: ``out`` holds no dataset.
