@@ -12,7 +12,7 @@ import psutil
 import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
-from dense_runs import CHECKPOINT, MODEL, TOLERANCE, TRAIN, assert_same_run, final_layers, layers_of, vectors
+from dense_runs import CHECKPOINT, LAYERS, MODEL, TOLERANCE, TRAIN, assert_same_run, final_layers, vectors
 from object_store import free_ports
 from paced_training import Training, pace
 from running_command import RunningCommand, crossfade, started, succeeded
@@ -46,7 +46,7 @@ def test_dense_updates_on_batch_slices_equal_one_on_the_batch() -> None:
     optimizer = OptimizerSpec("adagrad", learning_rate=0.1, weight_decay=0.01)
 
     def after_step_of(part: slice, reduction: FakeAllReduce | None) -> DenseLayers:
-        dense = DenseLayers([layers_of("tanh")], optimizer, seed=3)
+        dense = DenseLayers([LAYERS], optimizer, seed=3)
         dense.all_reduce = reduction
         _, tape = dense.forward({"track": rows_AD[part]})
         _, gradients = dense.backward(tape, {"track": gradient_AD[part]})
@@ -81,7 +81,7 @@ class OtherStore(LocalStore):
 
 
 def test_different_dense_layers_are_detected() -> None:
-    dense, other = (DenseLayers([layers_of()], OptimizerSpec(), seed) for seed in (1, 2))
+    dense, other = (DenseLayers([LAYERS], OptimizerSpec(), seed) for seed in (1, 2))
     check_dense_in_sync(dense, OtherStore(dense.checksum()))
     with pytest.raises(ClusterError, match="the workers do not begin with the same dense layers"):
         check_dense_in_sync(dense, OtherStore(other.checksum()))
