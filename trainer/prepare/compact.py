@@ -66,7 +66,6 @@ from crossfade.trainer.prepare.database import (
     execute_on,
     fetch_one,
     identifier,
-    warn_low_disk,
     working_database,
 )
 from crossfade.trainer.prepare.event_context import NO_ROW
@@ -83,8 +82,6 @@ _SEED = 0
 """Seeds the order of interactions, as ``prepare`` does by default."""
 _ROWS_AT_ONCE = 1 << 18
 """Interactions that are added to the database at a time, at least: a dataset of an hour has small row groups."""
-_TEMP_BYTES_PER_BYTE = 3
-"""About what the working database and its sorting spill at most for each byte of interactions that are not encoded."""
 _KEPT_FACTS = (
     "hold_out",
     "hold_out_valid",
@@ -126,7 +123,6 @@ def compact(options: CompactOptions, progress: ProgressReporter | None = None) -
         _check_bases(lineage, without_timestamps=options.without_timestamps)
         has_timestamp = manifest.has_timestamp and not options.without_timestamps
         with staged_output(options.out, options.overwrite, options.work_dir) as staged:
-            warn_low_disk(staged.work, _estimate_temp_bytes(lineage, has_timestamp))
             with working_database(
                 staged.work, memory_bytes(options.memory), options.threads, PREPARING_ADVICE
             ) as connection:
@@ -173,11 +169,6 @@ def _check_bases(lineage: LineageReader, *, without_timestamps: bool) -> None:
 def _datasets(lineage: LineageReader) -> list[tuple[Folder, DatasetManifest]]:
     """Return all datasets with their manifests, the oldest first."""
     return [*((base.folder, base.manifest) for base in lineage.bases), (lineage.folder, lineage.manifest)]
-
-
-def _estimate_temp_bytes(lineage: LineageReader, has_timestamp: bool) -> int:
-    row_bytes = 29 + 8 * has_timestamp + 8 * len(lineage.manifest.context)
-    return lineage.known_rows(ALL_SPLITS) * row_bytes * _TEMP_BYTES_PER_BYTE
 
 
 def _check_unchanged(lineage: LineageReader, fingerprint: int) -> None:

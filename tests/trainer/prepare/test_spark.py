@@ -240,6 +240,7 @@ def test_spark_lists_the_faults_of_duckdb(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_failures_of_spark(tmp_path: Path, spark: Any) -> None:
     from crossfade.trainer.prepare.spark_tables import SparkTables, spark_session
+
     from crossfade.trainer.prepare.spark_tasks import Part
 
     with pytest.raises(CrossfadeError) as error, spark_session():
