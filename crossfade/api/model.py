@@ -39,7 +39,7 @@ from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.runs.run_folder import REPORT_FILE, RunFolder
 
 ALL_QUERIES = "all"
-_OF_SOURCE = ("source", "data", "history_from_this_dataset_only")
+_OF_SOURCE = ("source", "data")
 _OF_COMMAND = ("segments", "compare", "labels", "label_min_count", "shard", "merge", "out")
 _logger = logging.getLogger(__name__)
 Opened = recommend_model.Model

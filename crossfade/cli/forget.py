@@ -22,10 +22,10 @@ _EXAMPLES = (
     ("crossfade forget services/music --ids ids.txt", "Delete them from all datasets of a service."),
 )
 _NOTES = """\
-The base datasets that DATA extends ('crossfade prepare --base') are searched for the IDs, too, so name the newest
-dataset; one that cannot be reached ends the command before anything is deleted. Files are rewritten in place. Other
-rows keep their numbers, so checkpoints stay valid; vacant rows are reset in the next run that warm-starts from an older
-checkpoint. After an interruption, the same command finishes the deletion.
+DATA has the events of the datasets that it extends ('crossfade prepare --base'), which are deleted too; those datasets
+themselves, and others that extend them, are rewritten by a command of their own. Other rows keep their numbers, so
+checkpoints stay valid; vacant rows are reset in the next run that warm-starts from an older checkpoint. An interruption
+leaves the old or the new dataset; the same command finishes the deletion.
 
 Of a service ('crossfade refresh'), the next 'crossfade refresh' publishes a version without their vectors, even if no
 event file is new, and deletes all earlier versions.
@@ -38,8 +38,8 @@ what may still hold them, and how to clear it:
   checkpoints    train a new run with --set checkpoint.warm_start_from=OLD/checkpoints: it resets their rows;
                  then delete the older checkpoints
   embeddings     of earlier runs, exports and indexes: that run writes new embeddings; delete the old ones
-  copies         datasets that extend this one, that it was compacted from or, with --this-dataset-only, that it
-                 extends; backups, older versions of objects in S3: forget there, or delete them
+  copies         datasets that this one extends, and others that extend them; backups, older versions of objects in
+                 S3: forget there, or delete them
 """
 _COPIES_OF_SERVICE = """\
 what may still hold them, and how to clear it:
@@ -71,7 +71,7 @@ def run(options: ForgetOptions) -> int:
     _check_place(options)
     with progress_bars() as bars:
         service = forget_in_service(Path(options.data), options, bars) if is_service(options.data) else None
-        reports = forget(options, bars) if service is None else service.datasets
+        reports = [forget(options, bars)] if service is None else service.datasets
     for report in reports:
         print_lines(_describe(report, options.ids))
     if service is not None and service.versions:

@@ -46,10 +46,9 @@ Run crossfade COMMAND --help for the options and examples of a command.
 
 COMMANDS: dict[str, str | None] = {
     "prepare": "turn raw events into a dataset",
-    "compact": "write a dataset and its bases as one without a base",
     "validate": "check a dataset",
     "forget": "delete IDs from a dataset",
-    "synthesize": "generate a dataset or raw events",
+    "synthesize": "generate a dataset",
     "schema": "print the JSON Schema of job files, for editors",
     "plan": "print the memory of a job, and whether it fits",
     "train": "train embeddings as a job file specifies",

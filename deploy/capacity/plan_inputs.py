@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, replace
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import JobConfig, resolve
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.model.spec import ModelSpec, make_model
-from crossfade.trainer.runs.job_inputs import RowSelection, dataset_size, open_inputs, open_lineage, select_rows
+from crossfade.trainer.runs.job_inputs import RowSelection, dataset_size, open_inputs, select_rows
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,10 @@ def read_inputs(job: JobConfig, progress: ProgressReporter | None = None) -> Pla
     """Open the dataset of ``job`` and select its rows, without reading the vocabularies.
 
     Raises:
-        InputError: the data, or a base dataset, cannot be used, or there are no interactions to train on.
+        InputError: the data cannot be used, or there are no interactions to train on.
         UnreachableError: storage stopped answering.
     """
     folder, manifest, model, job = open_inputs(job)
     selection = select_rows(job, folder, manifest, progress or NullReporter())
-    with closing(open_lineage(job, folder, manifest)) as lineage:
-        earlier_rows = lineage.known_rows(ALL_SPLITS) - sum(split.rows for split in manifest.splits.values())
+    earlier_rows = sum(split.rows for split in manifest.earlier.values())
     return PlanInputs(job, folder, manifest, model, selection, earlier_rows)

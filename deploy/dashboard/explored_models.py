@@ -74,9 +74,8 @@ class _PreparedModel:
 class ExploredModels:
     """The models of runs, by the folder of the run; those that were used last stay open. Thread-safe."""
 
-    def __init__(self, *, history_from_this_dataset_only: bool = False) -> None:
-        """Begin without a model; ``history_from_this_dataset_only`` does without base datasets."""
-        self._history_from_this_dataset_only = history_from_this_dataset_only
+    def __init__(self) -> None:
+        """Begin without a model."""
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         """Has one model prepared at a time."""
@@ -104,8 +103,7 @@ class ExploredModels:
     def _prepare(self, run: Path, fingerprint: str) -> _PreparedModel:
         """Begin to prepare the model of ``run``, and drop the model that was used least recently."""
         self._folder = self._folder or CopiesFolder()
-        only = self._history_from_this_dataset_only
-        source = ModelSource(source=str(run), history_from_this_dataset_only=only)
+        source = ModelSource(source=str(run))
         model = _PreparedModel(source, fingerprint, self._folder.new_path())
         dropped = [self._models.pop(run, None)]
         self._models[run] = model

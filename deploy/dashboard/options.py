@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from crossfade.base.errors import InputError
 from crossfade.base.options import Options, Port, option
 from crossfade.deploy.access import AccessOptions
-from crossfade.trainer.runs.options import history_option
 
 if TYPE_CHECKING:
     from crossfade.deploy.dashboard.run_reader import Runs
@@ -65,5 +64,4 @@ class DashboardOptions(AccessOptions, RunsOptions):
 
     token_variable = TOKEN_VARIABLE
 
-    history_from_this_dataset_only: bool = history_option("runs")
     port: Port = option(DEFAULT_PORT, "listen on this port; 0: a free one", group="server", value="N")

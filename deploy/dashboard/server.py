@@ -41,7 +41,7 @@ def serve(options: DashboardOptions, on_listening: Callable[[str], None]) -> Non
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     with (
         bound_socket(options.host, options.port) as listener,
-        closing(ExploredModels(history_from_this_dataset_only=options.history_from_this_dataset_only)) as models,
+        closing(ExploredModels()) as models,
     ):
         app = make_app(runs, models, options.source())
         asgi = restricted(app.server, access, content_policy(app))

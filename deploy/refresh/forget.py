@@ -15,13 +15,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossfade.base.errors import InputError, OptionError, command
+from crossfade.base.errors import InputError, command
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.refresh.remote import locked_versions
 from crossfade.deploy.refresh.versions import ServiceVersions
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.prepare.forget import ForgetReport, PlannedDeletion, plan_deletion
+from crossfade.trainer.prepare.forget import ForgetReport, StagedDeletion, staged_deletion
 from crossfade.trainer.prepare.id_list import read_ids
 from crossfade.trainer.prepare.options import ForgetOptions
 
@@ -46,8 +46,6 @@ def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressRe
         InputError: another process changes the service, or a dataset cannot be read; nothing was deleted.
         CrossfadeError: deleting failed; each dataset is complete, before or after its deletion.
     """
-    if options.this_dataset_only:
-        raise OptionError("this_dataset_only", problem=f"{folder} is a service, not a dataset", fix="leave it out")
     with locked_versions(folder, progress) as versions:
         if versions.current is None:
             _discard_unfinished(versions)
@@ -57,19 +55,21 @@ def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressRe
         _discard_unfinished(versions)
         with ExitStack() as stack:
             planned = [
-                stack.enter_context(plan_deletion(each, ids, entity, progress)) for each in _all_datasets(versions)
+                stack.enter_context(staged_deletion(each, ids, entity, progress))
+                for number in versions.kept
+                for each in versions.datasets(number)
             ]
             _check_rest(versions, planned)
-            is_marked = versions.forgotten is not None or any(deletion.found for deletion in planned)
+            is_marked = versions.forgotten is not None or any(deletion.report.found for deletion in planned)
             if is_marked:
                 versions.mark_forgotten(complete=False)
-            reports = [deletion.apply() for deletion in planned]
+            reports = [deletion.publish() for deletion in planned]
             if is_marked:
                 versions.mark_forgotten(complete=True)
         return ServiceForgetReport(reports[::-1], versions.kept if versions.must_forget else [])
 
 
-def _check_rest(versions: ServiceVersions, planned: list[PlannedDeletion]) -> None:
+def _check_rest(versions: ServiceVersions, planned: list[StagedDeletion]) -> None:
     """Check that the version that is served keeps events to train on: the next version continues on its dataset.
 
     Raises:
@@ -78,8 +78,8 @@ def _check_rest(versions: ServiceVersions, planned: list[PlannedDeletion]) -> No
     assert versions.current is not None
     data = versions.data_path(versions.current.number).resolve()
     for deletion in planned:
-        is_served = deletion.folder.path is not None and deletion.folder.path.resolve() == data
-        if is_served and 0 < deletion.manifest.splits["train"].rows == deletion.dropped["train"]:
+        is_served = deletion.report.folder.path is not None and deletion.report.folder.path.resolve() == data
+        if is_served and 0 < deletion.manifest.splits["train"].rows == deletion.report.interactions["train"]:
             raise InputError(
                 f"{versions.folder}: version {versions.current.number} took events of these IDs only, so the next one "
                 f"could not be trained without them; let it take further events ({command('refresh')}), or return to "
@@ -95,11 +95,3 @@ def _discard_unfinished(versions: ServiceVersions) -> None:
             shutil.rmtree(path)
     if versions.current is not None:
         versions.clean(len(versions.kept))
-
-
-def _all_datasets(versions: ServiceVersions) -> list[Folder]:
-    """Return the datasets of all kept versions, each once, after those that it extends."""
-    found = (
-        copy for number in versions.kept for folder in versions.datasets(number) for copy in versions.copies(folder)
-    )
-    return list({str(each.path.resolve()) if each.path else each.uri: each for each in found}.values())

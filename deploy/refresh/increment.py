@@ -37,17 +37,12 @@ from crossfade.deploy.refresh.service_file import ServiceConfig
 from crossfade.deploy.refresh.versions import PLAN_FILE, Plan, ServiceVersions, VersionRecord
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.prepare.compact import compact
 from crossfade.trainer.prepare.faults import FaultyFilesError
 from crossfade.trainer.prepare.input_files import Source
-from crossfade.trainer.prepare.options import CompactOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
 from crossfade.trainer.runs.shown_metrics import error_of
 
-_RESOURCES = {"memory", "threads", "work_dir"}
-_COMPACT_AFTER = 24
-"""Datasets that extend each other until they are merged into one."""
 _logger = logging.getLogger(__name__)
 StopRequested = Callable[[], bool]
 
@@ -129,8 +124,7 @@ class RefreshedService:
             record = self._decide(plan, manifest, report, seconds, publish=publish)
             self.versions.write(record)
             (self.folder / PLAN_FILE).unlink(missing_ok=True)
-            with self._warning_of_failure("compacted and cleaned up"):
-                self._compact(progress)
+            with self._warning_of_failure("cleaned up"):
                 self.versions.clean(self.config.keep_versions)
         return record
 
@@ -227,7 +221,7 @@ class RefreshedService:
         files = [str(self._found[file.uri]) for file in plan.files if file.uri in self._found and not file.is_faulty]
         if not (out / FILE_NAME).exists():
             if plan.files:
-                base = None if plan.base is None else str(self.versions.base_path(plan.base))
+                base = None if plan.base is None else str(self.versions.data_path(plan.base))
                 prepare(self.config.prepare_options(files, out, base), progress)
             else:
                 assert plan.base is not None
@@ -313,15 +307,6 @@ class RefreshedService:
             seconds=seconds,
         )
 
-    def _compact(self, progress: ProgressReporter) -> None:
-        """Merge the datasets of the current version into one, if they have become many."""
-        out = self.versions.compaction(_COMPACT_AFTER)
-        if out is not None:
-            assert self.versions.current is not None
-            data = str(self.versions.data_path(self.versions.current.number))
-            resources = {name: value for name, value in self.config.prepare.items() if name in _RESOURCES}
-            compact(CompactOptions.of(data=data, out=str(out), **resources), progress)
-
     def roll_back(self, to: int | None) -> list[int]:
         """Publish an earlier version again, the one before the current or ``to``; return the versions withdrawn.
 
@@ -349,7 +334,7 @@ class RefreshedService:
 
 
 def _copy_dataset(source: Path, out: Path) -> None:
-    """Copy a dataset to a folder beside it, so that its reference to its base dataset stays valid."""
+    """Copy a dataset to a folder beside it."""
     with staged_folder(out) as staging:
         ignored = shutil.ignore_patterns(LOCK_NAME)
         # Files of datasets are replaced, never changed.

@@ -41,7 +41,7 @@ from crossfade.deploy.refresh.versions import (
     ServiceVersions,
     VersionRecord,
 )
-from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
+from crossfade.trainer.data.manifest import FILE_NAME
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
 from crossfade.trainer.runs.run_folder import REPORT_FILE
@@ -144,18 +144,10 @@ class RemoteVersions(ServiceVersions):
                 log.unlink()
 
     def _pull_version(self, number: int) -> None:
-        """Download what the next version needs of the version ``number``: its run, and its datasets."""
-        self._download(self.run_path(number).name)
-        self.note()
-        waiting = [self.data_path(number).name, self.base_path(number).name]
-        while waiting:
-            name = waiting.pop()
-            self._download(name)
+        """Download what the next version needs of the version ``number``: its run, and its dataset."""
+        for path in (self.run_path(number), self.data_path(number)):
+            self._download(path.name)
             self.note()
-            base = read_manifest(Folder(str(self.folder / name))).base
-            location = "" if base is None else base.location
-            if location.startswith("../") and self._is_decided(location.removeprefix("../")):
-                waiting.append(location.removeprefix("../"))
 
     def _is_same(self, name: str) -> bool:
         """Return whether the local copy of a file is that on S3."""
@@ -164,7 +156,7 @@ class RemoteVersions(ServiceVersions):
 
     def _last_file(self, folder: str) -> str:
         """Return the file of a folder that is written last, and that differs if the folder does."""
-        return f"{folder}/{FILE_NAME if folder.endswith(('-data', '-compacted')) else REPORT_FILE}"
+        return f"{folder}/{FILE_NAME if folder.endswith('-data') else REPORT_FILE}"
 
     def note(self) -> None:
         """Note which state of the files on S3 this host has copies of."""
@@ -178,18 +170,17 @@ class RemoteVersions(ServiceVersions):
         return [path.name for path in self.folder.iterdir() if path.is_dir() and self._is_decided(path.name)]
 
     def synchronize(self) -> None:
-        """Upload a compacted dataset, and note what was changed on S3."""
+        """Note what was changed on S3."""
         self._found = self._remote.files()
-        if self.current is not None:
-            name = ServiceVersions(self.folder).base_path(self.current.number).name
-            if self._last_file(name) not in self._found and (self.folder / name).exists():
-                self._upload(name)
-                self._found = self._remote.files()
         self.note()
 
-    def _upload(self, name: str) -> None:
-        """Upload a folder, and delete what an earlier attempt has left of it; its last file comes last."""
+    def _upload(self, name: str, earlier: str | None = None) -> None:
+        """Upload a folder, and delete what an earlier attempt has left of it; its last file comes last.
+
+        Files that are links to files of the folder ``earlier``, which is on S3, are copied there by the server.
+        """
         target, source = self._remote.child(name), self.folder / name
+        known = {} if earlier is None else self._linked_files(earlier)
         self._lock.check()
         target.delete()
         paths = [path for path in source.rglob("*") if path.is_file() and path.name not in _NOT_COPIED]
@@ -198,12 +189,27 @@ class RemoteVersions(ServiceVersions):
 
         def upload(path: Path) -> None:
             self._lock.check()
-            with path.open("rb") as file, target.open_output(path.relative_to(source).as_posix()) as copy:
+            place, found = path.relative_to(source).as_posix(), path.stat()
+            if (of_earlier := known.get((found.st_dev, found.st_ino))) is not None:
+                target.take_over(place, self._remote, of_earlier)
+                self._progress.advance(found.st_size)
+                return
+            with path.open("rb") as file, target.open_output(place) as copy:
                 self._copy(file, copy)
 
         with ThreadPoolExecutor(_STREAMS, thread_name_prefix="upload") as pool:
             list(pool.map(upload, (path for path in paths if path != last)))
         upload(last)
+
+    def _linked_files(self, name: str) -> dict[tuple[int, int], str]:
+        """Return the files of a folder that are on S3 too, by their identity in the file system."""
+        paths = [path for path in (self.folder / name).rglob("*") if path.is_file()]
+        states = {path.relative_to(self.folder).as_posix(): path.stat() for path in paths}
+        return {
+            (state.st_dev, state.st_ino): place
+            for place, state in states.items()
+            if place in self._found and self._found[place].bytes == state.st_size
+        }
 
     def _download(self, name: str) -> None:
         """Download a folder, unless it is there: completely, or not at all."""
@@ -236,24 +242,13 @@ class RemoteVersions(ServiceVersions):
 
     # ---- versions
 
-    def clean(self, keep: int) -> None:
-        """Delete what is not needed any more, in both folders, after a compacted dataset was uploaded."""
-        self.synchronize()
-        super().clean(keep)
-
     def _holds(self, folder: str, last_file: str) -> bool:
         return f"{folder}/{last_file}" in self._found
 
-    def _open(self, name: str) -> Folder:
-        return super()._open(name) if (self.folder / name).exists() else self._remote.child(name)
-
-    def copies(self, dataset: Folder) -> list[Folder]:
-        """Return all copies of one of ``datasets``: in the local folder, and on S3."""
-        path = self.folder / dataset.name
-        is_own = dataset.uri in {str(path), self._remote.child(dataset.name).uri}
-        if not is_own:
-            return [dataset]
-        return [self._remote.child(dataset.name), *([Folder(str(path))] if path.exists() else [])]
+    def datasets(self, number: int) -> list[Folder]:
+        """Return all copies of the dataset of a version: on S3, and in the local folder."""
+        path = self.data_path(number)
+        return [self._remote.child(path.name), *(super().datasets(number) if path.exists() else [])]
 
     def write(self, record: VersionRecord) -> None:
         """Upload a version that is published, and write its record, which publishes it; servers follow.
@@ -266,7 +261,7 @@ class RemoteVersions(ServiceVersions):
             if self._remote.version(f"{run}.json") is not None:
                 raise ChangedError(f"another host has made version {record.number}")
             if record.status == "published":
-                self._upload(data)
+                self._upload(data, None if record.base is None else self.data_path(record.base).name)
                 self._upload(run)
             self._lock.check()
             self._remote.write_over(f"{run}.json", record.model_dump_json(indent=1).encode(), None)

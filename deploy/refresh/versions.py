@@ -7,7 +7,7 @@
     versions.mark_forgotten()                       # IDs were deleted from its datasets: its versions must go
 
     FOLDER/  current.json  forgotten.json  job.yaml  plan.json  version-000012.json  version-000012.log
-             version-000012/ (its run)  version-000012-data/  version-000012-compacted/
+             version-000012/ (its run)  version-000012-data/
 
 A version is published by one atomic step, the file of its record; ``current.json``, which servers follow, is derived
 from the records, and written again if a process was killed in between. The events of versions that were rejected or
@@ -21,11 +21,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -35,16 +34,13 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_below
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.json_text import validate_json
-from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
+from crossfade.trainer.data.manifest import FILE_NAME
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
 from crossfade.trainer.runs.events import Seconds, UnixTime, Whole
 from crossfade.trainer.runs.run_folder import REPORT_FILE
 
-if TYPE_CHECKING:
-    from crossfade.trainer.data.lineage import EarlierDataset
-
 PLAN_FILE, FORGOTTEN_FILE = "plan.json", "forgotten.json"
-_FOLDER = re.compile(r"version-([0-9]{6})(-data|-compacted)?")
+_FOLDER = re.compile(r"version-([0-9]{6})(-data)?")
 """Names of the folders of versions: of a run, or of a dataset."""
 _TRASH = ".trash-"
 """The beginning of the names of folders that are being deleted."""
@@ -229,7 +225,7 @@ class ServiceVersions:
         Raises:
             OSError: something cannot be deleted.
         """
-        for path in (self.run_path(number), self.data_path(number), self._compacted_path(number)):
+        for path in (self.run_path(number), self.data_path(number)):
             self._delete(path)
 
     def _delete(self, path: Path) -> None:
@@ -282,26 +278,11 @@ class ServiceVersions:
         return self.folder / _name(number)
 
     def data_path(self, number: int) -> Path:
-        """Return the dataset of the new events of a version."""
+        """Return the dataset of a version: its new events, and the earlier ones."""
         return self.folder / f"{_name(number)}-data"
 
-    def base_path(self, number: int) -> Path:
-        """Return the dataset that extends it with the next events: its own, or all of its chain in one."""
-        compacted = self._compacted_path(number)
-        return compacted if self._holds(compacted.name, FILE_NAME) else self.data_path(number)
-
-    def _compacted_path(self, number: int) -> Path:
-        return self.folder / f"{_name(number)}-compacted"
-
-    def compaction(self, after: int) -> Path | None:
-        """Return where the datasets of the current version are to be merged; None if they are fewer than ``after``."""
-        if self.current is None:
-            return None
-        folder = self._open(self.base_path(self.current.number).name)
-        return self._compacted_path(self.current.number) if len(_bases(folder)) >= after else None
-
     def clean(self, keep: int) -> None:
-        """Delete the runs of all but the newest ``keep`` published versions, and datasets that nothing refers to.
+        """Delete the runs and datasets of all but the newest ``keep`` published versions.
 
         What is left of versions that were rejected, withdrawn, or half deleted is deleted too. Once a version without
         IDs that were forgotten is published, delete all versions that may have their vectors.
@@ -314,8 +295,7 @@ class ServiceVersions:
         outdated = 0 if self.must_forget or self.forgotten is None else self.forgotten.through
         current = [] if self.current is None else [self.current.number]
         kept = [number for number in {*self.kept[-keep:], *current} if number > outdated]
-        datasets = {folder.name for number in kept for folder in self.datasets(number)}
-        self._keep_only({*datasets, *map(_name, kept)})
+        self._keep_only({*(self.data_path(number).name for number in kept), *map(_name, kept)})
         if outdated:
             for log in self.folder.glob(f"{_name('[0-9]' * 6)}.log"):  # their last line has the ID of a customer
                 if log.name <= f"{_name(outdated)}.log":
@@ -336,27 +316,9 @@ class ServiceVersions:
     def _remove(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
 
-    def datasets(self, number: int) -> Iterator[Folder]:
-        """Yield the datasets that a version or its successors read, each after those that it extends."""
-        names = self.data_path(number).name, self.base_path(number).name
-        for folder in map(self._open, dict.fromkeys(names)):
-            yield from (base.folder for base in _bases(folder))
-            yield folder
-
-    def _open(self, name: str) -> Folder:
-        """Return a folder of a version."""
-        return Folder(str(self.folder / name))
-
-    def copies(self, dataset: Folder) -> list[Folder]:
-        """Return all copies of one of ``datasets``."""
-        return [dataset]
-
-
-def _bases(folder: Folder) -> list[EarlierDataset]:
-    """Open the base datasets of a dataset."""
-    from crossfade.trainer.data.lineage import open_bases  # loads Arrow, which readers of records do not need
-
-    return open_bases(folder, read_manifest(folder))
+    def datasets(self, number: int) -> list[Folder]:
+        """Return all copies of the dataset of a version."""
+        return [Folder(str(self.data_path(number)))]
 
 
 def is_service(location: str) -> bool:

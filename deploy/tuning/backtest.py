@@ -167,9 +167,10 @@ def _check(job: JobConfig, inputs: JobInputs) -> None:
     folder, manifest = inputs.folder, inputs.manifest
     if not manifest.has_timestamp:
         raise InputError(f"{folder.uri}: has no timestamps to cut windows by; prepare it with ", Option("timestamp"))
-    if manifest.base is not None:
+    if manifest.earlier:
         raise InputError(
-            f"{folder.uri}: extends a base dataset, whose events are not in it; prepare the events of both together"
+            f"{folder.uri}: extends a base dataset, whose events are not in its splits; prepare the events of both "
+            "together"
         )
     if given := job.starting_points():
         raise InputError(f"{' and '.join(given)}: trainings of a backtest start from nothing else; leave it out")

@@ -140,14 +140,7 @@ def raw(draw: random.Random, folder: Path) -> tuple[Command, str]:
 
 
 def id_lists(draw: random.Random, folder: Path) -> tuple[Command, str]:
-    """Corrupt lists of ids to forget, or the journal of an interrupted deletion."""
-    if draw.random() < 0.3:
-        journal = {"files": [f"train/part-{draw.randrange(9)}.parquet", "vocabulary/x.parquet"]}
-        content = json.dumps(corrupt_tree(draw, journal)).encode()
-        (folder / "data/forget.json").write_bytes(
-            content if draw.random() < 0.5 else corrupt_text(draw, content, b"{}")
-        )
-        return _forget(draw), "data/forget.json"
+    """Corrupt lists of ids to forget."""
     name = draw.choice(("ids.csv", "ids.parquet"))
     _corrupt_one(draw, folder, f"raw/{name}", corrupt_text if name == "ids.csv" else corrupt_parquet)
     return ["forget", "data", "--ids", f"raw/{name}"], f"raw/{name}"

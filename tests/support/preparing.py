@@ -18,7 +18,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.forget import ForgetReport, forget_in_lineage
+from crossfade.trainer.prepare.forget import ForgetReport, staged_deletion
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 
@@ -54,8 +54,9 @@ def prepare_files(out: Path | str, *train: Path | str, **options: Any) -> Datase
 
 
 def forget_dataset(folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter) -> ForgetReport:
-    """Delete ``ids`` of ``entity`` from the dataset in ``folder`` alone."""
-    return forget_in_lineage(folder, ids, entity, progress, this_dataset_only=True)[0]
+    """Delete ``ids`` of ``entity`` from the dataset in ``folder``."""
+    with staged_deletion(folder, ids, entity, progress) as deletion:
+        return deletion.publish()
 
 
 def vocabulary(out: Path, entity: str) -> list[dict[str, Any]]:

@@ -95,11 +95,6 @@ class DataConfig(Section):
     reader_threads: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
         4, description="threads per worker that fetch and decode row groups; raise it for small files on S3"
     )
-    history_from_this_dataset_only: bool = Field(
-        False,
-        description="whether to take histories, popularity, and what is not new to a query from this dataset only, and "
-        "not from the base datasets that it extends, where these cannot be reached",
-    )
     max_row_group_rows: AtLeastOne = Field(
         4_194_304,
         description="rows of the largest row group that is accepted; a worker holds two or more for each partition",

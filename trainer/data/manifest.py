@@ -7,7 +7,8 @@
     DATA/vocabulary/ENTITY/part-00000.parquet   row int64, id (int64 or string), count int64, and name string if given
     DATA/SPLIT/part-00000.parquet               QUERY int64, ITEM int64, weight float32, and timestamp if given, and an
                                                 int64 column for each context entity: a row of it, or -1 for none
-    DATA/replay/part-00000.parquet              as a split: interactions of base datasets to train on again
+    DATA/earlier/SPLIT/part-00000.parquet       as a split: interactions of the datasets that this one extends
+    DATA/replay/part-00000.parquet              as a split: earlier interactions of train to train on again
     DATA/features/ENTITY/FEATURE/part-00000.parquet     row int64 of ENTITY, value int64: a row of FEATURE
     DATA/content/ENTITY/COLUMN/part-00000.parquet       row int64 of ENTITY, value: a list of float32
     DATA/pending/ENTITY/part-00000.parquet      id, count int64, last_seen int64: IDs that have no row yet
@@ -38,15 +39,14 @@ from crossfade.trainer.data.split_names import SplitName
 FILE_NAME = "manifest.json"
 BASELINES_FILE = "baselines.json"
 """Metrics of baselines, and what was tried for tuned ones; evaluations keep it beside the data (docs/evaluation.md)."""
-JOURNAL = "forget.json"
-"""The list of files that an interrupted deletion may have left behind."""
 VOCABULARY = "vocabulary"
 FEATURES = "features"
 CONTENT = "content"
 PENDING = "pending"
+EARLIER = "earlier"
 REPLAY = "replay"
 
-_VERSION: Literal[3] = 3
+_VERSION: Literal[4] = 4
 _FIX_HINT = "; prepare the data again into another folder"
 
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 1024
@@ -68,12 +68,6 @@ def _check_relative(path: str) -> str:
 
 FilePath = Annotated[str, AfterValidator(_check_relative)]
 """A path relative to the manifest, which cannot lead out of its folder."""
-
-
-def _check_location(location: str) -> str:
-    if not location.isprintable() or not 0 < len(location.encode()) <= _MAX_PATH_BYTES:
-        raise ValueError(f"'{location:.60}' is not a path or URI of at most {_MAX_PATH_BYTES:,} printable bytes")
-    return location
 
 
 def _check_name(name: str) -> str:
@@ -108,6 +102,11 @@ class DataFile(_Strict):
     def rows(self) -> int:
         """The rows in this file."""
         return sum(self.row_groups)
+
+    @property
+    def content(self) -> tuple[int, int, list[int]]:
+        """What files of the same content have in common."""
+        return self.bytes, self.footer_crc32, self.row_groups
 
 
 class Split(_Strict):
@@ -153,11 +152,9 @@ class Content(_Strict):
 class Entity(_Strict):
     """The vocabulary of one entity, such as customers, tracks or artists: its files in the order of rows.
 
-    The optional columns: ``has_names`` for ``name``; ``has_warm`` for ``warm``, whether the row had an interaction of
-    positive weight in the train split of this dataset or of its base datasets; ``has_last_seen`` for ``last_seen`` and
-    ``lineage_index``, when the ID last occurred and in which dataset of the lineage it got the row;
-    ``has_former_count`` for ``former_count``, what ``count`` lacks of the counts of the datasets that were compacted.
-    It is left out of the JSON if there is none.
+    The optional columns: ``has_names`` for ``name``; ``has_earlier_count`` for ``earlier_count``, the sum of the counts
+    of the row in the datasets that this one extends; ``has_last_seen`` for ``last_seen`` and ``lineage_index``, when
+    the ID last occurred and in which dataset of the lineage it got the row.
     ``vacant_rows`` lists, sorted, the rows without an ID, since it was forgotten or has expired: they keep their place,
     so that other rows keep theirs. ``pending`` are the files of IDs that have too few events for a row.
     """
@@ -165,9 +162,8 @@ class Entity(_Strict):
     rows: Annotated[int, Field(ge=1, lt=2**63)]
     id_type: Literal["int64", "string"]
     has_names: bool = False
-    has_warm: bool = False
+    has_earlier_count: bool = False
     has_last_seen: bool = False
-    has_former_count: bool = False
     files: list[DataFile]
     vacant_rows: list[Count] = Field(default_factory=list)
     pending: list[DataFile] = Field(default_factory=list)
@@ -177,16 +173,6 @@ class Entity(_Strict):
         if any(row >= after for row, after in pairwise([*self.vacant_rows, self.rows])):
             raise ValueError(f"vacant_rows: expected rows from 0 to {self.rows - 1}, each once, in order")
         return self
-
-
-class BaseReference(_Strict):
-    """The dataset that another one extends: where it is, and the fingerprint that it had then.
-
-    ``location`` is a URI, or a path; a relative one begins at the folder of the dataset that extends it.
-    """
-
-    location: Annotated[str, AfterValidator(_check_location)]
-    fingerprint: Count
 
 
 class CoOccurrence(_Strict):
@@ -205,30 +191,28 @@ class DatasetManifest(_Strict):
 
     ``features`` and ``content`` are grouped by their ``query`` or ``item`` entity, then by name; ``content`` is left
     out of the JSON if empty. ``context`` are the entities that belong to events, such as the hour or the device, whose
-    rows are columns of the splits. ``lineage`` holds the fingerprints (``data_fingerprint``) of the base datasets whose
-    rows this one keeps, the oldest first, and before deletions its own; ``base`` is the last of the base datasets, left
-    out of the JSON if there is none. ``compacted`` is the fingerprint of the dataset that this one was compacted from,
-    whose rows, features, and content it has, left out likewise. With ``is_grouped``, the interactions of a query entity
-    are consecutive in each split. ``replay`` are interactions of the base datasets, for training and nothing else: they
-    are neither history nor counted, and datasets that extend this one ignore them, since they have the originals; it is
-    left out of the JSON if there are none. ``co_occurrence`` is how much the items of a query say about each other,
-    left out of the JSON if it was not measured. ``source`` documents how the data were prepared, what was dropped and
-    why.
+    rows are columns of the splits. ``lineage`` holds the fingerprints (``data_fingerprint``) of the datasets that this
+    one extends, the oldest first, and before deletions its own. ``earlier`` are the interactions of those datasets, by
+    split, of IDs that still have their rows; it is left out of the JSON if there are none. With ``is_grouped``, the
+    interactions of a query entity are consecutive in each of ``splits``, and in ``replay``: earlier interactions for
+    training and nothing else, which are neither history nor counted, and which datasets that extend this one ignore,
+    since they have the originals; it is left out of the JSON if there are none. ``co_occurrence`` is how much the items
+    of a query say about each other, left out of the JSON if it was not measured. ``source`` documents how the data were
+    prepared, what was dropped and why.
     """
 
     format: Literal["crossfade-interactions"] = "crossfade-interactions"
-    version: Literal[3] = _VERSION
+    version: Literal[4] = _VERSION
     query: EntityName
     item: EntityName
     entities: dict[EntityName, Entity]
     splits: dict[SplitName, Split]
+    earlier: dict[SplitName, Split] = Field(default_factory=dict)
     replay: Split | None = None
     features: dict[str, dict[str, Feature]] = Field(default_factory=dict)
     content: dict[str, dict[EntityName, Content]] = Field(default_factory=dict)
     context: list[EntityName] = Field(default_factory=list)
     lineage: list[Count] = Field(default_factory=list)
-    base: BaseReference | None = None
-    compacted: Count | None = None
     has_timestamp: bool = False
     is_grouped: bool = False
     co_occurrence: CoOccurrence | None = None
@@ -283,14 +267,15 @@ class DatasetManifest(_Strict):
         return self
 
     def trained_on(self) -> Split:
-        """Return what is trained on: train, and then the interactions of base datasets that are replayed."""
+        """Return what is trained on: train, and then the earlier interactions that are replayed."""
         parts = [self.splits["train"], *([self.replay] if self.replay else [])]
         return Split(files=[file for part in parts for file in part.files])
 
     def interactions(self) -> dict[str, Split]:
-        """Return all files of interactions by name: those of the splits, and those of ``REPLAY`` if there are any."""
-        parts: list[tuple[str, Split | None]] = [*self.splits.items(), (REPLAY, self.replay)]
-        return {name: part for name, part in parts if part is not None}
+        """Return all interactions by the folder of their files."""
+        found = {str(name): split for name, split in self.splits.items()}
+        found |= {f"{EARLIER}/{name}": split for name, split in self.earlier.items()}
+        return found if self.replay is None else {**found, REPLAY: self.replay}
 
     def features_of(self, entity: str) -> dict[str, Feature]:
         """Return the features of ``entity`` by name, which may be none."""
@@ -325,7 +310,7 @@ class DatasetManifest(_Strict):
         ]
 
     def files(self) -> list[DataFile]:
-        """Return every file of vocabularies, pending IDs, features, content, splits, and replay."""
+        """Return every file of vocabularies, pending IDs, features, content, and interactions."""
         features = [feature for some in self.features.values() for feature in some.values()]
         content = [column for some in self.content.values() for column in some.values()]
         interactions = self.interactions().values()
@@ -346,11 +331,7 @@ class DatasetManifest(_Strict):
         folder.write_over(FILE_NAME, self._to_bytes(), version)
 
     def _to_bytes(self) -> bytes:
-        empty = [name for name in ("content", "replay", "base", "co_occurrence") if not getattr(self, name)]
-        absent: dict[str, Any] = dict.fromkeys([*empty, *(["compacted"] if self.compacted is None else [])], True)
-        absent["entities"] = {
-            name: {"has_former_count"} for name, entity in self.entities.items() if not entity.has_former_count
-        }
+        absent = {name for name in ("content", "earlier", "replay", "co_occurrence") if not getattr(self, name)}
         return (self.model_dump_json(indent=1, exclude=absent) + "\n").encode()
 
 

@@ -99,20 +99,13 @@ class Vocabulary:
         count_R: IntArray = self.read(0, self.rows, ["count"]).column("count").to_numpy().astype(np.int64)
         return count_R
 
-    def lineage_counts(self) -> IntArray:
-        """Return ``counts`` and, of a compacted dataset, those of interactions that it has left out: int64 (R,)."""
-        if not self._entity.has_former_count:
+    def total_counts(self) -> IntArray:
+        """Return ``counts`` and the counts of the datasets that this one was extended from: int64 (R,)."""
+        if not self._entity.has_earlier_count:
             return self.counts()
-        table = self.read(0, self.rows, ["count", "former_count"])
-        count_R: IntArray = table.column("count").to_numpy() + table.column("former_count").to_numpy()
+        table = self.read(0, self.rows, ["count", "earlier_count"])
+        count_R: IntArray = table.column("count").to_numpy() + table.column("earlier_count").to_numpy()
         return count_R
-
-    def warm_rows(self) -> BoolArray:
-        """Return which rows had an interaction of positive weight in train, here or in a base dataset: bool (R,)."""
-        columns = ["count", *(["warm"] if self._entity.has_warm else [])]
-        table = self.read(0, self.rows, columns)
-        warm_R: BoolArray = table.column("count").to_numpy() > 0
-        return warm_R | table.column("warm").to_numpy() if self._entity.has_warm else warm_R
 
     def rows_assigned_after(self, lineage_index: int) -> IntArray:
         """Return the rows, sorted, whose ID got them in a dataset after the one at ``lineage_index`` of the lineage.

@@ -168,7 +168,7 @@ def open_dataset_of(checkpoint: Checkpoint, data: Folder) -> DatasetManifest:
                 f"has {table.rows:,}; ",
                 fix,
             )
-    if fingerprint not in (data_fingerprint(data), manifest.compacted):
+    if fingerprint != data_fingerprint(data):
         raise InputError(
             f"{data.uri}: is another dataset than {checkpoint.uri} was trained on, or was prepared again; ", fix
         )

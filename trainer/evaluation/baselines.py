@@ -172,7 +172,6 @@ class _File(BaseModel):
 
     version: int
     fingerprint: int
-    base_datasets: list[int] = []
     results: dict[str, _Result]
     tried: dict[str, dict[str, float]] = {}
 
@@ -185,7 +184,6 @@ class _Kept:
         self._stamp: dict[str, Any] = {
             "version": _VERSION,
             "fingerprint": data_fingerprint(data),
-            "base_datasets": lineage.fingerprints(),
         }
         self.results: dict[str, dict[str, Any]] = {}
         self.tried: dict[str, dict[str, float]] = {}

@@ -148,14 +148,11 @@ def evaluate_shard(options: EvaluateOptions, shard: Shard) -> int:
 
 def _made_from(options: EvaluateOptions, job: JobConfig, folder: RunFolder) -> dict[str, Any]:
     """Return what sums depend on, as JSON."""
-    data, manifest, _, _ = open_inputs(job)
-    with closing(open_lineage(job, data, manifest)) as lineage:
-        base_datasets = lineage.fingerprints()
+    data, _, _, _ = open_inputs(job)
     of_options = {"split", "segments", *RerankingOptions.model_fields}
     return {
         "vectors": EmbeddingFiles(folder.embeddings).fingerprint(),
         "data": data_fingerprint(data),
-        "base_datasets": base_datasets,
         "model": job.model.model_dump(mode="json"),
         "evaluate": job.evaluate.model_dump(mode="json"),
         "options": options.model_dump(mode="json", include=of_options),

@@ -335,7 +335,8 @@ def load_towers(job: JobConfig, model: ModelSpec, folder: Folder, manifest: Data
         lists = {table.name: load_feature(folder, manifest, name, table.name) for table in tower.features}
         vocabulary = Vocabulary(folder, manifest, name)
         # Rows that only an earlier run trained are warm only where this run starts from its checkpoint.
-        warm_R = vocabulary.warm_rows() if job.checkpoint.warm_start_from else vocabulary.counts() > 0
+        count_R = vocabulary.total_counts() if job.checkpoint.warm_start_from else vocabulary.counts()
+        warm_R = count_R > 0
         if name in job.model.start:
             warm_R = warm_R | GivenVectors(name, job.model.start[name], vocabulary, tower.entity.dim).has_vector_R
         content = load_content(folder, manifest, name, tower.content) if tower.content else None
@@ -382,6 +383,5 @@ def load_latest_histories(
                 query_N, item_N, timestamp_N = (of_N[np.sort(first_A)] for of_N in (query_N, item_N, timestamp_N))
             yield query_N, item_N, timestamp_N
 
-    only = job.data.history_from_this_dataset_only
-    with closing(LineageReader(folder, manifest, job.data.reader_threads, this_dataset_only=only)) as lineage:
+    with closing(LineageReader(folder, manifest, job.data.reader_threads)) as lineage:
         return latest_histories(parts(), manifest.entities[manifest.query].rows, spec.length)

@@ -160,7 +160,7 @@ class DatasetChecks:
         """Check the rows, IDs, and counts of the entity ``name``."""
         entity, before = self._manifest.entities[name], self._problems.count
         where = f"{self._folder.uri}/{VOCABULARY}/{name}"
-        optional = entity.has_warm, entity.has_last_seen, entity.has_former_count
+        optional = entity.has_earlier_count, entity.has_last_seen
         schema = vocabulary_schema(entity.id_type, entity.has_names, True, *optional)
         id_type = SQL_TYPES[entity.id_type]
         self._connection.execute(f"CREATE OR REPLACE TABLE ids (row BIGINT, id {id_type}, count BIGINT)")

@@ -21,9 +21,7 @@ import duckdb
 
 from crossfade.base.errors import InputError, Option, OptionError, Text, command, join
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.lineage import refer_to_base
 from crossfade.trainer.data.manifest import (
-    BaseReference,
     DatasetManifest,
     Entity,
     data_fingerprint,
@@ -56,17 +54,6 @@ class BaseDataset:
     def lineage(self) -> list[int]:
         """Return the lineage of a dataset that extends this one."""
         return [*self.manifest.lineage, self.fingerprint]
-
-    def reference(self, out: Folder) -> BaseReference:
-        """Return what the manifest of a dataset in ``out`` that extends this one says of it.
-
-        Raises:
-            InputError: its path cannot be written into a manifest.
-        """
-        try:
-            return refer_to_base(self.folder, self.fingerprint, out)
-        except ValueError as error:
-            raise self.error(f"cannot be recorded in {out.uri}: {error}") from error
 
     def check_entities(self, query: str, item: str) -> None:
         """Check that the new dataset has the same two entities.
@@ -184,9 +171,8 @@ def load_base(
 ) -> None:
     """Create the table ``base_KEY`` from the vocabulary of the entity ``name``, one row group at a time.
 
-    Its columns: row, id, name, ``warm`` (whether the row had an interaction of positive weight in train, there or in
-    its own base datasets), ``last_seen`` (null if unknown) and ``lineage_index`` (of the dataset in which the ID got
-    the row).
+    Its columns: row, id, name, ``earlier_count`` (the counts there and in the datasets before), ``last_seen`` (null if
+    unknown) and ``lineage_index`` (of the dataset in which the ID got the row).
 
     Raises:
         InputError: a file of the vocabulary is missing or corrupt, or an ID has two rows.
@@ -194,7 +180,7 @@ def load_base(
     entity = base.manifest.entities[name]
     vocabulary = Vocabulary(base.folder, base.manifest, name)
     connection.execute(
-        f"CREATE TABLE base_{key} (row BIGINT, id {SQL_TYPES[entity.id_type]}, name VARCHAR, warm BOOL, "
+        f"CREATE TABLE base_{key} (row BIGINT, id {SQL_TYPES[entity.id_type]}, name VARCHAR, earlier_count BIGINT, "
         "last_seen BIGINT, lineage_index BIGINT)"
     )
     progress.phase(f"base {name}", entity.rows, "row")
@@ -208,10 +194,10 @@ def load_base(
 
 def base_columns(entity: Entity) -> tuple[list[str], str]:
     """Return the columns of the vocabulary of ``entity`` that ``load_base`` reads, and SQL of those that it makes."""
-    optional = (["warm"] if entity.has_warm else []) + (["last_seen", "lineage_index"] if entity.has_last_seen else [])
-    values = f"row, id, {'name' if entity.has_names else 'NULL'}, count > 0{' OR warm' if entity.has_warm else ''}"
-    values += ", last_seen, lineage_index" if entity.has_last_seen else ", NULL, 0"
-    return ["row", "id", *(["name"] if entity.has_names else []), "count", *optional], values
+    names, earlier = ["name"] if entity.has_names else [], ["earlier_count"] if entity.has_earlier_count else []
+    seen = ["last_seen", "lineage_index"] if entity.has_last_seen else []
+    values = ["row", "id", *(names or ["NULL"]), " + ".join(["count", *earlier]), *(seen or ["NULL", "0"])]
+    return ["row", "id", *names, "count", *earlier, *seen], ", ".join(values)
 
 
 def extend_vocabulary(
@@ -223,9 +209,9 @@ def extend_vocabulary(
 ) -> ExtensionReport:
     """Create the table ``vocabulary_KEY`` from ``base_KEY``, of the ``entity`` of the base, and the query ``counted``.
 
-    Its columns: row, number, id, count, warm, last_seen and lineage_index. Rows of the base stay, with their count in
-    the new train split, which may be 0; those without an event have no number. New IDs follow by count descending,
-    then by ID. Where ``policy`` lets IDs expire, the first new IDs get the vacant rows instead, in order.
+    Its columns: row, number, id, count, earlier_count, last_seen and lineage_index. Rows of the base stay, with their
+    count in the new train split, which may be 0; those without an event have no number. New IDs follow by count
+    descending, then by ID. Where ``policy`` lets IDs expire, the first new IDs get the vacant rows instead, in order.
     """
     connection.execute(f"CREATE TABLE counted AS {counted}")
     seen = count_rows(connection, f"counted SEMI JOIN base_{key} USING (id)")
@@ -244,9 +230,9 @@ def extend_vocabulary(
     vacant, new = (count_rows(connection, table) for table in ("vacant", "new_ids"))
     connection.execute(
         f"CREATE TABLE vocabulary_{key} AS "
-        "SELECT row, number, id, count, warm, last_seen, lineage_index FROM base_rows "
+        "SELECT row, number, id, count, earlier_count, last_seen, lineage_index FROM base_rows "
         f"WHERE row NOT IN (SELECT row FROM vacant WHERE position <= {new}) UNION ALL "
-        f"SELECT coalesce(vacant.row, {entity.rows - vacant - 1} + position), number, id, count, count > 0, last_seen, "
+        f"SELECT coalesce(vacant.row, {entity.rows - vacant - 1} + position), number, id, count, 0, last_seen, "
         f"{0 if policy is None else policy.lineage_index} FROM new_ids LEFT JOIN vacant USING (position)"
     )
     before = entity.rows - len(entity.vacant_rows)
@@ -271,8 +257,9 @@ def _make_base_rows(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, p
         is_kept = f"c.id IS NOT NULL OR {last_seen} >= {policy.expire_before}"
     connection.execute(
         "CREATE TABLE base_rows AS SELECT row, number, CASE WHEN is_kept THEN id END AS id, count, "
-        "warm AND is_kept AS warm, CASE WHEN is_kept THEN last_seen END AS last_seen, lineage_index FROM ("
-        "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count, b.warm OR coalesce(c.count > 0, false) AS warm, "
+        "CASE WHEN is_kept THEN earlier_count ELSE 0 END AS earlier_count, "
+        "CASE WHEN is_kept THEN last_seen END AS last_seen, lineage_index FROM ("
+        "SELECT b.row, c.number, b.id, coalesce(c.count, 0) AS count, b.earlier_count, "
         f"{last_seen} AS last_seen, b.lineage_index, b.id IS NOT NULL AND ({is_kept}) AS is_kept "
         f"FROM base_{key} b LEFT JOIN counted c ON c.id = b.id{join})"
     )

@@ -1,17 +1,13 @@
 """Delete all that a prepared dataset holds of some IDs: their interactions, IDs, names, features and content.
 
-    reports = forget(ForgetOptions.of(data="data/day3", ids="ids.txt"), progress)       # of day3, day1, and day2
+    report = forget(ForgetOptions.of(data="data/day3", ids="ids.txt"), progress)
 
 Their rows become vacant but stay in place, so that all other rows keep their numbers; the same holds for feature values
-that only those IDs had. Only files that hold or count something of the IDs are rewritten, next to the old ones; then
-the manifest is replaced, and the old files are deleted. ``forget.json`` lists old and new files from before the first
-of these steps until after the last. After a crash, the old or the new dataset is complete, and the next call deletes
-the other files. A lock keeps other processes from changing the dataset meanwhile, and the new manifest replaces only
-the one that was read.
+that only those IDs had. The dataset is written anew and replaces the one before, as ``prepare --overwrite`` does
+(``staging.py``), so it is complete at any moment, with the IDs or without them. Files that hold and count nothing of
+the IDs are taken over unread: as hard links, or as copies by the server on S3.
 
-Base datasets hold what the IDs did before. Every dataset is locked, and everything in it that may change is read,
-before the first is changed. The base datasets come first: as long as a deletion is incomplete, the newest dataset has
-the IDs, and the same call continues.
+Datasets that extend this one have files of their own, and are rewritten by themselves.
 
 Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 """
@@ -19,38 +15,32 @@ Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 from __future__ import annotations
 
 import re
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import CrossfadeError, InputError, Option, command
+from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.s3 import ChangedError
-from crossfade.base.io.storage_errors import translate_storage_errors
-from crossfade.base.io.writer_lock import WriterLock, folder_writer
-from crossfade.base.json_text import validate_json
+from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.trainer.data.column_names import WEIGHT
-from crossfade.trainer.data.features import ROW, iter_content, iter_pairs
-from crossfade.trainer.data.lineage import open_bases
+from crossfade.trainer.data.features import iter_content, iter_pairs
 from crossfade.trainer.data.manifest import (
+    EARLIER,
     FILE_NAME,
-    JOURNAL,
     Content,
     DataFile,
     DatasetManifest,
+    Entity,
     Feature,
-    FilePath,
     Split,
     data_fingerprint,
     read_manifest,
@@ -60,15 +50,15 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary, plain_strings
 from crossfade.trainer.prepare.id_list import read_ids, typed_ids
 from crossfade.trainer.prepare.options import ForgetOptions
+from crossfade.trainer.prepare.staging import Staged, staged_output
 from crossfade.trainer.prepare.summary import COUNTED
 
 _TAG = re.compile(r"-[0-9a-f]{12}$")
-_NO_ROWS = np.empty(0, np.int64)
-
-Change = Callable[[pa.Table], pa.Table]
-Column = TypeVar("Column", Feature, Content)
-_NEVER_NULL = {"count": 0, "former_count": 0, "warm": False, "lineage_index": 0}
+_COUNTS = {"train": "count", f"{EARLIER}/train": "earlier_count"}
+"""The columns of a vocabulary that count interactions, by the folder of their files."""
+_NEVER_NULL = {"count": 0, "earlier_count": 0, "lineage_index": 0}
 """Columns of a vocabulary that have a value in every row, with their value in vacant rows."""
+_NO_ROWS = np.empty(0, np.int64)
 
 
 class ValueUses:
@@ -90,59 +80,6 @@ class ValueUses:
         return np.flatnonzero((self._dropped_V > 0) & (self._left_V == 0))
 
 
-def drop_rows(table: pa.Table, column: str, rows_R: IntArray) -> pa.Table:
-    """Return ``table`` without the rows whose ``column`` is in ``rows_R``."""
-    return table.filter(pa.array(np.isin(table.column(column).to_numpy(), rows_R, invert=True)))
-
-
-def select_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
-    """Return the rows of ``table`` whose ID is in ``ids``."""
-    return table.filter(pc.is_in(table.column("id"), value_set=ids))
-
-
-def drop_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
-    """Return the rows of ``table`` whose ID is not in ``ids``."""
-    return table.filter(pc.invert(pc.is_in(table.column("id"), value_set=ids)))
-
-
-def reduce_counts(table: pa.Table, lost: tuple[IntArray, IntArray], vacant_R: IntArray) -> pa.Table:
-    """Return a part of a vocabulary with lower counts, and the rows ``vacant_R`` emptied.
-
-    ``lost`` are the rows whose counts are lower, sorted, and by how much.
-    """
-    index, first = table.schema.get_field_index("count"), table.column("row")[0].as_py()
-    lost_N, lost_counts_N = lost
-    begin, end = np.searchsorted(lost_N, [first, first + table.num_rows])
-    count_N = table.column(index).to_numpy().copy()
-    count_N[lost_N[begin:end] - first] -= lost_counts_N[begin:end]
-    count_N = np.maximum(count_N, 0)
-    table = table.set_column(index, table.schema.field(index), pa.chunked_array([count_N]))
-    return _empty_rows(table, vacant_R) if len(vacant_R) else table
-
-
-def replace_files(
-    owners: Mapping[str, Mapping[str, Column]], replace: Callable[[list[DataFile]], list[DataFile]]
-) -> dict[str, dict[str, Column]]:
-    """Return the features or the content of entities, by name, with the files that ``replace`` returns for theirs."""
-    return {
-        owner: {name: column.model_copy(update={"files": replace(column.files)}) for name, column in columns.items()}
-        for owner, columns in owners.items()
-    }
-
-
-def _empty_rows(table: pa.Table, rows_R: IntArray) -> pa.Table:
-    """Return a part of a vocabulary in which ``rows_R`` have lost everything but their row number."""
-    is_vacant = pa.array(np.isin(table.column("row").to_numpy(), rows_R))
-    for index, column in enumerate(table.schema):
-        if column.name == "row":
-            continue
-        empty = pa.scalar(_NEVER_NULL.get(column.name), column.type)
-        values = pc.if_else(is_vacant, empty, table.column(index))
-        nullable = column.name not in _NEVER_NULL
-        table = table.set_column(index, pa.field(column.name, column.type, nullable=nullable), values)
-    return table
-
-
 @dataclass(frozen=True)
 class ForgetReport:
     """What a deletion has done.
@@ -154,9 +91,8 @@ class ForgetReport:
         requested: The number of IDs to forget.
         found: How many of them had a row.
         pending: How many of them were pending (without a row yet).
-        interactions: The number of deleted interactions by split, and of those of the replay.
-        files_rewritten: The number of files that were rewritten.
-        leftovers_deleted: Whether files of an earlier, interrupted call were deleted.
+        interactions: The number of deleted interactions by the folder of their files.
+        files_rewritten: The number of files that were rewritten or deleted.
     """
 
     folder: Folder
@@ -165,32 +101,29 @@ class ForgetReport:
     requested: int
     found: int
     pending: int
-    interactions: dict[str, int]
+    interactions: Mapping[str, int]
     files_rewritten: int
-    leftovers_deleted: bool
 
 
 @contextmanager
-def plan_deletion(
+def staged_deletion(
     folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter
-) -> Iterator[PlannedDeletion]:
-    """Lock the dataset in ``folder`` and find what ``forget`` deletes, which reads everything and changes nothing.
+) -> Iterator[StagedDeletion]:
+    """Lock the dataset in ``folder``, and write it without ``ids`` beside it. Nothing changes until ``publish``.
 
     Raises:
         InputError: there is no dataset or no such entity, a file is missing or corrupt, or another process writes it.
+        CrossfadeError: writing failed.
         StorageUnavailableError: storage does not answer.
     """
-    read_manifest(folder)  # Without a dataset, nothing can be locked.
-    with ExitStack() as stack:
-        with translate_storage_errors(folder.uri):
-            lock = stack.enter_context(folder_writer(folder))
-            version = folder.version(FILE_NAME)
-        with explaining_failures(folder):
-            manifest = read_manifest(folder)
-            _check_entity(folder, manifest, entity)
-            leftovers_deleted = delete_leftovers(folder, manifest)
-            planned = PlannedDeletion(folder, manifest, entity, progress, lock, version).plan(ids, leftovers_deleted)
-        yield planned
+    _check_entity(folder, read_manifest(folder), entity)
+    with explaining_failures(folder):
+        # A link to the folder stays, and leads to the new one.
+        location = folder.path.resolve() if folder.path is not None and folder.path.is_symlink() else folder.uri
+        with staged_output(location, overwrite=True) as staged:
+            deletion = StagedDeletion(staged, entity, progress)
+            deletion.write(ids)
+            yield deletion
 
 
 def _check_entity(folder: Folder, manifest: DatasetManifest, entity: str) -> None:
@@ -208,260 +141,216 @@ def _check_entity(folder: Folder, manifest: DatasetManifest, entity: str) -> Non
         )
 
 
-@dataclass
-class _RewritePlan:
-    """The files to rewrite: how each is changed, and the name of its replacement."""
+class StagedDeletion:
+    """A dataset without some IDs, which is written and can be published.
 
-    changes: list[tuple[DataFile, Change]] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)
+    Attributes:
+        manifest: the manifest of the dataset as it is.
+        report: what ``publish`` does; complete after ``write``.
+    """
 
-    def add(self, file: DataFile, change: Change) -> None:
-        stem = _TAG.sub("", file.path.removesuffix(".parquet"))
-        self.changes.append((file, change))
-        self.names[file.path] = f"{stem}-{uuid.uuid4().hex[:12]}.parquet"
+    report: ForgetReport
 
-
-@dataclass
-class PlannedDeletion:
-    """One deletion: plan which files change, write them, replace the manifest."""
-
-    folder: Folder
-    manifest: DatasetManifest
-    entity: str
-    progress: ProgressReporter
-    lock: WriterLock
-    version: str | None
-
-    def __post_init__(self) -> None:
-        manifest = self.manifest
-        self._files = ParquetFiles(self.folder)
-        self._other = manifest.item if self.entity == manifest.query else manifest.query
-        self._plan = _RewritePlan()
-        # By entity: how much the count of each row drops.
-        self._lost: dict[str, IntArray] = {
-            name: np.zeros(described.rows, np.int64) for name, described in manifest.entities.items()
+    def __init__(self, staged: Staged, entity: str, progress: ProgressReporter) -> None:
+        self.manifest = read_manifest(staged.out)
+        self._staged, self._entity, self._progress = staged, entity, progress
+        self._files, self._rewritten = ParquetFiles(staged.out), 0
+        sizes = {name: described.rows for name, described in self.manifest.entities.items()}
+        # By column of vocabularies and entity: how much the count of each row drops.
+        self._lost = {
+            column: {name: np.zeros(rows, np.int64) for name, rows in sizes.items()} for column in _COUNTS.values()
         }
-        self._context_uses = {name: ValueUses(manifest.entities[name].rows) for name in manifest.context}
+        self._context_uses = {name: ValueUses(sizes[name]) for name in self.manifest.context}
         # By entity: the rows that become vacant.
         self._vacant: dict[str, IntArray] = {}
 
-    def plan(self, ids: pa.StringArray, leftovers_deleted: bool) -> PlannedDeletion:
-        """Find what to delete of ``ids``; return self."""
-        rows_R = self._find_rows(ids)
-        pending = self._plan_pending(ids)
-        dropped: dict[str, int] = dict.fromkeys(self.manifest.interactions(), 0)
-        if len(rows_R):
-            self._vacant[self.entity] = rows_R
-            for split, described in self.manifest.interactions().items():
-                dropped[split] = self._plan_split(split, described, rows_R)
-            self._vacant |= {name: uses.vacant() for name, uses in self._context_uses.items()}
-            for owner, features in self.manifest.features.items():
-                for name, feature in features.items():
-                    self._plan_feature(owner, name, feature)
-            self._plan_content(rows_R)
-            self._plan_vocabularies()
-        self._lost.clear()
-        self._check_links()
-        self._report = ForgetReport(
-            folder=self.folder,
-            manifest=self.manifest,
-            entity=self.entity,
-            requested=len(ids),
-            found=len(rows_R),
-            pending=pending,
-            interactions=dropped,
-            files_rewritten=len(self._plan.changes),
-            leftovers_deleted=leftovers_deleted,
-        )
-        return self
-
-    @property
-    def found(self) -> int:
-        """How many of the IDs have a row."""
-        return self._report.found
-
-    @property
-    def dropped(self) -> Mapping[str, int]:
-        """How many interactions of each split are of the IDs."""
-        return self._report.interactions
-
-    def apply(self) -> ForgetReport:
-        """Delete it, and return the report. Raises as ``forget`` does."""
-        with explaining_failures(self.folder):
-            return replace(self._report, manifest=self._apply()) if self._plan.changes else self._report
-
-    def _find_rows(self, ids: pa.StringArray) -> IntArray:
-        """Return the rows of ``ids``, sorted."""
-        entity = self.manifest.entities[self.entity]
-        targets = typed_ids(ids, entity.id_type)
-        self.progress.phase(f"find {self.entity}", entity.rows, "row")
-        found = [_NO_ROWS]
-        for table in Vocabulary(self.folder, self.manifest, self.entity).iter_tables(["row", "id"]):
-            found.append(select_ids(table, targets).column("row").to_numpy())
-            self.progress.advance(table.num_rows)
-        return np.concatenate(found)
-
-    def _plan_pending(self, ids: pa.StringArray) -> int:
-        """Plan the changes of files of pending IDs; return how many of ``ids`` are pending."""
-        entity = self.manifest.entities[self.entity]
-        targets = typed_ids(ids, entity.id_type)
-        pending = 0
-        for file in entity.pending:
-            in_file = sum(len(select_ids(table, targets)) for table in self._read(file, ["id"]))
-            if in_file:
-                self._plan.add(file, partial(drop_ids, ids=targets))
-            pending += in_file
-        return pending
-
-    def _plan_split(self, split: str, described: Split, rows_R: IntArray) -> int:
-        """Plan the changes of files with interactions of ``rows_R``; return the number of these interactions."""
-        dropped = 0
-        self.progress.phase(f"scan {split}", described.rows, "row")
-        for file in described.files:
-            in_file = 0
-            for table in self._read(file, [self.entity, self._other, *self._context_uses, WEIGHT]):
-                is_dropped_N = np.isin(table.column(self.entity).to_numpy(), rows_R)
-                in_file += int(is_dropped_N.sum())
-                if split == "train" and is_dropped_N.any():
-                    is_counted_N = is_dropped_N & (table.column(WEIGHT).to_numpy() > 0)
-                    for name in (self.entity, self._other, *self._context_uses):
-                        row_N = table.column(name).to_numpy()
-                        np.add.at(self._lost[name], row_N[is_counted_N & (row_N >= 0)], 1)
-                for name, uses in self._context_uses.items():
-                    uses.add(table.column(name).to_numpy(), is_dropped_N)
-                self.progress.advance(table.num_rows)
-            if in_file:
-                self._plan.add(file, partial(drop_rows, column=self.entity, rows_R=rows_R))
-            dropped += in_file
-        return dropped
-
-    def _plan_feature(self, owner: str, name: str, feature: Feature) -> None:
-        """Plan the changes of files with pairs of vacant rows, and find the values that no other row has."""
-        rows_R = self._vacant.get(owner, _NO_ROWS)
-        uses = ValueUses(self.manifest.entities[name].rows)
-        self.progress.phase(f"scan {name}", feature.pairs, "row")
-        for file, row_N, value_N in iter_pairs(self.folder, self.manifest, owner, name):
-            is_dropped_N = np.isin(row_N, rows_R)
-            np.add.at(self._lost[name], value_N, self._lost[owner][row_N])
-            uses.add(value_N, is_dropped_N)
-            if is_dropped_N.any() and file.path not in self._plan.names:
-                self._plan.add(file, partial(drop_rows, column=ROW, rows_R=rows_R))
-            self.progress.advance(len(row_N))
-        self._vacant[name] = uses.vacant()
-
-    def _plan_content(self, rows_R: IntArray) -> None:
-        for name in self.manifest.content_of(self.entity):
-            for file, row_N, _ in iter_content(self.folder, self.manifest, self.entity, name):
-                if np.isin(row_N, rows_R).any() and file.path not in self._plan.names:
-                    self._plan.add(file, partial(drop_rows, column=ROW, rows_R=rows_R))
-
-    def _plan_vocabularies(self) -> None:
-        for name, entity in self.manifest.entities.items():
-            vacant_R, lost_V = self._vacant.get(name, _NO_ROWS), self._lost[name]
-            changed_N = np.union1d(vacant_R, np.flatnonzero(lost_V))
-            lost = np.flatnonzero(lost_V), lost_V[lost_V > 0]
-            first = 0
-            for file in entity.files:
-                if np.searchsorted(changed_N, first) < np.searchsorted(changed_N, first + file.rows):
-                    self._plan.add(file, partial(reduce_counts, lost=lost, vacant_R=vacant_R))
-                first += file.rows
-
-    def _check_links(self) -> None:
-        """Reject files that links lead to: deleting the link would leave the data at its target."""
-        if (root := self.folder.path) is None:
-            return
-        for name in self._plan.names:
-            if (found := (root / name).resolve()) != root.resolve() / name:
-                raise InputError(
-                    f"{root / name}: a link leads to {found}, where nothing is deleted; run the command on the folder "
-                    "that holds the files, or move them into this one"
-                )
-
-    def _apply(self) -> DatasetManifest:
-        """Write the new files, then the manifest, then delete the old files."""
-        write_journal(self.folder, [*self._plan.names, *self._plan.names.values()])
-        try:
-            self.progress.phase("rewrite", len(self._plan.changes), "file")
-            replacements = {file.path: self._rewrite(file, change) for file, change in self._plan.changes}
-            manifest = self._new_manifest(replacements)
-            self.lock.check()
-            manifest.write_over(self.folder, self.version)
-        except BaseException as error:
-            if self._is_overtaken(error):
-                self._give_up(error)
-            with suppress(OSError, InputError):  # the next call deletes them
-                delete_leftovers(self.folder, read_manifest(self.folder))
-            raise
-        delete_leftovers(self.folder, manifest)
-        return manifest
-
-    def _is_overtaken(self, error: BaseException) -> bool:
-        """Return whether another process has written the dataset, which may be the cause of ``error``."""
-        try:
-            self.lock.check()
-        except ChangedError:
-            return True
-        except OSError:
-            return False
-        return isinstance(error, ChangedError)
-
-    def _give_up(self, error: BaseException) -> None:
-        """Delete the new files and no others: the journal may be that of the other process."""
-        with suppress(OSError):
-            for name in self._plan.names.values():
-                self.folder.remove(name)
-        if isinstance(error, Exception):
-            raise CrossfadeError(
-                f"{self.folder.uri}: another process has written it since this command began, so nothing was deleted; "
-                f"run the command again ({error})"
-            ) from error
-        raise error
-
-    def _rewrite(self, file: DataFile, change: Change) -> DataFile | None:
-        """Write the replacement of ``file``; return None if nothing is left of it."""
-        target = self._plan.names[file.path]
-        columns = self._files.footer(file).schema.to_arrow_schema().names
-        with ExitStack() as opened:
-            writer: pq.ParquetWriter | None = None
-            for table in self._read(file, columns):
-                changed = change(table).replace_schema_metadata()
-                if changed.num_rows == 0:
-                    continue
-                if writer is None:
-                    out = opened.enter_context(self.folder.open_output(target))
-                    options = write_options(changed.schema)
-                    writer = opened.enter_context(pq.ParquetWriter(out, changed.schema, **options))
-                writer.write_table(changed, row_group_size=GROUP_ROWS_MAX)
-        self.progress.advance(1)
-        return None if writer is None else file_entry(self.folder, target)
-
-    def _new_manifest(self, replacements: dict[str, DataFile | None]) -> DatasetManifest:
-        def replaced(files: list[DataFile]) -> list[DataFile]:
-            return [left for file in files if (left := replacements.get(file.path, file))]
-
-        entities, old_replay = {}, self.manifest.replay
-        for name, entity in self.manifest.entities.items():
-            vacant = np.union1d(np.array(entity.vacant_rows, np.int64), self._vacant.get(name, []))
-            entities[name] = entity.model_copy(
-                update={
-                    "files": replaced(entity.files),
-                    "vacant_rows": vacant.astype(int).tolist(),
-                    "pending": replaced(entity.pending),
-                }
-            )
+    def write(self, ids: pa.StringArray) -> None:
+        """Write the files of the dataset without ``ids``."""
+        old = self.manifest
+        _check_links(self._staged.out, old)
+        targets = typed_ids(ids, old.entities[self._entity].id_type)
+        rows_R = self._vacant[self._entity] = self._find_rows(targets)
+        waiting = self._without_pending(targets)
+        interactions = {name: self._without_rows_of(name, split) for name, split in old.interactions().items()}
+        self._vacant |= {name: uses.vacant() for name, uses in self._context_uses.items()}
+        features = {
+            owner: {name: self._without_pairs(owner, name) for name in of} for owner, of in old.features.items()
+        }
+        content = {
+            owner: {name: self._without_content(owner, name) for name in of} for owner, of in old.content.items()
+        }
+        entities = {name: self._without_ids(name, entity) for name, entity in old.entities.items()}
+        entities[self._entity] = entities[self._entity].model_copy(update={"pending": waiting})
+        left = {name: Split(files=files) for name, files in interactions.items()}
+        replay = left.get("replay")
         changes = {
             "entities": entities,
-            "splits": {split: Split(files=replaced(old.files)) for split, old in self.manifest.splits.items()},
-            "replay": Split(files=left) if old_replay and (left := replaced(old_replay.files)) else None,
-            "features": replace_files(self.manifest.features, replaced),
-            "content": replace_files(self.manifest.content, replaced),
+            "splits": {name: left[name] for name in old.splits},
+            "earlier": {name: left[f"{EARLIER}/{name}"] for name in old.earlier},
+            "replay": replay if replay and replay.files else None,
+            "features": features,
+            "content": content,
             # Checkpoints trained on the old data identify them by the old manifest.
-            "lineage": [*self.manifest.lineage, data_fingerprint(self.folder)],
-            "compacted": None,
+            "lineage": [*old.lineage, data_fingerprint(self._staged.out)],
             # Statistics of all interactions are no longer true.
-            "source": {name: fact for name, fact in self.manifest.source.items() if not name.endswith(COUNTED)},
+            "source": {name: fact for name, fact in old.source.items() if not name.endswith(COUNTED)},
         }
-        return self.manifest.model_copy(update=changes)
+        self.report = ForgetReport(
+            folder=self._staged.out,
+            manifest=old.model_copy(update=changes) if self._rewritten else old,
+            entity=self._entity,
+            requested=len(ids),
+            found=len(rows_R),
+            pending=_rows(old.entities[self._entity].pending) - _rows(waiting),
+            interactions={name: split.rows - left[name].rows for name, split in old.interactions().items()},
+            files_rewritten=self._rewritten,
+        )
+
+    def publish(self) -> ForgetReport:
+        """Replace the dataset, if it holds anything of the IDs, and return the report.
+
+        Raises:
+            CrossfadeError: another process has written it meanwhile, or replacing it failed.
+        """
+        if self._rewritten:
+            self._staged.publish(self.report.manifest)
+        elif self._staged.out.on_s3:
+            self._delete_leftovers()
+        return self.report
+
+    def _delete_leftovers(self) -> None:
+        """Delete what a command that was killed has left: objects of the dataset that this one has replaced."""
+        listed = {FILE_NAME, LOCK_NAME, *(file.path for file in self.manifest.files())}
+        for name in self._staged.out.sizes().keys() - listed:
+            self._staged.out.remove(name)
+
+    def _find_rows(self, targets: pa.Array) -> IntArray:
+        """Return the rows of the IDs ``targets``, sorted."""
+        self._progress.phase(f"find {self._entity}", self.manifest.entities[self._entity].rows, "row")
+        found = [_NO_ROWS]
+        for table in Vocabulary(self._staged.out, self.manifest, self._entity).iter_tables(["row", "id"]):
+            is_target = pc.is_in(table.column("id"), value_set=targets)
+            found.append(table.column("row").filter(is_target).to_numpy())
+            self._progress.advance(table.num_rows)
+        return np.concatenate(found)
+
+    def _without_pending(self, targets: pa.Array) -> list[DataFile]:
+        dropped: dict[str, list[BoolArray]] = defaultdict(list)
+        files = self.manifest.entities[self._entity].pending
+        for file in files:
+            for table in self._read(file, ["id"]):
+                dropped[file.path].append(pc.is_in(table.column("id"), value_set=targets).to_numpy())
+        return self._without(files, dropped)
+
+    def _without_rows_of(self, name: str, split: Split) -> list[DataFile]:
+        """Write interactions without those of the IDs, and count what vocabularies lose."""
+        other = self.manifest.item if self._entity == self.manifest.query else self.manifest.query
+        lost, rows_R, left = self._lost.get(_COUNTS.get(name, ""), {}), self._vacant[self._entity], []
+        self._progress.phase(f"forget in {name}", split.rows, "row")
+        for file in split.files:
+            dropped = []
+            for table in self._read(file, [self._entity, other, *self._context_uses, WEIGHT]):
+                is_dropped_N = np.isin(table.column(self._entity).to_numpy(), rows_R)
+                is_counted_N = is_dropped_N & (table.column(WEIGHT).to_numpy() > 0)
+                for entity in {self._entity, other, *self._context_uses} & lost.keys():
+                    row_N = table.column(entity).to_numpy()
+                    np.add.at(lost[entity], row_N[is_counted_N & (row_N >= 0)], 1)
+                for entity, uses in self._context_uses.items():
+                    uses.add(table.column(entity).to_numpy(), is_dropped_N)
+                dropped.append(is_dropped_N)
+                self._progress.advance(table.num_rows)
+            left += self._without([file], {file.path: dropped})
+        return left
+
+    def _without_pairs(self, owner: str, name: str) -> Feature:
+        """Write a feature without the pairs of vacant rows, and find the values that no other row has."""
+        feature, uses = self.manifest.features[owner][name], ValueUses(self.manifest.entities[name].rows)
+        dropped: dict[str, list[BoolArray]] = defaultdict(list)
+        self._progress.phase(f"forget in {name}", feature.pairs, "row")
+        for file, row_N, value_N in iter_pairs(self._staged.out, self.manifest, owner, name):
+            is_dropped_N = np.isin(row_N, self._vacant.get(owner, _NO_ROWS))
+            for lost in self._lost.values():
+                np.add.at(lost[name], value_N, lost[owner][row_N])
+            uses.add(value_N, is_dropped_N)
+            dropped[file.path].append(is_dropped_N)
+            self._progress.advance(len(row_N))
+        self._vacant[name] = uses.vacant()
+        return feature.model_copy(update={"files": self._without(feature.files, dropped)})
+
+    def _without_content(self, owner: str, name: str) -> Content:
+        column, dropped = self.manifest.content[owner][name], defaultdict[str, list[BoolArray]](list)
+        for file, row_N, _ in iter_content(self._staged.out, self.manifest, owner, name):
+            dropped[file.path].append(np.isin(row_N, self._vacant.get(owner, _NO_ROWS)))
+        return column.model_copy(update={"files": self._without(column.files, dropped)})
+
+    def _without_ids(self, name: str, entity: Entity) -> Entity:
+        """Write a vocabulary with lower counts, and vacant rows emptied."""
+        vacant_R = self._vacant.get(name, _NO_ROWS)
+        lost = [of[name] for of in self._lost.values()]
+        changed_R = np.union1d(vacant_R, np.flatnonzero(np.logical_or.reduce(lost)))
+        files, first = [], 0
+        for file in entity.files:
+            if np.searchsorted(changed_R, first) < np.searchsorted(changed_R, first + file.rows):
+                change = partial(self._reduced, name=name, vacant_R=vacant_R)
+                files += self._rewrite(file, map(change, self._read(file, self._columns(file))))
+            else:
+                files.append(self._take_over(file))
+            first += file.rows
+        vacant = np.union1d(np.array(entity.vacant_rows, np.int64), vacant_R)
+        pending = [self._take_over(file) for file in entity.pending] if name != self._entity else []
+        return entity.model_copy(update={"files": files, "vacant_rows": vacant.tolist(), "pending": pending})
+
+    def _reduced(self, table: pa.Table, name: str, vacant_R: IntArray) -> pa.Table:
+        """Return a part of a vocabulary with lower counts, in which the rows ``vacant_R`` have only their number."""
+        row_N = table.column("row").to_numpy()
+        is_vacant = pa.array(np.isin(row_N, vacant_R))
+        for index, column in enumerate(table.schema):
+            field, values = column, table.column(index)
+            if column.name in _COUNTS.values():
+                values = pa.array(np.maximum(values.to_numpy() - self._lost[column.name][name][row_N], 0))
+            if len(vacant_R) and column.name != "row":
+                values = pc.if_else(is_vacant, pa.scalar(_NEVER_NULL.get(column.name), column.type), values)
+                field = column.with_nullable(column.name not in _NEVER_NULL)
+            table = table.set_column(index, field, values)
+        return table
+
+    def _without(self, files: Sequence[DataFile], dropped: Mapping[str, Sequence[BoolArray]]) -> list[DataFile]:
+        """Write ``files`` without the rows that are ``dropped``: by path, for each row group that has rows."""
+        left = []
+        for file in files:
+            masks = dropped.get(file.path, ())
+            if any(mask_N.any() for mask_N in masks):
+                tables = self._read(file, self._columns(file))
+                kept = (table.filter(pa.array(~mask_N)) for table, mask_N in zip(tables, masks, strict=True))
+                left += self._rewrite(file, kept)
+            else:
+                left.append(self._take_over(file))
+        return left
+
+    def _rewrite(self, file: DataFile, tables: Iterable[pa.Table]) -> list[DataFile]:
+        """Write the rows of ``tables`` in place of ``file``; return no file if there are none."""
+        target, self._rewritten = self._place(file), self._rewritten + 1
+        with ExitStack() as opened:
+            writer: pq.ParquetWriter | None = None
+            for table in (table.replace_schema_metadata() for table in tables if table.num_rows):
+                if writer is None:
+                    out = opened.enter_context(self._staged.folder.open_output(target))
+                    options = write_options(table.schema)
+                    writer = opened.enter_context(pq.ParquetWriter(out, table.schema, **options))
+                writer.write_table(table, row_group_size=GROUP_ROWS_MAX)
+        return [] if writer is None else [file_entry(self._staged.folder, target)]
+
+    def _take_over(self, file: DataFile) -> DataFile:
+        self._staged.folder.take_over(self._place(file), self._staged.out, file.path)
+        return file.model_copy(update={"path": self._place(file)})
+
+    def _place(self, file: DataFile) -> str:
+        """Return the place of ``file`` in the new dataset."""
+        return self._staged.file_name(_TAG.sub("", file.path.removesuffix(".parquet")))
+
+    def _columns(self, file: DataFile) -> list[str]:
+        names: list[str] = self._files.footer(file).schema.to_arrow_schema().names
+        return names
 
     def _read(self, file: DataFile, columns: list[str]) -> Iterator[pa.Table]:
         """Yield the row groups of ``file`` that have rows."""
@@ -470,39 +359,20 @@ class PlannedDeletion:
                 yield plain_strings(self._files.read(file, index, columns))
 
 
-class _Journal(BaseModel):
-    """The files of the dataset that may be left over: old and new ones."""
-
-    files: list[FilePath]
+def _rows(files: Sequence[DataFile]) -> int:
+    return sum(file.rows for file in files)
 
 
-def write_journal(folder: Folder, files: list[str]) -> None:
-    """List ``files`` as possible leftovers."""
-    folder.write(JOURNAL, _Journal(files=files).model_dump_json(indent=1).encode())
-
-
-def delete_leftovers(folder: Folder, manifest: DatasetManifest) -> bool:
-    """Delete the files that the journal lists and ``manifest`` does not; return whether there was a journal.
-
-    Raises:
-        InputError: the journal was not written by ``write_journal``.
-    """
-    try:
-        listed = validate_json(_Journal, folder.read(JOURNAL)).files
-    except FileNotFoundError:
-        return False
-    except ValueError as error:
-        raise InputError(
-            f"{folder.uri}/{JOURNAL}: was not written by {command('forget')}: {error}; "
-            f"delete it, and list what is left over with {command('validate', folder.uri)}"
-        ) from error
-    used = {FILE_NAME, *(file.path for file in manifest.files())}
-    for path in listed:
-        if path not in used:
-            with translate_storage_errors(f"{folder.uri}/{path}", action="deleted"):
-                folder.remove(path)
-    folder.remove(JOURNAL)
-    return True
+def _check_links(folder: Folder, manifest: DatasetManifest) -> None:
+    """Reject files that links lead to: replacing the dataset would leave the data at their targets."""
+    if folder.path is None:
+        return
+    for file in manifest.files():
+        if (found := (folder.path / file.path).resolve()) != folder.path.resolve() / file.path:
+            raise InputError(
+                f"{folder.path / file.path}: a link leads to {found}, where nothing is deleted; run the command on the "
+                "folder that holds the files, or move them into this one"
+            )
 
 
 @contextmanager
@@ -518,35 +388,15 @@ def explaining_failures(folder: Folder) -> Iterator[None]:
         ) from error
 
 
-def forget(options: ForgetOptions, progress: ProgressReporter) -> list[ForgetReport]:
-    """Delete IDs as ``options`` state; see ``forget_in_lineage``."""
-    folder = Folder(options.data)
-    entity = options.entity or read_manifest(folder).query
-    ids = read_ids(options.ids, options.column, entity)
-    return forget_in_lineage(folder, ids, entity, progress, this_dataset_only=options.this_dataset_only)
-
-
-def forget_in_lineage(
-    folder: Folder, ids: pa.StringArray, entity: str, progress: ProgressReporter, *, this_dataset_only: bool = False
-) -> list[ForgetReport]:
-    """Delete ``ids`` of ``entity`` from the dataset in ``folder`` and from its base datasets; return a report of each.
-
-    The report of ``folder`` comes first. ``this_dataset_only`` leaves the base datasets as they are.
+def forget(options: ForgetOptions, progress: ProgressReporter) -> ForgetReport:
+    """Delete IDs as ``options`` state, and return a report.
 
     Raises:
-        InputError: a base dataset cannot be reached, or as ``plan_deletion``; nothing has been deleted.
-        CrossfadeError: another process has replaced a dataset meanwhile.
-        StorageUnavailableError: storage does not answer; each dataset is complete, before or after its deletion.
+        InputError: an option or the dataset is wrong; nothing has been deleted.
+        CrossfadeError: writing failed, or another process has replaced the dataset meanwhile.
+        StorageUnavailableError: storage does not answer; the dataset is complete, before or after its deletion.
     """
-    bases = (
-        []
-        if this_dataset_only
-        else open_bases(folder, read_manifest(folder), ("forget without it: ", Option("this_dataset_only")))
-    )
-    with ExitStack() as stack:
-        planned = [
-            stack.enter_context(plan_deletion(each, ids, entity, progress))
-            for each in (*(base.folder for base in bases), folder)
-        ]
-        *of_bases, report = [deletion.apply() for deletion in planned]
-    return [report, *of_bases]
+    folder = Folder(options.data)
+    entity = options.entity or read_manifest(folder).query
+    with staged_deletion(folder, read_ids(options.ids, options.column, entity), entity, progress) as deletion:
+        return deletion.publish()

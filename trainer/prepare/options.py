@@ -85,27 +85,10 @@ def memory_bytes(gib: float | None) -> int | None:
 class ForgetOptions(Options):
     """Which IDs to delete from a dataset."""
 
-    data: str = _dataset(
-        ..., "delete from this folder or s3://BUCKET/PREFIX, and its bases", value="DATA", positional=True
-    )
-    this_dataset_only: bool = _dataset(False, "leave base datasets as they are, such as where they have been deleted")
+    data: str = _dataset(..., "delete from this folder or s3://BUCKET/PREFIX", value="DATA", positional=True)
     ids: str = _ids(..., "read IDs from FILE: text with one per line, or a column of Parquet, CSV or TSV", value="FILE")
     column: str | None = _ids(None, "read this column (default: the entity's name, or the only one)", value="COLUMN")
     entity: str | None = _ids(None, "delete IDs of this entity (default: the querying one)", value="NAME")
-
-
-class CompactOptions(Options):
-    """Which dataset to compact with its bases, and where to."""
-
-    data: Location = _dataset(
-        ..., "compact this folder or s3://BUCKET/PREFIX, and its bases", value="DATA", positional=True
-    )
-    without_timestamps: bool = _dataset(False, "leave out the times of interactions, such as where a base has none")
-    out: Location = _output(..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", value="DIR")
-    overwrite: bool = _output(False, "replace DIR if it holds a prepared dataset")
-    work_dir: Path | None = _work_dir()
-    memory: Number | None = _memory()
-    threads: Integer | None = _threads()
 
 
 class ValidateOptions(Options):
@@ -476,16 +459,7 @@ class SynthesizeOptions(SyntheticSpec):
     out: Location = _output(..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", value="DIR")
     overwrite: bool = _output(False, "replace DIR if it holds a prepared dataset")
     skip_existing: bool = _output(False, "do nothing if DIR is complete and was made with the same options")
-    raw_events: bool = _output(False, "write raw events instead of a dataset")
     work_dir: Path | None = _output(None, "keep temporary files here (default: near the output folder)", value="DIR")
-
-    @model_validator(mode="after")
-    def _check_kind(self) -> Self:
-        for field in ("skip_existing", "overwrite", "work_dir", "valid", "test", "audio") if self.raw_events else ():
-            if field in self.model_fields_set:
-                problem = ("applies to datasets, not to ", Option("raw_events"))
-                raise OptionError(field, problem=problem, fix="leave it out")
-        return self
 
 
 def name_in_use(field: str, found: str, name: str) -> OptionError:

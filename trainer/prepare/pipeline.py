@@ -45,7 +45,6 @@ from crossfade.trainer.prepare.input_files import (
 from crossfade.trainer.prepare.local_events import LocalEvents
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
 from crossfade.trainer.prepare.preparation import Inputs, Preparation
-from crossfade.trainer.prepare.replay import find_replayed
 from crossfade.trainer.prepare.staging import Staged, staged_output
 
 
@@ -99,7 +98,6 @@ def find_base(options: PrepareOptions) -> BaseDataset | None:
                 problem=("is also ", out, ", which would be replaced"),
                 fix="choose another folder",
             )
-        base.reference(Folder(options.out))
         check_base_context(options.context_plans(), base)
         base.check_attributes(options)
     return base
@@ -168,7 +166,6 @@ def prepare(
     base = find_base(options)
     if options.engine == "spark":
         check_for_spark(options, inputs)
-    replayed = find_replayed(base) if base is not None and options.replay is not None else []
     with (
         full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir()), PREPARING_ADVICE),
         staged_output(options.out, options.overwrite, options.work_dir) as staged,
@@ -183,7 +180,7 @@ def prepare(
             working_database(staged.work, memory_bytes(options.memory), options.threads, PREPARING_ADVICE)
         )
         groups = opened.enter_context(_event_groups(connection, options, inputs, base, staged, faults, progress))
-        manifest = Preparation(groups, options, inputs, base, replayed, staged, faults, progress).run()
+        manifest = Preparation(groups, options, inputs, base, staged, faults, progress).run()
         if quarantine is not None:
             quarantine.publish()
         staged.publish(manifest)

@@ -1,6 +1,6 @@
 """The steps of a preparation, on either engine: from events to the files of a dataset.
 
-    manifest = Preparation(groups, options, inputs, base, replayed, staged, faults, progress).run()
+    manifest = Preparation(groups, options, inputs, base, staged, faults, progress).run()
 
 What is done with events is done in their groups (``event_groups.py``); vocabularies, features, and content are built in
 one database, out of core, of the IDs that the groups have.
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from crossfade.base.errors import OptionError
-from crossfade.trainer.data.lineage import EarlierDataset
 from crossfade.trainer.data.manifest import REPLAY, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
@@ -21,6 +20,7 @@ from crossfade.trainer.prepare.admission import count_sightings, filter_admitted
 from crossfade.trainer.prepare.attribute_columns import plan_columns
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.co_occurrence import with_co_occurrence
+from crossfade.trainer.prepare.earlier import carry_interactions
 from crossfade.trainer.prepare.event_context import count_context
 from crossfade.trainer.prepare.event_groups import (
     EventGroups,
@@ -76,7 +76,6 @@ class Preparation:
         options: What to prepare.
         inputs: The files found for the options.
         base: The dataset whose vocabularies are extended, if any.
-        replayed: The datasets whose interactions are replayed, if any.
         staged: Where files are written.
         faults: Receives the faults of files.
         progress: Receives a phase for each step.
@@ -87,7 +86,6 @@ class Preparation:
     options: PrepareOptions
     inputs: Inputs
     base: BaseDataset | None
-    replayed: list[EarlierDataset]
     staged: Staged
     faults: Faults
     progress: ProgressReporter
@@ -133,7 +131,6 @@ class Preparation:
             content=content,
             context=[plan.name for plan in context],
             lineage=self.base.lineage() if self.base else [],
-            base=self.base.reference(self.staged.out) if self.base else None,
             has_timestamp=layout.has_timestamp,
             is_grouped=layout.is_grouped,
             co_occurrence=self.base.manifest.co_occurrence if self.base else None,
@@ -143,14 +140,16 @@ class Preparation:
                 **self.facts,
             },
         )
-        replay = self._draw_replay(manifest) if self.replayed else None
-        manifest = manifest.model_copy(update={"replay": replay})
+        if self.base is not None:
+            manifest = carry_interactions(self.base, manifest, self.staged, self.progress)
+            replay = None if options.replay is None else self._draw_replay(manifest)
+            manifest = manifest.model_copy(update={"replay": replay})
         return with_co_occurrence(self.staged.folder, manifest, self.progress)
 
     def _draw_replay(self, manifest: DatasetManifest) -> Split | None:
         """Write the replay of the dataset that ``manifest`` describes; return None if there is nothing to draw."""
         assert self.options.replay is not None
-        draw = ReplayDraw(self.groups.connection, self.options, self.replayed, manifest, self.progress)
+        draw = ReplayDraw(self.groups.connection, self.options, self.staged.folder, manifest, self.progress)
         rows = draw.create(round(self.options.replay * manifest.splits["train"].rows))
         if not rows:
             return None

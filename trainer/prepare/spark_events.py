@@ -317,7 +317,8 @@ class SparkEvents(EventGroups):
 def _file_parts(split: str, rows: int) -> list[Part]:
     """Return the files of a ``split``."""
     group_rows = row_group_rows(rows)
-    return [Part(split, number, group_rows) for number in range(-(-rows // (group_rows * GROUPS_PER_FILE)))]
+    file_rows = group_rows * GROUPS_PER_FILE
+    return [Part(split, number, group_rows, file_rows) for number in range(-(-rows // file_rows))]
 
 
 def _written(split: str, rows: int, files: Sequence[DataFile]) -> Split:
@@ -350,9 +351,9 @@ def _place_rows(
     place, part = "CASE e.split", "CASE split"
     for code, split in enumerate(ALL_SPLITS):
         place += f" WHEN {code} THEN {split}_place"
-        numbers = [number for number, each in enumerate(parts) if each.folder == split]
+        numbers = [number for number, each in enumerate(parts) if each.split == split]
         if numbers:
-            part += f" WHEN {code} THEN {numbers[0]} + place // {parts[numbers[0]].group_rows * GROUPS_PER_FILE}"
+            part += f" WHEN {code} THEN {numbers[0]} + place // {parts[numbers[0]].rows}"
     values = "".join(f", coalesce({key}.row, {NO_ROW}) AS {key}_row" for key in contexts)
     joins = "".join(f" LEFT JOIN rows_{key} {key} ON {key}.id = x.{key}" for key in contexts)
     joins = f" JOIN event_values x ON x.seq = e.seq{joins}" if contexts else ""

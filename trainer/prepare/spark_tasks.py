@@ -394,11 +394,12 @@ def _dump_table(connection: duckdb.DuckDBPyConnection, key: int, kind: str, name
 
 @dataclass(frozen=True)
 class Part:
-    """A file of a split: the split, its number there, and the rows of its row groups."""
+    """A file of a split: the split, its number there, the rows of its row groups, and those of a full file."""
 
-    folder: str
+    split: str
     number: int
     group_rows: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -431,7 +432,7 @@ def write_part(output: Output, resources: Resources, batches: Batches) -> Batche
         _load(connection, chain([first], arriving))
         staged = Staged(folder, overwrite=False, folder=folder, work=work, lock=None, tag=output.tag)
         sorted_rows = connection.sql(f"SELECT {', '.join(column_names(output.schema))} FROM {PLACED} ORDER BY place")
-        with PartWriter(staged, part.folder, output.schema, part.group_rows, part.number) as writer:
+        with PartWriter(staged, part.split, output.schema, part.group_rows, part.number) as writer:
             for batch in sorted_rows.to_arrow_reader(part.group_rows):
                 writer.write(batch)
             (file,) = writer.close()

@@ -25,6 +25,15 @@ from crossfade.trainer.prepare.database import shuffled
 from crossfade.trainer.prepare.staging import Staged, write_relation
 
 
+def interaction_schema(query: str, item: str, has_timestamp: bool, context: Sequence[str]) -> pa.Schema:
+    """Return the schema of files of interactions."""
+    fields = [(query, pa.int64()), (item, pa.int64()), (WEIGHT, pa.float32())]
+    if has_timestamp:
+        fields.append((TIMESTAMP, pa.int64()))
+    fields += [(name, pa.int64()) for name in context]
+    return pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
+
+
 @dataclass(frozen=True)
 class SplitLayout:
     """The columns and the order of the interactions of a dataset.
@@ -47,11 +56,7 @@ class SplitLayout:
 
     def schema(self) -> pa.Schema:
         """Return the schema of the files."""
-        fields = [(self.query, pa.int64()), (self.item, pa.int64()), (WEIGHT, pa.float32())]
-        if self.has_timestamp:
-            fields.append((TIMESTAMP, pa.int64()))
-        fields += [(name, pa.int64()) for name in self.context]
-        return pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
+        return interaction_schema(self.query, self.item, self.has_timestamp, self.context)
 
     def place_groups(self, connection: duckdb.DuckDBPyConnection, queries: str) -> None:
         """Create the table ``places``: number, row, and place in the grouped order of each of ``queries``.

@@ -40,9 +40,9 @@ from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer
 from crossfade.trainer.data.manifest import (
     BASELINES_FILE,
     CONTENT,
+    EARLIER,
     FEATURES,
     FILE_NAME,
-    JOURNAL,
     PENDING,
     REPLAY,
     VOCABULARY,
@@ -58,10 +58,11 @@ ATTEMPTS = ".attempts"
 """The folder of files that are not of the dataset, which a preparation on Spark writes and deletes."""
 _OUT, _OVERWRITE = Option("out"), Option("overwrite")
 _OF_INTERACTIONS = (*ALL_SPLITS, REPLAY)
-_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, *_OF_INTERACTIONS}
-_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, JOURNAL, LOCK_NAME, *_OUR_FOLDERS}
+_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, EARLIER, *_OF_INTERACTIONS}
+_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, LOCK_NAME, *_OUR_FOLDERS}
 _OUR_OBJECTS = re.compile(
-    rf"(?:(?:{VOCABULARY}|{PENDING}|\{ATTEMPTS})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
+    rf"(?:(?:{VOCABULARY}|{PENDING}|{EARLIER}|\{ATTEMPTS})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+"
+    rf"|{'|'.join(_OF_INTERACTIONS)})"
     r"/part-[0-9a-z-]+\.parquet"
 )
 
@@ -151,7 +152,7 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
 
 def _find_foreign(out: Path) -> str | None:
     try:
-        read_manifest(Folder(out))
+        listed = {file.path.partition("/")[0] for file in read_manifest(Folder(out)).files()}
     except InputError as error:
         raise InputError(
             f"{out}: holds no prepared data, so ",
@@ -162,7 +163,7 @@ def _find_foreign(out: Path) -> str | None:
         ) from None
     # A file that another command is writing, or was when it was killed, is none of its user's.
     found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
-    return min(found - _OUR_ENTRIES, default=None)
+    return min(found - _OUR_ENTRIES - listed, default=None)
 
 
 def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
@@ -172,9 +173,8 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
     if not overwrite:
         state = "exists already" if FILE_NAME in found else "holds files that another preparation left or is writing"
         raise InputError(f"{out.uri}: {state}; choose another ", _OUT, ", or replace it with ", _OVERWRITE)
-    if FILE_NAME in found:
-        read_manifest(out)
-    if foreign := {name for name in found if name not in (FILE_NAME, JOURNAL) and not _OUR_OBJECTS.fullmatch(name)}:
+    ours = {FILE_NAME, *(file.path for file in read_manifest(out).files())} if FILE_NAME in found else set()
+    if foreign := {name for name in found - ours if not _OUR_OBJECTS.fullmatch(name)}:
         raise InputError(
             f"{out.uri}: holds '{min(foreign)}', which ", _OVERWRITE, " would delete; move it, or choose another ", _OUT
         )
@@ -296,12 +296,12 @@ def take_over_files(staged: Staged, folder: str, base: Folder, files: Sequence[D
         InputError: one is not the file that is listed.
         OSError: one cannot be read or written.
     """
-    copies = ParquetFiles(staged.folder)
+    sources = ParquetFiles(base)
 
     def take_over(number: int, file: DataFile) -> DataFile:
+        sources.footer(file)
         taken = file.model_copy(update={"path": f"{folder}/{staged.file_name(f'part-{number:05d}')}"})
         staged.folder.take_over(taken.path, base, file.path)
-        copies.footer(taken)
         return taken
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="take-over") as pool:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from crossfade.base.errors import as_typed, escape_unprintable
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
-from crossfade.trainer.data.manifest import REPLAY, DatasetManifest
+from crossfade.trainer.data.manifest import EARLIER, REPLAY, DatasetManifest, Split
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import fetch_one
@@ -50,6 +50,7 @@ _HEAVY_SHARE = 0.2
 Their logarithms are better weights there, but not where the share is 0.15, as of the numbers of `crossfade synthesize`
 (docs/model.md). Ratings from 1 to 5 have at most 0.05.
 """
+_REMARKS = {EARLIER: "; of base datasets, known but not trained on", REPLAY: "; of base datasets, for training only"}
 _FAULTS = {
     "dropped_bad_lines": ("bad line", ""),
     "dropped_missing": ("row", "with a missing value"),
@@ -65,7 +66,6 @@ _DROPPED = {
     "dropped_rare": ("interaction", "of rare ids"),
     "dropped_gap": ("interaction", "in the gap before what is held out"),
     "dropped_without_history": ("interaction", "held out of ids without an earlier one"),
-    "dropped_expired": ("interaction", "of base datasets with ids that were forgotten or have expired"),
 }
 """What was left out, by fact: the noun that is counted, and the reason."""
 
@@ -166,7 +166,12 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
     """Format a summary, in printable lines, of the data in ``folder``: its contents, and what was left out and why."""
     query, item = manifest.entities[manifest.query], manifest.entities[manifest.item]
     train = manifest.splits["train"].rows
-    width = max(map(len, [*manifest.entities, *ALL_SPLITS, *manifest.interactions()]))
+    shown = {str(name): split for name, split in manifest.splits.items()}
+    if manifest.earlier:
+        shown[EARLIER] = Split(files=[file for split in manifest.earlier.values() for file in split.files])
+    if manifest.replay is not None:
+        shown[REPLAY] = manifest.replay
+    width = max(map(len, [*manifest.entities, *ALL_SPLITS, *shown]))
     synthetic = " (synthetic listening)" if is_synthetic(manifest) else ""
     lines = [f"{folder.uri}: {manifest.query} x {manifest.item}{synthetic}"]
     for name, entity in manifest.entities.items():
@@ -176,14 +181,14 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
         lines.append(f"  {name:{width}} {entity.rows:>15,} {noun}          {ids}; most in train: {top}")
         details = [part for describe in _DETAILS for part in describe(manifest, name)]
         lines += [f"  {'':{width}} {'':15} {line}" for line in details]
-    for name, split in manifest.interactions().items():
+    for name, split in shown.items():
         size = sum(file.bytes for file in split.files)
         groups = sum(len(file.row_groups) for file in split.files)
         noun = "interaction" if split.rows == 1 else "interactions"
         lines.append(
             f"  {name:{width}} {split.rows:>15,} {noun:12}  {counted(len(split.files), 'file')}, "
             f"{counted(groups, 'row group')}, "
-            f"{size / 1e6:,.1f} MB{'; of base datasets, for training only' if name == REPLAY else ''}"
+            f"{size / 1e6:,.1f} MB{_REMARKS.get(name, '')}"
         )
     lines.append(
         f"  density of train: {train / (query.rows * item.rows):.3%} of all pairs; on average "
@@ -327,8 +332,6 @@ def _dropped(facts: Facts, reasons: Mapping[str, tuple[str, str]]) -> list[str]:
 
 def _left_out(manifest: DatasetManifest) -> list[str]:
     facts, lines = manifest.source, []
-    if facts.get("compacted_from"):
-        lines.append(f"compacted: {_count(facts, 'datasets', 'dataset')}, the newest of them {facts['compacted_from']}")
     if facts.get("rows_read"):
         empty = f", {facts['empty_files']:,} of them empty" if facts.get("empty_files") else ""
         delimiters = facts.get("delimiters")

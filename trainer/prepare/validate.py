@@ -14,7 +14,7 @@ from crossfade.base.errors import InputError, as_typed, command
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.base.text import counted
-from crossfade.trainer.data.manifest import JOURNAL, DatasetManifest, read_manifest
+from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import working_database
 from crossfade.trainer.prepare.dataset_checks import DatasetChecks, Problems
@@ -66,15 +66,10 @@ def validate(options: ValidateOptions, progress: ProgressReporter) -> Validation
                 checks.content(entity, name)
         for name in manifest.entities:
             checks.vocabulary(name)
-    return ValidationReport(manifest, problems, _find_stray_files(folder, manifest, problems))
+    return ValidationReport(manifest, problems, _find_stray_files(folder, manifest))
 
 
-def _find_stray_files(folder: Folder, manifest: DatasetManifest, problems: Problems) -> list[str]:
-    if folder.exists(JOURNAL):
-        problems.add(
-            f"{folder.uri}/{JOURNAL}: a {command('forget')} was interrupted; run it again to delete its leftover files"
-        )
-        return []
+def _find_stray_files(folder: Folder, manifest: DatasetManifest) -> list[str]:
     listed = {file.path for file in manifest.files()}
     strays = [path for path in sorted(folder.sizes()) if path.endswith(".parquet") and path not in listed]
     return [f"{counted(len(strays), 'file')} that the manifest does not list, such as {strays[0]}"] if strays else []

@@ -214,6 +214,6 @@ class VocabularyBuilder:
             entity=entity,
             id_type=id_type,
             has_names=has_names_file or bool(base and base.has_names),
-            has_warm=base is not None,
+            has_earlier_count=base is not None,
             has_last_seen=has_last_seen,
         )

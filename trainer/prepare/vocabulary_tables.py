@@ -66,9 +66,8 @@ def vocabulary_schema(
     id_type: IdType,
     has_names: bool,
     has_vacant_rows: bool = False,
-    has_warm: bool = False,
+    has_earlier_count: bool = False,
     has_last_seen: bool = False,
-    has_former_count: bool = False,
 ) -> pa.Schema:
     """Return the schema of a vocabulary file; the ID is nullable if rows are vacant."""
     fields = [
@@ -76,10 +75,8 @@ def vocabulary_schema(
         pa.field("id", pa.int64() if id_type == "int64" else pa.string(), nullable=has_vacant_rows),
         pa.field("count", pa.int64(), nullable=False),
     ]
-    if has_former_count:
-        fields.append(pa.field("former_count", pa.int64(), nullable=False))
-    if has_warm:
-        fields.append(pa.field("warm", pa.bool_(), nullable=False))
+    if has_earlier_count:
+        fields.append(pa.field("earlier_count", pa.int64(), nullable=False))
     if has_last_seen:
         fields += [pa.field("last_seen", pa.int64()), pa.field("lineage_index", pa.int64(), nullable=False)]
     return pa.schema([*fields, pa.field("name", pa.string())] if has_names else fields)
@@ -181,17 +178,17 @@ def write_vocabulary(
     entity: str,
     id_type: IdType,
     has_names: bool,
-    has_warm: bool = False,
+    has_earlier_count: bool = False,
     has_last_seen: bool = False,
 ) -> Entity:
     """Write the table ``vocabulary_KEY`` as files of ``entity`` and return their manifest entry.
 
-    ``has_warm`` adds the column warm, ``has_last_seen`` the columns last_seen and lineage_index, ``has_names`` the
-    names of the table ``names_KEY``.
+    ``has_earlier_count`` adds the column earlier_count, ``has_last_seen`` the columns last_seen and lineage_index,
+    ``has_names`` the names of the table ``names_KEY``.
     """
     rows = count_rows(connection, f"vocabulary_{key}")
     vacant = connection.sql(f"SELECT row FROM vocabulary_{key} WHERE id IS NULL ORDER BY row").fetchnumpy()["row"]
-    schema = vocabulary_schema(id_type, has_names, len(vacant) > 0, has_warm, has_last_seen)
+    schema = vocabulary_schema(id_type, has_names, len(vacant) > 0, has_earlier_count, has_last_seen)
     source = f"vocabulary_{key} v" + (f" LEFT JOIN names_{key} n ON n.id = v.id" if has_names else "")
     expressions = {"id": "v.id AS id", "name": "n.name AS name"}
     columns = ", ".join(expressions.get(name, name) for name in schema.names)
@@ -200,7 +197,7 @@ def write_vocabulary(
         rows=rows,
         id_type=id_type,
         has_names=has_names,
-        has_warm=has_warm,
+        has_earlier_count=has_earlier_count,
         has_last_seen=has_last_seen,
         files=write_relation(staged, f"{VOCABULARY}/{entity}", schema, ordered, rows),
         vacant_rows=vacant.tolist(),

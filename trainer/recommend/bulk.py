@@ -158,12 +158,9 @@ class Request:
     def made_from(self) -> dict[str, Any]:
         """Return what parts depend on, as JSON: the parts of another request are not continued."""
         model, queries = self.model, self.queries
-        with closing(model.trained.open_lineage()) as lineage:
-            base_datasets = lineage.fingerprints()
         request = {
             "vectors": model.trained.fingerprint,
             "data": data_fingerprint(model.trained.data),
-            "base_datasets": base_datasets,
             "options": self.options.model_dump(mode="json", include=_OPTIONS),
             "candidates": self.selection.fingerprint,
             "queries": [len(queries.rows_Q), queries.checksum],

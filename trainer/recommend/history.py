@@ -143,10 +143,6 @@ class StoredHistories:
         """How many queries there are."""
         return len(self._starts_Q1) - 1
 
-    def counts(self) -> IntArray:
-        """Return how many items each history has, int64."""
-        return np.diff(self._starts_Q1)
-
     def slice(self, first: int, stop: int) -> Histories:
         """Return the histories of the queries ``first`` to before ``stop`` that are there, with weights as stored."""
         starts_Q1 = self._starts_Q1[min(first, self.queries) : stop + 1]

@@ -149,7 +149,7 @@ def check_index(card: IndexCard, folder: Path, model: TrainedModel, entity: str,
         raise InputError(named, f": has the vectors of '{card.entity}', not of '{entity}'; {again}")
     if card.metric != metric:
         raise InputError(named, f": searches by {card.metric}, but the ranking is by {metric}; {again}")
-    if card.model.data_fingerprint not in (data_fingerprint(model.data), model.manifest.compacted):
+    if card.model.data_fingerprint != data_fingerprint(model.data):
         raise InputError(named, f": was built with another dataset than {model.data.uri}; {again}")
     indexed_R = indexed_rows(model, entity)
     rows_N = np.flatnonzero(indexed_R)

@@ -139,10 +139,10 @@ class TrainedModel:
         return open_lineage(self.job, self.data, self.manifest)
 
     def counts(self, entity: str) -> IntArray:
-        """Return how often each row of ``entity`` occurs in train with a positive weight, here and in base datasets.
+        """Return how often each row of ``entity`` has occurred in train with a positive weight, here and earlier.
 
         Raises:
-            InputError: a base dataset cannot be reached, or a file is corrupt.
+            InputError: a file is corrupt.
             StorageUnavailableError: storage does not answer.
         """
         if entity in self.known_counts:
@@ -161,7 +161,7 @@ class TrainedModel:
             trained_R[self.manifest.entities[table.name].vacant_rows] = False
             return trained_R
         vocabulary, start = self.vocabulary(table.name), self.job.model.start.get(table.name)
-        warm_R = vocabulary.warm_rows()
+        warm_R = vocabulary.total_counts() > 0
         if start is None:
             return warm_R
         return warm_R | GivenVectors(table.name, start, vocabulary, self.job.model.dim).has_vector_R

@@ -60,9 +60,8 @@ def dataset_size(manifest: DatasetManifest) -> DatasetSize:
 
 
 def open_lineage(job: JobConfig, folder: Folder, manifest: DatasetManifest) -> LineageReader:
-    """Return a reader of the dataset in ``folder`` and its base datasets, as ``job`` says."""
-    only = job.data.history_from_this_dataset_only
-    return LineageReader(folder, manifest, job.data.reader_threads, this_dataset_only=only)
+    """Return a reader of the dataset in ``folder`` and of the earlier interactions that it carries."""
+    return LineageReader(folder, manifest, job.data.reader_threads)
 
 
 def open_inputs(job: JobConfig) -> JobInputs:

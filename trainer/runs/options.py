@@ -24,16 +24,6 @@ Location = Annotated[str, BeforeValidator(_location)]
 """A path or URI."""
 
 
-def history_option(group: str) -> Any:
-    """Return the option to do without base datasets."""
-    return option(
-        False,
-        "read no base datasets of the dataset, such as where they cannot be reached: what is known from them counts as "
-        "new",
-        group=group,
-    )
-
-
 class ModelSource(Options):
     """Where a trained model and its dataset are."""
 
@@ -48,13 +38,11 @@ class ModelSource(Options):
     data: Location | None = option(
         None, "read IDs and interactions here (default: data.path of the job)", group="model", value="DATA"
     )
-    history_from_this_dataset_only: bool = history_option("model")
 
     @property
     def data_changes(self) -> dict[str, Any]:
         """What to replace in the section ``data`` of the model's job."""
-        changes = {"path": self.data, "history_from_this_dataset_only": self.history_from_this_dataset_only or None}
-        return {key: value for key, value in changes.items() if value is not None}
+        return {} if self.data is None else {"path": self.data}
 
 
 ARRAY_VARIABLES = {"SLURM_ARRAY_TASK_ID": 1, "JOB_COMPLETION_INDEX": 0, "AWS_BATCH_JOB_ARRAY_INDEX": 0}

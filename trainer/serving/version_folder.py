@@ -241,16 +241,15 @@ def _continued(folder: Path, model: TrainedModel, data: Folder, lineage: Lineage
         return None
     fingerprint = data_fingerprint(earlier.data)
     has_all_events = fingerprint == data_fingerprint(data)
-    if not has_all_events and not lineage.skip_through(fingerprint):
+    if not has_all_events and not (fingerprint in model.manifest.lineage and lineage.skip_known(earlier.manifest)):
         return None
     return _Continued(folder, card, earlier, changed, has_all_events)
 
 
 def _layout(model: TrainedModel) -> tuple[Any, ...]:
     """Return what a version and one that it continues have in common."""
-    only_this_dataset = model.job.data.history_from_this_dataset_only
     columns = [(table.name, table.dim) for table in model.spec.vectors]
-    return model.job.model.score, model.popularity is None, only_this_dataset, columns
+    return model.job.model.score, model.popularity is None, columns
 
 
 def open_card(folder: Path) -> VersionCard:
@@ -364,7 +363,7 @@ def _copy_vectors(source: VectorSource, table: TableSpec, path: Path, reporter: 
 def _write_interactions(
     model: TrainedModel, lineage: LineageReader, continued: _Continued | None, folder: Path, reporter: ProgressReporter
 ) -> None:
-    """Write the counts of items, and the histories of all queries from all splits and base datasets, into ``folder``.
+    """Write the counts of items, and the histories of all queries from all interactions, into ``folder``.
 
     Raises:
         InputError: the dataset cannot be read.
@@ -376,13 +375,10 @@ def _write_interactions(
             continued.link(name, folder)
         return
     known = StoredHistories(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0))
-    count_R = lineage.counts(model.spec.item.name)
     if continued is not None:
         known = map_histories(continued.folder / HISTORIES)
-        before_R = continued.model.counts(model.spec.item.name)
-        count_R[: len(before_R)] += before_R
-    content = BytesIO()
-    np.save(content, count_R)  # into memory: it ignores that the last bytes of a file find no room
+    content = BytesIO()  # not into the file: numpy ignores that its last bytes find no room
+    np.save(content, lineage.counts(model.spec.item.name))
     (folder / COUNTS).write_bytes(content.getvalue())
     _write_histories(model, lineage, known, folder / HISTORIES, reporter)
 
@@ -392,9 +388,7 @@ def _write_histories(
 ) -> None:
     """Write the histories of all queries of ``model`` into ``folder``: those in ``known``, and what ``lineage`` has."""
     query = model.spec.query
-    count_Q = lineage.counts(query.name)
-    count_Q[: known.queries] += known.counts()
-    starts_P1 = part_starts(count_Q)
+    starts_P1 = part_starts(lineage.counts(query.name))
     with (
         tempfile.TemporaryDirectory(prefix="parts-", dir=folder) as work,
         ExitStack() as stack,

@@ -17,8 +17,7 @@ from running_command import succeeded
 from serving import running_server
 from waiting import wait_until
 
-from crossfade.deploy.refresh import increment
-from crossfade.trainer.prepare.forget import PlannedDeletion
+from crossfade.trainer.prepare.forget import StagedDeletion
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +89,6 @@ def test_forgotten_customer_is_nowhere_after_the_next_version(service: ServiceFo
     assert not knows(service, "c0")
     assert "ids were forgotten" not in service.command("refresh", "--status").stdout
     assert {path.name for path in service.path.iterdir() if path.is_dir()} == {
-        "version-000001-data",  # which version 3 extends
         "version-000003",
         "version-000003-data",
     }
@@ -113,10 +111,7 @@ def columns(day: int) -> tuple[list[int], list[str]]:
     return table["at"].to_pylist(), table["user"].to_pylist()
 
 
-def test_compacted_datasets_and_an_interrupted_version_are_forgotten_too(
-    service: ServiceFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(increment, "_COMPACT_AFTER", 2)
+def test_earlier_events_and_an_interrupted_version_are_forgotten_too(service: ServiceFolder) -> None:
     service.add(3)
     succeeded(service.command("refresh"))
     service.add(4, plays(2))
@@ -124,8 +119,8 @@ def test_compacted_datasets_and_an_interrupted_version_are_forgotten_too(
         service.command("refresh")
     known = vectors(service, "c44")
     names = {path.relative_to(service.path).parts[0] for path in traces(service, "c44", known)}
-    assert {"version-000002-data", "version-000003-compacted", "version-000004"} <= names
-    assert "version-000003-compacted: forgot 1 row of customer" in forgotten(service, "c44")
+    assert {"version-000002-data", "version-000003-data", "version-000004"} <= names
+    assert "version-000003-data: forgot 1 row of customer" in forgotten(service, "c44")
     assert not service.run(4).exists()
     assert not service.data(4).exists()
     succeeded(service.command("refresh"))
@@ -165,15 +160,15 @@ def test_deletion_that_was_interrupted_is_completed_by_the_same_command(
     known = vectors(service, "c0")
     applied = []
 
-    def apply_once(deletion: PlannedDeletion) -> object:
+    def apply_once(deletion: StagedDeletion) -> object:
         if applied:
             raise Crash
         applied.append(real(deletion))
         return applied[0]
 
-    real = PlannedDeletion.apply
+    real = StagedDeletion.publish
     with monkeypatch.context() as patch:
-        patch.setattr(PlannedDeletion, "apply", apply_once)
+        patch.setattr(StagedDeletion, "publish", apply_once)
         with pytest.raises(Crash):
             forgotten(service, "c0")
     assert len(applied) == 1
@@ -211,8 +206,6 @@ def test_service_without_a_version_has_only_event_files(tmp_path: Path) -> None:
 def test_service_is_forgotten_as_a_whole(service: ServiceFolder) -> None:
     ids = service.folder / "ids.txt"
     ids.write_text("c0\n")
-    one = crossfade_here("forget", service.path, "--ids", ids, "--this-dataset-only")
-    rejected(one, "--this-dataset-only: ", "is a service, not a dataset")
     rejected(crossfade_here("forget", service.data(2), "--ids", ids), "is a dataset of a service")
     assert "\n  versions " not in forgotten(service, "nobody")
     assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")

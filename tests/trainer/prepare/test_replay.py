@@ -13,17 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import write_job
-from command_here import crossfade_here, rejected_here
+from command_here import crossfade_here
 from preparing import checksums, prepare_files, random_events, vocabulary_tuples, write_parquet
 from running_command import succeeded
 
-from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.data.lineage import BEFORE_ALL, LineageReader
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.prepare import replay
+from crossfade.trainer.prepare.earlier import BEFORE_ALL
 from crossfade.trainer.prepare.option_values import MAX_REPLAY
 from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import validate
@@ -108,6 +109,17 @@ def test_all_are_drawn_where_there_are_fewer_and_none_twice(days: Path) -> None:
     assert found == of_bases(days / "day4")
     originals = [manifest_of(days / name).splits["train"].rows for name in ("day1", "day2", "day3")]
     assert found.total() == sum(originals)  # without those that day3 replays
+
+
+def test_of_a_long_history_some_row_groups_are_read_and_some_queries_drawn(
+    days: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_FEW_ROWS", "_LEAST_ROWS"):
+        monkeypatch.setattr(replay, name, 0)
+    day(days, "day4", "day3", count=300, replay=0.5)
+    found = replayed(days / "day4")
+    assert 100 < found.total() <= 150
+    assert found <= of_bases(days / "day4")
 
 
 def test_same_seed_draws_the_same_and_another_one_others(days: Path) -> None:
@@ -206,25 +218,6 @@ def test_base_without_times_or_context_has_none_in_the_replay(tmp_path: Path) ->
     assert len(rows) == 12
 
 
-def test_vacant_context_is_replayed_as_none(tmp_path: Path) -> None:
-    columns = {"customer": list("abab"), "item": list("xxyy"), "device": ["tv", "car", "tv", "car"]}
-    first = write_parquet(tmp_path / "first.parquet", **columns)
-    second = write_parquet(tmp_path / "second.parquet", customer=["c", "b"], item=["x", "y"], device=["tv", "car"])
-    options: dict[str, Any] = {"context": "device=device", "hold_out_valid": "none"}
-    prepare_files(tmp_path / "first", first, **options)
-    prepare_files(tmp_path / "second", second, base=tmp_path / "first", **options)
-    (tmp_path / "ids.txt").write_text("c\n")  # who alone used a television on the second day
-    succeeded(crossfade_here("forget", "second", "--ids", "ids.txt", cwd=tmp_path))
-    third = write_parquet(tmp_path / "third.parquet", customer=["b"], item=["y"], device=["car"])
-    manifest = prepare_files(tmp_path / "third", third, base=tmp_path / "second", replay=10, **options)
-    assert manifest.entities["device"].vacant_rows == [
-        manifest_of(tmp_path / "second").entities["device"].vacant_rows[0]
-    ]
-    found = Counter(row["device"] == -1 for row in tables(tmp_path / "third", manifest.replay))
-    assert found == {True: 2, False: 3}
-    assert check(tmp_path / "third") == []
-
-
 def check(data: Path) -> list[str]:
     return validate(ValidateOptions.of(data=data), NullReporter()).problems.listed
 
@@ -296,18 +289,3 @@ def test_half_life_and_frequencies_count_the_replay(prepared: Path) -> None:
     assert trained_counts(inputs, "item").tolist() == [
         found[item] for item in range(inputs.manifest.entities["item"].rows)
     ]
-
-
-def test_base_that_cannot_be_read_is_named(days: Path) -> None:
-    [file] = (days / "day1" / "train").iterdir()
-    data = file.read_bytes()
-    file.write_bytes(data[:-9])
-    shutil.copy(days / "day3.parquet", days / "new.parquet")
-    with pytest.raises(InputError) as raised:
-        day(days, "new", "day2", replay=1)
-    assert "cannot be used as the base dataset of" in str(raised.value)
-    assert not (days / "new").exists()
-    (days / "day1").rename(days / "gone")
-    command = ("prepare", "--events", "day3.parquet", "--base", "day2", "--out", "new", "--timestamp", "when")
-    rejected_here("cannot be used as the base dataset of", *command, "--replay", "1", cwd=days)
-    succeeded(crossfade_here(*command, cwd=days))

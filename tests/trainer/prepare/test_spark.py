@@ -5,12 +5,14 @@ import json
 import os
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 from dirty_plays import DirtyPlays
@@ -21,7 +23,8 @@ from crossfade.base.errors import CrossfadeError, InputError, OptionError, parts
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare import hold_out, staging
+from crossfade.trainer.prepare import hold_out, preparation, staging
+from crossfade.trainer.prepare.event_groups import Report
 from crossfade.trainer.prepare.faults import EventFaultsError
 
 require_spark()
@@ -52,7 +55,7 @@ def spark() -> Iterator[Any]:
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.master("local[2]")
+    builder = SparkSession.builder.master("local[2,2]")  # with a second try of each task
     for name, value in SETTINGS.items():
         builder = builder.config(f"spark.{name}", value)
     session = builder.getOrCreate()
@@ -68,19 +71,13 @@ def spark() -> Iterator[Any]:
 
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Divide few rows between tasks and files as many rows are.
+    """Divide few rows between tasks and files as many rows are, and bound the default of what is held out."""
+    from crossfade.trainer.prepare import spark_events
 
-    That is what the driver does. Tasks run in processes that are not patched: they read and write batches, blocks, and
-    row groups of the usual sizes, which these rows do not fill; ``test_parts_of_another_attempt_stay`` fills groups.
-    """
-    from crossfade.trainer.prepare import spark_columns, spark_engine, spark_tables
-
-    monkeypatch.setattr(spark_tables, "_TASK_ROWS", EVENTS // 2)
-    monkeypatch.setattr(spark_engine, "_FEW_BYTES", 1_000)
-    for module in (spark_columns, spark_engine, spark_tables, staging):
+    monkeypatch.setattr(spark_events, "_FEW_BYTES", 1_000)
+    for module in (spark_events, staging):
         monkeypatch.setattr(module, "GROUPS_PER_FILE", 2)
-    for module in (spark_engine, hold_out):
-        monkeypatch.setattr(module, "DEFAULT_PAIRS", 60)
+    monkeypatch.setattr(hold_out, "DEFAULT_PAIRS", 60)
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -90,77 +87,107 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def prepare_twice(folder: Path, *train: Path, **options: Any) -> tuple[DatasetManifest, dict[str, bytes]]:
-    """Prepare with both engines, and compare; return the manifest and the files."""
+    """Prepare with both engines, and compare all files, bad lines too; return the manifest and the files."""
     manifest = prepare_files(folder / "duckdb", *train, **options)
+    quarantine = folder / "bad.jsonl"
+    bad_lines = quarantine.read_bytes() if quarantine.exists() else b""
     assert prepare_files(folder / "spark", *train, engine="spark", **options) == manifest
     written = files(folder / "duckdb")
     assert files(folder / "spark") == written
+    assert not quarantine.exists() or quarantine.read_bytes() == bad_lines
     return manifest, written
 
 
-def prepare_base(folder: Path) -> Path:
-    """Prepare a day and another one that takes its files over, forget an ID of each kind there, and return it.
+def write_events(folder: Path) -> tuple[Path, Path]:
+    """Write events to a file of Parquet, and others to a text file with faults."""
+    weights = [(1, 2.5, -1, 0, 0.3)[number * 7 % 5] for number in range(EVENTS)]
+    rooms = [(None, 3, 20, 100)[number % 4] for number in range(EVENTS)]
+    parquet = write_parquet(folder / "one.parquet", **random_events(EVENTS), w=weights, room=rooms)
+    others = [f"c{number % 70},{number % 130},{number},0.3,3" for number in range(900)]
+    bad = ["c1,2", ",3,3,3,3", "c1,5,soon,1,20"]
+    return parquet, write_text(folder / "two.csv", "\n".join(["customer,item,when,w,room", *others, *bad]))
+
+
+def attributes(folder: Path) -> dict[str, Any]:
+    """Write files of features, content, and names; return the options that name them, and context."""
+    tags = [["new", "old"], ["old", None], [], None, ["old", "old"]]
+    write_parquet(folder / "tags-1.parquet", id=range(990, 1050), tag=tags * 12)
+    write_parquet(folder / "tags-2.parquet", id=["1000", "1001", "x"], tag=["mid", "old", "of none"])
+    lands = "\n".join(f"c{number},{number % 7}" for number in range(1, 90))
+    text = write_text(folder / "lands.csv", f"who,land\n{lands}\nc3,5\n,9\n")
+    sound = [[number / 7, -number / 3, 0.0] for number in range(2500)]
+    audio = write_parquet(folder / "audio.parquet", id=range(1000, 3500), sound=sound)
+    names = write_text(folder / "rooms.csv", "id,title\n3,Three\n4,of none\n")
+    return {
+        "context": {"file": "room", "hour": "timestamp:hour", "before": "timestamp:previous"},
+        "features": [f"item={folder}/tags-*.parquet:id:tag", f"customer={text}:who:land"],
+        "content": [f"item={audio}:id:sound"],
+        "names": {"file": f"{names}:id:title"},
+    }
+
+
+def prepare_base(folder: Path, **options: Any) -> Path:
+    """Prepare a day and another one that extends it, forget an ID of each kind there, and return it.
 
     A customer waits to be admitted since each of the days, and of the items that no later event has, one expires.
     """
     names = write_text(folder / "base.csv", "id,title\n1005,Old\n1006,Six\n3000,Expired\n3001,Kept\n")
-    options = {"timestamp": "when", "hold_out_valid": "none", "admit": {"customer": 3}, "expire_after": "item=1000"}
+    options |= {"timestamp": "when", "hold_out_valid": "none", "admit": {"customer": 3}, "expire_after": "item=1000"}
     events = random_events(EVENTS // 2, seed=1)
     waiting = {"customer": ["wait", "c1", "c1"], "item": [1001, 3000, 3001], "when": [50, 5, 40]}
-    one = write_parquet(folder / "day1.parquet", **{name: events[name] + waiting[name] for name in events})
-    prepare_files(folder / "day1", one, **options, names={"item": f"{names}:id:title"})
+    columns = {name: events[name] + waiting[name] for name in events}
+    one = write_parquet(folder / "day1.parquet", **columns, room=[3] * len(columns["item"]))
+    of_items = {"item": f"{names}:id:title", **options.pop("names", {})}
+    prepare_files(folder / "day1", one, **options, names=of_items)
     customers = ["c1", "c69", "old", "old", "old"]
-    two = write_parquet(folder / "day2.parquet", customer=customers, item=[1001, 2000, 2000, 2000, 2000], when=[60] * 5)
-    prepare_files(folder / "day2", two, **options, base=folder / "day1")
+    days = {"customer": customers, "item": [1001, 2000, 2000, 2000, 2000], "when": [60] * 5, "room": [3] * 5}
+    two = write_parquet(folder / "day2.parquet", **days)
+    later = {name: value for name, value in options.items() if name not in ("features", "content")}
+    prepare_files(folder / "day2", two, **later, base=folder / "day1")
     for entity, id in (("customer", "c5"), ("item", "1007")):
         forget_dataset(Folder(folder / "day2"), pa.array([id]), entity, NullReporter())
     return folder / "day2"
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("spark", "small_tasks")
-def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path) -> None:
-    """Files of two formats, faults, negative weights, names, last-N, and tasks and files that share the rows.
-
-    Also: of the base dataset, one vocabulary has names and IDs that expire, and the other IDs that wait.
-    """
-    base = prepare_base(tmp_path)
-    events = random_events(EVENTS)
-    weights = [(1, 2.5, -1, 0)[number * 7 % 4] for number in range(EVENTS)]
-    parquet = write_parquet(tmp_path / "one.parquet", **events, w=weights)
-    others = [f"c{number % 70},{number % 130},{number},0.3" for number in range(900)]
-    csv = write_text(
-        tmp_path / "two.csv", "\n".join(["customer,item,when,w", *others, "c1,2", ",3,3,3", "c1,5,soon,1"])
-    )
-    names = write_text(tmp_path / "names.csv", "id,title\n7,Seven\n1005,'Five'\n9999,of none\n")
-    valid = write_parquet(tmp_path / "valid.parquet", customer=["c1", "new"], item=[7, 8], when=[1, 2], w=[1.0, 1.0])
-    options = {"timestamp": "when", "weight": "w", "on_bad_line": "skip", "on_missing": "drop"}
-    options |= {"valid": [valid], "hold_out_test": "last-2", "names": {"item": f"{names}:id:title"}}
-    options |= {"base": base, "admit": {"customer": 13}, "expire_after": "item=870"}
-    manifest, written = prepare_twice(tmp_path, parquet, csv, **options)
-    customers = manifest.entities["customer"]
-    assert len(customers.vacant_rows) == 1
-    assert customers.pending[0].rows == len(["wait", "new", *range(60, 69)])
-    new = [manifest.source[name] for name in ("customer_new", "item_expired", "item_reused")]
-    assert new == [len(["c5", "c69"]), 1, 2]
-    assert (manifest.source["dropped_bad_lines"], manifest.source["dropped_missing"]) == (2, 1)
-    assert manifest.source["item_named"] == 2
-    assert {"train/part-00001.parquet", "test/part-00000.parquet"} <= written.keys()
+COLUMNS: dict[str, Any] = {"timestamp": "when", "weight": "w"}
+SKIPPING: dict[str, Any] = {"on_bad_line": "skip", "on_missing": "drop"}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("spark", "small_tasks")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timestamp": None, "weight": None, **SKIPPING, "seed": 3},
+        {"hold_out_test": "last-2", "on_missing": "drop", "on_bad_line": "quarantine"},
+        {"hold_out": "random:0.1", "min_count": {"customer": 20}, "threads": 1, **SKIPPING},
+    ],
+    ids=["nothing", "last and faults", "random and rare customers"],
+)
+def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Files of two formats, negative weights, weights of 0, and a default that is bounded by what is left."""
+    parquet, text = write_events(tmp_path)
+    if options["on_bad_line"] == "quarantine":
+        valid = write_parquet(tmp_path / "v.parquet", customer=["c1", "n"], item=[7, 8], when=[1, 2], w=[1.0, 1.0])
+        options = {**options, "on_bad_line": f"quarantine={tmp_path}/bad.jsonl", "valid": [valid]}
+    manifest, written = prepare_twice(tmp_path, parquet, text, **{**COLUMNS, **options})
+    assert (manifest.source["dropped_bad_lines"], manifest.source["dropped_missing"]) in ((2, 1), (1, 1))
+    assert "train/part-00001.parquet" in written
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_tasks")
 def test_spark_sums_and_holds_out_as_duckdb(tmp_path: Path, spark: Any) -> None:
     """Inexact sums in the order of events, rounds of rare IDs, a split by time with a gap, and a default of the rest.
 
-    Also: only a cancelled event is later than seconds are, entities have names of columns of Spark's, and the session
-    of another thread stays.
+    Also: only a cancelled event is later than seconds are, entities have names of columns of tasks, and the session of
+    another thread stays.
     """
     events = random_events(EVENTS)
     parquet = write_parquet(tmp_path / "one.parquet", **events, w=[number % 7 / 10 for number in range(EVENTS)])
     times = {"customer": ["c1", "c1"], "item": [1, 1], "when": [1704067200000] * 2, "w": [1.0, -1.0]}
     late = write_parquet(tmp_path / "late.parquet", **times)
-    options = {"query": "Part=customer", "item": "place=item", "timestamp": "when", "weight": "w"}
+    options = {"query": "Part=customer", "item": "place=item", **COLUMNS}
     options |= {"hold_out_test": "after:1970-01-01T00:00:40", "hold_out_gap": "3", "hold_out_valid": "default"}
     options |= {"duplicates": "sum", "min_count": {"Part": 26, "place": 14}}
     options |= {"admit": {"place": 18}, "expire_after": "Part=9"}
@@ -174,39 +201,32 @@ def test_spark_sums_and_holds_out_as_duckdb(tmp_path: Path, spark: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small_tasks")
-def test_spark_holds_out_and_keeps_columns_as_duckdb(tmp_path: Path, spark: Any) -> None:
-    """Last-N with negative weights, a default that counts what is left, context, features, content, and the catalog.
-
-    Also: tasks and files share the rows, IDs without positive events come before those of the catalog, entities have
-    names of columns of Spark's, and the session of another thread stays.
-    """
-    rooms = [(None, 3, 20, 100)[number % 4] for number in range(EVENTS)]
-    weights = [(1, 2.5, -1, 0.3)[number * 7 % 4] for number in range(EVENTS)]
-    parquet = write_parquet(tmp_path / "one.parquet", **random_events(EVENTS), w=weights, room=rooms)
+@pytest.mark.usefixtures("spark", "small_tasks")
+def test_spark_keeps_columns_as_duckdb(tmp_path: Path) -> None:
+    """Context, features, content, and the catalog, whose IDs come after those without positive events."""
+    parquet, _ = write_events(tmp_path)
     disliked = write_parquet(tmp_path / "two.parquet", customer=["c99"], item=[9999], when=[3], w=[-1.0], room=[3])
-    names = write_text(tmp_path / "rooms.csv", "id,title\n3,Three\n4,of none\n")
-    tags = [["new", "old"], ["old", None], [], None, ["old", "old"]]
-    lists = write_parquet(tmp_path / "tags-1.parquet", id=range(990, 1050), tag=tags * 12)
-    write_parquet(tmp_path / "tags-2.parquet", id=["1000", "1001", "x"], tag=["mid", "old", "of none"])
-    lands = "\n".join(f"c{number},{number % 7}" for number in range(1, 90))
-    text = write_text(tmp_path / "lands.csv", f"who,land\n{lands}\nc3,5\n,9\n")
-    options = {"query": "Part=customer", "item": "place=item", "timestamp": "when", "weight": "w"}
-    options |= {"hold_out_test": "last-2", "hold_out_valid": "default", "names": {"file": f"{names}:id:title"}}
-    options |= {"context": {"file": "room", "hour": "timestamp:hour", "before": "timestamp:previous"}}
-    options |= {"features": [f"place={lists.parent}/tags-*.parquet:id:tag", f"Part={text}:who:land"]}
-    sound = [[number / 7, -number / 3, 0.0] for number in range(2500)]
-    audio = write_parquet(tmp_path / "audio.parquet", id=range(1000, 3500), sound=sound)
-    options |= {"content": [f"place={audio}:id:sound"], "catalog": ["Part", "place"], "min_count": {"Part": 20}}
-    with ThreadPoolExecutor(1) as threads:
-        prepared = threads.submit(prepare_twice, tmp_path, parquet, disliked, **options)
-    manifest, written = prepared.result()
-    assert spark.range(3).count() == 3
-    assert manifest.splits["valid"].rows < 100
-    assert {"train/part-00001.parquet", "test/part-00000.parquet", "content/place/sound/part-00001.parquet"} <= (
-        written.keys()
-    )
+    options = {**COLUMNS, **attributes(tmp_path), "catalog": ["customer", "item"], "hold_out_test": "last-2"}
+    manifest, written = prepare_twice(tmp_path, parquet, disliked, **options)
+    assert {"test/part-00000.parquet", "content/item/sound/part-00001.parquet"} <= written.keys()
     assert (manifest.source["tag_ids_ignored"], manifest.source["land_filled"]) == (1, 89)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark", "small_tasks")
+@pytest.mark.parametrize("has_attributes", [False, True], ids=["ids", "features, content, context, and replay"])
+def test_spark_extends_as_duckdb(tmp_path: Path, has_attributes: bool) -> None:
+    """IDs that keep their rows, expire, or wait, new ones that take vacant rows, and what a base has of them."""
+    given = attributes(tmp_path) if has_attributes else {}
+    base = prepare_base(tmp_path, **given)
+    parquet, text = write_events(tmp_path)
+    options = {**COLUMNS, **SKIPPING, "base": base, "admit": {"customer": 13}, "expire_after": "item=870"}
+    options |= {name: given[name] for name in given if name in ("context", "features")}
+    manifest, _ = prepare_twice(tmp_path, parquet, text, **options, **({"replay": 0.3} if has_attributes else {}))
+    assert manifest.entities["customer"].pending[0].rows
+    new = [manifest.source[name] for name in ("customer_new", "item_expired", "item_reused")]
+    assert new == [len(["c5", "c69"]), 1, 2]
+    assert bool(manifest.replay) == has_attributes
 
 
 @pytest.mark.slow
@@ -220,67 +240,86 @@ def test_spark_lists_the_faults_of_duckdb(tmp_path: Path) -> None:
     for engine in ("duckdb", "spark"):
         with pytest.raises(EventFaultsError) as error:
             prepare_files(tmp_path / "out", dirty, text, engine=engine, **options)
-        found.append((str(error.value), error.value.details, error.value.count))
+        found.append((str(error.value), error.value.details, error.value.count, error.value.files))
     assert found[0] == found[1]
     assert len(found[0][1]) > 8
     three = write_text(tmp_path / "three.csv", "customer,item,at\na,b,1\na,c,3\n")
     with pytest.raises(InputError, match=r"after:9: takes no interaction for test \(timestamps run from 1 to 3"):
         prepare_files(tmp_path / "out", three, engine="spark", timestamp="at", hold_out="after:9")
-    prepare_files(tmp_path / "base", three)
-    (tmp_path / "base/vocabulary/item/part-00000.parquet").unlink()
-    messages = []
-    for engine in ("duckdb", "spark"):
-        with pytest.raises(InputError, match="no such file") as missing:
-            prepare_files(tmp_path / "out", three, engine=engine, base=tmp_path / "base")
-        messages.append(str(missing.value))
-    assert messages[0] == messages[1]
+    huge = write_text(tmp_path / "huge.csv", "customer,item,at\na,b,3e38\na,b,3e38\n")
+    with pytest.raises(InputError, match="too large for a 32-bit float"):  # in a task
+        prepare_files(tmp_path / "out", huge, engine="spark", weight="at", duplicates="sum")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_failures_of_spark(tmp_path: Path, spark: Any) -> None:
-    from crossfade.trainer.prepare.spark_tables import SparkTables, spark_session
+MARKER = ""
 
-    from crossfade.trainer.prepare.spark_tasks import Part
+
+def die_once(connection: duckdb.DuckDBPyConnection) -> Report:
+    """Kill the process of the task, unless another one was killed."""
+    marker = Path(MARKER)
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return dict(hold_out.describe_interactions(connection))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark")
+def test_a_killed_task_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyspark import cloudpickle
+
+    events = write_parquet(tmp_path / "one.parquet", **random_events(EVENTS))
+    prepare_files(tmp_path / "duckdb", events)
+    monkeypatch.setattr(sys.modules[__name__], "MARKER", str(tmp_path / "killed"))
+    monkeypatch.setattr(preparation, "describe_interactions", die_once)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        prepare_files(tmp_path / "spark", events, engine="spark")
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert (tmp_path / "killed").exists()
+    assert files(tmp_path / "spark") == files(tmp_path / "duckdb")
+
+
+@pytest.mark.slow
+def test_error_of_spark_is_one_line(spark: Any) -> None:
+    from crossfade.trainer.prepare.spark_events import spark_session
 
     with pytest.raises(CrossfadeError) as error, spark_session():
         spark.sql("SELECT raise_error('no disk is left')").collect()
     assert "no disk is left" in str(error.value)
-    folder = Folder(tmp_path)
-    staged = staging.Staged(folder, overwrite=False, folder=folder, work=tmp_path, lock=None)
-    table = spark.range(5).selectExpr("id", "0", "id")
-    with pytest.raises(CrossfadeError) as error:
-        SparkTables(spark, staged).write(table, pa.schema([("place", pa.int64())]), [Part("train", 0, 9)], 6)
-    assert "hold 5 rows, but 6 were" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_parts_of_another_attempt_stay(tmp_path: Path) -> None:
-    """A second attempt of a task touches the files of the first one only once it has its own."""
-    from crossfade.trainer.prepare.spark_tasks import Output, Part, column_names, write_parts
+def test_file_of_another_attempt_stays(tmp_path: Path) -> None:
+    """A second attempt of a task touches the file of the first one only once it has its own."""
+    from crossfade.trainer.prepare.spark_tasks import FOUND, PLACED, Output, Part, Resources, _pack, _Row, write_part
 
     schema = pa.schema([("u", pa.int64())])
-    output = Output(str(tmp_path), "", schema, [Part("train", 0, 10), Part("train", 1, 10)])
+    output = Output(str(tmp_path), "", schema, {5: Part("train", 1, 10, 20)})
+    resources = Resources(64 << 20, 1, tmp_path)
+    written = tmp_path / "train/part-00001.parquet"
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for start in range(0, 35, 7):
-            numbers = list(range(start, start + 7))
-            columns = [pa.array(numbers), pa.array([number // 20 for number in numbers])]
-            yield pa.RecordBatch.from_arrays(columns, names=[*column_names(schema), "part"])
+        for start in range(0, 15, 5):
+            places = list(range(start, start + 5))[::-1]
+            block = _pack(pa.RecordBatch.from_pydict({"place": places, "#0": places}))
+            yield _Row(5, FOUND, PLACED, block).batch()
 
-    first = [json.loads(batch.column("file")[0].as_py()) for batch in write_parts(output, batches())]
-    groups = {"train/part-00000.parquet": [10, 10], "train/part-00001.parquet": [10, 5]}
-    assert {file["path"]: file["row_groups"] for file in first} == groups
-    written = {name: (tmp_path / name).read_bytes() for name in groups}
+    [report] = write_part(output, resources, batches())
+    file = json.loads(json.loads(report.column("block")[0].as_py())["file"])
+    assert (file["path"], file["row_groups"]) == ("train/part-00001.parquet", [10, 5])
+    first = written.read_bytes()
 
     def stopped() -> Iterator[pa.RecordBatch]:
-        for batch in batches():
-            yield batch
-            assert {name: (tmp_path / name).read_bytes() for name in groups} == written
+        yield from batches()
+        assert written.read_bytes() == first
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(write_parts(output, stopped()))
-    assert {name: (tmp_path / name).read_bytes() for name in groups} == written
+        list(write_part(output, resources, stopped()))
+    assert written.read_bytes() == first
 
 
 @pytest.mark.slow
@@ -298,10 +337,10 @@ def test_documented_script_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_error_of_a_task_keeps_its_message() -> None:
-    from crossfade.trainer.prepare.spark_tasks import _failure, to_error
+    from crossfade.trainer.prepare.spark_tasks import failure, to_error
 
     for error in (InputError("a.csv: wrong"), OptionError("duplicates", found="sum", problem="too large", fix="scale")):
-        same = to_error(json.loads(json.dumps(_failure(error))))
+        same = to_error(json.loads(json.dumps(failure(error))))
         assert same.args == parts(error.args)
 
 
@@ -309,7 +348,4 @@ def test_options_that_spark_lacks_are_rejected(tmp_path: Path) -> None:
     events = write_parquet(tmp_path / "events.parquet", **random_events(10))
     with pytest.raises(OptionError) as error:
         prepare_files(tmp_path / "out", events, engine="spark", order="random")
-    assert "spark: does not support" in str(error.value)
-    prepare_files(tmp_path / "base", events, features=f"item={events}:item:hour=when")
-    with pytest.raises(OptionError, match="base of a dataset with features"):
-        prepare_files(tmp_path / "out", events, engine="spark", base=tmp_path / "base")
+    assert (error.value.field, error.value.found) == (("engine",), "spark")

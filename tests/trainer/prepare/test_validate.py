@@ -13,7 +13,7 @@ from preparing import forget_dataset
 
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import main
-from crossfade.trainer.data.manifest import JOURNAL, DatasetManifest, Entity, Split, read_manifest
+from crossfade.trainer.data.manifest import DatasetManifest, Entity, Split, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.dataset_checks import MAX_LISTED
@@ -196,13 +196,6 @@ def test_vacant_rows_with_id_or_interactions_are_reported(dataset: ForeignDatase
     listed = problems(dataset.write(vacant_rows=[3]))  # type: ignore[arg-type]
     assert [problem for problem in listed if "row 3: row 3 is vacant, but has an id" in problem]
     assert [problem for problem in listed if "column 'customer' is 3, a vacant row; delete its interactions" in problem]
-
-
-def test_interrupted_forget_is_reported(dataset: ForeignDataset) -> None:
-    folder = dataset.write()
-    folder.write(JOURNAL, b'{"files": []}')
-    [problem] = problems(folder)
-    assert "forget.json: a 'crossfade forget' was interrupted; run it again" in problem
 
 
 def test_command_lists_problems_or_prints_summary(dataset: ForeignDataset, capsys: pytest.CaptureFixture[str]) -> None:
