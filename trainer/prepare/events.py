@@ -7,7 +7,7 @@ The table ``events`` has ``query`` and ``item`` (the numbers that ``IdEncoder`` 
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
 ``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers are not consecutive.
 Where events have columns of context, the table ``event_context`` has their values by ``seq``, as text. The tables
-``ids_query`` and ``ids_item`` have the ``id`` of each ``number``, and its ``id_rank``.
+``ids_query`` and ``ids_item`` have the ``id`` of each ``number``.
 """
 
 from __future__ import annotations

@@ -80,15 +80,11 @@ class IdEncoder:
             self._encode_buffered()
 
     def finish(self) -> None:
-        """Encode the events that are still buffered, and rank the IDs."""
+        """Encode the events that are still buffered."""
         self._encode_buffered()
         self._connection.execute("DROP TABLE buffered")
         for side in SIDES:
-            self._connection.execute(
-                f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id) AS id_rank FROM ids_{side}"
-            )
-            self._connection.execute(f"DROP TABLE ids_{side}; DROP TABLE found_{side}; DROP TABLE others_{side}")
-            self._connection.execute(f"ALTER TABLE ranked RENAME TO ids_{side}")
+            self._connection.execute(f"DROP TABLE found_{side}; DROP TABLE others_{side}")
 
     def _encode_buffered(self) -> None:
         """Encode the events of small files that wait for more."""
