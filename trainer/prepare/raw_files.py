@@ -178,6 +178,16 @@ def _may_be_of_line(file: RawFile, error: duckdb.Error) -> bool:
     return _is_of_file(error) or (is_unlimited and isinstance(error, duckdb.OutOfMemoryException))
 
 
+def column_names(file: RawFile) -> list[str]:
+    """Return the names of the columns of a file that has columns.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    with read_errors(file):
+        return _read_parquet(file).schema_arrow.names if file.format == "parquet" else _read_header(file)
+
+
 def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
     """Return a CSV or TSV ``file`` with its delimiter: of a CSV file, that whose header has most of the ``columns``.
 
