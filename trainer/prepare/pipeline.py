@@ -27,8 +27,6 @@ from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.database import (
     PREPARING_ADVICE,
-    estimate_temp_bytes,
-    warn_low_disk,
     working_database,
 )
 from crossfade.trainer.prepare.event_context import check_base_context
@@ -173,8 +171,6 @@ def prepare(
         staged_output(options.out, options.overwrite, options.work_dir) as staged,
         ExitStack() as opened,
     ):
-        if options.engine == "duckdb":
-            warn_low_disk(staged.work, estimate_temp_bytes([*chain(*inputs.events.values())]))
         quarantine = None
         if options.quarantine is not None:
             quarantine = opened.enter_context(closing(Quarantine(options.quarantine, staged.work, options.overwrite)))

@@ -178,7 +178,7 @@ class _FileReader(EventReader):
     rows = 0
     faults_before: Any = None
 
-    def _append(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
+    def _append(self, events: str, rows: int, ids: Mapping[str, str]) -> None:
         self.kept, self.rows = events, rows
 
     def _check_types(self, file: RawFile, types: Mapping[str, str]) -> None:
@@ -268,7 +268,8 @@ def encode(
     connection.register("firsts", pa.table({"file": range(len(first_places)), "first": first_places}))
     encoder = IdEncoder(connection, *id_types, context)
     events = f"(SELECT * REPLACE (position + first AS position) FROM {ARRIVED} JOIN firsts USING (file))"
-    encoder.add(events, first_places[-1], None)
+    ids = {side: f"SELECT DISTINCT {side}_id FROM {ARRIVED}" for side in SIDES}
+    encoder.add(events, first_places[-1], ids)
     encoder.finish()
     connection.unregister("firsts")
     connection.execute(f"DROP TABLE {ARRIVED}")

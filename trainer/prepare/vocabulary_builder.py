@@ -113,7 +113,7 @@ class VocabularyBuilder:
         self._build(side, entity, counted, policy)
         self.facts |= popularity(self.connection, side, entity)
         if id_type == "string":
-            alike = f"SELECT count(id) - count(DISTINCT lower(trim(id))) FROM vocabulary_{side}"  # noqa: S608
+            alike = f"SELECT count(id) - count(DISTINCT hash(lower(trim(id)))) FROM vocabulary_{side}"  # noqa: S608
             if like_others := fetch_count(self.connection, alike):
                 self.facts[f"{entity}_alike"] = like_others
         track_last_seen = policy is not None and policy.track_last_seen

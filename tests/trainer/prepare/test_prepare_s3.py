@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from running_command import single_line
 from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import ATTEMPTS_VARIABLE
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.prepare.fetch import _CHUNK_BYTES, fetch_files
 from crossfade.trainer.prepare.input_files import find_files
@@ -70,6 +72,22 @@ def test_s3_gives_same_dataset_as_local_files(workspace: Folder, tmp_path: Path)
     assert contents(workspace.child("out")) == contents(Folder(tmp_path / "out"))
     assert read_manifest(workspace.child("out")) == manifest
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_increment_carries_the_files_of_a_base_anywhere(workspace: Folder, tmp_path: Path) -> None:
+    first = write_parquet(tmp_path / "first.parquet", **random_events(3000))
+    second = write_parquet(tmp_path / "second.parquet", customer=["c1", "new"], item=[1001, 2000], when=[50, 51])
+    local, remote = Folder(tmp_path / "out"), workspace
+    places = {"a": (local, local), "b": (local, remote), "c": (remote, remote), "d": (remote, local)}
+    for place, (base, out) in places.items():
+        prepare_files(f"{base.uri}/base", first, overwrite=True)
+        manifest = prepare_files(f"{out.uri}/{place}", second, base=f"{base.uri}/base", replay=5, hold_out_valid="none")
+        found = out.child(place)
+        assert contents(found) == contents(local.child("a"))
+        assert set(found.sizes()) == {FILE_NAME, *(file.path for file in manifest.files())}
+    remote.child("base").delete()
+    with closing(LineageReader(found := remote.child("c"), read_manifest(found))) as lineage:
+        assert sum(map(len, lineage.read_known(["train"]))) == 3002
 
 
 def test_only_needed_columns_are_fetched(workspace: Folder, tmp_path: Path) -> None:
