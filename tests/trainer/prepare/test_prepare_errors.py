@@ -187,7 +187,6 @@ REJECTED: list[tuple[str, Case]] = [
         "epoch: expected a format of strptime, such as '%d/%m/%Y %H:%M'",
         csv_case(GOOD, timestamp="t", timestamp_format=["epoch"]),
     ),
-    ("-: standard input has no extension", lambda _: {"train": ["-"]}),
     ("the line is longer than 2,097,152 bytes", csv_case(f"customer,item\n1,{'2' * (3 << 20)}\n3,4\n")),
     (
         "has half of a surrogate pair, such as \\ud800, which is no text",
