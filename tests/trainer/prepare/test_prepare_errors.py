@@ -69,16 +69,6 @@ def output_above_input(folder: Path) -> dict[str, Any]:
     return {"train": [write_text(folder / "out/e.csv", "customer,item\n1,1\n")], "overwrite": True}
 
 
-def fifo(folder: Path) -> dict[str, Any]:
-    os.mkfifo(folder / "e.csv")
-    return {"train": [folder / "e.csv"]}
-
-
-def fifo_in_a_pattern(folder: Path) -> dict[str, Any]:
-    write_text(folder / "d.csv", GOOD)
-    return fifo(folder) | {"train": [f"{folder}/*.csv"]}
-
-
 def parquet_of_long_texts(folder: Path) -> dict[str, Any]:
     """Return a file of a few kilobytes with 2 GB of text: dictionaries hold each value once."""
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 2_000_000]))
@@ -113,8 +103,6 @@ REJECTED: list[tuple[str, Case]] = [
     ("column 'loud' holds fractional numbers", with_features("g.parquet:id:loud")),
     ("no such file; check the path (the current folder is", lambda folder: {"train": [folder / "no.csv"]}),
     ("matches no file; check the pattern (the current folder is", lambda folder: {"train": [f"{folder}/*.csv"]}),
-    ("is a FIFO, socket, or device", fifo),
-    ("is a FIFO, socket, or device", fifo_in_a_pattern),
     ("is a folder; expected files: try", lambda folder: {"train": [folder]}),
     (
         "ftp://bucket/e.parquet: expected a local file or s3://BUCKET/KEY",
