@@ -3,7 +3,7 @@
     report = forget(ForgetOptions.of(data="data/day3", ids="ids.txt"), progress)
 
 Their rows become vacant but stay in place, so that all other rows keep their numbers; the same holds for feature values
-that only those IDs had. The dataset is written anew and replaces the one before, as ``prepare --overwrite`` does
+that only those IDs had. The dataset is written anew and replaces the one before
 (``staging.py``), so it is complete at any moment, with the IDs or without them. Files that hold and count nothing of
 the IDs are taken over unread: as hard links, or as copies by the server on S3.
 
