@@ -40,7 +40,7 @@ from crossfade.trainer.prepare.events import EventReader
 from crossfade.trainer.prepare.faults import Faults, Quarantine
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.id_encoder import SIDES, IdEncoder
-from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, StandardInput
+from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source
 from crossfade.trainer.prepare.options import Format, PrepareOptions
 from crossfade.trainer.prepare.staging import ATTEMPTS, PartWriter, Staged
 
@@ -150,7 +150,6 @@ class TaskFile:
     @staticmethod
     def of(source: Source, split: int) -> TaskFile:
         """Return ``source``, with events of ``split``, as tasks open it."""
-        assert not isinstance(source, StandardInput)
         if isinstance(source, RawFile):
             return TaskFile(str(source), split, source.format, source.path.absolute(), bytes=source.bytes)
         return TaskFile(str(source), split, source.format, None, source.bucket.uri, source.key, source.bytes)
@@ -178,7 +177,7 @@ class _FileReader(EventReader):
     rows = 0
     faults_before: Any = None
 
-    def _append(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
+    def _append(self, events: str, rows: int, ids: Mapping[str, str]) -> None:
         self.kept, self.rows = events, rows
 
     def _check_types(self, file: RawFile, types: Mapping[str, str]) -> None:
@@ -268,7 +267,8 @@ def encode(
     connection.register("firsts", pa.table({"file": range(len(first_places)), "first": first_places}))
     encoder = IdEncoder(connection, *id_types, context)
     events = f"(SELECT * REPLACE (position + first AS position) FROM {ARRIVED} JOIN firsts USING (file))"
-    encoder.add(events, first_places[-1], None)
+    ids = {side: f"SELECT DISTINCT {side}_id FROM {ARRIVED}" for side in SIDES}
+    encoder.add(events, first_places[-1], ids)
     encoder.finish()
     connection.unregister("firsts")
     connection.execute(f"DROP TABLE {ARRIVED}")

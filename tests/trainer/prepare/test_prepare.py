@@ -15,7 +15,7 @@ from preparing import checksums, interactions, prepare_files, random_events, voc
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.prepare import events, id_encoder
+from crossfade.trainer.prepare import id_encoder
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import Order
 from crossfade.trainer.prepare.staging import PartWriter, Staged
@@ -132,10 +132,8 @@ def test_output_bytes_do_not_depend_on_blocks_or_the_width_of_numbers(
         return checksums(tmp_path / name)
 
     whole = prepared("whole")
-    # The first file waits to the end, and the others are blocks. The hashes of many IDs are taken. The third has more
-    # rows than few.
+    # The first file waits to the end, and the others are blocks. The hashes of many IDs are taken.
     monkeypatch.setattr(id_encoder, "_BLOCK_ROWS", 120)
-    monkeypatch.setattr(events, "_FEW_ROWS", 150)
     monkeypatch.setattr(id_encoder, "_HASH_BITS", 8)
     assert prepared("blocks") == whole
 

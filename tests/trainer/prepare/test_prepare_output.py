@@ -1,11 +1,9 @@
 """The output folder of ``prepare``: replaced only with --overwrite, written completely or not at all."""
 
 import os
-import re
 import signal
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from killed_process import killed_at
@@ -14,7 +12,6 @@ from preparing import InterruptingReporter, checksums, entries, prepare_files, r
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.prepare import database
 from crossfade.trainer.prepare.database import execute, working_database
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -42,18 +39,6 @@ def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"work_dir .*nowhere: cannot be written"):
         prepare_files(tmp_path / "other", train, work_dir=tmp_path / "nowhere")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "e.parquet", "out", "work"]
-
-
-def test_low_disk_space_is_reported_at_the_start(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **random_events(500))
-    prepare_files(tmp_path / "out", train, hold_out_valid="none")
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(database.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    prepare_files(tmp_path / "again", train, hold_out_valid="none")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"0\.0 GB are free, and temporary files may take 0\.0 GB.*TMPDIR", line)
 
 
 @pytest.mark.slow
