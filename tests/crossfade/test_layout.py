@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +42,18 @@ FILES_WITH_FLAGS = {
     "deploy/schedulers/scheduler_files.py": "writes files with commands of crossfade",
 }
 """Files below the faces whose strings are words of command lines. All others name options by marks."""
+PLANTED = """
+_ADVICE = ("set ", Option("out"))
+def _place(field: str) -> Text:
+    return ("at ", field)
+def check(problem: Text, where: str):
+    f"{Option('k')}"
+    f"{where}{len(problem)}"
+    f"{problem or where}"
+    str(_place(where))
+    raise InputError(f"failed; {_ADVICE}")
+"""
+TEXT_TYPE = re.compile(r"\b(Text|Option)\b")
 
 
 @cache
@@ -114,6 +126,61 @@ def strings_with_flags(root: Path) -> list[str]:
         for node in nodes(path)[1]
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and FLAG.search(node.value)
     ]
+
+
+def declared_texts(nodes: Iterable[ast.AST], known: Set[str]) -> set[str]:
+    """Return ``known`` and the names that ``nodes`` declare as a ``Text``; with parentheses, of what returns one."""
+    found = set(known)
+    for node in nodes:
+        match node:
+            case ast.FunctionDef(name=name, returns=ast.AST() as kind) if TEXT_TYPE.search(ast.unparse(kind)):
+                found.add(f"{name}()")
+            case ast.arg(arg=name, annotation=ast.AST() as kind) if TEXT_TYPE.search(ast.unparse(kind)):
+                found.add(name)
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=kind) if TEXT_TYPE.search(ast.unparse(kind)):
+                found.add(name)
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if is_text(value, found):
+                found.add(name)
+    return found
+
+
+def is_text(value: ast.expr, texts: Set[str]) -> bool:
+    """Return whether ``value`` is an ``Option``, or has one of ``texts``, as by ``declared_texts``."""
+    match value:
+        case ast.Call(func=ast.Name(id=name)):
+            return name == "Option" or f"{name}()" in texts
+        case ast.Name(id=name):
+            return name in texts
+        case ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.BoolOp(values=parts):
+            return any(is_text(part, texts) for part in parts)
+        case ast.IfExp(body=one, orelse=other) | ast.BinOp(left=one, right=other):
+            return is_text(one, texts) or is_text(other, texts)
+    return False
+
+
+def formatted_texts(root: Path) -> set[str]:
+    """Return the places under ``root`` where an f-string or ``str`` words a ``Text``, which only faces do."""
+    trees = {path: ast.parse(text) for path in product_files(root) if TEXT_TYPE.search(text := path.read_text())}
+    shared = {name for tree in trees.values() for name in declared_texts(tree.body, set())}
+    found: set[str] = set()
+    for path, tree in trees.items():
+        imports = {name.name for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names}
+        known = declared_texts(tree.body, {name for name in shared if name.removesuffix("()") in imports})
+        for scope in (tree, *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))):
+            texts = known if scope is tree else declared_texts(ast.walk(scope), known)
+            for node in ast.walk(scope):
+                match node:
+                    case ast.FormattedValue(value=value) | ast.Call(func=ast.Name(id="str"), args=[value]):
+                        if is_text(value, texts):
+                            found.add(f"{path.relative_to(root)}:{node.lineno}")
+    return found
+
+
+def test_no_string_words_an_option(tmp_path: Path) -> None:
+    assert formatted_texts(ROOT) == set()
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "errors.py").write_text(PLANTED)
+    assert formatted_texts(tmp_path) == {f"trainer/errors.py:{line}" for line in (6, 8, 9, 10)}
 
 
 def test_files_and_functions_have_a_bounded_size() -> None:
