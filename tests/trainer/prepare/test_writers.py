@@ -130,15 +130,3 @@ def test_second_writer_of_a_dataset_names_the_first(tmp_path: Path, prepared: Pa
         assert "has been writing it since" in single_line(result.returncode, result.stdout, result.stderr)
     assert Folder(data).sizes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-def test_manifest_is_written_by_one_process_at_a_time(tmp_path: Path, prepared: Path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(prepared / "data", data)
-    (data / "manifest.json").unlink()
-    with folder_writer(Folder(data)):
-        result = crossfade_here("validate", data)
-    assert result.returncode == 2
-    assert "has been writing it since" in result.stderr
-    assert not (data / "manifest.json").exists()
-    assert crossfade_here("validate", data).returncode == 0
