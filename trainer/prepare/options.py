@@ -102,7 +102,7 @@ class PrepareOptions(Options):
     """What to prepare, and how."""
 
     group_notes: ClassVar = {
-        "input": "Paths, s3:// addresses, patterns (* ? [] **) or - for standard input; each option accepts several.",
+        "input": "Paths, s3:// addresses, or patterns (* ? [] **); each option accepts several.",
         "faults": "All faults of all files are listed in one pass.",
         "cleaning": "Applied before the hold-outs. The summary counts what was dropped.",
         "hold-outs": "HOW is last-N (the last N of each query entity, by timestamp), random:FRACTION (of the pairs) or "

@@ -40,7 +40,7 @@ from crossfade.trainer.prepare.events import EventReader
 from crossfade.trainer.prepare.faults import Faults, Quarantine
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.id_encoder import SIDES, IdEncoder
-from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, StandardInput
+from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source
 from crossfade.trainer.prepare.options import Format, PrepareOptions
 from crossfade.trainer.prepare.staging import ATTEMPTS, PartWriter, Staged
 
@@ -150,7 +150,6 @@ class TaskFile:
     @staticmethod
     def of(source: Source, split: int) -> TaskFile:
         """Return ``source``, with events of ``split``, as tasks open it."""
-        assert not isinstance(source, StandardInput)
         if isinstance(source, RawFile):
             return TaskFile(str(source), split, source.format, source.path.absolute(), bytes=source.bytes)
         return TaskFile(str(source), split, source.format, None, source.bucket.uri, source.key, source.bytes)

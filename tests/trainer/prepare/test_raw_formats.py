@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from command_here import crossfade_here
 from preparing import (
-    entries,
     interactions,
     prepare_files,
     vocabulary,
@@ -143,16 +141,6 @@ def test_given_delimiter_is_used(tmp_path: Path) -> None:
         prepare_files(tmp_path / "out", train, weight="w")
     prepare_files(tmp_path / "out", train, weight="w", delimiter=":")
     assert sorted(interactions(tmp_path / "out", "train")) == sorted(PLAYS)
-
-
-def test_standard_input_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    piped, data = write_text(tmp_path / "piped", gzip.compress(json_lines())), tmp_path / "out"
-    with piped.open() as file:
-        monkeypatch.setattr("sys.stdin", file)
-        result = crossfade_here("prepare", "--events", "-", "--format", "jsonl", "--weight", "w", "--out", data)
-    assert result.returncode == 0, result.stderr
-    assert sorted(interactions(data, "train")) == sorted(PLAYS)
-    assert entries(tmp_path) == sorted(["piped", "out", *(f"out/{path}" for path in entries(data))])
 
 
 def test_json_values_keep_their_text_and_null_is_missing(tmp_path: Path) -> None:
