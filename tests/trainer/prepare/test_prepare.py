@@ -52,18 +52,6 @@ def test_vocabulary_is_ordered_by_train_count_then_id_and_holds_ids_of_all_split
         assert [row["row"] for row in rows] == list(range(len(expected)))
 
 
-def test_split_files_have_documented_columns_and_types(tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **random_events(10))
-    prepare_files(tmp_path / "bare", train)
-    prepare_files(tmp_path / "timed", train, timestamp="when")
-    bare = pq.read_schema(tmp_path / "bare/train/part-00000.parquet")
-    timed = pq.read_schema(tmp_path / "timed/train/part-00000.parquet")
-    expected = [("customer", "int64"), ("item", "int64"), ("weight", "float")]
-    assert [(field.name, str(field.type)) for field in bare] == expected
-    assert [(field.name, str(field.type)) for field in timed] == [*expected, ("timestamp", "int64")]
-    assert not any(field.nullable for field in timed)
-
-
 def test_part_writer_cuts_exact_row_groups_and_files_of_64_groups(tmp_path: Path) -> None:
     schema = pa.schema([pa.field("x", pa.int64(), nullable=False)])
     folder, numbers, sizes = Folder(tmp_path), iter(range(10**6)), [1, 250, 7, 0, 93, 300, 5]
