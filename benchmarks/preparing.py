@@ -8,7 +8,7 @@
     .venv/bin/python benchmarks/preparing.py --increment 100e3 --onto 1e6 100e6 --events-per-customer 10
                                                                       # new events onto small and large datasets
 
-``crossfade synthesize --raw-events`` writes the events, with text IDs: one customer per hundred events (or another
+``raw_events.py`` writes the events, with text IDs: one customer per hundred events (or another
 number), half as many tracks. The last event of each customer is held out. Memory excludes the page cache (RssAnon of
 /proc). Processor seconds are the cost of the work on a machine that runs other work too.
 
@@ -41,6 +41,7 @@ from typing import Any
 
 import psutil
 import pyarrow as pa
+from raw_events import EVENT, EVENTS_FOLDER, TIMESTAMP, EventGenerator, hex_ids, write_raw_events
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import VOCABULARY, Entity, Split
@@ -50,8 +51,6 @@ from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.prepare.staging import PartWriter, row_group_rows, staged_output, take_over_files
 from crossfade.trainer.prepare.synthetic import write_synthetic
-from crossfade.trainer.prepare.synthetic_draws import Generator
-from crossfade.trainer.prepare.synthetic_events import EVENT, EVENTS_FOLDER, TIMESTAMP, hex_ids, write_raw_events
 from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
@@ -182,7 +181,7 @@ def _run_increments(new: int, onto: Sequence[int], arguments: argparse.Namespace
 def _write_base(at: str, spec: SyntheticSpec) -> None:
     """Write the dataset ``base`` with the IDs of the raw events: its interactions are those of ``events``."""
     synthetic, source = write_synthetic(f"{at}/events", spec, seed=1), Folder(f"{at}/events")
-    entities, generator = {}, Generator(spec, seed=1)
+    entities, generator = {}, EventGenerator(spec, seed=1)
     with staged_output(f"{at}/base", overwrite=False) as staged:
         for side, name in (("query", spec.query), ("item", spec.item)):
             entity, schema = synthetic.entities[name], vocabulary_schema("string", has_names=False)
@@ -275,7 +274,7 @@ def _anonymous_bytes_of(pid: int) -> int:
 
 def _generate(at: str, spec: SyntheticSpec) -> None:
     phases = Phases()
-    write_raw_events(f"{at}/raw", Generator(spec, seed=1), progress=phases)
+    write_raw_events(f"{at}/raw", EventGenerator(spec, seed=1), progress=phases)
     phases.end()
 
 

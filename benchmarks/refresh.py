@@ -40,6 +40,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from raw_events import EventGenerator, write_raw_events
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
@@ -49,6 +50,7 @@ from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import write_table
 from crossfade.trainer.embeddings.listing import write_listing
+from crossfade.trainer.prepare.options import SyntheticSpec
 from crossfade.trainer.recommend.trained_model import with_trained_model
 from crossfade.trainer.runs.job_inputs import JobInputs, load_inputs
 from crossfade.trainer.runs.options import ModelSource
@@ -73,8 +75,8 @@ GIB = 2**30
 
 def synthesize(folder: Path, customers: int, tracks: int, events: int) -> list[Path]:
     """Generate raw events, in the order of their times, and return their files."""
-    sizes = ["--queries", str(customers), "--items", str(tracks), "--interactions", str(events)]
-    subprocess.run([*CROSSFADE, "synthesize", *sizes, "--raw-events", "--out", str(folder / "raw")], check=True)
+    spec = SyntheticSpec(queries=customers, items=tracks, interactions=events)
+    write_raw_events(folder / "raw", EventGenerator(spec, seed=0))
     return sorted((folder / "raw" / "events").glob("*.parquet"))
 
 

@@ -48,7 +48,7 @@ COMMANDS: dict[str, str | None] = {
     "prepare": "turn raw events into a dataset",
     "validate": "check a dataset",
     "forget": "delete IDs from a dataset",
-    "synthesize": "generate a dataset or raw events",
+    "synthesize": "generate a dataset",
     "schema": "print the JSON Schema of job files, for editors",
     "plan": "print the memory of a job, and whether it fits",
     "train": "train embeddings as a job file specifies",

@@ -26,7 +26,7 @@ from crossfade.base.io.regular_files import open_regular
 from crossfade.base.text import counted
 from crossfade.deploy.refresh.service_file import ServiceConfig
 from crossfade.deploy.refresh.versions import EventFile, ServiceVersions
-from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, find_arriving
+from crossfade.trainer.prepare.input_files import RawFile, Source, find_arriving
 
 MAX_FILES = 50_000
 """Files that a version takes, at most: records and manifests, which list them, are read up to 64 MiB."""
@@ -202,5 +202,4 @@ def state_of(file: Source) -> str:
     if isinstance(file, RawFile):
         status = file.path.stat()
         return json.dumps([status.st_size, status.st_mtime_ns])
-    assert isinstance(file, RemoteFile), "standard input is read once"
     return json.dumps([str(file), file.bytes, file.modified])

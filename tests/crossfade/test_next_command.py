@@ -40,14 +40,13 @@ def test_commands_that_each_command_prints_as_next_run_as_printed(tmp_path: Path
     """Another crossfade than the one on PATH was called, by a relative path."""
     folder, own = tmp_path / "here", shlex.quote(str(another))
     folder.mkdir()
-    raw = "synthesize --raw-events --queries 50 --items 40 --interactions 2000 --out"
-    [prepare] = nexts(typed(f"'../my bin/crossfade' {raw} \"my data's\"", folder))
-    [train] = nexts(typed(prepare, folder))
+    made = "synthesize --queries 50 --items 40 --interactions 2000 --out"
+    [train] = nexts(typed(f"'../my bin/crossfade' {made} \"my data's\"", folder))
     used = nexts(typed(f"{train} --set train.max_steps=2", folder))
-    [again] = nexts(typed(f'{own} validate "my data\'s-prepared"', folder))
-    [tuned] = nexts(typed(f"{own} tune my-data-s-prepared.yaml --trials 1 --out study --set train.max_steps=2", folder))
+    [again] = nexts(typed(f'{own} validate "my data\'s"', folder))
+    [tuned] = nexts(typed(f"{own} tune my-data-s.yaml --trials 1 --out study --set train.max_steps=2", folder))
     assert [words[1] for words in map(shlex.split, used)] == ["similar", "recommend"]
-    assert len({shlex.split(line)[0] for line in (prepare, tuned, *used)}) == 1
+    assert len({shlex.split(line)[0] for line in (tuned, *used)}) == 1
     for command in (*used, f"{again} --set train.max_steps=2", tuned):
         assert typed(command, folder)
 

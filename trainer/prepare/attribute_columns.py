@@ -53,8 +53,6 @@ from crossfade.trainer.prepare.raw_files import KIND_NAMES, close_raw, open_colu
 from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows, write_relation
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
-_AFTER_EVENTS = 2**60
-"""Added to the ranks of IDs that are in no event: more than there are IDs, so that they come last."""
 _BATCH_ROWS = 1 << 14
 _NUMBERS = "FLOAT[]"
 
@@ -321,7 +319,7 @@ def _carry(connection: duckdb.DuckDBPyConnection, base: BaseDataset, plan: Colum
 def counted_values_sql(plan: ColumnPlan) -> str:
     """Return a query for each value of a feature that some row has, with its interactions, for ``build_vocabulary``."""
     return (
-        "SELECT NULL::BIGINT AS number, p.value AS id, p.value AS id_rank, CAST(sum(v.count) AS BIGINT) AS count "
+        "SELECT NULL::BIGINT AS number, p.value AS id, CAST(sum(v.count) AS BIGINT) AS count "
         f"FROM joined_{plan.key} p JOIN vocabulary_{plan.side} v ON v.row = p.row GROUP BY p.value"
     )
 
@@ -329,17 +327,14 @@ def counted_values_sql(plan: ColumnPlan) -> str:
 def catalog_ids_sql(plans: Sequence[ColumnPlan], side: Side, id_type: IdType) -> str:
     """Return a query for each ID in the files of ``plans`` that has no interaction, for ``build_vocabulary``.
 
-    Its count is 0, and it ranks after all IDs that occur in events.
+    Its count is 0, and it has no number, so that it comes after all IDs that occur in events.
     """
     files = " UNION ALL ".join(f"SELECT id FROM given_{plan.key}" for plan in plans)
     typed = given = f"SELECT id FROM ({files}) GROUP BY id"
     if id_type == "int64":
         typed = f"SELECT CAST(id AS BIGINT) AS id FROM ({given}) WHERE {INTEGER_TEXT.format('id')}"
     in_events = f"SELECT id FROM ids_{side} SEMI JOIN counts_{side} USING (number)"
-    return (
-        f"SELECT NULL::BIGINT AS number, id, {_AFTER_EVENTS} + row_number() OVER (ORDER BY id) AS id_rank, 0 AS count "
-        f"FROM ({typed}) ANTI JOIN ({in_events}) USING (id)"
-    )
+    return f"SELECT NULL::BIGINT AS number, id, 0 AS count FROM ({typed}) ANTI JOIN ({in_events}) USING (id)"
 
 
 def write_feature(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, staged: Staged) -> Feature:

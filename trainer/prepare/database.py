@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,46 +20,9 @@ from types import FrameType
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import CrossfadeError, Option, Text, escape_unprintable
+from crossfade.base.errors import CrossfadeError, Option, Text
 from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_error, is_full_disk
 from crossfade.base.machine import limit_bytes
-from crossfade.trainer.prepare.input_files import RemoteFile, Source
-
-_COMPRESSED_EXTENSIONS, _EXPANSION = (".gz", ".zst"), 5.0
-"""Compressed text files, and how many times as large their text may be."""
-_TEMP_BYTES_PER_BYTE = {"parquet": 11.0, "csv": 4.0, "tsv": 4.0, "jsonl": 4.0, "lightgcn": 14.0}
-"""About what the working database and its sorting spill at most for each byte of raw events.
-
-Measured with 0.1 GiB of memory for 2 or 4 million events of 30,000 IDs, some held out: 4.9 for Parquet of small
-integers, 4.3 for Parquet of random text, 2.4 for CSV of small integers, and 8.2 for adjacency text.
-"""
-
-
-def estimate_temp_bytes(files: Sequence[Source]) -> int:
-    """Estimate the bytes of temporary files that preparing ``files`` takes; two remote files are local at a time."""
-    remote_bytes = sorted((file.bytes for file in files if isinstance(file, RemoteFile)), reverse=True)
-    return sum(remote_bytes[:2]) + int(sum(map(_database_bytes, files)))
-
-
-def _database_bytes(file: Source) -> float:
-    is_compressed = str(file).lower().endswith(_COMPRESSED_EXTENSIONS)
-    return file.bytes * _TEMP_BYTES_PER_BYTE[file.format] * (_EXPANSION if is_compressed else 1.0)
-
-
-def warn_low_disk(work: Path, needed: int) -> None:
-    """Print a warning on stderr if ``work`` has less free space than ``needed``, the bytes that may be written there.
-
-    This is not an error, since the need is only an estimate.
-    """
-    free = shutil.disk_usage(work).free
-    if free < needed:
-        place = escape_unprintable(str(work))
-        print(
-            f"crossfade: {place}: {free / 1e9:,.1f} GB are free, and temporary files may take {needed / 1e9:,.1f} GB; "
-            "if that is too little, have them on a larger disk (TMPDIR)",
-            file=sys.stderr,
-        )
-
 
 PREPARING_ADVICE = (
     "name another disk with ",

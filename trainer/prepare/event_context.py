@@ -36,7 +36,7 @@ NO_ROW = -1
 _DERIVED = {
     HOUR: "(timestamp % 86400 + 86400) % 86400 // 3600",
     WEEKDAY: "(floor(timestamp / 86400)::BIGINT % 7 + 10) % 7 + 1",  # 1970-01-01 was a Thursday
-    PREVIOUS: "lag(i.id) OVER (PARTITION BY query ORDER BY timestamp, i.id_rank, seq)",
+    PREVIOUS: "lag(i.id) OVER (PARTITION BY query ORDER BY timestamp, i.id, seq)",
 }
 """SQL of each derived value; SQL's % has the sign of the timestamp, which may be below 0."""
 
@@ -110,9 +110,7 @@ def _create_event_values(
 
 def counted_context_sql(key: VocabularyKey) -> str:
     """Return a query for each value in train, with its number of interactions, for ``build_vocabulary``."""
-    return (
-        f"SELECT NULL::BIGINT AS number, id, id AS id_rank, sum(count)::BIGINT AS count FROM counts_{key} GROUP BY id"
-    )
+    return f"SELECT NULL::BIGINT AS number, id, sum(count)::BIGINT AS count FROM counts_{key} GROUP BY id"
 
 
 def context_columns_sql(plans: Sequence[ContextPlan]) -> tuple[str, str]:

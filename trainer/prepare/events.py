@@ -7,7 +7,7 @@ The table ``events`` has ``query`` and ``item`` (the numbers that ``IdEncoder`` 
 float32, never 0, ``timestamp`` int64 (null throughout where there is none), ``split`` (0 train, 1 valid, 2 test) and
 ``seq``, which is unique and rises in the order of the files and of the rows in them. Numbers are not consecutive.
 Where events have columns of context, the table ``event_context`` has their values by ``seq``, as text. The tables
-``ids_query`` and ``ids_item`` have the ``id`` of each ``number``, and its ``id_rank``.
+``ids_query`` and ``ids_item`` have the ``id`` of each ``number``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from crossfade.base.errors import InputError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import check_seconds
-from crossfade.trainer.prepare.database import count_rows, execute, fetch_one
+from crossfade.trainer.prepare.database import count_rows, fetch_one
 from crossfade.trainer.prepare.event_values import (
     INTEGER_TEXT,
     Check,
@@ -59,10 +59,6 @@ if TYPE_CHECKING:
     from crossfade.trainer.prepare.extend import BaseDataset
 
 _TYPED_ROLES = ("query", "item", "timestamp")
-_FEW_ROWS = 30_000
-"""Of a file of at most so many rows, a look at each costs less than tables of its IDs."""
-_SAMPLED_ROWS = 20
-_OF_INTEGERS = "-0123456789"
 
 
 @dataclass
@@ -210,7 +206,6 @@ class EventReader:
         # The type of each ID and of the timestamp, and the first file that has it.
         self.types: dict[str, tuple[str, RawFile]] = {}
         self._files_of_types: dict[str, dict[str, list[str]]] = {}
-        self._text_roles: set[str] = set()
         self._encoder: IdEncoder | None = None
         self._stats = ReadStats()
         # The lines or rows of all files, those at fault included: a line of adjacency text has several rows.
@@ -236,19 +231,17 @@ class EventReader:
                 self._stats.empty_files += 1
                 return
             typed = {*_TYPED_ROLES, *self._context}
-            self._find_texts([role for role, kind in kinds.items() if kind == "text" and role in typed])
             types = {role: self._infer_type(file, role, kind) for role, kind in kinds.items() if role in typed}
             self._check_types(file, types)
             formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()
             checks = value_checks(kinds, types, self._options, formats, self._context)
             timestamp = timestamp_sql(types.get("timestamp"), formats)
-            has_few = rows <= _FEW_ROWS
-            rows, sound = self._check(file, checks, timestamp, types, kinds, has_few)
+            rows, sound = self._check(file, checks, timestamp, types, kinds)
             if types.get("timestamp") == "datetime" and not self._stats.times_without_zone:
                 kind, formats = kinds["timestamp"], self._options.timestamp_format
                 self._stats.times_without_zone = has_times_without_zone(self._connection, kind, formats)
             if not self.faults.rejected:
-                self._insert(sound, types, timestamp, split, rows, has_few)
+                self._insert(sound, types, timestamp, split, rows)
 
     def files_of_rare_types(self) -> dict[str, str]:
         """Return a problem of each file that holds another type than most files do, by name."""
@@ -360,21 +353,12 @@ class EventReader:
         Of timestamps some must be, if those that are not are no dates: they are faults then, to be listed.
         """
         is_other = f"NOT coalesce({INTEGER_TEXT}, coalesce({{0}}, '') = '')"
-        if role not in self._text_roles and not self._exists(is_other.format(role)):
+        if not self._exists(is_other.format(role)):
             return "integer"
         if role == "timestamp" and self._exists(INTEGER_TEXT.format(role)):
             mixed = find_unnamed_formats(self._connection, file, self._column(role), self.faults.first_row)
             return "integer" if mixed is None else other
         return other
-
-    def _find_texts(self, roles: Sequence[str]) -> None:
-        """Find the ``roles`` that have a text that is no integer in the first rows, as most that have any do."""
-        values = ", ".join(roles) or "NULL"
-        first = execute(self._connection, f"SELECT {values} FROM raw LIMIT {_SAMPLED_ROWS}")
-        columns = zip(roles, zip(*first, strict=True), strict=bool(roles))
-        self._text_roles = {
-            role for role, column in columns if any(str(value or "").strip(_OF_INTEGERS) for value in column)
-        }
 
     def _exists(self, condition: str) -> bool:
         """Return whether a row meets ``condition``; the first one ends the search."""
@@ -407,18 +391,15 @@ class EventReader:
         timestamp: str,
         types: Mapping[str, str],
         kinds: Mapping[str, Kind],
-        has_few: bool,
     ) -> tuple[int, str]:
         """Check every value; return the number of rows, and SQL of the relation of those that pass.
 
-        IDs are checked once each, unless the file ``has_few`` rows. Only a file that is at fault is searched for the
-        rows that are.
+        IDs are checked once each. Only a file that is at fault is searched for the rows that are.
         """
-        of_rows = checks if has_few else [check for check in checks if check.role not in SIDES]
+        of_rows = [check for check in checks if check.role not in SIDES]
         latest, numbers, violated = self._scan("raw", timestamp, of_rows)
-        if not has_few:
-            self._collect_ids("raw", self._kept_sql(timestamp) if any(numbers[1:]) else "true")
-        for side in () if has_few else SIDES:
+        self._collect_ids("raw", self._kept_sql(timestamp) if any(numbers[1:]) else "true")
+        for side in SIDES:
             of_side = [check for check in checks if check.role == side]
             found = fetch_one(self._connection, f"SELECT {_violations(of_side)} FROM file_{side}")
             violated += [check for check, is_violated in zip(of_side, found, strict=True) if is_violated]
@@ -434,8 +415,7 @@ class EventReader:
             report_row_faults(self._connection, file, checks, self.columns, self.faults)
             sound = sound_rows(checks)
             latest, numbers, _ = self._scan(sound, timestamp, [])
-            if not has_few:
-                self._collect_ids(sound, self._kept_sql(timestamp))
+            self._collect_ids(sound, self._kept_sql(timestamp))
         if types.get("timestamp") == "integer":
             for option in self._time_range.dates():
                 check_seconds(option, latest)
@@ -472,9 +452,7 @@ class EventReader:
         before, after = self._time_range.outside_sql(timestamp)
         return f"{self._weight_sql} <> 0 AND NOT {before} AND NOT {after}"
 
-    def _insert(
-        self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int, has_few: bool
-    ) -> None:
+    def _insert(self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int) -> None:
         selected = ", ".join(
             (
                 f"{id_sql('query', types['query'])} AS query_id",
@@ -488,9 +466,9 @@ class EventReader:
         )
         ids = {side: f"SELECT {id_sql(side, types[side])} FROM file_{side} WHERE is_kept" for side in SIDES}
         kept = f"(SELECT {selected} FROM {sound} WHERE {self._kept_sql(timestamp)})"
-        self._append(kept, rows, None if has_few else ids)
+        self._append(kept, rows, ids)
 
-    def _append(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
+    def _append(self, events: str, rows: int, ids: Mapping[str, str]) -> None:
         """Append the relation ``events`` of a file with ``rows`` data rows, as ``IdEncoder.add`` does."""
         if self._encoder is None:
             query_type, item_type = (self.types[side][0] for side in SIDES)

@@ -224,7 +224,7 @@ def extend_vocabulary(
     last_seen, join = last_seen_sql(key, policy)
     connection.execute(
         f"CREATE TABLE new_ids AS SELECT number, id, counted.count AS count, {last_seen} AS last_seen, "
-        "row_number() OVER (ORDER BY counted.count DESC, id_rank) AS position "
+        "row_number() OVER (ORDER BY counted.count DESC, number IS NULL, id) AS position "
         f"FROM counted{join} ANTI JOIN base_{key} USING (id)"
     )
     vacant, new = (count_rows(connection, table) for table in ("vacant", "new_ids"))

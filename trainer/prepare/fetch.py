@@ -1,4 +1,4 @@
-"""Fetch raw files from S3 in the background, in several streams, while those before are read; copy standard input.
+"""Fetch raw files from S3 in the background, in several streams, while those before are read.
 
     with fetch_files(files, work, columns) as local_files:
         for file in local_files: ...    # each exists until the next is requested
@@ -10,8 +10,6 @@ is a hole in a sparse file, which takes no disk space and is never read.
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -27,7 +25,7 @@ import pyarrow.parquet as pq
 from crossfade.base.errors import CrossfadeError, InputError, Option
 from crossfade.base.io.random_access import RandomFile
 from crossfade.base.io.storage_errors import translate_storage_errors
-from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, StandardInput
+from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source
 
 _CHUNK_BYTES = 8 << 20
 _STREAMS = 8
@@ -42,7 +40,7 @@ _MAGIC = b"PAR1"
 def fetch_files(files: Sequence[Source], work: Path, columns: Collection[str] | None) -> Iterator[Iterator[RawFile]]:
     """Iterate over ``files`` in order, all of them local: remote ones are fetched to ``work``, only their ``columns``.
 
-    None: all their columns. At most two remote files are in ``work`` at a time or a few small ones, and standard input.
+    None: all their columns. At most two remote files are in ``work`` at a time, or a few small ones.
 
     Raises:
         InputError: during iteration, if a file cannot be fetched.
@@ -54,7 +52,7 @@ def fetch_files(files: Sequence[Source], work: Path, columns: Collection[str] | 
         ThreadPoolExecutor(_STREAMS, thread_name_prefix="stream") as streams,
     ):
         try:
-            yield _iterate(files, _Fetcher(work, columns, stop, streams), pool, work)
+            yield _iterate(files, _Fetcher(work, columns, stop, streams), pool)
         except BaseException:
             # The background thread may be waiting for a server that does not answer.
             stop.set()
@@ -64,8 +62,8 @@ def fetch_files(files: Sequence[Source], work: Path, columns: Collection[str] | 
             raise
 
 
-def _iterate(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecutor, work: Path) -> Iterator[RawFile]:
-    upcoming: deque[Future[RawFile] | RawFile | StandardInput] = deque()
+def _iterate(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecutor) -> Iterator[RawFile]:
+    upcoming: deque[Future[RawFile] | RawFile] = deque()
     started = 0
     for index in range(len(files)):
         while started < len(files) and (started <= index + 1 or _is_small(files[index + 1 : started + 1])):
@@ -74,8 +72,6 @@ def _iterate(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecuto
             started += 1
         first = upcoming.popleft()
         current = first.result() if isinstance(first, Future) else first
-        if isinstance(current, StandardInput):
-            current = _copy_standard_input(current, work / "standard-input")
         yield current
         if current.origin is not None:
             current.path.unlink()
@@ -83,15 +79,6 @@ def _iterate(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecuto
 
 def _is_small(ahead: Sequence[Source]) -> bool:
     return len(ahead) <= _STREAMS and sum(file.bytes for file in ahead) <= _AHEAD_BYTES
-
-
-def _copy_standard_input(source: StandardInput, target: Path) -> RawFile:
-    try:
-        with target.open("wb") as local:
-            shutil.copyfileobj(sys.stdin.buffer, local, _CHUNK_BYTES)
-    except OSError as error:
-        raise _cannot_write(target.parent, source, error) from error
-    return RawFile(target, source.format, origin=str(source))
 
 
 def _cannot_write(work: Path, file: Source, error: OSError) -> CrossfadeError:

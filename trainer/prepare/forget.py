@@ -3,7 +3,7 @@
     report = forget(ForgetOptions.of(data="data/day3", ids="ids.txt"), progress)
 
 Their rows become vacant but stay in place, so that all other rows keep their numbers; the same holds for feature values
-that only those IDs had. The dataset is written anew and replaces the one before, as ``prepare --overwrite`` does
+that only those IDs had. The dataset is written anew and replaces the one before
 (``staging.py``), so it is complete at any moment, with the IDs or without them. Files that hold and count nothing of
 the IDs are taken over unread: as hard links, or as copies by the server on S3.
 
@@ -15,11 +15,13 @@ Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,13 +29,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import CrossfadeError, InputError
-from crossfade.base.io.disk_errors import write_failure
+from crossfade.base.errors import InputError
+from crossfade.base.io.disk_errors import full_disk_errors
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.trainer.data.column_names import WEIGHT
 from crossfade.trainer.data.features import iter_content, iter_pairs
 from crossfade.trainer.data.manifest import (
+    BASELINES_FILE,
     EARLIER,
     FILE_NAME,
     Content,
@@ -113,31 +116,28 @@ def staged_deletion(
 
     Raises:
         InputError: there is no dataset or no such entity, a file is missing or corrupt, or another process writes it.
-        CrossfadeError: writing failed.
+        CrossfadeError: the disk is full.
+        OSError: writing failed.
         StorageUnavailableError: storage does not answer.
     """
     _check_entity(folder, read_manifest(folder), entity)
-    with explaining_failures(folder):
-        # A link to the folder stays, and leads to the new one.
-        location = folder.path.resolve() if folder.path is not None and folder.path.is_symlink() else folder.uri
-        with staged_output(location, overwrite=True) as staged:
-            deletion = StagedDeletion(staged, entity, progress)
-            deletion.write(ids)
-            yield deletion
+    # A link to the folder stays, and leads to the new one.
+    location = folder.path.resolve() if folder.path is not None and folder.path.is_symlink() else folder.uri
+    disk = folder.path or Path(tempfile.gettempdir())
+    with full_disk_errors(disk, "free some of it"), staged_output(location, overwrite=True) as staged:
+        deletion = StagedDeletion(staged, entity, progress)
+        deletion.write(ids)
+        yield deletion
 
 
 def _check_entity(folder: Folder, manifest: DatasetManifest, entity: str) -> None:
     if entity not in manifest.entities:
         raise InputError(f"{folder.uri}: has no entity '{entity}'; it has {', '.join(manifest.entities)}")
-    if owner := manifest.feature_owners().get(entity):
+    if entity not in (sides := (manifest.query, manifest.item)):
+        owner = manifest.feature_owners().get(entity)
+        kind = "context of events" if owner is None else f"a feature of {owner}"
         raise InputError(
-            f"{folder.uri}: '{entity}' is a feature of {owner}; expected ids of {manifest.query} or {manifest.item}, "
-            f"whose features are forgotten with them"
-        )
-    if entity in manifest.context:
-        raise InputError(
-            f"{folder.uri}: '{entity}' is context of events; expected ids of {manifest.query} or {manifest.item}, "
-            "whose events are forgotten with them"
+            f"{folder.uri}: '{entity}' is {kind}; expected ids of {' or '.join(sides)}, with which it is forgotten"
         )
 
 
@@ -220,7 +220,7 @@ class StagedDeletion:
 
     def _delete_leftovers(self) -> None:
         """Delete what a command that was killed has left: objects of the dataset that this one has replaced."""
-        listed = {FILE_NAME, LOCK_NAME, *(file.path for file in self.manifest.files())}
+        listed = {FILE_NAME, BASELINES_FILE, LOCK_NAME, *(file.path for file in self.manifest.files())}
         for name in self._staged.out.sizes().keys() - listed:
             self._staged.out.remove(name)
 
@@ -375,26 +375,14 @@ def _check_links(folder: Folder, manifest: DatasetManifest) -> None:
             )
 
 
-@contextmanager
-def explaining_failures(folder: Folder) -> Iterator[None]:
-    """Add to an error of the operating system which dataset it is about, which disk is full, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        reason = str(error) if folder.path is None else write_failure(error, folder.path)
-        raise CrossfadeError(
-            f"{folder.uri}: could not be rewritten: {reason}; the dataset is complete, before or after the deletion: "
-            "run the command again"
-        ) from error
-
-
 def forget(options: ForgetOptions, progress: ProgressReporter) -> ForgetReport:
     """Delete IDs as ``options`` state, and return a report.
 
     Raises:
         InputError: an option or the dataset is wrong; nothing has been deleted.
-        CrossfadeError: writing failed, or another process has replaced the dataset meanwhile.
-        StorageUnavailableError: storage does not answer; the dataset is complete, before or after its deletion.
+        CrossfadeError: the disk is full, or another process has replaced the dataset meanwhile.
+        OSError: writing failed; the dataset is complete, before or after the deletion.
+        StorageUnavailableError: storage does not answer; likewise.
     """
     folder = Folder(options.data)
     entity = options.entity or read_manifest(folder).query

@@ -375,7 +375,7 @@ def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int]
         f"INSERT INTO moved SELECT query, item, weight, timestamp, CASE {cases} END, seq FROM ("
         f"SELECT query, item, weight, timestamp, seq, {nth} AS place FROM "
         f"(SELECT {_COLUMNS} FROM {candidates}) JOIN ids_item ON number = item "
-        "WINDOW latest AS (PARTITION BY query ORDER BY timestamp DESC, id_rank DESC, seq DESC)"
+        "WINDOW latest AS (PARTITION BY query ORDER BY timestamp DESC, id DESC, seq DESC)"
         f") JOIN counts_query ON number = query WHERE place <= {last} AND place < count"
     )
     return kept_rows
@@ -406,7 +406,7 @@ def _take_chosen(connection: duckdb.DuckDBPyConnection, hold_out: HoldOut, split
 def _later_sql(time: int) -> str:
     """Return SQL of the interactions of train later than ``time``, each with its ``place`` in the order of time."""
     return (
-        "SELECT query, item, weight, timestamp, seq, ROW(timestamp, id_rank, seq) AS place FROM train_interactions "
+        "SELECT query, item, weight, timestamp, seq, ROW(timestamp, id, seq) AS place FROM train_interactions "
         f"JOIN ids_item ON number = item WHERE timestamp > {time}"
     )
 

@@ -39,7 +39,6 @@ class IdEncoder:
         self._connection = connection
         self._context = "".join(f", {name}" for name in context)
         self._buffered = 0
-        self._unlisted = False
         self._rows = 0
         self._known = dict.fromkeys(SIDES, 0)
         self._others = dict.fromkeys(SIDES, 0)
@@ -58,15 +57,14 @@ class IdEncoder:
             "seq BIGINT)"
         )
 
-    def add(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
+    def add(self, events: str, rows: int, ids: Mapping[str, str]) -> None:
         """Append the relation ``events`` of a file with ``rows`` data rows, and with these ``ids`` (queries, by side).
 
         Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and the context's
-        columns. Where ``ids`` is None, they are found in the events.
+        columns.
         """
-        if ids is not None:
-            for side in SIDES:
-                self._connection.execute(f"INSERT INTO found_{side} {ids[side]}")
+        for side in SIDES:
+            self._connection.execute(f"INSERT INTO found_{side} {ids[side]}")
         block = (
             f"SELECT query_id, item_id, weight, timestamp, split, position + {self._rows} AS seq{self._context} "
             f"FROM {events}"
@@ -74,37 +72,30 @@ class IdEncoder:
         self._rows += rows
         enough = max(_BLOCK_ROWS, *(known // 4 for known in self._known.values()))
         if rows >= enough:
-            self._encode(f"({block})", find_ids=ids is None)
+            self._encode(f"({block})")
             return
         self._connection.execute(f"INSERT INTO buffered {block}")
         self._buffered += rows
-        self._unlisted |= ids is None
         if self._buffered >= enough:
             self._encode_buffered()
 
     def finish(self) -> None:
-        """Encode the events that are still buffered, and rank the IDs."""
+        """Encode the events that are still buffered."""
         self._encode_buffered()
         self._connection.execute("DROP TABLE buffered")
         for side in SIDES:
-            self._connection.execute(
-                f"CREATE TABLE ranked AS SELECT number, id, row_number() OVER (ORDER BY id) AS id_rank FROM ids_{side}"
-            )
-            self._connection.execute(f"DROP TABLE ids_{side}; DROP TABLE found_{side}; DROP TABLE others_{side}")
-            self._connection.execute(f"ALTER TABLE ranked RENAME TO ids_{side}")
+            self._connection.execute(f"DROP TABLE found_{side}; DROP TABLE others_{side}")
 
     def _encode_buffered(self) -> None:
         """Encode the events of small files that wait for more."""
         if self._buffered:
-            self._encode("buffered", self._unlisted)
+            self._encode("buffered")
             self._empty("buffered")
-            self._buffered, self._unlisted = 0, False
+            self._buffered = 0
 
-    def _encode(self, block: str, find_ids: bool) -> None:
+    def _encode(self, block: str) -> None:
         numbers, joins = "", ""
         for side in SIDES:
-            if find_ids:
-                self._connection.execute(f"INSERT INTO found_{side} SELECT DISTINCT {side}_id FROM {block}")
             self._add_ids(side)
             number = _hash_sql(f"{side}_id")
             if self._others[side]:

@@ -1,4 +1,4 @@
-"""Find input files: local paths, ``file://`` URIs and globs, objects and globs on S3, tables, and standard input.
+"""Find input files: local paths, ``file://`` URIs and globs, objects and globs on S3, and tables.
 
     find_files("train", ["s3://raw/2024-*/part-*.parquet", "more/*.csv"], file_format=None)
 
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 from urllib.parse import unquote, urlsplit
 
-from crossfade.base.errors import InputError, Option, Text, command
+from crossfade.base.errors import InputError, Option, Text
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import FoundFile
 from crossfade.base.io.storage_errors import translate_storage_errors
@@ -36,7 +36,6 @@ EXTENSIONS: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
-STANDARD_INPUT = "-"
 _COMPRESSED_EXTENSIONS = (".gz", ".zst")
 _MAGIC_NUMBERS: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _S3 = "s3://"
@@ -49,7 +48,7 @@ class RawFile:
     Attributes:
         path: the file.
         format: its format.
-        origin: where it was fetched from, if it is a copy: the URI, or the name of standard input.
+        origin: where it was fetched from, if it is a copy: the URI.
         delimiter: what separates the fields of a CSV or TSV file; None: not known yet.
         encoding: the encoding of a CSV or TSV file.
     """
@@ -91,19 +90,7 @@ class RemoteFile:
         return f"{self.bucket.uri}/{self.key}"
 
 
-@dataclass(frozen=True)
-class StandardInput:
-    """What is piped into the command; it is copied to a file, since it can be read only once."""
-
-    format: Format
-    bytes: int = 0
-
-    def __str__(self) -> str:
-        """Return the name for messages."""
-        return "standard input"
-
-
-Source = RawFile | RemoteFile | StandardInput
+Source = RawFile | RemoteFile
 
 
 class NoMatchError(InputError):
@@ -258,8 +245,7 @@ def _raw_file(subject: Text, path: Path, file_format: Format) -> RawFile:
         return RawFile(path, file_format)
     raise InputError(
         subject,
-        ": is a FIFO, socket, or device; expected a regular file: write it to one, or pipe it "
-        f"into {command('prepare', events='-', format='csv')}",
+        ": is a FIFO, socket, or device; expected a regular file: write what it has to one",
     )
 
 

@@ -102,7 +102,7 @@ class PrepareOptions(Options):
     """What to prepare, and how."""
 
     group_notes: ClassVar = {
-        "input": "Paths, s3:// addresses, patterns (* ? [] **) or - for standard input; each option accepts several.",
+        "input": "Paths, s3:// addresses, or patterns (* ? [] **); each option accepts several.",
         "faults": "All faults of all files are listed in one pass.",
         "cleaning": "Applied before the hold-outs. The summary counts what was dropped.",
         "hold-outs": "HOW is last-N (the last N of each query entity, by timestamp), random:FRACTION (of the pairs) or "
@@ -459,16 +459,7 @@ class SynthesizeOptions(SyntheticSpec):
     out: Location = _output(..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", value="DIR")
     overwrite: bool = _output(False, "replace DIR if it holds a prepared dataset")
     skip_existing: bool = _output(False, "do nothing if DIR is complete and was made with the same options")
-    raw_events: bool = _output(False, "write raw events instead of a dataset")
     work_dir: Path | None = _output(None, "keep temporary files here (default: near the output folder)", value="DIR")
-
-    @model_validator(mode="after")
-    def _check_kind(self) -> Self:
-        for field in ("skip_existing", "overwrite", "work_dir", "valid", "test", "audio") if self.raw_events else ():
-            if field in self.model_fields_set:
-                problem = ("applies to datasets, not to ", Option("raw_events"))
-                raise OptionError(field, problem=problem, fix="leave it out")
-        return self
 
 
 def name_in_use(field: str, found: str, name: str) -> OptionError:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import duckdb
 
-from crossfade.base.errors import InputError, MissingExtraError, Option, OptionError, Text, join
+from crossfade.base.errors import InputError, MissingExtraError, Option, OptionError
 from crossfade.base.io.disk_errors import full_disk_errors
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
@@ -26,8 +26,6 @@ from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.database import (
     PREPARING_ADVICE,
-    estimate_temp_bytes,
-    warn_low_disk,
     working_database,
 )
 from crossfade.trainer.prepare.event_context import check_base_context
@@ -36,11 +34,8 @@ from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
 from crossfade.trainer.prepare.faults import Faults, Quarantine
 from crossfade.trainer.prepare.hold_out import plan_hold_outs
 from crossfade.trainer.prepare.input_files import (
-    FORMATS,
-    STANDARD_INPUT,
     RawFile,
     Source,
-    StandardInput,
     find_files,
 )
 from crossfade.trainer.prepare.local_events import LocalEvents
@@ -55,7 +50,9 @@ def find_inputs(options: PrepareOptions) -> Inputs:
     Raises:
         InputError: a file is missing, is given twice, or would be replaced by the output.
     """
-    events: dict[str, list[Source]] = {split: _find_events(options, split) for split in ALL_SPLITS}
+    events: dict[str, list[Source]] = {
+        split: find_files(split, getattr(options, split), options.format) for split in ALL_SPLITS
+    }
     names = {entity: find_files("names", [names.path], None, entity)[0] for entity, names in options.names.items()}
     features = [find_files("features", [file.path], None, file.entity) for file in options.features]
     content = [find_files("content", [file.path], None, file.entity) for file in options.content]
@@ -104,23 +101,6 @@ def find_base(options: PrepareOptions) -> BaseDataset | None:
     return base
 
 
-def _find_events(options: PrepareOptions, split: str) -> list[Source]:
-    files: list[Source] = []
-    for pattern in getattr(options, split):
-        if str(pattern) != STANDARD_INPUT:
-            files += find_files(split, [pattern], options.format)
-        elif options.format is None:
-            raise OptionError(
-                split,
-                found=STANDARD_INPUT,
-                problem="standard input has no extension",
-                fix=("name its format: ", Option("format", "|".join(FORMATS))),
-            )
-        else:
-            files.append(StandardInput(options.format))
-    return files
-
-
 def _location(file: Source) -> str:
     return str(file.path.resolve()) if isinstance(file, RawFile) else str(file)
 
@@ -166,14 +146,12 @@ def prepare(
     inputs = find_inputs(options)
     base = find_base(options)
     if options.engine == "spark":
-        check_for_spark(options, inputs)
+        check_for_spark(options)
     with (
         full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir()), PREPARING_ADVICE),
         staged_output(options.out, options.overwrite, options.work_dir) as staged,
         ExitStack() as opened,
     ):
-        if options.engine == "duckdb":
-            warn_low_disk(staged.work, estimate_temp_bytes([*chain(*inputs.events.values())]))
         quarantine = None
         if options.quarantine is not None:
             quarantine = opened.enter_context(closing(Quarantine(options.quarantine, staged.work, options.overwrite)))
@@ -190,21 +168,16 @@ def prepare(
     return manifest
 
 
-def check_for_spark(options: PrepareOptions, inputs: Inputs) -> None:
+def check_for_spark(options: PrepareOptions) -> None:
     """Check that nothing is asked for that Spark does not do here.
 
     Raises:
         OptionError: something is.
     """
-    given: list[Text] = [Option("order", "random")] if options.order == "random" else []
-    given += [
-        Option(split, STANDARD_INPUT) for split, files in inputs.events.items() if StandardInput in map(type, files)
-    ]
-    if given:
-        problem = ("does not support ", join(given, ", "))
-        raise OptionError(
-            "engine", found="spark", problem=problem, fix=("leave them out, or use ", Option("engine", "duckdb"))
-        )
+    if options.order == "random":
+        problem = ("does not support ", Option("order", "random"))
+        fix = ("leave it out, or use ", Option("engine", "duckdb"))
+        raise OptionError("engine", found="spark", problem=problem, fix=fix)
 
 
 @contextmanager

@@ -37,7 +37,6 @@ from crossfade.trainer.prepare.database import (
     execute,
     execute_on,
     fetch_count,
-    fetch_one,
     first_line,
     identifier,
     literal,
@@ -179,6 +178,16 @@ def _may_be_of_line(file: RawFile, error: duckdb.Error) -> bool:
     return _is_of_file(error) or (is_unlimited and isinstance(error, duckdb.OutOfMemoryException))
 
 
+def column_names(file: RawFile) -> list[str]:
+    """Return the names of the columns of a file that has columns.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    with read_errors(file):
+        return _read_parquet(file).schema_arrow.names if file.format == "parquet" else _read_header(file)
+
+
 def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
     """Return a CSV or TSV ``file`` with its delimiter: of a CSV file, that whose header has most of the ``columns``.
 
@@ -247,10 +256,10 @@ def _open_parquet(
         for column in role_parts
         if _may_be_integers(role, lists) and pa.types.is_floating(schema.field(column).type)
     }
-    whole = whole_floats(connection, rows, sorted(floats))
+    whole = _whole_floats(connection, rows, sorted(floats))
     kinds, selected = {}, ""
     for role, role_parts in parts.items():
-        values = [integer_sql(column) if column in whole else identifier(column) for column in role_parts]
+        values = [_integer_sql(column) if column in whole else identifier(column) for column in role_parts]
         field, value = schema.field(role_parts[0]), joined_sql(values)
         if role_parts[0] in whole:
             field = field.with_type(pa.int64())
@@ -312,9 +321,10 @@ def _open_text(
         connection.execute("DROP TABLE IF EXISTS raw_rows")
         _load_records(connection, file, indexes, on_fault)
     texts = {role: [f"c{names.index(column)}" for column in role_parts] for role, role_parts in parts.items()}
-    whole = whole_texts(connection, "raw_rows", sorted({text for role in integers for text in texts[role]}))
+    whole = _whole_texts(connection, "raw_rows", sorted({text for role in integers for text in texts[role]}))
+    numbers = {text: f"replace({text}, '.0', '')" for text in whole}
     selected = ", ".join(
-        f"{joined_sql([integer_text_sql(text) if text in whole else text for text in of_role])} AS {identifier(role)}"
+        f"{joined_sql([numbers.get(text, text) for text in of_role])} AS {identifier(role)}"
         for role, of_role in texts.items()
     )
     connection.execute(f"CREATE VIEW raw AS SELECT {selected}, rowid AS position FROM raw_rows")
@@ -429,47 +439,30 @@ def _read_header(file: RawFile) -> list[str]:
 
 _EXACT_BELOW = 2**53
 """A double is one integer below this."""
-_SAMPLED_ROWS = 20
 _WHOLE_TEXT = r"-?[0-9]{1,15}\.0"
 
 
-def whole_floats(connection: duckdb.DuckDBPyConnection, relation: str, columns: Sequence[str]) -> set[str]:
+def _whole_floats(connection: duckdb.DuckDBPyConnection, relation: str, columns: Sequence[str]) -> set[str]:
     """Return those of the ``columns`` of floats, in a ``relation``, whose values are all integers or missing."""
-    numbers = [identifier(column) for column in columns]
-    whole = (f"({number} = trunc({number}) AND abs({number}) < {_EXACT_BELOW})" for number in numbers)
-    return _true_of_all(
-        connection, relation, columns, [f"isnan({n}) OR {w}" for n, w in zip(numbers, whole, strict=True)]
-    )
+    numbers = {column: identifier(column) for column in columns}
+    rules = {column: f"isnan({n}) OR ({n} = trunc({n}) AND abs({n}) < {_EXACT_BELOW})" for column, n in numbers.items()}
+    return {column for column, rule in rules.items() if not _is_broken(connection, relation, rule)}
 
 
-def integer_sql(column: str) -> str:
-    """Return SQL of a column that ``whole_floats`` has found as integers; NaN is a missing value."""
+def _integer_sql(column: str) -> str:
+    """Return SQL of a column that ``_whole_floats`` has found as integers; NaN is a missing value."""
     return f"CAST(CASE WHEN NOT isnan({identifier(column)}) THEN {identifier(column)} END AS BIGINT)"
 
 
-def whole_texts(connection: duckdb.DuckDBPyConnection, relation: str, columns: Sequence[str]) -> set[str]:
+def _whole_texts(connection: duckdb.DuckDBPyConnection, relation: str, columns: Sequence[str]) -> set[str]:
     """Return those of the ``columns`` of text, in a ``relation``, whose values are all as "42.0" or empty."""
-    # The first values rule out most of them at no cost.
-    first = execute(connection, f"SELECT {', '.join(columns) or 'NULL'} FROM {relation} LIMIT {_SAMPLED_ROWS}")
-    texts = {column: [str(row[place] or ".0") for row in first] for place, column in enumerate(columns)}
-    likely = [column for column in columns if all(text.endswith(".0") for text in texts[column])]
-    return _true_of_all(
-        connection, relation, likely, [f"{c} = '' OR regexp_full_match({c}, '{_WHOLE_TEXT}')" for c in likely]
-    )
+    rules = {column: f"{column} = '' OR regexp_full_match({column}, '{_WHOLE_TEXT}')" for column in columns}
+    return {column for column, rule in rules.items() if not _is_broken(connection, relation, rule)}
 
 
-def integer_text_sql(column: str) -> str:
-    """Return SQL of a column that ``whole_texts`` has found, without the fraction."""
-    return f"replace({column}, '.0', '')"
-
-
-def _true_of_all(
-    connection: duckdb.DuckDBPyConnection, relation: str, columns: Sequence[str], conditions: Sequence[str]
-) -> set[str]:
-    if not columns:
-        return set()
-    values = fetch_one(connection, f"SELECT {', '.join(f'bool_and({c})' for c in conditions)} FROM {relation}")
-    return {column for column, value in zip(columns, values, strict=True) if value is not False}
+def _is_broken(connection: duckdb.DuckDBPyConnection, relation: str, rule: str) -> bool:
+    """Return whether a row breaks the ``rule``; the first one ends the search."""
+    return bool(execute(connection, f"SELECT 1 FROM {relation} WHERE NOT ({rule}) LIMIT 1"))
 
 
 MAX_EXPANSION = 1000

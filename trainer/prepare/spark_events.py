@@ -182,7 +182,7 @@ class SparkEvents(EventGroups):
         for side in SIDES:
             self.connection.execute(
                 f"CREATE TABLE ids_{side} AS SELECT row_number() OVER (ORDER BY id) AS number, id, "
-                f"number AS id_rank, sum(count)::BIGINT AS total FROM found_{side} GROUP BY id"
+                f"sum(count)::BIGINT AS total FROM found_{side} GROUP BY id"
             )
             self.connection.execute(f"CREATE VIEW counts_{side} AS SELECT number, total AS count FROM ids_{side}")
 

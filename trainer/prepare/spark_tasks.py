@@ -34,7 +34,7 @@ from crossfade.trainer.prepare.events import EventReader
 from crossfade.trainer.prepare.faults import Faults, Quarantine
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.id_encoder import SIDES, IdEncoder
-from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source, StandardInput
+from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source
 from crossfade.trainer.prepare.options import Format, PrepareOptions
 from crossfade.trainer.prepare.section_files import SectionFile, SectionWriter, load_sections, read_section
 from crossfade.trainer.prepare.staging import ATTEMPTS, PartWriter, Staged
@@ -108,7 +108,6 @@ class TaskFile:
     @staticmethod
     def of(source: Source, split: int) -> TaskFile:
         """Return ``source``, with events of ``split``, as tasks open it."""
-        assert not isinstance(source, StandardInput)
         if isinstance(source, RawFile):
             return TaskFile(str(source), split, source.format, source.path.absolute(), bytes=source.bytes)
         return TaskFile(str(source), split, source.format, None, source.bucket.uri, source.key, source.bytes)
@@ -136,7 +135,7 @@ class _FileReader(EventReader):
     rows = 0
     faults_before: Any = None
 
-    def _append(self, events: str, rows: int, ids: Mapping[str, str] | None) -> None:
+    def _append(self, events: str, rows: int, ids: Mapping[str, str]) -> None:
         self.kept, self.rows = events, rows
 
     def _check_types(self, file: RawFile, types: Mapping[str, str]) -> None:
@@ -232,7 +231,7 @@ class Arrived:
                 shifted = f"SELECT * REPLACE (position + {first} AS position) FROM part"
                 execute_on(connection, part, f"INSERT INTO arrived BY NAME {shifted}")
             first += rows
-        encoder.add("arrived", first, None)
+        encoder.add("arrived", first, {side: f"SELECT DISTINCT {side}_id FROM arrived" for side in SIDES})
         connection.execute("DROP TABLE arrived")
         encoder.finish()
 

@@ -9,7 +9,6 @@
 - Query row r is active in proportion to the integral of x^-b from r + 1 to r + 2, and has one to three genres.
 - Most interactions are with an item of the query's own genres, the others ("stray") with any item.
 - The hash of a (query, item) pair determines its split, so that no pair of train occurs in test.
-- In raw events, an interaction is one of ``EVENTS``: stray items are skipped more often, and rarely liked.
 
 Every number is a hash of (seed, purpose, position), so that any chunk can be drawn independently.
 
@@ -18,7 +17,7 @@ Shapes: N interactions of a chunk, G genres.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +36,6 @@ OWN_SHARE = 0.9
 START_SECONDS = 1_577_836_800  # 2020-01-01
 SPAN_SECONDS = 366 * 86_400
 CHUNK_ROWS = 131_072
-EVENTS = ("play", "like", "library_add", "skip")
-_OWN_SHARES = (0.72, 0.11, 0.07, 0.10)
-_STRAY_SHARES = (0.45, 0.02, 0.01, 0.52)
-"""The probability of each of ``EVENTS``, for items of the query's own genres and for others."""
 
 _GENRE_NAMES = (
     *("rock", "pop", "jazz", "metal", "hip hop", "electronic", "folk", "classical", "country", "blues"),
@@ -115,15 +110,6 @@ class Generator:
         many_N = 1 + (self.uniform("mixture", query_N) * MAX_OWN_GENRES).astype(np.uint64)
         choice_N = (self.uniform("choice", position_N) * many_N).astype(np.uint64)
         return self.uniform("own genre", query_N * np.uint64(MAX_OWN_GENRES) + choice_N)
-
-    def draw_events(self, chunk: Chunk, position_N: Unsigned) -> npt.NDArray[np.int8]:
-        """Draw the kind of each interaction: an index into ``EVENTS``, int8 (N,)."""
-        own_N, stray_N = (self.draw_kinds(shares, position_N) for shares in (_OWN_SHARES, _STRAY_SHARES))
-        return np.where(chunk.stray_N, stray_N, own_N).astype(np.int8)
-
-    def draw_kinds(self, shares: Sequence[float], position_N: Unsigned) -> Integers:
-        """Draw an index into ``EVENTS`` at each position, of these ``shares``."""
-        return np.searchsorted(np.cumsum(shares)[:-1], self.uniform("event", position_N), side="right")
 
     def find_genres(self, draw_N: Floats) -> Integers:
         """Return the genre at each number of [0, 1), of which genres have parts by their popularity: int64 (N,)."""

@@ -112,10 +112,8 @@ class VocabularyBuilder:
             counted = f"{counted} UNION ALL {further}"
         self._build(side, entity, counted, policy)
         self.facts |= popularity(self.connection, side, entity)
-        if id_type == "string":
-            alike = f"SELECT count(id) - count(DISTINCT lower(trim(id))) FROM vocabulary_{side}"  # noqa: S608
-            if like_others := fetch_count(self.connection, alike):
-                self.facts[f"{entity}_alike"] = like_others
+        if id_type == "string" and (alike := fetch_count(self.connection, _alike_sql(f"vocabulary_{side}"))):
+            self.facts[f"{entity}_alike"] = alike
         track_last_seen = policy is not None and policy.track_last_seen
         written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
         if policy is None or policy.admit is None:
@@ -217,3 +215,10 @@ class VocabularyBuilder:
             has_earlier_count=base is not None,
             has_last_seen=has_last_seen,
         )
+
+
+def _alike_sql(table: str) -> str:
+    """Return a query of how many IDs differ from others only by blanks or case: one of two alike has some."""
+    plain = f"SELECT lower(trim(id)) AS plain FROM {table}"  # noqa: S608
+    other = f"{plain} WHERE id <> lower(trim(id))"
+    return f"SELECT count(plain) - count(DISTINCT plain) FROM ({plain}) SEMI JOIN ({other}) USING (plain)"  # noqa: S608

@@ -87,12 +87,13 @@ def build_vocabulary(
 ) -> int:
     """Create the table ``vocabulary_KEY`` from the query ``counted`` and return its number of rows.
 
-    Its columns: row, number, id, count, last_seen and lineage_index. Rows are ordered by count descending, then by ID.
+    Its columns: row, number, id, count, last_seen and lineage_index. Rows are ordered by count descending; of equal
+    counts, IDs of events, which have a number, are first, and then by ID.
     """
     last_seen, join = last_seen_sql(key, policy)
     connection.execute(
         f"CREATE TABLE vocabulary_{key} AS "
-        "SELECT row_number() OVER (ORDER BY counted.count DESC, id_rank) - 1 AS row, number, id, "
+        "SELECT row_number() OVER (ORDER BY counted.count DESC, number IS NULL, id) - 1 AS row, number, id, "
         f"counted.count AS count, {last_seen} AS last_seen, 0 AS lineage_index FROM ({counted}) counted{join}"
     )
     return count_rows(connection, f"vocabulary_{key}")
@@ -116,8 +117,8 @@ def sql_number(number: int | None) -> str:
 
 
 def counted_ids_sql(side: Side) -> str:
-    """Return a query for each ID of ``interactions``: number, id, id_rank (its order), and count in train."""
-    return f"SELECT number, id, id_rank, count FROM counts_{side} JOIN ids_{side} USING (number)"
+    """Return a query for each ID of ``interactions``: number, id, and count in train."""
+    return f"SELECT number, id, count FROM counts_{side} JOIN ids_{side} USING (number)"
 
 
 def join_names(

@@ -146,18 +146,6 @@ def test_rows_over_seven_days_match_reference_implementation(tmp_path: Path) -> 
     assert validate(ValidateOptions.of(data=data), NullReporter()).problems.listed == []
 
 
-def test_id_is_admitted_once_its_events_over_three_days_suffice(tmp_path: Path) -> None:
-    old, data = [("a", 1, 0)] * 5, None
-    for number in range(3):
-        new = [("a", 7, 10 * number + 1), ("a", 7, 10 * number + 2)]
-        earlier = {} if data is None else {"base": str(data)}
-        data = day(tmp_path, f"day{number}", [*old, *new], admit={"item": 5}, **earlier)
-        item_ids = [row[1] for row in vocabulary_tuples(data, "item")]
-        assert item_ids == ([1] if number < 2 else [1, 7])
-        assert pending(data, "item") == ([(7, 2 * number + 2, 10 * number + 2)] if number < 2 else [])
-    assert not manifest_of(data).entities["item"].has_last_seen, "last_seen is only recorded for expiry"
-
-
 def test_admission_without_timestamps_counts_every_event_and_is_deterministic(tmp_path: Path) -> None:
     first = day(tmp_path, "first", [("a", 1, 0), ("a", 1, 0), ("b", 2, 0)], admit={"item": 2}, timestamp=None)
     assert pending(first, "item") == [(2, 1, None)]
@@ -242,14 +230,3 @@ def test_admission_and_expiry_that_the_events_rule_out_are_rejected(
         prepare(PrepareOptions.of(**{"out": tmp_path / "out", "train": [raw], "timestamp": "at", **options}))
     assert what in str(caught.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_events_at_the_time_last_seen_are_not_counted_twice(tmp_path: Path) -> None:
-    admitted = [("z", 9, at) for at in (1, 2, 3)]
-    first = day(tmp_path, "first", [*admitted, ("a", 1, 0), ("a", 1, 5), ("b", 2, 5)], admit={"item": 3})
-    assert pending(first, "item") == [(1, 2, 5), (2, 1, 5)]
-    # The next day begins at the last timestamp of the first: its events at 5 have been counted already.
-    events = [*admitted, ("a", 1, 5), ("b", 2, 5), ("b", 2, 6)]
-    second = day(tmp_path, "second", events, admit={"item": 3}, base=str(first))
-    assert pending(second, "item") == [(1, 2, 5), (2, 2, 6)]
-    assert [row[1] for row in vocabulary_tuples(second, "item")] == [9]

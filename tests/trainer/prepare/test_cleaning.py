@@ -66,15 +66,6 @@ def test_min_count_keeps_the_k_core(tmp_path: Path, customers: int, items: int) 
         assert manifest.source[f"{entity}_rare"] == len({row[side] for row in rows} - remaining_rows)
 
 
-def test_k_core_may_take_many_rounds(tmp_path: Path) -> None:
-    # A chain: removing each end leaves the next one with too few interactions.
-    chain = [(n, n + step, 1.0, 0) for n in range(50) for step in (0, 1)]
-    block = [(customer, item, 1.0, 0) for customer in range(100, 103) for item in range(200, 203)]
-    train = write_events(chain + block, tmp_path / "e.parquet")
-    prepare_files(tmp_path / "out", train, weight="w", timestamp="at", min_count={"customer": 2, "item": 2})
-    assert Counter(interactions(tmp_path / "out", "train")) == Counter(block)
-
-
 def test_duplicates_sum_keeps_latest_time_and_drops_cancelled_pairs(tmp_path: Path) -> None:
     rows = [*skewed_events(2000), (900, 900, 1.0, 5), (900, 900, -1.0, 6)]
     test = [(900, 1, 1.0, 7), (900, 1, 1.0, 3)]
@@ -179,17 +170,6 @@ def test_after_keeps_earliest_positive_in_train_and_takes_all_later_events(tmp_p
     prepare_files(tmp_path / "out", train, weight="w", timestamp="at", hold_out="after:5", hold_out_valid="none")
     assert sorted(interactions(tmp_path / "out", "train")) == [(1, 10, -1.0, 1), (1, 11, 1.0, 6)]
     assert sorted(interactions(tmp_path / "out", "test")) == [(1, 12, -1.0, 7), (1, 13, 1.0, 8), (2, 10, -1.0, 9)]
-
-
-def test_random_leaves_every_customer_a_positive_pair(tmp_path: Path) -> None:
-    rows = skewed_events(4000)
-    train = write_events(rows, tmp_path / "e.parquet")
-    options = {"weight": "w", "timestamp": "at", "hold_out_test": "random:0.5", "hold_out_valid": "none"}
-    manifest = prepare_files(tmp_path / "out", train, **options)
-    kept = interactions(tmp_path / "out", "train")
-    assert Counter(kept) + Counter(interactions(tmp_path / "out", "test")) == Counter(rows)
-    assert {row[0] for row in kept if row[2] > 0} == {row[0] for row in rows if row[2] > 0}
-    assert manifest.splits["test"].rows > 500
 
 
 def test_summary_lists_head_and_tail_times_and_empty_files(tmp_path: Path) -> None:

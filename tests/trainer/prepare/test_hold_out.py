@@ -143,10 +143,7 @@ def test_small_valid_is_held_out_by_default_where_only_test_is(tmp_path: Path) -
     ("hold_outs", "warning"),
     [
         ({"hold_out": "random:0.2"}, "test is held out at random"),
-        ({"hold_out_test": "random:0.2"}, "test is held out at random"),
         ({"hold_out_test": "after:40"}, "valid is held out at random, and test by time"),
-        ({"hold_out_test": "last-1", "hold_out_valid": "random:0.2"}, "valid is held out at random, and test by time"),
-        ({"hold_out": "last-1"}, None),
         ({}, None),
     ],
 )

@@ -136,8 +136,6 @@ def test_invalid_option_is_named(values: dict[str, Any], field: str) -> None:
         ({"valid": 0.5, "test": 0.5}, "valid"),
         ({"audio": -1}, "audio"),
         ({"query": "track"}, "item"),
-        ({"raw_events": True, "overwrite": True}, "overwrite"),
-        ({"raw_events": True, "skip_existing": True}, "skip_existing"),
     ],
 )
 def test_invalid_option_of_synthetic_data_is_named(values: dict[str, Any], field: str) -> None:

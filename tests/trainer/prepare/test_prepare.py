@@ -15,7 +15,7 @@ from preparing import checksums, interactions, prepare_files, random_events, voc
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.prepare import events, id_encoder
+from crossfade.trainer.prepare import id_encoder
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import Order
 from crossfade.trainer.prepare.staging import PartWriter, Staged
@@ -50,18 +50,6 @@ def test_vocabulary_is_ordered_by_train_count_then_id_and_holds_ids_of_all_split
         rows = vocabulary(tmp_path / "out", entity)
         assert [(row["id"], row["count"]) for row in rows] == expected
         assert [row["row"] for row in rows] == list(range(len(expected)))
-
-
-def test_split_files_have_documented_columns_and_types(tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **random_events(10))
-    prepare_files(tmp_path / "bare", train)
-    prepare_files(tmp_path / "timed", train, timestamp="when")
-    bare = pq.read_schema(tmp_path / "bare/train/part-00000.parquet")
-    timed = pq.read_schema(tmp_path / "timed/train/part-00000.parquet")
-    expected = [("customer", "int64"), ("item", "int64"), ("weight", "float")]
-    assert [(field.name, str(field.type)) for field in bare] == expected
-    assert [(field.name, str(field.type)) for field in timed] == [*expected, ("timestamp", "int64")]
-    assert not any(field.nullable for field in timed)
 
 
 def test_part_writer_cuts_exact_row_groups_and_files_of_64_groups(tmp_path: Path) -> None:
@@ -132,10 +120,8 @@ def test_output_bytes_do_not_depend_on_blocks_or_the_width_of_numbers(
         return checksums(tmp_path / name)
 
     whole = prepared("whole")
-    # The first file waits to the end, and the others are blocks. The hashes of many IDs are taken. The third has more
-    # rows than few.
+    # The first file waits to the end, and the others are blocks. The hashes of many IDs are taken.
     monkeypatch.setattr(id_encoder, "_BLOCK_ROWS", 120)
-    monkeypatch.setattr(events, "_FEW_ROWS", 150)
     monkeypatch.setattr(id_encoder, "_HASH_BITS", 8)
     assert prepared("blocks") == whole
 

@@ -74,11 +74,6 @@ def fifo(folder: Path) -> dict[str, Any]:
     return {"train": [folder / "e.csv"]}
 
 
-def fifo_in_a_pattern(folder: Path) -> dict[str, Any]:
-    write_text(folder / "d.csv", GOOD)
-    return fifo(folder) | {"train": [f"{folder}/*.csv"]}
-
-
 def parquet_of_long_texts(folder: Path) -> dict[str, Any]:
     """Return a file of a few kilobytes with 2 GB of text: dictionaries hold each value once."""
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 2_000_000]))
@@ -114,7 +109,6 @@ REJECTED: list[tuple[str, Case]] = [
     ("no such file; check the path (the current folder is", lambda folder: {"train": [folder / "no.csv"]}),
     ("matches no file; check the pattern (the current folder is", lambda folder: {"train": [f"{folder}/*.csv"]}),
     ("is a FIFO, socket, or device", fifo),
-    ("is a FIFO, socket, or device", fifo_in_a_pattern),
     ("is a folder; expected files: try", lambda folder: {"train": [folder]}),
     (
         "ftp://bucket/e.parquet: expected a local file or s3://BUCKET/KEY",
@@ -128,7 +122,7 @@ REJECTED: list[tuple[str, Case]] = [
     ("cannot be read as Parquet, since it is corrupt or truncated", corrupt_parquet),
     ("is not a readable Parquet file", csv_case(GOOD, "e.parquet")),
     ("has no column 'customer", csv_case("user,item\n1,1\n")),
-    ("has no column 'customer", parquet_case(a=[1], b=[2])),
+    ("no column 'item'; its columns are: User Id, Song", csv_case("User Id;Song\n1;2\n", query="customer=User Id")),
     (
         "has the columns 'customer' and 'Customer', which differ only in",
         parquet_case(customer=[1], Customer=[2], item=[1]),
@@ -136,17 +130,12 @@ REJECTED: list[tuple[str, Case]] = [
     ("columns 'item'; rename all but one", csv_case("customer,item,item\n1,1,2\n")),
     ("is empty; expected a header line with the names of the columns", csv_case("")),
     ("has 1 field, but the header has 2", csv_case("customer,item\n1,1\n2\n")),
-    ("fields, but the header has 2", csv_case("customer,item\n1,1\n2,3,4\n")),
-    ("a quote opens and does not close", csv_case('customer,item\n1,"1\n2,3\n')),
-    ("is not UTF-8; convert the file, for instance: iconv -f latin1", csv_case(b"customer,item\n1,a\n2,caf\xe9\n")),
     ("is text in UTF-16", csv_case(GOOD.encode("utf-16"))),
     ("decodes to", parquet_of_long_texts),
     ("rows would be left out", csv_case(MOSTLY_BAD, weight="w", on_bad_line="skip")),
     ("of column 'item' is longer than 4,096 bytes", csv_case(f"customer,item\n1,{'x' * 4097}\n")),
     ("has a carriage return inside a line", csv_case("customer\titem\n1\ta\rb\n2\tc\n", "e.tsv")),
-    ("the item id of column 'item' is missing or empty", csv_case('customer,item\n1,"a\nb"\n\n2,\n')),
     ("the query id of column 'customer' is missing or empty", parquet_case(customer=[1, None], item=[1, 1])),
-    ("the query id of column 'customer' is missing or empty", parquet_case(customer=["", "a"], item=[1, 1])),
     ("the item id '-5' of column 'item' is negative", csv_case("customer,item\n1,1\n2,-5\n")),
     (
         "the item id '18446744073709551615' of column 'item' is not a",
@@ -161,7 +150,6 @@ REJECTED: list[tuple[str, Case]] = [
     ("column 'item' holds strings, but", two_files("customer,item\n1,1\n", "customer,item\n1,b\n")),
     ("the weight 'x' of column 'w' is not a number", csv_case("customer,item,w\n1,1,2\n1,2,x\n", weight="w")),
     ("the weight '1.234,5' of column 'w' has a comma", csv_case("customer;item;w\n1;1;2\n1;2;1.234,5\n", weight="w")),
-    ("the weight of column 'w' is missing", csv_case("customer,item,w\n1,1,\n", weight="w")),
     (
         "the weight of column 'w' is missing",
         parquet_case({"weight": "w"}, customer=[1], item=[1], w=pa.array([None], pa.float32())),
@@ -170,7 +158,6 @@ REJECTED: list[tuple[str, Case]] = [
         "the weight 'nan' of column 'w' is not finite",
         parquet_case({"weight": "w"}, customer=[1], item=[1], w=[float("nan")]),
     ),
-    ("the weight 'inf' of column 'w' is not finite", csv_case("customer,item,w\n1,1,inf\n", weight="w")),
     (
         "the weight '1e300' of column 'w' is too large for a 32-bit float",
         csv_case("customer,item,w\n1,1,1e300\n", weight="w"),
@@ -193,14 +180,6 @@ REJECTED: list[tuple[str, Case]] = [
         csv_case("customer,item,t\n1,1,2020-01-01\n1,2,31/12/2020\n", timestamp="t"),
     ),
     (
-        "column 't' has timestamps of another format than ISO, such as",
-        csv_case("customer,item,t\n1,1,1/2/2020 5:30 PM\n1,2,3/4/2020 6:00 AM\n", timestamp="t"),
-    ),
-    (
-        "column 't' mixes timestamps of several formats, such as",
-        csv_case("customer,item,t\n1,1,1700000000\n1,2,2020-01-01\n", timestamp="t"),
-    ),
-    (
         "the timestamp 'noon' of column 't' has none of the formats of",
         csv_case("customer,item,t\n1,1,2020-01-01\n1,2,noon\n", timestamp="t", timestamp_format=["iso", "%d.%m.%Y"]),
     ),
@@ -208,14 +187,11 @@ REJECTED: list[tuple[str, Case]] = [
         "epoch: expected a format of strptime, such as '%d/%m/%Y %H:%M'",
         csv_case(GOOD, timestamp="t", timestamp_format=["epoch"]),
     ),
-    ("-: standard input has no extension", lambda _: {"train": ["-"]}),
     ("the line is longer than 2,097,152 bytes", csv_case(f"customer,item\n1,{'2' * (3 << 20)}\n3,4\n")),
-    ("is not a JSON object", csv_case('{"customer": 1, "item": 1}\n[1, 2]\n', "e.jsonl")),
     (
         "has half of a surrogate pair, such as \\ud800, which is no text",
         csv_case('{"customer": 1, "item": 1}\n{"customer": "\\ud800x", "item": 1}\n', "e.jsonl"),
     ),
-    ("has no column 'customer", csv_case('{"user": 1, "item": 1}\n', "e.jsonl")),
     ("has no column 'title", csv_case("customer,artist\n1,1\n", item="item=artist+title")),
     ("the timestamp of column 't' is missing", csv_case("customer,item,t\n1,1,\n", timestamp="t")),
     (
@@ -224,12 +200,9 @@ REJECTED: list[tuple[str, Case]] = [
     ),
     ("column 't' holds fractional numbers", parquet_case({"timestamp": "t"}, customer=[1], item=[1], t=[1.5])),
     ("found 'x3'; expected 'user item item …', non-negative integers", lightgcn_case("0 1\n\n1 2 x3\n")),
-    ("found '-2'; expected 'user item item …', non-negative integers", lightgcn_case("0 1\n1 -2\n")),
     ("expected 'user item item …'", lightgcn_case(b"0 1\n1 2\x013\n")),
     ("a lightgcn file has no column 'plays", lightgcn_case("0 1\n", weight="plays")),
-    ("a lightgcn file has no column 'uid", lightgcn_case("0 1\n", query="customer=uid")),
     ("the files given hold no interaction", csv_case("customer,item\n")),
-    ("the files given hold no interaction", lightgcn_case("1\n2\n")),
     ("the files hold no interaction with a weight above 0", csv_case("customer,item,w\n1,1,0\n", weight="w")),
     ("the files hold no interaction with a weight above 0", train_and_empty_test),
     ("last-1: requires the time of each event", csv_case(GOOD, hold_out="last-1")),
@@ -296,9 +269,7 @@ def test_bad_input_is_rejected_in_one_line_and_leaves_nothing_behind(tmp_path: P
     [
         ("e.csv", "customer,item\n1,1\n2,", "line 3: the line is longer than"),
         ("e.csv.gz", "customer,item\n1,1\n2,", "the item id '3+' of column 'item' is longer than"),
-        ("e.csv.gz", "customer,", "line 1: the line is longer than"),
         ("e.jsonl", '{"customer": 1, "item": 1}\n{"customer": ', "line 2: the line is longer than"),
-        ("e.jsonl.gz", '{"customer": ', "line 1: the line is longer than"),
     ],
 )
 def test_last_line_without_an_end_is_rejected(tmp_path: Path, name: str, begin: str, problem: str) -> None:

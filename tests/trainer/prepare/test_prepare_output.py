@@ -1,20 +1,21 @@
 """The output folder of ``prepare``: replaced only with --overwrite, written completely or not at all."""
 
 import os
-import re
 import signal
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from command_here import crossfade_here
 from killed_process import killed_at
 from preparing import InterruptingReporter, checksums, entries, prepare_files, random_events, write_parquet, write_text
+from running_command import single_line
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
+from crossfade.base.io.output import output_lock
+from crossfade.base.io.writer_lock import folder_writer
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.prepare import database
 from crossfade.trainer.prepare.database import execute, working_database
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
@@ -44,18 +45,6 @@ def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "e.parquet", "out", "work"]
 
 
-def test_low_disk_space_is_reported_at_the_start(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **random_events(500))
-    prepare_files(tmp_path / "out", train, hold_out_valid="none")
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(database.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    prepare_files(tmp_path / "again", train, hold_out_valid="none")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"0\.0 GB are free, and temporary files may take 0\.0 GB.*TMPDIR", line)
-
-
 @pytest.mark.slow
 def test_existing_dataset_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(400))
@@ -82,17 +71,6 @@ def test_overwrite_rejects_folder_with_other_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"notes\.txt"):
         prepare_files(tmp_path / "out", train, overwrite=True)
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
-
-
-def test_failed_overwrite_leaves_old_dataset(tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **random_events(20))
-    prepare_files(tmp_path / "out", train)
-    before = checksums(tmp_path / "out")
-    with pytest.raises(InputError):
-        prepare_files(tmp_path / "out", write_text(tmp_path / "bad.csv", "customer,item\n1,\n"), overwrite=True)
-    assert checksums(tmp_path / "out") == before
-    assert entries(tmp_path)[0:2] == ["bad.csv", "e.parquet"]
-    assert not list(tmp_path.glob("out.*"))
 
 
 @pytest.mark.parametrize("phase", ["read events", "vocabulary of item", "write train"])
@@ -149,3 +127,21 @@ def test_signal_during_query_raises_exception_of_its_handler(tmp_path: Path) -> 
     finally:
         timer.cancel()
         signal.signal(signal.SIGTERM, before)
+
+
+def test_second_writer_of_a_dataset_names_the_first(tmp_path: Path) -> None:
+    events, data = write_parquet(tmp_path / "e.parquet", **random_events(300)), tmp_path / "data"
+    prepare_files(data, events)
+    before = checksums(data)
+    overwriting = ("prepare", "--events", events, "--overwrite", "--out")
+    with folder_writer(Folder(data)):
+        for command in (("forget", data, "--ids", write_text(tmp_path / "ids", "c1\n")), (*overwriting, data)):
+            result = crossfade_here(*command)
+            line = single_line(result.returncode, result.stdout, result.stderr)
+            assert f"process {os.getpid()} on host" in line
+            assert "has been writing it since" in line
+    with output_lock(tmp_path / "new"):
+        result = crossfade_here(*overwriting, tmp_path / "new")
+        assert "has been writing it since" in single_line(result.returncode, result.stdout, result.stderr)
+    assert checksums(data) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "e.parquet", "ids"]

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ from running_command import single_line
 from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailableError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import ATTEMPTS_VARIABLE
+from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
 from crossfade.trainer.prepare.fetch import _CHUNK_BYTES, fetch_files
 from crossfade.trainer.prepare.input_files import find_files
-from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
+from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.prepare.synthetic_draws import Generator
-from crossfade.trainer.prepare.synthetic_events import write_raw_events
 
 pytestmark = pytest.mark.slow
 
@@ -64,22 +64,30 @@ def contents(folder: Folder) -> list[tuple[str, str]]:
 
 
 def test_s3_gives_same_dataset_as_local_files(workspace: Folder, tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "query": "customer",
-        "item": "track",
-        "event": "event",
-        "event_weights": {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0},
-        "timestamp": "timestamp",
-        "hold_out": "last-1",
-    }
-    spec = SyntheticSpec(queries=400, items=200, interactions=30_000, genres=4)
-    write_raw_events(tmp_path / "raw", Generator(spec, seed=1))
-    write_raw_events(f"{workspace.uri}/raw", Generator(spec, seed=1))
-    prepare_files(tmp_path / "out", tmp_path / "raw/events/part-00000.parquet", **options)
+    options: dict[str, Any] = {"timestamp": "when", "hold_out": "last-1"}
+    local = write_parquet(tmp_path / "raw.parquet", **random_events(30_000))
+    workspace.write("raw/events/part-00000.parquet", local.read_bytes())
+    prepare_files(tmp_path / "out", local, **options)
     manifest = prepare_files(f"{workspace.uri}/out", f"{workspace.uri}/r?w/**/part-*.parquet", **options)
     assert contents(workspace.child("out")) == contents(Folder(tmp_path / "out"))
     assert read_manifest(workspace.child("out")) == manifest
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_increment_carries_the_files_of_a_base_anywhere(workspace: Folder, tmp_path: Path) -> None:
+    first = write_parquet(tmp_path / "first.parquet", **random_events(3000))
+    second = write_parquet(tmp_path / "second.parquet", customer=["c1", "new"], item=[1001, 2000], when=[50, 51])
+    local, remote = Folder(tmp_path / "out"), workspace
+    places = {"a": (local, local), "b": (local, remote), "c": (remote, remote), "d": (remote, local)}
+    for place, (base, out) in places.items():
+        prepare_files(f"{base.uri}/base", first, overwrite=True)
+        manifest = prepare_files(f"{out.uri}/{place}", second, base=f"{base.uri}/base", replay=5, hold_out_valid="none")
+        found = out.child(place)
+        assert contents(found) == contents(local.child("a"))
+        assert set(found.sizes()) == {FILE_NAME, *(file.path for file in manifest.files())}
+    remote.child("base").delete()
+    with closing(LineageReader(found := remote.child("c"), read_manifest(found))) as lineage:
+        assert sum(map(len, lineage.read_known(["train"]))) == 3002
 
 
 def test_only_needed_columns_are_fetched(workspace: Folder, tmp_path: Path) -> None:
@@ -112,14 +120,6 @@ def test_special_characters_in_keys_are_read_and_globs_match_within_parts(worksp
     assert read_manifest(Folder(tmp_path / "out")).entities["customer"].rows == 2
 
 
-def truncated_among_valid(workspace: Folder, tmp_path: Path) -> dict[str, Any]:
-    good = write_parquet(tmp_path / "good.parquet", **random_events(3000))
-    for name in ("a.parquet", "c.parquet"):
-        upload(workspace, f"in/{name}", good)
-    workspace.write("in/b.parquet", good.read_bytes()[:5000])
-    return {"train": [f"{workspace.uri}/in/*.parquet"]}
-
-
 def bad_line(workspace: Folder, _: Path) -> dict[str, Any]:
     workspace.write("e.csv", b"customer,item\n1,1\n2,-5\n")
     return {"train": [f"{workspace.uri}/e.csv"]}
@@ -137,7 +137,6 @@ def named(pattern: str) -> Callable[[Folder, Path], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        (truncated_among_valid, "/in/b.parquet: is not a readable Parquet file"),
         (bad_line, "/e.csv, line 3: the item id '-5' of column 'item' is negative"),
         (named("/no.parquet"), "/no.parquet: no such object"),
         (named("/*.parquet"), "/*.parquet: matches no object"),
@@ -198,19 +197,6 @@ def test_storage_errors_at_the_start_end_with_exit_code_2(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_overwrite_replaces_old_objects(workspace: Folder, tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", **random_events(400))
-    prepare_files(workspace.uri, train)
-    old = workspace.sizes()
-    with pytest.raises(InputError, match=r"exists already.*overwrite"):
-        prepare_files(workspace.uri, train, hold_out="random:0.5")
-    assert workspace.sizes() == old
-    manifest = prepare_files(workspace.uri, train, hold_out="random:0.5", overwrite=True)
-    files = [file for kind in (manifest.entities, manifest.splits) for part in kind.values() for file in part.files]
-    assert set(workspace.sizes()) == {FILE_NAME, *(file.path for file in files)}
-    assert not set(workspace.sizes()) & set(old) - {FILE_NAME}
-
-
 def test_interrupt_on_s3_leaves_old_dataset_or_nothing(workspace: Folder, tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(400))
     prepare_files(f"{workspace.uri}/old", train)
@@ -259,6 +245,8 @@ def test_interrupt_after_manifest_leaves_new_dataset_complete(
 ) -> None:
     prepare_files(workspace.uri, write_parquet(tmp_path / "e.parquet", **random_events(400)))
     old = contents(workspace)
+    with pytest.raises(InputError, match=r"exists already.*overwrite"):
+        prepare_files(workspace.uri, tmp_path / "e.parquet")
     with monkeypatch.context() as patch:
         patch.setattr("crossfade.trainer.prepare.staging.Folder", InterruptedFolder)
         with pytest.raises(KeyboardInterrupt):

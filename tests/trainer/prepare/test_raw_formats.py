@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from command_here import crossfade_here
 from preparing import (
-    entries,
     interactions,
     prepare_files,
     vocabulary,
@@ -145,16 +143,6 @@ def test_given_delimiter_is_used(tmp_path: Path) -> None:
     assert sorted(interactions(tmp_path / "out", "train")) == sorted(PLAYS)
 
 
-def test_standard_input_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    piped, data = write_text(tmp_path / "piped", gzip.compress(json_lines())), tmp_path / "out"
-    with piped.open() as file:
-        monkeypatch.setattr("sys.stdin", file)
-        result = crossfade_here("prepare", "--events", "-", "--format", "jsonl", "--weight", "w", "--out", data)
-    assert result.returncode == 0, result.stderr
-    assert sorted(interactions(data, "train")) == sorted(PLAYS)
-    assert entries(tmp_path) == sorted(["piped", "out", *(f"out/{path}" for path in entries(data))])
-
-
 def test_json_values_keep_their_text_and_null_is_missing(tmp_path: Path) -> None:
     lines = [
         '{"customer": "007", "item": 1}',
@@ -218,15 +206,6 @@ def test_adjacency_text_is_read_as_pairs_and_lines_without_items_are_counted(tmp
     assert "2 lines without an item" in format_summary(manifest, Folder(tmp_path / "out"))
 
 
-@pytest.mark.slow
-def test_adjacency_line_longer_than_two_megabytes_is_read(tmp_path: Path) -> None:
-    items = range(10**17, 10**17 + 112_000)
-    train = write_text(tmp_path / "train.txt", f"0 {' '.join(map(str, items))}\n1 {10**17}\n")
-    assert train.stat().st_size > 2 << 20
-    manifest = prepare_files(tmp_path / "out", train, format="lightgcn", hold_out_valid="none")
-    assert manifest.splits["train"].rows == 112_001
-
-
 def test_paths_with_spaces_quotes_unicode_and_wildcards_are_read(tmp_path: Path) -> None:
     folder = tmp_path / 'it\'s a "día" [1]'
     one = write_parquet(folder / "a*.parquet", customer=[1], item=[1])
@@ -237,14 +216,6 @@ def test_paths_with_spaces_quotes_unicode_and_wildcards_are_read(tmp_path: Path)
     write_parquet(folder / "abc.parquet", customer=[9], item=[9])  # which 'a*.parquet' would match as a pattern
     prepare_files(tmp_path / "ö u't", one, two, three.as_uri())
     assert sorted(interactions(tmp_path / "ö u't", "train")) == [(1, 1, 1.0), (2, 2, 1.0), (3, 3, 1.0)]
-
-
-def test_globs_match_files_of_mixed_formats(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "in/deep/a.parquet", customer=[1], item=[1])
-    write_parquet(tmp_path / "in/b.parquet", customer=[2], item=[1])
-    write_text(tmp_path / "in/c.csv", "item,customer\n1,3\n")
-    prepare_files(tmp_path / "out", str(tmp_path / "in/**/*.parquet"), str(tmp_path / "in/*.csv"))
-    assert sorted(row[0] for row in interactions(tmp_path / "out", "train")) == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -280,7 +280,7 @@ def test_error_of_spark_is_one_line(spark: Any) -> None:
 
     with pytest.raises(CrossfadeError) as error, spark_context() as context:
         context.parallelize([0]).map(lambda number: 1 // number).collect()
-    assert str(error.value).endswith("division by zero")
+    assert str(error.value).endswith("modulo by zero")
     assert "\n" not in str(error.value)
 
 

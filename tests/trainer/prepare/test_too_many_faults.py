@@ -62,7 +62,6 @@ def test_names_of_which_most_lines_are_bad_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("others", "expected"),
     [
-        (["customer,item\n1,\n"], "b0.csv, line 2: "),
         (["customer\n1\n"], "b0.csv: "),
         (["customer\n1\n", "item\n1\n"], "the events have 2 faults"),
     ],
