@@ -1,3 +1,4 @@
+# ruff: noqa: S608  (what is put into SQL is of this program)
 """The events of a preparation in groups, each with all events of some query entities, in a working database of its own.
 
     read, reports = groups.read()                                       # the table events of each group, and others
@@ -82,14 +83,13 @@ def latest(reports: Sequence[Report], name: str) -> int | None:
     return max((report[name] for report in reports if report[name] is not None), default=None)
 
 
-def count_events(connection: duckdb.DuckDBPyConnection) -> Report:
-    """Report the events, how many are in train and how many of these are positive, and the time of the newest one."""
+def count_events(connection: duckdb.DuckDBPyConnection, events: str = "events") -> Report:
+    """Report how many ``events`` are in train, how many of these are positive, and the time of the newest one."""
     values = fetch_one(
         connection,
-        "SELECT count(*), count(*) FILTER (split = 0), count(*) FILTER (split = 0 AND weight > 0), max(timestamp) "
-        "FROM events",
+        f"SELECT count(*) FILTER (split = 0), count(*) FILTER (split = 0 AND weight > 0), max(timestamp) FROM {events}",
     )
-    return dict(zip(("rows", "train", "positives", "newest"), values, strict=True))
+    return dict(zip(("train", "positives", "newest"), values, strict=True))
 
 
 def replace_events(connection: duckdb.DuckDBPyConnection, events: str) -> None:

@@ -9,7 +9,6 @@ byte, whatever the number of threads.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -201,12 +200,8 @@ def _event_groups(
         yield LocalEvents(connection, options, inputs.events, base, staged, faults, progress)
         return
     try:
-        importlib.import_module("pandas")  # PySpark needs it, and does not require it
-        from crossfade.trainer.prepare.spark_events import SparkEvents, spark_session
+        from crossfade.trainer.prepare.spark_events import SparkEvents, spark_context
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "pyspark", "spark", Option("engine", "spark")) from error
-    with (
-        spark_session() as session,
-        SparkEvents(session, connection, options, inputs.events, base, staged, faults, progress) as groups,
-    ):
-        yield groups
+    with spark_context() as context:
+        yield SparkEvents(context, connection, options, inputs.events, base, staged, faults, progress)

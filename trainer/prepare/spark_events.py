@@ -2,40 +2,36 @@
 """The events of a preparation on Spark, of events beyond one machine: groups in tasks, whose IDs come to the driver.
 
     with (
-        spark_session() as session,
-        SparkEvents(session, connection, options, files, base, staged, faults, progress) as groups,
+        spark_context() as context,
+        SparkEvents(context, connection, options, files, base, staged, faults, progress) as groups,
     ):
         ...
 
-Spark moves blocks of rows between tasks, and repeats a task that is lost; what is done with rows is in
-``spark_tasks.py``. A file is read in a task, and so is a group of query entities; a file is written in one, too. Tasks
-and this process reach the same files in the folder of the dataset: tables of IDs that tasks need are written there.
+Spark runs tasks (``spark_tasks.py``) and repeats a task that is lost. A file is read in a task, and so is a group of
+query entities; a file of a split is written in one, too. Tasks and this process reach the same files in the folder of
+the dataset: what they leave to each other is written there, and deleted.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
-from types import TracebackType
+from typing import TypeVar
 
 import duckdb
 from py4j.protocol import Py4JError
-from pyspark import SparkContext
+from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
 
-from crossfade.base.errors import CrossfadeError
+from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.data.manifest import DataFile, Split
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.prepare.database import count_rows, execute, execute_on, shuffled
+from crossfade.trainer.prepare.database import execute, shuffled
 from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.event_groups import EventGroups, Report, Step
 from crossfade.trainer.prepare.events import EventReader, EventTable, read_each
@@ -44,65 +40,58 @@ from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
+from crossfade.trainer.prepare.section_files import load_sections
 from crossfade.trainer.prepare.spark_tasks import (
-    FOUND,
     PLACED,
-    QUARANTINED,
-    REPORT,
-    SCHEMA,
-    TABLE,
-    VIEW,
-    FilesStep,
+    Applied,
+    Arrived,
     GivenTable,
+    Group,
     GroupWork,
-    Output,
     Part,
-    Resources,
+    Reading,
     TaskFile,
+    Workplace,
     apply_steps,
     column_names,
-    encode,
-    read_files,
-    to_error,
-    unpack,
+    quarantined,
+    read_file,
     write_part,
 )
 from crossfade.trainer.prepare.split_files import SplitLayout
-from crossfade.trainer.prepare.staging import ATTEMPTS, GROUPS_PER_FILE, Staged, row_group_rows, write_relation
+from crossfade.trainer.prepare.staging import ATTEMPTS, GROUPS_PER_FILE, Staged, row_group_rows
 from crossfade.trainer.prepare.timestamp_formats import check_formats
 
 _TASK_MEMORY = 512 << 20
 _TASK_BYTES, _FEW_BYTES, _TEXT_PER_PARQUET = 16 << 20, 1 << 20, 4
 """Bytes of Parquet of a group, and those not worth two groups; text has more bytes for the same events."""
-_BLOCKS, _BLOCKS_AT_ONCE = "spark.sql.execution.arrow.maxRecordsPerBatch", 64
-"""How many blocks go to a task at a time: each has at most a few megabytes."""
+_GIVEN_ROWS = 1 << 20
 _REASON = re.compile(r"^(?:: |Caused by: )?(?:[\w.]+\.)?\w*(?:Error|Exception): (.+)$", re.MULTILINE)
 """The last line of a traceback of Python, the first of one of Java, or that of a cause there."""
 _ABORTED = "Job aborted"
 _LAST_FAILURE = re.compile(r"most recent failure: (.+)$")
 
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
 
 @contextmanager
-def spark_session() -> Iterator[SparkSession]:
-    """Use the active session, or open one, as ``spark-submit``, its files, and its environment configure it.
+def spark_context() -> Iterator[SparkContext]:
+    """Use the active context, or open one, as ``spark-submit``, its files, and its environment configure it.
 
     Raises:
         CrossfadeError: Spark failed.
     """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    active = SparkSession.getActiveSession()  # of this thread: a caller may have one in another
     is_own = SparkContext._active_spark_context is None
     try:
-        builder = SparkSession.builder.appName("crossfade prepare").config("spark.ui.showConsoleProgress", "false")
-        spark = active or builder.getOrCreate()
-        before = spark.conf.get(_BLOCKS)
+        settings = SparkConf().setAppName("crossfade prepare").set("spark.ui.showConsoleProgress", "false")
+        context = SparkContext.getOrCreate(settings)
         try:
-            spark.conf.set(_BLOCKS, _BLOCKS_AT_ONCE)
-            yield spark
+            yield context
         finally:
-            spark.conf.set(_BLOCKS, before)
             if is_own:
-                spark.stop()
+                context.stop()
     except (PySparkException, Py4JError) as error:
         raise CrossfadeError(f"the preparation failed in Spark: {_cause(str(error))}") from error
 
@@ -118,11 +107,11 @@ def _cause(text: str) -> str:
 
 
 class SparkEvents(EventGroups):
-    """The events of ``files``, by split, on the cluster of a session; their IDs are in the database ``connection``."""
+    """The events of ``files``, by split, in tasks of a ``context``; their IDs are in the database ``connection``."""
 
     def __init__(
         self,
-        session: SparkSession,
+        context: SparkContext,
         connection: duckdb.DuckDBPyConnection,
         options: PrepareOptions,
         files: Mapping[str, Sequence[Source]],
@@ -133,76 +122,60 @@ class SparkEvents(EventGroups):
     ) -> None:
         """Read nothing yet."""
         self.connection = connection
-        self._session = session
+        self._context = context
         self._options = options
         self._files = files
         self._base = base
         self._staged = staged
         self._faults = faults
         self._progress = progress
+        memory, threads = memory_bytes(options.memory) or _TASK_MEMORY, options.threads or 1
         work = None if options.work_dir is None else options.work_dir.absolute()
-        self._resources = Resources(memory_bytes(options.memory) or _TASK_MEMORY, options.threads or 1, work)
-        self._keys: list[int] = []
-        self._kept: list[DataFrame] = []
-        self._encoding: list[Step] = []
-        self._tables_given = 0
-
-    def __enter__(self) -> SparkEvents:
-        """Return this object."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Free what is kept on the cluster."""
-        self._keep_only()
+        self._place = Workplace(staged.folder.uri, staged.tag, memory, threads, work)
+        self._groups: list[Group] = []
+        self._divisor = 1
+        self._arrived: Arrived | None = None
 
     def read(self) -> tuple[EventTable, list[Report]]:
         """Read all files, a task each, and check what was found as if one reader had read them in order."""
-        check_formats(self.connection, self._options.timestamp_format)
+        options = self._options
+        check_formats(self.connection, options.timestamp_format)
         sources = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in self._files.get(split, ())]
         files = [TaskFile.of(file, code) for code, file in sources]
         self._progress.phase("read events", sum(file.bytes for file in files), "B")
-        size = sum(file.bytes // (1 if file.is_dense else _TEXT_PER_PARQUET) for file in files)
-        cores = int(self._session.sparkContext.defaultParallelism)
-        self._keys = self._find_keys(max(-(-size // _TASK_BYTES), min(cores, -(-size // _FEW_BYTES)), 1))
         string_sides = self._base.string_id_sides() if self._base else []
-        step = FilesStep(self._options, files, self._keys, self._faults.first_row, string_sides)
-        numbers = self._session.range(0, len(files), 1, len(files))
-        read = self._keep(numbers.mapInArrow(partial(read_files, step, self._resources), SCHEMA))
-        reports = sorted(self._reports(read), key=lambda report: int(report["file"]))
-        reader = EventReader(self.connection, self._options, string_sides, self._faults, self._base)
-        reads = [partial(reader.absorb, report["state"], report["faults_before"]) for report in reports]
+        self._divisor = self._count_groups(files)
+        reading = Reading(options, self._divisor, self._faults.first_row, string_sides)
+        found = self._map(partial(read_file, reading, self._place), files)
+        reader = EventReader(self.connection, options, string_sides, self._faults, self._base)
+        reads = [partial(reader.absorb, each.state, each.faults_before) for each in found]
         read_each(reader, [file for _, file in sources], reads, self._progress)
         if self._faults.quarantine is not None:
-            for row in read.where(f"kind = '{QUARANTINED}'").toLocalIterator():  # in the order of files
-                self._faults.quarantine.append(bytes(row["block"]).decode())
-        table = reader.describe(has_events=any(report["has_events"] for report in reports))
+            for each in found:
+                for text in quarantined(self._place.folder, each):
+                    self._faults.quarantine.append(text)
+        table = reader.describe(has_events=bool(reader.types))
         query_type, item_type = (reader.types[side][0] for side in SIDES)
-        context = [plan.key for plan in self._options.context_plans() if not plan.is_derived]
-        first_places = [0, *accumulate(report["rows"] for report in reports)]
-        self._encoding = [partial(encode, (query_type, item_type), context, first_places)]
-        self._events = self._divided(read.where(f"kind = '{TABLE}'"), len(self._keys))
-        return table, reports
+        context = [plan.key for plan in options.context_plans() if not plan.is_derived]
+        self._arrived = Arrived([(each.events, each.rows) for each in found], (query_type, item_type), context)
+        arrived = {section for each in found for section in each.events.sections}
+        self._groups = [Group(number) for number in range(self._divisor) if str(number) in arrived]
+        return table, [each.counts for each in found]
+
+    def _count_groups(self, files: Sequence[TaskFile]) -> int:
+        """Return in how many groups to divide the events of ``files``."""
+        size = sum(file.bytes // (1 if file.is_dense else _TEXT_PER_PARQUET) for file in files)
+        return max(-(-size // _TASK_BYTES), min(int(self._context.defaultParallelism), -(-size // _FEW_BYTES)), 1)
 
     def apply(
         self, steps: Sequence[Step], *, given: Sequence[str] = (), found: Sequence[str] = (), changes: bool = True
     ) -> list[Report]:
         """Apply the ``steps`` in a task for each group."""
-        changes = changes or bool(self._encoding)
-        applied, reports = self._run(steps, given, found, changes=changes)
-        made: set[str] = set()
-        rows = applied.where(f"kind = '{FOUND}'").select("name", "block").toLocalIterator() if found else ()
-        for row in rows:
-            name = row["name"]
-            statement = f"INSERT INTO {name}" if name in made else f"CREATE OR REPLACE TABLE {name} AS"
-            execute_on(self.connection, unpack(row["block"]), f"{statement} FROM part")
-            made.add(name)
-        if changes:
-            self._keep_only(applied)
-            self._encoding = []
-            self._events = applied.where(f"kind IN ('{TABLE}', '{VIEW}')")
-        return reports
+        applied = self._run(steps, given, found, changes=changes or self._arrived is not None)
+        for name in found:
+            self.connection.execute(f"DROP TABLE IF EXISTS {name}")
+            load_sections(self.connection, self._place.folder, [each.found for each in applied], name, name)
+        return [each.report for each in applied]
 
     def collect_ids(self) -> None:
         """Sum what groups have found."""
@@ -217,101 +190,60 @@ class SparkEvents(EventGroups):
         """Write all splits: the place of a row is that of the first of its query, and its place among those."""
         self._progress.phase("write interactions", sum(rows.values()), "row")
         parts = [part for split in ALL_SPLITS if rows[split] for part in _file_parts(split, rows[split])]
-        keys = self._find_keys(len(parts))
         places = ", ".join(
             f"(sum({split}) OVER (ORDER BY place ROWS UNBOUNDED PRECEDING) - {split})::BIGINT AS {split}_place"
             for split in ALL_SPLITS
         )
-        self.connection.execute(
-            f"CREATE VIEW rows_query AS SELECT id, row, {places} FROM places "
-            "JOIN ids_query USING (number) JOIN found_query USING (id)"
-        )
-        self.connection.execute("CREATE VIEW rows_item AS SELECT id, row FROM vocabulary_item WHERE number IS NOT NULL")
+        views = {
+            "rows_query": f"SELECT id, row, {places} FROM places JOIN ids_query USING (number) "
+            "JOIN found_query USING (id)",
+            "rows_item": "SELECT id, row FROM vocabulary_item WHERE number IS NOT NULL",
+        }
         contexts = [plan.key for plan in self._options.context_plans()]
-        for key in contexts:
-            self.connection.execute(
-                f"CREATE VIEW rows_{key} AS SELECT id, row FROM vocabulary_{key} WHERE id IS NOT NULL"
-            )
+        views |= {f"rows_{key}": f"SELECT id, row FROM vocabulary_{key} WHERE id IS NOT NULL" for key in contexts}
+        for name, sql in views.items():
+            self.connection.execute(f"CREATE VIEW {name} AS {sql}")
         step = partial(_place_rows, layout, contexts, parts)
-        given = ["rows_query", "rows_item", *(f"rows_{key}" for key in contexts)]
-        applied, _ = self._run([step], given, [PLACED], parts=keys)
-        schema = layout.schema()
-        output = Output(self._staged.folder.uri, self._staged.tag, schema, dict(zip(keys, parts, strict=True)))
-        placed = self._divided(applied.where(f"name = '{PLACED}'"), len(parts))
-        written = placed.mapInArrow(partial(write_part, output, self._resources), SCHEMA)
-        files = [DataFile.model_validate_json(report["file"]) for report in self._reports(written)]
+        placed = [each.found for each in self._run([step], list(views), [PLACED], changes=False)]
+        written = self._map(partial(write_part, layout.schema(), placed, self._place), list(enumerate(parts)))
         self._staged.folder.child(ATTEMPTS).delete()
         self._progress.advance(sum(rows.values()))
-        return {split: _written(split, count, files) for split, count in rows.items() if count}
+        return {split: _written(split, count, parts, written) for split, count in rows.items() if count}
 
-    def _run(
-        self,
-        steps: Sequence[Step],
-        given: Sequence[str],
-        found: Sequence[str],
-        *,
-        parts: Sequence[int] = (),
-        changes: bool = False,
-    ) -> tuple[DataFrame, list[Report]]:
-        """Apply ``steps``; return all that tasks yield, and their reports.
+    def _run(self, steps: Sequence[Step], given: Sequence[str], found: Sequence[str], changes: bool) -> list[Applied]:
+        """Apply ``steps`` to all groups.
 
         Raises:
             InputError: a step did.
         """
-        tables = [self._give(name) for name in given]
-        work = GroupWork(self._keys, self._encoding, tables, steps, found, parts, changes)
-        applied = self._keep(self._events.mapInArrow(partial(apply_steps, work, self._resources), SCHEMA))
-        reports = self._reports(applied)
-        for report in reports:
-            if "error" in report:
-                raise to_error(report)
-        return applied, reports
+        work = GroupWork(self._arrived, [self._give(name) for name in given], steps, found, changes)
+        applied: list[Applied] = []
+        for each in self._map(partial(apply_steps, work, self._place), self._groups):
+            if isinstance(each, InputError):
+                raise each
+            applied.append(each)
+        if changes:
+            arrived = [] if self._arrived is None else [file for file, _ in self._arrived.files]
+            for file in [*arrived, *(group.file for group in self._groups)]:
+                if file is not None:
+                    self._staged.folder.remove(file.path)
+            self._arrived, self._groups = None, [each.group for each in applied]
+        return applied
 
     def _give(self, name: str) -> GivenTable:
         """Write a table for tasks: that of queries divided between the groups."""
-        self._tables_given += 1
-        groups = len(self._keys) if name.endswith("_query") else 1
-        columns = {str(column): str(kind) for column, kind, *_ in execute(self.connection, f"DESCRIBE {name}")}
-        self.connection.execute(
-            f"CREATE TABLE given AS SELECT *, hash(id) % {groups} AS part FROM {name} ORDER BY part"
-        )
-        files = [self._write_given(f"{name}-{self._tables_given}", list(columns), group) for group in range(groups)]
-        self.connection.execute("DROP TABLE given")
-        return GivenTable(name, columns, self._staged.folder.uri, files)
+        is_divided = name.endswith("_query")
+        part = f"(hash(id) % {self._divisor})::INTEGER" if is_divided else "0"
+        columns = execute(self.connection, f"DESCRIBE {name}")
+        with self._place.writer(self._staged.work) as writer:
+            writer.add_parts(self.connection.sql(f"SELECT {part} AS part, * FROM {name}"), _GIVEN_ROWS)
+            described = ", ".join(f"{column} {kind}" for column, kind, *_ in columns)
+            return GivenTable(name, described, writer.close(), is_divided)
 
-    def _write_given(self, name: str, columns: Sequence[str], group: int) -> list[DataFile]:
-        of_group = f"given WHERE part = {group}"
-        relation = self.connection.sql(f"SELECT {', '.join(columns)} FROM {of_group}")
-        schema = relation.limit(0).to_arrow_table().schema
-        rows = count_rows(self.connection, of_group)
-        return write_relation(self._staged, f"{ATTEMPTS}/{name}-{group}", schema, relation, rows)
-
-    def _find_keys(self, count: int) -> list[int]:
-        """Return as many keys, of which Spark's hash puts one into each of as many partitions."""
-        enough = int(count * (math.log(count) + 20))
-        hashed = self._session.range(enough).selectExpr("id", f"pmod(hash(CAST(id AS INT)), {count}) AS partition")
-        keys = {row["partition"]: int(row["id"]) for row in hashed.collect()}
-        assert len(keys) == count
-        return list(keys.values())
-
-    def _divided(self, rows: DataFrame, count: int) -> DataFrame:
-        """Have the rows of each key in a partition."""
-        return rows.repartition(1) if count == 1 else rows.repartition(count, "key")
-
-    def _reports(self, table: DataFrame) -> list[Report]:
-        rows = table.where(f"kind = '{REPORT}'").select("block").collect()
-        return [json.loads(bytes(row["block"])) for row in rows]
-
-    def _keep(self, table: DataFrame) -> DataFrame:
-        """Keep ``table`` in the memory and on the disks of the cluster: it is used more than once."""
-        self._kept.append(table.persist())
-        return table
-
-    def _keep_only(self, *tables: DataFrame) -> None:
-        for table in self._kept:
-            if not any(table is other for other in tables):
-                table.unpersist()
-        self._kept = list(tables)
+    def _map(self, task: Callable[[Task], Result], values: Sequence[Task]) -> list[Result]:
+        """Return the results of a ``task`` for each of the ``values``."""
+        results: list[Result] = self._context.parallelize(values, max(len(values), 1)).map(task).collect()
+        return results
 
 
 def _file_parts(split: str, rows: int) -> list[Part]:
@@ -321,15 +253,13 @@ def _file_parts(split: str, rows: int) -> list[Part]:
     return [Part(split, number, group_rows, file_rows) for number in range(-(-rows // file_rows))]
 
 
-def _written(split: str, rows: int, files: Sequence[DataFile]) -> Split:
-    """Return the ``files`` of a split, which have so many ``rows``.
+def _written(split: str, rows: int, parts: Sequence[Part], files: Sequence[DataFile]) -> Split:
+    """Return the ``files`` of a split, which has so many ``rows``.
 
     Raises:
-        CrossfadeError: they do not.
+        CrossfadeError: they have others.
     """
-    written = Split(
-        files=sorted((file for file in files if file.path.startswith(f"{split}/")), key=lambda file: file.path)
-    )
+    written = Split(files=[file for part, file in zip(parts, files, strict=True) if part.split == split])
     if written.rows != rows:
         raise CrossfadeError(
             f"{split}: {rows} interactions were counted, but {written.rows} were written; prepare again"

@@ -1,119 +1,73 @@
-# ruff: noqa: S608  (what is put into SQL is of this program, or a number of it)
+# ruff: noqa: S608  (what is put into SQL is of this program)
 """What a preparation does in the tasks of Spark: read files, apply steps to groups of events, and write files.
 
-    read = partial(read_files, FilesStep(options, files, keys, first_row, string_sides), resources)
-    spark.range(0, len(files), 1, len(files)).mapInArrow(read, SCHEMA)      # a task for each file
+    read = partial(read_file, reading, place)                       # in a task for each file
+    applied = partial(apply_steps, work, place)                     # for each group of events
+    written = partial(write_part, schema, place)                    # for each file of a split
 
-Each task takes and yields rows of one schema, so that Spark moves few and large values: a ``block`` of a table in the
-Arrow format, the SQL of a view, or a report in JSON. A group of events is the working database of a preparation of
-these events alone: a task opens a database, loads the tables and views of a group, applies steps by the same code as
-without Spark, and yields the tables and views that are left.
+A group of events is the working database of a preparation of these events alone: a task opens a database, loads the
+tables and views of the group, applies steps by the same code as without Spark, and writes what is left for the next
+task. Tables are in files that all tasks reach (``section_files.py``), so that a task that is lost can be repeated
+anywhere: its files have names of its own, and count once it has returned them.
 """
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pydantic import TypeAdapter
 
-from crossfade.base.errors import InputError, Option, parts
+from crossfade.base.errors import InputError
 from crossfade.base.io.durable_file import create_folder, sync_folder
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.manifest import DataFile
-from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.prepare.database import execute, execute_on, working_database
-from crossfade.trainer.prepare.event_groups import Report, Step
+from crossfade.trainer.prepare.event_groups import Report, Step, count_events
 from crossfade.trainer.prepare.events import EventReader
 from crossfade.trainer.prepare.faults import Faults, Quarantine
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.id_encoder import SIDES, IdEncoder
 from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source
 from crossfade.trainer.prepare.options import Format, PrepareOptions
+from crossfade.trainer.prepare.section_files import SectionFile, SectionWriter, load_sections, read_section
 from crossfade.trainer.prepare.staging import ATTEMPTS, PartWriter, Staged
 
-Batches = Iterator[pa.RecordBatch]
-
-SCHEMA = "key int, kind string, name string, block binary"
-_ARROW_SCHEMA = pa.schema([("key", pa.int32()), ("kind", pa.string()), ("name", pa.string()), ("block", pa.binary())])
-TABLE, VIEW, FOUND, REPORT, QUARANTINED = "table", "view", "found", "report", "quarantined"
-"""What a block is: of a table or a view of a group, of a table that is found, a report, or bad lines of a file."""
-ARRIVED, PLACED = "arrived", "placed"
-"""The tables of events that go to other tasks: once they are read, to a group; in their order, to a file."""
-_BLOCK_ROWS = 100_000
-_READ_ROWS = 1 << 20
-"""Rows that are divided at a time."""
-_BLOCK_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
-
-
-class _Row(NamedTuple):
-    """A row of ``SCHEMA``; the hash of the ``key`` chooses the task that it goes to."""
-
-    key: int
-    kind: str
-    name: str
-    block: bytes
-
-    def batch(self) -> pa.RecordBatch:
-        """Return it as a batch of its own."""
-        return pa.RecordBatch.from_arrays([[value] for value in self], schema=_ARROW_SCHEMA)
-
-
-def _rows(batches: Batches) -> Iterator[_Row]:
-    for batch in batches:
-        yield from (_Row(*values) for values in zip(*(column.to_pylist() for column in batch.columns), strict=True))
-
-
-def _pack(batch: pa.RecordBatch) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=_BLOCK_OPTIONS) as stream:
-        stream.write_batch(batch)
-    packed: bytes = sink.getvalue().to_pybytes()
-    return packed
-
-
-def unpack(block: bytes) -> pa.Table:
-    """Return the rows of a ``block``."""
-    with pa.ipc.open_stream(block) as stream:
-        return stream.read_all()
-
-
-def _report(key: int, report: Mapping[str, Any]) -> pa.RecordBatch:
-    return _Row(key, REPORT, "", json.dumps(report).encode()).batch()
-
-
-_PARTS = TypeAdapter(tuple[str | Option, ...])
-
-
-def failure(error: InputError) -> Report:
-    """Return the report of an ``error``."""
-    return {"error": _PARTS.dump_python(parts(error.args), mode="json")}
-
-
-def to_error(report: Report) -> InputError:
-    """Return the error of a ``report``."""
-    return InputError(*_PARTS.validate_python(report["error"]))
+PLACED = "placed"
+"""The view of rows in the order of files."""
+_BLOCK_ROWS, _DIVIDED_ROWS = 1 << 17, 1 << 20
+"""Rows of blocks, and rows that are divided at a time."""
+_QUARANTINED, _TEXT = "quarantined", "text"
 
 
 @dataclass(frozen=True)
-class Resources:
-    """The bytes of memory and the threads of the database of a task, and the folder of its temporary files."""
+class Workplace:
+    """Where tasks work: the URI of the folder of the dataset, what its files are named, and a task's resources.
 
+    Attributes:
+        uri: The URI of the folder.
+        tag: The suffix of file names.
+        memory: The bytes of memory of a task's database.
+        threads: Its threads.
+        work: The folder of its temporary files; None for the system's.
+    """
+
+    uri: str
+    tag: str
     memory: int
     threads: int
     work: Path | None
+
+    @property
+    def folder(self) -> Folder:
+        """The folder of the dataset."""
+        return Folder(self.uri)
 
     @contextmanager
     def open(self) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
@@ -123,6 +77,10 @@ class Resources:
             working_database(folder, self.memory, self.threads) as connection,
         ):
             yield connection, folder
+
+    def writer(self, work: Path) -> SectionWriter:
+        """Return a writer of a file for other tasks; blocks wait in ``work``."""
+        return SectionWriter(self.folder, f"{ATTEMPTS}/{uuid.uuid4().hex}{self.tag}", work)
 
 
 @dataclass(frozen=True)
@@ -186,120 +144,113 @@ class _FileReader(EventReader):
 
 
 @dataclass(frozen=True)
-class FilesStep:
-    """What to read: files of events, the keys of the groups, and how rows of Parquet are counted.
+class Reading:
+    """What to read: of how many ``groups`` events are, and how rows of Parquet are counted.
 
     The IDs of ``string_sides`` are strings in a base dataset.
     """
 
     options: PrepareOptions
-    files: Sequence[TaskFile]
-    keys: Sequence[int]
+    groups: int
     first_row: int
     string_sides: Sequence[str]
 
 
-def read_files(step: FilesStep, resources: Resources, numbers: Batches) -> Batches:
-    """Read the files at the places that ``numbers`` has: blocks of their events and bad lines, and a report on each."""
-    for number in (number for batch in numbers for number in batch.column(0).to_pylist()):
-        with resources.open() as (connection, work), ExitStack() as opened:
-            options, quarantine = step.options, None
-            if options.quarantine is not None:
-                quarantine = opened.enter_context(closing(Quarantine(work / "lines", work, overwrite=False)))
-            skip, drop = options.on_bad_line != "fail", options.on_missing == "drop"
-            faults = Faults(skip, drop, quarantine, options.max_bad, step.first_row)
-            reader = _FileReader(connection, options, step.string_sides, faults)
-            yield from _read_file(reader, connection, work, step, number)
-            for text in quarantine.texts() if quarantine is not None else ():
-                yield _Row(number, QUARANTINED, "", text.encode()).batch()
+class ReadFile(NamedTuple):
+    """What a task has read of a file: its events by group and its bad lines, and what ``EventReader`` has found."""
+
+    events: SectionFile
+    rows: int
+    counts: Report
+    types: Mapping[str, str]
+    state: Any
+    faults_before: Any
 
 
-def _read_file(
-    reader: _FileReader, connection: duckdb.DuckDBPyConnection, work: Path, step: FilesStep, number: int
-) -> Batches:
-    file, faults = step.files[number], reader.faults
-    counts: dict[str, Any] = {"train": 0, "positives": 0, "newest": None}
-    with ExitStack() as opened:
+def read_file(reading: Reading, place: Workplace, file: TaskFile) -> ReadFile:
+    """Read a ``file``."""
+    options = reading.options
+    with place.open() as (connection, work), place.writer(work) as writer, ExitStack() as opened:
+        quarantine = None
+        if options.quarantine is not None:
+            quarantine = opened.enter_context(closing(Quarantine(work / "lines", work, overwrite=False)))
+        skip, drop = options.on_bad_line != "fail", options.on_missing == "drop"
+        faults = Faults(skip, drop, quarantine, options.max_bad, reading.first_row)
+        reader = _FileReader(connection, options, reading.string_sides, faults)
+        counts: Report = {"train": 0, "positives": 0, "newest": None}
         try:
             reader.read(opened.enter_context(file.local(work, reader.columns_to_fetch())), file.split)
         except InputError as error:
             faults.add_error(error)
         if reader.kept is not None and not faults.rejected:
-            part = f"(hash(query_id) % {len(step.keys)})::INTEGER AS part"
-            sql = f"SELECT {part}, *, {number}::INTEGER AS file FROM {reader.kept}"
-            for batch in connection.sql(sql).to_arrow_reader(_READ_ROWS):
-                if file.split == 0:
-                    counts["train"] += batch.num_rows
-                    counts["positives"] += pc.sum(pc.greater(batch.column("weight"), 0)).as_py() or 0
-                times = pc.max(batch.column("timestamp")).as_py(), counts["newest"]
-                counts["newest"] = max((time for time in times if time is not None), default=None)
-                yield from _divide(batch, step.keys, TABLE, ARRIVED)
-    found = {"file": number, "rows": reader.rows, "has_events": reader.kept is not None}
-    faults_before = faults.state() if reader.faults_before is None else reader.faults_before
-    yield _report(number, {**found, **counts, "state": reader.state(), "faults_before": faults_before})
+            counts = count_events(connection, reader.kept)
+            part = f"(hash(query_id) % {reading.groups})::INTEGER AS part"
+            writer.add_parts(connection.sql(f"SELECT {part}, * FROM {reader.kept}"), _DIVIDED_ROWS)
+        for text in quarantine.texts() if quarantine is not None else ():
+            writer.add(_QUARANTINED, pa.RecordBatch.from_pydict({_TEXT: [text]}))
+        faults_before = faults.state() if reader.faults_before is None else reader.faults_before
+        types = {role: found for role, (found, _) in reader.types.items()}
+        return ReadFile(writer.close(), reader.rows, counts, types, reader.state(), faults_before)
 
 
-def _divide(batch: pa.RecordBatch, keys: Sequence[int], kind: str, name: str) -> Batches:
-    """Yield the rows of ``batch`` in a block for each ``part`` that they have, whose key is at that place of ``keys``.
+def quarantined(folder: Folder, read: ReadFile) -> Iterator[str]:
+    """Yield the bad lines of a file."""
+    for table in read_section(folder, read.events, _QUARANTINED):
+        yield from table.column(_TEXT).to_pylist()
 
-    The part is the first column, which blocks do not have.
+
+class Group(NamedTuple):
+    """A group of events: its number, and the file of its tables, with the SQL of its views."""
+
+    number: int
+    file: SectionFile | None = None
+    views: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """Events that tasks have read, in the order of files, for the tables of ``read_events`` in each group.
+
+    Attributes:
+        files: The files of each task, and the number of data rows that were in its input.
+        id_types: The types of the IDs of queries and items, 'integer' or 'string'.
+        context: The columns with values of context.
     """
-    part_N = batch.column(0).to_numpy()
-    order_N = np.argsort(part_N, kind="stable")
-    rows = batch.select(batch.schema.names[1:]).take(pa.array(order_N))
-    sorted_N = part_N[order_N]
-    starts = [*np.flatnonzero(np.diff(sorted_N, prepend=-1)).tolist(), len(sorted_N)]
-    for start, end in pairwise(starts):
-        yield _Row(keys[sorted_N[start]], kind, name, _pack(rows.slice(start, end - start))).batch()
 
+    files: Sequence[tuple[SectionFile, int]]
+    id_types: tuple[str, str]
+    context: Sequence[str]
 
-def encode(
-    id_types: tuple[str, str],
-    context: Sequence[str],
-    first_places: Sequence[int],
-    connection: duckdb.DuckDBPyConnection,
-) -> Report:
-    """Create the tables that ``read_events`` makes, of the events that have ``arrived``.
-
-    ``id_types`` are of the query and the item, 'integer' or 'string'; ``context`` are the columns with its values.
-    ``first_places`` are the places of the first row of each file, and of the end, in the order of all rows.
-    """
-    connection.register("firsts", pa.table({"file": range(len(first_places)), "first": first_places}))
-    encoder = IdEncoder(connection, *id_types, context)
-    events = f"(SELECT * REPLACE (position + first AS position) FROM {ARRIVED} JOIN firsts USING (file))"
-    ids = {side: f"SELECT DISTINCT {side}_id FROM {ARRIVED}" for side in SIDES}
-    encoder.add(events, first_places[-1], ids)
-    encoder.finish()
-    connection.unregister("firsts")
-    connection.execute(f"DROP TABLE {ARRIVED}")
-    return {}
+    def load(self, place: Workplace, group: int, connection: duckdb.DuckDBPyConnection) -> None:
+        """Create the tables of a ``group``."""
+        encoder, first = IdEncoder(connection, *self.id_types, self.context), 0
+        connection.execute("CREATE TABLE arrived AS FROM buffered")
+        connection.execute("ALTER TABLE arrived RENAME seq TO position")
+        for file, rows in self.files:
+            for part in read_section(place.folder, file, str(group)):
+                shifted = f"SELECT * REPLACE (position + {first} AS position) FROM part"
+                execute_on(connection, part, f"INSERT INTO arrived BY NAME {shifted}")
+            first += rows
+        encoder.add("arrived", first, {side: f"SELECT DISTINCT {side}_id FROM arrived" for side in SIDES})
+        connection.execute("DROP TABLE arrived")
+        encoder.finish()
 
 
 @dataclass(frozen=True)
 class GivenTable:
-    """A table for steps: its ``name``, its ``columns`` as SQL has them, and its files in the folder at ``uri``.
-
-    Those of the queries of a group are at its place; a table that is not divided between groups has one entry.
-    """
+    """A table for steps: its ``name``, its columns as SQL has them, and its ``file``, divided between groups or not."""
 
     name: str
-    columns: Mapping[str, str]
-    uri: str
-    files: Sequence[Sequence[DataFile]]
+    columns: str
+    file: SectionFile
+    is_divided: bool
 
-    def load(self, group: int, connection: duckdb.DuckDBPyConnection) -> Report:
+    def load(self, place: Workplace, group: int, connection: duckdb.DuckDBPyConnection) -> None:
         """Create the table; it has no IDs that are not in the ``group``."""
-        columns = ", ".join(f"{name} {data_type}" for name, data_type in self.columns.items())
-        connection.execute(f"CREATE TABLE {self.name} ({columns})")
+        connection.execute(f"CREATE TABLE {self.name} ({self.columns})")
         side = next((f" SEMI JOIN ids_{side} USING (id)" for side in SIDES if self.name.endswith(f"_{side}")), "")
-        reader = ParquetFiles(Folder(self.uri))
-        for file in self.files[group if len(self.files) > 1 else 0]:
-            for row_group in range(len(file.row_groups)):
-                part = reader.read(file, row_group, list(self.columns))
-                execute_on(
-                    connection, part, f"INSERT INTO {self.name} SELECT {', '.join(self.columns)} FROM part{side}"
-                )
-        return {}
+        for part in read_section(place.folder, self.file, str(group if self.is_divided else 0)):
+            execute_on(connection, part, f"INSERT INTO {self.name} SELECT part.* FROM part{side}")
 
 
 @dataclass(frozen=True)
@@ -307,92 +258,66 @@ class GroupWork:
     """What to do in a group.
 
     Attributes:
-        keys: The keys of the groups.
-        encoding: What has to be done first, if anything.
+        arrived: The events, if the group has none yet.
         given: The tables that the steps get.
         steps: The steps to apply.
-        found: The tables and views that steps make, which are yielded apart.
-        parts: The keys of the files that the rows of ``PLACED`` are of.
-        changes: Whether the group is yielded, too.
+        found: The tables and views that steps make, which are no part of the group.
+        changes: Whether the group is to be written.
     """
 
-    keys: Sequence[int]
-    encoding: Sequence[Step]
+    arrived: Arrived | None
     given: Sequence[GivenTable]
     steps: Sequence[Step]
     found: Sequence[str]
-    parts: Sequence[int]
     changes: bool
 
 
-def apply_steps(work: GroupWork, resources: Resources, batches: Batches) -> Batches:
-    """Apply the steps of ``work`` to a group."""
-    arriving = _rows(batches)
-    first = next(arriving, None)
-    if first is None:
-        return
-    key, report = first.key, Report()
-    with resources.open() as (connection, _):
-        _load(connection, chain([first], arriving))
+class Applied(NamedTuple):
+    """What steps have done: their report, the group, and a file with what they have found."""
+
+    report: Report
+    group: Group
+    found: SectionFile
+
+
+def apply_steps(work: GroupWork, place: Workplace, group: Group) -> Applied | InputError:
+    """Apply the steps of ``work`` to a ``group``; return the error of a step, if one has one."""
+    with place.open() as (connection, folder), place.writer(folder) as found, place.writer(folder) as kept:
+        if work.arrived is not None:
+            work.arrived.load(place, group.number, connection)
+        if group.file is not None:
+            for name in group.file.sections:
+                load_sections(connection, place.folder, [group.file], name, name)
+            for view in group.views:
+                connection.execute(view)
+        report: Report = {}
         try:
-            loads: list[Step] = [partial(given.load, work.keys.index(key)) for given in work.given]
-            for step in [*work.encoding, *loads, *work.steps]:
+            for given in work.given:
+                given.load(place, group.number, connection)
+            for step in work.steps:
                 report |= step(connection)
         except InputError as error:
-            yield _report(key, failure(error))
-            return
+            return error
         for name in work.found:
-            yield from _dump_found(connection, key, name, work.parts)
-        for given in work.given:
-            connection.execute(f"DROP TABLE {given.name}")
+            if name == PLACED:
+                found.add_parts(connection.sql(f"FROM {name}"), _DIVIDED_ROWS)
+            else:
+                found.add_relation(name, connection.sql(f"FROM {name}"), _BLOCK_ROWS)
         if work.changes:
-            yield from _dump(connection, key, work.found)
-        yield _report(key, report)
+            group = _keep(connection, kept, group.number, [*work.found, *(given.name for given in work.given)])
+        return Applied(report, group, found.close())
 
 
-def _load(connection: duckdb.DuckDBPyConnection, rows: Iterator[_Row]) -> None:
-    """Create the tables and the views in ``rows``."""
-    made, views = set(), []
-    for row in rows:
-        if row.kind == VIEW:
-            views.append(row.block.decode())
-            continue
-        statement = f"INSERT INTO {row.name}" if row.name in made else f"CREATE TABLE {row.name} AS"
-        execute_on(connection, unpack(row.block), f"{statement} FROM part")
-        made.add(row.name)
-    for view in views:
-        connection.execute(view)
-
-
-def _dump(connection: duckdb.DuckDBPyConnection, key: int, found: Sequence[str]) -> Batches:
-    """Yield all tables and views but those that are ``found``."""
-    views = execute(connection, "SELECT view_name, sql FROM duckdb_views() WHERE NOT internal ORDER BY view_oid")
-    for name, sql in views:
-        if name not in found:
-            yield _Row(key, VIEW, str(name), str(sql).encode()).batch()
+def _keep(connection: duckdb.DuckDBPyConnection, writer: SectionWriter, number: int, without: Sequence[str]) -> Group:
+    """Write the tables of a group, but those ``without``."""
     for (name,) in execute(connection, "SELECT table_name FROM duckdb_tables()"):
-        if name not in found:
-            yield from _dump_table(connection, key, TABLE, str(name))
+        if name not in without:
+            writer.add_relation(str(name), connection.sql(f"FROM {name}"), _BLOCK_ROWS)
+    views = execute(connection, "SELECT view_name, sql FROM duckdb_views() WHERE NOT internal ORDER BY view_oid")
+    return Group(number, writer.close(), [str(sql) for name, sql in views if name not in without])
 
 
-def _dump_found(connection: duckdb.DuckDBPyConnection, key: int, name: str, parts: Sequence[int]) -> Batches:
-    if name != PLACED:
-        yield from _dump_table(connection, key, FOUND, name)
-        return
-    for batch in connection.sql(f"FROM {name}").to_arrow_reader(_READ_ROWS):
-        yield from _divide(batch, parts, FOUND, name)
-
-
-def _dump_table(connection: duckdb.DuckDBPyConnection, key: int, kind: str, name: str) -> Batches:
-    """Yield a table or a view, which has a block even if it has no rows."""
-    reader = connection.sql(f"FROM {name}").to_arrow_reader(_BLOCK_ROWS)
-    first = next(reader, pa.RecordBatch.from_pylist([], schema=reader.schema))
-    for batch in chain([first], reader):
-        yield _Row(key, kind, name, _pack(batch)).batch()
-
-
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A file of a split: the split, its number there, the rows of its row groups, and those of a full file."""
 
     split: str
@@ -401,43 +326,30 @@ class Part:
     rows: int
 
 
-@dataclass(frozen=True)
-class Output:
-    """Where tasks write files: the URI of the folder, the suffix of file names, the columns, and the part by key."""
-
-    uri: str
-    tag: str
-    schema: pa.Schema
-    parts: Mapping[int, Part]
-
-
 def column_names(schema: pa.Schema) -> list[str]:
     """Return how the columns of files are called before: entities may have names of other columns."""
     return [f'"#{number}"' for number in range(len(schema))]
 
 
-def write_part(output: Output, resources: Resources, batches: Batches) -> Batches:
-    """Write the rows of one file by their ``place``; yield its manifest entry.
+def write_part(schema: pa.Schema, placed: Sequence[SectionFile], place: Workplace, part: tuple[int, Part]) -> DataFile:
+    """Write one file, whose rows are in a section of ``placed``, by their ``place``; return its manifest entry.
 
     Spark may run a task twice, and end the second one once the first has its file: it appears in one step.
     """
-    arriving = _rows(batches)
-    first = next(arriving, None)
-    if first is None:
-        return
-    part, target = output.parts[first.key], Folder(output.uri)
-    folder = target if target.on_s3 else target.child(f"{ATTEMPTS}/{uuid.uuid4().hex}")
-    with resources.open() as (connection, work):
-        _load(connection, chain([first], arriving))
-        staged = Staged(folder, overwrite=False, folder=folder, work=work, lock=None, tag=output.tag)
-        sorted_rows = connection.sql(f"SELECT {', '.join(column_names(output.schema))} FROM {PLACED} ORDER BY place")
-        with PartWriter(staged, part.split, output.schema, part.group_rows, part.number) as writer:
-            for batch in sorted_rows.to_arrow_reader(part.group_rows):
+    section, target = part
+    out = place.folder
+    folder = out if out.on_s3 else out.child(f"{ATTEMPTS}/{uuid.uuid4().hex}")
+    with place.open() as (connection, work):
+        load_sections(connection, out, placed, str(section), PLACED)
+        staged = Staged(folder, overwrite=False, folder=folder, work=work, lock=None, tag=place.tag)
+        ordered = connection.sql(f"SELECT {', '.join(column_names(schema))} FROM {PLACED} ORDER BY place")
+        with PartWriter(staged, target.split, schema, target.group_rows, target.number) as writer:
+            for batch in ordered.to_arrow_reader(target.group_rows):
                 writer.write(batch)
             (file,) = writer.close()
-    if folder.path is not None and target.path is not None:
-        moved = target.path / file.path
+    if folder.path is not None and out.path is not None:
+        moved = out.path / file.path
         create_folder(moved.parent)
         (folder.path / file.path).replace(moved)
         sync_folder(moved.parent)
-    yield _report(first.key, {"file": file.model_dump_json()})
+    return file

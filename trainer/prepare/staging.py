@@ -61,9 +61,8 @@ _OF_INTERACTIONS = (*ALL_SPLITS, REPLAY)
 _OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, EARLIER, *_OF_INTERACTIONS}
 _OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, LOCK_NAME, *_OUR_FOLDERS}
 _OUR_OBJECTS = re.compile(
-    rf"(?:(?:{VOCABULARY}|{PENDING}|{EARLIER}|\{ATTEMPTS})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+"
-    rf"|{'|'.join(_OF_INTERACTIONS)})"
-    r"/part-[0-9a-z-]+\.parquet"
+    rf"(?:(?:{VOCABULARY}|{PENDING}|{EARLIER})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
+    rf"/part-[0-9a-z-]+\.parquet|\{ATTEMPTS}/[0-9a-z-]+"
 )
 
 
