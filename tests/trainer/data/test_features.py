@@ -122,7 +122,7 @@ def test_catalog_gives_rows_to_ids_without_events(raw: Path, tmp_path: Path, ids
     assert problems(data) == []
     # The day after, it has its first plays, in the row that it has already.
     (raw / "day2.csv").write_text("customer,track,w\nann,99,1\n")
-    (raw / "new.csv").write_text("id,tag\n98,live\n")
+    (raw / "new.csv").write_text("id,tag\n98,live\n98,rock\n")
     options = ["--base", str(data), "--features", f"track={raw}/new.csv:id:tag", "--catalog", "track"]
     second = prepare(raw, tmp_path / "second", *options, "--id-type", ids, train="day2.csv")
     expected = [(own_id, int(own_id == kind(99))) for own_id, _ in vocabulary(data, "track")]
