@@ -66,6 +66,8 @@ def measure_co_occurrence(folder: Folder, manifest: DatasetManifest) -> CoOccurr
             is_whole_N = query_N != query_N[-1]  # of the last one, there may be more
             query_N, item_N = query_N[is_whole_N], item_N[is_whole_N]
             break
+    if manifest.is_grouped:
+        query_N = np.cumsum(np.diff(query_N, prepend=query_N[:1]) != 0)  # their random order
     return co_occurrence(query_N, item_N)
 
 

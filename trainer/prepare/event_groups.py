@@ -1,4 +1,4 @@
-# ruff: noqa: S608  (what is put into SQL is a name or a number of this program)
+# ruff: noqa: S608  (what is put into SQL is of this program)
 """The events of a preparation in groups, each with all events of some query entities, in a working database of its own.
 
     read, reports = groups.read()                                       # the table events of each group, and others

@@ -140,13 +140,13 @@ class Preparation:
                 **self.facts,
             },
         )
-        if self.base is not None:
-            manifest = self._with_earlier(self.base, manifest)
-        return with_co_occurrence(self.staged.folder, manifest, self.progress)
+        return with_co_occurrence(self.staged.folder, self._with_earlier(manifest), self.progress)
 
-    def _with_earlier(self, base: BaseDataset, manifest: DatasetManifest) -> DatasetManifest:
-        """Carry the interactions of ``base``, and draw the replay of them; return ``manifest`` with both."""
-        manifest = carry_interactions(base, manifest, self.staged, self.progress)
+    def _with_earlier(self, manifest: DatasetManifest) -> DatasetManifest:
+        """Carry the interactions of the base, and draw the replay of them; return ``manifest`` with both."""
+        if self.base is None:
+            return manifest
+        manifest = carry_interactions(self.base, manifest, self.staged, self.progress)
         replay = None if self.options.replay is None else self._draw_replay(manifest)
         return manifest.model_copy(update={"replay": replay})
 

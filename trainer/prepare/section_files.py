@@ -45,7 +45,7 @@ class SectionWriter:
         """Write nothing yet."""
         self._folder = folder
         self._path = path
-        self._blocks: IO[bytes] = tempfile.TemporaryFile(dir=work)
+        self._blocks: IO[bytes] = tempfile.TemporaryFile(dir=work)  # noqa: SIM115  (``__exit__`` closes it)
         self._places: dict[str, list[tuple[int, int]]] = defaultdict(list)
 
     def __enter__(self) -> SectionWriter:
@@ -68,17 +68,15 @@ class SectionWriter:
         self._blocks.write(block)
 
     def add_relation(self, section: str, relation: duckdb.DuckDBPyRelation, rows: int) -> None:
-        """Add the rows of a query, so many at a time; there is a block even if it has none."""
-        reader = relation.to_arrow_reader(rows)
-        self.add(section, next(reader, pa.RecordBatch.from_pylist([], schema=reader.schema)))
-        for batch in reader:
+        """Add the rows of a query, about so many at a time; there is a block even if it has none."""
+        for batch in _batches(relation, rows):
             self.add(section, batch)
 
     def add_parts(self, relation: duckdb.DuckDBPyRelation, rows: int) -> None:
-        """Add the rows of a query, so many at a time, to the sections that its first column names, a number."""
-        for batch in relation.to_arrow_reader(rows):
+        """Add the rows of a query, about so many at a time, to the sections that its first column names, a number."""
+        for batch in _batches(relation, rows):
             part_N = batch.column(0).to_numpy()
-            order_N = np.argsort(part_N, kind="stable")
+            order_N = np.argsort(part_N.astype(np.min_scalar_type(part_N.max(initial=0))), kind="stable")  # radix sort
             sorted_N = part_N[order_N]
             columns = batch.select(batch.schema.names[1:]).take(pa.array(order_N))
             starts = np.flatnonzero(np.diff(sorted_N, prepend=-1)).tolist()
@@ -97,6 +95,19 @@ class SectionWriter:
                     end += _LENGTH_BYTES + length
                 sections[section] = (start, end)
         return SectionFile(self._path, sections)
+
+
+def _batches(relation: duckdb.DuckDBPyRelation, rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a query in batches of about so many, of which windows yield few; at least one batch."""
+    reader = relation.to_arrow_reader(rows)
+    waiting, count = [pa.RecordBatch.from_pylist([], schema=reader.schema)], 0
+    for batch in reader:
+        waiting, count = [*waiting, batch], count + batch.num_rows
+        if count >= rows:
+            yield pa.concat_batches(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 def read_section(folder: Folder, file: SectionFile, section: str) -> Iterator[pa.Table]:

@@ -71,7 +71,8 @@ _REASON = re.compile(r"^(?:: |Caused by: )?(?:[\w.]+\.)?\w*(?:Error|Exception): 
 _ABORTED = "Job aborted"
 _LAST_FAILURE = re.compile(r"most recent failure: (.+)$")
 
-Task, Result = TypeVar("Task"), TypeVar("Result")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -164,7 +165,7 @@ class SparkEvents(EventGroups):
     def _count_groups(self, files: Sequence[TaskFile]) -> int:
         """Return in how many groups to divide the events of ``files``."""
         size = sum(file.bytes // (1 if file.is_dense else _TEXT_PER_PARQUET) for file in files)
-        return max(-(-size // _TASK_BYTES), min(self._context.defaultParallelism, -(-size // _FEW_BYTES)), 1)
+        return max(-(-size // _TASK_BYTES), min(int(self._context.defaultParallelism), -(-size // _FEW_BYTES)), 1)
 
     def apply(
         self, steps: Sequence[Step], *, given: Sequence[str] = (), found: Sequence[str] = (), changes: bool = True

@@ -162,7 +162,6 @@ class ReadFile(NamedTuple):
     events: SectionFile
     rows: int
     counts: Report
-    types: Mapping[str, str]
     state: Any
     faults_before: Any
 
@@ -189,8 +188,7 @@ def read_file(reading: Reading, place: Workplace, file: TaskFile) -> ReadFile:
         for text in quarantine.texts() if quarantine is not None else ():
             writer.add(_QUARANTINED, pa.RecordBatch.from_pydict({_TEXT: [text]}))
         faults_before = faults.state() if reader.faults_before is None else reader.faults_before
-        types = {role: found for role, (found, _) in reader.types.items()}
-        return ReadFile(writer.close(), reader.rows, counts, types, reader.state(), faults_before)
+        return ReadFile(writer.close(), reader.rows, counts, reader.state(), faults_before)
 
 
 def quarantined(folder: Folder, read: ReadFile) -> Iterator[str]:

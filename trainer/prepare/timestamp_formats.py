@@ -159,15 +159,10 @@ def _suggest(connection: duckdb.DuckDBPyConnection) -> tuple[list[str], list[str
     return formats, notes
 
 
-def _units(connection: duckdb.DuckDBPyConnection) -> Sequence[str]:
-    """Return the epoch units of the integers, by their sizes."""
-    limits = [MAX_SECONDS * scale for scale in UNITS.values()][:-1]
-    found = execute(
-        connection,
-        f"SELECT DISTINCT {' + '.join(f'(abs({INTEGER}) >= {limit})::INTEGER' for limit in limits)} AS unit FROM raw "
-        f"WHERE {IS_INTEGER} ORDER BY unit",
-    )
-    return [list(UNITS)[int(str(unit))] for (unit,) in found]
+def _units(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Return the epoch units of the integers, by their numbers of digits."""
+    digits = f"SELECT DISTINCT length(CAST(abs({INTEGER}) AS VARCHAR)) FROM raw WHERE {IS_INTEGER} ORDER BY 1"
+    return list(dict.fromkeys(epoch_unit(10 ** (int(str(count)) - 1)) for (count,) in execute(connection, digits)))
 
 
 _HAS_ZONE = r"regexp_matches(trim(timestamp), ':\d\d(\.\d+)? ?([zZ]|UTC|[+-]\d\d(:?\d\d)?)$')"

@@ -122,7 +122,7 @@ def test_catalog_gives_rows_to_ids_without_events(raw: Path, tmp_path: Path, ids
     assert problems(data) == []
     # The day after, it has its first plays, in the row that it has already.
     (raw / "day2.csv").write_text("customer,track,w\nann,99,1\n")
-    (raw / "new.csv").write_text("id,tag\n98,live\n")
+    (raw / "new.csv").write_text("id,tag\n98,live\n98,rock\n")
     options = ["--base", str(data), "--features", f"track={raw}/new.csv:id:tag", "--catalog", "track"]
     second = prepare(raw, tmp_path / "second", *options, "--id-type", ids, train="day2.csv")
     expected = [(own_id, int(own_id == kind(99))) for own_id, _ in vocabulary(data, "track")]
@@ -185,12 +185,15 @@ def test_forgetting_customers_removes_their_features_and_unshared_values(
 
 
 def rewritten(data: Path, name: str, change: Any) -> None:
-    """Change the pairs of a feature of tracks, and have the manifest made anew."""
+    """Change the pairs of a feature of tracks, and its entry in the manifest."""
     (path,) = (data / "features" / "track" / name).iterdir()
     pairs = pq.read_table(path).to_pydict()
     change(pairs)
     pq.write_table(pa.table(pairs), path)
-    (data / "manifest.json").unlink()
+    manifest = read_manifest(Folder(data))
+    feature = Feature(files=[file_entry(Folder(data), path.relative_to(data).as_posix())])
+    features = {**manifest.features, "track": {**manifest.features["track"], name: feature}}
+    manifest.model_copy(update={"features": features}).write(Folder(data))
 
 
 def swap(pairs: dict[str, list[int]]) -> None:
@@ -216,13 +219,9 @@ def test_validate_reports_invalid_pairs(data: Path, what: str) -> None:
 
 @pytest.mark.parametrize("what", [what for what in CHANGES if what != "column 'value' is -3, but tag has rows 0 to"])
 def test_loading_invalid_pairs_is_rejected(data: Path, what: str) -> None:
-    manifest = read_manifest(Folder(data))
     rewritten(data, "tag", CHANGES[what])
-    (file,) = manifest.features["track"]["tag"].files
-    feature = Feature(files=[file_entry(Folder(data), file.path)])
-    features = {**manifest.features, "track": {**manifest.features["track"], "tag": feature}}
     with pytest.raises(InputError, match=r"features/track/tag/part-00000.parquet, row( group)? 0"):
-        load_feature(Folder(data), manifest.model_copy(update={"features": features}), "track", "tag")
+        load_feature(Folder(data), read_manifest(Folder(data)), "track", "tag")
 
 
 def test_feature_files_with_different_value_types_are_rejected(

@@ -72,7 +72,7 @@ def test_entity_with_another_name_is_rejected(data: Path, name: str) -> None:
         (lambda m: m.update(item="customer"), "query and item are both 'customer'"),
         (lambda m: m["entities"]["track"].update(vacant_rows=[2, 0]), "vacant_rows"),
         (lambda m: m["source"].update(x=float("nan")), "NaN is not a number of JSON"),
-        (lambda m: m.update(version=1), "has format version 1, but version 3 is required"),
+        (lambda m: m.update(version=1), "has format version 1, but version 4 is required"),
     ],
 )
 def test_value_that_contradicts_another_is_rejected(

@@ -44,17 +44,6 @@ def test_base_ids_keep_rows_and_new_ids_follow_by_count_then_id(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_extended_dataset_does_not_need_its_base(tmp_path: Path, first: Path) -> None:
-    second = day(tmp_path, "second", ["d"], [5], base=str(first))
-    before = vocabulary_tuples(second, "customer")
-    for path in sorted(first.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    third = day(tmp_path, "third", ["e", "d"], [5, 5], base=f"file://{second}")
-    assert vocabulary_tuples(second, "customer") == before
-    assert [row[:2] for row in vocabulary_tuples(third, "customer")] == [*(row[:2] for row in before), (4, "e")]
-
-
-@pytest.mark.slow
 def test_names_of_base_are_kept_unless_new_names_replace_them(tmp_path: Path) -> None:
     names = {"first": {"1": "One", "2": "Two", "3": ""}, "second": {"2": "Zwei", "9": "Neun"}}
     for name, texts in names.items():
