@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = (
     ("crossfade validate data/plays", "Read a dataset once, and list every problem with its file, row group and row."),
+    ("crossfade validate s3://music/plays", "Check a dataset on S3, such as one that Spark or Athena wrote."),
 )
 _NOTES = """\
 Exit codes: 0 no problem; 2 problems, listed on stderr.
