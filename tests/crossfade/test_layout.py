@@ -28,10 +28,12 @@ SMALL_FILES = {
     "crossfade/base/blas_kernels.py": "runs before anything else is imported",
     "crossfade/cli/sagemaker_entry.py": "the entry of a process",
     "deploy/dashboard/server.py": "loads Dash and uvicorn, which may be missing",
+    "deploy/refresh/forget.py": "changes versions of a service",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
     "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/data/feature_kernels.py": "loads numba",
     "trainer/evaluation/list_kernels.py": "compiled again when its file changes",
+    "trainer/prepare/local_events.py": "one of two engines",
     "trainer/recommend/history_file.py": "loads DuckDB",
     "trainer/tracking/tensorboard_file.py": "for an optional package",
 }

@@ -3,7 +3,7 @@
     report = forget(ForgetOptions.of(data="data/day3", ids="ids.txt"), progress)
 
 Their rows become vacant but stay in place, so that all other rows keep their numbers; the same holds for feature values
-that only those IDs had. The dataset is written anew and replaces the one before, as ``prepare --overwrite`` does
+that only those IDs had. The dataset is written anew and replaces the one before
 (``staging.py``), so it is complete at any moment, with the IDs or without them. Files that hold and count nothing of
 the IDs are taken over unread: as hard links, or as copies by the server on S3.
 
@@ -36,6 +36,7 @@ from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.trainer.data.column_names import WEIGHT
 from crossfade.trainer.data.features import iter_content, iter_pairs
 from crossfade.trainer.data.manifest import (
+    BASELINES_FILE,
     EARLIER,
     FILE_NAME,
     Content,
@@ -219,7 +220,7 @@ class StagedDeletion:
 
     def _delete_leftovers(self) -> None:
         """Delete what a command that was killed has left: objects of the dataset that this one has replaced."""
-        listed = {FILE_NAME, LOCK_NAME, *(file.path for file in self.manifest.files())}
+        listed = {FILE_NAME, BASELINES_FILE, LOCK_NAME, *(file.path for file in self.manifest.files())}
         for name in self._staged.out.sizes().keys() - listed:
             self._staged.out.remove(name)
 

@@ -140,11 +140,15 @@ class Preparation:
                 **self.facts,
             },
         )
-        if self.base is not None:
-            manifest = carry_interactions(self.base, manifest, self.staged, self.progress)
-            replay = None if options.replay is None else self._draw_replay(manifest)
-            manifest = manifest.model_copy(update={"replay": replay})
-        return with_co_occurrence(self.staged.folder, manifest, self.progress)
+        return with_co_occurrence(self.staged.folder, self._with_earlier(manifest), self.progress)
+
+    def _with_earlier(self, manifest: DatasetManifest) -> DatasetManifest:
+        """Carry the interactions of the base, and draw the replay of them; return ``manifest`` with both."""
+        if self.base is None:
+            return manifest
+        manifest = carry_interactions(self.base, manifest, self.staged, self.progress)
+        replay = None if self.options.replay is None else self._draw_replay(manifest)
+        return manifest.model_copy(update={"replay": replay})
 
     def _draw_replay(self, manifest: DatasetManifest) -> Split | None:
         """Write the replay of the dataset that ``manifest`` describes; return None if there is nothing to draw."""

@@ -173,8 +173,8 @@ def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
     if not overwrite:
         state = "exists already" if FILE_NAME in found else "holds files that another preparation left or is writing"
         raise InputError(f"{out.uri}: {state}; choose another ", _OUT, ", or replace it with ", _OVERWRITE)
-    ours = {FILE_NAME, *(file.path for file in read_manifest(out).files())} if FILE_NAME in found else set()
-    if foreign := {name for name in found - ours if not _OUR_OBJECTS.fullmatch(name)}:
+    listed = {file.path for file in read_manifest(out).files()} if FILE_NAME in found else set()
+    if foreign := {name for name in found - listed - {FILE_NAME, BASELINES_FILE} if not _OUR_OBJECTS.fullmatch(name)}:
         raise InputError(
             f"{out.uri}: holds '{min(foreign)}', which ", _OVERWRITE, " would delete; move it, or choose another ", _OUT
         )

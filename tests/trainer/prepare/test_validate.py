@@ -16,9 +16,8 @@ from crossfade.cli.main import main
 from crossfade.trainer.data.manifest import DatasetManifest, Entity, Split, read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare.dataset_checks import MAX_LISTED
 from crossfade.trainer.prepare.options import ValidateOptions
-from crossfade.trainer.prepare.validate import ValidationReport, validate
+from crossfade.trainer.prepare.validate import MAX_LISTED, ValidationReport, validate
 
 pytestmark = pytest.mark.slow
 
@@ -160,7 +159,7 @@ PROBLEMS: list[tuple[Callable[[ForeignDataset], Any], str]] = [
 def test_problem_of_any_part_is_reported_with_its_place(
     tmp_path: Path, part_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crossfade.trainer.prepare.dataset_checks.PART_ROWS", part_rows)
+    monkeypatch.setattr("crossfade.trainer.prepare.validate.PART_ROWS", part_rows)
     for number, (corrupt, message) in enumerate(PROBLEMS if part_rows > 3 else PROBLEMS[:1]):
         dataset = ForeignDataset(tmp_path / str(number))
         corrupt(dataset)
