@@ -124,7 +124,7 @@ def staged_deletion(
     # A link to the folder stays, and leads to the new one.
     location = folder.path.resolve() if folder.path is not None and folder.path.is_symlink() else folder.uri
     disk = folder.path or Path(tempfile.gettempdir())
-    with full_disk_errors(disk, "free some of it"), staged_output(location, overwrite=True) as staged:
+    with full_disk_errors(disk, "move the dataset to a larger one"), staged_output(location, overwrite=True) as staged:
         deletion = StagedDeletion(staged, entity, progress)
         deletion.write(ids)
         yield deletion

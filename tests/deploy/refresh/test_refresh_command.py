@@ -168,14 +168,11 @@ def test_rollback_returns_to_an_earlier_version_and_its_events_wait(undisturbed:
     assert (service.record(4)["base"], service.current()["version"]) == (1, 4)
 
 
-def test_older_versions_are_deleted_but_not_the_datasets_that_are_read(
-    undisturbed: ServiceFolder, tmp_path: Path
-) -> None:
+def test_older_versions_are_deleted_with_their_datasets(undisturbed: ServiceFolder, tmp_path: Path) -> None:
     service = undisturbed.copied(tmp_path, keep_versions=2)
     service.add(4)
     succeeded(service.command("refresh"))
     assert sorted(path.name for path in service.path.iterdir() if path.is_dir()) == [
-        *(f"version-{number:06}-data" for number in (1, 2)),
         *(name for number in (3, 4) for name in (f"version-{number:06}", f"version-{number:06}-data")),
     ]
     assert service.statuses() == ["published"] * 4

@@ -54,10 +54,7 @@ def test_forgetting_on_a_full_disk_changes_nothing(disk: Path, tmp_path: Path) -
     data = Path(shutil.copytree(tmp_path / "written" / "data", disk / "data"))
     before = data_fingerprint(Folder(data))
     (tmp_path / "ids.txt").write_text("{7}\n")
-    for leave, cause in (
-        (4096 * 3, "could not be rewritten: no space is left on the disk of"),
-        (0, "could not be written: no space is left on the disk of"),
-    ):
+    for leave, cause in ((4096 * 3, "is full:"), (0, "could not be written: no space is left on the disk of")):
         fill(disk, leave)
         failed(cause, "forget", data, "--ids", tmp_path / "ids.txt", cwd=tmp_path)
         assert data_fingerprint(Folder(data)) == before
