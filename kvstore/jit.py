@@ -26,7 +26,7 @@ with hidden("scipy"):
     from crossfade.kvstore.kernel_code import kernel_libraries
     from crossfade.kvstore.portable_kernels import KernelCache
 
-if numba.config.DISABLE_JIT:
+if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise InputError("NUMBA_DISABLE_JIT is set, but kernels must be compiled; unset it")
 
 __all__ = ["allocating_kernel", "chosen_kernel", "compiled_for", "get_num_threads", "inner_kernel", "intrinsic", "njit"]
