@@ -122,6 +122,7 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
         (POST + b"Content-Length: 2000\r\nX: " + b"x" * 500 + b"\r\n\r\n" + b"x" * 2000, 200),
         (GET + b"X: 1\r\n" * 150 + b"\r\n", 400),
         (GET + b"X: 1\r\n" * 50 + b"\r\n", 200),
+        (GET + b"Content-Length: 9000000\r\n\r\n" + b"x" * (middleware.MAX_BODY_BYTES + 1), 413),
         (CHUNKED + b"\r\n" + b"1\r\n \r\n" * 8000 + b"0\r\n\r\n", 200),
         (CHUNKED + b"\r\n" + b"1\r\n \r\n" * 9000 + b"0\r\n\r\n", 400),
         (POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n12345", 400),
