@@ -79,6 +79,8 @@ def test_commands_print_data_through_the_terminal_module_only() -> None:
     assert [call for path in paths for call in prints(path)] == [
         "schema.py: print(json.dumps(job_schema(), indent=2, ensure_ascii=False))",
         "submit.py: print(f'{key} of {name}:\\n{text}')",
+        "trial_host.py: print(code, file=answers, flush=True)",
+        "trial_host.py: print(f'{type(error).__name__}: {reason_of(error)}', file=answers, flush=True)",
     ]
 
 

@@ -1,5 +1,6 @@
 """A small disk that a test can fill."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -32,8 +33,12 @@ def fill(disk: Path, leave: int = 16384) -> None:
     stat = os.statvfs(disk)
     free = stat.f_bavail * stat.f_frsize - leave
     if free > 0:
-        with (disk / "filler").open("ab") as file:
-            file.write(bytes(free))
+        try:
+            with (disk / "filler").open("ab") as file:
+                file.write(bytes(free))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:  # another process has written meanwhile
+                raise
 
 
 def make_room(disk: Path) -> None:

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -151,7 +151,7 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
 
 def _find_foreign(out: Path) -> str | None:
     try:
-        return foreign_name(out)
+        listed = {file.path.partition("/")[0] for file in read_manifest(Folder(out)).files()}
     except InputError as error:
         raise InputError(
             f"{out}: holds no prepared data, so ",
@@ -160,15 +160,11 @@ def _find_foreign(out: Path) -> str | None:
             _OUT,
             f" ({error})",
         ) from None
+    return foreign_name(out, listed)
 
 
-def foreign_name(out: Path) -> str | None:
-    """Return the name of an entry of the dataset ``out`` that no preparation has written; None if there is none.
-
-    Raises:
-        InputError: ``out`` holds no dataset.
-    """
-    listed = {file.path.partition("/")[0] for file in read_manifest(Folder(out)).files()}
+def foreign_name(out: Path, listed: Set[str] = frozenset()) -> str | None:
+    """Return the name of an entry of ``out`` that is neither ``listed`` nor of a preparation; None if there is none."""
     # A file that another command is writing, or was when it was killed, is none of its user's.
     found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
     return min(found - _OUR_ENTRIES - listed, default=None)

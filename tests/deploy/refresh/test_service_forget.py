@@ -181,8 +181,6 @@ def test_deletion_that_was_interrupted_is_completed_by_the_same_command(
 def test_service_is_forgotten_as_a_whole(service: ServiceFolder) -> None:
     ids = service.folder / "ids.txt"
     ids.write_text("c0\n")
-    one = crossfade_here("forget", service.path, "--ids", ids, "--this-dataset-only")
-    rejected(one, "--this-dataset-only: ", "is a service, not a dataset")
     rejected(crossfade_here("forget", service.data(2), "--ids", ids), "is a dataset of a service")
     assert "\n  versions " not in forgotten(service, "nobody")
     assert succeeded(service.command("refresh")).stdout.startswith("no new event files\n")

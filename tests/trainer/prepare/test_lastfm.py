@@ -170,4 +170,4 @@ def test_real_lastfm_is_read_without_loss(tmp_path: Path) -> None:
     )
     assert (published.entities["customer"].rows, published.entities["item"].rows) == (1885, 17_388)
     assert [published.splits[name].rows for name in ("train", "valid", "test")] == [64_315, 9_143, 18_321]
-    assert json.loads((tmp_path / "split/manifest.json").read_text())["version"] == 3
+    assert json.loads((tmp_path / "split/manifest.json").read_text())["version"] == 4
