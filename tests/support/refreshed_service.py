@@ -153,7 +153,10 @@ class _Lent:
     """A process that a command does not end: the next one trains in it too."""
 
     def __init__(self, process: TrialProcess) -> None:
-        self.train = process.train
+        self._process = process
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._process, name)
 
     def close(self) -> None:
         """Keep the process for the next command."""
