@@ -1,6 +1,6 @@
 """A model of a second day recommends nothing that was heard on the first.
 
-What counts as known is tested by ``tests/trainer/data/test_lineage.py``.
+What counts as known is tested by ``tests/trainer/prepare/test_earlier.py``.
 """
 
 import json

@@ -84,6 +84,8 @@ def list_diversity(best_place_QK: IntArray, unit_ED: FloatArray, depths: Sequenc
         unit_ED: vectors of length 1, or 0.
         depths: the depths, rising.
     """
+    if not len(unit_ED):  # nothing is ranked
+        return np.full((len(best_place_QK), len(depths)), np.nan)
     parts, step = [np.empty((0, len(depths)))], max(1, _MAX_VALUES // (depths[-1] * unit_ED.shape[1]))
     for first in range(0, len(best_place_QK), step):
         parts.append(_diversity(best_place_QK[first : first + step], unit_ED, np.array(depths)))

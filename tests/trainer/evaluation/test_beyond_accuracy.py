@@ -22,6 +22,7 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.evaluation import beyond_accuracy, held_out, ranking
 from crossfade.trainer.evaluation.beyond_accuracy import SegmentMetrics, gini_index
 from crossfade.trainer.evaluation.held_out import HeldOut, count_owners
+from crossfade.trainer.evaluation.list_metrics import list_diversity
 from crossfade.trainer.evaluation.ranking import evaluate
 from crossfade.trainer.evaluation.segments import (
     ActivitySegments,
@@ -137,6 +138,12 @@ def test_metrics_of_segments_match_plain_implementation(blocks: str, monkeypatch
         exposure = [shown.count(item) for item in range(ITEMS) if item not in VACANT]
         assert found["all"][f"gini@{k}"] == pytest.approx(plain_gini(exposure))
         assert found["all"][f"recall@{k}"] == pytest.approx(metrics[f"recall@{k}"])
+
+
+def test_rankings_without_an_item_have_no_diversity() -> None:
+    found_QJ = list_diversity(np.full((2, 3), -1), np.zeros((0, 4), np.float32), [2, 3])
+    assert found_QJ.shape == (2, 2)
+    assert np.isnan(found_QJ).all()
 
 
 def test_gini_index_is_0_for_equal_exposure_and_1_for_a_single_item() -> None:
