@@ -51,7 +51,7 @@ what may still hold them, and how to clear it:
 
 @as_command(
     "forget",
-    "Delete IDs, their names and all their interactions from a prepared dataset or a service, in place.",
+    "Delete IDs, their names and all their interactions from a prepared dataset or a service.",
     _EXAMPLES,
     _NOTES,
 )

@@ -59,7 +59,8 @@ class _Carrying:
             files = [file for of in (old.earlier, old.splits) if name in of for file in of[name].files]
             small = [file for file in files if file.rows < GROUPS_PER_FILE * GROUP_ROWS_MAX]
             rewritten = files if is_changed else small if len(small) > _MAX_SMALL_FILES else []
-            linked = [file for file in files if file not in rewritten]
+            paths = {file.path for file in rewritten}
+            linked = [file for file in files if file.path not in paths]
             taken = take_over_files(self.staged, f"{EARLIER}/{name}", self.base.folder, linked)
             self.progress.advance(sum(file.rows for file in taken))
             written = self._rewrite(name, rewritten, lost, first_part=len(taken))
@@ -87,7 +88,7 @@ class _Carrying:
         writing = PartWriter(self.staged, f"{EARLIER}/{name}", schema, row_group_rows(split.rows), first_part)
         with writing as writer, closing(InteractionReader(self.base.folder, self.base.manifest)) as reader:
             timestamps = self.manifest.has_timestamp and self.base.manifest.has_timestamp
-            for part in reader.read_all(split, timestamps=timestamps):
+            for part in reader.read_all(split, self.base.manifest.context, timestamps=timestamps):
                 is_lost_N = lost[self.manifest.query][part.query_N] | lost[self.manifest.item][part.item_N]
                 writer.write(self._batch(part.take(~is_lost_N), schema))
                 self.progress.advance(len(part))

@@ -161,6 +161,8 @@ class StagedDeletion:
             column: {name: np.zeros(rows, np.int64) for name, rows in sizes.items()} for column in _COUNTS.values()
         }
         self._context_uses = {name: ValueUses(sizes[name]) for name in self.manifest.context}
+        # By path in the old dataset.
+        self._places: dict[str, str] = {}
         # By entity: the rows that become vacant.
         self._vacant: dict[str, IntArray] = {}
 
@@ -220,9 +222,12 @@ class StagedDeletion:
 
     def _delete_leftovers(self) -> None:
         """Delete what a command that was killed has left: objects of the dataset that this one has replaced."""
-        listed = {FILE_NAME, BASELINES_FILE, LOCK_NAME, *(file.path for file in self.manifest.files())}
-        for name in self._staged.out.sizes().keys() - listed:
-            self._staged.out.remove(name)
+        out = self._staged.out
+        if self._staged.lock is not None:
+            self._staged.lock.check()
+        listed = {FILE_NAME, BASELINES_FILE, LOCK_NAME, *(file.path for file in read_manifest(out).files())}
+        for name in out.sizes().keys() - listed:
+            out.remove(name)
 
     def _find_rows(self, targets: pa.Array) -> IntArray:
         """Return the rows of the IDs ``targets``, sorted."""
@@ -345,8 +350,16 @@ class StagedDeletion:
         return file.model_copy(update={"path": self._place(file)})
 
     def _place(self, file: DataFile) -> str:
-        """Return the place of ``file`` in the new dataset."""
-        return self._staged.file_name(_TAG.sub("", file.path.removesuffix(".parquet")))
+        """Return the place of ``file`` in the new dataset: its own or, on S3, one with the tag of this deletion."""
+        if not self._staged.tag:
+            return file.path
+        if file.path not in self._places:
+            taken, whole = set(self._places.values()), file.path.removesuffix(".parquet")
+            place = self._staged.file_name(_TAG.sub("", whole))
+            while place in taken:
+                place, whole = self._staged.file_name(whole), f"{whole}-"
+            self._places[file.path] = place
+        return self._places[file.path]
 
     def _columns(self, file: DataFile) -> list[str]:
         names: list[str] = self._files.footer(file).schema.to_arrow_schema().names

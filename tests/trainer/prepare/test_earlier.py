@@ -166,6 +166,32 @@ def test_times_and_context_are_those_of_the_newest_dataset(
     assert problems(data) == []
 
 
+@pytest.mark.parametrize("reason", ["expiry", "small files", "another context"])
+def test_files_that_are_written_anew_keep_their_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    options: dict[str, object] = {"context": "again=item"}
+    if reason == "expiry":
+        options["expire_after"] = "customer=100"
+    elif reason == "small files":
+        monkeypatch.setattr(earlier, "_MAX_SMALL_FILES", 1)
+    day(tmp_path, "day1", [("a", 1), ("b", 2)], at=0, **options)
+    day(tmp_path, "day2", [("a", 2)], "day1", at=90, **options)
+    if reason == "another context":
+        options["context"] = {"again": "item", "hour": "timestamp:hour"}
+    data = day(tmp_path, "day3", [("a", 1)], "day2", at=150, **options)
+    (file,) = earlier_files(data)
+    found, rows = (
+        pq.read_table(data / file.path).to_pydict(),
+        {row[1]: row[0] for row in vocabulary_tuples(data, "again")},
+    )
+    items = [ids(data, "item")[row] for row in found["item"]]
+    assert len(items) == (2 if reason == "expiry" else 3)
+    assert found["again"] == [rows[item] for item in items]
+    assert set(found.get("hour", [-1])) == {-1}
+    assert problems(data) == []
+
+
 def test_many_small_files_are_merged(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(earlier, "_MAX_SMALL_FILES", 2)
     assert len(earlier_files(data)) == 2

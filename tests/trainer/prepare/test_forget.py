@@ -151,6 +151,27 @@ def test_forget_deletes_all_data_of_the_ids_only(data: Folder) -> None:
     assert forgotten.manifest.entities["customer"].vacant_rows == sorted(gone_rows)
 
 
+@pytest.mark.slow
+@AND_ON_S3
+def test_files_of_any_name_stay_apart(data: Folder) -> None:
+    """Their names end as the tags of S3 do, which a deletion there replaces by its own."""
+    manifest = read_manifest(data)
+    files = manifest.splits["train"].files
+    names = [f"train/part-20260101{number:04d}.parquet" for number in range(len(files))]
+    for file, name in zip(files, names, strict=True):
+        data.write(name, data.read(file.path))
+        data.remove(file.path)
+    renamed = [file.model_copy(update={"path": name}) for file, name in zip(files, names, strict=True)]
+    train = manifest.splits["train"].model_copy(update={"files": renamed})
+    data.remove("manifest.json")
+    manifest.model_copy(update={"splits": {**manifest.splits, "train": train}}).write(data)
+    before = interactions(data)
+    for gone in (FORGOTTEN[:1], FORGOTTEN[1:]):
+        forget_all(data, gone)
+    check_complete(data)
+    assert interactions(data)["train"] == [row for row in before["train"] if row[0] not in FORGOTTEN]
+
+
 def test_only_files_with_forgotten_rows_are_rewritten(data: Folder) -> None:
     def contents(manifest: DatasetManifest) -> dict[str, bytes]:
         return {file.path: data.read(file.path) for split in manifest.splits.values() for file in split.files}
@@ -246,7 +267,7 @@ def test_error_leaves_the_old_or_the_new_dataset_and_the_next_call_finishes(
     take_over, remove = Folder.take_over, Folder.remove
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "take_over", failing)
-        with pytest.raises(CrossfadeError, match="free some of it"):
+        with pytest.raises(CrossfadeError, match="move the dataset to a larger one"):
             forget_all(data, FORGOTTEN[2:])
     assert data.sizes() == before
     if data.on_s3:
