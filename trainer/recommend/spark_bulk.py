@@ -23,8 +23,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from crossfade.base.errors import CrossfadeError
-from crossfade.base.io.replacing import check_replaceable
+from crossfade.base.errors import CrossfadeError, Option, OptionError
+from crossfade.base.io.output import staged_folder
+from crossfade.base.io.replacing import check_replaceable, replace_folder
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.recommend.bulk import MAX_PART_QUERIES, Recommended, recommend_to_queries
 from crossfade.trainer.recommend.model import Model, open_model
@@ -38,17 +39,31 @@ _REASON = re.compile(r"^(?:crossfade|builtins)?[\w.]*(?:Error|Exception): (.+)$"
 
 
 def recommend_on_spark(model: Model, options: RecommendToOptions) -> Recommended:
-    """Recommend to all queries of ``model``, into the folder ``out`` that Spark writes.
+    """Recommend to all queries of ``model``, into the folder ``out``, which is replaced once all rows are there.
 
     ``options`` have IDs in place of the files of ``allow`` and ``deny``.
 
     Raises:
         CrossfadeError: Spark failed.
         InputError: a filter is invalid, or the folder may not be replaced.
+        OSError: a local folder cannot be written.
     """
-    out = str(options.out)
-    if "://" not in out:
-        check_replaceable(Path(out), options.overwrite, "recommendations", lambda: _find_foreign(Path(out)))
+    location = str(options.out)
+    if "://" in location:
+        if options.overwrite:
+            problem = ("is a URI, at which ", Option("overwrite"), " replaces nothing")
+            raise OptionError("out", found=location, problem=problem, fix="choose another, or delete what is there")
+        return _write(model, options, location, "errorifexists")
+    out = Path(location)
+    check_replaceable(out, options.overwrite, "recommendations", lambda: _find_foreign(out))
+    with staged_folder(out) as staging:
+        found = _write(model, options, str(staging), "overwrite")
+        replace_folder(out, staging)
+    return found
+
+
+def _write(model: Model, options: RecommendToOptions, out: str, mode: str) -> Recommended:
+    """Let Spark write ``out``, which exists if ``mode`` is to overwrite it."""
     queries = all_queries(model, options.on_unknown)
     schema = _table(model, options, slice(0, 0)).schema  # rejects filters before Spark starts
     # A run that still trains writes further checkpoints: all tasks use the one that is open.
@@ -70,7 +85,7 @@ def recommend_on_spark(model: Model, options: RecommendToOptions) -> Recommended
                 yield from _rank(named, slice(start, start + step), cores)
 
         written = starts.mapInArrow(rank, from_arrow_schema(schema)).write
-        written.mode("overwrite" if options.overwrite else "errorifexists").parquet(out)
+        written.mode(mode).parquet(out)
         return Recommended(total, spark.read.parquet(out).count())
     except (PySparkException, Py4JError) as error:
         reasons = _REASON.findall(str(error)) or str(error).strip().splitlines()

@@ -36,10 +36,13 @@ def test_rows_are_those_of_one_process(tmp_path: Path) -> None:
     assert len(files) == 8, "four tasks for each core"
     assert [row for file in files for row in pq.read_table(file).to_pylist()] == rows
     assert printed.startswith(f"{len(rows):,} recommendations to 300 of customer")
+    succeeded(crossfade(*on_spark, "--overwrite", cwd=tmp_path, variables=variables))
+    assert sorted(path.name for path in tmp_path.glob("*many*")) == [".many.lock", "many"]
     (tmp_path / "many" / "notes.txt").touch()
     for options, problem in (
         ((), "already exists; choose another"),
         (("--overwrite",), "holds 'notes.txt', which is not part of recommendations"),
+        (("--overwrite", "--out", "s3a://music/recs"), "is a URI, at which --overwrite replaces nothing"),
     ):
         result = crossfade_here(*on_spark, *options, cwd=tmp_path)
         assert (result.returncode, problem in result.stderr) == (2, True), result.stderr
