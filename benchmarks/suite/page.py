@@ -3,7 +3,7 @@
 page = render(json.loads(Path("docs/performance.json").read_text()))
 
 All sections are tables of one form: a row for each measurement, with the median and the range of its figures over
-repeats, and the ratio of its first figure to that of the section's reference, as the median of ratios within repeats.
+repeats, and the ratio of its first figure to the section's reference, as the median of ratios within repeats.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _head(record: dict[str, Any], results: Results) -> Iterator[str]:
     )
     yield _prose(
         """Figures are medians over repeats in which the measurements of a section take turns, with the range from the
-        lowest to the highest. Where there is a ratio, it is of the first figure to that of the row it names, the median
+        lowest to the highest. Where there is a ratio, it is of the first figure to the row it names, the median
         over repeats."""
     )
 
@@ -117,7 +117,7 @@ def _section_table(section: Section, results: Results, measured: Sequence[Result
 
 
 def _ratio(section: Section, results: Results, key: str) -> str:
-    """Return the ratio of the first figure of ``key`` over that of the reference in its group, such as uniform."""
+    """Return the ratio of the first figure of ``key`` to the reference in its group, such as uniform."""
     group, _, name = key.rpartition("/")
     for reference in section.references:
         ratio = results.ratio(key, f"{group}/{reference}", section.figures[0]) if name != reference else None

@@ -33,6 +33,6 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Seconds so far, those of the current block included."""
+        """Seconds so far, including the current block."""
         seconds, begin = self._state
         return seconds if begin is None else seconds + self._clock() - begin

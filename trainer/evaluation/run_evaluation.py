@@ -29,7 +29,7 @@ from crossfade.trainer.runs.run_folder import RunFolder
 
 
 def evaluate_run(options: EvaluateOptions, reporter: ProgressReporter | None = None) -> dict[str, Any]:
-    """Return the metrics of a run by split, those of baselines and, as ``options`` say, of segments.
+    """Return the metrics of a run by split, of baselines and, as ``options`` say, of segments.
 
     ``reporter`` gets the progress of tuning baselines.
 

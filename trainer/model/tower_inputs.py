@@ -156,7 +156,7 @@ class TowerInputs:
         return out_AD
 
     def gradients(self, tower: TowerSpec, gradient_AD: FloatArray) -> dict[str, FloatArray]:
-        """Compute the gradients with respect to the active rows of each table from those of the vectors."""
+        """Compute the gradients of the active rows of each table from the gradients of the vectors."""
         by_ids = {}
         if tower.id_table is not None:
             by_ids[tower.id_table.name] = gradient_AD[self.uses_id_A]

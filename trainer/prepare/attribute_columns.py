@@ -64,7 +64,7 @@ class ColumnPlan:
     Attributes:
         kind: Which of the two it is.
         number: Its position among all of its kind.
-        name: Its name, which for a feature is that of the entity of its values.
+        name: Its name; for a feature, also the name of the entity of its values.
         entity: The entity that has it.
         side: The side of the interactions on which that entity is.
         source: What its files are; None for one that only the base dataset has.
@@ -254,9 +254,9 @@ def _check_numbers(connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, sour
 def join_column(
     connection: duckdb.DuckDBPyConnection, plan: ColumnPlan, id_type: IdType | None, base: BaseDataset | None
 ) -> ColumnReport:
-    """Create the table ``joined_KEY`` (row of the entity, value); ``id_type`` is that of the values of a feature.
+    """Create the table ``joined_KEY`` (row of the entity, value); ``id_type`` is the type of a feature's values.
 
-    Rows that get no value keep those of ``base``, whose vocabulary of a feature is in ``base_KEY``.
+    Rows that get no value keep their values in ``base``, whose vocabulary of a feature is in ``base_KEY``.
 
     Raises:
         InputError: the files have a value for none of the IDs, or numbers of another length than in ``base``.

@@ -8,7 +8,7 @@
 
 What is known of IDs is in the database of the preparation: a step gets its ``given`` tables, and the tables that a step
 has ``found`` in each group are put together there. Without Spark, there is one group, in that same database
-(``local_events.py``); on Spark, there are many (``spark_events.py``). A step cannot tell the two apart, so that both
+(``local_events.py``); on Spark, there are many (``spark_events.py``). A step works the same in either, so that both
 engines give the same dataset.
 """
 
@@ -52,7 +52,7 @@ class EventGroups(ABC):
         Args:
             steps: What to do.
             given: Tables of IDs that the steps read.
-            found: Tables that the steps make, or views; those of all groups become one.
+            found: Tables or views that the steps make; the tables of all groups become one.
             changes: Whether the steps change other tables of the group.
 
         Raises:

@@ -248,7 +248,7 @@ class StagedDeletion:
         return self._without(files, dropped)
 
     def _without_rows_of(self, name: str, split: Split) -> list[DataFile]:
-        """Write interactions without those of the IDs, and count what vocabularies lose."""
+        """Write interactions without the IDs, and count what vocabularies lose."""
         other = self.manifest.item if self._entity == self.manifest.query else self.manifest.query
         lost, rows_R, left = self._lost.get(_COUNTS.get(name, ""), {}), self._vacant[self._entity], []
         self._progress.phase(f"forget in {name}", split.rows, "row")

@@ -304,7 +304,7 @@ WEIGHTS = "weights_in_train"
 def describe_interactions(connection: duckdb.DuckDBPyConnection) -> Report:
     """Report the numbers of the interactions of each split, and their times.
 
-    The view ``found_SIDE`` has the ``id`` of each, its ``count`` in train, and that of a query in each split, too. The
+    The view ``found_SIDE`` has the ``id`` of each, its ``count`` in train and, of a query, the count in each split. The
     view ``WEIGHTS`` has the ``total`` and the ``count`` of weights within a percent of each other, of which there are
     few.
     """

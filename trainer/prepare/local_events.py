@@ -1,4 +1,4 @@
-"""The events of a preparation in its own database: one group, whose tables of IDs are those of the preparation."""
+"""The events of a preparation in its own database: one group, which shares its tables of IDs with the preparation."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def _open_parquet(
 
 
 def _nested_fields(fields: Iterable[pa.Field], prefix: str = "") -> list[pa.Field]:
-    """Return ``fields``, and those of structs in them by their path, as ``user.id``."""
+    """Return ``fields``, and the fields of structs in them by their path, as ``user.id``."""
     own = [field.with_name(prefix + field.name) for field in fields]
     structs = [field for field in own if pa.types.is_struct(field.type)]
     return own + [field for struct in structs for field in _nested_fields(struct.type, f"{struct.name}.")]

@@ -42,7 +42,7 @@ _READ_ROWS = 4
 _FEW_ROWS = 1 << 22
 """Rows that go on to the working database, if no more are read."""
 _SPARE = 1.25
-"""How many times as many rows as are drawn go on, of more, beside those of queries with new events."""
+"""How many candidates are kept for each row to draw, beside the rows of queries with new events."""
 _LEAST_ROWS = 1 << 25
 """Rows that are read, if there are as many, so that the histories of queries with new events are complete."""
 _NEW_QUERIES = "SELECT p.row FROM places p JOIN counts_query c USING (number) WHERE c.count > 0"

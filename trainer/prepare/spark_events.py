@@ -67,7 +67,7 @@ _TASK_BYTES, _FEW_BYTES, _TEXT_PER_PARQUET = 16 << 20, 1 << 20, 4
 """Bytes of Parquet of a group, and those not worth two groups; text has more bytes for the same events."""
 _GIVEN_ROWS = 1 << 20
 _REASON = re.compile(r"^(?:: |Caused by: )?(?:[\w.]+\.)?\w*(?:Error|Exception): (.+)$", re.MULTILINE)
-"""The last line of a traceback of Python, the first of one of Java, or that of a cause there."""
+"""The last line of a traceback of Python, or the first line of one of Java or of a cause there."""
 _ABORTED = "Job aborted"
 _LAST_FAILURE = re.compile(r"most recent failure: (.+)$")
 
@@ -187,7 +187,7 @@ class SparkEvents(EventGroups):
             self.connection.execute(f"CREATE VIEW counts_{side} AS SELECT number, total AS count FROM ids_{side}")
 
     def write(self, layout: SplitLayout, rows: Mapping[str, int]) -> dict[str, Split]:
-        """Write all splits: the place of a row is that of the first of its query, and its place among those."""
+        """Write all splits: the place of a row is the first place of its query plus its place within the query."""
         self._progress.phase("write interactions", sum(rows.values()), "row")
         parts = [part for split in ALL_SPLITS if rows[split] for part in _file_parts(split, rows[split])]
         places = ", ".join(
@@ -231,7 +231,7 @@ class SparkEvents(EventGroups):
         return applied
 
     def _give(self, name: str) -> GivenTable:
-        """Write a table for tasks: that of queries divided between the groups."""
+        """Write a table for tasks; a table of queries is divided between the groups."""
         is_divided = name.endswith("_query")
         part = f"(hash(id) % {self._divisor})::INTEGER" if is_divided else "0"
         columns = execute(self.connection, f"DESCRIBE {name}")

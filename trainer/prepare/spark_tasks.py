@@ -316,7 +316,7 @@ def _keep(connection: duckdb.DuckDBPyConnection, writer: SectionWriter, number: 
 
 
 class Part(NamedTuple):
-    """A file of a split: the split, its number there, the rows of its row groups, and those of a full file."""
+    """A file of a split: the split, its number there, the rows of its row groups, and the rows of a full file."""
 
     split: str
     number: int

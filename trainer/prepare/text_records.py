@@ -321,7 +321,7 @@ def _parse_object(line: bytes) -> dict[str, str | None] | Text:
 
 
 def _flatten(found: Mapping[str, object], prefix: str = "") -> dict[str, str | None]:
-    """Return the values of an object as text, and those of objects in it by their path, as ``user.id``."""
+    """Return the values of an object as text, and the values of objects in it by their path, as ``user.id``."""
     values = {f"{prefix}{name}": _json_text(value) for name, value in found.items()}
     for name, value in found.items():
         values |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {}

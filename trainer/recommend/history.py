@@ -192,7 +192,7 @@ def write_histories(
 
 
 def map_histories(folder: Path) -> StoredHistories:
-    """Map the histories in ``folder`` into memory: those of a query are read when they are needed."""
+    """Map the histories in ``folder`` into memory: the history of a query is read when it is needed."""
 
     def map_file(name: str, dtype: type[np.generic]) -> NDArray[Any]:
         path = folder / name  # a file of no bytes cannot be mapped

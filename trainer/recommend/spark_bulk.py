@@ -4,7 +4,7 @@
 
 A worker process of Spark opens the model once. Executors therefore reach the model, its dataset, and the files that
 options name. A task reads the interactions once, for its queries, and ranks with the cores of a task of Spark. OUT is a
-folder of Parquet files, whose rows, in the order of the files' names, are those of a single process.
+folder of Parquet files, whose rows, in the order of the files' names, are the rows of a single process.
 """
 
 from __future__ import annotations
