@@ -30,7 +30,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def with_co_occurrence(folder: Folder, manifest: DatasetManifest, progress: ProgressReporter) -> DatasetManifest:
-    """Return ``manifest`` with what is measured in its files in ``folder``, unless it has the measure of an earlier dataset.
+    """Return ``manifest`` with the co-occurrence in its files in ``folder``, unless it has an earlier measure.
 
     So days of one model have one temperature.
     """

@@ -175,7 +175,7 @@ class MXNetGradients:
         self._loss = ScoreLoss(mx, loss, model.item.rows)
 
     def compute(self, pools: list[Pool], arrays: BatchArrays, *, shares_scores: bool) -> Results:
-        """Queue the computation of losses, whose sum is the loss of the batch, and of the gradients of both sides' vectors.
+        """Queue the computation of losses, whose sum is the loss of the batch, and of the gradients of both sides.
 
         Args:
             pools: the examples by the negatives that they share; none if negatives are drawn per example.
