@@ -115,7 +115,7 @@ class TaskFile:
     @property
     def is_dense(self) -> bool:
         """Whether the file has few bytes per event."""
-        return self.format == "parquet" or self.name.endswith((".gz", ".zst"))
+        return self.format == "parquet" or self.name.endswith(".gz")
 
     @contextmanager
     def local(self, work: Path, columns: Collection[str]) -> Iterator[RawFile]:
