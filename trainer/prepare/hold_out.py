@@ -298,15 +298,10 @@ def nothing_taken(hold_out: HoldOut, split: str, first: object, last: object) ->
     )
 
 
-WEIGHTS = "weights_in_train"
-
-
 def describe_interactions(connection: duckdb.DuckDBPyConnection) -> Report:
     """Report the numbers of the interactions of each split, and their times.
 
-    The view ``found_SIDE`` has the ``id`` of each, its ``count`` in train and, of a query, the count in each split. The
-    view ``WEIGHTS`` has the ``total`` and the ``count`` of weights within a percent of each other, of which there are
-    few.
+    The view ``found_SIDE`` has the ``id`` of each, its ``count`` in train and, of a query, the count in each split.
     """
     splits = ", ".join(f"count(*) FILTER (split = {code}) AS {split}" for code, split in enumerate(ALL_SPLITS))
     connection.execute(
@@ -316,10 +311,6 @@ def describe_interactions(connection: duckdb.DuckDBPyConnection) -> Report:
     )
     connection.execute(
         "CREATE OR REPLACE VIEW found_item AS SELECT id, count FROM counts_item JOIN ids_item USING (number)"
-    )
-    connection.execute(
-        f"CREATE OR REPLACE VIEW {WEIGHTS} AS SELECT round(100 * ln(weight)) AS part, sum(weight::DOUBLE) AS total, "
-        "count(*)::BIGINT AS count FROM train_interactions WHERE weight > 0 GROUP BY part"
     )
     negative, first, last = fetch_one(
         connection, "SELECT count(*) FILTER (weight < 0), min(timestamp), max(timestamp) FROM events"

@@ -35,7 +35,6 @@ from crossfade.trainer.prepare.events import EventTable
 from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.hold_out import (
-    WEIGHTS,
     check_split,
     check_taken,
     check_times,
@@ -50,11 +49,11 @@ from crossfade.trainer.prepare.options import PrepareOptions, Side
 from crossfade.trainer.prepare.replay import ReplayDraw
 from crossfade.trainer.prepare.split_files import SplitLayout
 from crossfade.trainer.prepare.staging import Staged, write_relation
-from crossfade.trainer.prepare.summary import Facts, describe_options, describe_stats, heavy_weights
+from crossfade.trainer.prepare.summary import Facts, describe_options, describe_stats
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 
-_FOUND = ("found_query", "found_item", WEIGHTS)
+_FOUND = ("found_query", "found_item")
 
 
 @dataclass(frozen=True)
@@ -229,8 +228,6 @@ class Preparation:
         first, last = earliest(reports, "first"), latest(reports, "last")
         if first is not None and last is not None:
             self.facts |= {"first_timestamp": first, "last_timestamp": last}
-        if options.weight is not None or options.duplicates == "sum":
-            self.facts |= heavy_weights(self.groups.connection, WEIGHTS)
         return self._count_splits(reports)
 
     def _count_splits(self, reports: Sequence[Report]) -> dict[str, int]:

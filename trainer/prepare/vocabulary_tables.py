@@ -140,14 +140,14 @@ def join_names(
     given = count_rows(connection, "given")
     connection.execute("DROP TABLE given")
     check_named(file, names, named, given)
-    return NamesReport(named=named, ignored=given - named, bad_lines=faults.count(missing=False))
+    return NamesReport(named=named, ignored=given - named, bad_lines=faults.count())
 
 
 def read_names(connection: duckdb.DuckDBPyConnection, file: RawFile, names: NamesFile, faults: Faults) -> int:
     """Create the table ``given`` (id, name; texts) of a ``file`` of names; return its lines, bad ones included."""
     open_columns(connection, file, {"id": names.id_column, "name": names.name_column}, on_fault=faults.add_line)
     with read_errors(file):
-        lines = count_rows(connection, "raw") + faults.count(missing=False)
+        lines = count_rows(connection, "raw") + faults.count()
         # Compared as text: CSV files have no types, and an int64 has only one decimal representation.
         connection.execute(
             "CREATE TABLE given AS SELECT CAST(id AS VARCHAR) AS id, arg_min(CAST(name AS VARCHAR), position) AS name "
