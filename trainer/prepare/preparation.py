@@ -35,7 +35,6 @@ from crossfade.trainer.prepare.events import EventTable
 from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.hold_out import (
-    WEIGHTS,
     check_split,
     check_taken,
     check_times,
@@ -50,11 +49,9 @@ from crossfade.trainer.prepare.options import PrepareOptions, Side
 from crossfade.trainer.prepare.replay import ReplayDraw
 from crossfade.trainer.prepare.split_files import SplitLayout
 from crossfade.trainer.prepare.staging import Staged, write_relation
-from crossfade.trainer.prepare.summary import Facts, describe_options, describe_stats, heavy_weights
+from crossfade.trainer.prepare.summary import Facts, describe_options, describe_stats
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
-
-_FOUND = ("found_query", "found_item", WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ class Preparation:
         counts = self._sum_duplicates() or counts
         newest = latest(counts, "newest")
         policies = self._filter_ids(newest, events)
-        rows = self._hold_out(newest, events)
+        rows = self._hold_out(newest, total(counts, "train"), events)
         self.groups.collect_ids()
         entities, features = self._write_vocabularies(vocabularies, events, policies)
         content = vocabularies.write_content()
@@ -204,33 +201,25 @@ class Preparation:
             self.facts |= {f"{entity}_rare": report.ids[side] for side, entity in entities.items()}
         return policies
 
-    def _hold_out(self, newest: int | None, events: EventTable) -> dict[str, int]:
-        """Hold out; return the number of interactions of each split."""
-        options, plan = self.options, plan_hold_outs(self.options)
-        gap, seed = options.hold_out_gap, options.seed
-        by_default = {split: each for split, each in plan.items() if each.by_default}
-        others = {split: each for split, each in plan.items() if not each.by_default}
+    def _hold_out(self, newest: int | None, train: int, events: EventTable) -> dict[str, int]:
+        """Hold out of ``train`` events, up to the ``newest``; return the number of interactions of each split."""
+        options, gap = self.options, self.options.hold_out_gap
+        plan = {split: each.bounded(train) for split, each in plan_hold_outs(options).items()}
         check_times(plan, gap, events.timestamps, newest)
         if plan:
             self.progress.phase("hold out", len(plan), "split")
         steps: list[Step] = [] if gap is None else [partial(drop_gaps, plan, gap)]
-        steps += [partial(create_interactions, others), partial(take, others, seed), describe_interactions]
-        reports = self.groups.apply(steps, found=() if by_default else _FOUND)
-        check_taken(others, reports)
+        steps += [create_interactions, partial(take, plan, options.seed), describe_interactions]
+        reports = self.groups.apply(steps, found=("found_query", "found_item"))
+        check_taken(plan, reports)
         if gap is not None:
             self.facts |= {name: total(reports, name) for name in ("dropped_gap", "dropped_without_history")}
-        self.facts["valid_by_default"] = bool(by_default)
-        self.facts["kept_for_train"] = total(reports, "kept_for_train")
-        if by_default:
-            bounded = {split: each.bounded(total(reports, "train")) for split, each in by_default.items()}
-            reports = self.groups.apply([partial(take, bounded, seed), describe_interactions], found=_FOUND)
+        self.facts["valid_by_default"] = any(each.by_default for each in plan.values())
+        self.facts |= {name: total(reports, name) for name in ("kept_for_train", "negative")}
         self.progress.advance(len(plan))
-        self.facts["negative"] = total(reports, "negative")
         first, last = earliest(reports, "first"), latest(reports, "last")
         if first is not None and last is not None:
             self.facts |= {"first_timestamp": first, "last_timestamp": last}
-        if options.weight is not None or options.duplicates == "sum":
-            self.facts |= heavy_weights(self.groups.connection, WEIGHTS)
         return self._count_splits(reports)
 
     def _count_splits(self, reports: Sequence[Report]) -> dict[str, int]:

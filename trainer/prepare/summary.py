@@ -20,7 +20,6 @@ from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import EARLIER, REPLAY, DatasetManifest, Split
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.prepare.database import fetch_one
 from crossfade.trainer.prepare.events import ReadStats
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.options import PrepareOptions
@@ -36,20 +35,13 @@ COUNTED = (
     "negative",
     "_timestamp",
     "_filled",
-    "_weight_share",
 )
 """Suffixes of facts that are statistics of all interactions, and so become false when some are deleted."""
 
 Facts = dict[str, str | int | float | bool | list[str] | None]
 """What the manifest records under ``source``."""
 
-HEAD_FRACTION = 100  # the head is one row, or one interaction, in this many
-_HEAVY_SHARE = 0.2
-"""Share of all weight from which on the heaviest interactions are mentioned: numbers of plays on Last.fm have 0.29.
-
-Their logarithms are better weights there, but not where the share is 0.15, as of the numbers of `crossfade synthesize`
-(docs/model.md). Ratings from 1 to 5 have at most 0.05.
-"""
+HEAD_FRACTION = 100  # the head is one row in this many
 _REMARKS = {EARLIER: "; of base datasets, known but not trained on", REPLAY: "; of base datasets, for training only"}
 _FAULTS = {
     "dropped_bad_lines": ("bad line", ""),
@@ -88,22 +80,6 @@ def popularity(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity
         f"{entity}_seen_once": once,
         f"{entity}_not_in_train": unseen,
     }
-
-
-def heavy_weights(connection: duckdb.DuckDBPyConnection, weights: str) -> Facts:
-    """Measure what share of all positive weight in train its heaviest interactions have; no fact if it is ordinary.
-
-    The table ``weights`` has the ``total`` and the ``count`` of weights of the same ``part``, in several rows.
-    """
-    summed = f"(SELECT sum(total) AS total, sum(count)::BIGINT AS count FROM {weights} GROUP BY part)"
-    share = fetch_one(
-        connection,
-        "SELECT sum(weight * greatest(0, least(count, head - heavier))) / sum(weight * count) FROM ("
-        f"SELECT weight, count, sum(count) OVER (ORDER BY weight DESC) - count AS heavier, "
-        f"sum(count) OVER () // {HEAD_FRACTION} AS head FROM (SELECT total / count AS weight, count FROM {summed}))",
-    )[0]
-    found = 0.0 if share is None else round(float(str(share)), 4)  # threads add in any order
-    return {"heaviest_weight_share": found} if found >= _HEAVY_SHARE else {}
 
 
 def describe_stats(stats: ReadStats, faults: Faults) -> Facts:
@@ -277,13 +253,7 @@ def _popularity_line(manifest: DatasetManifest, name: str) -> list[str]:
     return [line + (f"; {unseen:,} have no interaction of positive weight in train" if unseen else "")]
 
 
-def _alike(manifest: DatasetManifest, name: str) -> list[str]:
-    if not manifest.source.get(f"{name}_alike"):
-        return []
-    return [f"{_count(manifest.source, f'{name}_alike', 'id')} like another but for blanks or case"]
-
-
-_DETAILS = (_feature, _content, _cataloged, _changes, _popularity_line, _alike)
+_DETAILS = (_feature, _content, _cataloged, _changes, _popularity_line)
 """What is described of each entity below its row count."""
 
 
@@ -291,11 +261,6 @@ def _weights_and_times(manifest: DatasetManifest) -> list[str]:
     facts, lines = manifest.source, []
     if facts.get("negative"):
         lines.append(f"{facts['negative']:,} of all interactions have a negative weight (negative feedback)")
-    if isinstance(share := facts.get("heaviest_weight_share"), float):
-        lines.append(
-            f"weights: the heaviest 1 % of interactions have {share:.1%} of all weight in train; if weights are "
-            "numbers of plays, train with train.weight_scale: log"
-        )
     first, last = facts.get("first_timestamp"), facts.get("last_timestamp")
     if isinstance(first, int) and isinstance(last, int):
         zone = "; times without a zone were read as UTC" if facts.get("times_without_zone") else ""

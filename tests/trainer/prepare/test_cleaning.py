@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from preparing import forget_dataset, interactions, prepare_files, vocabulary, write_parquet, write_text
+from preparing import interactions, prepare_files, vocabulary, write_parquet, write_text
 
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.summary import format_summary
 
 pytestmark = pytest.mark.slow
@@ -132,25 +130,6 @@ def test_negative_weights_are_kept_but_not_counted(tmp_path: Path) -> None:
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(expected)
     assert {row["id"]: row["count"] for row in vocabulary(tmp_path / "out", "item")} == {1: 2, 2: 0, 3: 0}
     assert "3 of all interactions have a negative weight" in format_summary(manifest, Folder(tmp_path / "out"))
-
-
-def weighted(path: Path, weights: list[float]) -> Path:
-    """Write an event of another item for each of ``weights``, by 50 customers."""
-    count = len(weights)
-    return write_parquet(path, customer=[row % 50 for row in range(count)], item=list(range(count)), plays=weights)
-
-
-def test_few_interactions_with_most_of_the_weight_are_named(tmp_path: Path) -> None:
-    # 10 of 1,000 positive ones are 1 %, of 20 that are as heavy; neither negative nor held-out ones count.
-    train = weighted(tmp_path / "train.parquet", [40.0] * 20 + [1.0] * 980 + [-1e6] * 500)
-    test = weighted(tmp_path / "test.parquet", [1e6] * 1000)
-    manifest = prepare_files(tmp_path / "heavy", train, weight="plays", test=[test])
-    assert manifest.source["heaviest_weight_share"] == round(400 / 1780, 4)
-    summary = format_summary(manifest, Folder(tmp_path / "heavy"))
-    assert "the heaviest 1 % of interactions have 22.5% of all weight in train" in summary
-    assert "if weights are numbers of plays, train with train.weight_scale: log" in summary
-    forget_dataset(Folder(tmp_path / "heavy"), pa.array(["1"]), "customer", NullReporter())
-    assert "heaviest_weight_share" not in read_manifest(Folder(tmp_path / "heavy")).source
 
 
 def test_last_n_counts_positives_and_takes_later_negatives(tmp_path: Path) -> None:
