@@ -50,10 +50,10 @@ from crossfade.trainer.prepare.spark_tasks import (
     GroupWork,
     Part,
     Reading,
-    TaskFile,
     Workplace,
     apply_steps,
     column_names,
+    for_tasks,
     quarantined,
     read_file,
     write_part,
@@ -69,7 +69,6 @@ _GIVEN_ROWS = 1 << 20
 _REASON = re.compile(r"^(?:: |Caused by: )?(?:[\w.]+\.)?\w*(?:Error|Exception): (.+)$", re.MULTILINE)
 """The last line of a traceback of Python, or the first line of one of Java or of a cause there."""
 _ABORTED = "Job aborted"
-_LAST_FAILURE = re.compile(r"most recent failure: (.+)$")
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -97,13 +96,10 @@ def spark_context() -> Iterator[SparkContext]:
 
 
 def _cause(text: str) -> str:
-    """Return the line of a traceback that has the error: the innermost of Python, a cause of Java, or a lost task's."""
-    found = _REASON.findall(text)
-    reason = next((line for line in found if not line.startswith(_ABORTED)), None)
-    if reason is not None:
-        return str(reason)
-    last = _LAST_FAILURE.search(found[0]) if found else None
-    return last[1] if last is not None else (found or [text.strip().partition("\n")[0]])[0]
+    """Return the line of a traceback that has the error: the innermost of Python, a cause of Java, or the first."""
+    found = [str(line) for line in _REASON.findall(text)]
+    causes = [line for line in found if not line.startswith(_ABORTED)]
+    return (causes or found or [text.strip().partition("\n")[0]])[0]
 
 
 class SparkEvents(EventGroups):
@@ -140,16 +136,16 @@ class SparkEvents(EventGroups):
         """Read all files, a task each, and check what was found as if one reader had read them in order."""
         options = self._options
         check_formats(self.connection, options.timestamp_format)
-        sources = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in self._files.get(split, ())]
-        files = [TaskFile.of(file, code) for code, file in sources]
+        sources = [(file, code) for code, split in enumerate(ALL_SPLITS) for file in self._files.get(split, ())]
+        files = [file for file, _ in sources]
         self._progress.phase("read events", sum(file.bytes for file in files), "B")
         string_sides = self._base.string_id_sides() if self._base else []
         self._divisor = self._count_groups(files)
         reading = Reading(options, self._divisor, self._faults.first_row, string_sides)
-        found = self._map(partial(read_file, reading, self._place), files)
+        found = self._map(partial(read_file, reading, self._place), [(for_tasks(file), code) for file, code in sources])
         reader = EventReader(self.connection, options, string_sides, self._faults, self._base)
         reads = [partial(reader.absorb, each.state, each.faults_before) for each in found]
-        read_each(reader, [file for _, file in sources], reads, self._progress)
+        read_each(reader, files, reads, self._progress)
         if self._faults.quarantine is not None:
             for each in found:
                 for text in quarantined(self._place.folder, each):
@@ -162,9 +158,11 @@ class SparkEvents(EventGroups):
         self._groups = [Group(number) for number in range(self._divisor) if str(number) in arrived]
         return table, [each.counts for each in found]
 
-    def _count_groups(self, files: Sequence[TaskFile]) -> int:
+    def _count_groups(self, files: Sequence[Source]) -> int:
         """Return in how many groups to divide the events of ``files``."""
-        size = sum(file.bytes // (1 if file.is_dense else _TEXT_PER_PARQUET) for file in files)
+        is_dense = (file.format == "parquet" or str(file).endswith((".gz", ".zst")) for file in files)
+        pairs = zip(files, is_dense, strict=True)
+        size = sum(file.bytes // (1 if dense else _TEXT_PER_PARQUET) for file, dense in pairs)
         return max(-(-size // _TASK_BYTES), min(int(self._context.defaultParallelism), -(-size // _FEW_BYTES)), 1)
 
     def apply(
