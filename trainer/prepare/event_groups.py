@@ -23,6 +23,7 @@ import duckdb
 from crossfade.trainer.data.manifest import Split
 from crossfade.trainer.prepare.database import fetch_one
 from crossfade.trainer.prepare.events import EventTable
+from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.split_files import SplitLayout
 
 Report = dict[str, Any]
@@ -93,7 +94,9 @@ def count_events(connection: duckdb.DuckDBPyConnection, events: str = "events") 
 
 
 def replace_events(connection: duckdb.DuckDBPyConnection, events: str) -> None:
-    """Replace the table ``events`` by the result of a query."""
+    """Replace the table ``events`` by the result of a query; ``create_interactions`` counts them anew."""
     connection.execute(f"CREATE TABLE other_events AS {events}")
     connection.execute("DROP TABLE events")
     connection.execute("ALTER TABLE other_events RENAME TO events")
+    for side in SIDES:
+        connection.execute(f"DROP TABLE IF EXISTS all_counts_{side}")

@@ -38,8 +38,8 @@ from crossfade.base.options import alternatives
 from crossfade.base.text import counted
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import TimeOption, TimeSpan, check_seconds, check_span
-from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
-from crossfade.trainer.prepare.event_groups import Report, earliest, latest
+from crossfade.trainer.prepare.database import count_rows, execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.event_groups import Report, earliest, latest, replace_events
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.options import PrepareOptions, needs_timestamp
 
@@ -180,14 +180,14 @@ def drop_gaps(plan: Mapping[str, HoldOut], gap: TimeSpan, connection: duckdb.Duc
     """
     moments = _moments(plan)
     within = " OR ".join(f"timestamp BETWEEN {m.value - gap.length + 1} AND {m.value}" for m in moments)
-    in_gap = fetch_count(connection, f"DELETE FROM events WHERE split = 0 AND ({within})")
     first = min(moment.value for moment in moments)
     known = f"SELECT query FROM events WHERE split = 0 AND weight > 0 AND timestamp <= {first}"
-    late = f"split = 0 AND timestamp > {first} AND query NOT IN ({known})"
-    return {
-        "dropped_gap": in_gap,
-        "dropped_without_history": fetch_count(connection, f"DELETE FROM events WHERE {late}"),
-    }
+    left_out = [f"split = 0 AND ({within})", f"split = 0 AND timestamp > {first} AND query NOT IN ({known})"]
+    numbers = [count_rows(connection, "events")]
+    for condition in left_out:
+        replace_events(connection, f"SELECT * FROM events WHERE NOT ({condition})")
+        numbers.append(count_rows(connection, "events"))
+    return {"dropped_gap": numbers[0] - numbers[1], "dropped_without_history": numbers[1] - numbers[2]}
 
 
 def _steps(plan: Mapping[str, HoldOut]) -> list[dict[str, HoldOut]]:
@@ -221,7 +221,7 @@ def create_interactions(connection: duckdb.DuckDBPyConnection) -> Report:
     )
     for side in SIDES:
         connection.execute(
-            f"CREATE TABLE all_counts_{side} AS SELECT {side} AS number, "
+            f"CREATE TABLE IF NOT EXISTS all_counts_{side} AS SELECT {side} AS number, "
             f"count(*) FILTER (split = 0 AND weight > 0) AS count FROM events GROUP BY {side}"
         )
         connection.execute(

@@ -145,8 +145,6 @@ def prepare(
         )
     inputs = find_inputs(options)
     base = find_base(options)
-    if options.engine == "spark":
-        check_for_spark(options)
     with (
         full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir()), PREPARING_ADVICE),
         staged_output(options.out, options.overwrite, options.work_dir) as staged,
@@ -166,18 +164,6 @@ def prepare(
             quarantine.publish()
         staged.publish(manifest)
     return manifest
-
-
-def check_for_spark(options: PrepareOptions) -> None:
-    """Check that nothing is asked for that Spark does not do here.
-
-    Raises:
-        OptionError: something is.
-    """
-    if options.order == "random":
-        problem = ("does not support ", Option("order", "random"))
-        fix = ("leave it out, or use ", Option("engine", "duckdb"))
-        raise OptionError("engine", found="spark", problem=problem, fix=fix)
 
 
 @contextmanager

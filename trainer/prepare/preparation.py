@@ -129,7 +129,7 @@ class Preparation:
             context=[plan.name for plan in context],
             lineage=self.base.lineage() if self.base else [],
             has_timestamp=layout.has_timestamp,
-            is_grouped=layout.is_grouped,
+            is_grouped=True,
             co_occurrence=self.base.manifest.co_occurrence if self.base else None,
             source={
                 **describe_options(options),
@@ -256,6 +256,5 @@ class Preparation:
             options.item.name,
             has_timestamp=has_timestamp,
             context=[plan.name for plan in options.context_plans()],
-            is_grouped=options.order == "grouped",
             seed=options.seed,
         )

@@ -201,7 +201,8 @@ class Arrived:
                 shifted = f"SELECT * REPLACE (position + {first} AS position) FROM part"
                 execute_on(connection, part, f"INSERT INTO arrived BY NAME {shifted}")
             first += rows
-        encoder.add("arrived", first, {side: f"SELECT DISTINCT {side}_id FROM arrived" for side in SIDES})
+        counted = "count(*) FILTER (split = 0 AND weight > 0) FROM arrived GROUP BY"
+        encoder.add("arrived", first, {side: f"SELECT {side}_id, {counted} {side}_id" for side in SIDES})
         connection.execute("DROP TABLE arrived")
         encoder.finish()
 
