@@ -38,7 +38,6 @@ from crossfade.trainer.prepare.input_files import (
     Source,
     find_files,
 )
-from crossfade.trainer.prepare.local_events import LocalEvents
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
 from crossfade.trainer.prepare.preparation import Inputs, Preparation
 from crossfade.trainer.prepare.staging import Staged, staged_output
@@ -183,11 +182,11 @@ def _event_groups(
         CrossfadeError: it failed.
     """
     if options.engine == "duckdb":
-        yield LocalEvents(connection, options, inputs.events, base, staged, faults, progress)
+        yield EventGroups(connection, options, inputs.events, base, staged, faults, progress)
         return
     try:
         from crossfade.trainer.prepare.spark_events import SparkEvents, spark_context
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "pyspark", "spark", Option("engine", "spark")) from error
     with spark_context() as context:
-        yield SparkEvents(context, connection, options, inputs.events, base, staged, faults, progress)
+        yield SparkEvents(connection, options, inputs.events, base, staged, faults, progress, context)
