@@ -24,7 +24,7 @@ _EXAMPLES = (
     ("crossfade prepare --sample lastfm --out data/lastfm", "Download real listening data to try things on."),
 )
 _NOTES = """\
-Text files have a header, or a JSON object in each line (.jsonl, .ndjson), and may be compressed with gzip or zstd, as
+Text files have a header, or a JSON object in each line (.jsonl, .ndjson), and may be compressed with gzip, as
 in .csv.gz. Files and --out may be on S3, with the credentials and endpoint of the AWS tools. OUT appears when
 everything is done, and not at all after an error.
 """

@@ -170,8 +170,7 @@ def _read_ids(
     connection: duckdb.DuckDBPyConnection, file: RawFile, id_column: str, column: str, as_text: bool
 ) -> IdType:
     """Append the values of a feature in one file to the table ``read``; return their type."""
-    columns, kept = {"id": id_column, "value": column}, ("value",) if as_text else ()
-    kind = open_columns(connection, file, columns, lists=("value",), kept_texts=kept)["value"]
+    kind = open_columns(connection, file, {"id": id_column, "value": column}, lists=("value",))["value"]
     if kind in ("number", "datetime"):
         raise InputError(
             f"{file}: column '{column}' holds {KIND_NAMES[kind]}; expected integers or strings: cast it, or name "

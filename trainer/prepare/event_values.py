@@ -68,7 +68,7 @@ def value_checks(
     for role in ("query", "item"):
         checks += _id_checks(role, kinds[role], types[role])
     if "weight" in kinds:
-        checks += _weight_checks(kinds["weight"], options.decimal)
+        checks += _weight_checks(kinds["weight"])
     if "event" in kinds:
         checks += _event_checks(kinds["event"], options.event_weights)
     if "timestamp" in kinds:
@@ -105,16 +105,14 @@ def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
     return checks
 
 
-def _weight_checks(kind: Kind, decimal: str) -> list[Check]:
-    expected, number = "expected a finite number", _number_sql(decimal)
-    weight, point = f"TRY_CAST({number} AS FLOAT)", "has a comma; write it with a decimal point, as 1234.5"
-    by_option: Text = (f"{point}, or name the separator with ", Option("decimal", ","))
+def _weight_checks(kind: Kind) -> list[Check]:
+    expected, number, weight = "expected a finite number", "TRY_CAST(weight AS DOUBLE)", "TRY_CAST(weight AS FLOAT)"
     if kind == "datetime":
         return [Check("weight", "true", f"is a date; {expected}")]
     comma = f"regexp_full_match(CAST(weight AS VARCHAR), '{_COMMA}')"
     return [
         Check("weight", _is_missing("weight", kind), f"is missing; {expected} in every row", missing=True),
-        Check("weight", f"{number} IS NULL AND {comma}", by_option if decimal == "." else point),
+        Check("weight", f"{number} IS NULL AND {comma}", "has a comma; write it with a decimal point, as 1234.5"),
         Check("weight", f"{number} IS NULL", f"is not a number; {expected}"),
         Check("weight", f"NOT isfinite({number})", f"is not finite; {expected}"),
         Check(
@@ -165,17 +163,12 @@ def timestamp_sql(timestamp_type: str | None, formats: Sequence[str] = ()) -> st
     return formats_sql(formats) if formats else ISO_SQL
 
 
-def _number_sql(decimal: str) -> str:
-    number = "weight" if decimal == "." else f"replace(CAST(weight AS VARCHAR), {literal(decimal)}, '.')"
-    return f"TRY_CAST({number} AS DOUBLE)"
-
-
-def weight_sql(has_weight: bool, event_weights: Mapping[str, float], decimal: str = ".") -> str:
+def weight_sql(has_weight: bool, event_weights: Mapping[str, float]) -> str:
     """Return SQL for the weight as a 32-bit float: that of the event, the column, or 1, whichever is given first."""
     if event_weights:
         cases = " ".join(f"WHEN {literal(event)} THEN {float(weight)!r}" for event, weight in event_weights.items())
         return f"CAST(CASE CAST(event AS VARCHAR) {cases} END AS FLOAT)"
-    return f"TRY_CAST({_number_sql(decimal)} AS FLOAT)" if has_weight else "1.0::FLOAT"
+    return "TRY_CAST(weight AS FLOAT)" if has_weight else "1.0::FLOAT"
 
 
 _ROLE_NAMES = {

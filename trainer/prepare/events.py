@@ -13,7 +13,7 @@ Where events have columns of context, the table ``event_context`` has their valu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,13 +46,11 @@ from crossfade.trainer.prepare.raw_files import (
     Kind,
     close_raw,
     counted_records,
-    find_delimiter,
     open_adjacency,
     open_columns,
     read_errors,
 )
 from crossfade.trainer.prepare.source_columns import possible_columns
-from crossfade.trainer.prepare.text_records import DELIMITERS
 from crossfade.trainer.prepare.timestamp_formats import check_formats, find_unnamed_formats, has_times_without_zone
 
 if TYPE_CHECKING:
@@ -65,8 +63,7 @@ _TYPED_ROLES = ("query", "item", "timestamp")
 class ReadStats:
     """The numbers of files and rows that were read, and of rows that were left out, by reason.
 
-    ``delimiters``: what separates fields, where that is not what the format has by default. ``times_without_zone``:
-    whether there were any, which are read as UTC.
+    ``times_without_zone``: whether there were any, which are read as UTC.
     """
 
     files: int = 0
@@ -76,14 +73,13 @@ class ReadStats:
     from_until: int = 0
     zero_weight: int = 0
     lines_without_items: int = 0
-    delimiters: set[str] = field(default_factory=set)
     times_without_zone: bool = False
 
     def add(self, other: ReadStats) -> None:
         """Add those of other files."""
         for name, value in vars(other).items():
             own = getattr(self, name)
-            setattr(self, name, own | value if isinstance(own, set | bool) else own + value)
+            setattr(self, name, own | value if isinstance(own, bool) else own + value)
 
 
 @dataclass(frozen=True)
@@ -199,7 +195,7 @@ class EventReader:
         self.faults = faults
         self._base = base
         self._time_range = options.time_range()
-        self._weight_sql = weight_sql(options.weight is not None, options.event_weights, options.decimal)
+        self._weight_sql = weight_sql(options.weight is not None, options.event_weights)
         context = {plan.key: plan.source for plan in options.context_plans() if not plan.is_derived}
         self._context = list(context)
         self.columns = _columns_by_role(options, context)
@@ -218,7 +214,7 @@ class EventReader:
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events, unless the preparation is to end because of a fault."""
         faults_before = self.faults.count(missing=False)
-        kinds, file = self._open(file)
+        kinds = self._open(file)
         self._stats.files += 1
         bad_lines = self.faults.count(missing=False) - faults_before
         self._stats.rows += bad_lines
@@ -280,21 +276,12 @@ class EventReader:
             raise
         self.faults.absorb(state["faults"])
 
-    def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
-        """Open ``file`` as ``raw``; return the kinds of its columns by role, and the file with its delimiter."""
+    def _open(self, file: RawFile) -> dict[str, Kind]:
+        """Open ``file`` as ``raw``; return the kinds of its columns by role."""
         if file.format == "lightgcn":
             self._stats.lines_without_items += open_adjacency(self._connection, file, self.faults.add_line)
-            return {"query": "integer", "item": "integer"}, file
-        roles = self.columns
-        if file.format in DELIMITERS:
-            text = replace(file, delimiter=self._options.delimiter, encoding=self._options.encoding)
-            file = find_delimiter(text, roles)
-        ids = {"query", "item", *self._context}
-        kept = ids if self._options.id_type == "string" else self._string_id_sides
-        kinds = open_columns(self._connection, file, roles, on_fault=self.faults.add_line, kept_texts=kept)
-        if file.delimiter is not None and file.delimiter != DELIMITERS[file.format]:
-            self._stats.delimiters.add(file.delimiter)
-        return kinds, file
+            return {"query": "integer", "item": "integer"}
+        return open_columns(self._connection, file, self.columns, on_fault=self.faults.add_line)
 
     def finish(self) -> EventTable:
         """Encode the last IDs and describe the table.

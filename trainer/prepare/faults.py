@@ -256,7 +256,7 @@ class Faults:
 
     def add_line(self, file: RawFile, record: Record) -> None:
         """Add a line that cannot be read."""
-        place = Place(str(file), "line", record.line, record.found)
+        place = Place(str(file), "line", record.line)
         self.add(record.problem, [place], 1, record.describe(file))
         if self.quarantine is not None:
             self.quarantine.write(str(file), "line", record.line, record.problem, record.text)

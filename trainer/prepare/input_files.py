@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import get_args
 from urllib.parse import unquote, urlsplit
 
 from crossfade.base.errors import InputError, Option, Text
@@ -24,8 +24,6 @@ from crossfade.base.io.regular_files import FoundFile
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.trainer.prepare.lake_tables import is_table, names_table, table_files
 from crossfade.trainer.prepare.options import Format
-
-Compression = Literal["gzip", "zstd"]
 
 FORMATS: tuple[str, ...] = get_args(Format)
 EXTENSIONS: dict[str, Format] = {
@@ -36,8 +34,7 @@ EXTENSIONS: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
-_COMPRESSED_EXTENSIONS = (".gz", ".zst")
-_MAGIC_NUMBERS: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_GZIP, _GZIP_MAGIC = ".gz", b"\x1f\x8b"
 _S3 = "s3://"
 
 
@@ -49,26 +46,23 @@ class RawFile:
         path: the file.
         format: its format.
         origin: where it was fetched from, if it is a copy: the URI.
-        delimiter: what separates the fields of a CSV or TSV file; None: not known yet.
-        encoding: the encoding of a CSV or TSV file.
+        delimiter: what separates the fields of a CSV file.
     """
 
     path: Path
     format: Format
     origin: str | None = None
-    delimiter: str | None = None
-    encoding: str = "utf-8"
+    delimiter: str = ","
 
     @property
     def bytes(self) -> int:
         """The size of the file."""
         return self.path.stat().st_size
 
-    def compression(self) -> Compression | None:
-        """Return how the file is compressed, by its first bytes: a copy or a renamed file lacks the extension."""
+    def is_compressed(self) -> bool:
+        """Return whether gzip compressed the file, by its first bytes: a copy or a renamed file lacks the extension."""
         with self.path.open("rb") as file:
-            start = file.read(4)
-        return next((name for magic, name in _MAGIC_NUMBERS.items() if start.startswith(magic)), None)
+            return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
 
     def __str__(self) -> str:
         """Return the name for messages: where the file comes from."""
@@ -152,14 +146,14 @@ def infer_format(path: str) -> Format:
         InputError: the extension is unknown.
     """
     name = PurePosixPath(path)
-    if name.suffix.lower() in _COMPRESSED_EXTENSIONS:
+    if name.suffix.lower() == _GZIP:
         name = name.with_suffix("")
     found = EXTENSIONS.get(name.suffix.lower())
     if found is None:
         known = " ".join(EXTENSIONS)
         raise InputError(
             f"{path}: the extension '{name.suffix}' has no known format; expected one of {known} (of text files also "
-            f"with {' or '.join(_COMPRESSED_EXTENSIONS)}), or ",
+            f"with {_GZIP}), or ",
             Option("format", "|".join(FORMATS)),
         )
     return found
@@ -201,7 +195,7 @@ def _matches(option: Text, pattern: str) -> list[tuple[str, Callable[[Format], S
 def _is_table_folder(option: Text, pattern: str) -> bool:
     if not pattern.startswith(_S3):
         return Path(pattern).is_dir() and is_table(Folder(pattern))
-    if PurePosixPath(pattern).suffix.lower() in (*EXTENSIONS, *_COMPRESSED_EXTENSIONS):
+    if PurePosixPath(pattern).suffix.lower() in (*EXTENSIONS, _GZIP):
         return False
     with translate_storage_errors(option, unreachable=InputError):
         return is_table(Folder(pattern))

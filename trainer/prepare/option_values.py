@@ -209,13 +209,6 @@ def _path_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _delimiter(value: object) -> object:
-    value = "\t" if value == "\\t" else value
-    if isinstance(value, str) and (len(value) != 1 or value in '"\r\n'):
-        raise ValueError("expected one character other than a quote, or \\t for a tab")
-    return value
-
-
 def _bad_line_policy(value: object) -> object:
     if value == "drop":
         return "skip"
@@ -267,7 +260,6 @@ Names = Annotated[
 ]
 Features = tuple[Annotated[FeatureFile, BeforeValidator(FeatureFile.parse)], ...]
 Entity = Annotated[EntityColumn, BeforeValidator(EntityColumn.parse)]
-Delimiter = Annotated[str | None, BeforeValidator(_delimiter)]
 BadLinePolicy = Annotated[str, BeforeValidator(_bad_line_policy)]
 """``fail``, ``skip``, or ``quarantine=FILE``."""
 ReplayShare = Annotated[float, BeforeValidator(_replay_share)]

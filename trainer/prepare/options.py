@@ -23,7 +23,6 @@ from crossfade.trainer.prepare.option_values import (
     BadLinePolicy,
     Context,
     ContextPlan,
-    Delimiter,
     Entity,
     EntityColumn,
     Features,
@@ -119,13 +118,6 @@ class PrepareOptions(Options):
     valid: tuple[Location, ...] = _input((), "read events that select the epoch", value="FILE")
     test: tuple[Location, ...] = _input((), "read events for the evaluation", value="FILE")
     format: Format | None = _input(None, "set the format of all files (default: by file extension)")
-    delimiter: Delimiter = _input(
-        None,
-        "set what separates the fields of CSV and TSV files, \\t for a tab (default: the first of , ; tab | that gives "
-        "a CSV file's header all columns)",
-        value="CHARACTER",
-    )
-    encoding: Literal["utf-8", "latin-1"] = _input("utf-8", "set the encoding of CSV and TSV files (default: utf-8)")
     sample: Literal["lastfm"] | None = _input(
         None, "prepare Last.fm HetRec 2011 (1,892 customers, 17,632 artists) instead"
     )
@@ -142,7 +134,6 @@ class PrepareOptions(Options):
         value="NAME[=COLUMN]",
     )
     weight: str | None = _columns(None, "read event weights (default: 1; weight 0 drops the event)", value="COLUMN")
-    decimal: Literal[".", ","] = _columns(".", "read weights in text with this decimal separator (default: .)")
     event: str | None = _columns(None, "read event types, which event weights map to weights", value="COLUMN")
     event_weights: Weights = _columns(
         {},

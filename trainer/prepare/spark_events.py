@@ -143,7 +143,7 @@ class SparkEvents(EventGroups):
 
     def _count_groups(self, files: Sequence[Source]) -> int:
         """Return in how many groups to divide the events of ``files``."""
-        is_dense = (file.format == "parquet" or str(file).endswith((".gz", ".zst")) for file in files)
+        is_dense = (file.format == "parquet" or str(file).endswith(".gz") for file in files)
         pairs = zip(files, is_dense, strict=True)
         size = sum(file.bytes // (1 if dense else _TEXT_PER_PARQUET) for file, dense in pairs)
         return max(-(-size // _TASK_BYTES), min(int(self.context.defaultParallelism), -(-size // _FEW_BYTES)), 1)

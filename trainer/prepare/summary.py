@@ -84,14 +84,13 @@ def popularity(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity
 
 def describe_stats(stats: ReadStats, faults: Faults) -> Facts:
     """Return what the manifest records of what was read and left out."""
-    lists = {"delimiters": sorted(stats.delimiters), "dropped_faults": faults.lines()}
     return {
         "files_read": stats.files,
         "empty_files": stats.empty_files,
         "rows_read": stats.rows,
         "dropped_bad_lines": faults.count(missing=False),
         "dropped_missing": faults.count(missing=True),
-        **{name: values for name, values in lists.items() if values},
+        **({"dropped_faults": lines} if (lines := faults.lines()) else {}),
         "dropped_before_since": stats.before_since,
         "dropped_from_until": stats.from_until,
         "dropped_zero_weight": stats.zero_weight,
@@ -299,11 +298,7 @@ def _left_out(manifest: DatasetManifest) -> list[str]:
     facts, lines = manifest.source, []
     if facts.get("rows_read"):
         empty = f", {facts['empty_files']:,} of them empty" if facts.get("empty_files") else ""
-        delimiters = facts.get("delimiters")
-        fields = f", fields separated by {' and '.join(map(repr, delimiters))}" if isinstance(delimiters, list) else ""
-        lines.append(
-            f"read: {_count(facts, 'rows_read', 'row')} of {_count(facts, 'files_read', 'file')}{empty}{fields}"
-        )
+        lines.append(f"read: {_count(facts, 'rows_read', 'row')} of {_count(facts, 'files_read', 'file')}{empty}")
     dropped = _dropped(facts, _FAULTS)
     faults = facts.get("dropped_faults")
     dropped += [f"  {line}" for line in faults] if isinstance(faults, list) else []

@@ -17,40 +17,29 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, cast
-
-import pyarrow as pa
+from typing import cast
 
 from crossfade.base.errors import InputError, Option, Text
 from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
 
-DELIMITERS = {"csv": ",", "tsv": "\t"}
-"""What separates fields, by format, where no other delimiter is given or found."""
-
 MAX_RECORD_BYTES = 2 << 20
 """The longest record of a CSV, TSV or JSON file, as in DuckDB."""
 MAX_ADJACENCY_BYTES = 256 << 20
 """The longest line of adjacency text, which may hold every item of a large catalog."""
-
 _CARRIAGE_RETURN = "has a carriage return inside a line; remove it, for instance: tr -d '\\r'"
 _OPEN_QUOTE: Text = ("a quote opens and does not close; double quotes inside fields, or use ", Option("format", "tsv"))
-_NOT_UTF8: Text = (
-    "is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8, or name the encoding of events with ",
-    Option("encoding", "latin-1"),
-)
-_BAD_NUMBER = re.compile(rb"[0-9]{19,}\S*|[0-9]*[^0-9\s]\S*")
-"""A word of a line that is not a number of at most 18 digits."""
-_HALF_PAIR = "has half of a surrogate pair, such as \\ud800, which is no text; remove it"
+_NOT_UTF8 = "is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
+_NUMBERS = re.compile(rb"\s*([0-9]{1,18}(\s+|$))*")
+"""A line of adjacency text: numbers that 64 bits hold."""
 _NOT_ADJACENCY = (
     "expected 'user item item …', non-negative integers with spaces between: fix the line, or give another format "
     "with ",
     Option("format"),
 )
-_WIDE_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _JSON_NAMES_LINES = 1000  # an object may lack some keys, so that one line does not have all
 
 
@@ -67,19 +56,16 @@ class Record:
         text: its bytes, with the line end.
         values: the values of the columns; empty if there is a problem.
         problem: why it cannot be read; empty if it can.
-        found: what is wrong, where the problem does not have it.
     """
 
     line: int
     text: bytes
     values: Sequence[str | None] = ()
     problem: Text = ""
-    found: str = ""
 
     def describe(self, file: RawFile) -> Text:
         """Describe the problem in one line, with the place."""
-        found = f"found '{self.found}'; " if self.found else ""
-        return (f"{file}, line {self.line}: {found}", self.problem)
+        return (f"{file}, line {self.line}: ", self.problem)
 
 
 class _Lines:
@@ -119,7 +105,7 @@ class _Lines:
 def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list[str], Iterator[Record]]]:
     """Open a text file; return the names of its columns and its records, of which lines without content are none.
 
-    Adjacency text has no columns, and its records have no values.
+    Adjacency text has no columns; the values of its records are all numbers of the line.
 
     Raises:
         InputError: the file has no header or, unless ``any_header``, one that cannot be split, which has no names.
@@ -129,7 +115,7 @@ def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list
         if file.format == "lightgcn":
             yield [], _adjacency_records(lines)
         elif file.format == "jsonl":
-            names = _json_names(lines, file)
+            names = _json_names(lines)
             records = _json_records(lines, names)
             if not names and (first := next(records, None)) is not None and first.problem:
                 raise InputError(first.describe(file))
@@ -161,51 +147,16 @@ def find_place(position: int, record: Record | None, first_row: int) -> tuple[st
 
 
 @contextmanager
-def open_text(file: RawFile) -> Iterator[BinaryIO]:
-    """Open a text file, decompressed.
-
-    Raises:
-        InputError: its compression is corrupt.
-        OSError: it cannot be read.
-    """
-    compression = file.compression()
-    if compression == "gzip":
-        stream: BinaryIO = cast(BinaryIO, gzip.open(file.path, "rb"))  # noqa: SIM115  (closed below)
-    elif compression == "zstd":
-        stream = io.BufferedReader(pa.CompressedInputStream(str(file.path), "zstd"))
-    else:
-        stream = file.path.open("rb")
-    with stream:
-        try:
-            yield stream
-        except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowException) as error:
-            raise InputError(
-                f"{file}: is a corrupt or truncated {compression} file ({error}); compress it again"
-            ) from error
-
-
-@contextmanager
 def _open_lines(file: RawFile) -> Iterator[_Lines]:
-    with open_text(file) as stream:
+    """Open the lines of a text file, decompressed."""
+    with gzip.open(file.path, "rb") if file.is_compressed() else file.path.open("rb") as stream:
         begin = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
-        head = begin.peek(1 << 16)
-        check_encoding(file, head)
-        if head.startswith(b"\xef\xbb\xbf"):  # a byte order mark
-            begin.read(3)
-        yield _Lines(begin.readline, MAX_ADJACENCY_BYTES if file.format == "lightgcn" else MAX_RECORD_BYTES)
-
-
-def check_encoding(file: RawFile, head: bytes) -> None:
-    """Reject a text file that is in UTF-16 or UTF-32, by its byte order mark.
-
-    Raises:
-        InputError: it is.
-    """
-    for mark, wide in _WIDE_MARKS.items():
-        if head.startswith(mark):
-            raise InputError(
-                f"{file}: is text in {wide}; expected UTF-8: convert the file: iconv -f {wide} -t UTF-8 FILE > NEW_FILE"
-            )
+        try:
+            if begin.peek(3).startswith(b"\xef\xbb\xbf"):  # a byte order mark
+                begin.read(3)
+            yield _Lines(begin.readline, MAX_ADJACENCY_BYTES if file.format == "lightgcn" else MAX_RECORD_BYTES)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{file}: is a corrupt or truncated gzip file ({error}); compress it again") from error
 
 
 class _Delimited:
@@ -213,8 +164,8 @@ class _Delimited:
 
     def __init__(self, file: RawFile, lines: _Lines) -> None:
         self._lines = lines
-        self._delimiter, self._encoding = file.delimiter or DELIMITERS[file.format], file.encoding
         self._quoted = file.format == "csv"
+        self._delimiter = file.delimiter if self._quoted else "\t"
         self._width: int | None = None
         csv.field_size_limit(MAX_RECORD_BYTES)
         self.header = next(self.records(), None)
@@ -249,7 +200,7 @@ class _Delimited:
         if len(text) > MAX_RECORD_BYTES:
             return Record(number, text, problem=_too_long(MAX_RECORD_BYTES))
         try:
-            fields = self._split(text.removesuffix(b"\n").removesuffix(b"\r").decode(self._encoding))
+            fields = self._split(text.removesuffix(b"\n").removesuffix(b"\r").decode())
         except UnicodeDecodeError:
             return Record(number, text, problem=_NOT_UTF8)
         except csv.Error as error:
@@ -268,12 +219,8 @@ class _Delimited:
         return text.split(self._delimiter)
 
 
-def _json_names(lines: _Lines, file: RawFile) -> list[str]:
-    """Return the keys of the first objects of ``file``, and put their lines back.
-
-    Raises:
-        InputError: the file is one array.
-    """
+def _json_names(lines: _Lines) -> list[str]:
+    """Return the keys of the first objects of a file, and put their lines back."""
     taken: list[bytes] = []
     while len(taken) < _JSON_NAMES_LINES and (line := lines.take()):
         taken.append(line)
@@ -284,9 +231,6 @@ def _json_names(lines: _Lines, file: RawFile) -> list[str]:
     for line in taken:
         found = _parse_object(line)
         names |= dict.fromkeys(found) if isinstance(found, dict) else {}
-    first = taken[0].strip() if taken else b""
-    if first.startswith(b"[") and not (names and first.endswith(b"]")):
-        raise InputError(f"{file}: is a JSON array; expected an object in each line, as jq -c '.[]' {file} writes them")
     return list(names)
 
 
@@ -310,22 +254,12 @@ def _parse_object(line: bytes) -> dict[str, str | None] | Text:
         if isinstance(found, dict):
             if b"\\ud" in line.lower():
                 json.dumps(found, ensure_ascii=False).encode()
-            return _flatten(found)
+            return {name: _json_text(value) for name, value in found.items()}
     except UnicodeDecodeError:
         return _NOT_UTF8
-    except UnicodeEncodeError:
-        return _HALF_PAIR
     except (ValueError, RecursionError):
         pass
     return "is not a JSON object; expected one in each line"
-
-
-def _flatten(found: Mapping[str, object], prefix: str = "") -> dict[str, str | None]:
-    """Return the values of an object as text, and the values of objects in it by their path, as ``user.id``."""
-    values = {f"{prefix}{name}": _json_text(value) for name, value in found.items()}
-    for name, value in found.items():
-        values |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {}
-    return values
 
 
 def _json_text(value: object) -> str | None:
@@ -338,8 +272,7 @@ def _adjacency_records(lines: _Lines) -> Iterator[Record]:
     while line := lines.take():
         if len(line) > MAX_ADJACENCY_BYTES:
             yield Record(lines.number, line, problem=_too_long(MAX_ADJACENCY_BYTES))
-        elif (bad := _BAD_NUMBER.search(line)) is not None:
-            found = bad[0][:40].decode("utf-8", "surrogateescape")
-            yield Record(lines.number, line, problem=_NOT_ADJACENCY, found=found)
-        elif line.strip():
-            yield Record(lines.number, line)
+        elif not _NUMBERS.fullmatch(line):
+            yield Record(lines.number, line, problem=_NOT_ADJACENCY)
+        elif values := line.decode().split():
+            yield Record(lines.number, line, values)

@@ -19,7 +19,6 @@ from preparing import (
     write_text,
 )
 
-from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.option_values import NamesFile
@@ -70,10 +69,6 @@ def json_lines() -> bytes:
     return "\n".join(lines).encode()
 
 
-def zstd(content: bytes) -> bytes:
-    return bytes(pa.compress(content, "zstd", asbytes=True))
-
-
 def test_compressed_and_delimited_files_hold_the_same_events(tmp_path: Path) -> None:
     contents = {
         "e.csv.gz": gzip.compress(delimited()),
@@ -81,46 +76,13 @@ def test_compressed_and_delimited_files_hold_the_same_events(tmp_path: Path) -> 
         "two members.csv.gz": gzip.compress(delimited()[:40]) + gzip.compress(delimited()[40:]),
         "without extension of its compression.csv": gzip.compress(delimited()),
         "e.ndjson": json_lines(),
-        "e.jsonl.zst": zstd(json_lines()),
         "semicolons.csv": delimited(";"),
         "tabs.csv": delimited("\t"),
         "bars.csv.gz": gzip.compress(delimited("|")),
     }
     files = [write_text(tmp_path / name, content) for name, content in contents.items()]
-    manifest = prepare_files(tmp_path / "out", *files, weight="w", hold_out_valid="none")
+    prepare_files(tmp_path / "out", *files, weight="w", hold_out_valid="none")
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(PLAYS * len(files))
-    assert manifest.source["delimiters"] == ["\t", ";", "|"]
-    assert "fields separated by '\\t' and ';' and '|'" in format_summary(manifest, Folder(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("form", ["jsonl", "parquet"])
-def test_values_of_nested_objects_are_columns_by_their_path(tmp_path: Path, form: str) -> None:
-    rows = [{"user": {"id": "a", "at": {"y": 5}}, "item": 1}, {"user": {"id": "b", "at": None}, "item": 2}]
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    for number, bad_line in enumerate(["", "no object"] if form == "jsonl" else [""]):
-        lines = [*map(json.dumps, rows), bad_line]
-        train = (
-            write_parquet(tmp_path / "e.parquet", **columns)
-            if form == "parquet"
-            else write_text(tmp_path / "e.jsonl", "\n".join(lines))
-        )
-        options = {"on_bad_line": "skip", "on_missing": "drop", "max_bad": 1, "hold_out_valid": "none"}
-        for column, expected in (("user.id", [("a", 1), ("b", 2)]), ("user.at.y", [(5, 1)])):
-            out = tmp_path / f"{number}{column}"
-            prepare_files(out, train, query=f"customer={column}", **options)
-            assert sorted(row[:2] for row in interactions(out, "train")) == expected
-    with pytest.raises(InputError, match=r"has no column 'user\.i' \(did you mean 'user\.id'\?\)"):
-        prepare_files(tmp_path / "out", train, query="customer=user.i")
-
-
-def test_text_in_latin_1_with_decimal_commas_is_read_as_the_options_say(tmp_path: Path) -> None:
-    text = "customer;item;w\nJosé;1;1,5\nc2;2;2,5\nc3;3\n".encode("latin-1")
-    options = {"weight": "w", "decimal": ",", "on_bad_line": "skip", "max_bad": 1, "hold_out_valid": "none"}
-    for number, lines in enumerate((text, text.replace(b"c3;3\n", b""))):  # with and without a line at fault
-        train = write_text(tmp_path / f"{number}.csv", lines)
-        prepare_files(tmp_path / f"out{number}", train, encoding="latin-1", **options)
-        found = sorted(interactions(tmp_path / f"out{number}", "train"))
-        assert found == [("José", 1, 1.5), ("c2", 2, 2.5)]
 
 
 def test_milliseconds_are_named_in_the_summary(tmp_path: Path) -> None:
@@ -132,14 +94,6 @@ def test_milliseconds_are_named_in_the_summary(tmp_path: Path) -> None:
     manifest = prepare_files(tmp_path / "out", train, timestamp="at", hold_out_valid="none")
     summary = format_summary(manifest, Folder(tmp_path / "out"))
     assert "are these epoch-ms? --timestamp-format epoch-ms reads them as seconds" in summary
-
-
-def test_given_delimiter_is_used(tmp_path: Path) -> None:
-    train = write_text(tmp_path / "e.csv", delimited(":"))
-    with pytest.raises(InputError, match="has no column 'customer'"):
-        prepare_files(tmp_path / "out", train, weight="w")
-    prepare_files(tmp_path / "out", train, weight="w", delimiter=":")
-    assert sorted(interactions(tmp_path / "out", "train")) == sorted(PLAYS)
 
 
 def test_json_values_keep_their_text_and_null_is_missing(tmp_path: Path) -> None:
