@@ -13,6 +13,7 @@ import yaml
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.base.io.disk_errors import write_failure
 from crossfade.base.io.durable_file import written_name
+from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.io.replacing import check_replaceable, replace_folder
@@ -81,7 +82,7 @@ def _find_foreign(folder: Path) -> str | None:
     run = RunFolder(folder)
     if foreign := [name for name in run.foreign_names() if written_name(name) != DATASET_FOLDER]:
         return foreign[0]
-    if (dataset := folder / DATASET_FOLDER).is_dir() and (name := foreign_name(dataset)) is not None:
+    if (dataset := folder / DATASET_FOLDER).is_dir() and (name := foreign_name(Folder(dataset))) is not None:
         return f"{DATASET_FOLDER}/{name}"
     if any(folder.iterdir()) and not _is_job(folder / JOB_FILE):
         problem = f"holds no model (it has no {JOB_FILE} of a run), so it is not replaced"

@@ -126,7 +126,6 @@ class WindowSource:
             timestamp=TIMESTAMP,
             context={name: name for name in manifest.context},
             hold_out_valid=DEFAULT,
-            order="grouped" if manifest.is_grouped else "random",
             out=str(out),
             overwrite=True,
         )

@@ -31,7 +31,6 @@ SMALL_FILES = {
     "deploy/refresh/forget.py": "changes versions of a service",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
     "kvstore/kernel_cache.py": "extends a class of numba",
-    "trainer/prepare/local_events.py": "one of two engines",
     "trainer/recommend/history_file.py": "loads DuckDB",
     "trainer/tracking/tensorboard_file.py": "for an optional package",
 }

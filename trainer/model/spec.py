@@ -271,9 +271,8 @@ def _history(
     spec, named = job.model.history, f"{source}: model.query_features names '{HISTORY}'"
     if not manifest.is_grouped:
         raise InputError(
-            f"{named}, but {job.data.path} is in random order, so that the other interactions of a query are not at "
-            "hand; prepare it with ",
-            Option("order", "grouped"),
+            f"{named}, but {job.data.path} is not grouped, so that the other interactions of a query are not at "
+            f"hand; write it with {command('prepare')}"
         )
     if spec.half_life is not None and not manifest.has_timestamp:
         raise InputError(

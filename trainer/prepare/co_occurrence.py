@@ -25,50 +25,32 @@ _MAX_INTERACTIONS, _MIN_QUERIES, _MAX_ITEMS = 500_000, 2_000, 5_000
 _MIN_EVIDENCE = 100
 """Co-occurrences, found or expected by chance, below which the lift would be off by more than about 10 %."""
 _PAIRS, _PAIRS_AT_ONCE = 20_000, 100
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-"""2^64 divided by the golden ratio: multiples of it are spread evenly."""
 
 
 def with_co_occurrence(folder: Folder, manifest: DatasetManifest, progress: ProgressReporter) -> DatasetManifest:
-    """Return ``manifest`` with the co-occurrence in its files in ``folder``, unless it has an earlier measure.
+    """Return ``manifest`` with the co-occurrence in train, whose files are in ``folder``, unless it has an earlier one.
 
-    So days of one model have one temperature.
+    So days of one model have one temperature. It is measured on the positive interactions of the first queries, which
+    are in random order; there is none if these have too few items in common.
     """
     if manifest.co_occurrence is not None:
         return manifest
     progress.phase("co-occurrence", None, "row")
-    return manifest.model_copy(update={"co_occurrence": measure_co_occurrence(folder, manifest)})
-
-
-def measure_co_occurrence(folder: Folder, manifest: DatasetManifest) -> CoOccurrence | None:
-    """Measure it in the positive interactions of train of a dataset whose files are in ``folder``.
-
-    The sample has all interactions of some random queries: the first ones in grouped order, or else a share of the
-    rows.
-
-    Returns:
-        What was found; None if there are too few co-occurrences in the sample.
-    """
     reader, train = ParquetFiles(folder), manifest.splits["train"]
-    share = max(_MAX_INTERACTIONS / train.rows, _MIN_QUERIES / manifest.entities[manifest.query].rows)
     query_N = item_N = np.empty(0, np.int64)
     for file, group in [(each, group) for each in train.files for group in range(len(each.row_groups))]:
         table = reader.read(file, group, [manifest.query, manifest.item, WEIGHT])
         table = table.filter(pc.greater(table.column(WEIGHT), 0))
         of_group = [table.column(name).to_numpy() for name in (manifest.query, manifest.item)]
-        if not manifest.is_grouped and share < 1:
-            is_chosen_N = of_group[0].astype(np.uint64) * _MIX < np.uint64(share * 2**64)
-            of_group = [ids_N[is_chosen_N] for ids_N in of_group]
         query_N, item_N = _first_of_each(
             *(np.concatenate(pair) for pair in zip((query_N, item_N), of_group, strict=True))
         )
-        if manifest.is_grouped and len(query_N) > _MAX_INTERACTIONS and len(np.unique(query_N)) > _MIN_QUERIES:
+        if len(query_N) > _MAX_INTERACTIONS and len(np.unique(query_N)) > _MIN_QUERIES:
             is_whole_N = query_N != query_N[-1]  # of the last one, there may be more
             query_N, item_N = query_N[is_whole_N], item_N[is_whole_N]
             break
-    if manifest.is_grouped:
-        query_N = np.cumsum(np.diff(query_N, prepend=query_N[:1]) != 0)  # their random order
-    return co_occurrence(query_N, item_N)
+    number_N = np.cumsum(np.diff(query_N, prepend=query_N[:1]) != 0)  # their random order
+    return manifest.model_copy(update={"co_occurrence": co_occurrence(number_N, item_N)})
 
 
 def _first_of_each(query_N: IntArray, item_N: IntArray) -> tuple[IntArray, IntArray]:

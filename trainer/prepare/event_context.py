@@ -20,17 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import duckdb
 
 from crossfade.base.errors import Option, OptionError
 from crossfade.trainer.data.time_values import exceed_seconds_range
 from crossfade.trainer.prepare.database import count_rows, identifier
-from crossfade.trainer.prepare.event_groups import EventGroups, Report
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
 from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.option_values import HOUR, PREVIOUS, WEEKDAY, ContextPlan
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
+
+if TYPE_CHECKING:
+    from crossfade.trainer.prepare.event_groups import EventGroups, Report
 
 NO_ROW = -1
 _DERIVED = {

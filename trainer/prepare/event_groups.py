@@ -7,43 +7,60 @@
     groups.apply([partial(find_sightings, "item")], given=["pending_item"], found=["sighted_item"], changes=False)
 
 What is known of IDs is in the database of the preparation: a step gets its ``given`` tables, and the tables that a step
-has ``found`` in each group are put together there. Without Spark, there is one group, in that same database
-(``local_events.py``); on Spark, there are many (``spark_events.py``). A step works the same in either, so that both
-engines give the same dataset.
+has ``found`` in each group are put together there. Without Spark, there is one group, in that same database; on Spark,
+there are many (``spark_events.py``). A step works the same in either, so that both engines give the same dataset.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 
 from crossfade.trainer.data.manifest import Split
+from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.database import fetch_one
-from crossfade.trainer.prepare.events import EventTable
+from crossfade.trainer.prepare.event_context import context_columns_sql
+from crossfade.trainer.prepare.events import EventTable, read_events
+from crossfade.trainer.prepare.extend import BaseDataset
+from crossfade.trainer.prepare.faults import Faults
+from crossfade.trainer.prepare.id_encoder import SIDES
+from crossfade.trainer.prepare.input_files import Source
+from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.split_files import SplitLayout
+from crossfade.trainer.prepare.staging import Staged
 
 Report = dict[str, Any]
 """What a step has found in a group, as JSON."""
 Step = Callable[[duckdb.DuckDBPyConnection], Report]
 
 
-class EventGroups(ABC):
-    """The events of a preparation, whose IDs are in the database ``connection``."""
+@dataclass
+class EventGroups:
+    """The events of ``files``, by split, of a preparation whose IDs are in the database ``connection``: one group."""
 
     connection: duckdb.DuckDBPyConnection
+    options: PrepareOptions
+    files: Mapping[str, Sequence[Source]]
+    base: BaseDataset | None
+    staged: Staged
+    faults: Faults
+    progress: ProgressReporter
 
-    @abstractmethod
     def read(self) -> tuple[EventTable, list[Report]]:
         """Read the files; return what they have, and reports as of ``count_events``.
 
         Raises:
             InputError: a file is wrong.
         """
+        table = read_events(
+            self.connection, self.files, self.staged.work, self.options, self.base, self.faults, self.progress
+        )
+        return table, [count_events(self.connection)]
 
-    @abstractmethod
     def apply(
         self, steps: Sequence[Step], *, given: Sequence[str] = (), found: Sequence[str] = (), changes: bool = True
     ) -> list[Report]:
@@ -58,14 +75,28 @@ class EventGroups(ABC):
         Raises:
             InputError: a step did.
         """
+        report: Report = {}
+        for step in steps:
+            report |= step(self.connection)
+        return [report]
 
-    @abstractmethod
     def collect_ids(self) -> None:
         """Have the tables ``ids_SIDE`` and ``counts_SIDE`` of all events, after ``describe_interactions``."""
 
-    @abstractmethod
     def write(self, layout: SplitLayout, rows: Mapping[str, int]) -> dict[str, Split]:
         """Write the splits, with so many ``rows``, once vocabularies and the table ``places`` are made."""
+        return {split: self._write_split(layout, split, rows[split]) for split in ALL_SPLITS if rows[split]}
+
+    def _write_split(self, layout: SplitLayout, split: str, rows: int) -> Split:
+        context, joins = context_columns_sql(self.options.context_plans())
+        timestamp = ", timestamp" if layout.has_timestamp else ""
+        source = "train_interactions" if split == "train" else "interactions"
+        joined = (
+            f"{source} e JOIN places q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
+            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)}"
+        )
+        columns = f"q.row AS query, i.row AS item, e.weight{timestamp}{context}"
+        return layout.write(self.connection, self.staged, split, columns, joined, rows, self.progress)
 
 
 def total(reports: Sequence[Report], name: str) -> int:
@@ -93,7 +124,9 @@ def count_events(connection: duckdb.DuckDBPyConnection, events: str = "events") 
 
 
 def replace_events(connection: duckdb.DuckDBPyConnection, events: str) -> None:
-    """Replace the table ``events`` by the result of a query."""
+    """Replace the table ``events`` by the result of a query; ``create_interactions`` counts them anew."""
     connection.execute(f"CREATE TABLE other_events AS {events}")
     connection.execute("DROP TABLE events")
     connection.execute("ALTER TABLE other_events RENAME TO events")
+    for side in SIDES:
+        connection.execute(f"DROP TABLE IF EXISTS all_counts_{side}")

@@ -406,11 +406,11 @@ class EventReader:
         return latest, [number for number in numbers[:4] if isinstance(number, int)], violated
 
     def _collect_ids(self, relation: str, kept: str) -> None:
-        """Create the tables ``file_SIDE`` of the IDs in ``relation``, and of whether a ``kept`` event has each."""
+        """Create the tables ``file_SIDE`` of the IDs in ``relation``, with their ``kept`` events, and positive ones."""
+        counts = f"count(*) FILTER ({kept}) AS kept, count(*) FILTER ({kept} AND {self._weight_sql} > 0) AS positives"
         for side in SIDES:
             self._connection.execute(
-                f"CREATE OR REPLACE TABLE file_{side} AS "
-                f"SELECT {side}, bool_or({kept}) AS is_kept FROM {relation} GROUP BY {side}"
+                f"CREATE OR REPLACE TABLE file_{side} AS SELECT {side}, {counts} FROM {relation} GROUP BY {side}"
             )
 
     def _kept_sql(self, timestamp: str) -> str:
@@ -429,7 +429,8 @@ class EventReader:
                 *(f"nullif(CAST({role} AS VARCHAR), '') AS {role}" for role in self._context),
             )
         )
-        ids = {side: f"SELECT {id_sql(side, types[side])} FROM file_{side} WHERE is_kept" for side in SIDES}
+        count = "positives" if split == 0 else "0"
+        ids = {side: f"SELECT {id_sql(side, types[side])}, {count} FROM file_{side} WHERE kept > 0" for side in SIDES}
         kept = f"(SELECT {selected} FROM {sound} WHERE {self._kept_sql(timestamp)})"
         self._append(kept, rows, ids)
 

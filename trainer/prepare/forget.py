@@ -14,14 +14,15 @@ Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +33,11 @@ from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.disk_errors import full_disk_errors
 from crossfade.base.io.folder import Folder
-from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.trainer.data.column_names import WEIGHT
-from crossfade.trainer.data.features import iter_content, iter_pairs
+from crossfade.trainer.data.features import ROW, VALUE
 from crossfade.trainer.data.manifest import (
-    BASELINES_FILE,
     EARLIER,
-    FILE_NAME,
+    REPLAY,
     Content,
     DataFile,
     DatasetManifest,
@@ -56,31 +55,10 @@ from crossfade.trainer.prepare.options import ForgetOptions
 from crossfade.trainer.prepare.staging import Staged, staged_output
 from crossfade.trainer.prepare.summary import COUNTED
 
-_TAG = re.compile(r"-[0-9a-f]{12}$")
 _COUNTS = {"train": "count", f"{EARLIER}/train": "earlier_count"}
 """The columns of a vocabulary that count interactions, by the folder of their files."""
 _NEVER_NULL = {"count": 0, "earlier_count": 0, "lineage_index": 0}
 """Columns of a vocabulary that have a value in every row, with their value in vacant rows."""
-_NO_ROWS = np.empty(0, np.int64)
-
-
-class ValueUses:
-    """Counts the uses of each value that are dropped, and those that are left.
-
-    Values that nothing else uses become vacant too, since they could identify who had them.
-    """
-
-    def __init__(self, values: int) -> None:
-        self._dropped_V, self._left_V = (np.zeros(values, np.int64) for _ in range(2))
-
-    def add(self, value_N: IntArray, is_dropped_N: BoolArray) -> None:
-        """Count the uses ``value_N``; below 0 there is no value."""
-        np.add.at(self._dropped_V, value_N[is_dropped_N & (value_N >= 0)], 1)
-        np.add.at(self._left_V, value_N[~is_dropped_N & (value_N >= 0)], 1)
-
-    def vacant(self) -> IntArray:
-        """Return the values of which all uses are dropped, sorted."""
-        return np.flatnonzero((self._dropped_V > 0) & (self._left_V == 0))
 
 
 @dataclass(frozen=True)
@@ -131,13 +109,11 @@ def staged_deletion(
 
 
 def _check_entity(folder: Folder, manifest: DatasetManifest, entity: str) -> None:
-    if entity not in manifest.entities:
-        raise InputError(f"{folder.uri}: has no entity '{entity}'; it has {', '.join(manifest.entities)}")
-    if entity not in (sides := (manifest.query, manifest.item)):
-        owner = manifest.feature_owners().get(entity)
-        kind = "context of events" if owner is None else f"a feature of {owner}"
+    sides = (manifest.query, manifest.item)
+    if entity not in sides:
         raise InputError(
-            f"{folder.uri}: '{entity}' is {kind}; expected ids of {' or '.join(sides)}, with which it is forgotten"
+            f"{folder.uri}: has no ids of '{entity}' to forget; expected {' or '.join(sides)}, with which "
+            "their features and context are forgotten"
         )
 
 
@@ -160,33 +136,54 @@ class StagedDeletion:
         self._lost = {
             column: {name: np.zeros(rows, np.int64) for name, rows in sizes.items()} for column in _COUNTS.values()
         }
-        self._context_uses = {name: ValueUses(sizes[name]) for name in self.manifest.context}
-        # By path in the old dataset.
-        self._places: dict[str, str] = {}
-        # By entity: the rows that become vacant.
-        self._vacant: dict[str, IntArray] = {}
+        # By entity of context or of a feature: the uses of each row that stay, and those that go.
+        of_values = (*self.manifest.context, *self.manifest.feature_owners())
+        self._uses = {name: np.zeros((2, sizes[name]), np.int64) for name in of_values}
+        self._rows_R = np.empty(0, np.int64)
+        self._numbers: dict[str, Iterator[int]] = defaultdict(count)
 
     def write(self, ids: pa.StringArray) -> None:
-        """Write the files of the dataset without ``ids``."""
+        """Write the files of the dataset without ``ids``; nothing, if it has none of them."""
         old = self.manifest
         _check_links(self._staged.out, old)
-        targets = typed_ids(ids, old.entities[self._entity].id_type)
-        rows_R = self._vacant[self._entity] = self._find_rows(targets)
-        waiting = self._without_pending(targets)
-        interactions = {name: self._without_rows_of(name, split) for name, split in old.interactions().items()}
-        self._vacant |= {name: uses.vacant() for name, uses in self._context_uses.items()}
+        described = old.entities[self._entity]
+        targets = typed_ids(ids, described.id_type)
+
+        def is_target(table: pa.Table) -> BoolArray:
+            found_N: BoolArray = pc.is_in(table.column("id"), value_set=targets).to_numpy()
+            return found_N
+
+        for table in Vocabulary(self._staged.out, old, self._entity).iter_tables(["row", "id"]):
+            self._rows_R = np.append(self._rows_R, table.column("row").to_numpy()[is_target(table)])
+        pending = sum(int(is_target(table).sum()) for file in described.pending for table in self._read(file, ["id"]))
+        new = old.model_copy(update=self._changes(is_target)) if len(self._rows_R) or pending else old
+        left = {name: split.rows for name, split in new.interactions().items()}
+        self.report = ForgetReport(
+            folder=self._staged.out,
+            manifest=new,
+            entity=self._entity,
+            requested=len(ids),
+            found=len(self._rows_R),
+            pending=pending,
+            interactions={name: split.rows - left.get(name, 0) for name, split in old.interactions().items()},
+            files_rewritten=self._rewritten,
+        )
+
+    def _changes(self, is_target: Callable[[pa.Table], BoolArray]) -> dict[str, Any]:
+        """Write all files, and return what changes in the manifest."""
+        old = self.manifest
+        left = {name: self._without_rows_of(name, split) for name, split in old.interactions().items()}
         features = {
-            owner: {name: self._without_pairs(owner, name) for name in of} for owner, of in old.features.items()
+            owner: {name: self._without_pairs(owner, name, feature) for name, feature in of.items()}
+            for owner, of in old.features.items()
         }
         content = {
-            owner: {name: self._without_content(owner, name) for name in of} for owner, of in old.content.items()
+            owner: {name: self._without_content(owner, name, column) for name, column in of.items()}
+            for owner, of in old.content.items()
         }
-        entities = {name: self._without_ids(name, entity) for name, entity in old.entities.items()}
-        entities[self._entity] = entities[self._entity].model_copy(update={"pending": waiting})
-        left = {name: Split(files=files) for name, files in interactions.items()}
-        replay = left.get("replay")
-        changes = {
-            "entities": entities,
+        replay = left.get(REPLAY)
+        return {
+            "entities": {name: self._without_ids(name, entity, is_target) for name, entity in old.entities.items()},
             "splits": {name: left[name] for name in old.splits},
             "earlier": {name: left[f"{EARLIER}/{name}"] for name in old.earlier},
             "replay": replay if replay and replay.files else None,
@@ -197,16 +194,6 @@ class StagedDeletion:
             # Statistics of all interactions are no longer true.
             "source": {name: fact for name, fact in old.source.items() if not name.endswith(COUNTED)},
         }
-        self.report = ForgetReport(
-            folder=self._staged.out,
-            manifest=old.model_copy(update=changes) if self._rewritten else old,
-            entity=self._entity,
-            requested=len(ids),
-            found=len(rows_R),
-            pending=_rows(old.entities[self._entity].pending) - _rows(waiting),
-            interactions={name: split.rows - left[name].rows for name, split in old.interactions().items()},
-            files_rewritten=self._rewritten,
-        )
 
     def publish(self) -> ForgetReport:
         """Replace the dataset, if it holds anything of the IDs, and return the report.
@@ -216,93 +203,72 @@ class StagedDeletion:
         """
         if self._rewritten:
             self._staged.publish(self.report.manifest)
-        elif self._staged.out.on_s3:
-            self._delete_leftovers()
+        else:
+            self._staged.delete_leftovers()
         return self.report
 
-    def _delete_leftovers(self) -> None:
-        """Delete what a command that was killed has left: objects of the dataset that this one has replaced."""
-        out = self._staged.out
-        if self._staged.lock is not None:
-            self._staged.lock.check()
-        listed = {FILE_NAME, BASELINES_FILE, LOCK_NAME, *(file.path for file in read_manifest(out).files())}
-        for name in out.sizes().keys() - listed:
-            out.remove(name)
-
-    def _find_rows(self, targets: pa.Array) -> IntArray:
-        """Return the rows of the IDs ``targets``, sorted."""
-        self._progress.phase(f"find {self._entity}", self.manifest.entities[self._entity].rows, "row")
-        found = [_NO_ROWS]
-        for table in Vocabulary(self._staged.out, self.manifest, self._entity).iter_tables(["row", "id"]):
-            is_target = pc.is_in(table.column("id"), value_set=targets)
-            found.append(table.column("row").filter(is_target).to_numpy())
-            self._progress.advance(table.num_rows)
-        return np.concatenate(found)
-
-    def _without_pending(self, targets: pa.Array) -> list[DataFile]:
-        dropped: dict[str, list[BoolArray]] = defaultdict(list)
-        files = self.manifest.entities[self._entity].pending
-        for file in files:
-            for table in self._read(file, ["id"]):
-                dropped[file.path].append(pc.is_in(table.column("id"), value_set=targets).to_numpy())
-        return self._without(files, dropped)
-
-    def _without_rows_of(self, name: str, split: Split) -> list[DataFile]:
+    def _without_rows_of(self, name: str, split: Split) -> Split:
         """Write interactions without the IDs, and count what vocabularies lose."""
-        other = self.manifest.item if self._entity == self.manifest.query else self.manifest.query
-        lost, rows_R, left = self._lost.get(_COUNTS.get(name, ""), {}), self._vacant[self._entity], []
-        self._progress.phase(f"forget in {name}", split.rows, "row")
-        for file in split.files:
-            dropped = []
-            for table in self._read(file, [self._entity, other, *self._context_uses, WEIGHT]):
-                is_dropped_N = np.isin(table.column(self._entity).to_numpy(), rows_R)
-                is_counted_N = is_dropped_N & (table.column(WEIGHT).to_numpy() > 0)
-                for entity in {self._entity, other, *self._context_uses} & lost.keys():
-                    row_N = table.column(entity).to_numpy()
-                    np.add.at(lost[entity], row_N[is_counted_N & (row_N >= 0)], 1)
-                for entity, uses in self._context_uses.items():
-                    uses.add(table.column(entity).to_numpy(), is_dropped_N)
-                dropped.append(is_dropped_N)
-                self._progress.advance(table.num_rows)
-            left += self._without([file], {file.path: dropped})
-        return left
+        lost = self._lost.get(_COUNTS.get(name, ""), {})
+        entities = [self.manifest.query, self.manifest.item, *self.manifest.context]
 
-    def _without_pairs(self, owner: str, name: str) -> Feature:
-        """Write a feature without the pairs of vacant rows, and find the values that no other row has."""
-        feature, uses = self.manifest.features[owner][name], ValueUses(self.manifest.entities[name].rows)
-        dropped: dict[str, list[BoolArray]] = defaultdict(list)
-        self._progress.phase(f"forget in {name}", feature.pairs, "row")
-        for file, row_N, value_N in iter_pairs(self._staged.out, self.manifest, owner, name):
-            is_dropped_N = np.isin(row_N, self._vacant.get(owner, _NO_ROWS))
+        def is_dropped(table: pa.Table) -> BoolArray:
+            is_dropped_N = np.isin(table.column(self._entity).to_numpy(), self._rows_R)
+            is_counted_N = is_dropped_N & (table.column(WEIGHT).to_numpy() > 0)
+            for entity in entities:
+                row_N = table.column(entity).to_numpy()
+                if lost:
+                    np.add.at(lost[entity], row_N[is_counted_N & (row_N >= 0)], 1)
+                if entity in self._uses:
+                    np.add.at(self._uses[entity], (is_dropped_N[row_N >= 0].astype(int), row_N[row_N >= 0]), 1)
+            return is_dropped_N
+
+        return Split(files=self._without(name, split.files, [*entities, WEIGHT], is_dropped))
+
+    def _without_pairs(self, owner: str, name: str, feature: Feature) -> Feature:
+        """Write a feature without the pairs of vacant rows, and count what its values lose."""
+
+        def is_dropped(table: pa.Table) -> BoolArray:
+            row_N, value_N = table.column(ROW).to_numpy(), table.column(VALUE).to_numpy()
             for lost in self._lost.values():
                 np.add.at(lost[name], value_N, lost[owner][row_N])
-            uses.add(value_N, is_dropped_N)
-            dropped[file.path].append(is_dropped_N)
-            self._progress.advance(len(row_N))
-        self._vacant[name] = uses.vacant()
-        return feature.model_copy(update={"files": self._without(feature.files, dropped)})
+            is_dropped_N = np.isin(row_N, self._vacant_rows(owner))
+            np.add.at(self._uses[name], (is_dropped_N.astype(int), value_N), 1)
+            return is_dropped_N
 
-    def _without_content(self, owner: str, name: str) -> Content:
-        column, dropped = self.manifest.content[owner][name], defaultdict[str, list[BoolArray]](list)
-        for file, row_N, _ in iter_content(self._staged.out, self.manifest, owner, name):
-            dropped[file.path].append(np.isin(row_N, self._vacant.get(owner, _NO_ROWS)))
-        return column.model_copy(update={"files": self._without(column.files, dropped)})
+        return Feature(files=self._without(name, feature.files, [ROW, VALUE], is_dropped))
 
-    def _without_ids(self, name: str, entity: Entity) -> Entity:
-        """Write a vocabulary with lower counts, and vacant rows emptied."""
-        vacant_R = self._vacant.get(name, _NO_ROWS)
-        lost = [of[name] for of in self._lost.values()]
-        changed_R = np.union1d(vacant_R, np.flatnonzero(np.logical_or.reduce(lost)))
+    def _without_content(self, owner: str, name: str, column: Content) -> Content:
+        def is_dropped(table: pa.Table) -> BoolArray:
+            return np.isin(table.column(ROW).to_numpy(), self._vacant_rows(owner))
+
+        return column.model_copy(update={"files": self._without(name, column.files, [ROW], is_dropped)})
+
+    def _vacant_rows(self, name: str) -> IntArray:
+        """Return the rows of an entity that become vacant, sorted: values that only these IDs had may identify them."""
+        if name in self._uses:
+            stay_V, go_V = self._uses[name]
+            return np.flatnonzero((go_V > 0) & (stay_V == 0))
+        return self._rows_R if name == self._entity else self._rows_R[:0]
+
+    def _without_ids(self, name: str, entity: Entity, is_target: Callable[[pa.Table], BoolArray]) -> Entity:
+        """Write a vocabulary with lower counts, and vacant rows emptied; and pending IDs without the forgotten."""
+        vacant_R = self._vacant_rows(name)
+        changed_R = np.union1d(vacant_R, np.flatnonzero(np.logical_or.reduce([of[name] for of in self._lost.values()])))
         files, first = [], 0
         for file in entity.files:
             if np.searchsorted(changed_R, first) < np.searchsorted(changed_R, first + file.rows):
                 change = partial(self._reduced, name=name, vacant_R=vacant_R)
-                files += self._rewrite(file, map(change, self._read(file, self._columns(file))))
+                files += self._rewrite(file, map(change, self._read(file)))
             else:
                 files.append(self._take_over(file))
             first += file.rows
+        pending = entity.pending
+        if name == self._entity:
+            pending = self._without(f"pending {name}", pending, ["id"], is_target)
+        else:
+            pending = [self._take_over(file) for file in pending]
         vacant = np.union1d(np.array(entity.vacant_rows, np.int64), vacant_R)
-        pending = [self._take_over(file) for file in entity.pending] if name != self._entity else []
         return entity.model_copy(update={"files": files, "vacant_rows": vacant.tolist(), "pending": pending})
 
     def _reduced(self, table: pa.Table, name: str, vacant_R: IntArray) -> pa.Table:
@@ -319,17 +285,24 @@ class StagedDeletion:
             table = table.set_column(index, field, values)
         return table
 
-    def _without(self, files: Sequence[DataFile], dropped: Mapping[str, Sequence[BoolArray]]) -> list[DataFile]:
-        """Write ``files`` without the rows that are ``dropped``: by path, for each row group that has rows."""
+    def _without(
+        self,
+        name: str,
+        files: Sequence[DataFile],
+        columns: list[str],
+        is_dropped: Callable[[pa.Table], BoolArray],
+    ) -> list[DataFile]:
+        """Write ``files`` without the rows of which ``is_dropped`` is true, given the ``columns`` of a row group."""
+        self._progress.phase(f"forget in {name}", sum(file.rows for file in files), "row")
         left = []
         for file in files:
-            masks = dropped.get(file.path, ())
+            masks = [is_dropped(table) for table in self._read(file, columns)]
             if any(mask_N.any() for mask_N in masks):
-                tables = self._read(file, self._columns(file))
-                kept = (table.filter(pa.array(~mask_N)) for table, mask_N in zip(tables, masks, strict=True))
+                kept = (table.filter(pa.array(~mask_N)) for table, mask_N in zip(self._read(file), masks, strict=True))
                 left += self._rewrite(file, kept)
             else:
                 left.append(self._take_over(file))
+            self._progress.advance(file.rows)
         return left
 
     def _rewrite(self, file: DataFile, tables: Iterable[pa.Table]) -> list[DataFile]:
@@ -346,34 +319,21 @@ class StagedDeletion:
         return [] if writer is None else [file_entry(self._staged.folder, target)]
 
     def _take_over(self, file: DataFile) -> DataFile:
-        self._staged.folder.take_over(self._place(file), self._staged.out, file.path)
-        return file.model_copy(update={"path": self._place(file)})
+        target = self._place(file)
+        self._staged.folder.take_over(target, self._staged.out, file.path)
+        return file.model_copy(update={"path": target})
 
     def _place(self, file: DataFile) -> str:
-        """Return the place of ``file`` in the new dataset: its own or, on S3, one with the tag of this deletion."""
-        if not self._staged.tag:
-            return file.path
-        if file.path not in self._places:
-            taken, whole = set(self._places.values()), file.path.removesuffix(".parquet")
-            place = self._staged.file_name(_TAG.sub("", whole))
-            while place in taken:
-                place, whole = self._staged.file_name(whole), f"{whole}-"
-            self._places[file.path] = place
-        return self._places[file.path]
+        """Return the place in the new dataset of the next file of the folder of ``file``."""
+        folder = file.path.rpartition("/")[0]
+        return f"{folder}/{self._staged.file_name(f'part-{next(self._numbers[folder]):05d}')}"
 
-    def _columns(self, file: DataFile) -> list[str]:
-        names: list[str] = self._files.footer(file).schema.to_arrow_schema().names
-        return names
-
-    def _read(self, file: DataFile, columns: list[str]) -> Iterator[pa.Table]:
-        """Yield the row groups of ``file`` that have rows."""
+    def _read(self, file: DataFile, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the row groups of ``file`` that have rows: these ``columns``, or all."""
+        names = columns or self._files.footer(file).schema.to_arrow_schema().names
         for index, rows in enumerate(file.row_groups):
             if rows:
-                yield plain_strings(self._files.read(file, index, columns))
-
-
-def _rows(files: Sequence[DataFile]) -> int:
-    return sum(file.rows for file in files)
+                yield plain_strings(self._files.read(file, index, names))
 
 
 def _check_links(folder: Folder, manifest: DatasetManifest) -> None:

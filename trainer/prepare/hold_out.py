@@ -3,8 +3,7 @@
 
     plan = plan_hold_outs(options)
     check_times(plan, gap, "integer", newest)
-    create = partial(create_interactions, plan)         # the view interactions, and how many each ID has in train
-    reports = groups.apply([create, partial(take, plan, 0)])
+    reports = groups.apply([create_interactions, partial(take, plan, 0)])       # the view interactions, and others
     check_taken(plan, reports)
 
     last-N            the last N of each query entity by timestamp (ties: by item ID, then by the order of the files)
@@ -34,13 +33,13 @@ from typing import Literal
 
 import duckdb
 
-from crossfade.base.errors import Option, OptionError, Text
+from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import alternatives
 from crossfade.base.text import counted
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.data.time_values import TimeOption, TimeSpan, check_seconds, check_span
-from crossfade.trainer.prepare.database import execute, fetch_count, fetch_one
-from crossfade.trainer.prepare.event_groups import Report, earliest, latest
+from crossfade.trainer.prepare.database import count_rows, execute, fetch_count, fetch_one
+from crossfade.trainer.prepare.event_groups import Report, earliest, latest, replace_events
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.options import PrepareOptions, needs_timestamp
 
@@ -57,12 +56,6 @@ _FEW_HELD_OUT = 100
 _MOST_KEPT = 16
 """The largest N of last-N for which the latest times of each query entity are found first: they are kept in memory."""
 _COLUMNS = "query, item, weight, timestamp, split, seq"
-_REASONS = {
-    "last": "each query entity keeps one interaction in train, and none has two",
-    "random": "each query entity keeps one interaction in train, and there are few others",
-    "after": "each query entity keeps its earliest interaction in train",
-}
-"""Why a hold-out of each kind may take nothing."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +74,9 @@ class HoldOut:
     by_default: bool = False
 
     def bounded(self, rows: int) -> HoldOut:
-        """Return a default for ``rows`` interactions in train."""
-        return replace(self, fraction=min(self.fraction, DEFAULT_PAIRS / max(rows, 1)))
+        """Return this hold-out of ``rows`` interactions; a default takes about ``DEFAULT_PAIRS``, at most."""
+        most = DEFAULT_PAIRS / max(rows, 1) if self.by_default else 1.0
+        return replace(self, fraction=min(self.fraction, most))
 
     @staticmethod
     def parse(option: str, text: str) -> HoldOut:
@@ -141,13 +135,11 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
         plan["valid"] = HoldOut("hold_out_valid", text, "random", fraction=DEFAULT_FRACTION, by_default=True)
     for split, hold_out in plan.items():
         if getattr(options, split):
-            other = "valid" if split == "test" else "test"
-            only: Text = (", or use ", Option(f"hold_out_{other}"), f" for {other} only")
             raise OptionError(
                 hold_out.option,
                 found=hold_out.text,
                 problem=(f"{split} comes from ", Option(split), " files already"),
-                fix=("leave out one of the two", only if both is not None and len(plan) == 2 else ""),
+                fix="leave out one of the two",
             )
         if hold_out.kind != "random" and options.timestamp is None:
             raise needs_timestamp(hold_out.option, hold_out.text)
@@ -188,14 +180,14 @@ def drop_gaps(plan: Mapping[str, HoldOut], gap: TimeSpan, connection: duckdb.Duc
     """
     moments = _moments(plan)
     within = " OR ".join(f"timestamp BETWEEN {m.value - gap.length + 1} AND {m.value}" for m in moments)
-    in_gap = fetch_count(connection, f"DELETE FROM events WHERE split = 0 AND ({within})")
     first = min(moment.value for moment in moments)
     known = f"SELECT query FROM events WHERE split = 0 AND weight > 0 AND timestamp <= {first}"
-    late = f"split = 0 AND timestamp > {first} AND query NOT IN ({known})"
-    return {
-        "dropped_gap": in_gap,
-        "dropped_without_history": fetch_count(connection, f"DELETE FROM events WHERE {late}"),
-    }
+    left_out = [f"split = 0 AND ({within})", f"split = 0 AND timestamp > {first} AND query NOT IN ({known})"]
+    numbers = [count_rows(connection, "events")]
+    for condition in left_out:
+        replace_events(connection, f"SELECT * FROM events WHERE NOT ({condition})")
+        numbers.append(count_rows(connection, "events"))
+    return {"dropped_gap": numbers[0] - numbers[1], "dropped_without_history": numbers[1] - numbers[2]}
 
 
 def _steps(plan: Mapping[str, HoldOut]) -> list[dict[str, HoldOut]]:
@@ -204,27 +196,14 @@ def _steps(plan: Mapping[str, HoldOut]) -> list[dict[str, HoldOut]]:
     return [dict(plan)] if all_last and plan else [{split: hold_out} for split, hold_out in plan.items()]
 
 
-def _last_places(step: Mapping[str, HoldOut]) -> int:
-    """Return how many of the last interactions of a query entity the ``step`` takes."""
-    return sum(hold_out.number for hold_out in step.values())
-
-
-def _since_sql(places: int) -> str:
-    """Return SQL of the time of the last positive interaction of train at ``places``, null if there are fewer."""
-    positive = "FILTER (WHERE split = 0 AND weight > 0)"
-    return f"max(timestamp) {positive}" if places == 1 else f"(max(timestamp, {places}) {positive})[{places}]"
-
-
-def create_interactions(plan: Mapping[str, HoldOut], connection: duckdb.DuckDBPyConnection) -> Report:
+def create_interactions(connection: duckdb.DuckDBPyConnection) -> Report:
     """Create the view ``interactions`` of ``events``, of which hold-outs move some to the table ``moved``.
 
     ``train_interactions`` are those of train: queries of it alone take half the time that they take of the union.
     The view ``counts_split`` has the ``count`` of the interactions of each split, and of its ``positives``.
     The views ``counts_query`` and ``counts_item`` have each ID (``number``) of any split, and the ``count`` of its
-    interactions of positive weight in train. The times that the first step of ``plan`` needs are found on the way.
+    interactions of positive weight in train.
     """
-    places = _last_places(_steps(plan)[0]) if plan else 0
-    since = {"query": f", {_since_sql(places)} AS since" if 0 < places <= _MOST_KEPT else "", "item": ""}
     connection.execute(f"CREATE TABLE moved AS SELECT {_COLUMNS} FROM events LIMIT 0")
     connection.execute(
         f"CREATE VIEW train_interactions AS SELECT {_COLUMNS} FROM events ANTI JOIN moved USING (seq) WHERE split = 0"
@@ -242,8 +221,8 @@ def create_interactions(plan: Mapping[str, HoldOut], connection: duckdb.DuckDBPy
     )
     for side in SIDES:
         connection.execute(
-            f"CREATE TABLE all_counts_{side} AS SELECT {side} AS number, "
-            f"count(*) FILTER (split = 0 AND weight > 0) AS count{since[side]} FROM events GROUP BY {side}"
+            f"CREATE TABLE IF NOT EXISTS all_counts_{side} AS SELECT {side} AS number, "
+            f"count(*) FILTER (split = 0 AND weight > 0) AS count FROM events GROUP BY {side}"
         )
         connection.execute(
             f"CREATE VIEW counts_{side} AS SELECT number, a.count - coalesce(m.count, 0) AS count "
@@ -260,10 +239,10 @@ def take(plan: Mapping[str, HoldOut], seed: int, connection: duckdb.DuckDBPyConn
     default; and the splits that got no positive one, with the first and last times that were left in train.
     """
     kept, untaken = 0, {}
-    for index, step in enumerate(_steps(plan)):
+    for step in _steps(plan):
         hold_out = next(iter(step.values()))
         if hold_out.kind == "last":
-            kept += _take_last(connection, {split: each.number for split, each in step.items()}, is_first=index == 0)
+            kept += _take_last(connection, {split: each.number for split, each in step.items()})
         else:
             kept_for_it = _take_chosen(connection, hold_out, next(iter(step)), seed)
             kept += 0 if hold_out.by_default else kept_for_it
@@ -284,18 +263,14 @@ def check_taken(plan: Mapping[str, HoldOut], reports: Sequence[Report]) -> None:
     for split, hold_out in plan.items():
         spans = [report["untaken"][split] for report in reports if split in report["untaken"]]
         if len(spans) == len(reports) and not hold_out.by_default:
-            raise nothing_taken(hold_out, split, earliest(spans, "first"), latest(spans, "last"))
-
-
-def nothing_taken(hold_out: HoldOut, split: str, first: object, last: object) -> OptionError:
-    """Return the error that ``hold_out`` takes nothing for ``split``, with train from ``first`` to ``last``."""
-    span = f" (timestamps run from {first} to {last})" if hold_out.kind == "after" else ""
-    return OptionError(
-        hold_out.option,
-        found=hold_out.text,
-        problem=f"takes no interaction for {split}{span}",
-        fix=f"{_REASONS[hold_out.kind]}: choose another hold-out",
-    )
+            first, last = earliest(spans, "first"), latest(spans, "last")
+            span = f" (timestamps run from {first} to {last})" if hold_out.kind == "after" else ""
+            raise OptionError(
+                hold_out.option,
+                found=hold_out.text,
+                problem=f"takes no interaction for {split}{span}",
+                fix="each query entity keeps one interaction in train: choose another hold-out",
+            )
 
 
 def describe_interactions(connection: duckdb.DuckDBPyConnection) -> Report:
@@ -341,11 +316,11 @@ def check_split(split: str, rows: int, positives: int, has_files: bool) -> None:
         )
 
 
-def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int], is_first: bool) -> int:
+def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int]) -> int:
     """Move the last interactions of each query entity, their ``numbers`` by split; return how many were kept.
 
-    ``is_first``: nothing has been moved yet, so that ``create_interactions`` has found the times that matter. Only
-    interactions at or after the time of the last positive one to move are sorted: no earlier one is among the last.
+    Only interactions at or after the time of the last positive one to move are sorted: no earlier one is among the
+    last.
     """
     codes = map(ALL_SPLITS.index, numbers)
     bounds = dict(zip(codes, accumulate(numbers.values()), strict=True))
@@ -354,10 +329,11 @@ def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int]
     kept_rows = fetch_count(connection, f"SELECT {kept} FROM counts_query")
     candidates, last = "train_interactions", max(bounds.values())
     if last <= _MOST_KEPT:
-        times = "all_counts_query"
-        if not is_first:
-            times = f"(SELECT query AS number, {_since_sql(last)} AS since FROM train_interactions GROUP BY query)"
-        candidates += f" JOIN {times} ON number = query WHERE since IS NULL OR timestamp >= since"
+        since = "max(timestamp)" if last == 1 else f"max(timestamp, {last})"
+        since = f"SELECT query, {since} AS since FROM train_interactions WHERE weight > 0 GROUP BY query"
+        if last > 1:
+            since = f"SELECT query, since[{last}] AS since FROM ({since})"
+        candidates += f" LEFT JOIN ({since}) USING (query) WHERE since IS NULL OR timestamp >= since"
     nth = "row_number() OVER latest"
     if fetch_count(connection, "SELECT count(*) FROM train_interactions WHERE weight < 0"):
         # A negative one is placed as the positive one before it in time would be.

@@ -20,6 +20,8 @@ _TYPES = {"integer": "BIGINT", "string": "VARCHAR"}
 class IdEncoder:
     """Builds the table ``events`` in blocks: a large file is one block, and the rows of small files are buffered.
 
+    The tables ``all_counts_SIDE`` have the ``number`` of each ID and the ``count`` of its positive events in train.
+
     The number of an ID is a hash of it, so that events need no join with a large table of IDs. Should another ID have
     the same hash, which takes billions of IDs, that is found before the events of their block are encoded: the second
     one gets a negative number, which the table ``others_query`` or ``others_item`` has.
@@ -45,7 +47,8 @@ class IdEncoder:
         for side, id_type in zip(SIDES, (query_type, item_type), strict=True):
             connection.execute(f"CREATE TABLE ids_{side} (number BIGINT, id {_TYPES[id_type]})")
             connection.execute(f"CREATE TABLE others_{side} (number BIGINT, id {_TYPES[id_type]})")
-            connection.execute(f"CREATE TABLE found_{side} (id {_TYPES[id_type]})")
+            connection.execute(f"CREATE TABLE found_{side} (id {_TYPES[id_type]}, count BIGINT)")
+            connection.execute(f"CREATE TABLE all_counts_{side} (number BIGINT, count BIGINT)")
         texts = "".join(f", {name} VARCHAR" for name in context)
         connection.execute(
             f"CREATE TABLE buffered (query_id {_TYPES[query_type]}, item_id {_TYPES[item_type]}, weight FLOAT, "
@@ -60,6 +63,7 @@ class IdEncoder:
     def add(self, events: str, rows: int, ids: Mapping[str, str]) -> None:
         """Append the relation ``events`` of a file with ``rows`` data rows, and with these ``ids`` (queries, by side).
 
+        Each ID comes with the number of its events of positive weight in train.
         Its columns: query_id, item_id, weight, timestamp, split, position (in the file, from 0), and the context's
         columns.
         """
@@ -85,6 +89,10 @@ class IdEncoder:
         self._connection.execute("DROP TABLE buffered")
         for side in SIDES:
             self._connection.execute(f"DROP TABLE found_{side}; DROP TABLE others_{side}")
+            self._connection.execute(
+                f"CREATE OR REPLACE TABLE all_counts_{side} AS "
+                f"SELECT number, sum(count)::BIGINT AS count FROM all_counts_{side} GROUP BY number"
+            )
 
     def _encode_buffered(self) -> None:
         """Encode the events of small files that wait for more."""
@@ -124,6 +132,10 @@ class IdEncoder:
             f"FROM new LEFT JOIN others_{side} o USING (id)"
         )
         self._connection.execute("DROP TABLE new")
+        self._connection.execute(
+            f"INSERT INTO all_counts_{side} SELECT coalesce(o.number, {_hash_sql('id')}), count "
+            f"FROM found_{side} LEFT JOIN others_{side} o USING (id)"
+        )
         self._empty(f"found_{side}")
         self._known[side] = count_rows(self._connection, f"ids_{side}")
         self._others[side] = count_rows(self._connection, f"others_{side}")

@@ -37,7 +37,6 @@ from crossfade.trainer.prepare.option_values import (
 
 Format = Literal["parquet", "csv", "tsv", "jsonl", "lightgcn"]
 IdChoice = Literal["auto", "integer", "string"]
-Order = Literal["grouped", "random"]
 Side = Literal["query", "item"]
 
 MAX_BAD = 0.1
@@ -112,9 +111,6 @@ class PrepareOptions(Options):
     out: Location = _output(..., "write to this folder or s3://BUCKET/PREFIX; it must not exist", value="DIR")
     overwrite: bool = _output(False, "replace DIR if it holds a prepared dataset")
     skip_existing: bool = _output(False, "do nothing if DIR is a complete sample that was made by the same command")
-    order: Order = _output(
-        "grouped", "keep the interactions of a query entity together, or order all at random (default: grouped)"
-    )
     seed: Integer = _output(0, "seed row order and hold-outs (default: 0)", value="N", ge=0, le=_MAX_SEED)
 
     train: tuple[Location, ...] = _input((), "read training events", value="FILE", also="events")

@@ -38,7 +38,6 @@ from crossfade.trainer.prepare.input_files import (
     Source,
     find_files,
 )
-from crossfade.trainer.prepare.local_events import LocalEvents
 from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
 from crossfade.trainer.prepare.preparation import Inputs, Preparation
 from crossfade.trainer.prepare.staging import Staged, staged_output
@@ -145,8 +144,6 @@ def prepare(
         )
     inputs = find_inputs(options)
     base = find_base(options)
-    if options.engine == "spark":
-        check_for_spark(options)
     with (
         full_disk_errors(Folder(options.out).path or Path(tempfile.gettempdir()), PREPARING_ADVICE),
         staged_output(options.out, options.overwrite, options.work_dir) as staged,
@@ -167,18 +164,6 @@ def prepare(
     return manifest
 
 
-def check_for_spark(options: PrepareOptions) -> None:
-    """Check that nothing is asked for that Spark does not do here.
-
-    Raises:
-        OptionError: something is.
-    """
-    if options.order == "random":
-        problem = ("does not support ", Option("order", "random"))
-        fix = ("leave it out, or use ", Option("engine", "duckdb"))
-        raise OptionError("engine", found="spark", problem=problem, fix=fix)
-
-
 @contextmanager
 def _event_groups(
     connection: duckdb.DuckDBPyConnection,
@@ -196,11 +181,11 @@ def _event_groups(
         CrossfadeError: it failed.
     """
     if options.engine == "duckdb":
-        yield LocalEvents(connection, options, inputs.events, base, staged, faults, progress)
+        yield EventGroups(connection, options, inputs.events, base, staged, faults, progress)
         return
     try:
         from crossfade.trainer.prepare.spark_events import SparkEvents, spark_context
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "pyspark", "spark", Option("engine", "spark")) from error
     with spark_context() as context:
-        yield SparkEvents(context, connection, options, inputs.events, base, staged, faults, progress)
+        yield SparkEvents(connection, options, inputs.events, base, staged, faults, progress, context)

@@ -53,8 +53,6 @@ from crossfade.trainer.prepare.summary import Facts, describe_options, describe_
 from crossfade.trainer.prepare.vocabulary_builder import VocabularyBuilder
 from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 
-_FOUND = ("found_query", "found_item")
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -111,7 +109,7 @@ class Preparation:
         counts = self._sum_duplicates() or counts
         newest = latest(counts, "newest")
         policies = self._filter_ids(newest, events)
-        rows = self._hold_out(newest, events)
+        rows = self._hold_out(newest, total(counts, "train"), events)
         self.groups.collect_ids()
         entities, features = self._write_vocabularies(vocabularies, events, policies)
         content = vocabularies.write_content()
@@ -131,7 +129,7 @@ class Preparation:
             context=[plan.name for plan in context],
             lineage=self.base.lineage() if self.base else [],
             has_timestamp=layout.has_timestamp,
-            is_grouped=layout.is_grouped,
+            is_grouped=True,
             co_occurrence=self.base.manifest.co_occurrence if self.base else None,
             source={
                 **describe_options(options),
@@ -203,28 +201,22 @@ class Preparation:
             self.facts |= {f"{entity}_rare": report.ids[side] for side, entity in entities.items()}
         return policies
 
-    def _hold_out(self, newest: int | None, events: EventTable) -> dict[str, int]:
-        """Hold out; return the number of interactions of each split."""
-        options, plan = self.options, plan_hold_outs(self.options)
-        gap, seed = options.hold_out_gap, options.seed
-        by_default = {split: each for split, each in plan.items() if each.by_default}
-        others = {split: each for split, each in plan.items() if not each.by_default}
+    def _hold_out(self, newest: int | None, train: int, events: EventTable) -> dict[str, int]:
+        """Hold out of ``train`` events, up to the ``newest``; return the number of interactions of each split."""
+        options, gap = self.options, self.options.hold_out_gap
+        plan = {split: each.bounded(train) for split, each in plan_hold_outs(options).items()}
         check_times(plan, gap, events.timestamps, newest)
         if plan:
             self.progress.phase("hold out", len(plan), "split")
         steps: list[Step] = [] if gap is None else [partial(drop_gaps, plan, gap)]
-        steps += [partial(create_interactions, others), partial(take, others, seed), describe_interactions]
-        reports = self.groups.apply(steps, found=() if by_default else _FOUND)
-        check_taken(others, reports)
+        steps += [create_interactions, partial(take, plan, options.seed), describe_interactions]
+        reports = self.groups.apply(steps, found=("found_query", "found_item"))
+        check_taken(plan, reports)
         if gap is not None:
             self.facts |= {name: total(reports, name) for name in ("dropped_gap", "dropped_without_history")}
-        self.facts["valid_by_default"] = bool(by_default)
-        self.facts["kept_for_train"] = total(reports, "kept_for_train")
-        if by_default:
-            bounded = {split: each.bounded(total(reports, "train")) for split, each in by_default.items()}
-            reports = self.groups.apply([partial(take, bounded, seed), describe_interactions], found=_FOUND)
+        self.facts["valid_by_default"] = any(each.by_default for each in plan.values())
+        self.facts |= {name: total(reports, name) for name in ("kept_for_train", "negative")}
         self.progress.advance(len(plan))
-        self.facts["negative"] = total(reports, "negative")
         first, last = earliest(reports, "first"), latest(reports, "last")
         if first is not None and last is not None:
             self.facts |= {"first_timestamp": first, "last_timestamp": last}
@@ -264,6 +256,5 @@ class Preparation:
             options.item.name,
             has_timestamp=has_timestamp,
             context=[plan.name for plan in options.context_plans()],
-            is_grouped=options.order == "grouped",
             seed=options.seed,
         )

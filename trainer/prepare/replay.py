@@ -95,8 +95,8 @@ class ReplayDraw:
         names = {"query": self.manifest.query, "item": self.manifest.item}
         names |= {plan.key: plan.name for plan in plans}
         columns = ", ".join(f"r.{column} AS {identifier(names.get(column, column))}" for column in self._columns)
-        group = f"{shuffled(seed, 'r.query')}, " if self.options.order == "grouped" else ""
-        return self.connection.sql(f"SELECT {columns} FROM replay r ORDER BY {group}{shuffled(seed, 'r.number')}")
+        order = f"{shuffled(seed, 'r.query')}, {shuffled(seed, 'r.number')}"
+        return self.connection.sql(f"SELECT {columns} FROM replay r ORDER BY {order}")
 
     @property
     def _columns(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 
     with (
         spark_context() as context,
-        SparkEvents(context, connection, options, files, base, staged, faults, progress) as groups,
+        SparkEvents(connection, options, files, base, staged, faults, progress, context) as groups,
     ):
         ...
 
@@ -19,6 +19,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -29,17 +30,14 @@ from pyspark.errors import PySparkException
 
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.data.manifest import DataFile, Split
-from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.database import execute, shuffled
 from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.event_groups import EventGroups, Report, Step
 from crossfade.trainer.prepare.events import EventReader, EventTable, read_each
-from crossfade.trainer.prepare.extend import BaseDataset
-from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
-from crossfade.trainer.prepare.options import PrepareOptions, memory_bytes
+from crossfade.trainer.prepare.options import memory_bytes
 from crossfade.trainer.prepare.section_files import load_sections
 from crossfade.trainer.prepare.spark_tasks import (
     PLACED,
@@ -50,16 +48,16 @@ from crossfade.trainer.prepare.spark_tasks import (
     GroupWork,
     Part,
     Reading,
-    TaskFile,
     Workplace,
     apply_steps,
     column_names,
+    for_tasks,
     quarantined,
     read_file,
     write_part,
 )
 from crossfade.trainer.prepare.split_files import SplitLayout
-from crossfade.trainer.prepare.staging import ATTEMPTS, GROUPS_PER_FILE, Staged, row_group_rows
+from crossfade.trainer.prepare.staging import ATTEMPTS, GROUPS_PER_FILE, row_group_rows
 from crossfade.trainer.prepare.timestamp_formats import check_formats
 
 _TASK_MEMORY = 512 << 20
@@ -69,7 +67,6 @@ _GIVEN_ROWS = 1 << 20
 _REASON = re.compile(r"^(?:: |Caused by: )?(?:[\w.]+\.)?\w*(?:Error|Exception): (.+)$", re.MULTILINE)
 """The last line of a traceback of Python, or the first line of one of Java or of a cause there."""
 _ABORTED = "Job aborted"
-_LAST_FAILURE = re.compile(r"most recent failure: (.+)$")
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -97,38 +94,20 @@ def spark_context() -> Iterator[SparkContext]:
 
 
 def _cause(text: str) -> str:
-    """Return the line of a traceback that has the error: the innermost of Python, a cause of Java, or a lost task's."""
-    found = _REASON.findall(text)
-    reason = next((line for line in found if not line.startswith(_ABORTED)), None)
-    if reason is not None:
-        return str(reason)
-    last = _LAST_FAILURE.search(found[0]) if found else None
-    return last[1] if last is not None else (found or [text.strip().partition("\n")[0]])[0]
+    """Return the line of a traceback that has the error: the innermost of Python, a cause of Java, or the first."""
+    found = [str(line) for line in _REASON.findall(text)]
+    causes = [line for line in found if not line.startswith(_ABORTED)]
+    return (causes or found or [text.strip().partition("\n")[0]])[0]
 
 
+@dataclass
 class SparkEvents(EventGroups):
-    """The events of ``files``, by split, in tasks of a ``context``; their IDs are in the database ``connection``."""
+    """The events in tasks of a ``context``, in as many groups as they need."""
 
-    def __init__(
-        self,
-        context: SparkContext,
-        connection: duckdb.DuckDBPyConnection,
-        options: PrepareOptions,
-        files: Mapping[str, Sequence[Source]],
-        base: BaseDataset | None,
-        staged: Staged,
-        faults: Faults,
-        progress: ProgressReporter,
-    ) -> None:
-        """Read nothing yet."""
-        self.connection = connection
-        self._context = context
-        self._options = options
-        self._files = files
-        self._base = base
-        self._staged = staged
-        self._faults = faults
-        self._progress = progress
+    context: SparkContext
+
+    def __post_init__(self) -> None:
+        options, staged = self.options, self.staged
         memory, threads = memory_bytes(options.memory) or _TASK_MEMORY, options.threads or 1
         work = None if options.work_dir is None else options.work_dir.absolute()
         self._place = Workplace(staged.folder.uri, staged.tag, memory, threads, work)
@@ -138,22 +117,22 @@ class SparkEvents(EventGroups):
 
     def read(self) -> tuple[EventTable, list[Report]]:
         """Read all files, a task each, and check what was found as if one reader had read them in order."""
-        options = self._options
+        options = self.options
         check_formats(self.connection, options.timestamp_format)
-        sources = [(code, file) for code, split in enumerate(ALL_SPLITS) for file in self._files.get(split, ())]
-        files = [TaskFile.of(file, code) for code, file in sources]
-        self._progress.phase("read events", sum(file.bytes for file in files), "B")
-        string_sides = self._base.string_id_sides() if self._base else []
+        sources = [(file, code) for code, split in enumerate(ALL_SPLITS) for file in self.files.get(split, ())]
+        files = [file for file, _ in sources]
+        self.progress.phase("read events", sum(file.bytes for file in files), "B")
+        string_sides = self.base.string_id_sides() if self.base else []
         self._divisor = self._count_groups(files)
-        reading = Reading(options, self._divisor, self._faults.first_row, string_sides)
-        found = self._map(partial(read_file, reading, self._place), files)
-        reader = EventReader(self.connection, options, string_sides, self._faults, self._base)
+        reading = Reading(options, self._divisor, self.faults.first_row, string_sides)
+        found = self._map(partial(read_file, reading, self._place), [(for_tasks(file), code) for file, code in sources])
+        reader = EventReader(self.connection, options, string_sides, self.faults, self.base)
         reads = [partial(reader.absorb, each.state, each.faults_before) for each in found]
-        read_each(reader, [file for _, file in sources], reads, self._progress)
-        if self._faults.quarantine is not None:
+        read_each(reader, files, reads, self.progress)
+        if self.faults.quarantine is not None:
             for each in found:
                 for text in quarantined(self._place.folder, each):
-                    self._faults.quarantine.append(text)
+                    self.faults.quarantine.append(text)
         table = reader.describe(has_events=bool(reader.types))
         query_type, item_type = (reader.types[side][0] for side in SIDES)
         context = [plan.key for plan in options.context_plans() if not plan.is_derived]
@@ -162,10 +141,12 @@ class SparkEvents(EventGroups):
         self._groups = [Group(number) for number in range(self._divisor) if str(number) in arrived]
         return table, [each.counts for each in found]
 
-    def _count_groups(self, files: Sequence[TaskFile]) -> int:
+    def _count_groups(self, files: Sequence[Source]) -> int:
         """Return in how many groups to divide the events of ``files``."""
-        size = sum(file.bytes // (1 if file.is_dense else _TEXT_PER_PARQUET) for file in files)
-        return max(-(-size // _TASK_BYTES), min(int(self._context.defaultParallelism), -(-size // _FEW_BYTES)), 1)
+        is_dense = (file.format == "parquet" or str(file).endswith(".gz") for file in files)
+        pairs = zip(files, is_dense, strict=True)
+        size = sum(file.bytes // (1 if dense else _TEXT_PER_PARQUET) for file, dense in pairs)
+        return max(-(-size // _TASK_BYTES), min(int(self.context.defaultParallelism), -(-size // _FEW_BYTES)), 1)
 
     def apply(
         self, steps: Sequence[Step], *, given: Sequence[str] = (), found: Sequence[str] = (), changes: bool = True
@@ -188,7 +169,7 @@ class SparkEvents(EventGroups):
 
     def write(self, layout: SplitLayout, rows: Mapping[str, int]) -> dict[str, Split]:
         """Write all splits: the place of a row is the first place of its query plus its place within the query."""
-        self._progress.phase("write interactions", sum(rows.values()), "row")
+        self.progress.phase("write interactions", sum(rows.values()), "row")
         parts = [part for split in ALL_SPLITS if rows[split] for part in _file_parts(split, rows[split])]
         places = ", ".join(
             f"(sum({split}) OVER (ORDER BY place ROWS UNBOUNDED PRECEDING) - {split})::BIGINT AS {split}_place"
@@ -199,15 +180,15 @@ class SparkEvents(EventGroups):
             "JOIN found_query USING (id)",
             "rows_item": "SELECT id, row FROM vocabulary_item WHERE number IS NOT NULL",
         }
-        contexts = [plan.key for plan in self._options.context_plans()]
+        contexts = [plan.key for plan in self.options.context_plans()]
         views |= {f"rows_{key}": f"SELECT id, row FROM vocabulary_{key} WHERE id IS NOT NULL" for key in contexts}
         for name, sql in views.items():
             self.connection.execute(f"CREATE VIEW {name} AS {sql}")
         step = partial(_place_rows, layout, contexts, parts)
         placed = [each.found for each in self._run([step], list(views), [PLACED], changes=False)]
         written = self._map(partial(write_part, layout.schema(), placed, self._place), list(enumerate(parts)))
-        self._staged.folder.child(ATTEMPTS).delete()
-        self._progress.advance(sum(rows.values()))
+        self.staged.folder.child(ATTEMPTS).delete()
+        self.progress.advance(sum(rows.values()))
         return {split: _written(split, count, parts, written) for split, count in rows.items() if count}
 
     def _run(self, steps: Sequence[Step], given: Sequence[str], found: Sequence[str], changes: bool) -> list[Applied]:
@@ -226,7 +207,7 @@ class SparkEvents(EventGroups):
             arrived = [] if self._arrived is None else [file for file, _ in self._arrived.files]
             for file in [*arrived, *(group.file for group in self._groups)]:
                 if file is not None:
-                    self._staged.folder.remove(file.path)
+                    self.staged.folder.remove(file.path)
             self._arrived, self._groups = None, [each.group for each in applied]
         return applied
 
@@ -235,14 +216,14 @@ class SparkEvents(EventGroups):
         is_divided = name.endswith("_query")
         part = f"(hash(id) % {self._divisor})::INTEGER" if is_divided else "0"
         columns = execute(self.connection, f"DESCRIBE {name}")
-        with self._place.writer(self._staged.work) as writer:
+        with self._place.writer(self.staged.work) as writer:
             writer.add_parts(self.connection.sql(f"SELECT {part} AS part, * FROM {name}"), _GIVEN_ROWS)
             described = ", ".join(f"{column} {kind}" for column, kind, *_ in columns)
             return GivenTable(name, described, writer.close(), is_divided)
 
     def _map(self, task: Callable[[Task], Result], values: Sequence[Task]) -> list[Result]:
         """Return the results of a ``task`` for each of the ``values``."""
-        results: list[Result] = self._context.parallelize(values, max(len(values), 1)).map(task).collect()
+        results: list[Result] = self.context.parallelize(values, max(len(values), 1)).map(task).collect()
         return results
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +34,8 @@ from crossfade.trainer.prepare.events import EventReader
 from crossfade.trainer.prepare.faults import Faults, Quarantine
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.id_encoder import SIDES, IdEncoder
-from crossfade.trainer.prepare.input_files import RawFile, RemoteFile, Source
-from crossfade.trainer.prepare.options import Format, PrepareOptions
+from crossfade.trainer.prepare.input_files import RawFile, Source
+from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.section_files import SectionFile, SectionWriter, load_sections, read_section
 from crossfade.trainer.prepare.staging import ATTEMPTS, PartWriter, Staged
 
@@ -83,49 +83,21 @@ class Workplace:
         return SectionWriter(self.folder, f"{ATTEMPTS}/{uuid.uuid4().hex}{self.tag}", work)
 
 
-@dataclass(frozen=True)
-class TaskFile:
-    """An input file as a task opens it: at ``path``, or the object ``key`` of the ``bucket``; ``name`` is for messages.
+def for_tasks(source: Source) -> Source:
+    """Return ``source`` as tasks find it, whatever folder they run in."""
+    if isinstance(source, RawFile):
+        return replace(source, path=source.path.absolute(), origin=str(source))
+    return source
 
-    Attributes:
-        name: How messages call it.
-        split: The index of its split.
-        format: Its format.
-        path: Where all tasks find it; None on S3.
-        bucket: The URI of its bucket.
-        key: Its key there.
-        bytes: Its size.
-    """
 
-    name: str
-    split: int
-    format: Format
-    path: Path | None
-    bucket: str = ""
-    key: str = ""
-    bytes: int = 0
-
-    @staticmethod
-    def of(source: Source, split: int) -> TaskFile:
-        """Return ``source``, with events of ``split``, as tasks open it."""
-        if isinstance(source, RawFile):
-            return TaskFile(str(source), split, source.format, source.path.absolute(), bytes=source.bytes)
-        return TaskFile(str(source), split, source.format, None, source.bucket.uri, source.key, source.bytes)
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether the file has few bytes per event."""
-        return self.format == "parquet" or self.name.endswith(".gz")
-
-    @contextmanager
-    def local(self, work: Path, columns: Collection[str]) -> Iterator[RawFile]:
-        """Open the file; the ``columns`` of one on S3 are fetched to ``work``."""
-        if self.path is not None:
-            yield RawFile(self.path, self.format, origin=self.name)
-            return
-        remote = RemoteFile(Folder(self.bucket), self.key, self.bytes, self.format, modified=0)
-        with fetch_files([remote], work, columns) as files:
-            yield next(files)
+@contextmanager
+def _local(source: Source, work: Path, columns: Collection[str]) -> Iterator[RawFile]:
+    """Open an input file; the ``columns`` of one on S3 are fetched to ``work``."""
+    if isinstance(source, RawFile):
+        yield source
+        return
+    with fetch_files([source], work, columns) as files:
+        yield next(files)
 
 
 class _FileReader(EventReader):
@@ -166,9 +138,9 @@ class ReadFile(NamedTuple):
     faults_before: Any
 
 
-def read_file(reading: Reading, place: Workplace, file: TaskFile) -> ReadFile:
-    """Read a ``file``."""
-    options = reading.options
+def read_file(reading: Reading, place: Workplace, file: tuple[Source, int]) -> ReadFile:
+    """Read a file, whose events are of the split of this number."""
+    options, (source, split) = reading.options, file
     with place.open() as (connection, work), place.writer(work) as writer, ExitStack() as opened:
         quarantine = None
         if options.quarantine is not None:
@@ -177,7 +149,7 @@ def read_file(reading: Reading, place: Workplace, file: TaskFile) -> ReadFile:
         reader = _FileReader(connection, options, reading.string_sides, faults)
         counts: Report = {"train": 0, "positives": 0, "newest": None}
         try:
-            reader.read(opened.enter_context(file.local(work, reader.columns_to_fetch())), file.split)
+            reader.read(opened.enter_context(_local(source, work, reader.columns_to_fetch())), split)
         except InputError as error:
             faults.add_error(error)
         if reader.kept is not None and not faults.rejected:
@@ -228,7 +200,8 @@ class Arrived:
                 shifted = f"SELECT * REPLACE (position + {first} AS position) FROM part"
                 execute_on(connection, part, f"INSERT INTO arrived BY NAME {shifted}")
             first += rows
-        encoder.add("arrived", first, {side: f"SELECT DISTINCT {side}_id FROM arrived" for side in SIDES})
+        counted = "count(*) FILTER (split = 0 AND weight > 0) FROM arrived GROUP BY"
+        encoder.add("arrived", first, {side: f"SELECT {side}_id, {counted} {side}_id" for side in SIDES})
         connection.execute("DROP TABLE arrived")
         encoder.finish()
 

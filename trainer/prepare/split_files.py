@@ -1,12 +1,12 @@
 # ruff: noqa: S608  (what is put into SQL is of this program)
 """Write interactions as the files of a split, in an order that depends only on their rows, their numbers, and a seed.
 
-    layout = SplitLayout("customer", "track", has_timestamp=True, context=("hour",), is_grouped=True, seed=0)
+    layout = SplitLayout("customer", "track", has_timestamp=True, context=("hour",), seed=0)
     layout.place_groups(connection, "vocabulary_query WHERE number IS NOT NULL")        # the table places
     columns, source = "q.row, i.row, e.weight, e.timestamp, e.hour", "interactions e JOIN places q …"
     split = layout.write(connection, staged, "train", columns, source, rows, progress)
 
-In grouped order, query entities are in random order, and so are the interactions of each; else all interactions are.
+Query entities are in random order, and so are the interactions of each.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class SplitLayout:
         item: that of the item entity.
         has_timestamp: whether interactions have timestamps.
         context: the names of the context entities.
-        is_grouped: whether the interactions of a query entity are kept together.
         seed: seeds the order.
     """
 
@@ -51,7 +50,6 @@ class SplitLayout:
     item: str
     has_timestamp: bool
     context: Sequence[str]
-    is_grouped: bool
     seed: int
 
     def schema(self) -> pa.Schema:
@@ -59,7 +57,7 @@ class SplitLayout:
         return interaction_schema(self.query, self.item, self.has_timestamp, self.context)
 
     def place_groups(self, connection: duckdb.DuckDBPyConnection, queries: str) -> None:
-        """Create the table ``places``: number, row, and place in the grouped order of each of ``queries``.
+        """Create the table ``places``: number, row, and place in the order of each of ``queries``.
 
         These are what follows FROM in a query: number and row of each query entity.
         """
@@ -92,8 +90,7 @@ class SplitLayout:
         Raises:
             CrossfadeError: there are other rows than were counted.
         """
-        group = "q.place, " if self.is_grouped else ""
-        ordered = connection.sql(f"SELECT {columns} FROM {source} ORDER BY {group}{shuffled(self.seed, 'e.seq')}")
+        ordered = connection.sql(f"SELECT {columns} FROM {source} ORDER BY q.place, {shuffled(self.seed, 'e.seq')}")
         progress.phase(f"write {split}", rows, "row")
         written = Split(files=write_relation(staged, split, self.schema(), ordered, rows, progress))
         if written.rows != rows:

@@ -58,12 +58,11 @@ ATTEMPTS = ".attempts"
 """The folder of files that are not of the dataset, which a preparation on Spark writes and deletes."""
 _OUT, _OVERWRITE = Option("out"), Option("overwrite")
 _OF_INTERACTIONS = (*ALL_SPLITS, REPLAY)
-_OUR_FOLDERS = {VOCABULARY, FEATURES, CONTENT, PENDING, EARLIER, *_OF_INTERACTIONS}
-_OUR_ENTRIES = {FILE_NAME, BASELINES_FILE, LOCK_NAME, ATTEMPTS, *_OUR_FOLDERS}
-_OUR_OBJECTS = re.compile(
+_OURS = re.compile(
     rf"(?:(?:{VOCABULARY}|{PENDING}|{EARLIER})/[^/]+|(?:{FEATURES}|{CONTENT})/[^/]+/[^/]+|{'|'.join(_OF_INTERACTIONS)})"
-    rf"/part-[0-9a-z-]+\.parquet|\{ATTEMPTS}/[0-9a-z-]+"
+    rf"/part-[0-9a-z-]+\.parquet|\{ATTEMPTS}/.+|{'|'.join(map(re.escape, (FILE_NAME, BASELINES_FILE, LOCK_NAME)))}"
 )
+"""The names of files that preparations write."""
 
 
 @dataclass
@@ -88,6 +87,7 @@ class Staged:
 
     def __post_init__(self) -> None:
         self._replaced = self.out.version(FILE_NAME) if self.tag else None
+        self.is_published = False
 
     def file_name(self, stem: str) -> str:
         """Return the name of the Parquet file ``stem``."""
@@ -113,11 +113,21 @@ class Staged:
                 replace_folder(_path(self.out), _path(self.folder))
             elif manifest is not None:
                 self._replace_on_s3(manifest)
+            self.is_published = True
         except ChangedError as error:
             raise CrossfadeError(
                 f"{self.out.uri}: another process has written it since this command began, so the new dataset was "
                 f"discarded; run the command again ({error})"
             ) from error
+
+    def delete_leftovers(self) -> None:
+        """Delete what a command that was killed has left on S3: objects of the dataset that this one has replaced."""
+        if self.out.on_s3:
+            assert self.lock is not None
+            self.lock.check()
+            listed = {FILE_NAME, BASELINES_FILE, LOCK_NAME, *(file.path for file in read_manifest(self.out).files())}
+            for name in self.out.sizes().keys() - listed:
+                self.out.remove(name)
 
     def _replace_on_s3(self, manifest: DatasetManifest) -> None:
         # Listed before the manifest is written: a process that writes here later loses nothing.
@@ -142,19 +152,29 @@ def check_free(out: Folder, overwrite: bool, tag: str = "") -> None:
         InputError: it exists and may not be replaced, or it cannot be read.
     """
     with translate_storage_errors(Option("out", out.uri), unreachable=StorageUnavailableError if tag else InputError):
-        if out.on_s3:
-            _check_prefix(out, overwrite, tag)
-        else:
-            path = _path(out)
-            check_replaceable(path, overwrite, "prepared data", lambda: _find_foreign(path))
+        if out.path is not None:
+            check_replaceable(out.path, overwrite, "prepared data", lambda: _find_foreign(out))
+            return
+        found = {name for name in out.sizes() if name != LOCK_NAME and (not tag or tag not in name)}
+        if not found:
+            return
+        if not overwrite:
+            is_complete = FILE_NAME in found
+            state = "exists already" if is_complete else "holds files that another preparation left or is writing"
+            raise InputError(f"{out.uri}: {state}; choose another ", _OUT, ", or replace it with ", _OVERWRITE)
+        foreign = _find_foreign(out) if FILE_NAME in found else foreign_name(out)
+        if foreign is not None:
+            raise InputError(
+                f"{out.uri}: holds '{foreign}', which ", _OVERWRITE, " would delete; move it, or choose another ", _OUT
+            )
 
 
-def _find_foreign(out: Path) -> str | None:
+def _find_foreign(out: Folder) -> str | None:
     try:
-        listed = {file.path.partition("/")[0] for file in read_manifest(Folder(out)).files()}
+        listed = {file.path for file in read_manifest(out).files()}
     except InputError as error:
         raise InputError(
-            f"{out}: holds no prepared data, so ",
+            f"{out.uri}: holds no prepared data, so ",
             _OVERWRITE,
             " does not replace it; choose another ",
             _OUT,
@@ -163,25 +183,11 @@ def _find_foreign(out: Path) -> str | None:
     return foreign_name(out, listed)
 
 
-def foreign_name(out: Path, listed: Set[str] = frozenset()) -> str | None:
-    """Return the name of an entry of ``out`` that is neither ``listed`` nor of a preparation; None if there is none."""
+def foreign_name(out: Folder, listed: Set[str] = frozenset()) -> str | None:
+    """Return the name of a file in ``out`` that is neither ``listed`` nor of a preparation; None if there is none."""
     # A file that another command is writing, or was when it was killed, is none of its user's.
-    found = {entry.name for entry in out.iterdir() if not is_partial(entry.name)}
-    return min(found - _OUR_ENTRIES - listed, default=None)
-
-
-def _check_prefix(out: Folder, overwrite: bool, tag: str) -> None:
-    found = {name for name in out.sizes() if name != LOCK_NAME and (not tag or tag not in name)}
-    if not found:
-        return
-    if not overwrite:
-        state = "exists already" if FILE_NAME in found else "holds files that another preparation left or is writing"
-        raise InputError(f"{out.uri}: {state}; choose another ", _OUT, ", or replace it with ", _OVERWRITE)
-    listed = {file.path for file in read_manifest(out).files()} if FILE_NAME in found else set()
-    if foreign := {name for name in found - listed - {FILE_NAME, BASELINES_FILE} if not _OUR_OBJECTS.fullmatch(name)}:
-        raise InputError(
-            f"{out.uri}: holds '{min(foreign)}', which ", _OVERWRITE, " would delete; move it, or choose another ", _OUT
-        )
+    names = (name for name in out.sizes() if not _OURS.fullmatch(name) and not is_partial(name.rpartition("/")[2]))
+    return min((name for name in names if name not in listed), default=None)
 
 
 def read_complete(out: Folder) -> DatasetManifest | None:
@@ -237,6 +243,10 @@ def _work_folder(parent: Path | None) -> Iterator[Path]:
 @contextmanager
 def _stage_locally(out: Folder, overwrite: bool, work: Path | None) -> Iterator[Staged]:
     target = _path(out).absolute()
+    if target.is_mount():
+        raise InputError(
+            f"{target}: is a mount point, which cannot be replaced in one step; keep the dataset in a folder of it"
+        )
     with ExitStack() as stack:
         try:
             partial = stack.enter_context(staged_folder(target))
@@ -265,10 +275,9 @@ def _stage_on_s3(out: Folder, overwrite: bool, work: Path) -> Iterator[Staged]:
             staged = Staged(out, overwrite, out, work, lock, tag)
         try:
             yield staged
-        except BaseException:
-            if not _is_published(out, tag):
+        finally:
+            if not (staged.is_published or _is_published(out, tag)):
                 _delete_tagged(out, tag)
-            raise
 
 
 def _is_published(out: Folder, tag: str) -> bool:

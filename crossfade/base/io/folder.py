@@ -72,6 +72,10 @@ class Folder:
             raise InputError(f"{uri}: unsupported location; expected a path, file:///PATH or s3://BUCKET/PREFIX")
         self._prefix = ""
 
+    def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
+        """Have another process open it by its URI."""
+        return Folder, (self.uri,)
+
     @property
     def name(self) -> str:
         """The last component of the URI."""

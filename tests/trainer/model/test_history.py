@@ -133,7 +133,7 @@ def test_entity_of_the_dataset_that_is_called_history_is_context() -> None:
 @pytest.mark.parametrize(
     ("model", "changes", "fragment"),
     [
-        ({}, {"is_grouped": False}, "prepare it with order grouped"),
+        ({}, {"is_grouped": False}, "is not grouped"),
         ({"history": {"half_life": 3}}, {"has_timestamp": False}, "has no timestamps by which to order histories"),
         ({"item_features": ["artist"]}, {}, "add track there, or leave history out"),
         ({"dense": {"query": [4]}}, {}, "leave out model.dense.query"),

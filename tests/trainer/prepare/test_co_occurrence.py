@@ -103,17 +103,14 @@ def test_prepare_measures_positive_interactions_of_train(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ["grouped", "random"])
-def test_large_dataset_is_measured_on_whole_queries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
-) -> None:
+def test_large_dataset_is_measured_on_whole_queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One customer played everything, and counts no more than others; parts of queries would have fewer items."""
     for name, value in {"_MAX_INTERACTIONS": 10_000, "_MIN_QUERIES": 300, "_MAX_ITEMS": 30}.items():
         monkeypatch.setattr(co_occurrence_module, name, value)
     customer_N, item_N = communities(4)
     heavy_N = np.concatenate([customer_N, np.full(4_000, 2_000)]), np.concatenate([item_N, np.arange(4_000) % 400])
     plays = write_plays(tmp_path, "plays.csv", *heavy_N)
-    prepare(PrepareOptions.of(train=[plays], hold_out_valid="none", out=tmp_path / "out", order=order))
+    prepare(PrepareOptions.of(train=[plays], hold_out_valid="none", out=tmp_path / "out"))
     found = read_manifest(Folder(tmp_path / "out")).co_occurrence
     assert found is not None
     assert found.lift == pytest.approx(4, rel=0.1)

@@ -132,7 +132,7 @@ def test_forgetting_a_customer_empties_context_that_nobody_else_has(tmp_path: Pa
     assert not validate(ValidateOptions.of(data=folder.uri), NullReporter()).problems.count
     with pytest.raises(InputError) as caught:
         forget_dataset(folder, pa.array(["car"]), "device", NullReporter())
-    assert "is context of events" in str(caught.value)
+    assert "has no ids of 'device' to forget" in str(caught.value)
 
 
 def test_row_of_context_outside_its_vocabulary_is_found(tmp_path: Path, plays: Path) -> None:

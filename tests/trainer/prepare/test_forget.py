@@ -299,6 +299,26 @@ def test_dataset_that_another_process_has_written_meanwhile_stays(data: Folder, 
     assert check_complete(data) == other
 
 
+def test_ids_that_the_dataset_has_not_stage_nothing(data: Folder, tmp_path: Path) -> None:
+    with staged_deletion(data, pa.array(["stranger"]), "customer", NullReporter()) as deletion:
+        assert not [path for path in tmp_path.glob(".data.partial-*/**/*") if path.is_file()]
+        assert (deletion.publish().found, deletion.publish().files_rewritten) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["s3"], indirect=True)
+def test_block_that_ends_without_publishing_leaves_no_object(data: Folder) -> None:
+    before = data.sizes()
+    with staged_deletion(data, pa.array(FORGOTTEN), "customer", NullReporter()):
+        assert len(data.sizes()) > len(before) + 2
+    assert data.sizes() == before
+
+
+def test_mount_point_is_rejected_before_anything_is_written() -> None:
+    with pytest.raises(InputError, match="/proc: is a mount point"), output.staged_output("/proc", overwrite=True):
+        pass
+
+
 @pytest.mark.parametrize(
     ("name", "text", "column"),
     [
@@ -355,4 +375,4 @@ def test_command_prints_what_was_deleted_and_what_remains_elsewhere(
     for remaining in ("raw events", "checkpoint.warm_start_from", "embeddings"):
         assert remaining in printed
     assert main([*forget_command, "--entity", "artist"]) == 2
-    assert "has no entity 'artist'; it has customer, item" in capsys.readouterr().err
+    assert "has no ids of 'artist' to forget; expected customer or item" in capsys.readouterr().err

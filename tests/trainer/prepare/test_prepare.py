@@ -17,7 +17,6 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare import id_encoder
 from crossfade.trainer.prepare.option_values import NamesFile
-from crossfade.trainer.prepare.options import Order
 from crossfade.trainer.prepare.staging import PartWriter, Staged
 from crossfade.trainer.prepare.summary import format_summary
 
@@ -65,20 +64,17 @@ def test_part_writer_cuts_exact_row_groups_and_files_of_64_groups(tmp_path: Path
     assert values == list(range(sum(sizes)))
 
 
-@pytest.mark.parametrize("order", ["random", "grouped"])
-def test_grouped_order_keeps_interactions_of_a_query_together(tmp_path: Path, order: Order) -> None:
+def test_interactions_of_a_query_are_together_and_in_random_order(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(5000))
-    manifest = prepare_files(tmp_path / "out", train, hold_out_valid="none", order=order)
+    assert prepare_files(tmp_path / "out", train, hold_out_valid="none").is_grouped
     rows = interactions(tmp_path / "out", "train")
     groups = [(query, [row[1] for row in group]) for query, group in groupby(rows, key=itemgetter(0))]
-    is_grouped = len(groups) == len({query for query, _ in groups})
-    assert is_grouped == manifest.is_grouped == (order == "grouped")
+    assert len(groups) == len({query for query, _ in groups})
     # Neither the queries nor the items of a query are sorted.
     ordered = [first < second for first, second in pairwise(query for query, _ in groups)]
     assert 0.2 < np.mean(ordered) < 0.8
-    if is_grouped:
-        ordered = [first <= second for _, items in groups for first, second in pairwise(items)]
-        assert 0.4 < np.mean(ordered) < 0.6
+    ordered = [first <= second for _, items in groups for first, second in pairwise(items)]
+    assert 0.4 < np.mean(ordered) < 0.6
 
 
 @pytest.mark.slow
@@ -133,23 +129,6 @@ def test_seed_changes_order_but_not_events(tmp_path: Path) -> None:
     a, b = interactions(tmp_path / "a", "train"), interactions(tmp_path / "b", "train")
     assert a != b
     assert sorted(a) == sorted(b)
-
-
-def test_customer_distribution_of_each_row_group_matches_split(tmp_path: Path) -> None:
-    # Events sorted by customer, some with many events: the worst case for shuffling.
-    counts = [2000 // (n + 1) + 1 for n in range(400)]
-    customers = [n for n, times in enumerate(counts) for _ in range(times)]
-    train = write_parquet(tmp_path / "e.parquet", customer=customers, item=list(range(len(customers))))
-    prepare_files(tmp_path / "out", train, order="random")
-    # Vocabulary rows are ordered by count, and so by these IDs.
-    expected = np.bincount(customers)[:20] / len(customers)
-    file = pq.ParquetFile(tmp_path / "out/train/part-00000.parquet")
-    for index in range(file.num_row_groups - 1):
-        rows = file.read_row_group(index)["customer"].to_numpy()
-        found = np.bincount(rows, minlength=20)[:20]
-        deviation = (found - expected * len(rows)) / np.sqrt(expected * len(rows))
-        assert (deviation**2).sum() < 60  # chi-square with 20 degrees of freedom: one in 100,000
-        assert len(set(rows.tolist())) > 200  # 1,024 draws meet about 240 of the 400
 
 
 def test_names_are_joined_and_missing_names_are_null(tmp_path: Path) -> None:

@@ -316,10 +316,3 @@ def test_documented_script_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     runpy.run_path(str(script), run_name="__main__")
     prepare_files(tmp_path / "duckdb", events, hold_out_valid="none", admit={"item": 2})
     assert files(tmp_path / "spark") == files(tmp_path / "duckdb")
-
-
-def test_options_that_spark_lacks_are_rejected(tmp_path: Path) -> None:
-    events = write_parquet(tmp_path / "events.parquet", **random_events(10))
-    with pytest.raises(OptionError) as error:
-        prepare_files(tmp_path / "out", events, engine="spark", order="random")
-    assert (error.value.field, error.value.found) == (("engine",), "spark")
