@@ -19,7 +19,7 @@ from crossfade.api.saving import DATASET_FOLDER
 from crossfade.api.training import bar_type, train
 from crossfade.base.errors import InputError, join
 from crossfade.display import progress_bars
-from crossfade.trainer.prepare.faults import EventFaultsError
+from crossfade.trainer.prepare.faults import FaultyFilesError
 from crossfade.trainer.prepare.hold_out import NONE
 from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.options import PrepareOptions
@@ -129,7 +129,9 @@ def _prepare(options: PrepareOptions, progress: bool | None, first_row: int) -> 
     try:
         with progress_bars(bar_type(progress)) as reporter:
             prepare(options, reporter, first_row=first_row)
-    except EventFaultsError as error:
+    except FaultyFilesError as error:
+        if not error.details:
+            raise
         more = f"; and {len(error.details) - _MAX_KINDS} more kinds" if len(error.details) > _MAX_KINDS else ""
         choice = ("; correct them, or leave out ", error.choice) if error.choice else "; correct them"
         kinds = join(error.details[:_MAX_KINDS], "; ")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from crossfade.base.errors import InputError
-from crossfade.trainer.prepare.source_columns import check_columns, source_columns
+from crossfade.trainer.prepare.source_columns import check_columns
 
 FrameKind = Literal["pandas", "polars", "duckdb", "arrow"]
 _PACKAGES: dict[str, FrameKind] = {"pandas": "pandas", "polars": "polars", "duckdb": "duckdb", "_duckdb": "duckdb"}
@@ -39,8 +39,7 @@ def default_kind() -> FrameKind:
 def open_batches(data: Any, columns: Mapping[str, str], name: str = "plays") -> pa.RecordBatchReader:
     """Open ``columns`` (role to column name) of a table for reading in batches; the others may be of any type.
 
-    A column of IDs may join several (``trainer/prepare/source_columns.py``): then the parts are read. Messages call the
-    table ``name``.
+    Messages call the table ``name``.
 
     Raises:
         InputError: ``data`` is no table, lacks a column, or the values of one have no type of Arrow.
@@ -79,9 +78,9 @@ def _open(data: Any, columns: Mapping[str, str], name: str) -> pa.RecordBatchRea
 
 def _used_columns(columns: Mapping[str, str], names: Sequence[str], table: str) -> list[str]:
     """Return the names of the columns that are read, each once; ``names`` are all names of ``table``."""
-    parts = dict.fromkeys(part for role, column in columns.items() for part in source_columns(role, column, names))
-    check_columns(table, names, parts)
-    return list(parts)
+    used = list(dict.fromkeys(columns.values()))
+    check_columns(table, names, used)
+    return used
 
 
 def to_frame(table: pa.Table, kind: FrameKind) -> Any:

@@ -10,10 +10,6 @@ _EXAMPLES = (
         "crossfade synthesize --queries 1e6 --items 5e5 --interactions 1e8 --genres 50 --out data/synthetic",
         "Generate a dataset to train on.",
     ),
-    (
-        "crossfade synthesize --queries 2000 --items 10000 --interactions 60000 --audio 16 --out data/planted",
-        "Give each track a vector as well, to try cold tracks on.",
-    ),
 )
 _NOTES = """\
 Popularity follows Zipf's law, and customers prefer a few of the genres. The same options and seed give the same bytes.

@@ -62,6 +62,4 @@ def _print_report(report: ValidationReport, location: str) -> None:
         )
     assert report.manifest is not None
     print_lines(format_summary(report.manifest, Folder(location)).splitlines())
-    for note in report.notes:
-        print_line(f"  note: {note}")
     print_line("  no problem")

@@ -1,7 +1,7 @@
-"""Points in time and spans given as options, and time ranges of raw events between two points.
+"""Points in time and spans given as options.
 
-    selected = EventTimeRange.parse("2024-05-01", None, has_timestamp=True)
-    too_early, too_late = selected.outside_sql("timestamp")
+    TimeSpan.parse("90d").length                                            # in seconds
+    TimeOption.parse("hold_out", "after:2024-05-31", "2024-05-31", forms).value
 
 A date means seconds since 1970, in UTC where it has no time zone; a number is in the unit of the timestamps.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil, floor
 
-from crossfade.base.errors import Option, OptionError
+from crossfade.base.errors import OptionError
 
 _MIN_MILLISECONDS = 100_000_000_000
 """Timestamps from here on are in milliseconds or a smaller unit: as seconds, this is the year 5138."""
@@ -78,8 +78,8 @@ class TimeOption:
     is_date: bool = False
 
     @staticmethod
-    def parse(option: str, text: str, time: str, forms: str, *, begins: bool = False) -> TimeOption:
-        """Parse ``time``, an integer or an ISO date or time; ``begins`` is as in ``iso_seconds``.
+    def parse(option: str, text: str, time: str, forms: str) -> TimeOption:
+        """Parse ``time``, an integer or an ISO date or time.
 
         Raises:
             OptionError: it is neither; the message has the option, ``text``, and the ``forms`` that are expected.
@@ -87,7 +87,7 @@ class TimeOption:
         if re.fullmatch(r"-?[0-9]{1,18}", time):
             return TimeOption(option, text, int(time))
         try:
-            return TimeOption(option, text, iso_seconds(time, begins=begins), is_date=True)
+            return TimeOption(option, text, iso_seconds(time, begins=False), is_date=True)
         except ValueError:
             problem = "the time must be an integer or an ISO date"
             raise OptionError(option, found=text, problem=problem, expected=forms) from None
@@ -121,45 +121,3 @@ def check_span(option: str, span: TimeSpan, latest: object) -> None:
             problem=f"is counted in seconds, but the timestamps reach {latest}, which is not a time in seconds",
             fix="give an INTEGER in the unit of the column",
         )
-
-
-@dataclass(frozen=True)
-class EventTimeRange:
-    """Events at or after ``since`` and before ``until``; None leaves that end open."""
-
-    since: TimeOption | None = None
-    until: TimeOption | None = None
-
-    @staticmethod
-    def parse(since: str | None, until: str | None, has_timestamp: bool) -> EventTimeRange:
-        """Parse the options ``since`` and ``until``.
-
-        Raises:
-            OptionError: one is not a time, the range is empty, or events have no timestamp.
-        """
-        low, high = (
-            None if text is None else TimeOption.parse(option, text, text, "1700000000 or 2024-05-31", begins=True)
-            for option, text in (("since", since), ("until", until))
-        )
-        for moment in (low, high):
-            if moment is not None and not has_timestamp:
-                raise OptionError(
-                    moment.option,
-                    found=moment.text,
-                    problem="needs the time of each event",
-                    fix=("name its column with ", Option("timestamp")),
-                )
-        if low is not None and high is not None and low.value >= high.value:
-            problem = ("the time range is empty; it must be later than ", Option("since", low.text))
-            raise OptionError("until", found=high.text, problem=problem)
-        return EventTimeRange(low, high)
-
-    def dates(self) -> list[TimeOption]:
-        """Return the ends that were given as dates."""
-        return [moment for moment in (self.since, self.until) if moment is not None and moment.is_date]
-
-    def outside_sql(self, timestamp: str) -> tuple[str, str]:
-        """Return SQL conditions on the column ``timestamp``: before the range, and after it."""
-        before = f"({timestamp} < {self.since.value})" if self.since is not None else "false"
-        after = f"({timestamp} >= {self.until.value})" if self.until is not None else "false"
-        return before, after

@@ -24,7 +24,6 @@ from pydantic import TypeAdapter
 from crossfade.base.errors import InputError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.data.time_values import check_seconds
 from crossfade.trainer.prepare.database import count_rows, fetch_one
 from crossfade.trainer.prepare.event_values import (
     INTEGER_TEXT,
@@ -50,7 +49,6 @@ from crossfade.trainer.prepare.raw_files import (
     open_columns,
     read_errors,
 )
-from crossfade.trainer.prepare.source_columns import possible_columns
 from crossfade.trainer.prepare.timestamp_formats import check_formats
 
 if TYPE_CHECKING:
@@ -66,8 +64,6 @@ class ReadStats:
     files: int = 0
     empty_files: int = 0
     rows: int = 0
-    before_since: int = 0
-    from_until: int = 0
     zero_weight: int = 0
     lines_without_items: int = 0
 
@@ -189,8 +185,8 @@ class EventReader:
         self._string_id_sides = string_id_sides
         self.faults = faults
         self._base = base
-        self._time_range = options.time_range()
         self._weight_sql = weight_sql(options.weight is not None, options.event_weights)
+        self._is_kept = f"{self._weight_sql} <> 0"
         context = {plan.key: plan.source for plan in options.context_plans() if not plan.is_derived}
         self._context = list(context)
         self.columns = _columns_by_role(options, context)
@@ -203,8 +199,8 @@ class EventReader:
         self.records = 0
 
     def columns_to_fetch(self) -> set[str]:
-        """Return all columns that reading a file may need."""
-        return possible_columns(self.columns)
+        """Return all columns that reading a file needs."""
+        return set(self.columns.values())
 
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events, unless the preparation is to end because of a fault."""
@@ -227,7 +223,7 @@ class EventReader:
             formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()
             checks = value_checks(kinds, types, self._options, formats, self._context)
             timestamp = timestamp_sql(types.get("timestamp"), formats)
-            rows, sound = self._check(file, checks, timestamp, types)
+            rows, sound = self._check(file, checks)
             if not self.faults.rejected:
                 self._insert(sound, types, timestamp, split, rows)
 
@@ -357,53 +353,36 @@ class EventReader:
                 fix,
             )
 
-    def _check(
-        self,
-        file: RawFile,
-        checks: list[Check],
-        timestamp: str,
-        types: Mapping[str, str],
-    ) -> tuple[int, str]:
+    def _check(self, file: RawFile, checks: Sequence[Check]) -> tuple[int, str]:
         """Check every value; return the number of rows, and SQL of the relation of those that pass.
 
         IDs are checked once each. Only a file that is at fault is searched for the rows that are.
         """
         of_rows = [check for check in checks if check.role not in SIDES]
-        latest, numbers, violated = self._scan("raw", timestamp, of_rows)
-        self._collect_ids("raw", self._kept_sql(timestamp) if any(numbers[1:]) else "true")
+        rows, zeros, violated = self._scan("raw", of_rows)
+        self._collect_ids("raw", self._is_kept if zeros else "true")
         for side in SIDES:
             of_side = [check for check in checks if check.role == side]
             found = fetch_one(self._connection, f"SELECT {_violations(of_side)} FROM file_{side}")
             violated += [check for check, is_violated in zip(of_side, found, strict=True) if is_violated]
-        rows, sound = numbers[0], "raw"
+        sound = "raw"
         if violated:
             report_row_faults(self._connection, file, checks, self.columns, self.faults)
             sound = sound_rows(checks)
-            latest, numbers, _ = self._scan(sound, timestamp, [])
-            self._collect_ids(sound, self._kept_sql(timestamp))
-        if types.get("timestamp") == "integer":
-            for option in self._time_range.dates():
-                check_seconds(option, latest)
+            _, zeros, _ = self._scan(sound, [])
+            self._collect_ids(sound, self._is_kept)
         self._stats.rows += rows
-        self._stats.before_since += numbers[1]
-        self._stats.from_until += numbers[2]
-        self._stats.zero_weight += numbers[3]
+        self._stats.zero_weight += zeros
         return rows, sound
 
-    def _scan(self, relation: str, timestamp: str, checks: Sequence[Check]) -> tuple[object, list[int], list[Check]]:
-        """Return the latest timestamp; the numbers of rows, too early ones, too late ones, and those of weight 0.
-
-        The third value has those of the ``checks`` that some row violates.
-        """
-        before, after = self._time_range.outside_sql(timestamp)
-        counts = (
-            f"max({timestamp}), count(*), count(*) FILTER ({before}), count(*) FILTER ({after}), "
-            f"count(*) FILTER ({self._weight_sql} = 0 AND NOT {before} AND NOT {after})"
-        )
+    def _scan(self, relation: str, checks: Sequence[Check]) -> tuple[int, int, list[Check]]:
+        """Return the numbers of rows and of those of weight 0, and those of the ``checks`` that some row violates."""
         found = f", {_violations(checks)}" if checks else ""
-        latest, *numbers = fetch_one(self._connection, f"SELECT {counts}{found} FROM {relation}")
-        violated = [check for check, is_violated in zip(checks, numbers[4:], strict=True) if is_violated]
-        return latest, [number for number in numbers[:4] if isinstance(number, int)], violated
+        counts = f"count(*), count(*) FILTER ({self._weight_sql} = 0)"
+        rows, zeros, *violations = fetch_one(self._connection, f"SELECT {counts}{found} FROM {relation}")
+        assert isinstance(rows, int)
+        assert isinstance(zeros, int)
+        return rows, zeros, [check for check, is_violated in zip(checks, violations, strict=True) if is_violated]
 
     def _collect_ids(self, relation: str, kept: str) -> None:
         """Create the tables ``file_SIDE`` of the IDs in ``relation``, with their ``kept`` events, and positive ones."""
@@ -412,10 +391,6 @@ class EventReader:
             self._connection.execute(
                 f"CREATE OR REPLACE TABLE file_{side} AS SELECT {side}, {counts} FROM {relation} GROUP BY {side}"
             )
-
-    def _kept_sql(self, timestamp: str) -> str:
-        before, after = self._time_range.outside_sql(timestamp)
-        return f"{self._weight_sql} <> 0 AND NOT {before} AND NOT {after}"
 
     def _insert(self, sound: str, types: Mapping[str, str], timestamp: str, split: int, rows: int) -> None:
         selected = ", ".join(
@@ -431,7 +406,7 @@ class EventReader:
         )
         count = "positives" if split == 0 else "0"
         ids = {side: f"SELECT {id_sql(side, types[side])}, {count} FROM file_{side} WHERE kept > 0" for side in SIDES}
-        kept = f"(SELECT {selected} FROM {sound} WHERE {self._kept_sql(timestamp)})"
+        kept = f"(SELECT {selected} FROM {sound} WHERE {self._is_kept})"
         self._append(kept, rows, ids)
 
     def _append(self, events: str, rows: int, ids: Mapping[str, str]) -> None:

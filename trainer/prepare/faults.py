@@ -130,27 +130,14 @@ class FaultyFilesError(InputError):
 
     Attributes:
         files: the files that have to be left out for the others to be prepared: the problem of each, by name.
-    """
-
-    def __init__(self, *message: Text) -> None:
-        super().__init__(*message)
-        self.files: dict[str, str] = {}
-
-
-class EventFaultsError(FaultyFilesError):
-    """Event files have several faults.
-
-    Attributes:
-        count: how many.
-        details: a line for each kind, with its number and its first places.
+        count: how many faults ``details`` describes.
+        details: of several, a line for each kind, with its number and its first places.
         choice: how some of them can be left out; empty: none can.
     """
 
-    def __init__(self, count: int, details: Sequence[Text], choice: Text) -> None:
-        super().__init__(
-            f"the events have {count:,} faults, listed above; correct the files",
-            (", or leave out ", choice) if choice else "",
-        )
+    def __init__(self, *message: Text, count: int = 1, details: Sequence[Text] = (), choice: Text = "") -> None:
+        super().__init__(*message)
+        self.files: dict[str, str] = {}
         self.count, self.details, self.choice = count, details, choice
 
 
@@ -261,7 +248,6 @@ class Faults:
 
         Raises:
             FaultyFilesError: there is such a fault, or there are too many.
-            EventFaultsError: there are several, which it describes.
         """
         error = self._error(rows)
         if error is not None:
@@ -280,7 +266,9 @@ class Faults:
         listed = [_format(text, problem, values=True) for text, problem in rejected.items()]
         is_choice = not all(problem.fatal for problem in rejected.values())
         choice = ("bad lines with ", Option("on_bad_line", "skip")) if is_choice else ""
-        return EventFaultsError(total, listed, choice)
+        correct, or_leave_out = "listed above; correct the files", (", or leave out ", choice) if choice else ""
+        message = (f"the events have {total:,} faults, {correct}", or_leave_out)
+        return FaultyFilesError(*message, count=total, details=listed, choice=choice)
 
     def _share_error(self, rows: int) -> FaultyFilesError | None:
         """Return an error if more than the allowed share of ``rows``, those at fault included, would be left out."""

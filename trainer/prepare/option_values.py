@@ -33,7 +33,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class EntityColumn:
-    """An entity and, if it has another name, the column of its IDs, which may join several (``source_columns.py``)."""
+    """An entity and, if it has another name, the column of its IDs."""
 
     name: str
     given: str | None = None

@@ -15,8 +15,8 @@ from pydantic import model_validator
 
 from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, Options, Share, alternatives, option
-from crossfade.trainer.data.column_names import MAX_CONTENT_WIDTH, TIMESTAMP, WEIGHT, is_entity_name
-from crossfade.trainer.data.time_values import EventTimeRange, TimeSpan
+from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT, is_entity_name
+from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.prepare.option_values import (
     ALL,
     QUARANTINE,
@@ -123,8 +123,7 @@ class PrepareOptions(Options):
 
     query: Entity = _columns(
         EntityColumn("customer"),
-        "name the querying entity, and the column of its IDs if that differs (default: customer); COLUMN+COLUMN joins "
-        "columns into one ID",
+        "name the querying entity, and the column of its IDs if that differs (default: customer)",
         value="NAME[=COLUMN]",
     )
     item: Entity = _columns(
@@ -200,8 +199,6 @@ class PrepareOptions(Options):
         value="SHARE",
     )
 
-    since: str | None = _cleaning(None, "drop events before TIME (an integer or an ISO date)", value="TIME")
-    until: str | None = _cleaning(None, "drop events at or after TIME", value="TIME")
     duplicates: Literal["keep", "sum"] = _cleaning(
         "keep",
         "keep repeated events of a pair as interactions (default), or sum them into one with the latest timestamp; "
@@ -279,10 +276,6 @@ class PrepareOptions(Options):
         """Return the context entities to prepare."""
         return [ContextPlan(number, name, source) for number, (name, source) in enumerate(self.context.items())]
 
-    def time_range(self) -> EventTimeRange:
-        """Return the time range of the events to keep."""
-        return EventTimeRange.parse(self.since, self.until, self.timestamp is not None)
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.sample is not None:
@@ -303,7 +296,6 @@ class PrepareOptions(Options):
         self._check_context()
         self._check_entities_named()
         self._check_admission()
-        self.time_range()
         return self
 
     def _check_events(self) -> None:
@@ -403,7 +395,7 @@ class SyntheticSpec(Options):
     """The size and the content of synthetic listening.
 
     ``valid`` and ``test`` are met in expectation. Items have the feature ``genre``, unless ``query`` or ``item`` has
-    that name. With ``audio`` above 0, they have content of that name: the center of their genre, and noise as strong.
+    that name.
     """
 
     group_notes: ClassVar = {"size": "Numbers may be written 1000000, 1_000_000 or 1e6."}
@@ -414,9 +406,6 @@ class SyntheticSpec(Options):
     genres: Integer = _content(20, "plant N genres", value="N", ge=1)
     valid: Number = _size(0.1, "hold out this fraction as valid", value="FRACTION", ge=0, lt=1)
     test: Number = _size(0.1, "hold out this fraction as test", value="FRACTION", ge=0, lt=1)
-    audio: Integer = _content(
-        0, "give each item a vector of N numbers, by its genre (default: none)", value="N", ge=0, le=MAX_CONTENT_WIDTH
-    )
     query: str = _content("customer", "name the querying entity", value="NAME")
     item: str = _content("track", "name the item entity", value="NAME")
 

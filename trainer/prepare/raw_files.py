@@ -40,7 +40,7 @@ from crossfade.trainer.prepare.database import (
     literal,
 )
 from crossfade.trainer.prepare.input_files import RawFile
-from crossfade.trainer.prepare.source_columns import check_columns, joined_sql, source_columns
+from crossfade.trainer.prepare.source_columns import check_columns
 from crossfade.trainer.prepare.text_records import MAX_RECORD_BYTES, Record, open_records
 
 OnFault = Callable[[RawFile, Record], None]
@@ -80,8 +80,7 @@ def open_columns(
     """Create ``raw`` from ``columns`` (role to column name) of a file with columns; return the kinds by role.
 
     The columns of the roles in ``lists`` may hold lists, of which ``raw`` has one row per value, and those of the roles
-    in ``whole_lists`` lists that stay as they are; their kind is that of the values. Those of IDs may join
-    several (``source_columns.py``).
+    in ``whole_lists`` lists that stay as they are; their kind is that of the values.
 
     Raises:
         InputError: the file cannot be read, or lacks a column.
@@ -175,8 +174,7 @@ def _find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
 def _header_match(file: RawFile, columns: Mapping[str, str]) -> tuple[int, int]:
     """Return how many of ``columns`` the header of ``file`` has, and how many fields; zeros if it cannot be split."""
     with open_records(file, any_header=True) as (names, _):
-        parts = [part for role, column in columns.items() for part in source_columns(role, column, names)]
-        return sum(part in names for part in parts), len(names)
+        return sum(column in names for column in columns.values()), len(names)
 
 
 def _read_parquet(file: RawFile) -> pq.ParquetFile:
@@ -198,23 +196,17 @@ def _open_parquet(
     whole_lists: Collection[str],
 ) -> dict[str, Kind]:
     schema = _read_parquet(file).schema_arrow
-    parts = {role: source_columns(role, column, schema.names) for role, column in columns.items()}
-    used = [column for role_parts in parts.values() for column in role_parts]
-    check_columns(str(file), schema.names, used)
-    for column in used:
+    check_columns(str(file), schema.names, columns.values())
+    for column in columns.values():
         twins = [name for name in schema.names if name.casefold() == column.casefold() and name != column]
         if twins:  # names are case-insensitive in DuckDB
             raise InputError(
                 f"{file}: has the columns '{column}' and '{twins[0]}', which differ only in case; rename one"
             )
-    check_expansion(connection, file, used)
+    check_expansion(connection, file, list(columns.values()))
     kinds, selected = {}, ""
-    for role, role_parts in parts.items():
-        field, value = schema.field(role_parts[0]), joined_sql(list(map(identifier, role_parts)))
-        if len(role_parts) > 1:
-            for column in role_parts:
-                _parquet_kind(file, schema.field(column))
-            field = field.with_type(pa.string())
+    for role, column in columns.items():
+        field, value = schema.field(column), identifier(column)
         if (role in lists or role in whole_lists) and _is_list(field.type):
             field, value = field.with_type(field.type.value_type), f"unnest({value})" if role in lists else value
         kinds[role] = _parquet_kind(file, field)
@@ -253,15 +245,12 @@ def _open_text(
     on_fault: OnFault,
 ) -> dict[str, Kind]:
     names = _read_header(file)
-    parts = {role: source_columns(role, column, names) for role, column in columns.items()}
-    used = [column for role_parts in parts.values() for column in role_parts]
-    check_columns(str(file), names, used)
-    indexes = sorted({names.index(column) for column in used})
+    check_columns(str(file), names, columns.values())
+    indexes = sorted({names.index(column) for column in columns.values()})
     if _ends_in_long_line(file) or not _load_text(connection, file, names, indexes):
         connection.execute("DROP TABLE IF EXISTS raw_rows")
         _load_records(connection, file, indexes, on_fault)
-    texts = {role: [f"c{names.index(column)}" for column in role_parts] for role, role_parts in parts.items()}
-    selected = ", ".join(f"{joined_sql(of_role)} AS {identifier(role)}" for role, of_role in texts.items())
+    selected = ", ".join(f"c{names.index(column)} AS {identifier(role)}" for role, column in columns.items())
     connection.execute(f"CREATE VIEW raw AS SELECT {selected}, rowid AS position FROM raw_rows")
     return dict.fromkeys(columns, "text")
 

@@ -20,7 +20,6 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.events import ReadStats
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.options import PrepareOptions
-from crossfade.trainer.prepare.source_columns import PLUS
 from crossfade.trainer.prepare.timestamp_formats import epoch_unit
 
 COUNTED = ("negative", "_timestamp", "_filled")
@@ -31,8 +30,6 @@ Facts = dict[str, str | int | float | bool | list[str] | None]
 
 _REMARKS = {EARLIER: "; of base datasets, known but not trained on", REPLAY: "; of base datasets, for training only"}
 _DROPPED = {
-    "dropped_before_since": ("row", "earlier than the time range"),
-    "dropped_from_until": ("row", "later than the time range"),
     "dropped_zero_weight": ("row", "of weight 0, without any effect"),
     "lines_without_items": ("line", "without an item"),
     "merged_duplicates": ("row", "summed into another one of their pair"),
@@ -53,8 +50,6 @@ def describe_stats(stats: ReadStats, faults: Faults) -> Facts:
         "rows_read": stats.rows,
         "dropped_bad_lines": faults.count(),
         **({"dropped_faults": lines} if (lines := faults.lines()) else {}),
-        "dropped_before_since": stats.before_since,
-        "dropped_from_until": stats.from_until,
         "dropped_zero_weight": stats.zero_weight,
         "lines_without_items": stats.lines_without_items,
     }
@@ -64,14 +59,12 @@ def describe_options(options: PrepareOptions) -> Facts:
     """Return what the manifest records of the options under ``source``."""
     texts = {
         name: getattr(options, name)
-        for name in ("since", "until", "hold_out", "hold_out_valid", "hold_out_test", "base", "replay")
+        for name in ("hold_out", "hold_out_valid", "hold_out_test", "base", "replay")
         if getattr(options, name) is not None
     }
     if options.hold_out_gap is not None:
         texts["hold_out_gap"] = options.hold_out_gap.text
-    sides = (options.query, options.item)
     lists = {
-        "joined_columns": [f"{side.name}={side.column}" for side in sides if PLUS in side.column],
         "timestamp_formats": list(options.timestamp_format),
         "event_weights": [f"{event}={weight:g}" for event, weight in options.event_weights.items()],
         "min_count": [f"{entity}={minimum}" for entity, minimum in options.min_count.items()],

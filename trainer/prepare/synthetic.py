@@ -21,12 +21,10 @@ import pyarrow as pa
 from crossfade.base.errors import OptionError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
-from crossfade.trainer.data.features import SCHEMA, VALUE, content_group_rows, content_schema
+from crossfade.trainer.data.features import SCHEMA
 from crossfade.trainer.data.manifest import (
-    CONTENT,
     FEATURES,
     VOCABULARY,
-    Content,
     DataFile,
     DatasetManifest,
     Entity,
@@ -49,17 +47,12 @@ from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_NAMED_ITEMS = 100_000
 GENRE = "genre"
-AUDIO = "audio"
-_CENTER_STREAM, _AUDIO_STREAM = 8, 7
-"""Separate the draws of genres' centers from those of noise."""
-_AUDIO_ROWS = 4096
 FIRST_ID = 1_000_001  # IDs differ from rows, so that code that mixes them up fails visibly
 
 
 def synthetic_source(spec: SyntheticSpec, seed: int) -> Facts:
     """Return what the manifest of a dataset of ``spec`` and ``seed`` records under ``source``."""
-    values = {name: getattr(spec, name) for name in SyntheticSpec.model_fields if name != "audio" or spec.audio}
-    return {"command": "synthetic", "seed": seed, **values}
+    return {"command": "synthetic", "seed": seed, **{name: getattr(spec, name) for name in SyntheticSpec.model_fields}}
 
 
 def synthesize(options: SynthesizeOptions, progress: ProgressReporter) -> DatasetManifest | None:
@@ -119,7 +112,6 @@ def write_synthetic(
             entities=entities,
             splits={split: splits[split] for split in ALL_SPLITS if rows[split]},
             features=features,
-            content={spec.item: {AUDIO: _write_audio(staged, spec, seed, progress)}} if spec.audio else {},
             has_timestamp=True,
             source=synthetic_source(spec, seed),
         )
@@ -164,15 +156,12 @@ def _write(
     rows: int,
     columns: Callable[[Integers], Sequence[pa.Array]],
     progress: ProgressReporter,
-    width: int = 0,
 ) -> list[DataFile]:
-    """Write the ``columns`` of all ``rows`` to ``path`` in chunks; ``width``: the numbers of content in a row."""
+    """Write the ``columns`` of all ``rows`` to ``path`` in chunks."""
     progress.phase(path, rows, "row")
-    group_rows = content_group_rows(row_group_rows(rows), width) if width else row_group_rows(rows)
-    step = _AUDIO_ROWS if width else CHUNK_ROWS
-    with PartWriter(staged, path, schema, group_rows) as writer:
-        for start in range(0, rows, step):
-            row_N = np.arange(start, min(start + step, rows), dtype=np.int64)
+    with PartWriter(staged, path, schema, row_group_rows(rows)) as writer:
+        for start in range(0, rows, CHUNK_ROWS):
+            row_N = np.arange(start, min(start + CHUNK_ROWS, rows), dtype=np.int64)
             writer.write(pa.RecordBatch.from_arrays(columns(row_N), schema=schema))
             progress.advance(len(row_N))
         return writer.close()
@@ -207,22 +196,6 @@ def _write_genres(staged: Staged, spec: SyntheticSpec, count_R: Integers, progre
     schema = vocabulary_schema("int64", has_names=True)
     files = _write(staged, f"{VOCABULARY}/{GENRE}", schema, spec.genres, columns, progress)
     return Entity(rows=spec.genres, id_type="int64", has_names=True, files=files)
-
-
-def _write_audio(staged: Staged, spec: SyntheticSpec, seed: int, progress: ProgressReporter) -> Content:
-    """Write the content of items: unit variance around the centers of genres, which have it too."""
-    schema, width = content_schema(spec.audio), spec.audio
-    center_GD = np.random.default_rng((seed, _CENTER_STREAM)).standard_normal((spec.genres, width))
-
-    def columns(row_N: Integers) -> Sequence[pa.Array]:
-        noise_ND = np.random.default_rng((seed, _AUDIO_STREAM, row_N[0])).standard_normal((len(row_N), width))
-        value_ND = (center_GD[genre_of(row_N, spec.genres)] + noise_ND).astype(np.float32)
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(value_ND.ravel()), type=schema.field(VALUE).type)
-        return [pa.array(row_N), lists]
-
-    files = _write(staged, f"{CONTENT}/{spec.item}/{AUDIO}", schema, spec.items, columns, progress, width)
-    # The root mean square that is expected, whatever was drawn, so that datasets of one kind agree.
-    return Content(width=width, mean=0.0, std=float(np.sqrt(2.0)), files=files)
 
 
 def _write_splits(

@@ -22,7 +22,6 @@ import pyarrow as pa
 from crossfade.base.errors import InputError, as_typed, command, escape_unprintable, format_names
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
-from crossfade.base.text import counted
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_content, iter_pairs
 from crossfade.trainer.data.manifest import FEATURES, VOCABULARY, DataFile, DatasetManifest, read_manifest
@@ -274,12 +273,10 @@ class ValidationReport:
     Attributes:
         manifest: The manifest of the dataset; None if it cannot be read.
         problems: What is wrong.
-        notes: What is allowed but could be better.
     """
 
     manifest: DatasetManifest | None
     problems: Problems
-    notes: list[str]
 
 
 def validate(options: ValidateOptions, progress: ProgressReporter) -> ValidationReport:
@@ -297,7 +294,7 @@ def validate(options: ValidateOptions, progress: ProgressReporter) -> Validation
         manifest = read_manifest(folder)
     except InputError as error:
         problems.add(error.worded(as_typed))
-        return ValidationReport(None, problems, [])
+        return ValidationReport(None, problems)
     with (
         temporary_folder("validate") as work,
         working_database(work, memory_bytes(options.memory), None) as connection,
@@ -312,10 +309,4 @@ def validate(options: ValidateOptions, progress: ProgressReporter) -> Validation
                 checks.content(entity, name)
         for name in manifest.entities:
             checks.vocabulary(name)
-    return ValidationReport(manifest, problems, _find_stray_files(folder, manifest))
-
-
-def _find_stray_files(folder: Folder, manifest: DatasetManifest) -> list[str]:
-    listed = {file.path for file in manifest.files()}
-    strays = [path for path in sorted(folder.sizes()) if path.endswith(".parquet") and path not in listed]
-    return [f"{counted(len(strays), 'file')} that the manifest does not list, such as {strays[0]}"] if strays else []
+    return ValidationReport(manifest, problems)

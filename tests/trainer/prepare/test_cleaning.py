@@ -111,18 +111,6 @@ def test_inexact_sums_are_computed_in_event_order(tmp_path: Path) -> None:
     assert set(interactions(tmp_path / "out", "train")) == expected
 
 
-@pytest.mark.parametrize(("since", "until"), [("1577836800", "1577836802"), ("2020-01-01", "2020-01-01T00:00:02")])
-def test_since_is_inclusive_and_until_is_exclusive(tmp_path: Path, since: str, until: str) -> None:
-    times = [1_577_836_799, 1_577_836_800, 1_577_836_801, 1_577_836_802, 1_577_836_803]
-    train = write_parquet(tmp_path / "e.parquet", customer=[1] * 5, item=[1, 2, 3, 4, 5], at=times)
-    manifest = prepare_files(tmp_path / "out", train, timestamp="at", since=since, until=until)
-    assert {row[1] for row in interactions(tmp_path / "out", "train")} == {2, 3}
-    assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == [2, 3]
-    text = format_summary(manifest, Folder(tmp_path / "out"))
-    assert "dropped: 1 row earlier than the time range" in text
-    assert "dropped: 2 rows later than the time range" in text
-
-
 def test_negative_weights_are_kept_but_not_counted(tmp_path: Path) -> None:
     train = write_text(tmp_path / "e.csv", "customer,item,what\n1,1,play\n1,2,skip\n2,1,like\n2,3,skip\n2,3,skip\n")
     manifest = prepare_files(tmp_path / "out", train, event="what", event_weights=WEIGHTS)

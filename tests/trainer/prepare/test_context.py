@@ -71,8 +71,7 @@ def test_columns_and_hours_are_rows_of_their_vocabularies(tmp_path: Path, plays:
     assert not validate(ValidateOptions.of(data=tmp_path / "out"), NullReporter()).problems.count
 
 
-def test_column_of_event_weights_is_context_too_and_may_be_joined(tmp_path: Path) -> None:
-    """The kind of event gives the weight and is context, also with the customer in one ID."""
+def test_column_of_event_weights_is_context_too(tmp_path: Path) -> None:
     columns = {"customer": ["a", "a", "b", "b"], "item": [1, 2, 1, 3], "action": ["play", "like", "skip", "like"]}
     raw = write_parquet(tmp_path / "plays.parquet", **columns)
     lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
@@ -80,11 +79,11 @@ def test_column_of_event_weights_is_context_too_and_may_be_joined(tmp_path: Path
     options = {"event": "action", "event_weights": {"play": 1, "like": 3, "skip": 0}, **NO_HOLD_OUT}
     for number, file in enumerate((raw, csv)):
         out = tmp_path / f"out{number}"
-        prepare_files(out, file, context={"kind": "action", "profile": "customer+action"}, **options)
-        assert [(row["item"], row["weight"], row["kind"], row["profile"]) for row in events(out)] == [
-            (1, 1.0, "play", "a|play"),
-            (2, 3.0, "like", "a|like"),
-            (3, 3.0, "like", "b|like"),
+        prepare_files(out, file, context={"kind": "action"}, **options)
+        assert [(row["item"], row["weight"], row["kind"]) for row in events(out)] == [
+            (1, 1.0, "play"),
+            (2, 3.0, "like"),
+            (3, 3.0, "like"),
         ]
 
 

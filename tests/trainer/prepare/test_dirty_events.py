@@ -23,7 +23,7 @@ from crossfade.trainer.prepare.summary import format_summary
 pytestmark = pytest.mark.slow
 
 COUNT = 2000
-COLUMNS = ("--query", "customer=user", "--item", "track=artist+title", "--weight", "plays", "--timestamp", "at")
+COLUMNS = ("--query", "customer=user", "--item", "track=title", "--weight", "plays", "--timestamp", "at")
 FORMATS = ("--timestamp-format", "iso", "%d/%m/%Y %H:%M", "epoch-s", "epoch-ms")
 
 
@@ -52,10 +52,10 @@ def test_every_fault_is_listed_with_count_and_first_five_places(tmp_path: Path, 
         "a quote opens and does not close": ("stray quote", ""),
         "is not UTF-8": ("not UTF-8", ""),
         "the weight of column 'plays' is not allowed": ("text as plays", " 'n/a'"),
-        "the item id of column 'artist+title' has a control character": ("null byte", " 'Bj\\x00rk|Army of Me'"),
+        "the item id of column 'title' has a control character": ("null byte", " 'Army\\x00of Me'"),
         "the timestamp of column 'at' has none of the formats": ("no such time", " 'soon'"),
         "the query id of column 'user' is missing": ("no customer", ""),
-        "the item id of column 'artist+title' is missing": ("no artist", ""),
+        "the item id of column 'title' is missing": ("no title", ""),
         "the timestamp of column 'at' is missing": ("no time", ""),
     }
     assert len(found) == len(expected)

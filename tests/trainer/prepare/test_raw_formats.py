@@ -5,7 +5,6 @@ import datetime as dt
 import gzip
 import io
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from preparing import (
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.prepare.option_values import NamesFile
 from crossfade.trainer.prepare.summary import format_summary
 
 pytestmark = pytest.mark.slow
@@ -102,46 +100,6 @@ def test_json_values_keep_their_text_and_null_is_missing(tmp_path: Path) -> None
     manifest = prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1)
     assert sorted(interactions(tmp_path / "out", "train")) == [("007", 1, 1.0), ("8", 12345678901, 1.0)]
     assert manifest.source["dropped_bad_lines"] == 1
-
-
-PARTS = [("AC|DC", "Thunder"), ("back\\", "|"), ("back", "\\|"), ("a\nb", "🔥"), ("7", "8")]
-
-
-def split_id(joined: str) -> list[str]:
-    """Split a joined ID as docs/preparing-data.md does."""
-    return [re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:\\.|[^|\\])+", joined)]
-
-
-@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl"])
-def test_joined_columns_are_one_id_that_can_be_split(tmp_path: Path, form: str) -> None:
-    artists, titles = zip(*PARTS, strict=True)
-    users = [1, 2, 3, 4, 5]
-    if form == "parquet":
-        train = write_parquet(tmp_path / "e.parquet", user=users, artist=artists, title=titles)
-    elif form == "jsonl":
-        rows = zip(users, artists, titles, strict=True)
-        train = write_text(
-            tmp_path / "e.jsonl",
-            "\n".join(json.dumps({"user": user, "artist": artist, "title": title}) for user, artist, title in rows),
-        )
-    else:
-        train = tmp_path / "e.csv"
-        with train.open("w", newline="") as file:
-            csv.writer(file).writerows([("user", "artist", "title"), *zip(users, artists, titles, strict=True)])
-    manifest = prepare_files(tmp_path / "out", train, query="customer=user", item="track=artist+title")
-    ids = [row[1] for row in sorted(interactions(tmp_path / "out", "train"))]
-    assert [tuple(split_id(joined)) for joined in ids] == PARTS
-    assert ids[0] == r"AC\|DC|Thunder"
-    assert manifest.source["joined_columns"] == ["track=artist+title"]
-
-
-def test_names_of_joined_ids_are_joined_too(tmp_path: Path) -> None:
-    train = write_text(tmp_path / "e.csv", "customer,artist,title\n1,Björk,Hunter\n")
-    names = write_text(tmp_path / "n.csv", "artist;title;shown\nBjörk;Hunter;Hunter (Björk)\n")
-    prepare_files(
-        tmp_path / "out", train, item="item=artist+title", names={"item": NamesFile(names, "artist+title", "shown")}
-    )
-    assert [row["name"] for row in vocabulary(tmp_path / "out", "item")] == ["Hunter (Björk)"]
 
 
 def test_adjacency_text_is_read_as_pairs_and_lines_without_items_are_counted(tmp_path: Path) -> None:

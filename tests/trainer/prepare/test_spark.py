@@ -23,7 +23,7 @@ from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare import hold_out, preparation, staging
 from crossfade.trainer.prepare.event_groups import Report
-from crossfade.trainer.prepare.faults import EventFaultsError
+from crossfade.trainer.prepare.faults import FaultyFilesError
 
 require_spark()
 
@@ -226,10 +226,10 @@ def test_spark_lists_the_faults_of_duckdb(tmp_path: Path) -> None:
     dirty = tmp_path / "dirty.csv"
     DirtyPlays(dirty, count=2000)
     text = write_text(tmp_path / "text.csv", "user,artist,title,plays,at\nu1,a,b,x,1\nu1,a,b,2,3\n")
-    options = {"query": "customer=user", "item": "track=artist+title", "weight": "plays", "timestamp": "at"}
+    options = {"query": "customer=user", "item": "track=title", "weight": "plays", "timestamp": "at"}
     found = []
     for engine in ("duckdb", "spark"):
-        with pytest.raises(EventFaultsError) as error:
+        with pytest.raises(FaultyFilesError) as error:
             prepare_files(tmp_path / "out", dirty, text, engine=engine, **options)
         found.append((str(error.value), error.value.details, error.value.count, error.value.files))
     assert found[0] == found[1]

@@ -8,7 +8,6 @@ import pytest
 from preparing import checksums
 
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.features import load_content
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.prepare import synthetic, synthetic_draws
 from crossfade.trainer.prepare.options import SyntheticSpec
@@ -64,16 +63,3 @@ def test_bytes_depend_only_on_the_seed_and_draws_not_on_chunks(
     for split in manifest.splits:
         one, other = columns(tmp_path / "chunks", manifest, split), columns(*dataset, split)
         assert all(np.array_equal(one[name], other[name]) for name in one)
-
-
-def test_audio_follows_genres(tmp_path: Path) -> None:
-    spec = SyntheticSpec(queries=50, items=6000, interactions=5000, genres=5, audio=8)
-    manifest = write_synthetic(tmp_path / "one", spec, 1)
-    assert manifest.source["audio"] == 8
-    content = load_content(Folder(tmp_path / "one"), manifest, "track", ["audio"])
-    assert content.filled_R.all()
-    numbers_RF = content.values_RF[:, :8]
-    assert np.square(numbers_RF).mean() == pytest.approx(1.0, rel=0.35)
-    center_GF = np.array([numbers_RF[genre::5].mean(axis=0) for genre in range(5)])
-    assert (numbers_RF - center_GF[np.arange(6000) % 5]).var() == pytest.approx(0.5, rel=0.05)
-    assert len({row.tobytes() for row in numbers_RF}) == 6000

@@ -199,12 +199,10 @@ def test_vacant_rows_with_id_or_interactions_are_reported(dataset: ForeignDatase
 
 def test_command_lists_problems_or_prints_summary(dataset: ForeignDataset, capsys: pytest.CaptureFixture[str]) -> None:
     folder = dataset.write()
-    folder.write("train/other.parquet", b"x")
     assert main(["validate", folder.uri]) == 0
     message = capsys.readouterr().out
     for part in (f"{folder.uri}: customer x track", "70 interactions", "no problem", "next: "):
         assert part in message
-    assert "note: 1 file that the manifest does not list, such as train/other.parquet" in message
     folder.remove(TRAIN)
     assert main(["validate", folder.uri]) == 2
     problem, line = capsys.readouterr().err.splitlines()[-2:]
