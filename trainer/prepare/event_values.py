@@ -122,16 +122,16 @@ def _timestamp_checks(kind: Kind, timestamp_type: str, formats: Sequence[str]) -
     option = Option("timestamp_format")
     expected = "expected an integer, or a date such as 2024-05-31T20:15:00, or its format in "
     not_one: Text = (f"is not a timestamp; {expected}", option)
+    violation = f"{timestamp_sql(timestamp_type, formats)} IS NULL"
     if timestamp_type == "integer":
-        not_one = (
-            "is not an integer, as others are; name all formats with ",
-            Option("timestamp_format", "iso epoch-s"),
-        )
+        violation = f"NOT coalesce({INTEGER_TEXT.format('CAST(timestamp AS VARCHAR)')}, false)"
+        others = Option("timestamp_format", "iso epoch-s")
+        not_one = ("is not an integer, as others are; name all formats with ", others)
     elif formats:
         not_one = ("has none of the formats of ", option, f": {', '.join(formats)}")
     return [
         Check("timestamp", _is_missing("timestamp", kind), "is missing; expected one in every row"),
-        Check("timestamp", f"{timestamp_sql(timestamp_type, formats)} IS NULL", not_one),
+        Check("timestamp", violation, not_one),
     ]
 
 

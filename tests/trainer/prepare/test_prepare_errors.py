@@ -174,6 +174,10 @@ REJECTED: list[tuple[str, Case]] = [
         csv_case("customer,item,t\n1,1,2020-01-01\n1,2,7\n", timestamp="t"),
     ),
     (
+        "the timestamp '1.5' of column 't' is not an integer",
+        csv_case("customer,item,t\n1,1,7\n1,2,1.5\n", timestamp="t"),
+    ),
+    (
         "the timestamp 'noon' of column 't' has none of the formats of",
         csv_case("customer,item,t\n1,1,2020-01-01\n1,2,noon\n", timestamp="t", timestamp_format=["iso", "%d.%m.%Y"]),
     ),
