@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
-from pydantic import TypeAdapter
 
 from crossfade.base.errors import InputError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -51,7 +50,7 @@ from crossfade.trainer.prepare.raw_files import (
     read_errors,
 )
 from crossfade.trainer.prepare.source_columns import possible_columns
-from crossfade.trainer.prepare.timestamp_formats import check_formats, find_unnamed_formats, has_times_without_zone
+from crossfade.trainer.prepare.timestamp_formats import check_formats, find_unnamed_formats
 
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.extend import BaseDataset
@@ -61,10 +60,7 @@ _TYPED_ROLES = ("query", "item", "timestamp")
 
 @dataclass
 class ReadStats:
-    """The numbers of files and rows that were read, and of rows that were left out, by reason.
-
-    ``times_without_zone``: whether there were any, which are read as UTC.
-    """
+    """The numbers of files and rows that were read, and of rows that were left out, by reason."""
 
     files: int = 0
     empty_files: int = 0
@@ -73,13 +69,11 @@ class ReadStats:
     from_until: int = 0
     zero_weight: int = 0
     lines_without_items: int = 0
-    times_without_zone: bool = False
 
     def add(self, other: ReadStats) -> None:
         """Add those of other files."""
         for name, value in vars(other).items():
-            own = getattr(self, name)
-            setattr(self, name, own | value if isinstance(own, bool) else own + value)
+            setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass(frozen=True)
@@ -165,10 +159,6 @@ def _columns_by_role(options: PrepareOptions, context: Mapping[str, str]) -> dic
     return {**{role: column for role, column in columns.items() if column is not None}, **context}
 
 
-_TYPES_FOUND: TypeAdapter[dict[str, tuple[str, RawFile]]] = TypeAdapter(dict[str, tuple[str, RawFile]])
-_STATS = TypeAdapter(ReadStats)
-
-
 class _OtherTypeError(InputError):
     """A file holds another type than the first file; either may be wrong."""
 
@@ -233,9 +223,6 @@ class EventReader:
             checks = value_checks(kinds, types, self._options, formats, self._context)
             timestamp = timestamp_sql(types.get("timestamp"), formats)
             rows, sound = self._check(file, checks, timestamp, types, kinds)
-            if types.get("timestamp") == "datetime" and not self._stats.times_without_zone:
-                kind, formats = kinds["timestamp"], self._options.timestamp_format
-                self._stats.times_without_zone = has_times_without_zone(self._connection, kind, formats)
             if not self.faults.rejected:
                 self._insert(sound, types, timestamp, split, rows)
 
@@ -251,13 +238,8 @@ class EventReader:
         return problems
 
     def state(self) -> dict[str, Any]:
-        """Return what was read, except events and IDs, as JSON."""
-        return {
-            "types": _TYPES_FOUND.dump_python(self.types, mode="json"),
-            "stats": _STATS.dump_python(self._stats, mode="json"),
-            "records": self.records,
-            "faults": self.faults.state(),
-        }
+        """Return what was read, except events and IDs."""
+        return {"types": self.types, "stats": self._stats, "records": self.records, "faults": self.faults.state()}
 
     def absorb(self, state: Mapping[str, Any], faults_before: Any) -> None:
         """Add the ``state`` of a reader of the next file; it had ``faults_before`` it checked types and values.
@@ -265,12 +247,12 @@ class EventReader:
         Raises:
             InputError: a type differs from the one in files before.
         """
-        self._stats.add(_STATS.validate_python(state["stats"]))
+        self._stats.add(state["stats"])
         self.records += state["records"]
-        found = _TYPES_FOUND.validate_python(state["types"])
+        found = {role: found_type for role, (found_type, _) in state["types"].items()}
         try:
-            for _, file in list(found.values())[:1]:
-                self._check_types(file, {role: found_type for role, (found_type, _) in found.items()})
+            for _, file in list(state["types"].values())[:1]:
+                self._check_types(file, found)
         except InputError:
             self.faults.absorb(faults_before)
             raise

@@ -95,7 +95,6 @@ def describe_stats(stats: ReadStats, faults: Faults) -> Facts:
         "dropped_from_until": stats.from_until,
         "dropped_zero_weight": stats.zero_weight,
         "lines_without_items": stats.lines_without_items,
-        **({"times_without_zone": True} if stats.times_without_zone else {}),
     }
 
 
@@ -262,8 +261,7 @@ def _weights_and_times(manifest: DatasetManifest) -> list[str]:
         lines.append(f"{facts['negative']:,} of all interactions have a negative weight (negative feedback)")
     first, last = facts.get("first_timestamp"), facts.get("last_timestamp")
     if isinstance(first, int) and isinstance(last, int):
-        zone = "; times without a zone were read as UTC" if facts.get("times_without_zone") else ""
-        lines.append(f"time: from {format_time(manifest, first)} to {format_time(manifest, last)}{zone}")
+        lines.append(f"time: from {format_time(manifest, first)} to {format_time(manifest, last)}")
         if (unit := epoch_unit(last)) != "epoch-s" and not facts.get("timestamps_are_dates"):
             lines.append(f"time: are these {unit}? {as_typed('timestamp_format', unit)} reads them as seconds")
     return lines

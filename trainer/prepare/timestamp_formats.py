@@ -16,7 +16,6 @@ import duckdb
 from crossfade.base.errors import InputError, Option, OptionError
 from crossfade.trainer.prepare.database import execute, fetch_one, literal
 from crossfade.trainer.prepare.input_files import RawFile
-from crossfade.trainer.prepare.raw_files import Kind
 from crossfade.trainer.prepare.text_records import find_place, find_records
 
 ISO = "iso"
@@ -163,21 +162,3 @@ def _units(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Return the epoch units of the integers, by their numbers of digits."""
     digits = f"SELECT DISTINCT length(CAST(abs({INTEGER}) AS VARCHAR)) FROM raw WHERE {IS_INTEGER} ORDER BY 1"
     return list(dict.fromkeys(epoch_unit(10 ** (int(str(count)) - 1)) for (count,) in execute(connection, digits)))
-
-
-_HAS_ZONE = r"regexp_matches(trim(timestamp), ':\d\d(\.\d+)? ?([zZ]|UTC|[+-]\d\d(:?\d\d)?)$')"
-
-
-def has_times_without_zone(connection: duckdb.DuckDBPyConnection, kind: Kind, formats: Sequence[str]) -> bool:
-    """Return whether a time of ``raw``, whose timestamps are of this ``kind``, has no zone, and so is read as UTC."""
-    if kind == "datetime":
-        types = execute(connection, "SELECT typeof(timestamp) FROM raw LIMIT 1")
-        return any("ZONE" not in str(name) for (name,) in types)
-    if kind not in ("text", "string"):
-        return False
-    zoneless = [text for text in formats if "%" in text and "%z" not in text and "%Z" not in text]
-    conditions = [f"{strptime_sql(text)} IS NOT NULL" for text in zoneless]
-    if ISO in formats or not formats:
-        conditions.append(f"({IS_INTEGER} IS NOT TRUE AND {ISO_SQL} IS NOT NULL AND NOT {_HAS_ZONE})")
-    found = " OR ".join(conditions) or "false"
-    return bool(execute(connection, f"SELECT 1 FROM raw WHERE {found} LIMIT 1"))

@@ -181,7 +181,7 @@ def test_forgetting_customers_removes_their_features_and_unshared_values(
     assert not any(b"BE" in path.read_bytes() for path in (data / "vocabulary" / "country").iterdir())
     capsys.readouterr()
     assert main(["forget", str(data), "--ids", str(raw / "gone.txt"), "--entity", "tag"]) == 2
-    assert "is a feature of track" in capsys.readouterr().err.removeprefix("crossfade: error: ").strip()
+    assert "has no ids of 'tag' to forget" in capsys.readouterr().err.removeprefix("crossfade: error: ").strip()
 
 
 def rewritten(data: Path, name: str, change: Any) -> None:
