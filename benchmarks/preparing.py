@@ -299,7 +299,6 @@ def _prepare(
             **{"out": f"{at}/prepared", "hold_out_test": "last-1", **(options or {})},
             train=[f"{at}/raw/{EVENTS_FOLDER}/*"],
             on_bad_line="skip",
-            on_missing="drop",
             query=spec.query,
             item=spec.item,
             event=EVENT,

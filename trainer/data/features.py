@@ -27,7 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import InputError, command
+from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import Content, DataFile, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles, column_of
@@ -60,8 +60,8 @@ def iter_pairs(
             in_range = row_N[0] >= last and row_N[-1] < rows and value_N.min() >= 0 and value_N.max() < values
             if not in_range or (np.diff(row_N) < 0).any():
                 raise InputError(
-                    f"{where}: pairs must be sorted by row, with rows of {entity} and values of {name}; run "
-                    f"{command('validate', folder.uri)} for details"
+                    f"{where}: expected pairs sorted by row, with rows 0 to {rows - 1} of {entity} and values 0 to "
+                    f"{values - 1} of {name}"
                 )
             last = int(row_N[-1])
             yield file, row_N, value_N
@@ -157,10 +157,7 @@ def iter_content(
             row_N = column_of(table, ROW, pa.int64(), where)
             value_ND = content_values(table.column(VALUE), column.width, where)
             if row_N[0] <= last or row_N[-1] >= rows or (np.diff(row_N) <= 0).any():
-                raise InputError(
-                    f"{where}: expected rows of {entity}, sorted and each once; run {command('validate', folder.uri)} "
-                    "for details"
-                )
+                raise InputError(f"{where}: expected rows 0 to {rows - 1} of {entity}, sorted and each once")
             last = int(row_N[-1])
             yield file, row_N, value_ND
 

@@ -19,12 +19,12 @@ from typing import Any
 import duckdb
 
 from crossfade.base.errors import Option, Text
-from crossfade.trainer.prepare.database import execute, identifier, literal
-from crossfade.trainer.prepare.faults import MAX_PLACES, Faults, Place
+from crossfade.trainer.prepare.database import identifier, literal
+from crossfade.trainer.prepare.faults import Faults, Place
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.raw_files import Kind
-from crossfade.trainer.prepare.text_records import Record, find_place, find_records
+from crossfade.trainer.prepare.text_records import find_records
 from crossfade.trainer.prepare.timestamp_formats import ISO_SQL, formats_sql
 
 INTEGER_TEXT = "{0} = CAST(TRY_CAST({0} AS BIGINT) AS VARCHAR)"
@@ -35,21 +35,15 @@ MAX_ID_BYTES = 4096
 _EMPTY_ID = "is missing or empty; expected an id in every row"
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}]"
 """Control characters other than tabs and line ends, which text may hold."""
-_COMMA = r"\s*[-+]?[0-9.]*,[0-9.,]*[0-9]\s*"
-"""Text of a number with decimal commas, or with commas between thousands."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A condition over ``raw`` that no row may meet, and the problem to report of the column of ``role``.
-
-    ``missing``: whether the problem is that there is no value.
-    """
+    """A condition over ``raw`` that no row may meet, and the problem to report of the column of ``role``."""
 
     role: str
     violation: str
     problem: Text
-    missing: bool = False
 
 
 def value_checks(
@@ -59,7 +53,7 @@ def value_checks(
     formats: Sequence[str] = (),
     context: Sequence[str] = (),
 ) -> list[Check]:
-    """Return the checks of the columns in ``kinds`` (by role), first those for missing values.
+    """Return the checks of the columns in ``kinds``, by role.
 
     ``types`` are those of IDs and timestamps, ``formats`` those of timestamps, if they were named, and ``context`` the
     roles of IDs that may be missing.
@@ -75,9 +69,9 @@ def value_checks(
         checks += _timestamp_checks(kinds["timestamp"], types["timestamp"], formats)
     for role in context:
         given = f"coalesce(CAST({role} AS VARCHAR), '') <> ''"
-        found = (check for check in _id_checks(role, kinds[role], types[role]) if not check.missing)
+        found = _id_checks(role, kinds[role], types[role])[1:]  # it may be missing
         checks += [Check(role, f"{given} AND {check.violation}", check.problem) for check in found]
-    return sorted(checks, key=lambda check: not check.missing)
+    return checks
 
 
 def _is_missing(role: str, kind: Kind) -> str:
@@ -85,7 +79,7 @@ def _is_missing(role: str, kind: Kind) -> str:
 
 
 def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
-    checks = [Check(role, f"{role} IS NULL OR CAST({role} AS VARCHAR) = ''", _EMPTY_ID, missing=True)]
+    checks = [Check(role, f"{role} IS NULL OR CAST({role} AS VARCHAR) = ''", _EMPTY_ID)]
     if id_type == "string":
         too_long = f"strlen(CAST({role} AS VARCHAR)) > {MAX_ID_BYTES}"
         control = f"CASE WHEN {too_long} THEN false ELSE regexp_matches(CAST({role} AS VARCHAR), '{_CONTROL}') END"
@@ -94,30 +88,20 @@ def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
             Check(role, control, "has a control character; remove it"),
         ]
     if id_type == "integer":
-        text = Option("id_type", "string")
+        not_plain = f"NOT coalesce({INTEGER_TEXT.format(f'CAST({role} AS VARCHAR)')}, false)"
         checks += [
             Check(role, f"TRY_CAST({role} AS BIGINT) < 0", "is negative; expected an integer id of at least 0"),
-            Check(role, f"TRY_CAST({role} AS BIGINT) IS NULL", ("is not a 64-bit integer; try ", text)),
+            Check(role, not_plain, ("is not a plain 64-bit integer; try ", Option("id_type", "string"))),
         ]
-        if kind in ("text", "string"):
-            not_plain = f"NOT {INTEGER_TEXT.format(role)}"
-            checks.append(Check(role, not_plain, ("is not a plain integer; try ", text)))
     return checks
 
 
 def _weight_checks(kind: Kind) -> list[Check]:
-    expected, number, weight = "expected a finite number", "TRY_CAST(weight AS DOUBLE)", "TRY_CAST(weight AS FLOAT)"
-    if kind == "datetime":
-        return [Check("weight", "true", f"is a date; {expected}")]
-    comma = f"regexp_full_match(CAST(weight AS VARCHAR), '{_COMMA}')"
+    expected = "expected a finite number of 32 bits with a decimal point, such as 1234.5"
+    weight = "TRY_CAST(weight AS FLOAT)"
     return [
-        Check("weight", _is_missing("weight", kind), f"is missing; {expected} in every row", missing=True),
-        Check("weight", f"{number} IS NULL AND {comma}", "has a comma; write it with a decimal point, as 1234.5"),
-        Check("weight", f"{number} IS NULL", f"is not a number; {expected}"),
-        Check("weight", f"NOT isfinite({number})", f"is not finite; {expected}"),
-        Check(
-            "weight", f"{weight} IS NULL OR NOT isfinite({weight})", "is too large for a 32-bit float; scale it down"
-        ),
+        Check("weight", _is_missing("weight", kind), f"is missing; {expected} in every row"),
+        Check("weight", f"{weight} IS NULL OR NOT isfinite({weight})", f"is not allowed; {expected}"),
     ]
 
 
@@ -125,7 +109,7 @@ def _event_checks(kind: Kind, event_weights: Mapping[str, float]) -> list[Check]
     names = ", ".join(event_weights)
     allowed = ", ".join(literal(event) for event in event_weights)
     return [
-        Check("event", _is_missing("event", kind), "is missing; expected an event in every row", missing=True),
+        Check("event", _is_missing("event", kind), "is missing; expected an event in every row"),
         Check(
             "event",
             f"CAST(event AS VARCHAR) NOT IN ({allowed})",
@@ -138,10 +122,15 @@ def _timestamp_checks(kind: Kind, timestamp_type: str, formats: Sequence[str]) -
     option = Option("timestamp_format")
     expected = "expected an integer, or a date such as 2024-05-31T20:15:00, or its format in "
     not_one: Text = (f"is not a timestamp; {expected}", option)
-    if formats:
+    if timestamp_type == "integer":
+        not_one = (
+            "is not an integer, as others are; name all formats with ",
+            Option("timestamp_format", "iso epoch-s"),
+        )
+    elif formats:
         not_one = ("has none of the formats of ", option, f": {', '.join(formats)}")
     return [
-        Check("timestamp", _is_missing("timestamp", kind), "is missing; expected one in every row", missing=True),
+        Check("timestamp", _is_missing("timestamp", kind), "is missing; expected one in every row"),
         Check("timestamp", f"{timestamp_sql(timestamp_type, formats)} IS NULL", not_one),
     ]
 
@@ -194,87 +183,37 @@ def report_row_faults(
     columns: Mapping[str, str],
     faults: Faults,
 ) -> None:
-    """Add the rows of ``file``, which is ``raw``, that violate a check to ``faults``; ``columns`` are by role."""
-    found = execute(
-        connection,
-        f"SELECT fault, count(*), min(position, {MAX_PLACES}) "
-        f"FROM (SELECT {_fault(checks)} AS fault, position FROM raw) "
-        "WHERE fault IS NOT NULL GROUP BY fault ORDER BY fault",
-    )
-    positions = sorted({position for _, _, first in found for position in _integers(first)})
-    records = dict(zip(positions, find_records(file, positions), strict=True))
-    for index, count, first in found:
-        assert isinstance(index, int)
-        assert isinstance(count, int)
-        _add(connection, file, checks[index], columns, faults, count, [(at, records[at]) for at in _integers(first)])
-    bad = [str(index) for index, *_ in found if isinstance(index, int) and not checks[index].missing]
-    if faults.quarantine is not None and bad and not faults.rejected:
-        _write_rows(connection, file, checks, bad, columns, faults)
+    """Add the rows of ``file``, which is ``raw``, that violate a check to ``faults``; ``columns`` are by role.
 
-
-def _add(
-    connection: duckdb.DuckDBPyConnection,
-    file: RawFile,
-    check: Check,
-    columns: Mapping[str, str],
-    faults: Faults,
-    count: int,
-    first: Sequence[tuple[int, Record | None]],
-) -> None:
-    """Add ``count`` violations of ``check``, the ``first`` of them with their positions and records."""
-    listed = ", ".join(str(position) for position, _ in first)
-    rows = execute(
-        connection,
-        f"SELECT position, CAST({identifier(check.role)} AS VARCHAR) FROM raw WHERE position IN ({listed})",
-    )
-    values = {position: str(value or "")[:_MAX_SHOWN] for position, value in rows}
-    places = [
-        Place(str(file), *find_place(position, record, faults.first_row), values[position])
-        for position, record in first
-    ]
-    column = "" if file.format == "lightgcn" else f" of column '{columns[check.role]}'"
-    name = _ROLE_NAMES.get(check.role, "context")
-    shown = f" '{places[0].value}'" if places[0].value else ""
-    problem, message = f"the {name}{column} ", f"{places[0]}: the {name}{shown}{column} "
-    faults.add((problem, check.problem), places, count, (message, check.problem), missing=check.missing)
-
-
-def _write_rows(
-    connection: duckdb.DuckDBPyConnection,
-    file: RawFile,
-    checks: Sequence[Check],
-    indexes: Sequence[str],
-    columns: Mapping[str, str],
-    faults: Faults,
-) -> None:
-    """Write the rows that violate the checks at ``indexes``: their lines, or of Parquet their values."""
-    quarantine = faults.quarantine
-    assert quarantine is not None
-    values = "".join(f", CAST({identifier(role)} AS VARCHAR)" for role in columns)
-    rows = connection.execute(
-        f"SELECT * FROM (SELECT position, {_fault(checks)} AS fault{values} FROM raw) "
-        f"WHERE fault IN ({', '.join(indexes)}) ORDER BY position"
+    The quarantine gets their lines, or of Parquet their values.
+    """
+    texts = "".join(f", CAST({identifier(role)} AS VARCHAR)" for role in columns)
+    found = connection.execute(
+        f"SELECT * FROM (SELECT position, {_fault(checks)} AS fault{texts} FROM raw) "
+        "WHERE fault IS NOT NULL ORDER BY position"
     )
 
     def fetched() -> Iterator[tuple[Any, ...]]:
-        while batch := rows.fetchmany(_FETCHED_ROWS):
+        while batch := found.fetchmany(_FETCHED_ROWS):
             yield from batch
 
-    rows_read, rows_found = tee(fetched())
-    for row, record in zip(rows_read, find_records(file, (row[0] for row in rows_found)), strict=True):
-        unit, number = find_place(row[0], record, faults.first_row)
-        text = json.dumps(dict(zip(columns.values(), row[2:], strict=True)), ensure_ascii=False).encode()
-        check = checks[row[1]]
-        problem = (f"the {_ROLE_NAMES.get(check.role, 'context')} ", check.problem)
-        quarantine.write(str(file), unit, number, problem, text if record is None else record.text)
+    rows, same_rows = tee(fetched())
+    records = find_records(file, (position for position, *_ in same_rows))
+    for (position, fault, *values), record in zip(rows, records, strict=True):
+        check, by_role = checks[fault], dict(zip(columns, values, strict=True))
+        unit, number = ("line", record.line) if record is not None else ("row", position + faults.first_row)
+        place = Place(str(file), unit, number, (by_role[check.role] or "")[:_MAX_SHOWN])
+        shown = f" '{place.value}'" if place.value else ""
+        name, column = _ROLE_NAMES.get(check.role, "context"), f" of column '{columns[check.role]}' "
+        message = (f"{place}: the {name}{shown}{column}", check.problem)
+        faults.add((f"the {name}{column}", check.problem), [place], 1, message)
+        if faults.quarantine is not None:
+            by_column = dict(zip(columns.values(), values, strict=True))
+            text = json.dumps(by_column, ensure_ascii=False).encode() if record is None else record.text
+            faults.quarantine.write(str(file), unit, number, (f"the {name} ", check.problem), text)
 
 
 def _fault(checks: Sequence[Check]) -> str:
     """Return SQL of the index of the first check that a row violates, null if there is none."""
     cases = " ".join(f"WHEN {check.violation} THEN {index}" for index, check in enumerate(checks))
     return f"CASE {cases} END"
-
-
-def _integers(values: object) -> list[int]:
-    assert isinstance(values, list)
-    return values

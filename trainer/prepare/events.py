@@ -50,7 +50,7 @@ from crossfade.trainer.prepare.raw_files import (
     read_errors,
 )
 from crossfade.trainer.prepare.source_columns import possible_columns
-from crossfade.trainer.prepare.timestamp_formats import check_formats, find_unnamed_formats
+from crossfade.trainer.prepare.timestamp_formats import check_formats
 
 if TYPE_CHECKING:
     from crossfade.trainer.prepare.extend import BaseDataset
@@ -203,10 +203,10 @@ class EventReader:
 
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events, unless the preparation is to end because of a fault."""
-        faults_before = self.faults.count(missing=False)
+        faults_before = self.faults.count()
         kinds = self._open(file)
         self._stats.files += 1
-        bad_lines = self.faults.count(missing=False) - faults_before
+        bad_lines = self.faults.count() - faults_before
         self._stats.rows += bad_lines
         counted = counted_records(file)
         records = count_rows(self._connection, counted)
@@ -222,7 +222,7 @@ class EventReader:
             formats = self._options.timestamp_format if kinds.get("timestamp") != "datetime" else ()
             checks = value_checks(kinds, types, self._options, formats, self._context)
             timestamp = timestamp_sql(types.get("timestamp"), formats)
-            rows, sound = self._check(file, checks, timestamp, types, kinds)
+            rows, sound = self._check(file, checks, timestamp, types)
             if not self.faults.rejected:
                 self._insert(sound, types, timestamp, split, rows)
 
@@ -307,7 +307,7 @@ class EventReader:
         elif kind == "text" and role in self._string_id_sides:
             return "string"
         if kind == "text" or (kind == "string" and role == "timestamp"):
-            return self._infer_text_type(file, role, other)
+            return self._infer_text_type(role, other)
         if kind in ("integer", other):
             return kind
         expected = "integers, timestamps, dates or ISO text" if role == "timestamp" else "integers or strings"
@@ -316,18 +316,12 @@ class EventReader:
             "or name another column"
         )
 
-    def _infer_text_type(self, file: RawFile, role: str, other: str) -> str:
-        """Return 'integer' if all texts of ``role`` are integers, else ``other``.
-
-        Of timestamps some must be, if those that are not are no dates: they are faults then, to be listed.
-        """
+    def _infer_text_type(self, role: str, other: str) -> str:
+        """Return 'integer' if all texts of ``role`` are, or one of timestamps is: others are faults then."""
         is_other = f"NOT coalesce({INTEGER_TEXT}, coalesce({{0}}, '') = '')"
         if not self._exists(is_other.format(role)):
             return "integer"
-        if role == "timestamp" and self._exists(INTEGER_TEXT.format(role)):
-            mixed = find_unnamed_formats(self._connection, file, self._column(role), self.faults.first_row)
-            return "integer" if mixed is None else other
-        return other
+        return "integer" if role == "timestamp" and self._exists(INTEGER_TEXT.format(role)) else other
 
     def _exists(self, condition: str) -> bool:
         """Return whether a row meets ``condition``; the first one ends the search."""
@@ -359,7 +353,6 @@ class EventReader:
         checks: list[Check],
         timestamp: str,
         types: Mapping[str, str],
-        kinds: Mapping[str, Kind],
     ) -> tuple[int, str]:
         """Check every value; return the number of rows, and SQL of the relation of those that pass.
 
@@ -374,13 +367,6 @@ class EventReader:
             violated += [check for check, is_violated in zip(of_side, found, strict=True) if is_violated]
         rows, sound = numbers[0], "raw"
         if violated:
-            of_timestamps = any(check.role == "timestamp" and not check.missing for check in violated)
-            is_text = kinds.get("timestamp") in ("text", "string")
-            if of_timestamps and is_text and not self._options.timestamp_format:
-                mixed = find_unnamed_formats(self._connection, file, self._column("timestamp"), self.faults.first_row)
-                if mixed is not None:
-                    self.faults.add_error(mixed)
-                    checks = [check for check in checks if check.role != "timestamp" or check.missing]
             report_row_faults(self._connection, file, checks, self.columns, self.faults)
             sound = sound_rows(checks)
             latest, numbers, _ = self._scan(sound, timestamp, [])

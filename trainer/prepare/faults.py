@@ -1,10 +1,9 @@
 """Collect the faults of event files: what is wrong, how often, and where first; and decide which end the preparation.
 
-    faults = Faults(skip_bad=True, drop_missing=False)
-    faults.add("the weight of column 'plays' is missing", [Place("plays.csv", "line", 7)], 12, message, missing=True)
-    faults.check(1000)  # raises an error with a line for each problem that is not left out; also if too many are
+faults = Faults(leave_out=True)
+faults.add("the weight of column 'plays' is missing", [Place("plays.csv", "line", 7)], 12, message)
+faults.check(1000)  # raises an error with a line for each problem that is not left out; also if too many are
 
-A fault is *missing* if a value that every row needs is empty, and *bad* otherwise.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-
-from pydantic import TypeAdapter
 
 from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError, Text, as_typed, join, parts, worded
 from crossfade.base.io.output import staged_file
@@ -36,18 +34,16 @@ class Quarantine:
     def __init__(self, target: Path, work: Path, overwrite: bool) -> None:
         """Check that ``target`` can be written.
 
-        A file that exists is only replaced with ``overwrite``, or if every line of it is as ``write`` writes it.
-
         Raises:
-            InputError: it cannot.
+            InputError: it cannot, or exists, and is not to be replaced.
         """
         self._target = target
         self._collected = work / "quarantine.jsonl"
-        if target.exists() and not overwrite and not _is_quarantine(target):
+        if target.exists() and not overwrite:
             raise OptionError(
                 "on_bad_line",
                 found=f"quarantine={target}",
-                problem=("exists already, and not every line of it was written by ", Option("on_bad_line")),
+                problem="already exists",
                 fix=("name another file, or add ", Option("overwrite")),
             )
         if not target.parent.is_dir():
@@ -100,31 +96,9 @@ class Quarantine:
             ) from error
 
 
-def _is_quarantine(path: Path) -> bool:
-    """Return whether each line of the file is an entry of a quarantine."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return all(map(_is_entry, file))
-
-
-def _is_entry(line: bytes) -> bool:
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(entry, dict) and entry.keys() - {"line", "row"} == {"file", "problem", "text"}
-
-
-MAX_PLACES = 5
+_MAX_PLACES = 5
 _MAX_PROBLEMS = 50
 _MAX_SHOWN_PROBLEMS = 3
-_OTHERS = {
-    (False, False): "other problems",
-    (True, False): "other missing values",
-    (False, True): "other errors, the first of which is",
-}
-"""What stands for further problems, by whether they are a missing value and whether they are fatal."""
 
 
 @dataclass(frozen=True)
@@ -143,16 +117,12 @@ class Place:
 
 @dataclass
 class _Problem:
-    """A problem: how many faults are of it, the first places, and what kind of fault it is."""
+    """A problem: whether it is always an error, how many faults are of it, and the first places."""
 
-    missing: bool
     fatal: bool
     message: tuple[str | Option, ...]
     count: int = 0
     places: list[Place] = field(default_factory=list)
-
-
-_PROBLEMS = TypeAdapter(list[tuple[tuple[str | Option, ...], _Problem]])
 
 
 class FaultyFilesError(InputError):
@@ -173,7 +143,7 @@ class EventFaultsError(FaultyFilesError):
     Attributes:
         count: how many.
         details: a line for each kind, with its number and its first places.
-        choice: which of them can be left out, and by which options; empty: none.
+        choice: how some of them can be left out; empty: none can.
     """
 
     def __init__(self, count: int, details: Sequence[Text], choice: Text) -> None:
@@ -196,17 +166,15 @@ class Faults:
     """The faults of all files, by problem.
 
     Attributes:
-        skip_bad: whether bad lines are left out; else they are an error.
-        drop_missing: whether rows with a missing value are left out.
-        quarantine: receives the bad lines that are left out.
-        max_bad: the largest share of rows that may be left out for either reason.
+        leave_out: whether lines at fault are left out; else they are an error.
+        quarantine: receives the lines that are left out.
+        max_bad: the largest share of rows that may be left out.
         first_row: the number of the first row of files without lines.
         files: the problem of each file without which the others could be prepared, by name.
         counts: how many faults there are, for ``judge_file``.
     """
 
-    skip_bad: bool = False
-    drop_missing: bool = False
+    leave_out: bool = False
     quarantine: Quarantine | None = None
     max_bad: float = MAX_BAD
     first_row: int = 1
@@ -219,16 +187,16 @@ class Faults:
     def emptied(self, keep_lines: bool) -> Faults:
         """Return faults without any, for another file; ``keep_lines``: its bad lines are quarantined as those here."""
         quarantine = self.quarantine if keep_lines else None
-        return Faults(self.skip_bad, self.drop_missing, quarantine, self.max_bad, self.first_row)
+        return Faults(self.leave_out, quarantine, self.max_bad, self.first_row)
 
     def state(self) -> Any:
-        """Return the faults as JSON for ``absorb``."""
-        return _PROBLEMS.dump_python(list(self._problems.items()), mode="json")
+        """Return a copy of the faults for ``absorb``, perhaps in another process."""
+        return deepcopy(self._problems)
 
     def absorb(self, state: Any) -> None:
         """Add the faults of other files, their ``state``."""
-        for text, found in _PROBLEMS.validate_python(state):
-            self.add(text, found.places, found.count, found.message, found.missing, found.fatal)
+        for text, found in state.items():
+            self.add(text, found.places, found.count, found.message, found.fatal)
 
     def add(
         self,
@@ -236,7 +204,6 @@ class Faults:
         places: Sequence[Place],
         count: int,
         message: Text,
-        missing: bool = False,
         fatal: bool = False,
     ) -> None:
         """Add ``count`` faults of a ``problem``, the first of which are at ``places``.
@@ -244,15 +211,15 @@ class Faults:
         ``message`` describes the first one by itself. A ``fatal`` one is never left out.
         """
         problem, message = parts(problem), parts(message)
-        if self._rejects(_Problem(missing, fatal, message)):
+        if fatal or not self.leave_out:
             self.counts, self._last_rejected = self.counts._replace(rejected=self.counts.rejected + count), problem
         else:
             self.counts = self.counts._replace(left_out=self.counts.left_out + count)
         if problem not in self._problems and len(self._problems) >= _MAX_PROBLEMS:
-            problem = parts(_OTHERS[missing, fatal])
-        found = self._problems.setdefault(problem, _Problem(missing, fatal, message))
+            problem = parts("other errors, the first of which is" if fatal else "other problems")
+        found = self._problems.setdefault(problem, _Problem(fatal, message))
         found.count += count
-        found.places += places[: MAX_PLACES - len(found.places)]
+        found.places += places[: _MAX_PLACES - len(found.places)]
 
     def add_line(self, file: RawFile, record: Record) -> None:
         """Add a line that cannot be read."""
@@ -281,9 +248,9 @@ class Faults:
         """Whether a fault ends the preparation."""
         return self.counts.rejected > 0
 
-    def count(self, missing: bool) -> int:
-        """Return the number of faults that are, or are not, a missing value."""
-        return sum(problem.count for problem in self._problems.values() if problem.missing is missing)
+    def count(self) -> int:
+        """Return the number of faults."""
+        return sum(self.counts)
 
     def lines(self) -> list[str]:
         """Describe each problem, with its count and the first places, but without values, which may be of a person."""
@@ -303,7 +270,7 @@ class Faults:
 
     def _error(self, rows: int) -> FaultyFilesError | None:
         """Return the error that ``check`` raises, if any."""
-        rejected = {text: problem for text, problem in self._problems.items() if self._rejects(problem)}
+        rejected = {text: found for text, found in self._problems.items() if found.fatal or not self.leave_out}
         total = sum(problem.count for problem in rejected.values())
         if not rejected:
             return self._share_error(rows)
@@ -311,12 +278,8 @@ class Faults:
         if total == 1 or (len(rejected) == 1 and text == first.message):
             return FaultyFilesError(first.message)
         listed = [_format(text, problem, values=True) for text, problem in rejected.items()]
-        kinds = {problem.missing for problem in rejected.values() if not problem.fatal}
-        left_out = {
-            False: ("bad lines with ", Option("on_bad_line", "skip")),
-            True: ("rows with a missing value with ", Option("on_missing", "drop")),
-        }
-        choice = join((text for missing, text in left_out.items() if missing in kinds), " and ")
+        is_choice = not all(problem.fatal for problem in rejected.values())
+        choice = ("bad lines with ", Option("on_bad_line", "skip")) if is_choice else ""
         return EventFaultsError(total, listed, choice)
 
     def _share_error(self, rows: int) -> FaultyFilesError | None:
@@ -341,9 +304,6 @@ class Faults:
     def _exceeds_share(self, rows: int) -> bool:
         return self.counts.left_out > self.max_bad * rows
 
-    def _rejects(self, problem: _Problem) -> bool:
-        return problem.fatal or not (self.drop_missing if problem.missing else self.skip_bad)
-
 
 def _format(text: Text, problem: _Problem, values: bool) -> Text:
     if problem.fatal:
@@ -353,8 +313,8 @@ def _format(text: Text, problem: _Problem, values: bool) -> Text:
             else (f"{problem.count:,} ", text, ": ", problem.message)
         )
     more = ", …" if problem.count > len(problem.places) else ""
-    noun = "row" if problem.missing else "line"
-    return (f"{counted(problem.count, noun)}: ", text, f" ({_format_places(problem.places, values)}{more})")
+    places = _format_places(problem.places, values)
+    return (f"{counted(problem.count, problem.places[0].unit)}: ", text, f" ({places}{more})")
 
 
 def _format_places(places: Iterable[Place], values: bool) -> str:

@@ -1,6 +1,6 @@
 """Find the files of tables of Delta Lake and Apache Iceberg, which are read like other Parquet files.
 
-    is_table("s3://lake/plays")                 # a folder with a log of Delta, or with metadata of Iceberg
+    is_table(Folder("s3://lake/plays"))         # a folder with a log of Delta, or with metadata of Iceberg
     table_files("events", "s3://lake/plays")    # the files of its newest version, with their bytes
 
 A table of Delta is named by its folder; one of Iceberg by a metadata file, or as ``iceberg://CATALOG/NAMESPACE.TABLE``
@@ -20,7 +20,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import s3_endpoint
 
 CATALOG = "iceberg://"
-_METADATA, _DELTA_LOG = ".metadata.json", "_delta_log"
+_METADATA, _DELTA_LOG, _ICEBERG_FOLDER = ".metadata.json", "_delta_log", "metadata"
 
 
 def names_table(location: str) -> bool:
@@ -29,13 +29,8 @@ def names_table(location: str) -> bool:
 
 
 def is_table(folder: Folder) -> bool:
-    """Return whether ``folder`` is that of a table."""
-    names = folder.entries().keys()
-    return _DELTA_LOG in names or ("metadata" in names and bool(_metadata_files(folder)))
-
-
-def _metadata_files(folder: Folder) -> list[str]:
-    return sorted(name for name in folder.child("metadata").entries() if name.endswith(_METADATA))
+    """Return whether ``folder`` is that of a table of Delta, or of Iceberg, whose catalog names the newest metadata."""
+    return not folder.entries().keys().isdisjoint((_DELTA_LOG, _ICEBERG_FOLDER))
 
 
 def table_files(option: Text, location: str) -> list[tuple[str, int]]:
@@ -49,14 +44,13 @@ def table_files(option: Text, location: str) -> list[tuple[str, int]]:
     """
     if names_table(location):
         files = _iceberg_files(option, location)
-    elif _DELTA_LOG in (folder := Folder(location)).entries():
+    elif _DELTA_LOG in Folder(location).entries():
         files = _delta_files(option, location.rstrip("/"))
     else:
         raise InputError(
             option,
-            ": is a table of Iceberg, whose catalog decides which metadata is the newest: name it by the "
-            f"catalog, as {CATALOG}CATALOG/NAMESPACE.TABLE, or name the file, such as "
-            f"{folder.uri}/metadata/{_metadata_files(folder)[-1]}",
+            f": is a table of Iceberg; name it by its catalog, as {CATALOG}CATALOG/NAMESPACE.TABLE, or name its newest "
+            f"{_ICEBERG_FOLDER}/…{_METADATA}",
         )
     if not files:
         raise InputError(option, ": the table has no files")

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, ValidationInfo
 
@@ -210,8 +210,6 @@ def _path_text(value: object) -> object:
 
 
 def _bad_line_policy(value: object) -> object:
-    if value == "drop":
-        return "skip"
     if value in ("fail", "skip") or (str(value).startswith(QUARANTINE) and value != QUARANTINE):
         return value
     raise ValueError("expected fail, skip or quarantine=FILE")
@@ -222,10 +220,6 @@ def _replay_share(value: object) -> object:
     if not 0 < share <= MAX_REPLAY:
         raise ValueError(f"expected a share above 0: 0.5 or 50%, at most {MAX_REPLAY} or {MAX_REPLAY:.0%}")
     return share
-
-
-def _missing_policy(value: object) -> object:
-    return "drop" if value == "skip" else value
 
 
 Location = Annotated[str, BeforeValidator(_path_text)]
@@ -264,4 +258,3 @@ BadLinePolicy = Annotated[str, BeforeValidator(_bad_line_policy)]
 """``fail``, ``skip``, or ``quarantine=FILE``."""
 ReplayShare = Annotated[float, BeforeValidator(_replay_share)]
 """A fraction or a percentage as text, also above 1."""
-MissingPolicy = Annotated[Literal["fail", "drop"], BeforeValidator(_missing_policy)]

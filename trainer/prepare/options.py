@@ -28,7 +28,6 @@ from crossfade.trainer.prepare.option_values import (
     Features,
     Location,
     Minimums,
-    MissingPolicy,
     Names,
     ReplayShare,
     Span,
@@ -191,16 +190,13 @@ class PrepareOptions(Options):
 
     on_bad_line: BadLinePolicy = _faults(
         "fail",
-        "fail (default) if a line cannot be read or has a value that is not allowed, skip it, or move it to FILE as "
-        "JSON lines",
+        "fail (default) if a line cannot be read, lacks a value, or has one that is not allowed, skip it, or move it "
+        "to FILE as JSON lines",
         value="fail|skip|quarantine=FILE",
-    )
-    on_missing: MissingPolicy = _faults(
-        "fail", "fail (default) if a row lacks an ID, weight, event or timestamp, or drop it"
     )
     max_bad: Share = _faults(
         MAX_BAD,
-        "fail if these two would leave out more than this share of all rows: 0.1 or 10% (default), at most 100%",
+        "fail if this would leave out more than this share of all rows: 0.1 or 10% (default), at most 100%",
         value="SHARE",
     )
 

@@ -152,8 +152,7 @@ def prepare(
         quarantine = None
         if options.quarantine is not None:
             quarantine = opened.enter_context(closing(Quarantine(options.quarantine, staged.work, options.overwrite)))
-        skip, drop = options.on_bad_line != "fail", options.on_missing == "drop"
-        faults = Faults(skip, drop, quarantine, options.max_bad, first_row)
+        faults = Faults(options.on_bad_line != "fail", quarantine, options.max_bad, first_row)
         connection = opened.enter_context(
             working_database(staged.work, memory_bytes(options.memory), options.threads, PREPARING_ADVICE)
         )

@@ -2,15 +2,13 @@ r"""Join several columns into one ID, so that a track may be an artist and a tit
 
     names = source_columns("item", "artist+title", ["user", "artist", "title"])     # ["artist", "title"]
     joined_sql(["artist", "title"])                                                 # SQL of Radiohead|Creep
-    split_id("Radiohead|Creep")                                                     # ["Radiohead", "Creep"]
 
-The joining can be reversed: ``\`` is written before each ``|`` and ``\`` of a value, and a row in which a value is
-missing has no ID.
+The joining can be reversed (docs/preparing-data.md): ``\`` is written before each ``|`` and ``\`` of a value, and a row
+in which a value is missing has no ID.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from crossfade.base.errors import InputError, format_names
@@ -48,16 +46,6 @@ def joined_sql(values: Sequence[str]) -> str:
     given = " AND ".join(f"{text} <> ''" for text in texts)
     escaped = ", ".join(rf"replace(replace({text}, '\', '\\'), '{SEPARATOR}', '\{SEPARATOR}')" for text in texts)
     return f"CASE WHEN {given} THEN concat_ws('{SEPARATOR}', {escaped}) END"
-
-
-def escape(value: str) -> str:
-    """Return ``value`` as it is written in a joined ID."""
-    return value.replace("\\", "\\\\").replace(SEPARATOR, f"\\{SEPARATOR}")
-
-
-def split_id(joined: str) -> list[str]:
-    """Return the values that ``joined_sql`` has joined."""
-    return [re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:\\.|[^|\\])+", joined)]
 
 
 def check_columns(table: str, found: Sequence[str], columns: Iterable[str]) -> None:

@@ -145,8 +145,7 @@ def read_file(reading: Reading, place: Workplace, file: tuple[Source, int]) -> R
         quarantine = None
         if options.quarantine is not None:
             quarantine = opened.enter_context(closing(Quarantine(work / "lines", work, overwrite=False)))
-        skip, drop = options.on_bad_line != "fail", options.on_missing == "drop"
-        faults = Faults(skip, drop, quarantine, options.max_bad, reading.first_row)
+        faults = Faults(options.on_bad_line != "fail", quarantine, options.max_bad, reading.first_row)
         reader = _FileReader(connection, options, reading.string_sides, faults)
         counts: Report = {"train": 0, "positives": 0, "newest": None}
         try:

@@ -1,14 +1,11 @@
-# ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
-"""Format a summary of a dataset: its sizes, popularity and time range, and what was left out and why.
+"""Format a summary of a dataset: its sizes and time range, and what was left out and why.
 
 print(format_summary(manifest, Folder("data/plays")))
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from itertools import accumulate
 from pathlib import Path
 
 import duckdb
@@ -25,28 +22,14 @@ from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.source_columns import PLUS
 from crossfade.trainer.prepare.timestamp_formats import epoch_unit
-from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
-COUNTED = (
-    "_head_share",
-    "_median_count",
-    "_seen_once",
-    "_not_in_train",
-    "negative",
-    "_timestamp",
-    "_filled",
-)
+COUNTED = ("negative", "_timestamp", "_filled")
 """Suffixes of facts that are statistics of all interactions, and so become false when some are deleted."""
 
 Facts = dict[str, str | int | float | bool | list[str] | None]
 """What the manifest records under ``source``."""
 
-HEAD_FRACTION = 100  # the head is one row in this many
 _REMARKS = {EARLIER: "; of base datasets, known but not trained on", REPLAY: "; of base datasets, for training only"}
-_FAULTS = {
-    "dropped_bad_lines": ("bad line", ""),
-    "dropped_missing": ("row", "with a missing value"),
-}
 _DROPPED = {
     "dropped_before_since": ("row", "earlier than the time range"),
     "dropped_from_until": ("row", "later than the time range"),
@@ -62,34 +45,13 @@ _DROPPED = {
 """What was left out, by fact: the noun that is counted, and the reason."""
 
 
-def popularity(connection: duckdb.DuckDBPyConnection, key: VocabularyKey, entity: str) -> Facts:
-    """Return the facts of the counts of ``vocabulary_KEY``: the share of the head, the median, how many are 1 and 0."""
-    counts = connection.execute(f"SELECT count, count(*) FROM vocabulary_{key} GROUP BY count").fetchall()
-    found = sorted(counts, reverse=True)
-    ends = list(accumulate(ids for _, ids in found))
-    rows = ends[-1]
-    ranges = [(count, end - ids, end) for (count, ids), end in zip(found, ends, strict=True)]
-    head, middle = -(-rows // HEAD_FRACTION), ((rows - 1) // 2, rows // 2)
-    of_head = sum(count * max(0, min(end, head) - start) for count, start, end in ranges)
-    of_middle = sum(count for count, start, end in ranges for row in middle if start <= row < end)
-    total = sum(count * ids for count, ids in found)
-    once, unseen = (sum(ids for count, ids in found if count == few) for few in (1, 0))
-    return {
-        f"{entity}_head_share": of_head / max(1.0, total),
-        f"{entity}_median_count": of_middle / 2,
-        f"{entity}_seen_once": once,
-        f"{entity}_not_in_train": unseen,
-    }
-
-
 def describe_stats(stats: ReadStats, faults: Faults) -> Facts:
     """Return what the manifest records of what was read and left out."""
     return {
         "files_read": stats.files,
         "empty_files": stats.empty_files,
         "rows_read": stats.rows,
-        "dropped_bad_lines": faults.count(missing=False),
-        "dropped_missing": faults.count(missing=True),
+        "dropped_bad_lines": faults.count(),
         **({"dropped_faults": lines} if (lines := faults.lines()) else {}),
         "dropped_before_since": stats.before_since,
         "dropped_from_until": stats.from_until,
@@ -138,8 +100,6 @@ def is_synthetic(manifest: DatasetManifest) -> bool:
 
 def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
     """Format a summary, in printable lines, of the data in ``folder``: its contents, and what was left out and why."""
-    query, item = manifest.entities[manifest.query], manifest.entities[manifest.item]
-    train = manifest.splits["train"].rows
     shown = {str(name): split for name, split in manifest.splits.items()}
     if manifest.earlier:
         shown[EARLIER] = Split(files=[file for split in manifest.earlier.values() for file in split.files])
@@ -152,23 +112,12 @@ def format_summary(manifest: DatasetManifest, folder: Folder) -> str:
         ids = "integer ids" if entity.id_type == "int64" else "string ids"
         top = _top(folder, manifest, name)
         noun = "row " if entity.rows == 1 else "rows"
-        lines.append(f"  {name:{width}} {entity.rows:>15,} {noun}          {ids}; most in train: {top}")
+        lines.append(f"  {name:{width}} {entity.rows:>15,} {noun}  {ids}; most in train: {top}")
         details = [part for describe in _DETAILS for part in describe(manifest, name)]
         lines += [f"  {'':{width}} {'':15} {line}" for line in details]
     for name, split in shown.items():
-        size = sum(file.bytes for file in split.files)
-        groups = sum(len(file.row_groups) for file in split.files)
         noun = "interaction" if split.rows == 1 else "interactions"
-        lines.append(
-            f"  {name:{width}} {split.rows:>15,} {noun:12}  {counted(len(split.files), 'file')}, "
-            f"{counted(groups, 'row group')}, "
-            f"{size / 1e6:,.1f} MB{_REMARKS.get(name, '')}"
-        )
-    lines.append(
-        f"  density of train: {train / (query.rows * item.rows):.3%} of all pairs; on average "
-        f"{train / query.rows:,.1f} interactions of each {manifest.query} "
-        f"and {train / item.rows:,.1f} of each {manifest.item}"
-    )
+        lines.append(f"  {name:{width}} {split.rows:>15,} {noun}{_REMARKS.get(name, '')}")
     lines += (f"  {line}" for line in [*_weights_and_times(manifest), *_left_out(manifest)])
     return "\n".join(map(escape_unprintable, lines))
 
@@ -211,12 +160,6 @@ def _ignored(facts: Facts, name: str) -> str:
     return f"; {_count(facts, fact, 'id')} without an event ignored" if facts.get(fact) else ""
 
 
-def _cataloged(manifest: DatasetManifest, name: str) -> list[str]:
-    if (fact := f"{name}_cataloged") not in manifest.source:
-        return []
-    return [f"{_count(manifest.source, fact, 'row')} in no event, only in files of features or content"]
-
-
 def _changes(manifest: DatasetManifest, name: str) -> list[str]:
     """Describe how the rows of a base dataset were kept, and which rows are vacant."""
     facts, lines = manifest.source, []
@@ -237,21 +180,7 @@ def _changes(manifest: DatasetManifest, name: str) -> list[str]:
     return lines
 
 
-def _popularity_line(manifest: DatasetManifest, name: str) -> list[str]:
-    facts, rows = manifest.source, manifest.entities[name].rows
-    share, median = facts.get(f"{name}_head_share"), facts.get(f"{name}_median_count")
-    if not isinstance(share, float) or not isinstance(median, float):
-        return []
-    head = -(-rows // HEAD_FRACTION)
-    line = (
-        f"the most frequent {head:,} (1 %) have {share:.1%} of train; median {median:,.0f}; "
-        f"{facts[f'{name}_seen_once']:,} {'occurs' if facts[f'{name}_seen_once'] == 1 else 'occur'} once"
-    )
-    unseen = facts.get(f"{name}_not_in_train")
-    return [line + (f"; {unseen:,} have no interaction of positive weight in train" if unseen else "")]
-
-
-_DETAILS = (_feature, _content, _cataloged, _changes, _popularity_line)
+_DETAILS = (_feature, _content, _changes)
 """What is described of each entity below its row count."""
 
 
@@ -284,23 +213,17 @@ def _count(facts: Facts, name: str, noun: str) -> str:
     return counted(number, noun)
 
 
-def _dropped(facts: Facts, reasons: Mapping[str, tuple[str, str]]) -> list[str]:
-    return [
-        f"dropped: {_count(facts, name, noun)} {why}".rstrip()
-        for name, (noun, why) in reasons.items()
-        if facts.get(name)
-    ]
-
-
 def _left_out(manifest: DatasetManifest) -> list[str]:
     facts, lines = manifest.source, []
     if facts.get("rows_read"):
         empty = f", {facts['empty_files']:,} of them empty" if facts.get("empty_files") else ""
         lines.append(f"read: {_count(facts, 'rows_read', 'row')} of {_count(facts, 'files_read', 'file')}{empty}")
-    dropped = _dropped(facts, _FAULTS)
+    dropped = [f"dropped: {_count(facts, 'dropped_bad_lines', 'bad line')}"] if facts.get("dropped_bad_lines") else []
     faults = facts.get("dropped_faults")
     dropped += [f"  {line}" for line in faults] if isinstance(faults, list) else []
-    dropped += _dropped(facts, _DROPPED)
+    dropped += [
+        f"dropped: {_count(facts, name, noun)} {why}" for name, (noun, why) in _DROPPED.items() if facts.get(name)
+    ]
     lines += dropped or ["dropped: nothing"]
     for name in manifest.entities:
         if facts.get(f"{name}_rare"):

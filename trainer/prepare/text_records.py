@@ -141,11 +141,6 @@ def find_records(file: RawFile, positions: Iterable[int]) -> Iterator[Record | N
             yield next((record for number, record in rows if number == position), None)
 
 
-def find_place(position: int, record: Record | None, first_row: int) -> tuple[str, int]:
-    """Return the unit and number of the data row at ``position``: its line, from 1, if known, or row, counted on."""
-    return ("line", record.line) if record is not None else ("row", position + first_row)
-
-
 @contextmanager
 def _open_lines(file: RawFile) -> Iterator[_Lines]:
     """Open the lines of a text file, decompressed."""

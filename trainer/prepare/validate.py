@@ -24,11 +24,10 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.base.text import counted
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
-from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_content
-from crossfade.trainer.data.manifest import PENDING, VOCABULARY, DataFile, DatasetManifest, read_manifest
+from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_content, iter_pairs
+from crossfade.trainer.data.manifest import FEATURES, VOCABULARY, DataFile, DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.prepare.admission import pending_schema
 from crossfade.trainer.prepare.database import execute, execute_on, fetch_one, identifier, working_database
 from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.extend import SQL_TYPES
@@ -102,8 +101,7 @@ class DatasetChecks:
         rules = [Rule(f"NOT isfinite({WEIGHT})", WEIGHT, "the weight is {}; expected a finite one")]
         store = []
         for number, name in enumerate([*sides, *manifest.context]):
-            endings = "but the vocabulary", "a vacant row; delete its interactions"
-            rules += self._row_rules(name, name, endings, may_be_none=name in manifest.context)
+            rules += self._row_rules(name, may_be_none=name in manifest.context)
             self._connection.execute(f"CREATE TABLE seen_{number} (row BIGINT, count BIGINT)")
             counted = f"SELECT {identifier(name)}, count(*) FROM part WHERE {WEIGHT} > 0 GROUP BY 1"
             store.append(f"INSERT INTO seen_{number} {counted}")
@@ -118,29 +116,21 @@ class DatasetChecks:
                 self._counted = {name: f"seen_{n}" for n, name in enumerate([*sides, *manifest.context])}
 
     def feature(self, entity: str, name: str) -> None:
-        """Check the pairs of the feature ``name`` of ``entity``, and count the interactions of each value."""
-        feature, before = self._manifest.features[entity][name], self._problems.count
-        rules = [
-            *self._row_rules(ROW, entity, (f"but {entity}", f"a vacant row of {entity}; delete its pairs")),
-            *self._row_rules(VALUE, name, (f"but {name}", f"a vacant row of {name}; delete its pairs")),
-        ]
-        self._connection.execute(f"CREATE OR REPLACE TABLE pairs ({ROW} BIGINT, {VALUE} BIGINT, place BIGINT)")
-        self._progress.phase(f"check {name}", feature.pairs, "row")
-        place = 0
-        for file in feature.files:
-            stored = f"INSERT INTO pairs SELECT {ROW}, {VALUE}, {place} + place FROM part"
-            self._check(file, SCHEMA, rules, [stored])
-            place += file.rows
-        unsorted, first = fetch_one(
-            self._connection,
-            f"SELECT count(*), min({ROW}) FROM (SELECT *, lag(({ROW}, {VALUE})) OVER (ORDER BY place) AS earlier "
-            f"FROM pairs) WHERE ({ROW}, {VALUE}) <= earlier",
-        )
-        if unsorted:
-            self._problems.add(
-                f"{self._folder.uri}/{feature.files[0].path}: column '{ROW}' is {first} after a pair that is not "
-                "before it; expected pairs sorted by 'row', then by 'value', each once"
-            )
+        """Check that the pairs of the feature ``name`` of ``entity`` can be read, and count the events of values."""
+        before = self._problems.count
+        self._connection.execute(f"CREATE OR REPLACE TABLE pairs ({ROW} BIGINT, {VALUE} BIGINT)")
+        self._progress.phase(f"check {name}", self._manifest.features[entity][name].pairs, "row")
+        with self._problems.collect_errors():
+            for _, row_N, value_N in iter_pairs(self._folder, self._manifest, entity, name):
+                execute_on(self._connection, pa.table([row_N, value_N], schema=SCHEMA), "INSERT INTO pairs FROM part")
+                self._progress.advance(len(row_N))
+        for owner, column in ((entity, ROW), (name, VALUE)):
+            vacant = f"SELECT min({column}) FROM pairs WHERE {self._is_vacant(owner, column)}"
+            if (row := fetch_one(self._connection, vacant)[0]) is not None:
+                self._problems.add(
+                    f"{self._folder.uri}/{FEATURES}/{entity}/{name}: has pairs of row {row}, a vacant row of {owner}; "
+                    "delete them"
+                )
         if entity in self._counted and self._problems.count == before:
             self._counted[name] = f"seen_{list(self._manifest.entities).index(name)}_values"
             self._connection.execute(
@@ -149,14 +139,10 @@ class DatasetChecks:
             )
 
     def content(self, entity: str, name: str) -> None:
-        """Check that the content column ``name`` of ``entity`` can be read, and has no value of a vacant row."""
-        vacant_R = np.array(self._manifest.entities[entity].vacant_rows, np.int64)
+        """Check that the content column ``name`` of ``entity`` can be read."""
         with self._problems.collect_errors():
-            for file, row_N, _ in iter_content(self._folder, self._manifest, entity, name):
-                for row in np.intersect1d(row_N, vacant_R)[:1]:
-                    self._problems.add(
-                        f"{self._folder.uri}/{file.path}: has content of row {row}, a vacant row of {entity}; delete it"
-                    )
+            for _ in iter_content(self._folder, self._manifest, entity, name):
+                pass
 
     def vocabulary(self, name: str) -> None:
         """Check the rows, IDs, and counts of the entity ``name``."""
@@ -172,7 +158,6 @@ class DatasetChecks:
             rules = self._vocabulary_rules(name, first)
             self._check(file, schema, rules, ["INSERT INTO ids SELECT row, id, count FROM part"])
             first += file.rows
-        self._check_pending(name)
         for text, first_row, last, times in execute(
             self._connection,
             "SELECT id, min(row), max(row), count(*) FROM ids WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 "
@@ -193,11 +178,6 @@ class DatasetChecks:
         ]
         if entity.id_type == "string":
             rules.append(Rule("id = ''", "row", "row {} has an empty id"))
-        if entity.has_last_seen:
-            index, last = "lineage_index", len(self._manifest.lineage)
-            rules.append(
-                Rule(f"{index} NOT BETWEEN 0 AND {last}", index, f"column '{index}' is {{}}; expected 0 to {last}")
-            )
         return rules
 
     def _check_counts(self, name: str, where: str) -> None:
@@ -214,29 +194,14 @@ class DatasetChecks:
                 f"{_others(wrong, 'vocabulary')}"
             )
 
-    def _check_pending(self, name: str) -> None:
-        """Check that pending IDs occur once and have no row; the table ``ids`` holds those that have one."""
-        entity = self._manifest.entities[name]
-        self._connection.execute(f"CREATE OR REPLACE TABLE pending (id {SQL_TYPES[entity.id_type]})")
-        rules = [Rule("count < 1", "count", "the count is {}; expected at least 1")]
-        for file in entity.pending:
-            self._check(file, pending_schema(entity.id_type), rules, ["INSERT INTO pending SELECT id FROM part"])
-        for problem, ids in (
-            ("is pending, but has a row", "SELECT id FROM pending SEMI JOIN ids USING (id)"),
-            ("is pending twice", "SELECT id FROM pending GROUP BY id HAVING count(*) > 1"),
-        ):
-            for (text,) in execute(self._connection, f"{ids} ORDER BY id LIMIT {MAX_LISTED + 1}"):
-                self._problems.add(f"{self._folder.uri}/{PENDING}/{name}: the id '{text}' {problem}")
-
-    def _row_rules(self, column: str, name: str, endings: tuple[str, str], *, may_be_none: bool = False) -> list[Rule]:
-        """Return the rules that ``column`` holds rows of the entity ``name``, or ``NO_ROW``, and none is vacant."""
-        last, value = self._manifest.entities[name].rows - 1, identifier(column)
-        allowed = f" AND {value} <> {NO_ROW}" if may_be_none else ""
-        begin, (outside, vacant) = f"column '{column}' is {{}}, ", endings
-        is_vacant = self._is_vacant(name, value)
+    def _row_rules(self, name: str, *, may_be_none: bool) -> list[Rule]:
+        """Return the rules that the column of the entity ``name`` holds its rows, or ``NO_ROW``, and none is vacant."""
+        last, value = self._manifest.entities[name].rows - 1, identifier(name)
+        allowed, found = f" AND {value} <> {NO_ROW}" if may_be_none else "", f"column '{name}' is {{}}"
+        outside = f"{value} NOT BETWEEN 0 AND {last}{allowed}"
         return [
-            Rule(f"{value} NOT BETWEEN 0 AND {last}{allowed}", value, f"{begin}{outside} has rows 0 to {last}"),
-            Rule(is_vacant, value, f"{begin}{vacant}"),
+            Rule(outside, value, f"{found}, but the vocabulary has rows 0 to {last}"),
+            Rule(self._is_vacant(name, value), value, f"{found}, a vacant row; delete its interactions"),
         ]
 
     def _is_vacant(self, name: str, value: str) -> str:

@@ -27,7 +27,6 @@ from crossfade.trainer.prepare.attribute_columns import (
     write_content,
     write_feature,
 )
-from crossfade.trainer.prepare.database import count_rows
 from crossfade.trainer.prepare.event_context import counted_context_sql
 from crossfade.trainer.prepare.extend import (
     BaseDataset,
@@ -42,7 +41,7 @@ from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.option_values import ContextPlan, NamesFile
 from crossfade.trainer.prepare.options import IdChoice, PrepareOptions, Side
 from crossfade.trainer.prepare.staging import Staged
-from crossfade.trainer.prepare.summary import Facts, popularity
+from crossfade.trainer.prepare.summary import Facts
 from crossfade.trainer.prepare.vocabulary_tables import (
     IdPolicy,
     VocabularyKey,
@@ -108,10 +107,8 @@ class VocabularyBuilder:
         if in_catalog:
             files = [plan for plan in (*self._plans, *self._content) if plan.side == side and plan.source is not None]
             further = catalog_ids_sql(files, side, id_type)
-            self.facts[f"{entity}_cataloged"] = count_rows(self.connection, f"({further})")
             counted = f"{counted} UNION ALL {further}"
         self._build(side, entity, counted, policy)
-        self.facts |= popularity(self.connection, side, entity)
         track_last_seen = policy is not None and policy.track_last_seen
         written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
         if policy is None or policy.admit is None:

@@ -133,7 +133,7 @@ def join_names(
     """
     open_columns(connection, file, {"id": names.id_column, "name": names.name_column}, on_fault=faults.add_line)
     with read_errors(file):
-        lines = count_rows(connection, "raw") + faults.count(missing=False)
+        lines = count_rows(connection, "raw") + faults.count()
         # Compared as text: CSV files have no types, and an int64 has only one decimal representation.
         connection.execute(
             "CREATE TABLE given AS SELECT CAST(id AS VARCHAR) AS id, arg_min(CAST(name AS VARCHAR), position) AS name "
@@ -153,7 +153,7 @@ def join_names(
             "expected ids of the same entity: check the columns in ",
             Option("names"),
         )
-    return NamesReport(named=named, ignored=given - named, bad_lines=faults.count(missing=False))
+    return NamesReport(named=named, ignored=given - named, bad_lines=faults.count())
 
 
 def write_vocabulary(

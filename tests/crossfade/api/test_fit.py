@@ -78,10 +78,10 @@ def test_faults_are_in_the_message(plays: pd.DataFrame) -> None:
     dirty = plays[:50].assign(user=[None, None, *["u"] * 48], at=[*["2024-05-01"] * 2, "soon", *["2024-05-01"] * 47])
     message = rejection(dirty, timestamp="at")
     assert message.startswith("the events have 3 faults: 2 rows: the query id of column 'user' is missing or empty; ")
-    assert "plays.parquet, rows 0, 1); 1 line: the timestamp of column 'at' is not a timestamp; " in message
+    assert "plays.parquet, rows 0, 1); 1 row: the timestamp of column 'at' is not a timestamp; " in message
     assert "or leave out bad lines with on_bad_line skip" in message
     assert "--" not in message
-    read = {"on_missing": "skip", "on_bad_line": "drop"}
+    read = {"on_bad_line": "skip"}
     assert crossfade.fit(dirty, timestamp="at", read=read, **OPTIONS).ids("user") == ["u"]
 
 

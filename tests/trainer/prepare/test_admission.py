@@ -14,7 +14,6 @@ from preparing import forget_dataset, vocabulary_tuples
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
-from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.data.vocabulary import Vocabulary
@@ -192,23 +191,6 @@ def test_reused_row_has_no_features_of_expired_id(tmp_path: Path) -> None:
     pairs = pq.read_table(second / file.path).to_pylist()
     assert [(pair["row"], vocabulary_tuples(second, "tag")[pair["value"]][1]) for pair in pairs] == [(1, "both")]
     assert validate(ValidateOptions.of(data=second), NullReporter()).problems.listed == []
-
-
-def test_problems_of_pending_ids_are_reported(tmp_path: Path) -> None:
-    data = day(
-        tmp_path, "data", [("a", 1, 0), ("a", 1, 0), ("b", 2, 0)], admit={"item": 2}, expire_after={"item": MAX_AGE}
-    )
-    manifest = manifest_of(data)
-    [file] = manifest.entities["item"].pending
-    table = pa.table({"id": [1, 2, 2], "count": [1, 0, 1], "last_seen": pa.array([0, None, 0], pa.int64())})
-    pq.write_table(table, data / file.path)
-    changed = manifest.entities["item"].model_copy(update={"pending": [file_entry(Folder(data), file.path)]})
-    manifest.model_copy(update={"entities": {**manifest.entities, "item": changed}}).write(Folder(data))
-    listed = validate(ValidateOptions.of(data=data), NullReporter()).problems.listed
-    assert "the count is 0; expected at least 1" in listed[0]
-    assert "the id '1' is pending, but has a row" in listed[1]
-    assert "the id '2' is pending twice" in listed[2]
-    assert len(listed) == 3
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_after_keeps_earliest_positive_in_train_and_takes_all_later_events(tmp_p
     assert sorted(interactions(tmp_path / "out", "test")) == [(1, 12, -1.0, 7), (1, 13, 1.0, 8), (2, 10, -1.0, 9)]
 
 
-def test_summary_lists_head_and_tail_times_and_empty_files(tmp_path: Path) -> None:
+def test_summary_lists_times_and_empty_files(tmp_path: Path) -> None:
     customers = [1] * 50 + list(range(2, 202))
     train = write_parquet(
         tmp_path / "e.parquet",
@@ -168,7 +168,6 @@ def test_summary_lists_head_and_tail_times_and_empty_files(tmp_path: Path) -> No
     text = format_summary(prepare_files(tmp_path / "out", train, empty, timestamp="at"), Folder(tmp_path / "out"))
     for part in (
         "read: 250 rows of 2 files, 1 of them empty",
-        "the most frequent 3 (1 %) have 20.8% of train; median 1; 200 occur once",
         "time: from 2020-01-01 00:00:00 UTC to 2020-01-01 00:04:09 UTC",
     ):
         assert part in text

@@ -13,7 +13,7 @@ from dirty_plays import FAULTS, DirtyPlays
 from preparing import interactions, prepare_files, vocabulary, write_parquet, write_text
 from running_command import messages
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, OptionError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.faults import FaultyFilesError
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.slow
 COUNT = 2000
 COLUMNS = ("--query", "customer=user", "--item", "track=artist+title", "--weight", "plays", "--timestamp", "at")
 FORMATS = ("--timestamp-format", "iso", "%d/%m/%Y %H:%M", "epoch-s", "epoch-ms")
-MISSING = ("no customer", "no artist", "no time")
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_every_fault_is_listed_with_count_and_first_five_places(tmp_path: Path, 
         "has 2 fields": ("short", ""),
         "a quote opens and does not close": ("stray quote", ""),
         "is not UTF-8": ("not UTF-8", ""),
-        "the weight of column 'plays' is not a number": ("text as plays", " 'n/a'"),
+        "the weight of column 'plays' is not allowed": ("text as plays", " 'n/a'"),
         "the item id of column 'artist+title' has a control character": ("null byte", " 'Bj\\x00rk|Army of Me'"),
         "the timestamp of column 'at' has none of the formats": ("no such time", " 'soon'"),
         "the query id of column 'user' is missing": ("no customer", ""),
@@ -64,19 +63,17 @@ def test_every_fault_is_listed_with_count_and_first_five_places(tmp_path: Path, 
         (line,) = [line for text, line in found.items() if text.startswith(problem)]
         places = ", ".join(f"{number}{value}" for number in plays.lines[fault][:5])
         more = ", …" if len(plays.lines[fault]) > 5 else ""
-        noun = "rows" if fault in MISSING else "lines"
-        assert line.startswith(f"crossfade: {len(plays.lines[fault])} {noun}: {problem}")
+        assert line.startswith(f"crossfade: {len(plays.lines[fault])} lines: {problem}")
         assert line.endswith(f"(plays.csv, lines {places}{more})")
     message = messages(result.stderr)[-1].removeprefix("crossfade: error: ")
     assert "faults, listed above" in message
     assert "--on-bad-line skip" in message
-    assert "--on-missing drop" in message
 
 
 @pytest.mark.slow
 def test_left_out_lines_are_kept_counted_and_the_others_are_read(tmp_path: Path, plays: DirtyPlays) -> None:
     words = (
-        *("--on-bad-line", "quarantine=bad.jsonl", "--on-missing", "drop", "--duplicates", "sum"),
+        *("--on-bad-line", "quarantine=bad.jsonl", "--duplicates", "sum"),
         *("--hold-out-valid", "none"),
     )
     result = prepare(tmp_path, *FORMATS, *words)
@@ -85,18 +82,16 @@ def test_left_out_lines_are_kept_counted_and_the_others_are_read(tmp_path: Path,
     assert found == dict(plays.pairs)
     assert {row[3] for row in interactions(tmp_path / "data", "train")} <= plays.times
     kept = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    expected = [(line, FAULTS[fault]) for fault, lines in plays.lines.items() if fault not in MISSING for line in lines]
+    expected = [(line, FAULTS[fault]) for fault, lines in plays.lines.items() for line in lines]
     assert sorted((entry["line"], entry["text"].encode("utf-8", "surrogateescape")) for entry in kept) == sorted(
         (line, text.rstrip(b"\n")) for line, text in expected
     )
     assert {entry["file"] for entry in kept} == {"plays.csv"}
     facts = read_manifest(Folder(tmp_path / "data")).source
-    dropped = sum(len(plays.lines[fault]) for fault in MISSING)
-    assert (facts["rows_read"], facts["dropped_bad_lines"], facts["dropped_missing"]) == (COUNT, len(kept), dropped)
+    assert (facts["rows_read"], facts["dropped_bad_lines"]) == (COUNT, len(kept))
     assert len(facts["dropped_faults"]) == len(FAULTS)
     assert not any("n/a" in fault for fault in facts["dropped_faults"])  # values may be of a person
     assert f"dropped: {len(kept)} bad lines" in result.stdout
-    assert f"dropped: {dropped} rows with a missing value" in result.stdout
 
 
 def test_faults_of_all_files_are_listed_in_one_pass(tmp_path: Path) -> None:
@@ -107,11 +102,11 @@ def test_faults_of_all_files_are_listed_in_one_pass(tmp_path: Path) -> None:
     assert messages(caught.stderr) == [
         "crossfade: 3 lines: has 1 field, but the header has 2; fix the line; quote fields that hold the delimiter "
         "(1.csv, lines 3, 4; 2.csv, line 2)",
-        "crossfade: 1 row: the item id of column 'item' is missing or empty; expected an id in every row "
+        "crossfade: 1 line: the item id of column 'item' is missing or empty; expected an id in every row "
         "(2.csv, line 3)",
         "crossfade: 3.csv: has no column 'customer'; its columns are: user, item",
         "crossfade: error: the events have 5 faults, listed above; correct the files, or leave out bad lines with "
-        "--on-bad-line skip and rows with a missing value with --on-missing drop",
+        "--on-bad-line skip",
     ]
 
 
@@ -130,20 +125,18 @@ def test_error_names_the_files_without_which_the_others_can_be_prepared(tmp_path
     texts = {
         "good.csv": "customer,item\n" + "1,1\n" * 20,
         "some.csv": "customer,item\n" + "1,1\n" * 20 + "2\n",
-        "bad.csv": "customer,item\n1\n2\n3,3\n",
+        "bad.csv": "customer,item\n1\n2,\n3,3\n",
         "column.csv": "user,item\n1,1\n",
         "empty.csv": "",
-        "missing.csv": "customer,item\n1,\n",
     }
     files = {name: write_text(tmp_path / name, text) for name, text in texts.items()}
     problems = {
         "column.csv": f"{files['column.csv']}: has no column 'customer'; its columns are: user, item",
         "empty.csv": f"{files['empty.csv']}: is empty; expected a header line with the names of the columns",
-        "missing.csv": "the item id of column 'item' is missing or empty; expected an id in every row",
         "bad.csv": "2 of 3 rows would be left out",
     }
     for names, faulty in (
-        (texts, ["column.csv", "empty.csv", "missing.csv"]),  # the bad lines of all files together are few
+        (texts, ["column.csv", "empty.csv"]),  # the bad lines of all files together are few
         (["some.csv", "bad.csv"], ["bad.csv"]),
         (["some.csv", "bad.csv", "empty.csv"], ["bad.csv", "empty.csv"]),
     ):
@@ -177,13 +170,10 @@ def test_bad_lines_of_adjacency_text_and_json_are_left_out(tmp_path: Path) -> No
     lines += ['{"customer": "\\udc00", "item": 1}', f'{{"customer": {"[" * 50_000}']
     lines += ['{"customer": "c", "item": 2, "other": [[]]}', '{"customer": "\u0007", "item": 3}']
     events = write_text(tmp_path / "e.jsonl", "\n".join(lines))
-    manifest = prepare_files(
-        tmp_path / "json", events, on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1, on_missing="drop"
-    )
+    prepare_files(tmp_path / "json", events, on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1)
     assert [row[:2] for row in interactions(tmp_path / "json", "train")] == [("a", 1), ("c", 2)]
     bad = [json.loads(line)["line"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    assert sorted(bad) == [3, 4, 6, 7, 9]
-    assert manifest.source["dropped_missing"] == 1
+    assert sorted(bad) == [3, 4, 5, 6, 7, 9]
 
 
 def test_bad_rows_of_parquet_are_kept_with_their_values(tmp_path: Path) -> None:
@@ -191,15 +181,15 @@ def test_bad_rows_of_parquet_are_kept_with_their_values(tmp_path: Path) -> None:
     prepare_files(tmp_path / "out", train, weight="w", on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1)
     (entry,) = map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())
     assert (entry["row"], json.loads(entry["text"])) == (2, {"customer": "b", "item": "2", "w": "nan"})
-    assert "is not finite" in entry["problem"]
+    assert "expected a finite number" in entry["problem"]
 
 
 def test_quarantine_file_is_not_replaced_without_overwrite(tmp_path: Path) -> None:
     train = write_text(tmp_path / "e.csv", "customer,item\n1,1\n2\n")
     kept = write_text(tmp_path / "bad.jsonl", "earlier\n")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(OptionError) as caught:
         prepare_files(tmp_path / "out", train, on_bad_line=f"quarantine={kept}", max_bad=1)
-    assert "exists already, and not every line of it was written by" in str(caught.value)
+    assert caught.value.field == ("on_bad_line",)
     assert kept.read_text() == "earlier\n"
     prepare_files(tmp_path / "out", train, on_bad_line=f"quarantine={kept}", max_bad=1, overwrite=True)
     assert json.loads(kept.read_text())["line"] == 3
@@ -216,9 +206,9 @@ def test_names_of_a_dirty_file_follow_the_policy_of_bad_lines(tmp_path: Path) ->
     assert [row["name"] for row in vocabulary(tmp_path / "1", "item")] == ["One", "Two"]
     assert len(kept.read_text().splitlines()) == 1
     of_other = {"item": NamesFile(other, "item", "title")}
-    manifest = prepare_files(tmp_path / "2", train, names=of_other, on_bad_line=f"quarantine={kept}", max_bad=1)
+    manifest = prepare_files(tmp_path / "2", train, names=of_other, on_bad_line=f"quarantine={kept}2", max_bad=1)
     assert manifest.source["item_names_bad_lines"] == 2
-    assert [json.loads(line)["file"].rpartition("/")[2] for line in kept.read_text().splitlines()] == [
+    assert [json.loads(line)["file"].rpartition("/")[2] for line in Path(f"{kept}2").read_text().splitlines()] == [
         "e.csv",
         *["n.csv"] * 2,
     ]

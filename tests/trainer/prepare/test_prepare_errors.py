@@ -144,26 +144,25 @@ REJECTED: list[tuple[str, Case]] = [
     ("holds fractional numbers", parquet_case(customer=[1.5], item=[1])),
     ("column 'customer' has the type binary", parquet_case(customer=[b"x"], item=[1])),
     (
-        "the query id 'x' of column 'customer' is not a 64-bit integer",
+        "the query id 'x' of column 'customer' is not a plain 64-bit integer",
         csv_case("customer,item\n1,1\nx,2\n", id_type="integer"),
     ),
     ("column 'item' holds strings, but", two_files("customer,item\n1,1\n", "customer,item\n1,b\n")),
-    ("the weight 'x' of column 'w' is not a number", csv_case("customer,item,w\n1,1,2\n1,2,x\n", weight="w")),
-    ("the weight '1.234,5' of column 'w' has a comma", csv_case("customer;item;w\n1;1;2\n1;2;1.234,5\n", weight="w")),
+    ("the weight '1,5' of column 'w' is not allowed", csv_case("customer;item;w\n1;1;2\n1;2;1,5\n", weight="w")),
     (
         "the weight of column 'w' is missing",
         parquet_case({"weight": "w"}, customer=[1], item=[1], w=pa.array([None], pa.float32())),
     ),
     (
-        "the weight 'nan' of column 'w' is not finite",
+        "the weight 'nan' of column 'w' is not allowed",
         parquet_case({"weight": "w"}, customer=[1], item=[1], w=[float("nan")]),
     ),
     (
-        "the weight '1e300' of column 'w' is too large for a 32-bit float",
+        "the weight '1e300' of column 'w' is not allowed",
         csv_case("customer,item,w\n1,1,1e300\n", weight="w"),
     ),
     (
-        "the weight '2020-01-01' of column 'w' is a date",
+        "the weight '2020-01-01' of column 'w' is not allowed",
         parquet_case({"weight": "w"}, customer=[1], item=[1], w=[dt.date(2020, 1, 1)]),
     ),
     (
@@ -176,8 +175,8 @@ REJECTED: list[tuple[str, Case]] = [
         csv_case("customer,item,t\n1,1,2020-01-01\n1,2,noon\n", timestamp="t"),
     ),
     (
-        "column 't' mixes timestamps of several formats, such as",
-        csv_case("customer,item,t\n1,1,2020-01-01\n1,2,31/12/2020\n", timestamp="t"),
+        "the timestamp '2020-01-01' of column 't' is not an integer, as others are",
+        csv_case("customer,item,t\n1,1,2020-01-01\n1,2,7\n", timestamp="t"),
     ),
     (
         "the timestamp 'noon' of column 't' has none of the formats of",

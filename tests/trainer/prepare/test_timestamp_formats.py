@@ -1,13 +1,10 @@
 """Timestamps in named formats: strptime, ISO, and epochs in several units; all become seconds since 1970."""
 
-import shlex
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from preparing import interactions, prepare_files, write_parquet, write_text
-
-from crossfade.base.errors import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -59,28 +56,3 @@ def test_formats_apply_to_strings_and_integers_of_parquet_but_not_to_its_timesta
     manifest = prepare_files(tmp_path / "out", *files, timestamp="at", timestamp_format=["%d/%m/%Y %H:%M", "epoch-ms"])
     assert [row[3] for row in interactions(tmp_path / "out", "train")] == [SECONDS] * 3
     assert manifest.source["timestamp_formats"] == ["%d/%m/%Y %H:%M", "epoch-ms"]
-
-
-@pytest.mark.parametrize(
-    ("texts", "suggested", "note"),
-    [
-        (["31/05/2024 20:15", "01/02/2024 00:00"], ["%d/%m/%Y %H:%M"], ""),
-        (["5/6/2024 8:15:09 PM", "5/31/2024 8:15:00 pm"], ["%m/%d/%Y %I:%M:%S %p"], ""),
-        (["2024-05-31", "31.05.2024 20:15:01"], ["iso", "%d.%m.%Y %H:%M:%S"], ""),
-        (["31-05-24", str(SECONDS), f"{SECONDS}000"], ["%d-%m-%y", "epoch-s", "epoch-ms"], "'%y-%m-%d' is meant"),
-        (["31 May 2024 20:15", '"January 12, 2024"'], ["%d %b %Y %H:%M", "%B %d, %Y"], ""),
-        (["01/02/2024", "03/04/2024"], ["%d/%m/%Y"], "check whether '%m/%d/%Y' is meant, which fits as well"),
-        (["31/05/2024", "30/05/2024", "05/30/2024"], ["%d/%m/%Y", "%m/%d/%Y"], ""),
-    ],
-)
-def test_formats_are_suggested_from_the_values(
-    tmp_path: Path, texts: list[str], suggested: list[str], note: str
-) -> None:
-    with pytest.raises(InputError) as caught:
-        times(tmp_path, [], texts)
-    message = str(caught.value)
-    option = message.partition("timestamp_format ")[2]
-    words = shlex.split(option.partition(" (")[0])
-    assert words == suggested
-    assert note in message
-    assert len(times(tmp_path, words, texts)) == len(texts)

@@ -45,13 +45,6 @@ def test_more_than_a_tenth_of_bad_rows_is_an_error_in_every_format(tmp_path: Pat
     assert entries(tmp_path) == before
 
 
-def test_rows_with_missing_values_count_too(tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "e.parquet", customer=[1, None] * 50, item=list(range(100)))
-    with pytest.raises(InputError, match="50 of 100 rows would be left out"):
-        prepare_files(tmp_path / "out", train, on_missing="drop")
-    prepare_files(tmp_path / "out", train, on_missing="drop", max_bad=0.5)
-
-
 def test_names_of_which_most_lines_are_bad_are_an_error(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", customer=[1, 2] * 50, item=list(range(100)))
     names = write_text(tmp_path / "n.csv", "id,name\n" + "".join(f"{n},Earth, Wind\n" for n in range(60)) + "70,Abba\n")

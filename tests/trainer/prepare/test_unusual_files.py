@@ -10,8 +10,6 @@ from small_disk import MountError, mounted_disk
 
 from crossfade.base.errors import CrossfadeError
 
-OPTIONS = {"timestamp": "at", "on_missing": "drop", "hold_out_valid": "none"}
-
 
 def test_pipes_and_devices_are_rejected_at_once_wherever_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
