@@ -224,4 +224,4 @@ def test_values_are_strings_if_one_file_has_strings(raw: Path, tmp_path: Path) -
     files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
     words = ["prepare", *files, "--features", f"track={raw}/v-*.parquet:id:v"]
     assert main(words) == 0
-    assert values(tmp_path / "out", "track", "v") == {"10": ["1"], "11": ["x"]}
+    assert values(tmp_path / "out", "track", "v") == {10: ["1"], 11: ["x"]}
