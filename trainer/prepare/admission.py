@@ -37,18 +37,6 @@ from crossfade.trainer.prepare.vocabulary_tables import IdPolicy
 COLUMNS = ("id", "count", "last_seen")
 
 
-def _expire_before(max_age: TimeSpan | None, newest: int | None) -> int | None:
-    """Return the timestamp before which IDs have expired, ``newest`` being the timestamp of the last event.
-
-    Raises:
-        InputError: the age is in days or hours, but the timestamps are not in seconds.
-    """
-    if max_age is None or newest is None:
-        return None
-    check_span("expire_after", max_age, newest)
-    return newest - max_age.length
-
-
 def plan_id_policies(
     newest: int | None,
     sides: Mapping[str, Side],
@@ -67,6 +55,9 @@ def plan_id_policies(
     for entity, side in sides.items():
         has_last_seen = base is not None and base.manifest.entities[entity].has_last_seen
         track_last_seen = entity in max_ages or has_last_seen
+        max_age = max_ages.get(entity)
+        if max_age is not None and newest is not None:
+            check_span("expire_after", max_age, newest)
         if track_last_seen or entity in admit:
             policies[side] = IdPolicy(
                 side,
@@ -75,7 +66,7 @@ def plan_id_policies(
                 admit=admit.get(entity),
                 track_last_seen=track_last_seen,
                 newest=newest,
-                expire_before=_expire_before(max_ages.get(entity), newest),
+                expire_before=None if max_age is None or newest is None else newest - max_age.length,
                 lineage_index=lineage_index,
             )
     return policies
@@ -147,7 +138,8 @@ def filter_admitted(groups: EventGroups, policies: Sequence[IdPolicy], base: Bas
             )
     reports = groups.apply([partial(_keep_admitted, sides)], given=[f"admitted_{side}" for side in sides])
     if not total(reports, "positives"):
-        raise nothing_admitted(policies)
+        found = ",".join(f"{policy.entity}={policy.admit}" for policy in policies if policy.admit is not None)
+        raise OptionError("admit", found=found, problem="leaves no interaction", fix="lower it, or give more events")
     return total(reports, "dropped_pending")
 
 
@@ -158,12 +150,6 @@ def _keep_admitted(sides: Sequence[Side], connection: duckdb.DuckDBPyConnection)
     replace_events(connection, f"SELECT * FROM events WHERE {' AND '.join(conditions)}")
     positives, after = (count_rows(connection, f"events{where}") for where in (" WHERE weight > 0", ""))
     return {"positives": positives, "dropped_pending": before - after}
-
-
-def nothing_admitted(policies: Sequence[IdPolicy]) -> OptionError:
-    """Return the error that the ``policies`` admit no event of positive weight."""
-    found = ",".join(f"{policy.entity}={policy.admit}" for policy in policies if policy.admit is not None)
-    return OptionError("admit", found=found, problem="leaves no interaction", fix="lower it, or give more events")
 
 
 def write_pending(connection: duckdb.DuckDBPyConnection, policy: IdPolicy, staged: Staged) -> list[DataFile]:

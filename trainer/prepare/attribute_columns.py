@@ -49,7 +49,7 @@ from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.input_files import RawFile, Source
 from crossfade.trainer.prepare.option_values import FeatureFile
 from crossfade.trainer.prepare.options import IdChoice, Side
-from crossfade.trainer.prepare.raw_files import KIND_NAMES, close_raw, open_columns, read_errors
+from crossfade.trainer.prepare.raw_files import KIND_NAMES, Kind, close_raw, open_columns, read_errors
 from crossfade.trainer.prepare.staging import PartWriter, Staged, row_group_rows, write_relation
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
@@ -131,11 +131,11 @@ def read_columns(
 ) -> dict[str, IdType]:
     """Create the table ``given_KEY`` of each column with files; return the types of the values of features.
 
-    Values of text files become integers if all of them are, unless ``id_type`` is 'string' or ``base`` has strings.
+    Values become integers if all of them are, unless ``id_type`` is 'string', or a file or ``base`` has strings.
 
     Raises:
-        InputError: a file cannot be read, lacks a column, or has values of another kind; two files of a feature have
-            values of different types; or lists of content differ in length.
+        InputError: a file cannot be read, lacks a column, or has values of another kind; or lists of content differ in
+            length.
     """
     types: dict[str, IdType] = {}
     with_files = [(plan, plan.source) for plan in plans if plan.source is not None]
@@ -148,17 +148,19 @@ def read_columns(
         in_base = base.manifest.entities.get(plan.name) if base else None
         as_text = id_type == "string" or (in_base is not None and in_base.id_type == "string")
         connection.execute(f"CREATE TABLE read (id VARCHAR, value {'VARCHAR' if is_feature else _NUMBERS})")
-        found: dict[IdType, RawFile] = {}
         with fetch_files(plan.files, work, [of.id_column, column]) as local_files:
             for source, file in zip(plan.files, local_files, strict=True):
                 if is_feature:
-                    found.setdefault(_read_ids(connection, file, of.id_column, column, as_text), file)
+                    as_text |= _read_ids(connection, file, of.id_column, column) == "string"
                 else:
                     _read_numbers(connection, file, of.id_column, column)
                 progress.advance(source.bytes)
         value = "value"
         if is_feature:
-            types[plan.name] = _merge_types(plan.name, column, found)
+            as_text = (
+                as_text or count_rows(connection, f"read WHERE NOT coalesce({INTEGER_TEXT.format('value')}, false)") > 0
+            )
+            types[plan.name] = "string" if as_text else "int64"
             value = f"CAST(value AS {SQL_TYPES[types[plan.name]]}) AS value"
         connection.execute(f"CREATE TABLE given_{plan.key} AS SELECT DISTINCT id, {value} FROM read; DROP TABLE read")
         if not is_feature:
@@ -166,10 +168,8 @@ def read_columns(
     return types
 
 
-def _read_ids(
-    connection: duckdb.DuckDBPyConnection, file: RawFile, id_column: str, column: str, as_text: bool
-) -> IdType:
-    """Append the values of a feature in one file to the table ``read``; return their type."""
+def _read_ids(connection: duckdb.DuckDBPyConnection, file: RawFile, id_column: str, column: str) -> Kind:
+    """Append the values of a feature in one file to the table ``read``; return of which kind they are."""
     kind = open_columns(connection, file, {"id": id_column, "value": column}, lists=("value",))["value"]
     if kind in ("number", "datetime"):
         raise InputError(
@@ -177,27 +177,12 @@ def _read_ids(
             "another column"
         )
     with read_errors(file):
-        is_integer = f"coalesce({INTEGER_TEXT.format('value')}, value IS NULL OR value = '')"
-        is_string = kind == "string" or as_text
-        if kind == "text" and not is_string:
-            is_string = fetch_count(connection, f"SELECT count(*) FILTER (NOT {is_integer}) FROM raw") > 0
         filled = " AND ".join(f"{name} IS NOT NULL AND CAST({name} AS VARCHAR) <> ''" for name in ("id", "value"))
         connection.execute(
             f"INSERT INTO read SELECT CAST(id AS VARCHAR), CAST(value AS VARCHAR) FROM raw WHERE {filled}"
         )
     close_raw(connection)
-    return "string" if is_string else "int64"
-
-
-def _merge_types(name: str, column: str, found: Mapping[IdType, RawFile]) -> IdType:
-    """Return the type of the values of ``name``, of which ``found`` has the first file of each type."""
-    if len(found) == 2:
-        raise InputError(
-            f"{found['string']}: column '{column}' holds strings, but {found['int64']} holds integers there; expected "
-            f"one type of '{name}' in all files: make them the same, or read all ids as text with ",
-            Option("id_type", "string"),
-        )
-    return "string" if "string" in found else "int64"
+    return kind
 
 
 def _read_numbers(connection: duckdb.DuckDBPyConnection, file: RawFile, id_column: str, column: str) -> None:

@@ -33,10 +33,6 @@ PREPARING_ADVICE = (
 )
 
 
-class ResourceError(CrossfadeError):
-    """The preparation needs more memory than it may use."""
-
-
 def identifier(name: str) -> str:
     """Quote ``name`` as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
@@ -139,7 +135,7 @@ def _translate_errors(folder: Path, disk_advice: Text) -> Iterator[None]:
         except duckdb.OutOfMemoryException as error:
             if "failed to offload data block" in str(error):  # what was free at the start is spilled
                 raise full_disk_error(folder, disk_advice) from error
-            raise ResourceError(
+            raise CrossfadeError(
                 f"the preparation needs more memory or disk space than allowed: {first_line(error)}; raise ",
                 Option("memory"),
                 ", lower ",

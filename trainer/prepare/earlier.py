@@ -1,6 +1,6 @@
 """Carry the interactions of a base dataset into the dataset that extends it, so that this one needs no other.
 
-    manifest = carry_interactions(base, manifest, staged, progress)
+    earlier = Carrying(base, manifest, staged, progress).run()
 
 Files of datasets are never written in place, so they are carried as hard links on a file system, and as copies by the
 server on S3. They are written anew, without the interactions of IDs that have just lost their row, where an ID expires:
@@ -38,8 +38,11 @@ _MAX_SMALL_FILES = 64
 
 
 @dataclass(frozen=True)
-class _Carrying:
-    """Carries the interactions of ``base`` into the dataset that is ``staged``, which ``manifest`` describes."""
+class Carrying:
+    """Carries the interactions of ``base`` into the dataset that is ``staged``, which ``manifest`` describes.
+
+    The vocabularies are written, and in ``manifest``.
+    """
 
     base: BaseDataset
     manifest: DatasetManifest
@@ -47,7 +50,12 @@ class _Carrying:
     progress: ProgressReporter
 
     def run(self) -> dict[SplitName, Split]:
-        """Carry the interactions of each split."""
+        """Carry the interactions; return the files of each split.
+
+        Raises:
+            InputError: a file of the base dataset is missing or corrupt.
+            OSError: one cannot be read or written.
+        """
         new, old = self.manifest, self.base.manifest
         lost = {name: self._lost_rows(name) for name in (new.query, new.item)}
         lacks_column = new.has_timestamp > old.has_timestamp or len(new.context) > len(old.context)
@@ -106,17 +114,3 @@ class _Carrying:
             else:
                 columns.append(np.full(len(part), NO_ROW))
         return pa.RecordBatch.from_arrays([pa.array(column_N) for column_N in columns], schema=schema)
-
-
-def carry_interactions(
-    base: BaseDataset, manifest: DatasetManifest, staged: Staged, progress: ProgressReporter
-) -> DatasetManifest:
-    """Carry the interactions of ``base`` into the dataset that is ``staged``; return ``manifest`` with their files.
-
-    The vocabularies are written, and in ``manifest``.
-
-    Raises:
-        InputError: a file of the base dataset is missing or corrupt.
-        OSError: one cannot be read or written.
-    """
-    return manifest.model_copy(update={"earlier": _Carrying(base, manifest, staged, progress).run()})

@@ -19,10 +19,11 @@ from typing import Any
 
 import duckdb
 
-from crossfade.trainer.data.manifest import Split
+from crossfade.base.errors import CrossfadeError
+from crossfade.trainer.data.manifest import DataFile, Split
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.prepare.database import fetch_one
+from crossfade.trainer.prepare.database import fetch_one, shuffled
 from crossfade.trainer.prepare.event_context import context_columns_sql
 from crossfade.trainer.prepare.events import EventTable, read_events
 from crossfade.trainer.prepare.extend import BaseDataset
@@ -31,7 +32,7 @@ from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.split_files import SplitLayout
-from crossfade.trainer.prepare.staging import Staged
+from crossfade.trainer.prepare.staging import Staged, write_relation
 
 Report = dict[str, Any]
 """What a step has found in a group, as JSON."""
@@ -88,15 +89,36 @@ class EventGroups:
         return {split: self._write_split(layout, split, rows[split]) for split in ALL_SPLITS if rows[split]}
 
     def _write_split(self, layout: SplitLayout, split: str, rows: int) -> Split:
+        """Write one split.
+
+        Raises:
+            CrossfadeError: there are other rows than were counted.
+        """
         context, joins = context_columns_sql(self.options.context_plans())
         timestamp = ", timestamp" if layout.has_timestamp else ""
         source = "train_interactions" if split == "train" else "interactions"
-        joined = (
-            f"{source} e JOIN places q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item"
-            f"{joins} WHERE e.split = {ALL_SPLITS.index(split)}"
+        ordered = self.connection.sql(
+            f"SELECT q.row AS query, i.row AS item, e.weight{timestamp}{context} FROM {source} e "
+            f"JOIN places q ON q.number = e.query JOIN vocabulary_item i ON i.number = e.item{joins} "
+            f"WHERE e.split = {ALL_SPLITS.index(split)} ORDER BY q.place, {shuffled(layout.seed, 'e.seq')}"
         )
-        columns = f"q.row AS query, i.row AS item, e.weight{timestamp}{context}"
-        return layout.write(self.connection, self.staged, split, columns, joined, rows, self.progress)
+        self.progress.phase(f"write {split}", rows, "row")
+        files = write_relation(self.staged, split, layout.schema(), ordered, rows, self.progress)
+        return checked_split(split, rows, files)
+
+
+def checked_split(split: str, rows: int, files: Sequence[DataFile]) -> Split:
+    """Return the ``files`` of a split, of which so many ``rows`` were counted.
+
+    Raises:
+        CrossfadeError: they have others.
+    """
+    written = Split(files=[*files])
+    if written.rows != rows:
+        raise CrossfadeError(
+            f"{split}: {rows} interactions were counted, but {written.rows} were written; prepare again"
+        )
+    return written
 
 
 def total(reports: Sequence[Report], name: str) -> int:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
-from pydantic import TypeAdapter
 
 from crossfade.base.errors import InputError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -156,10 +155,6 @@ def _columns_by_role(options: PrepareOptions, context: Mapping[str, str]) -> dic
     return {**{role: column for role, column in columns.items() if column is not None}, **context}
 
 
-_TYPES_FOUND: TypeAdapter[dict[str, tuple[str, RawFile]]] = TypeAdapter(dict[str, tuple[str, RawFile]])
-_STATS = TypeAdapter(ReadStats)
-
-
 class _OtherTypeError(InputError):
     """A file holds another type than the first file; either may be wrong."""
 
@@ -239,13 +234,8 @@ class EventReader:
         return problems
 
     def state(self) -> dict[str, Any]:
-        """Return what was read, except events and IDs, as JSON."""
-        return {
-            "types": _TYPES_FOUND.dump_python(self.types, mode="json"),
-            "stats": _STATS.dump_python(self._stats, mode="json"),
-            "records": self.records,
-            "faults": self.faults.state(),
-        }
+        """Return what was read, except events and IDs."""
+        return {"types": self.types, "stats": self._stats, "records": self.records, "faults": self.faults.state()}
 
     def absorb(self, state: Mapping[str, Any], faults_before: Any) -> None:
         """Add the ``state`` of a reader of the next file; it had ``faults_before`` it checked types and values.
@@ -253,12 +243,12 @@ class EventReader:
         Raises:
             InputError: a type differs from the one in files before.
         """
-        self._stats.add(_STATS.validate_python(state["stats"]))
+        self._stats.add(state["stats"])
         self.records += state["records"]
-        found = _TYPES_FOUND.validate_python(state["types"])
+        found = {role: found_type for role, (found_type, _) in state["types"].items()}
         try:
-            for _, file in list(found.values())[:1]:
-                self._check_types(file, {role: found_type for role, (found_type, _) in found.items()})
+            for _, file in list(state["types"].values())[:1]:
+                self._check_types(file, found)
         except InputError:
             self.faults.absorb(faults_before)
             raise

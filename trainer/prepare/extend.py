@@ -184,20 +184,14 @@ def load_base(
         "last_seen BIGINT, lineage_index BIGINT)"
     )
     progress.phase(f"base {name}", entity.rows, "row")
-    columns, values = base_columns(entity)
-    for table in vocabulary.iter_tables(columns):
+    names, earlier = ["name"] if entity.has_names else [], ["earlier_count"] if entity.has_earlier_count else []
+    seen = ["last_seen", "lineage_index"] if entity.has_last_seen else []
+    values = ", ".join(["row", "id", *(names or ["NULL"]), " + ".join(["count", *earlier]), *(seen or ["NULL", "0"])])
+    for table in vocabulary.iter_tables(["row", "id", *names, "count", *earlier, *seen]):
         execute_on(connection, table, f"INSERT INTO base_{key} SELECT {values} FROM part")
         progress.advance(table.num_rows)
     counts = "count(id), count(DISTINCT id), count(*) FILTER (id IS NULL)"
     base.check_ids(name, fetch_one(connection, f"SELECT {counts} FROM base_{key}"))
-
-
-def base_columns(entity: Entity) -> tuple[list[str], str]:
-    """Return the columns of the vocabulary of ``entity`` that ``load_base`` reads, and SQL of those that it makes."""
-    names, earlier = ["name"] if entity.has_names else [], ["earlier_count"] if entity.has_earlier_count else []
-    seen = ["last_seen", "lineage_index"] if entity.has_last_seen else []
-    values = ["row", "id", *(names or ["NULL"]), " + ".join(["count", *earlier]), *(seen or ["NULL", "0"])]
-    return ["row", "id", *names, "count", *earlier, *seen], ", ".join(values)
 
 
 def extend_vocabulary(

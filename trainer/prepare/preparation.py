@@ -20,7 +20,7 @@ from crossfade.trainer.prepare.admission import count_sightings, filter_admitted
 from crossfade.trainer.prepare.attribute_columns import plan_columns
 from crossfade.trainer.prepare.cleaning import filter_k_core, sum_duplicates
 from crossfade.trainer.prepare.co_occurrence import with_co_occurrence
-from crossfade.trainer.prepare.earlier import carry_interactions
+from crossfade.trainer.prepare.earlier import Carrying
 from crossfade.trainer.prepare.event_context import count_context
 from crossfade.trainer.prepare.event_groups import (
     EventGroups,
@@ -143,13 +143,14 @@ class Preparation:
         """Carry the interactions of the base, and draw the replay of them; return ``manifest`` with both."""
         if self.base is None:
             return manifest
-        manifest = carry_interactions(self.base, manifest, self.staged, self.progress)
-        replay = None if self.options.replay is None else self._draw_replay(manifest)
-        return manifest.model_copy(update={"replay": replay})
+        earlier = Carrying(self.base, manifest, self.staged, self.progress).run()
+        manifest = manifest.model_copy(update={"earlier": earlier})
+        return manifest.model_copy(update={"replay": self._draw_replay(manifest)})
 
     def _draw_replay(self, manifest: DatasetManifest) -> Split | None:
         """Write the replay of the dataset that ``manifest`` describes; return None if there is nothing to draw."""
-        assert self.options.replay is not None
+        if self.options.replay is None:
+            return None
         draw = ReplayDraw(self.groups.connection, self.options, self.staged.folder, manifest, self.progress)
         rows = draw.create(round(self.options.replay * manifest.splits["train"].rows))
         if not rows:

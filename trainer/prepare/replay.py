@@ -19,16 +19,14 @@ interactions of a query in the others are missing, and in datasets that are grou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.hashing import mix
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest, Split
@@ -75,13 +73,23 @@ class ReplayDraw:
             StorageUnavailableError: storage does not answer.
         """
         groups = self._chosen_groups(max(_READ_ROWS * rows, _LEAST_ROWS))
-        read = sum(group.rows for group in groups)
+        read, number = sum(group.rows for group in groups), 0
         share = _SPARE * rows / read if read > _FEW_ROWS else 1.0
+        new_Q = self.connection.sql(_NEW_QUERIES).fetchnumpy()["row"]
         columns = ", ".join(f"{name} {kind}" for name, kind in self._columns.items())
         self.connection.execute(f"CREATE TABLE replay_read ({columns}, number BIGINT)")
         self.progress.phase("read earlier interactions", read, "row")
-        for part in self._read(groups, share):
-            execute_on(self.connection, part, "INSERT INTO replay_read SELECT * FROM part")
+        with closing(InteractionReader(self.folder, self.manifest)) as reader:
+            for table in reader.map(partial(self._table, reader), groups):
+                self.progress.advance(table.num_rows)
+                chosen = table
+                if share < 1:  # chosen here, since the database takes longer for a row than reading does
+                    query_N = table.column("query").to_numpy()
+                    draw_N = mix(query_N.astype(np.uint64) ^ mix(np.array([self._seed])))
+                    chosen = table.filter(pa.array((draw_N < np.uint64(share * 2**64)) | np.isin(query_N, new_Q)))
+                part = chosen.append_column("number", pa.array(np.arange(number, number + chosen.num_rows)))
+                execute_on(self.connection, part, "INSERT INTO replay_read SELECT * FROM part")
+                number += part.num_rows
         self.connection.execute(
             f"CREATE TABLE replay AS SELECT * FROM replay_read ORDER BY query NOT IN ({_NEW_QUERIES}), "
             f"{shuffled(self._seed, 'query')}, {shuffled(self._seed, 'number')} LIMIT {rows:d}"
@@ -117,33 +125,6 @@ class ReplayDraw:
         order = random.permutation(len(groups))
         rows_before_N = np.cumsum([0, *(groups[index].rows for index in order)])[:-1]
         return [groups[index] for index in order[rows_before_N < least]]
-
-    def _read(self, groups: Sequence[RowGroup], share: float) -> Iterator[pa.Table]:
-        """Yield the numbered rows of ``groups`` that take part: of queries with new events, and a share of the others.
-
-        They are chosen here, since the database takes longer for a row than reading does.
-        """
-        number = 0
-        with closing(InteractionReader(self.folder, self.manifest)) as reader:
-            for part in reader.map(lambda group: self._table(reader, group), groups):
-                self.progress.advance(part.num_rows)
-                chosen = part.filter(pa.array(self._takes_part(part.column("query").to_numpy(), share)))
-                yield chosen.append_column("number", pa.array(np.arange(number, number + chosen.num_rows)))
-                number += chosen.num_rows
-
-    def _takes_part(self, query_N: IntArray, share: float) -> BoolArray:
-        """Return which rows are those of queries with new events, or of a random ``share`` of the others: bool (N,)."""
-        if share >= 1:
-            return np.ones(len(query_N), np.bool_)
-        drawn_N = mix(query_N.astype(np.uint64) ^ mix(np.array([self._seed]))) < np.uint64(share * 2**64)
-        is_new_N: BoolArray = drawn_N | np.isin(query_N, self._new_queries)
-        return is_new_N
-
-    @cached_property
-    def _new_queries(self) -> IntArray:
-        """The rows of the queries that have new events, int64."""
-        row_Q: IntArray = self.connection.sql(_NEW_QUERIES).fetchnumpy()["row"]
-        return row_Q
 
     def _table(self, reader: InteractionReader, group: RowGroup) -> pa.Table:
         found = reader.read(group, self.manifest.context, timestamps=self.manifest.has_timestamp)

@@ -29,11 +29,11 @@ from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 
 from crossfade.base.errors import CrossfadeError, InputError
-from crossfade.trainer.data.manifest import DataFile, Split
+from crossfade.trainer.data.manifest import Split
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.database import execute, shuffled
 from crossfade.trainer.prepare.event_context import NO_ROW
-from crossfade.trainer.prepare.event_groups import EventGroups, Report, Step
+from crossfade.trainer.prepare.event_groups import EventGroups, Report, Step, checked_split
 from crossfade.trainer.prepare.events import EventReader, EventTable, read_each
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
@@ -189,7 +189,10 @@ class SparkEvents(EventGroups):
         written = self._map(partial(write_part, layout.schema(), placed, self._place), list(enumerate(parts)))
         self.staged.folder.child(ATTEMPTS).delete()
         self.progress.advance(sum(rows.values()))
-        return {split: _written(split, count, parts, written) for split, count in rows.items() if count}
+        files = {
+            split: [file for part, file in zip(parts, written, strict=True) if part.split == split] for split in rows
+        }
+        return {split: checked_split(split, count, files[split]) for split, count in rows.items() if count}
 
     def _run(self, steps: Sequence[Step], given: Sequence[str], found: Sequence[str], changes: bool) -> list[Applied]:
         """Apply ``steps`` to all groups.
@@ -232,20 +235,6 @@ def _file_parts(split: str, rows: int) -> list[Part]:
     group_rows = row_group_rows(rows)
     file_rows = group_rows * GROUPS_PER_FILE
     return [Part(split, number, group_rows, file_rows) for number in range(-(-rows // file_rows))]
-
-
-def _written(split: str, rows: int, parts: Sequence[Part], files: Sequence[DataFile]) -> Split:
-    """Return the ``files`` of a split, which has so many ``rows``.
-
-    Raises:
-        CrossfadeError: they have others.
-    """
-    written = Split(files=[file for part, file in zip(parts, files, strict=True) if part.split == split])
-    if written.rows != rows:
-        raise CrossfadeError(
-            f"{split}: {rows} interactions were counted, but {written.rows} were written; prepare again"
-        )
-    return written
 
 
 def _place_rows(

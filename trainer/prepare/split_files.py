@@ -1,10 +1,8 @@
 # ruff: noqa: S608  (what is put into SQL is of this program)
-"""Write interactions as the files of a split, in an order that depends only on their rows, their numbers, and a seed.
+"""The columns and the order of the files of interactions, which depends only on their rows, numbers, and a seed.
 
     layout = SplitLayout("customer", "track", has_timestamp=True, context=("hour",), seed=0)
     layout.place_groups(connection, "vocabulary_query WHERE number IS NOT NULL")        # the table places
-    columns, source = "q.row, i.row, e.weight, e.timestamp, e.hour", "interactions e JOIN places q …"
-    split = layout.write(connection, staged, "train", columns, source, rows, progress)
 
 Query entities are in random order, and so are the interactions of each.
 """
@@ -17,12 +15,8 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from crossfade.base.errors import CrossfadeError
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
-from crossfade.trainer.data.manifest import Split
-from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import shuffled
-from crossfade.trainer.prepare.staging import Staged, write_relation
 
 
 def interaction_schema(query: str, item: str, has_timestamp: bool, context: Sequence[str]) -> pa.Schema:
@@ -65,36 +59,3 @@ class SplitLayout:
             "CREATE TABLE places AS SELECT number, row, "
             f"row_number() OVER (ORDER BY {shuffled(self.seed, 'row')}) AS place FROM {queries}"
         )
-
-    def write(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        staged: Staged,
-        split: str,
-        columns: str,
-        source: str,
-        rows: int,
-        progress: ProgressReporter,
-    ) -> Split:
-        """Write the ``rows`` interactions of ``split``.
-
-        Args:
-            connection: the working database.
-            staged: where files are written.
-            split: its name.
-            columns: SQL of the columns of the schema, in order.
-            source: what follows FROM: events ``e`` with a unique integer ``seq``, and the table ``places`` as ``q``.
-            rows: how many there are.
-            progress: receives a phase.
-
-        Raises:
-            CrossfadeError: there are other rows than were counted.
-        """
-        ordered = connection.sql(f"SELECT {columns} FROM {source} ORDER BY q.place, {shuffled(self.seed, 'e.seq')}")
-        progress.phase(f"write {split}", rows, "row")
-        written = Split(files=write_relation(staged, split, self.schema(), ordered, rows, progress))
-        if written.rows != rows:
-            raise CrossfadeError(
-                f"{split}: {rows} interactions were counted, but {written.rows} were written; prepare again"
-            )
-        return written

@@ -131,20 +131,6 @@ def join_names(
     Raises:
         InputError: the file cannot be read, or has a name for none of the IDs.
     """
-    faults.check(read_names(connection, file, names, faults))
-    connection.execute(
-        f"CREATE TABLE names_{key} AS SELECT v.id, g.name FROM vocabulary_{key} v JOIN given g "
-        "ON g.id = CAST(v.id AS VARCHAR)"
-    )
-    named = count_rows(connection, f"names_{key}")
-    given = count_rows(connection, "given")
-    connection.execute("DROP TABLE given")
-    check_named(file, names, named, given)
-    return NamesReport(named=named, ignored=given - named, bad_lines=faults.count())
-
-
-def read_names(connection: duckdb.DuckDBPyConnection, file: RawFile, names: NamesFile, faults: Faults) -> int:
-    """Create the table ``given`` (id, name; texts) of a ``file`` of names; return its lines, bad ones included."""
     open_columns(connection, file, {"id": names.id_column, "name": names.name_column}, on_fault=faults.add_line)
     with read_errors(file):
         lines = count_rows(connection, "raw") + faults.count()
@@ -154,21 +140,20 @@ def read_names(connection: duckdb.DuckDBPyConnection, file: RawFile, names: Name
             "FROM raw WHERE id IS NOT NULL AND name IS NOT NULL AND CAST(name AS VARCHAR) <> '' GROUP BY 1"
         )
     close_raw(connection)
-    return lines
-
-
-def check_named(file: object, names: NamesFile, named: int, given: int) -> None:
-    """Check that a ``file`` with names of ``given`` IDs has some of the IDs of the events.
-
-    Raises:
-        InputError: it has none.
-    """
+    faults.check(lines)
+    connection.execute(
+        f"CREATE TABLE names_{key} AS SELECT v.id, g.name FROM vocabulary_{key} v JOIN given g "
+        "ON g.id = CAST(v.id AS VARCHAR)"
+    )
+    named, given = (count_rows(connection, table) for table in (f"names_{key}", "given"))
+    connection.execute("DROP TABLE given")
     if not named:
         raise InputError(
             f"{file}: has a name for none of the ids of the events (column '{names.id_column}' holds {given} ids); "
             "expected ids of the same entity: check the columns in ",
             Option("names"),
         )
+    return NamesReport(named=named, ignored=given - named, bad_lines=faults.count())
 
 
 def write_vocabulary(

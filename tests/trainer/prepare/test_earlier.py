@@ -1,8 +1,6 @@
 """A dataset carries the interactions of the datasets that it extends, and is read, moved, and deleted by itself."""
 
-import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -10,8 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_here import rejected_here
-from preparing import forget_dataset, prepare_files, vocabulary, vocabulary_tuples, write_parquet
+from preparing import forget_dataset, prepare_files, vocabulary_tuples, write_parquet
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
@@ -192,31 +189,9 @@ def test_files_that_are_written_anew_keep_their_context(
     assert problems(data) == []
 
 
-def test_many_small_files_are_merged(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(earlier, "_MAX_SMALL_FILES", 2)
-    assert len(earlier_files(data)) == 2
-    merged = day(tmp_path, "day4", [("e", 1)], "day3")
-    assert len(earlier_files(merged)) == 1
-    assert known(merged)[:8] == known(data)
-    assert len(earlier_files(day(tmp_path, "day5", [("e", 1)], "day4"))) == 2
-
-
 def test_corrupt_file_of_a_base_dataset_is_an_error(tmp_path: Path, data: Path) -> None:
     [part] = (data / "train").iterdir()
     part.write_bytes(part.read_bytes()[:-9])
     with pytest.raises(InputError, match=f"{part}.*truncated or replaced"):
         day(tmp_path, "day4", DAY_1, "day3")
     assert not (tmp_path / "day4").exists()
-
-
-def test_dataset_of_an_earlier_format_is_rejected(data: Path) -> None:
-    manifest = json.loads((data / "manifest.json").read_text())
-    (data / "manifest.json").write_text(json.dumps({**manifest, "version": 3, "base": {"location": "../day2"}}))
-    message = "has format version 3, but version 4 is required; prepare the data again into another folder"
-    raw = data.with_name("day1.parquet")
-    rejected_here(message, "prepare", "--events", raw, "--base", data, "--out", data.with_name("day4"))
-
-
-def test_counts_of_earlier_datasets_are_columns_of_the_vocabularies(data: Path) -> None:
-    rows = Counter({row["id"]: row["earlier_count"] for row in vocabulary(data, "customer")})
-    assert rows == {"a": 3, "b": 1, "c": 1, "d": 0}

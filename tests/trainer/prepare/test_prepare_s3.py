@@ -20,7 +20,7 @@ from crossfade.base.errors import CrossfadeError, InputError, StorageUnavailable
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import ATTEMPTS_VARIABLE
 from crossfade.trainer.data.lineage import LineageReader
-from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
+from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.prepare.fetch import _CHUNK_BYTES, fetch_files
 from crossfade.trainer.prepare.input_files import find_files
 from crossfade.trainer.prepare.options import PrepareOptions
@@ -209,25 +209,6 @@ def test_interrupt_on_s3_leaves_old_dataset_or_nothing(workspace: Folder, tmp_pa
             )
     assert workspace.sizes() == before
     assert list((tmp_path / "tmp").iterdir()) == []
-
-
-def test_failed_write_of_the_manifest_on_s3_leaves_the_old_dataset(
-    workspace: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepare_files(workspace.uri, write_parquet(tmp_path / "e.parquet", **random_events(400)))
-    before, old = workspace.sizes(), contents(workspace)
-
-    def fail(_manifest: DatasetManifest, _folder: Folder, _version: str | None) -> None:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DatasetManifest, "write_over", fail)
-        with pytest.raises(OSError, match="Input/output error"):
-            prepare_files(
-                workspace.uri, write_parquet(tmp_path / "f.parquet", **random_events(500, seed=1)), overwrite=True
-            )
-    assert contents(workspace) == old
-    assert workspace.sizes() == before
 
 
 class InterruptedFolder(Folder):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -58,6 +59,7 @@ def test_written_files_are_read_and_listed(folder: Folder) -> None:
             file.write(memoryview(bytes([number])))
     assert folder.read("one.json") == b"second"
     assert folder.child("below").read("two.json") == b""
+    assert pickle.loads(pickle.dumps(folder.child("below"))).read("two.json") == b""
     assert folder.names() == ["below", "one.json"]
     assert folder.child("below").names() == ["deep", "two.json"]
     assert folder.sizes() == {"one.json": 6, "below/two.json": 0, "below/deep/large.npy": 5}
