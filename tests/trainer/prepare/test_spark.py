@@ -86,7 +86,7 @@ def prepare_twice(folder: Path, *train: Path, **options: Any) -> tuple[DatasetMa
     manifest = prepare_files(folder / "duckdb", *train, **options)
     quarantine = folder / "bad.jsonl"
     bad_lines = quarantine.read_bytes() if quarantine.exists() else b""
-    assert prepare_files(folder / "spark", *train, engine="spark", **options) == manifest
+    assert prepare_files(folder / "spark", *train, engine="spark", overwrite=True, **options) == manifest
     written = files(folder / "duckdb")
     assert files(folder / "spark") == written
     assert not quarantine.exists() or quarantine.read_bytes() == bad_lines
