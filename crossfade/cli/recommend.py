@@ -84,7 +84,7 @@ def _recommend(model: Model, options: RecommendCommand) -> None:
     if options.out is None:
         _print(model, found, options)
         return
-    new = "new " if options.is_new else ""
+    new = "new " if options.history else ""
     made = f"{counted(found.rows, 'recommendation')} to {found.queries:,} {new}of {model.query}"
     print_line(f"{made}: {options.out}")
 

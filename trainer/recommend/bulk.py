@@ -23,7 +23,6 @@ import pyarrow as pa
 from crossfade.base.arrays import BoolArray
 from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors
 from crossfade.base.io.temporary_folder import temporary_folder
-from crossfade.base.text import counted
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.recommend.candidates import read_lists
@@ -69,13 +68,15 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
         InputError: a query or item is unknown, an option is invalid, or the file cannot be written.
     """
     options = read_lists(options, model.files.names(model.item), model.item)
-    if options.is_new:
-        ids, histories = _new_histories(model, options, log)
+    if options.history:
+        rows_N = model.find(model.item, options.history, trained=False)
+        histories = model.make_histories([rows_N], [np.ones(len(rows_N), np.float32)])
         rankings = model.recommend_to_histories(histories, options, reporter)
         if options.out is not None:
-            tables = [recommendation_table(model, pa.array(ids), rankings)]
-            return Recommended(len(ids), write_output(Path(options.out), tables))
-        return Recommended(len(ids), 0, [RowLabel(id, None) for id in ids], rankings, histories)
+            return Recommended(
+                1, write_output(Path(options.out), [recommendation_table(model, pa.array([""]), rankings)])
+            )
+        return Recommended(1, 0, [RowLabel("", None)], rankings, histories)
     if options.all:
         queries = all_queries(model, options.on_unknown)
     elif options.customers is not None:
@@ -91,18 +92,6 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
     found, ids = model.labels(model.query, rows_Q[rows_Q >= 0].tolist()), queries.ids(model).to_pylist()
     labels = [found.get(row) or RowLabel(id, None) for row, id in zip(rows_Q.tolist(), ids, strict=True)]
     return Recommended(len(rows_Q), 0, labels, rankings, histories, _fallback(model, queries, options))
-
-
-def _new_histories(model: Model, options: RecommendToOptions, log: Log) -> tuple[list[str], Histories]:
-    if options.history_file is None:
-        rows_N = model.find(model.item, options.history, trained=False)
-        return [""], model.make_histories([rows_N], [np.ones(len(rows_N), np.float32)])
-    from crossfade.trainer.recommend.history_file import read_histories  # by DuckDB, which takes time to import
-
-    found = read_histories(options.history_file, model.trained)
-    if found.unknown:
-        log(f"{counted(found.unknown, 'line')} of {options.history_file} with no known {model.item}; left out")
-    return found.ids, found.histories
 
 
 def _tables(

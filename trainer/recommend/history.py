@@ -6,8 +6,6 @@
     histories = write_histories(lineage, ALL_SPLITS, folder, reporter)      # of all queries, in files that are mapped
     histories.load(queries_Q)
 
-Histories of new queries come from a file (``history_file.py``).
-
 Shapes: Q queries, N interactions or distinct pairs, S selected queries, P parts.
 """
 

@@ -292,7 +292,7 @@ class RecommendOptions(RerankingOptions, RankingOptions):
 class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
     """Whom to recommend to, and the file for recommendations."""
 
-    one_of = (("customer", "customers", "all", "history", "history_file"),)
+    one_of = (("customer", "customers", "all", "history"),)
 
     customer: tuple[str, ...] = option(
         (), "recommend to the customers with these IDs or names", group=_CUSTOMERS, value="ID"
@@ -306,9 +306,6 @@ class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
         "recommend to somebody who was not in training, by the IDs or names of items that they like",
         group=_CUSTOMERS,
         value="ITEM",
-    )
-    history_file: Location | None = option(
-        None, "recommend to new customers, by the interactions in this file", group=_CUSTOMERS, value="FILE"
     )
     out: Location | None = option(
         None, "write recommendations to this file: .parquet, .csv, or .jsonl", group="output", value="FILE"
@@ -329,14 +326,9 @@ class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
             name = "all" if self.all else "customers"
             file = Option("out", "FILE.parquet, .csv, or .jsonl")
             raise OptionError(name, problem="writes a file", fix=("name it with ", file))
-        if self.is_new:
+        if self.history:
             self.check_for_histories()
         return self
-
-    @property
-    def is_new(self) -> bool:
-        """Whether to recommend to queries that were not in training."""
-        return bool(self.history) or self.history_file is not None
 
 
 class IndexOptions(Options):

@@ -231,23 +231,6 @@ def test_new_customer_gets_recommendations_by_history(workspace: Path, tmp_path:
     assert {5008, 5013} <= {item["track"] for item in again["recommendations"]}
 
 
-def test_histories_come_from_a_file(workspace: Path, tmp_path: Path) -> None:
-    plays, out = tmp_path / "plays.csv", tmp_path / "recs.parquet"
-    plays.write_text("track,weight,customer\n5008,1,new\n5013,1,new\n5001,2,other\n5002,-1,other\n77,1,new\n")
-    result = crossfade_here("recommend", "run", "--history-file", plays, "--out", out, "-k", 8, cwd=workspace)
-    assert succeeded(result).stdout == f"16 recommendations to 2 new of customer: {out}\n"
-    assert result.stderr == f"crossfade: 1 line of {plays} with no known track; left out\n"
-    found = read_file(out)
-    [named] = tracks(recommend("run", "--history", "5008", "5013", "-k", 8, cwd=workspace)).values()
-    assert found["new"] == named
-    assert not {5001, 5002} & set(found["other"])
-    assert sum((track - 5000) % GENRES == 1 for track in found["other"]) >= 7
-    plays.write_text("track\n1\n")
-    rejected_here(
-        "none of its lines names an ID of track in 'track", "recommend", "run", "--history-file", plays, cwd=workspace
-    )
-
-
 INVALID = {
     "-k 0: expected an integer from 1": "--customer c010 -k 0",
     "expected a number from 0": "--customer c010 --popularity-damping nan",
