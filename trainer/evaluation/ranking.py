@@ -251,7 +251,7 @@ def _rerank(
     query_QD = query_vectors(source, model, chunk.queries_Q, chunk.context, chunk.histories)
     vectors, candidates = partial(source.vectors, model.item.name), reranking.options.depth(depth)
     best = rank_vectors(query_QD, reranking.score, len(penalty_N), vectors, chunk.excluded, candidates, penalty_N)
-    return reranking.choose(*best, depth, chunk.queries_Q, source, model.item)[0]
+    return reranking.choose(*best, depth, source, model.item)[0]
 
 
 class QuerySums:

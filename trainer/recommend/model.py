@@ -176,15 +176,12 @@ class Selection:
     ranker: Ranker
     reranking: Reranking | None = None
 
-    def rank(self, query_QD: FloatArray, excluded: ItemLists, k: int, keys_Q: IntArray) -> Rankings:
-        """Return ``k`` rows for each of ``query_QD``, float32, without those ``excluded`` for it.
-
-        ``keys_Q`` is what each query is recognized by when rows are drawn by chance, int64.
-        """
+    def rank(self, query_QD: FloatArray, excluded: ItemLists, k: int) -> Rankings:
+        """Return ``k`` rows for each of ``query_QD``, float32, without those ``excluded`` for it."""
         if self.reranking is None:
             return Rankings(*self.ranker.rank(query_QD, excluded, k))
         best = self.ranker.rank(query_QD, excluded, self.reranking.options.depth(k), k)
-        return Rankings(*self.reranking.choose(*best, k, keys_Q, self.ranker.source, self.ranker.table))
+        return Rankings(*self.reranking.choose(*best, k, self.ranker.source, self.ranker.table))
 
 
 class Model:
@@ -343,10 +340,10 @@ class Model:
         """
         known_Q = self.has_vector(rows_Q)
         if known_Q.all():
-            return selection.rank(self.query_vectors(rows_Q, options), excluded, options.k, rows_Q)
+            return selection.rank(self.query_vectors(rows_Q, options), excluded, options.k)
         popular = self._select(self.item, "popularity", options.of_popular)
         one_QD = np.ones((len(rows_Q) - np.count_nonzero(known_Q), 1), np.float32)
-        ranked = popular.rank(one_QD, excluded.filter_queries(~known_Q), options.k, rows_Q[~known_Q])
+        ranked = popular.rank(one_QD, excluded.filter_queries(~known_Q), options.k)
         rows_QK = np.full((len(rows_Q), ranked.rows_QK.shape[1]), -1)
         scores_QK = np.full(rows_QK.shape, -np.inf, np.float32)
         rows_QK[~known_Q], scores_QK[~known_Q] = ranked
@@ -369,7 +366,7 @@ class Model:
         reporter.phase("fold in", queries, self.query)
         query_QD = self._new_queries.vectors(histories, lambda: reporter.advance(1))
         excluded = histories if options.exclude else histories.without_items()
-        return selection.rank(query_QD, excluded.lists, options.k, histories.keys())
+        return selection.rank(query_QD, excluded.lists, options.k)
 
     def similar(self, rows_Q: IntArray, options: SimilarOptions) -> Rankings:
         """Rank the rows of an entity by their cosine with each of ``rows_Q``, int64, without itself.
@@ -381,7 +378,7 @@ class Model:
         entity = self.entity(options.entity)
         selection = self._select(entity, "cosine", options)
         itself = ItemLists(np.arange(len(rows_Q) + 1), rows_Q)
-        return selection.rank(self.vectors(entity, rows_Q), itself, options.k, rows_Q)
+        return selection.rank(self.vectors(entity, rows_Q), itself, options.k)
 
     def describe(self) -> dict[str, Any]:
         """Describe the model: its job, score, and the entities that have vectors."""

@@ -177,8 +177,8 @@ class RerankingOptions(Options):
     group_notes: ClassVar[Mapping[str, str]] = {
         "re-ranking": "With T the model's temperature, an item's score is s - A * T * log(1 + count). Of the best\n"
         "10 * N items (at least 100, and at most 1,000 or N), each place takes the one with the largest\n"
-        "(1 - D) * score / T - D * cosine with the most similar item listed already or, with probability E,\n"
-        "any of them. Scores that are shown leave out D and E."
+        "(1 - D) * score / T - D * cosine with the most similar item listed already. Scores that are shown\n"
+        "leave out D."
     }
 
     popularity_damping: Number = option(
@@ -192,16 +192,6 @@ class RerankingOptions(Options):
         ge=0,
         le=1,
     )
-    exploration: Number = option(
-        0.0, "fill this share of places by chance, from the next best items", group="re-ranking", value="E", ge=0, le=1
-    )
-    seed: Integer = option(
-        1,
-        "draw by this seed, the same for a query until it changes, such as a date",
-        group="re-ranking",
-        value="N",
-        ge=0,
-    )
 
     @property
     def is_reranked(self) -> bool:
@@ -211,7 +201,7 @@ class RerankingOptions(Options):
     @property
     def chooses(self) -> bool:
         """Whether lists are chosen from more items than they show."""
-        return self.diversity > 0 or self.exploration > 0
+        return self.diversity > 0
 
     def depth(self, count: int) -> int:
         """Return the number of the best items that a list of ``count`` is chosen from."""

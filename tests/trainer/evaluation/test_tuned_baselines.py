@@ -137,10 +137,10 @@ def test_run_is_below_a_baseline_by_more_than_the_paired_error(data: Path) -> No
     expected = f"ndcg@4 on test is {metrics['ndcg@4']:.4f}, below popularity ({figures})"
     assert paired["shortfall"].startswith(expected)
     assert "model.dim=128" in paired["shortfall"]
-    damped = RerankingOptions.of(popularity_damping=0.5, exploration=0.1)
+    damped = RerankingOptions.of(popularity_damping=0.5, diversity=0.1)
     reranked = compare_with_baselines(job, {"test": metrics}, {"test": sums - lost}, reranking=damped)
     assert reranked["shortfall"].startswith(expected)
-    advice = ": the lists are re-ranked (popularity damping, exploration); compare without re-ranking first"
+    advice = ": the lists are re-ranked (popularity damping, diversity); compare without re-ranking first"
     assert reranked["shortfall"].endswith(advice)
     unchanged = compare_with_baselines(job, {"test": metrics}, {"test": sums - lost}, reranking=RerankingOptions.of())
     assert unchanged["shortfall"] == paired["shortfall"]

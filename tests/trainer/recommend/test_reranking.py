@@ -16,7 +16,6 @@ from crossfade.trainer.recommend.options import RerankingOptions
 from crossfade.trainer.recommend.reranking import Reranking
 
 QUERIES, ITEMS, CANDIDATES, DIM, TEMPERATURE = 40, 90, 50, 20, 0.2
-KEYS_Q = np.arange(QUERIES)
 COUNTS_R = np.arange(ITEMS) ** 2 % 70
 TABLE = TableSpec(ITEM, ITEMS, DIM, 0.1)
 
@@ -49,9 +48,8 @@ def best() -> tuple[IntArray, FloatArray]:
     return rows_QC, scores_QC
 
 
-def choose(reranking: Reranking, count: int = 10, queries_Q: IntArray = KEYS_Q) -> tuple[IntArray, FloatArray]:
-    rows_QC, scores_QC = best()
-    return reranking.choose(rows_QC[queries_Q], scores_QC[queries_Q], count, queries_Q, SOURCE, TABLE)
+def choose(reranking: Reranking) -> tuple[IntArray, FloatArray]:
+    return reranking.choose(*best(), 10, SOURCE, TABLE)
 
 
 def plain_list(scores: dict[int, float], diversity: float, count: int) -> list[int]:
@@ -89,18 +87,6 @@ def test_lists_are_those_of_maximal_marginal_relevance(
     np.testing.assert_array_equal(choose(change)[0], rows_QK)
 
 
-def test_chance_depends_on_seed_and_query_alone() -> None:
-    rows_QK, _ = choose(reranked(exploration=0.3))
-    some_Q = np.array([30, 3, 7])
-    np.testing.assert_array_equal(choose(reranked(exploration=0.3), queries_Q=some_Q)[0], rows_QK[some_Q])
-    other_QK, _ = choose(reranked(exploration=0.3, seed=2**70 + 5))
-    assert 0.2 < (other_QK[:-1] != rows_QK[:-1]).any(axis=1).mean() <= 1
-    for rows_K in rows_QK:
-        listed = rows_K[rows_K >= 0]
-        assert len(set(listed.tolist())) == len(listed)
-    assert set(rows_QK[-1, :3]) == set(best()[0][-1, :3])
-
-
 def test_metrics_are_of_re_ranked_lists_without_vacant_items() -> None:
     vacant = [3, 17]
     model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TABLE, Score.of("dot", TEMPERATURE))
@@ -114,7 +100,7 @@ def test_metrics_are_of_re_ranked_lists_without_vacant_items() -> None:
     ]
     nothing = ItemLists(np.zeros(QUERIES + 1, np.int64), np.empty(0, np.int64))
     truth = ItemLists(np.arange(QUERIES + 1), np.array([of_query[2] for of_query in lists]))
-    held_out = HeldOut(KEYS_Q, truth, nothing, item_I=np.delete(np.arange(ITEMS), vacant))
+    held_out = HeldOut(np.arange(QUERIES), truth, nothing, item_I=np.delete(np.arange(ITEMS), vacant))
     spec, change = EvaluateConfig(k=[2, 3, 5], best_metric="ndcg@3"), reranked(popularity_damping=0.4, diversity=0.6)
     metrics = evaluate(SOURCE, model, held_out, spec, COUNTS_R, np.asarray, reranking=change)
     assert [metrics[f"recall@{k}"] for k in spec.k] == [0.0, 1.0, 1.0]
