@@ -114,7 +114,6 @@ def test_re_ranked_lists_keep_filters_and_limits(workspace: Path, tmp_path: Path
         "track,genre\n" + "".join(f"{5000 + row},g{row % GENRES}\n" for row in range(TRACKS))
     )
     options = ("--max-per", "genre=2", "--metadata", tmp_path / "songs.csv", "--where", "id > 5020", "-k", 6)
-    options += ("--diversity", 0.5)
     for listed in ((), ("--allow", tmp_path / "ids.txt")):
         (tmp_path / "ids.txt").write_text("".join(f"{5000 + row}\n" for row in range(0, TRACKS, 3)))
         [ids] = tracks(
