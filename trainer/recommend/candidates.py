@@ -1,7 +1,7 @@
 """Select the candidates: the rows of an entity that may be listed, by IDs and by a condition on their metadata.
 
-    options = FilterOptions.of(where="year > 1990", metadata="songs.csv", max_per=("artist", 2))
-    candidates = select_candidates(model, "track", options)
+    options = RankingOptions.of(where="year > 1990", metadata="songs.csv", max_per=("artist", 2))
+    candidates = filter_rows(model, "track", options)
     candidates.kept_R, candidates.groups
 
 A condition is an SQL expression of DuckDB over the columns that ``metadata_table.py`` lists.
@@ -12,18 +12,18 @@ Shapes: R rows of the entity, P places in a subset, K ranks, N rows or elements 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import InputError, Option, format_names
-from crossfade.base.options import alternatives
 from crossfade.base.text import counted
-from crossfade.trainer.recommend.options import FilterOptions
-from crossfade.trainer.recommend.row_names import RowLookup, RowNames, UnknownRowError
+from crossfade.trainer.recommend.options import FilterOptions, RankingOptions
+from crossfade.trainer.recommend.row_names import RowLookup, UnknownRowError
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 if TYPE_CHECKING:
@@ -76,22 +76,6 @@ def read_lists(options: Filters, names: RowLookup, entity: str) -> Filters:
     return options.model_copy(update={name: tuple(ids) for name, ids in lists.items()})
 
 
-def select_candidates(model: TrainedModel, entity: str, options: FilterOptions) -> Candidates:
-    """Select the rows of ``entity`` that ``options`` keep. Vacant rows are left out.
-
-    Raises:
-        InputError: a file cannot be read, a column is missing, the condition is invalid, or no row is left.
-        StorageUnavailableError: storage does not answer.
-    """
-    names = RowNames(model.vocabulary(entity), entity)
-    allow_N = listed_rows(names, entity, options.allow) if options.allow else None
-    deny_N, _ = names.rows_of(options.deny)
-    candidates = with_lists(filter_rows(model, entity, options), allow_N, deny_N)
-    if not candidates.kept_R.any():
-        raise filters_leave_none(entity)
-    return candidates
-
-
 def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Candidates:
     """Select by the condition and the groups of ``options`` alone, from the metadata of the dataset and of a file.
 
@@ -100,16 +84,19 @@ def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Can
     """
     kept_R, groups = np.ones(model.vocabulary(entity).rows, np.bool_), None
     kept_R[model.manifest.entities[entity].vacant_rows] = False
-    if options.where is not None or options.max_per is not None:
+    max_per = options.max_per if isinstance(options, RankingOptions) else None
+    if options.where is not None or max_per is not None:
         from crossfade.trainer.recommend.metadata_table import open_metadata  # by DuckDB, too
 
-        columns, file = options.columns_used, options.metadata
+        columns, file = set(re.findall(r"\w+", options.where or "")), options.metadata
+        if max_per is not None:
+            columns.add(max_per[0])
         with open_metadata(model.data, model.manifest, entity, file, columns, model.counts) as table:
             if options.where is not None:
                 kept_R &= table.rows_where(options.where)
-            if options.max_per is not None:
-                groups = table.groups(options.max_per[0])
-    return Candidates(kept_R, groups, options.max_per[1] if options.max_per else 0)
+            if max_per is not None:
+                groups = table.groups(max_per[0])
+    return Candidates(kept_R, groups, max_per[1] if max_per else 0)
 
 
 def listed_rows(names: RowLookup, entity: str, ids: Sequence[str]) -> IntArray:
@@ -123,18 +110,3 @@ def listed_rows(names: RowLookup, entity: str, ids: Sequence[str]) -> IntArray:
         examples = format_names(missing[:3])
         raise UnknownRowError(Option("allow"), f": none of its {len(missing)} IDs is one of {entity}: {examples}")
     return rows_N
-
-
-def with_lists(candidates: Candidates, allow_N: IntArray | None, deny_N: IntArray | None) -> Candidates:
-    """Return ``candidates`` without rows that are not in ``allow_N``, if that is given, or that are in ``deny_N``."""
-    kept_R = candidates.kept_R.copy()
-    if allow_N is not None:
-        kept_R &= np.isin(np.arange(len(kept_R)), allow_N)
-    if deny_N is not None:
-        kept_R[deny_N] = False
-    return replace(candidates, kept_R=kept_R)
-
-
-def filters_leave_none(entity: str) -> InputError:
-    """Return the error that filters leave no row of ``entity``."""
-    return InputError(f"the filters leave no {entity}: relax ", alternatives(map(Option, ("where", "allow", "deny"))))

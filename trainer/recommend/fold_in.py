@@ -57,7 +57,10 @@ class FoldIn:
         self._model = model
         query, item = model.spec.query, model.spec.item
         generator = np.random.default_rng(seed)
-        trained_Q, trained_I = np.flatnonzero(model.trained_rows(query)), np.flatnonzero(model.trained_rows(item))
+        trained_Q, trained_I = (
+            np.flatnonzero(model.trained_rows(query.name)),
+            np.flatnonzero(model.trained_rows(item.name)),
+        )
         if len(trained_Q) <= query.dim:
             raise InputError(
                 f"{model.uri}: has only {len(trained_Q)} trained vectors of {query.name}, but folding in needs more "

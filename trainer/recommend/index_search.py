@@ -19,7 +19,7 @@ from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.embeddings.popularity import with_ones
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
-from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
+from crossfade.trainer.recommend.faiss_lists import VectorLists
 from crossfade.trainer.recommend.index_folder import INDEX_FILE, IndexCard, check_index, read_card
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.ranker import Ranker
@@ -71,8 +71,8 @@ def open_built_index(folder: Path, indexed_R: BoolArray) -> VectorIndex:
 
 
 def _open(folder: Path, card: IndexCard, indexed_R: BoolArray) -> VectorIndex:
-    lists = VectorLists.read(folder / INDEX_FILE, ListOptions(card.metric, card.index.codes))
-    return VectorIndex(lists, card.index.probes, indexed_R)
+    lists = VectorLists.read(folder / INDEX_FILE, card.metric)
+    return VectorIndex(lists, card.probes, indexed_R)
 
 
 class IndexRanker(Ranker):

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -24,6 +24,8 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import InputError, Option
+from crossfade.base.options import alternatives
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
@@ -35,14 +37,11 @@ from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import (
     Candidates,
     filter_rows,
-    filters_leave_none,
     listed_rows,
-    with_lists,
 )
 from crossfade.trainer.recommend.context import average_context, find_context
 from crossfade.trainer.recommend.fold_in import NewQueryVectors, new_query_vectors
 from crossfade.trainer.recommend.history import Histories, StoredHistories, load_histories, make_sequences
-from crossfade.trainer.recommend.index_folder import indexed_rows
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_index
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import (
@@ -235,7 +234,7 @@ class Model:
     def trained_rows(self, entity: str) -> BoolArray:
         """Return which rows of ``entity`` have an ID and a trained vector, bool (R,)."""
         if entity not in self._trained_rows:
-            self._trained_rows[entity] = indexed_rows(self.trained, entity)
+            self._trained_rows[entity] = self.trained.trained_rows(entity)
         return self._trained_rows[entity]
 
     def find_each(self, entity: str, texts: Sequence[str]) -> list[FoundRow]:
@@ -399,7 +398,8 @@ class Model:
 
     def query_vectors(self, rows_Q: IntArray, options: RecommendOptions) -> FloatArray:
         """Return the vectors of ``rows_Q`` in the context of ``options``, and the average of other context."""
-        given = find_context(self.trained, dict(options.context), self._log) if options.context else {}
+        find = partial(self.find, trained=False)
+        given = find_context(self.trained, dict(options.context), find) if options.context else {}
         tables = self.trained.spec.context if given else ()
         context = {table.name: np.full(len(rows_Q), given.get(table.name, -1)) for table in tables}
         query_QD = query_vectors(self.trained.vectors, self.trained.spec, rows_Q, context)
@@ -442,13 +442,7 @@ class Model:
     def _select(self, entity: str, metric: Metric, options: RankingOptions) -> Selection:
         if not options.allow and not options.deny:
             return Selection(self._ranker(entity, metric, options))
-        names = self.files.names(entity)
-        allow_N = listed_rows(names, entity, options.allow) if options.allow else None
-        deny_N, unknown = names.rows_of(options.deny)
-        if unknown and not len(deny_N) and self._log is not None:
-            self._log(f"none of the {len(unknown):,} denied IDs is one of {entity}")
-        candidates = with_lists(self._candidates(entity, options), allow_N, deny_N)
-        return Selection(self._new_ranker(entity, metric, options, candidates))
+        return Selection(self._new_ranker(entity, metric, options, self.candidates(entity, options)))
 
     def _ranker(self, entity: str, metric: Metric, options: RankingOptions) -> Ranker:
         key = _key(entity, metric, options)
@@ -459,7 +453,7 @@ class Model:
                 return ranker
         # One ranker for each entity and metric keeps vectors; clients may request any number of others.
         keep_vectors = key.where is None and key.max_per is None and not key.popularity_damping
-        ranker = self._new_ranker(entity, metric, options, self._candidates(entity, options), keep_vectors=keep_vectors)
+        ranker = self._new_ranker(entity, metric, options, self.candidates(entity, options), keep_vectors=keep_vectors)
         with self._rankers_lock:
             self._rankers[key] = ranker
             while len(self._rankers) > _MAX_RANKERS:
@@ -491,11 +485,26 @@ class Model:
         score = self.trained.score if isinstance(options, RecommendOptions) else Score.of(metric, 1.0)
         return self.trained.vectors, table, score
 
-    def _candidates(self, entity: str, options: FilterOptions) -> Candidates:
+    def candidates(self, entity: str, options: FilterOptions) -> Candidates:
+        """Return the rows of ``entity`` that have trained vectors and that the filters of ``options`` keep.
+
+        Raises:
+            InputError: a filter is invalid, or the condition leaves no row.
+        """
         candidates = self.files.candidates(entity, options)
         kept_R = candidates.kept_R & self.trained_rows(entity)
         if options.where is not None and not kept_R.any():
-            raise filters_leave_none(entity)
+            raise InputError(
+                f"the filters leave no {entity}: relax ", alternatives(map(Option, ("where", "allow", "deny")))
+            )
+        names = self.files.names(entity)
+        if options.allow:
+            kept_R &= np.isin(np.arange(len(kept_R)), listed_rows(names, entity, options.allow))
+        if options.deny:
+            deny_N, unknown = names.rows_of(options.deny)
+            kept_R[deny_N] = False
+            if unknown and not len(deny_N) and self._log is not None:
+                self._log(f"none of the {len(unknown):,} denied IDs is one of {entity}")
         return replace(candidates, kept_R=kept_R)
 
     def _damping(self, options: RankingOptions) -> FloatArray | None:

@@ -7,7 +7,6 @@ These are the declarations; ``crossfade/base/options.py`` states what is made of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -22,7 +21,6 @@ from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.runs.options import Location, ModelSource
 
-Codes = Literal["flat", "sq8"]
 OnUnknown = Literal["error", "skip", "popular"]
 """What a query without a trained vector, such as an unknown customer, gets."""
 
@@ -111,15 +109,6 @@ class FilterOptions(MetadataOptions):
     )
     allow: tuple[Id, ...] = option((), "keep only these IDs; empty: all", group="filters", value="ID")
     deny: tuple[Id, ...] = option((), "leave out these IDs", group="filters", value="ID")
-    max_per: Annotated[tuple[str, int], BeforeValidator(_limit)] | None = option(
-        None, "list at most this many rows with the same value of a column", group="filters", value="COLUMN=N"
-    )
-
-    @property
-    def columns_used(self) -> set[str]:
-        """Words that may name a column."""
-        words = set(re.findall(r"\w+", self.where or ""))
-        return words | {self.max_per[0]} if self.max_per else words
 
 
 class ListFiles(FilterOptions):
@@ -140,6 +129,9 @@ class ListFiles(FilterOptions):
 class RankingOptions(FilterOptions):
     """How to rank rows, of those that filters keep."""
 
+    max_per: Annotated[tuple[str, int], BeforeValidator(_limit)] | None = option(
+        None, "list at most this many rows with the same value of a column", group="filters", value="COLUMN=N"
+    )
     k: Integer = option(10, "list N rows for each query", group="ranking", value="N", short="k", ge=1)
     index: Location | None = option(
         None, "search this index instead of ranking all rows exactly", group="ranking", value="FOLDER"
@@ -147,7 +139,7 @@ class RankingOptions(FilterOptions):
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
-        if self.metadata is not None and not self.columns_used:
+        if self.metadata is not None and self.where is None and self.max_per is None:
             raise OptionError(
                 "metadata",
                 found=self.metadata,
@@ -330,11 +322,6 @@ class IndexOptions(Options):
     metric: ScoreKind | None = option(
         None,
         "search by this score (default: the metric of recommendations; for other entities, model.score)",
-        group="index",
-    )
-    codes: Codes = option(
-        "flat",
-        "store vectors as float32 (flat), or in 8 bits per column (sq8)",
         group="index",
     )
     recall: Number = option(

@@ -116,8 +116,7 @@ class _Tagger:
         self._entity = options.labels.entity
         pairs = read_labels(model.data, model.manifest, options.labels)
         self.count_R = model.counts(self._entity)
-        table = next(table for table in model.spec.vectors if table.name == self._entity)
-        usable_R = model.trained_rows(table) & (self.count_R >= options.min_count)
+        usable_R = model.trained_rows(self._entity) & (self.count_R >= options.min_count)
         self._row_S, self._has_SL, label_L = _labeled_rows(pairs, usable_R, options)
         self._labels: list[str] = pairs.texts.take(label_L).to_pylist()
         usable_R[pairs.row_P] = False
