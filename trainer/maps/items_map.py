@@ -84,8 +84,7 @@ def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReport
 def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
     """Return the rows of the most frequent items that are trained and that the filters keep."""
     item, opened = model.spec.item, Model(model)
-    listed = read_lists(options, opened.files.names(item.name), item.name)
-    kept_N = np.flatnonzero(opened.candidates(item.name, listed).kept_R)
+    kept_N = np.flatnonzero(opened.candidates(item.name, read_lists(options, item.name)).kept_R)
     counts_N = model.counts(item.name)[kept_N]
     rows_N: IntArray = kept_N[np.argsort(-counts_N, kind="stable")][: options.count]
     if len(rows_N) < _MIN_ITEMS:

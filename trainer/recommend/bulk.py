@@ -67,7 +67,7 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
         CrossfadeError: the file cannot be written.
         InputError: a query or item is unknown, an option is invalid, or the file cannot be written.
     """
-    options = read_lists(options, model.files.names(model.item), model.item)
+    options = read_lists(options, model.item)
     if options.history:
         rows_N = model.find(model.item, options.history, trained=False)
         histories = model.make_histories([rows_N], [np.ones(len(rows_N), np.float32)])

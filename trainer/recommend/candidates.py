@@ -11,7 +11,6 @@ Shapes: R rows of the entity, P places in a subset, K ranks, N rows or elements 
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +19,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import InputError, Option, format_names
-from crossfade.base.text import counted
-from crossfade.trainer.recommend.options import FilterOptions, RankingOptions
+from crossfade.base.errors import Option, format_names
+from crossfade.trainer.recommend.options import FilterOptions
 from crossfade.trainer.recommend.row_names import RowLookup, UnknownRowError
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from crossfade.trainer.recommend.metadata_table import GroupLists
 
 Filters = TypeVar("Filters", bound=FilterOptions)
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,31 +45,19 @@ class Candidates:
     max_per_group: int = 0
 
 
-def read_lists(options: Filters, names: RowLookup, entity: str) -> Filters:
+def read_lists(options: Filters, entity: str) -> Filters:
     """Return ``options`` of the command line with the IDs of ``entity`` in place of the files that have them.
 
-    A warning names a file of ``deny`` without an ID of ``entity``, which has no effect.
-
     Raises:
-        InputError: a file cannot be read, or one of ``allow`` has no ID of ``entity``.
+        InputError: a file cannot be read.
     """
     if not options.allow and not options.deny:
         return options
     from crossfade.trainer.prepare.id_list import read_ids  # by DuckDB, which takes time to import
 
-    lists: dict[str, list[str]] = {"allow": [], "deny": []}
-    for name, ids in lists.items():
-        for file in getattr(options, name):
-            listed = read_ids(file, None, entity).to_pylist()
-            rows_N, missing = names.rows_of(listed)
-            if len(rows_N):
-                ids.extend(listed)
-                continue
-            found = f"none of its {counted(len(missing), 'ID')} is one of {entity}: {format_names(missing[:3])}"
-            if name == "allow":
-                raise InputError(f"{file}: {found}")
-            _logger.warning(f"{file}: {found}")
-    return options.model_copy(update={name: tuple(ids) for name, ids in lists.items()})
+    files = {"allow": options.allow, "deny": options.deny}
+    ids = {name: [id for file in of for id in read_ids(file, None, entity).to_pylist()] for name, of in files.items()}
+    return options.model_copy(update={name: tuple(found) for name, found in ids.items()})
 
 
 def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Candidates:
@@ -84,19 +68,19 @@ def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Can
     """
     kept_R, groups = np.ones(model.vocabulary(entity).rows, np.bool_), None
     kept_R[model.manifest.entities[entity].vacant_rows] = False
-    max_per = options.max_per if isinstance(options, RankingOptions) else None
-    if options.where is not None or max_per is not None:
+    limit = options.group_limit
+    if options.where is not None or limit is not None:
         from crossfade.trainer.recommend.metadata_table import open_metadata  # by DuckDB, too
 
         columns, file = set(re.findall(r"\w+", options.where or "")), options.metadata
-        if max_per is not None:
-            columns.add(max_per[0])
+        if limit is not None:
+            columns.add(limit[0])
         with open_metadata(model.data, model.manifest, entity, file, columns, model.counts) as table:
             if options.where is not None:
                 kept_R &= table.rows_where(options.where)
-            if max_per is not None:
-                groups = table.groups(max_per[0])
-    return Candidates(kept_R, groups, max_per[1] if max_per else 0)
+            if limit is not None:
+                groups = table.groups(limit[0])
+    return Candidates(kept_R, groups, limit[1] if limit else 0)
 
 
 def listed_rows(names: RowLookup, entity: str, ids: Sequence[str]) -> IntArray:

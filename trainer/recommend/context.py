@@ -16,8 +16,6 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, OptionError
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
-_MAX_LISTED = 50
-"""Values of a context entity that an error lists all of."""
 _BLOCK_ROWS = 1 << 16
 
 
@@ -39,15 +37,10 @@ def find_context(model: TrainedModel, context: Mapping[str, str], find: Find) ->
             raise OptionError(
                 "context", found=f"{entity}={text}", problem=f"{model.uri} has no context '{entity}'; {found}"
             )
-        vocabulary = model.vocabulary(entity)
         try:
             rows[entity] = int(find(entity, [text])[0])
         except InputError as error:
-            values = ""
-            if vocabulary.rows <= _MAX_LISTED:
-                ids = sorted(vocabulary.read(0, vocabulary.rows, ["id"]).column("id").drop_null().to_pylist())
-                values = f"; all values: {', '.join(map(str, ids))}"
-            raise OptionError("context", found=f"{entity}={text}", problem=f"{error}{values}") from None
+            raise OptionError("context", found=f"{entity}={text}", problem=str(error)) from None
     return rows
 
 

@@ -68,7 +68,7 @@ class IndexCard(_Section):
     lists: Count
     probes: Count
     measured: IndexMeasurements
-    files: Annotated[dict[Literal["index.faiss"], FileChecksum], Field(min_length=1)]
+    files: dict[Annotated[str, Field(pattern=r"^index\.faiss$")], FileChecksum] = Field(min_length=1)
 
 
 def read_card(folder: Path) -> IndexCard:

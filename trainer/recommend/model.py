@@ -269,8 +269,7 @@ class Model:
 
     def knows(self, entity: str, texts: Sequence[str]) -> BoolArray:
         """Return which of ``texts``, IDs or names, ``find`` accepts, bool (N,)."""
-        rows, trained_R = self.files.names(entity).found(texts), self.trained_rows(entity)
-        return np.array([text in rows and bool(trained_R[rows[text]]) for text in texts])
+        return np.array([found.error is None for found in self.find_each(entity, texts)])
 
     def labels(self, entity: str, rows: Collection[int]) -> dict[int, RowLabel]:
         """Return the labels of ``rows``, in any order; a vacant row has none, or one without an ID."""
@@ -434,10 +433,7 @@ class Model:
         selection = self._select(self.item, self.score, options)
         if not options.chooses:
             return selection
-        reranking = Reranking.of(options, self.trained.job)
-        if isinstance(selection.ranker, IndexRanker):
-            reranking = replace(reranking, damping_R=self._damping(options))
-        return replace(selection, reranking=reranking)
+        return replace(selection, reranking=Reranking.of(options, self.trained.job))
 
     def _select(self, entity: str, metric: Metric, options: RankingOptions) -> Selection:
         if not options.allow and not options.deny:
@@ -470,9 +466,10 @@ class Model:
         keep_vectors: bool = False,
     ) -> Ranker:
         damping_R, (source, table, score) = self._damping(options), self._compared(entity, metric, options)
-        is_searched = damping_R is None or options.index is not None
         searched_by = self.trained.ranking_metric if isinstance(options, RecommendOptions) else metric
-        index = self.files.index(entity, searched_by, options) if is_searched and searched_by != "popularity" else None
+        index = None
+        if damping_R is None and searched_by != "popularity":
+            index = self.files.index(entity, searched_by, options)
         if index is not None:
             return IndexRanker(index, self.trained, table, score, candidates)
         return Ranker(source, table, score, candidates, damping_R, keep_vectors=keep_vectors)

@@ -8,7 +8,6 @@ These are the declarations; ``crossfade/base/options.py`` states what is made of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -23,39 +22,6 @@ from crossfade.trainer.runs.options import Location, ModelSource
 
 OnUnknown = Literal["error", "skip", "popular"]
 """What a query without a trained vector, such as an unknown customer, gets."""
-
-
-@dataclass(frozen=True)
-class LabelSource:
-    """Where the labels of ``entity`` come from.
-
-    Attributes:
-        entity: the entity.
-        path: a file or, without columns, the name of a feature.
-        id_column: the file's column of IDs; None for a feature.
-        label_column: the file's column of labels; None for a feature.
-    """
-
-    entity: str
-    path: str
-    id_column: str | None = None
-    label_column: str | None = None
-
-
-def _label_source(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    entity, _, rest = value.partition("=")
-    parts = rest.rsplit(":", 2)
-    if not entity or len(parts) == 2 or not all(parts):
-        raise ValueError(
-            "expected ENTITY=FILE:ID_COLUMN:LABEL_COLUMN, as in track=songs.csv:id:genre, or ENTITY=FEATURE"
-        )
-    return LabelSource(entity, *parts)
-
-
-Labels = Annotated[LabelSource, BeforeValidator(_label_source)]
-"""Where labels come from, also written ``track=songs.csv:id:genre`` or ``artist=tag``."""
 
 
 def _limit(value: Any) -> Any:
@@ -110,6 +76,11 @@ class FilterOptions(MetadataOptions):
     allow: tuple[Id, ...] = option((), "keep only these IDs; empty: all", group="filters", value="ID")
     deny: tuple[Id, ...] = option((), "leave out these IDs", group="filters", value="ID")
 
+    @property
+    def group_limit(self) -> tuple[str, int] | None:
+        """The column of which a list has few rows with the same value, and how many; None: no limit."""
+        return None
+
 
 class ListFiles(FilterOptions):
     """Filters of the command line, whose lists of IDs are in files (``candidates.py``: ``read_lists``)."""
@@ -136,6 +107,11 @@ class RankingOptions(FilterOptions):
     index: Location | None = option(
         None, "search this index instead of ranking all rows exactly", group="ranking", value="FOLDER"
     )
+
+    @property
+    def group_limit(self) -> tuple[str, int] | None:
+        """See ``FilterOptions``."""
+        return self.max_per
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
@@ -236,12 +212,10 @@ class RecommendOptions(RerankingOptions, RankingOptions):
     def _check(self) -> Self:
         if len(dict(self.context)) < len(self.context):
             raise OptionError("context", problem="expected each name once")
+        if self.index is not None and self.popularity_damping:
+            problem = ("ranks without ", Option("popularity_damping"))
+            raise OptionError("index", found=self.index, problem=problem, fix="leave one of them out")
         return self
-
-    @property
-    def chooses(self) -> bool:
-        """Whether lists are chosen from more items than they show: an index does not rank by popularity."""
-        return super().chooses or (self.index is not None and self.popularity_damping > 0)
 
     @property
     def of_popular(self) -> RankingOptions:
@@ -356,21 +330,16 @@ class SequenceOptions(ListFiles, ModelSource):
 class TagOptions(Options):
     """Which labels to learn and to predict."""
 
-    labels: Labels = option(
-        ...,
-        "learn these labels, from a Parquet, CSV or TSV file or, with ENTITY=FEATURE, from the dataset",
-        group="labels",
-        value="ENTITY=FILE:ID_COLUMN:LABEL_COLUMN",
+    labels: str = option(
+        ..., "learn the values of this feature or column of the file", group="labels", value="COLUMN", min_length=1
+    )
+    metadata: Location | None = option(
+        None, "read the column from this Parquet, CSV or TSV file", group="labels", value="FILE"
+    )
+    entity: str | None = option(
+        None, "label this table (default: the item entity of the run's job)", group="labels", value="NAME"
     )
     min_items: Integer = option(50, "use labels that at least N rows have", group="labels", value="N", ge=10)
-    min_count: Integer = option(
-        0,
-        "use only rows with N interactions of positive weight in train, and predict only theirs (default: 0)",
-        group="labels",
-        value="N",
-        ge=0,
-    )
-    seed: Integer = option(1, "divide rows with this seed", group="labels", value="N", ge=0)
     threshold: Number = option(0.3, "predict labels of this probability", group="predictions", value="P", ge=0, le=1)
     k: Integer = option(3, "predict at most N labels of a row", group="predictions", value="N", short="k", ge=1)
     out: Path | None = option(

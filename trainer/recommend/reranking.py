@@ -11,8 +11,8 @@ With s the model's score of an item, T the model's temperature, and c its intera
   (1 − δ)·s'/T − δ·max cos(item, item listed already)      (maximal marginal relevance; Carbonell and Goldstein,
   SIGIR 1998, with scores in units of the temperature, so that δ means the same for all scores and models)
 
-Ties take the better item. Scores that are returned are s', whatever the place. An exact ranking subtracts the damping
-itself, from all items. The cost of diversity is K·C·D operations for each query.
+Ties take the better item. Scores that are returned are s', whatever the place. The ranking of all items subtracts the
+damping. The cost of diversity is K·C·D operations for each query.
 
 Shapes: Q queries, K ranks, C candidates of a query, R rows of the items, N rows, E rows with vectors, D columns.
 """
@@ -48,13 +48,11 @@ class Reranking:
         options: say how.
         score: the model's, without its temperature.
         temperature: that of the model's loss.
-        damping_R: what to subtract from scores, where a ranking has not done so; None: nothing.
     """
 
     options: RerankingOptions
     score: Score
     temperature: float
-    damping_R: FloatArray | None = None
 
     @classmethod
     def of(cls, options: RerankingOptions, job: JobConfig, term: PopularityTerm | None = None) -> Reranking:
@@ -85,8 +83,6 @@ class Reranking:
             source: vectors of ``table``.
             table: the items.
         """
-        if self.damping_R is not None:
-            scores_QC = np.where(rows_QC >= 0, scores_QC - self.damping_R[rows_QC], scores_QC)
         queries, candidates = rows_QC.shape
         chosen_QK = np.empty((queries, min(count, candidates)), np.int64)
         weights = (1 - self.options.diversity) / self.temperature, self.options.diversity

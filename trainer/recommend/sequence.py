@@ -69,7 +69,7 @@ def find_path(model: Model, options: SequenceOptions) -> SequencePath:
     """
     entity = model.entity(options.entity)
     ends = model.find(entity, [options.start, options.end])
-    candidates = model.candidates(entity, read_lists(options, model.files.names(entity), entity))
+    candidates = model.candidates(entity, read_lists(options, entity))
     ranker = Ranker(model.trained.vectors, model.tables[entity], Score.of("cosine", 1.0), candidates)
 
     def unit_vectors(row_N: IntArray) -> FloatArray:
