@@ -35,8 +35,8 @@ SOURCE = Vectors()
 UNIT_ID = SOURCE.tables[ITEM] / np.linalg.norm(SOURCE.tables[ITEM], axis=1, keepdims=True)
 
 
-def reranked(damping_R: FloatArray | None = None, **options: float) -> Reranking:
-    return Reranking(RerankingOptions.of(**options), Score.of("dot", 1.0), TEMPERATURE, damping_R)
+def reranked(**options: float) -> Reranking:
+    return Reranking(RerankingOptions.of(**options), Score.of("dot", 1.0), TEMPERATURE)
 
 
 def best() -> tuple[IntArray, FloatArray]:
@@ -67,18 +67,13 @@ def plain_list(scores: dict[int, float], diversity: float, count: int) -> list[i
 
 
 @pytest.mark.parametrize("diversity", [0.0, 0.3, 0.8, 1.0])
-@pytest.mark.parametrize("damping", [0.0, 0.7])
-def test_lists_are_those_of_maximal_marginal_relevance(
-    diversity: float, damping: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lists_are_those_of_maximal_marginal_relevance(diversity: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are the same whatever the number of vectors in memory."""
-    damping_R = reranked(popularity_damping=damping).damping(COUNTS_R)
-    np.testing.assert_allclose(damping_R, damping * TEMPERATURE * np.log(1 + COUNTS_R), rtol=1e-6)
-    (rows_QC, scores_QC), change = best(), reranked(damping_R, diversity=diversity)
+    (rows_QC, scores_QC), change = best(), reranked(diversity=diversity)
     rows_QK, scores_QK = choose(change)
     for query in range(QUERIES):
         known = rows_QC[query][rows_QC[query] >= 0]
-        scores = {int(row): float(score - damping_R[row]) for row, score in zip(known, scores_QC[query], strict=False)}
+        scores = {int(row): float(score) for row, score in zip(known, scores_QC[query], strict=False)}
         expected = plain_list(scores, diversity, 10)
         assert rows_QK[query].tolist() == expected + [-1] * (10 - len(expected))
         np.testing.assert_allclose(scores_QK[query, : len(expected)], [scores[item] for item in expected], rtol=1e-5)
