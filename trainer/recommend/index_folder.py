@@ -38,11 +38,9 @@ class _Section(BaseModel):
 
 
 class IndexedModel(_Section):
-    """The model whose vectors an index holds; ``crc32`` is that of the vectors of the first rows."""
+    """The model whose vectors an index holds; ``crc32`` is of the vectors of its first rows."""
 
     uri: str
-    version: str
-    job: str
     data_fingerprint: Count
     crc32: Count
 
@@ -94,8 +92,6 @@ def describe_model(model: TrainedModel, entity: str, rows_N: IntArray) -> Indexe
     """Describe ``model``, of whose ``entity`` the rows ``rows_N``, int64 and sorted, are indexed."""
     return IndexedModel(
         uri=model.uri,
-        version=model.fingerprint,
-        job=model.job.name,
         data_fingerprint=data_fingerprint(model.data),
         crc32=_vectors_crc32(model, entity, rows_N),
     )

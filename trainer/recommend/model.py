@@ -250,19 +250,16 @@ class Model:
                 found.append(FoundRow(row, labels[row], None if trained_R[row] else untrained(entity, [text])))
         return found
 
-    def lookup(self, entity: str, texts: Sequence[str]) -> dict[str, int]:
-        """Return the row of each of ``texts``, IDs or names, that has one."""
-        return self.files.names(entity).found(texts, self._log)
-
     def find(self, entity: str, texts: Sequence[str], *, trained: bool = True) -> IntArray:
         """Return the rows of ``texts``, IDs or names, int64 (N,), which must have trained vectors if ``trained``.
 
         Raises:
             UnknownRowError: some are unknown, or their vectors are not trained; the message lists them.
         """
-        rows, distinct = self.lookup(entity, texts), dict.fromkeys(texts)
+        names, distinct = self.files.names(entity), dict.fromkeys(texts)
+        rows = names.found(texts, self._log)
         if missing := [text for text in distinct if text not in rows]:
-            raise UnknownRowError(self.files.names(entity).describe_unknown(missing))
+            raise UnknownRowError(names.describe_unknown(missing))
         if trained and (missing := [text for text in distinct if not self.trained_rows(entity)[rows[text]]]):
             raise UnknownRowError(untrained(entity, missing))
         return np.array([rows[text] for text in texts], np.int64)
