@@ -71,7 +71,7 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
     if options.history:
         rows_N = model.find(model.item, options.history, trained=False)
         histories = model.make_histories([rows_N], [np.ones(len(rows_N), np.float32)])
-        rankings = model.recommend_to_histories(histories, options, reporter)
+        rankings = model.recommend_to_histories(histories, options)
         if options.out is not None:
             return Recommended(
                 1, write_output(Path(options.out), [recommendation_table(model, pa.array([""]), rankings)])

@@ -40,7 +40,7 @@ from crossfade.trainer.recommend.candidates import (
     listed_rows,
 )
 from crossfade.trainer.recommend.context import average_context, find_context
-from crossfade.trainer.recommend.fold_in import NewQueryVectors, new_query_vectors
+from crossfade.trainer.recommend.fold_in import FoldIn, HistoryMeans, new_query_vectors
 from crossfade.trainer.recommend.history import Histories, StoredHistories, load_histories, make_sequences
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_index
 from crossfade.trainer.recommend.item_lists import ItemLists
@@ -348,18 +348,14 @@ class Model:
             rows_QK[known_Q, :width], scores_QK[known_Q, :width] = ranked
         return Rankings(rows_QK, scores_QK)
 
-    def recommend_to_histories(
-        self, histories: Histories, options: RecommendOptions, reporter: ProgressReporter = _SILENT
-    ) -> Rankings:
+    def recommend_to_histories(self, histories: Histories, options: RecommendOptions) -> Rankings:
         """Rank items for queries that were not in training, or have interacted since, by their histories.
 
         Raises:
             InputError: too few queries are trained to fold in others, or as for ``recommend``.
         """
         options.check_for_histories()
-        selection, queries = self.select_items(options), len(histories.lists.starts_Q1) - 1
-        reporter.phase("fold in", queries, self.query)
-        query_QD = self._new_queries.vectors(histories, lambda: reporter.advance(1))
+        selection, query_QD = self.select_items(options), self._new_queries.vectors(histories)
         excluded = histories if options.exclude else histories.without_items()
         return selection.rank(query_QD, excluded.lists, options.k)
 
@@ -407,7 +403,7 @@ class Model:
         return self._average_contexts[given]
 
     @cached_property
-    def _new_queries(self) -> NewQueryVectors:
+    def _new_queries(self) -> FoldIn | HistoryMeans:
         return new_query_vectors(self.trained)
 
     def is_quick(self, entity: str, metric: Metric, options: RankingOptions) -> bool:
