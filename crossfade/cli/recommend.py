@@ -69,8 +69,7 @@ def run(options: RecommendCommand) -> int:
     from crossfade.trainer.recommend.model import open_model
     from crossfade.trainer.recommend.table_files import check_output
 
-    if options.engine != "spark":
-        check_output(None if options.out is None else Path(options.out), overwrite=options.overwrite)
+    check_output(None if options.out is None else Path(options.out), overwrite=options.overwrite)
     with closing(open_model(options, _logger.warning)) as opened:
         opened.use(lambda model: _recommend(model, options))
     return 0
@@ -85,7 +84,7 @@ def _recommend(model: Model, options: RecommendCommand) -> None:
     if options.out is None:
         _print(model, found, options)
         return
-    new = "new " if options.is_new else ""
+    new = "new " if options.history else ""
     made = f"{counted(found.rows, 'recommendation')} to {found.queries:,} {new}of {model.query}"
     print_line(f"{made}: {options.out}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from crossfade.cli.command import as_command
@@ -17,8 +18,8 @@ _logger = logging.getLogger(__name__)
 _EXAMPLES = (
     ('crossfade sequence runs/lastfm "Metallica" "Miles Davis"', "Print ten artists from one to the other."),
     (
-        "crossfade sequence runs/plays 1234 5678 --length 20 --max-per artist=2 --metadata songs.csv",
-        "Print twenty tracks, at most two of an artist.",
+        'crossfade sequence runs/plays 1234 5678 --length 20 --where "year > 1990" --metadata songs.csv',
+        "Print twenty tracks, all between them from after 1990.",
     ),
 )
 _NOTES = """\
@@ -46,11 +47,11 @@ def run(options: SequenceCommand) -> int:
         CheckpointError: a checkpoint is corrupt or cannot be read.
         InputError: an option is invalid, a name unknown, or there is no path.
     """
+    from crossfade.trainer.recommend.model import open_model
     from crossfade.trainer.recommend.sequence import find_path
-    from crossfade.trainer.recommend.trained_model import with_trained_model
 
-    path = with_trained_model(options, _logger.info, lambda model: find_path(model, options, _logger.warning))
-    _print_path(path, options)
+    with closing(open_model(options, _logger.warning)) as opened:
+        _print_path(opened.use(lambda model: find_path(model, options)), options)
     return 0
 
 

@@ -65,8 +65,7 @@ def _print_similar(model: Model, options: SimilarCommand) -> None:
     entity = model.entity(options.entity)
     # All names are looked up before anything is printed: a misspelled one is an error, not half an answer.
     rows = model.find(entity, options.names)
-    listed = read_lists(options, model.files.names(entity), entity)
-    rows_QK, cosine_QK = model.similar(rows, listed)
+    rows_QK, cosine_QK = model.similar(rows, read_lists(options, entity))
     labels = model.labels(entity, [*rows.tolist(), *rows_QK[rows_QK >= 0].tolist()])
     texts, results, lines = distinct_labels(labels), list[dict[str, Any]](), list[str]()
     for row, other_K, cosine_K in zip(rows.tolist(), rows_QK.tolist(), cosine_QK.tolist(), strict=True):

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _EXAMPLES = (
-    ("crossfade tag runs/lastfm --labels artist=tag", "Measure how well artists' tags are predicted."),
+    ("crossfade tag runs/lastfm --labels tag", "Measure how well artists' tags are predicted."),
     (
-        "crossfade tag runs/plays --labels track=songs.csv:id:genre -k 1 --threshold 0 --out genres.parquet",
+        "crossfade tag runs/plays --labels genre --metadata songs.csv -k 1 --threshold 0 --out genres.parquet",
         "Write a genre for every track that has none in a file.",
     ),
 )
@@ -30,8 +30,7 @@ For each label, a logistic regression is fitted to the embeddings, which stay as
 
 --out writes a row per predicted label: ITEM, label, probability, and ITEM_name if the dataset has names. It has the
 rows without any label whose vector is trained. They may have fewer interactions than those with a label, which the
-measurement does not show unless --min-count makes both alike. Labels that the model was trained with, as a feature, are
-not a fair test, and cause a warning.
+measurement does not show. Labels that the model was trained with, as a feature, are not a fair test.
 """
 _METHODS = {
     "embeddings": "embeddings",

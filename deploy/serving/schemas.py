@@ -134,8 +134,6 @@ _TYPES: dict[str, Any] = {
     "exclude": Splits,
     "popularity_damping": Finite,
     "diversity": Finite,
-    "exploration": Finite,
-    "seed": Integer,
 }
 _IN_ADDRESS = {name: _TYPES[name] for name in ("k", "entity", "exclude")}
 """What an address may choose: only look-ups, since any site in a browser may lead to it."""
@@ -144,7 +142,6 @@ _LIMITS: dict[str, dict[str, Any]] = {
     "allow": {"max_length": MAX_LIST, "fail_fast": True},
     "deny": {"max_length": MAX_LIST, "fail_fast": True},
     "popularity_damping": {"le": MAX_DAMPING},
-    "seed": {"le": MAX_INTEGER},
 }
 """Limits of requests, besides the limits of the options."""
 _NOTES = {"diversity": f"; above 0, the number of lists times k times candidates is at most {MAX_COMPARISONS:,}"}

@@ -31,7 +31,6 @@ SMALL_FILES = {
     "deploy/refresh/forget.py": "changes versions of a service",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
     "kvstore/kernel_cache.py": "extends a class of numba",
-    "trainer/recommend/history_file.py": "loads DuckDB",
     "trainer/tracking/tensorboard_file.py": "for an optional package",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""

@@ -28,7 +28,7 @@ from crossfade.trainer.evaluation.paired_gain import difference_of
 from crossfade.trainer.recommend.options import RerankingOptions
 from crossfade.trainer.runs.shown_metrics import error_of
 
-_RERANKING = "popularity_damping", "diversity", "exploration"
+_RERANKING = "popularity_damping", "diversity"
 
 
 def compare_with_baselines(

@@ -64,7 +64,7 @@ class ExportedModel:
         vocabulary = self.model.vocabulary(table.name)
         # Features have a trained vector in every row.
         is_trained = table in (self.model.spec.query, self.model.spec.item)
-        trained_R = self.model.trained_rows(table) if is_trained else np.ones(table.rows, np.bool_)
+        trained_R = self.model.trained_rows(table.name) if is_trained else np.ones(table.rows, np.bool_)
         self.reporter.phase(table.name, table.rows, "row")
         self._untrained[table.name] = 0
         for first in range(0, table.rows, GROUP_ROWS):

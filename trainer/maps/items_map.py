@@ -21,10 +21,10 @@ from crossfade.trainer.maps.map_labels import Labels, choose_labels
 from crossfade.trainer.maps.options import MapOptions
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.prepare.summary import is_synthetic
-from crossfade.trainer.recommend.candidates import read_lists, select_candidates
+from crossfade.trainer.recommend.candidates import read_lists
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.metadata_table import open_metadata
-from crossfade.trainer.recommend.row_names import RowNames
+from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.top_k import rank_vectors, unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -73,7 +73,7 @@ def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReport
     neighbor_NK = _neighbors(vectors_ND)
     labels = _labels(model, options, color, rows_N, neighbor_NK) if color is not None else None
     place_N2 = _project(vectors_ND, options.seed, reporter)
-    found = RowNames(model.vocabulary(item), item).labels(rows_N)
+    found = Model(model).labels(item, rows_N)
     chosen = [found[int(row)] for row in rows_N]
     ids, names = pa.array([label.id for label in chosen]), [label.name or str(label.id) for label in chosen]
     data = ", synthetic listening" if is_synthetic(model.manifest) else ""
@@ -83,10 +83,8 @@ def build_map(model: TrainedModel, options: MapOptions, reporter: ProgressReport
 
 def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
     """Return the rows of the most frequent items that are trained and that the filters keep."""
-    item = model.spec.item
-    listed = read_lists(options, RowNames(model.vocabulary(item.name), item.name), item.name)
-    candidates = select_candidates(model, item.name, listed)
-    kept_N = np.flatnonzero(candidates.kept_R & model.trained_rows(item))
+    item, opened = model.spec.item, Model(model)
+    kept_N = np.flatnonzero(opened.candidates(item.name, read_lists(options, item.name)).kept_R)
     counts_N = model.counts(item.name)[kept_N]
     rows_N: IntArray = kept_N[np.argsort(-counts_N, kind="stable")][: options.count]
     if len(rows_N) < _MIN_ITEMS:

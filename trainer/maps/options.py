@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 from crossfade.base.options import Integer, option
 from crossfade.trainer.recommend.options import ListFiles
@@ -15,8 +14,6 @@ _map = partial(option, group="map")
 
 class MapOptions(ListFiles, ModelSource):
     """Which items to draw, and how."""
-
-    max_per: ClassVar[None] = None  # type: ignore[misc]  # it limits lists, and a map is none
 
     count: Integer = _map(5000, "map the N most frequent", value="N", ge=1)
     color: str | None = _map(None, "color by this feature or column (default: the first feature)", value="COLUMN")

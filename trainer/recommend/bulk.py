@@ -15,17 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray
-from crossfade.base.errors import MissingExtraError, Option
 from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors
 from crossfade.base.io.temporary_folder import temporary_folder
-from crossfade.base.text import counted
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.recommend.candidates import read_lists
@@ -36,7 +33,7 @@ from crossfade.trainer.recommend.queries import Queries, all_queries, find_queri
 from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.recommend.table_files import write_output
 
-MAX_PART_QUERIES = 1 << 16
+_MAX_PART_QUERIES = 1 << 16
 _MAX_PART_RANKS = 1 << 24
 """Ranks of a part's queries, unless a single query has more."""
 
@@ -70,16 +67,16 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
         CrossfadeError: the file cannot be written.
         InputError: a query or item is unknown, an option is invalid, or the file cannot be written.
     """
-    options = read_lists(options, model.files.names(model.item), model.item)
-    if options.is_new:
-        ids, histories = _new_histories(model, options, log)
-        rankings = model.recommend_to_histories(histories, options, reporter)
+    options = read_lists(options, model.item)
+    if options.history:
+        rows_N = model.find(model.item, options.history, trained=False)
+        histories = model.make_histories([rows_N], [np.ones(len(rows_N), np.float32)])
+        rankings = model.recommend_to_histories(histories, options)
         if options.out is not None:
-            tables = [recommendation_table(model, pa.array(ids), rankings)]
-            return Recommended(len(ids), write_output(Path(options.out), tables))
-        return Recommended(len(ids), 0, [RowLabel(id, None) for id in ids], rankings, histories)
-    if options.engine == "spark":
-        return _on_spark(model, options)
+            return Recommended(
+                1, write_output(Path(options.out), [recommendation_table(model, pa.array([""]), rankings)])
+            )
+        return Recommended(1, 0, [RowLabel("", None)], rankings, histories)
     if options.all:
         queries = all_queries(model, options.on_unknown)
     elif options.customers is not None:
@@ -95,28 +92,6 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
     found, ids = model.labels(model.query, rows_Q[rows_Q >= 0].tolist()), queries.ids(model).to_pylist()
     labels = [found.get(row) or RowLabel(id, None) for row, id in zip(rows_Q.tolist(), ids, strict=True)]
     return Recommended(len(rows_Q), 0, labels, rankings, histories, _fallback(model, queries, options))
-
-
-def _on_spark(model: Model, options: RecommendToOptions) -> Recommended:
-    try:
-        import_module("pandas")  # PySpark needs it, and does not require it
-        spark_bulk = import_module("crossfade.trainer.recommend.spark_bulk")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "pyspark", "spark", Option("engine", "spark")) from error
-    found: Recommended = spark_bulk.recommend_on_spark(model, options)
-    return found
-
-
-def _new_histories(model: Model, options: RecommendToOptions, log: Log) -> tuple[list[str], Histories]:
-    if options.history_file is None:
-        rows_N = model.find(model.item, options.history, trained=False)
-        return [""], model.make_histories([rows_N], [np.ones(len(rows_N), np.float32)])
-    from crossfade.trainer.recommend.history_file import read_histories  # by DuckDB, which takes time to import
-
-    found = read_histories(options.history_file, model.trained)
-    if found.unknown:
-        log(f"{counted(found.unknown, 'line')} of {options.history_file} with no known {model.item}; left out")
-    return found.ids, found.histories
 
 
 def _tables(
@@ -141,7 +116,7 @@ def _tables(
 def _parts(model: Model, queries: Queries, options: RecommendOptions) -> Iterator[Queries]:
     """Yield ``queries`` in parts, of which one is ranked at a time: at least one, which may be empty."""
     depth = min(options.depth(options.k), model.tables[model.item].rows)
-    step = max(1, min(MAX_PART_QUERIES, _MAX_PART_RANKS // depth))
+    step = max(1, min(_MAX_PART_QUERIES, _MAX_PART_RANKS // depth))
     for start in range(0, max(len(queries.rows_Q), 1), step):
         yield queries.take(slice(start, start + step))
 

@@ -1,7 +1,7 @@
 """Select the candidates: the rows of an entity that may be listed, by IDs and by a condition on their metadata.
 
-    options = FilterOptions.of(where="year > 1990", metadata="songs.csv", max_per=("artist", 2))
-    candidates = select_candidates(model, "track", options)
+    options = RankingOptions.of(where="year > 1990", metadata="songs.csv", max_per=("artist", 2))
+    candidates = filter_rows(model, "track", options)
     candidates.kept_R, candidates.groups
 
 A condition is an SQL expression of DuckDB over the columns that ``metadata_table.py`` lists.
@@ -11,27 +11,23 @@ Shapes: R rows of the entity, P places in a subset, K ranks, N rows or elements 
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import InputError, Option, format_names
-from crossfade.base.options import alternatives
-from crossfade.base.text import counted
+from crossfade.base.errors import Option, format_names
 from crossfade.trainer.recommend.options import FilterOptions
-from crossfade.trainer.recommend.row_names import RowLookup, RowNames, UnknownRowError
+from crossfade.trainer.recommend.row_names import RowLookup, UnknownRowError
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     from crossfade.trainer.recommend.metadata_table import GroupLists
 
 Filters = TypeVar("Filters", bound=FilterOptions)
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,47 +45,19 @@ class Candidates:
     max_per_group: int = 0
 
 
-def read_lists(options: Filters, names: RowLookup, entity: str) -> Filters:
+def read_lists(options: Filters, entity: str) -> Filters:
     """Return ``options`` of the command line with the IDs of ``entity`` in place of the files that have them.
 
-    A warning names a file of ``deny`` without an ID of ``entity``, which has no effect.
-
     Raises:
-        InputError: a file cannot be read, or one of ``allow`` has no ID of ``entity``.
+        InputError: a file cannot be read.
     """
     if not options.allow and not options.deny:
         return options
     from crossfade.trainer.prepare.id_list import read_ids  # by DuckDB, which takes time to import
 
-    lists: dict[str, list[str]] = {"allow": [], "deny": []}
-    for name, ids in lists.items():
-        for file in getattr(options, name):
-            listed = read_ids(file, None, entity).to_pylist()
-            rows_N, missing = names.rows_of(listed)
-            if len(rows_N):
-                ids.extend(listed)
-                continue
-            found = f"none of its {counted(len(missing), 'ID')} is one of {entity}: {format_names(missing[:3])}"
-            if name == "allow":
-                raise InputError(f"{file}: {found}")
-            _logger.warning(f"{file}: {found}")
-    return options.model_copy(update={name: tuple(ids) for name, ids in lists.items()})
-
-
-def select_candidates(model: TrainedModel, entity: str, options: FilterOptions) -> Candidates:
-    """Select the rows of ``entity`` that ``options`` keep. Vacant rows are left out.
-
-    Raises:
-        InputError: a file cannot be read, a column is missing, the condition is invalid, or no row is left.
-        StorageUnavailableError: storage does not answer.
-    """
-    names = RowNames(model.vocabulary(entity), entity)
-    allow_N = listed_rows(names, entity, options.allow) if options.allow else None
-    deny_N, _ = names.rows_of(options.deny)
-    candidates = with_lists(filter_rows(model, entity, options), allow_N, deny_N)
-    if not candidates.kept_R.any():
-        raise filters_leave_none(entity)
-    return candidates
+    files = {"allow": options.allow, "deny": options.deny}
+    ids = {name: [id for file in of for id in read_ids(file, None, entity).to_pylist()] for name, of in files.items()}
+    return options.model_copy(update={name: tuple(found) for name, found in ids.items()})
 
 
 def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Candidates:
@@ -100,16 +68,19 @@ def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Can
     """
     kept_R, groups = np.ones(model.vocabulary(entity).rows, np.bool_), None
     kept_R[model.manifest.entities[entity].vacant_rows] = False
-    if options.where is not None or options.max_per is not None:
+    limit = options.group_limit
+    if options.where is not None or limit is not None:
         from crossfade.trainer.recommend.metadata_table import open_metadata  # by DuckDB, too
 
-        columns, file = options.columns_used, options.metadata
+        columns, file = set(re.findall(r"\w+", options.where or "")), options.metadata
+        if limit is not None:
+            columns.add(limit[0])
         with open_metadata(model.data, model.manifest, entity, file, columns, model.counts) as table:
             if options.where is not None:
                 kept_R &= table.rows_where(options.where)
-            if options.max_per is not None:
-                groups = table.groups(options.max_per[0])
-    return Candidates(kept_R, groups, options.max_per[1] if options.max_per else 0)
+            if limit is not None:
+                groups = table.groups(limit[0])
+    return Candidates(kept_R, groups, limit[1] if limit else 0)
 
 
 def listed_rows(names: RowLookup, entity: str, ids: Sequence[str]) -> IntArray:
@@ -123,18 +94,3 @@ def listed_rows(names: RowLookup, entity: str, ids: Sequence[str]) -> IntArray:
         examples = format_names(missing[:3])
         raise UnknownRowError(Option("allow"), f": none of its {len(missing)} IDs is one of {entity}: {examples}")
     return rows_N
-
-
-def with_lists(candidates: Candidates, allow_N: IntArray | None, deny_N: IntArray | None) -> Candidates:
-    """Return ``candidates`` without rows that are not in ``allow_N``, if that is given, or that are in ``deny_N``."""
-    kept_R = candidates.kept_R.copy()
-    if allow_N is not None:
-        kept_R &= np.isin(np.arange(len(kept_R)), allow_N)
-    if deny_N is not None:
-        kept_R[deny_N] = False
-    return replace(candidates, kept_R=kept_R)
-
-
-def filters_leave_none(entity: str) -> InputError:
-    """Return the error that filters leave no row of ``entity``."""
-    return InputError(f"the filters leave no {entity}: relax ", alternatives(map(Option, ("where", "allow", "deny"))))

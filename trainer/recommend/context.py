@@ -1,6 +1,6 @@
 """Context that recommendations are for: rows by IDs or names, and the average of what is left out.
 
-    find_context(model, {"hour": "18", "device": "car"}, print)         # {"hour": 3, "device": 0}
+    find_context(model, {"hour": "18", "device": "car"}, find)          # {"hour": 3, "device": 0}
     average_context(model, ["device"])                                  # a vector to add to those of queries
 
 Shapes: N rows of a block, D columns.
@@ -8,22 +8,23 @@ Shapes: N rows of a block, D columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from crossfade.base.arrays import FloatArray
+from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, OptionError
-from crossfade.trainer.recommend.row_names import RowNames
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
-_MAX_LISTED = 50
-"""Values of a context entity that an error lists all of."""
 _BLOCK_ROWS = 1 << 16
 
 
-def find_context(model: TrainedModel, context: Mapping[str, str], log: Callable[[str], None] | None) -> dict[str, int]:
-    """Return the row of the value of each entity in ``context``; ``log`` gets a line where several have a name.
+Find = Callable[[str, Sequence[str]], IntArray]
+"""Returns the rows of texts, IDs or names, of an entity."""
+
+
+def find_context(model: TrainedModel, context: Mapping[str, str], find: Find) -> dict[str, int]:
+    """Return the row of the value of each entity in ``context``.
 
     Raises:
         InputError: the model has no such context, or its dataset no such value.
@@ -36,15 +37,10 @@ def find_context(model: TrainedModel, context: Mapping[str, str], log: Callable[
             raise OptionError(
                 "context", found=f"{entity}={text}", problem=f"{model.uri} has no context '{entity}'; {found}"
             )
-        vocabulary = model.vocabulary(entity)
         try:
-            [rows[entity]] = RowNames(vocabulary, entity).find([text], log)
+            rows[entity] = int(find(entity, [text])[0])
         except InputError as error:
-            values = ""
-            if vocabulary.rows <= _MAX_LISTED:
-                ids = sorted(vocabulary.read(0, vocabulary.rows, ["id"]).column("id").drop_null().to_pylist())
-                values = f"; all values: {', '.join(map(str, ids))}"
-            raise OptionError("context", found=f"{entity}={text}", problem=f"{error}{values}") from None
+            raise OptionError("context", found=f"{entity}={text}", problem=str(error)) from None
     return rows
 
 

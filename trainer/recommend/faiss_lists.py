@@ -1,11 +1,11 @@
 """Search vectors approximately with FAISS: an inverted file (IVF), whose lists are the clusters of k-means.
 
-    lists = VectorLists.train(sample_ND, rows=10_000_000, ListOptions("cosine", codes="flat"), longest=1.0)
+    lists = VectorLists.train(sample_ND, rows=10_000_000, metric="cosine", longest=1.0)
     lists.add(rows_N, vectors_ND)
     rows_QK, scores_QK = lists.search(query_QD, count=10, probes=16)
 
-A search scans the lists whose centroids are nearest to the query; with all lists as ``probes``, it is exact for flat
-codes. Scores are those of ``crossfade.trainer.model.spec.Score`` without a temperature:
+A search scans the lists whose centroids are nearest to the query; with all lists as ``probes``, it is exact. Scores are
+as of ``crossfade.trainer.model.spec.Score`` without a temperature:
 
 - cosine: vectors are scaled to length 1, and their inner product is searched.
 - euclidean: the squared distance is searched, and its negative is the score.
@@ -23,7 +23,6 @@ Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +32,12 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError, command
 from crossfade.kvstore.jit import get_num_threads
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.recommend.options import Codes
 from crossfade.trainer.recommend.top_k import unit_rows
 
 SAMPLES_PER_LIST = 64
 """Vectors that k-means uses for each list."""
 _MIN_ROWS_PER_LIST = 16
-ITERATIONS = 10
-
-
-@dataclass(frozen=True)
-class ListOptions:
-    """How vectors are compared and stored.
-
-    Attributes:
-        metric: the score that is searched.
-        codes: ``flat``: float32; ``sq8``: 8 bits per column.
-    """
-
-    metric: ScoreKind
-    codes: Codes = "flat"
-
-    def added_columns(self, dim: int) -> int:
-        """Return the columns that vectors of ``dim`` columns get in addition.
-
-        Beside that of dot products, with 8-bit codes, they fill up to a multiple of 8, which FAISS compares four times
-        as fast.
-        """
-        needed = 1 if self.metric == "dot" else 0
-        return 8 - dim % 8 if needed and self.codes == "sq8" else needed
+_ITERATIONS = 10
 
 
 def load_faiss(purpose: str) -> Any:
@@ -86,30 +62,34 @@ def num_lists(rows: int) -> int:
 class VectorLists:
     """An index in memory, or in a file that the operating system pages."""
 
-    def __init__(self, index: Any, options: ListOptions, longest: float = 0.0) -> None:
-        """Wrap ``index`` of FAISS; ``longest`` is M above, which only adding needs."""
-        self._index = index
-        self._options = options
-        self._longest = longest
+    def __init__(self, index: Any, metric: ScoreKind, longest: float = 0.0) -> None:
+        """Wrap ``index`` of FAISS, which searches by ``metric``; ``longest`` is M above, which only adding needs."""
+        self._index, self.metric, self._longest = index, metric, longest
 
     @staticmethod
-    def train(sample_ND: FloatArray, rows: int, options: ListOptions, longest: float) -> VectorLists:
+    def train(sample_ND: FloatArray, rows: int, metric: ScoreKind, longest: float) -> VectorLists:
         """Find the lists for ``rows`` vectors, of which ``sample_ND`` are drawn at random.
 
         Raises:
             MissingExtraError: FAISS is not installed.
         """
-        faiss = load_faiss("crossfade index")
-        index = _new_index(faiss, sample_ND.shape[1], num_lists(rows), options)
-        index.cp.niter = ITERATIONS
+        faiss, dim = load_faiss("crossfade index"), sample_ND.shape[1]
+        if metric == "dot":
+            quantizer = faiss.IndexFlatL2(dim + 1)
+            index = faiss.IndexIVFFlat(quantizer, dim + 1, num_lists(rows), faiss.METRIC_INNER_PRODUCT)
+            index.cp.spherical = False
+        else:
+            kind = faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
+            index = faiss.index_factory(dim, f"IVF{num_lists(rows)},Flat", kind)
+        index.cp.niter = _ITERATIONS
         index.cp.min_points_per_centroid = 1  # otherwise, it writes warnings to stderr
         index.cp.max_points_per_centroid = SAMPLES_PER_LIST
-        lists = VectorLists(index, options, longest)
+        lists = VectorLists(index, metric, longest)
         index.train(lists._stored(sample_ND))
         return lists
 
     @staticmethod
-    def read(path: Path, options: ListOptions) -> VectorLists:
+    def read(path: Path, metric: ScoreKind) -> VectorLists:
         """Open the file at ``path``, whose lists are read when they are scanned.
 
         Raises:
@@ -125,12 +105,7 @@ class VectorLists:
             ) from error
         # By default, each search starts threads that read ahead.
         faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
-        return VectorLists(index, options)
-
-    @property
-    def metric(self) -> ScoreKind:
-        """The score that is searched."""
-        return self._options.metric
+        return VectorLists(index, metric)
 
     @property
     def lists(self) -> int:
@@ -147,10 +122,8 @@ class VectorLists:
         Raises:
             OSError: it cannot be written.
         """
-        import faiss
-
         try:
-            faiss.write_index(self._index, str(path))
+            load_faiss("crossfade index").write_index(self._index, str(path))
         except RuntimeError as error:
             raise OSError(f"{path}: {' '.join(str(error).split())}") from error
 
@@ -162,46 +135,23 @@ class VectorLists:
         ``kept_R`` leaves only some rows of the entity. Where fewer are found, rows are -1 and scores -inf.
         """
         faiss = load_faiss("searching an index")
-
-        selector = None if kept_R is None else _selector(kept_R)
+        selector = None if kept_R is None else faiss.IDSelectorBitmap(np.packbits(kept_R, bitorder="little"))
         parameters = faiss.SearchParametersIVF(nprobe=min(probes, self.lists), sel=selector)
         score_QK, rows_QK = self._index.search(self._searched(query_QD), count, params=parameters)
-        if self._options.metric == "euclidean":
+        if self.metric == "euclidean":
             score_QK = -score_QK
         score_QK[rows_QK < 0] = -np.inf
         return rows_QK, score_QK
 
     def _stored(self, vectors_ND: FloatArray) -> FloatArray:
         stored_ND = self._searched(vectors_ND)
-        if self._options.metric == "dot":
+        if self.metric == "dot":
             rest_N = np.float32(self._longest) ** 2 - np.square(vectors_ND).sum(axis=1)
-            stored_ND[:, vectors_ND.shape[1]] = np.sqrt(np.maximum(rest_N, 0))
+            stored_ND[:, -1] = np.sqrt(np.maximum(rest_N, 0))
         return stored_ND
 
     def _searched(self, query_QD: FloatArray) -> FloatArray:
-        """Append zeros as the further columns, to vectors of length 1 for cosines."""
-        unit_QD = unit_rows(query_QD) if self._options.metric == "cosine" else query_QD
-        added = self._index.d - query_QD.shape[1]
-        return np.pad(unit_QD, ((0, 0), (0, added))) if added else unit_QD
-
-
-def _selector(rows_R: BoolArray) -> Any:
-    """Return what selects the rows ``rows_R`` in FAISS."""
-    return load_faiss("searching an index").IDSelectorBitmap(np.packbits(rows_R, bitorder="little"))
-
-
-def _new_index(faiss: Any, dim: int, lists: int, options: ListOptions) -> Any:
-    """Return an empty index of FAISS for vectors of ``dim`` columns."""
-    inner_product, width = faiss.METRIC_INNER_PRODUCT, dim + options.added_columns(dim)
-    if options.metric != "dot":
-        metric = faiss.METRIC_L2 if options.metric == "euclidean" else inner_product
-        return faiss.index_factory(width, f"IVF{lists},{'Flat' if options.codes == 'flat' else 'SQ8'}", metric)
-    quantizer = faiss.IndexFlatL2(width)
-    if options.codes == "flat":
-        index = faiss.IndexIVFFlat(quantizer, width, lists, inner_product)
-    else:
-        # Without residuals, since these would be of distances.
-        bits = faiss.ScalarQuantizer.QT_8bit
-        index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, bits, inner_product, False)
-    index.cp.spherical = False
-    return index
+        """Return vectors of length 1 for cosines, and with a further column of zeros for dot products."""
+        if self.metric == "dot":
+            return np.pad(query_QD, ((0, 0), (0, self._index.d - query_QD.shape[1])))
+        return unit_rows(query_QD) if self.metric == "cosine" else query_QD

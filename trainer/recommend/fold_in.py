@@ -19,9 +19,7 @@ Shapes: Q queries, I sampled items, N items of a history, D columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -57,7 +55,10 @@ class FoldIn:
         self._model = model
         query, item = model.spec.query, model.spec.item
         generator = np.random.default_rng(seed)
-        trained_Q, trained_I = np.flatnonzero(model.trained_rows(query)), np.flatnonzero(model.trained_rows(item))
+        trained_Q, trained_I = (
+            np.flatnonzero(model.trained_rows(query.name)),
+            np.flatnonzero(model.trained_rows(item.name)),
+        )
         if len(trained_Q) <= query.dim:
             raise InputError(
                 f"{model.uri}: has only {len(trained_Q)} trained vectors of {query.name}, but folding in needs more "
@@ -77,8 +78,8 @@ class FoldIn:
         vectors_ND = vectors_ND.astype(np.float64)
         return unit_rows(vectors_ND) if self._model.score.normalized else vectors_ND
 
-    def vectors(self, histories: Histories, on_query: Callable[[], None] = lambda: None) -> FloatArray:
-        """Return the vectors of ``histories``, float32 (Q, D); ``on_query`` is called after each.
+    def vectors(self, histories: Histories) -> FloatArray:
+        """Return the vectors of ``histories``, float32 (Q, D).
 
         A history without an item of positive weight gets the mean of trained queries.
         """
@@ -93,7 +94,6 @@ class FoldIn:
                 row_N, weight_N = lists.items_N[part][liked_N], histories.weight_N[part][liked_N]
                 likelihood = self._items.likelihood(row_N, known_ND[place_N[part][liked_N]], weight_N)
                 query_QD[query] = _minimize(likelihood, self._prior)
-            on_query()
         return query_QD.astype(np.float32)
 
 
@@ -203,13 +203,6 @@ def _minimize(likelihood: _Likelihood, prior: _Prior) -> FloatArray:
     return query_D
 
 
-class NewQueryVectors(Protocol):
-    """Computes vectors of histories."""
-
-    def vectors(self, histories: Histories, on_query: Callable[[], None] = lambda: None) -> FloatArray:
-        """Return the vectors of ``histories``, float32 (Q, D); ``on_query`` is called after each."""
-
-
 class HistoryMeans:
     """Computes the means that the model was trained with, in the average context. That of an empty history is 0."""
 
@@ -218,18 +211,16 @@ class HistoryMeans:
         self._model, self._spec = model, spec
         self._average_context_D = average_context(model)
 
-    def vectors(self, histories: Histories, on_query: Callable[[], None] = lambda: None) -> FloatArray:
-        """Return the vectors of ``histories``, float32 (Q, D), of their last items; ``on_query`` is called for each."""
+    def vectors(self, histories: Histories) -> FloatArray:
+        """Return the vectors of ``histories``, float32 (Q, D), of their last items."""
         assert histories.sequences is not None
         item = self._model.spec.item.name
         latest = histories.sequences.last(self._spec.length)
         query_QD = mean_of_histories(self._spec, latest, lambda rows_V: self._model.vectors.vectors(item, rows_V))
-        for _ in range(len(query_QD)):
-            on_query()
         return np.asarray(query_QD + self._average_context_D, np.float32)
 
 
-def new_query_vectors(model: TrainedModel) -> NewQueryVectors:
+def new_query_vectors(model: TrainedModel) -> FoldIn | HistoryMeans:
     """Choose how ``model`` represents new queries.
 
     Raises:

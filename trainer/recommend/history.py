@@ -6,15 +6,12 @@
     histories = write_histories(lineage, ALL_SPLITS, folder, reporter)      # of all queries, in files that are mapped
     histories.load(queries_Q)
 
-Histories of new queries come from a file (``history_file.py``).
-
 Shapes: Q queries, N interactions or distinct pairs, S selected queries, P parts.
 """
 
 from __future__ import annotations
 
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -54,11 +51,6 @@ class Histories:
     def without_items(self) -> Histories:
         """Return empty histories of the same queries."""
         return Histories(ItemLists(np.zeros_like(self.lists.starts_Q1), self.lists.items_N[:0]), self.weight_N[:0])
-
-    def keys(self) -> IntArray:
-        """Return a number for each query that equal items have in common, int64 (Q,)."""
-        lists = np.split(self.lists.items_N, self.lists.starts_Q1[1:-1])
-        return np.array([zlib.crc32(items_N.tobytes()) for items_N in lists])
 
     def favorites(self, query: int, count: int) -> IntArray:
         """Return the ``count`` items of ``query`` with the largest positive weights, the largest first."""

@@ -1,7 +1,7 @@
 """Build an index of a model's vectors, in blocks, and compare it with exact search.
 
     card = build_index(model, IndexOptions(out="indexes/lastfm"), NullReporter())
-    card.index.probes, card.measured.recall_at_100
+    card.probes, card.measured.recall_at_100
 
 Vectors are read twice: a sample for k-means, and the length of the longest; then all, which are added to the index as
 they are read. The number of lists that a search scans is the smallest power of 2 that reaches the requested recall.
@@ -11,26 +11,22 @@ Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.checksums import checksums_of
 from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import (
     SAMPLES_PER_LIST,
-    ListOptions,
     VectorLists,
     load_faiss,
     num_lists,
@@ -38,13 +34,10 @@ from crossfade.trainer.recommend.faiss_lists import (
 from crossfade.trainer.recommend.index_folder import (
     CARD_FILE,
     INDEX_FILE,
-    ROWS_FILE,
     IndexCard,
     IndexMeasurements,
-    IndexParameters,
     check_free,
     describe_model,
-    indexed_rows,
 )
 from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
 from crossfade.trainer.recommend.item_lists import ItemLists
@@ -65,37 +58,32 @@ def build_index(model: TrainedModel, options: IndexOptions, reporter: ProgressRe
         InputError: the model has no vectors of the entity, or ``out`` may not be replaced.
         MissingExtraError: FAISS is not installed.
     """
-    faiss, out = load_faiss("crossfade index"), Path(options.out)
+    load_faiss("crossfade index")
+    out = Path(options.out)
     check_free(out, options.overwrite)
     entity, item = options.entity or model.spec.item.name, model.spec.item.name
     metric = options.metric or (model.ranking_metric if entity == item else model.job.model.score)
-    model, kind = model.compared_by(metric), ListOptions(metric, options.codes)
-    indexed_R = indexed_rows(model, entity)
+    model = model.compared_by(metric)
+    indexed_R = model.trained_rows(entity)
     if not indexed_R.any():
         raise InputError(f"{model.uri}: no row of '{entity}' has a trained vector")
-    table = next(table for table in model.spec.vectors if table.name == entity)
+    table = model.table(entity)
     with staged_export(out, lambda: check_free(out, options.overwrite)) as folder:
-        start = time.perf_counter()
-        lists = _find_lists(model, table, indexed_R, kind, reporter)
+        lists = _find_lists(model, table, indexed_R, metric, reporter)
         for block_N, vectors_ND in _blocks(model, table, indexed_R, reporter):
             lists.add(block_N, vectors_ND)
-        seconds = time.perf_counter() - start
         probes, measured = _measure(model, table, indexed_R, lists, options.recall, reporter)
         lists.write(folder / INDEX_FILE)
-        _write_rows(model, entity, indexed_R, folder / ROWS_FILE)
-        columns = table.dim + kind.added_columns(table.dim)
         card = IndexCard(
             model=describe_model(model, entity, np.flatnonzero(indexed_R)),
             entity=entity,
             metric=metric,
             rows=int(np.count_nonzero(indexed_R)),
             dim=table.dim,
-            library_version=faiss.__version__,
-            index=IndexParameters(codes=kind.codes, columns=columns, lists=lists.lists, probes=probes),
+            lists=lists.lists,
+            probes=probes,
             measured=measured,
             files=checksums_of(folder),
-            build_seconds=round(seconds, 3),
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         (folder / CARD_FILE).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return card
@@ -115,7 +103,7 @@ def _blocks(
 
 
 def _find_lists(
-    model: TrainedModel, table: TableSpec, indexed_R: BoolArray, kind: ListOptions, reporter: ProgressReporter
+    model: TrainedModel, table: TableSpec, indexed_R: BoolArray, metric: ScoreKind, reporter: ProgressReporter
 ) -> VectorLists:
     """Find the lists, by a random sample, and the length of the longest vector."""
     rows_N = np.flatnonzero(indexed_R)
@@ -129,7 +117,7 @@ def _find_lists(
         filled += len(chosen_ND)
         longest = max(longest, float(np.sqrt(np.square(vectors_ND).sum(axis=1).max(initial=0))))
     reporter.phase("find lists", None, "row")
-    return VectorLists.train(sample_ND, len(rows_N), kind, longest)
+    return VectorLists.train(sample_ND, len(rows_N), metric, longest)
 
 
 def _measure(
@@ -163,7 +151,7 @@ def _measure(
 
 def _measured_queries(model: TrainedModel, table: TableSpec, *, excludes_itself: bool) -> tuple[FloatArray, ItemLists]:
     """Return the vectors of some rows of ``table``, and which rows each is not compared with."""
-    queries_N = np.flatnonzero(indexed_rows(model, table.name))
+    queries_N = np.flatnonzero(model.trained_rows(table.name))
     count = min(_MEASURED_QUERIES, len(queries_N))
     queries_Q = np.sort(np.random.default_rng(_SEED).choice(queries_N, count, replace=False))
     itself = ItemLists(np.arange(count + 1), queries_Q)
@@ -179,20 +167,3 @@ def _recall(found_QK: IntArray, truth_QK: IntArray) -> float:
         if true_K[0] >= 0
     ]
     return float(np.mean(shares)) if shares else 1.0
-
-
-def _write_rows(model: TrainedModel, entity: str, kept_R: BoolArray, path: Path) -> None:
-    """Write row, ID and name of the rows in ``kept_R``."""
-    writer: pq.ParquetWriter | None = None
-    first = 0
-    try:
-        for table in model.vocabulary(entity).iter_tables():
-            kept = table.filter(pa.array(kept_R[first : first + table.num_rows]))
-            first += table.num_rows
-            # A file with vacant rows has a nullable ID column, the others do not.
-            plain = pa.table({name: kept.column(name) for name in kept.column_names})
-            writer = writer or pq.ParquetWriter(path, plain.schema, compression="zstd")
-            writer.write_table(plain)
-    finally:
-        if writer is not None:
-            writer.close()

@@ -5,7 +5,6 @@
 
     FOLDER/card.json        IndexCard
     FOLDER/index.faiss      the vectors, in the format of FAISS, each with its row
-    FOLDER/rows.parquet     row int64, id, and name if the dataset has names
 
 Shapes: N rows, D columns.
 """
@@ -27,12 +26,9 @@ from crossfade.base.io.replacing import check_replaceable
 from crossfade.base.json_text import validate_json
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.manifest import Count, data_fingerprint
-from crossfade.trainer.recommend.options import Codes
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
-CARD_FILE, INDEX_FILE, ROWS_FILE = "card.json", "index.faiss", "rows.parquet"
-_FILES = {CARD_FILE, INDEX_FILE, ROWS_FILE}
-_FileName = Annotated[str, Field(pattern=r"^(index\.faiss|rows\.parquet)$")]
+CARD_FILE, INDEX_FILE = "card.json", "index.faiss"
 _CHECKED_ROWS = 1024
 """Rows whose vectors identify a model. Rows are in order of frequency, so training changes these in every epoch."""
 
@@ -42,23 +38,11 @@ class _Section(BaseModel):
 
 
 class IndexedModel(_Section):
-    """The model whose vectors an index holds; ``crc32`` is that of the vectors of the first rows."""
+    """The model whose vectors an index holds; ``crc32`` is of the vectors of its first rows."""
 
     uri: str
-    version: str
-    job: str
     data_fingerprint: Count
     crc32: Count
-
-
-class IndexParameters(_Section):
-    """The inverted file: how vectors are stored, in how many columns and lists, and how many lists a search scans."""
-
-    type: Literal["IVF"] = "IVF"
-    codes: Codes
-    columns: Count
-    lists: Count
-    probes: Count
 
 
 class IndexMeasurements(_Section):
@@ -70,22 +54,19 @@ class IndexMeasurements(_Section):
 
 
 class IndexCard(_Section):
-    """What an index holds, how it was built, and how well it searches."""
+    """What an index holds, how many of its lists a search scans, and how well it searches."""
 
     format: Literal["crossfade-index"] = "crossfade-index"
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     model: IndexedModel
     entity: str
     metric: ScoreKind
     rows: Count
     dim: Annotated[int, Field(ge=1, lt=2**31)]
-    library: Literal["faiss"] = "faiss"
-    library_version: str
-    index: IndexParameters
+    lists: Count
+    probes: Count
     measured: IndexMeasurements
-    files: Annotated[dict[_FileName, FileChecksum], Field(min_length=2)]
-    build_seconds: float
-    date: str
+    files: dict[Annotated[str, Field(pattern=r"^index\.faiss$")], FileChecksum] = Field(min_length=1)
 
 
 def read_card(folder: Path) -> IndexCard:
@@ -111,8 +92,6 @@ def describe_model(model: TrainedModel, entity: str, rows_N: IntArray) -> Indexe
     """Describe ``model``, of whose ``entity`` the rows ``rows_N``, int64 and sorted, are indexed."""
     return IndexedModel(
         uri=model.uri,
-        version=model.fingerprint,
-        job=model.job.name,
         data_fingerprint=data_fingerprint(model.data),
         crc32=_vectors_crc32(model, entity, rows_N),
     )
@@ -130,14 +109,14 @@ def check_index(card: IndexCard, folder: Path, model: TrainedModel, entity: str,
         InputError: it has not, or a file of it is damaged.
     """
     named = Option("index", folder)
-    again = f"build one with {command('index', _location(model), entity=entity, metric=metric)}"
+    again = f"build one with {command('index', model.uri.removesuffix('/embeddings'), entity=entity, metric=metric)}"
     if card.entity != entity:
         raise InputError(named, f": has the vectors of '{card.entity}', not of '{entity}'; {again}")
     if card.metric != metric:
         raise InputError(named, f": searches by {card.metric}, but the ranking is by {metric}; {again}")
     if card.model.data_fingerprint != data_fingerprint(model.data):
         raise InputError(named, f": was built with another dataset than {model.data.uri}; {again}")
-    indexed_R = indexed_rows(model, entity)
+    indexed_R = model.trained_rows(entity)
     rows_N = np.flatnonzero(indexed_R)
     if len(rows_N) != card.rows or _vectors_crc32(model, entity, rows_N) != card.model.crc32:
         raise InputError(named, f": was built from other vectors ({card.model.uri}) than {model.uri} has now; {again}")
@@ -145,26 +124,8 @@ def check_index(card: IndexCard, folder: Path, model: TrainedModel, entity: str,
     return indexed_R
 
 
-def indexed_rows(model: TrainedModel, entity: str) -> BoolArray:
-    """Return which rows of ``entity`` have an ID and, of queries and items, a trained vector, bool (R,).
-
-    Raises:
-        InputError: the model has no vectors of ``entity``.
-    """
-    kept_R = np.ones(model.vocabulary(entity).rows, np.bool_)
-    for table in (model.spec.query, model.spec.item):
-        if table.name == entity:
-            kept_R = model.trained_rows(table)
-    kept_R[model.manifest.entities[entity].vacant_rows] = False
-    return kept_R
-
-
 def _vectors_crc32(model: TrainedModel, entity: str, rows_N: IntArray) -> int:
     return zlib.crc32(np.ascontiguousarray(model.vectors.vectors(entity, rows_N[:_CHECKED_ROWS])).tobytes())
-
-
-def _location(model: TrainedModel) -> str:
-    return model.uri.removesuffix("/embeddings")
 
 
 def check_free(out: Path, overwrite: bool) -> None:
@@ -176,6 +137,6 @@ def check_free(out: Path, overwrite: bool) -> None:
 
     def find_foreign() -> str | None:
         names = {path.name for path in out.iterdir()}
-        return min(names - _FILES if CARD_FILE in names else names, default=None)
+        return min(names - {CARD_FILE, INDEX_FILE} if CARD_FILE in names else names, default=None)
 
     check_replaceable(out, overwrite, "an index", find_foreign)

@@ -19,8 +19,8 @@ from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.embeddings.popularity import with_ones
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
-from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
-from crossfade.trainer.recommend.index_folder import INDEX_FILE, IndexCard, check_index, read_card
+from crossfade.trainer.recommend.faiss_lists import VectorLists
+from crossfade.trainer.recommend.index_folder import INDEX_FILE, check_index, read_card
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.trained_model import TrainedModel
@@ -56,8 +56,7 @@ def open_index(folder: Path, model: TrainedModel, entity: str, metric: ScoreKind
         InputError: there is none, it is another one, or it cannot be read.
         MissingExtraError: FAISS is not installed.
     """
-    card = read_card(folder)
-    return _open(folder, card, check_index(card, folder, model.compared_by(metric), entity, metric))
+    return open_built_index(folder, check_index(read_card(folder), folder, model.compared_by(metric), entity, metric))
 
 
 def open_built_index(folder: Path, indexed_R: BoolArray) -> VectorIndex:
@@ -67,12 +66,8 @@ def open_built_index(folder: Path, indexed_R: BoolArray) -> VectorIndex:
         InputError: there is none, or it cannot be read.
         MissingExtraError: FAISS is not installed.
     """
-    return _open(folder, read_card(folder), indexed_R)
-
-
-def _open(folder: Path, card: IndexCard, indexed_R: BoolArray) -> VectorIndex:
-    lists = VectorLists.read(folder / INDEX_FILE, ListOptions(card.metric, card.index.codes))
-    return VectorIndex(lists, card.index.probes, indexed_R)
+    card = read_card(folder)
+    return VectorIndex(VectorLists.read(folder / INDEX_FILE, card.metric), card.probes, indexed_R)
 
 
 class IndexRanker(Ranker):

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -24,6 +24,8 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.base.errors import InputError, Option
+from crossfade.base.options import alternatives
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
@@ -35,14 +37,11 @@ from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import (
     Candidates,
     filter_rows,
-    filters_leave_none,
     listed_rows,
-    with_lists,
 )
 from crossfade.trainer.recommend.context import average_context, find_context
-from crossfade.trainer.recommend.fold_in import NewQueryVectors, new_query_vectors
+from crossfade.trainer.recommend.fold_in import FoldIn, HistoryMeans, new_query_vectors
 from crossfade.trainer.recommend.history import Histories, StoredHistories, load_histories, make_sequences
-from crossfade.trainer.recommend.index_folder import indexed_rows
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_index
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import (
@@ -176,15 +175,12 @@ class Selection:
     ranker: Ranker
     reranking: Reranking | None = None
 
-    def rank(self, query_QD: FloatArray, excluded: ItemLists, k: int, keys_Q: IntArray) -> Rankings:
-        """Return ``k`` rows for each of ``query_QD``, float32, without those ``excluded`` for it.
-
-        ``keys_Q`` is what each query is recognized by when rows are drawn by chance, int64.
-        """
+    def rank(self, query_QD: FloatArray, excluded: ItemLists, k: int) -> Rankings:
+        """Return ``k`` rows for each of ``query_QD``, float32, without those ``excluded`` for it."""
         if self.reranking is None:
             return Rankings(*self.ranker.rank(query_QD, excluded, k))
         best = self.ranker.rank(query_QD, excluded, self.reranking.options.depth(k), k)
-        return Rankings(*self.reranking.choose(*best, k, keys_Q, self.ranker.source, self.ranker.table))
+        return Rankings(*self.reranking.choose(*best, k, self.ranker.source, self.ranker.table))
 
 
 class Model:
@@ -238,7 +234,7 @@ class Model:
     def trained_rows(self, entity: str) -> BoolArray:
         """Return which rows of ``entity`` have an ID and a trained vector, bool (R,)."""
         if entity not in self._trained_rows:
-            self._trained_rows[entity] = indexed_rows(self.trained, entity)
+            self._trained_rows[entity] = self.trained.trained_rows(entity)
         return self._trained_rows[entity]
 
     def find_each(self, entity: str, texts: Sequence[str]) -> list[FoundRow]:
@@ -254,27 +250,23 @@ class Model:
                 found.append(FoundRow(row, labels[row], None if trained_R[row] else untrained(entity, [text])))
         return found
 
-    def lookup(self, entity: str, texts: Sequence[str]) -> dict[str, int]:
-        """Return the row of each of ``texts``, IDs or names, that has one."""
-        return self.files.names(entity).found(texts, self._log)
-
     def find(self, entity: str, texts: Sequence[str], *, trained: bool = True) -> IntArray:
         """Return the rows of ``texts``, IDs or names, int64 (N,), which must have trained vectors if ``trained``.
 
         Raises:
             UnknownRowError: some are unknown, or their vectors are not trained; the message lists them.
         """
-        rows, distinct = self.lookup(entity, texts), dict.fromkeys(texts)
+        names, distinct = self.files.names(entity), dict.fromkeys(texts)
+        rows = names.found(texts, self._log)
         if missing := [text for text in distinct if text not in rows]:
-            raise UnknownRowError(self.files.names(entity).describe_unknown(missing))
+            raise UnknownRowError(names.describe_unknown(missing))
         if trained and (missing := [text for text in distinct if not self.trained_rows(entity)[rows[text]]]):
             raise UnknownRowError(untrained(entity, missing))
         return np.array([rows[text] for text in texts], np.int64)
 
     def knows(self, entity: str, texts: Sequence[str]) -> BoolArray:
         """Return which of ``texts``, IDs or names, ``find`` accepts, bool (N,)."""
-        rows, trained_R = self.files.names(entity).found(texts), self.trained_rows(entity)
-        return np.array([text in rows and bool(trained_R[rows[text]]) for text in texts])
+        return np.array([found.error is None for found in self.find_each(entity, texts)])
 
     def labels(self, entity: str, rows: Collection[int]) -> dict[int, RowLabel]:
         """Return the labels of ``rows``, in any order; a vacant row has none, or one without an ID."""
@@ -343,10 +335,10 @@ class Model:
         """
         known_Q = self.has_vector(rows_Q)
         if known_Q.all():
-            return selection.rank(self.query_vectors(rows_Q, options), excluded, options.k, rows_Q)
+            return selection.rank(self.query_vectors(rows_Q, options), excluded, options.k)
         popular = self._select(self.item, "popularity", options.of_popular)
         one_QD = np.ones((len(rows_Q) - np.count_nonzero(known_Q), 1), np.float32)
-        ranked = popular.rank(one_QD, excluded.filter_queries(~known_Q), options.k, rows_Q[~known_Q])
+        ranked = popular.rank(one_QD, excluded.filter_queries(~known_Q), options.k)
         rows_QK = np.full((len(rows_Q), ranked.rows_QK.shape[1]), -1)
         scores_QK = np.full(rows_QK.shape, -np.inf, np.float32)
         rows_QK[~known_Q], scores_QK[~known_Q] = ranked
@@ -356,20 +348,16 @@ class Model:
             rows_QK[known_Q, :width], scores_QK[known_Q, :width] = ranked
         return Rankings(rows_QK, scores_QK)
 
-    def recommend_to_histories(
-        self, histories: Histories, options: RecommendOptions, reporter: ProgressReporter = _SILENT
-    ) -> Rankings:
+    def recommend_to_histories(self, histories: Histories, options: RecommendOptions) -> Rankings:
         """Rank items for queries that were not in training, or have interacted since, by their histories.
 
         Raises:
             InputError: too few queries are trained to fold in others, or as for ``recommend``.
         """
         options.check_for_histories()
-        selection, queries = self.select_items(options), len(histories.lists.starts_Q1) - 1
-        reporter.phase("fold in", queries, self.query)
-        query_QD = self._new_queries.vectors(histories, lambda: reporter.advance(1))
+        selection, query_QD = self.select_items(options), self._new_queries.vectors(histories)
         excluded = histories if options.exclude else histories.without_items()
-        return selection.rank(query_QD, excluded.lists, options.k, histories.keys())
+        return selection.rank(query_QD, excluded.lists, options.k)
 
     def similar(self, rows_Q: IntArray, options: SimilarOptions) -> Rankings:
         """Rank the rows of an entity by their cosine with each of ``rows_Q``, int64, without itself.
@@ -381,7 +369,7 @@ class Model:
         entity = self.entity(options.entity)
         selection = self._select(entity, "cosine", options)
         itself = ItemLists(np.arange(len(rows_Q) + 1), rows_Q)
-        return selection.rank(self.vectors(entity, rows_Q), itself, options.k, rows_Q)
+        return selection.rank(self.vectors(entity, rows_Q), itself, options.k)
 
     def describe(self) -> dict[str, Any]:
         """Describe the model: its job, score, and the entities that have vectors."""
@@ -402,7 +390,8 @@ class Model:
 
     def query_vectors(self, rows_Q: IntArray, options: RecommendOptions) -> FloatArray:
         """Return the vectors of ``rows_Q`` in the context of ``options``, and the average of other context."""
-        given = find_context(self.trained, dict(options.context), self._log) if options.context else {}
+        find = partial(self.find, trained=False)
+        given = find_context(self.trained, dict(options.context), find) if options.context else {}
         tables = self.trained.spec.context if given else ()
         context = {table.name: np.full(len(rows_Q), given.get(table.name, -1)) for table in tables}
         query_QD = query_vectors(self.trained.vectors, self.trained.spec, rows_Q, context)
@@ -414,7 +403,7 @@ class Model:
         return self._average_contexts[given]
 
     @cached_property
-    def _new_queries(self) -> NewQueryVectors:
+    def _new_queries(self) -> FoldIn | HistoryMeans:
         return new_query_vectors(self.trained)
 
     def is_quick(self, entity: str, metric: Metric, options: RankingOptions) -> bool:
@@ -437,21 +426,12 @@ class Model:
         selection = self._select(self.item, self.score, options)
         if not options.chooses:
             return selection
-        reranking = Reranking.of(options, self.trained.job)
-        if isinstance(selection.ranker, IndexRanker):
-            reranking = replace(reranking, damping_R=self._damping(options))
-        return replace(selection, reranking=reranking)
+        return replace(selection, reranking=Reranking.of(options, self.trained.job))
 
     def _select(self, entity: str, metric: Metric, options: RankingOptions) -> Selection:
         if not options.allow and not options.deny:
             return Selection(self._ranker(entity, metric, options))
-        names = self.files.names(entity)
-        allow_N = listed_rows(names, entity, options.allow) if options.allow else None
-        deny_N, unknown = names.rows_of(options.deny)
-        if unknown and not len(deny_N) and self._log is not None:
-            self._log(f"none of the {len(unknown):,} denied IDs is one of {entity}")
-        candidates = with_lists(self._candidates(entity, options), allow_N, deny_N)
-        return Selection(self._new_ranker(entity, metric, options, candidates))
+        return Selection(self._new_ranker(entity, metric, options, self.candidates(entity, options)))
 
     def _ranker(self, entity: str, metric: Metric, options: RankingOptions) -> Ranker:
         key = _key(entity, metric, options)
@@ -462,7 +442,7 @@ class Model:
                 return ranker
         # One ranker for each entity and metric keeps vectors; clients may request any number of others.
         keep_vectors = key.where is None and key.max_per is None and not key.popularity_damping
-        ranker = self._new_ranker(entity, metric, options, self._candidates(entity, options), keep_vectors=keep_vectors)
+        ranker = self._new_ranker(entity, metric, options, self.candidates(entity, options), keep_vectors=keep_vectors)
         with self._rankers_lock:
             self._rankers[key] = ranker
             while len(self._rankers) > _MAX_RANKERS:
@@ -479,9 +459,10 @@ class Model:
         keep_vectors: bool = False,
     ) -> Ranker:
         damping_R, (source, table, score) = self._damping(options), self._compared(entity, metric, options)
-        is_searched = damping_R is None or options.index is not None
         searched_by = self.trained.ranking_metric if isinstance(options, RecommendOptions) else metric
-        index = self.files.index(entity, searched_by, options) if is_searched and searched_by != "popularity" else None
+        index = None
+        if damping_R is None and searched_by != "popularity":
+            index = self.files.index(entity, searched_by, options)
         if index is not None:
             return IndexRanker(index, self.trained, table, score, candidates)
         return Ranker(source, table, score, candidates, damping_R, keep_vectors=keep_vectors)
@@ -494,11 +475,26 @@ class Model:
         score = self.trained.score if isinstance(options, RecommendOptions) else Score.of(metric, 1.0)
         return self.trained.vectors, table, score
 
-    def _candidates(self, entity: str, options: FilterOptions) -> Candidates:
+    def candidates(self, entity: str, options: FilterOptions) -> Candidates:
+        """Return the rows of ``entity`` that have trained vectors and that the filters of ``options`` keep.
+
+        Raises:
+            InputError: a filter is invalid, or the condition leaves no row.
+        """
         candidates = self.files.candidates(entity, options)
         kept_R = candidates.kept_R & self.trained_rows(entity)
         if options.where is not None and not kept_R.any():
-            raise filters_leave_none(entity)
+            raise InputError(
+                f"the filters leave no {entity}: relax ", alternatives(map(Option, ("where", "allow", "deny")))
+            )
+        names = self.files.names(entity)
+        if options.allow:
+            kept_R &= np.isin(np.arange(len(kept_R)), listed_rows(names, entity, options.allow))
+        if options.deny:
+            deny_N, unknown = names.rows_of(options.deny)
+            kept_R[deny_N] = False
+            if unknown and not len(deny_N) and self._log is not None:
+                self._log(f"none of the {len(unknown):,} denied IDs is one of {entity}")
         return replace(candidates, kept_R=kept_R)
 
     def _damping(self, options: RankingOptions) -> FloatArray | None:

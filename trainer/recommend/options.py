@@ -7,9 +7,7 @@ These are the declarations; ``crossfade/base/options.py`` states what is made of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -22,42 +20,8 @@ from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.runs.options import Location, ModelSource
 
-Codes = Literal["flat", "sq8"]
 OnUnknown = Literal["error", "skip", "popular"]
 """What a query without a trained vector, such as an unknown customer, gets."""
-
-
-@dataclass(frozen=True)
-class LabelSource:
-    """Where the labels of ``entity`` come from.
-
-    Attributes:
-        entity: the entity.
-        path: a file or, without columns, the name of a feature.
-        id_column: the file's column of IDs; None for a feature.
-        label_column: the file's column of labels; None for a feature.
-    """
-
-    entity: str
-    path: str
-    id_column: str | None = None
-    label_column: str | None = None
-
-
-def _label_source(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    entity, _, rest = value.partition("=")
-    parts = rest.rsplit(":", 2)
-    if not entity or len(parts) == 2 or not all(parts):
-        raise ValueError(
-            "expected ENTITY=FILE:ID_COLUMN:LABEL_COLUMN, as in track=songs.csv:id:genre, or ENTITY=FEATURE"
-        )
-    return LabelSource(entity, *parts)
-
-
-Labels = Annotated[LabelSource, BeforeValidator(_label_source)]
-"""Where labels come from, also written ``track=songs.csv:id:genre`` or ``artist=tag``."""
 
 
 def _limit(value: Any) -> Any:
@@ -111,15 +75,11 @@ class FilterOptions(MetadataOptions):
     )
     allow: tuple[Id, ...] = option((), "keep only these IDs; empty: all", group="filters", value="ID")
     deny: tuple[Id, ...] = option((), "leave out these IDs", group="filters", value="ID")
-    max_per: Annotated[tuple[str, int], BeforeValidator(_limit)] | None = option(
-        None, "list at most this many rows with the same value of a column", group="filters", value="COLUMN=N"
-    )
 
     @property
-    def columns_used(self) -> set[str]:
-        """Words that may name a column."""
-        words = set(re.findall(r"\w+", self.where or ""))
-        return words | {self.max_per[0]} if self.max_per else words
+    def group_limit(self) -> tuple[str, int] | None:
+        """The column of which a list has few rows with the same value, and how many; None: no limit."""
+        return None
 
 
 class ListFiles(FilterOptions):
@@ -140,14 +100,22 @@ class ListFiles(FilterOptions):
 class RankingOptions(FilterOptions):
     """How to rank rows, of those that filters keep."""
 
+    max_per: Annotated[tuple[str, int], BeforeValidator(_limit)] | None = option(
+        None, "list at most this many rows with the same value of a column", group="filters", value="COLUMN=N"
+    )
     k: Integer = option(10, "list N rows for each query", group="ranking", value="N", short="k", ge=1)
     index: Location | None = option(
         None, "search this index instead of ranking all rows exactly", group="ranking", value="FOLDER"
     )
 
+    @property
+    def group_limit(self) -> tuple[str, int] | None:
+        """See ``FilterOptions``."""
+        return self.max_per
+
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
-        if self.metadata is not None and not self.columns_used:
+        if self.metadata is not None and self.where is None and self.max_per is None:
             raise OptionError(
                 "metadata",
                 found=self.metadata,
@@ -177,8 +145,8 @@ class RerankingOptions(Options):
     group_notes: ClassVar[Mapping[str, str]] = {
         "re-ranking": "With T the model's temperature, an item's score is s - A * T * log(1 + count). Of the best\n"
         "10 * N items (at least 100, and at most 1,000 or N), each place takes the one with the largest\n"
-        "(1 - D) * score / T - D * cosine with the most similar item listed already or, with probability E,\n"
-        "any of them. Scores that are shown leave out D and E."
+        "(1 - D) * score / T - D * cosine with the most similar item listed already. Scores that are shown\n"
+        "leave out D."
     }
 
     popularity_damping: Number = option(
@@ -192,16 +160,6 @@ class RerankingOptions(Options):
         ge=0,
         le=1,
     )
-    exploration: Number = option(
-        0.0, "fill this share of places by chance, from the next best items", group="re-ranking", value="E", ge=0, le=1
-    )
-    seed: Integer = option(
-        1,
-        "draw by this seed, the same for a query until it changes, such as a date",
-        group="re-ranking",
-        value="N",
-        ge=0,
-    )
 
     @property
     def is_reranked(self) -> bool:
@@ -211,7 +169,7 @@ class RerankingOptions(Options):
     @property
     def chooses(self) -> bool:
         """Whether lists are chosen from more items than they show."""
-        return self.diversity > 0 or self.exploration > 0
+        return self.diversity > 0
 
     def depth(self, count: int) -> int:
         """Return the number of the best items that a list of ``count`` is chosen from."""
@@ -254,12 +212,10 @@ class RecommendOptions(RerankingOptions, RankingOptions):
     def _check(self) -> Self:
         if len(dict(self.context)) < len(self.context):
             raise OptionError("context", problem="expected each name once")
+        if self.index is not None and self.popularity_damping:
+            problem = ("ranks without ", Option("popularity_damping"))
+            raise OptionError("index", found=self.index, problem=problem, fix="leave one of them out")
         return self
-
-    @property
-    def chooses(self) -> bool:
-        """Whether lists are chosen from more items than they show: an index does not rank by popularity."""
-        return super().chooses or (self.index is not None and self.popularity_damping > 0)
 
     @property
     def of_popular(self) -> RankingOptions:
@@ -292,7 +248,7 @@ class RecommendOptions(RerankingOptions, RankingOptions):
 class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
     """Whom to recommend to, and the file for recommendations."""
 
-    one_of = (("customer", "customers", "all", "history", "history_file"),)
+    one_of = (("customer", "customers", "all", "history"),)
 
     customer: tuple[str, ...] = option(
         (), "recommend to the customers with these IDs or names", group=_CUSTOMERS, value="ID"
@@ -307,19 +263,10 @@ class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
         group=_CUSTOMERS,
         value="ITEM",
     )
-    history_file: Location | None = option(
-        None, "recommend to new customers, by the interactions in this file", group=_CUSTOMERS, value="FILE"
-    )
     out: Location | None = option(
-        None,
-        "write recommendations to this file: .parquet, .csv, or .jsonl; Spark, to a folder of Parquet files",
-        group="output",
-        value="OUT",
+        None, "write recommendations to this file: .parquet, .csv, or .jsonl", group="output", value="FILE"
     )
-    overwrite: bool = option(False, "replace the file or folder", group="output")
-    engine: Literal["process", "spark"] = option(
-        "process", "rank in this process (default) or, for all customers, in tasks of Spark", group="output"
-    )
+    overwrite: bool = option(False, "replace the file", group="output")
 
     @model_validator(mode="before")
     @classmethod
@@ -329,22 +276,15 @@ class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
 
     @model_validator(mode="after")
     def _check_out(self) -> Self:
-        if self.engine == "spark" and not self.all:
-            raise OptionError("engine", found="spark", problem="ranks for many", expected=Option("all"))
-        if self.out is not None and "://" in self.out and self.engine != "spark":
-            raise OptionError("out", found=self.out, expected=("a local path, or ", Option("engine", "spark")))
+        if self.out is not None and "://" in self.out:
+            raise OptionError("out", found=self.out, expected="a local path")
         if self.out is None and (self.all or self.customers is not None):
             name = "all" if self.all else "customers"
             file = Option("out", "FILE.parquet, .csv, or .jsonl")
             raise OptionError(name, problem="writes a file", fix=("name it with ", file))
-        if self.is_new:
+        if self.history:
             self.check_for_histories()
         return self
-
-    @property
-    def is_new(self) -> bool:
-        """Whether to recommend to queries that were not in training."""
-        return bool(self.history) or self.history_file is not None
 
 
 class IndexOptions(Options):
@@ -356,11 +296,6 @@ class IndexOptions(Options):
     metric: ScoreKind | None = option(
         None,
         "search by this score (default: the metric of recommendations; for other entities, model.score)",
-        group="index",
-    )
-    codes: Codes = option(
-        "flat",
-        "store vectors as float32 (flat), or in 8 bits per column (sq8)",
         group="index",
     )
     recall: Number = option(
@@ -395,21 +330,16 @@ class SequenceOptions(ListFiles, ModelSource):
 class TagOptions(Options):
     """Which labels to learn and to predict."""
 
-    labels: Labels = option(
-        ...,
-        "learn these labels, from a Parquet, CSV or TSV file or, with ENTITY=FEATURE, from the dataset",
-        group="labels",
-        value="ENTITY=FILE:ID_COLUMN:LABEL_COLUMN",
+    labels: str = option(
+        ..., "learn the values of this feature or column of the file", group="labels", value="COLUMN", min_length=1
+    )
+    metadata: Location | None = option(
+        None, "read the column from this Parquet, CSV or TSV file", group="labels", value="FILE"
+    )
+    entity: str | None = option(
+        None, "label this table (default: the item entity of the run's job)", group="labels", value="NAME"
     )
     min_items: Integer = option(50, "use labels that at least N rows have", group="labels", value="N", ge=10)
-    min_count: Integer = option(
-        0,
-        "use only rows with N interactions of positive weight in train, and predict only theirs (default: 0)",
-        group="labels",
-        value="N",
-        ge=0,
-    )
-    seed: Integer = option(1, "divide rows with this seed", group="labels", value="N", ge=0)
     threshold: Number = option(0.3, "predict labels of this probability", group="predictions", value="P", ge=0, le=1)
     k: Integer = option(3, "predict at most N labels of a row", group="predictions", value="N", short="k", ge=1)
     out: Path | None = option(

@@ -71,7 +71,7 @@ def find_queries(model: Model, texts: Sequence[str], on_unknown: OnUnknown, log:
     distinct = list(dict.fromkeys(texts))
     if on_unknown == "error" and len(distinct) == 1:
         return Queries(model.find(model.query, distinct), _typed(model, []))
-    rows = model.lookup(model.query, distinct)
+    rows = model.files.names(model.query).found(distinct, log)
     # A number for each unknown ID, so that only equal rows are one.
     keys = dict.fromkeys(rows.get(text, -1 - place) for place, text in enumerate(distinct))
     rows_Q = np.maximum(np.array(list(keys), np.int64), -1)

@@ -1,7 +1,7 @@
-"""Re-rank the best items of a query: less popular ones, more different ones, and some by chance.
+"""Re-rank the best items of a query: less popular ones, and more different ones.
 
-    reranking = Reranking.of(RerankingOptions.of(diversity=0.3, exploration=0.02), job)
-    rows_QK, scores_QK = reranking.choose(rows_QC, scores_QC, 10, queries_Q, source, model.item)
+    reranking = Reranking.of(RerankingOptions.of(diversity=0.3), job)
+    rows_QK, scores_QK = reranking.choose(rows_QC, scores_QC, 10, source, model.item)
 
 With s the model's score of an item, T the model's temperature, and c its interactions of positive weight in train:
 
@@ -10,12 +10,9 @@ With s the model's score of an item, T the model's temperature, and c its intera
 - diversity: of the best C items, each place of the list takes the one with the largest
   (1 − δ)·s'/T − δ·max cos(item, item listed already)      (maximal marginal relevance; Carbonell and Goldstein,
   SIGIR 1998, with scores in units of the temperature, so that δ means the same for all scores and models)
-- exploration: with probability ε, a place takes any of the C items that are left instead, all alike (ε-greedy; Sutton
-  and Barto, "Reinforcement learning", 2018, section 2.2). Chance is a hash of the seed, the query, and the place: the
-  same request has the same list until the seed changes.
 
-Ties take the better item. Scores that are returned are s', whatever the place. An exact ranking subtracts the damping
-itself, from all items. The cost of diversity is K·C·D operations for each query.
+Ties take the better item. Scores that are returned are s', whatever the place. The ranking of all items subtracts the
+damping. The cost of diversity is K·C·D operations for each query.
 
 Shapes: Q queries, K ranks, C candidates of a query, R rows of the items, N rows, E rows with vectors, D columns.
 """
@@ -27,7 +24,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.hashing import mix
 from crossfade.kvstore.jit import allocating_kernel, njit
 from crossfade.kvstore.lanes import exact_dot
 from crossfade.kvstore.store import TableSpec
@@ -52,13 +48,11 @@ class Reranking:
         options: say how.
         score: the model's, without its temperature.
         temperature: that of the model's loss.
-        damping_R: what to subtract from scores, where a ranking has not done so; None: nothing.
     """
 
     options: RerankingOptions
     score: Score
     temperature: float
-    damping_R: FloatArray | None = None
 
     @classmethod
     def of(cls, options: RerankingOptions, job: JobConfig, term: PopularityTerm | None = None) -> Reranking:
@@ -77,7 +71,6 @@ class Reranking:
         rows_QC: IntArray,
         scores_QC: FloatArray,
         count: int,
-        keys_Q: IntArray,
         source: VectorSource,
         table: TableSpec,
     ) -> tuple[IntArray, FloatArray]:
@@ -87,15 +80,11 @@ class Reranking:
             rows_QC: the best rows of each query, int64, padded with -1, of which there are ``options.depth(count)``.
             scores_QC: their scores, float32.
             count: length of a list.
-            keys_Q: what each query is recognized by, such as its row, int64.
             source: vectors of ``table``.
             table: the items.
         """
-        if self.damping_R is not None:
-            scores_QC = np.where(rows_QC >= 0, scores_QC - self.damping_R[rows_QC], scores_QC)
         queries, candidates = rows_QC.shape
         chosen_QK = np.empty((queries, min(count, candidates)), np.int64)
-        draw_QK = self._draw(keys_Q, chosen_QK.shape[1])
         weights = (1 - self.options.diversity) / self.temperature, self.options.diversity
         step = queries or 1
         if table.rows * table.dim > _MAX_VALUES:
@@ -107,44 +96,25 @@ class Reranking:
                 row_E = np.unique(place_QC[place_QC >= 0])
                 unit_ED = unit_rows(source.vectors(table.name, row_E))
                 place_QC = np.where(place_QC >= 0, np.searchsorted(row_E, place_QC), -1)
-            _choose(np.ascontiguousarray(place_QC), scores_QC[part], unit_ED, weights, draw_QK[part], chosen_QK[part])
+            _choose(np.ascontiguousarray(place_QC), scores_QC[part], unit_ED, weights, chosen_QK[part])
         rows_QK = np.where(chosen_QK >= 0, np.take_along_axis(rows_QC, chosen_QK, axis=1), -1)
         scores_QK = np.where(chosen_QK >= 0, np.take_along_axis(scores_QC, chosen_QK, axis=1), np.float32(-np.inf))
         return rows_QK, scores_QK
 
-    def _draw(self, keys_Q: IntArray, count: int) -> IntArray:
-        """Return a random number for each place that takes any candidate, int64 (Q, K); -1 for the others."""
-        if not self.options.exploration:
-            return np.full((len(keys_Q), count), -1)
-        key_Q = mix(mix(np.array([self.options.seed % 2**64], np.uint64)) ^ keys_Q.astype(np.uint64))
-        hash_QK = mix(key_Q[:, None] ^ np.arange(count, dtype=np.uint64))
-        is_explored_QK = (hash_QK >> np.uint64(11)) * 2.0**-53 < self.options.exploration
-        return np.where(is_explored_QK, (mix(hash_QK) >> np.uint64(1)).astype(np.int64), -1)
-
 
 @allocating_kernel()
-def _choose_for_chunk(begin, end, place_QC, scores_QC, unit_ED, weights, draw_QK, chosen_QK):  # type: ignore[no-untyped-def]
+def _choose_for_chunk(begin, end, place_QC, scores_QC, unit_ED, weights, chosen_QK):  # type: ignore[no-untyped-def]
     relevance, redundancy = weights
     nearest_C = np.empty(place_QC.shape[1])
     is_left_C = np.empty(place_QC.shape[1], np.bool_)
     for q in range(begin, end):
-        left = 0
         for c in range(place_QC.shape[1]):
             nearest_C[c] = -1.0
             is_left_C[c] = place_QC[q, c] >= 0
-            left += is_left_C[c]
         for k in range(chosen_QK.shape[1]):
-            is_drawn = left > 0 and draw_QK[q, k] >= 0
-            skipped = draw_QK[q, k] % max(left, 1)
             chosen, best = -1, -np.inf
             for c in range(place_QC.shape[1]):
                 if not is_left_C[c]:
-                    continue
-                if is_drawn:
-                    if skipped == 0:
-                        chosen = c
-                        break
-                    skipped -= 1
                     continue
                 value = relevance * scores_QC[q, c] - redundancy * nearest_C[c]
                 if chosen < 0 or value > best:
@@ -153,7 +123,6 @@ def _choose_for_chunk(begin, end, place_QC, scores_QC, unit_ED, weights, draw_QK
             if chosen < 0:
                 continue
             is_left_C[chosen] = False
-            left -= 1
             if redundancy > 0.0:
                 for c in range(place_QC.shape[1]):
                     if is_left_C[c]:
@@ -162,7 +131,7 @@ def _choose_for_chunk(begin, end, place_QC, scores_QC, unit_ED, weights, draw_QK
 
 
 @njit(cache=True, nogil=True)
-def _choose(place_QC, scores_QC, unit_ED, weights, draw_QK, chosen_QK):  # type: ignore[no-untyped-def]
+def _choose(place_QC, scores_QC, unit_ED, weights, chosen_QK):  # type: ignore[no-untyped-def]
     """Write the candidates that each place of a list takes, int64, -1 where none is left.
 
     Args:
@@ -170,8 +139,7 @@ def _choose(place_QC, scores_QC, unit_ED, weights, draw_QK, chosen_QK):  # type:
         scores_QC: their scores.
         unit_ED: vectors of length 1, or 0; not read without a weight of cosines.
         weights: of the score, and of the largest cosine with a candidate chosen before.
-        draw_QK: a number for each place that takes any candidate, -1 for the others.
         chosen_QK: is filled.
     """
-    arguments = (place_QC, scores_QC, unit_ED, weights, draw_QK, chosen_QK)
+    arguments = (place_QC, scores_QC, unit_ED, weights, chosen_QK)
     for_chunks(_choose_for_chunk, place_QC.shape[0], balanced_chunk_size(place_QC.shape[0]), arguments)

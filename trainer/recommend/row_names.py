@@ -1,7 +1,7 @@
 """Find rows of an entity by ID or name, and label rows: by reading the vocabulary in parts.
 
     names = RowNames(model.vocabulary("artist"), "artist")
-    [row] = names.find(["Radiohead"])
+    names.found(["Radiohead"])                          # {"Radiohead": 7}
     names.labels(np.array([row]))                       # {7: RowLabel(id=154, name="Radiohead")}
 
 Shapes: N rows.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,19 +25,9 @@ from crossfade.trainer.data.vocabulary import KeptVocabulary, Vocabulary
 Fold = Callable[[Any], Any]
 """Makes equal the texts of an array that count as equal."""
 
-_SUGGESTIONS = 3
+_EXAMPLES = 3
 _NAMESAKES = 5
 """Rows of the same name that are listed."""
-_MIN_SIMILARITY = 0.85
-"""Jaro-Winkler similarity from which a name is suggested."""
-_SIMILAR_NAMES = """
-    SELECT label, max(jaro_winkler_similarity(strip_accents(lower(part)), strip_accents($wanted))) AS similarity
-    FROM (
-        SELECT label, position, unnest(CASE WHEN contains(label, '|') THEN list_append(string_split(label, '|'), label)
-        ELSE [label] END) AS part FROM labels WHERE label IS NOT NULL
-    )
-    GROUP BY label ORDER BY similarity DESC, min(position) LIMIT $count
-"""
 
 
 def _plain(values: Any) -> Any:
@@ -117,18 +107,6 @@ class RowNames:
         self._vocabulary = vocabulary
         self._entity = entity
 
-    def find(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> list[int]:
-        """Return the row of each text as ``found`` does.
-
-        Raises:
-            UnknownRowError: there is none; the message suggests similar names.
-        """
-        found = self.found(texts, log)
-        missing = [text for text in dict.fromkeys(texts) if text not in found]
-        if missing:
-            raise UnknownRowError(self.describe_unknown(missing))
-        return [found[text] for text in texts]
-
     def found(self, texts: Sequence[str], log: Callable[[str], None] | None = None) -> dict[str, int]:
         """Return the row with each text as its ID or else the first, which is the most frequent, of this name.
 
@@ -146,13 +124,13 @@ class RowNames:
         return {text: rows[0] for text, rows in found.items()}
 
     def describe_unknown(self, missing: Sequence[str]) -> str:
-        """Return that there is no row of any of ``missing``, with names similar to a single one."""
-        return unknown(self._entity, missing) + (self._hint(missing[0]) if len(missing) == 1 else "")
+        """Return that there is no row of any of ``missing``, with examples of what there is."""
+        return unknown(self._entity, missing) + self._examples()
 
     def search(self, text: str, limit: int) -> list[int]:
         """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``.
 
-        The row that ``find`` returns comes first, then the most frequent ones.
+        The row that ``found`` returns comes first, then the most frequent ones.
         """
         rows = list(self.found([text]).values())
         words = re.findall(r"\w+", _without_accents(pa.scalar(text)).as_py())
@@ -206,42 +184,15 @@ class RowNames:
 
     def _describe_namesakes(self, text: str, rows: Sequence[int]) -> str:
         """Describe the ``rows`` that have the name ``text``, the first of which is meant."""
-        return f"{len(rows):,} rows of {self._entity} are named '{text}': {self._list_rows(rows)}"
-
-    def _list_rows(self, rows: Sequence[int]) -> str:
-        """List ``rows``, the first of which is meant, with their IDs, names, and counts."""
-        columns = [*self._vocabulary.columns, "count"]
-        shown = []
-        for row in self._vocabulary.take(np.array(rows[:_NAMESAKES], np.int64), columns).to_pylist():
-            name = f" '{row['name']}'" if row.get("name") else ""
-            shown.append(f"{row['id']}{name} (count {row['count']:,})")
+        ids = [str(label.id) for label in self.labels(rows[:_NAMESAKES]).values()]
         more = f" and {len(rows) - _NAMESAKES:,} more" if len(rows) > _NAMESAKES else ""
-        return f"{', '.join(shown)}{more}; the first is used; name another one by its ID"
+        return (
+            f"{len(rows):,} rows of {self._entity} are named '{text}': {', '.join(ids)}{more}; the first is used; name "
+            "another one by its ID"
+        )
 
-    def _hint(self, text: str) -> str:
-        """Suggest what ``text`` may have meant; empty if nothing is similar."""
-        import duckdb  # takes time to import
-
-        near: list[tuple[float, str]] = []
-        has_names = "name" in self._vocabulary.columns
-        with duckdb.connect() as connection:
-            for position, labels in enumerate(self._label_columns()):
-                connection.register("labels", pa.table({"label": labels, "position": pa.array(range(len(labels)))}))
-                found = connection.execute(_SIMILAR_NAMES, {"wanted": text.lower(), "count": _SUGGESTIONS}).fetchall()
-                near += [(-similarity, label) for label, similarity in found if similarity >= _MIN_SIMILARITY]
-                near = sorted(dict.fromkeys(near), key=lambda pair: pair[0])[:_SUGGESTIONS]
-                if position == 0:
-                    examples = format_names(pc.drop_null(labels)[:3].to_pylist())
-        if near and (has_names or not text.isdecimal()):
-            return f"; did you mean {', '.join(repr(label) for _, label in near)}?"
-        return f"; expected {'a name or an ID' if has_names else 'an ID'}, such as {examples}"
-
-    def _label_columns(self) -> Iterator[Any]:
-        """Yield the labels of all rows in parts: names or, without one, IDs; then text IDs where rows have names."""
-        for table in self._vocabulary.iter_tables():
-            ids = table.column("id").cast(pa.string())
-            yield pc.coalesce(table.column("name"), ids) if "name" in table.column_names else ids
-        if "name" in self._vocabulary.columns:
-            for table in self._vocabulary.iter_tables(["id"]):
-                if not pa.types.is_integer(table.column("id").type):
-                    yield table.column("id").cast(pa.string())
+    def _examples(self) -> str:
+        """Return some of what ``found`` accepts."""
+        labels = self.labels(range(min(_EXAMPLES, self._vocabulary.rows))).values()
+        kind = "a name or an ID" if "name" in self._vocabulary.columns else "an ID"
+        return f"; expected {kind}, such as {format_names([str(label) for label in labels if label.id is not None])}"

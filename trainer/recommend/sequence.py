@@ -1,6 +1,6 @@
 """Find a smooth path through the embedding space from one row to another, such as a playlist between two artists.
 
-    path = find_path(model, SequenceOptions.of(source="runs/lastfm", start="Björk", end="Low"), log)
+    path = find_path(model, SequenceOptions.of(source="runs/lastfm", start="Björk", end="Low"))
     path.row_K, path.cosine_K, path.progress_K
 
 The progress of a row is its angle from the start, in the plane of both ends, as a fraction of the angle between them.
@@ -9,17 +9,13 @@ path has the least sum of the fourth powers of the angles between consecutive ro
 fourth power lies between the sum of the angles, which tolerates one long jump, and their maximum, which does not
 distinguish the others.
 
-Where a path has more rows of a group than its limit, the last of them are left out, and it is searched again: it keeps
-the limits, but need not be the best that does.
-
-Shapes: K places of a path, I rows near the arc, Q points, G groups, N elements of anything else, D columns.
+Shapes: K places of a path, I rows near the arc, Q points, N elements of anything else, D columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,16 +23,13 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, Option
 from crossfade.kvstore.jit import njit
 from crossfade.trainer.model.spec import Score
-from crossfade.trainer.recommend.candidates import read_lists, select_candidates
+from crossfade.trainer.recommend.candidates import read_lists
 from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import SequenceOptions
 from crossfade.trainer.recommend.ranker import Ranker
-from crossfade.trainer.recommend.row_names import RowLabel, RowNames, untrained
+from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.recommend.top_k import unit_rows
-from crossfade.trainer.recommend.trained_model import TrainedModel
-
-if TYPE_CHECKING:
-    from crossfade.trainer.recommend.metadata_table import GroupLists  # with DuckDB, which takes time to import
 
 _ARC_POINTS = 32
 """Points of the arc whose nearest rows a path may use."""
@@ -44,8 +37,6 @@ _NEAREST = 100
 """Rows near each point; twice the length of the path, if that is more."""
 _CHOICES = 10
 """Rows per place of a path from which on only those between the two ends are used."""
-_WIDER = 8
-"""How many times as many rows are used if limits per group leave too few."""
 _MAX_NEAR = 4000
 """Rows that a path may use: those nearest to the arc, if there are more. Memory grows with their square."""
 _MIN_ANGLE = 1e-4
@@ -70,50 +61,39 @@ class SequencePath:
     progress_K: FloatArray
 
 
-def find_path(model: TrainedModel, options: SequenceOptions, log: Callable[[str], None]) -> SequencePath:
-    """Return the path between the rows that ``options`` name; ``log`` gets a line for each ambiguous name.
+def find_path(model: Model, options: SequenceOptions) -> SequencePath:
+    """Return the path between the rows that ``options`` name.
 
     Raises:
         InputError: a name is unknown or its row has no trained vector, a filter is invalid, or there is no path.
     """
-    entity = options.entity or model.spec.item.name
-    names = RowNames(model.vocabulary(entity), entity)
-    table = next(table for table in model.spec.vectors if table.name == entity)
-    trained_R = model.trained_rows(table)
-    texts = [options.start, options.end]
-    ends = names.find(texts, log)
-    for row, text in zip(ends, texts, strict=True):
-        if not trained_R[row]:
-            raise InputError(untrained(entity, [text]))
-    candidates = select_candidates(model, entity, read_lists(options, names, entity))
-    candidates = replace(candidates, kept_R=candidates.kept_R & trained_R)
-    ranker = Ranker(model.vectors, table, Score.of("cosine", 1.0), replace(candidates, groups=None))
+    entity = model.entity(options.entity)
+    ends = model.find(entity, [options.start, options.end])
+    candidates = model.candidates(entity, read_lists(options, entity))
+    ranker = Ranker(model.trained.vectors, model.tables[entity], Score.of("cosine", 1.0), candidates)
 
     def unit_vectors(row_N: IntArray) -> FloatArray:
-        found_N, place_N = np.unique(row_N, return_inverse=True)
-        return unit_rows(model.vectors.vectors(entity, found_N).astype(np.float64))[place_N]
+        return unit_rows(model.vectors(entity, row_N).astype(np.float64))
 
-    arc = Arc.between(*unit_vectors(np.array(ends)))
+    arc = Arc.between(*unit_vectors(ends))
     if arc is None:
         raise InputError(
-            f"the vectors of '{texts[0]}' and '{texts[1]}' are parallel, so that no row lies between them; expected "
-            f"two different {entity}"
+            f"the vectors of '{options.start}' and '{options.end}' are parallel, so that no row lies between them; "
+            f"expected two different {entity}"
         )
-    for factor in (1, _WIDER):
-        row_I = _near_rows(ranker, arc, unit_vectors, ends, options.length, factor)
-        groups = None if candidates.groups is None else candidates.groups.take(row_I)
-        path_K = least_sum_path(unit_vectors(row_I), options.length, groups, candidates.max_per_group)
-        if path_K is not None:
-            row_K = row_I[path_K]
-            unit_KD = unit_vectors(row_K)
-            cosine_K = np.sum(unit_KD[1:] * unit_KD[:-1], axis=1)
-            return SequencePath(entity, row_K, names.labels(row_K), cosine_K, arc.progress(unit_KD))
-    raise InputError(
-        f"the {len(row_I) - 2} of {entity} near the path from '{texts[0]}' to '{texts[1]}' are too few for "
-        f"{options.length - 2} between them: lower ",
-        Option("length"),
-        ", or relax the filters",
-    )
+    row_I = _near_rows(ranker, arc, unit_vectors, ends, options.length)
+    path_K = least_sum_path(unit_vectors(row_I), options.length)
+    if path_K is None:
+        raise InputError(
+            f"the {len(row_I) - 2} of {entity} near the path from '{options.start}' to '{options.end}' are too few for "
+            f"{options.length - 2} between them: lower ",
+            Option("length"),
+            ", or relax the filters",
+        )
+    row_K = row_I[path_K]
+    unit_KD = unit_vectors(row_K)
+    cosine_K = np.sum(unit_KD[1:] * unit_KD[:-1], axis=1)
+    return SequencePath(entity, row_K, model.labels(entity, row_K), cosine_K, arc.progress(unit_KD))
 
 
 @dataclass(frozen=True)
@@ -149,13 +129,12 @@ def _near_rows(
     ranker: Ranker,
     arc: Arc,
     unit_vectors: Callable[[IntArray], FloatArray],
-    ends: list[int],
+    ends: IntArray,
     length: int,
-    factor: int,
 ) -> IntArray:
-    """Return the rows that a path may use by progress, between both ends; ``factor`` times as many if there are."""
+    """Return the rows that a path may use by progress, between both ends."""
     excluded = ItemLists(np.arange(0, 2 * _ARC_POINTS + 1, 2), np.tile(np.sort(ends), _ARC_POINTS))
-    rows_QK, cosine_QK = ranker.rank(arc.points(_ARC_POINTS), excluded, factor * max(_NEAREST, 2 * length))
+    rows_QK, cosine_QK = ranker.rank(arc.points(_ARC_POINTS), excluded, max(_NEAREST, 2 * length))
     row_I, place_N = np.unique(rows_QK[rows_QK >= 0], return_inverse=True)
     best_I = np.full(len(row_I), -np.inf, np.float32)
     np.maximum.at(best_I, place_N, cosine_QK[rows_QK >= 0])
@@ -163,55 +142,24 @@ def _near_rows(
     progress_I = arc.progress(unit_vectors(row_I))
     # Near ends have few rows between them: those that lie least beyond are used too.
     beyond_I = np.maximum(np.maximum(-progress_I, progress_I - 1), 0)
-    choices = min(len(row_I), factor * _CHOICES * (length - 2))
+    choices = min(len(row_I), _CHOICES * (length - 2))
     kept_I = beyond_I <= (np.sort(beyond_I)[choices - 1] if choices else 0)
     order_I = np.flatnonzero(kept_I)[np.argsort(progress_I[kept_I], kind="stable")]
     return np.concatenate([ends[:1], row_I[order_I], ends[1:]])
 
 
-def least_sum_path(
-    unit_ID: FloatArray, length: int, groups: GroupLists | None = None, max_per_group: int = 0
-) -> IntArray | None:
-    """Return the path of ``length`` places from the first row to the last; None if there is none.
+def least_sum_path(unit_ID: FloatArray, length: int) -> IntArray | None:
+    """Return the path of ``length`` places, at least 2, from the first row to the last; None if there is none.
 
-    Args:
-        unit_ID: unit vectors in the order that a path visits them in.
-        length: places of the path, at least 2.
-        groups: the groups of each row, if they are limited. Both ends count, but are never left out.
-        max_per_group: rows of a group on a path.
+    ``unit_ID`` are unit vectors in the order that a path visits them in.
     """
     unit_ID = unit_ID.astype(np.float32)
-    cost_II = np.arccos(np.clip(unit_ID @ unit_ID.T, -1, 1)) ** 4
-    is_left_I = np.ones(len(unit_ID), np.bool_)
-    while True:
-        path_K: IntArray = _least_sum_path(cost_II, is_left_I, length)
-        if path_K[0] < 0:
-            return None
-        surplus_N = path_K[:0] if groups is None or not groups.names else _surplus(path_K, groups, max_per_group)
-        if not len(surplus_N):
-            return path_K
-        is_left_I[surplus_N] = False  # at least one of them is on the path, so this ends
-
-
-def _surplus(path_K: IntArray, groups: GroupLists, max_per_group: int) -> IntArray:
-    """Return all rows of the group that a path has most too often, but the first that it has room for."""
-    last = len(groups.starts_R1) - 2
-    place_N, group_N = np.repeat(np.arange(last + 1), np.diff(groups.starts_R1)), groups.values_N
-    is_end_N = (place_N == 0) | (place_N == last)
-    count_G, ends_G = (
-        np.bincount(group_N[chosen_N], minlength=len(groups.names)) for chosen_N in (np.isin(place_N, path_K), is_end_N)
-    )
-    excess_G = count_G - np.maximum(max_per_group, ends_G)
-    group = int(excess_G.argmax())
-    if excess_G[group] <= 0:
-        return path_K[:0]
-    members_N = place_N[(group_N == group) & ~is_end_N]
-    room = max(0, max_per_group - int(ends_G[group]))
-    return np.setdiff1d(members_N, members_N[np.isin(members_N, path_K)][:room])
+    path_K: IntArray = _least_sum_path(np.arccos(np.clip(unit_ID @ unit_ID.T, -1, 1)) ** 4, length)
+    return None if path_K[0] < 0 else path_K
 
 
 @njit(cache=True)
-def _least_sum_path(cost_II, is_left_I, length):  # type: ignore[no-untyped-def]
+def _least_sum_path(cost_II, length):  # type: ignore[no-untyped-def]
     """Return the places of the best path; all -1 if there is none."""
     rows = cost_II.shape[0]
     total_I = np.full(rows, np.inf)
@@ -223,7 +171,7 @@ def _least_sum_path(cost_II, is_left_I, length):  # type: ignore[no-untyped-def]
             if total_I[before] < np.inf:
                 for after in range(before + 1, rows):
                     total = total_I[before] + cost_II[before, after]
-                    if is_left_I[after] and total < next_I[after]:
+                    if total < next_I[after]:
                         next_I[after] = total
                         previous_KI[k, after] = before
         total_I = next_I

@@ -1,6 +1,6 @@
 """Tag items by linear probes of their embeddings: measure how well, then predict the labels of those that have none.
 
-    tagged = tag(model, TagOptions.of(labels="artist=tag"), NullReporter(), examples=8)
+    tagged = tag(model, TagOptions.of(labels="tag"), NullReporter(), examples=8)
     tagged.quality.metrics["embeddings"]["roc_auc"], tagged.examples
 
 A probe is a logistic regression for each label. Rows with a label are divided at random: 60 % are fitted, 20 % choose
@@ -12,10 +12,10 @@ Shapes: S rows with a label, L labels, N elements of anything else, P pairs of a
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ import pyarrow as pa
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError, Option
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.recommend.labels import OPTION, LabelPairs, read_labels
+from crossfade.trainer.recommend.metadata_table import GroupLists, open_metadata
 from crossfade.trainer.recommend.options import TagOptions
 from crossfade.trainer.recommend.table_files import write_output
 from crossfade.trainer.recommend.top_k import unit_rows
@@ -38,7 +38,7 @@ _CHOOSING_LABELS = 50
 """Labels by which a strength is chosen: every n-th by frequency, if there are more."""
 _MAX_ITERATIONS = 500
 _BLOCK_ROWS = 1 << 14
-_logger = logging.getLogger(__name__)
+_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -91,161 +91,127 @@ def tag(model: TrainedModel, options: TagOptions, reporter: ProgressReporter, ex
         InputError: the labels cannot be read, no label has enough rows, or the file cannot be written.
         MissingExtraError: scikit-learn is not installed.
     """
-    tagger = _Tagger(model, options, reporter)
-    quality, rows_N, written, predicted = tagger.measure(), tagger.unlabeled_N, None, list[dict[str, Any]]()
-    strength = quality.strength["embeddings"]
-    if options.out is not None:
-        written = write_output(options.out, tagger.tables(strength, rows_N))
-    elif examples:
-        frequent_N = np.argsort(-tagger.count_R[rows_N], kind="stable")[:examples]
-        tables = tagger.tables(strength, np.sort(rows_N[frequent_N]))
-        predicted = [row for table in tables for row in table.to_pylist()]
-    return Tagged(options.labels.entity, quality, len(rows_N), written, predicted)
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", extra="tag", purpose="crossfade tag") from error
+    entity = options.entity or model.spec.item.name
+    usable_R = model.trained_rows(entity)
+    with open_metadata(model.data, model.manifest, entity, options.metadata, {options.labels}, model.counts) as table:
+        groups = table.groups(options.labels)
+    row_S, has_SL, label_L = _labeled_rows(groups, usable_R, options)
+    usable_R[np.diff(groups.starts_R1) > 0] = False
+    unlabeled_N, features = np.flatnonzero(usable_R), _features(model, entity, row_S)
+    features_SD = features(row_S)
+    quality = _measure(features_SD, has_SL, options, reporter)
 
-
-class _Tagger:
-    """Measures and predicts the labels of one entity of a model."""
-
-    def __init__(self, model: TrainedModel, options: TagOptions, reporter: ProgressReporter) -> None:
-        """Read the labels, and select those that enough rows have."""
-        try:
-            import sklearn  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("scikit-learn", extra="tag", purpose="crossfade tag") from error
-        self._model, self._options, self._reporter = model, options, reporter
-        self._entity = options.labels.entity
-        pairs = read_labels(model.data, model.manifest, options.labels)
-        self.count_R = model.counts(self._entity)
-        table = next(table for table in model.spec.vectors if table.name == self._entity)
-        usable_R = model.trained_rows(table) & (self.count_R >= options.min_count)
-        self._row_S, self._has_SL, label_L = _labeled_rows(pairs, usable_R, options)
-        self._labels: list[str] = pairs.texts.take(label_L).to_pylist()
-        usable_R[pairs.row_P] = False
-        self.unlabeled_N = np.flatnonzero(usable_R)
-        self._scale = self._mean_length()
-        self._warn_of_known_labels()
-
-    def measure(self) -> TagQuality:
-        """Measure the probe, and the frequency of labels."""
-        fitted_S, validated_S, tested_S = _divide(len(self._row_S), self._options.seed)
-        for part_S in (validated_S, tested_S):
-            if not _can_be_ranked(self._has_SL[part_S]).any():
-                raise InputError(
-                    OPTION,
-                    f" {self._entity}=…: no label divides the {len(self._row_S):,} rows that have one; expected "
-                    "labels that some of them have: lower ",
-                    Option("min_items"),
-                    ", or provide labels for more rows",
-                )
-        both_S, truth_NL = np.concatenate([fitted_S, validated_S]), self._has_SL[tested_S]
-        features_SD = self._vectors(self._row_S)
-        labels = len(self._labels)
-        chosen_L = np.unique(np.linspace(0, labels - 1, min(labels, _CHOOSING_LABELS)).astype(np.int64))
-        self._reporter.phase("fit embeddings", len(chosen_L) * len(STRENGTHS) + labels, "label")
-
-        def quality(strength: float) -> float:
-            has_SL = self._has_SL[:, chosen_L]
-            probability_NL = self._fit_and_score(features_SD, has_SL, fitted_S, validated_S, strength)
-            return rank_metrics(has_SL[validated_S], probability_NL)["pr_auc"]
-
-        strength = max(STRENGTHS, key=quality)
-        probability_NL = self._fit_and_score(features_SD, self._has_SL, both_S, tested_S, strength)
-        frequency_NL = np.tile(self._has_SL[both_S].mean(axis=0), (len(tested_S), 1))
-        return TagQuality(
-            (len(fitted_S), len(validated_S), len(tested_S)),
-            labels,
-            float(self._has_SL.sum(axis=1).mean()),
-            {"embeddings": features_SD.shape[1]},
-            {"embeddings": strength},
-            {"embeddings": rank_metrics(truth_NL, probability_NL), "frequency": rank_metrics(truth_NL, frequency_NL)},
-            self._kept_quality(truth_NL, probability_NL),
-        )
-
-    def tables(self, strength: float, row_N: IntArray) -> Iterator[pa.Table]:
-        """Yield the predicted labels of ``row_N``, int64, sorted, as tables, at least one; the most probable first."""
-        self._reporter.phase("fit all rows", len(self._labels), "label")
-        weight_LD, bias_L = self._fit(self._vectors(self._row_S), self._has_SL, strength)
-        vocabulary, labels = self._model.vocabulary(self._entity), pa.array(self._labels, pa.string())
-        self._reporter.phase("predict", len(row_N), "row")
+    def predict(row_N: IntArray) -> Iterator[pa.Table]:
+        """Yield the labels of ``row_N``, sorted, as tables, at least one; the most probable first."""
+        reporter.phase("fit all rows", len(label_L), "label")
+        score = _fit(features_SD, has_SL, quality.strength["embeddings"], reporter)
+        vocabulary, labels = model.vocabulary(entity), pa.array([groups.names[label] for label in label_L])
         for first in range(0, max(len(row_N), 1), _BLOCK_ROWS):
             block_N = row_N[first : first + _BLOCK_ROWS]
-            probability_NL = _sigmoid(self._vectors(block_N) @ weight_LD.T + bias_L).astype(np.float32)
-            place_P, label_P = self._keep(probability_NL)
+            probability_NL = score(features(block_N))
+            place_P, label_P = _keep(probability_NL, options)
             found = vocabulary.take(block_N).take(pa.array(place_P))
             columns = {
-                self._entity: found.column("id"),
+                entity: found.column("id"),
                 "label": labels.take(pa.array(label_P)),
                 "probability": probability_NL[place_P, label_P],
             }
             if "name" in found.column_names:
-                columns[f"{self._entity}_name"] = found.column("name")
+                columns[f"{entity}_name"] = found.column("name")
             yield pa.table(columns)
-            self._reporter.advance(len(block_N))
 
-    def _fit_and_score(
-        self, features_SD: FloatArray, has_SL: BoolArray, fitted_S: IntArray, scored_S: IntArray, strength: float
-    ) -> FloatArray:
-        """Fit the rows ``fitted_S``, and return the probability of each label of ``scored_S``, float32 (N, L)."""
-        weight_LD, bias_L = self._fit(features_SD[fitted_S], has_SL[fitted_S], strength)
-        return _sigmoid(features_SD[scored_S] @ weight_LD.T + bias_L).astype(np.float32)
+    if options.out is not None:
+        return Tagged(entity, quality, len(unlabeled_N), write_output(options.out, predict(unlabeled_N)), [])
+    predicted: list[dict[str, Any]] = []
+    if examples:
+        frequent_N = np.argsort(-model.counts(entity)[unlabeled_N], kind="stable")[:examples]
+        predicted = [row for table in predict(np.sort(unlabeled_N[frequent_N])) for row in table.to_pylist()]
+    return Tagged(entity, quality, len(unlabeled_N), None, predicted)
 
-    def _fit(self, features_ND: FloatArray, has_NL: BoolArray, strength: float) -> tuple[FloatArray, FloatArray]:
-        """Fit each label; return the weights of the columns (L, D), and the biases (L,)."""
-        weight_LD, bias_L = np.empty((has_NL.shape[1], features_ND.shape[1])), np.empty(has_NL.shape[1])
-        for label in range(has_NL.shape[1]):
-            weight_LD[label], bias_L[label] = fit_label(features_ND, has_NL[:, label], strength)
-            self._reporter.advance(1)
-        return weight_LD, bias_L
 
-    def _vectors(self, row_N: IntArray) -> FloatArray:
-        """Return the vectors of ``row_N``: of length 1 for cosine scores, otherwise of a mean square length of 1."""
-        vectors_ND = self._model.vectors.vectors(self._entity, row_N).astype(np.float64)
-        return unit_rows(vectors_ND) if self._model.score.normalized else vectors_ND / self._scale
+def _features(model: TrainedModel, entity: str, row_S: IntArray) -> Callable[[IntArray], FloatArray]:
+    """Return what reads vectors: of length 1 for cosines, otherwise of a mean square length of 1 for ``row_S``."""
+    read = partial(model.vectors.vectors, entity)
+    if model.score.normalized:
+        return lambda row_N: unit_rows(read(row_N).astype(np.float64))
+    length = float(np.sqrt(np.square(read(row_S), dtype=np.float64).sum(axis=1).mean())) or 1.0
+    return lambda row_N: read(row_N).astype(np.float64) / length
 
-    def _mean_length(self) -> float:
-        if self._model.score.normalized:
-            return 1.0
-        vectors_SD = self._model.vectors.vectors(self._entity, self._row_S)
-        return float(np.sqrt(np.square(vectors_SD, dtype=np.float64).sum(axis=1).mean())) or 1.0
 
-    def _keep(self, probability_NL: FloatArray) -> tuple[IntArray, IntArray]:
-        """Return the places and labels of what ``threshold`` and ``k`` keep, by place, the most probable first."""
-        k = min(self._options.k, probability_NL.shape[1])
-        best_NL = np.argsort(-probability_NL, axis=1, kind="stable")[:, :k]
-        kept_NL = np.take_along_axis(probability_NL, best_NL, axis=1) >= self._options.threshold
-        place_P, rank_P = np.nonzero(kept_NL)
-        return place_P, best_NL[place_P, rank_P]
+def _measure(features_SD: FloatArray, has_SL: BoolArray, options: TagOptions, reporter: ProgressReporter) -> TagQuality:
+    """Choose the regularization, and measure the probe, and the frequency of labels."""
+    rows, labels = has_SL.shape
+    fitted_S, validated_S, tested_S = _divide(rows)
+    if not all(_can_be_ranked(has_SL[part_S]).any() for part_S in (validated_S, tested_S)):
+        raise InputError(
+            Option("labels", options.labels),
+            f": no label divides the {rows:,} rows that have one; expected labels that some of them have: lower ",
+            Option("min_items"),
+            ", or provide labels for more rows",
+        )
+    chosen_L = np.unique(np.linspace(0, labels - 1, min(labels, _CHOOSING_LABELS)).astype(np.int64))
+    reporter.phase("fit embeddings", len(chosen_L) * len(STRENGTHS) + labels, "label")
 
-    def _kept_quality(self, truth_NL: BoolArray, probability_NL: FloatArray) -> dict[str, float]:
-        place_P, label_P = self._keep(probability_NL)
-        right_P = truth_NL[place_P, label_P]
-        return {
+    def quality(strength: float) -> float:
+        score = _fit(features_SD[fitted_S], has_SL[fitted_S][:, chosen_L], strength, reporter)
+        return rank_metrics(has_SL[validated_S][:, chosen_L], score(features_SD[validated_S]))["pr_auc"]
+
+    strength = max(STRENGTHS, key=quality)
+    both_S, truth_NL = np.concatenate([fitted_S, validated_S]), has_SL[tested_S]
+    probability_NL = _fit(features_SD[both_S], has_SL[both_S], strength, reporter)(features_SD[tested_S])
+    frequency_NL = np.tile(has_SL[both_S].mean(axis=0), (len(tested_S), 1))
+    place_P, label_P = _keep(probability_NL, options)
+    right_P = truth_NL[place_P, label_P]
+    return TagQuality(
+        (len(fitted_S), len(validated_S), len(tested_S)),
+        labels,
+        float(has_SL.sum(axis=1).mean()),
+        {"embeddings": features_SD.shape[1]},
+        {"embeddings": strength},
+        {"embeddings": rank_metrics(truth_NL, probability_NL), "frequency": rank_metrics(truth_NL, frequency_NL)},
+        {
             "precision": float(right_P.mean()) if len(right_P) else 0.0,
             "labels_per_row": len(place_P) / len(truth_NL),
             "share": len(np.unique(place_P)) / len(truth_NL),
-        }
-
-    def _warn_of_known_labels(self) -> None:
-        towers = [tower for tower in self._model.spec.towers if tower.entity.name == self._entity]
-        source = self._options.labels
-        if source.id_column is None and any(source.path == table.name for t in towers for table in t.features):
-            _logger.warning(
-                f"the model was trained with the feature '{source.path}': the embeddings have seen the tested labels"
-            )
+        },
+    )
 
 
-def _labeled_rows(pairs: LabelPairs, usable_R: BoolArray, options: TagOptions) -> tuple[IntArray, BoolArray, IntArray]:
+def _keep(probability_NL: FloatArray, options: TagOptions) -> tuple[IntArray, IntArray]:
+    """Return the places and labels of what ``threshold`` and ``k`` keep, by place, the most probable first."""
+    best_NL = np.argsort(-probability_NL, axis=1, kind="stable")[:, : options.k]
+    kept_NL = np.take_along_axis(probability_NL, best_NL, axis=1) >= options.threshold
+    place_P, rank_P = np.nonzero(kept_NL)
+    return place_P, best_NL[place_P, rank_P]
+
+
+def _fit(
+    features_ND: FloatArray, has_NL: BoolArray, strength: float, reporter: ProgressReporter
+) -> Callable[[FloatArray], FloatArray]:
+    """Fit each label; return what computes the probability of each, float32 (N, L), from features."""
+    weight_LD, bias_L = np.empty((has_NL.shape[1], features_ND.shape[1])), np.empty(has_NL.shape[1])
+    for label in range(has_NL.shape[1]):
+        weight_LD[label], bias_L[label] = fit_label(features_ND, has_NL[:, label], strength)
+        reporter.advance(1)
+    return lambda block_ND: (0.5 * (1.0 + np.tanh(0.5 * (block_ND @ weight_LD.T + bias_L)))).astype(np.float32)
+
+
+def _labeled_rows(groups: GroupLists, usable_R: BoolArray, options: TagOptions) -> tuple[IntArray, BoolArray, IntArray]:
     """Return the rows, sorted, which labels they have, bool (S, L), and the labels, the most frequent first."""
-    kept_P = usable_R[pairs.row_P]
-    row_P, label_P = pairs.row_P[kept_P], pairs.label_P[kept_P]
+    row_P, label_P = np.repeat(np.arange(len(usable_R)), np.diff(groups.starts_R1)), groups.values_N
+    row_P, label_P = row_P[usable_R[row_P]], label_P[usable_R[row_P]]
     count_N = np.bincount(label_P, minlength=1)
     label_L = np.argsort(-count_N, kind="stable")[:MAX_LABELS]
     label_L = label_L[count_N[label_L] >= options.min_items]
     if not len(label_L):
         fewer = Option("min_items")
         raise InputError(
-            OPTION,
-            f" {options.labels.entity}=…: the most frequent label has {count_N.max()} rows with a trained "
+            Option("labels", options.labels),
+            f": the most frequent label has {count_N.max()} rows with a trained "
             f"vector; expected at least {options.min_items}: lower ",
             fewer,
             ", or provide labels for more rows",
@@ -255,16 +221,16 @@ def _labeled_rows(pairs: LabelPairs, usable_R: BoolArray, options: TagOptions) -
     kept_P = place_N[label_P] >= 0
     row_S = np.unique(row_P[kept_P])
     if len(row_S) > MAX_ROWS:
-        row_S = np.sort(np.random.default_rng(options.seed).choice(row_S, MAX_ROWS, replace=False))
+        row_S = np.sort(np.random.default_rng(_SEED).choice(row_S, MAX_ROWS, replace=False))
         kept_P &= np.isin(row_P, row_S)
     has_SL = np.zeros((len(row_S), len(label_L)), np.bool_)
     has_SL[np.searchsorted(row_S, row_P[kept_P]), place_N[label_P[kept_P]]] = True
     return row_S, has_SL, label_L
 
 
-def _divide(rows: int, seed: int) -> tuple[IntArray, IntArray, IntArray]:
+def _divide(rows: int) -> tuple[IntArray, IntArray, IntArray]:
     """Divide the places of ``rows`` rows at random: 60 % to fit, 20 % to validate, 20 % to test."""
-    order_S = np.random.default_rng(seed).permutation(rows)
+    order_S = np.random.default_rng(_SEED).permutation(rows)
     fitted_S, validated_S, tested_S = np.split(order_S, [rows * 6 // 10, rows * 8 // 10])
     return np.sort(fitted_S), np.sort(validated_S), np.sort(tested_S)
 
@@ -286,12 +252,6 @@ def fit_label(features_ND: FloatArray, has_N: BoolArray, strength: float) -> tup
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features_ND, has_N)
     return model.coef_[0], float(model.intercept_[0])
-
-
-def _sigmoid(logit_N: FloatArray) -> FloatArray:
-    """Return the probability of each logit."""
-    probability_N: FloatArray = 0.5 * (1.0 + np.tanh(0.5 * logit_N))
-    return probability_N
 
 
 def _can_be_ranked(has_NL: BoolArray) -> BoolArray:

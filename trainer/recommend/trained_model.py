@@ -150,21 +150,28 @@ class TrainedModel:
         with closing(self.open_lineage()) as lineage:
             return lineage.counts(entity)
 
-    def trained_rows(self, table: TableSpec) -> BoolArray:
-        """Return which rows of the queries or items, ``table``, training has given a vector, bool (R,).
+    def table(self, entity: str) -> TableSpec:
+        """Return the table of ``entity``, which has vectors."""
+        return next(table for table in self.spec.vectors if table.name == entity)
 
-        A row without an interaction of positive weight in train has its initial vector, which is random unless it has
-        features or ``model.start`` gave it one.
+    def trained_rows(self, entity: str) -> BoolArray:
+        """Return which rows of ``entity`` have an ID and, of queries and items, a trained vector, bool (R,).
+
+        A query or item without an interaction of positive weight in train has its initial vector, which is random
+        unless it has features or ``model.start`` gave it one.
+
+        Raises:
+            InputError: it has no vectors.
         """
-        if any(tower.entity == table for tower in self.spec.towers):
-            trained_R = np.ones(table.rows, np.bool_)
-            trained_R[self.manifest.entities[table.name].vacant_rows] = False
-            return trained_R
-        vocabulary, start = self.vocabulary(table.name), self.job.model.start.get(table.name)
-        warm_R = vocabulary.total_counts() > 0
-        if start is None:
-            return warm_R
-        return warm_R | GivenVectors(table.name, start, vocabulary, self.job.model.dim).has_vector_R
+        vocabulary, start = self.vocabulary(entity), self.job.model.start.get(entity)
+        trained_R = np.ones(vocabulary.rows, np.bool_)
+        has_tower = any(tower.entity.name == entity for tower in self.spec.towers)
+        if not has_tower and entity in (self.spec.query.name, self.spec.item.name):
+            trained_R = vocabulary.total_counts() > 0
+            if start is not None:
+                trained_R |= GivenVectors(entity, start, vocabulary, self.job.model.dim).has_vector_R
+        trained_R[self.manifest.entities[entity].vacant_rows] = False
+        return trained_R
 
 
 class CheckpointVectors:

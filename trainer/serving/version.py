@@ -76,12 +76,12 @@ class VersionFiles:
             InputError: the condition or the column is invalid, or ``entity`` has no metadata.
         """
         rows, item = self.trained.manifest.entities[entity].rows, self.trained.spec.item.name
-        if entity != item and (options.where is not None or options.max_per is not None):
+        if entity != item and (options.where is not None or options.group_limit is not None):
             raise InputError(f"where and max_per: expected the entity '{item}', but found '{entity}'")
         kept_R = np.ones(rows, np.bool_) if options.where is None else self.metadata.rows_where(options.where)
-        if options.max_per is None:
+        if options.group_limit is None:
             return Candidates(kept_R)
-        return Candidates(kept_R, self.metadata.groups(options.max_per[0]), options.max_per[1])
+        return Candidates(kept_R, self.metadata.groups(options.group_limit[0]), options.group_limit[1])
 
     def index(self, entity: str, metric: ScoreKind, options: RankingOptions) -> VectorIndex | None:
         """Return the index of the items by ``metric``, if the version has it."""

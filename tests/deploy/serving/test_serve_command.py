@@ -81,7 +81,7 @@ def test_recommendations_are_those_of_the_command(workspace: Path, server: Runni
         recommended(workspace, "--customer", customer, *options) for customer in ("c011", "c010")
     ]
     assert server.post("invocations", body) == (200, both)
-    options = {"popularity_damping": 0.3, "diversity": 0.6, "exploration": 0.2, "seed": 9}
+    options = {"popularity_damping": 0.3, "diversity": 0.6}
     words = (word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value))
     reranked = recommended(workspace, "--customer", "c010", "-k", 5, *words)
     assert server.post("recommend", {"ids": ["c010"], "k": 5, **options})[1]["results"][0]["items"] == reranked
@@ -185,9 +185,9 @@ def test_invalid_requests_are_rejected(server: RunningServer) -> None:
         assert (found, message in json.dumps(answer)) == (status, True), answer
     assert server.post("recommend", b" " * (MAX_BODY_BYTES + 1))[0] == 413
     assert server.get("recommend", **{f"p{number}": 1 for number in range(200)})[0] == 400
-    # What diversity compares is bounded; exploration alone compares nothing.
-    for count, k, change in ((2, 1000, "diversity"), (20, 100, "diversity"), (100, 1000, "exploration")):
-        assert server.post("recommend", {"ids": ["c010"] * count, "k": k, change: 0.1})[0] == 200, (count, k, change)
+    # What diversity compares is bounded.
+    for count, k in ((2, 1000), (20, 100)):
+        assert server.post("recommend", {"ids": ["c010"] * count, "k": k, "diversity": 0.1})[0] == 200, (count, k)
     # The largest valid bodies, and bodies with a fault in each of many places, which are not repeated.
     histories = [[{"id": 5000 + row % TRACKS, "weight": 1.5} for row in range(1000)]] * 4
     body = json.dumps({"histories": histories, "k": 1}).encode()
@@ -218,7 +218,7 @@ def test_pages_of_other_sites_send_no_request(server: RunningServer) -> None:
         ({"Sec-Fetch-Site": "cross-site"}, "", 307),
         ({"Sec-Fetch-Site": "cross-site"}, "docs", 200),
         ({"Sec-Fetch-Site": "cross-site"}, "healthz", 200),
-        ({}, "recommend?id=c010&exploration=0.1", 422),
+        ({}, "recommend?id=c010&diversity=0.1", 422),
         ({}, "recommend?id=c010", 200),
     ):
         assert status_of(address, route, headers) == status, (headers, route)

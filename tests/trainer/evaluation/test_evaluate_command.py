@@ -134,15 +134,6 @@ def test_task_and_baselines_are_in_report_and_text(workspace: Path) -> None:
     assert repeat["baselines"]["metrics"]["test"] != new["baselines"]["metrics"]["test"]
 
 
-def test_run_below_a_baseline_is_named(workspace: Path) -> None:
-    shortfall = report_of(workspace / "brief")["baselines"]["shortfall"]
-    lines = (workspace / "brief.txt").read_text().splitlines()
-    assert [line for line in lines if not line.startswith("next: ")][-1] == shortfall
-    assert shortfall.startswith("ndcg@10 on test is ")
-    assert "item cosine (" in shortfall
-    assert "; what ALS and EASE reach: 'crossfade evaluate RUN --baselines'" in shortfall
-
-
 def test_samples_and_baselines_are_of_the_same_queries(workspace: Path) -> None:
     report, again = report_of(workspace / "good"), evaluated(workspace, "good", "--max-queries", 10)
     lineage = LineageReader(Folder(workspace / "data"), read_manifest(Folder(workspace / "data")))

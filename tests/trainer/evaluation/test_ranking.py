@@ -216,7 +216,7 @@ def test_metrics_match_formulas(
     assert metrics == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(("workers", "cold"), [(2, True), (3, False), (40, True)])
+@pytest.mark.parametrize(("workers", "cold"), [(3, False), (40, True)])
 def test_metrics_do_not_depend_on_number_of_workers(
     data: Path, workers: int, cold: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,15 +244,6 @@ def test_metrics_do_not_depend_on_number_of_workers(
     alone = evaluate(source, source.model("dot"), held_out(data, "test", ["train"]), spec, counts_N, np.asarray)
     assert together == alone
     assert ("recall_cold@10" in together) is cold
-
-
-@pytest.mark.parametrize("exclude", [["train", "valid"], []])
-def test_task_repeat_excludes_nothing_and_counts_everything(data: Path, exclude: list[SplitName]) -> None:
-    source = SOURCES["no ties"]
-    spec = EvaluateConfig(k=DEPTHS, best_metric="ndcg@10")
-    found = held_out(data, "test", exclude, task="repeat")
-    metrics = evaluate(source, source.model("dot"), found, spec, COUNTS_N, np.asarray)
-    assert metrics == pytest.approx(plain_metrics(source, "dot", by_query("test"), {}, DEPTHS), rel=1e-9)
 
 
 def test_vacant_rows_are_not_ranked() -> None:

@@ -17,9 +17,8 @@ from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Feature
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.recommend.candidates import Candidates, read_lists, select_candidates
-from crossfade.trainer.recommend.options import FilterOptions, ListFiles
-from crossfade.trainer.recommend.row_names import RowNames
+from crossfade.trainer.recommend.candidates import Candidates, filter_rows
+from crossfade.trainer.recommend.options import FilterOptions, RankingOptions
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 NAMES = ["Jazz One", "Jazz Two", "Rock One", "Rock Two", "Both", None]
@@ -60,9 +59,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "songs.tsv").write_text(SONGS.replace('"Blue, Note"', "Blue Note").replace(",", "\t"))
     table = pa.table({"song": [5000, 5003], "year": pa.array([1959, 2003], pa.int32())})
     pq.write_table(table, folder / "songs.parquet")
-    (folder / "allowed.txt").write_text("5001\n5003\n5004\n1\n")
-    (folder / "denied.csv").write_text("track,why\n5003,x\n")
-    (folder / "strangers.txt").write_text("1\n2\n")
     return folder
 
 
@@ -82,9 +78,7 @@ class Data:
 
 def select(data: Path, **options: object) -> Candidates:
     manifest = DatasetManifest.model_validate_json((data / "manifest.json").read_bytes())
-    model = cast(TrainedModel, Data(Folder(data), manifest))
-    names = RowNames(model.vocabulary("track"), "track")
-    return select_candidates(model, "track", read_lists(ListFiles.of(**options), names, "track"))
+    return filter_rows(cast(TrainedModel, Data(Folder(data), manifest)), "track", RankingOptions.of(**options))
 
 
 def kept(data: Path, **options: object) -> list[int]:
@@ -125,13 +119,6 @@ def test_condition_on_a_metadata_file(data: Path, name: str, condition: str, row
     assert kept(data, where=condition, metadata=data / name) == rows
 
 
-def test_allowed_and_denied_ids(data: Path) -> None:
-    allow, deny = [str(data / "allowed.txt")], [str(data / "denied.csv")]
-    assert kept(data, allow=allow) == [1, 3, 4]
-    assert kept(data, deny=deny) == [0, 1, 2, 4]
-    assert kept(data, allow=allow, deny=deny, where="count > 1") == [1]
-
-
 @pytest.mark.parametrize("ids", [np.array([7, 8]), [np.int32(7), 8], np.array(["7", "8"]), ["7", np.str_("8")]])
 def test_ids_may_be_numbers_and_texts_of_numpy(ids: object) -> None:
     assert FilterOptions.of(allow=ids).allow == FilterOptions.of(deny=ids).deny == ("7", "8")
@@ -161,14 +148,11 @@ def test_groups_come_from_a_feature_or_a_column(data: Path) -> None:
         ({"where": "yeer > 1990"}, "where yeer > 1990: .*the columns are id, name, count, tag; further columns come"),
         ({"where": "count >"}, r"where count >: .*syntax error"),
         ({"where": "true) UNION SELECT 99 --"}, "where .*syntax error"),
-        ({"where": "count > 100"}, "the filters leave no track: relax where, allow, or deny"),
         (
             {"where": "(SELECT count(*) FROM read_csv('/etc/passwd')) > 0"},
             "where .*file system operations are disabled",
         ),
         ({"max_per": ("artist", 1)}, "there is no column 'artist' to group by; the columns are id, name, count"),
-        ({"allow": ["{data}/strangers.txt"]}, "strangers.txt: none of its 2 IDs is one of track: 1, 2"),
-        ({"deny": ["{data}/missing.txt"]}, "missing.txt: no such file"),
         ({"metadata": "{data}/none.csv", "where": "year > 1"}, "metadata .*none.csv: no such file"),
         (
             {"metadata": "{data}/songs.parquet", "where": "year > 1"},
@@ -177,10 +161,6 @@ def test_groups_come_from_a_feature_or_a_column(data: Path) -> None:
     ],
 )
 def test_filter_that_cannot_work_is_explained(data: Path, options: dict[str, object], message: str) -> None:
-    def fill(value: object) -> object:
-        if isinstance(value, list):
-            return [text.format(data=data) for text in value]
-        return value.format(data=data) if isinstance(value, str) else value
-
+    named = {name: value.format(data=data) if isinstance(value, str) else value for name, value in options.items()}
     with pytest.raises(InputError, match=message):
-        select(data, **{name: fill(value) for name, value in options.items()})
+        select(data, **named)

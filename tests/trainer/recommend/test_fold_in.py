@@ -95,16 +95,3 @@ def test_history_without_liked_items_gets_the_mean_of_queries(run: Path) -> None
         np.testing.assert_allclose(FoldIn(model).vectors(disliked), np.tile(mean_D, (300, 1)), atol=1e-6)
 
     with_trained_model(ModelSource(source=str(run)), print, check)
-
-
-@of_score("euclidean")
-def test_vector_does_not_depend_on_other_histories(run: Path) -> None:
-    def check(model: TrainedModel) -> None:
-        fold_in, histories = FoldIn(model), histories_of(model)
-        everyone_QD = fold_in.vectors(histories)
-        for query in range(0, 300, 60):
-            part = slice(*histories.lists.starts_Q1[query : query + 2])
-            alone = Histories(histories.lists.slice(query, query + 1), histories.weight_N[part])
-            np.testing.assert_array_equal(fold_in.vectors(alone)[0], everyone_QD[query])
-
-    with_trained_model(ModelSource(source=str(run)), print, check)

@@ -77,12 +77,6 @@ def test_written_histories_equal_loaded_ones(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["items", "starts", "weights"]
 
 
-def test_parts_are_bounded_in_interactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "_MAX_PART_INTERACTIONS", 10)
-    assert history.part_starts(np.array([4, 4, 6, 1, 1, 25, 1])).tolist() == [0, 2, 5, 7]
-    assert history.part_starts(np.array([], np.int64)).tolist() == [0]
-
-
 def test_favorites_are_the_items_of_the_largest_positive_weights() -> None:
     histories = history.make_histories(
         np.array([1, 1, 1, 1, 0]), np.array([4, 2, 9, 7, 1]), np.array([1.0, 3.0, -5.0, 1.0, -1.0], np.float32), 2, 10

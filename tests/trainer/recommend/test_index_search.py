@@ -12,7 +12,7 @@ from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
-from crossfade.trainer.recommend.faiss_lists import ListOptions, VectorLists
+from crossfade.trainer.recommend.faiss_lists import VectorLists
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.ranker import Ranker
@@ -26,7 +26,7 @@ ROWS, QUERIES, DIM, DEPTH = 4000, 60, 8, 20
 def test_ranking_of_a_query_does_not_depend_on_other_queries() -> None:
     random = np.random.default_rng(1)
     vectors_RD, query_QD = (random.standard_normal((rows, DIM), np.float32) for rows in (ROWS, QUERIES))
-    lists = VectorLists.train(vectors_RD, ROWS, ListOptions("cosine"), 1.0)
+    lists = VectorLists.train(vectors_RD, ROWS, "cosine", 1.0)
     lists.add(np.arange(ROWS), vectors_RD)
     kept_R = np.ones(ROWS, np.bool_)
     model = cast(TrainedModel, SimpleNamespace(vectors=ArrayVectors({"track": vectors_RD})))
@@ -61,7 +61,7 @@ def test_candidates_of_lists_that_are_not_scanned_first_are_found(metric: ScoreK
     random = np.random.default_rng(2)
     vectors_RD, query_QD = (random.standard_normal((rows, DIM), np.float32) for rows in (ROWS, QUERIES))
     longest = float(np.linalg.norm(vectors_RD, axis=1).max())
-    lists = VectorLists.train(vectors_RD, ROWS, ListOptions(metric), longest)
+    lists = VectorLists.train(vectors_RD, ROWS, metric, longest)
     lists.add(np.arange(ROWS), vectors_RD)
     kept_R = np.zeros(ROWS, np.bool_)
     kept_R[random.choice(ROWS, 30, replace=False)] = True

@@ -44,7 +44,7 @@ def test_checkpoint_that_turns_out_to_be_corrupt_gives_way_to_an_older_one(tmp_p
         ({"k": 2, "deny": ["1028", "1007"]}, [2, 7], [7, 8]),
         ({"k": 3, "allow": ["1014", "1049", "1063", "1035"]}, [2, 7, 9], [7, 9]),
         ({"k": 9, "max_per": ("count", 1)}, [4, 1, 8, 0, 6], [4, 1, 8, 0, 6]),
-        ({"k": 4, "popularity_damping": 9, "diversity": 1, "exploration": 1}, [4, 1, 2, 7], [4, 1, 7, 8]),
+        ({"k": 4, "popularity_damping": 9, "diversity": 1}, [4, 1, 2, 7], [4, 1, 7, 8]),
     ],
 )
 def test_queries_without_a_vector_get_popular_items(

@@ -138,15 +138,6 @@ def settings(epochs: int, popularity: object) -> tuple[str, ...]:
     return "--set", f"train.epochs={epochs}", "--set", f"model.popularity={popularity}"
 
 
-def test_given_factor_needs_no_valid_split(workspace: Path, tmp_path: Path) -> None:
-    succeeded(crossfade_here("prepare", "--train", workspace / "plays.parquet", *COLUMNS, "--out", tmp_path / "data"))
-    for popularity, expected in (("auto", None), (0.5, (0.5, 1.0))):
-        data = ("--set", f"data.path={tmp_path / 'data'}", *settings(1, popularity))
-        succeeded(crossfade_here("train", workspace / "job.yaml", "--run-dir", tmp_path / "run", "--overwrite", *data))
-        term = term_of(tmp_path / "run")
-        assert (term and (term.card.factor, term.card.share)) == expected
-
-
 def test_term_can_be_given_and_left_out_when_a_run_is_resumed(workspace: Path, tmp_path: Path) -> None:
     command = ("train", workspace / "job.yaml", "--run-dir", tmp_path / "run")
     succeeded(crossfade_here(*command, "--set", "model.popularity=-0.5"))

@@ -16,7 +16,6 @@ from crossfade.trainer.recommend.options import RerankingOptions
 from crossfade.trainer.recommend.reranking import Reranking
 
 QUERIES, ITEMS, CANDIDATES, DIM, TEMPERATURE = 40, 90, 50, 20, 0.2
-KEYS_Q = np.arange(QUERIES)
 COUNTS_R = np.arange(ITEMS) ** 2 % 70
 TABLE = TableSpec(ITEM, ITEMS, DIM, 0.1)
 
@@ -36,8 +35,8 @@ SOURCE = Vectors()
 UNIT_ID = SOURCE.tables[ITEM] / np.linalg.norm(SOURCE.tables[ITEM], axis=1, keepdims=True)
 
 
-def reranked(damping_R: FloatArray | None = None, **options: float) -> Reranking:
-    return Reranking(RerankingOptions.of(**options), Score.of("dot", 1.0), TEMPERATURE, damping_R)
+def reranked(**options: float) -> Reranking:
+    return Reranking(RerankingOptions.of(**options), Score.of("dot", 1.0), TEMPERATURE)
 
 
 def best() -> tuple[IntArray, FloatArray]:
@@ -49,9 +48,8 @@ def best() -> tuple[IntArray, FloatArray]:
     return rows_QC, scores_QC
 
 
-def choose(reranking: Reranking, count: int = 10, queries_Q: IntArray = KEYS_Q) -> tuple[IntArray, FloatArray]:
-    rows_QC, scores_QC = best()
-    return reranking.choose(rows_QC[queries_Q], scores_QC[queries_Q], count, queries_Q, SOURCE, TABLE)
+def choose(reranking: Reranking) -> tuple[IntArray, FloatArray]:
+    return reranking.choose(*best(), 10, SOURCE, TABLE)
 
 
 def plain_list(scores: dict[int, float], diversity: float, count: int) -> list[int]:
@@ -69,36 +67,19 @@ def plain_list(scores: dict[int, float], diversity: float, count: int) -> list[i
 
 
 @pytest.mark.parametrize("diversity", [0.0, 0.3, 0.8, 1.0])
-@pytest.mark.parametrize("damping", [0.0, 0.7])
-def test_lists_are_those_of_maximal_marginal_relevance(
-    diversity: float, damping: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lists_are_those_of_maximal_marginal_relevance(diversity: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are the same whatever the number of vectors in memory."""
-    damping_R = reranked(popularity_damping=damping).damping(COUNTS_R)
-    np.testing.assert_allclose(damping_R, damping * TEMPERATURE * np.log(1 + COUNTS_R), rtol=1e-6)
-    (rows_QC, scores_QC), change = best(), reranked(damping_R, diversity=diversity)
+    (rows_QC, scores_QC), change = best(), reranked(diversity=diversity)
     rows_QK, scores_QK = choose(change)
     for query in range(QUERIES):
         known = rows_QC[query][rows_QC[query] >= 0]
-        scores = {int(row): float(score - damping_R[row]) for row, score in zip(known, scores_QC[query], strict=False)}
+        scores = {int(row): float(score) for row, score in zip(known, scores_QC[query], strict=False)}
         expected = plain_list(scores, diversity, 10)
         assert rows_QK[query].tolist() == expected + [-1] * (10 - len(expected))
         np.testing.assert_allclose(scores_QK[query, : len(expected)], [scores[item] for item in expected], rtol=1e-5)
     assert np.isneginf(scores_QK[-1, 3:]).all()
     monkeypatch.setattr(reranking, "_MAX_VALUES", 1)
     np.testing.assert_array_equal(choose(change)[0], rows_QK)
-
-
-def test_chance_depends_on_seed_and_query_alone() -> None:
-    rows_QK, _ = choose(reranked(exploration=0.3))
-    some_Q = np.array([30, 3, 7])
-    np.testing.assert_array_equal(choose(reranked(exploration=0.3), queries_Q=some_Q)[0], rows_QK[some_Q])
-    other_QK, _ = choose(reranked(exploration=0.3, seed=2**70 + 5))
-    assert 0.2 < (other_QK[:-1] != rows_QK[:-1]).any(axis=1).mean() <= 1
-    for rows_K in rows_QK:
-        listed = rows_K[rows_K >= 0]
-        assert len(set(listed.tolist())) == len(listed)
-    assert set(rows_QK[-1, :3]) == set(best()[0][-1, :3])
 
 
 def test_metrics_are_of_re_ranked_lists_without_vacant_items() -> None:
@@ -114,7 +95,7 @@ def test_metrics_are_of_re_ranked_lists_without_vacant_items() -> None:
     ]
     nothing = ItemLists(np.zeros(QUERIES + 1, np.int64), np.empty(0, np.int64))
     truth = ItemLists(np.arange(QUERIES + 1), np.array([of_query[2] for of_query in lists]))
-    held_out = HeldOut(KEYS_Q, truth, nothing, item_I=np.delete(np.arange(ITEMS), vacant))
+    held_out = HeldOut(np.arange(QUERIES), truth, nothing, item_I=np.delete(np.arange(ITEMS), vacant))
     spec, change = EvaluateConfig(k=[2, 3, 5], best_metric="ndcg@3"), reranked(popularity_damping=0.4, diversity=0.6)
     metrics = evaluate(SOURCE, model, held_out, spec, COUNTS_R, np.asarray, reranking=change)
     assert [metrics[f"recall@{k}"] for k in spec.k] == [0.0, 1.0, 1.0]

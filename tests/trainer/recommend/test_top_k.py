@@ -18,8 +18,6 @@ from crossfade.trainer.recommend import top_k
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.top_k import rank_vectors
 
-TILES = [(256, 1 << 17, 1 << 14), (40, 40 * 64, 1 << 14), (7, 700, 300), (1, 1, 1), (16, 16 * 129, 400)]
-"""Queries and scores of a tile, and items of a block."""
 DRIVER = Path(__file__).parents[2] / "support" / "drive_rankings.py"
 
 

@@ -166,7 +166,7 @@ def test_rows_with_given_vectors_count_as_trained(workspace: Path, frozen: Path)
     given = np.isin(cold, GIVEN)
     assert 0 < given.sum() < 10
     trained_R = with_trained_model(
-        ModelSource(source=str(frozen)), print, lambda model: model.trained_rows(model.spec.item)
+        ModelSource(source=str(frozen)), print, lambda model: model.trained_rows(model.spec.item.name)
     )
     np.testing.assert_array_equal(trained_R[cold], given)
     succeeded(crossfade_here("export", frozen, "--to", "numpy", "--out", workspace / "exported"))
