@@ -18,7 +18,6 @@ from engine_cases import (
     DRAWS,
     ITEM_TABLE,
     LOG_Q,
-    MARGIN,
     QUERY_TABLE,
     TEMPERATURE,
     TOP_K_TEMPERATURE,
@@ -71,8 +70,7 @@ def loss_of(
         scores = {row: score_of(case.score, query_D, items_ND[row]) for row in {item, *counted}}
         others = [scores[row] - (float(LOG_Q[row]) if case.log_q else 0.0) for row in counted]
         weight = float(case.weight_B[example])
-        ranks = (case.items - 1) / max(len(drawn), 1)
-        loss = example_loss(case.loss, scores[item], others, len(drawn), ranks, positive=weight >= 0)
+        loss = example_loss(case.loss, scores[item], others, len(drawn), positive=weight >= 0)
         if case.top_k and weight > 0:
             plain = [float(score_of(case.score, fixed_BD[example], fixed_ND[row])) for row in (item, *counted)]
             weight *= top_k_weight(case.top_k, plain, [1.0, *(items_of(case, row) for row in counted)])
@@ -96,29 +94,15 @@ def items_of(case: Case, row: int) -> float:
     return 1.0 if case.negatives == "all" else case.items / DRAWS
 
 
-def example_loss(
-    loss: LossKind, own: Number, others: list[Number], count: int, ranks: float, *, positive: bool
-) -> Number:
-    """Return the loss of one example; ``others`` are the scores of those of its ``count`` negatives that count.
-
-    Under ``warp``, each violation stands for ``ranks`` ranks.
-    """
-    if loss == "logistic":
-        pushed = sum(minus_log_sigmoid(-other) for other in others) / max(count, 1)
-        return minus_log_sigmoid(own) + pushed if positive else minus_log_sigmoid(-own)
+def example_loss(loss: LossKind, own: Number, others: list[Number], count: int, *, positive: bool) -> Number:
+    """Return the loss of one example; ``others`` are the scores of those of its ``count`` negatives that count."""
     if not others:
         return 0.0
     if loss == "softmax":
         power, powers = exp(own), sum(exp(other) for other in others)
         return -log((power if positive else powers) / (power + powers))
     gaps = [other - own if positive else own - other for other in others]
-    if loss == "bpr":
-        return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
-    margin = MARGIN / TEMPERATURE
-    if not positive:
-        return sum(max(0.0, margin + gap) for gap in gaps) / count
-    violators = sum(1 for gap in gaps if margin + gap > 0)
-    return math.log(1 + violators * ranks) * max(0.0, margin + max(gaps))
+    return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
 
 
 def autograd(loss: Number, leaves: Mapping[str, Any]) -> tuple[float, dict[str, FloatArray]]:

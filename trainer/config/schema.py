@@ -38,7 +38,6 @@ from crossfade.trainer.config.sections import (
     ModelConfig,
     Name,
     NegativesConfig,
-    NonNegative,
     OptimizerConfig,
     Positive,
     Section,
@@ -259,10 +258,9 @@ class JobConfig(Section):
     model: ModelConfig = ModelConfig()
     loss: LossKind = Field(
         "softmax",
-        description="loss function: bpr, logistic, softmax (over the negatives), or warp; an interaction of negative "
-        "weight is negative feedback and is penalized by the reversed loss",
+        description="loss function: bpr, or softmax (over the negatives); an interaction of negative weight is "
+        "negative feedback and is penalized by the reversed loss",
     )
-    margin: NonNegative = Field(0.5, description="margin of warp between the item's score and its negatives'")
     top_k: AtLeastOne | None = Field(
         None,
         description="K of softmax at the top of the list: an interaction whose item scores above the K-th highest of "
@@ -271,8 +269,8 @@ class JobConfig(Section):
     )
     top_k_temperature: Positive = Field(
         0.6,
-        description="difference of scores over which the weight of top_k changes, in the units of margin: lower is "
-        "sharper, and less is learned of items far down the list",
+        description="difference of scores over which the weight of top_k changes, before the division by "
+        "model.temperature: lower is sharper, and less is learned of items far down the list",
     )
     negatives: NegativesConfig = NegativesConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -89,7 +89,7 @@ EngineName = Literal["auto", "cpu", "mxnet", "torch"]
 
 HISTORY = "history"
 """The name in ``model.query_features`` of the mean of the items that a query has interacted with."""
-LossKind = Literal["bpr", "logistic", "softmax", "warp"]
+LossKind = Literal["bpr", "softmax"]
 
 
 class DenseConfig(Section):

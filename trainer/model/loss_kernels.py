@@ -19,26 +19,22 @@ from numpy.typing import NDArray
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.jit import njit
 from crossfade.trainer.model.kernel_arguments import ScoreScales, TopK
-from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
+from crossfade.trainer.model.loss_math import ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
 
-BPR, LOGISTIC, SOFTMAX, WARP = range(4)
+BPR, SOFTMAX = range(2)
 """Numbers of the losses."""
 _LOWEST = np.finfo(np.float32).min
 
 
 class LossParams(NamedTuple):
-    """A loss and its constants, float32.
+    """A loss and its constants.
 
     Attributes:
         code: the loss, such as BPR.
-        margin: m of warp, in units of the scores.
-        ranks_per_negative: (N − 1)/C, which scales warp's violations to a rank among all N items.
         top_k: which examples weigh more under softmax.
     """
 
     code: int
-    margin: np.float32
-    ranks_per_negative: np.float32
     top_k: TopK
 
 
@@ -71,28 +67,21 @@ def example_loss(params, score, scores_C, parts_C, item, negatives_C, weight):  
     """
     if weight < ZERO:
         return _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C, -weight)
-    if params.code == WARP:
-        return _warp(params, score, scores_C, item, negatives_C, weight)
     if params.code == SOFTMAX:
         return _softmax(score, scores_C, item, negatives_C, weight)
-    share = weight / np.float32(scores_C.shape[0])
-    if params.code == BPR:
-        return _pairs(score, ONE, scores_C, parts_C, item, negatives_C, share)
-    positive, pull = log_sigmoid_loss(score)
-    others, _ = _pairs(ZERO, ZERO, scores_C, parts_C, item, negatives_C, share)
-    return weight * positive + others, -weight * pull
+    return _pairs(score, scores_C, parts_C, item, negatives_C, weight / np.float32(scores_C.shape[0]))
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _pairs(score, slope_sign, scores_C, parts_C, item, negatives_C, share):  # type: ignore[no-untyped-def]
-    """Return Σ_j share·−log σ(score − s_j) and, times ``slope_sign``, its derivative by ``score``."""
+def _pairs(score, scores_C, parts_C, item, negatives_C, share):  # type: ignore[no-untyped-def]
+    """Return Σ_j share·−log σ(score − s_j), and its derivative by ``score``."""
     for c in range(scores_C.shape[0]):
         # Computed for all and then selected: a branch around it would not vectorize.
         part, pull = log_sigmoid_loss(score - scores_C[c])
         counts = share if negatives_C[c] != item else ZERO
         parts_C[c] = counts * part
         scores_C[c] = counts * pull
-    return sum_lanes(parts_C), -slope_sign * sum_lanes(scores_C)
+    return sum_lanes(parts_C), -sum_lanes(scores_C)
 
 
 @njit(cache=True, error_model="numpy", inline="always")
@@ -110,37 +99,6 @@ def _softmax(score, scores_C, item, negatives_C, weight):  # type: ignore[no-unt
     return weight * (math.log(total) + max_score - score), positive * scale - weight
 
 
-@njit(cache=True, error_model="numpy", inline="always")
-def _above(floor, scores_C, item, negatives_C, share):  # type: ignore[no-untyped-def]
-    """Return Σ_j share·[s_j − floor]₊ and how many negatives exceed the floor; derivatives replace the scores."""
-    total, count = ZERO, 0
-    for c in range(scores_C.shape[0]):
-        excess = scores_C[c] - floor if negatives_C[c] != item else ZERO
-        # Keeps NaN, which would vanish in max(excess, 0).
-        scores_C[c] = ZERO if excess <= ZERO else (share if excess > ZERO else excess)
-        total += ZERO if excess <= ZERO else share * excess
-        count += not excess <= ZERO
-    return total, count
-
-
-@njit(cache=True, error_model="numpy")
-def _warp(params, score, scores_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
-    """Compute ``example_loss`` for warp; not inlined, as ``_negative_feedback_loss``."""
-    best, max_score = 0, _LOWEST
-    for c in range(scores_C.shape[0]):
-        if negatives_C[c] != item and not scores_C[c] <= max_score:
-            best, max_score = c, scores_C[c]
-    floor = score - params.margin
-    _, violators = _above(floor, scores_C, item, negatives_C, ONE)
-    scores_C[:] = ZERO
-    if violators == 0:
-        return ZERO, ZERO
-    cost = weight * np.float32(math.log1p(np.float32(violators) * params.ranks_per_negative))
-    cost = cost if max_score > floor else max_score - floor  # NaN: a score is
-    scores_C[best] = cost
-    return cost * (max_score - floor), -cost
-
-
 @njit(cache=True, error_model="numpy")
 def _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
     """Compute ``example_loss`` for an example of weight −``cost``.
@@ -149,32 +107,14 @@ def _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C,
     """
     if params.code == SOFTMAX:
         return _negative_feedback_softmax(score, scores_C, item, negatives_C, cost)
-    if params.code == LOGISTIC:
-        scores_C[:] = ZERO
-        loss, pull = log_sigmoid_loss(-score)
-        return cost * loss, cost * pull
-    if params.code == WARP:
-        return _negative_feedback_warp(params, score, scores_C, item, negatives_C, cost)
     # A reversed pair is one whose scores, and derivatives, have the other sign.
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
     share = cost / np.float32(scores_C.shape[0])
-    loss, slope = _pairs(-score, ONE, scores_C, parts_C, item, negatives_C, share)
+    loss, slope = _pairs(-score, scores_C, parts_C, item, negatives_C, share)
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
     return loss, -slope
-
-
-@njit(cache=True, error_model="numpy", inline="always")
-def _negative_feedback_warp(params, score, scores_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
-    for c in range(scores_C.shape[0]):
-        scores_C[c] = -scores_C[c]
-    share = cost / np.float32(scores_C.shape[0])
-    loss, _ = _above(-score - params.margin, scores_C, item, negatives_C, share)
-    slope = sum_lanes(scores_C)
-    for c in range(scores_C.shape[0]):
-        scores_C[c] = -scores_C[c]
-    return loss, slope
 
 
 @njit(cache=True, error_model="numpy", inline="always")

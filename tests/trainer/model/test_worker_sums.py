@@ -68,7 +68,7 @@ class Step:
         """Return the gradients of a worker."""
         batch, tables = self.batch(rank, workers), np.random.default_rng(2)
         negatives = NegativesConfig(kind=self.negatives, count=self.count)
-        engine = CpuEngine(self.model, LossSpec(self.loss, 0.5, margin=0.3), negatives)
+        engine = CpuEngine(self.model, LossSpec(self.loss, 0.5), negatives)
         weights = {
             table.name: tables.standard_normal((table.rows, self.dim)).astype(np.float32) for table in self.model.tables
         }
@@ -117,8 +117,8 @@ STEPS = {
     "softmax, shared, cosine": Step("softmax", "cosine", "shared"),
     "softmax, in batch": Step("softmax", "cosine", "in_batch", dim=64),
     "softmax, mixed": Step("softmax", "euclidean", "mixed"),
-    "warp, shared": Step("warp", "euclidean", "shared"),
-    "logistic, mixed": Step("logistic", "cosine", "mixed"),
+    "bpr, shared, euclidean": Step("bpr", "euclidean", "shared"),
+    "bpr, mixed": Step("bpr", "cosine", "mixed"),
 }
 
 

@@ -419,25 +419,15 @@ class ScoreLoss:
         self._autograd = mx.autograd
         self._spec = spec
         self._items = items
-        self._margin = spec.margin / spec.temperature
         self.top_k = spec.top_k
 
     def losses(self, scores: Scores, sign_B1: Array) -> Array:
         """Return the loss of each example, (B,), or the reversed loss where its sign is -1."""
-        nd, kind = self._nd, self._spec.kind
-        if kind == "softmax":
+        nd = self._nd
+        if self._spec.kind == "softmax":
             return self._softmax(scores, sign_B1)
-        counts_BC, count = 1 - scores.excluded_BC, scores.negatives
-        positive_B1, negative_BC = scores.positive_B1, scores.negative_BC
-        if kind == "logistic":
-            pushed_B1 = nd.sum(self._softplus(negative_BC) * counts_BC, axis=1, keepdims=True) / count
-            return (self._softplus(-sign_B1 * positive_B1) + (sign_B1 > 0) * pushed_B1)[:, 0]
-        gaps_BC = nd.broadcast_mul(sign_B1, nd.broadcast_sub(negative_BC, positive_B1))
-        if kind == "bpr":
-            return nd.sum(self._softplus(gaps_BC) * counts_BC, axis=1) / count
-        violation_BC = nd.relu(gaps_BC + self._margin) * counts_BC
-        reversed_B = nd.sum(violation_BC, axis=1) / count
-        return nd.where(sign_B1[:, 0] > 0, self._warp(violation_BC), reversed_B)
+        gaps_BC = nd.broadcast_mul(sign_B1, nd.broadcast_sub(scores.negative_BC, scores.positive_B1))
+        return nd.sum(self._softplus(gaps_BC) * (1 - scores.excluded_BC), axis=1) / scores.negatives
 
     def weight_at_top(self, above: Array) -> Array:
         """Return the factors of the weights of examples whose items' scores are ``above`` the K-th highest."""
@@ -483,15 +473,6 @@ class ScoreLoss:
         others_B1 = self.log_sum_exp(scores.negative_BC + _EXCLUDED_SCORE * scores.excluded_BC)
         has_negative_B1 = others_B1 > _EXCLUDED_SCORE / 2
         return (has_negative_B1 * self._softplus(sign_B1 * (others_B1 - scores.positive_B1)))[:, 0]
-
-    def _warp(self, violation_BC: Array) -> Array:
-        """Compute the largest violation of each example times the log of its rank, estimated from the violations."""
-        nd = self._nd
-        with self._autograd.pause():
-            ranks_B = nd.sum(violation_BC > 0, axis=1) * ((self._items - 1) / violation_BC.shape[1])
-            place_B, factor_B = nd.argmax(violation_BC, axis=1), nd.log1p(ranks_B)
-        # Picked by place: the gradient of a maximum would go to each of several equal values.
-        return factor_B * nd.pick(violation_BC, place_B, axis=1)
 
     def _softplus(self, x: Array) -> Array:
         """Compute log(1 + eˣ) without overflow. (x + |x|)/2 is its linear part, with the derivative 1/2 at 0."""
