@@ -361,9 +361,8 @@ class JobConfig(Section):
 
     def starting_points(self) -> dict[str, str]:
         """Return the paths and URIs that a new run reads its rows from, by key."""
-        given = {f"model.start.{name}": source for name, source in self.model.start.items()}
         warm = self.checkpoint.warm_start_from
-        return given if warm is None else {"checkpoint.warm_start_from": warm, **given}
+        return {} if warm is None else {"checkpoint.warm_start_from": warm}
 
     def with_absolute_paths(self) -> JobConfig:
         """Return the same job with absolute paths, so that it does not depend on the working directory."""
@@ -372,11 +371,9 @@ class JobConfig(Section):
             for key, value in (("path", self.checkpoint.path), ("warm_start_from", self.checkpoint.warm_start_from))
         }
         tensorboard = self.tracking.tensorboard
-        start = {name: _absolute(source) for name, source in self.model.start.items()}
         return self.model_copy(
             update={
                 "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
-                "model": self.model.model_copy(update={"start": start}),
                 "checkpoint": self.checkpoint.model_copy(update=checkpoint),
                 "tracking": self.tracking.model_copy(
                     update={"tensorboard": _absolute(tensorboard) if isinstance(tensorboard, str) else tensorboard}
@@ -391,11 +388,10 @@ class JobConfig(Section):
         the learning rates: a run that has diverged continues with a lower one.
         """
         now, before = (job.with_absolute_paths().values() for job in (self, earlier))
-        # Keys of model.start are those of its tables.
         return [
-            f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-            for key in before | now
-            if now.get(key) != before.get(key) and not key.startswith(_CHANGEABLE_ON_RESUME)
+            f"{key} was {before[key]!r} and is now {now[key]!r}"
+            for key in now
+            if now[key] != before[key] and not key.startswith(_CHANGEABLE_ON_RESUME)
         ]
 
     def non_default_values(self) -> dict[str, Any]:

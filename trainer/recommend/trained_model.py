@@ -44,7 +44,6 @@ from crossfade.trainer.embeddings.checkpoint_source import (
 from crossfade.trainer.embeddings.current_run import current_run
 from crossfade.trainer.embeddings.files import GROUP_ROWS, EmbeddingFiles, VectorSource
 from crossfade.trainer.embeddings.popularity import PopularityTerm, RankingVectors, ranking_spec, read_term
-from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, Score, make_model
 from crossfade.trainer.model.towers import Towers, load_towers
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
@@ -154,17 +153,13 @@ class TrainedModel:
         """Return which rows of the queries or items, ``table``, training has given a vector, bool (R,).
 
         A row without an interaction of positive weight in train has its initial vector, which is random unless it has
-        features or ``model.start`` gave it one.
+        features.
         """
         if any(tower.entity == table for tower in self.spec.towers):
             trained_R = np.ones(table.rows, np.bool_)
             trained_R[self.manifest.entities[table.name].vacant_rows] = False
             return trained_R
-        vocabulary, start = self.vocabulary(table.name), self.job.model.start.get(table.name)
-        warm_R = vocabulary.total_counts() > 0
-        if start is None:
-            return warm_R
-        return warm_R | GivenVectors(table.name, start, vocabulary, self.job.model.dim).has_vector_R
+        return self.vocabulary(table.name).total_counts() > 0
 
 
 class CheckpointVectors:

@@ -71,20 +71,20 @@ def compose(job: JobConfig, model: ModelSpec, towers: Towers, servers: RowStore 
     if choice.engine != "cpu":
         notes += (f"gradients are computed by engine {choice.engine} on {choice.device}",)
     if servers is not None:
-        return Composition(servers, engine, PullPushStep(servers, engine, towers, model.frozen), notes)
+        return Composition(servers, engine, PullPushStep(servers, engine, towers), notes)
     if not _keeps_tables_on_device(job, choice):
         local = LocalStore()
-        step: Step = PullPushStep(local, engine, towers, model.frozen)
-        is_plain = vectors_are_rows and not (model.score.normalized or model.frozen)
+        step: Step = PullPushStep(local, engine, towers)
+        is_plain = vectors_are_rows and not model.score.normalized
         if is_plain and engine.name == "cpu" and job.negatives.kind == "per_example":
             step = InPlaceStep(local, model, LossSpec.of(job))
         return Composition(local, engine, step, notes, local.stats)
     memory = job.train.device_memory_gib
     device = DeviceStore(torch_device(choice.device), None if memory is None else round(memory * 2**30))
-    step = PullPushStep(device, engine, towers, model.frozen)
+    step = PullPushStep(device, engine, towers)
     if vectors_are_rows:
         assert isinstance(engine, TorchEngine)
-        step = DeviceStep(device, engine, model, model.frozen)
+        step = DeviceStep(device, engine, model)
     return Composition(device, engine, step, notes, device.stats, device.describe)
 
 

@@ -234,12 +234,11 @@ def test_values_of_text_are_described_in_words(job_path: Path) -> None:
     }
     for override, message in rejected.items():
         assert error_of(job_path, SMALL, override) == f"set {override}: {message}"
-    names = {"query_features", "item_features", "query_content", "item_content", "frozen"}
+    names = {"query_features", "item_features", "query_content", "item_content"}
     keys = {"name", "query", "item", "best_metric", "pushgateway", "mlflow", "device", *names}
     assert len(list(patterns(JobConfig.model_json_schema()))) == len(keys)
     for name in names:
         assert "expected a letter" in error_of(job_path, SMALL, f"model.{name}=['a b']")
-    assert "expected a letter" in error_of(job_path, SMALL, "model.start={a b: vectors.parquet}")
 
 
 @pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "0.000001", "1E-6"])

@@ -43,8 +43,8 @@ def take_steps(step: Step, store: LocalStore | DeviceStore, case: Case) -> tuple
     return losses, list(store.pull(every).values())
 
 
-def on_device(store: DeviceStore, case: Case, *frozen: str) -> DeviceStep:
-    return DeviceStep(store, TorchEngine(case.model, case.loss_spec, case.spec), case.model, frozen)
+def on_device(store: DeviceStore, case: Case) -> DeviceStep:
+    return DeviceStep(store, TorchEngine(case.model, case.loss_spec, case.spec), case.model)
 
 
 @pytest.mark.parametrize("memory_bytes", [None, SPILLING_BYTES], ids=["on the device", "spilled"])
@@ -62,15 +62,6 @@ def test_steps_on_the_device_equal_steps_on_the_host(name: str, memory_bytes: in
     for found_ND, expected_ND, before_ND in zip(tables, expected, (QUERY_TABLE, ITEM_TABLE), strict=True):
         assert (np.abs(expected_ND - before_ND) > 0.01).any()
         np.testing.assert_allclose(found_ND, expected_ND, rtol=1e-4, atol=1e-5)
-
-
-def test_frozen_table_is_not_updated_on_the_device() -> None:
-    case = CASES["softmax-cosine-all"]
-    with closing(DeviceStore("cpu")) as store:
-        create(store, case)
-        _, (query_ND, item_ND) = take_steps(on_device(store, case, "track"), store, case)
-    assert item_ND.tobytes() == ITEM_TABLE.tobytes()
-    assert (query_ND != QUERY_TABLE).any()
 
 
 def test_empty_batch_changes_nothing_on_the_device() -> None:
