@@ -76,7 +76,7 @@ def test_gpu_that_no_installed_engine_can_drive_is_noted_or_refused_with_reason_
     assert fourth == f"train.device is gpu:3, but the GPUs of this machine are {OLD_GPU}"
 
 
-GPUS = [GpuInfo(index, f"GPU {index}", (8, 0), 1 << 34, (12, 8)) for index in range(3)]
+GPUS = [GpuInfo(index, f"GPU {index}", (8, 0), 1 << 34) for index in range(3)]
 
 
 @pytest.fixture
