@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from engine_cases import (
     CASES,
-    DRAWS,
     ITEM_TABLE,
     LOG_Q,
     QUERY_TABLE,
@@ -73,25 +72,15 @@ def loss_of(
         loss = example_loss(case.loss, scores[item], others, len(drawn), positive=weight >= 0)
         if case.top_k and weight > 0:
             plain = [float(score_of(case.score, fixed_BD[example], fixed_ND[row])) for row in (item, *counted)]
-            weight *= top_k_weight(case.top_k, plain, [1.0, *(items_of(case, row) for row in counted)])
+            weight *= top_k_weight(case.top_k, plain)
         total = total + abs(weight) * loss
     return total / case.global_size
 
 
-def top_k_weight(k: int, scores: list[float], shares: list[float]) -> float:
-    """Return 2σ((s − β)/τ) of the first of ``scores``; β is the highest from which their ``shares`` add up to k."""
-    reached = [
-        floor for floor in scores if sum(s for s, score in zip(shares, scores, strict=True) if score >= floor) >= k
-    ]
-    beta = max(reached, default=min(scores))
+def top_k_weight(k: int, scores: list[float]) -> float:
+    """Return 2σ((s − β)/τ) of the first of ``scores``; β is the k-th highest."""
+    beta = sorted(scores, reverse=True)[min(k, len(scores)) - 1]
     return 2 / (1 + math.exp(-(scores[0] - beta) * TEMPERATURE / TOP_K_TEMPERATURE))
-
-
-def items_of(case: Case, row: int) -> float:
-    """Return how many items a negative stands for."""
-    if case.log_q:
-        return math.exp(-float(LOG_Q[row]))
-    return 1.0 if case.negatives == "all" else case.items / DRAWS
 
 
 def example_loss(loss: LossKind, own: Number, others: list[Number], count: int, *, positive: bool) -> Number:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.jit import njit
-from crossfade.trainer.model.kernel_arguments import ScoreScales, TopK
+from crossfade.trainer.model.kernel_arguments import ScoreScales
 from crossfade.trainer.model.loss_math import ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
 
 BPR, SOFTMAX = range(2)
@@ -26,38 +26,26 @@ BPR, SOFTMAX = range(2)
 _LOWEST = np.finfo(np.float32).min
 
 
-class LossParams(NamedTuple):
-    """A loss and its constants.
-
-    Attributes:
-        code: the loss, such as BPR.
-        top_k: which examples weigh more under softmax.
-    """
-
-    code: int
-    top_k: TopK
-
-
 class Objective(NamedTuple):
     """What a step minimizes.
 
     Attributes:
-        params: the loss.
+        code: the loss, such as BPR.
         scales: the score.
     """
 
-    params: LossParams
+    code: int
     scales: ScoreScales
 
 
 @njit(cache=True, error_model="numpy")
-def example_loss(params, score, scores_C, parts_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
+def example_loss(code, score, scores_C, parts_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
     """Return the loss of one example and its derivative by ``score``; overwrite ``scores_C`` with those by the scores.
 
     It is called, not inlined: compiled into each of the kernels that use it, it took most of their time to compile.
 
     Args:
-        params: the loss.
+        code: the loss, such as BPR.
         score: the score of the example's item.
         scores_C: the scores of its negatives.
         parts_C: scratch memory.
@@ -66,8 +54,8 @@ def example_loss(params, score, scores_C, parts_C, item, negatives_C, weight):  
         weight: the example's weight; below 0, negative feedback.
     """
     if weight < ZERO:
-        return _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C, -weight)
-    if params.code == SOFTMAX:
+        return _negative_feedback_loss(code, score, scores_C, parts_C, item, negatives_C, -weight)
+    if code == SOFTMAX:
         return _softmax(score, scores_C, item, negatives_C, weight)
     return _pairs(score, scores_C, parts_C, item, negatives_C, weight / np.float32(scores_C.shape[0]))
 
@@ -100,12 +88,12 @@ def _softmax(score, scores_C, item, negatives_C, weight):  # type: ignore[no-unt
 
 
 @njit(cache=True, error_model="numpy")
-def _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
+def _negative_feedback_loss(code, score, scores_C, parts_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
     """Compute ``example_loss`` for an example of weight −``cost``.
 
     Not inlined, so that it does not affect how the loops for positive weights compile.
     """
-    if params.code == SOFTMAX:
+    if code == SOFTMAX:
         return _negative_feedback_softmax(score, scores_C, item, negatives_C, cost)
     # A reversed pair is one whose scores, and derivatives, have the other sign.
     for c in range(scores_C.shape[0]):
@@ -199,7 +187,7 @@ def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-u
     """
     query_BD, item_BD, query_B, item_B, weight_B = examples
     negative_C, query_C, square_C = pool
-    params, scales = objective.params, objective.scales
+    code, scales = objective
     loss_B, slope_B = np.empty(weight_B.shape[0], np.float32), np.empty(weight_B.shape[0], np.float32)
     parts_C = np.empty(scores_BC.shape[1], np.float32)
     counted_C = negative_C.copy() if query_C.shape[0] else negative_C
@@ -209,5 +197,5 @@ def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-u
         _finish_scores(scores_BC[b], query_square, square_C, scales)
         for c in range(query_C.shape[0]):
             counted_C[c] = item_B[b] if query_C[c] == query_B[b] else negative_C[c]
-        loss_B[b], slope_B[b] = example_loss(params, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b])
+        loss_B[b], slope_B[b] = example_loss(code, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b])
     return loss_B, slope_B

@@ -18,14 +18,8 @@ With ``top_k`` K, the weight w > 0 of an example under ``softmax`` is multiplied
 without a gradient, with β the query's K-th highest score of all items and τ ``top_k_temperature``: an item above the
 K-th place counts for up to 2, and one far below it for little. It follows from a bound of −log DCG@K: SL@K, Yang et
 al., "Breaking the top-K barrier: advancing top-K ranking metrics optimization in recommender systems", KDD 2025. There,
-β is estimated every few epochs; here, in each step, from its scores. So it is never stale, and no state of a run:
-checkpoints, resumed runs, and servers need nothing for it.
-
-- Where all items are negatives, β is exact.
-- Otherwise it is the score down to which the items that the negatives stand for, and the example's own, add up to K.
-  With N items, each of C uniform negatives stands for N/C; with a logQ correction, for 1/Q_j (Hansen and Hurwitz,
-  Annals of Mathematical Statistics 1943). Where that is above K, β is the highest negative. In-batch negatives without
-  the correction are a sample of unknown probabilities, and are refused.
+β is estimated every few epochs; here, all items are negatives, so it is exact in each step, from its scores. So it is
+never stale, and no state of a run: checkpoints, resumed runs, and servers need nothing for it.
 
 A weight w < 0 is negative feedback. It is penalized by |w| times the reversed loss, which is never below 0 and
 has bounded derivatives (−|w| times the loss itself would be unbounded below):
@@ -45,15 +39,13 @@ in-batch negative that is another positive of the same query. Where none is left
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import LossKind, resolved
 from crossfade.trainer.model.kernel_arguments import TopK
-from crossfade.trainer.model.loss_kernels import BPR, SOFTMAX, LossParams
-from crossfade.trainer.model.top_k_kernels import HALVINGS
+from crossfade.trainer.model.loss_kernels import BPR, SOFTMAX
 
 LOSS_CODES: dict[LossKind, int] = {"bpr": BPR, "softmax": SOFTMAX}
 
@@ -67,14 +59,12 @@ class LossSpec:
         temperature: T, which the scores have been divided by.
         top_k: K, by which ``softmax`` weighs examples; None: all count alike.
         top_k_temperature: τ, in the units of scores before that division.
-        has_all_items: whether the negatives are all items, so that each stands for itself.
     """
 
     kind: LossKind
     temperature: float = 1.0
     top_k: int | None = None
     top_k_temperature: float = 0.6
-    has_all_items: bool = False
 
     @staticmethod
     def of(job: JobConfig) -> LossSpec:
@@ -84,26 +74,18 @@ class LossSpec:
             resolved(job.model.temperature),
             top_k=job.top_k,
             top_k_temperature=job.top_k_temperature,
-            has_all_items=job.negatives.kind == "all",
         )
-
-    HALVINGS: ClassVar[int] = HALVINGS
-    """Halvings of the range of an example's scores by which β is found in samples: it is within a millionth."""
 
     @property
     def sharpness(self) -> float:
         """T/τ, which differences of scores are multiplied by where they make weights."""
         return self.temperature / self.top_k_temperature
 
-    def items_per_negative(self, items: int, negatives: int) -> float:
-        """Return how many of ``items`` each of an example's ``negatives`` stands for, without logQ correction."""
-        return 1.0 if self.has_all_items else items / max(negatives, 1)
+    @property
+    def code(self) -> int:
+        """The number by which kernels name the loss."""
+        return LOSS_CODES[self.kind]
 
-    def params(self, items: int, negatives: int) -> LossParams:
-        """Return the arguments of the kernels, for ``negatives`` per example out of a table of ``items``."""
-        return LossParams(LOSS_CODES[self.kind], self.top_k_params(items, negatives))
-
-    def top_k_params(self, items: int, negatives: int) -> TopK:
-        """Return the part of ``params`` that weights depend on."""
-        items_per_negative = np.float32(self.items_per_negative(items, negatives))
-        return TopK(np.int64(self.top_k or 0), np.float32(self.sharpness), items_per_negative)
+    def top_k_params(self) -> TopK:
+        """Return what weights depend on."""
+        return TopK(np.int64(self.top_k or 0), np.float32(self.sharpness))

@@ -68,7 +68,6 @@ class Case:
             TEMPERATURE,
             top_k=self.top_k,
             top_k_temperature=TOP_K_TEMPERATURE,
-            has_all_items=self.kind == "all",
         )
         return CpuEngine(model, loss, negatives)
 
@@ -96,9 +95,9 @@ CASES = {
     "all, euclidean": make_case("all", "euclidean", drawn=0, weights=[1, 0.5], log_q=False),
 }
 CASES |= {
-    "in batch, top 20": replace(CASES["in batch"], top_k=20),
-    "mixed, top 3": replace(CASES["mixed"], top_k=3),
-    "shared, top 20": replace(make_case("shared", "cosine", drawn=128, weights=[1, -1], log_q=False), top_k=20),
+    "all, negative feedback, top 20": replace(
+        make_case("all", "cosine", drawn=0, weights=[1, -1], log_q=False), top_k=20
+    ),
     "all, top 20": replace(CASES["all"], top_k=20),
     "all, top 100": replace(CASES["all"], top_k=100),
     "all, more than there are": replace(CASES["all"], top_k=1000),

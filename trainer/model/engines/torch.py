@@ -143,7 +143,7 @@ class TorchGradients:
         """Prepare for ``model`` and ``loss``."""
         self._torch = torch
         self._score = model.score
-        self._loss = ScoreLoss(torch, loss, model.item.rows)
+        self._loss = ScoreLoss(torch, loss)
 
     def compute(
         self, pools: list[Pool], tensors: BatchTensors, query_AD: Tensor, item_AD: Tensor, *, shares_scores: bool
@@ -223,7 +223,6 @@ class TorchGradients:
                 self._scores(item_BD, (query_BD * item_BD).sum(dim=1)),
                 self._pool_scores(tensors, query_BD, pool_CD, drawn, pool),
                 self._excluded(tensors, examples, index_C, pool),
-                self._log_q_of(tensors, drawn, pool),
             )
             losses_B, slope_B, slope_BC = self._slopes(tensors.weight_B[examples], scores)
             loss += losses_B.sum(dtype=torch.float64)
@@ -252,13 +251,8 @@ class TorchGradients:
         self, tensors: BatchTensors, query_BD: Tensor, pool_CD: Tensor, drawn: slice, pool: Pool
     ) -> Tensor:
         scores_BC = self._scores(pool_CD, query_BD @ pool_CD.T)
-        log_q_C = self._log_q_of(tensors, drawn, pool)
-        return scores_BC if log_q_C is None else scores_BC.sub_(log_q_C)
-
-    def _log_q_of(self, tensors: BatchTensors, drawn: slice, pool: Pool) -> Tensor | None:
-        """Return what is subtracted from the scores of a pool; None: nothing."""
         log_q_N = tensors.log_q_N
-        return self._torch.cat([log_q_N[drawn], log_q_N[pool.in_batch]]) if len(log_q_N) else None
+        return scores_BC.sub_(self._torch.cat([log_q_N[drawn], log_q_N[pool.in_batch]])) if len(log_q_N) else scores_BC
 
     def _excluded(self, tensors: BatchTensors, examples: slice, index_C: Tensor, pool: Pool) -> Tensor:
         """Return which negatives do not count: the example's own item, and other items of its query in the batch."""
@@ -344,11 +338,10 @@ class TorchGradients:
             item_BD = item_AD.index_select(0, own_B[some])
             negative_BCD = item_AD.index_select(0, index_BC[some].reshape(-1)).view(-1, count, query_AD.shape[1])
             scores_BC = self._scores(negative_BCD, (negative_BCD * query_BD[:, None, :]).sum(dim=2))
-            log_q_BC = tensors.log_q_N[examples:].view(examples, count)[some] if len(tensors.log_q_N) else None
-            if log_q_BC is not None:
-                scores_BC = scores_BC - log_q_BC
+            if len(tensors.log_q_N):
+                scores_BC = scores_BC - tensors.log_q_N[examples:].view(examples, count)[some]
             own_scores_B = self._scores(item_BD, (query_BD * item_BD).sum(dim=1))
-            scores = Scores(own_scores_B, scores_BC, index_BC[some] == own_B[some][:, None], log_q_BC)
+            scores = Scores(own_scores_B, scores_BC, index_BC[some] == own_B[some][:, None])
             losses_B, slope_BU[some, 0], slope_BU[some, 1:] = self._slopes(tensors.weight_B[some], scores)
             loss += losses_B.sum(dtype=torch.float64)
         return loss, *self._per_example_sums(tensors, query_AD, item_AD, slope_BU)
@@ -398,23 +391,20 @@ class Scores:
         positive_B: of the examples' items.
         negative_BC: of their negatives, float32.
         excluded_BC: which of these do not count.
-        log_q_BC: what has been subtracted from them, or of the pool, (C,); None: nothing.
     """
 
     positive_B: Tensor
     negative_BC: Tensor
     excluded_BC: Tensor
-    log_q_BC: Tensor | None = None
 
 
 class ScoreLoss:
     """Computes the losses of examples from their scores, and the derivatives."""
 
-    def __init__(self, torch: Any, spec: LossSpec, items: int) -> None:
-        """Prepare for ``spec`` and a table of ``items``."""
+    def __init__(self, torch: Any, spec: LossSpec) -> None:
+        """Prepare for ``spec``."""
         self._torch = torch
         self._spec = spec
-        self._items = items
         self.top_k = spec.top_k
 
     def slopes(self, scores: Scores, cost_B: Tensor, sign_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -444,7 +434,10 @@ class ScoreLoss:
         """
         torch = self._torch
         if self.top_k is not None:
-            above_B = scores.positive_B - self._sampled_kth_score(scores, self.top_k)
+            # Of all items, which the negatives are; the example's own is excluded from them.
+            others_BC = scores.negative_BC.masked_fill(scores.excluded_BC, -torch.inf)
+            all_BI = torch.cat([scores.positive_B[:, None], others_BC], dim=1)
+            above_B = scores.positive_B - all_BI.topk(min(self.top_k, others_BC.shape[1]), dim=1).values[:, -1]
             cost_B = torch.where(sign_B > 0, cost_B * self.weight_at_top(above_B), cost_B)
         powers_BC, top_B, sum_B = powers_of(scores.negative_BC.masked_fill_(scores.excluded_BC, -torch.inf))
         cost_B = cost_B * (sum_B > 0)
@@ -457,22 +450,6 @@ class ScoreLoss:
         """Return the factors of the weights of examples whose items' scores are ``above_B`` the K-th highest."""
         factor_B: Tensor = 2.0 * self._torch.sigmoid(above_B * self._spec.sharpness)
         return factor_B
-
-    def _sampled_kth_score(self, scores: Scores, k: int) -> Tensor:
-        """Estimate the K-th highest score of all items, as ``top_k_kernels.sampled_kth_score`` does."""
-        torch, plain_BC, own_B = self._torch, scores.negative_BC, scores.positive_B
-        share: Any = self._spec.items_per_negative(self._items, plain_BC.shape[1])
-        if scores.log_q_BC is not None:
-            plain_BC, share = plain_BC + scores.log_q_BC, torch.exp(-scores.log_q_BC)
-        share_BC = torch.where(scores.excluded_BC, 0.0, share)
-        plain_BC = torch.where(scores.excluded_BC, own_B[:, None], plain_BC)
-        everything_BU = torch.cat([own_B[:, None], plain_BC], dim=1)
-        low_B, high_B = everything_BU.aminmax(dim=1)
-        for _ in range(self._spec.HALVINGS):
-            middle_B = low_B + 0.5 * (high_B - low_B)
-            reached_B = ((plain_BC >= middle_B[:, None]) * share_BC).sum(dim=1) + (own_B >= middle_B) >= k
-            low_B, high_B = torch.where(reached_B, middle_B, low_B), torch.where(reached_B, high_B, middle_B)
-        return low_B + 0.5 * (high_B - low_B)
 
     def _bpr(self, scores: Scores, sign_B: Tensor) -> Tensor:
         """Compute the loss of each example, or the reversed loss where its sign is −1."""
