@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
-from crossfade.base.errors import command
+from crossfade.base.errors import InputError, command
 from crossfade.base.validation import described
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.trainer.config.sections import (
@@ -54,7 +54,7 @@ EvaluationTask = Literal["new", "repeat"]
 _CHANGEABLE_ON_RESUME = (
     *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads", "data.max_row_group_rows"),
     *("train.epochs", "train.max_steps", "train.patience", "evaluate.final"),
-    *("train.engine", "train.device", "train.tables", "train.device_memory_gib"),
+    *("train.engine", "train.device", "train.tables"),
     *("optimizer.learning_rate", "model.dense.learning_rate", "model.popularity"),
 )
 """Prefixes of keys that may change between the starts of one run."""
@@ -159,10 +159,7 @@ class TrainConfig(Section):
     tables: Literal["auto", "host", "device"] = Field(
         "auto",
         description="memory that holds the tables of a run in one process: the host's or, with engine torch, the "
-        "device's, with rows that do not fit in the host's; auto: device on a GPU",
-    )
-    device_memory_gib: Positive | None = Field(
-        None, description="GiB of the device for tables; null: 80 % of what is free"
+        "device's; auto: device on a GPU where they fit",
     )
     save_embeddings: Literal["best", "none"] = Field(
         "best", description="embeddings to write: best on the valid split, or none and leave it to 'crossfade export'"
@@ -345,18 +342,15 @@ class JobConfig(Section):
         return self
 
     def _check_top_k(self) -> None:
-        """Check that ``top_k`` has a loss that it weighs, and negatives whose number of draws is known."""
-        negatives = self.negatives
+        """Check that ``top_k`` has a loss that it weighs, and the scores of all items."""
         if self.top_k is None:
             return
         if self.loss != "softmax":
             raise ValueError(f"top_k needs loss 'softmax', but the loss is '{self.loss}': leave one of them out")
-        is_uniform = negatives.kind in {"shared", "per_example"} and negatives.sampling == "uniform"
-        if not (negatives.kind in {"auto", "all"} or is_uniform or negatives.logq_correction):
+        if self.negatives.kind not in {"auto", "all"}:
             raise ValueError(
-                f"top_k estimates the K-th highest score of all items, so it needs to be known how often each is drawn "
-                f"by negatives.kind '{negatives.kind}' and sampling '{negatives.sampling}': set "
-                "negatives.logq_correction to true, or negatives.kind to all"
+                f"top_k compares with the K-th highest score of all items, but negatives.kind is "
+                f"'{self.negatives.kind}': set it to all, or leave out top_k"
             )
 
     def starting_points(self) -> dict[str, str]:
@@ -517,6 +511,11 @@ def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:
     is_cheap = size.items <= _MAX_ITEMS_GROUPED and scores <= _MAX_SCORES_GROUPED * size.interactions
     if not _has_histories(job) and (size.items <= _MAX_ITEMS or (size.is_grouped and is_cheap)):
         return job.negatives.model_copy(update={"kind": "all", "logq_correction": False})
+    if job.top_k is not None:
+        raise InputError(
+            f"top_k needs all items as negatives, which takes long for {size.items:,} items and "
+            f"{size.interactions:,} interactions: set negatives.kind to all, or leave out top_k"
+        )
     return job.negatives.model_copy(update={"kind": "in_batch", "logq_correction": True})
 
 
