@@ -96,13 +96,6 @@ def test_batch_of_two_examples_or_one(make: Make, name: str) -> None:
 
 
 @each_kind_and_loss
-def test_gradients_of_two_halves_add_up(make: Make, name: str) -> None:
-    case = CASES[name]
-    first, second, complete = results(make(*case.parts), case.part(slice(0, 2)), case.part(slice(2, 6)), case)
-    assert_close(tuple(map(np.add, first, second)), complete, 1e-6)
-
-
-@each_kind_and_loss
 def test_results_repeat_bit_for_bit_after_a_larger_batch(make: Make, name: str) -> None:
     case = CASES[name]
     small = case.part(slice(0, 2))

@@ -40,6 +40,7 @@ from crossfade.kvstore.memory import empty_rows
 from crossfade.kvstore.optimizers import check_convergence
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.engines.device_engine import split
 from crossfade.trainer.model.kernel_arguments import ScoreScales, Vectors
 from crossfade.trainer.model.loss_kernels import Objective, PoolExamples, PoolNegatives, shared_pool_pass
 from crossfade.trainer.model.losses import LossSpec
@@ -305,7 +306,7 @@ class PoolGradients:
             chunks.append([])
             count = examples.stop - examples.start if self._in_batch else batch.global_size
             size = min(negatives // _CHUNKS_OF_POOL, -(-count // _MIN_CHUNKS))
-            for part in _split(examples, max(_CHUNK_EXAMPLES, size)):
+            for part in split(examples, max(_CHUNK_EXAMPLES, size)):
                 chunks[-1].append(_Chunk(part, in_batch, slice(row, row + negatives)))
                 row += negatives
         return chunks
@@ -333,7 +334,7 @@ class PoolGradients:
     def _compute_chunk(self, arrays: _BatchArrays, chunk: _Chunk) -> None:
         pool, scratch = self._pool(arrays, chunk), self._scratch
         sums_CD, slope_C = arrays.sums_RD[chunk.sums], arrays.slope_R[chunk.sums]
-        for part in _split(chunk.examples, max(_MIN_TILE, _TILE_SCORES // max(len(pool.rows_CD), 1))):
+        for part in split(chunk.examples, max(_MIN_TILE, _TILE_SCORES // max(len(pool.rows_CD), 1))):
             query_TD = scratch.array("queries", part.stop - part.start, arrays.query_AD.shape[1])
             gather(arrays.query_AD, arrays.batch.query.index_N[part], query_TD)
             slope_TC = scratch.array("scores", len(query_TD), len(pool.rows_CD))
@@ -393,10 +394,6 @@ class PoolGradients:
 def _narrow(index_N: IntArray) -> NDArray[np.int32]:
     """Convert active rows to int32, of which the kernels compare twice as many at a time."""
     return index_N.astype(np.int32)
-
-
-def _split(part: slice, size: int) -> list[slice]:
-    return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
 
 
 _CHUNK_QUERIES = 256

@@ -29,7 +29,7 @@ from crossfade.base.errors import InputError
 from crossfade.kvstore.mxnet.imports import import_mxnet
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.engines.device_engine import DeviceEngine, Pool
+from crossfade.trainer.model.engines.device_engine import DeviceEngine, Pool, Scores, split
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 
@@ -215,7 +215,7 @@ class MXNetGradients:
         size = max(_MAX_TILE // scores, 1)
         if rows.context.device_type == "cpu":
             size = min(size, max(_CPU_TILE // scores, _MIN_CPU_ROWS))
-        return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
+        return split(part, size)
 
     def _joined(self, arrays: list[Array]) -> Array:
         return self._nd.concat(*arrays, dim=0) if len(arrays) > 1 else arrays[0]
@@ -386,27 +386,6 @@ _EXCLUDED_SCORE = -1e30
 """A score whose exponential is 0 relative to that of any other score."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The scores of some examples.
-
-    Attributes:
-        positive_B1: of the examples' items.
-        negative_BC: of their negatives.
-        excluded_BC: 1 for those that do not count, and 0 for the others, float32.
-    """
-
-    positive_B1: Array
-    negative_BC: Array
-    excluded_BC: Array
-
-    @property
-    def negatives(self) -> int:
-        """C, the number of negatives of an example, including those that do not count."""
-        count: int = self.negative_BC.shape[1]
-        return count
-
-
 class ScoreLoss:
     """Computes the losses of examples from their scores."""
 
@@ -422,8 +401,8 @@ class ScoreLoss:
         nd = self._nd
         if self._spec.kind == "softmax":
             return self._softmax(scores, sign_B1)
-        gaps_BC = nd.broadcast_mul(sign_B1, nd.broadcast_sub(scores.negative_BC, scores.positive_B1))
-        return nd.sum(self._softplus(gaps_BC) * (1 - scores.excluded_BC), axis=1) / scores.negatives
+        gaps_BC = nd.broadcast_mul(sign_B1, nd.broadcast_sub(scores.negative_BC, scores.positive))
+        return nd.sum(self._softplus(gaps_BC) * (1 - scores.excluded_BC), axis=1) / scores.negative_BC.shape[1]
 
     def weight_at_top(self, above: Array) -> Array:
         """Return the factors of the weights of examples whose items' scores are ``above`` the K-th highest."""
@@ -432,13 +411,13 @@ class ScoreLoss:
     def weights_at_top(self, scores: Scores, sign_B1: Array) -> Array:
         """Return the factor of the weight of each example, (B,), or 1 where its sign is -1: constants."""
         assert self.top_k is not None
-        nd, count = self._nd, min(self.top_k, scores.negatives)
+        nd, count = self._nd, min(self.top_k, scores.negative_BC.shape[1])
         with self._autograd.pause():
             # Of all items, which the negatives are; the example's own is excluded from them.
             others_BC = scores.negative_BC + _EXCLUDED_SCORE * scores.excluded_BC
-            all_BI = nd.concat(scores.positive_B1, others_BC, dim=1)
+            all_BI = nd.concat(scores.positive, others_BC, dim=1)
             kth_B1 = nd.topk(all_BI, k=count, axis=1, ret_typ="value")[:, -1].reshape((-1, 1))
-            factor_B1 = self.weight_at_top(scores.positive_B1 - kth_B1)
+            factor_B1 = self.weight_at_top(scores.positive - kth_B1)
             return nd.where(sign_B1 > 0, factor_B1, nd.ones_like(factor_B1))[:, 0]
 
     def log_sum_exp(self, score_BC: Array) -> Array:
@@ -455,7 +434,7 @@ class ScoreLoss:
         """Compute −log p = −log σ(s − log Σ_j e^{s_j}), or with the other sign −log(1 − p)."""
         others_B1 = self.log_sum_exp(scores.negative_BC + _EXCLUDED_SCORE * scores.excluded_BC)
         has_negative_B1 = others_B1 > _EXCLUDED_SCORE / 2
-        return (has_negative_B1 * self._softplus(sign_B1 * (others_B1 - scores.positive_B1)))[:, 0]
+        return (has_negative_B1 * self._softplus(sign_B1 * (others_B1 - scores.positive)))[:, 0]
 
     def _softplus(self, x: Array) -> Array:
         """Compute log(1 + eˣ) without overflow. (x + |x|)/2 is its linear part, with the derivative 1/2 at 0."""

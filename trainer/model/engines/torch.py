@@ -25,7 +25,7 @@ from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.torch.device import describe_exhausted_memory, import_torch
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.engines.device_engine import DeviceEngine, Pool
+from crossfade.trainer.model.engines.device_engine import DeviceEngine, Pool, Scores, split
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 
@@ -216,7 +216,7 @@ class TorchGradients:
         pool_CD = item_AD.index_select(0, index_C)
         pool_gradient_CD = torch.zeros_like(pool_CD)
         loss = query_AD.new_zeros((), dtype=torch.float64)
-        for examples in _split(pool.examples, _rows_at_a_time(query_AD, len(index_C))):
+        for examples in split(pool.examples, _rows_at_a_time(query_AD, len(index_C))):
             query_BD = query_AD.index_select(0, tensors.query_index_B[examples])
             item_BD = item_AD.index_select(0, tensors.item_index_N[examples])
             scores = Scores(
@@ -286,7 +286,7 @@ class TorchGradients:
         item_gradient_AD, query_gradient_AD = torch.zeros_like(item_AD), torch.empty_like(query_AD)
         total_A, kth_A = query_AD.new_empty(len(query_AD)), query_AD.new_zeros(len(query_AD))
         top_k, weight_B = self._loss.top_k, tensors.weight_B
-        for part in _split(slice(0, len(query_AD)), _rows_at_a_time(query_AD, len(item_AD))):
+        for part in split(slice(0, len(query_AD)), _rows_at_a_time(query_AD, len(item_AD))):
             scores_AC = scale * (query_AD[part] @ item_AD.T)
             if square_C is not None:
                 scores_AC -= self._score.norm_scale * square_C
@@ -333,7 +333,7 @@ class TorchGradients:
         own_B, index_BC = tensors.item_index_N[:examples], tensors.item_index_N[examples:].view(examples, count)
         slope_BU = query_AD.new_empty(examples, 1 + count)
         loss = query_AD.new_zeros((), dtype=torch.float64)
-        for some in _split(slice(0, examples), _rows_at_a_time(query_AD, (1 + count) * query_AD.shape[1])):
+        for some in split(slice(0, examples), _rows_at_a_time(query_AD, (1 + count) * query_AD.shape[1])):
             query_BD = query_AD.index_select(0, tensors.query_index_B[some])
             item_BD = item_AD.index_select(0, own_B[some])
             negative_BCD = item_AD.index_select(0, index_BC[some].reshape(-1)).view(-1, count, query_AD.shape[1])
@@ -379,25 +379,6 @@ def _rows_at_a_time(rows_AD: Tensor, scores: int) -> int:
     return size if rows_AD.is_cuda else min(size, max(_MIN_CPU_ROWS, _CPU_SCORES // max(scores, 1)))
 
 
-def _split(part: slice, size: int) -> list[slice]:
-    return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of some examples.
-
-    Attributes:
-        positive_B: of the examples' items.
-        negative_BC: of their negatives, float32.
-        excluded_BC: which of these do not count.
-    """
-
-    positive_B: Tensor
-    negative_BC: Tensor
-    excluded_BC: Tensor
-
-
 class ScoreLoss:
     """Computes the losses of examples from their scores, and the derivatives."""
 
@@ -419,7 +400,7 @@ class ScoreLoss:
             return self._softmax(scores, cost_B, sign_B)
         torch = self._torch
         with torch.enable_grad():
-            leaves = [scores.positive_B.detach().requires_grad_(), scores.negative_BC.detach().requires_grad_()]
+            leaves = [scores.positive.detach().requires_grad_(), scores.negative_BC.detach().requires_grad_()]
             losses_B = cost_B * self._bpr(Scores(leaves[0], leaves[1], scores.excluded_BC), sign_B)
             slopes = torch.autograd.grad(losses_B.sum(), leaves, allow_unused=True)
         by_positive, by_negative = (
@@ -436,12 +417,12 @@ class ScoreLoss:
         if self.top_k is not None:
             # Of all items, which the negatives are; the example's own is excluded from them.
             others_BC = scores.negative_BC.masked_fill(scores.excluded_BC, -torch.inf)
-            all_BI = torch.cat([scores.positive_B[:, None], others_BC], dim=1)
-            above_B = scores.positive_B - all_BI.topk(min(self.top_k, others_BC.shape[1]), dim=1).values[:, -1]
+            all_BI = torch.cat([scores.positive[:, None], others_BC], dim=1)
+            above_B = scores.positive - all_BI.topk(min(self.top_k, others_BC.shape[1]), dim=1).values[:, -1]
             cost_B = torch.where(sign_B > 0, cost_B * self.weight_at_top(above_B), cost_B)
         powers_BC, top_B, sum_B = powers_of(scores.negative_BC.masked_fill_(scores.excluded_BC, -torch.inf))
         cost_B = cost_B * (sum_B > 0)
-        gap_B = sign_B * (top_B - scores.positive_B + sum_B.clamp_min(1.0).log())
+        gap_B = sign_B * (top_B - scores.positive + sum_B.clamp_min(1.0).log())
         slope_B = cost_B * sign_B * torch.sigmoid(gap_B)
         slope_BC = powers_BC.mul_((slope_B / sum_B.clamp_min(1.0))[:, None])
         return cost_B * torch.nn.functional.softplus(gap_B), -slope_B, slope_BC
@@ -454,7 +435,7 @@ class ScoreLoss:
     def _bpr(self, scores: Scores, sign_B: Tensor) -> Tensor:
         """Compute the loss of each example, or the reversed loss where its sign is −1."""
         share_BC = (~scores.excluded_BC).to(scores.negative_BC.dtype) / max(scores.negative_BC.shape[1], 1)
-        gaps_BC = sign_B[:, None] * (scores.negative_BC - scores.positive_B[:, None])
+        gaps_BC = sign_B[:, None] * (scores.negative_BC - scores.positive[:, None])
         return (self._softplus(gaps_BC) * share_BC).sum(dim=1)
 
     def _softplus(self, x: Tensor) -> Tensor:
