@@ -195,16 +195,6 @@ def maximum(_context: Any, x: Any, y: Any) -> Any:
 
 
 @intrinsic
-def where_at_least(_context: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
-    """Return a in lanes where x ≥ y, and b in the others."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.select(builder.fcmp_ordered(">=", *arguments[:2]), *arguments[2:])
-
-    return _lanes(x, y, a, b), generate
-
-
-@intrinsic
 def power_of_two(_context: Any, shifted: Any) -> Any:
     """Return 2ⁿ, n in −126 to 127, where ``shifted`` is n + 1.5·2²³: its lowest bits are the bits of n."""
 

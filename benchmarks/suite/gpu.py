@@ -146,7 +146,6 @@ class GpuPlanner:
         task = {
             "negatives": "per_example",
             "optimizer": "rowwise_adagrad",
-            "memory_bytes": None,
             **self._task(self.scale.batch, self.scale.steps),
             "device": self.device,
             **options,
@@ -158,13 +157,13 @@ class GpuPlanner:
         task = self._task(self.scale.softmax_batch, self.scale.softmax_steps)
         return self.crossfade(**task, negatives="in_batch", optimizer="adam", **options)
 
-    def large_tables(self, *, spilled: bool) -> dict[str, Any]:
-        """Measure steps on large tables, of which half is in the memory of the host if ``spilled``."""
+    def large_tables(self) -> dict[str, Any]:
+        """Measure steps on large tables."""
         scale, available = self.scale, psutil.virtual_memory().available
         size = scale.table_bytes or int(min(CARD_SHARE * self._memory_bytes(), HOST_SHARE * available))
         rows = size // (4 * scale.dim + STATE_BYTES)
         tables = {"customers": rows * 10 // 11, "tracks": rows // 11, "ids": None}
-        return self.crossfade(**tables, memory_bytes=size // 2 if spilled else None)
+        return self.crossfade(**tables)
 
     def peer(self, script: str, environment: str | None, **options: Any) -> dict[str, Any]:
         """Measure a peer in its environment, None: in ours."""
@@ -205,8 +204,7 @@ def gpu_runs(planner: Planner) -> Runs:
         "bpr/torch-sparse": partial(gpu.peer, "gpu_torch_sparse", None, loss="bpr"),
         "softmax/crossfade": gpu.softmax,
         "softmax/torch-sparse": partial(gpu.peer, "gpu_torch_sparse", None, loss="softmax", **sizes),
-        "tables/resident": partial(gpu.large_tables, spilled=False),
-        "tables/spilled": partial(gpu.large_tables, spilled=True),
+        "tables/resident": gpu.large_tables,
         "train/bpr": partial(gpu.train, "bpr"),
         "train/softmax": partial(gpu.train, "softmax"),
     }

@@ -2,7 +2,7 @@
 
 The task: ``device``, as ``train.device`` names it; ``customers``, ``tracks``, ``dim``, ``batch``, ``steps``, and
 ``warm_up``; ``negatives`` (per_example, one for each example, or in_batch); ``optimizer``;
-``memory_bytes`` for tables, null: as much as there is; and ``ids``, a folder as in ``work.py``, or null: popular rows
+and ``ids``, a folder as in ``work.py``, or null: popular rows
 come first, as in a prepared dataset, and are drawn by a power law.
 
 Batches are made before the steps, by the code that a training runs in a background thread. A step copies the indexes of
@@ -104,7 +104,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     customer, track = (TableSpec(name, task[f"{name}s"], task["dim"], 0.1) for name in ("customer", "track"))
     model = ModelSpec(customer, track, Score.of("dot", 1.0))
     batches, prepare_ms = batches_of(task)
-    with closing(DeviceStore(torch_device(task["device"]), task["memory_bytes"])) as store:
+    with closing(DeviceStore(torch_device(task["device"]))) as store:
         store.create([customer, track], job.optimizer_spec, seed=1)
         engine = choose_engine(job.train).build(job, model)
         assert isinstance(engine, TorchEngine)
@@ -113,14 +113,13 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         seconds = take(step, batches, task["steps"])
         taken = list(itertools.islice(itertools.cycle(batches), task["steps"]))
         rows = sum(len(batch.query.rows_A) + len(batch.item.rows_A) for batch in taken)
-        on_device, on_host = store.memory()
+        device_bytes = sum(table.bytes for table in store._tables.values())
     return {
         "triples_per_second": task["batch"] * task["steps"] / seconds,
         "rows_per_second": rows / seconds,
         "step_ms": 1e3 * seconds / task["steps"],
         "prepare_ms": prepare_ms,
-        "device_gib": on_device / GIB,
-        "host_gib": on_host / GIB,
+        "device_gib": device_bytes / GIB,
         "step": type(step).__name__,
     }
 

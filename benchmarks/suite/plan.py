@@ -115,7 +115,7 @@ SECTIONS = {
         the GPU and waits for its result. Peers get IDs in page-locked memory, and wait only after the last step.
         `tables` fill most of the GPU's memory, or have half of their rows in the host's. `train` is `crossfade train`.
         `bandwidth` is an update of random rows against a copy in the GPU's memory.""",
-        ("triples_per_second", "step_ms", "prepare_ms", "device_gib", "host_gib", "share", "copy_gbytes"),
+        ("triples_per_second", "step_ms", "prepare_ms", "device_gib", "share", "copy_gbytes"),
         ("crossfade",),
     ),
 }

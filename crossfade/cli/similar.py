@@ -28,8 +28,8 @@ _EXAMPLES = (
 _NOTES = """\
 A row is named by its ID or, if the dataset was prepared with --names, by its name, in any case and with or without
 accents. If several rows have the name, they are listed, and the first is used. Similarity is the cosine of embeddings.
-Items and customers without an interaction of positive weight in train are left out, unless they have features or
-`model.start` gave them a vector: theirs are random. With --index, some of the nearest rows may be missing."""
+Items and customers without an interaction of positive weight in train are left out, unless they have features:
+theirs are random. With --index, some of the nearest rows may be missing."""
 
 
 class SimilarCommand(TableOptions, ListFiles, SimilarOptions, ModelSource):

@@ -1,7 +1,7 @@
 """The GPU of each AWS instance type, the image variant for it, and how a job fits the type.
 
 Which GPUs the packages of MXNet and PyTorch have code for, and which NVIDIA driver they need, is in
-``trainer/model/engines/gpu_code.py``: variant torch has the first of ``TORCH_WHEELS``, and cu112 and cu90 have those of
+``trainer/model/engines/gpu_code.py``: variant torch has ``TORCH_WHEEL``, and cu112 and cu90 have those of
 ``MXNET_WHEELS``.
 
     variant_of("ml.p2.xlarge")              # "cu90"
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from crossfade.base.errors import InputError, Option
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.engines.cuda_driver import Capability
-from crossfade.trainer.model.engines.gpu_code import TORCH_WHEELS, MXNetVariant, has_code, mxnet_variant
+from crossfade.trainer.model.engines.gpu_code import TORCH_WHEEL, MXNetVariant, has_code, mxnet_variant
 
 if TYPE_CHECKING:
     from crossfade.trainer.config.sections import EngineName
@@ -45,7 +45,7 @@ class Gpu:
     @property
     def variants(self) -> list[Variant]:
         """The image variants with code for this GPU, the newest first."""
-        found: list[Variant] = ["torch"] if has_code(TORCH_WHEELS[0].codes, self.capability) else []
+        found: list[Variant] = ["torch"] if has_code(TORCH_WHEEL.codes, self.capability) else []
         mxnet = mxnet_variant(self.capability)
         return found if mxnet is None else [*found, mxnet]
 

@@ -23,7 +23,6 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.features import content_width, lists_bytes
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import GROUP_ROWS
-from crossfade.trainer.model.given_vectors import BLOCK_ROWS, JOIN_BYTES
 from crossfade.trainer.model.negatives import needs_counts
 
 _MIB = 2**20
@@ -290,11 +289,8 @@ def _features(inputs: PlanInputs) -> Iterator[MemoryItem]:
 
 
 def _rows_at_start(inputs: PlanInputs) -> Iterator[MemoryItem]:
-    """Yield what given vectors, the start of new rows, popularity, and weights by frequency take."""
+    """Yield what the start of new rows, popularity, and weights by frequency take."""
     job, model = inputs.job, inputs.model
-    for table in (table for table in model.tables if table.name in job.model.start):
-        block = min(BLOCK_ROWS, table.rows) * table.dim * (VALUE_BYTES + 2 * 8)
-        yield MemoryItem(f"joining the given vectors of {table.name}", JOIN_BYTES * table.rows + block, "start")
     powers = (job.train.query_frequency_power, model.query), (job.train.item_frequency_power, model.item)
     weights = [("frequency weights", table, 4) for power, table in powers if power]
     if needs_counts(job.negatives, model.has_item_features):

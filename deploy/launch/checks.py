@@ -35,12 +35,6 @@ def check_runnable(job: JobConfig, folder: RunFolder, progress: ProgressReporter
         from crossfade.trainer.training.restore import open_warm_start
 
         open_warm_start(job, inputs.model, inputs.manifest)
-    if job.model.start and not resume:
-        from crossfade.trainer.model.given_vectors import open_given_vectors
-
-        for name, given in open_given_vectors(job, inputs.model, inputs.folder, inputs.manifest).items():
-            found, rows = given.has_vector_R.sum(), len(given.has_vector_R)
-            _logger.info(f"model.start: {found:,} of {rows:,} rows of {name} begin with given vectors")
     if resume:
         # Before the check below, which would create the folder of a disk that is not mounted.
         _check_resumable(inputs, folder)

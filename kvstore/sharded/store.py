@@ -102,11 +102,6 @@ class _Request:
         """Return where the rows of a table on a rank are in the arrays of that table."""
         return slice(*self.starts[table][rank : rank + 2])
 
-    def has_same_rows(self, rows: Sequence[IntArray]) -> bool:
-        """Return whether this is a request of ``rows``."""
-        pairs = zip(self.rows, rows, strict=True)
-        return all(own_A is rows_A or np.array_equal(own_A, rows_A) for own_A, rows_A in pairs)
-
 
 class _Announcement(NamedTuple):
     """What a rank sends to each other one at the start of a round, before how many rows of each table it has for it."""
@@ -114,8 +109,6 @@ class _Announcement(NamedTuple):
     operation: _Operation
     command_bytes: int = 0
     """The length of rank 0's command."""
-    sends_positions: bool = False
-    """Whether a push or an assignment is of other rows than the rank pulled last, so that their positions follow."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +117,6 @@ class _Round:
 
     operations_W: IntArray
     command_bytes_W: IntArray
-    sends_positions_W: NDArray[np.bool_]
     counts_WT: IntArray
 
 
@@ -154,10 +146,6 @@ class ShardedStore:
         self._tables: list[TableSpec] = []
         self._numbers: dict[str, int] = {}
         self._widths: list[_Width] = []
-        self._pulled: _Request | None = None
-        """This rank's last pull, whose grouping a push of the same rows reuses."""
-        self._asked: list[list[NDArray[np.uint32]]] = []
-        """The positions that each rank asked for in its last pull, by table."""
         self._saves = _Saves(self._shard)
 
     def create(
@@ -179,8 +167,6 @@ class ShardedStore:
         self._numbers = {table.name: number for number, table in enumerate(tables)}
         dims = dict.fromkeys(table.dim for table in tables)
         self._widths = [_Width(dim, tuple(t for t, table in enumerate(tables) if table.dim == dim)) for dim in dims]
-        self._pulled = None
-        self._asked = [[np.empty(0, np.uint32) for _ in tables] for _ in range(self.workers)]
         self._shard.create(tables, optimizer, seed, checkpoint, reset_rows)
 
     # ---- rounds
@@ -197,8 +183,8 @@ class ShardedStore:
         for w, section in enumerate(self._ranks.exchange(sizes_W, sizes_W)):
             if w != self.rank:
                 announced_WC[w] = section.view(np.int64)
-        operations_W, command_bytes_W, sends_positions_W = announced_WC[:, :fields].T
-        return _Round(operations_W, command_bytes_W, sends_positions_W != 0, announced_WC[:, fields:])
+        operations_W, command_bytes_W = announced_WC[:, :fields].T
+        return _Round(operations_W, command_bytes_W, announced_WC[:, fields:])
 
     def _meet(self, own: _Announcement, counts_WT: IntArray | None = None) -> _Round:
         """Serve commands and pulls of other ranks until all want the same, or one pulls, as this one."""
@@ -220,17 +206,13 @@ class ShardedStore:
         """Copy the requested rows. It returns once all ranks have announced an operation."""
         request = self._request(rows)
         blocks = self._serve(self._meet(_Announcement(_Operation.PULL), request.counts()), request)
-        self._pulled = request
         return {name: blocks[self._numbers[name]] for name in rows}
 
     def _request(self, rows: Mapping[str, IntArray]) -> _Request:
         """Group rows of tables by rank; a table that is not in ``rows`` has none."""
         for name, rows_A in rows.items():
             check_rows(self._tables[self._numbers[name]], rows_A)
-        listed = [rows.get(table.name, _NONE) for table in self._tables]
-        if self._pulled is not None and self._pulled.has_same_rows(listed):
-            return self._pulled
-        return _Request.of(listed, self.workers)
+        return _Request.of([rows.get(table.name, _NONE) for table in self._tables], self.workers)
 
     def _others(self) -> Iterator[int]:
         return (w for w in range(self.workers) if w != self.rank)
@@ -265,8 +247,6 @@ class ShardedStore:
         """Exchange the rows of a round with pulls: send what others ask for, and return what ``request`` asks for."""
         pulling_W = found.operations_W == _Operation.PULL
         asked = self._exchange_positions(request, found.counts_WT, pulling_W.tolist())
-        for w in np.flatnonzero(pulling_W):
-            self._asked[w] = asked[w]
         blocks = [
             np.empty((len(rows_A), table.dim), np.float32)
             for rows_A, table in zip(request.rows, self._tables, strict=True)
@@ -327,16 +307,10 @@ class ShardedStore:
         self._push(_Operation.ASSIGN, {table: RowGradient(rows_A, values_AD)})
 
     def _push(self, operation: _Operation, gradients: Mapping[str, RowGradient]) -> None:
-        """Send rows to their owners, which apply them. Rows that were pulled last need no positions."""
-        pulled = dict(zip(self._numbers, self._pulled.rows, strict=True)) if self._pulled is not None else {}
-        # Tables that are not pushed count as pulled, so that the others need no positions.
-        request = self._request(pulled | {name: gradient.rows_A for name, gradient in gradients.items()})
-        announcement = _Announcement(operation, sends_positions=request is not self._pulled)
-        found = self._meet(announcement, request.counts())
-        positions = self._asked
-        if found.sends_positions_W.any():
-            sent = self._exchange_positions(request, found.counts_WT, found.sends_positions_W.tolist())
-            positions = [sent[w] if sends else self._asked[w] for w, sends in enumerate(found.sends_positions_W)]
+        """Send rows to their owners, which apply them."""
+        request = self._request({name: gradient.rows_A for name, gradient in gradients.items()})
+        found = self._meet(_Announcement(operation), request.counts())
+        positions = self._exchange_positions(request, found.counts_WT, [True] * self.workers)
         values = {self._numbers[name]: np.ascontiguousarray(gradient.values_AD) for name, gradient in gradients.items()}
         for width in self._widths:
             self._push_width(operation, width, positions, request, values)

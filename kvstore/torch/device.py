@@ -78,7 +78,7 @@ def describe_exhausted_memory() -> Iterator[None]:
         reason, _, _ = str(error).partition("\n")
         raise InputError(
             f"the memory of the device is exhausted: {reason.rstrip('.')}; lower "
-            "train.device_memory_gib, train.batch_size or negatives.count, or set train.tables to host"
+            "train.batch_size or negatives.count, or set train.tables to host"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Tables in the memory of a device, such as a GPU; rows that do not fit stay in the memory of the host.
+"""Tables in the memory of a device, such as a GPU.
 
 store = DeviceStore("cuda:0")
 store.create(tables, OptimizerSpec("rowwise_adagrad"), seed=1)
@@ -6,14 +6,9 @@ block_AD = store.device_rows("track", rows_A)                   # a tensor
 update = store.update_rows("track", rows_A, gradient_AD)        # of a tensor
 store.check_divergence([update])                                # the only time that the step waits for the device
 
-Vocabularies are ordered by popularity, so the popular rows of a table are its first ones, and these are on the device.
-A ``LocalStore`` has arrays for all rows: it initializes, loads, and saves tables, and updates the rows that stay on the
-host. The beginning of its arrays, which belongs to the rows on the device, takes memory only while tables are created
-and while a checkpoint is written.
-
-Values on the device differ from those of ``LocalStore`` in the last bits, as the kernels do. A resumed run therefore
-repeats an uninterrupted one bit for bit only if the same rows are on the device: set ``memory_bytes`` for that, since
-the free memory of a GPU may differ from run to run.
+A ``LocalStore`` initializes, loads, and saves the tables. Its arrays take memory of the host only while tables are
+created and while a checkpoint is written. Values on the device differ from those of ``LocalStore`` in the last bits, as
+the kernels do.
 """
 
 from __future__ import annotations
@@ -23,16 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CrossfadeError
 from crossfade.kvstore.local import LocalStore
-from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.kvstore.optimizer_spec import OptimizerKind, OptimizerSpec, state_bytes_per_row
 from crossfade.kvstore.optimizers import divergence, name_divergence
 from crossfade.kvstore.store import NO_RESETS, RowGradient, SaveResult, TableSpec
 from crossfade.kvstore.torch.device import describe_exhausted_memory, open_device, to_device
-from crossfade.kvstore.torch.table import DeviceTable, divide, row_bytes
+from crossfade.kvstore.torch.table import DeviceTable
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +34,20 @@ if TYPE_CHECKING:
 
 _MEMORY_FRACTION = 0.8
 """The part of a GPU's free memory that tables may take; the rest is for the arrays of steps."""
+
+
+def fits_device(name: str, tables: Sequence[TableSpec], kind: OptimizerKind) -> bool:
+    """Return whether tables, with their optimizer state, fit into the memory of the GPU ``name`` beside steps.
+
+    Raises:
+        MissingExtraError: PyTorch is not installed.
+        InputError: there is no such device.
+    """
+    import torch
+
+    free_bytes, _ = torch.cuda.mem_get_info(open_device(name))
+    state_bytes = sum(table.rows * state_bytes_per_row(kind, table.dim) for table in tables)
+    return sum(table.bytes for table in tables) + state_bytes <= _MEMORY_FRACTION * free_bytes
 
 
 @dataclass(frozen=True)
@@ -66,20 +73,15 @@ class DeviceStore:
     workers = 1
     first_step = 0
 
-    def __init__(self, device: str, memory_bytes: int | None = None) -> None:
-        """Hold tables on ``device``, as far as they fit into ``memory_bytes``.
-
-        None is 80 % of the memory of a GPU that is free when the tables are created, and no limit on "cpu".
+    def __init__(self, device: str) -> None:
+        """Hold tables on ``device``.
 
         Raises:
             MissingExtraError: PyTorch is not installed.
             InputError: there is no such device.
         """
         self.device: torch.device = open_device(device)
-        self._memory_bytes = memory_bytes
         self._host = LocalStore()
-        self._specs: dict[str, TableSpec] = {}
-        self._optimizer = OptimizerSpec()
         self._tables: dict[str, DeviceTable] = {}
         self._download_seconds = 0.0
         self.stats = self._host.stats
@@ -92,53 +94,21 @@ class DeviceStore:
         checkpoint: str | None = None,
         reset_rows: Mapping[str, IntArray] = NO_RESETS,
     ) -> None:
-        """Create the tables. All rows are in the memory of the host at first; then popular ones move to the device."""
+        """Create the tables, in the memory of the host at first."""
         self._host.create(tables, optimizer, seed, checkpoint, reset_rows)
-        self._specs, self._optimizer = {table.name: table for table in tables}, optimizer
-        rows = self._divide_rows()
         with describe_exhausted_memory():
             for shard in self._host.shards():
-                self._tables[shard.table] = DeviceTable(shard.arrays, rows[shard.table], optimizer, self.device)
-
-    def _divide_rows(self) -> dict[str, int]:
-        """Return how many rows of each table to hold on the device."""
-        budget = self._memory_bytes
-        if budget is None and self.device.type == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()  # what earlier tensors have left is not free otherwise
-            free_bytes, _ = torch.cuda.mem_get_info(self.device)
-            budget = int(_MEMORY_FRACTION * free_bytes)
-        if budget is None:
-            return {table.name: table.rows for table in self._specs.values()}
-        return divide(budget, list(self._specs.values()), self._optimizer.kind)
-
-    @property
-    def hot_rows(self) -> dict[str, int]:
-        """The number of rows on the device by table; they are its first ones."""
-        return {name: table.rows for name, table in self._tables.items()}
+                self._tables[shard.table] = DeviceTable(shard.arrays, optimizer, self.device)
 
     def describe(self) -> list[str]:
         """Return how much memory the created tables take."""
-        on_device, on_host = (size / 2**30 for size in self.memory())
-        return [f"tables take {on_device:.2f} GiB on {self.device}, {on_host:.2f} on the host"]
-
-    def memory(self) -> tuple[int, int]:
-        """Return the bytes of rows and optimizer state on the device and on the host, as they are between saves."""
-        device_bytes = host_bytes = 0
-        for name, table in self._specs.items():
-            size, hot = row_bytes(table, self._optimizer.kind), self._tables[name].rows
-            device_bytes += size * hot
-            host_bytes += size * (table.rows - hot)
-        return device_bytes, host_bytes
+        return [f"tables take {sum(table.bytes for table in self._tables.values()) / 2**30:.2f} GiB on {self.device}"]
 
     def assign(self, table: str, rows_A: IntArray, values_AD: FloatArray) -> None:
         """Replace the values of rows."""
         self.check({table: rows_A})
-        hot = self._tables[table].count(rows_A)
-        values = to_device(values_AD[:hot], self.device)
-        self._tables[table].weights_ND.index_copy_(0, to_device(rows_A[:hot], self.device), values)
-        self._host.assign(table, rows_A[hot:], values_AD[hot:])
+        index_A, values = (to_device(array, self.device) for array in (rows_A, values_AD))
+        self._tables[table].weights_ND.index_copy_(0, index_A, values)
 
     def save(self, folder: str) -> None:
         """Start writing all tables and their state into the checkpoint folder ``folder``.
@@ -175,62 +145,39 @@ class DeviceStore:
     def pull(self, rows: Mapping[str, IntArray]) -> dict[str, FloatArray]:
         """Copy the requested rows into the memory of the host."""
         self.check(rows)
-        return {name: self._pull(name, rows_A) for name, rows_A in rows.items()}
-
-    def _pull(self, name: str, rows_A: IntArray) -> FloatArray:
-        table = self._tables[name]
-        hot = table.count(rows_A)
-        hot_AD: FloatArray = table.weights_ND.index_select(0, to_device(rows_A[:hot], self.device)).cpu().numpy()
-        if hot == len(rows_A):
-            return hot_AD
-        return np.concatenate([hot_AD, self._host.weights(name).take(rows_A[hot:], axis=0)])
+        return {name: self._rows(name, rows_A).cpu().numpy() for name, rows_A in rows.items()}
 
     def device_rows(self, table: str, rows_A: IntArray, index_A: Tensor | None = None) -> Tensor:
         """Return rows, int64, sorted and unique, as a tensor (A, D) on the device, a copy.
 
-        ``index_A`` is ``rows_A`` on the device, if it is there already. Those on the host are copied to the device.
+        ``index_A`` is ``rows_A`` on the device, if it is there already.
 
         Raises:
             StoreError: a row lies outside its table.
         """
         self.check({table: rows_A})
-        hot = self._tables[table].count(rows_A)
-        index_A = to_device(rows_A, self.device) if index_A is None else index_A
-        hot_AD = self._tables[table].weights_ND.index_select(0, index_A[:hot])
-        if hot == len(rows_A):
-            return hot_AD
-        import torch
+        return self._rows(table, rows_A, index_A)
 
-        cold_AD = self._host.weights(table).take(rows_A[hot:], axis=0)
-        return torch.cat([hot_AD, to_device(cold_AD, self.device)])
+    def _rows(self, table: str, rows_A: IntArray, index_A: Tensor | None = None) -> Tensor:
+        index_A = to_device(rows_A, self.device) if index_A is None else index_A
+        return self._tables[table].weights_ND.index_select(0, index_A)
 
     def update_rows(
         self, table: str, rows_A: IntArray, gradient_AD: Tensor, index_A: Tensor | None = None
     ) -> DeviceUpdate:
         """Start to apply ``gradient_AD``, float32 on the device, to rows, int64, sorted and unique.
 
-        Rows on the host are updated before it returns, for which it waits for their gradients. Pass the result to
-        ``check_divergence`` by the end of the step. ``index_A`` is as in ``device_rows``.
+        Pass the result to ``check_divergence`` by the end of the step. ``index_A`` is as in ``device_rows``.
 
         Raises:
             StoreError: a row lies outside its table.
-            DivergedError: a row on the host has diverged.
         """
         self.check({table: rows_A})
-        hot = self._tables[table].count(rows_A)
-        cold_AD = gradient_AD[hot:].cpu().numpy() if hot < len(rows_A) else None
-        index_A = to_device(rows_A[:hot], self.device) if index_A is None else index_A[:hot]
-        update = self._start_update(table, rows_A[:hot], index_A, gradient_AD[:hot])
-        if cold_AD is not None:
-            self._host.push({table: RowGradient(rows_A[hot:], cold_AD)})
-        return update
-
-    def _start_update(self, name: str, rows_A: IntArray, index_A: Tensor, gradient_AD: Tensor) -> DeviceUpdate:
-        """Update rows that are on the device."""
-        table = self._tables[name]
-        with self.stats.timed_update(name, len(rows_A)):
-            divergent_A = table.optimizer.update(table.weights_ND, index_A, gradient_AD)
-            return DeviceUpdate(name, rows_A, divergent_A, divergent_A.sum())
+        index_A = to_device(rows_A, self.device) if index_A is None else index_A
+        with self.stats.timed_update(table, len(rows_A)):
+            on_device = self._tables[table]
+            divergent_A = on_device.optimizer.update(on_device.weights_ND, index_A, gradient_AD)
+            return DeviceUpdate(table, rows_A, divergent_A, divergent_A.sum())
 
     def check_divergence(self, updates: Sequence[DeviceUpdate], *others: Tensor) -> list[float]:
         """Check that all rows of ``updates`` are finite; wait for the device, once.
@@ -254,12 +201,10 @@ class DeviceStore:
     def push(self, gradients: Mapping[str, RowGradient]) -> None:
         """Apply one step."""
         self.check({name: gradient.rows_A for name, gradient in gradients.items()})
-        updates = []
-        for name, gradient in gradients.items():
-            hot = self._tables[name].count(gradient.rows_A)
-            index_A, hot_AD = (to_device(array[:hot], self.device) for array in (gradient.rows_A, gradient.values_AD))
-            updates.append(self._start_update(name, gradient.rows_A[:hot], index_A, hot_AD))
-            self._host.push({name: RowGradient(gradient.rows_A[hot:], gradient.values_AD[hot:])})
+        updates = [
+            self.update_rows(name, gradient.rows_A, to_device(gradient.values_AD, self.device))
+            for name, gradient in gradients.items()
+        ]
         self.check_divergence(updates)
 
     def check(self, rows: Mapping[str, IntArray]) -> None:
@@ -287,4 +232,3 @@ class DeviceStore:
         """Release the tables, and abandon a save that is in progress."""
         self._host.close()
         self._tables.clear()
-        self._specs.clear()

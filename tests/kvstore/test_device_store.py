@@ -1,4 +1,4 @@
-"""A store on a device of PyTorch does what a local store does, with or without rows that stay on the host."""
+"""A store on a device of PyTorch does what a local store does."""
 
 import subprocess
 import sys
@@ -19,7 +19,6 @@ from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import RowGradient, RowStore, TableSpec
 from crossfade.kvstore.torch.store import DeviceStore
-from crossfade.kvstore.torch.table import divide, row_bytes
 from crossfade.trainer.model.engines.torch import torch_device
 
 torch = pytest.importorskip("torch", reason=TORCH)
@@ -27,11 +26,8 @@ torch = pytest.importorskip("torch", reason=TORCH)
 TABLES = [TableSpec("customer", rows=60, dim=5, init_std=0.3), TableSpec("track", rows=25, dim=8, init_std=0.5)]
 ALL_ROWS = {table.name: np.arange(table.rows) for table in TABLES}
 SGD = OptimizerSpec("sgd", learning_rate=1.0)
-BUDGETS = {"all rows on the device": None, "some rows on the device": 900, "no rows on the device": 0}
-by_budget = pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
 LARGE = TableSpec("track", rows=80_000, dim=64, init_std=0.1)
 """A table of 20 MB, of which pages can be counted."""
-LARGE_BUDGET = LARGE.bytes // 2
 
 
 @pytest.fixture
@@ -85,27 +81,26 @@ def assert_close(store: RowStore, other: RowStore) -> None:
 
 PLAIN: dict[str, float] = {}
 BOUNDED = {"weight_decay": 0.1, "max_norm": 1.2}
-ALL, SOME, NONE = BUDGETS.values()
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "budget"),
+    ("kind", "options"),
     [
-        ("sgd", PLAIN, ALL),
-        ("sgd", BOUNDED, SOME),
-        ("adagrad", PLAIN, SOME),
-        ("adagrad", BOUNDED, NONE),
-        ("rowwise_adagrad", PLAIN, NONE),
-        ("rowwise_adagrad", BOUNDED, ALL),
-        ("adam", PLAIN, SOME),
-        ("adam", BOUNDED, ALL),
+        ("sgd", PLAIN),
+        ("sgd", BOUNDED),
+        ("adagrad", PLAIN),
+        ("adagrad", BOUNDED),
+        ("rowwise_adagrad", PLAIN),
+        ("rowwise_adagrad", BOUNDED),
+        ("adam", PLAIN),
+        ("adam", BOUNDED),
     ],
 )
 def test_steps_equal_those_of_a_local_store_and_repeat(
-    stores: ExitStack, device: str, kind: OptimizerKind, options: dict[str, float], budget: int | None
+    stores: ExitStack, device: str, kind: OptimizerKind, options: dict[str, float]
 ) -> None:
     optimizer = OptimizerSpec(kind, learning_rate=0.05, epsilon=1e-6, **options)  # type: ignore[arg-type]
-    store, again = (opened(stores, DeviceStore(device, budget), optimizer) for _ in range(2))
+    store, again = (opened(stores, DeviceStore(device), optimizer) for _ in range(2))
     local, before = opened(stores, LocalStore(), optimizer), store.pull(ALL_ROWS)
     for each in (store, again, local):
         push_steps(each, range(40))
@@ -117,7 +112,7 @@ def test_steps_equal_those_of_a_local_store_and_repeat(
 
 @pytest.mark.gpu
 def test_steps_on_a_gpu_leave_no_memory_allocated(stores: ExitStack, gpu_device: str) -> None:
-    store = opened(stores, DeviceStore(torch_device(gpu_device), 900), OptimizerSpec("adam"))
+    store = opened(stores, DeviceStore(torch_device(gpu_device)), OptimizerSpec("adam"))
     push_steps(store, range(5))
     allocated, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved()
     push_steps(store, range(20))
@@ -125,10 +120,9 @@ def test_steps_on_a_gpu_leave_no_memory_allocated(stores: ExitStack, gpu_device:
 
 
 @pytest.mark.parametrize("with_index", [False, True])
-@by_budget
-def test_step_of_tensors_equals_pull_and_push(stores: ExitStack, budget: int | None, with_index: bool) -> None:
+def test_step_of_tensors_equals_pull_and_push(stores: ExitStack, with_index: bool) -> None:
     optimizer = OptimizerSpec("adam", weight_decay=0.1)
-    store, other = (opened(stores, DeviceStore("cpu", budget), optimizer) for _ in range(2))
+    store, other = (opened(stores, DeviceStore("cpu"), optimizer) for _ in range(2))
     for seed in range(3):
         step, updates = random_step(seed), []
         pulled = other.pull({name: gradient.rows_A for name, gradient in step.items()})
@@ -170,23 +164,10 @@ def test_step_on_the_device_waits_for_it_only_to_check_divergence(stores: ExitSt
 # ---- divergence
 
 
-@pytest.mark.parametrize(
-    ("kind", "value", "budget"),
-    [
-        ("sgd", np.nan, ALL),
-        ("sgd", 1e30, SOME),
-        ("adagrad", -np.inf, SOME),
-        ("rowwise_adagrad", 1e30, ALL),
-        ("rowwise_adagrad", np.nan, NONE),
-        ("adam", np.nan, SOME),
-        ("adam", -np.inf, ALL),
-        ("adam", 1e30, NONE),
-    ],
-)
-def test_divergence_names_table_and_row(
-    stores: ExitStack, kind: OptimizerKind, value: float, budget: int | None
-) -> None:
-    store = opened(stores, DeviceStore("cpu", budget), OptimizerSpec(kind, max_norm=1.0))
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e30])
+@pytest.mark.parametrize("kind", KINDS)
+def test_divergence_names_table_and_row(stores: ExitStack, kind: OptimizerKind, value: float) -> None:
+    store = opened(stores, DeviceStore("cpu"), OptimizerSpec(kind, max_norm=1.0))
     step = {table.name: RowGradient(np.array([2, 6]), np.ones((2, table.dim), np.float32)) for table in TABLES}
     step["track"].values_AD[1, 3] = value
     with pytest.raises(DivergedError, match=r"table 'track', row 6: .* 1 of [12] active rows") as caught:
@@ -196,49 +177,30 @@ def test_divergence_names_table_and_row(
     store.check_divergence([update])
 
 
-# ---- division of the memory
-
-
-def test_tables_share_the_memory_and_small_ones_fit_completely(stores: ExitStack) -> None:
-    tables = [TableSpec("customer", 1000, 4, 0.1), TableSpec("genre", 10, 4, 0.1), TableSpec("track", 700, 8, 0.1)]
-    assert divide(10_000, tables, "sgd") == {"genre": 10, "customer": 307, "track": 154}
-    assert divide(10**6, tables, "sgd") == {"genre": 10, "customer": 1000, "track": 700}
-    assert divide(0, tables, "adam") == {"genre": 0, "customer": 0, "track": 0}
-    store = opened(stores, DeviceStore("cpu", 10_000), OptimizerSpec("rowwise_adagrad"), tables=tables)
-    device_bytes, host_bytes = store.memory()
-    assert store.hot_rows == {"genre": 10, "customer": 245, "track": 136}
-    assert 10_000 - row_bytes(tables[2], "adam") < device_bytes <= 10_000
-    assert device_bytes + host_bytes == sum(table.bytes + 4 * table.rows for table in tables)
-    assert opened(stores, DeviceStore("cpu"), tables=tables).memory() == (sum(table.bytes for table in tables), 0)
-
-
 # ---- checkpoints
 
 
-def open_large(stores: ExitStack, budget: int | None) -> Any:
+def open_large(stores: ExitStack) -> Any:
     """Open a store with the large table, after a step on all of its rows."""
-    store = opened(stores, DeviceStore("cpu", budget), OptimizerSpec("rowwise_adagrad"), tables=[LARGE])
+    store = opened(stores, DeviceStore("cpu"), OptimizerSpec("rowwise_adagrad"), tables=[LARGE])
     store.push({LARGE.name: RowGradient(np.arange(LARGE.rows), random_rows(LARGE.rows, LARGE.dim, seed=5))})
     return store
 
 
 def prefix_pages(store: Any) -> dict[str, int]:
-    """Return the touched pages of the host's arrays where they have place for rows that are on the device."""
-    [shard], hot = store._host.shards(), store.hot_rows[LARGE.name]
+    """Return the touched pages of the host's arrays."""
+    [shard] = store._host.shards()
     assert set(shard.arrays) == {"weights", "sum_of_squares"}
-    return {name: touched_pages(array[:hot]) for name, array in shard.arrays.items()}
+    return {name: touched_pages(array) for name, array in shard.arrays.items()}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason=LINUX)
-@pytest.mark.parametrize("budget", [None, LARGE_BUDGET])
-def test_rows_on_the_device_take_no_memory_of_the_host_but_during_a_save(
-    stores: ExitStack, tmp_path: Path, budget: int | None
-) -> None:
-    store = open_large(stores, budget)
+def test_rows_on_the_device_take_no_memory_of_the_host_but_during_a_save(stores: ExitStack, tmp_path: Path) -> None:
+    store = open_large(stores)
     released = {"weights": 0, "sum_of_squares": 0}
     assert prefix_pages(store) == released
-    cold_rows_A = np.arange(store.hot_rows[LARGE.name], LARGE.rows)
-    cold = store.pull({LARGE.name: cold_rows_A})[LARGE.name]
+    rows = {LARGE.name: np.arange(LARGE.rows)}
+    before = store.pull(rows)[LARGE.name]
     store.save(str(tmp_path / "step"))
     assert min(prefix_pages(store).values()) > 0
     wait_for_save(store)
@@ -248,7 +210,7 @@ def test_rows_on_the_device_take_no_memory_of_the_host_but_during_a_save(
     with pytest.raises(CheckpointError, match="could not be written"):
         wait_for_save(store)
     assert prefix_pages(store) == released
-    np.testing.assert_array_equal(store.pull({LARGE.name: cold_rows_A})[LARGE.name], cold)
+    np.testing.assert_array_equal(store.pull(rows)[LARGE.name], before)
 
 
 def test_tables_are_copied_in_chunks(
@@ -256,10 +218,10 @@ def test_tables_are_copied_in_chunks(
 ) -> None:
     monkeypatch.setattr("crossfade.kvstore.torch.device._CHUNK_BYTES", 7 * TABLES[0].dim * 4)
     optimizer = OptimizerSpec("adam")
-    store = opened(stores, DeviceStore(device, 4000), optimizer)
+    store = opened(stores, DeviceStore(device), optimizer)
     push_steps(store, range(2))
     checkpoint = save_store(store, str(tmp_path), 1, TABLES, optimizer)
-    others = (LocalStore(), DeviceStore(device, 4000))
+    others = (LocalStore(), DeviceStore(device))
     loaded = [opened(stores, each, optimizer, checkpoint=checkpoint).pull(ALL_ROWS) for each in others]
     for name, block_AD in store.pull(ALL_ROWS).items():
         for each in loaded:

@@ -1,5 +1,6 @@
 """A snapshot has the state at its start, whatever changes while it is written."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import psutil
 import pytest
 from saved_shards import random_table, split_table, wait_for_snapshot
 from snapshots import DIM, LARGE, change_rows, running_snapshot, shard_of_ones, weights_file
+from touched_pages import ACTIVE_ROWS
 from waiting import wait_until
 
 from crossfade.kvstore.checkpoint.snapshot import compile_kernels
@@ -73,7 +75,7 @@ def test_updates_wait_for_free_slots_and_continue(tmp_path: Path, monkeypatch: p
     assert (shard.arrays["weights"] == 2.0).all()
 
 
-def test_server_saves_the_state_at_the_command_although_rows_change(tmp_path: Path) -> None:
+def test_server_saves_the_state_at_the_command_and_touches_active_rows_only(tmp_path: Path) -> None:
     script = Path(__file__).resolve().parents[2] / "tests" / "support" / "drive_row_server.py"
     command = [sys.executable, script, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
@@ -83,6 +85,9 @@ def test_server_saves_the_state_at_the_command_although_rows_change(tmp_path: Pa
         for name in expected.files:
             path = tmp_path / "saved" / "track" / f"{name}.00000-of-00001.npy"
             np.testing.assert_array_equal(np.load(path), expected[name], err_msg=name)
+    counted = json.loads(done.stdout)
+    assert len(counted) == 4
+    assert all(0 < pages <= 2 * ACTIVE_ROWS for pages in counted.values()), counted
 
 
 def test_snapshot_takes_memory_for_changed_rows_that_were_not_written_only(tmp_path: Path) -> None:

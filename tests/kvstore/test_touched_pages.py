@@ -1,7 +1,5 @@
 """A step touches the memory of its active rows and no other, not even to read it."""
 
-import json
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -49,13 +47,3 @@ def test_local_step_during_a_save_touches_pages_of_active_rows_only(tmp_path: Pa
             store.push({TABLE.name: gradient})
             assert 0 < touched_pages(shard.slot_N) <= ACTIVE_ROWS
             assert touched_pages(shard.slot_N) < shard.slot_N.nbytes // 4096 // 4
-
-
-def test_server_update_touches_pages_of_active_rows_only() -> None:
-    script = Path(__file__).resolve().parents[2] / "tests" / "support" / "touched_pages.py"
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr
-    counted = json.loads(done.stdout)
-    assert len(counted) == 4
-    for name, pages in counted.items():
-        assert 0 < pages <= MAX_PAGES, name

@@ -7,8 +7,6 @@ The library reads these variables, which ``cuda_stub_environment`` sets:
 
 - CUDA_STUB_GPUS: the GPUs, each as name|compute capability|bytes of memory, separated by semicolons.
 - CUDA_STUB_INIT: what cuInit returns, 0 by default. Without GPUs, it returns CUDA_ERROR_NO_DEVICE, 100, instead of 0.
-- CUDA_STUB_VERSION: the newest CUDA version that the driver supports, as cuDriverGetVersion returns it, 12080 for 12.8;
-  13000 by default.
 
 It can be found only in a process that starts with the folder in LD_LIBRARY_PATH. No GPU computes anything: where
 PyTorch or MXNet is built with CUDA, they fail as with a broken driver.
@@ -65,11 +63,6 @@ static int check(int device) {
     return device >= 0 && device < num_gpus ? SUCCESS : INVALID_DEVICE;
 }
 
-int cuDriverGetVersion(int *version) {
-    *version = number("CUDA_STUB_VERSION", 13000);
-    return SUCCESS;
-}
-
 int cuDeviceGetCount(int *count) {
     if (num_gpus < 0) return NOT_INITIALIZED;
     *count = num_gpus;
@@ -99,21 +92,10 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
     return SUCCESS;
 }
 
-static const struct { int code; const char *name, *text; } errors[] = {
-    {802, "CUDA_ERROR_SYSTEM_NOT_READY", "system not yet initialized"},
-    {803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "system has unsupported display driver / cuda driver combination"},
-    {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
-};
-
-static int describe(int code, const char **result, int by_name) {
-    *result = NULL;
-    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
-        if (errors[i].code == code) *result = by_name ? errors[i].name : errors[i].text;
-    return *result ? SUCCESS : INVALID_VALUE;
+int cuGetErrorName(int code, const char **name) {
+    *name = code == 803 ? "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH" : NULL;
+    return *name ? SUCCESS : INVALID_VALUE;
 }
-
-int cuGetErrorName(int code, const char **name) { return describe(code, name, 1); }
-int cuGetErrorString(int code, const char **text) { return describe(code, text, 0); }
 """
 
 
@@ -128,7 +110,7 @@ def build_cuda_stub(folder: Path) -> Path:
     return library
 
 
-def cuda_stub_environment(library: Path, *gpus: str, init: int = 0, version: int = 13000) -> dict[str, str]:
+def cuda_stub_environment(library: Path, *gpus: str, init: int = 0) -> dict[str, str]:
     """Return this process's environment with ``library`` as the driver, ``gpus``, and the variables of this module."""
     path = os.environ.get("LD_LIBRARY_PATH")
     return {
@@ -136,5 +118,4 @@ def cuda_stub_environment(library: Path, *gpus: str, init: int = 0, version: int
         "LD_LIBRARY_PATH": f"{library.parent}:{path}" if path else str(library.parent),
         "CUDA_STUB_GPUS": ";".join(gpus),
         "CUDA_STUB_INIT": str(init),
-        "CUDA_STUB_VERSION": str(version),
     }

@@ -38,6 +38,11 @@ CASE_SECONDS = 180.0
 CASE_KILOBYTES = 2 << 20
 """Memory that a case may take beyond the peak of all cases before it."""
 
+_PROGRESS = (
+    *("crossfade: skipped ", "crossfade: epoch=", "crossfade: resuming from step ", "crossfade: run: there is no run"),
+    *("metrics: ", "to see it: "),
+)
+"""What lines begin with that may precede an error."""
 Command = list[str]
 Prepare = Callable[[random.Random, Path], tuple[Command, str]]
 """Corrupts something in a folder; returns the command to run and what its error must name."""
@@ -210,11 +215,7 @@ def problem_of(command: Command, named: str) -> str | None:
     lines = stderr.split("\n")[:-1]
     last = lines[-1] if lines else ""
     lists_problems = command[0] in ("validate", "prepare")
-    others = [
-        line
-        for line in lines[:-1]
-        if not line.lstrip("\r").startswith(("crossfade: skipped ", "crossfade: epoch=", "metrics: ", "to see it: "))
-    ]
+    others = [line for line in lines[:-1] if not line.lstrip("\r").startswith(_PROGRESS)]
     if code not in (1, 2) or not last.startswith("crossfade: error: ") or (others and not lists_problems and code == 2):
         return f"exit code {code}, with the output:\n{stderr}"
     if not all(line.isprintable() for line in (lines if lists_problems else [last])):

@@ -3,18 +3,21 @@
     drive_row_server.py FOLDER
 
 It saves a table, changes rows of it before they are written, and writes what the arrays held at the time of
-the save, by name, to FOLDER/expected.npz; the checkpoint is in FOLDER/saved.
+the save, by name, to FOLDER/expected.npz; the checkpoint is in FOLDER/saved. Then it updates a few rows, and prints as
+JSON how many pages of each array that touched.
 """
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 from snapshots import gated_pieces
-from touched_pages import TABLE
+from touched_pages import TABLE, make_step, release_pages, touched_pages
 from waiting import wait_until
 
+from crossfade.base.arrays import IntArray
 from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
 from crossfade.kvstore.mxnet.row_server import RowServer
 from crossfade.kvstore.mxnet.server_protocol import (
@@ -44,8 +47,8 @@ def main(folder: Path) -> None:
     server.update(key, row_sparse_zeros(shape, stored=False), weight)
     gradient = np.ones((len(ROWS_A), TABLE.dim), np.float32)
 
-    def step() -> None:
-        server.update(key, row_sparse_from(ROWS_A, gradient, np.arange(len(ROWS_A)), shape), weight)
+    def step(rows_A: IntArray = ROWS_A) -> None:
+        server.update(key, row_sparse_from(rows_A, gradient, np.arange(len(rows_A)), shape), weight)
 
     step()
     arrays = server._shards[key].as_table_shard().arrays
@@ -63,6 +66,10 @@ def main(folder: Path) -> None:
 
     wait_until(lambda: state() != "running", "the save to end")
     assert state() == "saved"
+    for array in arrays.values():
+        release_pages(array)
+    step(make_step().rows_A)
+    print(json.dumps({name: touched_pages(array) for name, array in arrays.items()}))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import numpy as np
+from engine_cases import CASES, Result, gradients_by
 from needs import MXNET, TORCH
 
 from crossfade.base.arrays import FloatArray
@@ -112,6 +114,14 @@ def _computed(engine: Engine, batch: Batch, vectors: Vectors) -> Computed:
     ]
     changed = [name for name, rows_AD in vectors.items() if rows_AD.tobytes() != before[name]]
     return Computed(loss, gradients, unusable, changed)
+
+
+def results_in_tiles(**limits: int) -> dict[str, Result]:
+    """Return MXNet's results of all cases with other ``limits`` of the size of tiles."""
+    from crossfade.trainer.model.engines import mxnet
+
+    with patch.multiple(mxnet, **limits):
+        return {name: gradients_by(_make("mxnet", *case.parts), case) for name, case in CASES.items()}
 
 
 @contextmanager

@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 from engine_cases import (
     CASES,
-    DRAWS,
     ITEM_TABLE,
     LOG_Q,
-    MARGIN,
     QUERY_TABLE,
     TEMPERATURE,
     TOP_K_TEMPERATURE,
@@ -71,54 +69,29 @@ def loss_of(
         scores = {row: score_of(case.score, query_D, items_ND[row]) for row in {item, *counted}}
         others = [scores[row] - (float(LOG_Q[row]) if case.log_q else 0.0) for row in counted]
         weight = float(case.weight_B[example])
-        ranks = (case.items - 1) / max(len(drawn), 1)
-        loss = example_loss(case.loss, scores[item], others, len(drawn), ranks, positive=weight >= 0)
+        loss = example_loss(case.loss, scores[item], others, len(drawn), positive=weight >= 0)
         if case.top_k and weight > 0:
             plain = [float(score_of(case.score, fixed_BD[example], fixed_ND[row])) for row in (item, *counted)]
-            weight *= top_k_weight(case.top_k, plain, [1.0, *(items_of(case, row) for row in counted)])
+            weight *= top_k_weight(case.top_k, plain)
         total = total + abs(weight) * loss
     return total / case.global_size
 
 
-def top_k_weight(k: int, scores: list[float], shares: list[float]) -> float:
-    """Return 2σ((s − β)/τ) of the first of ``scores``; β is the highest from which their ``shares`` add up to k."""
-    reached = [
-        floor for floor in scores if sum(s for s, score in zip(shares, scores, strict=True) if score >= floor) >= k
-    ]
-    beta = max(reached, default=min(scores))
+def top_k_weight(k: int, scores: list[float]) -> float:
+    """Return 2σ((s − β)/τ) of the first of ``scores``; β is the k-th highest."""
+    beta = sorted(scores, reverse=True)[min(k, len(scores)) - 1]
     return 2 / (1 + math.exp(-(scores[0] - beta) * TEMPERATURE / TOP_K_TEMPERATURE))
 
 
-def items_of(case: Case, row: int) -> float:
-    """Return how many items a negative stands for."""
-    if case.log_q:
-        return math.exp(-float(LOG_Q[row]))
-    return 1.0 if case.negatives == "all" else case.items / DRAWS
-
-
-def example_loss(
-    loss: LossKind, own: Number, others: list[Number], count: int, ranks: float, *, positive: bool
-) -> Number:
-    """Return the loss of one example; ``others`` are the scores of those of its ``count`` negatives that count.
-
-    Under ``warp``, each violation stands for ``ranks`` ranks.
-    """
-    if loss == "logistic":
-        pushed = sum(minus_log_sigmoid(-other) for other in others) / max(count, 1)
-        return minus_log_sigmoid(own) + pushed if positive else minus_log_sigmoid(-own)
+def example_loss(loss: LossKind, own: Number, others: list[Number], count: int, *, positive: bool) -> Number:
+    """Return the loss of one example; ``others`` are the scores of those of its ``count`` negatives that count."""
     if not others:
         return 0.0
     if loss == "softmax":
         power, powers = exp(own), sum(exp(other) for other in others)
         return -log((power if positive else powers) / (power + powers))
     gaps = [other - own if positive else own - other for other in others]
-    if loss == "bpr":
-        return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
-    margin = MARGIN / TEMPERATURE
-    if not positive:
-        return sum(max(0.0, margin + gap) for gap in gaps) / count
-    violators = sum(1 for gap in gaps if margin + gap > 0)
-    return math.log(1 + violators * ranks) * max(0.0, margin + max(gaps))
+    return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
 
 
 def autograd(loss: Number, leaves: Mapping[str, Any]) -> tuple[float, dict[str, FloatArray]]:

@@ -1,20 +1,11 @@
-"""Count the pages of an array that are touched: release all of them to the kernel, and count those that are back.
-
-As a script it has a server update some rows of a table, and prints, by array, how many pages that touched:
-
-    touched_pages.py
-"""
+"""Count the pages of an array that are touched: release all of them to the kernel, and count those that are back."""
 
 import ctypes
-import json
 import mmap
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from crossfade.base.arrays import FloatArray
-from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import RowGradient, TableSpec
 
 TABLE = TableSpec("track", rows=200_000, dim=64, init_std=0.1)
@@ -51,29 +42,3 @@ def _pages(array: Any) -> tuple[ctypes.c_void_p, ctypes.c_size_t]:
 def _call(name: str, *arguments: Any) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     assert getattr(libc, name)(*arguments) == 0, (name, ctypes.get_errno())
-
-
-def server_update_pages() -> dict[str, int]:
-    """Return the number of pages of each array that an update by a server touches."""
-    from crossfade.kvstore.mxnet.imports import import_mxnet, row_sparse_from, row_sparse_zeros
-    from crossfade.kvstore.mxnet.row_server import RowServer
-    from crossfade.kvstore.mxnet.server_protocol import create_command, make_layout
-    from crossfade.kvstore.mxnet.signatures import CommandVerifier
-
-    import_mxnet()
-    server = RowServer(SimpleNamespace(rank=0), CommandVerifier("no command is signed"), "unused")
-    server.command(create_command([TABLE], OptimizerSpec("adam"), 1, servers=1, max_key_bytes=2**30, checkpoint=None))
-    [layout] = make_layout([TABLE], servers=1)
-    [key], shape = layout.key_numbers, layout.key_shape
-    weight = row_sparse_zeros(shape, stored=True)
-    server.update(key, row_sparse_zeros(shape, stored=False), weight)
-    arrays: dict[str, FloatArray] = server._shards[key].as_table_shard().arrays
-    for array in arrays.values():
-        release_pages(array)
-    gradient = make_step()
-    server.update(key, row_sparse_from(gradient.rows_A, gradient.values_AD, np.arange(ACTIVE_ROWS), shape), weight)
-    return {name: touched_pages(array) for name, array in arrays.items()}
-
-
-if __name__ == "__main__":
-    print(json.dumps(server_update_pages()))

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
-from crossfade.base.errors import command
+from crossfade.base.errors import InputError, command
 from crossfade.base.validation import described
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.trainer.config.sections import (
@@ -38,7 +38,6 @@ from crossfade.trainer.config.sections import (
     ModelConfig,
     Name,
     NegativesConfig,
-    NonNegative,
     OptimizerConfig,
     Positive,
     Section,
@@ -55,7 +54,7 @@ EvaluationTask = Literal["new", "repeat"]
 _CHANGEABLE_ON_RESUME = (
     *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads", "data.max_row_group_rows"),
     *("train.epochs", "train.max_steps", "train.patience", "evaluate.final"),
-    *("train.engine", "train.device", "train.tables", "train.device_memory_gib"),
+    *("train.engine", "train.device", "train.tables"),
     *("optimizer.learning_rate", "model.dense.learning_rate", "model.popularity"),
 )
 """Prefixes of keys that may change between the starts of one run."""
@@ -160,10 +159,7 @@ class TrainConfig(Section):
     tables: Literal["auto", "host", "device"] = Field(
         "auto",
         description="memory that holds the tables of a run in one process: the host's or, with engine torch, the "
-        "device's, with rows that do not fit in the host's; auto: device on a GPU",
-    )
-    device_memory_gib: Positive | None = Field(
-        None, description="GiB of the device for tables; null: 80 % of what is free"
+        "device's; auto: device on a GPU where they fit",
     )
     save_embeddings: Literal["best", "none"] = Field(
         "best", description="embeddings to write: best on the valid split, or none and leave it to 'crossfade export'"
@@ -259,10 +255,9 @@ class JobConfig(Section):
     model: ModelConfig = ModelConfig()
     loss: LossKind = Field(
         "softmax",
-        description="loss function: bpr, logistic, softmax (over the negatives), or warp; an interaction of negative "
-        "weight is negative feedback and is penalized by the reversed loss",
+        description="loss function: bpr, or softmax (over the negatives); an interaction of negative weight is "
+        "negative feedback and is penalized by the reversed loss",
     )
-    margin: NonNegative = Field(0.5, description="margin of warp between the item's score and its negatives'")
     top_k: AtLeastOne | None = Field(
         None,
         description="K of softmax at the top of the list: an interaction whose item scores above the K-th highest of "
@@ -271,8 +266,8 @@ class JobConfig(Section):
     )
     top_k_temperature: Positive = Field(
         0.6,
-        description="difference of scores over which the weight of top_k changes, in the units of margin: lower is "
-        "sharper, and less is learned of items far down the list",
+        description="difference of scores over which the weight of top_k changes, before the division by "
+        "model.temperature: lower is sharper, and less is learned of items far down the list",
     )
     negatives: NegativesConfig = NegativesConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -347,25 +342,21 @@ class JobConfig(Section):
         return self
 
     def _check_top_k(self) -> None:
-        """Check that ``top_k`` has a loss that it weighs, and negatives whose number of draws is known."""
-        negatives = self.negatives
+        """Check that ``top_k`` has a loss that it weighs, and the scores of all items."""
         if self.top_k is None:
             return
         if self.loss != "softmax":
             raise ValueError(f"top_k needs loss 'softmax', but the loss is '{self.loss}': leave one of them out")
-        is_uniform = negatives.kind in {"shared", "per_example"} and negatives.sampling == "uniform"
-        if not (negatives.kind in {"auto", "all"} or is_uniform or negatives.logq_correction):
+        if self.negatives.kind not in {"auto", "all"}:
             raise ValueError(
-                f"top_k estimates the K-th highest score of all items, so it needs to be known how often each is drawn "
-                f"by negatives.kind '{negatives.kind}' and sampling '{negatives.sampling}': set "
-                "negatives.logq_correction to true, or negatives.kind to all"
+                f"top_k compares with the K-th highest score of all items, but negatives.kind is "
+                f"'{self.negatives.kind}': set it to all, or leave out top_k"
             )
 
     def starting_points(self) -> dict[str, str]:
         """Return the paths and URIs that a new run reads its rows from, by key."""
-        given = {f"model.start.{name}": source for name, source in self.model.start.items()}
         warm = self.checkpoint.warm_start_from
-        return given if warm is None else {"checkpoint.warm_start_from": warm, **given}
+        return {} if warm is None else {"checkpoint.warm_start_from": warm}
 
     def with_absolute_paths(self) -> JobConfig:
         """Return the same job with absolute paths, so that it does not depend on the working directory."""
@@ -374,11 +365,9 @@ class JobConfig(Section):
             for key, value in (("path", self.checkpoint.path), ("warm_start_from", self.checkpoint.warm_start_from))
         }
         tensorboard = self.tracking.tensorboard
-        start = {name: _absolute(source) for name, source in self.model.start.items()}
         return self.model_copy(
             update={
                 "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
-                "model": self.model.model_copy(update={"start": start}),
                 "checkpoint": self.checkpoint.model_copy(update=checkpoint),
                 "tracking": self.tracking.model_copy(
                     update={"tensorboard": _absolute(tensorboard) if isinstance(tensorboard, str) else tensorboard}
@@ -393,11 +382,10 @@ class JobConfig(Section):
         the learning rates: a run that has diverged continues with a lower one.
         """
         now, before = (job.with_absolute_paths().values() for job in (self, earlier))
-        # Keys of model.start are those of its tables.
         return [
-            f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-            for key in before | now
-            if now.get(key) != before.get(key) and not key.startswith(_CHANGEABLE_ON_RESUME)
+            f"{key} was {before[key]!r} and is now {now[key]!r}"
+            for key in now
+            if now[key] != before[key] and not key.startswith(_CHANGEABLE_ON_RESUME)
         ]
 
     def non_default_values(self) -> dict[str, Any]:
@@ -523,6 +511,11 @@ def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:
     is_cheap = size.items <= _MAX_ITEMS_GROUPED and scores <= _MAX_SCORES_GROUPED * size.interactions
     if not _has_histories(job) and (size.items <= _MAX_ITEMS or (size.is_grouped and is_cheap)):
         return job.negatives.model_copy(update={"kind": "all", "logq_correction": False})
+    if job.top_k is not None:
+        raise InputError(
+            f"top_k needs all items as negatives, which takes long for {size.items:,} items and "
+            f"{size.interactions:,} interactions: set negatives.kind to all, or leave out top_k"
+        )
     return job.negatives.model_copy(update={"kind": "in_batch", "logq_correction": True})
 
 

@@ -89,7 +89,7 @@ EngineName = Literal["auto", "cpu", "mxnet", "torch"]
 
 HISTORY = "history"
 """The name in ``model.query_features`` of the mean of the items that a query has interacted with."""
-LossKind = Literal["bpr", "logistic", "softmax", "warp"]
+LossKind = Literal["bpr", "softmax"]
 
 
 class DenseConfig(Section):
@@ -163,15 +163,6 @@ class ModelConfig(Section):
         "features learn to represent new rows (DropoutNet)",
     )
     dense: DenseConfig = DenseConfig()
-    start: dict[Name, Annotated[str, Field(min_length=1)]] = Field(
-        {},
-        description="vectors that tables begin with, by table: a Parquet file with the columns id and vector, or a "
-        "folder of them (a path or s3:// URI), such as RUN/embeddings/track; rows without one are drawn",
-        examples=[{"track": "vectors.parquet"}],
-    )
-    frozen: list[Name] = Field(
-        [], description="tables that training leaves as they begin, such as [track]: their rows are never updated"
-    )
 
     @property
     def has_dense_layers(self) -> bool:

@@ -38,8 +38,7 @@ _ALIGNMENT = 8
 """The values of a safetensors file begin at a multiple of this, as its library writes them."""
 _ALL_ROWS = (
     f"Line r is row r of `ENTITY/{ROWS_FILE}`. Its column `trained` is false where a vector is random: of rows without "
-    "an ID, and of rows without an interaction of positive weight in train, unless they have features or "
-    "`model.start` gave them a vector."
+    "an ID, and of rows without an interaction of positive weight in train, unless they have features."
 )
 
 

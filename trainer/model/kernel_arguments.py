@@ -22,12 +22,10 @@ class TopK(NamedTuple):
     Attributes:
         k: K; 0: they do not.
         sharpness: T/τ, which differences of scores are multiplied by.
-        items_per_negative: how many items a negative stands for, without logQ correction.
     """
 
     k: np.int64
     sharpness: np.float32
-    items_per_negative: np.float32
 
 
 class Uses(NamedTuple):

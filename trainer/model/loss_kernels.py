@@ -18,50 +18,34 @@ from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.jit import njit
-from crossfade.trainer.model.kernel_arguments import ScoreScales, TopK
-from crossfade.trainer.model.loss_math import ONE, ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
+from crossfade.trainer.model.kernel_arguments import ScoreScales
+from crossfade.trainer.model.loss_math import ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
 
-BPR, LOGISTIC, SOFTMAX, WARP = range(4)
+BPR, SOFTMAX = range(2)
 """Numbers of the losses."""
 _LOWEST = np.finfo(np.float32).min
-
-
-class LossParams(NamedTuple):
-    """A loss and its constants, float32.
-
-    Attributes:
-        code: the loss, such as BPR.
-        margin: m of warp, in units of the scores.
-        ranks_per_negative: (N − 1)/C, which scales warp's violations to a rank among all N items.
-        top_k: which examples weigh more under softmax.
-    """
-
-    code: int
-    margin: np.float32
-    ranks_per_negative: np.float32
-    top_k: TopK
 
 
 class Objective(NamedTuple):
     """What a step minimizes.
 
     Attributes:
-        params: the loss.
+        code: the loss, such as BPR.
         scales: the score.
     """
 
-    params: LossParams
+    code: int
     scales: ScoreScales
 
 
 @njit(cache=True, error_model="numpy")
-def example_loss(params, score, scores_C, parts_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
+def example_loss(code, score, scores_C, parts_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
     """Return the loss of one example and its derivative by ``score``; overwrite ``scores_C`` with those by the scores.
 
     It is called, not inlined: compiled into each of the kernels that use it, it took most of their time to compile.
 
     Args:
-        params: the loss.
+        code: the loss, such as BPR.
         score: the score of the example's item.
         scores_C: the scores of its negatives.
         parts_C: scratch memory.
@@ -70,29 +54,22 @@ def example_loss(params, score, scores_C, parts_C, item, negatives_C, weight):  
         weight: the example's weight; below 0, negative feedback.
     """
     if weight < ZERO:
-        return _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C, -weight)
-    if params.code == WARP:
-        return _warp(params, score, scores_C, item, negatives_C, weight)
-    if params.code == SOFTMAX:
+        return _negative_feedback_loss(code, score, scores_C, parts_C, item, negatives_C, -weight)
+    if code == SOFTMAX:
         return _softmax(score, scores_C, item, negatives_C, weight)
-    share = weight / np.float32(scores_C.shape[0])
-    if params.code == BPR:
-        return _pairs(score, ONE, scores_C, parts_C, item, negatives_C, share)
-    positive, pull = log_sigmoid_loss(score)
-    others, _ = _pairs(ZERO, ZERO, scores_C, parts_C, item, negatives_C, share)
-    return weight * positive + others, -weight * pull
+    return _pairs(score, scores_C, parts_C, item, negatives_C, weight / np.float32(scores_C.shape[0]))
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _pairs(score, slope_sign, scores_C, parts_C, item, negatives_C, share):  # type: ignore[no-untyped-def]
-    """Return Σ_j share·−log σ(score − s_j) and, times ``slope_sign``, its derivative by ``score``."""
+def _pairs(score, scores_C, parts_C, item, negatives_C, share):  # type: ignore[no-untyped-def]
+    """Return Σ_j share·−log σ(score − s_j), and its derivative by ``score``."""
     for c in range(scores_C.shape[0]):
         # Computed for all and then selected: a branch around it would not vectorize.
         part, pull = log_sigmoid_loss(score - scores_C[c])
         counts = share if negatives_C[c] != item else ZERO
         parts_C[c] = counts * part
         scores_C[c] = counts * pull
-    return sum_lanes(parts_C), -slope_sign * sum_lanes(scores_C)
+    return sum_lanes(parts_C), -sum_lanes(scores_C)
 
 
 @njit(cache=True, error_model="numpy", inline="always")
@@ -110,71 +87,22 @@ def _softmax(score, scores_C, item, negatives_C, weight):  # type: ignore[no-unt
     return weight * (math.log(total) + max_score - score), positive * scale - weight
 
 
-@njit(cache=True, error_model="numpy", inline="always")
-def _above(floor, scores_C, item, negatives_C, share):  # type: ignore[no-untyped-def]
-    """Return Σ_j share·[s_j − floor]₊ and how many negatives exceed the floor; derivatives replace the scores."""
-    total, count = ZERO, 0
-    for c in range(scores_C.shape[0]):
-        excess = scores_C[c] - floor if negatives_C[c] != item else ZERO
-        # Keeps NaN, which would vanish in max(excess, 0).
-        scores_C[c] = ZERO if excess <= ZERO else (share if excess > ZERO else excess)
-        total += ZERO if excess <= ZERO else share * excess
-        count += not excess <= ZERO
-    return total, count
-
-
 @njit(cache=True, error_model="numpy")
-def _warp(params, score, scores_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
-    """Compute ``example_loss`` for warp; not inlined, as ``_negative_feedback_loss``."""
-    best, max_score = 0, _LOWEST
-    for c in range(scores_C.shape[0]):
-        if negatives_C[c] != item and not scores_C[c] <= max_score:
-            best, max_score = c, scores_C[c]
-    floor = score - params.margin
-    _, violators = _above(floor, scores_C, item, negatives_C, ONE)
-    scores_C[:] = ZERO
-    if violators == 0:
-        return ZERO, ZERO
-    cost = weight * np.float32(math.log1p(np.float32(violators) * params.ranks_per_negative))
-    cost = cost if max_score > floor else max_score - floor  # NaN: a score is
-    scores_C[best] = cost
-    return cost * (max_score - floor), -cost
-
-
-@njit(cache=True, error_model="numpy")
-def _negative_feedback_loss(params, score, scores_C, parts_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
+def _negative_feedback_loss(code, score, scores_C, parts_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
     """Compute ``example_loss`` for an example of weight −``cost``.
 
     Not inlined, so that it does not affect how the loops for positive weights compile.
     """
-    if params.code == SOFTMAX:
+    if code == SOFTMAX:
         return _negative_feedback_softmax(score, scores_C, item, negatives_C, cost)
-    if params.code == LOGISTIC:
-        scores_C[:] = ZERO
-        loss, pull = log_sigmoid_loss(-score)
-        return cost * loss, cost * pull
-    if params.code == WARP:
-        return _negative_feedback_warp(params, score, scores_C, item, negatives_C, cost)
     # A reversed pair is one whose scores, and derivatives, have the other sign.
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
     share = cost / np.float32(scores_C.shape[0])
-    loss, slope = _pairs(-score, ONE, scores_C, parts_C, item, negatives_C, share)
+    loss, slope = _pairs(-score, scores_C, parts_C, item, negatives_C, share)
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
     return loss, -slope
-
-
-@njit(cache=True, error_model="numpy", inline="always")
-def _negative_feedback_warp(params, score, scores_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
-    for c in range(scores_C.shape[0]):
-        scores_C[c] = -scores_C[c]
-    share = cost / np.float32(scores_C.shape[0])
-    loss, _ = _above(-score - params.margin, scores_C, item, negatives_C, share)
-    slope = sum_lanes(scores_C)
-    for c in range(scores_C.shape[0]):
-        scores_C[c] = -scores_C[c]
-    return loss, slope
 
 
 @njit(cache=True, error_model="numpy", inline="always")
@@ -259,7 +187,7 @@ def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-u
     """
     query_BD, item_BD, query_B, item_B, weight_B = examples
     negative_C, query_C, square_C = pool
-    params, scales = objective.params, objective.scales
+    code, scales = objective
     loss_B, slope_B = np.empty(weight_B.shape[0], np.float32), np.empty(weight_B.shape[0], np.float32)
     parts_C = np.empty(scores_BC.shape[1], np.float32)
     counted_C = negative_C.copy() if query_C.shape[0] else negative_C
@@ -269,5 +197,5 @@ def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-u
         _finish_scores(scores_BC[b], query_square, square_C, scales)
         for c in range(query_C.shape[0]):
             counted_C[c] = item_B[b] if query_C[c] == query_B[b] else negative_C[c]
-        loss_B[b], slope_B[b] = example_loss(params, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b])
+        loss_B[b], slope_B[b] = example_loss(code, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b])
     return loss_B, slope_B

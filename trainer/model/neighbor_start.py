@@ -41,7 +41,7 @@ def has_neighbor_start(model: ModelSpec) -> bool:
     new row is near its place by these: they are trained.
     """
     has_parts = model.towers or model.dense or model.query_sum is not None
-    return model.score.normalized and not has_parts and not model.frozen
+    return model.score.normalized and not has_parts
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,6 @@ from crossfade.trainer.model.kernel_arguments import Vectors
 from crossfade.trainer.model.loss_kernels import BPR, example_loss
 from crossfade.trainer.model.loss_math import log_sigmoid_loss
 from crossfade.trainer.model.normalization_kernels import row_through_normalize
-from crossfade.trainer.model.top_k_kernels import fill_shares, sampled_kth_score, weight_above
 
 _ZERO, _TWO = np.float32(0.0), np.float32(2.0)
 _GAP = 32
@@ -210,24 +209,10 @@ def _prefetch_items(item_RD, row_N, b, examples, count):  # type: ignore[no-unty
         prefetch_row(item_RD, get(row_N, c))
 
 
-@njit(cache=True, error_model="numpy")
-def _weight_at_top(weight, top_k, score, scores_C, share_C, examples, b):  # type: ignore[no-untyped-def]
-    """Return the weight of example ``b`` by its item's place among all items, estimated from its negatives.
-
-    ``share_C`` is scratch memory. It is called, not inlined, since few jobs use it.
-    """
-    row_N, log_q_N = examples.row_N, examples.log_q_N
-    first = examples.weight_B.shape[0] + b * examples.negatives
-    fill_shares(share_C, log_q_N[first : first + scores_C.shape[0]], top_k)
-    for c in range(scores_C.shape[0]):
-        share_C[c] = share_C[c] if row_N[first + c] != row_N[b] else _ZERO
-    return weight_above(weight, top_k, score - sampled_kth_score(scores_C, share_C, score, top_k.k))
-
-
 @inner_kernel()
 def _example_slopes(results, query_AD, a, query_square, item_RD, examples, b, inputs):  # type: ignore[no-untyped-def]
     """Compute the loss of example ``b`` of query ``a``, and its derivatives by score."""
-    (params, scales), (parts_C, counted_C), _ = inputs
+    (code, scales), (parts_C, counted_C), _ = inputs
     loss_B, slope_N = results
     _, row_N, weight_B, log_q_N, count, _, _ = examples
     first = weight_B.shape[0] + b * count
@@ -235,12 +220,10 @@ def _example_slopes(results, query_AD, a, query_square, item_RD, examples, b, in
     for c in range(first, first + count):
         put(slope_N, c, _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, c)), scales))
     weight = get(weight_B, b)
-    if params.top_k.k and weight > _ZERO:
-        weight = _weight_at_top(weight, params.top_k, score, slope_N[first : first + count], parts_C, examples, b)
     if log_q_N.shape[0]:
         for c in range(first, first + count):
             put(slope_N, c, get(slope_N, c) - get(log_q_N, c))
-    if params.code == BPR and count == 1 and weight >= _ZERO:
+    if code == BPR and count == 1 and weight >= _ZERO:
         loss, pull = log_sigmoid_loss(score - get(slope_N, first))
         weight = weight if get(row_N, first) != get(row_N, b) else _ZERO
         put(loss_B, b, weight * loss)
@@ -251,7 +234,7 @@ def _example_slopes(results, query_AD, a, query_square, item_RD, examples, b, in
         for c in range(count):
             # Rows have 32 or 64 bits. That a loss finds 0 or 1 instead saves compiling it for both.
             put(counted_C, c, np.int32(get(row_N, first + c) != get(row_N, b)))
-        loss, slope = example_loss(params, score, scores_C, parts_C, np.int32(0), counted_C, weight)
+        loss, slope = example_loss(code, score, scores_C, parts_C, np.int32(0), counted_C, weight)
         put(loss_B, b, loss)
         put(slope_N, b, slope)
 

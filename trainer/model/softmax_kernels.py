@@ -42,14 +42,7 @@ from crossfade.kvstore.lanes import (
 from crossfade.kvstore.vector_ir import LANES
 from crossfade.trainer.model.kernel_arguments import ScoreScales, TopK, Uses
 from crossfade.trainer.model.loss_math import ONE, ZERO, exp, log_sigmoid_loss
-from crossfade.trainer.model.top_k_kernels import (
-    fill_shares,
-    kept_scores,
-    kth_score,
-    sampled_kth_score,
-    scores_at,
-    weight_above,
-)
+from crossfade.trainer.model.top_k_kernels import kept_scores, kth_score, scores_at, weight_above
 
 _LOWEST = np.float32(-np.inf)
 _STEP = 4 * LANES
@@ -84,9 +77,7 @@ class Pool(NamedTuple):
         first_in_batch: the first of the examples whose items are in-batch negatives.
         end_in_batch: their end.
         offset_C: subtracted from the scores of the pool.
-        norm_C: the part of ``offset_C`` that is no logQ correction.
-        log_q_C: the other part; empty: 0.
-        top_k: which examples weigh more.
+        top_k: which examples weigh more, where the pool is all items.
     """
 
     examples: int
@@ -94,8 +85,6 @@ class Pool(NamedTuple):
     first_in_batch: int
     end_in_batch: int
     offset_C: FloatArray
-    norm_C: FloatArray
-    log_q_C: FloatArray
     top_k: TopK
 
 
@@ -221,10 +210,7 @@ def pool_softmax_pass(tile, item_AD, item_uses: Uses, query_uses, weight_B, pool
     item_index_N, item_order_N, item_starts_A1 = item_uses
     query_index_N, query_order_N, query_starts_A1 = query_uses
     loss_B, slope_B, factor_B = results
-    offset_C, weighs = pool.offset_C, pool.top_k.k > 0
-    weighed = scores_TC.shape[1] if weighs else 0
-    share_C, plain_C = np.empty(weighed, np.float32), np.empty(weighed, np.float32)
-    fill_shares(share_C, pool.log_q_C, pool.top_k)
+    offset_C, kept_N = pool.offset_C, np.empty(kept_scores(pool.top_k.k), np.float32)
     for t in range(scores_TC.shape[0]):
         b, row_C, query_D = first + t, scores_TC[t], query_TD[t]
         item, query = item_index_N[b], query_index_N[b]
@@ -234,13 +220,11 @@ def pool_softmax_pass(tile, item_AD, item_uses: Uses, query_uses, weight_B, pool
             score -= scales.norm * dot_lanes(item_D, item_D)
         item_uses_N = item_order_N[item_starts_A1[item] : item_starts_A1[item + 1]]
         query_uses_N = query_order_N[query_starts_A1[query] : query_starts_A1[query + 1]]
-        _fill_uncounted(row_C, _LOWEST, item_uses_N, query_uses_N, pool)
         weight = weight_B[b]
-        if weighs and weight > ZERO:
-            for c in range(row_C.shape[0]):
-                plain_C[c] = scales.dot * row_C[c] - pool.norm_C[c]
-            above = score - sampled_kth_score(plain_C, share_C, score, pool.top_k.k)
+        if pool.top_k.k and weight > ZERO:
+            above = score - kth_score(row_C, offset_C, scales.dot, pool.top_k.k, kept_N)
             weight = weight_above(weight, pool.top_k, above)
+        _fill_uncounted(row_C, _LOWEST, item_uses_N, query_uses_N, pool)
         loss_B[b], slope_B[b], factor_B[b] = _example(row_C, offset_C, scales.dot, score, weight)
         _fill_uncounted(row_C, ZERO, item_uses_N, query_uses_N, pool)
         for d in range(query_D.shape[0]):

@@ -150,7 +150,6 @@ class ModelSpec:
         context: the tables of context entities, whose vectors are added to that of the query.
         history: the histories of queries, likewise; None: they are not used.
         has_query_vectors: whether queries have vectors besides; else, they are represented by their histories alone.
-        frozen: tables that are pulled, but neither pushed nor updated.
     """
 
     query: TableSpec
@@ -161,7 +160,6 @@ class ModelSpec:
     context: tuple[TableSpec, ...] = ()
     history: HistorySpec | None = None
     has_query_vectors: bool = True
-    frozen: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -253,11 +251,8 @@ def make_model(job: JobConfig, manifest: DatasetManifest) -> ModelSpec:
     tables = table(query), table(item)
     history = _history(source, job, manifest, towers, tables[1]) if uses_history else None
     has_query_vectors = job.model.query_features != [HISTORY] or history is None
-    frozen = tuple(job.model.frozen)
     _check_timestamps(source, job, manifest)
-    model = ModelSpec(*tables, score, towers, dense, tuple(map(table, context)), history, has_query_vectors, frozen)
-    _check_tables(source, job, model)
-    return model
+    return ModelSpec(*tables, score, towers, dense, tuple(map(table, context)), history, has_query_vectors)
 
 
 def _uses_history(job: JobConfig, manifest: DatasetManifest) -> bool:
@@ -307,17 +302,6 @@ def _dense_layers(job: JobConfig, query: str, item: str) -> Iterator[LayerSpec]:
     for name, widths in ((query, dense.query), (item, dense.item)):
         if widths:
             yield LayerSpec(name, (job.model.dim, *widths))
-
-
-def _check_tables(source: str, job: JobConfig, model: ModelSpec) -> None:
-    """Check that ``model.start`` and ``model.frozen`` name tables of ``model``, and that something is left to train."""
-    known = [table.name for table in model.tables]
-    for key, names in (("start", job.model.start), ("frozen", job.model.frozen)):
-        for name in names:
-            if name not in known:
-                raise InputError(f"{source}: model.{key} names '{name}'; the tables of the job are {', '.join(known)}")
-    if set(known) <= set(model.frozen) and not model.dense:
-        raise InputError(f"{source}: model.frozen names every table, so there is nothing to train; leave one out")
 
 
 def _check_timestamps(source: str, job: JobConfig, manifest: DatasetManifest) -> None:

@@ -1,13 +1,12 @@
 """Weights of examples at the top of the list (``trainer/model/losses.py`` has the formulas), and K-th highest scores.
 
-    beta = kth_score(row_C, offset_C, dot_scale, k, kept_N)             # of all items
-    beta = sampled_kth_score(scores_C, share_C, score, k)               # estimated from negatives
+    beta = kth_score(row_C, offset_C, dot_scale, k, kept_N)
     weight = weight_above(weight, top_k, score - beta)
 
 ``_factor`` is the weight as a function of (s − β)/τ for all kernels. The engines torch and mxnet, which call none of
 them, have the same function in ``weight_at_top``.
 
-Shapes: C items or negatives, N scores that are kept.
+Shapes: C items, N scores that are kept.
 """
 
 from __future__ import annotations
@@ -15,26 +14,12 @@ from __future__ import annotations
 import numpy as np
 
 from crossfade.kvstore.jit import njit
-from crossfade.kvstore.lanes import (
-    add,
-    largest_of,
-    load,
-    load_first,
-    maximum,
-    multiply,
-    splat,
-    store,
-    subtract,
-    sum_of,
-    where_at_least,
-)
+from crossfade.kvstore.lanes import largest_of, load, maximum, multiply, splat, store, subtract
 from crossfade.kvstore.vector_ir import LANES
-from crossfade.trainer.model.loss_math import ONE, ZERO, exp, log_sigmoid_loss
+from crossfade.trainer.model.loss_math import log_sigmoid_loss
 
-_LOWEST, _LOWEST_FINITE = np.float32(-np.inf), np.finfo(np.float32).min
+_LOWEST = np.float32(-np.inf)
 _STEP = 4 * LANES
-HALVINGS = 20
-"""Halvings of the range of scores: β is within a millionth of it."""
 
 
 @njit(cache=True, error_model="numpy", inline="always")
@@ -137,78 +122,3 @@ def kth_score(row_C, offset_C, dot_scale, k, kept_N):  # type: ignore[no-untyped
 def kept_scores(k):  # type: ignore[no-untyped-def]
     """Return how long the scratch memory of ``kth_score`` is."""
     return 2 * k + _STEP
-
-
-@njit(cache=True, error_model="numpy")
-def fill_shares(share_C, log_q_C, top_k):  # type: ignore[no-untyped-def]
-    """Fill ``share_C`` with how many items each negative stands for: 1/Q, Q its expected number of draws.
-
-    ``log_q_C`` has log Q; if it is empty, Q is the same for all.
-    """
-    for c in range(share_C.shape[0]):
-        share_C[c] = exp(-log_q_C[c]) if log_q_C.shape[0] else top_k.items_per_negative
-
-
-@njit(cache=True, error_model="numpy", inline="always")
-def _at(values_C, c, fill):  # type: ignore[no-untyped-def]
-    rest = values_C.shape[0] - c
-    return load(values_C, c) if rest >= LANES else load_first(values_C, c, rest, fill)
-
-
-@njit(cache=True, error_model="numpy")
-def _bounds(scores_C):  # type: ignore[no-untyped-def]
-    """Return the lowest and the highest score; ∞ and −∞ if there is none. Those of −∞ do not count."""
-    lowest = highest = splat(_LOWEST)
-    for c in range(0, scores_C.shape[0], LANES):
-        scores = _at(scores_C, c, _LOWEST)
-        highest = maximum(highest, scores)
-        negated = subtract(splat(ZERO), scores)
-        lowest = maximum(lowest, where_at_least(scores, splat(_LOWEST_FINITE), negated, splat(_LOWEST)))
-    return -largest_of(lowest), largest_of(highest)
-
-
-@njit(cache=True, error_model="numpy", inline="always")
-def _counted(scores_C, share_C, c, floor):  # type: ignore[no-untyped-def]
-    return where_at_least(load(scores_C, c), floor, load(share_C, c), splat(ZERO))
-
-
-@njit(cache=True, error_model="numpy")
-def _shares_from(scores_C, share_C, lowest):  # type: ignore[no-untyped-def]
-    """Return the sum of the shares of negatives that score at least ``lowest``."""
-    floor, c, count = splat(lowest), 0, scores_C.shape[0]
-    w = x = y = z = splat(ZERO)
-    while c + _STEP <= count:
-        w = add(w, _counted(scores_C, share_C, c, floor))
-        x = add(x, _counted(scores_C, share_C, c + LANES, floor))
-        y = add(y, _counted(scores_C, share_C, c + 2 * LANES, floor))
-        z = add(z, _counted(scores_C, share_C, c + 3 * LANES, floor))
-        c += _STEP
-    while c < count:
-        w = add(w, where_at_least(_at(scores_C, c, _LOWEST), floor, _at(share_C, c, ZERO), splat(ZERO)))
-        c += LANES
-    return sum_of(add(add(w, x), add(y, z)))
-
-
-@njit(cache=True, error_model="numpy")
-def sampled_kth_score(scores_C, share_C, score, k):  # type: ignore[no-untyped-def]
-    """Estimate the ``k``-th highest score of all items; of fewer, the lowest.
-
-    It is the score down to which the items that negatives stand for, and the example's own, add up to ``k``, found by
-    halving the range of scores.
-
-    Args:
-        scores_C: scores of the negatives, without logQ correction; −∞: does not count.
-        share_C: how many items each stands for; 0: does not count.
-        score: that of the example's item.
-        k: K.
-    """
-    lowest, highest = _bounds(scores_C)
-    low, high = min(lowest, score), max(highest, score)
-    for _ in range(HALVINGS):
-        middle = low + np.float32(0.5) * (high - low)
-        reached = _shares_from(scores_C, share_C, middle) + (ONE if score >= middle else ZERO)
-        if reached >= k:
-            low = middle
-        else:
-            high = middle
-    return low + np.float32(0.5) * (high - low)

@@ -16,8 +16,8 @@ With ID embedding e, and x_f the mean of the embeddings of a row's values of fea
 
 Where the side has content, c is the output of its content layer (``dense.py``), and content counts as a feature.
 
-A cold row, without a positive interaction in train (nor, after a warm start, in the data before) and without a given
-vector, has an untrained ID embedding. Where such a row has values of a feature, e is left out (and the 1), in training
+A cold row, without a positive interaction in train (nor, after a warm start, in the data before), has an untrained ID
+embedding. Where such a row has values of a feature, e is left out (and the 1), in training
 as in evaluation, so that a new track is represented by its artist and tags. In a step, e is dropped for a fraction of
 the warm rows as well (``model.id_dropout``; DropoutNet: Volkovs et al., NIPS 2017).
 
@@ -53,7 +53,6 @@ from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
-from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import HistorySpec, ModelSpec, TowerSpec, content_layer
 from crossfade.trainer.model.tower_inputs import FeatureBag, JoinedRows, TowerInputs, history_bag, query_sum_inputs
 
@@ -335,11 +334,8 @@ def load_towers(job: JobConfig, model: ModelSpec, folder: Folder, manifest: Data
         vocabulary = Vocabulary(folder, manifest, name)
         # Rows that only an earlier run trained are warm only where this run starts from its checkpoint.
         count_R = vocabulary.total_counts() if job.checkpoint.warm_start_from else vocabulary.counts()
-        warm_R = count_R > 0
-        if name in job.model.start:
-            warm_R = warm_R | GivenVectors(name, job.model.start[name], vocabulary, tower.entity.dim).has_vector_R
         content = load_content(folder, manifest, name, tower.content) if tower.content else None
-        features.append(TowerFeatures(tower, lists, warm_R, content))
+        features.append(TowerFeatures(tower, lists, count_R > 0, content))
     latest = load_latest_histories(job, folder, manifest, model.history) if model.history else None
     return Towers(model, features, job.train.seed, job.model.id_dropout, DenseLayers.of(job, model), latest)
 

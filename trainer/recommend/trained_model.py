@@ -44,7 +44,6 @@ from crossfade.trainer.embeddings.checkpoint_source import (
 from crossfade.trainer.embeddings.current_run import current_run
 from crossfade.trainer.embeddings.files import GROUP_ROWS, EmbeddingFiles, VectorSource
 from crossfade.trainer.embeddings.popularity import PopularityTerm, RankingVectors, ranking_spec, read_term
-from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.spec import ModelSpec, Score, make_model
 from crossfade.trainer.model.towers import Towers, load_towers
 from crossfade.trainer.runs.job_inputs import open_inputs, open_lineage
@@ -158,18 +157,16 @@ class TrainedModel:
         """Return which rows of ``entity`` have an ID and, of queries and items, a trained vector, bool (R,).
 
         A query or item without an interaction of positive weight in train has its initial vector, which is random
-        unless it has features or ``model.start`` gave it one.
+        unless it has features.
 
         Raises:
             InputError: it has no vectors.
         """
-        vocabulary, start = self.vocabulary(entity), self.job.model.start.get(entity)
+        vocabulary = self.vocabulary(entity)
         trained_R = np.ones(vocabulary.rows, np.bool_)
         has_tower = any(tower.entity.name == entity for tower in self.spec.towers)
         if not has_tower and entity in (self.spec.query.name, self.spec.item.name):
             trained_R = vocabulary.total_counts() > 0
-            if start is not None:
-                trained_R |= GivenVectors(entity, start, vocabulary, self.job.model.dim).has_vector_R
         trained_R[self.manifest.entities[entity].vacant_rows] = False
         return trained_R
 

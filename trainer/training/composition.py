@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.stats import UpdateStats
 from crossfade.kvstore.store import RowStore
-from crossfade.kvstore.torch.store import DeviceStore
+from crossfade.kvstore.torch.store import DeviceStore, fits_device
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.model.engines.engine import Engine, EngineChoice, choose_engine, local_rank
 from crossfade.trainer.model.engines.torch import TorchEngine, torch_device
@@ -71,29 +71,29 @@ def compose(job: JobConfig, model: ModelSpec, towers: Towers, servers: RowStore 
     if choice.engine != "cpu":
         notes += (f"gradients are computed by engine {choice.engine} on {choice.device}",)
     if servers is not None:
-        return Composition(servers, engine, PullPushStep(servers, engine, towers, model.frozen), notes)
-    if not _keeps_tables_on_device(job, choice):
+        return Composition(servers, engine, PullPushStep(servers, engine, towers), notes)
+    if not _keeps_tables_on_device(job, choice, model):
         local = LocalStore()
-        step: Step = PullPushStep(local, engine, towers, model.frozen)
-        is_plain = vectors_are_rows and not (model.score.normalized or model.frozen)
+        step: Step = PullPushStep(local, engine, towers)
+        is_plain = vectors_are_rows and not model.score.normalized
         if is_plain and engine.name == "cpu" and job.negatives.kind == "per_example":
             step = InPlaceStep(local, model, LossSpec.of(job))
         return Composition(local, engine, step, notes, local.stats)
-    memory = job.train.device_memory_gib
-    device = DeviceStore(torch_device(choice.device), None if memory is None else round(memory * 2**30))
-    step = PullPushStep(device, engine, towers, model.frozen)
+    device = DeviceStore(torch_device(choice.device))
+    step = PullPushStep(device, engine, towers)
     if vectors_are_rows:
         assert isinstance(engine, TorchEngine)
-        step = DeviceStep(device, engine, model, model.frozen)
+        step = DeviceStep(device, engine, model)
     return Composition(device, engine, step, notes, device.stats, device.describe)
 
 
-def _keeps_tables_on_device(job: JobConfig, choice: EngineChoice) -> bool:
+def _keeps_tables_on_device(job: JobConfig, choice: EngineChoice, model: ModelSpec) -> bool:
     """Return whether tables are in the memory of a device.
 
-    With ``train.tables`` ``auto``, they are on the GPU where a step need not leave it: features and dense layers are
-    computed on the host, as is what several GPUs have in common.
+    With ``train.tables`` ``auto``, they are on the GPU where they fit, and a step need not leave it: features and dense
+    layers are computed on the host, as is what several GPUs have in common.
     """
     if job.train.tables != "auto":
         return job.train.tables == "device"
-    return choice.engine == "torch" and choice.on_gpu and not job.model.has_towers
+    stays = choice.engine == "torch" and choice.on_gpu and not job.model.has_towers
+    return stays and fits_device(torch_device(choice.device), model.tables, job.optimizer_spec.kind)

@@ -135,7 +135,7 @@ class TrainLoop:
         except DivergedError as error:
             raise DivergedError(f"step {state.step + 1}: ", error.args, row=error.row) from error
         rows = {table: len(active[table.name]) for table in self.model.tables}
-        state.count_step(batch, loss, rows, self.model.frozen)
+        state.count_step(batch, loss, rows)
         self.hooks.on_event(self._step_event(batch, state, loss, factor, active))
 
     def _step_event(

@@ -7,7 +7,7 @@ near the rows that they occur with (``neighbor_start``), or with random values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.arrays import IntArray
 from crossfade.base.errors import CheckpointError, ClusterError, InputError, Option, command
 from crossfade.base.io.folder import Folder
 from crossfade.base.validation import format_validation_error
@@ -30,7 +30,6 @@ from crossfade.trainer.data.reader import InteractionReader
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.dense import DenseLayers
-from crossfade.trainer.model.given_vectors import GivenVectors, open_given_vectors
 from crossfade.trainer.model.neighbor_start import NO_NEIGHBORS, NewRows, find_neighbors, has_neighbor_start
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.runs.events import EventSink, KernelsDiffer
@@ -93,12 +92,12 @@ def create_tables(
 ) -> str | None:
     """Create the tables and dense layers: from ``checkpoint``, or from the job's warm start, or new.
 
-    New rows begin with the vectors of ``model.start`` or, in a warm start, of a neighbor start on the interactions of
-    ``selection``, or with random values. Every worker calls this. Returns the checkpoint that rows come from, if any.
-    ``progress`` is advanced while what rows begin with is computed.
+    In a warm start, new rows begin near the rows that they occur with in ``selection``; other new rows are random.
+    Every worker calls this. Returns the checkpoint that rows come from, if any. ``progress`` is advanced while what
+    rows begin with is computed.
 
     Raises:
-        InputError: the warm start or the given vectors cannot be used.
+        InputError: the warm start cannot be used.
         CheckpointError: the checkpoint is incomplete.
         ClusterError: the workers have different dense layers.
     """
@@ -109,36 +108,10 @@ def create_tables(
     store.create(metadata.tables, metadata.optimizer, metadata.job.train.seed, rows_from, resets)
     if warm_start and has_neighbor_start(inputs.model):
         _assign_neighbor_start(inputs, selection, store, warm_start, resets, progress)
-    if not checkpoint:
-        given = open_given_vectors(inputs.job, inputs.model, inputs.folder, inputs.manifest) if store.rank == 0 else {}
-        _assign_given_vectors(inputs, given, store, warm_start.rows if warm_start else {}, resets)
     if rows_from and inputs.model.dense:
         dense.load(open_checkpoint(rows_from))
     check_dense_in_sync(dense, store)
     return rows_from
-
-
-def _assign_given_vectors(
-    inputs: JobInputs,
-    given: Mapping[str, GivenVectors],
-    store: RowStore,
-    loaded: Mapping[str, int],
-    resets: Mapping[str, IntArray],
-) -> None:
-    """Replace the random values of rows by those that rank 0 has, except of the ``loaded`` rows of a warm start.
-
-    Every worker takes part in each block, since servers wait for all.
-    """
-    for table in (table for table in inputs.model.tables if table.name in inputs.job.model.start):
-        name, count = table.name, 0
-        blocks: Iterator[tuple[IntArray, FloatArray]] = iter(())
-        if store.rank == 0:
-            wanted_R = np.arange(table.rows) >= loaded.get(name, 0)
-            wanted_R[resets.get(name, [])] = True
-            blocks, count = given[name].blocks(wanted_R), given[name].count_blocks()
-        no_rows = np.empty(0, np.int64), np.empty((0, table.dim), np.float32)
-        for _ in range(int(store.all_reduce(np.array([float(count)]))[0])):
-            store.assign(name, *next(blocks, no_rows))
 
 
 def _assign_neighbor_start(

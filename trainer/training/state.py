@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -87,17 +87,11 @@ class TrainState:
         """Return how many epochs have started."""
         return self.epoch + (self.epoch_step > 0)
 
-    def count_step(
-        self, batch: Batch, loss: float, active: Mapping[TableSpec, int], frozen: Collection[str] = ()
-    ) -> None:
-        """Count a step on ``batch``: this worker's part of the mean ``loss``, and the ``active`` rows by table.
-
-        Tables in ``frozen`` are pulled only.
-        """
+    def count_step(self, batch: Batch, loss: float, active: Mapping[TableSpec, int]) -> None:
+        """Count a step on ``batch``: this worker's part of the mean ``loss``, and the ``active`` rows by table."""
         for table, rows in active.items():
             self.traffic.count_pull(rows, table.dim)
-            if table.name not in frozen:
-                self.traffic.count_push(rows, table)
+            self.traffic.count_push(rows, table)
         self.step += 1
         self.epoch_step += 1
         self.examples += len(batch)

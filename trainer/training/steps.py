@@ -10,7 +10,7 @@ memory of a device, which nothing leaves but the loss. ``composition.py`` choose
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from crossfade.base.arrays import IntArray
@@ -43,9 +43,9 @@ class Step(Protocol):
 class PullPushStep:
     """Pulls active rows, computes their gradients with an engine, and pushes them."""
 
-    def __init__(self, store: RowStore, engine: Engine, towers: Towers, frozen: Collection[str] = ()) -> None:
-        """Connect the parts. Tables in ``frozen`` are not pushed, so neither their rows nor their state change."""
-        self._store, self._engine, self._towers, self._frozen = store, engine, towers, frozen
+    def __init__(self, store: RowStore, engine: Engine, towers: Towers) -> None:
+        """Connect the parts."""
+        self._store, self._engine, self._towers = store, engine, towers
 
     def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
         """Take a step; see ``Step``."""
@@ -58,8 +58,7 @@ class PullPushStep:
             gradients = self._towers.backward(batch, tape, by_vectors)
         with state.timed("push"):
             self._store.set_lr_factor(lr_factor)
-            pushed = {name: rows_A for name, rows_A in active.items() if name not in self._frozen}
-            self._store.push({name: RowGradient(rows_A, gradients.tables[name]) for name, rows_A in pushed.items()})
+            self._store.push({name: RowGradient(rows_A, gradients.tables[name]) for name, rows_A in active.items()})
             self._towers.update(gradients.dense, lr_factor)
         return loss, active
 
@@ -72,7 +71,7 @@ class InPlaceStep:
         from crossfade.trainer.model.engines.cpu import PerExampleGradients
 
         self._store, self._model = store, model
-        self._gradients = PerExampleGradients(loss, model.score, model.item.rows)
+        self._gradients = PerExampleGradients(loss, model.score)
 
     def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
         """Take a step; see ``Step``."""
@@ -88,9 +87,9 @@ class InPlaceStep:
 class DeviceStep:
     """Takes steps on a device that holds the tables. All of its time counts as that of gradients."""
 
-    def __init__(self, store: DeviceStore, engine: TorchEngine, model: ModelSpec, frozen: Collection[str] = ()) -> None:
-        """Connect the parts. Tables in ``frozen`` are not updated."""
-        self._store, self._engine, self._model, self._frozen = store, engine, model, frozen
+    def __init__(self, store: DeviceStore, engine: TorchEngine, model: ModelSpec) -> None:
+        """Connect the parts."""
+        self._store, self._engine, self._model = store, engine, model
 
     def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
         """Take a step; see ``Step``."""
@@ -106,7 +105,6 @@ class DeviceStep:
             updates = [
                 self._store.update_rows(name, rows_A, gradient_AD, index_A)
                 for (name, rows_A), gradient_AD, index_A in zip(active.items(), gradients, indexes, strict=True)
-                if name not in self._frozen
             ]
             [value] = self._store.check_divergence(updates, loss)
             return value, active

@@ -41,7 +41,7 @@ class RunSpec:
     def sources(self) -> list[str]:
         """The URIs that its hosts read."""
         warm_start = self.job["checkpoint"]["warm_start_from"]
-        return [self.job["data"]["path"], *([warm_start] if warm_start else []), *self.job["model"]["start"].values()]
+        return [self.job["data"]["path"], *([warm_start] if warm_start else [])]
 
 
 def make_spec(options: SubmitEc2Options, aws: Aws) -> RunSpec:

@@ -17,43 +17,16 @@ from dense_runs import (
     newest,
     vectors,
 )
-from finite_differences import numeric_gradient
 from running_command import crossfade, succeeded
 
-from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import DivergedError, InputError
 from crossfade.cli.main import main
 from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.trainer.config.loading import check_job, load_job
-from crossfade.trainer.model.dense import DenseLayers, LayerActivations, backward_layers, forward_layers
+from crossfade.trainer.model.dense import DenseLayers, backward_layers, forward_layers
 from crossfade.trainer.model.spec import LayerSpec
-
-
-def drawn(spec: LayerSpec) -> dict[str, FloatArray]:
-    draw = np.random.default_rng(2)
-    return {name: draw.standard_normal(shape) for name, shape in spec.shapes().items()}
-
-
-def last(activations: list[LayerActivations]) -> FloatArray:
-    return activations[-1].outputs_AD
-
-
-def test_gradients_match_finite_differences() -> None:
-    spec = LAYERS
-    parameters, draw = drawn(spec), np.random.default_rng(3)
-    rows_AD, weight_AD = draw.standard_normal((4, 5)), draw.standard_normal((4, 5))
-
-    def loss() -> float:
-        return float((weight_AD * np.sin(last(forward_layers(spec, parameters, rows_AD)))).sum())
-
-    activations = forward_layers(spec, parameters, rows_AD)
-    by_rows, gradients = backward_layers(spec, parameters, activations, weight_AD * np.cos(last(activations)))
-    assert gradients.keys() == parameters.keys()
-    for name, values in {**parameters, "rows": rows_AD}.items():
-        numeric = numeric_gradient(loss, values)
-        np.testing.assert_allclose({**gradients, "rows": by_rows}[name], numeric, atol=1e-7, err_msg=name)
 
 
 @pytest.mark.slow

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_data import write_job, write_planted
 from cuda_stub import K80, build_cuda_stub, cuda_stub_environment
-from running_command import crossfade, messages, single_line, succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import TrainConfig
@@ -76,7 +74,15 @@ def test_gpu_that_no_installed_engine_can_drive_is_noted_or_refused_with_reason_
     assert fourth == f"train.device is gpu:3, but the GPUs of this machine are {OLD_GPU}"
 
 
-GPUS = [GpuInfo(index, f"GPU {index}", (8, 0), 1 << 34, (12, 8)) for index in range(3)]
+def test_driver_that_fails_is_noted_with_what_to_check(library: Path) -> None:
+    [(engine, device, [note])] = choices(cuda_stub_environment(library, K80, init=803), {})
+    assert (engine, device) == ("cpu", "cpu")
+    assert "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803); check that nvidia-smi lists the GPUs" in note
+    hidden = {**cuda_stub_environment(library), "CUDA_VISIBLE_DEVICES": "7"}
+    assert choices(hidden, {})[0][2] == ["CUDA_VISIBLE_DEVICES is '7', which leaves no GPU; correct or unset it"]
+
+
+GPUS = [GpuInfo(index, f"GPU {index}", (8, 0), 1 << 34) for index in range(3)]
 
 
 @pytest.fixture
@@ -143,21 +149,3 @@ def test_gpus_that_the_engine_cannot_drive_are_passed_over(machine: Any) -> None
     with pytest.raises(InputError) as caught:
         chosen(device="gpu:0")
     assert str(caught.value) == f"train.device is gpu:0: {reason}"
-
-
-@pytest.mark.slow
-def test_command_trains_on_the_cpu_with_a_note_and_refuses_gpus_before_it_touches_a_run(
-    library: Path, tmp_path: Path
-) -> None:
-    write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train={"epochs": 1})
-    variables = cuda_stub_environment(library, K80)
-    options = "train", "job.yaml", "--run-dir", "run", "--set", "metrics.port=null"
-    result = succeeded(crossfade(*options, cwd=tmp_path, variables=variables))
-    [note] = [line for line in messages(result.stderr) if "cannot be used" in line]
-    assert note.startswith(f"crossfade: {OLD_GPU} cannot be used: ")
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert (report["engine"], report["devices"]) == ("cpu", ["cpu"])
-    refused = crossfade(*options, "--overwrite", "--set", "train.device=gpu", cwd=tmp_path, variables=variables)
-    line = single_line(refused.returncode, refused.stdout, refused.stderr)
-    assert line == f"train.device is gpu: {note.removeprefix('crossfade: ')}"
-    assert (tmp_path / "run" / "report.json").exists()

@@ -1,4 +1,4 @@
-"""Engines by themselves: tiles of the CPU engine and of PyTorch's, and paths for special cases.
+"""Engines by themselves: tiles of few scores, and paths for special cases.
 
 What all engines have in common is in ``test_engine_contract.py``.
 """
@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from engine_cases import CASES, DRAWS, assert_close, cpu_result, gradients_by, make_case
+from engines_under_test import missing, other_process, results_in_tiles
 from loss_formulas import reference
 from needs import TORCH
 
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.model.engines import cpu, torch
-from crossfade.trainer.model.engines.cpu import CpuEngine
+from crossfade.trainer.model.engines.cpu import CpuEngine, WorkSharing
 
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -35,6 +36,28 @@ def test_pytorch_computes_few_scores_at_a_time_to_the_same_results(name: str, mo
     case = CASES[name]
     found = gradients_by(TorchEngine(*case.parts), case)
     assert_close(found, reference(name), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limits", [{"_CPU_TILE": 1, "_MIN_CPU_ROWS": 2}, {"_MAX_TILE": 1}], ids=["twos", "ones"])
+def test_tiles_of_mxnet_do_not_change_results(limits: dict[str, int]) -> None:
+    if reason := missing("mxnet"):
+        pytest.skip(reason)
+    with other_process() as process:
+        found = process.submit(results_in_tiles, **limits).result()
+    for name, result in found.items():
+        assert_close(result, reference(name), 1e-5)
+
+
+def test_error_of_a_part_that_threads_share_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "get_num_threads", lambda: 2)
+
+    def work(part: int) -> None:
+        if part == 6:
+            raise ValueError(f"part {part}")
+
+    with pytest.raises(ValueError, match="part 6"):
+        WorkSharing().run(work, range(7))
 
 
 @pytest.mark.parametrize("score", ["dot", "euclidean", "cosine"])

@@ -4,16 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finite_differences import numeric_gradient
 from history_towers import (
     CONTEXT_NK,
-    DIM,
     HISTORIES,
-    ITEM_N,
     LATEST,
     QUERY_N,
     ROWS,
-    SHAPES,
     expected_vector,
     make_towers,
     mean_of,
@@ -26,60 +22,9 @@ from crossfade.base.errors import InputError
 from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
 from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.query_history import MomentHistories
-from crossfade.trainer.data.reader import Interactions
-from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.embeddings.query_vectors import query_vectors
-from crossfade.trainer.model.batches import Batch, make_batch
 from crossfade.trainer.model.spec import make_model
 from crossfade.trainer.model.towers import TowerVectors
-
-
-def batch_of(shape: str, *, per_example: bool = False) -> Batch:
-    """Build a batch of the examples, each with one negative, whose weights are their numbers."""
-    context_NK = CONTEXT_NK if shape == "context" else None
-    weight_N = np.arange(len(QUERY_N), dtype=np.float32)
-    examples = Interactions(QUERY_N, ITEM_N, weight_N, context_NK, windows_of(HISTORIES))
-    batch_slice = BatchSlice(examples, np.arange(len(QUERY_N)), len(QUERY_N))
-    uses_N = np.concatenate([ITEM_N, (ITEM_N + 2) % 7])
-    return make_batch(batch_slice, uses_N, epoch=0, step=0, per_example=per_example)
-
-
-@pytest.mark.parametrize("per_example", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_vector_of_each_example_has_the_mean_of_its_history(shape: str, per_example: bool) -> None:
-    _, towers = make_towers(shape)
-    batch = towers.add_tower_inputs(batch_of(shape, per_example=per_example))
-    values = tables()
-    active = towers.active(batch)
-    # A shared row that items and histories use is pulled once.
-    assert all((np.diff(rows) > 0).all() for rows in active.values())
-    vectors, _ = towers.forward(batch, {name: values[name][rows] for name, rows in active.items()})
-    found = vectors["customer"][batch.query.index_N]
-    numbers = batch.weight_B.astype(int)
-    np.testing.assert_allclose(found, [expected_vector(shape, values, n) for n in numbers], atol=1e-12)
-    np.testing.assert_array_equal(batch.query.rows_A[batch.query.index_N], QUERY_N[numbers])
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_match_finite_differences(shape: str) -> None:
-    model, towers = make_towers(shape)
-    batch = towers.add_tower_inputs(batch_of(shape))
-    values = tables()
-    block = {name: values[name][rows] for name, rows in towers.active(batch).items()}
-    assert set(block) == {table.name for table in model.tables}
-    draw = np.random.default_rng(1)
-    weights = {"customer": draw.standard_normal((6, DIM)), "track": draw.standard_normal((len(batch.item.rows_A), DIM))}
-
-    def loss() -> float:
-        vectors = towers.forward(batch, block)[0]
-        return float(sum((weights[name] * np.tanh(vectors[name])).sum() for name in weights))
-
-    vectors, tape = towers.forward(batch, block)
-    by_vectors = {name: weights[name] / np.cosh(vectors[name]) ** 2 for name in weights}
-    gradients = towers.backward(batch, tape, by_vectors).tables
-    assert set(gradients) == set(block)
-    for name, array in block.items():
-        np.testing.assert_allclose(gradients[name], numeric_gradient(loss, array), atol=1e-8, err_msg=name)
 
 
 @pytest.mark.parametrize("shape", ["plain", "histories alone"])

@@ -1,7 +1,8 @@
-"""Gradients do not depend on how many workers compute them: joined, those of any number have the same bits."""
+"""Gradients do not depend on how many workers, or threads, compute them: they have the same bits."""
 
 from dataclasses import dataclass, replace
 
+import numba
 import numpy as np
 import pytest
 from builders import make_interactions
@@ -37,6 +38,8 @@ class Step:
     count: int = 40
     dim: int = 20
     seed: int = 1
+    weights: tuple[float, ...] = (-1.0, 0.5, 2.0)
+    top_k: int | None = None
 
     @property
     def model(self) -> ModelSpec:
@@ -47,9 +50,9 @@ class Step:
         """Return the batch of a worker."""
         draws, examples = np.random.default_rng(self.seed), sum(SIZES)
         query_B, item_B = (draws.zipf(1.3, examples) % rows for rows in (QUERIES, ITEMS))
-        weight_B = draws.choice(np.array([-1.0, 0.5, 2.0], np.float32), examples)
+        weight_B = draws.choice(np.array(self.weights, np.float32), examples)
         shape = {"in_batch": 0, "per_example": (examples, self.count)}.get(self.negatives, self.count)
-        negatives = draws.zipf(1.3, shape) % ITEMS
+        negatives = np.arange(ITEMS) if self.negatives == "all" else draws.zipf(1.3, shape) % ITEMS
         block = slice(rank * len(SIZES) // workers, (rank + 1) * len(SIZES) // workers)
         starts_P1 = np.cumsum([0, *SIZES])
         own = slice(starts_P1[block.start], starts_P1[block.stop])
@@ -68,7 +71,7 @@ class Step:
         """Return the gradients of a worker."""
         batch, tables = self.batch(rank, workers), np.random.default_rng(2)
         negatives = NegativesConfig(kind=self.negatives, count=self.count)
-        engine = CpuEngine(self.model, LossSpec(self.loss, 0.5, margin=0.3), negatives)
+        engine = CpuEngine(self.model, LossSpec(self.loss, 0.5, top_k=self.top_k, top_k_temperature=0.3), negatives)
         weights = {
             table.name: tables.standard_normal((table.rows, self.dim)).astype(np.float32) for table in self.model.tables
         }
@@ -117,8 +120,8 @@ STEPS = {
     "softmax, shared, cosine": Step("softmax", "cosine", "shared"),
     "softmax, in batch": Step("softmax", "cosine", "in_batch", dim=64),
     "softmax, mixed": Step("softmax", "euclidean", "mixed"),
-    "warp, shared": Step("warp", "euclidean", "shared"),
-    "logistic, mixed": Step("logistic", "cosine", "mixed"),
+    "bpr, shared, euclidean": Step("bpr", "euclidean", "shared"),
+    "bpr, mixed": Step("bpr", "cosine", "mixed"),
 }
 
 
@@ -131,6 +134,34 @@ def test_gradients_do_not_depend_on_the_number_of_workers(name: str) -> None:
         assert_same_bits(joined(step, workers), alone)
     other = joined(replace(step, seed=2), 1)
     assert any(other[table][1].shape != alone[table][1].shape for table in alone)
+
+
+ALL_ITEMS = {
+    "softmax, all": Step("softmax", "euclidean", "all", weights=(1.0, 0.5)),
+    "softmax, all, top 20": Step("softmax", "cosine", "all", weights=(1.0, 0.5), top_k=20),
+    "softmax, all, both signs, top 20": Step("softmax", "cosine", "all", top_k=20),
+}
+"""Steps in which a query is scored once for all its examples, or would be but for negative feedback."""
+
+
+@pytest.mark.parametrize("step", [*STEPS.values(), *ALL_ITEMS.values()], ids=[*STEPS, *ALL_ITEMS])
+def test_number_of_threads_changes_no_bit(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_CHUNK_EXAMPLES", 16)
+    monkeypatch.setattr(cpu, "_CHUNK_QUERIES", 8)
+    expected, all_threads = joined(step, 1), numba.get_num_threads()
+    for threads in (1, 3, 8):
+        monkeypatch.setattr(cpu, "get_num_threads", lambda threads=threads: threads)
+        numba.set_num_threads(min(threads, all_threads))
+        try:
+            assert_same_bits(joined(step, 1), expected)
+        finally:
+            numba.set_num_threads(all_threads)
+
+
+def test_tiny_weights_have_finite_gradients() -> None:
+    # Divided by the number of examples, they are so small that a sum of powers over them overflows.
+    gradients = Step("softmax", "dot", "all", weights=(4e-35,)).gradients(0, 1)
+    assert all(np.isfinite(gradient_AD).all() and gradient_AD.any() for _, gradient_AD in gradients.values())
 
 
 @pytest.mark.parametrize("name", ["softmax, shared, cosine", "softmax, in batch"])

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_data import GENRES, TRACKS, planted_plays, write_job
 from command_here import crossfade_here
-from run_results import assert_same_bits, checkpoint_arrays, report_of, vectors
+from run_results import assert_same_bits, checkpoint_arrays, report_of
 from running_command import crossfade, succeeded
 
 from crossfade.base.arrays import FloatArray
@@ -53,8 +53,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tempo": pa.array([None if track % 7 == 0 else 90.0 + track for track in range(TRACKS)]),
     }
     pq.write_table(pa.table(columns), folder / "audio.parquet")
-    given = {"id": columns["id"][::3], "vector": draw.normal(size=(TRACKS, DIM))[::3].tolist()}
-    pq.write_table(pa.table(given), folder / "vectors.parquet")
     files = ("--train", "train.parquet", "--test", "test.parquet", "--item", "track")
     content = ("--content", "track=audio.parquet:id:audio,tempo")
     succeeded(crossfade_here("prepare", *files, *content, "--out", "data", cwd=folder))
@@ -157,14 +155,8 @@ def test_plan_counts_content(workspace: Path) -> None:
 
 
 @pytest.mark.cluster
-def test_run_on_servers_equals_one_process_with_content_and_given_vectors(workspace: Path) -> None:
-    options = (
-        "--set",
-        "model.start={track: vectors.parquet}",
-        "--set",
-        "model.frozen=[track]",
-        *("--set", "train.epochs=2"),
-    )
+def test_run_on_servers_equals_one_process_with_content(workspace: Path) -> None:
+    options = ("--set", "train.epochs=2")
     local = train(workspace, "local", *options)
     words = ("train", "job.yaml", "--set", "metrics.port=null", *options, "--servers", 1, "--run-dir", "servers")
     succeeded(crossfade(*words, cwd=workspace))
@@ -174,9 +166,3 @@ def test_run_on_servers_equals_one_process_with_content_and_given_vectors(worksp
         assert layers(servers)[name].tobytes() == values.tobytes(), name
     for name, values in checkpoint_arrays(local, "track").items():
         assert checkpoint_arrays(servers, "track")[name].tobytes() == values.tobytes(), name
-    given = {row["id"]: row["vector"] for row in pq.read_table(workspace / "vectors.parquet").to_pylist()}
-    ids = pq.read_table(local / "embeddings" / "track").sort_by("row").column("id").to_pylist()
-    kept = [row for row, track in enumerate(ids) if track in given]
-    expected = np.array([given[ids[row]] for row in kept], np.float32)
-    np.testing.assert_array_equal(checkpoint_arrays(servers, "track")["weights"][kept], expected)
-    assert vectors(servers, "track").shape == (len(ids), DIM)

@@ -25,8 +25,6 @@ from crossfade.trainer.training.steps import DeviceStep, PullPushStep, Step
 
 pytest.importorskip("torch", reason=TORCH)
 
-SPILLING_BYTES = 100
-"""Memory for three rows of each table, which spills the others."""
 OPTIMIZER = OptimizerSpec("rowwise_adagrad", learning_rate=0.2, weight_decay=0.01, max_norm=1.0)
 
 
@@ -43,18 +41,16 @@ def take_steps(step: Step, store: LocalStore | DeviceStore, case: Case) -> tuple
     return losses, list(store.pull(every).values())
 
 
-def on_device(store: DeviceStore, case: Case, *frozen: str) -> DeviceStep:
-    return DeviceStep(store, TorchEngine(case.model, case.loss_spec, case.spec), case.model, frozen)
+def on_device(store: DeviceStore, case: Case) -> DeviceStep:
+    return DeviceStep(store, TorchEngine(case.model, case.loss_spec, case.spec), case.model)
 
 
-@pytest.mark.parametrize("memory_bytes", [None, SPILLING_BYTES], ids=["on the device", "spilled"])
 @pytest.mark.parametrize("name", [name for name in CASES if "hard" not in name and "tied" not in name])
-def test_steps_on_the_device_equal_steps_on_the_host(name: str, memory_bytes: int | None) -> None:
+def test_steps_on_the_device_equal_steps_on_the_host(name: str) -> None:
     case = CASES[name]
-    with closing(LocalStore()) as local, closing(DeviceStore("cpu", memory_bytes)) as store:
+    with closing(LocalStore()) as local, closing(DeviceStore("cpu")) as store:
         create(local, case)
         create(store, case)
-        assert memory_bytes is None or store.hot_rows == {"customer": 3, "track": 3}
         general = PullPushStep(local, CpuEngine(case.model, case.loss_spec, case.spec), Towers(case.model, ()))
         expected_losses, expected = take_steps(general, local, case)
         losses, tables = take_steps(on_device(store, case), store, case)
@@ -62,15 +58,6 @@ def test_steps_on_the_device_equal_steps_on_the_host(name: str, memory_bytes: in
     for found_ND, expected_ND, before_ND in zip(tables, expected, (QUERY_TABLE, ITEM_TABLE), strict=True):
         assert (np.abs(expected_ND - before_ND) > 0.01).any()
         np.testing.assert_allclose(found_ND, expected_ND, rtol=1e-4, atol=1e-5)
-
-
-def test_frozen_table_is_not_updated_on_the_device() -> None:
-    case = CASES["softmax-cosine-all"]
-    with closing(DeviceStore("cpu")) as store:
-        create(store, case)
-        _, (query_ND, item_ND) = take_steps(on_device(store, case, "track"), store, case)
-    assert item_ND.tobytes() == ITEM_TABLE.tobytes()
-    assert (query_ND != QUERY_TABLE).any()
 
 
 def test_empty_batch_changes_nothing_on_the_device() -> None:
@@ -102,7 +89,7 @@ class ExhaustedGradients:
 
 def test_exhausted_memory_of_the_device_is_an_error_with_what_to_change() -> None:
     case = CASES["softmax-cosine-all"]
-    message = "exhausted: CUDA out of memory. Tried to allocate 2.00 GiB; lower train.device_memory_gib, train.batch"
+    message = "exhausted: CUDA out of memory. Tried to allocate 2.00 GiB; lower train.batch"
     engine = TorchEngine(case.model, case.loss_spec, case.spec)
     engine._gradients = ExhaustedGradients()  # type: ignore[assignment]
     with closing(DeviceStore("cpu")) as store:
@@ -133,15 +120,6 @@ def test_tables_are_where_the_job_requests(train: dict[str, Any], store_type: ty
     composition = composed(train)
     with closing(composition.store):
         assert type(composition.store) is store_type
-
-
-def test_memory_of_the_device_is_limited_by_the_job() -> None:
-    case = CASES["softmax-cosine-all"]
-    train = {"engine": "torch", "device": "cpu", "tables": "device", "device_memory_gib": SPILLING_BYTES / 2**30}
-    with closing(composed(train).store) as store:
-        store.create(case.model.tables, OPTIMIZER, seed=1)
-        assert isinstance(store, DeviceStore)
-        assert store.hot_rows == {"customer": 3, "track": 3}
 
 
 @pytest.mark.parametrize("has_history", [False, True])

@@ -38,9 +38,9 @@ def test_run_on_the_gpu_reaches_the_metrics_of_the_cpu(
     assert_same_bits(run, again)
 
 
-def test_run_with_rows_on_the_host_resumes_with_the_same_bits(tmp_path: Path, gpu_device: str) -> None:
-    spilled = {"engine": "torch", "device": gpu_device, "tables": "device", "device_memory_gib": 1e-5}
-    whole = train(tmp_path, "whole", BPR, **spilled)
-    train(tmp_path, "resumed", BPR, max_steps=30, **spilled)
-    resumed = train(tmp_path, "resumed", BPR, "--resume", **spilled)
+def test_run_with_tables_on_the_gpu_resumes_with_the_same_bits(tmp_path: Path, gpu_device: str) -> None:
+    on_gpu = {"engine": "torch", "device": gpu_device, "tables": "device"}
+    whole = train(tmp_path, "whole", BPR, **on_gpu)
+    train(tmp_path, "resumed", BPR, max_steps=30, **on_gpu)
+    resumed = train(tmp_path, "resumed", BPR, "--resume", **on_gpu)
     assert_same_bits(whole, resumed)

@@ -27,7 +27,6 @@ TABLES = [TableSpec("customer", 10, 2, 0.1), TableSpec("track", 10, 2, 0.1)]
 @dataclass
 class Model:
     tables: list[TableSpec] = field(default_factory=lambda: TABLES)
-    frozen: tuple[str, ...] = ()
 
 
 @dataclass

@@ -40,6 +40,7 @@ from crossfade.kvstore.memory import empty_rows
 from crossfade.kvstore.optimizers import check_convergence
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
+from crossfade.trainer.model.engines.device_engine import split
 from crossfade.trainer.model.kernel_arguments import ScoreScales, Vectors
 from crossfade.trainer.model.loss_kernels import Objective, PoolExamples, PoolNegatives, shared_pool_pass
 from crossfade.trainer.model.losses import LossSpec
@@ -90,10 +91,10 @@ class CpuEngine:
         self._all_softmax = negatives.kind == "all" and loss.kind == "softmax"
         self._gradients: PerExampleGradients | PoolGradients
         if negatives.kind == "per_example":
-            self._gradients = PerExampleGradients(loss, model.score, model.item.rows)
+            self._gradients = PerExampleGradients(loss, model.score)
         else:
             in_batch = negatives.kind in IN_BATCH_KINDS
-            self._gradients = PoolGradients(loss, model.score, model.item.rows, in_batch=in_batch)
+            self._gradients = PoolGradients(loss, model.score, in_batch=in_batch)
         self._all_items = AllItemsGradients(loss, model.score)
 
     def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
@@ -115,16 +116,10 @@ class CpuEngine:
 class PerExampleGradients:
     """Losses and gradients of a loss and a score, with numba kernels."""
 
-    def __init__(self, loss: LossSpec, score: Score, items: int) -> None:
-        """Compute ``loss`` of ``score``.
-
-        Args:
-            loss: the loss.
-            score: the score; where it is of unit vectors, vectors are unit vectors.
-            items: rows of the item table.
-        """
-        self._loss, self._items = loss, items
+    def __init__(self, loss: LossSpec, score: Score) -> None:
+        """Compute ``loss`` of ``score``; where it is of unit vectors, vectors are unit vectors."""
         self._scales = ScoreScales.of(score)
+        self._objective = Objective(loss.code, self._scales)
         self._old_AD = np.empty((0, 0), np.float32)
 
     def compute(
@@ -140,7 +135,7 @@ class PerExampleGradients:
         """
         count = _negatives(batch)
         examples = Examples(batch.query.starts_A1, batch.item.index_N, weight_B, batch.log_q_N, count, *batch.leaves)
-        by_query_AD, loss_B, slope_N = query_gradients(query, item, examples, self._objective(count))
+        by_query_AD, loss_B, slope_N = query_gradients(query, item, examples, self._objective)
         return loss_B, by_query_AD, item_gradients(item, _item_uses(batch, query.rows_AD, slope_N), self._scales)
 
     def update(self, batch: Batch, weight_B: FloatArray, store: LocalStore, model: ModelSpec) -> FloatArray:
@@ -157,7 +152,7 @@ class PerExampleGradients:
         examples = Examples(query.starts_A1, item.uses_N, weight_B, batch.log_q_N, count, *batch.leaves)
         with store.updating(query_name, query.rows_A) as (query_RD, optimizer):
             tables = QueryTables(query_RD, query.rows_A, store.weights(item_name), old_AD)
-            loss_B, slope_N, divergent_rows = update_queries(tables, examples, self._objective(count), optimizer)
+            loss_B, slope_N, divergent_rows = update_queries(tables, examples, self._objective, optimizer)
             check_convergence(divergent_rows, query_RD, query.rows_A)
         uses = _item_uses(batch, old_AD, slope_N)
         with store.updating(item_name, item.rows_A) as (item_RD, optimizer):
@@ -165,10 +160,6 @@ class PerExampleGradients:
             check_convergence(divergent_rows, item_RD, item.rows_A)
         result: FloatArray = loss_B
         return result
-
-    def _objective(self, count: int) -> Objective:
-        """Return the objective of examples that have ``count`` negatives each."""
-        return Objective(self._loss.params(self._items, count), self._scales)
 
     def _old_rows(self, rows: int, dim: int) -> FloatArray:
         """Return memory for rows of queries; it is reused, since fresh pages take longer than copies."""
@@ -263,18 +254,16 @@ class _BatchArrays:
 class PoolGradients:
     """Computes losses and gradients of batches with pools of negatives."""
 
-    def __init__(self, loss: LossSpec, score: Score, items: int, *, in_batch: bool) -> None:
+    def __init__(self, loss: LossSpec, score: Score, *, in_batch: bool) -> None:
         """Compute ``loss`` of ``score``.
 
         Args:
             loss: the loss.
             score: the score.
-            items: rows of the item table.
             in_batch: whether the items of a partition's examples are one another's negatives.
         """
         self._loss = loss
         self._in_batch = in_batch
-        self._items = items
         self._softmax = loss.kind == "softmax"
         self._scales = ScoreScales.of(score)
         self._sharing = WorkSharing()
@@ -317,7 +306,7 @@ class PoolGradients:
             chunks.append([])
             count = examples.stop - examples.start if self._in_batch else batch.global_size
             size = min(negatives // _CHUNKS_OF_POOL, -(-count // _MIN_CHUNKS))
-            for part in _split(examples, max(_CHUNK_EXAMPLES, size)):
+            for part in split(examples, max(_CHUNK_EXAMPLES, size)):
                 chunks[-1].append(_Chunk(part, in_batch, slice(row, row + negatives)))
                 row += negatives
         return chunks
@@ -345,7 +334,7 @@ class PoolGradients:
     def _compute_chunk(self, arrays: _BatchArrays, chunk: _Chunk) -> None:
         pool, scratch = self._pool(arrays, chunk), self._scratch
         sums_CD, slope_C = arrays.sums_RD[chunk.sums], arrays.slope_R[chunk.sums]
-        for part in _split(chunk.examples, max(_MIN_TILE, _TILE_SCORES // max(len(pool.rows_CD), 1))):
+        for part in split(chunk.examples, max(_MIN_TILE, _TILE_SCORES // max(len(pool.rows_CD), 1))):
             query_TD = scratch.array("queries", part.stop - part.start, arrays.query_AD.shape[1])
             gather(arrays.query_AD, arrays.batch.query.index_N[part], query_TD)
             slope_TC = scratch.array("scores", len(query_TD), len(pool.rows_CD))
@@ -375,20 +364,19 @@ class PoolGradients:
     def _softmax_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: Tile) -> None:
         """Compute a tile by the kernel for softmax."""
         batch, in_batch = arrays.batch, chunk.in_batch_examples
-        norm_C = offset_C = self._scratch.array("norms", len(pool.square_C))
-        np.multiply(pool.square_C, self._scales.norm, out=norm_C)
+        offset_C = self._scratch.array("offsets", len(pool.square_C))
+        np.multiply(pool.square_C, self._scales.norm, out=offset_C)
         if len(pool.log_q_C):
-            offset_C = self._scratch.array("offsets", len(norm_C))
-            np.add(norm_C, pool.log_q_C, out=offset_C)
-        offsets = offset_C, norm_C, pool.log_q_C, self._loss.top_k_params(self._items, len(norm_C))
-        negatives = Pool(len(batch), len(batch.negative_index_N), in_batch.start, in_batch.stop, *offsets)
+            offset_C += pool.log_q_C
+        ends = len(batch), len(batch.negative_index_N), in_batch.start, in_batch.stop
+        negatives = Pool(*ends, offset_C, self._loss.top_k_params())
         uses = batch.item.uses, batch.query_groups.uses
         results = ExampleResults(arrays.loss_B, arrays.slope_B, arrays.factor_B)
         pool_softmax_pass(tile, arrays.item_AD, *uses, arrays.weight_B, negatives, self._scales, results)
 
     def _general_pass(self, arrays: _BatchArrays, chunk: _Chunk, pool: _Pool, tile: Tile) -> None:
         """Compute a tile by the kernel for the other losses."""
-        batch, in_batch, negatives = arrays.batch, chunk.in_batch_examples, len(pool.square_C)
+        batch, in_batch = arrays.batch, chunk.in_batch_examples
         part = slice(tile.first, tile.first + len(tile.query_TD))
         item_TD = self._scratch.array("items", *tile.query_TD.shape)
         gather(arrays.item_AD, batch.item_index_B[part], item_TD)
@@ -396,7 +384,7 @@ class PoolGradients:
         query_C = batch.query.index_N[:0]
         if self._in_batch:
             query_C = np.concatenate([np.full(len(batch.negative_index_N), -1), batch.query_groups.index_N[in_batch]])
-        objective = Objective(self._loss.params(self._items, negatives), self._scales)
+        objective = Objective(self._loss.code, self._scales)
         rows = _narrow(batch.query_groups.index_N[part]), _narrow(batch.item_index_B[part])
         examples = PoolExamples(tile.query_TD, item_TD, *rows, arrays.weight_B[part])
         drawn = PoolNegatives(_narrow(row_C), _narrow(query_C), pool.square_C)
@@ -406,10 +394,6 @@ class PoolGradients:
 def _narrow(index_N: IntArray) -> NDArray[np.int32]:
     """Convert active rows to int32, of which the kernels compare twice as many at a time."""
     return index_N.astype(np.int32)
-
-
-def _split(part: slice, size: int) -> list[slice]:
-    return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
 
 
 _CHUNK_QUERIES = 256
@@ -436,7 +420,7 @@ class AllItemsGradients:
         """Return the losses, in the order of ``batch.query.order_N``, and the gradients of both sides."""
         query_AD, item_AD = query.rows_AD, item.rows_AD
         dot_scale, norm_scale = self._scales
-        top_k = self._loss.top_k_params(len(item_AD), len(item_AD))
+        top_k = self._loss.top_k_params()
         examples = batch.item_index_B, weight_B, batch.query.uses, top_k
         offset_C = self._scratch.array("offsets", len(item_AD))
         fill_squares(item_AD, norm_scale, offset_C)

@@ -22,36 +22,25 @@ from dataclasses import dataclass
 from typing import Any
 
 Capability = tuple[int, int]
-CudaVersion = tuple[int, int]
 
 _LIBRARY = "libcuda.so.1"
 _NO_DEVICE = 100
 _CAPABILITY_ATTRIBUTES = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
-_FIXES = {
-    34: "remove the folder of the CUDA toolkit's stubs from LD_LIBRARY_PATH",
-    802: "start NVIDIA Fabric Manager, which machines with NVSwitch need (systemctl start nvidia-fabricmanager)",
-    803: "restart the machine, or install the driver's library in the version of its kernel module",
-    804: "update the driver, or remove the package cuda-compat and its folder from LD_LIBRARY_PATH",
-    999: "load the kernel module nvidia_uvm (modprobe nvidia_uvm), or restart the machine",
-}
-"""By CUresult of cuInit: https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__TYPES.html."""
-_OTHER_FIX = "check that nvidia-smi lists the GPUs, or restart the machine"
 
 
 @dataclass(frozen=True)
 class GpuInfo:
-    """A GPU of this machine; ``cuda_version`` is the newest CUDA version that its driver supports."""
+    """A GPU of this machine."""
 
     index: int
     name: str
     capability: Capability
     memory_bytes: int
-    cuda_version: CudaVersion
 
     def __str__(self) -> str:
         """Return the GPU as messages name it."""
-        return f"gpu:{self.index} ({self.name}, compute capability {format_version(self.capability)})"
+        return f"gpu:{self.index} ({self.name}, compute capability {'.'.join(map(str, self.capability))})"
 
 
 @dataclass(frozen=True)
@@ -90,25 +79,13 @@ def find_gpus() -> DriverState:
         return DriverState(problem=_problem(library, error))
 
 
-def format_version(version: Capability | CudaVersion) -> str:
-    """Write (12, 8) as 12.8."""
-    return f"{version[0]}.{version[1]}"
-
-
 def _gpu(library: ctypes.CDLL, index: int) -> GpuInfo:
     device = _integer(library, "cuDeviceGet", index)
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
     _call(library, "cuDeviceGetName", name, len(name), device)
     _call(library, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
     major, minor = (_integer(library, "cuDeviceGetAttribute", key, device) for key in _CAPABILITY_ATTRIBUTES)
-    return GpuInfo(
-        index, name.value.decode(errors="replace").strip(), (major, minor), memory.value, _cuda_version(library)
-    )
-
-
-def _cuda_version(library: ctypes.CDLL) -> CudaVersion:
-    number = _integer(library, "cuDriverGetVersion")
-    return number // 1000, number % 1000 // 10
+    return GpuInfo(index, name.value.decode(errors="replace").strip(), (major, minor), memory.value)
 
 
 def _integer(library: ctypes.CDLL, function: str, *arguments: int) -> int:
@@ -133,13 +110,10 @@ def _hidden_devices() -> str | None:
 
 
 def _problem(library: ctypes.CDLL, error: _DriverError) -> str:
-    texts = []
-    for function in ("cuGetErrorName", "cuGetErrorString"):
-        text = ctypes.c_char_p()
-        # It writes NULL for a code that is newer than the library.
-        library[function](error.code, ctypes.byref(text))
-        texts.append((text.value or b"unknown error").decode(errors="replace"))
+    text = ctypes.c_char_p()
+    library.cuGetErrorName(error.code, ctypes.byref(text))  # writes NULL for a code that is newer than the library
+    name = (text.value or b"unknown error").decode(errors="replace")
     return (
-        f"the GPUs of this machine cannot be used: {error.function} of NVIDIA's driver, {_LIBRARY}, returns "
-        f"{texts[0]} ({error.code}, {texts[1]}); {_FIXES.get(error.code, _OTHER_FIX)}"
+        f"the GPUs of this machine cannot be used: {error.function} of NVIDIA's driver, {_LIBRARY}, returns {name} "
+        f"({error.code}); check that nvidia-smi lists the GPUs, or restart the machine"
     )

@@ -1,10 +1,11 @@
-"""What the engines torch and mxnet share: the pools of a batch, and the way from vectors on the host to gradients."""
+"""What engines share: the pools of a batch, scores, and the way from vectors on the host to gradients on a device."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,26 @@ class Pool:
 
     examples: slice
     in_batch: slice
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of some examples, as arrays of the engine's library.
+
+    Attributes:
+        positive: of the examples' items, (B,), or (B, 1) with MXNet.
+        negative_BC: of their negatives, float32.
+        excluded_BC: which of these do not count; with MXNet 1 for those, and 0 for the others.
+    """
+
+    positive: Any
+    negative_BC: Any
+    excluded_BC: Any
+
+
+def split(part: slice, size: int) -> list[slice]:
+    """Split ``part`` into slices of ``size``; the last one may be shorter."""
+    return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
 
 
 class DeviceEngine(ABC):

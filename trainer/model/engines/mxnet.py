@@ -29,7 +29,7 @@ from crossfade.base.errors import InputError
 from crossfade.kvstore.mxnet.imports import import_mxnet
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.engines.device_engine import DeviceEngine, Pool
+from crossfade.trainer.model.engines.device_engine import DeviceEngine, Pool, Scores, split
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 
@@ -172,7 +172,7 @@ class MXNetGradients:
         self._nd = mx.nd
         self._autograd = mx.autograd
         self._score = model.score
-        self._loss = ScoreLoss(mx, loss, model.item.rows)
+        self._loss = ScoreLoss(mx, loss)
 
     def compute(self, pools: list[Pool], arrays: BatchArrays, *, shares_scores: bool) -> Results:
         """Queue the computation of losses, whose sum is the loss of the batch, and of the gradients of both sides.
@@ -215,7 +215,7 @@ class MXNetGradients:
         size = max(_MAX_TILE // scores, 1)
         if rows.context.device_type == "cpu":
             size = min(size, max(_CPU_TILE // scores, _MIN_CPU_ROWS))
-        return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
+        return split(part, size)
 
     def _joined(self, arrays: list[Array]) -> Array:
         return self._nd.concat(*arrays, dim=0) if len(arrays) > 1 else arrays[0]
@@ -260,11 +260,10 @@ class MXNetGradients:
             square_T1, square_1C = self._squares(query_TD).reshape((-1, 1)), self._squares(pool_CD).reshape((1, -1))
             positive_T1 = positive_T1 - square_T1 - self._squares(item_TD).reshape((-1, 1))
             negative_TC = nd.broadcast_sub(nd.broadcast_sub(negative_TC, square_T1), square_1C)
-        log_q_1C = None
         if arrays.log_q_N is not None:
             log_q_1C = self._joined([arrays.log_q_N[used] for used in negatives]).reshape((1, -1))
             negative_TC = nd.broadcast_sub(negative_TC, log_q_1C)
-        return Scores(positive_T1, negative_TC, excluded_TC, log_q_1C)
+        return Scores(positive_T1, negative_TC, excluded_TC)
 
     def _excluded(self, arrays: BatchArrays, pool: Pool, tile: slice, negatives: list[slice]) -> Array:
         """Return 1 for negatives that do not count: an example's own item, and other items of its query in the batch.
@@ -365,9 +364,9 @@ class MXNetGradients:
             with self._autograd.record():
                 score_TU = self._use_scores(query_TD, nd.take(items_AD, index_TU))
                 negative_TC = nd.slice_axis(score_TU, axis=1, begin=1, end=None)
-                log_q_TC = None if log_q_N is None else log_q_N[examples:].reshape((examples, -1))[tile]
-                negative_TC = negative_TC if log_q_TC is None else negative_TC - log_q_TC
-                scores = Scores(nd.slice_axis(score_TU, axis=1, begin=0, end=1), negative_TC, excluded_TC, log_q_TC)
+                if log_q_N is not None:
+                    negative_TC = negative_TC - log_q_N[examples:].reshape((examples, -1))[tile]
+                scores = Scores(nd.slice_axis(score_TU, axis=1, begin=0, end=1), negative_TC, excluded_TC)
                 loss_T = self._losses(arrays.weight_B[tile], scores)
             loss_T.backward()
             losses.append(loss_T.detach())
@@ -387,57 +386,23 @@ _EXCLUDED_SCORE = -1e30
 """A score whose exponential is 0 relative to that of any other score."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The scores of some examples.
-
-    Attributes:
-        positive_B1: of the examples' items.
-        negative_BC: of their negatives.
-        excluded_BC: 1 for those that do not count, and 0 for the others, float32.
-        log_q_BC: what has been subtracted from them, or of the pool, (1, C); None: nothing.
-    """
-
-    positive_B1: Array
-    negative_BC: Array
-    excluded_BC: Array
-    log_q_BC: Array | None
-
-    @property
-    def negatives(self) -> int:
-        """C, the number of negatives of an example, including those that do not count."""
-        count: int = self.negative_BC.shape[1]
-        return count
-
-
 class ScoreLoss:
     """Computes the losses of examples from their scores."""
 
-    def __init__(self, mx: Any, spec: LossSpec, items: int) -> None:
-        """Prepare for ``spec`` and a table of ``items``."""
+    def __init__(self, mx: Any, spec: LossSpec) -> None:
+        """Prepare for ``spec``."""
         self._nd = mx.nd
         self._autograd = mx.autograd
         self._spec = spec
-        self._items = items
-        self._margin = spec.margin / spec.temperature
         self.top_k = spec.top_k
 
     def losses(self, scores: Scores, sign_B1: Array) -> Array:
         """Return the loss of each example, (B,), or the reversed loss where its sign is -1."""
-        nd, kind = self._nd, self._spec.kind
-        if kind == "softmax":
+        nd = self._nd
+        if self._spec.kind == "softmax":
             return self._softmax(scores, sign_B1)
-        counts_BC, count = 1 - scores.excluded_BC, scores.negatives
-        positive_B1, negative_BC = scores.positive_B1, scores.negative_BC
-        if kind == "logistic":
-            pushed_B1 = nd.sum(self._softplus(negative_BC) * counts_BC, axis=1, keepdims=True) / count
-            return (self._softplus(-sign_B1 * positive_B1) + (sign_B1 > 0) * pushed_B1)[:, 0]
-        gaps_BC = nd.broadcast_mul(sign_B1, nd.broadcast_sub(negative_BC, positive_B1))
-        if kind == "bpr":
-            return nd.sum(self._softplus(gaps_BC) * counts_BC, axis=1) / count
-        violation_BC = nd.relu(gaps_BC + self._margin) * counts_BC
-        reversed_B = nd.sum(violation_BC, axis=1) / count
-        return nd.where(sign_B1[:, 0] > 0, self._warp(violation_BC), reversed_B)
+        gaps_BC = nd.broadcast_mul(sign_B1, nd.broadcast_sub(scores.negative_BC, scores.positive))
+        return nd.sum(self._softplus(gaps_BC) * (1 - scores.excluded_BC), axis=1) / scores.negative_BC.shape[1]
 
     def weight_at_top(self, above: Array) -> Array:
         """Return the factors of the weights of examples whose items' scores are ``above`` the K-th highest."""
@@ -446,27 +411,14 @@ class ScoreLoss:
     def weights_at_top(self, scores: Scores, sign_B1: Array) -> Array:
         """Return the factor of the weight of each example, (B,), or 1 where its sign is -1: constants."""
         assert self.top_k is not None
+        nd, count = self._nd, min(self.top_k, scores.negative_BC.shape[1])
         with self._autograd.pause():
-            factor_B1 = self.weight_at_top(scores.positive_B1 - self._sampled_kth_score(scores, self.top_k))
-            return self._nd.where(sign_B1 > 0, factor_B1, self._nd.ones_like(factor_B1))[:, 0]
-
-    def _sampled_kth_score(self, scores: Scores, k: int) -> Array:
-        """Estimate the K-th highest score of all items, (B, 1), as ``top_k_kernels.sampled_kth_score`` does."""
-        nd, own_B1, counts_BC = self._nd, scores.positive_B1, 1 - scores.excluded_BC
-        share_BC = counts_BC * self._spec.items_per_negative(self._items, scores.negatives)
-        plain_BC = scores.negative_BC
-        if scores.log_q_BC is not None:
-            share_BC = nd.broadcast_mul(counts_BC, nd.exp(-scores.log_q_BC))
-            plain_BC = nd.broadcast_add(plain_BC, scores.log_q_BC)
-        plain_BC = nd.broadcast_mul(own_B1, scores.excluded_BC) + plain_BC * counts_BC
-        low_B1 = nd.minimum(own_B1, nd.min(plain_BC, axis=1, keepdims=True))
-        high_B1 = nd.maximum(own_B1, nd.max(plain_BC, axis=1, keepdims=True))
-        for _ in range(self._spec.HALVINGS):
-            middle_B1 = low_B1 + 0.5 * (high_B1 - low_B1)
-            above_BC = nd.broadcast_greater_equal(plain_BC, middle_B1)
-            reached_B1 = nd.sum(above_BC * share_BC, axis=1, keepdims=True) + (own_B1 >= middle_B1) >= k
-            low_B1, high_B1 = nd.where(reached_B1, middle_B1, low_B1), nd.where(reached_B1, high_B1, middle_B1)
-        return low_B1 + 0.5 * (high_B1 - low_B1)
+            # Of all items, which the negatives are; the example's own is excluded from them.
+            others_BC = scores.negative_BC + _EXCLUDED_SCORE * scores.excluded_BC
+            all_BI = nd.concat(scores.positive, others_BC, dim=1)
+            kth_B1 = nd.topk(all_BI, k=count, axis=1, ret_typ="value")[:, -1].reshape((-1, 1))
+            factor_B1 = self.weight_at_top(scores.positive - kth_B1)
+            return nd.where(sign_B1 > 0, factor_B1, nd.ones_like(factor_B1))[:, 0]
 
     def log_sum_exp(self, score_BC: Array) -> Array:
         """Return log Σ_j e^{s_j} of each row of scores, (B, 1), without overflow.
@@ -482,16 +434,7 @@ class ScoreLoss:
         """Compute −log p = −log σ(s − log Σ_j e^{s_j}), or with the other sign −log(1 − p)."""
         others_B1 = self.log_sum_exp(scores.negative_BC + _EXCLUDED_SCORE * scores.excluded_BC)
         has_negative_B1 = others_B1 > _EXCLUDED_SCORE / 2
-        return (has_negative_B1 * self._softplus(sign_B1 * (others_B1 - scores.positive_B1)))[:, 0]
-
-    def _warp(self, violation_BC: Array) -> Array:
-        """Compute the largest violation of each example times the log of its rank, estimated from the violations."""
-        nd = self._nd
-        with self._autograd.pause():
-            ranks_B = nd.sum(violation_BC > 0, axis=1) * ((self._items - 1) / violation_BC.shape[1])
-            place_B, factor_B = nd.argmax(violation_BC, axis=1), nd.log1p(ranks_B)
-        # Picked by place: the gradient of a maximum would go to each of several equal values.
-        return factor_B * nd.pick(violation_BC, place_B, axis=1)
+        return (has_negative_B1 * self._softplus(sign_B1 * (others_B1 - scores.positive)))[:, 0]
 
     def _softplus(self, x: Array) -> Array:
         """Compute log(1 + eˣ) without overflow. (x + |x|)/2 is its linear part, with the derivative 1/2 at 0."""

@@ -6,7 +6,7 @@
 Vectors come from the host, so tables may be anywhere. ``TorchGradients`` computes scores, ``ScoreLoss`` differentiates
 the losses by score only (``trainer/model/losses.py`` has the formulas), and matrix products and sums by row follow.
 Sums are embedding bags, which add a row's uses in their order, so results repeat on a device, unlike scattered
-additions. Softmax, the default, has a closed form; the other losses differentiate what they compute by autograd.
+additions. Softmax, the default, has a closed form; bpr differentiates what it computes by autograd.
 
 Shapes: A active rows, B examples, N uses of items, U uses of an example (its item, then its negatives), C
 negatives of an example, X items that a score is of, D columns.
@@ -25,7 +25,7 @@ from crossfade.kvstore.jit import get_num_threads
 from crossfade.kvstore.torch.device import describe_exhausted_memory, import_torch
 from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
-from crossfade.trainer.model.engines.device_engine import DeviceEngine, Pool
+from crossfade.trainer.model.engines.device_engine import DeviceEngine, Pool, Scores, split
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.spec import ModelSpec
 
@@ -93,7 +93,7 @@ def torch_device(name: str) -> str:
 
 
 _MAX_SCORES = 1 << 24
-"""Scores that a GPU computes at a time, 64 MiB; softmax takes 4 arrays of this size at once, other losses about 10."""
+"""Scores that a GPU computes at a time, 64 MiB; softmax takes 4 arrays of this size at once, bpr about 10."""
 _CPU_SCORES, _MIN_CPU_ROWS = 1 << 20, 256
 """Scores that a CPU computes at a time, 4 MiB, which stay in its cache; and the rows that they are of, at least, since
 each time adds to the gradients of all negatives."""
@@ -143,9 +143,7 @@ class TorchGradients:
         """Prepare for ``model`` and ``loss``."""
         self._torch = torch
         self._score = model.score
-        # The other losses depend on differences of an example's scores only, which the query's norm cancels out of.
-        self._query_norm_scale = model.score.norm_scale if loss.kind == "logistic" else 0.0
-        self._loss = ScoreLoss(torch, loss, model.item.rows)
+        self._loss = ScoreLoss(torch, loss)
 
     def compute(
         self, pools: list[Pool], tensors: BatchTensors, query_AD: Tensor, item_AD: Tensor, *, shares_scores: bool
@@ -218,14 +216,13 @@ class TorchGradients:
         pool_CD = item_AD.index_select(0, index_C)
         pool_gradient_CD = torch.zeros_like(pool_CD)
         loss = query_AD.new_zeros((), dtype=torch.float64)
-        for examples in _split(pool.examples, _rows_at_a_time(query_AD, len(index_C))):
+        for examples in split(pool.examples, _rows_at_a_time(query_AD, len(index_C))):
             query_BD = query_AD.index_select(0, tensors.query_index_B[examples])
             item_BD = item_AD.index_select(0, tensors.item_index_N[examples])
             scores = Scores(
-                self._scores(query_BD, item_BD, (query_BD * item_BD).sum(dim=1)),
+                self._scores(item_BD, (query_BD * item_BD).sum(dim=1)),
                 self._pool_scores(tensors, query_BD, pool_CD, drawn, pool),
                 self._excluded(tensors, examples, index_C, pool),
-                self._log_q_of(tensors, drawn, pool),
             )
             losses_B, slope_B, slope_BC = self._slopes(tensors.weight_B[examples], scores)
             loss += losses_B.sum(dtype=torch.float64)
@@ -233,8 +230,6 @@ class TorchGradients:
             query_gradient_BD[examples] = scale * (slope_BC @ pool_CD + slope_B[:, None] * item_BD)
             pool_gradient_CD += scale * (slope_BC.T @ query_BD)
             use_gradient_ND[examples] += (scale * slope_B)[:, None] * query_BD
-            if self._query_norm_scale:
-                query_gradient_BD[examples] -= (twice * (slope_BC.sum(dim=1) + slope_B))[:, None] * query_BD
             if twice:
                 pool_gradient_CD -= (twice * slope_BC.sum(dim=0))[:, None] * pool_CD
                 use_gradient_ND[examples] -= (twice * slope_B)[:, None] * item_BD
@@ -242,30 +237,22 @@ class TorchGradients:
         use_gradient_ND[pool.in_batch] += pool_gradient_CD[drawn.stop - drawn.start :]
         return loss
 
-    def _scores(self, query_BD: Tensor, item_XD: Tensor, products: Tensor) -> Tensor:
+    def _scores(self, item_XD: Tensor, products: Tensor) -> Tensor:
         """Return scores of dot products, of each example with one item (B,), or with all items (B, C).
 
-        They may lack what all scores of an example have in common, if the loss does not depend on it.
+        They lack the query's squared norm, which all scores of an example have in common: losses depend on differences.
         """
         scores = self._score.dot_scale * products
         if self._score.norm_scale:
             scores = scores - self._score.norm_scale * (item_XD * item_XD).sum(dim=-1)
-        if self._query_norm_scale:
-            square_B = self._query_norm_scale * (query_BD * query_BD).sum(dim=1)
-            scores = scores - (square_B[:, None] if products.dim() > 1 else square_B)
         return scores
 
     def _pool_scores(
         self, tensors: BatchTensors, query_BD: Tensor, pool_CD: Tensor, drawn: slice, pool: Pool
     ) -> Tensor:
-        scores_BC = self._scores(query_BD, pool_CD, query_BD @ pool_CD.T)
-        log_q_C = self._log_q_of(tensors, drawn, pool)
-        return scores_BC if log_q_C is None else scores_BC.sub_(log_q_C)
-
-    def _log_q_of(self, tensors: BatchTensors, drawn: slice, pool: Pool) -> Tensor | None:
-        """Return what is subtracted from the scores of a pool; None: nothing."""
+        scores_BC = self._scores(pool_CD, query_BD @ pool_CD.T)
         log_q_N = tensors.log_q_N
-        return self._torch.cat([log_q_N[drawn], log_q_N[pool.in_batch]]) if len(log_q_N) else None
+        return scores_BC.sub_(self._torch.cat([log_q_N[drawn], log_q_N[pool.in_batch]])) if len(log_q_N) else scores_BC
 
     def _excluded(self, tensors: BatchTensors, examples: slice, index_C: Tensor, pool: Pool) -> Tensor:
         """Return which negatives do not count: the example's own item, and other items of its query in the batch."""
@@ -299,7 +286,7 @@ class TorchGradients:
         item_gradient_AD, query_gradient_AD = torch.zeros_like(item_AD), torch.empty_like(query_AD)
         total_A, kth_A = query_AD.new_empty(len(query_AD)), query_AD.new_zeros(len(query_AD))
         top_k, weight_B = self._loss.top_k, tensors.weight_B
-        for part in _split(slice(0, len(query_AD)), _rows_at_a_time(query_AD, len(item_AD))):
+        for part in split(slice(0, len(query_AD)), _rows_at_a_time(query_AD, len(item_AD))):
             scores_AC = scale * (query_AD[part] @ item_AD.T)
             if square_C is not None:
                 scores_AC -= self._score.norm_scale * square_C
@@ -346,16 +333,15 @@ class TorchGradients:
         own_B, index_BC = tensors.item_index_N[:examples], tensors.item_index_N[examples:].view(examples, count)
         slope_BU = query_AD.new_empty(examples, 1 + count)
         loss = query_AD.new_zeros((), dtype=torch.float64)
-        for some in _split(slice(0, examples), _rows_at_a_time(query_AD, (1 + count) * query_AD.shape[1])):
+        for some in split(slice(0, examples), _rows_at_a_time(query_AD, (1 + count) * query_AD.shape[1])):
             query_BD = query_AD.index_select(0, tensors.query_index_B[some])
             item_BD = item_AD.index_select(0, own_B[some])
             negative_BCD = item_AD.index_select(0, index_BC[some].reshape(-1)).view(-1, count, query_AD.shape[1])
-            scores_BC = self._scores(query_BD, negative_BCD, (negative_BCD * query_BD[:, None, :]).sum(dim=2))
-            log_q_BC = tensors.log_q_N[examples:].view(examples, count)[some] if len(tensors.log_q_N) else None
-            if log_q_BC is not None:
-                scores_BC = scores_BC - log_q_BC
-            own_scores_B = self._scores(query_BD, item_BD, (query_BD * item_BD).sum(dim=1))
-            scores = Scores(own_scores_B, scores_BC, index_BC[some] == own_B[some][:, None], log_q_BC)
+            scores_BC = self._scores(negative_BCD, (negative_BCD * query_BD[:, None, :]).sum(dim=2))
+            if len(tensors.log_q_N):
+                scores_BC = scores_BC - tensors.log_q_N[examples:].view(examples, count)[some]
+            own_scores_B = self._scores(item_BD, (query_BD * item_BD).sum(dim=1))
+            scores = Scores(own_scores_B, scores_BC, index_BC[some] == own_B[some][:, None])
             losses_B, slope_BU[some, 0], slope_BU[some, 1:] = self._slopes(tensors.weight_B[some], scores)
             loss += losses_B.sum(dtype=torch.float64)
         return loss, *self._per_example_sums(tensors, query_AD, item_AD, slope_BU)
@@ -384,9 +370,6 @@ class TorchGradients:
             every_N = torch.arange(len(slope_N), dtype=torch.int32, device=slope_N.device)
             of_item_A1 = self._sum_by_row(by_use_N[:, None], every_N, tensors.item_starts_A1)
             item_gradient_AD -= twice * of_item_A1 * item_AD
-            if self._query_norm_scale:
-                of_query_A1 = self._sum_by_row(slope_N[:, None], every_N, tensors.query_starts_A1 * uses)
-                query_gradient_AD -= twice * of_query_A1 * query_AD
         return query_gradient_AD, item_gradient_AD
 
 
@@ -396,36 +379,13 @@ def _rows_at_a_time(rows_AD: Tensor, scores: int) -> int:
     return size if rows_AD.is_cuda else min(size, max(_MIN_CPU_ROWS, _CPU_SCORES // max(scores, 1)))
 
 
-def _split(part: slice, size: int) -> list[slice]:
-    return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of some examples.
-
-    Attributes:
-        positive_B: of the examples' items.
-        negative_BC: of their negatives, float32.
-        excluded_BC: which of these do not count.
-        log_q_BC: what has been subtracted from them, or of the pool, (C,); None: nothing.
-    """
-
-    positive_B: Tensor
-    negative_BC: Tensor
-    excluded_BC: Tensor
-    log_q_BC: Tensor | None = None
-
-
 class ScoreLoss:
     """Computes the losses of examples from their scores, and the derivatives."""
 
-    def __init__(self, torch: Any, spec: LossSpec, items: int) -> None:
-        """Prepare for ``spec`` and a table of ``items``."""
+    def __init__(self, torch: Any, spec: LossSpec) -> None:
+        """Prepare for ``spec``."""
         self._torch = torch
         self._spec = spec
-        self._items = items
-        self._margin = spec.margin / spec.temperature
         self.top_k = spec.top_k
 
     def slopes(self, scores: Scores, cost_B: Tensor, sign_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -440,14 +400,12 @@ class ScoreLoss:
             return self._softmax(scores, cost_B, sign_B)
         torch = self._torch
         with torch.enable_grad():
-            leaves = [scores.positive_B.detach().requires_grad_(), scores.negative_BC.detach().requires_grad_()]
-            losses_B = cost_B * self._losses(Scores(leaves[0], leaves[1], scores.excluded_BC), sign_B)
+            leaves = [scores.positive.detach().requires_grad_(), scores.negative_BC.detach().requires_grad_()]
+            losses_B = cost_B * self._bpr(Scores(leaves[0], leaves[1], scores.excluded_BC), sign_B)
             slopes = torch.autograd.grad(losses_B.sum(), leaves, allow_unused=True)
         by_positive, by_negative = (
             torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=True)
         )
-        # The derivative of relu is 0 where its argument is not a number. Rows must not seem to be sound there.
-        by_positive = torch.where(losses_B.isnan(), torch.nan, by_positive)
         return losses_B.detach(), by_positive, by_negative
 
     def _softmax(self, scores: Scores, cost_B: Tensor, sign_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -457,11 +415,14 @@ class ScoreLoss:
         """
         torch = self._torch
         if self.top_k is not None:
-            above_B = scores.positive_B - self._sampled_kth_score(scores, self.top_k)
+            # Of all items, which the negatives are; the example's own is excluded from them.
+            others_BC = scores.negative_BC.masked_fill(scores.excluded_BC, -torch.inf)
+            all_BI = torch.cat([scores.positive[:, None], others_BC], dim=1)
+            above_B = scores.positive - all_BI.topk(min(self.top_k, others_BC.shape[1]), dim=1).values[:, -1]
             cost_B = torch.where(sign_B > 0, cost_B * self.weight_at_top(above_B), cost_B)
         powers_BC, top_B, sum_B = powers_of(scores.negative_BC.masked_fill_(scores.excluded_BC, -torch.inf))
         cost_B = cost_B * (sum_B > 0)
-        gap_B = sign_B * (top_B - scores.positive_B + sum_B.clamp_min(1.0).log())
+        gap_B = sign_B * (top_B - scores.positive + sum_B.clamp_min(1.0).log())
         slope_B = cost_B * sign_B * torch.sigmoid(gap_B)
         slope_BC = powers_BC.mul_((slope_B / sum_B.clamp_min(1.0))[:, None])
         return cost_B * torch.nn.functional.softplus(gap_B), -slope_B, slope_BC
@@ -471,47 +432,11 @@ class ScoreLoss:
         factor_B: Tensor = 2.0 * self._torch.sigmoid(above_B * self._spec.sharpness)
         return factor_B
 
-    def _sampled_kth_score(self, scores: Scores, k: int) -> Tensor:
-        """Estimate the K-th highest score of all items, as ``top_k_kernels.sampled_kth_score`` does."""
-        torch, plain_BC, own_B = self._torch, scores.negative_BC, scores.positive_B
-        share: Any = self._spec.items_per_negative(self._items, plain_BC.shape[1])
-        if scores.log_q_BC is not None:
-            plain_BC, share = plain_BC + scores.log_q_BC, torch.exp(-scores.log_q_BC)
-        share_BC = torch.where(scores.excluded_BC, 0.0, share)
-        plain_BC = torch.where(scores.excluded_BC, own_B[:, None], plain_BC)
-        everything_BU = torch.cat([own_B[:, None], plain_BC], dim=1)
-        low_B, high_B = everything_BU.aminmax(dim=1)
-        for _ in range(self._spec.HALVINGS):
-            middle_B = low_B + 0.5 * (high_B - low_B)
-            reached_B = ((plain_BC >= middle_B[:, None]) * share_BC).sum(dim=1) + (own_B >= middle_B) >= k
-            low_B, high_B = torch.where(reached_B, middle_B, low_B), torch.where(reached_B, high_B, middle_B)
-        return low_B + 0.5 * (high_B - low_B)
-
-    def _losses(self, scores: Scores, sign_B: Tensor) -> Tensor:
+    def _bpr(self, scores: Scores, sign_B: Tensor) -> Tensor:
         """Compute the loss of each example, or the reversed loss where its sign is −1."""
-        torch, kind = self._torch, self._spec.kind
-        positive_B, negative_BC = scores.positive_B, scores.negative_BC
-        counts_BC = (~scores.excluded_BC).to(negative_BC.dtype)
-        share_BC = counts_BC / max(negative_BC.shape[1], 1)
-        if kind == "logistic":
-            pushed_B = (self._softplus(negative_BC) * share_BC).sum(dim=1)
-            return self._softplus(-sign_B * positive_B) + (sign_B > 0) * pushed_B
-        gaps_BC = sign_B[:, None] * (negative_BC - positive_B[:, None])
-        if kind == "bpr":
-            return (self._softplus(gaps_BC) * share_BC).sum(dim=1)
-        above_BC = torch.relu(gaps_BC + self._margin)
-        reversed_B = (above_BC * share_BC).sum(dim=1)
-        return torch.where(sign_B > 0, self._warp(above_BC * counts_BC), reversed_B)
-
-    def _warp(self, violation_BC: Tensor) -> Tensor:
-        """Compute the largest violation of each example times the log of its rank, estimated from the violations."""
-        torch = self._torch
-        if violation_BC.shape[1] == 0:
-            return violation_BC.sum(dim=1)
-        ranks_B = (violation_BC > 0).sum(dim=1) * ((self._items - 1) / violation_BC.shape[1])
-        # Gathered by index: the gradient of a maximum would be shared among equal values.
-        largest_B = violation_BC.gather(1, violation_BC.detach().argmax(dim=1, keepdim=True))[:, 0]
-        return torch.log1p(ranks_B) * largest_B
+        share_BC = (~scores.excluded_BC).to(scores.negative_BC.dtype) / max(scores.negative_BC.shape[1], 1)
+        gaps_BC = sign_B[:, None] * (scores.negative_BC - scores.positive[:, None])
+        return (self._softplus(gaps_BC) * share_BC).sum(dim=1)
 
     def _softplus(self, x: Tensor) -> Tensor:
         """Compute log(1 + eˣ) without overflow. (x + |x|)/2 is its linear part, with the derivative 1/2 at 0."""

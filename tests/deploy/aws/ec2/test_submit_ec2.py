@@ -84,7 +84,7 @@ def test_token_is_only_in_the_secret(aws: AwsServer, job: Path) -> None:
 
 
 def test_role_of_the_hosts_writes_only_what_hosts_write(aws: AwsServer, job: Path) -> None:
-    assert detached(job, "--set", "model.start={track: s3://other, customer: s3://third/customer.parquet}") == 0
+    assert detached(job, "--set", "checkpoint.warm_start_from=s3://other") == 0
     run, iam = submitted_run(aws), aws.client("iam")
     [role] = iam.list_roles()["Roles"]
     assert role["Path"] == "/crossfade/us-east-1/"
@@ -100,7 +100,6 @@ def test_role_of_the_hosts_writes_only_what_hosts_write(aws: AwsServer, job: Pat
         f"{folder}/*",
         *(f"arn:aws:s3:::{BUCKET}/{name}" for name in ("data", "data/*")),
         "arn:aws:s3:::other/*",
-        *(f"arn:aws:s3:::third/{name}" for name in ("customer.parquet", "customer.parquet/*")),
     }
     written = {name.removeprefix(f"{folder}/") for action, name in allowed if action == "s3:PutObject"}
     assert written == {"coordinator.json", "end.json", "result/*", "checkpoints/*"}
@@ -200,8 +199,8 @@ def fail_stack(aws: AwsServer, status: str, event: str, reason: str) -> None:
         (("--output", "music"), "--output: expected s3://BUCKET/PREFIX, but found 'music'"),
         (("--output", "s3://music/runs", "--set", "data.path=here"), "data.path: "),
         (
-            ("--output", "s3://music/runs", "--set", "model.start={track: here.parquet}"),
-            "model.start.track: here.parquet is on this machine, which the instances cannot read; copy it to S3",
+            ("--output", "s3://music/runs", "--set", "checkpoint.warm_start_from=here"),
+            "checkpoint.warm_start_from: here is on this machine, which the instances cannot read; copy it to S3",
         ),
         (("--output", "s3://music/runs", "--subnet", "subnet-0123456789abcdef0"), "subnet-01234567"),
         (("--output", "s3://music/runs", "--instance-type", "r7g.xlarge", "--ami", "ami-1"), "name both with --image"),
