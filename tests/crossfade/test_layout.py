@@ -33,7 +33,6 @@ SMALL_FILES = {
     "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/prepare/local_events.py": "one of two engines",
     "trainer/recommend/history_file.py": "loads DuckDB",
-    "trainer/tracking/tensorboard_file.py": "for an optional package",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
 TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")

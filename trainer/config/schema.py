@@ -373,16 +373,12 @@ class JobConfig(Section):
             key: value and _absolute(value)
             for key, value in (("path", self.checkpoint.path), ("warm_start_from", self.checkpoint.warm_start_from))
         }
-        tensorboard = self.tracking.tensorboard
         start = {name: _absolute(source) for name, source in self.model.start.items()}
         return self.model_copy(
             update={
                 "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
                 "model": self.model.model_copy(update={"start": start}),
                 "checkpoint": self.checkpoint.model_copy(update=checkpoint),
-                "tracking": self.tracking.model_copy(
-                    update={"tensorboard": _absolute(tensorboard) if isinstance(tensorboard, str) else tensorboard}
-                ),
             }
         )
 

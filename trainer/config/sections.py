@@ -431,18 +431,6 @@ class MetricsConfig(Section):
     host: str | None = Field(
         None, description="address the endpoint listens on; default: the role's own, which is cluster.host on one host"
     )
-    pushgateway: (
-        Annotated[
-            str,
-            Field(pattern=r"^https?://[^@\s]+$"),
-            described("a URL such as http://10.0.0.5:9091, without user and password"),
-        ]
-        | None
-    ) = Field(
-        None,
-        description="http:// or https:// URL of a Pushgateway that receives each process's final values",
-        examples=["http://pushgateway:9091"],
-    )
 
 
 def has_credentials(uri: str) -> bool:
@@ -459,14 +447,8 @@ def _check_no_credentials(uri: str) -> str:
     return uri
 
 
-def _check_tensorboard(value: object) -> object:
-    if isinstance(value, bool) or (isinstance(value, str) and value and "://" not in value):
-        return value
-    raise ValueError(f"expected true, false or a folder of this host's file systems, but found {value!r}")
-
-
 class TrackingConfig(Section):
-    """Where a run is recorded as an experiment, by the command that runs it: MLflow, TensorBoard or both."""
+    """Where a run is recorded as an experiment, by the command that runs it."""
 
     mlflow: (
         Annotated[
@@ -484,8 +466,4 @@ class TrackingConfig(Section):
     )
     experiment: Annotated[str, Field(min_length=1, max_length=500)] = Field(
         "crossfade", description="experiment of the tracking server that the run belongs to"
-    )
-    tensorboard: Annotated[bool | str, BeforeValidator(_check_tensorboard)] = Field(
-        False,
-        description="whether to write event files for TensorBoard, to RUN/tensorboard; or a folder: FOLDER/NAME-ID",
     )

@@ -42,8 +42,7 @@ from crossfade.trainer.recommend.options import RecommendOptions
 from crossfade.trainer.recommend.queries import find_queries
 from crossfade.trainer.recommend.trained_model import TrainedModel
 from crossfade.trainer.runs.run_folder import RunFolder
-from crossfade.trainer.tracking.background import TrackingError
-from crossfade.trainer.tracking.mlflow_run import RUN_TAG, tracking_errors
+from crossfade.trainer.tracking.mlflow_run import RUN_TAG, TrackingError, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

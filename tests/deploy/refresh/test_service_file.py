@@ -56,7 +56,7 @@ def test_paths_are_relative_to_the_folder_of_the_file(tmp_path: Path, monkeypatc
         events=["raw/*.parquet", "s3://music/*.parquet", f"{tmp_path}/*.csv"],
         prepare={**VALID["prepare"], **prepare},
         job={"checkpoint": {"warm_start_from": "runs/first"}, "model": {"start": {"track": "vectors"}}},
-        increment_job={"train": {"epochs": 1}, "tracking": {"tensorboard": "board"}},
+        increment_job={"train": {"epochs": 1}, "model": {"start": {"track": "others"}}},
     )
     monkeypatch.chdir(folder / "raw")
     service = load_service(Path("../music.yaml"))
@@ -73,9 +73,9 @@ def test_paths_are_relative_to_the_folder_of_the_file(tmp_path: Path, monkeypatc
     found = [
         job["checkpoint"]["warm_start_from"],
         job["model"]["start"]["track"],
-        increment["tracking"]["tensorboard"],
+        increment["model"]["start"]["track"],
     ]
-    assert [Path(place).resolve() for place in found] == [folder / name for name in ("runs/first", "vectors", "board")]
+    assert [Path(place).resolve() for place in found] == [folder / name for name in ("runs/first", "vectors", "others")]
 
 
 PREPARE = VALID["prepare"]

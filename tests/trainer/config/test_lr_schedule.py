@@ -70,9 +70,3 @@ def test_run_logs_the_learning_rates_of_its_schedule(tmp_path: Path) -> None:
     expected = [0.5 * spec.lr_factor(step, total) for step in range(total)]
     assert min(expected) < 0.1 < max(expected), "the last rate is one that no other step has"
     assert all(record["learning_rate"] == expected[record["step"] - 1] for record in steps)
-    last = next(
-        line
-        for line in (tmp_path / "run" / "metrics.prom").read_text().splitlines()
-        if line.startswith("crossfade_learning_rate{")
-    )
-    assert last.endswith(f"}} {expected[-1]}")
