@@ -19,7 +19,7 @@ _EXAMPLES = (
     ("crossfade export runs/large", "Write the embeddings of a job with save_embeddings: none to its run folder."),
     (
         "crossfade export runs/lastfm --to safetensors --out exports/lastfm",
-        "Write the embeddings of a run with a model card, ready to be published.",
+        "Write the embeddings of a run, with their IDs, for other programs.",
     ),
     (
         "crossfade export runs/lastfm --to pgvector --push postgresql://recommender@db.example.com/music",

@@ -18,8 +18,8 @@ from crossfade.kvstore.checkpoint.format import MANIFEST_NAME
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.embeddings.files import EmbeddingFiles
-from crossfade.trainer.embeddings.model_card import ExportedTable
 from crossfade.trainer.formats.export import ExportResult, export
+from crossfade.trainer.formats.exported_model import ExportedTable
 from crossfade.trainer.formats.options import ExportOptions
 
 TABLES = [TableSpec("customer", CUSTOMERS, 4, 0.1), TableSpec("track", TRACKS, 4, 0.1)]
@@ -104,7 +104,7 @@ def test_export_has_vectors_of_checkpoint_and_ids_of_dataset(written: Path, tmp_
     assert customers.column("row").to_pylist() == list(range(CUSTOMERS))
     assert tracks.column("id").to_pylist() == [5000 + row for row in range(TRACKS)]
     assert tracks.column("name").to_pylist()[-1] == f"Genre {(TRACKS - 1) % 5} Song {TRACKS - 1}"
-    assert lines == [f"exporting {step}: checkpoint of step 200 of job 'planted'"]
+    assert lines == [f"exporting {step} of job 'planted'"]
 
 
 def test_incomplete_and_corrupt_checkpoints_are_skipped_by_name(
@@ -117,9 +117,9 @@ def test_incomplete_and_corrupt_checkpoints_are_skipped_by_name(
     assert_is_step(tmp_path / "out", 100)
     incomplete, first, corrupted, second = lines
     assert incomplete.startswith(f"skipped a checkpoint: {step_folder(checkpoints, 300)}/{MANIFEST_NAME}: missing")
-    assert "step 200" in first
+    assert "step-000000200" in first
     assert corrupted == f"skipped a checkpoint: {victim}: its CRC-32 does not match its content"
-    assert "step 100" in second
+    assert "step-000000100" in second
 
 
 @pytest.mark.parametrize(

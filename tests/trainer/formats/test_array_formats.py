@@ -1,20 +1,20 @@
-"""Exports as files: values, rows, the example in the model card, which is run, and what may be replaced."""
+"""Exports as files: values, rows, and what may be replaced."""
 
 import json
-import re
 import shutil
 import struct
 import sys
-from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from builders import ITEM, QUERY
 from command_here import crossfade_here
 from running_command import succeeded
 from safetensors import safe_open
+from safetensors.numpy import load_file
 from written_runs import (
     CUSTOMER_IDS,
     TRACK_IDS,
@@ -46,25 +46,25 @@ def export(run: WrittenRun, to: str, *options: object) -> Path:
     return out
 
 
-def run_example(folder: Path) -> dict[str, Any]:
-    """Run the Python of the model card in ``folder``, and return its variables."""
-    [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    variables: dict[str, Any] = {}
-    with chdir(folder):
-        exec(compile(code, "README.md", "exec"), variables)
-    return variables
+def load(folder: Path, to: str) -> tuple[Any, dict[str, list[Any]]]:
+    """Return the vectors and the rows in ``folder``."""
+    if to == "parquet":
+        rows = pq.read_table(folder)
+        return np.stack(rows["vector"].to_numpy()), rows.to_pydict()
+    path = folder / f"vectors.{'npy' if to == 'numpy' else to}"
+    vectors = np.load(path) if to == "numpy" else load_file(path)["vectors"]
+    return vectors, pq.read_table(folder / "rows.parquet").to_pydict()
 
 
 @pytest.mark.parametrize("to", ["numpy", "safetensors", "parquet"])
-def test_example_loads_all_vectors_and_rows(run: WrittenRun, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_have_all_vectors_and_rows(run: WrittenRun, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exported_model, "GROUP_ROWS", 3)
     vectors = save_checkpoint(run, 7) if to == "parquet" else run.vectors
     for entity, ids, names in ((ITEM, TRACK_IDS, TRACK_NAMES), (QUERY, CUSTOMER_IDS, None)):
         out = export(run, to, "--entity", entity, "--overwrite")
-        found = run_example(out)
-        assert found["vectors"].dtype == np.float32
-        np.testing.assert_array_equal(found["vectors"], vectors[entity])
-        rows = found["rows"].to_pydict()
+        found, rows = load(out / entity, to)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, vectors[entity])
         assert (rows["id"], rows.get("name")) == (ids, names)
         if to != "parquet":
             assert [row for row, trained in enumerate(rows["trained"]) if not trained] == (UNTRAINED if names else [])
@@ -129,14 +129,11 @@ def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> 
         assert "already exists; choose another" in crossfade_here(*command, "--to", to).stderr
         succeeded(crossfade_here(*command, "--to", to, "--overwrite"))
     files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert sorted(files) == ["README.md", "track/rows.parquet", "track/vectors.npy"]
-    card = tmp_path / "out" / "README.md"
-    for foreign, text in ((tmp_path / "out" / "track" / "notes.json", "{}"), (card, "My own notes.\n")):
-        foreign.write_text(text)
-        assert f"{foreign.name}', which is not part of an export" in crossfade_here(*command, "--overwrite").stderr
-        assert foreign.read_text() == text
-        if foreign != card:
-            foreign.unlink()
+    assert sorted(files) == ["track/rows.parquet", "track/vectors.npy"]
+    foreign = tmp_path / "out" / "track" / "notes.json"
+    foreign.write_text("{}")
+    assert "notes.json', which is not part of an export" in crossfade_here(*command, "--overwrite").stderr
+    assert foreign.read_text() == "{}"
 
 
 @pytest.mark.parametrize(
