@@ -139,12 +139,10 @@ def run_in_folder(
         CrossfadeError: the run failed.
     """
     from crossfade.base.signals import SpotInterruption, StopSignal
-    from crossfade.trainer.data.manifest import data_fingerprint
     from crossfade.trainer.embeddings.files import partial_folder
     from crossfade.trainer.runs.ownership import claim
     from crossfade.trainer.tracking.tracker import open_tracker
 
-    inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
     claim(folder.checkpoints(job), folder.run_id(), job.name, folder.lock.command, take_over=context.resume)
     tracker = open_tracker(job, folder, _logger.warning)
 

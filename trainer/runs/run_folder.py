@@ -3,8 +3,8 @@
     runs/NAME/
       job.yaml          the job, resolved              events.jsonl      events of the training
       run.json          ID, name and start of the run  processes.jsonl   load of its processes, restarts
-      row_counts.json   rows of the job's time range   state.json        state of its processes, every second
-      restarts.json     restarts so far                report.json       report of the finished run
+      restarts.json     restarts so far                state.json        state of its processes, every second
+      report.json       report of the finished run
       checkpoints/  embeddings/  logs/  run.lock
 
 Files are replaced atomically and durably, or appended to, so that a process killed at any time, or a crash of the
@@ -115,13 +115,13 @@ def parse_run_file(data: bytes, name: str, model: type[File], fix: Text = _FIX) 
 
 JOB_FILE, RUN_FILE = "job.yaml", "run.json"
 EVENTS_FILE, PROCESSES_FILE, STATE_FILE = "events.jsonl", "processes.jsonl", "state.json"
-ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE = "row_counts.json", "restarts.json", "report.json"
+RESTARTS_FILE, REPORT_FILE = "restarts.json", "report.json"
 EMBEDDINGS_FOLDER = "embeddings"
-_FILES_FOR_ROLES = (JOB_FILE, RUN_FILE, ROW_COUNTS_FILE)
+_FILES_FOR_ROLES = (JOB_FILE, RUN_FILE)
 _FOLDERS = ("checkpoints", EMBEDDINGS_FOLDER, "logs", "map")
 _FILES = (
     *(JOB_FILE, RUN_FILE, LOCK_FILE, EVENTS_FILE, PROCESSES_FILE, STATE_FILE),
-    *(ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE),
+    *(RESTARTS_FILE, REPORT_FILE),
 )
 _NAMES = {*_FILES, *_FOLDERS}
 

@@ -1,17 +1,15 @@
 """The report of a finished run, ``report.json``, and the names of the kernels that computed it.
 
     kernels = describe_kernels(engine="cpu")          # "OpenBLAS Zen, numpy AVX2, Numba znver3+avx2+fma"
-    warn_if_unlike_first(kernels, store, on_event)    # every worker calls this
 
 Processors of another kind have other kernels, which round differently. Runs repeat and resume bit for bit on equal
-kernels only, so reports and checkpoints name them.
+kernels only, so reports and events name them.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -21,13 +19,11 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.jit import compiled_for
-from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, RowStore
+from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.spec import ModelSpec
-from crossfade.trainer.runs.events import EventSink, KernelsDiffer
 from crossfade.trainer.training.composition import Composition
 from crossfade.trainer.training.state import TrainState
 
@@ -138,19 +134,3 @@ def _numpy_features() -> str:
     show_config: Any = np.show_config  # numpy 1 declares neither its parameter nor its result
     extensions = show_config(mode="dicts")["SIMD Extensions"]
     return str((extensions.get("found") or extensions.get("baseline") or ["baseline"])[-1])
-
-
-def warn_if_unlike_first(kernels: str, store: RowStore, on_event: EventSink) -> None:
-    """Report a worker whose ``kernels`` are not those of rank 0. Every worker calls this."""
-    first = bytes(store.all_reduce(_encoded(kernels if store.rank == 0 else "")).astype(np.uint8))
-    if first != bytes(_encoded(kernels).astype(np.uint8)):
-        expected = first.rstrip(b"\0").decode(errors="replace")
-        on_event(KernelsDiffer(kernels=kernels, expected=expected, worker=store.rank, host=socket.gethostname()))
-
-
-def _encoded(kernels: str) -> FloatArray:
-    """Return the bytes of ``kernels`` as numbers, which workers can sum."""
-    values_N = np.zeros(MAX_ALL_REDUCE_LENGTH)
-    encoded = kernels.encode()[:MAX_ALL_REDUCE_LENGTH]
-    values_N[: len(encoded)] = list(encoded)
-    return values_N
