@@ -21,7 +21,7 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings import files as module
 from crossfade.trainer.embeddings.files import EmbeddingFiles, StoreVectors, write_embeddings
 from crossfade.trainer.embeddings.listing import LISTING_FILE
-from crossfade.trainer.embeddings.staged import LIST_FILE, StagedEmbeddings
+from crossfade.trainer.embeddings.staged import StagedEmbeddings
 
 QUERIES, ITEMS = 23, 7
 TABLES = [TableSpec(QUERY, QUERIES, 3, 0.1), TableSpec(ITEM, ITEMS, 5, 0.1)]
@@ -245,15 +245,13 @@ def test_staged_embeddings_are_those_of_the_latest_epoch(
 ) -> None:
     staged, scratch = StagedEmbeddings(str(tmp_path / "checkpoints")), tmp_path / "scratch"
     assert staged.epoch() is None
-    with pytest.raises(FileNotFoundError, match=LIST_FILE):
+    with pytest.raises(FileNotFoundError, match="no embeddings are staged"):
         staged.fetch(tmp_path / "embeddings")
-    staged.stage(store_of(2), TABLES, vocabularies, 1, scratch)
+    for repeated in (1, 7):  # 7 is of an attempt that has failed since
+        staged.stage(store_of(2), TABLES, vocabularies, repeated, scratch)
     staged.stage(store, TABLES, vocabularies, 4, scratch)
     assert staged.epoch() == 4
-    assert sorted(path.name for path in (tmp_path / "checkpoints" / "embeddings").iterdir()) == [
-        LIST_FILE,
-        "epoch-000004",
-    ]
+    assert [path.name for path in (tmp_path / "checkpoints" / "embeddings").iterdir()] == ["epoch-000004"]
     assert not scratch.exists()
     staged.fetch(tmp_path / "embeddings")
     for files in (EmbeddingFiles(tmp_path / "embeddings"), EmbeddingFiles(staged.folder())):
