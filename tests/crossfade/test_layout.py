@@ -25,6 +25,7 @@ MANY_PARAMETERS = {
 """Functions with more parameters than ``MAX_PARAMETERS``, without self. In other kernels, NamedTuples hold several."""
 SMALL_FILE_LINES = 100
 SMALL_FILES = {
+    "trainer/config/lr_schedule.py": "is looked for by its name",
     "crossfade/base/blas_kernels.py": "runs before anything else is imported",
     "crossfade/cli/sagemaker_entry.py": "the entry of a process",
     "deploy/dashboard/server.py": "loads Dash and uvicorn, which may be missing",

@@ -6,8 +6,8 @@ from typing import Any
 from crossfade.base.arrays import FloatArray
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.trainer.config.auto_values import resolve
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.config.schema import resolve
 from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
 from crossfade.trainer.embeddings.files import EmbeddingFiles, vectors_of
 from crossfade.trainer.runs.job_inputs import dataset_size

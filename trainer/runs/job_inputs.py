@@ -16,7 +16,8 @@ import numpy as np
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, StorageUnavailableError, command
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
+from crossfade.trainer.config.auto_values import DatasetSize, resolve
+from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.reader import InteractionReader, RowGroup, row_groups, weigh_by_age

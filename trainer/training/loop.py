@@ -17,6 +17,7 @@ import numpy as np
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import DivergedError
 from crossfade.kvstore.store import RowStore
+from crossfade.trainer.config.lr_schedule import end_after_plateau, lr_factor
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.evaluation.paired_gain import Evaluation
@@ -85,7 +86,7 @@ class TrainLoop:
         """Return the steps that the run takes, by what the valid split has shown so far."""
         if state.plateau_step is None:
             return self.max_steps
-        return min(self.max_steps, self.job.optimizer.end_after_plateau(state.plateau_step))
+        return min(self.max_steps, end_after_plateau(self.job.optimizer, state.plateau_step))
 
     def run(self, state: TrainState) -> bool:
         """Continue from ``state``, which is updated, and return True once the run is finished, False if it was stopped.
@@ -129,7 +130,7 @@ class TrainLoop:
         return False
 
     def _step(self, batch: Batch, state: TrainState) -> None:
-        factor = self.job.optimizer.lr_factor(state.step, self.total_steps(state))
+        factor = lr_factor(self.job.optimizer, state.step, self.total_steps(state))
         try:
             loss, active = self.step.take(batch, factor, state)
         except DivergedError as error:
