@@ -330,18 +330,12 @@ def test_malformed_or_huge_value_is_rejected_in_one_short_line(job_path: Path, t
     assert len(str(caught.value)) < 500
 
 
-def laughs(levels: int, fan_out: int = 10) -> str:
-    """Return a job in which each level has the one before it ``fan_out`` times, by an alias."""
-    lists = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * fan_out)}]\n" for level in range(1, levels)]
-    return "".join(["a0: &a0 [x]\n", *lists, SMALL])
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (laughs(20, 1) + f"b: {'[' * 15}*a19{']' * 15}\n", "nested too deeply"),
-        (SMALL + "train: &t {epochs: 2, x: *t}\n", "more than 10,000 values, with aliases"),
-        (laughs(9).replace("[", "{<<: [").replace("]", "]}").replace("{<<: [x]}", "{x: 1}"), "values, with aliases"),
+        (SMALL + "train: &t {epochs: 2, x: *t}\n", ":3: not valid YAML: an alias, which a job cannot have"),
+        (SMALL + "train: {<<: *t}\n", "an alias, which a job cannot have"),
+        (SMALL + f"train: {{epochs: {'[' * 200}{']' * 200}}}\n", "train.epochs: input should be a valid integer"),
         (SMALL + "train: !!python/object/apply:os.system [id]\n", "could not determine a constructor for the tag"),
         (SMALL + "train: !!map x\n", "expected a mapping"),
         (SMALL + "train: !!map [1]\n", "expected a mapping"),
@@ -355,11 +349,6 @@ def laughs(levels: int, fan_out: int = 10) -> str:
 )
 def test_hostile_job_is_rejected_in_one_line(job_path: Path, text: str, expected: str) -> None:
     assert expected in error_of(job_path, text)
-
-
-def test_job_with_aliases_is_read(job_path: Path) -> None:
-    job = load(job_path, SMALL + "train: {epochs: &n 3, patience: *n}\n")
-    assert (job.train.epochs, job.train.patience) == (3, 3)
 
 
 def test_job_that_is_a_fifo_does_not_block(job_path: Path) -> None:
