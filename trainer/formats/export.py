@@ -27,7 +27,7 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log, locate_checkpoint
 from crossfade.trainer.embeddings.files import staged_export
 from crossfade.trainer.embeddings.listing import LISTING_FILE, is_listing
-from crossfade.trainer.formats import arrays, databases, mlflow_model
+from crossfade.trainer.formats import arrays, databases
 from crossfade.trainer.formats.exported_model import ExportedModel, ExportedTable
 from crossfade.trainer.formats.options import DATABASES, ExportOptions, FormatName
 from crossfade.trainer.formats.push import push
@@ -67,7 +67,7 @@ class ExportResult:
 
 
 def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> ExportResult:
-    """Export to files, or to the place of ``push``: a database, or a registered model of MLflow.
+    """Export to files, or to the database at ``push``.
 
     Without a folder, Parquet is written to the folder of embeddings of a run whose job writes none itself. ``log`` gets
     a line for the model and for each checkpoint that is skipped.
@@ -81,8 +81,6 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
     """
     if options.push is None:
         return _export_files(options, log, reporter)
-    if options.to == "mlflow":
-        return _export_mlflow(options, options.push, log, reporter)
     with closing(databases.connect(options.to, options.push)) as database:
 
         def write(exported: ExportedModel) -> ExportResult:
@@ -90,15 +88,6 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
             return replace(_result(exported, options.to, database.place), names=names)
 
         return _export(options, log, reporter, write)
-
-
-def _export_mlflow(options: ExportOptions, place: str, log: Log, reporter: ProgressReporter) -> ExportResult:
-    mlflow_model.check_place(place)
-
-    def write(exported: ExportedModel) -> ExportResult:
-        return _result(exported, options.to, mlflow_model.register(exported, place))
-
-    return _export(options, log, reporter, write)
 
 
 def _export_files(options: ExportOptions, log: Log, reporter: ProgressReporter) -> ExportResult:
@@ -144,7 +133,7 @@ def _result(exported: ExportedModel, to: FormatName, target: str) -> ExportResul
 
 def _with_popularity(model: TrainedModel, options: ExportOptions, log: Log) -> TrainedModel:
     """Return ``model`` with the popularity term as a column of its vectors, if the format can have it."""
-    if model.popularity is None or options.to == "mlflow":
+    if model.popularity is None:
         return model
     if options.to != "s3-vectors" and not model.spec.context:  # queries add the vectors of their context
         return model.ranking_model()

@@ -12,9 +12,8 @@ from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import option
 from crossfade.trainer.runs.options import Location, ModelSource
 
-FormatName = Literal["parquet", "numpy", "safetensors", "pgvector", "qdrant", "opensearch", "s3-vectors", "mlflow"]
+FormatName = Literal["parquet", "numpy", "safetensors", "pgvector", "qdrant", "opensearch", "s3-vectors"]
 DATABASES: tuple[FormatName, ...] = ("pgvector", "qdrant", "opensearch", "s3-vectors")
-SERVERS: tuple[FormatName, ...] = (*DATABASES, "mlflow")
 """Formats that are pushed to a server; the others are files."""
 _PREFIX = re.compile(r"[a-z][a-z0-9_]*")
 _output, _server = partial(option, group="output"), partial(option, group="server")
@@ -42,8 +41,8 @@ class ExportOptions(ModelSource):
     overwrite: bool = _output(False, "replace an export at OUT")
     push: str | None = _server(
         None,
-        "replace the vectors there: a URI of pgvector, a URL of qdrant or opensearch, a bucket of s3-vectors, or "
-        "models:/NAME of mlflow (default: what the environment names)",
+        "replace the vectors there: a URI of pgvector, a URL of qdrant or opensearch, or a bucket of s3-vectors "
+        "(default: what the environment names)",
         value="PLACE",
         without_value="",
     )
@@ -57,7 +56,7 @@ class ExportOptions(ModelSource):
         if self.name is not None and to not in DATABASES:
             fits = Option("to", ", ".join(DATABASES))
             raise OptionError("name", found=self.name, problem="is for databases", expected=fits)
-        if to in SERVERS:
+        if to in DATABASES:
             if self.push is None:
                 raise OptionError("to", found=to, problem="has no files", fix=("name a server with ", Option("push")))
             if self.out is not None or self.overwrite:
@@ -66,7 +65,7 @@ class ExportOptions(ModelSource):
             return self
         if self.push is not None:
             problem = f"writes to a server, but the format is {to}"
-            raise OptionError("push", problem=problem, expected=Option("to", ", ".join(SERVERS)))
+            raise OptionError("push", problem=problem, expected=Option("to", ", ".join(DATABASES)))
         if self.out is None and to != "parquet":
             raise OptionError("to", found=to, fix=("name a new local folder with ", out))
         if self.out is not None and "://" in self.out:

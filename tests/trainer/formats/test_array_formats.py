@@ -147,7 +147,6 @@ def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> 
         ({"to": "qdrant", "push": "", "out": "out"}, "push"),
         ({"to": "qdrant", "push": "", "overwrite": True}, "push"),
         ({"to": "qdrant", "push": "", "name": "Music-1"}, "name"),
-        ({"to": "mlflow", "push": "models:/music", "name": "music"}, "name"),
     ],
 )
 def test_invalid_options_are_rejected(options: dict[str, Any], field: str) -> None:
@@ -163,7 +162,6 @@ def test_invalid_options_are_rejected(options: dict[str, Any], field: str) -> No
         ("qdrant", "qdrant_client", "export"),
         ("opensearch", "opensearchpy", "export"),
         ("s3-vectors", "boto3", "aws"),
-        ("mlflow", "mlflow.pyfunc", "mlflow"),
     ],
 )
 def test_missing_client_is_named(to: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
