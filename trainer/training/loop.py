@@ -102,7 +102,6 @@ class TrainLoop:
         timers = BatchTimers()
         source = self.batches.remaining(state, self.max_steps, timers)
         with Prefetcher(source, interrupt=self.batches.interrupt) as prefetcher:
-            self.hooks.on_prefetcher(prefetcher)
             batches = iter(prefetcher)
             while not self._is_finished(state):
                 if self._run_epoch(state, batches, timers):

@@ -49,10 +49,6 @@ class Prefetcher(Generic[Value]):
             self._discard()
             self._thread.join(timeout=0.01)
 
-    def queued(self) -> int:
-        """Return the number of values that are ready."""
-        return self._queue.qsize()
-
     def __iter__(self) -> Iterator[Value]:
         """Yield the values in order."""
         while True:

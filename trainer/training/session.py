@@ -191,7 +191,6 @@ def open_session(
         hooks = replace(
             hooks,
             on_event=metrics.observing(_first_worker_sink(job, folder, rank, hooks.on_event, opened)),
-            on_prefetcher=metrics.observing_prefetcher(hooks.on_prefetcher),
         )
         towers = load_towers(job, model, inputs.folder, manifest)
         towers.dense.all_reduce = all_reduce
