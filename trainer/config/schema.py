@@ -46,7 +46,7 @@ from crossfade.trainer.data.time_range import TimeRange
 EvaluationTask = Literal["new", "repeat"]
 
 _CHANGEABLE_ON_RESUME = (
-    *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads", "data.max_row_group_rows"),
+    *("cluster.", "checkpoint.", "metrics.", "tracking.", "data.reader_threads"),
     *("train.epochs", "train.max_steps", "train.patience", "evaluate.final"),
     *("train.engine", "train.device", "train.tables", "train.device_memory_gib"),
     *("optimizer.learning_rate", "model.dense.learning_rate", "model.popularity"),
@@ -84,10 +84,6 @@ class DataConfig(Section):
     until: TimeValue | None = Field(None, description="timestamp before which interactions are used, in the same form")
     reader_threads: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
         4, description="threads per worker that fetch and decode row groups; raise it for small files on S3"
-    )
-    max_row_group_rows: AtLeastOne = Field(
-        4_194_304,
-        description="rows of the largest row group that is accepted; a worker holds two or more for each partition",
     )
 
     @model_validator(mode="after")

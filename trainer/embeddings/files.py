@@ -1,6 +1,6 @@
 """Embeddings as Parquet: written in parts by all workers, from a store or a checkpoint, and read back by rows.
 
-    write_embeddings(store, model.vectors, vocabularies, run / "embeddings")
+    write_embeddings(store, model.vectors, vocabularies, run / "embeddings", source)
     vectors_ND = EmbeddingFiles(run / "embeddings").vectors("track", rows_N)
 
     EMBEDDINGS/ENTITY/rows-000000000000.parquet     id, row int64, vector fixed-size list of float32, and name if the
@@ -55,23 +55,12 @@ class VectorSource(Protocol):
         """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
 
 
-class StoreVectors:
-    """Vectors that a store currently holds."""
-
-    def __init__(self, store: RowStore) -> None:
-        self._store = store
-
-    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
-        return self._store.pull({entity: rows_N})[entity]
-
-
 def write_embeddings(
     store: RowStore,
     tables: Sequence[TableSpec],
     vocabularies: dict[str, Vocabulary],
     folder: Path,
-    source: VectorSource | None = None,
+    source: VectorSource,
 ) -> None:
     """Write the vectors of ``tables`` into ``folder``, and replace its previous content when all are written.
 
@@ -82,11 +71,10 @@ def write_embeddings(
         tables: what to write.
         vocabularies: IDs and names of the rows of each table.
         folder: on a file system that all workers share.
-        source: provides the vectors; by default, the store.
+        source: provides the vectors.
     """
     staging = partial_folder(folder)
     _on_first(store, partial(shutil.rmtree, staging, ignore_errors=True))
-    source = source or StoreVectors(store)
     for table in tables:
         write_table(staging, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
     store.barrier()

@@ -3,7 +3,7 @@
     CHECKPOINTS/embeddings/epoch-000005/  embeddings.json  ENTITY/rows-000000000000.parquet
 
     staged = StagedEmbeddings("s3://music/runs/lastfm/checkpoints")
-    staged.stage(store, model.vectors, vocabularies, epoch=5, scratch=Path("/tmp/embeddings"))
+    staged.stage(store, model.vectors, vocabularies, 5, Path("/tmp/embeddings"), source)
     staged.fetch(run / "embeddings")
 
 They are accessible to all workers, and to a run that resumes on another machine. The list of their files is written
@@ -22,7 +22,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.replacing import replace_folder
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, partial_folder, write_table
+from crossfade.trainer.embeddings.files import VectorSource, partial_folder, write_table
 from crossfade.trainer.embeddings.listing import LISTING_FILE, read_listing, write_listing
 from crossfade.trainer.embeddings.popularity import PopularityTerm, write_term
 
@@ -44,7 +44,7 @@ class StagedEmbeddings:
         vocabularies: dict[str, Vocabulary],
         epoch: int,
         scratch: Path,
-        source: VectorSource | None = None,
+        source: VectorSource,
     ) -> None:
         """Stage the vectors of ``tables`` after ``epoch``, and replace the previous ones when all are stored.
 
@@ -56,7 +56,7 @@ class StagedEmbeddings:
             vocabularies: IDs and names of the rows of each table.
             epoch: the epoch that the vectors are of.
             scratch: a local folder of this worker, which is deleted afterwards.
-            source: provides the vectors; by default, the store.
+            source: provides the vectors.
 
         Raises:
             OSError: storage cannot be written.
@@ -66,7 +66,6 @@ class StagedEmbeddings:
             self._folder.child(name).delete()
         store.barrier()
         shutil.rmtree(scratch, ignore_errors=True)
-        source = source or StoreVectors(store)
         try:
             for table in tables:
                 write_table(scratch, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import InputError, StorageUnavailableError, command
+from crossfade.base.errors import InputError, StorageUnavailableError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.auto_values import DatasetSize, resolve
 from crossfade.trainer.config.schema import JobConfig
@@ -82,7 +82,6 @@ def load_inputs(job: JobConfig) -> JobInputs:
     inputs = JobInputs(folder, manifest, make_model(job, manifest), job)
     if not inputs.has_rows("train"):
         raise InputError(f"{folder.uri}: its train split is empty: there is nothing to train on; prepare other data")
-    check_row_groups(job, folder, manifest)
     return inputs
 
 
@@ -150,22 +149,3 @@ def trained_counts(inputs: JobInputs, entity: str) -> IntArray:
                 row_N = part.query_N if entity == manifest.query else part.item_N
                 np.add.at(count_R, row_N[part.weight_N > 0], 1)
     return count_R
-
-
-def check_row_groups(job: JobConfig, folder: Folder, manifest: DatasetManifest) -> None:
-    """Check that no row group is larger than ``data.max_row_group_rows``: a worker holds several in memory.
-
-    Raises:
-        InputError: one is.
-    """
-    limit = job.data.max_row_group_rows
-    for split in manifest.interactions().values():
-        for file in split.files:
-            for index, rows in enumerate(file.row_groups):
-                if rows > limit:
-                    raise InputError(
-                        f"{folder.uri}/{file.path}, row group {index}: has {rows:,} rows, but data.max_row_group_rows "
-                        f"is {limit:,}, and a worker holds several row groups in memory; write the file with smaller "
-                        f"row groups ({command('prepare')} writes 131,072 rows at most), or, if there is memory, set "
-                        f"data.max_row_group_rows to {rows} ({command('plan')} shows the memory it takes)"
-                    )

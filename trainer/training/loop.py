@@ -26,7 +26,6 @@ from crossfade.trainer.model.batches import Batch, BatchTimers
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.runs.events import EpochEvent, PhaseEvent, StepEvent
 from crossfade.trainer.training.hooks import TrainingHooks
-from crossfade.trainer.training.periodic import PeriodicAction
 from crossfade.trainer.training.prefetcher import Prefetcher
 from crossfade.trainer.training.state import TrainState
 from crossfade.trainer.training.steps import Step
@@ -157,8 +156,8 @@ class TrainLoop:
         """Evaluate, if that is due, and begin the next epoch."""
         loss_sum, examples = self.store.all_reduce(np.array([state.loss_sum, state.examples]))
         state.loss_sum, state.examples = 0.0, 0
-        evaluation = PeriodicAction(self._evaluate, every_epochs=self.job.train.eval_every_epochs)
-        metrics = evaluation.after_epoch(state.epochs, state.step >= self.total_steps(state), state)
+        is_due = state.epochs % self.job.train.eval_every_epochs == 0 or state.step >= self.total_steps(state)
+        metrics = self._evaluate(state) if is_due else None
         state.last_epoch_end_step = state.step
         loss = float(loss_sum / max(examples, 1.0))
         self.hooks.on_event(EpochEvent(epoch=state.epochs, step=state.step, loss=loss, valid=metrics))

@@ -13,12 +13,13 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_info
 
+from crossfade.kvstore import __version__
 from crossfade.kvstore.jit import compiled_for
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
@@ -91,11 +92,9 @@ def _advice(job: JobConfig, state: TrainState) -> str | None:
 
 
 def _package_versions() -> Iterator[tuple[str, str]]:
-    for package in ("crossfade", "numpy", "numba", "pyarrow"):
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            yield package, "not installed as a package"
+    yield "crossfade", __version__
+    for package in ("numpy", "numba", "pyarrow"):
+        yield package, version(package)
     if "torch" in sys.modules:
         yield "torch", sys.modules["torch"].__version__
     if "mxnet" in sys.modules:  # several packages provide it, so its version is not that of a package

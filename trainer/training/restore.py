@@ -69,8 +69,6 @@ def restore_train_state(metadata: CheckpointMetadata, uri: str, rank: int) -> Tr
     saved_job = check_job(record.job, uri)
     if conflicts := metadata.job.resume_conflicts(saved_job):
         raise InputError(f"{uri}: cannot resume: {', '.join(conflicts)}")
-    if problem := state.conflict(manifest.step, saved_job.train.epochs, metadata.job.evaluate.best_metric):
-        raise InputError(f"{uri}: cannot resume: its train state {problem}; resume from another checkpoint")
     return state
 
 

@@ -177,18 +177,6 @@ class TrainState:
         counters = {"loss_sum": float(totals["loss_sum"]), "examples": int(totals["examples"]), "traffic": traffic}
         return {**asdict(self), **counters}
 
-    def conflict(self, step: int, epochs: int, best_metric: str) -> str:
-        """Return what contradicts the checkpoint of ``step`` in a run of ``epochs`` epochs; empty if nothing does."""
-        counts = (self.epoch, self.epoch_step, self.last_epoch_end_step, self.examples, self.examples_total)
-        if self.step != step or min(*counts, self.evals_since_best) < 0:
-            return f"is of step {self.step}, of epoch {self.epoch}, but the checkpoint is of step {step}"
-        if max(self.epoch_step, self.last_epoch_end_step) > step or self.epoch > epochs:
-            return f"has taken {self.epochs} epochs, of {epochs}, in {step} steps"
-        if self.best is not None and best_metric not in self.best:
-            return f"has no {best_metric}, by which the best epoch is chosen"
-        missing = {*PHASES, *BACKGROUND_PHASES} - {*self.seconds_by_phase, *self.background_seconds}
-        return f"has no seconds of {', '.join(sorted(missing))}" if missing else ""
-
     @staticmethod
     def from_record(record: Mapping[str, Any], *, keep_counters: bool) -> TrainState:
         """Restore the state of ``record``. One worker keeps its counters, so that sums count them once.

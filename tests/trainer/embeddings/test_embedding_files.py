@@ -19,7 +19,7 @@ from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings import files as module
-from crossfade.trainer.embeddings.files import EmbeddingFiles, StoreVectors, write_embeddings
+from crossfade.trainer.embeddings.files import EmbeddingFiles, write_embeddings
 from crossfade.trainer.embeddings.listing import LISTING_FILE
 from crossfade.trainer.embeddings.staged import StagedEmbeddings
 
@@ -68,7 +68,7 @@ def store() -> Iterator[LocalStore]:
 @pytest.fixture
 def written(tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None) -> Path:
     folder = tmp_path / "embeddings"
-    write_embeddings(store, TABLES, vocabularies, folder)
+    write_embeddings(store, TABLES, vocabularies, folder, ArrayVectors(tables_of(store)))
     return folder
 
 
@@ -115,8 +115,7 @@ def test_vectors_of_any_rows_match_the_store(written: Path, store: LocalStore, r
     rows_N = np.array(rows, np.int64)
     vectors_ND = EmbeddingFiles(written).vectors(QUERY, rows_N)
     assert vectors_ND.dtype == np.float32
-    expected_ND = StoreVectors(store).vectors(QUERY, rows_N)
-    np.testing.assert_array_equal(vectors_ND if rows else vectors_ND.reshape(-1, 3), expected_ND)
+    np.testing.assert_array_equal(vectors_ND, tables_of(store)[QUERY][rows_N])
 
 
 def test_writing_again_replaces_the_complete_folder(
@@ -126,7 +125,7 @@ def test_writing_again_replaces_the_complete_folder(
     (written.with_name(".embeddings.partial") / QUERY).mkdir(parents=True)  # what an interrupted run left
     (written.with_name(".embeddings.partial") / QUERY / "rows-000000000008.parquet").write_bytes(b"half a file")
     other = store_of(2)
-    write_embeddings(other, TABLES, vocabularies, written)
+    write_embeddings(other, TABLES, vocabularies, written, ArrayVectors(tables_of(other)))
     assert [path.name for path in (written / QUERY).iterdir()] == ["rows-000000000000.parquet"]
     np.testing.assert_array_equal(EmbeddingFiles(written).vectors(ITEM, np.arange(ITEMS)), tables_of(other)[ITEM])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings", "vocabulary"]
@@ -141,7 +140,7 @@ def test_each_worker_writes_its_part_of_the_files(
 
     second = OneOfTwo()
     second.create(TABLES, OptimizerSpec("sgd"), seed=1)
-    write_embeddings(second, TABLES, vocabularies, tmp_path / "embeddings")
+    write_embeddings(second, TABLES, vocabularies, tmp_path / "embeddings", ArrayVectors(tables_of(second)))
     assert [path.name for path in (tmp_path / ".embeddings.partial" / QUERY).iterdir()] == ["rows-000000000008.parquet"]
     assert not (tmp_path / "embeddings").exists(), "only the first worker moves the folder into place"
 
@@ -248,8 +247,8 @@ def test_staged_embeddings_are_those_of_the_latest_epoch(
     with pytest.raises(FileNotFoundError, match="no embeddings are staged"):
         staged.fetch(tmp_path / "embeddings")
     for repeated in (1, 7):  # 7 is of an attempt that has failed since
-        staged.stage(store_of(2), TABLES, vocabularies, repeated, scratch)
-    staged.stage(store, TABLES, vocabularies, 4, scratch)
+        staged.stage(store, TABLES, vocabularies, repeated, scratch, ArrayVectors(tables_of(store_of(2))))
+    staged.stage(store, TABLES, vocabularies, 4, scratch, ArrayVectors(tables_of(store)))
     assert staged.epoch() == 4
     assert [path.name for path in (tmp_path / "checkpoints" / "embeddings").iterdir()] == ["epoch-000004"]
     assert not scratch.exists()
@@ -263,7 +262,7 @@ def test_incomplete_staged_embeddings_are_ignored(
     tmp_path: Path, store: LocalStore, vocabularies: dict[str, Vocabulary], small_pieces: None
 ) -> None:
     staged = StagedEmbeddings(str(tmp_path / "checkpoints"))
-    staged.stage(store, TABLES, vocabularies, 4, tmp_path / "scratch")
+    staged.stage(store, TABLES, vocabularies, 4, tmp_path / "scratch", ArrayVectors(tables_of(store)))
     [first, *_] = sorted((tmp_path / "checkpoints").rglob("rows-*.parquet"))
     data = first.read_bytes()
     first.write_bytes(data[:-1])
