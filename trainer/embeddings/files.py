@@ -190,20 +190,6 @@ class EmbeddingFiles:
         listed = [(file.path, file.bytes, file.footer_crc32) for files in self._listed.values() for file in files]
         return f"{zlib.crc32(repr(listed).encode()):08x}"
 
-    def read(self, entity: str, columns: list[str] | None = None) -> pa.Table:
-        """Read all rows of ``entity`` in order; ``columns`` defaults to all.
-
-        Raises:
-            InputError: there is no such entity, or a file is missing or corrupt.
-        """
-        files = self._files(entity)
-        return pa.concat_tables(
-            [
-                _read(uri, partial(file.read, columns=columns, use_threads=False), file.metadata.num_rows)
-                for uri, file in files
-            ]
-        )
-
     def popularity(self) -> pa.Table | None:
         """Return the table of the popularity term; None if they have none.
 

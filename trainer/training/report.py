@@ -67,7 +67,6 @@ def make_report(
         "epochs": state.epochs,
         "parameters": model.parameters,
         "seconds_by_phase": state.seconds_by_phase,
-        "background_seconds": state.background_seconds,
         "checkpoints": asdict(state.checkpoints),
         "engine": composition.engine.name,
         "devices": [composition.engine.device],

@@ -76,17 +76,16 @@ def test_ids_rows_vectors_and_names_read_back_equal(written: Path, store: LocalS
     files = EmbeddingFiles(written)
     assert files.entities == [QUERY, ITEM]
     for entity, ids in ((QUERY, CUSTOMER_IDS), (ITEM, TRACK_IDS)):
-        table = files.read(entity)
+        table = pq.read_table(written / entity)
         assert table.column("id").to_pylist() == ids
         assert table.column("row").to_pylist() == list(range(len(ids)))
-        np.testing.assert_array_equal(module.vectors_of(table.column("vector")), tables_of(store)[entity])
-    assert files.read(QUERY).column_names == ["id", "row", "vector"]
-    assert files.read(ITEM, ["row", "name"]).column_names == ["row", "name"]
+        np.testing.assert_array_equal(files.vectors(entity, np.arange(len(ids))), tables_of(store)[entity])
+    assert pq.read_table(written / QUERY).column_names == ["id", "row", "vector"]
     with pytest.raises(InputError, match="no embeddings of 'artist'; it has those of customer, track"):
-        files.read("artist")
+        files.rows("artist")
     with pytest.raises(InputError, match="has 23 rows, but row 23 was requested"):
         files.vectors(QUERY, np.array([0, 23]))
-    assert files.read(ITEM).column("name").to_pylist() == TRACK_NAMES
+    assert pq.read_table(written / ITEM).column("name").to_pylist() == TRACK_NAMES
 
 
 def test_files_have_documented_columns_names_and_sizes(written: Path) -> None:
@@ -175,9 +174,8 @@ def test_damaged_or_missing_file_is_rejected_by_name(
 ) -> None:
     change(written / QUERY / "rows-000000000008.parquet")
     files = EmbeddingFiles(written)
-    for read in (lambda: files.read(QUERY), lambda: files.vectors(QUERY, np.array([9]))):
-        with pytest.raises(InputError, match=rf"rows-000000000008\.parquet: {problem}"):
-            read()
+    with pytest.raises(InputError, match=rf"rows-000000000008\.parquet: {problem}"):
+        files.vectors(QUERY, np.array([9]))
 
 
 @pytest.mark.parametrize(
@@ -223,8 +221,7 @@ def test_flipped_bits_are_rejected_or_harmless(written: Path) -> None:
 def _all_of(written: Path) -> list[object]:
     """Read everything, in a form that can be compared."""
     files = EmbeddingFiles(written)
-    vectors = [files.vectors(table.name, np.arange(table.rows)).tobytes() for table in TABLES]
-    return [files.entities, *vectors, *(files.read(table.name).to_pydict() for table in TABLES)]
+    return [files.entities, *(files.vectors(table.name, np.arange(table.rows)).tobytes() for table in TABLES)]
 
 
 def test_vectors_that_are_not_finite_are_rejected(
@@ -255,7 +252,7 @@ def test_staged_embeddings_are_those_of_the_latest_epoch(
     staged.fetch(tmp_path / "embeddings")
     for files in (EmbeddingFiles(tmp_path / "embeddings"), EmbeddingFiles(staged.folder())):
         np.testing.assert_array_equal(files.vectors(QUERY, np.arange(QUERIES)), tables_of(store)[QUERY])
-        assert files.read(ITEM).column("name").to_pylist() == TRACK_NAMES
+        assert files.rows(ITEM) == ITEMS
 
 
 def test_incomplete_staged_embeddings_are_ignored(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from builders import write_data_set
 from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
@@ -98,7 +99,7 @@ def test_export_has_vectors_of_checkpoint_and_ids_of_dataset(written: Path, tmp_
     assert (exported.model, exported.step, exported.job) == (str(step), 200, "planted")
     assert_is_step(tmp_path / "out", 200)
     assert EmbeddingFiles(tmp_path / "out").entities == ENTITIES
-    customers, tracks = (EmbeddingFiles(tmp_path / "out").read(entity) for entity in ENTITIES)
+    customers, tracks = (pq.read_table(tmp_path / "out" / entity) for entity in ENTITIES)
     assert customers.column_names == ["id", "row", "vector"]
     assert customers.column("id").to_pylist() == [f"c{row:03d}" for row in range(CUSTOMERS)]
     assert customers.column("row").to_pylist() == list(range(CUSTOMERS))
