@@ -2,13 +2,9 @@
 
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_data import write_job, write_planted
-from command_here import crossfade_here
-from running_command import records, succeeded
 
 from crossfade.trainer.config.lr_schedule import end_after_plateau, lr_factor
 from crossfade.trainer.config.sections import OptimizerConfig
@@ -55,19 +51,3 @@ def test_factor_stays_above_zero_and_takes_few_values(schedule: str) -> None:
     assert min(lr_factors) > 0
     assert lr_factors == sorted(lr_factors, reverse=True)
     assert len(set(lr_factors)) <= PARTS
-
-
-@pytest.mark.slow
-def test_run_logs_the_learning_rates_of_its_schedule(tmp_path: Path) -> None:
-    job = write_job(
-        tmp_path / "job.yaml",
-        write_planted(tmp_path / "data"),
-        optimizer={"learning_rate": 0.5, "schedule": "linear", "warmup_steps": 5},
-        train={"epochs": 2},
-    )
-    succeeded(crossfade_here("train", job, "--run-dir", "run", cwd=tmp_path))
-    steps = [record for record in records(tmp_path / "run") if record["event"] == "step"]
-    total, spec = steps[0]["steps"], OptimizerConfig(schedule="linear", warmup_steps=5)
-    expected = [0.5 * lr_factor(spec, step, total) for step in range(total)]
-    assert min(expected) < 0.1 < max(expected), "the last rate is one that no other step has"
-    assert all(record["learning_rate"] == expected[record["step"] - 1] for record in steps)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 from builders import ITEM, QUERY
 from command_here import crossfade_here
 from running_command import succeeded
-from safetensors import safe_open
 from safetensors.numpy import load_file
 from written_runs import (
     CUSTOMER_IDS,
@@ -70,16 +68,6 @@ def test_files_have_all_vectors_and_rows(run: WrittenRun, to: str, monkeypatch: 
             assert [row for row, trained in enumerate(rows["trained"]) if not trained] == (UNTRAINED if names else [])
 
 
-def test_safetensors_are_read_by_their_library(run: WrittenRun) -> None:
-    path = export(run, "safetensors") / ITEM / "vectors.safetensors"
-    with safe_open(path, framework="numpy") as file:
-        np.testing.assert_array_equal(file.get_slice("vectors")[2:5], run.vectors[ITEM][2:5])
-        metadata = file.metadata()
-    assert (metadata["entity"], metadata["job"], metadata["score"]) == (ITEM, "planted", "cosine")
-    [length] = struct.unpack("<Q", path.read_bytes()[:8])
-    assert (8 + length) % 8 == 0
-
-
 def test_embeddings_are_exported_before_checkpoints(run: WrittenRun, tmp_path: Path) -> None:
     weights = save_checkpoint(run, 7)
     checkpoints = run.path / "checkpoints"
@@ -97,28 +85,6 @@ def test_embeddings_are_exported_before_checkpoints(run: WrittenRun, tmp_path: P
         f"customer  {11:>13} x 4      {out}/customer",
         f"track     {10:>13} x 4      {out}/track, 2 untrained",
     ]
-
-
-def test_corrupt_checkpoint_is_skipped_without_leftovers(run: WrittenRun, tmp_path: Path) -> None:
-    older, _ = save_checkpoint(run, 7), save_checkpoint(run, 8)
-    [file] = (run.path / "checkpoints" / "step-000000008" / ITEM).glob("weights.*")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    command = ("export", run.path / "checkpoints", "--to", "numpy", "--out", tmp_path / "out")
-    result = succeeded(crossfade_here(*command))
-    assert f"skipped a checkpoint: {file}: its CRC-32 does not match" in result.stderr
-    np.testing.assert_array_equal(np.load(tmp_path / "out" / ITEM / "vectors.npy"), older[ITEM])
-    for name, *options in (
-        ("export", "--to", "safetensors", "--out", tmp_path / "other"),
-        ("index", "--out", tmp_path / "other"),
-        ("recommend", "--all", "--out", tmp_path / "other.csv"),
-        ("similar", "1007"),
-    ):
-        corrupt = crossfade_here(name, file.parents[1], *options)
-        assert corrupt.returncode == 2
-        assert f"{file}: its CRC-32 does not match its content" in corrupt.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "run"]
 
 
 def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> None:
