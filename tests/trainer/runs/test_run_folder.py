@@ -71,14 +71,6 @@ def test_run_keeps_its_id_and_start_when_it_resumes(run: RunFolder, job: JobConf
     assert (run.started() or 0) > started
 
 
-def test_earlier_run_is_moved_with_whether_it_was_finished(run: RunFolder, job: JobConfig) -> None:
-    begin(run, job)
-    assert begin(run, job) == EarlierRun(run.path.with_name("run.1"), finished=True)
-    with pytest.raises(ZeroDivisionError), run.open_run(job, resume=True):
-        raise ZeroDivisionError
-    assert begin(run, job) == EarlierRun(run.path.with_name("run.2"), finished=False)
-
-
 @MODES
 @pytest.mark.parametrize("name", [RUN_FILE, JOB_FILE])
 def test_folder_of_a_run_killed_while_it_was_created_is_not_a_run(
