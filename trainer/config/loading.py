@@ -35,7 +35,7 @@ class _JobLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node, but reject an alias: aliases of aliases would multiply without bound."""
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="an alias, which a job cannot have; repeat the value", problem_mark=mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
