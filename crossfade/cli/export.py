@@ -16,7 +16,10 @@ _logger = logging.getLogger(__name__)
 
 _EXAMPLES = (
     ("crossfade export runs/lastfm --out exports/lastfm", "Export the newest complete checkpoint of a run."),
-    ("crossfade export runs/large", "Write the embeddings of a job with save_embeddings: none to its run folder."),
+    (
+        "crossfade export runs/large --out runs/large/embeddings",
+        "Write the embeddings of a job with save_embeddings: none to its run folder, where other commands find them.",
+    ),
     (
         "crossfade export runs/lastfm --to safetensors --out exports/lastfm",
         "Write the embeddings of a run, with their IDs, for other programs.",

@@ -37,12 +37,10 @@ class CheckpointSource:
     Attributes:
         uri: of the checkpoint or folder.
         is_folder: whether it is a folder.
-        embeddings: the folder for embeddings of the run, if its job writes none itself.
     """
 
     uri: str
     is_folder: bool
-    embeddings: Path | None = None
 
 
 def locate_checkpoint(text: str) -> CheckpointSource:
@@ -68,10 +66,7 @@ def locate_checkpoint(text: str) -> CheckpointSource:
     if "://" in text:
         return CheckpointSource(folder.child("checkpoints").uri, is_folder=True)
     run = RunFolder(Path(text))
-    job = run.job()
-    # A run that writes embeddings itself keeps them, since its report describes those.
-    embeddings = run.embeddings if job.train.save_embeddings == "none" else None
-    return CheckpointSource(run.checkpoints(job), is_folder=True, embeddings=embeddings)
+    return CheckpointSource(run.checkpoints(run.job()), is_folder=True)
 
 
 class NewestCheckpoint:

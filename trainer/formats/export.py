@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from crossfade.base.errors import InputError, Option
+from crossfade.base.errors import InputError
 from crossfade.base.io.regular_files import read_below
 from crossfade.base.io.replacing import check_replaceable
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.embeddings.checkpoint_source import Log, locate_checkpoint
+from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.embeddings.files import staged_export
 from crossfade.trainer.embeddings.listing import LISTING_FILE, is_listing
 from crossfade.trainer.formats import arrays, databases
@@ -69,8 +69,7 @@ class ExportResult:
 def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> ExportResult:
     """Export to files, or to the database at ``push``.
 
-    Without a folder, Parquet is written to the folder of embeddings of a run whose job writes none itself. ``log`` gets
-    a line for the model and for each checkpoint that is skipped.
+    ``log`` gets a line for the model and for each checkpoint that is skipped.
 
     Raises:
         CheckpointError: a checkpoint is corrupt or cannot be read.
@@ -91,13 +90,8 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
 
 
 def _export_files(options: ExportOptions, log: Log, reporter: ProgressReporter) -> ExportResult:
-    target = Path(options.out) if options.out else locate_checkpoint(options.source).embeddings
-    if target is None:
-        raise InputError(
-            f"{options.source}: name a new folder for the embeddings with ",
-            Option("out"),
-            "; only a run with train.save_embeddings: none is exported to its own folder",
-        )
+    assert options.out is not None
+    target = Path(options.out)
 
     def check_free() -> None:
         check_replaceable(target, options.overwrite, "an export", lambda: _find_foreign(target))

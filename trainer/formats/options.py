@@ -34,8 +34,7 @@ class ExportOptions(ModelSource):
     to: FormatName = _output("parquet", "export in this format, as described below")
     out: Location | None = _output(
         None,
-        "write to this folder, which must not exist (default: RUN/embeddings if train.save_embeddings is none and the "
-        "format is parquet)",
+        "write to this folder, which must not exist",
         value="OUT",
     )
     overwrite: bool = _output(False, "replace an export at OUT")
@@ -66,8 +65,8 @@ class ExportOptions(ModelSource):
         if self.push is not None:
             problem = f"writes to a server, but the format is {to}"
             raise OptionError("push", problem=problem, expected=Option("to", ", ".join(DATABASES)))
-        if self.out is None and to != "parquet":
+        if self.out is None:
             raise OptionError("to", found=to, fix=("name a new local folder with ", out))
-        if self.out is not None and "://" in self.out:
+        if "://" in self.out:
             raise OptionError("out", found=self.out, expected="a local path")
         return self

@@ -69,10 +69,8 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 class Lines(list[str]):
     """The lines that an export logs."""
 
-    def export(
-        self, source: Path | str, out: Path | None, *entities: str, data: str | None = None, overwrite: bool = False
-    ) -> ExportResult:
-        options = ExportOptions.of(source=str(source), entity=entities, data=data, out=out, overwrite=overwrite)
+    def export(self, source: Path | str, out: Path, *entities: str, data: str | None = None) -> ExportResult:
+        options = ExportOptions.of(source=str(source), entity=entities, data=data, out=out)
         return export(options, self.append, NullReporter())
 
 
@@ -207,8 +205,6 @@ def make_run(folder: Path, written: Path, **sections: Any) -> Path:
 
 def test_checkpoints_of_a_run_are_found_at_any_path(written: Path, tmp_path: Path, lines: Lines) -> None:
     run = make_run(tmp_path / "run", written)
-    with pytest.raises(InputError, match="run: name a new folder for the embeddings with out"):
-        lines.export(run, None)
     with pytest.raises(InputError, match="run/checkpoints: holds no checkpoint"):
         lines.export(run, tmp_path / "out")
     shutil.copytree(written / "checkpoints", run / "checkpoints")
@@ -217,13 +213,3 @@ def test_checkpoints_of_a_run_are_found_at_any_path(written: Path, tmp_path: Pat
     away = make_run(tmp_path / "away", written, checkpoint={"path": str(written / "checkpoints")})
     lines.export(away, tmp_path / "out-away")
     assert_is_step(tmp_path / "out-away", 300)
-
-
-def test_run_without_embeddings_is_exported_to_its_own_folder(written: Path, tmp_path: Path, lines: Lines) -> None:
-    checkpoint = {"path": str(written / "checkpoints")}
-    run = make_run(tmp_path / "run", written, checkpoint=checkpoint, train={"save_embeddings": "none"})
-    assert lines.export(run, None).target == str(run / "embeddings")
-    assert_is_step(run / "embeddings", 300)
-    with pytest.raises(InputError, match="run/embeddings: already exists"):
-        lines.export(run, None)
-    lines.export(run, None, overwrite=True)

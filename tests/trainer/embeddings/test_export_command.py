@@ -5,56 +5,28 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import write_data_set
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
-from exporting import OPTIMIZER, training_on, vectors
-from running_command import crossfade, started, succeeded
+from exporting import OPTIMIZER, training_on
+from running_command import started, succeeded
 from saved_shards import random_table, save_shards, split_table
 from waiting import wait_until
 
-from crossfade.base.arrays import FloatArray
-from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings import files as embeddings
-
-ENTITIES = ["customer", "track"]
-
-
-def weights_of_newest(run: Path, entity: str) -> FloatArray:
-    """Read the rows of ``entity`` from the newest checkpoint of a run with numpy only."""
-    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
-    assert checkpoint is not None
-    weights_ND = np.empty((checkpoint.rows(entity), 8), np.float32)
-    files = sorted(Path(checkpoint.uri, entity).glob("weights.*.npy"))
-    for number, path in enumerate(files):
-        weights_ND[number :: len(files)] = np.load(path)
-    return weights_ND
-
-
-def train(workspace: Path, run: str, *options: object, **sections: Any) -> Path:
-    """Train on planted data, and return the run folder."""
-    if not (workspace / "data").exists():
-        write_planted(workspace / "data", named=True, held_out=False)
-    write_job(workspace / f"{run}.yaml", workspace / "data", **sections)
-    run_command = crossfade if "--servers" in options else crossfade_here
-    succeeded(run_command("train", f"{run}.yaml", "--run-dir", run, *options, cwd=workspace))
-    return workspace / run
 
 
 @pytest.mark.slow
 def test_exported_embeddings_are_found_by_similar_and_evaluate(tmp_path: Path) -> None:
-    write_planted(tmp_path / "data", named=True)
-    run = train(tmp_path, "run", train={"save_embeddings": "none"})
-    assert not (run / "embeddings").exists()
-    succeeded(crossfade_here("export", "run", cwd=tmp_path))
-    for entity in ENTITIES:
-        np.testing.assert_array_equal(vectors(run / "embeddings", entity), weights_of_newest(run, entity))
+    data = write_planted(tmp_path / "data", named=True)
+    write_job(tmp_path / "job.yaml", data, train={"save_embeddings": "none"})
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
+    assert not (tmp_path / "run" / "embeddings").exists()
+    succeeded(crossfade_here("export", "run", "--out", "run/embeddings", cwd=tmp_path))
     assert "Genre" in succeeded(crossfade_here("similar", "run", "Genre 0 Song 0", cwd=tmp_path)).stdout
     assert re.search(r"recall +0\.\d+", succeeded(crossfade_here("evaluate", "run", cwd=tmp_path)).stdout)
 
