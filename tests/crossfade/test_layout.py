@@ -33,6 +33,7 @@ SMALL_FILES = {
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
     "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/prepare/local_events.py": "one of two engines",
+    "trainer/training/periodic.py": "one concept, with a clock that tests set",
     "trainer/recommend/history_file.py": "loads DuckDB",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
