@@ -27,8 +27,9 @@ import numpy as np
 from crossfade.base.arrays import IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.kvstore.torch.store import DeviceStore
+from crossfade.trainer.config.auto_values import DatasetSize, resolve
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
+from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch

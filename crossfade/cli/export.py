@@ -16,10 +16,13 @@ _logger = logging.getLogger(__name__)
 
 _EXAMPLES = (
     ("crossfade export runs/lastfm --out exports/lastfm", "Export the newest complete checkpoint of a run."),
-    ("crossfade export runs/large", "Write the embeddings of a job with save_embeddings: none to its run folder."),
+    (
+        "crossfade export runs/large --out runs/large/embeddings",
+        "Write the embeddings of a job with save_embeddings: none to its run folder, where other commands find them.",
+    ),
     (
         "crossfade export runs/lastfm --to safetensors --out exports/lastfm",
-        "Write the embeddings of a run with a model card, ready to be published.",
+        "Write the embeddings of a run, with their IDs, for other programs.",
     ),
     (
         "crossfade export runs/lastfm --to pgvector --push postgresql://recommender@db.example.com/music",
@@ -38,7 +41,6 @@ has written any. Databases get no rows that were not trained.
   qdrant       PLACE: a URL (default: QDRANT_URL), with QDRANT_API_KEY, or a folder of Qdrant's local mode
   opensearch   PLACE: a URL (default: OPENSEARCH_URL), with OPENSEARCH_USER and OPENSEARCH_PASSWORD
   s3-vectors   PLACE: a vector bucket of Amazon S3, with AWS_REGION, AWS_PROFILE and so on
-  mlflow       PLACE: models:/NAME on the server of MLFLOW_TRACKING_URI, or of the job
 
 --push writes to a database in batches. Readers see the earlier vectors until it ends, except in S3 Vectors. OUT is
 complete or, after an error, absent; --overwrite replaces nothing but files that an export wrote. PLACE must not have a
@@ -82,8 +84,6 @@ def run(options: ExportCommand) -> int:
 def _print_lines(exported: ExportResult, *, is_pushed: bool) -> None:
     width = max(len(table.name) for table in exported.tables)
     for table in exported.tables:
-        place = exported.target
-        if exported.to != "mlflow":
-            place += f"/{exported.names[table.name] if is_pushed else table.name}"
+        place = f"{exported.target}/{exported.names[table.name] if is_pushed else table.name}"
         untrained = f", {table.untrained:,} untrained" if table.untrained else ""
         print_line(f"{table.name:<{width}}  {table.rows:>13,} x {table.dim:<5}  {place}{untrained}")

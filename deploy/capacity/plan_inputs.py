@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.config.schema import JobConfig, resolve
+from crossfade.trainer.config.auto_values import resolve
+from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.model.spec import ModelSpec, make_model

@@ -264,7 +264,7 @@ def _interactions(inputs: PlanInputs) -> Iterator[MemoryItem]:
         yield MemoryItem("interactions kept for the next epoch", mine * of_partition * row_bytes)
     # In each reading thread: a row group as fetched and as decoded, and a shuffle block with its order.
     group_rows = max(group.file.row_groups[group.index] for group in selection.groups)
-    columns = row_bytes if selection.row_counts is None else row_bytes + _TIMESTAMP_BYTES
+    columns = row_bytes + _TIMESTAMP_BYTES if selection.has_time_range else row_bytes
     decoding = 2 * group_rows * columns + block_rows * (row_bytes + _ROW_BYTES)
     yield MemoryItem("fetching, decoding and shuffling them", data.reader_threads * decoding)
 

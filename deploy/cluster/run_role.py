@@ -37,7 +37,6 @@ from crossfade.deploy.cluster.role_variables import (
     RoleCredentials,
     die_with_agent,
 )
-from crossfade.trainer.monitoring.final import write_final_metrics
 from crossfade.trainer.monitoring.http import serve_metrics
 from crossfade.trainer.runs.events import Event, LoadEvent, MetricsAddress, PhaseEvent, RoleError, StepEvent, to_json
 from crossfade.trainer.runs.run_folder import RunFolder
@@ -182,7 +181,6 @@ class _RunningRole:
                 self._serve(folder.checkpoints(job))
             else:
                 self._schedule()
-            write_final_metrics(folder, job, self._metrics)
         _logger.info("ended")
 
     def _report_load(self) -> NoReturn:

@@ -32,7 +32,6 @@ from crossfade.trainer.runs.events import (
     EventLog,
     FailureEvent,
     HostsMissing,
-    KernelsDiffer,
     PhaseEvent,
     RestartEvent,
     ResumeEvent,
@@ -48,7 +47,7 @@ STATE_SECONDS = 1.0
 """Seconds between two versions of state.json."""
 JOB_EVENTS = (
     *(FailureEvent, RestartEvent, ResumeEvent, BackoffEvent),
-    *(WaitingForHosts, HostsMissing, KernelsDiffer),
+    *(WaitingForHosts, HostsMissing),
 )
 """The events that ``processes.jsonl`` keeps: those of the job and its processes, not of its training."""
 

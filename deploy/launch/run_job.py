@@ -132,49 +132,41 @@ def _await_final_scrape(listener: MetricsEndpoint, outcome: str = "") -> None:
 def run_in_folder(
     job: JobConfig, folder: RunFolder, inputs: PlanInputs, display: Display, context: RunContext
 ) -> dict[str, Any]:
-    """Train in ``folder``, which this process has locked, and return the report; the final metrics are always kept.
+    """Train in ``folder``, which this process has locked, and return the report.
 
     Raises:
         StopSignal, SpotInterruption: the run was stopped.
         CrossfadeError: the run failed.
     """
     from crossfade.base.signals import SpotInterruption, StopSignal
-    from crossfade.trainer.data.manifest import data_fingerprint
     from crossfade.trainer.embeddings.files import partial_folder
-    from crossfade.trainer.monitoring.final import merge_final_metrics
     from crossfade.trainer.runs.ownership import claim
     from crossfade.trainer.tracking.tracker import open_tracker
 
-    inputs.selection.write(folder.path, job, data_fingerprint(inputs.folder))
     claim(folder.checkpoints(job), folder.run_id(), job.name, folder.lock.command, take_over=context.resume)
-    folder.clear_metrics()
-    try:
-        tracker = open_tracker(job, folder, _logger.warning)
+    tracker = open_tracker(job, folder, _logger.warning)
 
-        def show(event: Event) -> None:
-            tracker.take(event)
-            display.show(event)
+    def show(event: Event) -> None:
+        tracker.take(event)
+        display.show(event)
 
-        with display, context.state:
-            try:
-                report = _train(job, folder, show, context)
-            except BaseException as error:
-                if folder.lock.is_owned():
-                    if isinstance(error, StopSignal | SpotInterruption):
-                        context.state.end("stopped", worded(error.args, as_typed))
-                        tracker.end("stopped")
-                    else:
-                        context.state.fail(error)
-                        tracker.end("failed")
-                    # No process on this host writes them any more, and their disk may be full.
-                    shutil.rmtree(partial_folder(folder.embeddings), ignore_errors=True)
-                raise
-            context.state.end("done")
-            tracker.end("done", report)
-            return report
-    finally:
-        if folder.lock.is_owned():
-            merge_final_metrics(folder, job, context.listener.metrics)
+    with display, context.state:
+        try:
+            report = _train(job, folder, show, context)
+        except BaseException as error:
+            if folder.lock.is_owned():
+                if isinstance(error, StopSignal | SpotInterruption):
+                    context.state.end("stopped", worded(error.args, as_typed))
+                    tracker.end("stopped")
+                else:
+                    context.state.fail(error)
+                    tracker.end("failed")
+                # No process on this host writes them any more, and their disk may be full.
+                shutil.rmtree(partial_folder(folder.embeddings), ignore_errors=True)
+            raise
+        context.state.end("done")
+        tracker.end("done", report)
+        return report
 
 
 def _train(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:

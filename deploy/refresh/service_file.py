@@ -50,7 +50,7 @@ _DECIDED_KEYS = {
     "increment_job": (*_KEYS_OF_JOBS, "checkpoint.warm_start_from", "train.eval_every_epochs"),
 }
 """Keys of the sections of the file that a service itself decides."""
-_JOB_PATHS = re.compile(r"checkpoint\.warm_start_from|tracking\.tensorboard")
+_JOB_PATHS = re.compile(r"checkpoint\.warm_start_from")
 """Keys of the job that are paths, where they are text."""
 _CONDITION = re.compile(r"\s*((?:recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*)\s*>=\s*([0-9]*\.?[0-9]+)\s*\*\s*last\s*")
 

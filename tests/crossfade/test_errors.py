@@ -92,7 +92,6 @@ DENSE = ("--servers", 1, "--workers", 2, "--set", "model.dense={item: [8]}")
     [
         ("horovod", DENSE),
         ("mlflow", ("--set", "tracking.mlflow=http://mlflow:5000")),
-        ("tensorboard", ("--set", "tracking.tensorboard=true")),
         ("mxnet", ("--servers", 1, "--set", "cluster.store=mxnet")),
         ("mxnet", ("--set", "train.engine=mxnet")),
     ],

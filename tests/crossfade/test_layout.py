@@ -25,13 +25,14 @@ MANY_PARAMETERS = {
 """Functions with more parameters than ``MAX_PARAMETERS``, without self. In other kernels, NamedTuples hold several."""
 SMALL_FILE_LINES = 100
 SMALL_FILES = {
+    "trainer/config/lr_schedule.py": "is looked for by its name",
     "crossfade/base/blas_kernels.py": "runs before anything else is imported",
     "crossfade/cli/sagemaker_entry.py": "the entry of a process",
     "deploy/dashboard/server.py": "loads Dash and uvicorn, which may be missing",
     "deploy/refresh/forget.py": "changes versions of a service",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
     "kvstore/kernel_cache.py": "extends a class of numba",
-    "trainer/tracking/tensorboard_file.py": "for an optional package",
+    "trainer/training/periodic.py": "one concept, with a clock that tests set",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
 TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")

@@ -161,10 +161,6 @@ def _write_split(folder: Path, name: str, pairs: Pairs, files: Sequence[Sequence
         yield file_entry(Folder(folder), path)
 
 
-OVERFITTING = {"learning_rate": 1.0, "max_norm": None, "weight_decay": 4e-4}
-"""Settings of AdaGrad by which ``write_job``'s model is best on valid before its last epoch."""
-
-
 def write_job(path: Path, data: Path | str, **sections: Any) -> Path:
     """Write a job file on ``data`` that trains in a second, updated with ``sections``: ``train={"epochs": 5}``."""
     job: dict[str, Any] = {

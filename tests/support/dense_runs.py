@@ -35,7 +35,7 @@ def final_layers(run: Path) -> dict[str, FloatArray]:
 def vectors(embeddings: Path) -> dict[str, FloatArray]:
     """Read the vectors of both entities from a folder of embeddings."""
     files = EmbeddingFiles(embeddings)
-    return {entity: files.vectors(entity, np.arange(len(files.read(entity)))) for entity in ("customer", "track")}
+    return {entity: files.vectors(entity, np.arange(files.rows(entity))) for entity in ("customer", "track")}
 
 
 def assert_same_run(one: Path, other: Path) -> None:

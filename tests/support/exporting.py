@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crossfade.base.arrays import FloatArray
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.trainer.config.auto_values import resolve
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.config.schema import resolve
 from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
-from crossfade.trainer.embeddings.files import EmbeddingFiles, vectors_of
+from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.runs.job_inputs import dataset_size
 
 OPTIMIZER = OptimizerSpec("adagrad")
@@ -27,4 +29,5 @@ def training_on(data: Path, dim: int = 4) -> dict[str, Any]:
 
 def vectors(folder: Path, entity: str) -> FloatArray:
     """Read all vectors of ``entity``."""
-    return vectors_of(EmbeddingFiles(folder).read(entity).column("vector"))
+    files = EmbeddingFiles(folder)
+    return files.vectors(entity, np.arange(files.rows(entity)))

@@ -16,7 +16,7 @@ def quality(run: Path) -> dict[str, float]:
 
 def vectors(embeddings: Path) -> dict[str, FloatArray]:
     files = EmbeddingFiles(embeddings)
-    return {name: np.stack(files.read(name).column("vector").to_numpy()) for name in files.entities}
+    return {name: files.vectors(name, np.arange(files.rows(name))) for name in files.entities}
 
 
 def same_bits(one: Path, other: Path) -> bool:

@@ -17,24 +17,15 @@ PROCESS = {
 TRAINING = {
     *("crossfade_examples_total", "crossfade_steps_total", "crossfade_step", "crossfade_planned_steps"),
     *("crossfade_epoch", "crossfade_progress_ratio", "crossfade_loss", "crossfade_epoch_loss"),
-    *(
-        "crossfade_learning_rate",
-        "crossfade_eval_metric",
-        "crossfade_eval_metric_error",
-        "crossfade_phase_duration_seconds",
-        "crossfade_active_rows_total",
-    ),
-    *("crossfade_pulled_bytes_total", "crossfade_pushed_bytes_total", "crossfade_dense_equivalent_pushed_bytes_total"),
-    *("crossfade_prefetched_batches", "crossfade_last_step_timestamp_seconds"),
+    *("crossfade_learning_rate", "crossfade_eval_metric", "crossfade_phase_duration_seconds"),
+    "crossfade_active_rows_total",
+    *("crossfade_pushed_bytes_total", "crossfade_dense_equivalent_pushed_bytes_total"),
+    "crossfade_last_step_timestamp_seconds",
     "crossfade_last_progress_timestamp_seconds",
 }
 FIRST = {
-    *(
-        "crossfade_checkpoints_total",
-        "crossfade_checkpoint_write_seconds_total",
-        "crossfade_checkpoint_pause_seconds_total",
-    ),
-    *("crossfade_checkpoint_written_bytes_total", "crossfade_last_checkpoint_bytes"),
+    *("crossfade_checkpoints_total", "crossfade_checkpoint_pause_seconds_total"),
+    "crossfade_last_checkpoint_bytes",
     *("crossfade_last_checkpoint_timestamp_seconds", "crossfade_checkpoint_interval_seconds"),
 }
 GPU = {"crossfade_gpu_memory_used_bytes", "crossfade_gpu_memory_limit_bytes"}

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from crossfade.trainer.config.auto_values import DatasetSize, resolve
 from crossfade.trainer.config.loading import check_job
-from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
+from crossfade.trainer.config.schema import JobConfig
 
 SIZE = DatasetSize(queries=100, items=50, interactions=1_000, is_grouped=False)
 

@@ -43,10 +43,6 @@ class WrittenRun:
     data: Path
     vectors: dict[str, FloatArray]
 
-    def trained_vectors(self, entity: str) -> FloatArray:
-        """Return the vectors of the rows that have a trained one."""
-        return self.vectors[entity] if entity == QUERY else self.vectors[entity][TRAINED]
-
 
 class ArrayVectors:
     """Vectors in memory."""

@@ -25,34 +25,20 @@ NO_OPTIONS: Mapping[str, Text] = {}
 _JOBS = Path("jobs")
 _SCALARS = {"int": "integer", "float": "number", "bool": "boolean", "timestamp": "date"}
 """YAML's tags of plain values, and the words for them."""
-_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_SCALAR_LETTERS = 1 << 16, 10_000, 32, 100
-"""Limits of a job file: a job has about a hundred values, three levels deep, in 4 kB."""
+_MAX_BYTES, _MAX_SCALAR_LETTERS = 1 << 16, 100
+"""Limits of a job file: a job has about a hundred values in 4 kB."""
 
 
 class _JobLoader(yaml.SafeLoader):
-    """Safe YAML that rejects duplicate keys, of which the last would silently win, and malformed plain values."""
+    """Safe YAML that rejects aliases, malformed plain values, and duplicate keys, of which the last would win."""
 
-    def get_single_node(self) -> yaml.Node | None:
-        """Return the document's nodes, which aliases cannot multiply without bound."""
-        node: yaml.Node | None = super().get_single_node()
-        if node is not None:
-            _measure(node, {})
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next node, but reject an alias: aliases of aliases would multiply without bound."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="an alias, which a job cannot have; repeat the value", problem_mark=mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
         return node
-
-
-def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Return how many values ``node`` stands for, with those of an alias each time, and how deep they are nested."""
-    if id(node) not in known:
-        known[id(node)] = _MAX_VALUES + 1, 0  # until it is known: a structure that contains itself has no end
-        entries = node.value if isinstance(node, yaml.CollectionNode) else []
-        children = [child for entry in entries for child in (entry if isinstance(entry, tuple) else (entry,))]
-        measured = [_measure(child, known) for child in children]
-        values, depth = 1 + sum(count for count, _ in measured), 1 + max((depth for _, depth in measured), default=0)
-        if values > _MAX_VALUES or depth > _MAX_DEPTH:
-            found = "nested too deeply" if depth > _MAX_DEPTH else f"more than {_MAX_VALUES:,} values, with aliases"
-            raise yaml.MarkedYAMLError(problem=found, problem_mark=node.start_mark)
-        known[id(node)] = values, depth
-    return known[id(node)]
 
 
 def _construct_mapping(loader: _JobLoader, node: yaml.Node) -> dict[Any, Any]:
@@ -63,7 +49,6 @@ def _construct_mapping(loader: _JobLoader, node: yaml.Node) -> dict[Any, Any]:
         if isinstance(key, yaml.ScalarNode) and key.value in seen:
             raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark)
         seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-    loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
 
 

@@ -6,7 +6,6 @@ executed.
 
 from __future__ import annotations
 
-import math
 from datetime import date
 from typing import Annotated, Literal, TypeVar
 
@@ -27,7 +26,7 @@ from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.time_values import TimeSpan
 
 Auto = Literal["auto"]
-"""A value that follows from others or from the size of the dataset; see ``resolve`` in ``schema.py``."""
+"""A value that follows from others or from the size of the dataset; see ``resolve`` in ``auto_values.py``."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1, strict=True)]
@@ -67,7 +66,7 @@ Value = TypeVar("Value")
 
 
 def resolved(value: Value | Auto) -> Value:
-    """Return a value of a job that ``resolve`` in ``schema.py`` has returned, where none is ``auto``."""
+    """Return a value of a job that ``resolve`` in ``auto_values.py`` has returned, where none is ``auto``."""
     if value == "auto":
         raise AssertionError("a value of the job is still auto")
     return value
@@ -217,11 +216,6 @@ class NegativesConfig(Section):
     )
 
 
-_LR_LEVELS = 512
-_STABLE_PARTS = 4
-"""Length of a run before wsd decays, by the length of the decay."""
-
-
 class OptimizerConfig(Section):
     """The row-sparse optimizer and its learning rate schedule."""
 
@@ -259,39 +253,6 @@ class OptimizerConfig(Section):
     min_lr_factor: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="fraction of the peak learning rate at which the linear, cosine, and wsd schedules end"
     )
-
-    def lr_factor(self, step: int, total_steps: int) -> float:
-        """Return the factor of the learning rate at ``step``, counted from 0, of ``total_steps``: above 0, at most 1.
-
-        With w warm-up steps, T steps in all and the final factor f (``min_lr_factor``), the factor of step t is
-        (t + 1)/w while t < w. After that, with x = (t − w)/(T − w) from 0 to 1:
-
-        - ``constant``  1
-        - ``linear``    1 − (1 − f)·x      (Goyal et al., "Accurate, large minibatch SGD", 2017, for the warm-up)
-        - ``cosine``    f + (1 − f)·(1 + cos πx)/2      (Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts)
-        - ``wsd``       1, and as ``linear`` from step T − ⌊T/5⌋ on (Hägele et al., "Scaling laws and compute-optimal
-          training beyond fixed training durations", NeurIPS 2024)
-
-        A factor depends only on the step, so a run that resumes has the factors of one that never stopped. Factors are
-        multiples of 1/512: each change costs a message to every server, so a run sends about a thousand at most.
-        """
-        if step < self.warmup_steps:
-            factor = (step + 1) / self.warmup_steps
-        else:
-            first = self.warmup_steps
-            if self.schedule == "wsd":
-                first = max(first, total_steps - total_steps // (_STABLE_PARTS + 1))
-            x = min(max(step - first, 0) / max(total_steps - first, 1), 1.0)
-            decay = (1.0 + math.cos(math.pi * x)) / 2.0 if self.schedule == "cosine" else 1.0 - x
-            factor = 1.0 if self.schedule == "constant" else self.min_lr_factor + (1.0 - self.min_lr_factor) * decay
-        return math.ceil(factor * _LR_LEVELS) / _LR_LEVELS or 1.0 / _LR_LEVELS
-
-    def end_after_plateau(self, step: int) -> int:
-        """Return the last step of a run whose metric has stopped to rise at ``step``.
-
-        With wsd, the decay of the learning rate begins there, and lasts for a fifth of the run. Otherwise the run ends.
-        """
-        return step + step // _STABLE_PARTS if self.schedule == "wsd" else step
 
 
 class CheckpointConfig(Section):
@@ -422,18 +383,6 @@ class MetricsConfig(Section):
     host: str | None = Field(
         None, description="address the endpoint listens on; default: the role's own, which is cluster.host on one host"
     )
-    pushgateway: (
-        Annotated[
-            str,
-            Field(pattern=r"^https?://[^@\s]+$"),
-            described("a URL such as http://10.0.0.5:9091, without user and password"),
-        ]
-        | None
-    ) = Field(
-        None,
-        description="http:// or https:// URL of a Pushgateway that receives each process's final values",
-        examples=["http://pushgateway:9091"],
-    )
 
 
 def has_credentials(uri: str) -> bool:
@@ -450,14 +399,8 @@ def _check_no_credentials(uri: str) -> str:
     return uri
 
 
-def _check_tensorboard(value: object) -> object:
-    if isinstance(value, bool) or (isinstance(value, str) and value and "://" not in value):
-        return value
-    raise ValueError(f"expected true, false or a folder of this host's file systems, but found {value!r}")
-
-
 class TrackingConfig(Section):
-    """Where a run is recorded as an experiment, by the command that runs it: MLflow, TensorBoard or both."""
+    """Where a run is recorded as an experiment, by the command that runs it."""
 
     mlflow: (
         Annotated[
@@ -475,8 +418,4 @@ class TrackingConfig(Section):
     )
     experiment: Annotated[str, Field(min_length=1, max_length=500)] = Field(
         "crossfade", description="experiment of the tracking server that the run belongs to"
-    )
-    tensorboard: Annotated[bool | str, BeforeValidator(_check_tensorboard)] = Field(
-        False,
-        description="whether to write event files for TensorBoard, to RUN/tensorboard; or a folder: FOLDER/NAME-ID",
     )

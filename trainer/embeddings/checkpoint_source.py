@@ -21,7 +21,6 @@ from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import FILE_NAME as DATA_MANIFEST
 from crossfade.trainer.data.manifest import VOCABULARY, DatasetManifest, data_fingerprint, read_manifest
-from crossfade.trainer.embeddings.current_run import CURRENT_FILE
 from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder, similar_run
 
 _EXPECTED = "expected a run folder, a folder of checkpoints, or a checkpoint such as checkpoints/step-000000123"
@@ -38,12 +37,10 @@ class CheckpointSource:
     Attributes:
         uri: of the checkpoint or folder.
         is_folder: whether it is a folder.
-        embeddings: the folder for embeddings of the run, if its job writes none itself.
     """
 
     uri: str
     is_folder: bool
-    embeddings: Path | None = None
 
 
 def locate_checkpoint(text: str) -> CheckpointSource:
@@ -69,19 +66,7 @@ def locate_checkpoint(text: str) -> CheckpointSource:
     if "://" in text:
         return CheckpointSource(folder.child("checkpoints").uri, is_folder=True)
     run = RunFolder(Path(text))
-    job = run.job()
-    # A run that writes embeddings itself keeps them, since its report describes those.
-    embeddings = run.embeddings if job.train.save_embeddings == "none" else None
-    return CheckpointSource(run.checkpoints(job), is_folder=True, embeddings=embeddings)
-
-
-def _model_inside(uri: str) -> str:
-    """Suggest a run or a service in a local folder of several; empty: there is none."""
-    folder = Folder(uri).path
-    files = (
-        [] if folder is None else sorted(file for name in (JOB_FILE, CURRENT_FILE) for file in folder.glob(f"*/{name}"))
-    )
-    return f"name a model in it, such as {files[0].parent}" if files else ""
+    return CheckpointSource(run.checkpoints(run.job()), is_folder=True)
 
 
 class NewestCheckpoint:
@@ -112,7 +97,7 @@ class NewestCheckpoint:
             return checkpoint
         if reasons:
             raise InputError(f"{source.uri}: none of its {counted(len(reasons), 'checkpoint')} is complete")
-        raise InputError(f"{source.uri}: holds no checkpoint; {_model_inside(source.uri) or _EXPECTED}")
+        raise InputError(f"{source.uri}: holds no checkpoint; {_EXPECTED}")
 
     def reject(self, checkpoint: Checkpoint, error: CheckpointError) -> None:
         """Skip ``checkpoint`` from now on, if ``error`` is that it is corrupt and there may be others.

@@ -1,6 +1,6 @@
 """Embeddings as Parquet: written in parts by all workers, from a store or a checkpoint, and read back by rows.
 
-    write_embeddings(store, model.vectors, vocabularies, run / "embeddings")
+    write_embeddings(store, model.vectors, vocabularies, run / "embeddings", source)
     vectors_ND = EmbeddingFiles(run / "embeddings").vectors("track", rows_N)
 
     EMBEDDINGS/ENTITY/rows-000000000000.parquet     id, row int64, vector fixed-size list of float32, and name if the
@@ -55,23 +55,12 @@ class VectorSource(Protocol):
         """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
 
 
-class StoreVectors:
-    """Vectors that a store currently holds."""
-
-    def __init__(self, store: RowStore) -> None:
-        self._store = store
-
-    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D)."""
-        return self._store.pull({entity: rows_N})[entity]
-
-
 def write_embeddings(
     store: RowStore,
     tables: Sequence[TableSpec],
     vocabularies: dict[str, Vocabulary],
     folder: Path,
-    source: VectorSource | None = None,
+    source: VectorSource,
 ) -> None:
     """Write the vectors of ``tables`` into ``folder``, and replace its previous content when all are written.
 
@@ -82,11 +71,10 @@ def write_embeddings(
         tables: what to write.
         vocabularies: IDs and names of the rows of each table.
         folder: on a file system that all workers share.
-        source: provides the vectors; by default, the store.
+        source: provides the vectors.
     """
     staging = partial_folder(folder)
     _on_first(store, partial(shutil.rmtree, staging, ignore_errors=True))
-    source = source or StoreVectors(store)
     for table in tables:
         write_table(staging, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
     store.barrier()
@@ -201,20 +189,6 @@ class EmbeddingFiles:
         """Return a text that differs between embeddings, and is the same for every copy: of the list of the files."""
         listed = [(file.path, file.bytes, file.footer_crc32) for files in self._listed.values() for file in files]
         return f"{zlib.crc32(repr(listed).encode()):08x}"
-
-    def read(self, entity: str, columns: list[str] | None = None) -> pa.Table:
-        """Read all rows of ``entity`` in order; ``columns`` defaults to all.
-
-        Raises:
-            InputError: there is no such entity, or a file is missing or corrupt.
-        """
-        files = self._files(entity)
-        return pa.concat_tables(
-            [
-                _read(uri, partial(file.read, columns=columns, use_threads=False), file.metadata.num_rows)
-                for uri, file in files
-            ]
-        )
 
     def popularity(self) -> pa.Table | None:
         """Return the table of the popularity term; None if they have none.

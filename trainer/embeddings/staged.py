@@ -1,47 +1,33 @@
 """Staged embeddings: the best so far of a run without a shared run folder, stored with its checkpoints.
 
-    CHECKPOINTS/embeddings/  embeddings.json  epoch-000005/{embeddings.json,ENTITY/rows-000000000000.parquet}
+    CHECKPOINTS/embeddings/epoch-000005/  embeddings.json  ENTITY/rows-000000000000.parquet
 
     staged = StagedEmbeddings("s3://music/runs/lastfm/checkpoints")
-    staged.stage(store, model.vectors, vocabularies, epoch=5, scratch=Path("/tmp/embeddings"))
+    staged.stage(store, model.vectors, vocabularies, 5, Path("/tmp/embeddings"), source)
     staged.fetch(run / "embeddings")
 
-They are accessible to all workers, and to a run that resumes on another machine. The list of files is written last: if
-all of them exist with the sizes it states, the embeddings are complete.
+They are accessible to all workers, and to a run that resumes on another machine. The list of their files is written
+last: if all of them exist with the sizes it states, the embeddings are complete.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.replacing import replace_folder
-from crossfade.base.json_text import validate_json
 from crossfade.kvstore.store import RowStore, TableSpec
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.embeddings.files import StoreVectors, VectorSource, partial_folder, write_table
-from crossfade.trainer.embeddings.listing import write_listing
+from crossfade.trainer.embeddings.files import VectorSource, partial_folder, write_table
+from crossfade.trainer.embeddings.listing import LISTING_FILE, read_listing, write_listing
 from crossfade.trainer.embeddings.popularity import PopularityTerm, write_term
 
-LIST_FILE = "embeddings.json"
 _CHUNK_BYTES = 8 << 20
-_STAGED = r"^([A-Za-z0-9_-]{1,100}/rows-[0-9]{12,18}\.parquet|embeddings\.json|popularity\.parquet)$"
-
-
-class _Listing(BaseModel):
-    """The list of files. Names are those that ``stage`` gives: others might lead out of the folder."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    epoch: Annotated[int, Field(ge=0)]
-    folder: Annotated[str, Field(pattern=r"^epoch-[0-9]{6,18}$")]
-    files: dict[Annotated[str, Field(pattern=_STAGED)], int]
+_NAME = re.compile(r"epoch-([0-9]{6,18})")
 
 
 class StagedEmbeddings:
@@ -58,7 +44,7 @@ class StagedEmbeddings:
         vocabularies: dict[str, Vocabulary],
         epoch: int,
         scratch: Path,
-        source: VectorSource | None = None,
+        source: VectorSource,
     ) -> None:
         """Stage the vectors of ``tables`` after ``epoch``, and replace the previous ones when all are stored.
 
@@ -70,17 +56,16 @@ class StagedEmbeddings:
             vocabularies: IDs and names of the rows of each table.
             epoch: the epoch that the vectors are of.
             scratch: a local folder of this worker, which is deleted afterwards.
-            source: provides the vectors; by default, the store.
+            source: provides the vectors.
 
         Raises:
             OSError: storage cannot be written.
         """
-        name = f"epoch-{epoch:06d}"
+        name = self._child(epoch).name
         if store.rank == 0:
             self._folder.child(name).delete()
         store.barrier()
         shutil.rmtree(scratch, ignore_errors=True)
-        source = source or StoreVectors(store)
         try:
             for table in tables:
                 write_table(scratch, source, table, vocabularies[table.name], rank=store.rank, workers=store.workers)
@@ -90,11 +75,13 @@ class StagedEmbeddings:
             shutil.rmtree(scratch, ignore_errors=True)
         store.barrier()
         if store.rank == 0:
+            # A later epoch was of an attempt that is repeated: it goes first, since the latest counts.
+            others = [other for other in self._folder.names() if other != name]
+            for later in filter(name.__lt__, others):
+                self._folder.child(later).delete()
             write_listing(self._folder.child(name))
-            self._list_files(epoch, name)
-            for earlier in self._folder.names():
-                if earlier not in {name, LIST_FILE}:
-                    self._folder.child(earlier).delete()
+            for earlier in filter(name.__gt__, others):
+                self._folder.child(earlier).delete()
 
     def write_term(self, term: PopularityTerm | None) -> None:
         """Add the popularity term to the embeddings that are staged. One worker calls it.
@@ -102,13 +89,7 @@ class StagedEmbeddings:
         Raises:
             OSError: there are none, or storage cannot be written.
         """
-        listing = self._require_list()
-        write_term(self._folder.child(listing.folder), term)
-        self._list_files(listing.epoch, listing.folder)
-
-    def _list_files(self, epoch: int, name: str) -> None:
-        files = self._folder.child(name).sizes()
-        self._folder.write(LIST_FILE, json.dumps({"epoch": epoch, "folder": name, "files": files}).encode())
+        write_term(self.folder(), term)
 
     @staticmethod
     def _upload(path: Path, folder: Folder) -> None:
@@ -119,15 +100,25 @@ class StagedEmbeddings:
                     view = view[target.write(view) or len(view) :]
 
     def epoch(self) -> int | None:
-        """Return the epoch whose embeddings are staged; None if there are none, or they are incomplete.
+        """Return the epoch whose embeddings are staged, the latest that are complete; None if there are none.
 
         Raises:
-            OSError: storage cannot be read.
+            OSError, StorageUnavailableError: storage cannot be read.
         """
-        listing = self._list()
-        if listing is None or self._folder.child(listing.folder).sizes() != listing.files:
-            return None
-        return listing.epoch
+        found = [int(match[1]) for name in self._folder.names() if (match := _NAME.fullmatch(name))]
+        return max(filter(self._is_complete, found), default=None)
+
+    def _child(self, epoch: int) -> Folder:
+        return self._folder.child(f"epoch-{epoch:06d}")
+
+    def _is_complete(self, epoch: int) -> bool:
+        folder = self._child(epoch)
+        try:
+            listed = read_listing(folder)
+        except InputError:
+            return False
+        sizes = folder.sizes()
+        return all(sizes.get(file.path) == file.bytes for files in listed.values() for file in files)
 
     def folder(self) -> Folder:
         """Return the folder of the staged embeddings.
@@ -135,7 +126,10 @@ class StagedEmbeddings:
         Raises:
             FileNotFoundError: there are none.
         """
-        return self._folder.child(self._require_list().folder)
+        epoch = self.epoch()
+        if epoch is None:
+            raise FileNotFoundError(f"{self._folder.uri}: no embeddings are staged there")
+        return self._child(epoch)
 
     def fetch(self, folder: Path) -> None:
         """Copy the embeddings to ``folder``, and replace its previous content when all are copied.
@@ -143,10 +137,9 @@ class StagedEmbeddings:
         Raises:
             OSError: there are none, or a file system cannot be read or written.
         """
-        listing, staging = self._require_list(), partial_folder(folder)
-        source = self._folder.child(listing.folder)
+        source, staging = self.folder(), partial_folder(folder)
         shutil.rmtree(staging, ignore_errors=True)
-        for path in listing.files:
+        for path in (LISTING_FILE, *(file.path for files in read_listing(source).values() for file in files)):
             (staging / path).parent.mkdir(parents=True, exist_ok=True)
             file = source.open_random(path)
             buffer = bytearray(_CHUNK_BYTES)
@@ -157,15 +150,3 @@ class StagedEmbeddings:
             finally:
                 file.close()
         replace_folder(folder, staging)
-
-    def _require_list(self) -> _Listing:
-        listing = self._list()
-        if listing is None:
-            raise FileNotFoundError(f"{self._folder.uri}/{LIST_FILE}: no embeddings are staged there")
-        return listing
-
-    def _list(self) -> _Listing | None:
-        try:
-            return validate_json(_Listing, self._folder.read(LIST_FILE))
-        except (FileNotFoundError, ValueError):
-            return None

@@ -36,10 +36,6 @@ from crossfade.trainer.formats.exported_model import ExportedModel
 ROWS_FILE, NUMPY_FILE, SAFETENSORS_FILE = "rows.parquet", "vectors.npy", "vectors.safetensors"
 _ALIGNMENT = 8
 """The values of a safetensors file begin at a multiple of this, as its library writes them."""
-_ALL_ROWS = (
-    f"Line r is row r of `ENTITY/{ROWS_FILE}`. Its column `trained` is false where a vector is random: of rows without "
-    "an ID, and of rows without an interaction of positive weight in train, unless they have features."
-)
 
 
 class _Reported:
@@ -55,8 +51,8 @@ class _Reported:
         return found
 
 
-def write_parquet(exported: ExportedModel, folder: Path) -> str:
-    """Write embeddings as training does, and return Markdown on how to load them.
+def write_parquet(exported: ExportedModel, folder: Path) -> None:
+    """Write embeddings as training does.
 
     Raises:
         CheckpointError: the checkpoint is corrupt or cannot be read.
@@ -67,17 +63,10 @@ def write_parquet(exported: ExportedModel, folder: Path) -> str:
         exported.reporter.phase(table.name, table.rows, "row")
         write_table(folder, _Reported(exported), table, exported.model.vocabulary(table.name))
     write_listing(Folder(folder))
-    return (
-        "`ENTITY/rows-*.parquet` have `id`, `row`, `vector`, and `name` if the dataset has names. Vectors of rows "
-        "without an interaction in train are random.\n\n"
-        "```python\nimport pyarrow.parquet as pq\n\n"
-        f'rows = pq.read_table("{exported.tables[-1].name}")\n'
-        'vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)\n```'
-    )
 
 
-def write_numpy(exported: ExportedModel, folder: Path) -> str:
-    """Write the vectors of each table as ``vectors.npy``; returns and raises as ``write_parquet``."""
+def write_numpy(exported: ExportedModel, folder: Path) -> None:
+    """Write the vectors of each table as ``vectors.npy``; raises as ``write_parquet``."""
 
     def header(table: TableSpec) -> bytes:
         shape = {"descr": "<f4", "fortran_order": False, "shape": (table.rows, table.dim)}
@@ -86,16 +75,10 @@ def write_numpy(exported: ExportedModel, folder: Path) -> str:
         return bytes(content.getvalue())
 
     _write(exported, folder, NUMPY_FILE, header)
-    entity = exported.tables[-1].name
-    return (
-        f"`ENTITY/{NUMPY_FILE}` has the vectors. {_ALL_ROWS}\n\n"
-        "```python\nimport numpy as np\nimport pyarrow.parquet as pq\n\n"
-        f'vectors = np.load("{entity}/{NUMPY_FILE}", mmap_mode="r")\nrows = pq.read_table("{entity}/{ROWS_FILE}")\n```'
-    )
 
 
-def write_safetensors(exported: ExportedModel, folder: Path) -> str:
-    """Write the vectors of each table as ``vectors.safetensors``; returns and raises as ``write_parquet``."""
+def write_safetensors(exported: ExportedModel, folder: Path) -> None:
+    """Write the vectors of each table as ``vectors.safetensors``; raises as ``write_parquet``."""
     model = exported.model
 
     def header(table: TableSpec) -> bytes:
@@ -112,13 +95,6 @@ def write_safetensors(exported: ExportedModel, folder: Path) -> str:
         return struct.pack("<Q", len(text)) + text
 
     _write(exported, folder, SAFETENSORS_FILE, header)
-    entity = exported.tables[-1].name
-    return (
-        f"`ENTITY/{SAFETENSORS_FILE}` has the tensor `vectors`. {_ALL_ROWS}\n\n"
-        "```python\nimport pyarrow.parquet as pq\nfrom safetensors.numpy import load_file\n\n"
-        f'vectors = load_file("{entity}/{SAFETENSORS_FILE}")["vectors"]\n'
-        f'rows = pq.read_table("{entity}/{ROWS_FILE}")\n```'
-    )
 
 
 def _write(exported: ExportedModel, folder: Path, name: str, header: Callable[[TableSpec], bytes]) -> None:

@@ -2,7 +2,6 @@
 
     result = export(ExportOptions.of(source="runs/lastfm", to="numpy", out="exports/lastfm"), print, NullReporter())
 
-    OUT/README.md           the model card
     OUT/embeddings.json     files and checksums (embeddings/listing.py), if the format is Parquet
     OUT/ENTITY/...          the files of the format
 
@@ -20,24 +19,22 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from crossfade.base.errors import InputError, Option
+from crossfade.base.errors import InputError
 from crossfade.base.io.regular_files import read_below
 from crossfade.base.io.replacing import check_replaceable
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.embeddings.checkpoint_source import Log, locate_checkpoint
+from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.embeddings.files import staged_export
 from crossfade.trainer.embeddings.listing import LISTING_FILE, is_listing
-from crossfade.trainer.embeddings.model_card import CARD_FILE, ExportedTable, ModelCard, is_model_card
-from crossfade.trainer.embeddings.vector_origin import VectorOrigin, checkpoint_origin, embeddings_origin
-from crossfade.trainer.formats import arrays, databases, mlflow_model
-from crossfade.trainer.formats.exported_model import ExportedModel
+from crossfade.trainer.formats import arrays, databases
+from crossfade.trainer.formats.exported_model import ExportedModel, ExportedTable
 from crossfade.trainer.formats.options import DATABASES, ExportOptions, FormatName
 from crossfade.trainer.formats.push import push
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 
 _OWN_FILE = re.compile(r"[^/]+/(rows-\d{12,}\.parquet|rows\.parquet|vectors\.npy|vectors\.safetensors)")
-_WRITERS: dict[FormatName, Callable[[ExportedModel, Path], str]] = {
+_WRITERS: dict[FormatName, Callable[[ExportedModel, Path], None]] = {
     "parquet": arrays.write_parquet,
     "numpy": arrays.write_numpy,
     "safetensors": arrays.write_safetensors,
@@ -70,10 +67,9 @@ class ExportResult:
 
 
 def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> ExportResult:
-    """Export to files, or to the place of ``push``: a database, or a registered model of MLflow.
+    """Export to files, or to the database at ``push``.
 
-    Without a folder, Parquet is written to the folder of embeddings of a run whose job writes none itself. ``log`` gets
-    a line for the model and for each checkpoint that is skipped.
+    ``log`` gets a line for the model and for each checkpoint that is skipped.
 
     Raises:
         CheckpointError: a checkpoint is corrupt or cannot be read.
@@ -84,46 +80,26 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
     """
     if options.push is None:
         return _export_files(options, log, reporter)
-    if options.to == "mlflow":
-        return _export_mlflow(options, options.push, log, reporter)
     with closing(databases.connect(options.to, options.push)) as database:
 
-        def write(exported: ExportedModel, _: VectorOrigin) -> ExportResult:
+        def write(exported: ExportedModel) -> ExportResult:
             names = push(exported, database, options.name or exported.model.job.name, log)
             return replace(_result(exported, options.to, database.place), names=names)
 
         return _export(options, log, reporter, write)
 
 
-def _export_mlflow(options: ExportOptions, place: str, log: Log, reporter: ProgressReporter) -> ExportResult:
-    mlflow_model.check_place(place)
-
-    def write(exported: ExportedModel, _: VectorOrigin) -> ExportResult:
-        return _result(exported, options.to, mlflow_model.register(exported, place))
-
-    return _export(options, log, reporter, write)
-
-
 def _export_files(options: ExportOptions, log: Log, reporter: ProgressReporter) -> ExportResult:
-    target = Path(options.out) if options.out else locate_checkpoint(options.source).embeddings
-    if target is None:
-        raise InputError(
-            f"{options.source}: name a new folder for the embeddings with ",
-            Option("out"),
-            "; only a run with train.save_embeddings: none is exported to its own folder",
-        )
+    assert options.out is not None
+    target = Path(options.out)
 
     def check_free() -> None:
         check_replaceable(target, options.overwrite, "an export", lambda: _find_foreign(target))
 
-    def write(exported: ExportedModel, origin: VectorOrigin) -> ExportResult:
-        model = exported.model
+    def write(exported: ExportedModel) -> ExportResult:
         with staged_export(target, check_free) as staging:
-            loading = _WRITERS[options.to](exported, staging)
-            result = _result(exported, options.to, str(target))
-            card = (model.job, model.data, model.manifest, origin, result.tables, exported.date, options.to, loading)
-            ModelCard(*card).write(staging)
-        return result
+            _WRITERS[options.to](exported, staging)
+        return _result(exported, options.to, str(target))
 
     check_free()
     return _export(options, log, reporter, write)
@@ -133,13 +109,12 @@ def _export(
     options: ExportOptions,
     log: Log,
     reporter: ProgressReporter,
-    write: Callable[[ExportedModel, VectorOrigin], ExportResult],
+    write: Callable[[ExportedModel], ExportResult],
 ) -> ExportResult:
     def use(model: TrainedModel) -> ExportResult:
-        model, step, source = _with_popularity(model, options, log), model.step, options.source
-        origin = embeddings_origin(source, model.job) if step is None else checkpoint_origin(source, step)
-        log(f"exporting {model.uri}: {origin} of job '{model.job.name}'")
-        return write(ExportedModel(model, _tables(model, options), datetime.now(UTC), reporter), origin)
+        model = _with_popularity(model, options, log)
+        log(f"exporting {model.uri} of job '{model.job.name}'")
+        return write(ExportedModel(model, _tables(model, options), datetime.now(UTC), reporter))
 
     return with_trained_model(options, log, use, from_checkpoint=options.to == "parquet")
 
@@ -152,7 +127,7 @@ def _result(exported: ExportedModel, to: FormatName, target: str) -> ExportResul
 
 def _with_popularity(model: TrainedModel, options: ExportOptions, log: Log) -> TrainedModel:
     """Return ``model`` with the popularity term as a column of its vectors, if the format can have it."""
-    if model.popularity is None or options.to == "mlflow":
+    if model.popularity is None:
         return model
     if options.to != "s3-vectors" and not model.spec.context:  # queries add the vectors of their context
         return model.ranking_model()
@@ -176,8 +151,7 @@ def _find_foreign(out: Path) -> str | None:
         if path.is_dir() and not path.is_symlink():
             continue
         relative = path.relative_to(out).as_posix()
-        is_card = relative == CARD_FILE and is_model_card(path)
-        is_card |= relative == LISTING_FILE and is_listing(read_below(out, LISTING_FILE))
-        if not (is_card or _OWN_FILE.fullmatch(relative)):
+        is_list = relative == LISTING_FILE and is_listing(read_below(out, LISTING_FILE))
+        if not (is_list or _OWN_FILE.fullmatch(relative)):
             return relative
     return None

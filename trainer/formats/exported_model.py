@@ -25,8 +25,24 @@ from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import GROUP_ROWS
-from crossfade.trainer.embeddings.model_card import ExportedTable
 from crossfade.trainer.recommend.trained_model import TrainedModel
+
+
+@dataclass(frozen=True)
+class ExportedTable:
+    """An exported table: columns and rows of its vectors, and how many rows are not trained.
+
+    Attributes:
+        name: the entity.
+        rows: the rows that were written.
+        dim: the columns of a vector.
+        untrained: rows without an ID or a trained vector; None if they were not counted.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    untrained: int | None = None
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import option
 from crossfade.trainer.runs.options import Location, ModelSource
 
-FormatName = Literal["parquet", "numpy", "safetensors", "pgvector", "qdrant", "opensearch", "s3-vectors", "mlflow"]
+FormatName = Literal["parquet", "numpy", "safetensors", "pgvector", "qdrant", "opensearch", "s3-vectors"]
 DATABASES: tuple[FormatName, ...] = ("pgvector", "qdrant", "opensearch", "s3-vectors")
-SERVERS: tuple[FormatName, ...] = (*DATABASES, "mlflow")
 """Formats that are pushed to a server; the others are files."""
 _PREFIX = re.compile(r"[a-z][a-z0-9_]*")
 _output, _server = partial(option, group="output"), partial(option, group="server")
@@ -35,15 +34,14 @@ class ExportOptions(ModelSource):
     to: FormatName = _output("parquet", "export in this format, as described below")
     out: Location | None = _output(
         None,
-        "write to this folder, which must not exist (default: RUN/embeddings if train.save_embeddings is none and the "
-        "format is parquet)",
+        "write to this folder, which must not exist",
         value="OUT",
     )
     overwrite: bool = _output(False, "replace an export at OUT")
     push: str | None = _server(
         None,
-        "replace the vectors there: a URI of pgvector, a URL of qdrant or opensearch, a bucket of s3-vectors, or "
-        "models:/NAME of mlflow (default: what the environment names)",
+        "replace the vectors there: a URI of pgvector, a URL of qdrant or opensearch, or a bucket of s3-vectors "
+        "(default: what the environment names)",
         value="PLACE",
         without_value="",
     )
@@ -57,7 +55,7 @@ class ExportOptions(ModelSource):
         if self.name is not None and to not in DATABASES:
             fits = Option("to", ", ".join(DATABASES))
             raise OptionError("name", found=self.name, problem="is for databases", expected=fits)
-        if to in SERVERS:
+        if to in DATABASES:
             if self.push is None:
                 raise OptionError("to", found=to, problem="has no files", fix=("name a server with ", Option("push")))
             if self.out is not None or self.overwrite:
@@ -66,9 +64,9 @@ class ExportOptions(ModelSource):
             return self
         if self.push is not None:
             problem = f"writes to a server, but the format is {to}"
-            raise OptionError("push", problem=problem, expected=Option("to", ", ".join(SERVERS)))
-        if self.out is None and to != "parquet":
+            raise OptionError("push", problem=problem, expected=Option("to", ", ".join(DATABASES)))
+        if self.out is None:
             raise OptionError("to", found=to, fix=("name a new local folder with ", out))
-        if self.out is not None and "://" in self.out:
+        if "://" in self.out:
             raise OptionError("out", found=self.out, expected="a local path")
         return self

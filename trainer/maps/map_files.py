@@ -49,7 +49,13 @@ def map_folder(options: MapOptions) -> Path:
             naming = Option("out")
             raise InputError(f"{source}: is not a local run folder: name a folder for the map with ", naming)
         folder = Path(source) / "map"
-    _check_free(folder, options.overwrite)
+
+    def find_foreign() -> str | None:
+        # A command that was killed may have left hidden files, which the next one deletes.
+        own = tuple(f"{dot}{name}" for name in _FILES for dot in ("", "."))
+        return min((path.name for path in folder.iterdir() if not path.name.startswith(own)), default=None)
+
+    check_replaceable(folder, options.overwrite, "a map", find_foreign)
     return folder
 
 
@@ -66,24 +72,6 @@ def draw_map(model: TrainedModel, options: MapOptions, folder: Path, reporter: P
     items_map = build_map(model, options, reporter)
     write_map(items_map, folder)
     return items_map
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    """Reject a ``folder`` with other files than a map's, or with a complete map unless ``overwrite`` is given.
-
-    Raises:
-        InputError: its files may not be replaced.
-    """
-
-    def find_foreign() -> str | None:
-        # A command that was killed may have left hidden files, which the next one deletes.
-        own = tuple(f"{dot}{name}" for name in _FILES for dot in ("", "."))
-        return min((path.name for path in folder.iterdir() if not path.name.startswith(own)), default=None)
-
-    # The table is written last.
-    if folder.is_dir() and not (folder / _FILES[-1]).exists() and find_foreign() is None:
-        return
-    check_replaceable(folder, overwrite, "a map", find_foreign)
 
 
 def write_map(items_map: ItemsMap, folder: Path) -> None:
@@ -129,7 +117,7 @@ def _as_json(items_map: ItemsMap) -> str:
     labels, label_N = items_map.labels, np.full(len(items_map.names), _NO_LABEL, np.uint8)
     if labels is not None:
         label_N[labels.label_N >= 0] = labels.label_N[labels.label_N >= 0]
-    islands = place_names(labels, items_map.place_N2) if labels is not None else {}
+    islands = place_names(labels, items_map.place_N2, items_map.neighbor_NK) if labels is not None else {}
     small = len(items_map.names) <= _MAX_WITH_NEIGHBORS
     data = {
         "names": items_map.names,

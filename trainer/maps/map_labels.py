@@ -3,7 +3,7 @@
     labels = choose_labels(groups, rows_N, neighbor_NK, colors=12)
     labels.names, labels.label_N                        # label_N is -1 for items without one
 
-Shapes: N items, K neighbors, L groups, G cells of a grid, P pairs of an item and a group, or points of a label.
+Shapes: N items, K neighbors, L groups, P pairs of an item and a group.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ _MIN_SHARE = 0.01
 """Least share of the items in a group."""
 _MAX_JACCARD, _MAX_CONTAINED = 0.3, 0.6
 """Shares of common items, of all items of two groups and of the smaller one's, above which one group suffices."""
-_CELLS = 64
-_BLUR_CELLS = 2.0
 
 
 @dataclass(frozen=True)
@@ -89,47 +87,20 @@ def _overlap(one_N: BoolArray, other_N: BoolArray) -> bool:
     return bool(common > _MAX_JACCARD * either or common > _MAX_CONTAINED * smaller)
 
 
-def place_names(labels: Labels, place_N2: FloatArray) -> dict[str, tuple[float, float]]:
-    """Return where on the map to write the name of each label: on its densest island.
+def place_names(labels: Labels, place_N2: FloatArray, neighbor_NK: IntArray) -> dict[str, tuple[float, float]]:
+    """Return where on the map to write the name of each label: at the item whose neighbors have it most.
 
-    That is where its items are many and others are few: a place that is dense in everything shows no label. Names that
-    would lie close to that of a more frequent label are left out.
+    Their neighbors count as well, so that the item is amid its region. Names that would lie close to that of a more
+    frequent label are left out.
     """
-    low_2, high_2 = place_N2.min(axis=0), place_N2.max(axis=0)
-    size = max(float((high_2 - low_2).max()), 1e-9)
-    labeled_N = labels.label_N >= 0
-    all_GG = _density(_cells(place_N2[labeled_N], low_2, size))
+    size = max(float(np.ptp(place_N2, axis=0).max()), 1e-9)
     placed: dict[str, tuple[float, float]] = {}
     for number, name in enumerate(labels.names):
-        point_P2 = place_N2[labels.label_N == number]
-        if not len(point_P2):
+        has_label_N = labels.label_N == number
+        if not has_label_N.any():
             continue
-        x, y = _island(point_P2, _cells(point_P2, low_2, size), all_GG)
+        share_N = has_label_N[neighbor_NK].mean(axis=1)[neighbor_NK].mean(axis=1)
+        x, y = map(float, place_N2[np.argmax(np.where(has_label_N, share_N, -1.0))])
         if all(np.hypot(x - other_x, y - other_y) > size / 25 for other_x, other_y in placed.values()):
             placed[name] = x, y
     return placed
-
-
-def _cells(place_P2: FloatArray, low_2: FloatArray, size: float) -> IntArray:
-    cell_P2: IntArray = np.minimum((place_P2 - low_2) / size * _CELLS, _CELLS - 1).astype(np.int64)
-    return cell_P2
-
-
-def _density(cell_P2: IntArray) -> FloatArray:
-    """Return how many points are near each cell of a grid, float64 (G, G)."""
-    from scipy.ndimage import gaussian_filter
-
-    count_GG = np.zeros((_CELLS, _CELLS))
-    np.add.at(count_GG, (cell_P2[:, 0], cell_P2[:, 1]), 1.0)
-    density_GG: FloatArray = gaussian_filter(count_GG, _BLUR_CELLS)
-    return density_GG
-
-
-def _island(point_P2: FloatArray, cell_P2: IntArray, all_GG: FloatArray) -> tuple[float, float]:
-    """Return the mean of the points near the cell where their density times the square of their share is highest."""
-    density_GG = _density(cell_P2)
-    share_GG = density_GG / np.maximum(all_GG, 1e-12)
-    best = np.unravel_index(np.argmax(density_GG * share_GG**2), density_GG.shape)
-    near_P = np.abs(cell_P2 - np.array(best)).max(axis=1) <= _BLUR_CELLS
-    x, y = point_P2[near_P if near_P.any() else slice(None)].mean(axis=0)
-    return float(x), float(y)

@@ -248,12 +248,9 @@ def _of_examples(factor_R: FloatArray, active: ActiveRows, examples: int) -> Flo
 
 @dataclass
 class BatchTimers:
-    """Seconds that the background thread spends on batches: waiting for data, and sampling."""
+    """Seconds that the background thread waits for data."""
 
     data: Stopwatch = field(default_factory=Stopwatch)
-    sample: Stopwatch = field(default_factory=Stopwatch)
-    counted: tuple[float, float] = (0.0, 0.0)
-    """Seconds of each that a train state already has."""
 
 
 class Position(Protocol):
@@ -294,9 +291,7 @@ class BatchSource:
         first = state.epoch * per_epoch + state.epoch_step
         slices = self.schedule.slices(state.epoch, state.epoch_step, self.rank, self.workers, epochs, timers.data)
         for number, batch_slice in enumerate(slices, start=first):
-            with timers.sample.running():
-                batch = self._batch(batch_slice, *divmod(number, per_epoch))
-            yield batch
+            yield self._batch(batch_slice, *divmod(number, per_epoch))
 
     def _batch(self, batch_slice: BatchSlice, epoch: int, step: int) -> Batch:
         """Make the batch of a slice of ``step`` of ``epoch``."""

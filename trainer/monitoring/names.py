@@ -136,14 +136,6 @@ EVAL_METRIC = _metric(
     "metric",
     unit="1",
 )
-EVAL_ERROR = _metric(
-    "training",
-    "eval_metric_error",
-    "Standard error of eval_metric over the queries that were evaluated.",
-    "split",
-    "metric",
-    unit="1",
-)
 PHASE_DURATION = _metric(
     "training",
     "phase_duration_seconds",
@@ -152,12 +144,10 @@ PHASE_DURATION = _metric(
     kind="histogram",
 )
 ACTIVE_ROWS = _metric("training", "active_rows_total", "Rows that this process's steps have read and updated.", "table")
-PULLED_BYTES = _metric("training", "pulled_bytes_total", "Row IDs and values pulled.", "table")
 PUSHED_BYTES = _metric("training", "pushed_bytes_total", "Row IDs and gradients pushed.", "table")
 DENSE_EQUIVALENT_BYTES = _metric(
     "training", "dense_equivalent_pushed_bytes_total", "Bytes that dense gradients would have pushed.", "table"
 )
-PREFETCHED_BATCHES = _metric("training", "prefetched_batches", "Batches that are prefetched and wait for training.")
 LAST_STEP = _metric("training", "last_step_timestamp_seconds", "Unix time of the last step.")
 LAST_PROGRESS = _metric(
     "training",
@@ -166,9 +156,7 @@ LAST_PROGRESS = _metric(
 )
 
 CHECKPOINTS = _metric("first", "checkpoints_total", "Checkpoints by result.", "result")
-CHECKPOINT_WRITE_SECONDS = _metric("first", "checkpoint_write_seconds_total", "Seconds spent writing checkpoints.")
 CHECKPOINT_PAUSE = _metric("first", "checkpoint_pause_seconds_total", "Seconds that training paused for checkpoints.")
-CHECKPOINT_BYTES = _metric("first", "checkpoint_written_bytes_total", "Bytes of checkpoints written.")
 LAST_CHECKPOINT_BYTES = _metric("first", "last_checkpoint_bytes", "Bytes of the last complete checkpoint.")
 LAST_CHECKPOINT = _metric(
     "first",

@@ -117,29 +117,6 @@ class CheckpointPruneFailed(_Event):
     message: str = Field(description="why")
 
 
-class KernelsDiffer(_Event):
-    """A run resumes with CPU kernels other than before, or a worker's are not the first one's; training continues."""
-
-    kind: ClassVar[str] = "kernels_differ"
-    kernels: str = Field(description="the kernels, as in `training`")
-    expected: str = Field(description="those that the checkpoint was written with, or those of the first worker")
-    checkpoint: str | None = Field(None, description="the checkpoint; absent if a worker differs")
-    worker: Whole | None = Field(None, description="rank of the worker that differs")
-    host: str | None = Field(None, description="name of its host")
-
-    def describe(self) -> str:
-        """Return a line for users."""
-        if self.checkpoint is not None:
-            return (
-                f"resuming with other CPU kernels ({self.kernels}) than the checkpoint's ({self.expected}): the result "
-                "may differ in the last bits from that of a run without a stop"
-            )
-        return (
-            f"worker {self.worker} on {self.host} has other CPU kernels ({self.kernels}) than the first worker "
-            f"({self.expected}): the run may not repeat bit for bit"
-        )
-
-
 class StoppedEvent(_Event):
     """The run stopped on request before it was done."""
 
@@ -293,7 +270,6 @@ TrainingEvent = (
     | CheckpointSaved
     | CheckpointFailed
     | CheckpointPruneFailed
-    | KernelsDiffer
     | StoppedEvent
     | ReportEvent
     | LogWriteFailed

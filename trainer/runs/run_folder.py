@@ -3,10 +3,9 @@
     runs/NAME/
       job.yaml          the job, resolved              events.jsonl      events of the training
       run.json          ID, name and start of the run  processes.jsonl   load of its processes, restarts
-      row_counts.json   rows of the job's time range   state.json        state of its processes, every second
-      restarts.json     restarts so far                report.json       report of the finished run
-      metrics.prom      final metrics                  metrics/          final metrics of each role, if distributed
-      checkpoints/  embeddings/  logs/  tensorboard/  run.lock
+      restarts.json     restarts so far                state.json        state of its processes, every second
+      report.json       report of the finished run
+      checkpoints/  embeddings/  logs/  run.lock
 
 Files are replaced atomically and durably, or appended to, so that a process killed at any time, or a crash of the
 machine, leaves a readable folder. Their content may be of anyone, since a folder is copied, shared, and edited:
@@ -116,14 +115,13 @@ def parse_run_file(data: bytes, name: str, model: type[File], fix: Text = _FIX) 
 
 JOB_FILE, RUN_FILE = "job.yaml", "run.json"
 EVENTS_FILE, PROCESSES_FILE, STATE_FILE = "events.jsonl", "processes.jsonl", "state.json"
-ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE = "row_counts.json", "restarts.json", "report.json"
-FINAL_METRICS_FILE = "metrics.prom"
+RESTARTS_FILE, REPORT_FILE = "restarts.json", "report.json"
 EMBEDDINGS_FOLDER = "embeddings"
-_FILES_FOR_ROLES = (JOB_FILE, RUN_FILE, ROW_COUNTS_FILE)
-_FOLDERS = ("checkpoints", EMBEDDINGS_FOLDER, "logs", "map", "metrics", "tensorboard")
+_FILES_FOR_ROLES = (JOB_FILE, RUN_FILE)
+_FOLDERS = ("checkpoints", EMBEDDINGS_FOLDER, "logs", "map")
 _FILES = (
     *(JOB_FILE, RUN_FILE, LOCK_FILE, EVENTS_FILE, PROCESSES_FILE, STATE_FILE),
-    *(ROW_COUNTS_FILE, RESTARTS_FILE, REPORT_FILE, FINAL_METRICS_FILE),
+    *(RESTARTS_FILE, REPORT_FILE),
 )
 _NAMES = {*_FILES, *_FOLDERS}
 
@@ -155,8 +153,6 @@ class RunFolder:
         self.lock = RunLock(self.path, command)
         self.embeddings = self.path / EMBEDDINGS_FOLDER
         self.logs = self.path / "logs"
-        self.tensorboard = self.path / "tensorboard"
-        self._role_metrics = self.path / "metrics"
 
     def job(self) -> JobConfig:
         """Load the job, as it was resolved when the run began.
@@ -341,24 +337,6 @@ class RunFolder:
     def write_report(self, report: dict[str, Any]) -> None:
         """Write ``report.json``."""
         self._write(REPORT_FILE, json.dumps(report, indent=1) + "\n")
-
-    def clear_metrics(self) -> None:
-        """Delete the final metrics of earlier processes."""
-        shutil.rmtree(self._role_metrics, ignore_errors=True)
-        (self.path / FINAL_METRICS_FILE).unlink(missing_ok=True)
-
-    def write_role_metrics(self, name: str, text: str) -> None:
-        """Write the final metrics of the role ``name``."""
-        self._role_metrics.mkdir(exist_ok=True)
-        self._write(f"{self._role_metrics.name}/{name}.prom", text)
-
-    def role_metrics(self) -> list[str]:
-        """Read the final metrics of all roles, each in the text format of Prometheus."""
-        return [path.read_text(encoding="utf-8") for path in sorted(self._role_metrics.glob("[!.]*.prom"))]
-
-    def write_metrics(self, text: str) -> None:
-        """Write ``metrics.prom``."""
-        self._write(FINAL_METRICS_FILE, text)
 
     def restarts(self) -> list[dict[str, Any]]:
         """Read the restarts of the run so far, over all commands that ran it.

@@ -1,1 +1,1 @@
-"""Experiment tracking: pass the events of a run on to MLflow and TensorBoard without delaying its steps."""
+"""Experiment tracking: pass the events of a run on to MLflow without delaying its steps."""

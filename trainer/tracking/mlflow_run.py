@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from crossfade.kvstore import __version__
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.run_folder import JOB_FILE, REPORT_FILE, RunFolder
-from crossfade.trainer.tracking.background import TrackingError
-from crossfade.trainer.tracking.records import Point, Record, report_point
+from crossfade.trainer.tracking.records import Point, report_point
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -36,8 +35,19 @@ _DEFAULT_ENVIRONMENT = {
 }
 
 
+class TrackingError(Exception):
+    """The server did not take a record; ``temporary`` if a later attempt may succeed."""
+
+    def __init__(self, message: str, *, temporary: bool) -> None:
+        super().__init__(message)
+        self.temporary = temporary
+
+
 class MlflowRun:
-    """The run of ``job`` in ``folder``, recorded on the server that the job names."""
+    """The run of ``job`` in ``folder``, recorded on the server that the job names.
+
+    One thread makes all calls; a call that raised TrackingError may be repeated.
+    """
 
     def __init__(self, job: JobConfig, folder: RunFolder) -> None:
         self.name = f"tracking.mlflow: {job.tracking.mlflow}"
@@ -90,16 +100,15 @@ class MlflowRun:
         for start in range(0, len(new), _MAX_PARAMETERS):
             client.log_batch(self._id, params=new[start : start + _MAX_PARAMETERS], synchronous=True)
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, points: Sequence[Point]) -> None:
         """Record the points. Where a run resumes, MLflow keeps the values of both attempts."""
         from mlflow.entities import Metric
 
         assert self._client is not None, "not started"
         metrics = [
-            Metric(name, value, int(record.time * 1000), record.step)
-            for record in records
-            if isinstance(record, Point)
-            for name, value in record.values.items()
+            Metric(name, value, int(point.time * 1000), point.step)
+            for point in points
+            for name, value in point.values.items()
         ]
         with tracking_errors():
             for start in range(0, len(metrics), _MAX_METRICS):

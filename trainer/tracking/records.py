@@ -1,7 +1,7 @@
-"""Turn the events and the report of a run into what tracking destinations record: metrics by step.
+"""Turn the events and the report of a run into what is tracked: metrics by step.
 
     records = EventRecords()
-    records.of(StepEvent(...), now=time.time())       # a Point, a TrainingStart, or None
+    records.of(StepEvent(...), now=time.time())       # a Point, or None
 
 MLflow rejects '@' in names of metrics, so ``ndcg@10`` on valid is ``valid/ndcg_at_10``.
 """
@@ -32,25 +32,14 @@ class Point:
     values: dict[str, float]
 
 
-@dataclass(frozen=True)
-class TrainingStart:
-    """Training begins or resumes after ``step``: points of later steps that were recorded before are repeated."""
-
-    time: float
-    step: int
-
-
-Record = Point | TrainingStart
-
-
 class EventRecords:
-    """Turns events into records; of steps at most one a second."""
+    """Turns events into points; of steps at most one a second."""
 
     def __init__(self) -> None:
         self._last_step_at = float("-inf")
         self._earlier: StepEvent | None = None
 
-    def of(self, event: Event, now: float) -> Record | None:
+    def of(self, event: Event, now: float) -> Point | None:
         """Return what ``event``, which arrived at the Unix time ``now``, adds to the record of the run, if anything."""
         match event:
             case StepEvent() if now - self._last_step_at >= STEP_SECONDS:
@@ -64,8 +53,7 @@ class EventRecords:
                 }
                 return Point(now, event.step, values)
             case PhaseEvent(name="training"):
-                self._earlier = None
-                return TrainingStart(now, event.step or 0)
+                self._earlier = None  # steps of two starts have no throughput together
         return None
 
     def _step_values(self, event: StepEvent) -> Iterator[tuple[str, float]]:

@@ -7,16 +7,14 @@ resumes on another machine finds them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crossfade.base.arrays import IntArray
-from crossfade.base.errors import CrossfadeError, Option, Text
-from crossfade.base.io.disk_errors import is_full_disk, write_failure
+from crossfade.base.errors import CrossfadeError
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.storage_errors import translate_storage_errors
-from crossfade.kvstore.checkpoint.lifecycle import list_checkpoints
 from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
@@ -85,27 +83,10 @@ class BestEmbeddings:
         path, tables, vocabularies = self.folder.embeddings, self.model.vectors, dict(self.vocabularies)
         if self.job.cluster.shared_run_dir:
             with translate_storage_errors(str(path), action="written", other=CrossfadeError):
-                try:
-                    write_embeddings(self.store, tables, vocabularies, path, self.vectors)
-                except OSError as error:
-                    if not is_full_disk(error):
-                        raise
-                    raise CrossfadeError(
-                        f"{path}: could not be written: {write_failure(error, path)}; ", self._describe_complete()
-                    ) from error
+                write_embeddings(self.store, tables, vocabularies, path, self.vectors)
         else:
             scratch = path.with_name(f".embeddings.worker-{self.store.rank}")
             self._staged.stage(self.store, tables, vocabularies, epoch, scratch, self.vectors)
-
-    def _describe_complete(self) -> Text:
-        """Describe from where the run continues once its disk has room."""
-        checkpoints, complete = self.folder.checkpoints(self.job), []
-        with suppress(CrossfadeError):  # of storage, which would hide why the run fails
-            complete = [entry.step for entry in list_checkpoints(checkpoints) if entry.state == "complete"]
-        if not complete:
-            return "no checkpoint is complete: make room, and train again"
-        found = f"the checkpoint of step {complete[-1]:,} in {checkpoints} is complete"
-        return (f"{found}: make room, and add ", Option("resume"))
 
     def add_popularity(self, *, has_queries: bool) -> tuple[PopularityCard, EvalMetrics | None] | None:
         """Choose the popularity term of the written vectors, and write it; every worker calls this.

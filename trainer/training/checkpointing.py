@@ -328,13 +328,12 @@ class CheckpointWriter:
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """The run, its job and its data, which a run that resumes must match, and what computed it.
+    """The run, its job and its data, which a run that resumes must match.
 
     Attributes:
         run: ID of the run.
         data: fingerprint of its dataset.
         command: ID of the command that runs it; None: none does.
-        kernels: the CPU kernels of the first worker, as ``describe_kernels`` describes them.
     """
 
     run: str
@@ -343,19 +342,16 @@ class CheckpointMetadata:
     optimizer: OptimizerSpec
     data: int
     command: str | None = None
-    kernels: str = ""
 
     @staticmethod
-    def of(
-        job: JobConfig, run: str, tables: Sequence[TableSpec], command: str | None = None, kernels: str = ""
-    ) -> CheckpointMetadata:
-        """Describe the run ``run`` of ``job``, whose model has ``tables``, as run by ``command`` on ``kernels``.
+    def of(job: JobConfig, run: str, tables: Sequence[TableSpec], command: str | None = None) -> CheckpointMetadata:
+        """Describe the run ``run`` of ``job``, whose model has ``tables``, as run by ``command``.
 
         Raises:
             InputError: the dataset cannot be read.
         """
         return CheckpointMetadata(
-            run, job, tables, job.optimizer_spec, data_fingerprint(Folder(job.data.path)), command, kernels
+            run, job, tables, job.optimizer_spec, data_fingerprint(Folder(job.data.path)), command
         )
 
     def manifest(self, saved: SaveResult, step: int, train_state: dict[str, Any]) -> CheckpointManifest:
@@ -370,7 +366,6 @@ class CheckpointMetadata:
                 "run": self.run,
                 "job": self.job.with_absolute_paths().model_dump(mode="json"),
                 "data": self.data,
-                "kernels": self.kernels,
                 "train_state": train_state,
             },
         )

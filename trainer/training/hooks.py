@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.monitoring.registry import ProcessMetrics
 from crossfade.trainer.runs.events import EventSink, PhaseEvent
-from crossfade.trainer.training.prefetcher import Prefetcher
 
 
 def _ignore(_: object) -> None:
@@ -29,14 +27,12 @@ class TrainingHooks:
         on_event: receives every event of the run.
         log: receives a line for the user, such as why a checkpoint was skipped.
         stop_requested: whether the run should stop. If it is true at any worker, all write a checkpoint and stop.
-        on_prefetcher: receives the queue of batches before the first step.
         metrics: the metrics of this process, to which those of the training are added.
     """
 
     on_event: EventSink = _ignore
     log: Callable[[str], None] = _ignore
     stop_requested: Callable[[], bool] = lambda: False
-    on_prefetcher: Callable[[Prefetcher[Batch]], None] = _ignore
     metrics: ProcessMetrics | None = None
 
 

@@ -8,27 +8,92 @@ The parts are protocols or small classes, so that tests/trainer/training/test_lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import DivergedError
 from crossfade.kvstore.store import RowStore
+from crossfade.trainer.config.lr_schedule import end_after_plateau, lr_factor
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
+from crossfade.trainer.data.reader import yield_to_computation
 from crossfade.trainer.evaluation.paired_gain import Evaluation
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.batches import Batch, BatchTimers
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.runs.events import EpochEvent, PhaseEvent, StepEvent
 from crossfade.trainer.training.hooks import TrainingHooks
-from crossfade.trainer.training.periodic import PeriodicAction
-from crossfade.trainer.training.prefetcher import Prefetcher
 from crossfade.trainer.training.state import TrainState
 from crossfade.trainer.training.steps import Step
+
+Value = TypeVar("Value")
+
+
+class Prefetcher(Generic[Value]):
+    """Iterates over ``source`` in a background thread of low priority, up to ``depth`` + 1 values ahead.
+
+    An error of ``source`` is raised in the foreground, in place of the value that failed. Leaving the context stops the
+    thread.
+    """
+
+    def __init__(self, source: Iterable[Value], depth: int = 2, interrupt: Callable[[], None] = lambda: None) -> None:
+        """Start the thread.
+
+        Args:
+            source: what to iterate over.
+            depth: values that wait in the queue, in addition to the one being computed.
+            interrupt: makes ``source`` raise an error soon if it is waiting for something.
+        """
+        self._interrupt = interrupt
+        self._queue: queue.Queue[tuple[str, Value | BaseException | None]] = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._drain, args=(source,), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Prefetcher[Value]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the thread and wait for it to end."""
+        self._stopped.set()
+        self._interrupt()
+        while self._thread.is_alive():
+            self._discard()
+            self._thread.join(timeout=0.01)
+
+    def __iter__(self) -> Iterator[Value]:
+        """Yield the values in order."""
+        while True:
+            kind, value = self._queue.get()
+            if kind == "end":
+                return
+            if isinstance(value, BaseException):
+                raise value
+            yield value  # type: ignore[misc]
+
+    def _drain(self, source: Iterable[Value]) -> None:
+        yield_to_computation()
+        try:
+            for value in source:
+                self._queue.put(("value", value))
+                if self._stopped.is_set():
+                    return
+        except BaseException as error:
+            self._queue.put(("error", error))
+        else:
+            self._queue.put(("end", None))
+
+    def _discard(self) -> None:
+        try:
+            self._queue.get_nowait()
+        except queue.Empty:
+            return
 
 
 class Batches(Protocol):
@@ -85,7 +150,7 @@ class TrainLoop:
         """Return the steps that the run takes, by what the valid split has shown so far."""
         if state.plateau_step is None:
             return self.max_steps
-        return min(self.max_steps, self.job.optimizer.end_after_plateau(state.plateau_step))
+        return min(self.max_steps, end_after_plateau(self.job.optimizer, state.plateau_step))
 
     def run(self, state: TrainState) -> bool:
         """Continue from ``state``, which is updated, and return True once the run is finished, False if it was stopped.
@@ -101,7 +166,6 @@ class TrainLoop:
         timers = BatchTimers()
         source = self.batches.remaining(state, self.max_steps, timers)
         with Prefetcher(source, interrupt=self.batches.interrupt) as prefetcher:
-            self.hooks.on_prefetcher(prefetcher)
             batches = iter(prefetcher)
             while not self._is_finished(state):
                 if self._run_epoch(state, batches, timers):
@@ -129,7 +193,7 @@ class TrainLoop:
         return False
 
     def _step(self, batch: Batch, state: TrainState) -> None:
-        factor = self.job.optimizer.lr_factor(state.step, self.total_steps(state))
+        factor = lr_factor(self.job.optimizer, state.step, self.total_steps(state))
         try:
             loss, active = self.step.take(batch, factor, state)
         except DivergedError as error:
@@ -157,8 +221,8 @@ class TrainLoop:
         """Evaluate, if that is due, and begin the next epoch."""
         loss_sum, examples = self.store.all_reduce(np.array([state.loss_sum, state.examples]))
         state.loss_sum, state.examples = 0.0, 0
-        evaluation = PeriodicAction(self._evaluate, every_epochs=self.job.train.eval_every_epochs)
-        metrics = evaluation.after_epoch(state.epochs, state.step >= self.total_steps(state), state)
+        is_due = state.epochs % self.job.train.eval_every_epochs == 0 or state.step >= self.total_steps(state)
+        metrics = self._evaluate(state) if is_due else None
         state.last_epoch_end_step = state.step
         loss = float(loss_sum / max(examples, 1.0))
         self.hooks.on_event(EpochEvent(epoch=state.epochs, step=state.step, loss=loss, valid=metrics))

@@ -1,11 +1,8 @@
-"""Work that is due every few steps, every few seconds, or at the end of every few epochs.
+"""Work that is due every few steps, or every few seconds.
 
     save = PeriodicAction(start_checkpoint, every_steps=1_000, every_seconds=300.0)
     save.restart(state.step)                        # steps and seconds count from here
     save.after_step(state.step, state)              # calls start_checkpoint(state) if it is due
-
-    evaluation = PeriodicAction(evaluate, every_epochs=2)
-    metrics = evaluation.after_epoch(state.epochs, state)
 
 The clock is a parameter, so that a test sets the time.
 """
@@ -35,13 +32,12 @@ class PeriodicAction(Generic[P, R]):
         *,
         every_steps: int | None = None,
         every_seconds: float | None = None,
-        every_epochs: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         due_at_once: bool = False,
     ) -> None:
         """Count from step 0 and from now on; with ``due_at_once``, the first call waits for no seconds."""
         self._action, self._clock = action, clock
-        self.every_steps, self._every_seconds, self._every_epochs = every_steps, every_seconds, every_epochs
+        self.every_steps, self._every_seconds = every_steps, every_seconds
         self.last_step, self.last_at = 0, float("-inf") if due_at_once else clock()
 
     def restart(self, step: int = 0) -> None:
@@ -62,9 +58,3 @@ class PeriodicAction(Generic[P, R]):
     def after_step(self, step: int, /, *arguments: P.args, **keywords: P.kwargs) -> R | None:
         """Call the action if it is due after ``step``; return its result, None if it is not due."""
         return self.run(step, *arguments, **keywords) if self.is_due(step) else None
-
-    def after_epoch(self, epochs: int, last: bool, /, *arguments: P.args, **keywords: P.kwargs) -> R | None:
-        """Call the action if it is due after so many ``epochs``, or if these are the ``last``."""
-        if last or (self._every_epochs is not None and epochs % self._every_epochs == 0):
-            return self._action(*arguments, **keywords)
-        return None

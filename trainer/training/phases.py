@@ -2,4 +2,3 @@
 
 STEP_PHASES = ("data", "sample", "pull", "gradients", "push")
 PHASES = (*STEP_PHASES, "sync", "evaluate", "save")
-BACKGROUND_PHASES = ("data", "sample")

@@ -1,33 +1,30 @@
 """The report of a finished run, ``report.json``, and the names of the kernels that computed it.
 
     kernels = describe_kernels(engine="cpu")          # "OpenBLAS Zen, numpy AVX2, Numba znver3+avx2+fma"
-    warn_if_unlike_first(kernels, store, on_event)    # every worker calls this
 
 Processors of another kind have other kernels, which round differently. Runs repeat and resume bit for bit on equal
-kernels only, so reports and checkpoints name them.
+kernels only, so reports and events name them.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from crossfade.base.arrays import FloatArray
+from crossfade.kvstore import __version__
 from crossfade.kvstore.jit import compiled_for
-from crossfade.kvstore.store import MAX_ALL_REDUCE_LENGTH, RowStore
+from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.spec import ModelSpec
-from crossfade.trainer.runs.events import EventSink, KernelsDiffer
 from crossfade.trainer.training.composition import Composition
 from crossfade.trainer.training.state import TrainState
 
@@ -70,7 +67,6 @@ def make_report(
         "epochs": state.epochs,
         "parameters": model.parameters,
         "seconds_by_phase": state.seconds_by_phase,
-        "background_seconds": state.background_seconds,
         "checkpoints": asdict(state.checkpoints),
         "engine": composition.engine.name,
         "devices": [composition.engine.device],
@@ -95,11 +91,9 @@ def _advice(job: JobConfig, state: TrainState) -> str | None:
 
 
 def _package_versions() -> Iterator[tuple[str, str]]:
-    for package in ("crossfade", "numpy", "numba", "pyarrow"):
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            yield package, "not installed as a package"
+    yield "crossfade", __version__
+    for package in ("numpy", "numba", "pyarrow"):
+        yield package, version(package)
     if "torch" in sys.modules:
         yield "torch", sys.modules["torch"].__version__
     if "mxnet" in sys.modules:  # several packages provide it, so its version is not that of a package
@@ -138,19 +132,3 @@ def _numpy_features() -> str:
     show_config: Any = np.show_config  # numpy 1 declares neither its parameter nor its result
     extensions = show_config(mode="dicts")["SIMD Extensions"]
     return str((extensions.get("found") or extensions.get("baseline") or ["baseline"])[-1])
-
-
-def warn_if_unlike_first(kernels: str, store: RowStore, on_event: EventSink) -> None:
-    """Report a worker whose ``kernels`` are not those of rank 0. Every worker calls this."""
-    first = bytes(store.all_reduce(_encoded(kernels if store.rank == 0 else "")).astype(np.uint8))
-    if first != bytes(_encoded(kernels).astype(np.uint8)):
-        expected = first.rstrip(b"\0").decode(errors="replace")
-        on_event(KernelsDiffer(kernels=kernels, expected=expected, worker=store.rank, host=socket.gethostname()))
-
-
-def _encoded(kernels: str) -> FloatArray:
-    """Return the bytes of ``kernels`` as numbers, which workers can sum."""
-    values_N = np.zeros(MAX_ALL_REDUCE_LENGTH)
-    encoded = kernels.encode()[:MAX_ALL_REDUCE_LENGTH]
-    values_N[: len(encoded)] = list(encoded)
-    return values_N

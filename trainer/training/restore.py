@@ -32,7 +32,6 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.model.neighbor_start import NO_NEIGHBORS, NewRows, find_neighbors, has_neighbor_start
 from crossfade.trainer.model.spec import ModelSpec
-from crossfade.trainer.runs.events import EventSink, KernelsDiffer
 from crossfade.trainer.runs.job_inputs import JobInputs, RowSelection
 from crossfade.trainer.runs.resumption import check_same_data
 from crossfade.trainer.training.checkpointing import CheckpointMetadata
@@ -45,16 +44,11 @@ class _RunRecord(BaseModel):
     run: str
     job: dict[str, Any]
     data: int
-    kernels: str | None = None  # checkpoints of earlier versions have none
     train_state: dict[str, Any]
 
 
-def restore_train_state(
-    metadata: CheckpointMetadata, uri: str, rank: int, on_event: EventSink = lambda _: None
-) -> TrainState:
+def restore_train_state(metadata: CheckpointMetadata, uri: str, rank: int) -> TrainState:
     """Restore the train state of the checkpoint ``uri``. Only rank 0 keeps its counters, so sums count them once.
-
-    ``on_event`` receives an event if the checkpoint was written with other kernels.
 
     Raises:
         CheckpointError: the checkpoint is incomplete.
@@ -74,10 +68,6 @@ def restore_train_state(
     saved_job = check_job(record.job, uri)
     if conflicts := metadata.job.resume_conflicts(saved_job):
         raise InputError(f"{uri}: cannot resume: {', '.join(conflicts)}")
-    if problem := state.conflict(manifest.step, saved_job.train.epochs, metadata.job.evaluate.best_metric):
-        raise InputError(f"{uri}: cannot resume: its train state {problem}; resume from another checkpoint")
-    if record.kernels not in (None, metadata.kernels):
-        on_event(KernelsDiffer(kernels=metadata.kernels, expected=record.kernels, checkpoint=uri))
     return state
 
 

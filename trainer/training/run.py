@@ -53,7 +53,7 @@ def run_training(
     report = make_report(job, session.inputs.model, state, finished.metrics, session.composition, finished.traffic)
     report["popularity"] = finished.popularity
     report |= {"restarts": len(restarts), "restart_causes": restarts, "wall_seconds": time.perf_counter() - started}
-    report |= {"run": folder.run_id(), "started": folder.started(), "kernels": session.metadata.kernels}
+    report |= {"run": folder.run_id(), "started": folder.started(), "kernels": session.kernels}
     if session.composition.store.rank == 0 and job.no_shared_run_dir:
         hooks.on_event(ReportEvent(report=report))
     elif session.composition.store.rank == 0:

@@ -34,7 +34,6 @@ from crossfade.trainer.runs.job_inputs import (
     JobInputs,
     RowSelection,
     load_inputs,
-    load_row_counts,
     open_lineage,
     select_rows,
     trained_counts,
@@ -45,7 +44,7 @@ from crossfade.trainer.training.checkpointing import CheckpointManager, Checkpoi
 from crossfade.trainer.training.composition import Composition, compose
 from crossfade.trainer.training.hooks import PhaseReporter, TrainingHooks
 from crossfade.trainer.training.loop import TrainLoop
-from crossfade.trainer.training.report import describe_kernels, total_traffic, warn_if_unlike_first
+from crossfade.trainer.training.report import describe_kernels, total_traffic
 from crossfade.trainer.training.restore import create_tables, restore_train_state
 from crossfade.trainer.training.state import TrainState
 from crossfade.trainer.training.worker_metrics import TrainingMetrics, measure_training
@@ -81,6 +80,7 @@ class TrainingSession:
     selection: RowSelection
     composition: Composition
     metadata: CheckpointMetadata
+    kernels: str
     towers: Towers
     loop: TrainLoop
     checkpoints: CheckpointManager
@@ -97,15 +97,12 @@ class TrainingSession:
         self.loop.hooks.on_event(PhaseEvent(name="tables"))
         state = TrainState()
         if checkpoint:
-            state = restore_train_state(
-                self.metadata, checkpoint, self.composition.store.rank, self.loop.hooks.on_event
-            )
+            state = restore_train_state(self.metadata, checkpoint, self.composition.store.rank)
         self.composition.store.first_step = state.step
         store, progress = self.composition.store, PhaseReporter(self.on_worker_event)
         rows_from = create_tables(
             self.inputs, self.metadata, store, self.towers.dense, self.selection, checkpoint, progress
         )
-        warn_if_unlike_first(self.metadata.kernels, self.composition.store, self.on_worker_event)
         for line in self.composition.describe_tables():
             self.loop.hooks.log(line)
         self.embeddings.discard_missing(state)
@@ -117,7 +114,7 @@ class TrainingSession:
                 rows_from=rows_from,
                 engine=engine,
                 devices=devices,
-                kernels=self.metadata.kernels,
+                kernels=self.kernels,
             )
         )
         self.metrics.attach(state)
@@ -194,16 +191,14 @@ def open_session(
         hooks = replace(
             hooks,
             on_event=metrics.observing(_first_worker_sink(job, folder, rank, hooks.on_event, opened)),
-            on_prefetcher=metrics.observing_prefetcher(hooks.on_prefetcher),
         )
         towers = load_towers(job, model, inputs.folder, manifest)
         towers.dense.all_reduce = all_reduce
         composition = _open_composition(inputs, towers, servers, process_metrics, hooks.log, opened)
         store, kernels = composition.store, describe_kernels(composition.engine.name)
         metrics.watch_gpu(composition.engine.gpu_memory)
-        metadata = CheckpointMetadata.of(job, folder.run_id(), model.tables, folder.lock.command, kernels)
-        row_counts = load_row_counts(folder.path, job, metadata.data, manifest.trained_on())
-        selection = select_rows(job, inputs.folder, manifest, PhaseReporter(of_every_worker), row_counts)
+        metadata = CheckpointMetadata.of(job, folder.run_id(), model.tables, folder.lock.command)
+        selection = select_rows(job, inputs.folder, manifest, PhaseReporter(of_every_worker))
         vocabularies = {table.name: Vocabulary(inputs.folder, manifest, table.name) for table in model.vectors}
         checkpoints = opened.enter_context(
             CheckpointManager(store, job.checkpoint, folder.checkpoints(job), metadata, hooks, towers.dense.files)
@@ -211,9 +206,8 @@ def open_session(
         embeddings = _best_embeddings(inputs, folder, store, vocabularies, towers)
         batches = _open_batches(inputs, store, selection, towers, opened)
         loop = TrainLoop(job, model, store, composition.step, batches, embeddings, checkpoints, hooks)
-        yield TrainingSession(
-            inputs, selection, composition, metadata, towers, loop, checkpoints, embeddings, metrics, of_every_worker
-        )
+        made = inputs, selection, composition, metadata, kernels, towers, loop, checkpoints, embeddings
+        yield TrainingSession(*made, metrics, of_every_worker)
 
 
 def _first_worker_sink(

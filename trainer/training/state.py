@@ -15,7 +15,7 @@ from crossfade.kvstore.store import SaveResult, TableSpec, Traffic
 from crossfade.trainer.evaluation.paired_gain import Evaluation, exceeds_error
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.batches import Batch, BatchTimers
-from crossfade.trainer.training.phases import BACKGROUND_PHASES, PHASES, STEP_PHASES
+from crossfade.trainer.training.phases import PHASES, STEP_PHASES
 
 
 @dataclass
@@ -57,7 +57,6 @@ class TrainState:
         stopped_early: whether the run took fewer steps for that.
         train_seconds: seconds of training, without evaluations.
         seconds_by_phase: seconds of this worker by phase; ``data`` and ``sample`` are those that training waited.
-        background_seconds: seconds of the background thread on the same two.
         traffic: rows and bytes that this worker moved.
         checkpoints: checkpoints of the run.
     """
@@ -78,7 +77,6 @@ class TrainState:
     stopped_early: bool = False
     train_seconds: float = 0.0
     seconds_by_phase: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    background_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BACKGROUND_PHASES, 0.0))
     traffic: Traffic = field(default_factory=Traffic)
     checkpoints: CheckpointStats = field(default_factory=CheckpointStats)
 
@@ -146,9 +144,6 @@ class TrainState:
         data = min(waited, timers.data.seconds - data_before)
         self.seconds_by_phase["data"] += data
         self.seconds_by_phase["sample"] += waited - data
-        self.background_seconds["data"] += timers.data.seconds - timers.counted[0]
-        self.background_seconds["sample"] += timers.sample.seconds - timers.counted[1]
-        timers.counted = timers.data.seconds, timers.sample.seconds
 
     def step_seconds(self) -> dict[str, float]:
         """Return the seconds of all steps so far, by phase."""
@@ -170,18 +165,6 @@ class TrainState:
         traffic = {name: int(totals[name]) for name in asdict(self.traffic)}
         counters = {"loss_sum": float(totals["loss_sum"]), "examples": int(totals["examples"]), "traffic": traffic}
         return {**asdict(self), **counters}
-
-    def conflict(self, step: int, epochs: int, best_metric: str) -> str:
-        """Return what contradicts the checkpoint of ``step`` in a run of ``epochs`` epochs; empty if nothing does."""
-        counts = (self.epoch, self.epoch_step, self.last_epoch_end_step, self.examples, self.examples_total)
-        if self.step != step or min(*counts, self.evals_since_best) < 0:
-            return f"is of step {self.step}, of epoch {self.epoch}, but the checkpoint is of step {step}"
-        if max(self.epoch_step, self.last_epoch_end_step) > step or self.epoch > epochs:
-            return f"has taken {self.epochs} epochs, of {epochs}, in {step} steps"
-        if self.best is not None and best_metric not in self.best:
-            return f"has no {best_metric}, by which the best epoch is chosen"
-        missing = {*PHASES, *BACKGROUND_PHASES} - {*self.seconds_by_phase, *self.background_seconds}
-        return f"has no seconds of {', '.join(sorted(missing))}" if missing else ""
 
     @staticmethod
     def from_record(record: Mapping[str, Any], *, keep_counters: bool) -> TrainState:

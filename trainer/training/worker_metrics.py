@@ -12,7 +12,6 @@ from prometheus_client.core import Metric as Family
 from crossfade.base.errors import DivergedError
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.monitoring import names
 from crossfade.trainer.monitoring.names import Histogram
@@ -26,9 +25,8 @@ from crossfade.trainer.runs.events import (
     PhaseEvent,
     StepEvent,
 )
-from crossfade.trainer.runs.shown_metrics import error_of, is_metric
+from crossfade.trainer.runs.shown_metrics import is_metric
 from crossfade.trainer.training.phases import PHASES, STEP_PHASES
-from crossfade.trainer.training.prefetcher import Prefetcher
 from crossfade.trainer.training.state import TrainState
 
 SAVED, FAILED = "saved", "failed"
@@ -73,9 +71,7 @@ class TrainingMetrics:
         self._loss: float | None = None
         self._epoch_loss: float | None = None
         self._evaluation: dict[tuple[str, ...], float] = {}
-        self._errors: dict[tuple[str, ...], float] = {}
         self._done = False
-        self._prefetcher: Prefetcher[Batch] | None = None
         self._gpu_memory: Callable[[], tuple[int, int] | None] = lambda: None
         self._checkpoints = _CheckpointMetrics(job) if rank == 0 else None
 
@@ -84,15 +80,6 @@ class TrainingMetrics:
         self._train_state, self._seconds = state, dict(state.seconds_by_phase)
         if self._checkpoints is not None:
             self._checkpoints.last_at = time.time()
-
-    def observing_prefetcher(self, hook: Callable[[Prefetcher[Batch]], None]) -> Callable[[Prefetcher[Batch]], None]:
-        """Wrap ``hook``: the prefetcher that it receives is measured too."""
-
-        def observe(prefetcher: Prefetcher[Batch]) -> None:
-            self._prefetcher = prefetcher
-            hook(prefetcher)
-
-        return observe
 
     def watch_gpu(self, memory: Callable[[], tuple[int, int] | None]) -> None:
         """Measure the GPU of which ``memory`` returns the used and total bytes; None: there is none."""
@@ -145,13 +132,8 @@ class TrainingMetrics:
     def record_evaluation(self, split: str, metrics: Mapping[str, float]) -> None:
         """Record the metrics of the embeddings on ``split``."""
         # A new dict, since another thread may be reading the old one.
-        found = [name for name in metrics if is_metric(name)]
-        values: dict[tuple[str, ...], float] = {(split, name): metrics[name] for name in found}
+        values: dict[tuple[str, ...], float] = {(split, name): metrics[name] for name in metrics if is_metric(name)}
         self._evaluation = {**self._evaluation, **values}
-        errors: dict[tuple[str, ...], float] = {
-            (split, name): metrics[error_of(name)] for name in found if error_of(name) in metrics
-        }
-        self._errors = {**self._errors, **errors}
 
     def mark_diverged(self) -> None:
         """Show a loss that is not a number."""
@@ -171,10 +153,8 @@ class TrainingMetrics:
         yield names.EPOCH_LOSS.single(self._epoch_loss)
         yield names.LEARNING_RATE.single(self._learning_rate)
         yield names.EVAL_METRIC.family(*self._evaluation.items())
-        yield names.EVAL_ERROR.family(*self._errors.items())
         yield names.PHASE_DURATION.histogram(*(((phase,), seconds) for phase, seconds in self._phases.items()))
         yield from self._traffic()
-        yield names.PREFETCHED_BATCHES.single(self._prefetcher.queued() if self._prefetcher else 0)
         yield names.LAST_STEP.single(self._last_step_at)
         yield names.LAST_PROGRESS.single(self._last_event_at)
         if memory := self._gpu_memory():
@@ -201,10 +181,8 @@ class TrainingMetrics:
         """Yield the rows and bytes that steps moved, by table, counted as ``crossfade.kvstore.store.Traffic`` does."""
         rows = {(name,): count for name, count in self._rows.items()}
         row_bytes = {(name,): ROW_ID_BYTES + table.dim * VALUE_BYTES for name, table in self._tables.items()}
-        moved = [(name, count * row_bytes[name]) for name, count in rows.items()]
         yield names.ACTIVE_ROWS.family(*rows.items())
-        yield names.PULLED_BYTES.family(*moved)
-        yield names.PUSHED_BYTES.family(*moved)
+        yield names.PUSHED_BYTES.family(*((name, count * row_bytes[name]) for name, count in rows.items()))
         yield names.DENSE_EQUIVALENT_BYTES.family(
             *(((name,), self._steps * table.bytes) for name, table in self._tables.items())
         )
@@ -216,8 +194,8 @@ class _CheckpointMetrics:
     def __init__(self, job: JobConfig) -> None:
         self.last_at: float | None = None
         self._interval = job.checkpoint.interval_seconds
-        self._saved = self._failed = self._bytes = 0
-        self._seconds = self._pause = 0.0
+        self._saved = self._failed = 0
+        self._pause = 0.0
         self._last_bytes: int | None = None
 
     def observe(self, event: CheckpointSaved | CheckpointFailed) -> None:
@@ -225,16 +203,12 @@ class _CheckpointMetrics:
             self._failed += 1
             return
         self._saved += 1
-        self._seconds += event.seconds
         self._pause += event.pause_seconds
-        self._bytes += event.bytes
         self._last_bytes, self.last_at = event.bytes, time.time()
 
     def collect(self) -> Iterator[Family]:
         yield names.CHECKPOINTS.family(((SAVED,), self._saved), ((FAILED,), self._failed))
-        yield names.CHECKPOINT_WRITE_SECONDS.single(self._seconds)
         yield names.CHECKPOINT_PAUSE.single(self._pause)
-        yield names.CHECKPOINT_BYTES.single(self._bytes)
         yield names.LAST_CHECKPOINT_BYTES.single(self._last_bytes)
         yield names.LAST_CHECKPOINT.single(self.last_at)
         yield names.CHECKPOINT_INTERVAL.single(self._interval)

@@ -33,7 +33,7 @@ from crossfade.deploy.topology import Address, sizes_on_hosts
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.job_inputs import open_inputs
-from crossfade.trainer.runs.run_folder import EVENTS_FILE, FINAL_METRICS_FILE, JOB_FILE, REPORT_FILE, RunFolder
+from crossfade.trainer.runs.run_folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 from crossfade.trainer.runs.run_lock import LOCK_FILE
 
 BASE = Path("/opt/ml")
@@ -203,7 +203,7 @@ def export_model(paths: Paths, folder: RunFolder) -> None:
         OSError: the files cannot be written.
     """
     paths.model.mkdir(parents=True, exist_ok=True)
-    for name in (JOB_FILE, REPORT_FILE, EVENTS_FILE, FINAL_METRICS_FILE):
+    for name in (JOB_FILE, REPORT_FILE, EVENTS_FILE):
         if (folder.path / name).exists():
             shutil.copy(folder.path / name, paths.model / name)
     if folder.embeddings.exists():

@@ -186,8 +186,8 @@ def _needs_network(submission: Submission) -> bool:
     if not submission.options.copy_data:
         paths.append(job.data.path)
     reads_s3 = any(path is not None and path.startswith("s3://") for path in paths)
-    reports = job.metrics.pushgateway is not None or job.tracking.mlflow is not None
-    return submission.hosts > 1 or reads_s3 or reports  # several hosts write their checkpoints to S3
+    is_tracked = job.tracking.mlflow is not None
+    return submission.hosts > 1 or reads_s3 or is_tracked  # several hosts write their checkpoints to S3
 
 
 def _parameters(submission: Submission) -> dict[str, str]:

@@ -9,8 +9,9 @@ from command_here import crossfade_here
 from fault_runs import ON_ONE_SERVER, STEPS, assert_last_is_complete, assert_undisturbed, checkpoint_option, train
 from metric_groups import FIRST, PROCESS, ROWS, TRAINING
 from paced_training import metrics_address
+from run_results import report_of
 from running_command import has_ended, succeeded
-from scraping import families, scrape, targets, value
+from scraping import families, scrape, targets
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -69,5 +70,5 @@ def test_run_resumed_elsewhere_ends_at_its_first_location(workspace: Path, undis
     assert f"{tmp_path / 'shared'}: another run, of job 'planted', was started in it with --resume" in result.stderr
     assert not (workspace / "here" / "report.json").exists()
     assert_undisturbed(workspace / "there", undisturbed)
-    assert value((workspace / "there" / "metrics.prom").read_text(), "crossfade_step") == STEPS
+    assert report_of(workspace / "there")["steps"] == STEPS
     assert_last_is_complete(tmp_path / "shared")

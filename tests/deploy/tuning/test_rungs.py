@@ -9,8 +9,10 @@ from resolved_jobs import SIZE
 
 from crossfade.deploy.tuning.rungs import BUDGET, plan_rungs
 from crossfade.deploy.tuning.search_space import check_parameters, quick_parameters
+from crossfade.trainer.config.auto_values import resolve
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.config.schema import JobConfig, resolve
+from crossfade.trainer.config.lr_schedule import lr_factor
+from crossfade.trainer.config.schema import JobConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -62,7 +64,7 @@ def test_short_training_moves_rows_as_far_as_a_whole_one(tmp_path: Path, kind: s
     for rung in reversed(plan_rungs(job)):
         trained = load_job(tmp_path / "job.yaml", [*settings, *rung.overrides(job, trial)])
         taken = steps(trained, 50)
-        factors = [trained.optimizer.lr_factor(step, taken) for step in range(taken)]
+        factors = [lr_factor(trained.optimizer, step, taken) for step in range(taken)]
         # The schedule of each rung ends, and with it the rung is evaluated.
         assert factors[-1] < 0.01
         assert trained.train.epochs % trained.train.eval_every_epochs == 0

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
+from crossfade.trainer.config.auto_values import DatasetSize, resolve
 from crossfade.trainer.config.loading import make_job
-from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
+from crossfade.trainer.config.schema import JobConfig
 
 SMALL = DatasetSize(queries=6_000, items=3_400, interactions=600_000, is_grouped=True)
 MEDIUM = DatasetSize(queries=30_000, items=41_000, interactions=800_000, is_grouped=True)

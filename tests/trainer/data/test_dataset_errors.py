@@ -87,14 +87,6 @@ def test_empty_files_add_no_examples_and_one_file_with_rows_is_required(
     assert message.startswith(f"{data}: its train split is empty: there is nothing to train on")
 
 
-def test_row_group_above_limit_is_rejected_until_limit_is_raised(train_error: TrainError, workspace: Path) -> None:
-    limit = "data.max_row_group_rows"
-    message = train_error("--set", f"{limit}=1499")
-    assert message.startswith(f"{workspace / 'data' / FILE}, row group 0: has 1,500 rows, but {limit} is")
-    assert f"set {limit} to 1500" in message
-    assert examples_of(workspace, "--set", f"{limit}=1500") == 2 * train_rows()
-
-
 def test_training_reads_more_files_than_a_process_may_open(workspace: Path) -> None:
     data, count = workspace / "data", 2_000
     table = interaction_table(make_interactions([1, 2], [3, 4]))

@@ -24,7 +24,7 @@ from crossfade.trainer.data.reader import InteractionReader, row_groups, weigh_b
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.schedule import BatchSchedule
 from crossfade.trainer.data.time_values import TimeSpan
-from crossfade.trainer.runs.job_inputs import ROW_COUNTS_FILE, RowSelection, load_row_counts, select_rows
+from crossfade.trainer.runs.job_inputs import RowSelection, select_rows
 
 QUERIES, ITEMS = 11, 13
 DAY = 86_400
@@ -134,19 +134,6 @@ def test_invalid_time_is_rejected_with_the_job(tmp_path: Path, data: dict[str, A
     with pytest.raises(InputError, match="test: data") as caught:
         load_job_arguments(tmp_path, **data)
     assert expected in str(caught.value)
-
-
-def test_row_counts_are_reused_only_for_same_time_range_and_dataset(tmp_path: Path) -> None:
-    manifest = write_timed(tmp_path / "data", clustered=False)
-    train = manifest.splits["train"]
-    job = load_job_arguments(tmp_path / "data", since=FIRST + 45 * DAY)
-    selection = select_rows(job, Folder(tmp_path / "data"), manifest, NullReporter())
-    selection.write(tmp_path, job, 17)
-    assert load_row_counts(tmp_path, job, 17, train) == selection.row_counts
-    assert load_row_counts(tmp_path, job, 18, train) is None
-    assert load_row_counts(tmp_path, load_job_arguments(tmp_path / "data", since=FIRST), 17, train) is None
-    (tmp_path / ROW_COUNTS_FILE).write_text("{")
-    assert load_row_counts(tmp_path, job, 17, train) is None
 
 
 @pytest.mark.parametrize("since", [FIRST + DAY, FIRST + 45 * DAY])

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from object_store import BUCKET, ObjectStore
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.embeddings.current_run import current_run
@@ -26,11 +25,3 @@ def test_damaged_name_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / "current.json").write_text(text)
     with pytest.raises(InputError, match=r"current\.json: does not name a run: .*; restore it"):
         current_run(str(tmp_path))
-
-
-@pytest.mark.slow
-def test_folder_on_s3_stands_for_the_run_that_it_names(s3: ObjectStore) -> None:
-    assert current_run(s3.uri("unnamed")).run == s3.uri("unnamed")
-    with s3.client().open_output_stream(f"{BUCKET}/service/current.json") as out:
-        out.write(b'{"version": 3, "run": "version-000003"}')
-    assert current_run(s3.uri("service")).run == s3.uri("service/version-000003")

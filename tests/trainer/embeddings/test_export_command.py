@@ -1,106 +1,32 @@
 """The export command: embeddings of trained runs, its memory, and its interruption."""
 
-import json
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import write_data_set
-from cluster_data import CUSTOMERS, OVERFITTING, TRACKS, write_job, write_planted
+from cluster_data import write_job, write_planted
 from command_here import crossfade_here
-from exporting import OPTIMIZER, training_on, vectors
-from running_command import crossfade, started, succeeded
+from exporting import OPTIMIZER, training_on
+from running_command import started, succeeded
 from saved_shards import random_table, save_shards, split_table
 from waiting import wait_until
 
-from crossfade.base.arrays import FloatArray
-from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.embeddings import files as embeddings
-from crossfade.trainer.embeddings.model_card import CARD_FILE
-
-ENTITIES = ["customer", "track"]
-
-
-def weights_of_newest(run: Path, entity: str) -> FloatArray:
-    """Read the rows of ``entity`` from the newest checkpoint of a run with numpy only."""
-    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
-    assert checkpoint is not None
-    weights_ND = np.empty((checkpoint.rows(entity), 8), np.float32)
-    files = sorted(Path(checkpoint.uri, entity).glob("weights.*.npy"))
-    for number, path in enumerate(files):
-        weights_ND[number :: len(files)] = np.load(path)
-    return weights_ND
-
-
-def train(workspace: Path, run: str, *options: object, **sections: Any) -> Path:
-    """Train on planted data, and return the run folder."""
-    if not (workspace / "data").exists():
-        write_planted(workspace / "data", named=True, held_out=False)
-    write_job(workspace / f"{run}.yaml", workspace / "data", **sections)
-    run_command = crossfade if "--servers" in options else crossfade_here
-    succeeded(run_command("train", f"{run}.yaml", "--run-dir", run, *options, cwd=workspace))
-    return workspace / run
-
-
-def assert_equal_folders(one: Path, other: Path) -> None:
-    names = [[str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))] for folder in (one, other)]
-    assert names[0] == names[1]
-    for name in names[0]:
-        if (one / name).is_file():
-            assert (one / name).read_bytes() == (other / name).read_bytes(), name
-
-
-@pytest.mark.cluster
-def test_export_of_two_servers_without_valid_split_equals_the_embeddings(tmp_path: Path) -> None:
-    run = train(tmp_path, "run", "--servers", 2, "--workers", 1, cluster={"max_key_bytes": 2048})
-    result = succeeded(crossfade_here("export", "run", "--out", "out", cwd=tmp_path))
-    assert result.stdout.splitlines() == [
-        f"customer  {CUSTOMERS:>13} x 8      out/customer",
-        f"track     {TRACKS:>13} x 8      out/track",
-    ]
-    assert "crossfade: exporting run/checkpoints/step-" in result.stderr
-    (tmp_path / "out" / CARD_FILE).unlink()
-    assert_equal_folders(tmp_path / "out", run / "embeddings")
-    assert len(list(run.glob("checkpoints/step-*/customer/weights.*"))) > 2
-    # Recommendations by shards of two servers are those by the embeddings.
-    found = [
-        succeeded(crossfade_here("recommend", source, "--customer", "c010", "--json", cwd=tmp_path)).stdout
-        for source in ("run", "run/checkpoints")
-    ]
-    assert found[0] == found[1]
-    assert json.loads(found[0])[0]["recommendations"]
-
-
-@pytest.mark.slow
-def test_export_of_run_with_valid_split_is_its_last_step(tmp_path: Path) -> None:
-    write_planted(tmp_path / "data")
-    run = train(tmp_path, "run", train={"epochs": 12, "patience": None}, optimizer=OVERFITTING)
-    exported = json.loads(succeeded(crossfade_here("export", "run", "--out", "out", "--json", cwd=tmp_path)).stdout)
-    report = json.loads((run / "report.json").read_text())
-    assert exported["step"] == report["steps"]
-    assert (exported["target"], exported["job"]) == ("out", "planted")
-    assert exported["tables"][0] == {"name": "customer", "rows": CUSTOMERS, "dim": 8, "untrained": None}
-    for entity in ENTITIES:
-        np.testing.assert_array_equal(vectors(tmp_path / "out", entity), weights_of_newest(run, entity))
-    assert report["best_epoch"] < report["epochs"], "the job must overfit"
-    assert not np.array_equal(vectors(tmp_path / "out", "track"), vectors(run / "embeddings", "track"))
 
 
 @pytest.mark.slow
 def test_exported_embeddings_are_found_by_similar_and_evaluate(tmp_path: Path) -> None:
-    write_planted(tmp_path / "data", named=True)
-    run = train(tmp_path, "run", train={"save_embeddings": "none"})
-    assert not (run / "embeddings").exists()
-    succeeded(crossfade_here("export", "run", cwd=tmp_path))
-    for entity in ENTITIES:
-        np.testing.assert_array_equal(vectors(run / "embeddings", entity), weights_of_newest(run, entity))
+    data = write_planted(tmp_path / "data", named=True)
+    write_job(tmp_path / "job.yaml", data, train={"save_embeddings": "none"})
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=tmp_path))
+    assert not (tmp_path / "run" / "embeddings").exists()
+    succeeded(crossfade_here("export", "run", "--out", "run/embeddings", cwd=tmp_path))
     assert "Genre" in succeeded(crossfade_here("similar", "run", "Genre 0 Song 0", cwd=tmp_path)).stdout
     assert re.search(r"recall +0\.\d+", succeeded(crossfade_here("evaluate", "run", cwd=tmp_path)).stdout)
 

@@ -1,20 +1,18 @@
-"""Exports as files: values, rows, the example in the model card, which is run, and what may be replaced."""
+"""Exports as files: values, rows, and what may be replaced."""
 
 import json
-import re
 import shutil
-import struct
 import sys
-from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from builders import ITEM, QUERY
 from command_here import crossfade_here
 from running_command import succeeded
-from safetensors import safe_open
+from safetensors.numpy import load_file
 from written_runs import (
     CUSTOMER_IDS,
     TRACK_IDS,
@@ -46,38 +44,28 @@ def export(run: WrittenRun, to: str, *options: object) -> Path:
     return out
 
 
-def run_example(folder: Path) -> dict[str, Any]:
-    """Run the Python of the model card in ``folder``, and return its variables."""
-    [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    variables: dict[str, Any] = {}
-    with chdir(folder):
-        exec(compile(code, "README.md", "exec"), variables)
-    return variables
+def load(folder: Path, to: str) -> tuple[Any, dict[str, list[Any]]]:
+    """Return the vectors and the rows in ``folder``."""
+    if to == "parquet":
+        rows = pq.read_table(folder)
+        return np.stack(rows["vector"].to_numpy()), rows.to_pydict()
+    path = folder / f"vectors.{'npy' if to == 'numpy' else to}"
+    vectors = np.load(path) if to == "numpy" else load_file(path)["vectors"]
+    return vectors, pq.read_table(folder / "rows.parquet").to_pydict()
 
 
 @pytest.mark.parametrize("to", ["numpy", "safetensors", "parquet"])
-def test_example_loads_all_vectors_and_rows(run: WrittenRun, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_have_all_vectors_and_rows(run: WrittenRun, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exported_model, "GROUP_ROWS", 3)
     vectors = save_checkpoint(run, 7) if to == "parquet" else run.vectors
     for entity, ids, names in ((ITEM, TRACK_IDS, TRACK_NAMES), (QUERY, CUSTOMER_IDS, None)):
         out = export(run, to, "--entity", entity, "--overwrite")
-        found = run_example(out)
-        assert found["vectors"].dtype == np.float32
-        np.testing.assert_array_equal(found["vectors"], vectors[entity])
-        rows = found["rows"].to_pydict()
+        found, rows = load(out / entity, to)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, vectors[entity])
         assert (rows["id"], rows.get("name")) == (ids, names)
         if to != "parquet":
             assert [row for row, trained in enumerate(rows["trained"]) if not trained] == (UNTRAINED if names else [])
-
-
-def test_safetensors_are_read_by_their_library(run: WrittenRun) -> None:
-    path = export(run, "safetensors") / ITEM / "vectors.safetensors"
-    with safe_open(path, framework="numpy") as file:
-        np.testing.assert_array_equal(file.get_slice("vectors")[2:5], run.vectors[ITEM][2:5])
-        metadata = file.metadata()
-    assert (metadata["entity"], metadata["job"], metadata["score"]) == (ITEM, "planted", "cosine")
-    [length] = struct.unpack("<Q", path.read_bytes()[:8])
-    assert (8 + length) % 8 == 0
 
 
 def test_embeddings_are_exported_before_checkpoints(run: WrittenRun, tmp_path: Path) -> None:
@@ -99,28 +87,6 @@ def test_embeddings_are_exported_before_checkpoints(run: WrittenRun, tmp_path: P
     ]
 
 
-def test_corrupt_checkpoint_is_skipped_without_leftovers(run: WrittenRun, tmp_path: Path) -> None:
-    older, _ = save_checkpoint(run, 7), save_checkpoint(run, 8)
-    [file] = (run.path / "checkpoints" / "step-000000008" / ITEM).glob("weights.*")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    command = ("export", run.path / "checkpoints", "--to", "numpy", "--out", tmp_path / "out")
-    result = succeeded(crossfade_here(*command))
-    assert f"skipped a checkpoint: {file}: its CRC-32 does not match" in result.stderr
-    np.testing.assert_array_equal(np.load(tmp_path / "out" / ITEM / "vectors.npy"), older[ITEM])
-    for name, *options in (
-        ("export", "--to", "safetensors", "--out", tmp_path / "other"),
-        ("index", "--out", tmp_path / "other"),
-        ("recommend", "--all", "--out", tmp_path / "other.csv"),
-        ("similar", "1007"),
-    ):
-        corrupt = crossfade_here(name, file.parents[1], *options)
-        assert corrupt.returncode == 2
-        assert f"{file}: its CRC-32 does not match its content" in corrupt.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "run"]
-
-
 def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> None:
     save_checkpoint(run, 7)
     command = ("export", run.path, "--out", tmp_path / "out", "--entity", ITEM)
@@ -129,20 +95,17 @@ def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> 
         assert "already exists; choose another" in crossfade_here(*command, "--to", to).stderr
         succeeded(crossfade_here(*command, "--to", to, "--overwrite"))
     files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert sorted(files) == ["README.md", "track/rows.parquet", "track/vectors.npy"]
-    card = tmp_path / "out" / "README.md"
-    for foreign, text in ((tmp_path / "out" / "track" / "notes.json", "{}"), (card, "My own notes.\n")):
-        foreign.write_text(text)
-        assert f"{foreign.name}', which is not part of an export" in crossfade_here(*command, "--overwrite").stderr
-        assert foreign.read_text() == text
-        if foreign != card:
-            foreign.unlink()
+    assert sorted(files) == ["track/rows.parquet", "track/vectors.npy"]
+    foreign = tmp_path / "out" / "track" / "notes.json"
+    foreign.write_text("{}")
+    assert "notes.json', which is not part of an export" in crossfade_here(*command, "--overwrite").stderr
+    assert foreign.read_text() == "{}"
 
 
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"to": "numpy"}, "to"),
+        ({}, "to"),
         ({"to": "numpy", "out": "s3://music/exports"}, "out"),
         ({"to": "numpy", "out": "out", "name": "music"}, "name"),
         ({"to": "numpy", "push": ""}, "push"),
@@ -150,7 +113,6 @@ def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> 
         ({"to": "qdrant", "push": "", "out": "out"}, "push"),
         ({"to": "qdrant", "push": "", "overwrite": True}, "push"),
         ({"to": "qdrant", "push": "", "name": "Music-1"}, "name"),
-        ({"to": "mlflow", "push": "models:/music", "name": "music"}, "name"),
     ],
 )
 def test_invalid_options_are_rejected(options: dict[str, Any], field: str) -> None:
@@ -166,7 +128,6 @@ def test_invalid_options_are_rejected(options: dict[str, Any], field: str) -> No
         ("qdrant", "qdrant_client", "export"),
         ("opensearch", "opensearchpy", "export"),
         ("s3-vectors", "boto3", "aws"),
-        ("mlflow", "mlflow.pyfunc", "mlflow"),
     ],
 )
 def test_missing_client_is_named(to: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from object_store import free_ports
 from opensearch_double import OpenSearchDouble, running_opensearch
 from postgres_server import PASSWORD, PostgresServer, running_postgres
 from qdrant_client import QdrantClient
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from running_command import RunningCommand, started, succeeded
 from waiting import wait_until
 from written_runs import CUSTOMER_IDS, TRACK_IDS, TRACK_NAMES, WrittenRun, save_checkpoint, write_run, write_vectors
@@ -293,32 +291,6 @@ def test_command_prints_tables_and_keeps_privileges(
     connection.execute("DROP ROLE reader")
 
 
-def test_readers_find_all_earlier_rows_or_all_new_ones(
-    connection: "psycopg.Connection[Any]", postgres: PostgresServer, tmp_path: Path
-) -> None:
-    runs = [write_run(tmp_path / str(number), seed=10 * number) for number in range(4)]
-    push(runs[0], "pgvector")
-    seen: list[bytes] = []
-    done: list[bool] = []
-
-    def read() -> None:
-        with postgres.connect() as reader:
-            while not done:
-                rows = reader.execute("SELECT vector::float4[] FROM planted_track ORDER BY id").fetchall()
-                seen.append(np.array(rows, np.float32).tobytes())
-
-    reader = Thread(target=read)
-    reader.start()
-    try:
-        for later in runs[1:]:
-            push(later, "pgvector")
-    finally:
-        done.append(True)
-        reader.join()
-    assert seen
-    assert set(seen) <= {version.trained_vectors(ITEM).tobytes() for version in runs}
-
-
 SESSIONS = f"FROM pg_stat_activity WHERE application_name = '{databases.MARK}'"
 
 
@@ -351,16 +323,6 @@ def test_interrupted_push_ends_its_session_and_changes_nothing(
         assert "Traceback" not in result.stderr
 
 
-def test_lost_session_fails_the_push(
-    connection: "psycopg.Connection[Any]", postgres: PostgresServer, tmp_path: Path
-) -> None:
-    with waiting_push(connection, postgres, tmp_path) as command:
-        connection.execute(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
-        result = command.finish()
-        assert result.returncode == 1
-        assert "due to administrator command; the earlier tables are unchanged" in result.stderr
-
-
 def test_failed_requests_are_sent_again_and_at_last_reported(
     bucket: SearchedS3Vectors, aws: AwsServer, opensearch: SearchedOpenSearch, tmp_path: Path
 ) -> None:
@@ -385,10 +347,6 @@ def test_failed_requests_are_sent_again_and_at_last_reported(
         assert failed.value.exit_code == 1
     push(run, "opensearch", opensearch.place)
     assert_holds(opensearch, run, [3, 5])
-    with closing(databases.connect("qdrant", nowhere)) as database:
-        slow_down = database.problem(ResourceExhaustedResponse("slow down", retry_after_s=1))
-        assert slow_down is not None
-        assert not slow_down.is_rejected
 
 
 def test_rejected_requests_are_not_sent_again(

@@ -180,8 +180,6 @@ def test_only_a_map_is_replaced_and_one_seed_draws_one_map(workspace: Path, draw
     assert_rejected(workspace, "holds 'notes.txt', which is not part of a map", "run", "--out", tmp_path, "--overwrite")
     assert page.read_bytes() == b"of somebody else"
     assert_rejected(workspace, "is not a folder", "run", "--out", notes, "--overwrite")
-    again.mkdir()
-    (again / "map.html").write_bytes(b"of a command that was killed")
     tables = []
     for command in (("map", "run"), ("map", "run/checkpoints", "--overwrite")):
         succeeded(crossfade_here(*command, "--count", 20, "--out", again, cwd=workspace))

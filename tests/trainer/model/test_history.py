@@ -19,7 +19,8 @@ from history_towers import (
 from resolved_jobs import job_with
 
 from crossfade.base.errors import InputError
-from crossfade.trainer.config.schema import DatasetSize, JobConfig, resolve
+from crossfade.trainer.config.auto_values import DatasetSize, resolve
+from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.embeddings.query_vectors import query_vectors

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from scraping import ask, families, scrape
-from waiting import wait_until
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.monitoring.http import MAX_FINAL_WAIT_SECONDS, serve_metrics
@@ -94,14 +93,6 @@ def test_end_waits_for_final_scrape_after_earlier_scrapes() -> None:
         thread.join()
         endpoint._scrapes.extend([time.monotonic() - 100, time.monotonic()])
         endpoint.await_final_scrape(lambda: True)
-
-
-def test_end_does_not_wait_for_overdue_scrape() -> None:
-    with serve_metrics(ProcessMetrics("plays", "worker"), 0, None, "127.0.0.1") as endpoint:
-        for _ in range(2):
-            scrape_as_prometheus(str(endpoint.address))
-        wait_until(lambda: endpoint.seconds_until_scrape() == 0, "an overdue scrape")
-        endpoint.await_final_scrape(lambda: False)
 
 
 def test_wildcard_host_advertises_role_address() -> None:

@@ -1,4 +1,4 @@
-"""A run resumes from a usable checkpoint, and starts over only if it has saved none or is allowed to."""
+"""A run resumes from a usable checkpoint of a folder that it owns; test_lost_checkpoints.py has runs that have none."""
 
 import json
 from pathlib import Path
@@ -51,32 +51,6 @@ def test_run_that_has_saved_nothing_starts_over(tmp_path: Path) -> None:
     assert (checkpoint, len(skipped)) == (None, 1)
 
 
-def test_missing_checkpoints_of_a_run_are_reported(tmp_path: Path) -> None:
-    checkpoints = tmp_path / "unmounted" / "checkpoints"
-    with pytest.raises(InputError) as caught:
-        find_start(str(checkpoints), saved_step=8)
-    assert "holds no checkpoint, but the run has saved some, the last of step 8" in str(caught.value)
-    assert not checkpoints.parent.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("saved_step", [None, 3])
-def test_unusable_checkpoints_are_reported_and_kept(tmp_path: Path, saved_step: int | None) -> None:
-    save(tmp_path, 1, 3)
-    for step in (1, 3):
-        Path(step_folder(str(tmp_path), step), "track", "weights.00001-of-00002.npy").unlink()
-    with pytest.raises(InputError) as caught:
-        find_start(str(tmp_path), saved_step=saved_step)
-    assert "none of the checkpoints in" in str(caught.value)
-    assert "step-000000003/track/weights.00001-of-00002.npy: missing" in str(caught.value)
-
-
-def test_checkpoints_found_corrupt_while_loading_are_no_reason_to_start_over(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    with pytest.raises(InputError, match=r"none of the checkpoints in .* is usable: .*was found corrupt before"):
-        find_start(str(tmp_path), {step_folder(str(tmp_path), 1)})
-
-
 @pytest.mark.slow
 def test_checkpoint_of_a_newer_format_is_not_passed_over(tmp_path: Path) -> None:
     save(tmp_path, 1, 3)
@@ -104,3 +78,15 @@ def test_run_that_takes_a_folder_over_owns_the_checkpoints_of_the_runs_before(tm
     for run in ("first", "second", "third", "third"):
         claim(str(tmp_path), run, "plays", take_over=True)
     assert check_still_owned(str(tmp_path), "third") == {"first", "second", "third"}
+
+
+def test_command_whose_run_was_resumed_elsewhere_no_longer_owns_the_checkpoints(tmp_path: Path) -> None:
+    claim(str(tmp_path), "run", "plays", "first", take_over=False)
+    check_still_owned(str(tmp_path), "run", "first")
+    claim(str(tmp_path), "run", "plays", "second", take_over=True)
+    check_still_owned(str(tmp_path), "run", "second")
+    check_still_owned(str(tmp_path), "run")  # a role that was started by hand
+    with pytest.raises(InputError, match="another command, with resume or standby, has taken the run over"):
+        check_still_owned(str(tmp_path), "run", "first")
+    with pytest.raises(InputError, match="another run, of job 'plays', was started in it"):
+        check_still_owned(str(tmp_path), "another", "second")

@@ -56,3 +56,12 @@ def test_fifo_in_place_of_a_file_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(InputError, match=r"run.json: cannot be read: not a regular file"):
         RunFolder(tmp_path).run_id()
+
+
+def test_damaged_file_is_named_before_training(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: [")
+    with pytest.raises(InputError, match=r"job\.yaml:1: not valid YAML"):
+        RunFolder(tmp_path).check_readable()
+    (tmp_path / "run.json").touch()
+    with pytest.raises(InputError, match=r"run\.json: is empty; restore it, or delete it for a new run ID"):
+        RunFolder(tmp_path).check_readable()

@@ -71,14 +71,6 @@ def test_run_keeps_its_id_and_start_when_it_resumes(run: RunFolder, job: JobConf
     assert (run.started() or 0) > started
 
 
-def test_earlier_run_is_moved_with_whether_it_was_finished(run: RunFolder, job: JobConfig) -> None:
-    begin(run, job)
-    assert begin(run, job) == EarlierRun(run.path.with_name("run.1"), finished=True)
-    with pytest.raises(ZeroDivisionError), run.open_run(job, resume=True):
-        raise ZeroDivisionError
-    assert begin(run, job) == EarlierRun(run.path.with_name("run.2"), finished=False)
-
-
 @MODES
 @pytest.mark.parametrize("name", [RUN_FILE, JOB_FILE])
 def test_folder_of_a_run_killed_while_it_was_created_is_not_a_run(
@@ -158,24 +150,6 @@ def test_file_is_synced_before_its_name_and_its_folder_after(tmp_path: Path, mon
     assert durable_file.is_partial(partial.name)
     assert later == [tmp_path / "report.json", tmp_path]
     assert (tmp_path / "report.json").read_text() == '{\n "steps": 1\n}\n'
-
-
-@pytest.mark.parametrize("content", ["", "\0\0\0\0", '{"id": "a', '["x"'], ids=["empty", "zeros", "object", "list"])
-@pytest.mark.parametrize("name", [RUN_FILE, "restarts.json", JOB_FILE])
-def test_empty_or_truncated_file_is_named_before_training(
-    run: RunFolder, job: JobConfig, name: str, content: str
-) -> None:
-    begin(run, job)
-    (run.path / name).write_text(content)
-    with pytest.raises(InputError, match=rf"^{run.path}/{name}") as caught:
-        run.check_readable()
-    assert "\n" not in str(caught.value)
-    cause = {
-        ("restarts.json", '["x"'): "is not as 'crossfade train' writes it",
-        (RUN_FILE, ""): "is empty; restore it, or delete it for a new run ID",
-    }
-    if (name, content) in cause:
-        assert cause[name, content] in str(caught.value)
 
 
 def test_temporary_files_of_a_killed_process_are_deleted_by_the_next_run(run: RunFolder, job: JobConfig) -> None:

@@ -18,12 +18,10 @@ from command_here import crossfade_here
 from running_command import succeeded
 from written_runs import ArrayVectors
 
-from crossfade.base.arrays import BoolArray, IntArray
+from crossfade.base.arrays import BoolArray
 from crossfade.base.errors import InputError, OptionError
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.recommend import model
-from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.metadata_table import MetadataTable
 from crossfade.trainer.recommend.model import Model, open_model
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
@@ -103,40 +101,9 @@ def test_copy_answers_as_the_run(workspace: Path, served: Model) -> None:
     np.testing.assert_array_equal(found.rows_QK, expected.rows_QK)
 
 
-def test_known_items_are_left_out_unless_they_are_wanted(served: Model) -> None:
-    histories = served.histories(EVERYONE)
-    for exclude in ALL_SPLITS, ():
-        rows_QK, _ = served.recommend(EVERYONE, RecommendOptions.of(k=TRACKS, exclude=exclude))
-        known = [np.isin(rows_K, _items(histories, query)).any() for query, rows_K in enumerate(rows_QK)]
-        assert any(known) != bool(exclude)
-        assert all(known) != bool(exclude)
+def test_exclusions_are_of_all_splits_or_none(served: Model) -> None:
     with pytest.raises(OptionError, match="exclude train: expected all splits, train valid test, or none"):
         served.recommend(EVERYONE, RecommendOptions.of(exclude="train"))
-
-
-@pytest.mark.slow
-def test_allow_and_deny_lists_hold_with_exclusions(served: Model, indexed: Version) -> None:
-    everything, _ = served.recommend(EVERYONE, RecommendOptions(k=TRACKS))
-    allow, deny = np.arange(3, TRACKS, 4), np.arange(0, TRACKS, 3)
-    lists = {"allow": tuple(5000 + allow), "deny": tuple(5000 + deny)}
-    lists = {name: tuple(map(str, rows)) for name, rows in lists.items()}
-    rows_QK, scores_QK = served.recommend(EVERYONE, RecommendOptions(k=5, max_per=("genre", 2), **lists))
-    genre_R = np.arange(TRACKS + 1) % GENRES
-    for rows_K, ranked_K in zip(rows_QK, everything, strict=True):
-        left = [row for row in ranked_K if row in set(allow) - set(deny) and row >= 0]
-        expected: list[int] = []
-        for row in left:
-            if sum(genre_R[other] == genre_R[row] for other in expected) < 2 and len(expected) < 5:
-                expected.append(row)
-        assert [row for row in rows_K if row >= 0] == expected
-    assert (np.diff(scores_QK, axis=1)[np.isfinite(scores_QK[:, 1:])] <= 0).all()
-    denied = RecommendOptions(k=5, deny=lists["deny"])
-    found = indexed.model.recommend(EVERYONE, denied)
-    np.testing.assert_array_equal(found.rows_QK, served.recommend(EVERYONE, denied).rows_QK)
-
-
-def _items(histories: Histories, query: int) -> IntArray:
-    return histories.lists.items_N[slice(*histories.lists.starts_Q1[query : query + 2])]
 
 
 @pytest.fixture(scope="module")

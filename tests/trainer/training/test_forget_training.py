@@ -4,6 +4,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from cluster_data import CUSTOMERS, write_job, write_planted
 from command_here import crossfade_here
@@ -13,7 +14,6 @@ from running_command import crossfade, succeeded
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.model.spec import make_model
 from crossfade.trainer.runs.job_inputs import open_inputs
 
@@ -106,7 +106,7 @@ def test_run_after_a_warm_start_resumes_to_the_same_bits(workspace: Path) -> Non
 def test_forgotten_customers_have_no_id_in_embeddings_and_exports(workspace: Path) -> None:
     succeeded(crossfade_here("export", "new/checkpoints", "--out", "exported", cwd=workspace))
     for folder in (workspace / "new" / "embeddings", workspace / "exported"):
-        table = EmbeddingFiles(folder).read("customer")
+        table = pq.read_table(folder / "customer")
         assert table.column("row").to_pylist() == list(range(CUSTOMERS))
         assert [row for row, text in enumerate(table.column("id").to_pylist()) if text is None] == GONE
 

@@ -1,7 +1,5 @@
 """Periodic work on a clock that the test sets."""
 
-import pytest
-
 from crossfade.trainer.training.periodic import PeriodicAction
 
 
@@ -32,11 +30,6 @@ def test_first_call_waits_for_its_period_unless_it_is_due_at_once() -> None:
     clock = Clock()
     assert not PeriodicAction(int, every_seconds=1.0, clock=clock).is_due()
     assert PeriodicAction(int, every_seconds=1.0, clock=clock, due_at_once=True).is_due()
-
-
-@pytest.mark.parametrize(("epochs", "last", "expected"), [(2, False, None), (3, False, 7), (4, True, 7)])
-def test_action_after_an_epoch_returns_its_result_if_it_is_due(epochs: int, last: bool, expected: int | None) -> None:
-    assert PeriodicAction(lambda value: value, every_epochs=3).after_epoch(epochs, last, 7) == expected
 
 
 def test_work_that_takes_long_does_not_shorten_the_next_period() -> None:

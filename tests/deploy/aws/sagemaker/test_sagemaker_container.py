@@ -56,7 +56,7 @@ def test_interrupted_job_resumes_from_the_checkpoint_folder_on_another_machine(t
     assert re.search(r"step=\d+ progress=1\.0000 loss=\d\S+ .*ndcg@10=0\.\d+", result.stderr), "for CloudWatch"
     assert_same_model(second / "model", tmp_path / "uninterrupted")
     assert sorted(path.name for path in (second / "model").iterdir()) == [
-        *("embeddings", "events.jsonl", "job.yaml", "metrics.prom", "report.json"),
+        *("embeddings", "events.jsonl", "job.yaml", "report.json"),
     ]
 
 

@@ -83,7 +83,6 @@ def submission(job: JobConfig, **options: Any) -> Submission:
         ("train.epochs=2", {}, True),
         ("checkpoint.path=s3://music/checkpoints", {}, False),
         ("checkpoint.warm_start_from=s3://music/runs/checkpoints", {}, False),
-        ("metrics.pushgateway=http://pushgateway:9091", {}, False),
         ("tracking.mlflow=http://mlflow:5000", {}, False),
         ("train.epochs=2", {"hosts": 2}, False),
         ("train.epochs=2", {"copy_data": False}, False),

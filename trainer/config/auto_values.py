@@ -1,0 +1,126 @@
+"""Values of a job that are ``auto``, such as the temperature: derived from other values and the size of the dataset.
+
+    job = resolve(job, DatasetSize(queries=6_040, items=3_706, interactions=900_188, is_grouped=True))
+    job.model.temperature, job.negatives.kind         # 0.17, "all"
+
+The job file of a run has the resolved values, so that it trains the same wherever it is repeated. What depends on the
+machine stays ``auto`` in it: each worker chooses ``train.engine``, ``train.device`` and ``train.tables`` at its start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from crossfade.base.errors import InputError
+from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import HISTORY, NegativesConfig, Section
+
+_MAX_ITEMS = 2**15
+"""Items up to which all of them are negatives: a step of a worker scores each of its queries against all."""
+_MAX_ITEMS_GROUPED, _MAX_SCORES_GROUPED = 2**17, 2**13
+"""The same for a grouped dataset, and scores of an epoch by interaction: a query is scored about once an epoch."""
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 0.4
+_BY_DIRECTION: dict[str, Any] = {"learning_rate": 0.2, "weight_decay": 0.0, "max_norm": 1.0}
+"""The optimizer where only directions count. Rows that grew would turn ever more slowly."""
+_BY_VALUE: dict[str, Any] = {"learning_rate": 0.015, "weight_decay": 1e-5, "max_norm": None}
+_WARM_RATE = 0.5
+"""Factor of the learning rate in a warm start, whose rows are near their places (docs/fresh-models.md)."""
+_MIN_QUERIES = 2_000
+"""Queries with which a standard error is still usable: that of ndcg is about 0.3/√N."""
+_EPOCH_SHARE, _INTERACTION_SCORES = 0.1, 3_000
+_FINAL_FACTOR = 10
+"""Queries after training, about an epoch's time, by those of ``auto`` during training."""
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+@dataclass(frozen=True)
+class DatasetSize:
+    """The rows of a dataset: of the query and the item entity, and of the train split, and whether they are grouped.
+
+    ``lift`` and ``items_per_query`` are as in the ``CoOccurrence`` of its manifest; None if it was not measured.
+    """
+
+    queries: int
+    items: int
+    interactions: int
+    is_grouped: bool
+    lift: float | None = None
+    items_per_query: float | None = None
+
+
+def resolve(job: JobConfig, size: DatasetSize) -> JobConfig:
+    """Return ``job`` with a value for each ``auto``; other values are left alone."""
+    negatives = job.negatives if job.negatives.kind != "auto" else _negatives(job, size)
+    shares_scores = size.is_grouped and not _has_histories(job)
+    group: Any = "all" if negatives.kind == "all" and shares_scores else 1
+    warm = 1.0 if job.checkpoint.warm_start_from is None else _WARM_RATE
+    rate = 0.015 * warm if job.optimizer.learning_rate == "auto" else job.optimizer.learning_rate
+    dense = _fill(job.model.dense, learning_rate=rate)
+    model = _fill(job.model, temperature=_temperature(job, size)).model_copy(update={"dense": dense})
+    update = _BY_DIRECTION if job.model.score == "cosine" else _BY_VALUE
+    optimizer = _fill(job.optimizer, **{**update, "learning_rate": warm * update["learning_rate"]})
+    data = _fill(job.data, group=group)
+    queries = _evaluated_queries(size)
+    limit = job.evaluate.max_queries
+    final = "all" if limit == "all" else max(_FINAL_FACTOR * queries, 0 if limit == "auto" else limit)
+    evaluate = _fill(job.evaluate, max_queries=queries, final=final)
+    return job.model_copy(
+        update={"data": data, "model": model, "negatives": negatives, "optimizer": optimizer, "evaluate": evaluate},
+    )
+
+
+def _fill(section: AnySection, **values: Any) -> AnySection:
+    """Return ``section`` with those of ``values`` whose key is ``auto`` in it."""
+    return section.model_copy(update={key: value for key, value in values.items() if getattr(section, key) == "auto"})
+
+
+def _temperature(job: JobConfig, size: DatasetSize) -> float:
+    """Return a temperature, lower where interactions say more: the more items a query has, and the higher their lift.
+
+    At the optimum, cosine/T is the pointwise mutual information of query and item (Levy and Goldberg, NIPS 2014), which
+    cosines from -1 to 1 can only span with a T that fits its range. Fitted to what was best on valid on twenty splits,
+    published ones and parts of them (docs/training.md). Without a lift, the numbers of items and interactions stand for
+    it. The bounds hold where the data is far from those: at 0.05, logits are within ±20.
+    """
+    if job.model.score != "cosine":
+        return 0.17
+    if size.lift is None or size.items_per_query is None:
+        fitted = min(1.67 * size.items**-0.155 * max(size.interactions, 1) ** -0.075, 0.2)
+    else:
+        fitted = 0.588 * size.lift**-0.45 * size.items_per_query**-0.25
+    return float(f"{min(max(fitted, _MIN_TEMPERATURE), _MAX_TEMPERATURE):.2g}")
+
+
+def _evaluated_queries(size: DatasetSize) -> int:
+    """Return how many queries are evaluated during training: what takes at most about a tenth of an epoch.
+
+    Rankings of N queries take N · items scores, each a product of two vectors. In an epoch, the default job compares an
+    interaction with the 1,024 items of its part of a batch, in one product for the scores and two for the gradients:
+    ``_INTERACTION_SCORES`` products on the same CPUs, whatever the columns (docs/evaluation.md has a measurement). With
+    all items as negatives, an epoch takes longer; on a GPU, it takes less.
+
+    The number depends on the dataset alone, so that runs with other settings are evaluated on the same queries.
+    """
+    affordable = _EPOCH_SHARE * _INTERACTION_SCORES * size.interactions / max(size.items, 1)
+    return max(_MIN_QUERIES, round(affordable))
+
+
+def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:
+    if job.loss != "softmax":
+        return job.negatives.model_copy(update={"kind": "shared"})
+    scores = size.queries * size.items
+    is_cheap = size.items <= _MAX_ITEMS_GROUPED and scores <= _MAX_SCORES_GROUPED * size.interactions
+    if not _has_histories(job) and (size.items <= _MAX_ITEMS or (size.is_grouped and is_cheap)):
+        return job.negatives.model_copy(update={"kind": "all", "logq_correction": False})
+    if job.top_k is not None:
+        raise InputError(
+            f"top_k needs all items as negatives, which takes long for {size.items:,} items and "
+            f"{size.interactions:,} interactions: set negatives.kind to all, or leave out top_k"
+        )
+    return job.negatives.model_copy(update={"kind": "in_batch", "logq_correction": True})
+
+
+def _has_histories(job: JobConfig) -> bool:
+    """Whether examples of a query have different histories, and so different vectors, which cannot share scores."""
+    return HISTORY in job.model.query_features
