@@ -38,7 +38,6 @@ LONGEST_FIRST = (
     "test_memory",
     "test_sagemaker_hosts",
     "test_two_hosts",
-    "test_training_from_s3",
     "test_chaos",
 )
 """Files that take about a minute. They start first, so that at the end no process is left alone with one of them."""

@@ -12,19 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_data import TRACKS, write_job, write_planted
 from command_here import crossfade_here
-from object_store import running_object_store
 from run_results import checkpoint_arrays
 from running_command import succeeded
 
 from crossfade.base.arrays import FloatArray
-from crossfade.base.io.folder import Folder
-from crossfade.deploy.capacity.plan import plan_capacity
-from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import EmbeddingFiles
-from crossfade.trainer.model.given_vectors import GivenVectors
 from crossfade.trainer.model.towers import load_towers
 from crossfade.trainer.recommend.trained_model import with_trained_model
 from crossfade.trainer.runs.job_inputs import open_inputs
@@ -148,19 +142,6 @@ def test_embeddings_of_a_run_are_given_vectors(workspace: Path, frozen: Path) ->
     assert found.tobytes() == checkpoint_arrays(frozen, "track")["weights"].tobytes()
 
 
-def test_vectors_are_read_from_s3(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, manifest, *_ = open_inputs(load_job(workspace / "job.yaml", [f"data.path={workspace}/data"]))
-    with running_object_store(tmp_path) as server:
-        for name, value in server.variables.items():
-            monkeypatch.setenv(name, value)
-        Folder(server.uri("given")).write("vectors.parquet", (workspace / "vectors.parquet").read_bytes())
-        for source in (server.uri("given/vectors.parquet"), server.uri("given")):
-            given = GivenVectors("track", source, Vocabulary(data, manifest, "track"), DIM)
-            [(rows_A, values_AD)] = given.blocks(np.ones(TRACKS + 10, np.bool_))
-            np.testing.assert_array_equal(rows_A, np.sort(GIVEN))
-            np.testing.assert_array_equal(values_AD, given_vectors()[np.argsort(GIVEN)].astype(np.float32))
-
-
 def test_rows_with_given_vectors_count_as_trained(workspace: Path, frozen: Path) -> None:
     cold = np.arange(TRACKS, TRACKS + 10)
     given = np.isin(cold, GIVEN)
@@ -181,12 +162,6 @@ def test_rows_with_given_vectors_count_as_trained(workspace: Path, frozen: Path)
         np.testing.assert_array_equal(tower.inputs(cold).uses_id_A, expected)
 
 
-def test_plan_counts_given_vectors(workspace: Path) -> None:
-    options = [f"data.path={workspace}/data", "model.start={track: v.parquet}"]
-    [process] = plan_capacity(read_inputs(load_job(workspace / "job.yaml", options))).processes
-    assert any("given vectors of track" in part.what for part in process.parts)
-
-
 def bad_files(folder: Path) -> dict[str, Callable[[Path], None]]:
     ids, vectors = [5000, 5001], [[1.0] * DIM, [2.0] * DIM]
     return {
@@ -195,14 +170,12 @@ def bad_files(folder: Path) -> dict[str, Callable[[Path], None]]:
         ),
         "column 'vector' holds": lambda path: write_vectors(path, ids, [1.0, 2.0]),
         "numbers, but model.dim is": lambda path: write_vectors(path, ids, [[1.0] * 4, [2.0] * 4]),
-        "column 'id' holds": lambda path: write_vectors(path, ["a", "b"], vectors),
         "has a vector of none of the ids of": lambda path: write_vectors(path, [1, 2], vectors),
         "has more than one vector of the id": lambda path: write_vectors(path, [5000, 5000], vectors),
         "a vector is null": lambda path: write_vectors(path, ids, [vectors[0], None]),
         "a vector has a value that is null, not finite, or beyond 1e18": lambda path: write_vectors(
             path, ids, [vectors[0], [np.nan] * DIM]
         ),
-        "cannot be read": lambda path: path.write_text("id,vector\n"),
         "no such file": lambda path: path.unlink(missing_ok=True),
     }
 
