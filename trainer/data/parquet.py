@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -139,7 +138,7 @@ _MAX_GAP_BYTES = 1 << 16
 _BUFFER_BYTES = 4 << 20
 """Bytes per request and column where a row group is read in parts."""
 _MAX_CACHED_GROUPS = 1 << 14
-"""Capacity of the footer cache in row groups, about 16 MiB."""
+"""Row groups whose footers are kept in memory: about 16 MiB."""
 _FOOTER_GROUPS = 8
 """Fixed cost of a cached footer, in row groups."""
 
@@ -179,7 +178,7 @@ class ParquetFiles:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._footers: OrderedDict[str, tuple[str, pq.FileMetaData]] = OrderedDict()
+        self._footers: dict[str, tuple[str, pq.FileMetaData]] = {}
         self._cached_groups = 0
 
     @property
@@ -200,17 +199,6 @@ class ParquetFiles:
         """
         with storage_errors_of(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
             return self._checked(file, source)[0]
-
-    def version(self, file: DataFile) -> str:
-        """Return a text that differs once ``file`` has been replaced or written to.
-
-        Raises:
-            InputError: as ``footer``.
-            StorageUnavailableError: storage does not answer.
-        """
-        with storage_errors_of(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
-            self._checked(file, source)
-            return source.version
 
     def check_footer(self, file: DataFile) -> None:
         """Check that the column metadata in the footer of ``file`` are consistent, for files from an untrusted source.
@@ -324,17 +312,13 @@ class ParquetFiles:
         return metadata, tail
 
     def _cache(self, path: str, version: str, metadata: pq.FileMetaData) -> None:
+        """Keep the metadata of a file, and of no other once they would take too much memory."""
         with self._lock:
-            _, before = self._footers.pop(path, ("", None))
+            if self._cached_groups > _MAX_CACHED_GROUPS:
+                self._footers.clear()
+                self._cached_groups = 0
             self._footers[path] = version, metadata
-            self._cached_groups += _cache_cost(metadata) - (_cache_cost(before) if before is not None else 0)
-            while self._cached_groups > _MAX_CACHED_GROUPS and len(self._footers) > 1:
-                self._cached_groups -= _cache_cost(self._footers.popitem(last=False)[1][1])
-
-
-def _cache_cost(metadata: pq.FileMetaData) -> int:
-    """Return the memory that caching ``metadata`` takes, in row groups."""
-    return int(metadata.num_row_groups) + _FOOTER_GROUPS
+            self._cached_groups += metadata.num_row_groups + _FOOTER_GROUPS
 
 
 def checked_metadata(

@@ -87,14 +87,6 @@ def test_empty_files_add_no_examples_and_one_file_with_rows_is_required(
     assert message.startswith(f"{data}: its train split is empty: there is nothing to train on")
 
 
-def test_row_group_above_limit_is_rejected_until_limit_is_raised(train_error: TrainError, workspace: Path) -> None:
-    limit = "data.max_row_group_rows"
-    message = train_error("--set", f"{limit}=1499")
-    assert message.startswith(f"{workspace / 'data' / FILE}, row group 0: has 1,500 rows, but {limit} is")
-    assert f"set {limit} to 1500" in message
-    assert examples_of(workspace, "--set", f"{limit}=1500") == 2 * train_rows()
-
-
 def test_training_reads_more_files_than_a_process_may_open(workspace: Path) -> None:
     data, count = workspace / "data", 2_000
     table = interaction_table(make_interactions([1, 2], [3, 4]))
@@ -108,27 +100,14 @@ def test_training_reads_more_files_than_a_process_may_open(workspace: Path) -> N
     assert examples_of(workspace, *ONCE, "--set", "evaluate.exclude_splits=[valid]") == 2 * count
 
 
-@pytest.mark.parametrize(
-    ("how", "cause"),
-    [
-        ("vanishes", "no such file, but the manifest lists it"),
-        ("changes", "it was corrupted or replaced since this run began"),
-    ],
-)
-def test_file_that_changes_during_training_ends_the_run(workspace: Path, how: str, cause: str) -> None:
+def test_file_that_vanishes_during_training_ends_the_run(workspace: Path) -> None:
     path = workspace / "data" / FILE
     epochs = ("--set", "train.epochs=1000", "--set", "train.eval_every_epochs=1000")
     with paced("train", "job.yaml", *epochs, run_dir=workspace / "run") as training:
         training.wait_for("step")
-        if how == "vanishes":
-            path.unlink()
-        else:
-            content = bytearray(path.read_bytes())
-            content[-30] ^= 1
-            path.write_bytes(content)
+        path.unlink()
         result = training.finish()
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1].removeprefix("crossfade: error: ")
-    assert line.startswith(f"{path}: ")
-    assert cause in line
+    assert line.startswith(f"{path}: no such file, but the manifest lists it")
     assert "Traceback" not in result.stderr

@@ -130,12 +130,6 @@ def test_catalog_gives_rows_to_ids_without_events(raw: Path, tmp_path: Path, ids
     assert problems(second) == []
 
 
-def test_names_apply_to_feature_values(raw: Path, tmp_path: Path) -> None:
-    (raw / "names.csv").write_text("id,name\n7,Seven\n8,Eight\n")
-    data = prepare(raw, tmp_path / "out", *all_features(raw), "--names", f"artist={raw}/names.csv:id:name")
-    assert vocabulary(data, "artist") == [(7, 3, "Seven"), (8, 2, "Eight"), (9, 0, None)]
-
-
 def test_extending_keeps_rows_and_replaces_values_of_rows_with_new_ones(raw: Path, data: Path, tmp_path: Path) -> None:
     (raw / "day2.csv").write_text("customer,track,w\nann,11,1\ndot,16,1\ndot,10,1\n")
     (raw / "new.csv").write_text("id,tag\n16,live\n16,drone\n11,drone\n")
@@ -210,28 +204,11 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_validate_reports_invalid_pairs(data: Path, what: str) -> None:
+def test_invalid_pairs_are_reported_by_validate_and_rejected_by_training(data: Path, what: str) -> None:
     rewritten(data, "tag", CHANGES[what])
     reported = problems(data)
     assert what in reported[0]
     assert len(reported) == 1 or what == "column 'row' is 77, but track has rows 0 to"
-
-
-@pytest.mark.parametrize("what", [what for what in CHANGES if what != "column 'value' is -3, but tag has rows 0 to"])
-def test_loading_invalid_pairs_is_rejected(data: Path, what: str) -> None:
-    rewritten(data, "tag", CHANGES[what])
-    with pytest.raises(InputError, match=r"features/track/tag/part-00000.parquet, row( group)? 0"):
-        load_feature(Folder(data), read_manifest(Folder(data)), "track", "tag")
-
-
-def test_feature_files_with_different_value_types_are_rejected(
-    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pq.write_table(pa.table({"id": [10], "v": [1]}), raw / "v-1.parquet")
-    pq.write_table(pa.table({"id": [11], "v": ["x"]}), raw / "v-2.parquet")
-    files = ["--train", str(raw / "train.parquet"), "--item", "track", "--out", str(tmp_path / "out")]
-    words = ["prepare", *files, "--features", f"track={raw}/v-*.parquet:id:v"]
-    assert main(words) == 2
-    assert "column 'v' holds strings, but" in capsys.readouterr().err.strip().removeprefix("crossfade: error: ")
-    assert main([*words, "--id-type", "string"]) == 0
-    assert values(tmp_path / "out", "track", "v") == {"10": ["1"], "11": ["x"]}
+    if "value' is -3" not in what:
+        with pytest.raises(InputError, match=r"features/track/tag/part-00000.parquet, row( group)? 0"):
+            load_feature(Folder(data), read_manifest(Folder(data)), "track", "tag")
