@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_data import write_job
 from command_here import crossfade_here, rejected_here
-from finished_runs import quality, same_bits, vectors
 from preparing import vocabulary_tuples, write_parquet
+from run_results import all_vectors, report_of, same_bits
 from running_command import crossfade, succeeded
 
 from crossfade import load
@@ -60,6 +60,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = {"batch_size": 256, "epochs": 6}
     write_job(folder / "job.yaml", folder / "data", model=MODEL, train=train, checkpoint=CHECKPOINT)
     return folder
+
+
+def quality(run: Path) -> dict[str, float]:
+    found: dict[str, float] = report_of(run)["metrics"]["test"]
+    return found
 
 
 def train(workspace: Path, run: str, *options: object) -> Path:
@@ -111,7 +116,7 @@ def test_plan_counts_features_and_histories(workspace: Path) -> None:
 def test_two_workers_on_servers_equal_one_process(workspace: Path, trained: Path) -> None:
     words = ("train", "job.yaml", "--run-dir", "servers", "--servers", 2, "--workers", 2)
     succeeded(crossfade(*words, cwd=workspace))
-    found, expected = vectors(workspace / "servers" / "embeddings"), vectors(trained / "embeddings")
+    found, expected = all_vectors(workspace / "servers" / "embeddings"), all_vectors(trained / "embeddings")
     assert found.keys() == expected.keys()
     for name, vectors_ND in expected.items():
         # AdaGrad's first steps divide a gradient by its own size, which amplifies rounding in gradients near 0.
@@ -123,7 +128,7 @@ class Written:
     """The vectors that a run wrote, by ID, and rankings by their sums."""
 
     def __init__(self, workspace: Path, run: Path) -> None:
-        self._vectors = vectors(run / "embeddings")
+        self._vectors = all_vectors(run / "embeddings")
         self._tuples = {name: vocabulary_tuples(workspace / "data", name) for name in self._vectors}
 
     def of(self, entity: str, *ids: Any) -> FloatArray:
