@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
-from crossfade.base.errors import OptionError, command
+from crossfade.base.errors import command
 from crossfade.base.validation import described
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.trainer.config.sections import (
@@ -110,11 +110,7 @@ class DataConfig(Section):
 
     def time_range(self) -> TimeRange | None:
         """Return the time range to train on; None: all interactions."""
-        try:
-            found = TimeRange.of(self.since, self.until)
-        except OptionError as error:
-            raise ValueError(str(error)) from error
-        return found if found.ends() else None
+        return TimeRange.of(self.since, self.until)
 
 
 class TrainConfig(Section):

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import InputError, Option, OptionError, command
+from crossfade.base.errors import InputError, command
 from crossfade.trainer.data.column_names import TIMESTAMP
 from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Split
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.time_values import TimeOption, exceed_seconds_range
+from crossfade.trainer.data.time_values import exceed_seconds_range, iso_seconds
 
 if TYPE_CHECKING:
     from crossfade.trainer.data.parquet import ParquetFiles
@@ -32,50 +32,62 @@ _MAX_HALVINGS = 100.0
 TimeValue = int | str
 
 
+def parse_time_value(value: TimeValue) -> tuple[int, bool]:
+    """Return the timestamp as an integer, rounded up to a second, and whether it was given as a date.
+
+    Raises:
+        ValueError: it is neither an integer nor an ISO date.
+    """
+    if isinstance(value, int):
+        return value, False
+    try:
+        return iso_seconds(value, begins=True), True
+    except ValueError:
+        raise ValueError(f"'{value}' is neither an integer nor an ISO date such as 2024-05-31") from None
+
+
 @dataclass(frozen=True)
 class TimeRange:
-    """Timestamps from ``since`` on and before ``until``; None leaves that end open."""
+    """Timestamps from ``since`` on and before ``until``; None leaves that end open.
 
-    since: TimeOption | None = None
-    until: TimeOption | None = None
+    Attributes:
+        since: the first timestamp.
+        until: the first timestamp after the range.
+        dated: whether an end was given as a date, so that timestamps must be in seconds.
+        text: the range as the job gave it.
+    """
+
+    since: int | None
+    until: int | None
+    dated: bool
+    text: str
 
     @staticmethod
-    def of(since: TimeValue | None, until: TimeValue | None) -> TimeRange:
-        """Parse the ends of a range, the options ``since`` and ``until``.
+    def of(since: TimeValue | None, until: TimeValue | None) -> TimeRange | None:
+        """Parse the ends of a range; return None if both are open.
 
         Raises:
-            OptionError: an end is not a time, or the range is empty.
+            ValueError: an end is not a time, or the range is empty.
         """
-        first, last = _end("since", since), _end("until", until)
-        if first is not None and last is not None and first.value >= last.value:
-            problem = ("the time range is empty; it must be later than ", Option("since", first.text))
-            raise OptionError("until", found=last.text, problem=problem)
-        return TimeRange(first, last)
-
-    def ends(self) -> list[TimeOption]:
-        """Return the ends that are given."""
-        return [moment for moment in (self.since, self.until) if moment is not None]
-
-    def dates(self) -> list[TimeOption]:
-        """Return the ends that were given as dates, with which timestamps must be in seconds."""
-        return [moment for moment in self.ends() if moment.is_date]
+        if since is None and until is None:
+            return None
+        limits = [None if value is None else parse_time_value(value) for value in (since, until)]
+        first, last = (None if limit is None else limit[0] for limit in limits)
+        if first is not None and last is not None and first >= last:
+            raise ValueError(f"since '{since}' is not before until '{until}': the time range is empty")
+        text = [f"{name} {value}" for name, value in (("since", since), ("until", until)) if value is not None]
+        return TimeRange(first, last, any(limit is not None and limit[1] for limit in limits), " ".join(text))
 
     def __str__(self) -> str:
-        return " ".join(f"{moment.option} {moment.text}" for moment in self.ends())
-
-    def outside_sql(self, timestamp: str) -> tuple[str, str]:
-        """Return SQL conditions on the column ``timestamp``: before the range, and after it."""
-        before = "false" if self.since is None else f"({timestamp} < {self.since.value})"
-        after = "false" if self.until is None else f"({timestamp} >= {self.until.value})"
-        return before, after
+        return self.text
 
     def contains(self, timestamps_N: IntArray) -> BoolArray:
         """Return which of ``timestamps_N`` lie in the range, bool (N,)."""
         inside_N = np.ones(len(timestamps_N), dtype=np.bool_)
         if self.since is not None:
-            inside_N &= timestamps_N >= self.since.value
+            inside_N &= timestamps_N >= self.since
         if self.until is not None:
-            inside_N &= timestamps_N < self.until.value
+            inside_N &= timestamps_N < self.until
         return inside_N
 
     def decide(self, low: int, high: int) -> bool | None:
@@ -83,15 +95,9 @@ class TimeRange:
         inside = self.contains(np.array([low, high]))
         if inside.all():
             return True
-        before = self.since is not None and high < self.since.value
-        after = self.until is not None and low >= self.until.value
+        before = self.since is not None and high < self.since
+        after = self.until is not None and low >= self.until
         return False if before or after else None
-
-
-def _end(option: str, value: TimeValue | None) -> TimeOption | None:
-    if value is None or isinstance(value, int):
-        return None if value is None else TimeOption(option, str(value), value)
-    return TimeOption.parse(option, value, value, "1700000000 or 2024-05-31", begins=True)
 
 
 class Reader(Protocol):
@@ -128,7 +134,7 @@ def count_within(
         row_counts.append(counts)
         first, last = min(first, low), max(last, high)
         reporter.advance(split.files[len(row_counts) - 1].rows)
-    if time_range.dates() and exceed_seconds_range(last):
+    if time_range.dated and exceed_seconds_range(last):
         raise InputError(
             f"data.{time_range}: a date is compared in seconds, but the timestamps of {where} reach {last}, which is "
             "not a time in seconds; give an integer in the unit of the column"

@@ -1,7 +1,7 @@
-"""Points in time and spans, given as options.
+"""Points in time and spans given as options, and time ranges of raw events between two points.
 
-    moment = TimeOption.parse("since", "2024-05-01", "2024-05-01", "1700000000 or 2024-05-31")
-    check_seconds(moment, latest=1_704_067_200)
+    selected = EventTimeRange.parse("2024-05-01", None, has_timestamp=True)
+    too_early, too_late = selected.outside_sql("timestamp")
 
 A date means seconds since 1970, in UTC where it has no time zone; a number is in the unit of the timestamps.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil, floor
 
-from crossfade.base.errors import OptionError
+from crossfade.base.errors import Option, OptionError
 
 _MIN_MILLISECONDS = 100_000_000_000
 """Timestamps from here on are in milliseconds or a smaller unit: as seconds, this is the year 5138."""
@@ -121,3 +121,45 @@ def check_span(option: str, span: TimeSpan, latest: object) -> None:
             problem=f"is counted in seconds, but the timestamps reach {latest}, which is not a time in seconds",
             fix="give an INTEGER in the unit of the column",
         )
+
+
+@dataclass(frozen=True)
+class EventTimeRange:
+    """Events at or after ``since`` and before ``until``; None leaves that end open."""
+
+    since: TimeOption | None = None
+    until: TimeOption | None = None
+
+    @staticmethod
+    def parse(since: str | None, until: str | None, has_timestamp: bool) -> EventTimeRange:
+        """Parse the options ``since`` and ``until``.
+
+        Raises:
+            OptionError: one is not a time, the range is empty, or events have no timestamp.
+        """
+        low, high = (
+            None if text is None else TimeOption.parse(option, text, text, "1700000000 or 2024-05-31", begins=True)
+            for option, text in (("since", since), ("until", until))
+        )
+        for moment in (low, high):
+            if moment is not None and not has_timestamp:
+                raise OptionError(
+                    moment.option,
+                    found=moment.text,
+                    problem="needs the time of each event",
+                    fix=("name its column with ", Option("timestamp")),
+                )
+        if low is not None and high is not None and low.value >= high.value:
+            problem = ("the time range is empty; it must be later than ", Option("since", low.text))
+            raise OptionError("until", found=high.text, problem=problem)
+        return EventTimeRange(low, high)
+
+    def dates(self) -> list[TimeOption]:
+        """Return the ends that were given as dates."""
+        return [moment for moment in (self.since, self.until) if moment is not None and moment.is_date]
+
+    def outside_sql(self, timestamp: str) -> tuple[str, str]:
+        """Return SQL conditions on the column ``timestamp``: before the range, and after it."""
+        before = f"({timestamp} < {self.since.value})" if self.since is not None else "false"
+        after = f"({timestamp} >= {self.until.value})" if self.until is not None else "false"
+        return before, after

@@ -16,8 +16,7 @@ from pydantic import model_validator
 from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Number, Options, Share, alternatives, option
 from crossfade.trainer.data.column_names import MAX_CONTENT_WIDTH, TIMESTAMP, WEIGHT, is_entity_name
-from crossfade.trainer.data.time_range import TimeRange
-from crossfade.trainer.data.time_values import TimeSpan
+from crossfade.trainer.data.time_values import EventTimeRange, TimeSpan
 from crossfade.trainer.prepare.option_values import (
     ALL,
     QUARANTINE,
@@ -297,9 +296,9 @@ class PrepareOptions(Options):
         """Return the context entities to prepare."""
         return [ContextPlan(number, name, source) for number, (name, source) in enumerate(self.context.items())]
 
-    def time_range(self) -> TimeRange:
+    def time_range(self) -> EventTimeRange:
         """Return the time range of the events to keep."""
-        return TimeRange.of(self.since, self.until)
+        return EventTimeRange.parse(self.since, self.until, self.timestamp is not None)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -321,18 +320,8 @@ class PrepareOptions(Options):
         self._check_context()
         self._check_entities_named()
         self._check_admission()
-        self._check_time_range()
+        self.time_range()
         return self
-
-    def _check_time_range(self) -> None:
-        for moment in self.time_range().ends():
-            if self.timestamp is None:
-                raise OptionError(
-                    moment.option,
-                    found=moment.text,
-                    problem="needs the time of each event",
-                    fix=("name its column with ", Option("timestamp")),
-                )
 
     def _check_events(self) -> None:
         if self.weight is not None and self.event is not None:

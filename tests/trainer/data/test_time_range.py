@@ -119,8 +119,9 @@ def test_date_is_rejected_for_timestamps_not_in_seconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({"since": "yesterday"}, "the time must be an integer or an ISO date; expected 1700000000 or 2024-05-31"),
-        ({"since": 5, "until": 5}, "the time range is empty; it must be later than since"),
+        ({"since": "yesterday"}, "'yesterday' is neither an integer nor an ISO date such as 2024-05-31"),
+        ({"since": 5, "until": 5}, "since '5' is not before until '5': the time range is empty"),
+        ({"since": "2024-05-31", "until": "2024-05-30"}, "since '2024-05-31' is not before until '2024-05-30'"),
         ({"since": 1.5}, "data.since"),
         ({"until": True}, "data.until"),
     ],
