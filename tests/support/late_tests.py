@@ -20,7 +20,6 @@ LONG_AND_RARE = {
 """Files whose slow tests get the marker ``long``: they take a minute for code that few changes touch."""
 LONGEST_FIRST = (
     "test_spark",
-    "test_network_faults",
     "test_serve_command",
     "test_notebooks",
     "test_dashboard",
@@ -49,9 +48,7 @@ LONGEST_FIRST = (
     "test_validate",
     "test_dataset_errors",
     "test_submit_ec2_follow",
-    "test_submit_ec2_errors",
     "test_memory",
-    "test_sagemaker_hosts",
     "test_two_hosts",
     "test_chaos",
 )
