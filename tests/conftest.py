@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 from docker_engine import Engine, missing, running_engine
-from late_tests import run_order
+from late_tests import mark_long, run_order
 from needs import GPU
 from skip_summary import pytest_sessionfinish  # noqa: F401  # a hook
 
@@ -54,8 +54,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle-files", type=int, metavar="SEED", help="run the test files in a random order")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the fast tests first, then the longest files, or shuffle the files; the order within a file stays."""
+    """Put the fast tests first, then the longest files, or shuffle the files; the order within a file stays.
+
+    This comes first, so that ``-m`` sees which tests are long.
+    """
+    mark_long(items)
     seed = config.getoption("--shuffle-files")
     if seed is None:
         items.sort(key=run_order)

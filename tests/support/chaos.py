@@ -1,6 +1,6 @@
 """Inject random faults into trainings, and check that they end like undisturbed ones.
 
-    python tests/support/chaos.py --seed 1 --faults 20 --layouts host s3
+    python tests/support/chaos.py --seed 1 --faults 20 --layouts host sharded
 
 Each round trains a job twice in one layout (``chaos_layouts.py``): once undisturbed, and once with faults, while the
 wall clocks of all its processes jump by a day. The embeddings must be equal bit for bit, the ledger must hold each
@@ -10,8 +10,7 @@ restart (a slow one need not), one of storage as a checkpoint that failed. The s
     kill, terminate, freeze   a signal to a role, during steps, a checkpoint, or start-up
     slow                      a role is stopped and continued again and again, for seconds
     coordinator               SIGKILL to the command that started the roles; it is started again with --resume
-    storage                   a full disk, or an S3 that is down, until a checkpoint fails, or for seconds in start-up
-    throttle                  an S3 that answers each request with 503 Slow Down, as long
+    storage                   a full disk, until a checkpoint fails, or for seconds in start-up
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from small_disk import fill, make_room
 from waiting import wait_until
 
 BATCH = 256
-EPOCHS_PER_FAULT = {"host": 32, "sharded": 32, "s3": 48}
+EPOCHS_PER_FAULT = 32
 """Epochs of 15 steps that take longer than a fault whose training goes on meanwhile."""
 STEP_SECONDS = 0.03
 """Sleep in each step of the disturbed run."""
@@ -49,13 +48,9 @@ PULSES, PULSE_SECONDS = 10, 0.2
 OUTAGE_SECONDS = 5.0
 FAULTS_PER_ROUND = 20
 
-Kind = Literal["kill", "terminate", "freeze", "slow", "coordinator", "storage", "throttle"]
+Kind = Literal["kill", "terminate", "freeze", "slow", "coordinator", "storage"]
 Moment = Literal["steps", "checkpoint", "start-up"]
-KINDS: dict[Name, list[Kind]] = {
-    "host": ["kill", "kill", "terminate", "freeze", "slow", "coordinator", "storage"],
-    "sharded": ["kill", "kill", "terminate", "freeze", "slow", "coordinator", "storage"],
-    "s3": ["kill", "kill", "terminate", "freeze", "coordinator", "storage", "throttle"],
-}
+KINDS: list[Kind] = ["kill", "kill", "terminate", "freeze", "slow", "coordinator", "storage"]
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "freeze": signal.SIGSTOP}
 RESTARTING = ("kill", "terminate", "freeze")
 
@@ -80,7 +75,7 @@ def plan_faults(seed: int, count: int, steps: int, layout: Name, roles: list[str
         while True:
             yield from choose.sample(values, len(values))
 
-    kinds, chosen_roles, chosen_moments = shuffled(KINDS[layout]), shuffled(roles), shuffled(moments)
+    kinds, chosen_roles, chosen_moments = shuffled(KINDS), shuffled(roles), shuffled(moments)
     return [
         Fault(
             next(kinds),
@@ -106,7 +101,7 @@ class Injector:
         self._wait(lambda: self._saved_step() >= fault.step, f"step {fault.step}")
         getattr(self, f"_await_{fault.moment.replace('-', '_')}")(fault)
         since, step = time.monotonic() - self.started_at, self._saved_step()
-        target = "" if fault.kind in ("storage", "throttle") else fault.role
+        target = "" if fault.kind == "storage" else fault.role
         name = self.training.layout.name
         self.log(f"{since:6.1f} s  step {step:>6}  {name:<7}  {fault.kind:<11}  {target:<9}  in {fault.moment}")
         getattr(self, f"_{fault.kind}", self._signal)(fault)
@@ -140,26 +135,11 @@ class Injector:
         self.training.resume()
         self._wait(lambda: sorted(self.training.roles()) == self.training.layout.role_names(), "the resumed run")
 
-    def _throttle(self, fault: Fault) -> None:
-        proxy = self.training.layout.proxy
-        assert proxy is not None
-        proxy.reject_all("throttle")
-        try:
-            self._await_failed_checkpoint(fault)
-        finally:
-            proxy.reject_all(None)
-
     def _storage(self, fault: Fault) -> None:
-        layout = self.training.layout
-        if layout.store is not None:
-            layout.store.stop()
         try:
             self._await_failed_checkpoint(fault)
         finally:
-            if layout.disk is not None:
-                make_room(layout.disk)
-            if layout.store is not None:
-                layout.store.start()
+            make_room(self.training.layout.disk)
 
     def _await_failed_checkpoint(self, fault: Fault) -> None:
         """Wait until a checkpoint has failed; during start-up, for a few seconds."""
@@ -167,8 +147,7 @@ class Injector:
         failed = len(self.training.events("checkpoint_failed"))
 
         def has_failed() -> bool:
-            if disk is not None:
-                fill(disk)  # again and again, since deleted checkpoints make room
+            fill(disk)  # again and again, since deleted checkpoints make room
             return len(self.training.events("checkpoint_failed")) > failed
 
         if fault.moment == "start-up":
@@ -238,13 +217,13 @@ def run_chaos(
     log: Callable[[str], None] = print,
 ) -> str:
     """Train both runs in ``layout`` and compare them; return a summary in one line."""
-    folder, epochs = layout.folder, epochs or EPOCHS_PER_FAULT[layout.name] * faults
+    folder, epochs = layout.folder, epochs or EPOCHS_PER_FAULT * faults
     steps = epochs * -(-train_rows() // BATCH)
     settings = layout.settings()
     settings["cluster"] = {"stall_timeout_seconds": STALL_SECONDS, "max_restarts": 1000, **settings.get("cluster", {})}
     job = write_job(
         folder / "job.yaml",
-        write_planted(folder / "data", with_genres=layout.name != "s3"),
+        write_planted(folder / "data", with_genres=True),
         train={"batch_size": BATCH, "epochs": epochs, "eval_every_epochs": max(1, epochs // 4), "patience": None},
         checkpoint={"interval_seconds": 1.0, "keep_latest": 2},
         **settings,

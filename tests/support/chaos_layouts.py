@@ -2,7 +2,6 @@
 
     host       on servers and workers of one host, with features of tracks, and checkpoints on a small disk
     sharded    on workers of one host that hold the tables, with features of tracks, and checkpoints on a small disk
-    s3         on servers and workers of one host, with checkpoints on S3, reached through a proxy
 
 with layout_of("host", folder) as layout, layout.running("disturbed", variables) as training:
     training.roles()["server-1"].kill()
@@ -17,14 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from fault_runs import DISK_BYTES, FAST_S3_ERRORS
-from flaky_proxy import Proxy, flaky_proxy
-from object_store import ObjectStore, running_object_store
+from fault_runs import DISK_BYTES
 from running_command import RunningCommand, records, started
 from small_disk import mounted_disk
 
-Name = Literal["host", "sharded", "s3"]
-LAYOUTS: tuple[Name, ...] = ("host", "sharded", "s3")
+Name = Literal["host", "sharded"]
+LAYOUTS: tuple[Name, ...] = ("host", "sharded")
 
 
 class Layout:
@@ -34,25 +31,12 @@ class Layout:
         self.name = name
         self.folder = folder
         self.workers, self.servers = 2, 0 if name == "sharded" else 2
-        self.disk: Path | None = None
-        self.store: ObjectStore | None = None
-        self.proxy: Proxy | None = None
-        self.variables: dict[str, str] = {}
-        if name != "s3":
-            self.disk = stack.enter_context(mounted_disk(folder / "disk", DISK_BYTES))
-        if name == "s3":
-            (folder / "store").mkdir()
-            self.store = stack.enter_context(running_object_store(folder / "store"))
-            self.proxy = stack.enter_context(flaky_proxy(self.store.endpoint))
-            self.variables = {**self.store.variables, "AWS_ENDPOINT_URL": self.proxy.endpoint, **FAST_S3_ERRORS}
+        self.disk = stack.enter_context(mounted_disk(folder / "disk", DISK_BYTES))
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Return the sections of the job that differ between layouts."""
-        if self.name == "host":
-            return {"model": {"item_features": ["track", "genre"]}, "cluster": {"servers": 2, "workers": 2}}
-        if self.name == "sharded":
-            return {"model": {"item_features": ["track", "genre"]}, "cluster": {"store": "sharded", "workers": 2}}
-        return {"cluster": {"servers": 2, "workers": 2}}
+        tables: dict[str, Any] = {"servers": 2} if self.servers else {"store": "sharded"}
+        return {"model": {"item_features": ["track", "genre"]}, "cluster": {**tables, "workers": 2}}
 
     def role_names(self) -> list[str]:
         """Return the names of all roles of a generation."""
@@ -61,15 +45,13 @@ class Layout:
 
     def checkpoints(self, run: str) -> str:
         """Return where the checkpoints of ``run`` are."""
-        if self.disk is not None:
-            return str(self.disk / run)
-        return self.store.uri(run) if self.store is not None else str(self.folder / run / "checkpoints")
+        return str(self.disk / run)
 
     @contextmanager
     def running(self, run: str, job: Path, variables: Mapping[str, str]) -> Iterator[ChaosTraining]:
         """Run a training to its end while the context lasts."""
         with ExitStack() as stack:
-            yield ChaosTraining(self, run, job, {**self.variables, **variables}, stack)
+            yield ChaosTraining(self, run, job, variables, stack)
 
 
 @contextmanager

@@ -5,18 +5,22 @@ chooses the sizes of files and row groups, which may be uneven.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from builders import make_interactions, write_split
+from builders import write_vocabulary as write_rows
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
+from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature
 from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.reader import Interactions
 
 CUSTOMERS, TRACKS, GENRES = 300, 200, 5
 HELD_OUT = 2
@@ -104,23 +108,9 @@ def write_vocabulary(
     counts: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
 ) -> Entity:
-    """Write the vocabulary of ``entity`` in two files, the first with a third of the rows."""
-    columns: dict[str, Any] = {
-        "row": pa.array(range(len(ids)), pa.int64()),
-        "id": pa.array(ids),
-        "count": pa.array(counts or [1] * len(ids), pa.int64()),
-    }
-    if names is not None:
-        columns["name"] = pa.array(names)
-    table, files = pa.table(columns), []
-    cut = len(ids) // 3
-    for index, part in enumerate((table.slice(0, cut), table.slice(cut))):
-        path = f"vocabulary/{entity}/part-{index:05d}.parquet"
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(part, folder / path)
-        files.append(file_entry(Folder(folder), path))
-    id_type = "string" if isinstance(ids[0], str) else "int64"
-    return Entity(rows=len(ids), id_type=id_type, has_names=names is not None, files=files)
+    """Write the vocabulary of ``entity`` in two files."""
+    counts_N = None if counts is None else np.array(counts)
+    return write_rows(folder, entity, ids, names=names, counts_N=counts_N, file_rows=max(1, len(ids) * 2 // 3))
 
 
 def write_data(
@@ -135,7 +125,7 @@ def write_data(
         item="track",
         entities=entities,
         splits={
-            name: Split(files=list(_write_split(folder, name, pairs, files)))  # type: ignore[misc]
+            name: write_split(folder, name, _groups(pairs, files))  # type: ignore[misc]
             for name, (pairs, files) in splits.items()
         },
         features=features or {},
@@ -144,21 +134,11 @@ def write_data(
     return folder
 
 
-def _write_split(folder: Path, name: str, pairs: Pairs, files: Sequence[Sequence[int]]) -> Iterator[DataFile]:
-    (folder / name).mkdir(parents=True)
-    begin = 0
-    for index, row_groups in enumerate(files):
-        path = f"{name}/part-{index:05d}.parquet"
-        schema = pa.schema([("customer", pa.int64()), ("track", pa.int64()), ("weight", pa.float32())])
-        with pq.ParquetWriter(folder / path, schema) as writer:
-            for rows in row_groups:
-                columns = [column[begin : begin + rows] for column in pairs]
-                assert all(len(column) == rows for column in columns)
-                writer.write_table(pa.table([*columns, np.ones(rows, np.float32)], schema=schema), max(rows, 1))
-                begin += rows
-        written = [pq.read_metadata(folder / path).row_group(i).num_rows for i in range(len(row_groups))]
-        assert written == list(row_groups)
-        yield file_entry(Folder(folder), path)
+def _groups(pairs: Pairs, files: Sequence[Sequence[int]]) -> list[list[Interactions]]:
+    """Divide pairs among files and their row groups."""
+    ends = iter(accumulate(size for sizes in files for size in sizes))
+    parts = [[(end - size, end) for size, end in zip(sizes, ends, strict=False)] for sizes in files]
+    return [[make_interactions(*(column[start:end] for column in pairs)) for start, end in part] for part in parts]
 
 
 def write_job(path: Path, data: Path | str, **sections: Any) -> Path:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+from run_results import same_bits
 
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.model.dense import DENSE_FILE
 from crossfade.trainer.model.spec import LayerSpec
 
@@ -32,17 +32,9 @@ def final_layers(run: Path) -> dict[str, FloatArray]:
         return dict(arrays)
 
 
-def vectors(embeddings: Path) -> dict[str, FloatArray]:
-    """Read the vectors of both entities from a folder of embeddings."""
-    files = EmbeddingFiles(embeddings)
-    return {entity: files.vectors(entity, np.arange(files.rows(entity))) for entity in ("customer", "track")}
-
-
 def assert_same_run(one: Path, other: Path) -> None:
-    for ours, theirs in (
-        (vectors(one / "embeddings"), vectors(other / "embeddings")),
-        (final_layers(one), final_layers(other)),
-    ):
-        assert ours.keys() == theirs.keys()
-        for name, values in ours.items():
-            assert values.tobytes() == theirs[name].tobytes(), name
+    assert same_bits(one / "embeddings", other / "embeddings")
+    ours, theirs = final_layers(one), final_layers(other)
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        assert values.tobytes() == theirs[name].tobytes(), name

@@ -5,7 +5,6 @@ with flaky_proxy(server.endpoint) as proxy:
     proxy.inject("throttle", 3)                   # the next three requests get 503 Slow Down
     assert proxy.left == 0                        # they have been sent
     proxy.inject_every("reset", 5)                # every fifth request from now on
-    proxy.reject_all("throttle")                  # all requests, also those that write, until reject_all(None)
 """
 
 import socket
@@ -26,7 +25,6 @@ _ANSWERS = {
     "expire": ("400 Bad Request", "ExpiredToken", "The provided token has expired."),
 }
 """Error responses of S3, as AWS documents them."""
-_METHODS = {b"GET", b"HEAD", b"PUT", b"POST", b"DELETE"}
 
 
 class Proxy:
@@ -43,7 +41,6 @@ class Proxy:
         self.left = 0
         self._fault: Fault = "reset"
         self._every = 0
-        self._rejecting: Fault | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._sockets: list[socket.socket] = []
@@ -59,10 +56,6 @@ class Proxy:
         """Make every ``every``-th request fail from now on; 0: none."""
         with self._lock:
             self._fault, self.left, self._every = fault, 0, every
-
-    def reject_all(self, fault: Fault | None) -> None:
-        """Answer all requests with the error ``fault``; None: forward them again."""
-        self._rejecting = fault
 
     def close(self) -> None:
         """Close all connections."""
@@ -96,12 +89,6 @@ class Proxy:
             back = threading.Thread(target=self._answer, args=(server, client, spoiled), daemon=True)
             back.start()
             while request := client.recv(_PIECE_BYTES):
-                if self._rejecting is not None and request.split(b" ", 1)[0] in _METHODS:
-                    client.sendall(_error_answer(self._rejecting, request))
-                    client.shutdown(socket.SHUT_WR)
-                    while client.recv(_PIECE_BYTES):
-                        pass  # a body, which the client sends before it reads the answer
-                    return
                 # A read request arrives in one piece, without a body. Pieces of other requests pass.
                 fault = self._next_fault() if request.startswith((b"GET ", b"HEAD ")) else None
                 if fault == "reset":

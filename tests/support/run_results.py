@@ -11,7 +11,7 @@ from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.checkpoint.format import TableShard
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 from crossfade.kvstore.optimizers import make_optimizer
-from crossfade.trainer.embeddings.files import vectors_of
+from crossfade.trainer.embeddings.files import EmbeddingFiles, vectors_of
 
 ENTITIES = ("customer", "track")
 
@@ -25,6 +25,18 @@ def vectors(run: Path, entity: str) -> FloatArray:
 def assert_same_bits(one: Path, other: Path) -> None:
     for entity in ENTITIES:
         assert vectors(one, entity).tobytes() == vectors(other, entity).tobytes(), entity
+
+
+def all_vectors(embeddings: Path) -> dict[str, FloatArray]:
+    """Return the vectors of each entity in a folder of embeddings."""
+    files = EmbeddingFiles(embeddings)
+    return {name: vectors_of(files.read(name).column("vector")) for name in files.entities}
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    """Return whether two folders of embeddings have the same vectors."""
+    found, expected = all_vectors(one), all_vectors(other)
+    return found.keys() == expected.keys() and all(found[name].tobytes() == expected[name].tobytes() for name in found)
 
 
 def report_of(run: Path) -> dict[str, Any]:

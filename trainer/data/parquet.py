@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -73,37 +72,6 @@ def _message(uri: str, error: OSError) -> str:
     return f"{uri}: {' '.join(text.split()).removeprefix(f'{uri}: ')}"
 
 
-class StorageFile(RandomFile):
-    """The file ``path`` of ``folder``, with errors of Crossfade that name it."""
-
-    def __init__(self, folder: Folder, path: str) -> None:
-        """Open the file.
-
-        Raises:
-            InputError: it is missing, or access is denied.
-            StorageUnavailableError: storage does not answer.
-        """
-        self._folder, self._path = folder, path
-        with storage_errors_of(folder, path):
-            self._source = folder.open_random(path)
-        super().__init__(self._source.size(), self._source.version)
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """Read exactly ``length`` bytes from ``offset``.
-
-        Raises:
-            InputError: access is denied.
-            StorageUnavailableError: storage does not answer.
-        """
-        with storage_errors_of(self._folder, self._path):
-            return self._source.read_at(offset, length)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._source.close()
-        super().close()
-
-
 class PartialFile(RandomFile):
     """A file of which only some ranges are loaded, into memory."""
 
@@ -136,10 +104,8 @@ _TAIL_BYTES = 1 << 16
 """Bytes fetched from the end of a file to get its footer, which is usually smaller."""
 _MAX_GAP_BYTES = 1 << 16
 """Largest gap between columns that are fetched in one request, with the gap."""
-_BUFFER_BYTES = 4 << 20
-"""Bytes per request and column where a row group is read in parts."""
 _MAX_CACHED_GROUPS = 1 << 14
-"""Capacity of the footer cache in row groups, about 16 MiB."""
+"""Row groups whose footers are kept in memory: about 16 MiB."""
 _FOOTER_GROUPS = 8
 """Fixed cost of a cached footer, in row groups."""
 
@@ -179,7 +145,7 @@ class ParquetFiles:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._footers: OrderedDict[str, tuple[str, pq.FileMetaData]] = OrderedDict()
+        self._footers: dict[str, tuple[str, pq.FileMetaData]] = {}
         self._cached_groups = 0
 
     @property
@@ -200,17 +166,6 @@ class ParquetFiles:
         """
         with storage_errors_of(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
             return self._checked(file, source)[0]
-
-    def version(self, file: DataFile) -> str:
-        """Return a text that differs once ``file`` has been replaced or written to.
-
-        Raises:
-            InputError: as ``footer``.
-            StorageUnavailableError: storage does not answer.
-        """
-        with storage_errors_of(self._folder, file.path), closing(self._folder.open_random(file.path)) as source:
-            self._checked(file, source)
-            return source.version
 
     def check_footer(self, file: DataFile) -> None:
         """Check that the column metadata in the footer of ``file`` are consistent, for files from an untrusted source.
@@ -259,28 +214,6 @@ class ParquetFiles:
             )
         return table
 
-    def iter_parts(self, file: DataFile, index: int, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-        """Read as ``read``, but yield at most ``rows`` rows at a time, so that memory is bounded for any row group.
-
-        Raises:
-            InputError: as ``read``, possibly after some parts.
-            StorageUnavailableError: storage does not answer.
-        """
-        if file.row_groups[index] <= rows:
-            if file.row_groups[index]:
-                yield self.read(file, index, columns)
-            return
-        where, left = self._where(file, index), file.row_groups[index]
-        with closing(StorageFile(self._folder, file.path)) as source:
-            metadata, _ = self._checked(file, source)
-            _byte_ranges(where, metadata.row_group(index), source.size(), columns)
-            for table in _batches(where, source, metadata, index, columns, rows):
-                _check_text(table, where)
-                left -= table.num_rows
-                yield table
-        if left:
-            raise _corrupt(where, f"has {file.row_groups[index] - left} rows, but {file.row_groups[index]} expected")
-
     def column(self, file: DataFile, index: int, name: str, kind: pa.DataType) -> Any:
         """Read the column ``name`` of row group ``index`` of ``file`` as an array.
 
@@ -324,17 +257,13 @@ class ParquetFiles:
         return metadata, tail
 
     def _cache(self, path: str, version: str, metadata: pq.FileMetaData) -> None:
+        """Keep the metadata of a file, and of no other once they would take too much memory."""
         with self._lock:
-            _, before = self._footers.pop(path, ("", None))
+            if self._cached_groups > _MAX_CACHED_GROUPS:
+                self._footers.clear()
+                self._cached_groups = 0
             self._footers[path] = version, metadata
-            self._cached_groups += _cache_cost(metadata) - (_cache_cost(before) if before is not None else 0)
-            while self._cached_groups > _MAX_CACHED_GROUPS and len(self._footers) > 1:
-                self._cached_groups -= _cache_cost(self._footers.popitem(last=False)[1][1])
-
-
-def _cache_cost(metadata: pq.FileMetaData) -> int:
-    """Return the memory that caching ``metadata`` takes, in row groups."""
-    return int(metadata.num_row_groups) + _FOOTER_GROUPS
+            self._cached_groups += metadata.num_row_groups + _FOOTER_GROUPS
 
 
 def checked_metadata(
@@ -462,20 +391,6 @@ def _byte_ranges(where: str, group: pq.RowGroupMetaData, size: int, columns: Seq
         else:
             ranges.append((start, stop))
     return ranges
-
-
-def _batches(
-    where: str, source: RandomFile, metadata: pq.FileMetaData, index: int, columns: Sequence[str], rows: int
-) -> Iterator[pa.Table]:
-    """Read ``columns`` of row group ``index`` from ``source``, lazily."""
-    try:
-        with open_parquet(
-            source, metadata=metadata, page_checksum_verification=True, buffer_size=_BUFFER_BYTES
-        ) as parsed:
-            for batch in parsed.iter_batches(rows, row_groups=[index], columns=list(columns), use_threads=False):
-                yield pa.Table.from_batches([batch])
-    except (OSError, pa.ArrowException) as error:
-        raise _corrupt(where, f"is corrupt and cannot be read ({_one_line(error)})") from error
 
 
 def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:

@@ -22,9 +22,7 @@ read exactly once an epoch, and a worker computes the size of the global batch w
 
 Within a partition, row groups are gathered into *shuffle blocks*, and rows are shuffled within their block, one by one
 or in groups of the same query (``group_order``). While the current block of a partition is consumed, other threads
-fetch the next one, across the end of an epoch too, so a worker holds two blocks per partition. It reads an epoch that
-has no more rows than one block per partition only once, and keeps its rows for the following epochs, unless a file
-changes.
+fetch the next one, across the end of an epoch too, so a worker holds two blocks per partition.
 
 Shapes: B examples of a slice, P partitions, N rows, R runs of equal queries, C chunks.
 """
@@ -33,9 +31,10 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,9 +122,8 @@ class BatchSchedule:
         self._group_rows = group_rows
         self.rows = sum(group.rows for group in groups)
         self.steps = max(1, -(-self.rows // batch_size))
-        self.kept_rows = self.rows if self.rows <= self.partitions * shuffle_block_rows else 0
-        """Rows that stay in memory once they are read: all, where an epoch has no more than shuffle blocks may have."""
-        self._reader = _BlockReader(reader, history_length, keeps=self.kept_rows > 0)
+        self._reader = reader
+        self._read = partial(reader.read, history_length=history_length)
 
     def assign_partitions(self, epoch: int) -> list[list[RowGroup]]:
         """Assign the row groups of ``epoch`` to partitions: in random order, each to the one with the fewest rows."""
@@ -170,7 +168,7 @@ class BatchSchedule:
 
         timer = wait_timer or Stopwatch()
         streams = {
-            partition: _PartitionStream(self._reader, shuffle_blocks(partition), self._seed, self._group_rows, timer)
+            partition: _PartitionStream(self._fetch, shuffle_blocks(partition), timer)
             for partition in self.partitions_of(rank, workers)
         }
         for at in range(epoch, epoch + epochs):
@@ -178,6 +176,9 @@ class BatchSchedule:
             for step in range(first_step if at == epoch else 0, self.steps):
                 yield self._slice(streams, self._rows_before(rows_P, step), self._rows_before(rows_P, step + 1))
             del assignments[at]
+
+    def _fetch(self, block: ShuffleBlock) -> _BlockFetch:
+        return _BlockFetch(self._reader.submit, self._read, block, self._seed, self._group_rows)
 
     @staticmethod
     def _slice(streams: dict[int, _PartitionStream], before_P: IntArray, after_P: IntArray) -> BatchSlice:
@@ -224,36 +225,12 @@ def _rows(assignment: list[list[RowGroup]]) -> IntArray:
     return np.array([sum(group.rows for group in groups) for groups in assignment], dtype=np.int64)
 
 
-class _BlockReader:
-    """Reads the row groups of shuffle blocks in the threads of a reader."""
-
-    def __init__(self, reader: InteractionReader, history_length: int | None, *, keeps: bool) -> None:
-        """Read with ``reader``, with histories of ``history_length``, if any, each row group once if ``keeps``."""
-        self.submit, self.interrupt = reader.submit, reader.interrupt
-        self._reader = reader
-        self._history_length = history_length
-        self._keeps = keeps
-        self._kept: dict[tuple[str, int], tuple[str, Interactions]] = {}
-
-    def read(self, group: RowGroup) -> Interactions:
-        """Return the interactions of one of the schedule's row groups; see ``InteractionReader.read``."""
-        if not self._keeps:
-            return self._reader.read(group, history_length=self._history_length)
-        place = group.file.path, group.index
-        # A file that has changed is read again, so that a run ends with an error as it does where nothing is kept.
-        version = self._reader.files.version(group.file)
-        kept_version, interactions = self._kept.get(place, ("", None))
-        if interactions is None or kept_version != version:
-            interactions = self._reader.read(group, history_length=self._history_length)
-            self._kept[place] = version, interactions
-        return interactions
-
-
 @dataclass(eq=False)
 class _BlockFetch:
     """A shuffle block being fetched: threads read its row groups, and the last to finish joins and shuffles them."""
 
-    reader: _BlockReader
+    submit: Callable[..., object]
+    read: Callable[[RowGroup], Interactions]
     block: ShuffleBlock
     seed: int
     group_rows: int | None
@@ -264,7 +241,7 @@ class _BlockFetch:
         self._lock = threading.Lock()
         self._done: Future[Interactions] = Future()
         for place in range(len(self.block.groups)):
-            self.reader.submit(self._read, place)
+            self.submit(self._read, place)
 
     def wait(self) -> Interactions:
         """Return the shuffled rows; raise the error of whichever thread failed."""
@@ -273,7 +250,7 @@ class _BlockFetch:
     def _read(self, place: int) -> None:
         try:
             if not self._done.done():
-                self._parts[place] = self.reader.read(self.block.groups[place])
+                self._parts[place] = self.read(self.block.groups[place])
                 with self._lock:
                     self._left -= 1
                     last = self._left == 0
@@ -326,10 +303,8 @@ def _take(query_N, item_N, weight_N, order_M):  # type: ignore[no-untyped-def]
 class _PartitionStream:
     """The rows of one partition; the next shuffle block is fetched while the current one is consumed."""
 
-    reader: _BlockReader
+    fetch: Callable[[ShuffleBlock], _BlockFetch]
     blocks: Iterator[ShuffleBlock]
-    seed: int
-    group_rows: int | None
     wait_timer: Stopwatch
 
     def __post_init__(self) -> None:
@@ -338,7 +313,7 @@ class _PartitionStream:
 
     def _fetch_next(self) -> _BlockFetch | None:
         block = next(self.blocks, None)
-        return None if block is None else _BlockFetch(self.reader, block, self.seed, self.group_rows)
+        return None if block is None else self.fetch(block)
 
     def take(self, count: int) -> list[Interactions]:
         """Return the next ``count`` rows, in one piece per shuffle block."""

@@ -4,9 +4,8 @@
     report = validate(ValidateOptions.of(data="s3://music/plays"), progress)
     report.problems.listed                # each with its file, row group and row
 
-Files are checked in a working database: a problem is an aggregate over the rows that break a rule. They are read in
-parts of at most ``PART_ROWS`` rows, so memory is bounded however large row groups are. What must be kept of all rows,
-counts and IDs, is in tables of the database, which spills to disk.
+Files are checked in a working database: a problem is an aggregate over the rows that break a rule. One row group is in
+memory at a time. What must be kept of all rows, counts and IDs, is in tables of the database, which spills to disk.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ from crossfade.trainer.prepare.options import ValidateOptions, memory_bytes
 from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_LISTED = 20
-PART_ROWS = 1 << 20
-"""Rows that are in memory at a time, at most."""
 
 
 class Problems:
@@ -222,16 +219,18 @@ class DatasetChecks:
                 return
             place = 0
             for index in range(len(file.row_groups)):
-                first, where = place, f"{self._files.uri(file)}, row group {index}"
-                for table in self._files.iter_parts(file, index, schema.names, PART_ROWS):
-                    place_N = np.arange(place, place + table.num_rows)
-                    self._connection.register("part", table.append_column("place", pa.array(place_N)))
-                    if not self._violations(nulls, where, first):
-                        self._violations(rules, where, first)
-                        for statement in store:
-                            self._connection.execute(statement)
-                    place += table.num_rows
-                    self._progress.advance(table.num_rows)
+                if not file.row_groups[index]:
+                    continue
+                where = f"{self._files.uri(file)}, row group {index}"
+                table = self._files.read(file, index, schema.names)
+                place_N = np.arange(place, place + table.num_rows)
+                self._connection.register("part", table.append_column("place", pa.array(place_N)))
+                if not self._violations(nulls, where, place):
+                    self._violations(rules, where, place)
+                    for statement in store:
+                        self._connection.execute(statement)
+                place += table.num_rows
+                self._progress.advance(table.num_rows)
 
     def _violations(self, rules: Sequence[Rule], where: str, first: int) -> int:
         """Add a problem for each rule that rows of ``part`` break; return how many there are."""

@@ -13,13 +13,11 @@ import pytest
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.cli.main import main
-from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.data.features import iter_content, load_content
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.model.spec import make_model
 from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.summary import format_summary
 from crossfade.trainer.prepare.validate import validate
@@ -232,12 +230,3 @@ def test_content_of_another_length_than_in_the_base_is_rejected(
     error = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("crossfade: error: ")
     assert "in the base dataset" in error
     assert code == 2
-
-
-def test_job_that_names_unknown_content_is_rejected(data: Path) -> None:
-    manifest = read_manifest(Folder(data))
-    for key, names in (("item_content", ["loudness"]), ("query_content", ["audio"])):
-        job = check_job({"name": "j", "data": {"path": str(data)}, "model": {key: names}}, "a test")
-        with pytest.raises(InputError) as error:
-            make_model(job, manifest)
-        assert "expected columns that 'crossfade prepare" in str(error.value)

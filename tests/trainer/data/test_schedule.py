@@ -16,13 +16,10 @@ from builders import (
     numbered_interactions,
     write_data_set,
 )
-from preparing import prepare_files, vocabulary_tuples, write_parquet
-from waiting import wait_until
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import StorageUnavailableError
 from crossfade.base.io.folder import Folder
-from crossfade.base.stopwatch import Stopwatch
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
 from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, group_order
@@ -122,14 +119,10 @@ def test_grouped_interactions_of_a_query_are_read_together(uneven_data: Path, wo
     for rank in range(workers):
         slices = schedule.slices(0, 0, rank, workers)
         queries = [part.interactions.query_N[start:end] for part in slices for start, end in partition_bounds(part)]
-        partitions = len(block_of(rank, workers, schedule.partitions))
+        partitions = len(schedule.partitions_of(rank, workers))
         for partition in range(partitions):
             query_N = np.concatenate(queries[partition::partitions])
             assert np.count_nonzero(np.diff(query_N)) == len(np.unique(query_N)) - 1
-
-
-def block_of(rank: int, workers: int, partitions: int) -> range:
-    return range(rank * partitions // workers, (rank + 1) * partitions // workers)
 
 
 def partition_bounds(part: BatchSlice) -> list[tuple[int, int]]:
@@ -212,34 +205,6 @@ def test_partition_prefetches_exactly_one_shuffle_block(tmp_path: Path, ten_grou
     assert list(slices) == []
 
 
-def test_epoch_that_fits_into_one_block_per_partition_is_read_once(tmp_path: Path, ten_groups: CountingReader) -> None:
-    groups = row_groups(read_manifest(Folder(tmp_path)).splits["train"])
-    orders = []
-    # Either gives blocks of five row groups.
-    for block_rows, rows_read in ((100, 200), (99, 600)):
-        ten_groups.rows = 0
-        schedule = BatchSchedule(ten_groups, groups, batch_size=10, partitions=2, shuffle_block_rows=block_rows, seed=1)
-        orders.append([order(schedule, epoch).tolist() for epoch in range(3)])
-        assert ten_groups.rows == rows_read
-    assert orders[0] == orders[1]
-
-
-def test_waiting_for_a_shuffle_block_is_timed(tmp_path: Path, ten_groups: CountingReader) -> None:
-    waiting = Stopwatch()
-    slices = two_partitions(ten_groups, tmp_path).slices(0, 0, 0, 1, wait_timer=waiting)
-    next(slices)
-    ten_groups.wait_for(80)
-    ten_groups.let_go.clear()
-    before = waiting.seconds
-    with Prefetcher(slices, depth=1) as ahead:
-        taken = iter(ahead)
-        for _ in range(7):  # two blocks of each partition last eight steps
-            next(taken)
-        wait_until(lambda: waiting.seconds > before + 0.05, "a wait that is timed while it lasts")
-        ten_groups.let_go.set()
-        assert len(next(taken).interactions) == 10
-
-
 def test_interrupt_does_not_wait_for_pending_reads(tmp_path: Path, ten_groups: CountingReader) -> None:
     schedule = two_partitions(ten_groups, tmp_path)
     ahead = Prefetcher(schedule.slices(0, 0, 0, 1, epochs=100), interrupt=schedule.interrupt)
@@ -248,31 +213,6 @@ def test_interrupt_does_not_wait_for_pending_reads(tmp_path: Path, ten_groups: C
     assert not ahead._thread.is_alive()
     with pytest.raises(StorageUnavailableError, match="reading was interrupted: the run is ending"):
         ten_groups.read(schedule.assign_partitions(0)[0][0])
-
-
-@pytest.mark.slow
-def test_interactions_keep_their_context(tmp_path: Path) -> None:
-    """Item j has the context j modulo 3, but 2 is none, on any worker and after a resume within a shuffle block."""
-    events = {"customer": [n % QUERIES for n in range(3000)], "item": [n * 7 % ITEMS for n in range(3000)]}
-    raw = write_parquet(tmp_path / "plays.parquet", **events, kind=[[0, 1, None][item % 3] for item in events["item"]])
-    manifest = prepare_files(tmp_path / "data", raw, context={"kind": "kind"}, hold_out_valid="none")
-    item_ids, kind_ids = (
-        np.array([row[1] for row in vocabulary_tuples(tmp_path / "data", name)]) for name in ("item", "kind")
-    )
-    with closing(InteractionReader(Folder(tmp_path / "data"), manifest, context=["kind"])) as reader:
-        groups = row_groups(manifest.splits["train"])
-        schedule = BatchSchedule(reader, groups, batch_size=64, partitions=4, shuffle_block_rows=200, seed=1)
-        read = 0
-        for first_step, workers in ((0, 1), (0, 2), (5, 2)):
-            for rank in range(workers):
-                for batch_slice in schedule.slices(0, first_step, rank, workers):
-                    rows = batch_slice.interactions
-                    assert rows.context_NK is not None
-                    assert rows.context_NK.shape == (len(rows), 1)
-                    kind_N = np.where(rows.context_NK[:, 0] >= 0, kind_ids[rows.context_NK[:, 0]], 2)
-                    np.testing.assert_array_equal(kind_N, item_ids[rows.item_N] % 3)
-                    read += len(rows)
-    assert read > 2 * 3000
 
 
 COUNTER = {"seed": 1, "stream": "shuffle", "epoch": 0, "position": 0}

@@ -1,6 +1,5 @@
 """Time ranges: exactly their interactions are read, each once per epoch, however they are distributed."""
 
-import json
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -10,9 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from builders import ITEM, QUERY, write_groups, write_vocabulary
-from cluster_data import write_job
-from command_here import crossfade_here
-from running_command import succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
@@ -184,25 +180,3 @@ def test_half_life_in_days_is_rejected_for_timestamps_not_in_seconds(tmp_path: P
         weigh_by_age(reader, row_groups(manifest.splits["train"]), TimeSpan.parse("10d"))
     assert "train.half_life is 10d, which is counted in seconds, but the" in str(caught.value)
     assert caught.value.exit_code == 2
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    """Write data of 160 days and a job."""
-    write_timed(tmp_path / "data", clustered=False)
-    write_job(tmp_path / "job.yaml", tmp_path / "data", train={"batch_size": 16, "epochs": 3}, negatives={"count": 4})
-    return tmp_path
-
-
-@pytest.mark.slow
-def test_train_uses_time_range_and_resumes_only_with_the_same(workspace: Path) -> None:
-    since = ("--set", "data.since=2024-02-15")
-    run = ("train", "job.yaml", "--run-dir", "run")
-    result = succeeded(crossfade_here(*run, *since, cwd=workspace))
-    report = json.loads((workspace / "run" / "report.json").read_text())
-    assert report["examples"] == 3 * (160 - 45)
-    assert report["steps"] == 3 * -(-(160 - 45) // 16)
-    assert "Traceback" not in result.stderr
-    other = crossfade_here(*run, "--resume", "--set", "data.since=2024-02-16", cwd=workspace)
-    assert other.returncode == 2
-    assert "cannot resume: data.since was '2024-02-15' and is now '2024-02-16'" in other.stderr

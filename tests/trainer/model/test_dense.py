@@ -7,16 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster_data import write_job, write_planted
-from dense_runs import (
-    CHECKPOINT,
-    LAYERS,
-    MODEL,
-    TRAIN,
-    assert_same_run,
-    final_layers,
-    newest,
-    vectors,
-)
+from dense_runs import CHECKPOINT, LAYERS, MODEL, TRAIN, assert_same_run, final_layers, newest
+from run_results import all_vectors
 from running_command import crossfade, succeeded
 
 from crossfade.base.errors import DivergedError, InputError
@@ -142,7 +134,7 @@ def test_resumed_run_equals_uninterrupted_run(workspace: Path) -> None:
 def test_export_equals_written_embeddings(workspace: Path, trained: Path) -> None:
     run = train(workspace, "one-epoch", "--set", "train.epochs=1")
     assert main(["export", str(newest(run)), "--out", str(workspace / "exported")]) == 0
-    written, exported = vectors(run / "embeddings"), vectors(workspace / "exported")
+    written, exported = all_vectors(run / "embeddings"), all_vectors(workspace / "exported")
     checkpoint = open_checkpoint(str(newest(run)))
     rows = {name: checkpoint.read_rows(name, np.arange(checkpoint.rows(name))) for name in written}
     inputs = read_inputs(load_job(workspace / "job.yaml"))

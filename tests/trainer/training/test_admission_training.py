@@ -1,6 +1,5 @@
 """Admission and expiry over three days: a new id gets the row of an expired one, which the next run resets."""
 
-import json
 from contextlib import closing
 from pathlib import Path
 
@@ -8,15 +7,11 @@ import numpy as np
 import pytest
 from cluster_data import write_job
 from command_here import crossfade_here, rejected_here
-from preparing import vocabulary_tuples as rows_of
 from run_results import checkpoint_arrays
 from running_command import succeeded
 
-from crossfade.base.io.folder import Folder
 from crossfade.kvstore.local import LocalStore
 from crossfade.trainer.config.loading import load_job
-from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.runs.job_inputs import open_inputs
 from crossfade.trainer.training.restore import open_warm_start
 
@@ -62,22 +57,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     start = ("--set", "checkpoint.warm_start_from=run0/checkpoints")
     succeeded(crossfade_here("train", "job2.yaml", "--run-dir", "run2", *start, *FROZEN, cwd=workspace))
     return workspace
-
-
-def test_pending_id_is_admitted_into_the_row_of_an_expired_one(workspace: Path) -> None:
-    days = [rows_of(workspace / f"data{day}", "track") for day in range(3)]
-    assert [[row[1] for row in day] for day in days] == [
-        ["a", "b", "x", "y", "z"],
-        ["a", "b", "x", "y", "z"],
-        ["a", "b", "n", None, None],
-    ]
-    assert [row[1] for row in rows_of(workspace / "data2", "customer")] == ["v", "u", "t"]
-    assert [len(read_manifest(Folder(workspace / f"data{day}")).entities["track"].pending) for day in range(3)] == [
-        1,
-        1,
-        0,
-    ]
-    assert "not list" not in succeeded(crossfade_here("validate", "data2", cwd=workspace)).stdout
 
 
 def test_warm_start_resets_reassigned_rows_and_keeps_the_others(workspace: Path) -> None:
@@ -127,19 +106,3 @@ def test_checkpoint_of_another_lineage_is_rejected(workspace: Path) -> None:
     start = ("--set", f"checkpoint.warm_start_from={workspace / 'run2' / 'checkpoints'}")
     cause = "does not extend, so its rows may belong to other ids there"
     rejected_here(cause, "train", "job.yaml", "--run-dir", "back", *start, cwd=workspace)
-
-
-def test_vacant_rows_are_neither_evaluated_nor_found(workspace: Path) -> None:
-    metrics = json.loads(
-        succeeded(crossfade_here("evaluate", "run2", "--json", "--exclude", "--k", 3, 10, cwd=workspace)).stdout
-    )
-    # The three tracks with an id are all ranked, so recall and coverage are complete.
-    coverage = [value for name, value in metrics["test"].items() if name.startswith("coverage@")]
-    assert [metrics["test"]["recall@3"], *coverage] == [1, 1, 1]
-    succeeded(crossfade_here("export", "run2/checkpoints", "--out", "exported", cwd=workspace))
-    lines = succeeded(crossfade_here("similar", "run2", "--entity", "track", "-k", 9, "a", cwd=workspace)).stdout
-    assert "None" not in lines
-    assert len(lines.strip().splitlines()) < 5
-    assert "track" in succeeded(crossfade_here("plan", "job2.yaml", cwd=workspace)).stdout
-    vocabulary = Vocabulary(Folder(workspace / "data2"), read_manifest(Folder(workspace / "data2")), "track")
-    assert vocabulary.total_counts().tolist()[3:] == [0, 0]

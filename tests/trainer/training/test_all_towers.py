@@ -1,26 +1,40 @@
-"""One training with context, histories, and features of items together: it resumes, exports, and runs on servers."""
+"""One training with context, histories, and features of items together, in all commands and on servers."""
 
+import json
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from cluster_data import write_job
-from command_here import crossfade_here
-from finished_runs import quality, same_bits, vectors
-from preparing import write_parquet
+from command_here import crossfade_here, rejected_here
+from preparing import vocabulary_tuples, write_parquet
+from run_results import all_vectors, report_of, same_bits
 from running_command import crossfade, succeeded
 
+from crossfade import load
+from crossfade.base.arrays import FloatArray
 from crossfade.deploy.capacity.plan import plan_capacity
 from crossfade.deploy.capacity.plan_inputs import read_inputs
 from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.recommend.fold_in import FoldIn
+from crossfade.trainer.recommend.model import Model
+from crossfade.trainer.recommend.options import RecommendOptions
+from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
+from crossfade.trainer.runs.options import ModelSource
+from crossfade.trainer.serving.version import open_version
+from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
 pytestmark = pytest.mark.slow
 
-CUSTOMERS, TRACKS, GENRES, PLAYS = 240, 99, 3, 24
+CUSTOMERS, TRACKS, GENRES, PLAYS, LENGTH = 240, 99, 3, 24, 4
 MODEL = {
     "dim": 16,
     "query_features": ["customer", "device", "history"],
-    "history": {"length": 4, "half_life": 2},
+    "history": {"length": LENGTH, "half_life": 2},
     "item_features": ["track", "genre"],
 }
 CHECKPOINT = {"interval_steps": 20, "interval_seconds": None}
@@ -48,6 +62,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def quality(run: Path) -> dict[str, float]:
+    found: dict[str, float] = report_of(run)["metrics"]["test"]
+    return found
+
+
 def train(workspace: Path, run: str, *options: object) -> Path:
     words = ("train", "job.yaml", "--run-dir", run, "--set", "metrics.port=null", *options)
     succeeded(crossfade_here(*words, cwd=workspace))
@@ -57,6 +76,23 @@ def train(workspace: Path, run: str, *options: object) -> Path:
 @pytest.fixture(scope="module")
 def trained(workspace: Path) -> Path:
     return train(workspace, "trained")
+
+
+@pytest.fixture(scope="module")
+def plain(workspace: Path) -> Path:
+    """Train with the IDs of customers and tracks alone, on the same dataset."""
+    ids = ("--set", "model.query_features=[customer]", "--set", "model.item_features=[track]")
+    return train(workspace, "plain", *ids)
+
+
+def test_towers_rank_far_better_on_the_same_queries(trained: Path, plain: Path) -> None:
+    found, without = quality(trained), quality(plain)
+    assert [found[name] for name in ("queries", "pairs")] == [without[name] for name in ("queries", "pairs")]
+    assert found["queries"] > CUSTOMERS  # a customer is a query in each context
+    assert found["ndcg@10"] > 1.3 * without["ndcg@10"]
+    compared = json.loads(succeeded(crossfade_here("evaluate", trained, "--compare", plain, "--json")).stdout)
+    assert compared["test"] == pytest.approx(found)
+    assert compared["comparison"]["metrics"]["ndcg@10"]["p_holm"] < 0.01
 
 
 def test_resumed_run_gives_the_same_bits(workspace: Path, trained: Path) -> None:
@@ -80,9 +116,113 @@ def test_plan_counts_features_and_histories(workspace: Path) -> None:
 def test_two_workers_on_servers_equal_one_process(workspace: Path, trained: Path) -> None:
     words = ("train", "job.yaml", "--run-dir", "servers", "--servers", 2, "--workers", 2)
     succeeded(crossfade(*words, cwd=workspace))
-    found, expected = vectors(workspace / "servers" / "embeddings"), vectors(trained / "embeddings")
+    found, expected = all_vectors(workspace / "servers" / "embeddings"), all_vectors(trained / "embeddings")
     assert found.keys() == expected.keys()
     for name, vectors_ND in expected.items():
         # AdaGrad's first steps divide a gradient by its own size, which amplifies rounding in gradients near 0.
         np.testing.assert_allclose(found[name], vectors_ND, atol=1e-3, err_msg=name)
     assert quality(workspace / "servers") == pytest.approx(quality(trained), abs=0.02)
+
+
+class Written:
+    """The vectors that a run wrote, by ID, and rankings by their sums."""
+
+    def __init__(self, workspace: Path, run: Path) -> None:
+        self._vectors = all_vectors(run / "embeddings")
+        self._tuples = {name: vocabulary_tuples(workspace / "data", name) for name in self._vectors}
+
+    def of(self, entity: str, *ids: Any) -> FloatArray:
+        """Return the vectors of ``ids``."""
+        row_of = {row[1]: row[0] for row in self._tuples[entity]}
+        found_ND: FloatArray = self._vectors[entity][[row_of[each] for each in ids]]
+        return found_ND
+
+    def average(self, entity: str) -> FloatArray:
+        """Return the mean over all plays in train, to which a play without the entity adds nothing."""
+        plays = sum(row[2] for row in self._tuples["track"])
+        total_D: FloatArray = sum(row[2] * self._vectors[entity][row[0]] for row in self._tuples[entity])
+        return total_D / plays
+
+    def best(self, query_D: FloatArray, known: list[int]) -> list[int]:
+        """Return the eight tracks nearest to a vector by cosine, without ``known``."""
+        track_ND = self._vectors["track"]
+        scores_N = track_ND @ query_D / np.linalg.norm(track_ND, axis=1)
+        ids = [row[1] for row in self._tuples["track"]]
+        return [ids[row] for row in np.argsort(-scores_N, kind="stable") if ids[row] not in known][:8]
+
+
+def recommended(run: Path, *options: object) -> list[int]:
+    done = succeeded(crossfade_here("recommend", run, *options, "-k", 8, "--json"))
+    return [each["track"] for each in json.loads(done.stdout)[0]["recommendations"]]
+
+
+@pytest.mark.parametrize("device", ["d0", "d2", None])
+def test_recommendations_are_for_the_given_context_or_the_average(
+    workspace: Path, trained: Path, device: str | None
+) -> None:
+    written = Written(workspace, trained)
+    context_D = written.average("device") if device is None else written.of("device", device)[0]
+    expected = written.best(written.of("customer", "c8")[0] + context_D, [])
+    given = () if device is None else ("--context", f"device={device}")
+    assert recommended(trained, "--customer", "c8", "--exclude", *given) == expected
+    if device is not None:
+        assert sum(track % GENRES == int(device[1:]) for track in expected) >= 6
+
+
+def test_served_and_new_customers_are_in_the_average_context(workspace: Path, trained: Path) -> None:
+    """A served model ranks as the command without --context; the prior of fold-in has the average, too."""
+
+    def use(model: TrainedModel) -> None:
+        write_version(model, workspace / "version", VersionOptions(None, index_from=None), NullReporter())
+        original, options, customer_N = Model(model), RecommendOptions(k=7), np.arange(CUSTOMERS)
+        expected = original.recommend(customer_N, options)
+        with closing(open_version(workspace / "version")) as version:
+            found = version.model.recommend(customer_N, options)
+            nothing = version.model.make_histories([np.empty(0, np.int64)], [np.empty(0, np.float32)])
+        np.testing.assert_array_equal(found.rows_QK, expected.rows_QK)
+        np.testing.assert_array_equal(found.scores_QK, expected.scores_QK)
+        query_QD = original.query_vectors(customer_N, options).astype(float)
+        mean_D = (query_QD / np.linalg.norm(query_QD, axis=1)[:, None]).mean(axis=0)
+        assert FoldIn(model).vectors(nothing)[0] == pytest.approx(mean_D, abs=1e-6)
+
+    with_trained_model(ModelSource(source=str(trained)), print, use)
+
+
+def test_metrics_are_divided_by_context(trained: Path) -> None:
+    done = succeeded(crossfade_here("evaluate", trained, "--segments", "device", "--k", 10, "--json"))
+    results = json.loads(done.stdout)
+    segments = results["segments"]
+    assert {*segments} == {"device=d0", "device=d1", "device=d2", "no device", "all"}
+    parts = [values for name, values in segments.items() if name != "all"]
+    assert segments["all"]["queries"] == sum(values["queries"] for values in parts) == results["test"]["queries"]
+    mean = sum(values["queries"] * values["ndcg@10"] for values in parts) / segments["all"]["queries"]
+    assert mean == pytest.approx(segments["all"]["ndcg@10"]) == pytest.approx(results["test"]["ndcg@10"])
+    # Without a device, the genre is unknown.
+    assert segments["device=d2"]["ndcg@10"] > 1.3 * segments["no device"]["ndcg@10"]
+
+
+@pytest.mark.parametrize(
+    ("cause", "options"),
+    [
+        ("device=boat: there is no device with the ID or name 'boat", ["--customer", "c8", "--context", "device=boat"]),
+        ("has no context 'room", ["--customer", "c8", "--context", "room=18"]),
+        ("is added to trained vectors, which histories do not", ["--history", "5", "--context", "device=d0"]),
+    ],
+)
+def test_context_that_cannot_be_recommended_for_is_rejected(trained: Path, cause: str, options: list[str]) -> None:
+    rejected_here(cause, "recommend", trained, *options)
+
+
+def test_new_customer_has_the_mean_of_the_last_plays(workspace: Path) -> None:
+    """Without an embedding of customers, a history is all that a vector needs, in each way of giving one."""
+    towers = ("--set", "model.query_features=[history]", "--set", "model.item_features=[track]")
+    run = train(workspace, "histories-alone", *towers)
+    written, plays = Written(workspace, run), [7, 12, 3, 8, 13, 18]
+    weight_N = 0.5 ** (np.arange(LENGTH)[::-1] / 2)
+    expected = written.best(weight_N @ written.of("track", *plays[-LENGTH:]), plays)
+    assert recommended(run, "--history", *plays) == expected
+    assert list(load(run).recommend(history=[str(play) for play in plays], k=8)["track"]) == expected
+    write_parquet(workspace / "new.parquet", customer=["new"] * len(plays), track=plays)
+    out = workspace / "recs.parquet"
+    succeeded(crossfade_here("recommend", run, "--history-file", workspace / "new.parquet", "-k", 8, "--out", out))
+    assert [row["track"] for row in pq.read_table(out).to_pylist()] == expected

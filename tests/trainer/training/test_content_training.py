@@ -1,6 +1,5 @@
 """Content in training: tracks without plays are ranked by it, in process and on servers, and after a resume."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +92,6 @@ def test_tracks_without_plays_are_ranked_by_content(workspace: Path, trained: Pa
     assert not (workspace / "plain/checkpoints").joinpath("dense.npz").exists()
 
 
-def test_resumed_run_equals_one_that_was_not_interrupted(workspace: Path, trained: Path) -> None:
-    train(workspace, "halves", "--set", "train.max_steps=45")
-    halves = train(workspace, "halves", "--resume")
-    assert_same_bits(halves, trained)
-    assert layers(halves).keys() == layers(trained).keys()
-    assert "track/content/0/weights" in layers(trained)
-    for name, values in layers(trained).items():
-        assert layers(halves)[name].tobytes() == values.tobytes(), name
-
-
 def test_checkpoint_gives_the_vectors_that_training_wrote(workspace: Path, trained: Path) -> None:
     last = train(workspace, "last", "--set", "evaluate.best_metric=recall@5", "--set", "train.save_embeddings=none")
     succeeded(crossfade_here("export", last, "--out", "exported", cwd=workspace))
@@ -121,27 +110,6 @@ def test_checkpoint_gives_the_vectors_that_training_wrote(workspace: Path, train
     expected_ND = content.values_RF[cold_N] @ found["track/content/0/weights"].T + found["track/content/0/bias"]
     np.testing.assert_allclose(vectors_ND[cold_N], expected_ND, atol=1e-5)
     assert len(cold_N) == len(COLD)
-
-
-def test_evaluate_and_recommend_use_content(workspace: Path, trained: Path) -> None:
-    printed = json.loads(succeeded(crossfade_here("evaluate", trained, "--json", cwd=workspace)).stdout)
-    assert printed["test"]["recall_among_cold@10"] == pytest.approx(quality(trained)["recall_among_cold@10"])
-    answer = crossfade_here("recommend", trained, "--customer", "0", "-k", "200", "--json", cwd=workspace)
-    [found] = json.loads(succeeded(answer).stdout)
-    ranked = {item["track"] for item in found["recommendations"]}
-    unplayed = {5000 + int(track) for track in np.setdiff1d(COLD, planted_plays(PLAYS)[0])}
-    assert len(unplayed) > len(COLD) / 2
-    assert unplayed <= ranked
-
-
-def test_warm_start_needs_the_same_content(workspace: Path, trained: Path) -> None:
-    start = ("--set", "checkpoint.warm_start_from=trained/checkpoints", "--run-dir", "other")
-    result = crossfade_here("train", "job.yaml", *start, "--set", "model.item_content=[audio]", cwd=workspace)
-    assert result.returncode == 2
-    assert "track/content/0/weights is float32 8 x 9 in the checkpoint and float32 8 x 7 in the job" in result.stderr
-    still = ("--set", "optimizer.learning_rate=1e-30", "--set", "train.max_steps=1")
-    warm = train(workspace, "warm", *start[:2], *still)
-    np.testing.assert_array_equal(layers(warm)["track/content/0/weights"], layers(trained)["track/content/0/weights"])
 
 
 def test_plan_counts_content(workspace: Path) -> None:

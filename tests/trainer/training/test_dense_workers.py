@@ -12,9 +12,10 @@ import psutil
 import pytest
 from built_horovod import require_built_horovod
 from cluster_data import write_job, write_planted
-from dense_runs import CHECKPOINT, LAYERS, MODEL, TOLERANCE, TRAIN, assert_same_run, final_layers, vectors
+from dense_runs import CHECKPOINT, LAYERS, MODEL, TOLERANCE, TRAIN, assert_same_run, final_layers
 from object_store import free_ports
 from paced_training import Training, pace
+from run_results import all_vectors
 from running_command import RunningCommand, crossfade, started, succeeded
 
 from crossfade.base.arrays import FloatArray
@@ -105,7 +106,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.cluster
 def test_two_workers_train_the_same_dense_layers_as_one(workspace: Path) -> None:
     succeeded(crossfade("train", "job.yaml", "--run-dir", "one", cwd=workspace))
-    one, two = ({**final_layers(workspace / run), **vectors(workspace / run / "embeddings")} for run in ("one", "two"))
+    one, two = (
+        {**final_layers(workspace / run), **all_vectors(workspace / run / "embeddings")} for run in ("one", "two")
+    )
     assert one.keys() == two.keys()
     for name, values in one.items():
         np.testing.assert_allclose(two[name], values, atol=10 * TOLERANCE, err_msg=name)

@@ -171,11 +171,6 @@ def test_evaluation_without_a_query_selects_no_epoch() -> None:
     assert [call for call in fakes.calls if call.startswith("save")] == ["save 3"]
 
 
-def test_traffic_counts_the_active_rows_of_each_table() -> None:
-    state, _ = run(Fakes(), epochs=1)
-    assert state.traffic.rows_pulled == state.traffic.rows_pushed == STEPS_PER_EPOCH * len(TABLES) * BATCH
-
-
 def test_only_every_nth_epoch_and_the_last_are_evaluated() -> None:
     fakes = Fakes(metrics=[0.1, 0.2, 0.3])
     run(fakes, epochs=5, eval_every_epochs=2)

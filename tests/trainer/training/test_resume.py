@@ -15,7 +15,6 @@ from running_command import crossfade, messages, records, succeeded
 from waiting import wait_until
 
 from crossfade.base.arrays import FloatArray
-from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -263,11 +262,3 @@ def test_warm_start_extends_a_smaller_vocabulary(workspace: Path, undisturbed: P
     np.testing.assert_array_equal(warm[: len(old)], old)
     np.testing.assert_array_equal(warm[len(old) :], fresh[len(old) :])
     assert not np.allclose(fresh[: len(old)], old)
-
-
-def test_checkpoint_records_its_run_and_job(undisturbed: Path) -> None:
-    [*_, newest] = sorted((undisturbed / "checkpoints").glob("step-*"))
-    training = open_checkpoint(str(newest)).manifest.training
-    assert training["job"]["name"] == "planted"
-    assert training["run"] == report_of(undisturbed)["run"]
-    assert Path(training["job"]["data"]["path"]).is_absolute()

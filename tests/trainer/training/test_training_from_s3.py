@@ -1,61 +1,49 @@
-"""A distributed training with data on S3, throttled and then away, gives the bits of one on local files.
+"""A training with data on S3 ends when storage is away, and resumes to the bits of one on local files, if throttled.
 
-``tests/deploy/cluster/test_s3_faults.py`` has checkpoints on S3.
+``tests/deploy/cluster/test_s3_faults.py`` has checkpoints on S3, and restarts of a job.
 """
 
+import json
 from pathlib import Path
 
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from flaky_proxy import flaky_proxy
-from object_store import running_object_store
+from object_store import ObjectStore
 from paced_training import paced
-from run_results import assert_same_bits, report_of
+from run_results import assert_same_bits
 from running_command import succeeded
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = pytest.mark.slow
 
-ON_A_SERVER = ("--servers", 1, "--workers", 1)
-"""One worker gives the bits of a run in process."""
-SECTIONS = {
-    "optimizer": {"kind": "adagrad"},
-    "train": {"epochs": 12, "eval_every_epochs": 4, "patience": None},
-    "checkpoint": {"interval_seconds": 0.5, "keep_latest": 2},
-}
+SPECIAL_CHARACTERS = 'in put/da ta/Füße "it\'s" 音楽 100%'
+"""A path with spaces, Unicode and quotes."""
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_planted(tmp_path_factory.mktemp("planted") / "data")
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """Train on local files, in process."""
-    folder = tmp_path_factory.mktemp("local")
-    write_job(folder / "local.yaml", data, **SECTIONS)
-    succeeded(crossfade_here("train", "local.yaml", "--run-dir", "local", cwd=folder))
-    return folder / "local"
-
-
-def test_s3_outage_causes_a_restart(tmp_path: Path, data: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "store").mkdir()
-    with running_object_store(tmp_path / "store") as s3, flaky_proxy(s3.endpoint) as proxy:
-        one_retry = {"AWS_ENDPOINT_URL": proxy.endpoint, "CROSSFADE_S3_ATTEMPTS": "2"}
-        for name, value in {**s3.variables, **one_retry}.items():
-            monkeypatch.setenv(name, value)
-        uri = s3.upload(data, "interactions")
-        write_job(tmp_path / "s3.yaml", uri, **SECTIONS)
-        proxy.inject_every("throttle", 11)
-        with paced("train", "s3.yaml", *ON_A_SERVER, run_dir=tmp_path / "away") as training:
+def test_storage_outage_ends_the_run_which_resumes_to_the_bits_of_local_files(
+    tmp_path: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_planted(tmp_path / "data")
+    sections = {"train": {"epochs": 20, "eval_every_epochs": 20}, "checkpoint": {"interval_steps": 10}}
+    write_job(tmp_path / "job.yaml", data, **sections)
+    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "local", cwd=tmp_path))
+    uri = object_store.upload(data, SPECIAL_CHARACTERS)
+    command = ("train", "job.yaml", "--set", f"data.path={json.dumps(uri)}")
+    with flaky_proxy(object_store.endpoint) as proxy:
+        variables = {**object_store.variables, "AWS_ENDPOINT_URL": proxy.endpoint}
+        few_attempts = {**variables, "CROSSFADE_S3_ATTEMPTS": "3"}
+        with paced(*command, run_dir=tmp_path / "run", variables=few_attempts) as training:
             training.wait_for("checkpoint_saved")
-            before = training.command.roles()["worker-0"]
             proxy.inject_every("reset", 1)
-            training.wait(lambda: not before.is_running(), "the end of a worker")
-            proxy.inject_every("reset", 0)
-            result = succeeded(training.finish())
-        assert f"{uri}/" in result.stderr
-        assert "cannot be reached (NETWORK_CONNECTION)" in result.stderr
-        assert report_of(tmp_path / "away")["restarts"] >= 1
-        assert_same_bits(tmp_path / "away", local)
+            result = training.finish()
+        assert result.returncode == 1
+        line = result.stderr.splitlines()[-1]
+        assert line.startswith(f"crossfade: error: {uri}/train/")
+        assert f"{proxy.endpoint} cannot be reached (NETWORK_CONNECTION)" in line
+        assert "Traceback" not in result.stderr
+        proxy.inject_every("throttle", 7)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        succeeded(crossfade_here(*command, "--run-dir", "run", "--resume", cwd=tmp_path))
+    assert_same_bits(tmp_path / "run", tmp_path / "local")
