@@ -80,7 +80,7 @@ _DOCUMENTATION_HEADERS = security_headers(
 """The page of /docs has an inline script, but nothing that a client or a model could choose."""
 _RETRY_SECONDS = 1
 """Seconds after which a client tries again when too much is waiting."""
-MAX_JSON_BYTES = 128 << 10
+MAX_BODY_BYTES = 128 << 10
 """Of a request: reading it takes about 10 ms, for which others wait, since a parser of JSON keeps Python's lock."""
 _MAX_PROBLEMS, _MAX_LETTERS = 5, 80
 
@@ -123,7 +123,7 @@ def make_app(access: Access) -> FastAPI:
         # Only for the description, where /docs then has a field for the token.
         dependencies=[] if access.token is None else [Security(HTTPBearer(auto_error=False))],
     )
-    app.add_middleware(LimitedBodies)
+    app.add_middleware(LimitedBodies, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(_ServingAccess, access=access)
     app.add_middleware(RecordedRequests)
     for error, status in (UnknownRowError, 404), (InputError, 400), (OverloadedError, 503):
@@ -177,12 +177,8 @@ async def _read_body(request: Request, *kinds: type[BaseModel]) -> Any:
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "the body is of another type; expected the header Content-Type: application/json")
-    body = await request.body()
-    if len(body) > MAX_JSON_BYTES:
-        message = f"A request should have at most {MAX_JSON_BYTES:,} bytes; send several"
-        raise RequestValidationError([{"type": "too_long", "loc": ["body"], "msg": message}])
     try:
-        value = from_json(body, allow_inf_nan=False)
+        value = from_json(await request.body(), allow_inf_nan=False)
         has_histories = isinstance(value, dict) and "histories" in value
         return kinds[-1 if has_histories else 0].model_validate(value, strict=True)
     except ValidationError as error:
