@@ -12,8 +12,8 @@ Serve a trained model over HTTP: recommendations, similar rows, and vectors, as 
 _EXAMPLES = (
     ("crossfade serve runs/lastfm", "Serve a run at http://127.0.0.1:8090/; /docs shows the routes."),
     (
-        "crossfade serve s3://music/checkpoints/plays --data s3://music/plays --metadata songs.csv --processes 4",
-        "Serve the newest checkpoint on S3 by four processes, with filters by the songs' metadata.",
+        "crossfade serve s3://music/checkpoints/plays --data s3://music/plays --metadata songs.csv",
+        "Serve the newest checkpoint on S3, with filters by the songs' metadata.",
     ),
     ("crossfade serve", "Serve the model in /opt/ml/model, as a SageMaker endpoint starts it."),
 )

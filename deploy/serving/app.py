@@ -1,6 +1,6 @@
 """The application: its routes, their documentation, and what surrounds every request.
 
-    Config(partial(make_app, Access()), factory=True, http=…)         # with VERSIONS_VARIABLE set, for uvicorn
+    Config(make_app(Access(), current, refresher), **UVICORN_OPTIONS)         # for uvicorn
 
 ``/docs`` shows the routes with examples, ``/openapi.json`` describes them.
 """
@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response, Security
@@ -31,10 +28,10 @@ from starlette.routing import Route
 
 from crossfade.base.errors import InputError
 from crossfade.deploy.access import Access
-from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.answers import Answers
 from crossfade.deploy.serving.current import CurrentVersion, OverloadedError
 from crossfade.deploy.serving.metrics import RecordedRequests, exposition
+from crossfade.deploy.serving.refresher import Refresher
 from crossfade.deploy.serving.schemas import (
     PROBLEMS,
     FoundRows,
@@ -53,14 +50,11 @@ from crossfade.deploy.serving.schemas import (
     SimilarRequest,
     Vectors,
 )
-from crossfade.deploy.serving.versions import Versions
 from crossfade.deploy.web.middleware import LimitedBodies, RestrictedAccess, security_headers
 from crossfade.deploy.web.protocol import Bounds
 from crossfade.kvstore import __version__
 from crossfade.trainer.recommend.row_names import UnknownRowError
 
-VERSIONS_VARIABLE = "CROSSFADE_SERVE_VERSIONS"
-"""The folder of the versions."""
 _SWITCH_SECONDS = 5e-4
 """Seconds that a thread waits for Python's global lock before it asks the thread that holds it to release it; Python's
 default is 5 ms. A ranking takes the lock several times, and under load it waits that long each time."""
@@ -97,19 +91,18 @@ class _ServingAccess(RestrictedAccess):
         return _DOCUMENTATION_HEADERS if self.is_open("GET", path) else super().headers_of(path)
 
 
-def make_app(access: Access) -> FastAPI:
-    """Build the application of the versions in the folder that ``VERSIONS_VARIABLE`` names, for ``access``."""
-    _prepare_process()
-    current = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE])))
+def make_app(access: Access, current: CurrentVersion, refresher: Refresher) -> FastAPI:
+    """Build the application that answers from ``current``, and follows ``refresher``, for ``access``."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        await current.load()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         # Exclude what lives as long as the process from garbage collections, which would take a tenth of a second each.
         gc.collect()
         gc.freeze()
-        following = asyncio.create_task(current.follow())
+        following = asyncio.create_task(refresher.follow(current))
         yield Bounds().state()
+        refresher.stop()
         following.cancel()
         current.close()
 
@@ -136,14 +129,6 @@ def make_app(access: Access) -> FastAPI:
     _add_operations(app, current)
     _add_description(app)
     return app
-
-
-def _prepare_process() -> None:
-    logging.basicConfig(format="crossfade: %(message)s", level=logging.WARNING)
-    # Invalid requests, which uvicorn logs as warnings, would fill the log.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    die_with_agent()
-    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 def _problem(status: int) -> Any:
@@ -298,5 +283,5 @@ def _add_operations(app: FastAPI, current: CurrentVersion) -> None:
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operations"])
     async def metrics() -> Response:
-        """Return the metrics of all processes of the server, in Prometheus' format."""
+        """Return the metrics of the server, in Prometheus' format."""
         return Response(exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -407,5 +407,5 @@ class Problem(BaseModel):
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Problem, "description": "The request is invalid, or something that it names is unknown."},
-    503: {"model": Problem, "description": "Too many requests are waiting, or no model is loaded yet."},
+    503: {"model": Problem, "description": "Too many requests are waiting."},
 }
