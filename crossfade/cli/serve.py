@@ -24,8 +24,8 @@ else. From 50,000 items on, an index is built, which takes about a minute for a 
 Every --refresh seconds FROM is checked for newer embeddings or a newer checkpoint, which replaces the model while
 requests are being answered. A model that cannot be read is reported, and the last one is served on.
 
-Routes: GET or POST /recommend and /similar; GET /vector, /search, /model, /healthz and /metrics (Prometheus); GET /ping
-and POST /invocations for SageMaker. /docs shows them with examples, /openapi.json describes them.
+Routes: GET or POST /recommend and /similar; GET /vector, /model, /healthz and /metrics (Prometheus); GET /ping and
+POST /invocations for SageMaker. /docs shows them with examples, /openapi.json describes them.
 
   curl 'http://127.0.0.1:8090/recommend?id=2&k=5'
   curl 'http://127.0.0.1:8090/similar?id=Radiohead'

@@ -34,7 +34,6 @@ from crossfade.deploy.serving.metrics import RecordedRequests, exposition
 from crossfade.deploy.serving.refresher import Refresher
 from crossfade.deploy.serving.schemas import (
     PROBLEMS,
-    FoundRows,
     Health,
     KnownRequest,
     ModelDescription,
@@ -45,7 +44,6 @@ from crossfade.deploy.serving.schemas import (
     RecommendRequest,
     Results,
     RowQuery,
-    SearchQuery,
     SimilarQuery,
     SimilarRequest,
     Vectors,
@@ -262,11 +260,6 @@ def _add_rows(app: FastAPI, current: CurrentVersion) -> None:
     async def vector(query: Annotated[RowQuery, Query()]) -> Response:
         """Return the vectors of rows."""
         return _json(await current.answer(lambda answers: answers.vectors(query.id, query.entity), lambda _: True))
-
-    @app.get("/search", response_model=FoundRows, tags=["rows"])
-    async def search(query: Annotated[SearchQuery, Query()]) -> Response:
-        """Find rows by the first letters of words of their names or IDs, in any order; the most frequent come first."""
-        return _json(await current.answer(lambda answers: answers.search(query.text, query.k, query.entity)))
 
     @app.get("/model", response_model=ModelDescription, tags=["rows"])
     async def model() -> Response:
