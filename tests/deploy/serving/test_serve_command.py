@@ -18,7 +18,6 @@ from command_here import crossfade_here
 from playwright.sync_api import expect
 from running_command import succeeded
 from serving import RunningServer, running_server
-from strangers import idle_strangers, send_garbage
 from waiting import wait_until
 
 from crossfade.base.io.checksums import FileChecksum
@@ -240,23 +239,19 @@ def test_metrics_count_requests_and_versions(server: RunningServer) -> None:
     assert server.metric('crossfade_serve_refreshes_total{result="success"}') == 1
 
 
-def test_token_is_needed_and_strangers_keep_nobody_out(workspace: Path, tmp_path: Path) -> None:
+def test_token_is_needed_and_the_page_asks_for_it(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     with running_server("run", "--token-file", tmp_path / "token", cwd=workspace) as server, browsing() as browser:
         address = Address.parse(server.url.split("/")[2], "the server")
-        with idle_strangers(address, 300):
-            for headers, route, status in (
-                ({}, "model", 401),
-                ({}, "metrics", 401),
-                ({}, "", 307),
-                ({"Authorization": f"Bearer {TOKEN}x"}, "model", 401),
-                ({"Authorization": f"Bearer {TOKEN}"}, "model", 200),
-                ({"Authorization": f"Bearer {TOKEN}", "Host": "evil.example"}, "model", 421),
-                ({"Host": "evil.example"}, "healthz", 200),
-            ):
-                assert status_of(address, route, headers) == status
-        send_garbage(address, 300)
-        assert status_of(address, "model", {"Authorization": f"Bearer {TOKEN}"}) == 200
+        for headers, route, status in (
+            ({}, "model", 401),
+            ({}, "metrics", 401),
+            ({}, "", 307),
+            ({"Authorization": f"Bearer {TOKEN}"}, "model", 200),
+            ({"Authorization": f"Bearer {TOKEN}", "Host": "evil.example"}, "model", 421),
+            ({"Host": "evil.example"}, "healthz", 200),
+        ):
+            assert status_of(address, route, headers) == status
         for process in server.command.mark.processes():
             assert TOKEN not in " ".join([*process.cmdline(), *process.environ().values()])
         with visiting(browser, f"{server.url}docs") as visit:

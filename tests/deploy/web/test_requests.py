@@ -182,12 +182,3 @@ def test_request_without_the_token_is_rejected_before_its_body_is_read() -> None
             for header in ("x-content-type-options: nosniff", "referrer-policy: no-referrer"):
                 assert header.encode() in answer
             assert b"content-security-policy: default-src 'none'; frame" in answer
-
-
-@pytest.mark.parametrize(
-    ("site", "path", "expected"),
-    [("cross-site", "/data", 403), ("same-origin", "/data", 200), ("cross-site", "/docs", 200)],
-)
-def test_pages_of_other_sites_send_only_requests_that_are_open(site: str, path: str, expected: int) -> None:
-    with served(Bounds()) as address:
-        assert status(ask(address, f"Sec-Fetch-Site: {site}", path)) == expected
