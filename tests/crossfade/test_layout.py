@@ -30,6 +30,7 @@ SMALL_FILES = {
     "deploy/dashboard/server.py": "loads Dash and uvicorn, which may be missing",
     "deploy/refresh/forget.py": "changes versions of a service",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
+    "deploy/serving/server.py": "loads FastAPI and uvicorn, which may be missing",
     "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/prepare/local_events.py": "one of two engines",
     "trainer/recommend/history_file.py": "loads DuckDB",
