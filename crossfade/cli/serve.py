@@ -12,8 +12,8 @@ Serve a trained model over HTTP: recommendations, similar rows, and vectors, as 
 _EXAMPLES = (
     ("crossfade serve runs/lastfm", "Serve a run at http://127.0.0.1:8090/; /docs shows the routes."),
     (
-        "crossfade serve s3://music/checkpoints/plays --data s3://music/plays --metadata songs.csv --processes 4",
-        "Serve the newest checkpoint on S3 by four processes, with filters by the songs' metadata.",
+        "crossfade serve s3://music/checkpoints/plays --data s3://music/plays --metadata songs.csv",
+        "Serve the newest checkpoint on S3, with filters by the songs' metadata.",
     ),
     ("crossfade serve", "Serve the model in /opt/ml/model, as a SageMaker endpoint starts it."),
 )
@@ -24,8 +24,8 @@ else. From 50,000 items on, an index is built, which takes about a minute for a 
 Every --refresh seconds FROM is checked for newer embeddings or a newer checkpoint, which replaces the model while
 requests are being answered. A model that cannot be read is reported, and the last one is served on.
 
-Routes: GET or POST /recommend and /similar; GET /vector, /search, /model, /healthz and /metrics (Prometheus); GET /ping
-and POST /invocations for SageMaker. /docs shows them with examples, /openapi.json describes them.
+Routes: GET or POST /recommend and /similar; GET /vector, /model, /healthz and /metrics (Prometheus); GET /ping and
+POST /invocations for SageMaker. /docs shows them with examples, /openapi.json describes them.
 
   curl 'http://127.0.0.1:8090/recommend?id=2&k=5'
   curl 'http://127.0.0.1:8090/similar?id=Radiohead'

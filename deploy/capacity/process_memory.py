@@ -2,8 +2,8 @@
 
 Each item is counted from the job and its data, or is one of the constants here, which were measured. A process's memory
 is its private memory; libraries that processes share are counted once per host. An item is required if the job needs it
-in any case. Other items depend on how training goes: memory left over from compiling, what an evaluation gathers, and
-rows that change before a checkpoint of them is written.
+in any case. Other items depend on how training goes: what an evaluation gathers, and rows that
+change before a checkpoint of them is written.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ IN_PROCESS_BYTES = 211 * _MIB
 SHARED_LIBRARIES_BYTES, RANK_LIBRARIES_BYTES = 195 * _MIB, 131 * _MIB
 """Resident libraries that a host's processes share: the resident size of a worker (``rss``) less its private memory.
 The second is of workers without MXNet."""
-FIRST_RUN_BYTES = {"scheduler": 36 * _MIB, "server": 54 * _MIB, "worker": 99 * _MIB}
-"""Memory left over in the first run after an installation, which compiles modules and kernels."""
 PACKAGE_BYTES = {"torch": 196 * _MIB, "mxnet": 88 * _MIB}
 """What the package of an engine adds to a process: its libraries, and what it holds after its first products."""
 PIECE_BYTES = 8 * _MIB
@@ -121,21 +119,16 @@ def plan_processes(inputs: PlanInputs) -> list[ProcessPlan]:
         return [ProcessPlan("process", (MemoryItem("process", IN_PROCESS_BYTES), *_tables(inputs), *worker))]
     command = ProcessPlan("train", (MemoryItem("process", COMMAND_BYTES),))
     if cluster.workers_hold_tables:
-        rank = *_process("worker", RANK_BYTES), *_tables(inputs), *_messages(inputs), *worker
+        rank = MemoryItem("process", RANK_BYTES), *_tables(inputs), *_messages(inputs), *worker
         return [command, *(ProcessPlan(f"worker-{number}", rank) for number in range(cluster.workers))]
-    server = *_process("server", SERVER_BYTES), *_server(inputs)
-    worker = *_process("worker", WORKER_BYTES), *worker
+    server = MemoryItem("process", SERVER_BYTES), *_server(inputs)
+    worker = MemoryItem("process", WORKER_BYTES), *worker
     return [
         command,
-        ProcessPlan("scheduler", _process("scheduler", SCHEDULER_BYTES)),
+        ProcessPlan("scheduler", (MemoryItem("process", SCHEDULER_BYTES),)),
         *(ProcessPlan(f"server-{number}", server) for number in range(cluster.servers)),
         *(ProcessPlan(f"worker-{number}", worker) for number in range(cluster.workers)),
     ]
-
-
-def _process(kind: str, idle_bytes: int) -> tuple[MemoryItem, ...]:
-    compiling = MemoryItem("compiling, in the first run", FIRST_RUN_BYTES[kind], required=False)
-    return MemoryItem("process", idle_bytes), compiling
 
 
 def _tables(inputs: PlanInputs) -> Iterator[MemoryItem]:

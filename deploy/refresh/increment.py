@@ -32,6 +32,7 @@ from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.base.options import alternatives
 from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 from crossfade.deploy.refresh.event_files import Arrivals, find_arrivals, find_changed, find_event_files
+from crossfade.deploy.refresh.judging import judge
 from crossfade.deploy.refresh.remote import locked_versions, set_remote
 from crossfade.deploy.refresh.service_file import ServiceConfig
 from crossfade.deploy.refresh.versions import PLAN_FILE, Plan, ServiceVersions, VersionRecord
@@ -41,7 +42,6 @@ from crossfade.trainer.prepare.faults import FaultyFilesError
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
-from crossfade.trainer.runs.shown_metrics import error_of
 
 _logger = logging.getLogger(__name__)
 StopRequested = Callable[[], bool]
@@ -285,24 +285,18 @@ class RefreshedService:
         publish: bool,
     ) -> VersionRecord:
         """Return the record of the version that was trained: whether it may be published, and what it took."""
-        start, valid = report["valid_at_start"] or {}, report["metrics"].get("valid", {})
-        if report["popularity"] is not None and "valid" in report["metrics"]:
-            valid = report["popularity"]["without"]  # as before the first step
-        before = start.get(self._metric) if start.get("queries") else None  # no query: 0, and not a metric
-        after = valid.get(self._metric)
-        guard, error = self.config.guard, valid.get(error_of(self._metric), 0.0)
-        fails = guard is not None and guard.rejects(before, after, error)
+        judgment = judge(report, self._metric, self.config.guard)
         newest = manifest.source.get("last_timestamp")
         return VersionRecord(
             number=plan.number,
-            status="rejected" if fails and plan.files and not publish else "published",
+            status="published" if judgment.is_met or publish or not plan.files else "rejected",
             base=plan.base,
             files=plan.files,
             events=sum(split.rows for split in manifest.splits.values()) if plan.files else 0,
             newest=newest if isinstance(newest, int) else None,
             metric=self._metric,
-            before=before if plan.files else None,
-            after=after,
+            before=judgment.before if plan.files else None,
+            after=judgment.after,
             decided=time.time(),
             seconds=seconds,
         )

@@ -51,7 +51,7 @@ REMOTE_FILE = "remote.json"
 _NOT_COPIED = {LOCK_NAME, LOCK_FILE}
 _BUFFER_BYTES = 8 << 20
 _STREAMS = 4
-_RECORD, _LOG = (re.compile(rf"version-[0-9]{{6}}\.{ending}") for ending in ("json", "log"))
+_RECORD = re.compile(r"version-[0-9]{6}\.json")
 _State = tuple[int, float]
 """Bytes and time of a file on S3."""
 
@@ -88,9 +88,6 @@ class RemoteVersions(ServiceVersions):
             else:
                 path.unlink()
         self._found = self._remote.files()
-        for name in [name for name in self._found if _LOG.fullmatch(name)]:  # of a service that was copied there
-            self._remote.remove(name)
-            del self._found[name]
         records = {name for name in self._found if _RECORD.fullmatch(name)}
         local = {path.name for path in self.record_paths()}
         is_copy = bool(self._copied) or all(name in records and self._is_equal(name) for name in local)
@@ -105,7 +102,6 @@ class RemoteVersions(ServiceVersions):
                 self._delete(path)  # another host has changed or deleted it
         if self.current is not None:
             self._pull_version(self.current.number)
-        self._delete_logs()
         self.note()
 
     def _is_equal(self, name: str) -> bool:
@@ -134,14 +130,6 @@ class RemoteVersions(ServiceVersions):
     def _next_of(self, records: AbstractSet[str]) -> int:
         numbers = (int(name.removeprefix("version-").removesuffix(".json")) for name in records)
         return 1 + max(numbers, default=0)
-
-    def _delete_logs(self) -> None:
-        """Delete the logs of versions that are deleted, which may have IDs that were forgotten since."""
-        kept = [name for name in self._found if name.endswith(f"/{REPORT_FILE}")]
-        oldest = min(kept, default="").partition("/")[0]
-        for log in self.folder.glob("version-*.log"):
-            if log.stem < oldest:
-                log.unlink()
 
     def _pull_version(self, number: int) -> None:
         """Download what the next version needs of the version ``number``: its run, and its dataset."""
@@ -283,8 +271,10 @@ class RemoteVersions(ServiceVersions):
                 self._delete_remote(name)
 
     def _delete_remote(self, name: str) -> None:
-        """Delete a folder on S3: first the file that makes it complete."""
+        """Delete a folder on S3: first the file that makes it complete, and the log of a service that was copied."""
         self._lock.check()
+        if f"{name}.log" in self._found:
+            self._remote.remove(f"{name}.log")
         self._remote.remove(self._last_file(name))
         self._remote.child(name).delete()
 

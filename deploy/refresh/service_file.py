@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
@@ -27,6 +27,7 @@ from crossfade.base.errors import InputError, OptionError, command
 from crossfade.base.io.regular_files import read_regular
 from crossfade.base.options import Integer
 from crossfade.base.validation import format_validation_error
+from crossfade.deploy.refresh.judging import Guard
 from crossfade.trainer.config.loading import make_job, parse_job_text
 from crossfade.trainer.config.schema import flattened
 from crossfade.trainer.config.sections import Section
@@ -52,35 +53,6 @@ _DECIDED_KEYS = {
 """Keys of the sections of the file that a service itself decides."""
 _JOB_PATHS = re.compile(r"checkpoint\.warm_start_from")
 """Keys of the job that are paths, where they are text."""
-_CONDITION = re.compile(r"\s*((?:recall|ndcg|map|mrr|hit_rate)@[1-9][0-9]*)\s*>=\s*([0-9]*\.?[0-9]+)\s*\*\s*last\s*")
-
-
-class Guard(NamedTuple):
-    """The condition under which a version is published: ``metric`` on valid is at least ``share`` of the last one's."""
-
-    metric: str
-    share: float
-
-    @staticmethod
-    def parse(text: str) -> Guard:
-        """Parse text such as ``ndcg@10 >= 0.98 * last``.
-
-        Raises:
-            ValueError: it has another form.
-        """
-        found = _CONDITION.fullmatch(text)
-        if found is None:
-            raise ValueError(
-                "expected recall, ndcg, map, mrr, or hit_rate in a condition such as 'ndcg@10 >= 0.98 * last', but "
-                f"found '{text:.100}'"
-            )
-        return Guard(found[1], float(found[2]))
-
-    def rejects(self, before: float | None, after: float | None, error: float) -> bool:
-        """Return whether the metric of a version falls short of the condition by more than its standard ``error``."""
-        if before is None:
-            return False
-        return after is None or not after + error >= self.share * before  # also if it is NaN
 
 
 class ServiceConfig(Section):

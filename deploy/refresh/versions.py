@@ -220,7 +220,7 @@ class ServiceVersions:
         return (self.folder / folder / last_file).exists()
 
     def discard(self, number: int) -> None:
-        """Delete what a version that is not published has left, but its log and its record.
+        """Delete what a version that is not published has left, but its record.
 
         Raises:
             OSError: something cannot be deleted.
@@ -229,7 +229,8 @@ class ServiceVersions:
             self._delete(path)
 
     def _delete(self, path: Path) -> None:
-        """Delete a folder, so that it is complete or gone if the process is killed."""
+        """Delete a folder, and the log of a run; if the process is killed, the folder is complete or gone."""
+        path.with_suffix(".log").unlink(missing_ok=True)  # its last line has the ID of a customer
         if path.exists():
             trash = path.with_name(f"{_TRASH}{path.name}")
             shutil.rmtree(trash, ignore_errors=True)
@@ -297,9 +298,6 @@ class ServiceVersions:
         kept = [number for number in {*self.kept[-keep:], *current} if number > outdated]
         self._keep_only({*(self.data_path(number).name for number in kept), *map(_name, kept)})
         if outdated:
-            for log in self.folder.glob(f"{_name('[0-9]' * 6)}.log"):  # their last line has the ID of a customer
-                if log.name <= f"{_name(outdated)}.log":
-                    log.unlink()
             self._remove(FORGOTTEN_FILE)
 
     def _keep_only(self, names: AbstractSet[str]) -> None:

@@ -11,7 +11,6 @@ from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, format_names
 from crossfade.deploy.serving.metrics import record_unknown
 from crossfade.deploy.serving.schemas import (
-    FoundRows,
     HistoryItem,
     ModelDescription,
     Neighbors,
@@ -19,7 +18,6 @@ from crossfade.deploy.serving.schemas import (
     RecommendRequest,
     Result,
     Results,
-    Row,
     ScoredRow,
     Vector,
     Vectors,
@@ -116,18 +114,6 @@ class Answers:
             for row, vector_D in zip(rows_N, model.vectors(name, rows_N), strict=True)
         ]
         return Vectors.model_construct(version=self.version, entity=name, score=model.score, vectors=found)
-
-    def search(self, text: str, k: int, entity: str | None) -> FoundRows:
-        """Find rows by the first letters of words of their names or, without one, of their IDs.
-
-        Raises:
-            UnknownRowError: there is no such entity.
-        """
-        name = self._model.entity(entity)
-        rows = self._model.search(name, text, k)
-        labels = self._model.labels(name, rows)
-        found = [Row.model_construct(id=labels[row].id, name=labels[row].name) for row in rows]
-        return FoundRows.model_construct(version=self.version, entity=name, rows=found)
 
     def describe(self) -> ModelDescription:
         """Describe the model."""

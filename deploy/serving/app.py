@@ -1,6 +1,6 @@
 """The application: its routes, their documentation, and what surrounds every request.
 
-    Config(partial(make_app, Access()), factory=True, http=…)         # with VERSIONS_VARIABLE set, for uvicorn
+    Config(make_app(Access(), current, refresher), **UVICORN_OPTIONS)         # for uvicorn
 
 ``/docs`` shows the routes with examples, ``/openapi.json`` describes them.
 """
@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response, Security
@@ -31,13 +28,12 @@ from starlette.routing import Route
 
 from crossfade.base.errors import InputError
 from crossfade.deploy.access import Access
-from crossfade.deploy.cluster.role_variables import die_with_agent
 from crossfade.deploy.serving.answers import Answers
 from crossfade.deploy.serving.current import CurrentVersion, OverloadedError
 from crossfade.deploy.serving.metrics import RecordedRequests, exposition
+from crossfade.deploy.serving.refresher import Refresher
 from crossfade.deploy.serving.schemas import (
     PROBLEMS,
-    FoundRows,
     Health,
     KnownRequest,
     ModelDescription,
@@ -48,19 +44,15 @@ from crossfade.deploy.serving.schemas import (
     RecommendRequest,
     Results,
     RowQuery,
-    SearchQuery,
     SimilarQuery,
     SimilarRequest,
     Vectors,
 )
-from crossfade.deploy.serving.versions import Versions
 from crossfade.deploy.web.middleware import LimitedBodies, RestrictedAccess, security_headers
 from crossfade.deploy.web.protocol import Bounds
 from crossfade.kvstore import __version__
 from crossfade.trainer.recommend.row_names import UnknownRowError
 
-VERSIONS_VARIABLE = "CROSSFADE_SERVE_VERSIONS"
-"""The folder of the versions."""
 _SWITCH_SECONDS = 5e-4
 """Seconds that a thread waits for Python's global lock before it asks the thread that holds it to release it; Python's
 default is 5 ms. A ranking takes the lock several times, and under load it waits that long each time."""
@@ -80,7 +72,7 @@ _DOCUMENTATION_HEADERS = security_headers(
 """The page of /docs has an inline script, but nothing that a client or a model could choose."""
 _RETRY_SECONDS = 1
 """Seconds after which a client tries again when too much is waiting."""
-MAX_JSON_BYTES = 128 << 10
+MAX_BODY_BYTES = 128 << 10
 """Of a request: reading it takes about 10 ms, for which others wait, since a parser of JSON keeps Python's lock."""
 _MAX_PROBLEMS, _MAX_LETTERS = 5, 80
 
@@ -97,19 +89,18 @@ class _ServingAccess(RestrictedAccess):
         return _DOCUMENTATION_HEADERS if self.is_open("GET", path) else super().headers_of(path)
 
 
-def make_app(access: Access) -> FastAPI:
-    """Build the application of the versions in the folder that ``VERSIONS_VARIABLE`` names, for ``access``."""
-    _prepare_process()
-    current = CurrentVersion(Versions(Path(os.environ[VERSIONS_VARIABLE])))
+def make_app(access: Access, current: CurrentVersion, refresher: Refresher) -> FastAPI:
+    """Build the application that answers from ``current``, and follows ``refresher``, for ``access``."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        await current.load()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         # Exclude what lives as long as the process from garbage collections, which would take a tenth of a second each.
         gc.collect()
         gc.freeze()
-        following = asyncio.create_task(current.follow())
+        following = asyncio.create_task(refresher.follow(current))
         yield Bounds().state()
+        refresher.stop()
         following.cancel()
         current.close()
 
@@ -123,7 +114,7 @@ def make_app(access: Access) -> FastAPI:
         # Only for the description, where /docs then has a field for the token.
         dependencies=[] if access.token is None else [Security(HTTPBearer(auto_error=False))],
     )
-    app.add_middleware(LimitedBodies)
+    app.add_middleware(LimitedBodies, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(_ServingAccess, access=access)
     app.add_middleware(RecordedRequests)
     for error, status in (UnknownRowError, 404), (InputError, 400), (OverloadedError, 503):
@@ -136,14 +127,6 @@ def make_app(access: Access) -> FastAPI:
     _add_operations(app, current)
     _add_description(app)
     return app
-
-
-def _prepare_process() -> None:
-    logging.basicConfig(format="crossfade: %(message)s", level=logging.WARNING)
-    # Invalid requests, which uvicorn logs as warnings, would fill the log.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    die_with_agent()
-    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 def _problem(status: int) -> Any:
@@ -177,12 +160,8 @@ async def _read_body(request: Request, *kinds: type[BaseModel]) -> Any:
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "the body is of another type; expected the header Content-Type: application/json")
-    body = await request.body()
-    if len(body) > MAX_JSON_BYTES:
-        message = f"A request should have at most {MAX_JSON_BYTES:,} bytes; send several"
-        raise RequestValidationError([{"type": "too_long", "loc": ["body"], "msg": message}])
     try:
-        value = from_json(body, allow_inf_nan=False)
+        value = from_json(await request.body(), allow_inf_nan=False)
         has_histories = isinstance(value, dict) and "histories" in value
         return kinds[-1 if has_histories else 0].model_validate(value, strict=True)
     except ValidationError as error:
@@ -282,11 +261,6 @@ def _add_rows(app: FastAPI, current: CurrentVersion) -> None:
         """Return the vectors of rows."""
         return _json(await current.answer(lambda answers: answers.vectors(query.id, query.entity), lambda _: True))
 
-    @app.get("/search", response_model=FoundRows, tags=["rows"])
-    async def search(query: Annotated[SearchQuery, Query()]) -> Response:
-        """Find rows by the first letters of words of their names or IDs, in any order; the most frequent come first."""
-        return _json(await current.answer(lambda answers: answers.search(query.text, query.k, query.entity)))
-
     @app.get("/model", response_model=ModelDescription, tags=["rows"])
     async def model() -> Response:
         """Describe the model: its entities, its score, and the columns for filters."""
@@ -302,5 +276,5 @@ def _add_operations(app: FastAPI, current: CurrentVersion) -> None:
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operations"])
     async def metrics() -> Response:
-        """Return the metrics of all processes of the server, in Prometheus' format."""
+        """Return the metrics of the server, in Prometheus' format."""
         return Response(exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,8 +1,8 @@
-"""The version that a process answers from, which changes while requests are being answered.
+"""The version that the server answers from, which changes while requests are being answered.
 
-    current = CurrentVersion(versions)
-    await current.load()
+    current = CurrentVersion(path)
     results = await current.answer(lambda answers: answers.similar(request), is_quick, load_filters)
+    await current.replace(path_of_another)
 
 Requests that take about a millisecond are answered in the event loop. Others wait for one thread, so that they delay
 neither these nor the health check, and that only one thread builds what is built when it is first needed. Filters are
@@ -12,8 +12,7 @@ evaluated before by another thread. A request keeps the version that it began wi
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,14 +21,11 @@ from typing import TypeVar
 
 from crossfade.base.errors import CrossfadeError
 from crossfade.deploy.serving.answers import Answers
-from crossfade.deploy.serving.metrics import record_failed_version, record_version
-from crossfade.deploy.serving.versions import Versions
-from crossfade.trainer.serving.version import Version, open_version
+from crossfade.deploy.serving.metrics import record_version
+from crossfade.trainer.serving.version import open_version
 
 MAX_WAITING, MAX_FILTERING = 64, 32
 """Requests that may wait for the thread, and for filters; more are rejected."""
-_POLL_SECONDS, _RETRY_SECONDS = 1.0, 30.0
-_logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -62,10 +58,21 @@ class _Waiting:
 class _OpenVersion:
     """An open version, with how many requests use it."""
 
-    def __init__(self, opened: Version, name: str) -> None:
-        self.name = name
+    def __init__(self, path: Path) -> None:
+        """Open the version in ``path``.
+
+        Raises:
+            CrossfadeError, OSError: it is damaged or cannot be read.
+        """
+        opened = open_version(path)
+        try:
+            opened.warm_up()
+        except BaseException:
+            opened.close()
+            raise
         # A service numbers its versions; for other models, it is the number of versions that the server has read.
-        self.answers = Answers(opened, opened.card.number or int(name))
+        self.answers = Answers(opened, opened.card.number or int(path.name))
+        self._path = path
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -86,77 +93,46 @@ class _OpenVersion:
         """Wait until no request uses the version."""
         await self._unused.wait()
 
+    def delete(self) -> None:
+        """Close the version, and delete its folder."""
+        self.answers.opened.close()
+        shutil.rmtree(self._path)
+
 
 class CurrentVersion:
-    """The current version of ``Versions``, opened."""
+    """The version that answers; others replace it."""
 
-    def __init__(self, versions: Versions) -> None:
-        """Serve the current one of ``versions``, once it is loaded."""
-        self._versions = versions
-        self._open: _OpenVersion | None = None
+    def __init__(self, path: Path) -> None:
+        """Open the version in ``path``.
+
+        Raises:
+            CrossfadeError, OSError: it is damaged or cannot be read.
+        """
+        self._open = _OpenVersion(path)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._filter_thread = ThreadPoolExecutor(1, thread_name_prefix="filters")
         self._requests = _Waiting(MAX_WAITING, "requests")
         self._filtering = _Waiting(MAX_FILTERING, "requests with new filters")
+        record_version(self.answers.version)
 
     @property
     def answers(self) -> Answers:
-        """The answers of the current version.
+        """The answers of the version."""
+        return self._open.answers
+
+    async def replace(self, path: Path) -> None:
+        """Answer from the version in ``path``, and delete the one before once no request uses it.
 
         Raises:
-            OverloadedError: none is loaded yet.
+            Exception: the version cannot be opened, whatever the reason; the one before stays.
         """
-        return self._current().answers
-
-    def _current(self) -> _OpenVersion:
-        if self._open is None:
-            raise OverloadedError("no model is loaded yet; try again in a few seconds")
-        return self._open
-
-    async def load(self) -> None:
-        """Open the current version or, in a process that has none open, the one before if the current one is faulty.
-
-        Raises:
-            Exception: none can be opened, whatever the reason.
-        """
-        name = self._versions.current()
-        try:
-            await self._load(name)
-        except Exception as error:
-            current = self._versions.current()
-            # Another one may have been published meanwhile, and this one deleted.
-            other = self._versions.previous() if current == name else current
-            if self._open is not None or other is None:
-                raise
-            _report_failure(error)
-            await self._load(other)
-
-    async def _load(self, name: str | None) -> None:
-        """Open the version ``name`` if another one is open."""
-        if name is None or (self._open is not None and self._open.name == name):
-            return
         loop = asyncio.get_running_loop()
-        opened = await loop.run_in_executor(self._thread, _open, self._versions.path(name))
-        previous, self._open = self._open, _OpenVersion(opened, name)
-        record_version(self._open.answers.version)
-        if previous is not None:
-            await previous.unused()
-            await loop.run_in_executor(self._filter_thread, previous.answers.opened.close)
-
-    async def follow(self) -> None:
-        """Load each new version as it appears; one that cannot be opened is tried again after a while."""
-        failed, retry_at = None, 0.0
-        while True:
-            await asyncio.sleep(_POLL_SECONDS)
-            name = None
-            try:
-                name = self._versions.current()
-                if name != failed or time.monotonic() >= retry_at:
-                    await self._load(name)
-                    failed = None
-            except Exception as error:  # whatever is wrong with this version, the next one may be intact
-                _report_failure(error)
-                failed, retry_at = name, time.monotonic() + _RETRY_SECONDS
+        opened = await loop.run_in_executor(self._thread, _OpenVersion, path)
+        previous, self._open = self._open, opened
+        record_version(self.answers.version)
+        await previous.unused()
+        # It may have IDs that were forgotten since.
+        await loop.run_in_executor(self._filter_thread, previous.delete)
 
     async def answer(
         self,
@@ -170,9 +146,9 @@ class CurrentVersion:
 
         Raises:
             InputError: ``ask`` raised it, or a filter is invalid.
-            OverloadedError: no version is loaded, or too many requests are waiting.
+            OverloadedError: too many requests are waiting.
         """
-        with self._current().used() as answers:
+        with self._open.used() as answers:
             if is_quick(answers):
                 return ask(answers)
             loop = asyncio.get_running_loop()
@@ -187,23 +163,4 @@ class CurrentVersion:
         """Wait for the last request, and close the version."""
         self._thread.shutdown()
         self._filter_thread.shutdown()
-        if self._open is not None:
-            self._open.answers.opened.close()
-
-
-def _open(path: Path) -> Version:
-    opened = open_version(path)
-    try:
-        opened.warm_up()
-    except BaseException:
-        opened.close()
-        raise
-    return opened
-
-
-def _report_failure(error: Exception) -> None:
-    record_failed_version()
-    # An error that is not foreseen is a fault of the program, whose place is needed.
-    details = None if isinstance(error, CrossfadeError | OSError) else error
-    message = f"{type(error).__name__}: {error}" if details else str(error)
-    _logger.warning(f"a new version cannot be opened, the last one is still served: {message}", exc_info=details)
+        self.answers.opened.close()

@@ -1,46 +1,56 @@
-"""Metrics of the server, of all its processes, in Prometheus' format.
-
-Each process writes its values to files in the folder that ``PROMETHEUS_MULTIPROC_DIR`` names; ``/metrics`` of any of
-them adds them up. The variable must be set before this module is imported.
-"""
+"""Metrics of the server, in Prometheus' format."""
 
 from __future__ import annotations
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest, multiprocess
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Summary,
+    disable_created_metrics,
+    generate_latest,
+)
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from crossfade.trainer.recommend.options import OnUnknown
 
+disable_created_metrics()  # type: ignore[no-untyped-call]
 _BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
-_REQUESTS = Counter("crossfade_serve_requests", "Requests answered.", ["route", "status"])
+_REGISTRY = CollectorRegistry()
+_REQUESTS = Counter("crossfade_serve_requests", "Requests answered.", ["route", "status"], registry=_REGISTRY)
 _UNKNOWN = Counter(
     "crossfade_serve_unknown_queries",
     "Recommendations asked for by an ID that is unknown or has no trained vector, by what it gets.",
     ["on_unknown"],
+    registry=_REGISTRY,
 )
 _SECONDS = Histogram(
-    "crossfade_serve_request_seconds", "Time from a request to its response.", ["route"], buckets=_BUCKETS
+    "crossfade_serve_request_seconds",
+    "Time from a request to its response.",
+    ["route"],
+    buckets=_BUCKETS,
+    registry=_REGISTRY,
 )
 _LOADED = Gauge(
-    "crossfade_serve_version_loaded_timestamp_seconds",
-    "When the process that was last to load a model loaded it, in Unix time.",
-    multiprocess_mode="mostrecent",
+    "crossfade_serve_version_loaded_timestamp_seconds", "When the version was loaded, in Unix time.", registry=_REGISTRY
 )
-_VERSION = Gauge(
-    "crossfade_serve_version",
-    "Number of the version that a process loaded last.",
-    multiprocess_mode="mostrecent",
-)
+_VERSION = Gauge("crossfade_serve_version", "Number of the version.", registry=_REGISTRY)
 _REFRESHES = Counter(
-    "crossfade_serve_refreshes", "New versions of the model, by whether they were written.", ["result"]
+    "crossfade_serve_refreshes",
+    "New versions of the model, by whether they were written.",
+    ["result"],
+    registry=_REGISTRY,
 )
-_WRITTEN = Summary("crossfade_serve_version_write_seconds", "Time to write a version of the model.")
+_WRITTEN = Summary("crossfade_serve_version_write_seconds", "Time to write a version of the model.", registry=_REGISTRY)
+_FAILED = Counter(
+    "crossfade_serve_versions_failed", "New versions of the model that could not be opened.", registry=_REGISTRY
+)
 _UNKNOWN_ROUTE = "other"
 _NO_RESPONSE = 500
-_FAILED = Counter("crossfade_serve_versions_failed", "New versions of the model that a process could not open.")
 
 
 def record_unknown(on_unknown: OnUnknown, count: int) -> None:
@@ -49,7 +59,7 @@ def record_unknown(on_unknown: OnUnknown, count: int) -> None:
 
 
 def record_failed_version() -> None:
-    """Record that this process could not open a version."""
+    """Record that a version could not be opened."""
     _FAILED.inc()
 
 
@@ -65,16 +75,14 @@ def record_written(seconds: float) -> None:
 
 
 def record_version(number: int) -> None:
-    """Record that this process has loaded the version ``number``."""
+    """Record that the version ``number`` answers."""
     _VERSION.set(number)
     _LOADED.set(time.time())
 
 
 def exposition() -> bytes:
-    """Return the metrics of all processes."""
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    """Return the metrics."""
+    return generate_latest(_REGISTRY)
 
 
 class RecordedRequests:

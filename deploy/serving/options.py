@@ -37,7 +37,6 @@ class ServeOptions(MetadataOptions, AccessOptions, ModelSource):
     port: Integer | None = option(
         None, f"listen on this port; 0: a free one (default: {DEFAULT_PORT})", group="server", value="N", ge=0, le=65535
     )
-    processes: Integer = option(1, "answer by N processes", group="server", value="N", ge=1)
     work_dir: Path | None = option(
         None, "copy the model to this folder (default: a temporary one)", group="server", value="DIR"
     )

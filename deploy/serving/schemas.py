@@ -287,14 +287,6 @@ class RowQuery(_Request):
     entity: Text | None = Field(None, description=SimilarOptions.model_fields["entity"].description)
 
 
-class SearchQuery(_Request):
-    """Parameters of a search for names or, for rows without one, IDs."""
-
-    text: Text = Field(description="the first letters of words of the name or ID")
-    k: int = Field(10, ge=1, le=MAX_QUERIES, description="rows to return")
-    entity: Text | None = Field(None, description=SimilarOptions.model_fields["entity"].description)
-
-
 class Row(BaseModel):
     """A row of an entity; ``id`` is null if it was deleted from the dataset."""
 
@@ -350,14 +342,6 @@ class Vectors(BaseModel):
     vectors: list[Vector]
 
 
-class FoundRows(BaseModel):
-    """The rows that a search has found."""
-
-    version: int
-    entity: str
-    rows: list[Row]
-
-
 class EntityDescription(BaseModel):
     """An entity with vectors."""
 
@@ -404,5 +388,5 @@ class Problem(BaseModel):
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Problem, "description": "The request is invalid, or something that it names is unknown."},
-    503: {"model": Problem, "description": "Too many requests are waiting, or no model is loaded yet."},
+    503: {"model": Problem, "description": "Too many requests are waiting."},
 }

@@ -43,7 +43,6 @@ def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
                 problem=f"cannot listen on {host}:{port}: {reason}",
                 fix="name another port, or 0 for a free one",
             ) from error
-        listener.set_inheritable(True)
         yield listener
 
 

@@ -1,25 +1,20 @@
-"""What surrounds every request: who may send it, and limits of its body and of all bodies together.
+"""What surrounds every request: who may send it, and the limit of its body.
 
-app.add_middleware(LimitedBodies)
+app.add_middleware(LimitedBodies, max_bytes=128 << 10)
 app.add_middleware(PageAccess, access=access)       # a RestrictedAccess
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from crossfade.deploy.access import SECURITY_HEADERS, Access
-from crossfade.deploy.web.protocol import ADMIT, BREAK_OFF
+from crossfade.deploy.web.protocol import ADMIT
 
-MAX_BODY_BYTES, MAX_BODIES_BYTES = 8 << 20, 64 << 20
-_UNCOUNTED_BYTES = 64 << 10
-"""What each connection may send in any case: so much of a body does not count for ``MAX_BODIES_BYTES``."""
 MAX_PARAMETERS = 128
+_MAX_READ_BYTES = 8 << 20
 _OWN_SITE = ("same-origin", "none")
 # A connection cannot be used again where the body is not read.
 _CLOSE = {"Connection": "close"}
@@ -105,79 +100,38 @@ def _rejection(status: int, detail: str, headers: dict[str, str] | None = None) 
     return JSONResponse({"detail": detail}, status, {**(headers or {}), **_CLOSE})
 
 
-@dataclass
-class _Arriving:
-    """A body that is being received: the bytes of it that count, and what ends its connection."""
-
-    break_off: Callable[[], None]
-    counted: int = 0
-
-
 class LimitedBodies:
-    """Answers a body of more than ``max_bytes`` by 413, without reading the rest of it.
+    """Answers a body of more than ``max_bytes`` by 413.
 
-    All bodies of the process together have at most ``MAX_BODIES_BYTES``: for another one, those that have been arriving
-    for the longest time are broken off. If the others are complete and wait, the new one gets 503.
+    A connection has one body at a time, so the bodies of all connections are bounded too. What is beyond the limit is
+    dropped, so that the client gets the answer; a body of more than ``_MAX_READ_BYTES`` is not read to its end.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._arriving: dict[int, _Arriving] = {}
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        arriving = _Arriving(scope["state"][BREAK_OFF])
-        self._arriving[id(arriving)] = arriving
-        try:
-            body = await self._read(receive, arriving)
-            self._arriving.pop(id(arriving), None)
-            if isinstance(body, JSONResponse):
-                await body(scope, receive, send)
-            elif body is not None:
-                messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-                del body
-
-                async def replay() -> Message:
-                    return messages.pop() if messages else await receive()
-
-                await self._app(scope, replay, send)
-        finally:
-            self._arriving.pop(id(arriving), None)
-            self._bytes -= arriving.counted
-
-    async def _read(self, receive: Receive, arriving: _Arriving) -> bytes | JSONResponse | None:
-        """Return the body, the answer to one that is too large, or None if the client has gone."""
-        body = bytearray()
-        more = True
-        while more:
+        body, size, more = bytearray(), 0, True
+        while more and size <= _MAX_READ_BYTES:
             message = await receive()
             if message["type"] != "http.request":  # the client has gone
-                return None
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._max_bytes:
-                return _rejection(413, f"the body has more than {self._max_bytes:,} bytes; send several requests")
-            self._count(arriving, max(0, len(body) - _UNCOUNTED_BYTES))
-            if self._bytes > MAX_BODIES_BYTES:
-                return _rejection(
-                    503, "too many large bodies are being answered; try again later", {"Retry-After": "1"}
-                )
-        return bytes(body)
-
-    def _count(self, arriving: _Arriving, counted: int) -> None:
-        """Note that ``counted`` bytes of a body count, and break off others if all bodies have too many."""
-        self._bytes += counted - arriving.counted
-        arriving.counted = counted
-        for other in list(self._arriving.values()):
-            if self._bytes <= MAX_BODIES_BYTES:
                 return
-            if other is not arriving and other.counted:
-                other.break_off()
-                self._bytes -= other.counted
-                other.counted = 0
-                del self._arriving[id(other)]
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            size += len(chunk)
+            if size <= self._max_bytes:
+                body += chunk
+        if size > self._max_bytes:
+            answer = _rejection(413, f"the body has more than {self._max_bytes:,} bytes; send several requests")
+            await answer(scope, receive, send)
+            return
+        messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        del body
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self._app(scope, replay, send)

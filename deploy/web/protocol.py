@@ -4,7 +4,7 @@
 
 By itself, uvicorn neither ends a request that never arrives, nor a response that is never read, and it reads headers of
 any size and number. Each process has its own places. A request's ``scope["state"][ADMIT]()`` makes its connection a
-member, and ``[BREAK_OFF]()`` ends it.
+member.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from crossfade.trainer.monitoring.bounded_server import Places
 
-ADMIT, BREAK_OFF = "admit", "break_off"
+ADMIT = "admit"
 _BOUNDS = "bounds"
 STRANGERS, MEMBERS = 256, 512
 """Together fewer than the 1,024 files that a process may usually open."""
@@ -94,7 +94,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= _MAX_WAITING:
             raise ValueError("too many requests at once")
         super().on_message_begin()
-        self.scope["state"] |= {ADMIT: self._admit, BREAK_OFF: self.break_off}
+        self.scope["state"] |= {ADMIT: self._admit}
         self._is_in_head, self._chunks = True, 0
         self._restart_deadline()
 

@@ -67,7 +67,6 @@ _REQUESTS = {
     "GET /similar": schemas.SimilarQuery,
     "POST /similar": schemas.SimilarRequest,
     "GET /vector": schemas.RowQuery,
-    "GET /search": schemas.SearchQuery,
 }
 
 

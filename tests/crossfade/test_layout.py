@@ -31,6 +31,7 @@ SMALL_FILES = {
     "deploy/dashboard/server.py": "loads Dash and uvicorn, which may be missing",
     "deploy/refresh/forget.py": "changes versions of a service",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
+    "deploy/serving/server.py": "loads FastAPI and uvicorn, which may be missing",
     "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/training/periodic.py": "one concept, with a clock that tests set",
 }

@@ -64,7 +64,7 @@ def test_page_of_options_has_types_defaults_and_limits_of_each_face(site: Path) 
     text = " ".join(page.split())
     assert "--k an integer from 1 10 list N rows for each query" in text
     assert "popularity_damping a number from 0 to 100 0.0 rank popular items lower" in text
-    for title in ("crossfade checkpoints list", "crossfade ec2-host", "crossfade.Model.evaluate", "GET /search"):
+    for title in ("crossfade checkpoints list", "crossfade ec2-host", "crossfade.Model.evaluate", "GET /vector"):
         assert title in text
 
 

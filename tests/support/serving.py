@@ -2,15 +2,15 @@
 
 import json
 import re
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import psutil
 from running_command import RunningCommand, started
 from waiting import wait_until
 
@@ -22,9 +22,8 @@ Answer = tuple[int, Any]
 class RunningServer:
     """A server that listens."""
 
-    def __init__(self, command: RunningCommand, url: str) -> None:
-        self.command = command
-        self.url = url
+    def __init__(self, command: RunningCommand, url: str, folder: Path) -> None:
+        self.command, self.url, self._folder = command, url, folder
 
     def get(self, route: str, **parameters: Any) -> Answer:
         """Send a GET request."""
@@ -53,22 +52,10 @@ class RunningServer:
         except OSError:
             return False
 
-    def answering(self) -> list[psutil.Process]:
-        """Return the processes that answer requests."""
-        found = []
-        for process in self.command.mark.processes():
-            with suppress(psutil.Error):  # it has ended
-                if "spawn_main" in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
-
     def work_folder(self) -> Path:
-        """Return the working folder, which the processes have in their environment."""
-        for process in self.command.mark.processes():
-            with suppress(psutil.Error):  # it has ended
-                if found := process.environ().get("CROSSFADE_SERVE_VERSIONS"):
-                    return Path(found)
-        raise AssertionError("no process answers")
+        """Return the folder with the copies of the model."""
+        [folder] = self._folder.glob("crossfade-model-*")
+        return folder
 
     def _send(self, request: urllib.request.Request) -> Answer:
         try:
@@ -82,14 +69,14 @@ class RunningServer:
 @contextmanager
 def running_server(source: object, *options: object, cwd: Path) -> Iterator[RunningServer]:
     """Serve ``source`` at a free port until the block ends."""
-    # The copy of a server that is killed stays until the next one starts.
-    variables = {"TMPDIR": str(cwd)}
+    folder = Path(tempfile.mkdtemp(prefix="copies-", dir=cwd))  # the copy of a server that is killed stays
+    variables = {"TMPDIR": str(folder)}
     with started("serve", source, "--port", 0, *options, cwd=cwd, variables=variables) as command:
         assert command.process.stdout is not None
         line = command.process.stdout.readline()
         found = re.fullmatch(r"serving .*: (http://127\.0\.0\.1:\d+/)\n", line)
         if found is None:
             raise AssertionError(f"expected the address, but found {line!r}\n{command.finish().stderr}")
-        server = RunningServer(command, found[1])
+        server = RunningServer(command, found[1], folder)
         wait_until(server.is_healthy, "the server answers")
         yield server

@@ -9,16 +9,13 @@ Shapes: Q queries, N rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError, OptionError
-from crossfade.base.io.file_lock import share_lock
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
@@ -32,7 +29,6 @@ from crossfade.trainer.recommend.trained_model import TrainedModel
 from crossfade.trainer.serving.names import StoredNames
 from crossfade.trainer.serving.served_metadata import ServedMetadata
 from crossfade.trainer.serving.version_folder import (
-    CARD_FILE,
     DATA,
     HISTORIES,
     METADATA,
@@ -101,8 +97,6 @@ class Version:
     card: VersionCard
     model: Model
     metadata: ServedMetadata
-    _lock: IO[bytes] = field(repr=False)
-    """Shared as long as the version is open, so that it is not deleted (deploy/serving/versions.py)."""
 
     def warm_up(self) -> None:
         """Answer one request of each kind, so that the first of a client finds all loaded."""
@@ -113,10 +107,7 @@ class Version:
 
     def close(self) -> None:
         """Close the metadata; other files are closed when nothing refers to them."""
-        try:
-            self.metadata.close()
-        finally:
-            self._lock.close()
+        self.metadata.close()
 
 
 def open_version(folder: Path) -> Version:
@@ -126,34 +117,6 @@ def open_version(folder: Path) -> Version:
         InputError: it is damaged or cannot be read.
         MissingExtraError: it has an index, and FAISS is not installed.
     """
-    with ExitStack() as stack:
-        lock = stack.enter_context(_shared(folder / CARD_FILE))
-        opened = _open(folder, lock)
-        stack.pop_all()
-    return opened
-
-
-def _shared(path: Path) -> IO[bytes]:
-    """Open the file at ``path``, and share its lock where there are locks.
-
-    Raises:
-        InputError: the file cannot be read, or its version is being deleted.
-    """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        share_lock(file)
-    except BlockingIOError as error:
-        file.close()
-        raise InputError(f"{path.parent}: is being deleted") from error
-    except OSError:  # the file system has no locks
-        pass
-    return file
-
-
-def _open(folder: Path, lock: IO[bytes]) -> Version:
     card = open_card(folder)
     trained = open_copy(folder, card.model, card.fingerprint)
     item, path = trained.spec.item, folder / METADATA
@@ -164,4 +127,4 @@ def _open(folder: Path, lock: IO[bytes]) -> Version:
     for metric in card.indexes:
         indexes[metric] = open_built_index(index_folder(folder, metric), model.trained_rows(item.name))
     model.prepare()
-    return Version(card, model, metadata, lock)
+    return Version(card, model, metadata)

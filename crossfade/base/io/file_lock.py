@@ -25,16 +25,6 @@ def try_lock(file: IO[Any] | int) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def share_lock(file: IO[Any]) -> None:
-    """Lock ``file`` against ``try_lock``, together with others that share its lock.
-
-    Raises:
-        BlockingIOError: another process holds the lock alone.
-        OSError: the file system has no locks.
-    """
-    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Lock ``folder``, as soon as no other process holds its lock, while the context lasts."""

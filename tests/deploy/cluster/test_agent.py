@@ -1,7 +1,5 @@
 """An agent alone: it starts real roles for the desired states that a test sets. Nothing is trained."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,23 +110,6 @@ def test_new_coordinator_is_joined_without_roles_and_the_earlier_one_is_ignored(
     run_until(agent, lambda: coordinator.last.ended_generation == 1)
     coordinator.set(coordinator="c2", generation=2)
     run_until(agent, lambda: coordinator.last.generation == 2)
-
-
-def test_killed_role_is_reported_with_its_log(agent: Agent, coordinator: ScriptedCoordinator) -> None:
-    coordinator.set(roles=("server-0", "server-1"))
-    run_until(agent, lambda: coordinator.last.generation == 1 and len(children()) == 2)
-    first, second = sorted(children(), key=lambda child: (child.create_time(), child.pid))
-    assert os.getpgid(second.pid) != os.getpgid(0)
-    os.killpg(second.pid, signal.SIGKILL)
-    run_until(agent, lambda: coordinator.last.failure)
-    failure = coordinator.last.failure
-    assert failure is not None
-    log, how = f"{coordinator.folder.logs}/server-1.log", "was killed by SIGKILL"
-    assert (failure.message, failure.role, failure.cause) == (f"server-1 {how}", "server-1", how)
-    assert (failure.restart, failure.checkpoint, failure.error, failure.log) == (True, None, None, log)
-    assert f"log: {log}" in failure.details
-    assert "if that was for lack of memory" in failure.details
-    assert first.is_running()
 
 
 def test_roles_end_when_the_lease_is_over(agent: Agent, coordinator: ScriptedCoordinator) -> None:

@@ -1,9 +1,9 @@
 """The search for a generation's start, and the checks of a job's hosts."""
 
 import re
-import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from cluster_data import write_job
@@ -20,34 +20,6 @@ from crossfade.trainer.config.sections import ClusterConfig
 from crossfade.trainer.runs.run_folder import RunFolder
 
 
-class SearchedJob:
-    """A job whose search for a start finishes when the test lets it."""
-
-    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, resume: bool) -> None:
-        self.may_answer = threading.Event()
-        self.asked: list[tuple[str, frozenset[str]]] = []
-        self.error: Exception | None = None
-        monkeypatch.setattr(supervision, "find_start", self._find)
-        job = load_job(write_job(tmp_path / "job.yaml", tmp_path, cluster={"servers": 2, "workers": 2}))
-        self.cluster = Cluster()
-        self.folder = RunFolder(tmp_path / "run")
-        self.search = StartFinder(job, self.folder, resume)
-
-    def _find(self, checkpoints: str, rejected: frozenset[str], **_: Any) -> Any:
-        self.asked.append((checkpoints, rejected))
-        assert self.may_answer.wait(30)
-        if self.error is not None:
-            raise self.error
-        return None, ["folder/step-9: is partial"]
-
-    def run_until(self, state: State) -> None:
-        def reached() -> bool:
-            self.search.run_once(self.cluster.coordinator)
-            return self.cluster.state is state
-
-        wait_until(reached, f"the state {state}")
-
-
 @pytest.mark.parametrize(
     ("error", "state"),
     [
@@ -59,11 +31,16 @@ class SearchedJob:
 def test_failed_search_is_retried_unless_the_input_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, state: State
 ) -> None:
-    searching = SearchedJob(tmp_path, monkeypatch, resume=True)
-    searching.may_answer.set()
-    searching.error = error
-    searching.run_until(state)
-    assert searching.cluster.coordinator.generation == 0
+    monkeypatch.setattr(supervision, "find_start", Mock(side_effect=error))
+    job = load_job(write_job(tmp_path / "job.yaml", tmp_path, cluster={"servers": 2, "workers": 2}))
+    cluster, search = Cluster(), StartFinder(job, RunFolder(tmp_path / "run"), resume=True)
+
+    def has_ended() -> bool:
+        search.run_once(cluster.coordinator)
+        return cluster.state is state
+
+    wait_until(has_ended, f"the state {state}")
+    assert cluster.coordinator.generation == 0
 
 
 @pytest.mark.parametrize(

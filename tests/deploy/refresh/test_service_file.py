@@ -11,8 +11,9 @@ from command_here import crossfade_here
 from refreshed_service import rejected
 
 from crossfade.base.errors import OptionError
+from crossfade.deploy.refresh.judging import Guard, judge
 from crossfade.deploy.refresh.options import RefreshOptions
-from crossfade.deploy.refresh.service_file import Guard, ServiceConfig, load_service
+from crossfade.deploy.refresh.service_file import ServiceConfig, load_service
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "fresh-models.md"
 VALID: dict[str, Any] = {
@@ -102,15 +103,26 @@ def test_invalid_file_is_rejected_with_the_key_before_anything_is_done(
     rejected(crossfade_here("refresh", written(tmp_path, **keys)), "music.yaml: ", phrase)
 
 
-def test_version_fails_below_the_share_by_more_than_the_error() -> None:
-    guard = Guard.parse(" recall@20>=0.9*last ")
-    assert guard == Guard("recall@20", 0.9)
-    assert not guard.rejects(0.5, 0.45, 0.0)
-    assert not guard.rejects(0.5, 0.44, 0.02)
-    assert guard.rejects(0.5, 0.44, 0.005)
-    assert not guard.rejects(None, 0.1, 0.0)
-    assert guard.rejects(0.5, None, 0.0)
-    assert guard.rejects(0.5, float("nan"), 0.0)
+@pytest.mark.parametrize(
+    ("before", "after", "error", "is_met"),
+    [
+        (0.5, 0.45, 0.0, True),
+        (0.5, 0.44, 0.02, True),
+        (0.5, 0.44, 0.005, False),
+        (0.5, float("nan"), 0.0, False),
+        (0.5, None, 0.0, False),
+        (None, 0.1, 0.0, True),
+    ],
+)
+def test_version_fails_below_the_share_by_more_than_the_error(
+    before: float | None, after: float | None, error: float, is_met: bool
+) -> None:
+    start = {"queries": 0, "recall@20": 0.0} if before is None else {"queries": 9, "recall@20": before}
+    valid = {} if after is None else {"valid": {"recall@20": after, "recall@20_se": error}}
+    report = {"valid_at_start": start, "metrics": valid, "popularity": None}
+    judgment = judge(report, "recall@20", Guard.parse(" recall@20>=0.9*last "))
+    assert (judgment.before, judgment.is_met) == (before, is_met)
+    assert judge(report, "recall@20", None).is_met
 
 
 def test_page_lists_every_key_with_its_default() -> None:

@@ -59,7 +59,7 @@ def test_hosts_take_turns_and_end_as_one_host_does(
     first: ServiceFolder, undisturbed: ServiceFolder, remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert succeeded(first.command("refresh")).stdout.startswith("no new event files\n")
-    assert on_s3(remote, 2) == ["version-000002", "version-000002-data", "version-000002.json"]
+    assert on_s3(remote, 2) == [f"version-000002{ending}" for ending in ("", "-data", ".json", ".log")]
     second = other_host(first, tmp_path / "second")
     (second.path / ".version-000003-data.partial-1").mkdir(parents=True)
     (second.path / ".version-000003.json.1.partial").touch()

@@ -19,8 +19,9 @@ hooks = "limits"
 
 [checks]
 positive_data_acceptance.expected-statuses = ["2xx", "400", "404"]
+negative_data_rejection.expected-statuses = ["4xx"]
 """
-"""A schema cannot state which conditions (400) and IDs (404) are valid."""
+"""A schema cannot state which conditions (400) and IDs (404) are valid, nor how large a body may be (413)."""
 
 HOOKS = f"""
 import schemathesis

@@ -162,7 +162,6 @@ def test_five_failed_trials_in_a_row_end_the_study(workspace: Path, options: tup
     ("options", "message"),
     [
         (["--search", "model.dim=64..4"], "--search model.dim=64..4: expected KEY=LOW..HIGH"),
-        (["--search", "model.dim=log:0..4"], "expected KEY=LOW..HIGH"),
         (["--search", "model.dimm=4..8"], "unknown key 'model.dimm'; did you mean 'dim'?"),
         (["--search", "model.dim=0..8"], "model.dim: input should be greater than or equal to 1"),
         (["--search", "loss=bpr|bprr"], "loss: "),

@@ -16,12 +16,13 @@ from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.writer_lock import LOCK_NAME, path_lock
 from crossfade.deploy.serving.options import ServeOptions
-from crossfade.deploy.serving.versions import Refresher, Versions
+from crossfade.deploy.serving.refresher import Refresher
 from crossfade.deploy.tuning.study_folder import JOURNAL_FILE, claim_study
 from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.manifest import data_fingerprint, read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
+from crossfade.trainer.serving.copies_folder import CopiesFolder
 
 
 @pytest.fixture
@@ -82,9 +83,11 @@ def test_lock_on_a_full_disk_is_deleted(disk: Path) -> None:
 @pytest.mark.parametrize("leave", [0, 4096, 8192])
 def test_version_on_a_full_disk_does_not_blame_the_dataset(disk: Path, tmp_path: Path, leave: int) -> None:
     source = ServeOptions.of(source=write_run(tmp_path / "written").path, exact=True)
+    folder = CopiesFolder(disk)
     fill(disk, leave)
-    with pytest.raises(CrossfadeError, match=f"^{disk}: could not be written: no space is left on the disk of {disk}"):
-        Refresher(source, Versions(disk)).write_first(NullReporter())
+    with pytest.raises(CrossfadeError, match=f"could not be written: no space is left on the disk of {disk}"):
+        Refresher(source, folder).write_first(NullReporter())
+    folder.delete()
     assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
