@@ -116,8 +116,8 @@ def test_text_shows_the_table_and_predictions(workspace: Path) -> None:
     command = ("tag", "run", "--labels", "track=genres.csv:track:label", "--min-items", 20)
     lines = succeeded(crossfade_here(*command, cwd=workspace)).stdout.splitlines()
     assert lines[0].startswith("171 rows of track with 6 labels, 1.4 per row: 102 fitted, 34 to choose")
-    assert lines[1].split() == ["ROC-AUC", "PR-AUC", "micro", "precision@1"]
-    assert [line[43:].split(",")[0] for line in lines[2:4]] == ["embeddings", "frequency of labels"]
+    assert lines[1].split() == ["method", "roc_auc", "pr_auc", "pr_auc_micro", "precision@1"]
+    assert [line.split()[0] for line in lines[2:4]] == ["embeddings", "frequency"]
     assert lines[4].startswith("predicted labels (3 at most, probability 0.3): ")
     for line in lines[6:]:
         name, _, labels = line.strip().partition(": ")

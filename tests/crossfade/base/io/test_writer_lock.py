@@ -1,6 +1,5 @@
 """One writer at a time: the second one names the first, and a lock whose owner has died holds nothing."""
 
-import errno
 import logging
 import os
 import socket
@@ -13,7 +12,6 @@ import pytest
 from killed_process import holding
 
 from crossfade.base.errors import InputError
-from crossfade.base.io import writer_lock as module
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import output_lock, staged_file, staged_folder
 from crossfade.base.io.s3 import ChangedError
@@ -75,20 +73,6 @@ def test_folder_that_was_replaced_keeps_the_lock_of_its_next_writer(tmp_path: Pa
         with pytest.raises(InputError), folder_writer(Folder(data)):
             pass
     assert list(data.iterdir()) == []
-
-
-def test_without_file_locks_the_file_itself_is_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_file: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(module, "try_lock", fail)
-    with path_lock(tmp_path / "lock", "data"):
-        with pytest.raises(InputError) as caught, path_lock(tmp_path / "lock", "data"):
-            pass
-        assert f"process {os.getpid()} on host" in str(caught.value)
-    with path_lock(tmp_path / "lock", "data"):
-        pass
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
