@@ -35,9 +35,7 @@ if _layer in ("safe", "tbb"):
     try:
         from numba.np.ufunc import tbbpool  # type: ignore[attr-defined]  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            f"NUMBA_THREADING_LAYER is {_layer}, which needs TBB; install it, or unset it"
-        ) from error
+        raise InputError(f"NUMBA_THREADING_LAYER is {_layer}, which needs TBB; install it, or unset it") from error
 
 __all__ = ["allocating_kernel", "chosen_kernel", "compiled_for", "get_num_threads", "inner_kernel", "intrinsic", "njit"]
 

@@ -314,7 +314,7 @@ class _Upload(io.RawIOBase):
         self._files.retry(lambda client: client.complete_multipart_upload(**self._place, MultipartUpload=parts))
 
     def abort(self) -> None:
-        """Delete the parts. Where S3 cannot be reached, ``crossfade checkpoints clean`` or a lifecycle rule does."""
+        """Delete the parts. Where S3 cannot be reached, a lifecycle rule of the bucket does."""
         if "UploadId" in self._place:
             with suppress(OSError):
                 self._files.send(lambda client: client.abort_multipart_upload(**self._place))
