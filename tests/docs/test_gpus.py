@@ -1,7 +1,6 @@
 """docs/gpus.md names the GPU, package, image variant, and driver of each AWS instance type as the code does."""
 
 import re
-import tomllib
 from pathlib import Path
 
 from crossfade.deploy.aws.accelerators import _GPUS
@@ -33,9 +32,3 @@ def test_table_of_instance_types_agrees_with_the_code() -> None:
         facts = [gpu.name, format_version(gpu.capability), engine, package, variant, MIN_DRIVERS[cuda[0]]]
         expected[family] = [*facts, "not run"]
     assert rows_of_types() == expected
-
-
-def test_package_of_pytorch_is_that_of_the_extra() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extra = project["optional-dependencies"].get("torch", [TORCH])
-    assert extra == [TORCH]
