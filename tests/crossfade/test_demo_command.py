@@ -69,19 +69,6 @@ def test_synthetic_demo_recommends_by_genre_and_is_never_called_lastfm(tmp_path:
     assert "lastfm" not in output
 
 
-@pytest.mark.slow
-def test_real_demo_recommends_to_a_customer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_sample(tmp_path / "raw" / "lastfm_hetrec2011")
-    monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path / "raw"))
-    folder = tmp_path / "my: \U0001f3b5"
-    folder.mkdir()
-    output = demo(folder, "lastfm", "--no-map")
-    assert printed_commands(output) == ["prepare", "train", "similar", "recommend"]
-    assert "synthetic" not in output
-    shown = output.partition("\ncustomer 2\n")[2].splitlines()[1:]
-    assert all(re.match(r" +\d\.\d{3}  \S", line) for line in shown), shown
-
-
 def test_first_minutes_run_from_top_to_bottom(tmp_path: Path) -> None:
     """The page installs the package and downloads the plays first, which a test has already."""
     write_sample(tmp_path / "lastfm")
