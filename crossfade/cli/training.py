@@ -98,7 +98,7 @@ def _train_once(options: TrainOptions) -> int:
     ):
         with folder.open_run(job, overwrite=options.overwrite, resume=resume) as moved:
             if moved is not None:
-                _describe_moved(folder, moved)
+                _logger.info(_describe_moved(folder, moved))
             note = run_job.note_without_valid(job, inputs)
             context = run_job.RunContext(listener, spot, StateWriter(folder), resume, note)
             report = run_job.run_in_folder(job, folder, inputs, display, context)
@@ -106,12 +106,11 @@ def _train_once(options: TrainOptions) -> int:
     return 0
 
 
-def _describe_moved(folder: RunFolder, moved: EarlierRun) -> None:
-    """Log where the earlier run in ``folder`` is now and, if it was not finished, how to resume it."""
-    what = "" if moved.finished else ", which was not finished,"
-    _logger.info(f"the earlier run in {folder.path}{what} was moved to {moved.path}")
-    if not moved.finished:
-        from crossfade.trainer.runs.run_folder import JOB_FILE
+def _describe_moved(folder: RunFolder, moved: EarlierRun) -> str:
+    """Return where the earlier run in ``folder`` is now and, if it was not finished, how to resume it."""
+    if moved.finished:
+        return f"the earlier run in {folder.path} was moved to {moved.path}"
+    from crossfade.trainer.runs.run_folder import JOB_FILE
 
-        again = command_line("train", moved.path / JOB_FILE, run_dir=moved.path, resume=True)
-        _logger.info(f"to resume it: {again}")
+    again = command_line("train", moved.path / JOB_FILE, run_dir=moved.path, resume=True)
+    return f"the earlier run in {folder.path}, which was not finished, was moved to {moved.path}; to resume it: {again}"
