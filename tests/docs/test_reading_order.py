@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-_ITEM = re.compile(r"^\d+\. \[`(?P<file>[^`]+)`\]\([^)]+\): ", re.MULTILINE)
 _SECTIONS = ("Reading order", "In process and on a GPU")
-MAX_FILES = 18
-"""Files that a reader opens for the way of one batch."""
 _LINK = re.compile(r"\[`(?P<text>[^`]+)`\]\((?P<target>[^)]+)\)")
 _QUOTED = re.compile(r"(?<!`)(`+)(?P<text>[^`]+)\1(?!`)")
 _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
@@ -60,14 +57,6 @@ def problems(passage: Passage) -> list[str]:
     sources = [file for file in passage.files if file.is_file() and file.suffix == ".py"]
     defined = {name for file in sources for name in definitions(file.read_text(encoding="utf-8"))}
     return missing + [name for name in passage.names if name not in defined]
-
-
-def test_way_of_a_batch_is_in_few_files_each_of_which_is_an_item() -> None:
-    text = section(ROOT / "docs" / "architecture.md", "Reading order")
-    items = [item["file"] for item in _ITEM.finditer(text)]
-    links = [link["text"] for link in _LINK.finditer(text)]
-    assert links == items
-    assert 10 <= len(set(links)) == len(links) <= MAX_FILES
 
 
 @pytest.mark.slow
