@@ -73,6 +73,18 @@ def print_lines(lines: Iterable[str]) -> None:
         print_line(line)
 
 
+def print_records(records: Sequence[Mapping[str, object]]) -> None:
+    """Print a table of ``records``, with a column for each key of the first one."""
+    names = list(records[0]) if records else []
+    print_table([names, *([_cell(record.get(name)) for name in names] for record in records)], min_width=0)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def print_table(rows: Sequence[Sequence[str]], *, min_width: int = 8) -> None:
     """Print ``rows``: the first column to the left, the others to the right, at least ``min_width`` wide."""
     print_lines(align(rows, min_width=min_width))

@@ -28,6 +28,14 @@ with hidden("scipy"):
 
 if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise InputError("NUMBA_DISABLE_JIT is set, but kernels must be compiled; unset it")
+_LAYERS = ("default", "forksafe", "omp", "safe", "tbb", "threadsafe", "workqueue")
+if (_layer := str(numba.config.THREADING_LAYER)) not in _LAYERS:  # type: ignore[attr-defined]
+    raise InputError(f"NUMBA_THREADING_LAYER is '{_layer}', expected {' or '.join(_LAYERS)}; correct it, or unset it")
+if _layer in ("safe", "tbb"):
+    try:
+        from numba.np.ufunc import tbbpool  # type: ignore[attr-defined]  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"NUMBA_THREADING_LAYER is {_layer}, which needs TBB; install it, or unset it") from error
 
 __all__ = ["allocating_kernel", "chosen_kernel", "compiled_for", "get_num_threads", "inner_kernel", "intrinsic", "njit"]
 

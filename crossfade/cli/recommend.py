@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import unicodedata
-from collections.abc import Iterator
 from contextlib import closing
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -112,31 +109,14 @@ def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:
         history = [labels[row].as_record(model.item) for row in favorite_N.tolist()]
         mark = {} if is_fallback is None else {"is_fallback": is_fallback}
         results.append({model.query: label.id or None, **mark, "recommendations": scored, "history": history})
-        scored_texts = [f"{score:8.3f}  {texts[row]}" for row, score in ranked]
         popular = f" (unknown or untrained: popular {model.item})" if is_fallback else ""
-        known, title = [texts[row] for row in favorite_N.tolist()], f"{model.query} {label}{popular}"
-        lines += _list_lines(title if label.id else f"new {model.query}", model.item, scored_texts, known)
+        lines.append(f"{model.query} {label}{popular}" if label.id else f"new {model.query}")
+        lines += [f"{score:8.3f}  {texts[row]}" for row, score in ranked]
+        if len(favorite_N):
+            lines.append(f"  history, by weight: {', '.join(texts[row] for row in favorite_N.tolist())}")
     print_result(
         options,
         results,
         lambda: print_lines(lines),
         lambda: [{model.query: each[model.query], **item} for each in results for item in each["recommendations"]],
-    )
-
-
-def _list_lines(title: str, item: str, lines: list[str], known: list[str]) -> Iterator[str]:
-    """Yield recommendations beside the items of the largest weights in the history."""
-    head = f"{'score':>8}  recommended {item}"
-    width = max(map(_columns, [head, *lines]))
-    yield title
-    yield f"{head}{' ' * (width - _columns(head))}    history, by weight"
-    for line, label in zip_longest(lines, known, fillvalue=""):
-        yield f"{line}{' ' * (width - _columns(line))}    {label}".rstrip()
-
-
-def _columns(text: str) -> int:
-    """Return how many columns of a terminal ``text`` takes: two for each East Asian wide character."""
-    return sum(
-        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-        for letter in text
     )

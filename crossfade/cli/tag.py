@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
-from crossfade.terminal import TableOptions, print_line, print_result
+from crossfade.terminal import TableOptions, print_line, print_records, print_result
 from crossfade.trainer.recommend.options import TagOptions
 from crossfade.trainer.runs.options import ModelSource
 
@@ -32,10 +32,6 @@ For each label, a logistic regression is fitted to the embeddings, which stay as
 rows without any label whose vector is trained. They may have fewer interactions than those with a label, which the
 measurement does not show. Labels that the model was trained with, as a feature, are not a fair test.
 """
-_METHODS = {
-    "embeddings": "embeddings",
-    "frequency": "frequency of labels",
-}
 _EXAMPLES_SHOWN = 8
 
 
@@ -65,9 +61,12 @@ def run(options: TagCommand) -> int:
     examples = 0 if options.json_ else _EXAMPLES_SHOWN
     with progress_bars() as bars:
         tagged = with_trained_model(options, _logger.info, lambda model: tag(model, options, bars, examples))
-    measured = ({"method": name, **found} for name, found in tagged.quality.metrics.items())
-    print_result(options, asdict(tagged.quality), lambda: _print(tagged, options), lambda: measured)
+    print_result(options, asdict(tagged.quality), lambda: _print(tagged, options), lambda: _measured(tagged.quality))
     return 0
+
+
+def _measured(quality: TagQuality) -> list[dict[str, Any]]:
+    return [{"method": name, **found} for name, found in quality.metrics.items()]
 
 
 def _print(tagged: Tagged, options: TagOptions) -> None:
@@ -85,15 +84,7 @@ def _print_quality(entity: str, quality: TagQuality, options: TagOptions) -> Non
         f"{quality.labels_per_row:.1f} "
         f"per row: {fitted:,} fitted, {validated:,} to choose the regularization, {tested:,} tested"
     )
-    print_line(f"{'ROC-AUC':>8}  {'PR-AUC':>8}  {'micro':>8}  {'precision@1':>11}")
-    for name, features in _METHODS.items():
-        if name in quality.metrics:
-            method = features
-            values = [f"{value:.4f}" for value in quality.metrics[name].values()]
-            columns = "  ".join(f"{value:>{width}}" for value, width in zip(values, (8, 8, 8, 11), strict=True))
-            if name in quality.columns:
-                method += f", {quality.columns[name]:,} columns, C = {quality.strength[name]:g}"
-            print_line(f"{columns}  {method}")
+    print_records(_measured(quality))
     kept = quality.kept
     print_line(
         f"predicted labels ({options.k} at most, probability {options.threshold:g}): {kept['precision']:.0%} right, "

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.base import logs
-from crossfade.base.command_line import command_line
-from crossfade.base.errors import as_typed
+from crossfade.base.errors import as_typed, command_line
 from crossfade.base.exit_codes import STOPPED_EXIT_CODE
 from crossfade.base.options import option
-from crossfade.terminal import Progress, print_line
+from crossfade.terminal import Progress
 from crossfade.trainer.config.options import Roles
 
 if TYPE_CHECKING:
@@ -73,7 +72,6 @@ def _train_once(options: TrainOptions) -> int:
     Raises:
         RunInProgressError: another process runs the job, such as another standby that has taken it over first.
     """
-    from crossfade.cli.next_command import use_commands
     from crossfade.deploy.aws.spot import monitor_spot
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.deploy.cluster.store_choice import choose_store
@@ -100,22 +98,19 @@ def _train_once(options: TrainOptions) -> int:
     ):
         with folder.open_run(job, overwrite=options.overwrite, resume=resume) as moved:
             if moved is not None:
-                _describe_moved(folder, moved)
+                _logger.info(_describe_moved(folder, moved))
             note = run_job.note_without_valid(job, inputs)
             context = run_job.RunContext(listener, spot, StateWriter(folder), resume, note)
             report = run_job.run_in_folder(job, folder, inputs, display, context)
         display.print_report(report, folder.path)
-        for line in use_commands(folder.path, inputs.folder, inputs.manifest):
-            print_line(f"next: {line}")
     return 0
 
 
-def _describe_moved(folder: RunFolder, moved: EarlierRun) -> None:
-    """Log where the earlier run in ``folder`` is now and, if it was not finished, how to resume it."""
-    what = "" if moved.finished else ", which was not finished,"
-    _logger.info(f"the earlier run in {folder.path}{what} was moved to {moved.path}")
-    if not moved.finished:
-        from crossfade.trainer.runs.run_folder import JOB_FILE
+def _describe_moved(folder: RunFolder, moved: EarlierRun) -> str:
+    """Return where the earlier run in ``folder`` is now and, if it was not finished, how to resume it."""
+    if moved.finished:
+        return f"the earlier run in {folder.path} was moved to {moved.path}"
+    from crossfade.trainer.runs.run_folder import JOB_FILE
 
-        again = command_line("train", moved.path / JOB_FILE, run_dir=moved.path, resume=True)
-        _logger.info(f"to resume it: {again}")
+    again = command_line("train", moved.path / JOB_FILE, run_dir=moved.path, resume=True)
+    return f"the earlier run in {folder.path}, which was not finished, was moved to {moved.path}; to resume it: {again}"

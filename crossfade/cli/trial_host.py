@@ -3,9 +3,9 @@
     python -m crossfade.cli.trial_host PARENT
 
 PARENT is the ID of the process that starts it, and with which it dies. A line on stdin is a request in JSON: the
-arguments of ``crossfade train``, and the log that gets its output. The answer is its exit code, a line on stdout. The
-process ends when stdin does, after a training that a signal has stopped, and at an error of the program or of the log;
-that error is then the answer, since a full disk leaves no line in the log.
+arguments of ``crossfade train``, and the log that gets its output. The answer is a line on stdout, its exit code as
+``{"code": 0}``. The process ends when stdin does, after a training that a signal has stopped, and at an error of the
+program or of the log, which is then the answer as ``{"error": "..."}``, since a full disk leaves no line in the log.
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ from crossfade.kvstore.memory import release_free_memory
 
 def serve(requests: TextIO, answers: TextIO) -> int:
     """Run each training that is requested; return the exit code of the last one."""
+
+    def answer(**values: int | str) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
     code = 0
     for line in requests:
         request = json.loads(line)
         try:
             code = _train(request["arguments"], request["log"])
         except Exception as error:
-            print(f"{type(error).__name__}: {reason_of(error)}", file=answers, flush=True)
+            answer(error=f"{type(error).__name__}: {reason_of(error)}")
             raise
         release_free_memory()
-        print(code, file=answers, flush=True)
+        answer(code=code)
         if stopper.number is not None:
             break
     return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.command_line import command_line
+from crossfade.base.errors import command_line
 from crossfade.base.signals import stopper
 from crossfade.cli.command import as_command
 from crossfade.deploy.tuning.options import TuneOptions
@@ -70,8 +70,6 @@ def run(options: TuneOptions) -> int:
     ended = sum(trial.value is not None for trial in trials)
     stopper.check(f"after {ended} of {sum(rung.trials for rung in plan.rungs)} trials; {_AGAIN}")
     _print_trials(trials if options.quick else trials[:_SHOWN], plan)
-    if options.quick:
-        _print_gain(trials, plan)
     print_line(f"next: {command_line('train', plan.folder / 'best.yaml')}")
     return 0
 
@@ -96,21 +94,6 @@ def _print_trials(trials: Sequence[TrialResult], plan: StudyPlan) -> None:
         values = (_text(trial.parameters[key]) for key in keys)
         rows.append([str(trial.rung.epochs), str(trial.number), value, seconds, *values, note])
     print_table(rows, min_width=0)
-
-
-def _print_gain(trials: Sequence[TrialResult], plan: StudyPlan) -> None:
-    """Print the gain of a quick study over the job's own settings."""
-    best = trials[0]
-    own = next((each for each in trials if each.is_own and each.rung == plan.rungs[-1]), None)
-    if own is None or own.value is None:
-        print_line("the job's own settings have no result: their training failed")
-    elif best is own:
-        print_line("nothing that was tried is better than the job's own settings")
-    else:
-        assert best.value is not None
-        gain = f", {best.value / own.value - 1:+.1%}" if own.value else ""
-        metric = plan.job.evaluate.best_metric
-        print_line(f"best: trial {best.number}, {metric} {best.value:.4f} instead of {own.value:.4f} on valid{gain}")
 
 
 def _text(value: Any) -> str:

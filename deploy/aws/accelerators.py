@@ -87,7 +87,7 @@ def gpu_of(instance_type: str) -> Gpu | None:
         raise InputError(
             f"{instance_type} {problem}; choose another ",
             Option("instance_type"),
-            ", such as g4dn.xlarge, g5.xlarge, or r6i.4xlarge without a GPU (docs/aws.md)",
+            ", such as g4dn.xlarge, g5.xlarge, or r6i.4xlarge without a GPU",
         )
     return _GPUS.get(match[1])
 

@@ -45,7 +45,7 @@ _ADVICE: dict[str, Text] = {
     "hosts",
     "credentials": "log in, as with 'aws sso login', or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY",
-    "permission": "allow it by a policy (docs/aws.md lists the policies of each command)",
+    "permission": "allow it by an IAM policy of this user or role",
     "region": ("set the right region with ", Option("region"), " or AWS_REGION, or enable it in the account"),
 }
 """How to fix the errors of a kind, or what to do until they pass."""

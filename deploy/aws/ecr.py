@@ -55,8 +55,7 @@ def check_image(aws: Aws, image: str) -> None:
     if parts.region != aws.region:
         raise CloudRequestError(
             Option("image", image),
-            f": is in {parts.region}, but the job is to run in {aws.region}; push the image to {aws.region} "
-            "(docs/aws.md), or set ",
+            f": is in {parts.region}, but the job is to run in {aws.region}; push the image to {aws.region}, or set ",
             Option("region", parts.region),
             kind="region",
         )
@@ -66,7 +65,7 @@ def check_image(aws: Aws, image: str) -> None:
             aws.ecr.describe_images(registryId=parts.account, repositoryName=parts.repository, imageIds=[which])
     except CloudRequestError as error:
         if error.kind == "missing":
-            fix = ("; push it as docs/aws.md describes, or set another ", Option("image"))
+            fix = ("; push it ('docker push' after 'aws ecr get-login-password'), or set another ", Option("image"))
             raise CloudRequestError(*error.args, fix, kind="missing", code=error.code) from error
         if error.kind != "permission":
             raise

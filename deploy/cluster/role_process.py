@@ -132,7 +132,7 @@ class RoleProcess:
             return Failure(
                 message=f"{self.role.name} was aborted by data at its port that MXNet cannot read, as scanners and "
                 "other programs send it",
-                details=f"{tail}log: {self.log}; close the port to others: docs/distributed.md, 'Access to the ports'",
+                details=f"{tail}log: {self.log}; let only the job's hosts reach the port, by a firewall",
                 role=self.role.name,
                 cause="was aborted by data at its port",
                 error=last_error(log),

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from crossfade.base import logs
-from crossfade.base.command_line import command_line
-from crossfade.base.errors import Option, Text, as_typed, command, escape_unprintable, worded
+from crossfade.base.errors import Option, Text, as_typed, command, command_line, escape_unprintable, worded
 from crossfade.base.text import counted
 
 if TYPE_CHECKING:

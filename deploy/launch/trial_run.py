@@ -69,17 +69,17 @@ class TrialProcess:
             if not is_stopping and (is_stopping := stop_requested()):
                 host.terminate()
             try:
-                answer = self._answers.get(timeout=None if is_stopping else _POLL_SECONDS)
+                line = self._answers.get(timeout=None if is_stopping else _POLL_SECONDS)
             except queue.Empty:
                 continue
-            if answer is None:
+            if line is None:
                 code = host.wait()
                 self.end = f"its process {describe_exit(code)}"
-            elif answer.strip().isdigit():
-                code = int(answer)
-            else:  # the end of the process follows
-                self.error = answer.decode().strip()
+            elif "error" in (answer := json.loads(line)):  # the end of the process follows
+                self.error = answer["error"]
                 continue
+            else:
+                code = answer["code"]
             if is_stopping:  # it ends after this training
                 self.close()
             return code

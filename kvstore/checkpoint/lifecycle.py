@@ -5,12 +5,9 @@
     prune(checkpoints, newest_step, 3, is_own)                 # keeps three
     for entry in list_checkpoints(checkpoints):
         entry.step, entry.state, entry.bytes
-    for leftover in find_leftovers("s3://music/checkpoints", written_before=time.time() - 86_400):
-        leftover.remove()                                      # what processes that died have left there
 
 Only checkpoints for which ``is_own`` holds are deleted. So one that cannot be read, of another run, or of another
-version of the format stays, whatever the reason. A leftover is never part of a checkpoint that is complete or that
-cannot be read.
+version of the format stays, whatever the reason.
 """
 
 from __future__ import annotations
@@ -19,14 +16,12 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
 from pydantic import ValidationError
 
 from crossfade.base.errors import CheckpointError, InputError
-from crossfade.base.io.durable_file import is_partial
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import FoundFile
 from crossfade.kvstore.checkpoint.checkpoint import Checkpoint, open_checkpoint_folder
@@ -208,17 +203,6 @@ class CheckpointEntry:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Leftover:
-    """Something that no checkpoint needs: ``modified`` is the Unix time of its newest part, ``remove`` deletes it."""
-
-    uri: str
-    kind: str
-    bytes: int
-    modified: float
-    remove: Callable[[], None]
-
-
 def list_checkpoints(checkpoints: str, *, verify: bool = False) -> list[CheckpointEntry]:
     """Return the checkpoints in a folder, the oldest first; with ``verify``, read all their files.
 
@@ -262,49 +246,3 @@ def _describe(step: Folder, files: Files, *, verify: bool) -> CheckpointEntry:
     size = sum(file.bytes for file in files.values())
     modified = max((file.modified for file in files.values()), default=None)
     return CheckpointEntry(_step_of(step.name), step.uri, state, size, modified, run, detail)
-
-
-def find_leftovers(checkpoints: str, written_before: float) -> list[Leftover]:
-    """Return what no process has written to since ``written_before``, Unix time, and no checkpoint needs.
-
-    That is unfinished checkpoints, files of a complete checkpoint's folder that it does not list, and temporary files.
-
-    Raises:
-        CheckpointError: storage is unreachable.
-    """
-    folder = Folder(checkpoints)
-    found = [leftover for name, files in _steps(folder) for leftover in _leftovers_of(folder.child(name), files)]
-    with _naming_errors(f"{folder.uri}: cannot be read"):
-        for name, file in folder.files().items():
-            if "/" not in name and is_partial(name):
-                found.append(Leftover(f"{folder.uri}/{name}", "temporary file", *file, partial(folder.remove, name)))
-    return [leftover for leftover in found if leftover.modified <= written_before]
-
-
-def _leftovers_of(step: Folder, files: Files) -> Iterator[Leftover]:
-    newest = max((file.modified for file in files.values()), default=0.0)
-    if MANIFEST_NAME not in files:
-        size = sum(file.bytes for file in files.values())
-        yield Leftover(step.uri, "unfinished checkpoint", size, newest, partial(_remove_unfinished, step))
-        return
-    try:
-        listed = open_checkpoint_folder(step).files()
-    except (InputError, CheckpointError):
-        return  # What it needs is not known.
-    for path in sorted(files.keys() - listed):
-        yield Leftover(
-            f"{step.uri}/{path}", "file of no checkpoint", *files[path], partial(_remove_unlisted, step, path)
-        )
-
-
-def _remove_unfinished(step: Folder) -> None:
-    """Delete ``step``, unless it has been completed since it was listed."""
-    if not step.exists(MANIFEST_NAME):
-        step.delete()
-
-
-def _remove_unlisted(step: Folder, path: str) -> None:
-    """Delete a file of ``step``, unless its checkpoint lists it by now."""
-    checkpoint: Checkpoint = open_checkpoint_folder(step)
-    if path not in checkpoint.files():
-        step.remove(path)

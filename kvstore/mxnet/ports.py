@@ -62,8 +62,8 @@ def _filter(hosts: Sequence[str], known: set[int]) -> None:
             _attach(listener.descriptor, _program(hosts))
         except OSError as error:
             _logger.warning(
-                "port %d is open to all hosts that can reach it: the kernel accepts no filter (%s); use a firewall: "
-                "docs/distributed.md, 'Access to the ports'",
+                "port %d is open to all hosts that can reach it: the kernel accepts no filter (%s); let only the "
+                "job's hosts reach it (a firewall or security group)",
                 listener.port,
                 error.strerror,
             )

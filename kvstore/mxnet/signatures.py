@@ -83,8 +83,8 @@ class CommandVerifier:
         count = self.rejected[reason]
         if count & (count - 1) == 0:
             _logger.warning(
-                "ignored a command that no worker of this job has sent: %s (%d so far); close the servers' ports to "
-                "others: docs/distributed.md, 'Access to the ports'",
+                "ignored a command that no worker of this job has sent: %s (%d so far); let only the job's hosts "
+                "reach the servers' ports (a firewall or security group)",
                 _REASONS[reason],
                 count,
             )

@@ -1,4 +1,4 @@
-"""``crossfade checkpoints`` lists checkpoints with their state, and deletes only what no checkpoint needs."""
+"""``crossfade checkpoints list`` shows checkpoints with their state."""
 
 import json
 import os
@@ -29,12 +29,11 @@ COMPLETE, FLIPPED, CORRUPT, NEWER, UNFINISHED = 1, 2, 3, 4, 5
 
 
 def save(checkpoints: str) -> None:
-    """Write a checkpoint of each state, with what processes that were killed leave."""
+    """Write a checkpoint of each state."""
     for step in (COMPLETE, FLIPPED, CORRUPT, NEWER):
         shards = split_table(TRACK, random_table(TRACK, SGD), 2)
         save_shards(checkpoints, step, [TRACK], SGD, [shards], {"run": "mine"})
     Folder(checkpoints).child(f"step-{UNFINISHED:09d}").write("part-00000-of-00001.json", b"{}")
-    Folder(checkpoints).child(f"step-{COMPLETE:09d}").write("track/weights.00000-of-00001.npy", b"123")
 
 
 def damage(checkpoints: Path) -> None:
@@ -47,15 +46,13 @@ def damage(checkpoints: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run folder with checkpoints of all states and temporary files, written two hours ago."""
+    """Return a run folder with checkpoints of all states, written two hours ago."""
     run = tmp_path_factory.mktemp("checkpoints") / "run"
     with RunFolder(run).open_run(load_job(write_job(run.with_name("job.yaml"), run))):
         pass
     checkpoints = run / "checkpoints"
     save(str(checkpoints))
     damage(checkpoints)
-    for path in (run / ".state.json.7.partial", checkpoints / ".owner.json.7.partial"):
-        path.write_text("{")
     for path in run.rglob("*"):
         os.utime(path, (time.time() - 7200,) * 2)
     return run
@@ -93,64 +90,18 @@ def test_list_has_each_state_and_verify_reads_the_values(run: Path) -> None:
     assert (entry["run"], entry["bytes"] > 500) == ("mine", True)
 
 
-def cleaned(source: object, *options: str) -> list[str]:
-    """Clean, and return the kinds of what was, or would be, deleted."""
-    result = crossfade_here("checkpoints", "clean", source, *options)
-    assert (result.returncode, result.stderr) == (0, "")
-    *lines, total = result.stdout.splitlines()
-    assert total.startswith(f"{len(lines)} {'to delete' if '--dry-run' in options else 'deleted'}, ")
-    return sorted(line.partition(": ")[2].partition(",")[0] for line in lines)
-
-
-LEFT = ["file of no checkpoint", "temporary file", "temporary file", "unfinished checkpoint"]
-
-
-def test_clean_deletes_what_no_checkpoint_needs_and_is_old_enough(copy: Path) -> None:
-    before = set(copy.rglob("*"))
-    assert cleaned(copy) == []
-    assert cleaned(copy, "--older-than", "1", "--dry-run") == LEFT
-    assert set(copy.rglob("*")) == before
-    assert cleaned(copy, "--older-than", "1") == LEFT
-    unfinished = copy / "checkpoints" / f"step-{UNFINISHED:09d}"
-    assert before - set(copy.rglob("*")) == {
-        *(copy / ".state.json.7.partial", copy / "checkpoints" / ".owner.json.7.partial"),
-        *(unfinished, unfinished / "part-00000-of-00001.json"),
-        copy / "checkpoints" / f"step-{COMPLETE:09d}" / "track" / "weights.00000-of-00001.npy",
-    }
-    assert cleaned(copy, "--older-than", "0") == []
-    assert states(copy) == {step: state for step, state in EXPECTED.items() if step != UNFINISHED}
-
-
 def error(*arguments: object) -> str:
     result = crossfade_here("checkpoints", *arguments)
     return single_line(result.returncode, result.stdout, result.stderr)
 
 
-def test_clean_leaves_the_folder_of_a_run_in_progress_alone(copy: Path) -> None:
-    with RunFolder(copy).lock.kept_free():
-        assert "a run is in progress" in error("clean", copy, "--older-than", "0")
-    assert set(states(copy)) == set(EXPECTED)
-
-
 def test_folder_without_checkpoints_is_rejected(copy: Path, tmp_path: Path) -> None:
     assert "nowhere" in error("list", tmp_path / "nowhere")
-    assert "checkpoint" in error("clean", step_folder(str(copy / "checkpoints"), COMPLETE))
+    assert "checkpoint" in error("list", step_folder(str(copy / "checkpoints"), COMPLETE))
     (copy / "checkpoints").rename(tmp_path / "elsewhere")
     assert states(copy) == {}
 
 
-@pytest.mark.slow
-def test_objects_on_s3_are_deleted(s3: ObjectStore, copy: Path) -> None:
-    uri = s3.upload(copy / "checkpoints", "runs/checkpoints")
+def test_checkpoints_on_s3_are_listed(s3: ObjectStore, run: Path) -> None:
+    uri = s3.upload(run / "checkpoints", "runs/checkpoints")
     assert states(uri, "--verify") == {**EXPECTED, FLIPPED: "corrupt"}
-    objects = set(Folder(uri).sizes())
-    assert cleaned(uri, "--older-than", "1") == []
-    left = sorted([*LEFT[:1], "temporary file", "unfinished checkpoint"])
-    assert cleaned(uri, "--older-than", "0", "--dry-run") == left
-    assert set(Folder(uri).sizes()) == objects
-    assert cleaned(uri, "--older-than", "0") == left
-    assert objects - set(Folder(uri).sizes()) == {
-        ".owner.json.7.partial",
-        f"step-{COMPLETE:09d}/track/weights.00000-of-00001.npy",
-        f"step-{UNFINISHED:09d}/part-00000-of-00001.json",
-    }

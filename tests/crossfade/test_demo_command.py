@@ -1,7 +1,6 @@
 """``crossfade demo`` runs every command it prints, on the real sample or on synthetic listening."""
 
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossfade.base.io.folder import Folder
 from crossfade.cli.demo import _ARTISTS
-from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.data.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.slow
 
@@ -71,26 +67,6 @@ def test_synthetic_demo_recommends_by_genre_and_is_never_called_lastfm(tmp_path:
     neighbors = output.partition("artist 3 (jazz)\n")[2].splitlines()[:8]
     assert sum("(jazz)" in line for line in neighbors) >= 6, neighbors
     assert "lastfm" not in output
-
-
-@pytest.mark.slow
-def test_real_demo_recommends_to_a_median_customer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_sample(tmp_path / "raw" / "lastfm_hetrec2011")
-    monkeypatch.setenv("CROSSFADE_DATA", str(tmp_path / "raw"))
-    folder = tmp_path / "my: \U0001f3b5"
-    folder.mkdir()
-    output = demo(folder, "lastfm", "--no-map")
-    assert printed_commands(output) == ["prepare", "train", "similar", "recommend"]
-    assert "synthetic" not in output
-    data = Folder(folder / "data" / "lastfm")
-    manifest = read_manifest(data)
-    vocabulary = Vocabulary(data, manifest, "customer")
-    counts = dict(zip(vocabulary.read(0, vocabulary.rows, ["id"])["id"].to_pylist(), vocabulary.counts(), strict=True))
-    customer = re.search(r"recommend '.+/runs/lastfm' --customer (\d+)$", output, re.MULTILINE)
-    assert customer is not None, output
-    assert counts[int(customer[1])] == pytest.approx(statistics.median(counts.values()), abs=1)
-    shown = output.partition(f"\ncustomer {customer[1]}\n")[2].splitlines()[1:]
-    assert all(re.match(r" +\d\.\d{3}  \S", line) for line in shown), shown
 
 
 def test_first_minutes_run_from_top_to_bottom(tmp_path: Path) -> None:

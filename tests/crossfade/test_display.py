@@ -7,7 +7,7 @@ from crossfade.base import logs
 from crossfade.display import TrainDisplay
 from crossfade.kvstore import compile_notice
 from crossfade.terminal import Progress
-from crossfade.trainer.runs.events import EpochEvent, RestartEvent, StepEvent
+from crossfade.trainer.runs.events import EpochEvent, StepEvent
 
 VALID = {
     f"{kind}@{k}": 0.123456789 for kind in ("recall", "ndcg", "map", "mrr", "hit_rate") for k in (1, 5, 10, 20, 50)
@@ -51,12 +51,6 @@ def test_lines_of_a_log_have_the_loss_and_the_chosen_metric(
     assert max(map(len, lines)) <= 100
 
 
-def test_lines_for_programs_have_all_metrics_and_epochs(capsys: pytest.CaptureFixture[str]) -> None:
-    _, evaluated, other = shown(capsys, "metrics")
-    assert all(f" {name}=0.123457" in evaluated for name in VALID)
-    assert other == "crossfade: epoch=1235 step=2 progress=0.0000 loss=0.4"
-
-
 def test_bar_has_the_epoch_the_loss_and_the_best_metric(capsys: pytest.CaptureFixture[str]) -> None:
     with TrainDisplay("ndcg@10", "bar") as shown_run:
         shown_run.show(EpochEvent(epoch=1, step=1, loss=0.5, valid={**VALID, "queries": 1000}))
@@ -75,23 +69,6 @@ def test_compilation_is_announced_once(capsys: pytest.CaptureFixture[str]) -> No
         pass
     compile_notice.announce()
     assert capsys.readouterr().err == "crossfade: compiling kernels for this processor (once) ...\n"
-
-
-def test_restart_says_how_much_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure_console()
-    restarts = [
-        RestartEvent(generation=2, cause="x", step=4, checkpoint="c", lost_steps=333, lost_seconds=5.61),
-        RestartEvent(generation=3, cause="x", step=0, lost_steps=1),
-        RestartEvent(generation=4, cause="x", step=4, checkpoint="c", lost_steps=0),
-    ]
-    with TrainDisplay("ndcg@10", "lines") as shown_run:
-        for restart in restarts:
-            shown_run.show(restart)
-    assert capsys.readouterr().err.splitlines() == [
-        "crossfade: x; restarting (generation 2) from step 4; lost: 333 steps since the last checkpoint, 5.6 s",
-        "crossfade: x; restarting (generation 3) from the beginning; lost: 1 step since the beginning",
-        "crossfade: x; restarting (generation 4) from step 4; lost: no step",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,13 @@ def test_missing_package_is_reported(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["NUMBA_NUM_THREADS=0", "NUMBA_NUM_THREADS=5000", "NUMBA_DISABLE_JIT=1"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("NUMBA_NUM_THREADS=0", "NUMBA_NUM_THREADS=5000", "NUMBA_DISABLE_JIT=1"),
+        *("NUMBA_THREADING_LAYER=nonsense", "NUMBA_THREADING_LAYER=tbb"),
+    ],
+)
 def test_setting_of_numba_that_kernels_cannot_run_with_is_rejected(tmp_path: Path, setting: str) -> None:
     variable, value = setting.split("=")
     result = crossfade("similar", "nowhere", 1, cwd=tmp_path, variables={variable: value})

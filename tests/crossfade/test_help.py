@@ -13,7 +13,6 @@ from crossfade.cli.main import main, make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_COLUMNS = 120
-NOT_VERBS = {"a", "an", "the", "of", "for", "with", "how", "what", "where", "who", "which", "whether", "only", "same"}
 
 
 def parsers(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[str, CommandParser]]:
@@ -28,12 +27,6 @@ def parsers(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Ite
 WHOLE = make_parser()
 PARSERS = dict(parsers(WHOLE))
 every_command = pytest.mark.parametrize("command", PARSERS)
-
-
-def options(command: str) -> list[argparse.Action]:
-    """Return the options and arguments of a command, but not its subcommands and --help."""
-    skipped = (argparse._SubParsersAction, argparse._HelpAction)
-    return [action for action in PARSERS[command]._actions if not isinstance(action, skipped)]
 
 
 def examples(command: str) -> list[str]:
@@ -71,21 +64,6 @@ def test_help_has_a_sentence_examples_that_parse_and_notes_that_fit(
             WHOLE.parse_args(shlex.split(line))
     assert any(line.startswith(command) for line in lines)
     assert [line for line in f"{parser.description}\n{parser.epilog}".split("\n") if len(line) > MAX_COLUMNS] == []
-
-
-@every_command
-def test_options_are_in_groups_and_their_texts_begin_with_a_verb(command: str) -> None:
-    named = ("positional arguments", "options")
-    groups = [group for group in PARSERS[command]._action_groups if group.title not in named]
-    grouped = {action.dest for group in groups for action in group._group_actions}
-    assert [action.dest for action in options(command) if action.dest not in grouped] == []
-    assert [group.title for group in groups if not group._group_actions] == []
-    for action in options(command):
-        text = (action.help or "").removeprefix("with --sample: ").removeprefix("with --labels: ")
-        first = text.partition(" ")[0].strip(",.:;")
-        assert first.islower(), f"{action.dest}: {text}"
-        assert first not in NOT_VERBS, f"{action.dest}: {text}"
-        assert not text.endswith("."), text
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,12 @@
 What counts as known is tested by ``tests/trainer/prepare/test_earlier.py``.
 """
 
-import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import CUSTOMERS, planted_plays, write_job
 from command_here import crossfade_here
-from preparing import interactions
 from running_command import succeeded
 
 pytestmark = pytest.mark.slow
@@ -77,17 +75,3 @@ def test_command_recommends_nothing_known(workspace: Path, heard: Known, tmp_pat
     by_checkpoint = ("recommend", "run2/checkpoints", "--all", "-k", 20, "--out", tmp_path / "checkpoint.parquet")
     succeeded(crossfade_here(*by_checkpoint, cwd=workspace))
     assert known_again(recommended(tmp_path / "checkpoint.parquet"), heard) == 0
-
-
-def test_evaluation_counts_no_known_track_as_new(workspace: Path) -> None:
-    """Held-out plays of tracks of the first day are dropped, and both baselines rank without them."""
-    splits = [*((1, split) for split in ("train", "valid", "test")), (2, "train"), (2, "valid")]
-    days = [interactions(workspace / f"data{day}", split) for day, split in splits]
-    known = {row[:2] for rows in days for row in rows}
-    held_out = {row[:2] for row in interactions(workspace / "data2", "test")}
-    printed = json.loads(succeeded(crossfade_here("evaluate", "run2", "--json", cwd=workspace)).stdout)
-    dropped = len(held_out & known)
-    assert (printed["test"]["pairs"], printed["test"]["pairs_dropped"]) == (len(held_out) - dropped, dropped)
-    assert dropped > 0
-    report = json.loads((workspace / "run2" / "report.json").read_text())
-    assert report["metrics"]["test"]["pairs_dropped"] == dropped

@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -36,7 +36,7 @@ SMALL_FILES = {
     "trainer/training/periodic.py": "one concept, with a clock that tests set",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""
-TYPED_COMMAND = re.compile(r"'crossfade [a-z]+\b")
+PAGE = re.compile(r"docs/[\w-]+\.md")
 FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")
 FILES_WITH_FLAGS = {
     "deploy/aws/ec2/run_host.py": "starts commands of crossfade",
@@ -44,18 +44,6 @@ FILES_WITH_FLAGS = {
     "deploy/schedulers/scheduler_files.py": "writes files with commands of crossfade",
 }
 """Files below the faces whose strings are words of command lines. All others name options by marks."""
-PLANTED = """
-_ADVICE = ("set ", Option("out"))
-def _place(field: str) -> Text:
-    return ("at ", field)
-def check(problem: Text, where: str):
-    f"{Option('k')}"
-    f"{where}{len(problem)}"
-    f"{problem or where}"
-    str(_place(where))
-    raise InputError(f"failed; {_ADVICE}")
-"""
-TEXT_TYPE = re.compile(r"\b(Text|Option)\b")
 
 
 @cache
@@ -130,61 +118,6 @@ def strings_with_flags(root: Path) -> list[str]:
     ]
 
 
-def declared_texts(nodes: Iterable[ast.AST], known: Set[str]) -> set[str]:
-    """Return ``known`` and the names that ``nodes`` declare as a ``Text``; with parentheses, of what returns one."""
-    found = set(known)
-    for node in nodes:
-        match node:
-            case ast.FunctionDef(name=name, returns=ast.AST() as kind) if TEXT_TYPE.search(ast.unparse(kind)):
-                found.add(f"{name}()")
-            case ast.arg(arg=name, annotation=ast.AST() as kind) if TEXT_TYPE.search(ast.unparse(kind)):
-                found.add(name)
-            case ast.AnnAssign(target=ast.Name(id=name), annotation=kind) if TEXT_TYPE.search(ast.unparse(kind)):
-                found.add(name)
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) if is_text(value, found):
-                found.add(name)
-    return found
-
-
-def is_text(value: ast.expr, texts: Set[str]) -> bool:
-    """Return whether ``value`` is an ``Option``, or has one of ``texts``, as by ``declared_texts``."""
-    match value:
-        case ast.Call(func=ast.Name(id=name)):
-            return name == "Option" or f"{name}()" in texts
-        case ast.Name(id=name):
-            return name in texts
-        case ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.BoolOp(values=parts):
-            return any(is_text(part, texts) for part in parts)
-        case ast.IfExp(body=one, orelse=other) | ast.BinOp(left=one, right=other):
-            return is_text(one, texts) or is_text(other, texts)
-    return False
-
-
-def formatted_texts(root: Path) -> set[str]:
-    """Return the places under ``root`` where an f-string or ``str`` words a ``Text``, which only faces do."""
-    trees = {path: ast.parse(text) for path in product_files(root) if TEXT_TYPE.search(text := path.read_text())}
-    shared = {name for tree in trees.values() for name in declared_texts(tree.body, set())}
-    found: set[str] = set()
-    for path, tree in trees.items():
-        imports = {name.name for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names}
-        known = declared_texts(tree.body, {name for name in shared if name.removesuffix("()") in imports})
-        for scope in (tree, *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))):
-            texts = known if scope is tree else declared_texts(ast.walk(scope), known)
-            for node in ast.walk(scope):
-                match node:
-                    case ast.FormattedValue(value=value) | ast.Call(func=ast.Name(id="str"), args=[value]):
-                        if is_text(value, texts):
-                            found.add(f"{path.relative_to(root)}:{node.lineno}")
-    return found
-
-
-def test_no_string_words_an_option(tmp_path: Path) -> None:
-    assert formatted_texts(ROOT) == set()
-    (tmp_path / "trainer").mkdir()
-    (tmp_path / "trainer" / "errors.py").write_text(PLANTED)
-    assert formatted_texts(tmp_path) == {f"trainer/errors.py:{line}" for line in (6, 8, 9, 10)}
-
-
 def test_files_and_functions_have_a_bounded_size() -> None:
     assert oversized(ROOT) == []
 
@@ -197,21 +130,22 @@ def test_tests_mirror_the_layout() -> None:
     assert misplaced_tests(ROOT) == []
 
 
-def typed_commands(root: Path) -> list[str]:
-    """Return the places of messages under ``root`` that have a command as it is typed, not by ``errors.command``."""
+def named_pages(root: Path) -> list[str]:
+    """Return the places of strings under ``root`` that name a page of docs/, which an installed package lacks."""
     return [
-        f"{path.relative_to(root)}:{part.lineno}"
+        f"{path.relative_to(root)}:{node.lineno}"
         for path in product_files(root)
-        if "cli" not in path.parts  # texts of help
-        for node in nodes(path)[1]
-        if isinstance(node, ast.JoinedStr | ast.Raise)
-        for part in ast.walk(node)
-        if isinstance(part, ast.Constant) and isinstance(part.value, str) and TYPED_COMMAND.search(part.value)
+        for statement in nodes(path)[1]
+        if isinstance(statement, ast.stmt) and not isinstance(getattr(statement, "value", None), ast.Constant)
+        for node in ast.iter_child_nodes(statement)
+        if not isinstance(node, ast.stmt)
+        for node in ast.walk(node)
+        if isinstance(node, ast.Constant) and PAGE.search(str(node.value))
     ]
 
 
-def test_messages_name_commands_by_one_function() -> None:
-    assert typed_commands(ROOT) == []
+def test_no_message_names_a_page_of_the_documentation() -> None:
+    assert named_pages(ROOT) == []
 
 
 def test_no_string_below_the_faces_names_a_flag() -> None:

@@ -2,12 +2,10 @@
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 
 import pytest
-from running_command import messages
 
 from crossfade.base import logs
 from crossfade.cli.main import main
@@ -83,18 +81,6 @@ def test_context_is_added_to_records(capsys: pytest.CaptureFixture[str]) -> None
         ("worker-0", 3, 7, "one"),
         ("worker-0", 3, 8, "two"),
     ]
-
-
-def test_configuring_again_replaces_format_and_context(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("worker-0", "json", "debug")
-    logs.configure_console()
-    logging.getLogger("crossfade.deploy.x").info("joined")
-    assert capsys.readouterr().err == "crossfade: joined\n"
-    logs.configure("agent", "text", "warning")
-    assert (os.environ[logs.FORMAT_VARIABLE], os.environ[logs.LEVEL_VARIABLE]) == ("text", "warning")
-    logging.getLogger("botocore.x").info("hidden")
-    logging.getLogger("botocore.x").warning("shown")
-    assert messages(capsys.readouterr().err) == ["crossfade: shown"]
 
 
 @pytest.mark.parametrize(

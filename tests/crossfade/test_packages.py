@@ -54,11 +54,6 @@ def test_packages_have_every_file_under_one_name(packages: tuple[Path, Path]) ->
     assert sources() | {"pyproject.toml", "README.md", "LICENSE"} <= paths
 
 
-def test_metadata_is_valid(packages: tuple[Path, Path]) -> None:
-    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, packages)]
-    subprocess.run(command, check=True, capture_output=True)
-
-
 def find_python(version: str) -> Path | None:
     """Return an interpreter of ``version``: on PATH, or one of pyenv's."""
     named = shutil.which(f"python{version}")

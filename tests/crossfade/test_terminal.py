@@ -1,6 +1,5 @@
 """Text from data on a terminal: no command prints what could control it."""
 
-import ast
 import logging
 import signal
 import subprocess
@@ -58,30 +57,6 @@ def test_log_lines_have_no_controls(formatter: logging.Formatter) -> None:
     except ValueError:
         record = logging.LogRecord("crossfade", logging.ERROR, "", 0, CONTROLS, None, sys.exc_info())
     assert_harmless(formatter.format(record))
-
-
-def prints(path: Path) -> list[str]:
-    """Return the calls of ``print`` in ``path`` whose text is neither constant nor ASCII JSON."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-            text = ast.unparse(node)
-            is_json = "json.dumps(" in text and "ensure_ascii" not in text
-            if not is_json and not all(isinstance(argument, ast.Constant) for argument in node.args):
-                found.append(f"{path.name}: {text}")
-    return found
-
-
-@pytest.mark.slow
-def test_commands_print_data_through_the_terminal_module_only() -> None:
-    paths = sorted(path for path in (ROOT / "crossfade").rglob("*.py") if path.name != "terminal.py")
-    assert len(paths) > 30
-    assert [call for path in paths for call in prints(path)] == [
-        "schema.py: print(json.dumps(job_schema(), indent=2, ensure_ascii=False))",
-        "submit.py: print(f'{key} of {name}:\\n{text}')",
-        "trial_host.py: print(code, file=answers, flush=True)",
-        "trial_host.py: print(f'{type(error).__name__}: {reason_of(error)}', file=answers, flush=True)",
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -135,8 +135,8 @@ def test_killed_run_is_moved_aside_and_can_be_resumed_there(workspace: Path) -> 
     identity = RunFolder(workspace / "killed").run_id()
     second = crossfade_here("train", "job.yaml", "--run-dir", "killed", "--set", "train.max_steps=1", cwd=workspace)
     lines = messages(succeeded(second).stderr)
-    assert "crossfade: the earlier run in killed, which was not finished, was moved to killed.1" in lines
-    [options] = [line.partition("crossfade train ")[2] for line in lines if "to resume it: " in line]
+    aside = "crossfade: the earlier run in killed, which was not finished, was moved to killed.1; to resume it: "
+    [options] = [line.removeprefix(f"{aside}crossfade train ") for line in lines if line.startswith(aside)]
     succeeded(crossfade_here("train", *shlex.split(options), "--set", "train.max_steps=2", cwd=workspace))
     assert read_report(workspace / "killed.1")["run"] == identity
     assert read_report(workspace / "killed")["run"] != identity

@@ -1,7 +1,6 @@
 """docs/gpus.md names the GPU, package, and image variant of each AWS instance type as the code does."""
 
 import re
-import tomllib
 from pathlib import Path
 
 from crossfade.deploy.aws.accelerators import _GPUS
@@ -30,9 +29,3 @@ def test_table_of_instance_types_agrees_with_the_code() -> None:
             engine, package, variant = "mxnet", MXNET_WHEELS[image].requirement, image
         expected[family] = [gpu.name, ".".join(map(str, gpu.capability)), engine, package, variant]
     assert {family: row[:5] for family, row in rows_of_types().items()} == expected
-
-
-def test_package_of_pytorch_is_that_of_the_extra() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extra = project["optional-dependencies"].get("torch", [TORCH])
-    assert extra == [TORCH]

@@ -48,8 +48,3 @@ def test_committed_outputs_are_small_and_complete(name: str) -> None:
     text = (EXAMPLES / name).read_text(encoding="utf-8")
     assert "/home/" not in text
     assert "/root/" not in text
-
-
-def test_readme_lists_every_notebook() -> None:
-    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert [name for name in NOTEBOOKS if f"]({name})" not in text] == []

@@ -59,7 +59,3 @@ def test_named_files_exist(page: Path) -> None:
 def test_prose_is_wrapped_at_120_characters(page: Path) -> None:
     prose = _CODE_BLOCK.sub("", page.read_text(encoding="utf-8"))
     assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")] == []
-
-
-def test_readme_is_shorter_than_200_lines() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200

@@ -1,24 +1,15 @@
-"""References from docs and docstrings to the code: files exist and define the names that are quoted beside them."""
+"""References from docs to the code: files exist and define the names that are quoted beside them."""
 
 import ast
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from crossfade.trainer.config.json_schema import explain_fields
-
 ROOT = Path(__file__).resolve().parents[2]
-_ITEM = re.compile(r"^\d+\. \[`(?P<file>[^`]+)`\]\([^)]+\): ", re.MULTILINE)
 _SECTIONS = ("Reading order", "In process and on a GPU")
-PACKAGES = ("crossfade/api", "crossfade/base", "crossfade/cli", "trainer", "kvstore", "deploy")
-_DATA = {".dat", ".json", ".jsonl", ".yaml"}
-MAX_FILES = 18
-"""Files that a reader opens for the way of one batch."""
 _LINK = re.compile(r"\[`(?P<text>[^`]+)`\]\((?P<target>[^)]+)\)")
 _QUOTED = re.compile(r"(?<!`)(`+)(?P<text>[^`]+)\1(?!`)")
 _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
@@ -68,14 +59,6 @@ def problems(passage: Passage) -> list[str]:
     return missing + [name for name in passage.names if name not in defined]
 
 
-def test_way_of_a_batch_is_in_few_files_each_of_which_is_an_item() -> None:
-    text = section(ROOT / "docs" / "architecture.md", "Reading order")
-    items = [item["file"] for item in _ITEM.finditer(text)]
-    links = [link["text"] for link in _LINK.finditer(text)]
-    assert links == items
-    assert 10 <= len(set(links)) == len(links) <= MAX_FILES
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs/architecture.md", "README.md"])
 def test_files_of_the_reading_order_define_its_names(page: str) -> None:
@@ -83,44 +66,3 @@ def test_files_of_the_reading_order_define_its_names(page: str) -> None:
     assert sum(len(passage.files) for passage in passages) >= 4
     assert any(passage.names for passage in passages)
     assert [problem for passage in passages for problem in problems(passage)] == []
-
-
-def modules() -> list[Path]:
-    """Return the modules of the product."""
-    return [*(ROOT / "crossfade").glob("*.py"), *(path for each in PACKAGES for path in (ROOT / each).rglob("*.py"))]
-
-
-def broken_references(module: Path, source: str, known: set[str]) -> list[str]:
-    """Return what ``source`` quotes in double backquotes and what does not exist: files and dotted names.
-
-    A file is named relative to the folder of ``module`` or one above it. A dotted name begins with a name of the
-    source, a key of jobs, or one of ``known``.
-    """
-    folders = [folder for folder in module.parents if folder.is_relative_to(ROOT)]
-    names = set(re.findall(r"\w+", re.sub(r"``[^`\n]+``", "", source)))
-    found = []
-    for quoted in re.findall(r"``([^`\n]+)``", source):
-        if re.fullmatch(r"[\w./-]+\.(py|md|sh|toml)", quoted):
-            found += [] if any((folder / quoted).exists() for folder in folders) else [quoted]
-        elif re.fullmatch(r"[a-z_]\w*(\.\w+)+(\(\))?", quoted) and Path(quoted).suffix not in _DATA:
-            found += [] if quoted.partition(".")[0] in names | known else [quoted]
-    return found
-
-
-@pytest.mark.slow
-def test_docstrings_and_comments_name_files_and_modules_that_exist() -> None:
-    known = {path.stem for path in modules()} | {key.partition(".")[0] for key, *_ in explain_fields()}
-    known |= set(sys.stdlib_module_names) | {"numpy", "numba", "prometheus_client"}
-    sources = {path: path.read_text(encoding="utf-8") for path in modules()}
-    broken = {str(path): broken_references(path, source, known) for path, source in sources.items()}
-    assert {path: found for path, found in broken.items() if found} == {}
-    assert [str(path) for path, source in sources.items() if has_doubled_docstring(source)] == []
-
-
-def has_doubled_docstring(source: str) -> bool:
-    """Return whether one string follows another, so that the second describes what it does not stand below."""
-    bodies = [node.body for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Module | ast.ClassDef)]
-    strings = [
-        [isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) for line in body] for body in bodies
-    ]
-    return any(first and second for body in strings for first, second in pairwise(body))

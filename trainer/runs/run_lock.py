@@ -83,22 +83,6 @@ class RunLock:
         """Return whether the command that held it last has ended without an error."""
         return self._file.read_text(encoding="ascii") == DONE
 
-    @contextmanager
-    def kept_free(self) -> Iterator[None]:
-        """Keep a run from starting in the folder while the context lasts.
-
-        Raises:
-            RunInProgressError: a run is in progress.
-        """
-        with ExitStack() as held:
-            with suppress(FileNotFoundError):
-                lock = held.enter_context(self._file.open("r+", encoding="ascii"))
-                try:
-                    try_lock(lock)
-                except BlockingIOError as error:
-                    raise RunInProgressError(f"{self._folder}: a run is in progress; wait for it") from error
-            yield
-
     def check_owned(self) -> None:
         """Check that no other command has taken the run over from that of this process.
 

@@ -42,6 +42,7 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         raise
     except OSError:  # a file system without hard links, or a file of another user
         shutil.copyfile(source, target)
+        sync_file(Path(target))
 
 
 def is_partial(name: str) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Protocol
 from urllib.parse import unquote
 
 from crossfade.base.errors import InputError
-from crossfade.base.io.durable_file import create_folder, replace_file, sync_folder
+from crossfade.base.io.durable_file import create_folder, link_or_copy, replace_file, sync_folder
 from crossfade.base.io.random_access import LocalRandomFile, RandomFile
 from crossfade.base.io.regular_files import (
     SMALL_FILE_BYTES,
@@ -257,18 +257,13 @@ class _LocalFiles:
         sync_folder(target.parent)
 
     def take_over(self, path: str, source: object, source_path: str) -> bool:
-        """Link ``path`` to a file of ``source``; return False where that cannot be: it must be copied."""
+        """Link ``path`` to a file of ``source``, or copy it; return False if that is on S3."""
         if not isinstance(source, _LocalFiles):
             return False
         target, found = self.root / path, (source.root / source_path).resolve()
         create_folder(target.parent)
         target.unlink(missing_ok=True)
-        try:
-            os.link(found, target)
-        except FileNotFoundError:
-            raise
-        except OSError:  # another file system, one without hard links, or a file of another user
-            return False
+        link_or_copy(found, target)
         sync_folder(target.parent)
         return True
 

@@ -43,16 +43,7 @@ _DELETED_AT_ONCE = 1000
 _FIRST_PAUSE_SECONDS = 0.025
 _CONNECT_TIMEOUT_SECONDS = 5
 _CHANGED = "was changed by another process"
-_REJECTED = {
-    "AccessDenied": "{who} may not do this in bucket '{bucket}'; ask for the right to list it and to read and write "
-    "its objects, or check the name of the bucket",
-    "InvalidAccessKeyId": "{endpoint} does not recognize the access key of {who}; check AWS_ACCESS_KEY_ID and "
-    "AWS_ENDPOINT_URL",
-    "SignatureDoesNotMatch": "the secret key does not belong to {who}; check AWS_SECRET_ACCESS_KEY",
-    "ExpiredToken": "{who} have expired; get new ones (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN)",
-    "InvalidToken": "the session token of {who} is not valid; check AWS_SESSION_TOKEN",
-    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
-}
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _TRANSIENT = {
     *("SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "RequestTimeout"),
     *("InternalError", "ServiceUnavailable", "ConditionalRequestConflict", "OperationAborted"),
@@ -314,7 +305,7 @@ class _Upload(io.RawIOBase):
         self._files.retry(lambda client: client.complete_multipart_upload(**self._place, MultipartUpload=parts))
 
     def abort(self) -> None:
-        """Delete the parts. Where S3 cannot be reached, ``crossfade checkpoints clean`` or a lifecycle rule does."""
+        """Delete the parts. Where S3 cannot be reached, a lifecycle rule of the bucket does."""
         if "UploadId" in self._place:
             with suppress(OSError):
                 self._files.send(lambda client: client.abort_multipart_upload(**self._place))
@@ -414,9 +405,9 @@ def _describe(answer: Mapping[str, Any], bucket: str) -> OSError:
     if not 400 <= status < 500:
         return OSError(f"{detail} ({label})")
     text = f"{_endpoint_name()} rejected the request ({label}): {detail}"
-    if code in _REJECTED:
+    if code in _DENIED:
         key = os.environ.get("AWS_ACCESS_KEY_ID")
         who = f"the credentials of AWS_ACCESS_KEY_ID={key}" if key else "the credentials found (~/.aws, or a role)"
-        reason = _REJECTED[code].format(who=who, bucket=bucket, endpoint=_endpoint_name())
-        text = f"access denied ({label if status == 403 else code}): {reason}"
+        fix = f"check {who}, what they may do in bucket '{bucket}', and its name"
+        text = f"access denied ({label}): {detail}; {fix}"
     return PermissionError(text)

@@ -5,9 +5,8 @@ with folder_writer(Folder("s3://music/plays")) as lock: ...         # in a datas
     lock.check()                                                    # before the step that publishes the changes
 
 A lock is a file with a record of its owner. On a file system the kernel locks that file, so that a process that has
-ended holds nothing; where the kernel cannot, the file itself is the lock. On S3 it is an object that a conditional
-request creates and that its owner renews; that of a process that has ended on this host, or that has not renewed it for
-a minute, is taken over.
+ended holds nothing. On S3 it is an object that a conditional request creates and that its owner renews; the lock of a
+process that has ended on this host, or that has not renewed it for a minute, is taken over.
 """
 
 from __future__ import annotations
@@ -39,11 +38,7 @@ _RENEWAL_SECONDS = 15.0
 """Seconds after which the owner of a lock on S3 renews it."""
 _LEASE_SECONDS = 60.0
 """Age at which a lock on S3 is taken over, if it is not renewed while another process looks on."""
-_RECORD_SECONDS = 1.0
-"""Seconds within which the owner of a locked file writes its record."""
-_POLL_SECONDS = 0.005
 _MAX_RECORD_BYTES = 4096
-_ATTEMPTS = 5
 _logger = logging.getLogger(__name__)
 
 
@@ -115,16 +110,11 @@ def _parse(record: bytes) -> _Owner | None:
         return None
 
 
-class BusyError(InputError):
-    """Another process holds the lock."""
-
-
-def _busy(subject: str, record: bytes, lock: str | None) -> BusyError:
-    """Return the error of a lock that another process holds, which names ``lock`` if that may have to be deleted."""
+def _busy(subject: str, record: bytes) -> InputError:
+    """Return the error that another process, which wrote ``record`` if it had the time, holds the lock."""
     owner = _parse(record)
     who = f"{owner} has been writing it since {owner.since}" if owner else "another process is writing it"
-    fix = f"; if that process has ended, delete {lock}" if lock else ""
-    return BusyError(f"{subject}: {who}; wait until it ends, and run this command again{fix}")
+    return InputError(f"{subject}: {who}; wait until it ends, and run this command again")
 
 
 @contextmanager
@@ -178,60 +168,30 @@ class _FileLock:
 
         Raises:
             InputError: another process holds it.
-            OSError: it cannot be created.
+            OSError: it cannot be created, or the file system has no locks.
         """
-        record = _Owner.this_process().model_dump_json().encode()
-        deadline = time.monotonic() + _RECORD_SECONDS
         while True:
-            self._descriptor, is_new = self._open()
+            # A link that another user has put there is not followed.
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
-                is_mine = self._lock(is_new, deadline) and self._is_at_path()
-            except BaseException:
+                try_lock(self._descriptor)
+                if self._is_at_path():
+                    self._write_record()
+                    return
+            except BlockingIOError:
+                record = os.read(self._descriptor, _MAX_RECORD_BYTES)
                 os.close(self._descriptor)
+                raise _busy(self._subject, record) from None
+            except BaseException:  # a full disk: the lock must not stay
+                self.release()
                 raise
-            if is_mine:
-                try:
-                    self._write(record)
-                except BaseException:  # a full disk: the lock must not stay
-                    self.release()
-                    raise
-                return
-            os.close(self._descriptor)  # its owner has not written its record yet, or deleted it in between
-            time.sleep(_POLL_SECONDS)
+            os.close(self._descriptor)  # its owner has deleted it in between
 
-    def _write(self, record: bytes) -> None:
-        if (owner := _parse(self._record())) is not None:
+    def _write_record(self) -> None:
+        if (owner := _parse(os.read(self._descriptor, _MAX_RECORD_BYTES))) is not None:
             _logger.warning(f"{self._subject}: took over the lock of {owner}, which has ended")
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
         os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, record)
-
-    def _open(self) -> tuple[int, bool]:
-        """Open the file; also return whether it was created."""
-        # A link that another user has put there is not followed.
-        flags = os.O_RDWR | os.O_NOFOLLOW
-        while True:
-            with suppress(FileExistsError):
-                return os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
-            with suppress(FileNotFoundError):
-                return os.open(self._path, flags), False
-
-    def _lock(self, is_new: bool, deadline: float) -> bool:
-        """Lock the file; return False if another process holds it without a record before ``deadline``."""
-        try:
-            try_lock(self._descriptor)
-        except BlockingIOError:
-            if not self._record() and time.monotonic() < deadline:
-                return False
-            raise _busy(self._subject, self._record(), None) from None
-        except OSError:  # The file system has no locks: the file is one.
-            if not is_new:
-                raise _busy(self._subject, self._record(), str(self._path)) from None
-        return True
-
-    def _record(self) -> bytes:
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        return os.read(self._descriptor, _MAX_RECORD_BYTES)
+        os.pwrite(self._descriptor, _Owner.this_process().model_dump_json().encode(), 0)
 
     def _is_at_path(self) -> bool:
         with suppress(FileNotFoundError):
@@ -272,26 +232,23 @@ class _ObjectLock:
             InputError: another process holds it.
             OSError: it cannot be written.
         """
+        try:
+            self._write(None)
+        except ChangedError:
+            self._take_over()
+        self._thread.start()
+
+    def _take_over(self) -> None:
         record = b""
-        for _ in range(_ATTEMPTS):
-            with suppress(ChangedError):
-                self._write(None)
-                break
-            try:
-                found = self._folder.read_version(LOCK_NAME)
-            except FileNotFoundError:
-                continue
-            record, reason = found.data[:_MAX_RECORD_BYTES], self._why_free(found)
-            if reason is None:
-                raise _busy(self._folder.uri, record, f"{self._folder.uri}/{LOCK_NAME}")
-            with suppress(ChangedError):
+        with suppress(ChangedError, FileNotFoundError):  # another process is faster
+            found = self._folder.read_version(LOCK_NAME)
+            record = found.data[:_MAX_RECORD_BYTES]
+            if (reason := self._why_free(found)) is not None:
                 self._write(found.version)
                 owner = _parse(record) or "a process"
                 _logger.warning(f"{self._folder.uri}: took over the lock of {owner}, which {reason}")
-                break
-        else:
-            raise _busy(self._folder.uri, record, f"{self._folder.uri}/{LOCK_NAME}")
-        self._thread.start()
+                return
+        raise _busy(self._folder.uri, record)
 
     def _why_free(self, found: Version) -> str | None:
         """Return why the lock that another process has written is free; None if it is not."""

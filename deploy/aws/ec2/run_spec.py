@@ -64,7 +64,6 @@ def make_spec(options: SubmitEc2Options, aws: Aws) -> RunSpec:
             Option("image"),
             " and ",
             Option("ami"),
-            " (docs/aws.md)",
         )
     # An image of the user's own may have any engine.
     variant = variant_of(options.instance_type, "auto" if options.image else job.train.engine)

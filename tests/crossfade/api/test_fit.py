@@ -85,16 +85,6 @@ def test_faults_are_in_the_message(plays: pd.DataFrame) -> None:
     assert crossfade.fit(dirty, timestamp="at", read=read, **OPTIONS).ids("user") == ["u"]
 
 
-def test_dirty_file_is_read_as_prepare_reads_it(tmp_path: Path) -> None:
-    lines = ["user;track;title;at", "u1;1;One;31/05/2024", "u1;2;Two", "u2;1;One;1717186500", "u2;3;Three;01/06/2024"]
-    path = tmp_path / "plays.csv"
-    path.write_text("\n".join(lines) + "\n")
-    read = {"on_bad_line": "skip", "max_bad": "30%", "timestamp_format": ["%d/%m/%Y", "epoch-s"]}
-    options = {**OPTIONS, "timestamp": "at", "names": {"track": "title"}, "valid": None}
-    model = crossfade.fit(str(path), read=read, **options)
-    assert sorted(model.ids("track")) == [1, 3]
-
-
 def test_fit_in_a_thread_prints_nothing_and_leaves_no_file_without_the_model(
     plays: pd.DataFrame, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from crossfade.base.machine import available_bytes, cgroup_memory, limit_bytes
+from crossfade.base.machine import cgroup_memory
 
 GIB = 1 << 30
 
@@ -31,11 +31,3 @@ def test_limit_of_a_container_that_sees_the_path_of_the_host_is_found(tmp_path: 
     write_group(tmp_path, GIB, 0)
     (tmp_path / "membership").write_text("0::/docker/0123\n")
     assert list(cgroup_memory(tmp_path / "membership", tmp_path)) == [(GIB, 0)]
-
-
-def test_machine_without_cgroups_has_no_limits(tmp_path: Path) -> None:
-    assert list(cgroup_memory(tmp_path / "membership", tmp_path)) == []
-
-
-def test_available_memory_is_no_more_than_the_limit() -> None:
-    assert 0 <= available_bytes() <= limit_bytes()

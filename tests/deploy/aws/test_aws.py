@@ -36,7 +36,7 @@ def test_client_uses_endpoint_and_region_of_the_environment(aws: AwsServer) -> N
     ("action", "code", "kind", "exit_code", "advice"),
     [
         ("ListTrainingJobs", "ResourceLimitExceeded", "quota", 2, "request an increase in AWS's console"),
-        ("ListTrainingJobs", "AccessDeniedException", "permission", 2, "allow it by a policy (docs/aws.md"),
+        ("ListTrainingJobs", "AccessDeniedException", "permission", 2, "allow it by an IAM policy"),
         ("ListTrainingJobs", "ExpiredTokenException", "credentials", 2, "log in"),
         ("ListTrainingJobs", "OptInRequired", "region", 2, "set the right region with region"),
         ("ListTrainingJobs", "ResourceNotFound", "missing", 2, ""),
@@ -44,7 +44,7 @@ def test_client_uses_endpoint_and_region_of_the_environment(aws: AwsServer) -> N
         ("ListTrainingJobs", "CapacityError", "capacity", 1, "try again later"),
         ("ListTrainingJobs", "ThrottlingException", "throttled", 1, "try again in some minutes"),
         ("ListTrainingJobs", "InternalFailure", "fault", 1, "try again in some minutes"),
-        ("DescribeInstances", "UnauthorizedOperation", "permission", 2, "allow it by a policy"),
+        ("DescribeInstances", "UnauthorizedOperation", "permission", 2, "allow it by an IAM policy"),
         ("DescribeInstances", "VcpuLimitExceeded", "quota", 2, "request an increase"),
         ("DescribeInstances", "InvalidInstanceID.NotFound", "missing", 2, ""),
         ("DescribeInstances", "AuthFailure", "credentials", 2, "log in"),

@@ -102,7 +102,7 @@ def test_quick_study_tries_many_settings_within_ten_trainings(workspace: Path, q
     assert found[18]["metrics"]["valid"] == whole["metrics"]["valid"]
 
 
-def test_quick_study_prints_all_it_tried_and_the_gain(workspace: Path, quick: Path) -> None:
+def test_quick_study_prints_all_it_tried(workspace: Path, quick: Path) -> None:
     errors, printed = (workspace / "stderr").read_text(), (workspace / "stdout").read_text()
     assert any("failed: " in line and "(log: " in line for line in messages(errors))
     found, tried = reports(quick), rows(printed)
@@ -118,10 +118,7 @@ def test_quick_study_prints_all_it_tried_and_the_gain(workspace: Path, quick: Pa
     for epochs, _ in RUNGS:
         values = [float(row[2]) for row in tried if row[0] == str(epochs) and row not in failed]
         assert values == sorted(values, reverse=True)
-    best, own = (valid(found[number]) for number in (int(tried[0][1]), 18))
-    *_, gain, following = printed.splitlines()
-    assert gain == f"best: trial {tried[0][1]}, ndcg@10 {best:.4f} instead of {own:.4f} on valid, {best / own - 1:+.1%}"
-    assert following.endswith("train runs/planted-tune-quick/best.yaml")
+    assert printed.splitlines()[-1].endswith("train runs/planted-tune-quick/best.yaml")
     settings = yaml.safe_load((quick / "best.yaml").read_text())
     assert settings["optimizer"]["learning_rate"] == float(tried[0][4])
 

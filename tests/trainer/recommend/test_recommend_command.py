@@ -85,6 +85,15 @@ def test_recommended_tracks_are_new_and_of_the_customers_genre(workspace: Path) 
         )
 
 
+def test_text_shows_recommendations_and_the_history(workspace: Path) -> None:
+    printed = succeeded(crossfade_here("recommend", "run", "--customer", "c010", "-k", 3, cwd=workspace)).stdout
+    title, *lines, history = printed.splitlines()
+    assert title == "customer c010"
+    assert history.startswith("  history, by weight: Genre 0 Song")
+    assert len(lines) == 3
+    assert all(line.count("Genre 0 Song") >= 1 for line in lines)
+
+
 def genres_of(found: Recommended) -> float:
     return float(np.mean([len({(track - 5000) % GENRES for track in ids}) for ids in found.values()]))
 

@@ -113,8 +113,8 @@ def test_text_shows_the_table_and_predictions_by_a_feature(tmp_path: Path) -> No
     command = ("tag", "run", "--labels", "genre", "--threshold", 0, "--min-items", 20)
     lines = succeeded(crossfade_here(*command, cwd=tmp_path)).stdout.splitlines()
     assert lines[0].startswith(f"190 rows of track with {GENRES} labels, 1.0 per row: 114 fitted, 38 to choose")
-    assert lines[1].split() == ["ROC-AUC", "PR-AUC", "micro", "precision@1"]
-    assert [line[43:].split(",")[0] for line in lines[2:4]] == ["embeddings", "frequency of labels"]
+    assert lines[1].split() == ["method", "roc_auc", "pr_auc", "pr_auc_micro", "precision@1"]
+    assert [line.split()[0] for line in lines[2:4]] == ["embeddings", "frequency"]
     assert lines[4].startswith("predicted labels (3 at most, probability 0): ")
     assert all(" genre " in line for line in lines[6:])
 

@@ -328,10 +328,3 @@ def test_file_that_was_taken_over_is_independent_of_its_source(folder: Folder, t
         assert folder.read("b") == b"before"
         with pytest.raises(FileNotFoundError, match="missing"):
             folder.take_over("b", source, "missing")
-
-
-def test_file_is_taken_over_without_reading_it(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.write("a", b"content")
-    monkeypatch.setattr(Folder, "open_random", None)
-    folder.child("other").take_over("b", folder, "a")  # by a link, or by the server
-    assert folder.read("other/b") == b"content"

@@ -1,10 +1,8 @@
 """One writer at a time: the second one names the first, and a lock whose owner has died holds nothing."""
 
-import errno
 import logging
 import os
 import socket
-import subprocess
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -13,11 +11,10 @@ import pytest
 from killed_process import holding
 
 from crossfade.base.errors import InputError
-from crossfade.base.io import writer_lock as module
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import output_lock, staged_file, staged_folder
 from crossfade.base.io.s3 import ChangedError
-from crossfade.base.io.writer_lock import LOCK_NAME, _Owner, folder_writer, path_lock
+from crossfade.base.io.writer_lock import LOCK_NAME, folder_writer, path_lock
 
 
 def test_second_writer_names_the_first_and_a_killed_one_holds_nothing(
@@ -77,37 +74,12 @@ def test_folder_that_was_replaced_keeps_the_lock_of_its_next_writer(tmp_path: Pa
     assert list(data.iterdir()) == []
 
 
-def test_without_file_locks_the_file_itself_is_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_file: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(module, "try_lock", fail)
-    with path_lock(tmp_path / "lock", "data"):
-        with pytest.raises(InputError) as caught, path_lock(tmp_path / "lock", "data"):
-            pass
-        assert f"process {os.getpid()} on host" in str(caught.value)
-    with path_lock(tmp_path / "lock", "data"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     (tmp_path / "lock").symlink_to(tmp_path / "mine")
     with pytest.raises(InputError, match="data: cannot be written: "), path_lock(tmp_path / "lock", "data"):
         pass
     assert (tmp_path / "mine").read_text() == "kept"
-
-
-def test_process_has_ended_only_if_that_is_certain() -> None:
-    own = _Owner.this_process()
-    assert not own.has_ended()
-    with subprocess.Popen([sys.executable, "-c", ""]) as child:
-        child.wait()
-    assert own.model_copy(update={"pid": child.pid}).has_ended()
-    assert own.model_copy(update={"started_at": own.started_at - 60}).has_ended(), "its ID was given to another process"
-    assert not own.model_copy(update={"pid": child.pid, "machine": "another"}).has_ended()
-    assert not own.model_copy(update={"pid": child.pid, "machine": ""}).has_ended()
 
 
 def test_leftovers_of_a_killed_writer_are_deleted_by_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

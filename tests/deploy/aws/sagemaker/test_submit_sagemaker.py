@@ -124,7 +124,7 @@ def test_dry_run_prints_the_request_with_the_image_of_the_engine(
         (("--subnet", "subnet-1"), "--subnet: a job in a VPC needs both it and --security-group"),
         (("--instance-type", "ml.m5.large", "--set", "train.device=gpu"), "ml.m5.large has no GPU"),
         (("--image", IMAGE.replace("us-east-1", "eu-west-1")), "is in eu-west-1, but the job is to run in us-east-1"),
-        (("--image", IMAGE.replace("torch", "none")), "push it as docs/aws.md describes"),
+        (("--image", IMAGE.replace("torch", "none")), "push it ('docker push'"),
         (("--set", f"data.path=s3://music/{'x' * 2600}"), "data.path: has 26"),
         (("--set", "data.partitions=16", "--hosts", 64), "the job on SageMaker: 64 workers need at least as many part"),
     ],
