@@ -2,7 +2,6 @@
 
     .venv/bin/python benchmarks/serving.py                              # a million items of 64 columns, one core
     .venv/bin/python benchmarks/serving.py --seconds 720 --swaps 3      # twelve minutes, with three newer models
-    .venv/bin/python benchmarks/serving.py --schemathesis 150           # examples for each operation
 
 The model is trained on synthetic data, which is kept in build/serving/ for the next time. The server with all that it
 starts runs on the first core, wrk on the second. Each of 64 connections sends a request for ten recommendations to a
@@ -55,9 +54,8 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=500, metavar="N", help="requests per second (default: 500)")
     parser.add_argument("--seconds", type=int, default=60, metavar="N", help="measure for N seconds (default: 60)")
     parser.add_argument("--swaps", type=int, default=0, metavar="N", help="replace the model N times meanwhile")
-    parser.add_argument("--schemathesis", type=int, metavar="N", help="only run schemathesis, N examples an operation")
     arguments = parser.parse_args()
-    if arguments.schemathesis is None and shutil.which("wrk") is None:
+    if shutil.which("wrk") is None:
         sys.exit("serving: wrk is missing (on Debian and Ubuntu: apt-get install wrk)")
     items, customers = int(arguments.items), int(arguments.customers)
     runs = [trained(items, customers, seed) for seed in (1, 2)]
@@ -69,8 +67,6 @@ def main() -> None:
             print(
                 f"{items:,} items, {customers:,} customers: serving after {time.monotonic() - start:.0f} s", flush=True
             )
-            if arguments.schemathesis is not None:
-                sys.exit(schemathesis(url, arguments.schemathesis))
             measure(url, arguments.rate, 10, customers)  # warm up
             if not arguments.swaps:
                 report("highest rate", measure(url, 0, arguments.seconds, customers))
@@ -192,13 +188,6 @@ def report(name: str, found: dict[str, Any]) -> None:
         f"p99 {found['p99']} ms, max {found['max']} ms, {found['requests']:,} requests, {errors} errors",
         flush=True,
     )
-
-
-def schemathesis(url: str, examples: int) -> int:
-    """Run schemathesis against the server."""
-    command = Path(sys.executable).parent / "schemathesis"
-    arguments = ("run", f"{url}openapi.json", "--max-examples", str(examples))
-    return subprocess.run([command, *arguments], check=False).returncode
 
 
 def crossfade(*words: object) -> None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from suite.plan import Planner
 
 Runs = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
-GIB = 2**30
 
 CARD_SHARE, HOST_SHARE = 0.7, 0.6
 """The part of the GPU's memory that large tables take, and the part of the host's free memory that they may take.
@@ -38,7 +37,7 @@ TIMEOUT_SECONDS = 1800.0
 
 @dataclass(frozen=True)
 class GpuScale:
-    """Sizes of the work. ``rounds`` and ``repeats`` are those of a copy; ``table_bytes`` is None: by the memory."""
+    """Sizes of the work. ``table_bytes`` is None: by the memory."""
 
     name: str
     customers: int
@@ -52,11 +51,6 @@ class GpuScale:
     warm_up: int
     epochs: int
     train_steps: int
-    copy_bytes: int
-    table_rows: int
-    active_rows: int
-    rounds: int
-    repeats: int
     table_bytes: int | None
 
 
@@ -73,11 +67,6 @@ FULL = GpuScale(
     warm_up=20,
     epochs=10,
     train_steps=600,
-    copy_bytes=GIB,
-    table_rows=10_000_000,
-    active_rows=1_000_000,
-    rounds=5,
-    repeats=20,
     table_bytes=None,
 )
 TINY = GpuScale(
@@ -93,11 +82,6 @@ TINY = GpuScale(
     warm_up=1,
     epochs=1,
     train_steps=6,
-    copy_bytes=1 << 20,
-    table_rows=10_000,
-    active_rows=1_000,
-    rounds=2,
-    repeats=2,
     table_bytes=1 << 20,
 )
 
@@ -133,13 +117,6 @@ class GpuPlanner:
         """Return the IDs that all measurements share, popular ones more often."""
         scale = self.scale
         return make_work(self._folder / "work", Draw("zipf", scale.customers, scale.tracks, scale.triples))
-
-    def bandwidth(self) -> dict[str, Any]:
-        """Measure a copy and an update of rows."""
-        scale = self.scale
-        names = ("copy_bytes", "table_rows", "active_rows", "dim", "rounds", "repeats")
-        task = {"device": self.device, **{name: getattr(scale, name) for name in names}}
-        return run_module(sys.executable, "suite.gpu_bandwidth", task, TIMEOUT_SECONDS)
 
     def crossfade(self, **options: Any) -> dict[str, Any]:
         """Measure steps of Crossfade; ``options`` replace those of the task in ``gpu_steps.py``."""
@@ -197,7 +174,6 @@ def gpu_runs(planner: Planner) -> Runs:
     gpu = GpuPlanner(planner, on_cpu=planner.scale.name == "quick")
     sizes = {"batch": gpu.scale.softmax_batch, "steps": gpu.scale.softmax_steps}
     runs: dict[str, Callable[[], dict[str, Any]]] = {
-        "bandwidth/update": gpu.bandwidth,
         "bpr/crossfade": gpu.crossfade,
         "bpr/crossfade-adam": partial(gpu.crossfade, optimizer="adam"),
         "bpr/fbgemm": partial(gpu.peer, "gpu_fbgemm", "gpu_fbgemm"),

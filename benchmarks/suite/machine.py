@@ -19,7 +19,7 @@ PACKAGES = ("numpy", "numba", "pyarrow", "duckdb", "mxnet")
 MEASURED = (
     *("kvstore", "trainer", "deploy", "crossfade", "requirements.lock", "benchmarks/bench.py", "benchmarks/peers"),
     *("benchmarks/suite", "tests/support/net_hosts.py"),
-    *(f":(exclude)benchmarks/suite/{name}.py" for name in ("machine", "page", "provenance", "targets")),
+    *(f":(exclude)benchmarks/suite/{name}.py" for name in ("machine", "page", "provenance")),
 )
 """Files that figures depend on: the packages and the suite, without what only describes."""
 PEERS = ("implicit", "torch", "fbgemm-gpu-cpu", "fbgemm_gpu-cpu", "torchrec")

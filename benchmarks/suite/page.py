@@ -1,4 +1,4 @@
-"""Write docs/performance.md from the record of a run: targets, a table for each section, and what was not measured.
+"""Write docs/performance.md from the record of a run: a table for each section, and what was not measured.
 
 page = render(json.loads(Path("docs/performance.json").read_text()))
 
@@ -16,7 +16,6 @@ from typing import Any
 from suite.plan import FULL, QUICK, SECTIONS, Section
 from suite.provenance import origin, results_of
 from suite.results import Result, Results
-from suite.targets import all_targets
 
 PAGE, RECORD = "performance.md", "performance.json"
 MAX_LINE_LENGTH = 118
@@ -37,7 +36,6 @@ def render(record: dict[str, Any]) -> str:
 
 def _page(record: dict[str, Any], results: Results) -> Iterator[str]:
     yield from _head(record, results)
-    yield from _targets(record["scale"], results)
     for name, section in SECTIONS.items():
         yield f"## {section.title}\n"
         yield _prose(section.text)
@@ -92,16 +90,6 @@ def _head(record: dict[str, Any], results: Results) -> Iterator[str]:
         lowest to the highest. Where there is a ratio, it is of the first figure to the row it names, the median
         over repeats."""
     )
-
-
-def _targets(scale: str, results: Results) -> Iterator[str]:
-    yield "## Targets\n"
-    rows = []
-    for target in all_targets(QUICK if scale == QUICK.name else FULL):
-        value = target.measure(results)
-        bound = f"{'≥' if target.at_least else '≤'} {target.format(target.bound)}"
-        rows.append([target.text, bound, "" if value is None else target.format(value), target.verdict(value)])
-    yield _table(["figure", "target", "measured", ""], rows)
 
 
 def _section_table(section: Section, results: Results, measured: Sequence[Result]) -> str:

@@ -113,9 +113,8 @@ SECTIONS = {
         """On the first GPU, which needs PyTorch for CUDA. IDs are of Zipf's law with exponent 1.1. Batches are made
         beforehand, by the code with which a training makes them in a background thread; a step copies their indexes to
         the GPU and waits for its result. Peers get IDs in page-locked memory, and wait only after the last step.
-        `tables` fill most of the GPU's memory, or have half of their rows in the host's. `train` is `crossfade train`.
-        `bandwidth` is an update of random rows against a copy in the GPU's memory.""",
-        ("triples_per_second", "step_ms", "prepare_ms", "device_gib", "share", "copy_gbytes"),
+        `tables` fill most of the GPU's memory. `train` is `crossfade train`.""",
+        ("triples_per_second", "step_ms", "prepare_ms", "device_gib"),
         ("crossfade",),
     ),
 }

@@ -37,7 +37,6 @@ def filter_case(context, case):
 """Nor can it state how many lists of which length diversity is for."""
 
 EXAMPLES = 5
-"""For each operation; benchmarks/serving.py --schemathesis tries more."""
 
 
 def test_every_response_is_as_described(tmp_path: Path) -> None:
