@@ -97,7 +97,7 @@ setup: ## set up .venv with all packages, nothing else
 horovod: setup ## build Horovod into .venv, for dense layers of several workers with servers; needs g++
 	@sh deploy/horovod.sh
 
-spark: setup ## install PySpark into .venv, for prepare --engine spark: 350 MB; needs Java
+spark: setup ## install PySpark into .venv, for prepare and recommend --engine spark: 350 MB; needs Java
 	@.venv/bin/python -I -m pip install --disable-pip-version-check --no-input --quiet --no-deps --no-build-isolation \
 	    --require-hashes --requirement deploy/requirements-spark.lock
 

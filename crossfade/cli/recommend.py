@@ -66,7 +66,8 @@ def run(options: RecommendCommand) -> int:
     from crossfade.trainer.recommend.model import open_model
     from crossfade.trainer.recommend.table_files import check_output
 
-    check_output(None if options.out is None else Path(options.out), overwrite=options.overwrite)
+    if options.engine != "spark":
+        check_output(None if options.out is None else Path(options.out), overwrite=options.overwrite)
     with closing(open_model(options, _logger.warning)) as opened:
         opened.use(lambda model: _recommend(model, options))
     return 0

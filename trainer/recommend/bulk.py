@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray
+from crossfade.base.errors import MissingExtraError, Option
 from crossfade.base.io.disk_errors import TEMPORARY_ADVICE, full_disk_errors
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.reporter import ProgressReporter
@@ -33,7 +35,7 @@ from crossfade.trainer.recommend.queries import Queries, all_queries, find_queri
 from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.recommend.table_files import write_output
 
-_MAX_PART_QUERIES = 1 << 16
+MAX_PART_QUERIES = 1 << 16
 _MAX_PART_RANKS = 1 << 24
 """Ranks of a part's queries, unless a single query has more."""
 
@@ -77,6 +79,8 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
                 1, write_output(Path(options.out), [recommendation_table(model, pa.array([""]), rankings)])
             )
         return Recommended(1, 0, [RowLabel("", None)], rankings, histories)
+    if options.engine == "spark":
+        return _on_spark(model, options)
     if options.all:
         queries = all_queries(model, options.on_unknown)
     elif options.customers is not None:
@@ -92,6 +96,16 @@ def recommend_to(model: Model, options: RecommendToOptions, reporter: ProgressRe
     found, ids = model.labels(model.query, rows_Q[rows_Q >= 0].tolist()), queries.ids(model).to_pylist()
     labels = [found.get(row) or RowLabel(id, None) for row, id in zip(rows_Q.tolist(), ids, strict=True)]
     return Recommended(len(rows_Q), 0, labels, rankings, histories, _fallback(model, queries, options))
+
+
+def _on_spark(model: Model, options: RecommendToOptions) -> Recommended:
+    try:
+        import_module("pandas")  # PySpark needs it, and does not require it
+        spark_bulk = import_module("crossfade.trainer.recommend.spark_bulk")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "pyspark", "spark", Option("engine", "spark")) from error
+    found: Recommended = spark_bulk.recommend_on_spark(model, options)
+    return found
 
 
 def _tables(
@@ -116,7 +130,7 @@ def _tables(
 def _parts(model: Model, queries: Queries, options: RecommendOptions) -> Iterator[Queries]:
     """Yield ``queries`` in parts, of which one is ranked at a time: at least one, which may be empty."""
     depth = min(options.depth(options.k), model.tables[model.item].rows)
-    step = max(1, min(_MAX_PART_QUERIES, _MAX_PART_RANKS // depth))
+    step = max(1, min(MAX_PART_QUERIES, _MAX_PART_RANKS // depth))
     for start in range(0, max(len(queries.rows_Q), 1), step):
         yield queries.take(slice(start, start + step))
 

@@ -264,9 +264,15 @@ class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
         value="ITEM",
     )
     out: Location | None = option(
-        None, "write recommendations to this file: .parquet, .csv, or .jsonl", group="output", value="FILE"
+        None,
+        "write recommendations to this file: .parquet, .csv, or .jsonl; Spark, to a folder of Parquet files",
+        group="output",
+        value="OUT",
     )
-    overwrite: bool = option(False, "replace the file", group="output")
+    overwrite: bool = option(False, "replace the file or folder", group="output")
+    engine: Literal["process", "spark"] = option(
+        "process", "rank in this process (default) or, for all customers, in tasks of Spark", group="output"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -276,8 +282,10 @@ class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):
 
     @model_validator(mode="after")
     def _check_out(self) -> Self:
-        if self.out is not None and "://" in self.out:
-            raise OptionError("out", found=self.out, expected="a local path")
+        if self.engine == "spark" and not self.all:
+            raise OptionError("engine", found="spark", problem="ranks for many", expected=Option("all"))
+        if self.out is not None and "://" in self.out and self.engine != "spark":
+            raise OptionError("out", found=self.out, expected=("a local path, or ", Option("engine", "spark")))
         if self.out is None and (self.all or self.customers is not None):
             name = "all" if self.all else "customers"
             file = Option("out", "FILE.parquet, .csv, or .jsonl")

@@ -205,7 +205,7 @@ def test_unknown_customers_are_left_out_or_get_popular_tracks(
     ids, out = tmp_path / "ids.csv", tmp_path / "recs.parquet"
     ids.write_text("customer\n" + "\n".join(customers[2:5]))
     command = ("recommend", "run", "--customers", ids, "-k", 4, "--on-unknown", "popular", "--out")
-    monkeypatch.setattr(bulk, "_MAX_PART_QUERIES", 2)
+    monkeypatch.setattr(bulk, "MAX_PART_QUERIES", 2)
     succeeded(crossfade_here(*command, out, cwd=workspace))
     rows = pq.read_table(out).to_pylist()
     assert [(row["customer"], row["track"]) for row in rows] == [
