@@ -12,18 +12,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from crossfade.base import logs
 from crossfade.base.errors import escape_unprintable
 from crossfade.base.formatting import lost
-from crossfade.base.io.folder import Folder
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
 from crossfade.kvstore import compile_notice
-from crossfade.terminal import Progress, print_line, print_lines, print_table
+from crossfade.terminal import Progress, print_line, print_table
 from crossfade.trainer.runs.events import (
     BackoffEvent,
     CheckpointFailed,
@@ -49,9 +48,6 @@ from crossfade.trainer.runs.shown_metrics import (
     show_metric,
     shown_metrics,
 )
-
-if TYPE_CHECKING:
-    from crossfade.trainer.data.manifest import DatasetManifest
 
 _logger = logging.getLogger(__name__)
 _LINE_SECONDS = 10.0
@@ -278,17 +274,6 @@ def _describe_pairs(values: dict[str, float], task: str) -> str:
         return f"{values['pairs']:,} held-out pairs count; none is in an excluded split too"
     dropped = f"{values['pairs_dropped']:,} are in an excluded split too and are dropped (task repeat counts them)"
     return f"{values['pairs']:,} held-out pairs count; {dropped}"
-
-
-def print_prepared(manifest: DatasetManifest | None, out: str) -> None:
-    """Print a summary of the dataset at ``out``, and what to do next; None: it was there already."""
-    from crossfade.trainer.prepare.summary import format_summary
-
-    if manifest is None:
-        print_line(f"{out}: exists already; nothing to do")
-        return
-    print_lines(format_summary(manifest, Folder(out)).splitlines())
-    print_line(f"next: crossfade train JOB, a YAML file such as {{name: plays, data: {{path: {out}}}}}")
 
 
 class _Log:

@@ -18,7 +18,6 @@ A message is data: the arguments of an error are strings and options, nested as 
 """
 
 import json
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,10 +42,6 @@ class Option:
         """Return the option in plain words, as files have it."""
         return plain_words(self.name, self.value)
 
-    def __format__(self, _specification: str) -> str:
-        """Reject an f-string, in which no face could word the option any more."""
-        raise TypeError(f"the option {self.name} is a part of a message of its own")
-
 
 Text = str | Option | Sequence["Text"]
 """A message, or a part of one: strings and options, which are joined without anything between them."""
@@ -54,17 +49,10 @@ OptionWords = Callable[[str, Any], str]
 """Returns what a face calls an option, given its name and, unless it is empty, its value."""
 
 
-def command_line(verb: str, *words: object, **options: object) -> str:
-    """Return the line that a shell takes: ``command_line("train", "a b.yaml", resume=True)``. True has no value."""
-    typed = [*verb.split(), *map(str, words)]
-    for name, value in options.items():
-        typed += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join(["crossfade", *typed])
-
-
-def command(verb: str, *words: object, **options: object) -> str:
+def command(verb: str, *words: str, **options: str | bool) -> str:
     """Return a command to type, with its options, for a message: ``command("prepare", base="DATA")``."""
-    return f"'{command_line(verb, *words, **options)}'"
+    typed = [f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}" for name, value in options.items()]
+    return f"'crossfade {' '.join((verb, *words, *typed))}'"
 
 
 def as_typed(name: str, value: Any) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from crossfade.base.errors import command_line
+from crossfade.base.command_line import command_line, program
 from crossfade.base.options import Options, option
 from crossfade.cli.command import as_command
+from crossfade.cli.next_command import typical_id, yaml_text
 from crossfade.terminal import print_line
 
 _EXAMPLES = (
@@ -37,7 +37,6 @@ _ARTISTS = {
     _REAL: ("Radiohead", "Metallica", "Britney Spears", "Miles Davis", "Daft Punk"),
     _SYNTHETIC: ("artist 3 (jazz)", "artist 4 (metal)", "artist 34 (techno)"),
 }
-_CUSTOMERS = {_REAL: 2, _SYNTHETIC: 1_001_000}
 
 
 class DemoOptions(Options):
@@ -55,6 +54,9 @@ class DemoOptions(Options):
 )
 def run(options: DemoOptions) -> int:
     """Run each command; the first one that fails ends the demo with its exit code."""
+    from crossfade.base.io.folder import Folder
+    from crossfade.trainer.data.manifest import read_manifest
+
     folder = options.dir
     name = _choose_sample(folder)
     data, job, run = folder / "data" / name, folder / "jobs" / f"{name}.yaml", folder / "runs" / name
@@ -63,14 +65,14 @@ def run(options: DemoOptions) -> int:
     if not job.exists():
         job.parent.mkdir(parents=True, exist_ok=True)
         job.write_text(_JOB_TEXT.format(name=name), encoding="utf-8")
+    manifest = read_manifest(Folder(data))
+    customer = typical_id(Folder(data), manifest, manifest.query, 0.5)
     # The job works in its folder; from here, the path of its data is another.
-    place = (
-        () if folder == Path() else ("--set", f"data.path={json.dumps(str(data), ensure_ascii=False)}")
-    )  # which is YAML, too
+    place = () if folder == Path() else ("--set", f"data.path={yaml_text(str(data))}")
     steps: list[Sequence[object]] = [
         ("train", job, "--run-dir", run, "--overwrite", *place),
         ("similar", run, *_ARTISTS[name]),
-        ("recommend", run, "--customer", _CUSTOMERS[name]),
+        ("recommend", run, "--customer", customer),
     ]
     can_draw = find_spec("openTSNE") is not None
     steps += [("map", run)] if can_draw and not options.no_map else []
@@ -102,6 +104,5 @@ def _choose_sample(folder: Path) -> str:
 def _call(*words: object) -> int:
     """Print and run ``crossfade`` with ``words``; return its exit code."""
     print_line()
-    print_line(f"$ {command_line(*map(str, words))}", flush=True)
-    command = [sys.executable, "-m", "crossfade", *map(str, words)]
-    return subprocess.run(command, check=False).returncode  # noqa: S603 - our own command
+    print_line(f"$ {command_line(*words)}", flush=True)
+    return subprocess.run([*program(), *map(str, words)], check=False).returncode  # noqa: S603 - our own command

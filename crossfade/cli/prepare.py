@@ -42,7 +42,8 @@ def run(options: PrepareOptions) -> int:
     Raises:
         CrossfadeError: preparing failed.
     """
-    from crossfade.display import print_prepared, progress_bars
+    from crossfade.cli.next_command import print_prepared
+    from crossfade.display import progress_bars
     from crossfade.trainer.prepare.lastfm import prepare_sample
     from crossfade.trainer.prepare.pipeline import prepare
 

@@ -8,7 +8,8 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
-from crossfade.base.errors import CrossfadeError, Option, Text, as_typed, command_line, worded
+from crossfade.base.command_line import command_line
+from crossfade.base.errors import CrossfadeError, Option, Text, as_typed, worded
 from crossfade.base.formatting import decimals, duration
 from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.signals import stopper

@@ -6,7 +6,7 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from crossfade.base.errors import command_line
+from crossfade.base.command_line import command_line
 from crossfade.base.options import Options
 from crossfade.cli.command import Command, as_command
 from crossfade.deploy.aws.ec2.options import SubmitEc2Options

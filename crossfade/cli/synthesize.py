@@ -23,7 +23,8 @@ def run(options: SynthesizeOptions) -> int:
     Raises:
         InputError: the output exists and may not be replaced, or a split would be empty.
     """
-    from crossfade.display import print_prepared, progress_bars
+    from crossfade.cli.next_command import print_prepared
+    from crossfade.display import progress_bars
     from crossfade.trainer.prepare.synthetic import synthesize
 
     with progress_bars() as bars:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossfade.base import logs
-from crossfade.base.errors import as_typed, command_line
+from crossfade.base.command_line import command_line
+from crossfade.base.errors import as_typed
 from crossfade.base.exit_codes import STOPPED_EXIT_CODE
 from crossfade.base.options import option
-from crossfade.terminal import Progress
+from crossfade.terminal import Progress, print_line
 from crossfade.trainer.config.options import Roles
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def _train_once(options: TrainOptions) -> int:
     Raises:
         RunInProgressError: another process runs the job, such as another standby that has taken it over first.
     """
+    from crossfade.cli.next_command import use_commands
     from crossfade.deploy.aws.spot import monitor_spot
     from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.deploy.cluster.store_choice import choose_store
@@ -103,6 +105,8 @@ def _train_once(options: TrainOptions) -> int:
             context = run_job.RunContext(listener, spot, StateWriter(folder), resume, note)
             report = run_job.run_in_folder(job, folder, inputs, display, context)
         display.print_report(report, folder.path)
+        for line in use_commands(folder.path, inputs.folder, inputs.manifest):
+            print_line(f"next: {line}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from crossfade.base.errors import command_line
+from crossfade.base.command_line import command_line
 from crossfade.base.signals import stopper
 from crossfade.cli.command import as_command
 from crossfade.deploy.tuning.options import TuneOptions

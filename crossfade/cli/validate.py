@@ -9,6 +9,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
+from crossfade.cli.next_command import train_command
 from crossfade.terminal import print_line, print_lines
 from crossfade.trainer.prepare.options import ValidateOptions
 
@@ -43,6 +44,7 @@ def run(options: ValidateOptions) -> int:
     with progress_bars() as bars:
         report = validate(options, bars)
     _print_report(report, options.data)
+    print_line(f"next: {train_command(options.data)}")
     return 0
 
 

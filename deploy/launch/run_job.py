@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from crossfade.base import logs
-from crossfade.base.errors import Option, Text, as_typed, command, command_line, escape_unprintable, worded
+from crossfade.base.command_line import command_line
+from crossfade.base.errors import Option, Text, as_typed, command, escape_unprintable, worded
 from crossfade.base.text import counted
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ def test_command_prints_summary_and_next_command(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "data/x: customer x track"
     assert any("'Five, live' (2)" in line for line in lines)
-    assert lines[-1] == "next: crossfade train JOB, a YAML file such as {name: plays, data: {path: data/x}}"
+    assert lines[-1] == "next: echo '{name: x, data: {path: data/x}}' > x.yaml && crossfade train x.yaml"
 
 
 def test_odd_inputs_are_warned_about(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_command_lists_problems_or_prints_summary(dataset: ForeignDataset, capsy
     folder = dataset.write()
     assert main(["validate", folder.uri]) == 0
     message = capsys.readouterr().out
-    for part in (f"{folder.uri}: customer x track", "70 interactions", "no problem"):
+    for part in (f"{folder.uri}: customer x track", "70 interactions", "no problem", "next: "):
         assert part in message
     folder.remove(TRAIN)
     assert main(["validate", folder.uri]) == 2
