@@ -29,10 +29,10 @@ from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 
 from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.trainer.data.column_names import NO_ROW
 from crossfade.trainer.data.manifest import Split
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.database import execute, shuffled
-from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.event_groups import EventGroups, Report, Step, checked_split
 from crossfade.trainer.prepare.events import EventReader, EventTable, read_each
 from crossfade.trainer.prepare.id_encoder import SIDES
