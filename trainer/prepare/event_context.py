@@ -4,7 +4,7 @@
     plans = options.context_plans()
     types = count_context(groups, plans, id_types, newest)      # the table event_values: seq, split, context_0, …
     ...                                     # a vocabulary for each, of the query that ``counted_context_sql`` returns
-    columns, joins = context_columns_sql(plans)
+    columns, joins = context_columns_sql(plans)                 # of split_files.py
 
 A value comes from a column of the events or is derived from their order in time:
 
@@ -20,22 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import duckdb
 
 from crossfade.base.errors import Option, OptionError
 from crossfade.trainer.data.time_values import exceed_seconds_range
-from crossfade.trainer.prepare.database import count_rows, identifier
+from crossfade.trainer.prepare.database import count_rows
+from crossfade.trainer.prepare.event_groups import EventGroups, Report
 from crossfade.trainer.prepare.extend import SQL_TYPES, BaseDataset
 from crossfade.trainer.prepare.id_encoder import IdType
 from crossfade.trainer.prepare.option_values import HOUR, PREVIOUS, WEEKDAY, ContextPlan
 from crossfade.trainer.prepare.vocabulary_tables import VocabularyKey
 
-if TYPE_CHECKING:
-    from crossfade.trainer.prepare.event_groups import EventGroups, Report
-
-NO_ROW = -1
 _DERIVED = {
     HOUR: "(timestamp % 86400 + 86400) % 86400 // 3600",
     WEEKDAY: "(floor(timestamp / 86400)::BIGINT % 7 + 10) % 7 + 1",  # 1970-01-01 was a Thursday
@@ -114,12 +110,3 @@ def _create_event_values(
 def counted_context_sql(key: VocabularyKey) -> str:
     """Return a query for each value in train, with its number of interactions, for ``build_vocabulary``."""
     return f"SELECT NULL::BIGINT AS number, id, sum(count)::BIGINT AS count FROM counts_{key} GROUP BY id"
-
-
-def context_columns_sql(plans: Sequence[ContextPlan]) -> tuple[str, str]:
-    """Return SQL of the rows of each context entity, and of the joins to events ``e`` that they need."""
-    if not plans:
-        return "", ""
-    columns = "".join(f", coalesce({plan.key}.row, {NO_ROW}) AS {identifier(plan.name)}" for plan in plans)
-    joins = "".join(f" LEFT JOIN vocabulary_{plan.key} {plan.key} ON {plan.key}.id = x.{plan.key}" for plan in plans)
-    return columns, f" JOIN event_values x ON x.seq = e.seq{joins}"

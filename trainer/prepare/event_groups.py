@@ -24,14 +24,13 @@ from crossfade.trainer.data.manifest import DataFile, Split
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.database import fetch_one, shuffled
-from crossfade.trainer.prepare.event_context import context_columns_sql
 from crossfade.trainer.prepare.events import EventTable, read_events
 from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.options import PrepareOptions
-from crossfade.trainer.prepare.split_files import SplitLayout
+from crossfade.trainer.prepare.split_files import SplitLayout, context_columns_sql
 from crossfade.trainer.prepare.staging import Staged, write_relation
 
 Report = dict[str, Any]

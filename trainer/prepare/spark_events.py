@@ -32,7 +32,6 @@ from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.trainer.data.manifest import Split
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.database import execute, shuffled
-from crossfade.trainer.prepare.event_context import NO_ROW
 from crossfade.trainer.prepare.event_groups import EventGroups, Report, Step, checked_split
 from crossfade.trainer.prepare.events import EventReader, EventTable, read_each
 from crossfade.trainer.prepare.id_encoder import SIDES
@@ -56,7 +55,7 @@ from crossfade.trainer.prepare.spark_tasks import (
     read_file,
     write_part,
 )
-from crossfade.trainer.prepare.split_files import SplitLayout
+from crossfade.trainer.prepare.split_files import NO_ROW, SplitLayout
 from crossfade.trainer.prepare.staging import ATTEMPTS, GROUPS_PER_FILE, row_group_rows
 from crossfade.trainer.prepare.timestamp_formats import check_formats
 
