@@ -47,7 +47,7 @@ def fits_device(name: str, tables: Sequence[TableSpec], kind: OptimizerKind) -> 
 
     free_bytes, _ = torch.cuda.mem_get_info(open_device(name))
     state_bytes = sum(table.rows * state_bytes_per_row(kind, table.dim) for table in tables)
-    return sum(table.bytes for table in tables) + state_bytes <= _MEMORY_FRACTION * free_bytes
+    return bool(sum(table.bytes for table in tables) + state_bytes <= _MEMORY_FRACTION * free_bytes)
 
 
 @dataclass(frozen=True)
