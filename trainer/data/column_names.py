@@ -6,6 +6,8 @@ import re
 
 WEIGHT = "weight"
 TIMESTAMP = "timestamp"
+NO_ROW = -1
+"""The row of a context entity in an interaction that has no value of it."""
 
 MAX_CONTENT_WIDTH = 2**14
 """Numbers of a value of content, at most."""

@@ -29,6 +29,7 @@ from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 
 from crossfade.base.errors import CrossfadeError, InputError
+from crossfade.trainer.data.column_names import NO_ROW
 from crossfade.trainer.data.manifest import Split
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.database import execute, shuffled
@@ -55,7 +56,7 @@ from crossfade.trainer.prepare.spark_tasks import (
     read_file,
     write_part,
 )
-from crossfade.trainer.prepare.split_files import NO_ROW, SplitLayout
+from crossfade.trainer.prepare.split_files import SplitLayout
 from crossfade.trainer.prepare.staging import ATTEMPTS, GROUPS_PER_FILE, row_group_rows
 from crossfade.trainer.prepare.timestamp_formats import check_formats
 

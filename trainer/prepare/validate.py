@@ -22,7 +22,7 @@ import pyarrow as pa
 from crossfade.base.errors import InputError, as_typed, command, escape_unprintable, format_names
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
-from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
+from crossfade.trainer.data.column_names import NO_ROW, TIMESTAMP, WEIGHT
 from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_content, iter_pairs
 from crossfade.trainer.data.manifest import FEATURES, VOCABULARY, DataFile, DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import ParquetFiles
@@ -30,7 +30,6 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, execute_on, fetch_one, identifier, working_database
 from crossfade.trainer.prepare.extend import SQL_TYPES
 from crossfade.trainer.prepare.options import ValidateOptions, memory_bytes
-from crossfade.trainer.prepare.split_files import NO_ROW
 from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_LISTED = 20
