@@ -28,7 +28,7 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.extend import BaseDataset
-from crossfade.trainer.prepare.split_files import NO_ROW, interaction_schema
+from crossfade.trainer.prepare.split_files import interaction_schema
 from crossfade.trainer.prepare.staging import GROUPS_PER_FILE, PartWriter, Staged, row_group_rows, take_over_files
 
 BEFORE_ALL = int(np.iinfo(np.int64).min)

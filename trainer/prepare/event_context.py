@@ -4,7 +4,6 @@
     plans = options.context_plans()
     types = count_context(groups, plans, id_types, newest)      # the table event_values: seq, split, context_0, …
     ...                                     # a vocabulary for each, of the query that ``counted_context_sql`` returns
-    columns, joins = context_columns_sql(plans)                 # of split_files.py
 
 A value comes from a column of the events or is derived from their order in time:
 

@@ -20,17 +20,19 @@ from typing import Any
 import duckdb
 
 from crossfade.base.errors import CrossfadeError
+from crossfade.trainer.data.column_names import NO_ROW
 from crossfade.trainer.data.manifest import DataFile, Split
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
-from crossfade.trainer.prepare.database import fetch_one, shuffled
+from crossfade.trainer.prepare.database import fetch_one, identifier, shuffled
 from crossfade.trainer.prepare.events import EventTable, read_events
 from crossfade.trainer.prepare.extend import BaseDataset
 from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.id_encoder import SIDES
 from crossfade.trainer.prepare.input_files import Source
+from crossfade.trainer.prepare.option_values import ContextPlan
 from crossfade.trainer.prepare.options import PrepareOptions
-from crossfade.trainer.prepare.split_files import SplitLayout, context_columns_sql
+from crossfade.trainer.prepare.split_files import SplitLayout
 from crossfade.trainer.prepare.staging import Staged, write_relation
 
 Report = dict[str, Any]
@@ -93,7 +95,7 @@ class EventGroups:
         Raises:
             CrossfadeError: there are other rows than were counted.
         """
-        context, joins = context_columns_sql(self.options.context_plans())
+        context, joins = _context_columns_sql(self.options.context_plans())
         timestamp = ", timestamp" if layout.has_timestamp else ""
         source = "train_interactions" if split == "train" else "interactions"
         ordered = self.connection.sql(
@@ -151,3 +153,12 @@ def replace_events(connection: duckdb.DuckDBPyConnection, events: str) -> None:
     connection.execute("ALTER TABLE other_events RENAME TO events")
     for side in SIDES:
         connection.execute(f"DROP TABLE IF EXISTS all_counts_{side}")
+
+
+def _context_columns_sql(plans: Sequence[ContextPlan]) -> tuple[str, str]:
+    """Return SQL of the rows of each context entity, and of the joins to events ``e`` that they need."""
+    if not plans:
+        return "", ""
+    columns = "".join(f", coalesce({plan.key}.row, {NO_ROW}) AS {identifier(plan.name)}" for plan in plans)
+    joins = "".join(f" LEFT JOIN vocabulary_{plan.key} {plan.key} ON {plan.key}.id = x.{plan.key}" for plan in plans)
+    return columns, f" JOIN event_values x ON x.seq = e.seq{joins}"

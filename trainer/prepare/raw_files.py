@@ -105,9 +105,8 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile, on_faul
         close_raw(connection)
         connection.execute("CREATE TABLE raw_lines (numbers BIGINT[])")
         for batch in _readable(file, on_fault):
-            part = pa.table(
-                {"numbers": pa.array([[int(str(value)) for value in values] for values in batch], pa.list_(pa.int64()))}
-            )
+            numbers = [[int(value) for value in values if value] for values in batch]
+            part = pa.table({"numbers": pa.array(numbers, pa.list_(pa.int64()))})
             execute_on(connection, part, "INSERT INTO raw_lines SELECT * FROM part")
         connection.execute(
             "CREATE TABLE raw_rows AS SELECT numbers[1] AS query, unnest(numbers[2:]) AS item FROM raw_lines"

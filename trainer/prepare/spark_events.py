@@ -56,7 +56,7 @@ from crossfade.trainer.prepare.spark_tasks import (
     read_file,
     write_part,
 )
-from crossfade.trainer.prepare.split_files import NO_ROW, SplitLayout
+from crossfade.trainer.prepare.split_files import SplitLayout
 from crossfade.trainer.prepare.staging import ATTEMPTS, GROUPS_PER_FILE, row_group_rows
 from crossfade.trainer.prepare.timestamp_formats import check_formats
 

@@ -16,11 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
-from crossfade.trainer.prepare.database import identifier, shuffled
-from crossfade.trainer.prepare.option_values import ContextPlan
-
-NO_ROW = -1
-"""The row of context of an event without a value, or with one that train does not have."""
+from crossfade.trainer.prepare.database import shuffled
 
 
 def interaction_schema(query: str, item: str, has_timestamp: bool, context: Sequence[str]) -> pa.Schema:
@@ -63,12 +59,3 @@ class SplitLayout:
             "CREATE TABLE places AS SELECT number, row, "
             f"row_number() OVER (ORDER BY {shuffled(self.seed, 'row')}) AS place FROM {queries}"
         )
-
-
-def context_columns_sql(plans: Sequence[ContextPlan]) -> tuple[str, str]:
-    """Return SQL of the rows of each context entity, and of the joins to events ``e`` that they need."""
-    if not plans:
-        return "", ""
-    columns = "".join(f", coalesce({plan.key}.row, {NO_ROW}) AS {identifier(plan.name)}" for plan in plans)
-    joins = "".join(f" LEFT JOIN vocabulary_{plan.key} {plan.key} ON {plan.key}.id = x.{plan.key}" for plan in plans)
-    return columns, f" JOIN event_values x ON x.seq = e.seq{joins}"

@@ -29,7 +29,6 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.prepare.database import execute, execute_on, fetch_one, identifier, working_database
 from crossfade.trainer.prepare.extend import SQL_TYPES
 from crossfade.trainer.prepare.options import ValidateOptions, memory_bytes
-from crossfade.trainer.prepare.split_files import NO_ROW
 from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 MAX_LISTED = 20
