@@ -143,6 +143,8 @@ def test_index_that_does_not_fit_is_rejected(workspace: Path, run: Path, tmp_pat
     rejected_here(
         "has the vectors of", "similar", "run", "c010", "--entity", "customer", "--index", "all", cwd=workspace
     )
+    damped = ("recommend", "run", "--customer", "c010", "--popularity-damping", 0.5)
+    rejected_here("ranks without --popularity-damping", *damped, "--index", "all", cwd=workspace)
     older, _ = sorted((run / "checkpoints").glob("step-*"))
     rejected_here("was built from other vectors", "similar", older, "5007", "--index", "all", cwd=workspace)
     broken = Path(shutil.copytree(workspace / "all", tmp_path / "broken"))
