@@ -21,10 +21,10 @@ from crossfade.kvstore.store import NO_RESETS, RowGradient, RowStore, TableSpec,
 from crossfade.kvstore.torch.store import DeviceStore
 
 
-def open_device_store(memory_bytes: int | None) -> RowStore:
-    """Return a store on PyTorch's device "cpu", which holds ``memory_bytes`` of the tables."""
+def open_device_store() -> RowStore:
+    """Return a store on PyTorch's device "cpu"."""
     pytest.importorskip("torch", reason=TORCH)
-    return DeviceStore("cpu", memory_bytes)
+    return DeviceStore("cpu")
 
 
 def open_sharded_store(ranks: int) -> RowStore:
@@ -34,8 +34,7 @@ def open_sharded_store(ranks: int) -> RowStore:
 
 STORES: dict[str, Callable[[], RowStore]] = {
     "LocalStore": LocalStore,
-    "DeviceStore": lambda: open_device_store(None),
-    "DeviceStore with rows on the host": lambda: open_device_store(500),
+    "DeviceStore": open_device_store,
     "ShardedStore of one rank": lambda: open_sharded_store(1),
     "ShardedStore of two ranks": lambda: open_sharded_store(2),
     "ShardedStore of three ranks": lambda: open_sharded_store(3),
