@@ -26,7 +26,7 @@ from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 from crossfade.trainer.model.spec import ModelSpec, Score
 
 TEMPERATURE = 0.5
-TOP_K_TEMPERATURE = 0.4
+MARGIN, TOP_K_TEMPERATURE = 0.3, 0.4
 QUERIES, ITEMS, DIM, DRAWS = 6, 9, 3, 4
 LOG_Q = np.linspace(-2, 1, ITEMS, dtype=np.float32)
 Result = tuple[float, FloatArray, FloatArray]
@@ -67,7 +67,7 @@ class Case:
 
     @property
     def loss_spec(self) -> LossSpec:
-        return LossSpec(self.loss, TEMPERATURE, top_k=self.top_k, top_k_temperature=TOP_K_TEMPERATURE)
+        return LossSpec(self.loss, TEMPERATURE, MARGIN, top_k=self.top_k, top_k_temperature=TOP_K_TEMPERATURE)
 
     @property
     def parts(self) -> tuple[ModelSpec, LossSpec, NegativesConfig]:
@@ -134,6 +134,7 @@ def make_case(
     return Case(loss, score, negatives, **(values | more))
 
 
+SMOOTH: tuple[LossKind, ...] = ("bpr", "logistic", "softmax")
 KINDS: tuple[str, ...] = get_args(NegativesConfig.model_fields["kind"].annotation)[1:]
 """Kinds of negatives; auto is one of the others."""
 LOSSES: tuple[LossKind, ...] = get_args(LossKind)
@@ -161,7 +162,7 @@ for any_score in SCORES:  # Queries are scored once, as in a softmax with weight
 CASES["softmax-top-2-mixed"] = make_case("softmax", "cosine", "all", "mixed", top_k=2)
 for any_score in SCORES:
     CASES[f"softmax-top-3-{any_score}-all"] = make_case("softmax", any_score, "all", top_k=3)
-for tied_loss in LOSSES:  # A query row of zeros: all its scores are 0, where −log σ(x) by |x| has a kink.
+for tied_loss in SMOOTH:  # A query row of zeros: all its scores are 0, where −log σ(x) by |x| has a kink.
     CASES[f"{tied_loss}-tied"] = replace(make_case(tied_loss, "dot", "per_example", "mixed"), queries_B=np.full(6, 4))
 QUERY_TABLE, ITEM_TABLE = random_rows(QUERIES, DIM, seed=1), random_rows(ITEMS, DIM, seed=2)
 QUERY_TABLE[4] = 0

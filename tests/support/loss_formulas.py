@@ -17,6 +17,7 @@ from engine_cases import (
     CASES,
     ITEM_TABLE,
     LOG_Q,
+    MARGIN,
     QUERY_TABLE,
     TEMPERATURE,
     TOP_K_TEMPERATURE,
@@ -26,7 +27,6 @@ from engine_cases import (
 
 from crossfade.base.arrays import FloatArray
 from crossfade.trainer.config.score import ScoreKind
-from crossfade.trainer.config.sections import LossKind
 
 Number = Any
 """A Python number, or a scalar of PyTorch, float64, that autograd follows."""
@@ -69,7 +69,7 @@ def loss_of(
         scores = {row: score_of(case.score, query_D, items_ND[row]) for row in {item, *counted}}
         others = [scores[row] - (float(LOG_Q[row]) if case.log_q else 0.0) for row in counted]
         weight = float(case.weight_B[example])
-        loss = example_loss(case.loss, scores[item], others, len(drawn), positive=weight >= 0)
+        loss = example_loss(case, scores[item], others, len(drawn), positive=weight >= 0)
         if case.top_k and weight > 0:
             plain = [float(score_of(case.score, fixed_BD[example], fixed_ND[row])) for row in (item, *counted)]
             weight *= top_k_weight(case.top_k, plain)
@@ -83,15 +83,24 @@ def top_k_weight(k: int, scores: list[float]) -> float:
     return 2 / (1 + math.exp(-(scores[0] - beta) * TEMPERATURE / TOP_K_TEMPERATURE))
 
 
-def example_loss(loss: LossKind, own: Number, others: list[Number], count: int, *, positive: bool) -> Number:
+def example_loss(case: Case, own: Number, others: list[Number], count: int, *, positive: bool) -> Number:
     """Return the loss of one example; ``others`` are the scores of those of its ``count`` negatives that count."""
+    loss, margin = case.loss, MARGIN / TEMPERATURE
+    if loss == "logistic":
+        pushed = sum(minus_log_sigmoid(-other) for other in others) / max(count, 1)
+        return minus_log_sigmoid(own) + pushed if positive else minus_log_sigmoid(-own)
     if not others:
         return 0.0
     if loss == "softmax":
         power, powers = exp(own), sum(exp(other) for other in others)
         return -log((power if positive else powers) / (power + powers))
     gaps = [other - own if positive else own - other for other in others]
-    return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
+    if loss == "bpr":
+        return sum(minus_log_sigmoid(-gap) for gap in gaps) / count
+    if not positive:
+        return sum(max(0.0, margin + gap) for gap in gaps) / count
+    violators = sum(1 for gap in gaps if margin + gap > 0)
+    return math.log(1 + violators * (case.items - 1) / count) * max(0.0, margin + max(gaps))
 
 
 def autograd(loss: Number, leaves: Mapping[str, Any]) -> tuple[float, dict[str, FloatArray]]:

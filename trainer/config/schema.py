@@ -31,6 +31,7 @@ from crossfade.trainer.config.sections import (
     ModelConfig,
     Name,
     NegativesConfig,
+    NonNegative,
     OptimizerConfig,
     Positive,
     Section,
@@ -244,9 +245,10 @@ class JobConfig(Section):
     model: ModelConfig = ModelConfig()
     loss: LossKind = Field(
         "softmax",
-        description="loss function: bpr, or softmax (over the negatives); an interaction of negative weight is "
-        "negative feedback and is penalized by the reversed loss",
+        description="loss function: bpr, logistic, softmax (over the negatives), or warp; an interaction of negative "
+        "weight is negative feedback and is penalized by the reversed loss",
     )
+    margin: NonNegative = Field(0.5, description="margin of warp between the item's score and its negatives'")
     top_k: AtLeastOne | None = Field(
         None,
         description="K of softmax at the top of the list: an interaction whose item scores above the K-th highest of "

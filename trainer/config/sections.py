@@ -88,7 +88,7 @@ EngineName = Literal["auto", "cpu", "mxnet", "torch"]
 
 HISTORY = "history"
 """The name in ``model.query_features`` of the mean of the items that a query has interacted with."""
-LossKind = Literal["bpr", "softmax"]
+LossKind = Literal["bpr", "logistic", "softmax", "warp"]
 
 
 class DenseConfig(Section):

@@ -21,7 +21,7 @@ from crossfade.kvstore.jit import njit
 from crossfade.trainer.model.kernel_arguments import ScoreScales
 from crossfade.trainer.model.loss_math import ZERO, dot, exp, largest, log_sigmoid_loss, sum_lanes
 
-BPR, SOFTMAX = range(2)
+BPR, LOGISTIC, SOFTMAX, WARP = range(4)
 """Numbers of the losses."""
 _LOWEST = np.finfo(np.float32).min
 
@@ -31,21 +31,25 @@ class Objective(NamedTuple):
 
     Attributes:
         code: the loss, such as BPR.
+        margin: m of warp, in units of the scores.
+        other_items: N − 1, all items but the example's own, among which warp estimates a rank.
         scales: the score.
     """
 
     code: int
+    margin: np.float32
+    other_items: int
     scales: ScoreScales
 
 
 @njit(cache=True, error_model="numpy")
-def example_loss(code, score, scores_C, parts_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
+def example_loss(objective, score, scores_C, parts_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
     """Return the loss of one example and its derivative by ``score``; overwrite ``scores_C`` with those by the scores.
 
     It is called, not inlined: compiled into each of the kernels that use it, it took most of their time to compile.
 
     Args:
-        code: the loss, such as BPR.
+        objective: the ``Objective``.
         score: the score of the example's item.
         scores_C: the scores of its negatives.
         parts_C: scratch memory.
@@ -54,10 +58,17 @@ def example_loss(code, score, scores_C, parts_C, item, negatives_C, weight):  # 
         weight: the example's weight; below 0, negative feedback.
     """
     if weight < ZERO:
-        return _negative_feedback_loss(code, score, scores_C, parts_C, item, negatives_C, -weight)
-    if code == SOFTMAX:
+        return _negative_feedback_loss(objective, score, scores_C, parts_C, item, negatives_C, -weight)
+    if objective.code == SOFTMAX:
         return _softmax(score, scores_C, item, negatives_C, weight)
-    return _pairs(score, scores_C, parts_C, item, negatives_C, weight / np.float32(scores_C.shape[0]))
+    if objective.code == WARP:
+        return _warp(objective, score, scores_C, item, negatives_C, weight)
+    compared = score if objective.code == BPR else ZERO
+    loss, slope = _pairs(compared, scores_C, parts_C, item, negatives_C, weight / np.float32(scores_C.shape[0]))
+    if objective.code == BPR:
+        return loss, slope
+    positive, pull = log_sigmoid_loss(score)
+    return weight * positive + loss, -weight * pull
 
 
 @njit(cache=True, error_model="numpy", inline="always")
@@ -88,18 +99,58 @@ def _softmax(score, scores_C, item, negatives_C, weight):  # type: ignore[no-unt
 
 
 @njit(cache=True, error_model="numpy")
-def _negative_feedback_loss(code, score, scores_C, parts_C, item, negatives_C, cost):  # type: ignore[no-untyped-def]
+def _warp(objective, score, scores_C, item, negatives_C, weight):  # type: ignore[no-untyped-def]
+    """Compute ``example_loss`` for warp; not inlined, as ``_negative_feedback_loss``."""
+    floor, violators, best, max_score = score - objective.margin, 0, 0, _LOWEST
+    for c in range(scores_C.shape[0]):
+        if negatives_C[c] != item and not scores_C[c] <= floor:
+            violators += 1
+            if not scores_C[c] <= max_score:
+                best, max_score = c, scores_C[c]
+    scores_C[:] = ZERO
+    if violators == 0:
+        return ZERO, ZERO
+    ranks_per_negative = np.float32(objective.other_items / scores_C.shape[0])
+    cost = weight * np.float32(math.log1p(np.float32(violators) * ranks_per_negative))
+    cost = cost if max_score > floor else max_score - floor  # NaN: a score is
+    scores_C[best] = cost
+    return cost * (max_score - floor), -cost
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _hinges(floor, scores_C, item, negatives_C, share):  # type: ignore[no-untyped-def]
+    """Return Σ_j share·[s_j − floor]₊ and its derivative by ``floor``; derivatives by the scores replace them."""
+    total = ZERO
+    for c in range(scores_C.shape[0]):
+        excess = scores_C[c] - floor if negatives_C[c] != item else ZERO
+        excess = ZERO if excess <= ZERO else excess  # keeps NaN, which would vanish in max(excess, 0)
+        scores_C[c] = share if excess > ZERO else excess
+        total += share * excess
+    return total, -sum_lanes(scores_C)
+
+
+@njit(cache=True, error_model="numpy")
+def _negative_feedback_loss(  # type: ignore[no-untyped-def]
+    objective, score, scores_C, parts_C, item, negatives_C, cost
+):
     """Compute ``example_loss`` for an example of weight −``cost``.
 
     Not inlined, so that it does not affect how the loops for positive weights compile.
     """
-    if code == SOFTMAX:
+    if objective.code == SOFTMAX:
         return _negative_feedback_softmax(score, scores_C, item, negatives_C, cost)
+    if objective.code == LOGISTIC:
+        scores_C[:] = ZERO
+        loss, pull = log_sigmoid_loss(-score)
+        return cost * loss, cost * pull
     # A reversed pair is one whose scores, and derivatives, have the other sign.
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
     share = cost / np.float32(scores_C.shape[0])
-    loss, slope = _pairs(-score, scores_C, parts_C, item, negatives_C, share)
+    if objective.code == WARP:
+        loss, slope = _hinges(-score - objective.margin, scores_C, item, negatives_C, share)
+    else:
+        loss, slope = _pairs(-score, scores_C, parts_C, item, negatives_C, share)
     for c in range(scores_C.shape[0]):
         scores_C[c] = -scores_C[c]
     return loss, -slope
@@ -187,7 +238,7 @@ def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-u
     """
     query_BD, item_BD, query_B, item_B, weight_B = examples
     negative_C, query_C, square_C = pool
-    code, scales = objective
+    scales = objective.scales
     loss_B, slope_B = np.empty(weight_B.shape[0], np.float32), np.empty(weight_B.shape[0], np.float32)
     parts_C = np.empty(scores_BC.shape[1], np.float32)
     counted_C = negative_C.copy() if query_C.shape[0] else negative_C
@@ -197,5 +248,5 @@ def shared_pool_pass(scores_BC, examples, pool, objective):  # type: ignore[no-u
         _finish_scores(scores_BC[b], query_square, square_C, scales)
         for c in range(query_C.shape[0]):
             counted_C[c] = item_B[b] if query_C[c] == query_B[b] else negative_C[c]
-        loss_B[b], slope_B[b] = example_loss(code, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b])
+        loss_B[b], slope_B[b] = example_loss(objective, score, scores_BC[b], parts_C, item_B[b], counted_C, weight_B[b])
     return loss_B, slope_B

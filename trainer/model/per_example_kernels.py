@@ -212,8 +212,8 @@ def _prefetch_items(item_RD, row_N, b, examples, count):  # type: ignore[no-unty
 @inner_kernel()
 def _example_slopes(results, query_AD, a, query_square, item_RD, examples, b, inputs):  # type: ignore[no-untyped-def]
     """Compute the loss of example ``b`` of query ``a``, and its derivatives by score."""
-    (code, scales), (parts_C, counted_C), _ = inputs
-    loss_B, slope_N = results
+    objective, (parts_C, counted_C), _ = inputs
+    scales, (loss_B, slope_N) = objective.scales, results
     _, row_N, weight_B, log_q_N, count, _, _ = examples
     first = weight_B.shape[0] + b * count
     score = _score(query_AD, a, query_square, item_RD, np.int64(get(row_N, b)), scales)
@@ -223,7 +223,7 @@ def _example_slopes(results, query_AD, a, query_square, item_RD, examples, b, in
     if log_q_N.shape[0]:
         for c in range(first, first + count):
             put(slope_N, c, get(slope_N, c) - get(log_q_N, c))
-    if code == BPR and count == 1 and weight >= _ZERO:
+    if objective.code == BPR and count == 1 and weight >= _ZERO:
         loss, pull = log_sigmoid_loss(score - get(slope_N, first))
         weight = weight if get(row_N, first) != get(row_N, b) else _ZERO
         put(loss_B, b, weight * loss)
@@ -234,7 +234,7 @@ def _example_slopes(results, query_AD, a, query_square, item_RD, examples, b, in
         for c in range(count):
             # Rows have 32 or 64 bits. That a loss finds 0 or 1 instead saves compiling it for both.
             put(counted_C, c, np.int32(get(row_N, first + c) != get(row_N, b)))
-        loss, slope = example_loss(code, score, scores_C, parts_C, np.int32(0), counted_C, weight)
+        loss, slope = example_loss(objective, score, scores_C, parts_C, np.int32(0), counted_C, weight)
         put(loss_B, b, loss)
         put(slope_N, b, slope)
 
@@ -245,8 +245,8 @@ def _query_gradient(results, sums, x, query_AD, a, item_RD, examples, inputs):  
 
     Its leaves are those from row ``x`` of ``sums`` on. Returns the row of the gradient.
     """
-    (_, scales), _, end = inputs
-    rows_XD, slope_N, leaves = sums.rows_XD, results.slope_N, np.int64(0)
+    objective, _, end = inputs
+    scales, rows_XD, slope_N, leaves = objective.scales, sums.rows_XD, results.slope_N, np.int64(0)
     starts_A1, row_N, count = examples.starts_A1, examples.row_N, examples.negatives
     query_square = dot(query_AD, a, query_AD, a) if scales.norm else _ZERO
     for b in range(get(starts_A1, a), get(starts_A1, a + 1)):

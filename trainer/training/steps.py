@@ -71,7 +71,7 @@ class InPlaceStep:
         from crossfade.trainer.model.engines.cpu import PerExampleGradients
 
         self._store, self._model = store, model
-        self._gradients = PerExampleGradients(loss, model.score)
+        self._gradients = PerExampleGradients(loss, model)
 
     def take(self, batch: Batch, lr_factor: float, state: TrainState) -> tuple[float, Mapping[str, IntArray]]:
         """Take a step; see ``Step``."""

@@ -120,8 +120,8 @@ STEPS = {
     "softmax, shared, cosine": Step("softmax", "cosine", "shared"),
     "softmax, in batch": Step("softmax", "cosine", "in_batch", dim=64),
     "softmax, mixed": Step("softmax", "euclidean", "mixed"),
-    "bpr, shared, euclidean": Step("bpr", "euclidean", "shared"),
-    "bpr, mixed": Step("bpr", "cosine", "mixed"),
+    "warp, shared": Step("warp", "euclidean", "shared"),
+    "logistic, mixed": Step("logistic", "cosine", "mixed"),
 }
 
 

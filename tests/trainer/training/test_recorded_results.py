@@ -104,6 +104,8 @@ IN_PROCESS: dict[str, Values] = {
         "train.query_frequency_power": 0.0,
         "train.item_frequency_power": 0.0,
     },
+    "logistic": {"loss": "logistic", "negatives.kind": "shared", **DOT, **ADAGRAD, "train.item_frequency_power": -0.3},
+    "logistic per example": {"loss": "logistic", "negatives.kind": "per_example", "negatives.count": 5, **ROWWISE},
     "softmax auto": {"loss": "softmax", "negatives.kind": "auto", **EUCLIDEAN, "train.query_frequency_power": -1.0},
     "softmax all dot": {"loss": "softmax", "negatives.kind": "all", **DOT, **ADAM},
     "softmax in batch": {**IN_BATCH_LOGQ, **ROWWISE},
@@ -122,6 +124,8 @@ IN_PROCESS: dict[str, Values] = {
         **ADAGRAD,
         **POPULAR,
     },
+    "warp": {"loss": "warp", "negatives.kind": "shared", "margin": 0.4, **EUCLIDEAN, **ROWWISE},
+    "warp in batch": {"loss": "warp", "negatives.kind": "in_batch", **ADAM},
     "features": {"model.item_features": ["track", "genre"], "model.id_dropout": 0.3},
     "dense": {"model.dense.query": [20, 12], "model.dense.item": [12], "model.dense.learning_rate": 0.02},
     "dense features": {
@@ -137,8 +141,10 @@ IN_PROCESS: dict[str, Values] = {
     },
     "warm start": {"loss": "bpr", "train.epochs": 2},
     "events bpr": {"loss": "bpr", **ADAM},
+    "events logistic": {"loss": "logistic", "negatives.kind": "per_example", "negatives.count": 5, **DOT, **ADAGRAD},
     "events softmax": {"loss": "softmax", "model.query_features": ["customer", "country"]},
     "events softmax in batch": {**IN_BATCH_LOGQ, **ADAM},
+    "events warp": {"loss": "warp", "negatives.kind": "per_example", "negatives.count": 5, **ADAGRAD},
     "events features without id": {
         "model.item_features": ["mood", "tempo"],
         "loss": "bpr",

@@ -125,16 +125,19 @@ def assert_same(
 
 
 ADAM = (("kind", "adam"), ("weight_decay", 0.01), ("max_norm", 1.0))
+ADAGRAD = (("kind", "adagrad"), ("max_norm", 1.0))
 # Kernels are compiled, in 8 seconds, for each kind of optimizer, with and without a maximum norm.
 # test_recorded_results.py compiles most of these combinations too; test_optimizers.py covers the other optimizers.
 VARIANTS = {
     "one negative": Variant(),
     "three negatives": Variant(count=3, dim=64),
     "one column": Variant(dim=1, optimizer=(("kind", "rowwise_adagrad"), ("weight_decay", 0.1))),
-    "both signs": Variant(signs=True, count=2, optimizer=(("kind", "adagrad"), ("max_norm", 1.0))),
+    "both signs": Variant(signs=True, count=2),
     "adam": Variant(optimizer=ADAM, signs=True),
     "euclidean": Variant(score="euclidean", count=2),
+    "warp": Variant(loss="warp", score="euclidean", count=5, optimizer=ADAM),
     "softmax with log Q": Variant(loss="softmax", count=4, log_q=True),
+    "logistic": Variant(loss="logistic", count=2, signs=True, optimizer=ADAGRAD),
 }
 
 

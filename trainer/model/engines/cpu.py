@@ -42,7 +42,7 @@ from crossfade.trainer.config.sections import NegativesConfig
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.engines.device_engine import split
 from crossfade.trainer.model.kernel_arguments import ScoreScales, Vectors
-from crossfade.trainer.model.loss_kernels import Objective, PoolExamples, PoolNegatives, shared_pool_pass
+from crossfade.trainer.model.loss_kernels import PoolExamples, PoolNegatives, shared_pool_pass
 from crossfade.trainer.model.losses import LossSpec
 from crossfade.trainer.model.negatives import IN_BATCH_KINDS
 from crossfade.trainer.model.normalization_kernels import normalize, through_normalize
@@ -91,10 +91,10 @@ class CpuEngine:
         self._all_softmax = negatives.kind == "all" and loss.kind == "softmax"
         self._gradients: PerExampleGradients | PoolGradients
         if negatives.kind == "per_example":
-            self._gradients = PerExampleGradients(loss, model.score)
+            self._gradients = PerExampleGradients(loss, model)
         else:
             in_batch = negatives.kind in IN_BATCH_KINDS
-            self._gradients = PoolGradients(loss, model.score, in_batch=in_batch)
+            self._gradients = PoolGradients(loss, model, in_batch=in_batch)
         self._all_items = AllItemsGradients(loss, model.score)
 
     def gradients(self, batch: Batch, vectors: Mapping[str, FloatArray]) -> tuple[float, dict[str, FloatArray]]:
@@ -116,10 +116,10 @@ class CpuEngine:
 class PerExampleGradients:
     """Losses and gradients of a loss and a score, with numba kernels."""
 
-    def __init__(self, loss: LossSpec, score: Score) -> None:
-        """Compute ``loss`` of ``score``; where it is of unit vectors, vectors are unit vectors."""
-        self._scales = ScoreScales.of(score)
-        self._objective = Objective(loss.code, self._scales)
+    def __init__(self, loss: LossSpec, model: ModelSpec) -> None:
+        """Compute ``loss`` of the scores of ``model``; where they are of unit vectors, vectors are unit vectors."""
+        self._objective = loss.objective(model)
+        self._scales = self._objective.scales
         self._old_AD = np.empty((0, 0), np.float32)
 
     def compute(
@@ -254,18 +254,19 @@ class _BatchArrays:
 class PoolGradients:
     """Computes losses and gradients of batches with pools of negatives."""
 
-    def __init__(self, loss: LossSpec, score: Score, *, in_batch: bool) -> None:
-        """Compute ``loss`` of ``score``.
+    def __init__(self, loss: LossSpec, model: ModelSpec, *, in_batch: bool) -> None:
+        """Compute ``loss`` of the scores of ``model``.
 
         Args:
             loss: the loss.
-            score: the score.
+            model: the model.
             in_batch: whether the items of a partition's examples are one another's negatives.
         """
         self._loss = loss
         self._in_batch = in_batch
         self._softmax = loss.kind == "softmax"
-        self._scales = ScoreScales.of(score)
+        self._objective = loss.objective(model)
+        self._scales = self._objective.scales
         self._sharing = WorkSharing()
         self._scratch = Scratch()
 
@@ -384,11 +385,10 @@ class PoolGradients:
         query_C = batch.query.index_N[:0]
         if self._in_batch:
             query_C = np.concatenate([np.full(len(batch.negative_index_N), -1), batch.query_groups.index_N[in_batch]])
-        objective = Objective(self._loss.code, self._scales)
         rows = _narrow(batch.query_groups.index_N[part]), _narrow(batch.item_index_B[part])
         examples = PoolExamples(tile.query_TD, item_TD, *rows, arrays.weight_B[part])
         drawn = PoolNegatives(_narrow(row_C), _narrow(query_C), pool.square_C)
-        arrays.loss_B[part], arrays.slope_B[part] = shared_pool_pass(tile.scores_TC, examples, drawn, objective)
+        arrays.loss_B[part], arrays.slope_B[part] = shared_pool_pass(tile.scores_TC, examples, drawn, self._objective)
 
 
 def _narrow(index_N: IntArray) -> NDArray[np.int32]:

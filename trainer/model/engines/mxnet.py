@@ -172,7 +172,7 @@ class MXNetGradients:
         self._nd = mx.nd
         self._autograd = mx.autograd
         self._score = model.score
-        self._loss = ScoreLoss(mx, loss)
+        self._loss = ScoreLoss(mx, loss, model.item.rows)
 
     def compute(self, pools: list[Pool], arrays: BatchArrays, *, shares_scores: bool) -> Results:
         """Queue the computation of losses, whose sum is the loss of the batch, and of the gradients of both sides.
@@ -389,20 +389,31 @@ _EXCLUDED_SCORE = -1e30
 class ScoreLoss:
     """Computes the losses of examples from their scores."""
 
-    def __init__(self, mx: Any, spec: LossSpec) -> None:
-        """Prepare for ``spec``."""
+    def __init__(self, mx: Any, spec: LossSpec, items: int) -> None:
+        """Prepare for ``spec`` and a table of ``items``."""
         self._nd = mx.nd
         self._autograd = mx.autograd
         self._spec = spec
+        self._items = items
         self.top_k = spec.top_k
 
     def losses(self, scores: Scores, sign_B1: Array) -> Array:
         """Return the loss of each example, (B,), or the reversed loss where its sign is -1."""
-        nd = self._nd
-        if self._spec.kind == "softmax":
+        nd, kind = self._nd, self._spec.kind
+        if kind == "softmax":
             return self._softmax(scores, sign_B1)
+        counts_BC, count = 1 - scores.excluded_BC, scores.negative_BC.shape[1]
+        if kind == "logistic":
+            pushed_B1 = nd.sum(self._softplus(scores.negative_BC) * counts_BC, axis=1, keepdims=True) / count
+            return (self._softplus(-sign_B1 * scores.positive) + (sign_B1 > 0) * pushed_B1)[:, 0]
         gaps_BC = nd.broadcast_mul(sign_B1, nd.broadcast_sub(scores.negative_BC, scores.positive))
-        return nd.sum(self._softplus(gaps_BC) * (1 - scores.excluded_BC), axis=1) / scores.negative_BC.shape[1]
+        if kind == "bpr":
+            return nd.sum(self._softplus(gaps_BC) * counts_BC, axis=1) / count
+        violation_BC = nd.relu(gaps_BC + self._spec.margin / self._spec.temperature) * counts_BC
+        ranks_B = nd.sum(violation_BC > 0, axis=1) * ((self._items - 1) / count)
+        # Picked by place: the gradient of a maximum would go to each of several equal values.
+        warp_B = nd.log1p(ranks_B) * nd.pick(violation_BC, nd.argmax(violation_BC, axis=1), axis=1)
+        return nd.where(sign_B1[:, 0] > 0, warp_B, nd.sum(violation_BC, axis=1) / count)
 
     def weight_at_top(self, above: Array) -> Array:
         """Return the factors of the weights of examples whose items' scores are ``above`` the K-th highest."""

@@ -6,7 +6,7 @@
 Vectors come from the host, so tables may be anywhere. ``TorchGradients`` computes scores, ``ScoreLoss`` differentiates
 the losses by score only (``trainer/model/losses.py`` has the formulas), and matrix products and sums by row follow.
 Sums are embedding bags, which add a row's uses in their order, so results repeat on a device, unlike scattered
-additions. Softmax, the default, has a closed form; bpr differentiates what it computes by autograd.
+additions. Softmax, the default, has a closed form; the other losses differentiate what they compute by autograd.
 
 Shapes: A active rows, B examples, N uses of items, U uses of an example (its item, then its negatives), C
 negatives of an example, X items that a score is of, D columns.
@@ -93,7 +93,7 @@ def torch_device(name: str) -> str:
 
 
 _MAX_SCORES = 1 << 24
-"""Scores that a GPU computes at a time, 64 MiB; softmax takes 4 arrays of this size at once, bpr about 10."""
+"""Scores that a GPU computes at a time, 64 MiB; softmax takes 4 arrays of this size at once, other losses about 10."""
 _CPU_SCORES, _MIN_CPU_ROWS = 1 << 20, 256
 """Scores that a CPU computes at a time, 4 MiB, which stay in its cache; and the rows that they are of, at least, since
 each time adds to the gradients of all negatives."""
@@ -143,7 +143,9 @@ class TorchGradients:
         """Prepare for ``model`` and ``loss``."""
         self._torch = torch
         self._score = model.score
-        self._loss = ScoreLoss(torch, loss)
+        # The other losses depend on differences of an example's scores only, which the query's norm cancels out of.
+        self._query_norm_scale = model.score.norm_scale if loss.kind == "logistic" else 0.0
+        self._loss = ScoreLoss(torch, loss, model.item.rows)
 
     def compute(
         self, pools: list[Pool], tensors: BatchTensors, query_AD: Tensor, item_AD: Tensor, *, shares_scores: bool
@@ -220,7 +222,7 @@ class TorchGradients:
             query_BD = query_AD.index_select(0, tensors.query_index_B[examples])
             item_BD = item_AD.index_select(0, tensors.item_index_N[examples])
             scores = Scores(
-                self._scores(item_BD, (query_BD * item_BD).sum(dim=1)),
+                self._scores(query_BD, item_BD, (query_BD * item_BD).sum(dim=1)),
                 self._pool_scores(tensors, query_BD, pool_CD, drawn, pool),
                 self._excluded(tensors, examples, index_C, pool),
             )
@@ -230,6 +232,8 @@ class TorchGradients:
             query_gradient_BD[examples] = scale * (slope_BC @ pool_CD + slope_B[:, None] * item_BD)
             pool_gradient_CD += scale * (slope_BC.T @ query_BD)
             use_gradient_ND[examples] += (scale * slope_B)[:, None] * query_BD
+            if self._query_norm_scale:
+                query_gradient_BD[examples] -= (twice * (slope_BC.sum(dim=1) + slope_B))[:, None] * query_BD
             if twice:
                 pool_gradient_CD -= (twice * slope_BC.sum(dim=0))[:, None] * pool_CD
                 use_gradient_ND[examples] -= (twice * slope_B)[:, None] * item_BD
@@ -237,20 +241,23 @@ class TorchGradients:
         use_gradient_ND[pool.in_batch] += pool_gradient_CD[drawn.stop - drawn.start :]
         return loss
 
-    def _scores(self, item_XD: Tensor, products: Tensor) -> Tensor:
+    def _scores(self, query_BD: Tensor, item_XD: Tensor, products: Tensor) -> Tensor:
         """Return scores of dot products, of each example with one item (B,), or with all items (B, C).
 
-        They lack the query's squared norm, which all scores of an example have in common: losses depend on differences.
+        They may lack what all scores of an example have in common, if the loss does not depend on it.
         """
         scores = self._score.dot_scale * products
         if self._score.norm_scale:
             scores = scores - self._score.norm_scale * (item_XD * item_XD).sum(dim=-1)
+        if self._query_norm_scale:
+            square_B = self._query_norm_scale * (query_BD * query_BD).sum(dim=1)
+            scores = scores - (square_B[:, None] if products.dim() > 1 else square_B)
         return scores
 
     def _pool_scores(
         self, tensors: BatchTensors, query_BD: Tensor, pool_CD: Tensor, drawn: slice, pool: Pool
     ) -> Tensor:
-        scores_BC = self._scores(pool_CD, query_BD @ pool_CD.T)
+        scores_BC = self._scores(query_BD, pool_CD, query_BD @ pool_CD.T)
         log_q_N = tensors.log_q_N
         return scores_BC.sub_(self._torch.cat([log_q_N[drawn], log_q_N[pool.in_batch]])) if len(log_q_N) else scores_BC
 
@@ -337,10 +344,10 @@ class TorchGradients:
             query_BD = query_AD.index_select(0, tensors.query_index_B[some])
             item_BD = item_AD.index_select(0, own_B[some])
             negative_BCD = item_AD.index_select(0, index_BC[some].reshape(-1)).view(-1, count, query_AD.shape[1])
-            scores_BC = self._scores(negative_BCD, (negative_BCD * query_BD[:, None, :]).sum(dim=2))
+            scores_BC = self._scores(query_BD, negative_BCD, (negative_BCD * query_BD[:, None, :]).sum(dim=2))
             if len(tensors.log_q_N):
                 scores_BC = scores_BC - tensors.log_q_N[examples:].view(examples, count)[some]
-            own_scores_B = self._scores(item_BD, (query_BD * item_BD).sum(dim=1))
+            own_scores_B = self._scores(query_BD, item_BD, (query_BD * item_BD).sum(dim=1))
             scores = Scores(own_scores_B, scores_BC, index_BC[some] == own_B[some][:, None])
             losses_B, slope_BU[some, 0], slope_BU[some, 1:] = self._slopes(tensors.weight_B[some], scores)
             loss += losses_B.sum(dtype=torch.float64)
@@ -370,6 +377,9 @@ class TorchGradients:
             every_N = torch.arange(len(slope_N), dtype=torch.int32, device=slope_N.device)
             of_item_A1 = self._sum_by_row(by_use_N[:, None], every_N, tensors.item_starts_A1)
             item_gradient_AD -= twice * of_item_A1 * item_AD
+            if self._query_norm_scale:
+                of_query_A1 = self._sum_by_row(slope_N[:, None], every_N, tensors.query_starts_A1 * uses)
+                query_gradient_AD -= twice * of_query_A1 * query_AD
         return query_gradient_AD, item_gradient_AD
 
 
@@ -382,10 +392,11 @@ def _rows_at_a_time(rows_AD: Tensor, scores: int) -> int:
 class ScoreLoss:
     """Computes the losses of examples from their scores, and the derivatives."""
 
-    def __init__(self, torch: Any, spec: LossSpec) -> None:
-        """Prepare for ``spec``."""
+    def __init__(self, torch: Any, spec: LossSpec, items: int) -> None:
+        """Prepare for ``spec`` and a table of ``items``."""
         self._torch = torch
         self._spec = spec
+        self._items = items
         self.top_k = spec.top_k
 
     def slopes(self, scores: Scores, cost_B: Tensor, sign_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -401,11 +412,13 @@ class ScoreLoss:
         torch = self._torch
         with torch.enable_grad():
             leaves = [scores.positive.detach().requires_grad_(), scores.negative_BC.detach().requires_grad_()]
-            losses_B = cost_B * self._bpr(Scores(leaves[0], leaves[1], scores.excluded_BC), sign_B)
+            losses_B = cost_B * self._losses(Scores(leaves[0], leaves[1], scores.excluded_BC), sign_B)
             slopes = torch.autograd.grad(losses_B.sum(), leaves, allow_unused=True)
         by_positive, by_negative = (
             torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=True)
         )
+        # The derivative of relu is 0 where its argument is not a number. Rows must not seem to be sound there.
+        by_positive = torch.where(losses_B.isnan(), torch.nan, by_positive)
         return losses_B.detach(), by_positive, by_negative
 
     def _softmax(self, scores: Scores, cost_B: Tensor, sign_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -432,11 +445,20 @@ class ScoreLoss:
         factor_B: Tensor = 2.0 * self._torch.sigmoid(above_B * self._spec.sharpness)
         return factor_B
 
-    def _bpr(self, scores: Scores, sign_B: Tensor) -> Tensor:
+    def _losses(self, scores: Scores, sign_B: Tensor) -> Tensor:
         """Compute the loss of each example, or the reversed loss where its sign is −1."""
-        share_BC = (~scores.excluded_BC).to(scores.negative_BC.dtype) / max(scores.negative_BC.shape[1], 1)
-        gaps_BC = sign_B[:, None] * (scores.negative_BC - scores.positive[:, None])
-        return (self._softplus(gaps_BC) * share_BC).sum(dim=1)
+        torch, kind, positive_B, negative_BC = self._torch, self._spec.kind, scores.positive, scores.negative_BC
+        counts_BC, count = (~scores.excluded_BC).to(negative_BC.dtype), max(negative_BC.shape[1], 1)
+        if kind == "logistic":
+            pushed_B = (self._softplus(negative_BC) * (counts_BC / count)).sum(dim=1)
+            return self._softplus(-sign_B * positive_B) + (sign_B > 0) * pushed_B
+        gaps_BC = sign_B[:, None] * (negative_BC - positive_B[:, None])
+        if kind == "bpr":
+            return (self._softplus(gaps_BC) * (counts_BC / count)).sum(dim=1)
+        violation_BC = torch.relu(gaps_BC + self._spec.margin / self._spec.temperature) * counts_BC
+        ranks_B = (violation_BC > 0).sum(dim=1) * ((self._items - 1) / count)
+        warp_B = torch.log1p(ranks_B) * violation_BC.max(dim=1).values  # its gradient goes to one of equal values
+        return torch.where(sign_B > 0, warp_B, violation_BC.sum(dim=1) / count)
 
     def _softplus(self, x: Tensor) -> Tensor:
         """Compute log(1 + eˣ) without overflow. (x + |x|)/2 is its linear part, with the derivative 1/2 at 0."""
