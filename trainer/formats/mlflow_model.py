@@ -58,7 +58,8 @@ def write(exported: ExportedModel, folder: Path | None, registered: str = "") ->
                 mlflow.set_experiment(model.job.tracking.experiment)
                 found = mlflow.pyfunc.log_model(name=model.job.name, registered_model_name=registered, **parts)
         except TrackingError as error:
-            raise (CrossfadeError if error.temporary else InputError)(Option("push"), f": {error}") from error
+            kind, server = CrossfadeError if error.temporary else InputError, Option("push", mlflow.get_tracking_uri())
+            raise kind(server, f": {error}") from error
     return f"models:/{registered}/{found.registered_model_version}"
 
 

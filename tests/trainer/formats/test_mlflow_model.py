@@ -89,4 +89,4 @@ def test_server_that_is_away_is_reported(run: WrittenRun, monkeypatch: pytest.Mo
     absent = f"http://127.0.0.1:{free_ports(1)[0]}"
     result = crossfade_here("export", run.path, "--to", "mlflow", "--push", absent)
     assert result.returncode == 1
-    assert "--push: cannot be reached: Connection refused" in result.stderr
+    assert f"--push {absent}: cannot be reached: Connection refused" in result.stderr
