@@ -41,6 +41,7 @@ has written any. Databases get no rows that were not trained.
   qdrant       PLACE: a URL (default: QDRANT_URL), with QDRANT_API_KEY, or a folder of Qdrant's local mode
   opensearch   PLACE: a URL (default: OPENSEARCH_URL), with OPENSEARCH_USER and OPENSEARCH_PASSWORD
   s3-vectors   PLACE: a vector bucket of Amazon S3, with AWS_REGION, AWS_PROFILE and so on
+  mlflow       OUT: a model of MLflow that recommends; PLACE: a tracking URI (default: MLFLOW_TRACKING_URI)
 
 --push writes to a database in batches. Readers see the earlier vectors until it ends, except in S3 Vectors. OUT is
 complete or, after an error, absent; --overwrite replaces nothing but files that an export wrote. PLACE must not have a
@@ -84,6 +85,8 @@ def run(options: ExportCommand) -> int:
 def _print_lines(exported: ExportResult, *, is_pushed: bool) -> None:
     width = max(len(table.name) for table in exported.tables)
     for table in exported.tables:
-        place = f"{exported.target}/{exported.names[table.name] if is_pushed else table.name}"
+        place = exported.target
+        if exported.to != "mlflow":
+            place += f"/{exported.names[table.name] if is_pushed else table.name}"
         untrained = f", {table.untrained:,} untrained" if table.untrained else ""
         print_line(f"{table.name:<{width}}  {table.rows:>13,} x {table.dim:<5}  {place}{untrained}")

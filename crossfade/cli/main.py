@@ -130,8 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _needs_pandas(arguments: Sequence[str]) -> bool:
-    """Return whether a package that the command in ``arguments`` uses needs pandas: PySpark does."""
-    return "recommend" in arguments[:1] and any(word.endswith("spark") for word in arguments)
+    """Return whether a package that the command in ``arguments`` uses needs pandas."""
+    user = {"recommend": "spark", "export": "mlflow"}.get(arguments[0]) if arguments else None
+    return user is not None and any(word.endswith(user) for word in arguments)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

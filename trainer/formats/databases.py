@@ -43,7 +43,8 @@ def connect(to: FormatName, place: str) -> Database:
 
 
 @contextmanager
-def _needed(package: str, extra: str, to: FormatName) -> Iterator[None]:
+def needed(package: str, extra: str, to: FormatName) -> Iterator[None]:
+    """Raise MissingExtraError, which names ``extra``, where an import fails."""
     try:
         yield
     except ImportError as error:
@@ -78,7 +79,7 @@ class PgVector(Database):
     max_columns, retries = 16_000, False
 
     def __init__(self, place: str) -> None:
-        with _needed("psycopg", "export", "pgvector"):
+        with needed("psycopg", "export", "pgvector"):
             import psycopg
             import psycopg.conninfo
         self._client = psycopg
@@ -162,7 +163,7 @@ class Qdrant(Database):
     max_columns = 65_535
 
     def __init__(self, place: str) -> None:
-        with _needed("qdrant-client", "export", "qdrant"):
+        with needed("qdrant-client", "export", "qdrant"):
             from qdrant_client import QdrantClient, models
             from qdrant_client.common.client_exceptions import QdrantException
             from qdrant_client.http import exceptions
@@ -238,7 +239,7 @@ class OpenSearch(Database):
     max_columns = 16_000
 
     def __init__(self, place: str) -> None:
-        with _needed("opensearch-py", "export", "opensearch"):
+        with needed("opensearch-py", "export", "opensearch"):
             import opensearchpy
         self._errors: Any = opensearchpy.exceptions
         logging.getLogger("opensearch").setLevel(logging.ERROR)  # it logs each failed request with a traceback
@@ -309,7 +310,7 @@ class S3Vectors(Database):
     _transient = ("InternalServer", "RequestTimeout", "ServiceUnavailable", "Throttling", "TooManyRequests")
 
     def __init__(self, place: str) -> None:
-        with _needed("boto3", "aws", "s3-vectors"):
+        with needed("boto3", "aws", "s3-vectors"):
             import boto3
             from botocore import exceptions
             from botocore.config import Config

@@ -27,17 +27,18 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.embeddings.files import staged_export
 from crossfade.trainer.embeddings.listing import LISTING_FILE, is_listing
-from crossfade.trainer.formats import arrays, databases
+from crossfade.trainer.formats import arrays, databases, mlflow_model
 from crossfade.trainer.formats.exported_model import ExportedModel, ExportedTable
 from crossfade.trainer.formats.options import DATABASES, ExportOptions, FormatName
 from crossfade.trainer.formats.push import push
 from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained_model
 
 _OWN_FILE = re.compile(r"[^/]+/(rows-\d{12,}\.parquet|rows\.parquet|vectors\.npy|vectors\.safetensors)")
-_WRITERS: dict[FormatName, Callable[[ExportedModel, Path], None]] = {
+_WRITERS: dict[FormatName, Callable[[ExportedModel, Path], object]] = {
     "parquet": arrays.write_parquet,
     "numpy": arrays.write_numpy,
     "safetensors": arrays.write_safetensors,
+    "mlflow": mlflow_model.write,
 }
 
 
@@ -67,7 +68,7 @@ class ExportResult:
 
 
 def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> ExportResult:
-    """Export to files, or to the database at ``push``.
+    """Export to files, or to the database or tracking server at ``push``.
 
     ``log`` gets a line for the model and for each checkpoint that is skipped.
 
@@ -78,8 +79,17 @@ def export(options: ExportOptions, log: Log, reporter: ProgressReporter) -> Expo
             a request.
         MissingExtraError: a package that the format needs is not installed.
     """
+    if options.to == "mlflow":
+        mlflow_model.check(options.push)
     if options.push is None:
         return _export_files(options, log, reporter)
+    if options.to == "mlflow":
+
+        def register(exported: ExportedModel) -> ExportResult:
+            name = options.name or exported.model.job.name
+            return _result(exported, options.to, mlflow_model.write(exported, None, name))
+
+        return _export(options, log, reporter, register)
     with closing(databases.connect(options.to, options.push)) as database:
 
         def write(exported: ExportedModel) -> ExportResult:
@@ -127,7 +137,7 @@ def _result(exported: ExportedModel, to: FormatName, target: str) -> ExportResul
 
 def _with_popularity(model: TrainedModel, options: ExportOptions, log: Log) -> TrainedModel:
     """Return ``model`` with the popularity term as a column of its vectors, if the format can have it."""
-    if model.popularity is None:
+    if model.popularity is None or options.to == "mlflow":
         return model
     if options.to != "s3-vectors" and not model.spec.context:  # queries add the vectors of their context
         return model.ranking_model()

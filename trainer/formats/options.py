@@ -12,9 +12,9 @@ from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import option
 from crossfade.trainer.runs.options import Location, ModelSource
 
-FormatName = Literal["parquet", "numpy", "safetensors", "pgvector", "qdrant", "opensearch", "s3-vectors"]
+FormatName = Literal["parquet", "numpy", "safetensors", "pgvector", "qdrant", "opensearch", "s3-vectors", "mlflow"]
 DATABASES: tuple[FormatName, ...] = ("pgvector", "qdrant", "opensearch", "s3-vectors")
-"""Formats that are pushed to a server; the others are files."""
+"""Formats that are pushed to a server; the others are files, and mlflow is both."""
 _PREFIX = re.compile(r"[a-z][a-z0-9_]*")
 _output, _server = partial(option, group="output"), partial(option, group="server")
 
@@ -40,22 +40,29 @@ class ExportOptions(ModelSource):
     overwrite: bool = _output(False, "replace an export at OUT")
     push: str | None = _server(
         None,
-        "replace the vectors there: a URI of pgvector, a URL of qdrant or opensearch, or a bucket of s3-vectors "
-        "(default: what the environment names)",
+        "replace the vectors there: a URI of pgvector, a URL of qdrant or opensearch, or a bucket of s3-vectors; or "
+        "register the model at this tracking URI of mlflow (default: what the environment names)",
         value="PLACE",
         without_value="",
     )
     name: Annotated[str, BeforeValidator(_prefix)] | None = _server(
-        None, "name tables, collections and indexes NAME_ENTITY (default: the job's name)", value="NAME"
+        None,
+        "name tables, collections and indexes NAME_ENTITY, a model of mlflow NAME (default: the job's name)",
+        value="NAME",
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         to, out = self.to, Option("out")
-        if self.name is not None and to not in DATABASES:
-            fits = Option("to", ", ".join(DATABASES))
-            raise OptionError("name", found=self.name, problem="is for databases", expected=fits)
-        if to in DATABASES:
+        is_pushed = to in DATABASES or (to == "mlflow" and self.push is not None)
+        fits = Option("to", ", ".join((*DATABASES, "mlflow")))
+        if self.name is not None and not is_pushed:
+            raise OptionError(
+                "name", found=self.name, problem="is for servers", expected=(fits, " with ", Option("push"))
+            )
+        if to == "mlflow" and self.entity:
+            raise OptionError("entity", problem="mlflow needs all tables", fix=("leave out ", Option("entity")))
+        if is_pushed:
             if self.push is None:
                 raise OptionError("to", found=to, problem="has no files", fix=("name a server with ", Option("push")))
             if self.out is not None or self.overwrite:
@@ -64,7 +71,7 @@ class ExportOptions(ModelSource):
             return self
         if self.push is not None:
             problem = f"writes to a server, but the format is {to}"
-            raise OptionError("push", problem=problem, expected=Option("to", ", ".join(DATABASES)))
+            raise OptionError("push", problem=problem, expected=fits)
         if self.out is None:
             raise OptionError("to", found=to, fix=("name a new local folder with ", out))
         if "://" in self.out:

@@ -113,6 +113,8 @@ def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> 
         ({"to": "qdrant", "push": "", "out": "out"}, "push"),
         ({"to": "qdrant", "push": "", "overwrite": True}, "push"),
         ({"to": "qdrant", "push": "", "name": "Music-1"}, "name"),
+        ({"to": "mlflow", "out": "out", "name": "music"}, "name"),
+        ({"to": "mlflow", "out": "out", "entity": ("track",)}, "entity"),
     ],
 )
 def test_invalid_options_are_rejected(options: dict[str, Any], field: str) -> None:
@@ -128,6 +130,7 @@ def test_invalid_options_are_rejected(options: dict[str, Any], field: str) -> No
         ("qdrant", "qdrant_client", "export"),
         ("opensearch", "opensearchpy", "export"),
         ("s3-vectors", "boto3", "aws"),
+        ("mlflow", "mlflow.pyfunc", "mlflow"),
     ],
 )
 def test_missing_client_is_named(to: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,9 @@
 
 import json
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
@@ -15,9 +13,7 @@ from object_store import free_ports
 from paced_training import paced
 from run_results import report_of
 from running_command import messages, records, succeeded
-from written_runs import CUSTOMER_IDS, write_run
 
-import crossfade
 from crossfade.trainer.tracking import tracker
 
 pytestmark = pytest.mark.slow
@@ -122,24 +118,3 @@ def test_rejected_run_is_reported_once_and_trains_without(
     assert rejected.endswith("training goes on without it")
     assert "records were not sent, and not the end of the run" in lost
     assert report_of(tmp_path / "run")["epochs"] == 2
-
-
-def test_documented_model_of_the_registry_recommends(
-    tmp_path: Path, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = Path(__file__).resolve().parents[3] / "docs" / "using-embeddings.md"
-    [code] = [block for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S) if "log_model" in block]
-    run = write_run(tmp_path)
-    (tmp_path / "runs").mkdir()
-    run.path.rename(tmp_path / "runs" / "lastfm")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of MLflow about its own types, and that there is no signature
-        exec(compile(code, str(page), "exec"), {"__name__": "documented"})
-        import mlflow.pyfunc
-
-        model = mlflow.pyfunc.load_model("models:/music/1")
-        found = model.predict(pd.DataFrame({"customer": CUSTOMER_IDS[:2]}))
-    expected = crossfade.load(tmp_path / "runs" / "lastfm", frame="pandas").recommend(CUSTOMER_IDS[:2], k=10)
-    pd.testing.assert_frame_equal(found, expected)
