@@ -10,6 +10,7 @@ _EXAMPLES = (
         "crossfade synthesize --queries 1e6 --items 5e5 --interactions 1e8 --genres 50 --out data/synthetic",
         "Generate a dataset to train on.",
     ),
+    ("crossfade synthesize --queries 2000 --items 1000 --interactions 50000 --out data/small", "Generate a small one."),
 )
 _NOTES = """\
 Popularity follows Zipf's law, and customers prefer a few of the genres. The same options and seed give the same bytes.

@@ -92,7 +92,7 @@ def test_no_command_prints_controls_of_names(hostile: Path) -> None:
         ("recommend", "run", "--customer", customer, "-k", 3, "--csv"),
         ("recommend", "run", "--history", name, other),
         ("sequence", "run", name, other, "--length", 4, "--json"),
-        ("tag", "run", "--labels", "track=labels.parquet:track:genre", "--min-items", 10),
+        ("tag", "run", "--labels", "genre", "--metadata", "labels.parquet", "--min-items", 10),
         ("validate", "data"),
         ("evaluate", "run", "--split", "test"),
         ("status", "run"),

@@ -19,7 +19,7 @@ Fit = dict[str, Any]
 
 UNSAVED = "use model.save(FOLDER) and crossfade.load(FOLDER)"
 OF_MODEL: list[tuple[Use, str]] = [
-    (lambda m: m.recommend("user_4222"), "did you mean 'user_2"),
+    (lambda m: m.recommend("user_4222"), "expected an ID, such as user_1"),
     (lambda m: m.recommend("user_1", wher="id > 3"), "wher: is unknown; did you mean where?"),
     (lambda m: m.recommend(), 'expected queries (IDs or names, or "all") or history, but found neither'),
     (lambda m: m.recommend("user_1", history=["3"]), "but found both"),

@@ -199,7 +199,8 @@ def test_values_of_text_are_described_in_words(job_path: Path) -> None:
         "name=../up": "name: expected a letter, then letters, digits, '_' and '-', but found '../up'",
         "tracking.mlflow=a": "tracking.mlflow: expected a URL such as http://mlflow:5000, databricks or "
         "databricks://PROFILE, but found 'a'",
-        "model.frozen=['a b']": "model.frozen.0: expected a letter, then letters, digits, '_' and '-', but found 'a b'",
+        "model.item_content=['a b']": "model.item_content.0: expected a letter, then letters, digits, '_' and '-', but "
+        "found 'a b'",
     }
     for override, message in rejected.items():
         assert error_of(job_path, SMALL, override) == f"set {override}: {message}"

@@ -182,7 +182,7 @@ def test_renamed_columns_of_iceberg_are_rejected(tmp_path: Path) -> None:
 
 
 def test_unclear_and_streamed_tables_are_rejected(folder: Path, tmp_path: Path) -> None:
-    cause = "is a table of Iceberg, whose catalog decides which metadata is"
+    cause = "is a table of Iceberg; name it by its catalog"
     rejected_here(cause, "prepare", "--events", "warehouse/lake/plays", *COLUMNS, "--out", "no", cwd=folder)
     rejected_here(
         "cannot be read as a table by pyiceberg",

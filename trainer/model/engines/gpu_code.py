@@ -105,7 +105,7 @@ def torch_reason(gpu: GpuInfo) -> str | None:
         return reason
     if is_available:
         return None
-    return f"{found}, for CUDA {torch.version.cuda}, cannot use the driver; update it (docs/gpus.md has versions)"
+    return f"{found}, for CUDA {torch.version.cuda}, cannot use the NVIDIA driver, which may be too old for it; update the driver"
 
 
 def _without_code(gpu: GpuInfo, package: str, codes: tuple[str, ...]) -> str | None:
