@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from preparing import (
+    forget_dataset,
     interactions,
     prepare_files,
     vocabulary,
@@ -20,6 +21,7 @@ from preparing import (
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.summary import format_summary
 
 pytestmark = pytest.mark.slow
@@ -81,6 +83,15 @@ def test_compressed_and_delimited_files_hold_the_same_events(tmp_path: Path) -> 
     files = [write_text(tmp_path / name, content) for name, content in contents.items()]
     prepare_files(tmp_path / "out", *files, weight="w", hold_out_valid="none")
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(PLAYS * len(files))
+
+
+def test_ids_that_differ_by_blanks_or_case_are_counted_in_the_summary(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "e.csv", "customer,item\n c1,1\nC1,1\nc1,1\nd,1\nd,2\n")
+    manifest = prepare_files(tmp_path / "out", train, hold_out_valid="none")
+    assert (manifest.source["customer_alike"], "item_alike" in manifest.source) == (2, False)
+    assert "2 ids like another but for blanks or case" in format_summary(manifest, Folder(tmp_path / "out"))
+    forget_dataset(Folder(tmp_path / "out"), pa.array(["C1"]), "customer", NullReporter())
+    assert "customer_alike" not in read_manifest(Folder(tmp_path / "out")).source
 
 
 def test_summary_asks_whether_large_times_are_milliseconds(tmp_path: Path) -> None:
