@@ -62,7 +62,7 @@ def value_checks(
     for role in ("query", "item"):
         checks += _id_checks(role, kinds[role], types[role])
     if "weight" in kinds:
-        checks += _weight_checks(kinds["weight"])
+        checks += _weight_checks(kinds["weight"], options.decimal)
     if "event" in kinds:
         checks += _event_checks(kinds["event"], options.event_weights)
     if "timestamp" in kinds:
@@ -96,13 +96,20 @@ def _id_checks(role: str, kind: Kind, id_type: str) -> list[Check]:
     return checks
 
 
-def _weight_checks(kind: Kind) -> list[Check]:
-    expected = "expected a finite number of 32 bits with a decimal point, such as 1234.5"
-    weight = "TRY_CAST(weight AS FLOAT)"
+def _weight_checks(kind: Kind, decimal: str) -> list[Check]:
+    expected = f"expected a finite number of 32 bits such as 1234{decimal}5"
+    not_one: Text = (f"is not allowed; {expected}, or another separator in ", Option("decimal"))
+    weight = _number_sql(kind, decimal)
     return [
         Check("weight", _is_missing("weight", kind), f"is missing; {expected} in every row"),
-        Check("weight", f"{weight} IS NULL OR NOT isfinite({weight})", f"is not allowed; {expected}"),
+        Check("weight", f"{weight} IS NULL OR NOT isfinite({weight})", not_one),
     ]
+
+
+def _number_sql(kind: Kind, decimal: str) -> str:
+    """Return SQL of the number in ``weight``, null if it is none: 1.234 is none where commas are decimal."""
+    number = "translate(weight, ',.', '.,')" if decimal == "," and kind in ("text", "string") else "weight"
+    return f"TRY_CAST({number} AS FLOAT)"
 
 
 def _event_checks(kind: Kind, event_weights: Mapping[str, float]) -> list[Check]:
@@ -152,12 +159,12 @@ def timestamp_sql(timestamp_type: str | None, formats: Sequence[str] = ()) -> st
     return formats_sql(formats) if formats else ISO_SQL
 
 
-def weight_sql(has_weight: bool, event_weights: Mapping[str, float]) -> str:
+def weight_sql(kind: Kind | None, options: PrepareOptions) -> str:
     """Return SQL for the weight as a 32-bit float: that of the event, the column, or 1, whichever is given first."""
-    if event_weights:
-        cases = " ".join(f"WHEN {literal(event)} THEN {float(weight)!r}" for event, weight in event_weights.items())
+    if weights := options.event_weights:
+        cases = " ".join(f"WHEN {literal(event)} THEN {float(weight)!r}" for event, weight in weights.items())
         return f"CAST(CASE CAST(event AS VARCHAR) {cases} END AS FLOAT)"
-    return "TRY_CAST(weight AS FLOAT)" if has_weight else "1.0::FLOAT"
+    return "1.0::FLOAT" if kind is None else _number_sql(kind, options.decimal)
 
 
 _ROLE_NAMES = {

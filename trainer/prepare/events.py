@@ -13,7 +13,7 @@ Where events have columns of context, the table ``event_context`` has their valu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,10 +44,12 @@ from crossfade.trainer.prepare.raw_files import (
     Kind,
     close_raw,
     counted_records,
+    find_delimiter,
     open_adjacency,
     open_columns,
     read_errors,
 )
+from crossfade.trainer.prepare.source_columns import columns_by_role
 from crossfade.trainer.prepare.timestamp_formats import check_formats
 
 if TYPE_CHECKING:
@@ -143,18 +145,6 @@ def _violations(checks: Sequence[Check]) -> str:
     return ", ".join(f"bool_or({check.violation})" for check in checks)
 
 
-def _columns_by_role(options: PrepareOptions, context: Mapping[str, str]) -> dict[str, str]:
-    """Return the column of each role that has one; ``context`` are those of context, by role."""
-    columns = {
-        "query": options.query.column,
-        "item": options.item.column,
-        "weight": options.weight,
-        "event": options.event,
-        "timestamp": options.timestamp,
-    }
-    return {**{role: column for role, column in columns.items() if column is not None}, **context}
-
-
 class _OtherTypeError(InputError):
     """A file holds another type than the first file; either may be wrong."""
 
@@ -180,11 +170,10 @@ class EventReader:
         self._string_id_sides = string_id_sides
         self.faults = faults
         self._base = base
-        self._weight_sql = weight_sql(options.weight is not None, options.event_weights)
-        self._is_kept = f"{self._weight_sql} <> 0"
+        self._weight_sql = ""
         context = {plan.key: plan.source for plan in options.context_plans() if not plan.is_derived}
         self._context = list(context)
-        self.columns = _columns_by_role(options, context)
+        self.columns = columns_by_role(options, context)
         # The type of each ID and of the timestamp, and the first file that has it.
         self.types: dict[str, tuple[str, RawFile]] = {}
         self._files_of_types: dict[str, dict[str, list[str]]] = {}
@@ -200,7 +189,8 @@ class EventReader:
     def read(self, file: RawFile, split: int) -> None:
         """Check ``file`` and append its events, unless the preparation is to end because of a fault."""
         faults_before = self.faults.count()
-        kinds = self._open(file)
+        kinds, file = self._open(file)
+        self._weight_sql = weight_sql(kinds.get("weight"), self._options)
         self._stats.files += 1
         bad_lines = self.faults.count() - faults_before
         self._stats.rows += bad_lines
@@ -229,7 +219,7 @@ class EventReader:
             most = max(map(len, by_type.values()))
             for found, files in by_type.items():
                 if len(files) < most:
-                    problem = f"column '{self._column(role)}' holds {KIND_NAMES[found]}, unlike in most files"
+                    problem = f"column '{self.columns[role]}' holds {KIND_NAMES[found]}, unlike in most files"
                     problems.update(dict.fromkeys(files, problem))
         return problems
 
@@ -254,12 +244,14 @@ class EventReader:
             raise
         self.faults.absorb(state["faults"])
 
-    def _open(self, file: RawFile) -> dict[str, Kind]:
-        """Open ``file`` as ``raw``; return the kinds of its columns by role."""
+    def _open(self, file: RawFile) -> tuple[dict[str, Kind], RawFile]:
+        """Open ``file`` as ``raw``; return the kinds of its columns by role, and the file with its delimiter."""
+        file = replace(file, delimiter=self._options.delimiter, encoding=self._options.encoding)
         if file.format == "lightgcn":
             self._stats.lines_without_items += open_adjacency(self._connection, file, self.faults.add_line)
-            return {"query": "integer", "item": "integer"}
-        return open_columns(self._connection, file, self.columns, on_fault=self.faults.add_line)
+            return {"query": "integer", "item": "integer"}, file
+        file = find_delimiter(file, self.columns)
+        return open_columns(self._connection, file, self.columns, on_fault=self.faults.add_line), file
 
     def finish(self) -> EventTable:
         """Encode the last IDs and describe the table.
@@ -308,7 +300,7 @@ class EventReader:
             return kind
         expected = "integers, timestamps, dates or ISO text" if role == "timestamp" else "integers or strings"
         raise InputError(
-            f"{file}: column '{self._column(role)}' holds {KIND_NAMES[kind]}; expected {expected}: cast it, "
+            f"{file}: column '{self.columns[role]}' holds {KIND_NAMES[kind]}; expected {expected}: cast it, "
             "or name another column"
         )
 
@@ -338,7 +330,7 @@ class EventReader:
             if role == "timestamp":
                 fix = ("name their formats, as in ", Option("timestamp_format", "iso epoch-s"))
             raise _OtherTypeError(
-                f"{file}: column '{self._column(role)}' holds {KIND_NAMES[found]}, but {first} holds "
+                f"{file}: column '{self.columns[role]}' holds {KIND_NAMES[found]}, but {first} holds "
                 f"{KIND_NAMES[expected]} there; expected one type in all files: make them the same, or ",
                 fix,
             )
@@ -350,7 +342,7 @@ class EventReader:
         """
         of_rows = [check for check in checks if check.role not in SIDES]
         rows, zeros, violated = self._scan("raw", of_rows)
-        self._collect_ids("raw", self._is_kept if zeros else "true")
+        self._collect_ids("raw", f"{self._weight_sql} <> 0" if zeros else "true")
         for side in SIDES:
             of_side = [check for check in checks if check.role == side]
             found = fetch_one(self._connection, f"SELECT {_violations(of_side)} FROM file_{side}")
@@ -360,7 +352,7 @@ class EventReader:
             report_row_faults(self._connection, file, checks, self.columns, self.faults)
             sound = sound_rows(checks)
             _, zeros, _ = self._scan(sound, [])
-            self._collect_ids(sound, self._is_kept)
+            self._collect_ids(sound, f"{self._weight_sql} <> 0")
         self._stats.rows += rows
         self._stats.zero_weight += zeros
         return rows, sound
@@ -396,7 +388,7 @@ class EventReader:
         )
         count = "positives" if split == 0 else "0"
         ids = {side: f"SELECT {id_sql(side, types[side])}, {count} FROM file_{side} WHERE kept > 0" for side in SIDES}
-        kept = f"(SELECT {selected} FROM {sound} WHERE {self._is_kept})"
+        kept = f"(SELECT {selected} FROM {sound} WHERE {self._weight_sql} <> 0)"
         self._append(kept, rows, ids)
 
     def _append(self, events: str, rows: int, ids: Mapping[str, str]) -> None:
@@ -405,6 +397,3 @@ class EventReader:
             query_type, item_type = (self.types[side][0] for side in SIDES)
             self._encoder = IdEncoder(self._connection, query_type, item_type, self._context)
         self._encoder.add(events, rows, ids)
-
-    def _column(self, role: str) -> str:
-        return self.columns[role]

@@ -46,18 +46,25 @@ class RawFile:
         path: the file.
         format: its format.
         origin: where it was fetched from, if it is a copy: the URI.
-        delimiter: what separates the fields of a CSV file.
+        delimiter: what separates the fields of a CSV or TSV file, if it was given or found.
+        encoding: how a text file is encoded, as Python names it.
     """
 
     path: Path
     format: Format
     origin: str | None = None
-    delimiter: str = ","
+    delimiter: str | None = None
+    encoding: str = "utf-8"
 
     @property
     def bytes(self) -> int:
         """The size of the file."""
         return self.path.stat().st_size
+
+    @property
+    def separator(self) -> str:
+        """The delimiter, or the one that the format has by default."""
+        return self.delimiter or ("\t" if self.format == "tsv" else ",")
 
     def is_compressed(self) -> bool:
         """Return whether gzip compressed the file, by its first bytes: a copy or a renamed file lacks the extension."""

@@ -5,6 +5,7 @@ Each type accepts its form as text, given once or several times, and the value i
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -209,6 +210,24 @@ def _path_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _delimiter(value: object) -> object:
+    value = "\t" if value == "\\t" else value
+    if isinstance(value, str) and (len(value) != 1 or not value.isascii() or value in '\0"\r\n'):
+        raise ValueError("expected one ASCII character other than a quote, or \\t for a tab")
+    return value
+
+
+def _encoding(value: object) -> str:
+    try:
+        name = codecs.lookup(str(value)).name
+        is_text = "a,1\n".encode(name).decode(name) == "a,1\n"
+    except (LookupError, ValueError):
+        is_text = False
+    if not is_text:
+        raise ValueError("expected an encoding of text that Python knows, such as latin-1, cp1252, or utf-16")
+    return name
+
+
 def _bad_line_policy(value: object) -> object:
     if value in ("fail", "skip") or (str(value).startswith(QUARANTINE) and value != QUARANTINE):
         return value
@@ -254,6 +273,9 @@ Names = Annotated[
 ]
 Features = tuple[Annotated[FeatureFile, BeforeValidator(FeatureFile.parse)], ...]
 Entity = Annotated[EntityColumn, BeforeValidator(EntityColumn.parse)]
+Delimiter = Annotated[str | None, BeforeValidator(_delimiter)]
+Encoding = Annotated[str, BeforeValidator(_encoding)]
+"""The name that Python gives an encoding."""
 BadLinePolicy = Annotated[str, BeforeValidator(_bad_line_policy)]
 """``fail``, ``skip``, or ``quarantine=FILE``."""
 ReplayShare = Annotated[float, BeforeValidator(_replay_share)]

@@ -23,6 +23,8 @@ from crossfade.trainer.prepare.option_values import (
     BadLinePolicy,
     Context,
     ContextPlan,
+    Delimiter,
+    Encoding,
     Entity,
     EntityColumn,
     Features,
@@ -99,7 +101,9 @@ class PrepareOptions(Options):
     """What to prepare, and how."""
 
     group_notes: ClassVar = {
-        "input": "Paths, s3:// addresses, or patterns (* ? [] **); each option accepts several.",
+        "input": "Paths, s3:// addresses, or patterns (* ? [] **); each option accepts several. Delimiter and encoding "
+        "are of events.",
+        "columns": "A value in a struct or a JSON object is a column by its path, such as user.id.",
         "faults": "All faults of all files are listed in one pass.",
         "cleaning": "Applied before the hold-outs. The summary counts what was dropped.",
         "hold-outs": "HOW is last-N (the last N of each query entity, by timestamp), random:FRACTION (of the pairs) or "
@@ -117,6 +121,15 @@ class PrepareOptions(Options):
     valid: tuple[Location, ...] = _input((), "read events that select the epoch", value="FILE")
     test: tuple[Location, ...] = _input((), "read events for the evaluation", value="FILE")
     format: Format | None = _input(None, "set the format of all files (default: by file extension)")
+    delimiter: Delimiter = _input(
+        None,
+        "set what separates the fields of CSV and TSV files, \\t for a tab (default: of CSV files, the one of , ; tab "
+        "| that gives the header all columns)",
+        value="CHARACTER",
+    )
+    encoding: Encoding = _input(
+        "utf-8", "set the encoding of text, such as latin-1, cp1252, or utf-16 (default: utf-8)", value="ENCODING"
+    )
     sample: Literal["lastfm"] | None = _input(
         None, "prepare Last.fm HetRec 2011 (1,892 customers, 17,632 artists) instead"
     )
@@ -132,6 +145,7 @@ class PrepareOptions(Options):
         value="NAME[=COLUMN]",
     )
     weight: str | None = _columns(None, "read event weights (default: 1; weight 0 drops the event)", value="COLUMN")
+    decimal: Literal[".", ","] = _columns(".", "read weights in text with this decimal separator (default: .)")
     event: str | None = _columns(None, "read event types, which event weights map to weights", value="COLUMN")
     event_weights: Weights = _columns(
         {},

@@ -7,8 +7,9 @@
     close_raw(connection)
 
 ``raw`` has a column ``position`` (int64, counting the data rows of the file from 0, in the file's order) and one column
-for each requested role. Columns of text files are text; those of Parquet keep their types. Lines that cannot be read
-are handed to a function, which may raise an error or have them left out.
+for each requested role. Values of structs of Parquet, and of objects of JSON, are columns by their path, as
+``user.id``. Columns of text files are text; columns of Parquet keep their types. Lines that cannot be read are handed
+to a function, which may raise an error or have them left out.
 
     format    contents
     parquet   any columns
@@ -27,9 +28,8 @@ from typing import Literal
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from crossfade.base.errors import InputError, Option
+from crossfade.base.errors import InputError
 from crossfade.base.io.disk_errors import is_full_disk
 from crossfade.trainer.prepare.database import (
     exact_path,
@@ -40,8 +40,9 @@ from crossfade.trainer.prepare.database import (
     literal,
 )
 from crossfade.trainer.prepare.input_files import RawFile
+from crossfade.trainer.prepare.parquet_columns import check_expansion, fields, read_parquet, value_sql
 from crossfade.trainer.prepare.source_columns import check_columns
-from crossfade.trainer.prepare.text_records import MAX_RECORD_BYTES, Record, open_records
+from crossfade.trainer.prepare.text_records import MAX_RECORD_BYTES, Record, json_paths, open_records
 
 OnFault = Callable[[RawFile, Record], None]
 """Receives a line that cannot be read; if it returns, the line is left out."""
@@ -58,6 +59,8 @@ KIND_NAMES = {
 
 _SNIFFED_DELIMITERS = (",", ";", "\t", "|")
 _LOADED_ROWS = 50_000
+_ENCODINGS = {"utf-8": "utf-8", "iso8859-1": "latin-1"}
+"""What DuckDB calls the encodings that it reads, of CSV and TSV files."""
 
 
 def raise_fault(file: RawFile, record: Record) -> None:
@@ -90,7 +93,7 @@ def open_columns(
         close_raw(connection)
         if file.format == "parquet":
             return _open_parquet(connection, file, columns, lists, whole_lists)
-        return _open_text(connection, _find_delimiter(file, columns), columns, on_fault)
+        return _open_text(connection, find_delimiter(file, columns), columns, on_fault)
 
 
 def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile, on_fault: OnFault = raise_fault) -> int:
@@ -151,42 +154,37 @@ def _is_of_file(error: duckdb.Error) -> bool:
 
 
 def column_names(file: RawFile) -> list[str]:
-    """Return the names of the columns of a file that has columns.
+    """Return the names of the columns of a file that has columns, without values in structs and objects.
 
     Raises:
         InputError: the file cannot be read.
     """
     with read_errors(file):
-        return _read_parquet(file).schema_arrow.names if file.format == "parquet" else _read_header(file)
+        if file.format == "jsonl":
+            return [path[0] for path in json_paths(file) if len(path) == 1]
+        return read_parquet(file).schema_arrow.names if file.format == "parquet" else _read_header(file)
 
 
-def _find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
+def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
     """Return a CSV ``file`` with the delimiter whose header has most of the ``columns``, any other file as it is.
 
     Of several, it is the one that splits the header into the most fields, so that the error about a missing column
     lists the others as they are.
+
+    Raises:
+        InputError: the file cannot be read.
     """
-    if file.format != "csv":
+    if file.format != "csv" or file.delimiter is not None:
         return file
     candidates = [replace(file, delimiter=delimiter) for delimiter in _SNIFFED_DELIMITERS]
-    return max(candidates, key=lambda candidate: _header_match(candidate, columns))
+    with read_errors(file):
+        return max(candidates, key=lambda candidate: _header_match(candidate, columns))
 
 
 def _header_match(file: RawFile, columns: Mapping[str, str]) -> tuple[int, int]:
     """Return how many of ``columns`` the header of ``file`` has, and how many fields; zeros if it cannot be split."""
     with open_records(file, any_header=True) as (names, _):
         return sum(column in names for column in columns.values()), len(names)
-
-
-def _read_parquet(file: RawFile) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file.path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{file}: is not a readable Parquet file ({first_line(error).rstrip('.')}); expected a complete Parquet "
-            "file, or give another format with ",
-            Option("format"),
-        ) from error
 
 
 def _open_parquet(
@@ -196,18 +194,21 @@ def _open_parquet(
     lists: Collection[str],
     whole_lists: Collection[str],
 ) -> dict[str, Kind]:
-    schema = _read_parquet(file).schema_arrow
-    check_columns(str(file), schema.names, columns.values())
-    for column in columns.values():
-        twins = [name for name in schema.names if name.casefold() == column.casefold() and name != column]
+    found = fields(read_parquet(file).schema_arrow)
+    names = [field.name for _, field in found]
+    check_columns(str(file), names, columns.values())
+    for name in names:
+        is_used = any(f"{column}.".startswith(f"{name}.") for column in columns.values())
+        twins = [twin for twin in names if twin.casefold() == name.casefold() and twin != name] if is_used else []
         if twins:  # names are case-insensitive in DuckDB
             raise InputError(
-                f"{file}: has the columns '{column}' and '{twins[0]}', which differ only in case; rename one"
+                f"{file}: has the columns '{name}' and '{twins[0]}', which differ only in case; rename one"
             )
     check_expansion(connection, file, list(columns.values()))
     kinds, selected = {}, ""
     for role, column in columns.items():
-        field, value = schema.field(column), identifier(column)
+        path, field = found[names.index(column)]
+        value = value_sql(path)
         if (role in lists or role in whole_lists) and _is_list(field.type):
             field, value = field.with_type(field.type.value_type), f"unnest({value})" if role in lists else value
         kinds[role] = _parquet_kind(file, field)
@@ -260,18 +261,24 @@ def _load_text(
     connection: duckdb.DuckDBPyConnection, file: RawFile, names: Sequence[str], indexes: Sequence[int]
 ) -> bool:
     """Create ``raw_rows`` of the columns at ``indexes``; return False if DuckDB rejects a line."""
+    encoding = _ENCODINGS.get(file.encoding)
+    if encoding is None or (file.format == "jsonl" and encoding != "utf-8"):
+        return False
     # Names and types are given, none is inferred: what DuckDB infers depends on the sample that it looks at.
     if file.format == "jsonl":
-        types = ", ".join(f"{literal(names[index])}: 'VARCHAR'" for index in indexes)
-        selected = ", ".join(f"{identifier(names[index])} AS c{index}" for index in indexes)
+        paths = json_paths(file)
+        used = _json_types([paths[index] for index in indexes])
+        types = ", ".join(f"{literal(name)}: {literal(of)}" for name, of in used.items())
+        selected = ", ".join(f"{value_sql(paths[index])} AS c{index}" for index in indexes)
         reader = f"read_json(?, columns = {{{types}}}, format = 'newline_delimited', {_compression(file)})"
     else:
         selected = ", ".join(f"c{index}" for index in indexes)
         types = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(names)))
-        delimiter, quote = (file.delimiter, '"') if file.format == "csv" else ("\t", "")
+        quote = '"' if file.format == "csv" else ""
         reader = (
             f"read_csv(?, columns = {{{types}}}, header = true, auto_detect = false, "
-            f"delim = {literal(delimiter)}, quote = '{quote}', escape = '{quote}', {_compression(file)}, "
+            f"delim = {literal(file.separator)}, quote = '{quote}', escape = '{quote}', {_compression(file)}, "
+            f"encoding = '{encoding}', "
             # The parallel reader leaves out a last line of over 32 MiB, without an error.
             f"parallel = {not file.is_compressed()})"
         )
@@ -282,6 +289,19 @@ def _load_text(
             raise
         return False
     return True
+
+
+def _json_types(paths: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Return the type of each key of a JSON object of which DuckDB reads the values at ``paths``."""
+    below: dict[str, list[Sequence[str]]] = {}
+    for first, *rest in paths:
+        below.setdefault(first, []).append(rest)
+    structs = {
+        name: ", ".join(f"{identifier(key)} {of}" for key, of in _json_types([path for path in inner if path]).items())
+        for name, inner in below.items()
+        if [] not in inner  # else it is text itself, of which DuckDB rejects parts
+    }
+    return {name: f"STRUCT({structs[name]})" if name in structs else "VARCHAR" for name in below}
 
 
 def _ends_in_long_line(file: RawFile) -> bool:
@@ -328,41 +348,3 @@ def _compression(file: RawFile) -> str:
 def _read_header(file: RawFile) -> list[str]:
     with open_records(file) as (names, _):
         return names
-
-
-MAX_EXPANSION = 1000
-"""How many times as large as its file what it decodes to may be."""
-_ALWAYS_ALLOWED = 1 << 30
-"""Bytes that any file may decode to."""
-_NUMBER_BYTES = 8
-
-
-def check_expansion(connection: duckdb.DuckDBPyConnection, file: RawFile, columns: Sequence[str]) -> None:
-    """Check what ``columns`` of a Parquet file decode to; gzip makes text at most about 1,030 times as large.
-
-    Raises:
-        InputError: it is more than the limit.
-        OSError: it cannot be read.
-    """
-    if file.format != "parquet":
-        return
-    parquet, limit = _read_parquet(file), max(_ALWAYS_ALLOWED, MAX_EXPANSION * file.bytes)
-    values = pages = 0
-    for group in map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups)):
-        for chunk in map(group.column, range(group.num_columns)):
-            name = chunk.path_in_schema
-            if any(name == column or name.startswith(f"{column}.") for column in columns):
-                values += chunk.num_values
-                pages += chunk.total_uncompressed_size
-    decoded = max(values * _NUMBER_BYTES, pages)
-    texts = [column for column in columns if "string" in str(parquet.schema_arrow.field(column).type)]
-    if texts and decoded <= limit < values * pages:  # no text is larger than all pages
-        lengths = " + ".join(f"coalesce(strlen(CAST({identifier(column)} AS VARCHAR)), 0)" for column in texts)
-        rows = f"read_parquet({literal(exact_path(file.path))})"
-        decoded = fetch_count(connection, f"SELECT CAST(coalesce(sum({lengths}), 0) AS BIGINT) FROM {rows}")
-    if decoded > limit:
-        raise InputError(
-            f"{file}: decodes to {decoded:,} bytes or more, but at most {limit:,} are read: {MAX_EXPANSION:,} times "
-            f"the {file.bytes:,} bytes of the file, or 1 GiB; check what wrote it, or write it again without "
-            "compression and dictionaries"
-        )

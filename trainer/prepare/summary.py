@@ -22,7 +22,7 @@ from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.timestamp_formats import epoch_unit
 
-COUNTED = ("negative", "_timestamp", "_filled")
+COUNTED = ("negative", "_timestamp", "_filled", "_alike")
 """Suffixes of facts that are statistics of all interactions, and so become false when some are deleted."""
 
 Facts = dict[str, str | int | float | bool | list[str] | None]
@@ -173,7 +173,14 @@ def _changes(manifest: DatasetManifest, name: str) -> list[str]:
     return lines
 
 
-_DETAILS = (_feature, _content, _changes)
+def _alike(manifest: DatasetManifest, name: str) -> list[str]:
+    """Describe how many IDs may be another one, written in another way."""
+    if (fact := f"{name}_alike") not in manifest.source:
+        return []
+    return [f"{_count(manifest.source, fact, 'id')} like another but for blanks or case"]
+
+
+_DETAILS = (_feature, _content, _changes, _alike)
 """What is described of each entity below its row count."""
 
 

@@ -17,7 +17,7 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -32,7 +32,11 @@ MAX_ADJACENCY_BYTES = 256 << 20
 """The longest line of adjacency text, which may hold every item of a large catalog."""
 _CARRIAGE_RETURN = "has a carriage return inside a line; remove it, for instance: tr -d '\\r'"
 _OPEN_QUOTE: Text = ("a quote opens and does not close; double quotes inside fields, or use ", Option("format", "tsv"))
-_NOT_UTF8 = "is not UTF-8; convert the file, for instance: iconv -f latin1 -t utf-8"
+_NOT_UTF8: Text = (
+    "is not UTF-8 or not in the encoding that was named; convert the file, for instance: iconv -f latin1 -t utf-8, or "
+    "name the encoding of events, as in ",
+    Option("encoding", "latin-1"),
+)
 _NUMBERS = re.compile(rb"\s*([0-9]{1,18}(\s+|$))*")
 """A line of adjacency text: numbers that 64 bits hold."""
 _NOT_ADJACENCY = (
@@ -40,7 +44,10 @@ _NOT_ADJACENCY = (
     "with ",
     Option("format"),
 )
+_NOT_OBJECT = "is not a JSON object; expected one in each line"
 _JSON_NAMES_LINES = 1000  # an object may lack some keys, so that one line does not have all
+_MAX_DEPTH, _MAX_NESTED = 8, 1000
+"""How many keys a path in JSON has at most, and after how many paths no object in an object is searched for more."""
 
 
 def _too_long(limit: int) -> Text:
@@ -115,11 +122,11 @@ def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list
         if file.format == "lightgcn":
             yield [], _adjacency_records(lines)
         elif file.format == "jsonl":
-            names = _json_names(lines)
-            records = _json_records(lines, names)
-            if not names and (first := next(records, None)) is not None and first.problem:
+            paths = _json_paths(lines)
+            records = _json_records(lines, paths)
+            if not paths and (first := next(records, None)) is not None and first.problem:
                 raise InputError(first.describe(file))
-            yield names, records
+            yield [".".join(path) for path in paths], records
         else:
             delimited = _Delimited(file, lines)
             header = delimited.header
@@ -128,6 +135,12 @@ def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list
             if header.problem and not any_header:
                 raise InputError(header.describe(file))
             yield [str(value) for value in header.values], delimited.records()
+
+
+def json_paths(file: RawFile) -> list[Sequence[str]]:
+    """Return the keys that lead to each column of a JSON file, in the order of ``open_records``."""
+    with _open_lines(file) as lines:
+        return _json_paths(lines)
 
 
 def find_records(file: RawFile, positions: Iterable[int]) -> Iterator[Record | None]:
@@ -143,15 +156,30 @@ def find_records(file: RawFile, positions: Iterable[int]) -> Iterator[Record | N
 
 @contextmanager
 def _open_lines(file: RawFile) -> Iterator[_Lines]:
-    """Open the lines of a text file, decompressed."""
+    """Open the lines of a text file, decompressed and in UTF-8."""
     with gzip.open(file.path, "rb") if file.is_compressed() else file.path.open("rb") as stream:
         begin = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
         try:
-            if begin.peek(3).startswith(b"\xef\xbb\xbf"):  # a byte order mark
+            if file.encoding == "utf-8" and begin.peek(3).startswith(b"\xef\xbb\xbf"):  # a byte order mark
                 begin.read(3)
-            yield _Lines(begin.readline, MAX_ADJACENCY_BYTES if file.format == "lightgcn" else MAX_RECORD_BYTES)
+            readline = begin.readline if file.encoding == "utf-8" else _recoding(file, begin)
+            yield _Lines(readline, MAX_ADJACENCY_BYTES if file.format == "lightgcn" else MAX_RECORD_BYTES)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{file}: is a corrupt or truncated gzip file ({error}); compress it again") from error
+
+
+def _recoding(file: RawFile, stream: io.BufferedReader[io.RawIOBase]) -> Callable[[int], bytes]:
+    """Return what reads a line in UTF-8; what is not in the encoding of ``file`` is not in UTF-8 then, either."""
+    text = io.TextIOWrapper(stream, file.encoding, "surrogateescape", newline="\n")
+
+    def readline(size: int) -> bytes:
+        try:
+            return text.readline(size).encode("utf-8", "surrogateescape")
+        except UnicodeError as error:
+            problem = f"{file}: cannot be read as {file.encoding} ({error}); correct "
+            raise InputError(problem, Option("encoding")) from error
+
+    return readline
 
 
 class _Delimited:
@@ -160,7 +188,7 @@ class _Delimited:
     def __init__(self, file: RawFile, lines: _Lines) -> None:
         self._lines = lines
         self._quoted = file.format == "csv"
-        self._delimiter = file.delimiter if self._quoted else "\t"
+        self._delimiter = file.separator
         self._width: int | None = None
         csv.field_size_limit(MAX_RECORD_BYTES)
         self.header = next(self.records(), None)
@@ -214,34 +242,40 @@ class _Delimited:
         return text.split(self._delimiter)
 
 
-def _json_names(lines: _Lines) -> list[str]:
-    """Return the keys of the first objects of a file, and put their lines back."""
+def _json_paths(lines: _Lines) -> list[Sequence[str]]:
+    """Return the paths to the values of the first objects of a file, and put their lines back."""
     taken: list[bytes] = []
     while len(taken) < _JSON_NAMES_LINES and (line := lines.take()):
         taken.append(line)
         if len(line) > MAX_RECORD_BYTES:
             break
     lines.put_back(taken)
-    names: dict[str, None] = {}
+    paths: dict[tuple[str, ...], None] = {}
     for line in taken:
-        found = _parse_object(line)
-        names |= dict.fromkeys(found) if isinstance(found, dict) else {}
-    return list(names)
+        found: list[tuple[tuple[str, ...], object]] = [((), _parse_object(line))]
+        for path, value in found:  # which grows
+            if isinstance(value, dict) and (not path or (len(path) < _MAX_DEPTH and len(paths) < _MAX_NESTED)):
+                found += [((*path, name), inner) for name, inner in value.items()]
+        paths |= dict.fromkeys(path for path, _ in found[1:])
+    return list(paths)
 
 
-def _json_records(lines: _Lines, names: Sequence[str]) -> Iterator[Record]:
+def _json_records(lines: _Lines, paths: Sequence[Sequence[str]]) -> Iterator[Record]:
     while line := lines.take():
         if not line.strip():
             continue
         found = _parse_object(line)
+        values: list[str | None] = []
         if isinstance(found, dict):
-            yield Record(lines.number, line, [found.get(name) for name in names])
-        else:
-            yield Record(lines.number, line, problem=found)
+            try:
+                values, found = [_json_text(found, path) for path in paths], ""
+            except RecursionError:
+                found = _NOT_OBJECT
+        yield Record(lines.number, line, values, problem=found)
 
 
-def _parse_object(line: bytes) -> dict[str, str | None] | Text:
-    """Return the values of the object of a line as text, its numbers as written, or the problem of the line."""
+def _parse_object(line: bytes) -> dict[str, object] | Text:
+    """Return the object of a line, its numbers as text as they are written, or the problem of the line."""
     if len(line) > MAX_RECORD_BYTES:
         return _too_long(MAX_RECORD_BYTES)
     try:
@@ -249,15 +283,19 @@ def _parse_object(line: bytes) -> dict[str, str | None] | Text:
         if isinstance(found, dict):
             if b"\\ud" in line.lower():
                 json.dumps(found, ensure_ascii=False).encode()
-            return {name: _json_text(value) for name, value in found.items()}
+            return found
     except UnicodeDecodeError:
         return _NOT_UTF8
     except (ValueError, RecursionError):
         pass
-    return "is not a JSON object; expected one in each line"
+    return _NOT_OBJECT
 
 
-def _json_text(value: object) -> str | None:
+def _json_text(found: Mapping[str, object], path: Sequence[str]) -> str | None:
+    """Return the value at ``path`` as text, None if there is none."""
+    value: object = found
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)

@@ -47,7 +47,8 @@ from crossfade.trainer.prepare.database import (
 )
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, find_files
-from crossfade.trainer.prepare.raw_files import check_expansion, column_names, read_errors
+from crossfade.trainer.prepare.parquet_columns import check_expansion
+from crossfade.trainer.prepare.raw_files import column_names, read_errors
 
 COUNT = "count"
 _READERS = {

@@ -19,6 +19,8 @@ FEATURES: dict[str, Any] = {"features": "item=tags.csv:id:tag"}
     [
         ({"query": "customer=user"}, EntityColumn("customer", "user")),
         ({"query": "user"}, EntityColumn("user")),
+        ({"delimiter": "\\t"}, "\t"),
+        ({"encoding": "Windows-1252"}, "cp1252"),
         ({"min_count": ["customer=5,item=10"]}, {"customer": 5, "item": 10}),
         ({"admit": ["customer=5", "item=1"]}, {"customer": 5, "item": 1}),
         ({"event_weights": "a=b=1,skip=-1", "event": "e"}, {"a=b": 1.0, "skip": -1.0}),
@@ -78,6 +80,9 @@ def test_quarantine_is_a_file() -> None:
         ({"event": "e"}, "event"),
         ({"weight": "w", "event": "e", "event_weights": {"5": 1.0}}, "weight"),
         ({"timestamp_format": "iso"}, "timestamp_format"),
+        *(({"delimiter": text}, "delimiter") for text in ("::", '"', "", "é")),
+        *(({"encoding": text}, "encoding") for text in ("latin-99", "hex", "undefined")),
+        ({"decimal": ";"}, "decimal"),
         ({"max_bad": 20}, "max_bad"),
         ({"names": "song=no.csv:a:b"}, "names"),
         ({"features": "song=tags.csv:id:tag"}, "features"),

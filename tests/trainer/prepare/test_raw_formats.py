@@ -7,10 +7,12 @@ import io
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from preparing import (
+    forget_dataset,
     interactions,
     prepare_files,
     vocabulary,
@@ -20,6 +22,7 @@ from preparing import (
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.summary import format_summary
 
 pytestmark = pytest.mark.slow
@@ -81,6 +84,61 @@ def test_compressed_and_delimited_files_hold_the_same_events(tmp_path: Path) -> 
     files = [write_text(tmp_path / name, content) for name, content in contents.items()]
     prepare_files(tmp_path / "out", *files, weight="w", hold_out_valid="none")
     assert Counter(interactions(tmp_path / "out", "train")) == Counter(PLAYS * len(files))
+
+
+NESTED = [{"user": {"id": "José", "at": {"y": 5}}, "item": 1, "w": "1,5"}, {"user": {"id": "b"}, "item": 2, "w": "2"}]
+COMMAS = {"decimal": ",", "weight": "w"}
+LATIN = "customer;item;w\nJosé;1;1,5\nb;2;2\n"
+
+
+def nested_lines(*lines: str) -> str:
+    return "\n".join([*(json.dumps(row, ensure_ascii=False) for row in NESTED), *lines])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "bad_lines"),
+    [
+        ("latin.csv", LATIN.encode("latin-1"), {"encoding": "latin-1"}, 0),
+        ("latin.csv.gz", gzip.compress(LATIN.encode("latin-1") + b"c\n"), {"encoding": "latin-1"}, 1),
+        ("windows.csv", LATIN.encode("cp1252") + b"\x81;1;1\n", {"encoding": "cp1252"}, 1),
+        ("wide.csv", LATIN.replace("\n", "\r\n").encode("utf-16"), {"encoding": "utf-16"}, 0),
+        ("latin.tsv", LATIN.replace(";", ":").encode("latin-1"), {"encoding": "latin-1", "delimiter": ":"}, 0),
+        ("dots.csv", LATIN + "c;3;1.234\nd;4;1.234,5\n", {}, 2),
+        ("e.jsonl", nested_lines(), {"query": "customer=user.id"}, 0),
+        ("e.jsonl", nested_lines("no object", '{"user": "c", "item": 1, "w": 1}'), {"query": "customer=user.id"}, 2),
+        ("e.jsonl", nested_lines().encode("latin-1"), {"query": "customer=user.id", "encoding": "latin-1"}, 0),
+        ("e.parquet", NESTED, {"query": "customer=user.id"}, 0),
+        ("e.parquet", [*NESTED, {"user": None, "item": 1, "w": "1"}], {"query": "customer=user.id"}, 1),
+    ],
+)
+def test_encodings_decimal_commas_delimiters_and_nested_values_are_read_as_options_say(
+    tmp_path: Path, name: str, content: Any, options: dict[str, Any], bad_lines: int
+) -> None:
+    if isinstance(content, list):
+        train = write_parquet(tmp_path / name, **{key: [row[key] for row in content] for key in content[0]})
+    else:
+        train = write_text(tmp_path / name, content)
+    skip = {"on_bad_line": "skip", "max_bad": 1, "hold_out_valid": "none"}
+    manifest = prepare_files(tmp_path / "out", train, **skip, **COMMAS, **options)
+    assert sorted(interactions(tmp_path / "out", "train")) == [("José", 1, 1.5), ("b", 2, 2.0)]
+    assert manifest.source["dropped_bad_lines"] == bad_lines
+
+
+def test_values_of_objects_in_objects_are_context(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "e.jsonl", nested_lines())
+    parquet = write_parquet(tmp_path / "e.parquet", **{key: [row[key] for row in NESTED] for key in NESTED[0]})
+    options = {"context": {"year": "user.at.y"}, "hold_out_valid": "none"}
+    prepare_files(tmp_path / "out", text, parquet, query="customer=user.id", id_type="string", **options)
+    assert [(row["id"], row["count"]) for row in vocabulary(tmp_path / "out", "year")] == [("5", 2)]
+
+
+def test_ids_that_differ_by_blanks_or_case_are_counted_in_the_summary(tmp_path: Path) -> None:
+    train = write_text(tmp_path / "e.csv", "customer,item\n c1,1\nC1,1\nc1,1\nd,1\nd,2\n")
+    manifest = prepare_files(tmp_path / "out", train, hold_out_valid="none")
+    assert (manifest.source["customer_alike"], "item_alike" in manifest.source) == (2, False)
+    assert "2 ids like another but for blanks or case" in format_summary(manifest, Folder(tmp_path / "out"))
+    forget_dataset(Folder(tmp_path / "out"), pa.array(["C1"]), "customer", NullReporter())
+    assert "customer_alike" not in read_manifest(Folder(tmp_path / "out")).source
 
 
 def test_summary_asks_whether_large_times_are_milliseconds(tmp_path: Path) -> None:

@@ -193,6 +193,22 @@ def test_spark_sums_and_holds_out_as_duckdb(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("spark", "small_tasks")
+def test_spark_reads_text_and_nested_values_as_duckdb(tmp_path: Path) -> None:
+    """Structs and objects, decimal commas, Latin-1, lines at fault, and IDs that differ by case only."""
+    events = random_events(EVENTS)
+    users, weights = [{"id": f"É{id}"} for id in events["customer"]], [f"{n % 7},5" for n in range(EVENTS)]
+    parquet = write_parquet(tmp_path / "one.parquet", user=users, item=events["item"], w=weights)
+    rows = [f'{{"user": {{"id": "éc{n}"}}, "item": {n}, "w": "0,{n}"}}' for n in range(90)]
+    lines = "\n".join([*rows, '{"user": 7, "item": 7, "w": "1"}', '{"user": {"id": "C7"}, "item": 7, "w": "1.5"}'])
+    text = write_text(tmp_path / "two.jsonl", lines.encode("latin-1"))
+    options = {"query": "customer=user.id", "weight": "w", "decimal": ",", "encoding": "latin-1", **SKIPPING}
+    manifest, _ = prepare_twice(tmp_path, parquet, text, **options)
+    assert manifest.source["dropped_bad_lines"] == 2
+    assert manifest.source["customer_alike"] == 59  # the weight of éc0 is 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark", "small_tasks")
 def test_spark_keeps_columns_as_duckdb(tmp_path: Path) -> None:
     """Context, features, content, and the catalog, whose IDs come after those without positive events."""
     parquet, _ = write_events(tmp_path)
