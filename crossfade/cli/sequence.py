@@ -18,8 +18,8 @@ _logger = logging.getLogger(__name__)
 _EXAMPLES = (
     ('crossfade sequence runs/lastfm "Metallica" "Miles Davis"', "Print ten artists from one to the other."),
     (
-        'crossfade sequence runs/plays 1234 5678 --length 20 --where "year > 1990" --metadata songs.csv',
-        "Print twenty tracks, all between them from after 1990.",
+        'crossfade sequence runs/plays 1234 5678 --length 20 --where "count >= 20"',
+        "Print twenty tracks, all between them with at least twenty interactions.",
     ),
 )
 _NOTES = """\

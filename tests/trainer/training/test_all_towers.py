@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from cluster_data import write_job
 from command_here import crossfade_here, rejected_here
@@ -222,7 +221,3 @@ def test_new_customer_has_the_mean_of_the_last_plays(workspace: Path) -> None:
     expected = written.best(weight_N @ written.of("track", *plays[-LENGTH:]), plays)
     assert recommended(run, "--history", *plays) == expected
     assert list(load(run).recommend(history=[str(play) for play in plays], k=8)["track"]) == expected
-    write_parquet(workspace / "new.parquet", customer=["new"] * len(plays), track=plays)
-    out = workspace / "recs.parquet"
-    succeeded(crossfade_here("recommend", run, "--history-file", workspace / "new.parquet", "-k", 8, "--out", out))
-    assert [row["track"] for row in pq.read_table(out).to_pylist()] == expected
