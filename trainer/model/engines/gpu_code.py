@@ -105,7 +105,8 @@ def torch_reason(gpu: GpuInfo) -> str | None:
         return reason
     if is_available:
         return None
-    return f"{found}, for CUDA {torch.version.cuda}, cannot use the NVIDIA driver, which may be too old for it; update the driver"
+    too_old = "cannot use the NVIDIA driver, which may be too old for it; update the driver"
+    return f"{found}, for CUDA {torch.version.cuda}, {too_old}"
 
 
 def _without_code(gpu: GpuInfo, package: str, codes: tuple[str, ...]) -> str | None:
