@@ -57,13 +57,13 @@ test-docker: setup ## run the tests of the image and docker-compose.yml, on a Do
 chaos: setup ## inject 20 faults into a training; compare it with an undisturbed one (SEEDS="1 2 3")
 	@for seed in $(SEEDS); do .venv/bin/python tests/support/chaos.py --seed $$seed $(ARGS) || exit 1; done
 
-bench: setup ## measure against peers and the machine, and write docs/performance.md; resumes (ARGS=--quick: in minutes)
+bench: setup ## measure against peers and the machine, and write docs/evidence.md; resumes (ARGS=--quick: in minutes)
 	.venv/bin/python benchmarks/bench.py $(ARGS)
 
 bench-data: setup ## measure how fast events are prepared, and how that grows
 	.venv/bin/python benchmarks/preparing.py $(ARGS)
 
-quality: setup ## train on published splits and write docs/quality.md; resumes (CROSSFADE_DATA=folder)
+quality: setup ## train on published splits and write docs/evidence.md; resumes (CROSSFADE_DATA=folder)
 	.venv/bin/python benchmarks/quality.py $(ARGS)
 
 docs: setup ## build the documentation site into build/site

@@ -1,4 +1,4 @@
-"""Measure Crossfade against its peers and the machine, and write docs/performance.md.
+"""Measure Crossfade against its peers and the machine, and write docs/evidence.md.
 
     make bench                                  everything: several hours; it resumes where it was interrupted
     make bench ARGS=--quick                     all sections at small sizes, in minutes

@@ -1,4 +1,4 @@
-"""Measure quality on published splits: train each job from a clean state and write docs/quality.md.
+"""Measure quality on published splits: train each job from a clean state and write docs/evidence.md.
 
     make quality                                          all unfinished runs, then the page
     make quality ARGS='--only "lastfm*" --seeds 1'        some of it

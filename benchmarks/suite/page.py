@@ -1,4 +1,4 @@
-"""Write docs/performance.md from the record of a run: a table for each section, and what was not measured.
+"""Write docs/evidence.md from the record of a run: a table for each section, and what was not measured.
 
 page = render(json.loads(Path("docs/performance.json").read_text()))
 

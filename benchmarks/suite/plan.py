@@ -1,4 +1,4 @@
-"""What is measured, by section and at two scales: the figures of docs/performance.md, and a quick check of the suite.
+"""What is measured, by section and at two scales: the figures of docs/evidence.md, and a quick check of the suite.
 
 for measurement in measurements(FULL, folder, install=True):
     measurement.run()       # a dict of figures, or MeasurementError

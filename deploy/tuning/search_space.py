@@ -105,7 +105,7 @@ def default_parameters(job: JobConfig) -> list[SearchParameter]:
 def quick_parameters(job: JobConfig) -> list[SearchParameter]:
     """Return the six parameters that a quick study searches, each around the value of ``job``.
 
-    They are those to which docs/quality.md finds results most sensitive, but for choices of another kind of model. A
+    They are those to which docs/evidence.md finds results most sensitive, but for choices of another kind of model. A
     job that starts from given rows has their dimension.
     """
     rate, temperature, train = job.optimizer_spec.learning_rate, resolved(job.model.temperature), job.train

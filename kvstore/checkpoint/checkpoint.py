@@ -1,4 +1,4 @@
-"""Open a checkpoint and read its rows into any number of shards (docs/checkpoint-format.md).
+"""Open a checkpoint and read its rows into any number of shards (docs/reference.md).
 
     CHECKPOINTS/step-000000123/
         customer/weights.00003-of-00008.npy             float32 (rows of shard 3, dim): its entry i is row i·8 + 3

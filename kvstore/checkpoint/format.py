@@ -5,7 +5,7 @@
 
 Everything read from a checkpoint is validated: a file that fails raises ``CorruptFileError``, which
 ``translate_read_errors`` turns into a ``CheckpointError`` that names the file. Another version of the format is an
-``InputError``. docs/checkpoint-format.md describes the format.
+``InputError``. docs/reference.md describes the format.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/gpus.md names the GPU, package, and image variant of each AWS instance type as the code does."""
+"""docs/distributed.md names the GPU, package, and image variant of each AWS instance type as the code does."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The IAM policies in docs/aws.md, to compare with the calls that commands make."""
+"""The IAM policies in docs/containers-and-aws.md, to compare with the calls that commands make."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def _is_restricted(statement: dict[str, Any]) -> bool:
 
 
 def policy(name: str) -> set[tuple[str, str]]:
-    """Return the (service, action) pairs that the policy ``name`` of docs/aws.md allows."""
+    """Return the (service, action) pairs that the policy ``name`` of docs/containers-and-aws.md allows."""
     text = _PAGE.read_text(encoding="utf-8")
     [found] = re.findall(rf"^```json policy {name}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     statements = json.loads(found)["Statement"]

@@ -16,7 +16,7 @@
 ``row`` of a vocabulary runs from 0 without gaps, through all its files; interactions refer to rows, never to IDs.
 ``count`` is the number of interactions of the split ``train``; for a feature, such as the artist of tracks, the number
 of interactions whose track has the value. A feature is an entity with its own vocabulary.
-docs/data-format.md describes every column.
+docs/reference.md describes every column.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prepare a dataset from raw events: vocabularies, shards of interactions and a manifest (docs/data-format.md).
+"""Prepare a dataset from raw events: vocabularies, shards of interactions and a manifest (docs/reference.md).
 
     manifest = prepare(PrepareOptions.of(train=["plays.parquet"], out="data/plays", hold_out="random:0.1"))
     print(format_summary(manifest, Folder("data/plays")))

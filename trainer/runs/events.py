@@ -5,7 +5,7 @@
     parse_event({"event": "checkpoint_failed", "step": 8, "message": "disk full"})
 
 In JSON the key ``event`` holds the kind and fields without a value are left out. The files ``events.jsonl`` and
-``processes.jsonl`` of a run folder hold one event a line, with the ``time`` when it was written; see docs/events.md.
+``processes.jsonl`` of a run folder hold one event a line, with the ``time`` when it was written; see docs/reference.md.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ stop.json            request to stop the run after a checkpoint
 coordinator.json     address of the coordinator; rewritten when its host is replaced
 end.json             exit code and message of the run; a host that fails writes it, too
 result/              its run folder, once it has ended
-checkpoints/         see docs/checkpoint-format.md
+checkpoints/         see docs/reference.md
 
 The client writes the first two, which the role of the hosts may only read, and the hosts write the others (the role in
 ``cluster.yaml`` lists them). A client does not trust what hosts have written: sizes are bounded, and values are

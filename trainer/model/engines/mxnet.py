@@ -1,4 +1,4 @@
-"""Gradients by MXNet's autograd, on CPUs and on the GPUs that its package has code for (docs/gpus.md).
+"""Gradients by MXNet's autograd, on CPUs and on the GPUs that its package has code for (docs/distributed.md).
 
     engine = MXNetEngine(model, LossSpec("softmax"), NegativesConfig(kind="shared"), "gpu:0")
     loss, gradients = engine.gradients(batch, vectors)

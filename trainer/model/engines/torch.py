@@ -1,4 +1,4 @@
-"""Gradients by PyTorch, on CPUs and on GPUs from NVIDIA's Turing on (docs/gpus.md).
+"""Gradients by PyTorch, on CPUs and on GPUs from NVIDIA's Turing on (docs/distributed.md).
 
     engine = TorchEngine(model, LossSpec("softmax"), NegativesConfig(kind="shared"), "gpu:0")
     loss, gradients = engine.gradients(batch, vectors)
