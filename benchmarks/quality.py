@@ -1,4 +1,4 @@
-"""Measure quality on published splits: train each job from a clean state and write docs/evidence.md.
+"""Measure quality on published splits: train each job from a clean state and write the results into docs/evidence.md.
 
     make quality                                          all unfinished runs, then the page
     make quality ARGS='--only "lastfm*" --seeds 1'        some of it
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from suite.page import replace_section
 from tqdm import tqdm
 
 from crossfade.base.errors import CrossfadeError, InputError
@@ -33,6 +34,7 @@ from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.job_inputs import load_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "evidence.md"
 SEEDS = 3
 ON_SERVERS = ("--servers", "2", "--workers", "2")
 
@@ -252,8 +254,8 @@ def train(place: Place, run: Run) -> None:
     crossfade(log, "train", job, "--run-dir", folder, "--overwrite", *run.options)
 
 
-def page(place: Place, runs: Sequence[Run]) -> str:
-    """Return the page, with the rows of finished runs."""
+def section(place: Place, runs: Sequence[Run]) -> str:
+    """Return the section of the page, with the rows of finished runs."""
     parts = [_HEAD]
     for name, split in SPLITS.items():
         rows: dict[str, list[dict[str, Any]]] = {}
@@ -261,7 +263,7 @@ def page(place: Place, runs: Sequence[Run]) -> str:
             report = place.report(run)
             if run.split == name and report is not None:
                 rows.setdefault(run.row, []).append(report)
-        parts += [f"## {split.title} (`jobs/{name}.yaml`)", "", *_table(split, rows)]
+        parts += [f"### {split.title} (`jobs/{name}.yaml`)", "", *_table(split, rows)]
         for row, values in split.published.items():
             cells = [f"{value:.4f}" for value in values] + [""] * (len(split.metrics) - len(values))
             parts.append(f"| {row}, published | | {' | '.join(cells)} | | |")
@@ -271,8 +273,14 @@ def page(place: Place, runs: Sequence[Run]) -> str:
     return "\n".join(parts)
 
 
+def write(place: Place, runs: Sequence[Run]) -> None:
+    """Write the section into the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(replace_section(text, "Quality on published splits", section(place, runs)), encoding="utf-8")
+
+
 _HEAD = """\
-# Quality on published splits
+## Quality on published splits
 
 Written by `make quality` ([`benchmarks/quality.py`](../benchmarks/quality.py)), which trains every row from a clean
 state. Embeddings have 64 columns. The splits, and the rows called published, are those of
@@ -312,13 +320,10 @@ def _mean(values: Sequence[float]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = os.environ.get("CROSSFADE_DATA", ROOT.parent / "shared" / "data")
+    data = os.environ.get("CROSSFADE_DATA", "data")
     parser.add_argument("--data", type=Path, default=Path(data), metavar="DIR", help="read the splits from this folder")
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "runs" / "quality", metavar="DIR", help="keep the runs in this folder"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "docs" / "quality.md", metavar="FILE", help="write the page to this file"
     )
     parser.add_argument(
         "--seeds", type=int, default=SEEDS, metavar="N", help="train the main rows with N seeds (default: 3)"
@@ -351,9 +356,9 @@ def main() -> int:
             assert report is not None, f"{run.name}: its report is of another job"
             test = " ".join(f"{name} {report['metrics']['test'][name]:.4f}" for name in SPLITS[run.split].metrics)
             tqdm.write(f"{run.name}: {test}, {time.monotonic() - begin:.0f} s", file=sys.stderr)
-            arguments.out.write_text(page(place, runs), encoding="utf-8")
-        arguments.out.write_text(page(place, runs), encoding="utf-8")
-        print(arguments.out)
+            write(place, runs)
+        write(place, runs)
+        print(PAGE)
     except CrossfadeError as error:
         print(f"quality: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

@@ -1,6 +1,6 @@
-"""Write docs/evidence.md from the record of a run: a table for each section, and what was not measured.
+"""Write the section on performance of docs/evidence.md: a table for each part of a run, and what was not measured.
 
-page = render(json.loads(Path("docs/performance.json").read_text()))
+section = render(json.loads(Path("docs/performance.json").read_text()))
 
 All sections are tables of one form: a row for each measurement, with the median and the range of its figures over
 repeats, and the ratio of its first figure to the section's reference, as the median of ratios within repeats.
@@ -8,6 +8,7 @@ repeats, and the ratio of its first figure to the section's reference, as the me
 
 from __future__ import annotations
 
+import re
 import statistics
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from suite.plan import FULL, QUICK, SECTIONS, Section
 from suite.provenance import origin, results_of
 from suite.results import Result, Results
 
-PAGE, RECORD = "performance.md", "performance.json"
+PAGE, RECORD = "evidence.md", "performance.json"
+TITLE = "Performance"
 MAX_LINE_LENGTH = 118
 UNITS = {
     "triples_per_second": ("thousand triples/s", 1e-3),
@@ -30,14 +32,23 @@ UNITS = {
 
 
 def render(record: dict[str, Any]) -> str:
-    """Return the page of a record."""
+    """Return the section of a record."""
     return "\n".join(_page(record, Results(results_of(record))))
+
+
+def replace_section(page: str, title: str, section: str) -> str:
+    """Return ``page`` with ``section`` in place of the one below the heading ``title``, or at its end."""
+    found = re.search(rf"^## {re.escape(title)}$.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    if found is None:
+        return page + section
+    rest = page[found.end() :]
+    return page[: found.start()] + section + ("\n" + rest if rest else "")
 
 
 def _page(record: dict[str, Any], results: Results) -> Iterator[str]:
     yield from _head(record, results)
     for name, section in SECTIONS.items():
-        yield f"## {section.title}\n"
+        yield f"### {section.title}\n"
         yield _prose(section.text)
         if measured := _measured(results, name):
             yield _prose(origin(measured))
@@ -47,17 +58,17 @@ def _page(record: dict[str, Any], results: Results) -> Iterator[str]:
     errors = {result.key: results.error(result.key) for result in results}
     rows = [[f"`{key}`", error.replace("|", "/")] for key, error in errors.items() if error]
     if rows:
-        yield "## Failed\n"
+        yield "### Failed\n"
         yield _table(["measurement", "reason"], rows)
 
 
 def _head(record: dict[str, Any], results: Results) -> Iterator[str]:
     machine, scale = record["machine"], QUICK if record["scale"] == QUICK.name else FULL
-    yield "# Performance\n"
+    yield f"## {TITLE}\n"
     yield _prose(
         f"""Written by `make bench` ([`benchmarks/bench.py`](../benchmarks/bench.py)) from the figures in
-        [{RECORD}]({RECORD}). What was tried to get here, and what did not help:
-        [performance-notes.md](performance-notes.md). Sections may be of different runs: each names its own."""
+        [{RECORD}]({RECORD}). What was tried to get here, and what did not help: [below](#what-was-tried). Parts may be
+        of different runs: each names its own."""
     )
     if scale is QUICK:
         yield "**Small sizes, to check the suite: these figures compare nothing.**\n"

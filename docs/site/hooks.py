@@ -23,12 +23,20 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "docs/README.md": "tasks.md",
     "examples/README.md": "examples/index.md",
     **{path: str(PurePosixPath(path).with_suffix(".md")) for path in NOTEBOOKS},
 }
 """Pages of the site from outside ``docs/``, by their path in the repository."""
-GENERATED = {"configuration.md": job_keys, "events.md": events_markdown, "metrics.md": metrics_markdown}
-"""Pages of ``docs/`` that end in a generated reference, and what generates it."""
+GENERATED = {
+    "commands.md": commands_page,
+    "options.md": options_page,
+    "configuration.md": job_keys,
+    "events.md": events_markdown,
+    "metrics.md": metrics_markdown,
+    "python-reference.md": python_page,
+}
+"""Pages that are generated from the code, and what generates them."""
 SOURCES = "source"
 """Folder of the site with the pages of source files."""
 _CODE_BLOCK = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
@@ -41,9 +49,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, uri in PAGES.items():
         content = notebook_page(ROOT / path) if path in NOTEBOOKS else (ROOT / path).read_text(encoding="utf-8")
         files.append(File.generated(config, uri, content=content))
-    files.append(File.generated(config, "commands.md", content=commands_page()))
-    files.append(File.generated(config, "options.md", content=options_page()))
-    files.append(File.generated(config, "python-reference.md", content=python_page()))
+    for uri, write in GENERATED.items():
+        files.append(File.generated(config, uri, content=write()))
     written = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")} | set(PAGES)
     for source in sorted({source for page in written for source in _linked_sources(page)}):
         page = File.generated(
@@ -54,10 +61,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Change a page's links into those of the site, and add the generated reference of ``GENERATED``."""
+    """Change a page's links into those of the site."""
     uri = page.file.src_uri
-    if uri in GENERATED:
-        markdown = f"{markdown}\n{GENERATED[uri]()}"
     path = next((path for path, page_uri in PAGES.items() if page_uri == uri), f"docs/{uri}")
     if not (ROOT / path).exists():  # generated, with links of the site
         return markdown

@@ -114,7 +114,7 @@ def python_page() -> str:
 
 def job_keys() -> str:
     """Describe all keys of a job file, one table per section."""
-    return "\n".join(_job_keys()) + "\n"
+    return "\n".join(["# Configuration\n", *_job_keys()]) + "\n"
 
 
 def _job_keys() -> Iterator[str]:
@@ -136,14 +136,14 @@ def _job_keys() -> Iterator[str]:
 
 def events_markdown() -> str:
     """Describe every event and its fields, a table for each kind."""
-    sections = ["## Reference"]
+    sections = ["# Events"]
     for kind, event in EVENT_TYPES.items():
         types = get_type_hints(event)
         rows = [
             f"| `{name}` | {_type_name(types[name])} | {field.description} |"
             for name, field in event.model_fields.items()
         ]
-        header = [f"### `{kind}`", "", event.__doc__ or "", "", "| Field | Type | Meaning |", "| --- | --- | --- |"]
+        header = [f"## `{kind}`", "", event.__doc__ or "", "", "| Field | Type | Meaning |", "| --- | --- | --- |"]
         sections.append("\n".join([*header, *rows]))
     return "\n\n".join(sections) + "\n"
 
@@ -155,7 +155,7 @@ def metrics_markdown() -> str:
         f"{GROUPS[each.group]} | {each.description} |"
         for each in ALL
     ]
-    head = ["## Reference", "", "| name | type | labels | unit | process | meaning |", "|---|---|---|---|---|---|"]
+    head = ["# Metrics", "", "| name | type | labels | unit | process | meaning |", "|---|---|---|---|---|---|"]
     return "\n".join([*head, *rows]) + "\n"
 
 

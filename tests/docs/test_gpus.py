@@ -12,7 +12,7 @@ TORCH = "torch>=2.9,<2.14"
 
 def rows_of_types() -> dict[str, list[str]]:
     """Return the other cells of the table of instance types, by family."""
-    page = (ROOT / "docs" / "gpus.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
     table = page.partition("| instance types |")[2].partition("\n\n")[0].splitlines()[2:]
     rows = [[cell.strip(" `") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
     return {family: row[1:] for row in rows for family in row[0].split(", ")}
