@@ -25,7 +25,7 @@ EXTRAS_IN_IMAGE = --constraint requirements.lock --extra aws --extra dashboard -
 IN_IMAGE = --python-platform x86_64-manylinux_2_36 $(EXTRAS_IN_IMAGE)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-fast test-kernels test-docker chaos bench bench-data quality docs lint types format lock clean setup horovod spark torch
+.PHONY: help train test test-all test-long test-fast test-kernels test-docker chaos bench bench-data quality docs lint types format lock clean setup horovod spark torch
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -38,8 +38,10 @@ train: ## train on Last.fm, print similar artists and recommendations, draw a ma
 test: setup ## run the tests, the fast ones first, without the long ones of what few changes touch
 	.venv/bin/python -m pytest -m "not docker and not long" $(IN_PROCESSES) $(ARGS)
 
-test-all: setup ## run all tests but those of the image, as CI does
-	.venv/bin/python -m pytest -m "not docker" $(IN_PROCESSES) $(ARGS)
+test-long: setup ## run the long tests: Spark, MLflow, EC2, chaos, fuzzing, notebooks
+	.venv/bin/python -m pytest -m "long and not docker" $(IN_PROCESSES) $(ARGS)
+
+test-all: test test-long test-kernels test-docker ## run all tests; as root
 
 test-fast: setup ## run the fast tests, which take about a minute together
 	.venv/bin/python -m pytest -m "not cluster and not slow and not docker" $(IN_PROCESSES) $(ARGS)

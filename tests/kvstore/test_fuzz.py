@@ -1,6 +1,6 @@
 """Corrupt files of every kind cause no crash, hang or traceback: a command succeeds, or names the file in one line.
 
-Cases are deterministic. Run more of them with CROSSFADE_FUZZ_CASES=2000 make test-all ARGS="-k fuzz", others with
+Cases are deterministic. Run more of them with CROSSFADE_FUZZ_CASES=2000 make test-long ARGS="-k fuzz", others with
 CROSSFADE_FUZZ_FIRST=1000000, and a failed one with the command in the failure's message.
 """
 

@@ -56,7 +56,7 @@ LONGEST_FIRST = (
 
 
 def mark_long(items: list[pytest.Item]) -> None:
-    """Mark the tests that only ``make test-all`` runs."""
+    """Mark the tests that only ``make test-long`` runs."""
     for item in items:
         if item.path.stem in LONG_AND_RARE and _is_late(item):
             item.add_marker("long")

@@ -31,6 +31,6 @@ def lines(reasons: Iterable[str], selected: str = "") -> Iterator[str]:
         needs = f"need {reason.removeprefix('needs ')}" if count > 1 and reason.startswith("needs ") else reason
         yield f"skipped: {count:,} {needs}"
     if "not long" in selected:
-        yield "not run: long tests of what few changes touch: make test-all"
+        yield "not run: long tests of what few changes touch: make test-long"
     if "not docker" in selected:
         yield "not run: tests of the image and docker-compose.yml: make test-docker, as root"
