@@ -236,7 +236,7 @@ class _LocalFiles:
         self.root = root
 
     def _target(self, path: str) -> Path:
-        """Return where to write ``path``. Reject one that is not below the root, where other files would be replaced."""
+        """Return where to write ``path``. Reject one that is not below the root, where other files are."""
         if path.startswith("/") or ".." in path.split("/"):
             raise UnsuitableFileError(errno.EINVAL, f"'{path}' is not below the folder, where nothing is written")
         return self.root / path
