@@ -96,7 +96,8 @@ class Quarantine:
             ) from error
 
 
-_MAX_PLACES = 5
+MAX_PLACES = 5
+"""How many places of a problem are shown."""
 _MAX_PROBLEMS = 50
 _MAX_SHOWN_PROBLEMS = 3
 
@@ -206,7 +207,7 @@ class Faults:
             problem = parts("other errors, the first of which is" if fatal else "other problems")
         found = self._problems.setdefault(problem, _Problem(fatal, message))
         found.count += count
-        found.places += places[: _MAX_PLACES - len(found.places)]
+        found.places += places[: MAX_PLACES - len(found.places)]
 
     def add_line(self, file: RawFile, record: Record) -> None:
         """Add a line that cannot be read."""

@@ -326,7 +326,8 @@ class StagedDeletion:
     def _place(self, file: DataFile) -> str:
         """Return the place in the new dataset of the next file of the folder of ``file``."""
         folder = file.path.rpartition("/")[0]
-        return f"{folder}/{self._staged.file_name(f'part-{next(self._numbers[folder]):05d}')}"
+        name = self._staged.file_name(f"part-{next(self._numbers[folder]):05d}")
+        return f"{folder}/{name}" if folder else name
 
     def _read(self, file: DataFile, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield the row groups of ``file`` that have rows: these ``columns``, or all."""

@@ -27,6 +27,7 @@ from dataclasses import replace
 from typing import Literal
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from crossfade.base.errors import InputError
@@ -58,7 +59,7 @@ KIND_NAMES = {
 """The names of kinds in messages."""
 
 _SNIFFED_DELIMITERS = (",", ";", "\t", "|")
-_LOADED_ROWS = 50_000
+_LOADED_ROWS, _LOADED_BYTES = 50_000, 16 << 20
 _ENCODINGS = {"utf-8": "utf-8", "iso8859-1": "latin-1"}
 """What DuckDB calls the encodings that it reads, of CSV and TSV files."""
 
@@ -108,7 +109,7 @@ def open_adjacency(connection: duckdb.DuckDBPyConnection, file: RawFile, on_faul
         close_raw(connection)
         connection.execute("CREATE TABLE raw_lines (numbers BIGINT[])")
         for batch in _readable(file, on_fault):
-            numbers = [[int(value) for value in values if value] for values in batch]
+            numbers = [np.fromstring(record.text, np.int64, sep=" ") for record in batch]
             part = pa.table({"numbers": pa.array(numbers, pa.list_(pa.int64()))})
             execute_on(connection, part, "INSERT INTO raw_lines SELECT * FROM part")
         connection.execute(
@@ -320,24 +321,27 @@ def _load_records(
     connection.execute(f"CREATE TABLE raw_rows ({', '.join(f'c{index} VARCHAR' for index in indexes)})")
     is_json = file.format == "jsonl"
     for batch in _readable(file, on_fault):
+        values_N = [record.values for record in batch]
         # DuckDB reads an empty field as null, but "" of JSON as text.
-        texts = [[values[index] if is_json else values[index] or None for values in batch] for index in indexes]
+        texts = [[values[index] if is_json else values[index] or None for values in values_N] for index in indexes]
         part = pa.table([pa.array(column, pa.string()) for column in texts], names=[f"c{index}" for index in indexes])
         execute_on(connection, part, "INSERT INTO raw_rows SELECT * FROM part")
 
 
-def _readable(file: RawFile, on_fault: OnFault) -> Iterator[list[Sequence[str | None]]]:
-    """Yield the values of the records that can be read, many at a time, and hand the others on."""
-    batch: list[Sequence[str | None]] = []
+def _readable(file: RawFile, on_fault: OnFault) -> Iterator[list[Record]]:
+    """Yield the records that can be read, many at a time, and hand the others on."""
+    batch: list[Record] = []
+    size = 0
     with open_records(file) as (_, records):
         for record in records:
             if record.problem:
                 on_fault(file, record)
                 continue
-            batch.append(record.values)
-            if len(batch) == _LOADED_ROWS:
+            batch.append(record)
+            size += len(record.text)
+            if len(batch) == _LOADED_ROWS or size >= _LOADED_BYTES:
                 yield batch
-                batch = []
+                batch, size = [], 0
     yield batch
 
 

@@ -28,7 +28,7 @@ from crossfade.trainer.prepare.input_files import RawFile
 
 MAX_RECORD_BYTES = 2 << 20
 """The longest record of a CSV, TSV or JSON file, as in DuckDB."""
-MAX_ADJACENCY_BYTES = 256 << 20
+MAX_ADJACENCY_BYTES = 16 << 20
 """The longest line of adjacency text, which may hold every item of a large catalog."""
 _CARRIAGE_RETURN = "has a carriage return inside a line; remove it, for instance: tr -d '\\r'"
 _OPEN_QUOTE: Text = ("a quote opens and does not close; double quotes inside fields, or use ", Option("format", "tsv"))
@@ -37,8 +37,8 @@ _NOT_UTF8: Text = (
     "name the encoding of events, as in ",
     Option("encoding", "latin-1"),
 )
-_NUMBERS = re.compile(rb"\s*([0-9]{1,18}(\s+|$))*")
-"""A line of adjacency text: numbers that 64 bits hold."""
+_NUMBERS = re.compile(rb"[ \t]*(?:[0-9]{1,18}(?:[ \t]++|$))*+")
+"""A line of adjacency text without its end: numbers that 64 bits hold."""
 _NOT_ADJACENCY = (
     "expected 'user item item …', non-negative integers with spaces between: fix the line, or give another format "
     "with ",
@@ -61,7 +61,7 @@ class Record:
     Attributes:
         line: the number of its first line, from 1.
         text: its bytes, with the line end.
-        values: the values of the columns; empty if there is a problem.
+        values: the values of the columns; empty of adjacency text, and if there is a problem.
         problem: why it cannot be read; empty if it can.
     """
 
@@ -112,7 +112,7 @@ class _Lines:
 def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list[str], Iterator[Record]]]:
     """Open a text file; return the names of its columns and its records, of which lines without content are none.
 
-    Adjacency text has no columns; the values of its records are all numbers of the line.
+    Adjacency text has no columns, and its records no values: their text is integers with spaces or tabs between.
 
     Raises:
         InputError: the file has no header or, unless ``any_header``, one that cannot be split, which has no names.
@@ -303,9 +303,12 @@ def _json_text(found: Mapping[str, object], path: Sequence[str]) -> str | None:
 
 def _adjacency_records(lines: _Lines) -> Iterator[Record]:
     while line := lines.take():
+        text = line.removesuffix(b"\n").removesuffix(b"\r")
         if len(line) > MAX_ADJACENCY_BYTES:
             yield Record(lines.number, line, problem=_too_long(MAX_ADJACENCY_BYTES))
-        elif not _NUMBERS.fullmatch(line):
+        elif b"\r" in text:
+            yield Record(lines.number, line, problem=_CARRIAGE_RETURN)
+        elif not _NUMBERS.fullmatch(text):
             yield Record(lines.number, line, problem=_NOT_ADJACENCY)
-        elif values := line.decode().split():
-            yield Record(lines.number, line, values)
+        elif text.strip():
+            yield Record(lines.number, line)

@@ -235,13 +235,20 @@ class _LocalFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def _target(self, path: str) -> Path:
+        """Return where to write ``path``. Reject one that is not below the root, where other files are."""
+        if path.startswith("/") or ".." in path.split("/"):
+            raise UnsuitableFileError(errno.EINVAL, f"'{path}' is not below the folder, where nothing is written")
+        return self.root / path
+
     def write(self, path: str, data: bytes) -> None:
-        create_folder((self.root / path).parent)
-        replace_file(self.root / path, data)
+        target = self._target(path)
+        create_folder(target.parent)
+        replace_file(target, data)
 
     @contextmanager
     def open_output(self, path: str) -> Iterator[OutputFile]:
-        target = self.root / path
+        target = self._target(path)
         create_folder(target.parent)
         target.unlink(missing_ok=True)  # it may be a hard link to a file of another dataset
         with target.open("xb") as file:
@@ -260,7 +267,7 @@ class _LocalFiles:
         """Link ``path`` to a file of ``source``, or copy it; return False if that is on S3."""
         if not isinstance(source, _LocalFiles):
             return False
-        target, found = self.root / path, (source.root / source_path).resolve()
+        target, found = self._target(path), (source.root / source_path).resolve()
         create_folder(target.parent)
         target.unlink(missing_ok=True)
         link_or_copy(found, target)

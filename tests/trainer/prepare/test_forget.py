@@ -172,6 +172,19 @@ def test_files_of_any_name_stay_apart(data: Folder) -> None:
     assert interactions(data)["train"] == [row for row in before["train"] if row[0] not in FORGOTTEN]
 
 
+def test_files_at_the_root_stay_at_the_root(data: Folder) -> None:
+    text, before = data.read("manifest.json").decode(), interactions(data)
+    for file in read_manifest(data).files():
+        name = file.path.replace("/", "-")
+        data.write(name, data.read(file.path))
+        data.remove(file.path)
+        text = text.replace(f'"{file.path}"', f'"{name}"')
+    data.write("manifest.json", text.encode())
+    forget_all(data)
+    assert {file.path.count("/") for file in check_complete(data).files()} == {0}
+    assert interactions(data)["train"] == [row for row in before["train"] if row[0] not in FORGOTTEN]
+
+
 def test_only_files_with_forgotten_rows_are_rewritten(data: Folder) -> None:
     def contents(manifest: DatasetManifest) -> dict[str, bytes]:
         return {file.path: data.read(file.path) for split in manifest.splits.values() for file in split.files}

@@ -223,6 +223,8 @@ REJECTED: list[tuple[str, Case]] = [
     ("column 't' holds fractional numbers", parquet_case({"timestamp": "t"}, customer=[1], item=[1], t=[1.5])),
     ("line 3: expected 'user item item …', non-negative integers", lightgcn_case("0 1\n\n1 2 x3\n")),
     ("expected 'user item item …'", lightgcn_case(b"0 1\n1 2\x013\n")),
+    ("line 1: has a carriage return inside a line", lightgcn_case("1 2 3\r4 5 6\r7 8 9\r")),
+    ("line 2: expected 'user item item …'", lightgcn_case("0 1\n1 2\v3\n")),
     ("a lightgcn file has no column 'plays", lightgcn_case("0 1\n", weight="plays")),
     ("the files given hold no interaction", csv_case("customer,item\n")),
     ("the files hold no interaction with a weight above 0", csv_case("customer,item,w\n1,1,0\n", weight="w")),

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 from preparing import (
@@ -23,6 +24,9 @@ from preparing import (
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.prepare import raw_files
+from crossfade.trainer.prepare.database import execute_on
+from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.summary import format_summary
 
 pytestmark = pytest.mark.slow
@@ -169,6 +173,24 @@ def test_adjacency_text_is_read_as_pairs_and_lines_without_items_are_counted(tmp
     assert Counter(interactions(tmp_path / "out", "test")) == Counter([(0, 9, 1.0), (7, 100, 1.0)])
     assert manifest.source["lines_without_items"] == 2
     assert "2 lines without an item" in format_summary(manifest, Folder(tmp_path / "out"))
+
+
+def test_batches_of_long_lines_of_adjacency_text_are_bounded_by_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def recording(connection: Any, part: pa.Table, statement: str) -> None:
+        sizes.append(part.nbytes)
+        execute_on(connection, part, statement)
+
+    monkeypatch.setattr(raw_files, "execute_on", recording)
+    items = " ".join(map(str, range(10**12, 10**12 + 10_000)))
+    train = write_text(tmp_path / "train.txt", "".join(f"{user} {items}\n" for user in range(400)))
+    with duckdb.connect() as connection:
+        assert raw_files.open_adjacency(connection, RawFile(train, "lightgcn")) == 0
+        assert connection.execute("SELECT count(*) FROM raw").fetchone() == (4_000_000,)
+    assert max(sizes) < 20 << 20
 
 
 def test_paths_with_spaces_quotes_unicode_and_wildcards_are_read(tmp_path: Path) -> None:
