@@ -40,6 +40,7 @@ from crossfade.deploy.refresh.versions import (
     PLAN_FILE,
     ServiceVersions,
     VersionRecord,
+    is_log_through,
 )
 from crossfade.trainer.data.manifest import FILE_NAME
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
@@ -304,6 +305,12 @@ class RemoteVersions(ServiceVersions):
             if self._is_decided(name) and name not in names:
                 self._delete_remote(name)
         self.synchronize()
+
+    def _delete_logs(self, through: int) -> None:
+        super()._delete_logs(through)
+        for name in sorted(name for name in self._found if is_log_through(name, through)):
+            self._lock.check()
+            self._remote.remove(name)
 
 
 def set_remote(folder: Path, uri: str | None) -> None:

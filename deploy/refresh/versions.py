@@ -42,6 +42,7 @@ from crossfade.trainer.runs.run_folder import REPORT_FILE
 PLAN_FILE, FORGOTTEN_FILE = "plan.json", "forgotten.json"
 _FOLDER = re.compile(r"version-([0-9]{6})(-data)?")
 """Names of the folders of versions: of a run, or of a dataset."""
+_LOG = re.compile(r"version-([0-9]{6})\.log")
 _TRASH = ".trash-"
 """The beginning of the names of folders that are being deleted."""
 Status = Literal["published", "rejected", "withdrawn"]
@@ -298,6 +299,7 @@ class ServiceVersions:
         kept = [number for number in {*self.kept[-keep:], *current} if number > outdated]
         self._keep_only({*(self.data_path(number).name for number in kept), *map(_name, kept)})
         if outdated:
+            self._delete_logs(outdated)
             self._remove(FORGOTTEN_FILE)
 
     def _keep_only(self, names: AbstractSet[str]) -> None:
@@ -305,6 +307,12 @@ class ServiceVersions:
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name.count("-")):  # runs before their datasets
             if path.is_dir() and self._is_decided(path.name) and path.name not in names:
                 self._delete(path)
+
+    def _delete_logs(self, through: int) -> None:
+        """Delete the logs of all versions up to ``through``, also of those whose runs were deleted earlier."""
+        for path in sorted(self.folder.glob("*.log")):
+            if is_log_through(path.name, through):
+                path.unlink()
 
     def _is_decided(self, name: str) -> bool:
         """Return whether ``name`` is that of a folder of a version that was decided on."""
@@ -331,6 +339,12 @@ def is_service(location: str) -> bool:
         with translate_storage_errors(location, unreachable=InputError):
             return CURRENT_FILE in folder.names()
     return any((folder.path / name).is_file() for name in (CURRENT_FILE, PLAN_FILE))
+
+
+def is_log_through(name: str, through: int) -> bool:
+    """Return whether ``name`` is that of a log of a version up to ``through``."""
+    found = _LOG.fullmatch(name)
+    return found is not None and int(found[1]) <= through
 
 
 def read_record(path: Path) -> VersionRecord:

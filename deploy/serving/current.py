@@ -12,6 +12,7 @@ evaluated before by another thread. A request keeps the version that it began wi
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from crossfade.trainer.serving.version import open_version
 MAX_WAITING, MAX_FILTERING = 64, 32
 """Requests that may wait for the thread, and for filters; more are rejected."""
 Result = TypeVar("Result")
+_logger = logging.getLogger(__name__)
 
 
 class OverloadedError(CrossfadeError):
@@ -72,7 +74,7 @@ class _OpenVersion:
             raise
         # A service numbers its versions; for other models, it is the number of versions that the server has read.
         self.answers = Answers(opened, opened.card.number or int(path.name))
-        self._path = path
+        self.path, self.problem = path, ""
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -94,9 +96,14 @@ class _OpenVersion:
         await self._unused.wait()
 
     def delete(self) -> None:
-        """Close the version, and delete its folder."""
+        """Close the version, and delete its folder.
+
+        Raises:
+            OSError: it cannot be deleted; it may be tried again.
+        """
         self.answers.opened.close()
-        shutil.rmtree(self._path)
+        if self.path.exists():  # a cleaner of temporary files may be faster
+            shutil.rmtree(self.path)
 
 
 class CurrentVersion:
@@ -109,6 +116,7 @@ class CurrentVersion:
             CrossfadeError, OSError: it is damaged or cannot be read.
         """
         self._open = _OpenVersion(path)
+        self._replaced: list[_OpenVersion] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._filter_thread = ThreadPoolExecutor(1, thread_name_prefix="filters")
         self._requests = _Waiting(MAX_WAITING, "requests")
@@ -128,11 +136,24 @@ class CurrentVersion:
         """
         loop = asyncio.get_running_loop()
         opened = await loop.run_in_executor(self._thread, _OpenVersion, path)
-        previous, self._open = self._open, opened
+        self._replaced.append(self._open)
+        self._open = opened
         record_version(self.answers.version)
-        await previous.unused()
-        # It may have IDs that were forgotten since.
-        await loop.run_in_executor(self._filter_thread, previous.delete)
+        await self.delete_replaced()
+
+    async def delete_replaced(self) -> None:
+        """Delete the versions that were replaced, once no request uses them; log why one stays until the next call."""
+        for replaced in self._replaced.copy():
+            try:
+                await replaced.unused()
+                # It may have IDs that were forgotten since.
+                await asyncio.get_running_loop().run_in_executor(self._filter_thread, replaced.delete)
+            except Exception as error:  # the newer version answers, whatever is wrong with this one
+                if str(error) != replaced.problem:
+                    _logger.warning(f"{replaced.path}: could not be deleted, which is tried again: {error}")
+                replaced.problem = str(error)
+            else:
+                self._replaced.remove(replaced)
 
     async def answer(
         self,

@@ -89,6 +89,7 @@ class Refresher:
 
     async def _refresh(self, current: CurrentVersion) -> None:
         """Write a version if the source has changed since the last, and let ``current`` answer from it."""
+        await current.delete_replaced()  # what could not be deleted before
         try:
             fingerprint = await asyncio.to_thread(source_fingerprint, str(self._source.source))
             if fingerprint == self._fingerprint:

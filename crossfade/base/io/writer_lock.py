@@ -110,11 +110,15 @@ def _parse(record: bytes) -> _Owner | None:
         return None
 
 
-def _busy(subject: str, record: bytes) -> InputError:
-    """Return the error that another process, which wrote ``record`` if it had the time, holds the lock."""
+def _busy(subject: str, record: bytes, lock: str | None = None) -> InputError:
+    """Return the error that another process, which wrote ``record`` if it had the time, holds a lock.
+
+    ``lock`` is one that outlives its process, so that it has to be deleted if its record does not name that.
+    """
     owner = _parse(record)
     who = f"{owner} has been writing it since {owner.since}" if owner else "another process is writing it"
-    return InputError(f"{subject}: {who}; wait until it ends, and run this command again")
+    fix = f"; if that process has ended, delete {lock}" if lock is not None and owner is None else ""
+    return InputError(f"{subject}: {who}; wait until it ends, and run this command again{fix}")
 
 
 @contextmanager
@@ -175,13 +179,17 @@ class _FileLock:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
                 try_lock(self._descriptor)
-                if self._is_at_path():
-                    self._write_record()
-                    return
             except BlockingIOError:
                 record = os.read(self._descriptor, _MAX_RECORD_BYTES)
                 os.close(self._descriptor)
                 raise _busy(self._subject, record) from None
+            except BaseException:  # another process may hold it, so that the file must stay
+                os.close(self._descriptor)
+                raise
+            try:
+                if self._is_at_path():
+                    self._write_record()
+                    return
             except BaseException:  # a full disk: the lock must not stay
                 self.release()
                 raise
@@ -248,7 +256,7 @@ class _ObjectLock:
                 owner = _parse(record) or "a process"
                 _logger.warning(f"{self._folder.uri}: took over the lock of {owner}, which {reason}")
                 return
-        raise _busy(self._folder.uri, record)
+        raise _busy(self._folder.uri, record, f"{self._folder.uri}/{LOCK_NAME}")
 
     def _why_free(self, found: Version) -> str | None:
         """Return why the lock that another process has written is free; None if it is not."""

@@ -161,6 +161,7 @@ def test_forgotten_customer_is_neither_on_s3_nor_on_hosts_that_follow(
 ) -> None:
     succeeded(first.command("refresh"))
     first.add(3, plays(1))  # of customer 0, too
+    remote.child("version-000001").delete()
     second = other_host(first, tmp_path / "second")
     with crash_at(4), suppress(Crash):  # when it is about to train
         second.command("refresh")
@@ -174,6 +175,7 @@ def test_forgotten_customer_is_neither_on_s3_nor_on_hosts_that_follow(
         if name.endswith(".parquet"):
             assert "c0" not in _values(remote.read(name)), name
     assert (on_s3(remote, 2), "forgotten.json" in remote.names()) == (["version-000002.json"], False)
+    assert on_s3(remote, 1) == ["version-000001.json"], "no log of a run that was deleted earlier"
     first.event_file(3).unlink()
     succeeded(first.command("refresh"))
     for path in [*first.path.rglob("*.parquet"), *second.path.rglob("*.parquet")]:

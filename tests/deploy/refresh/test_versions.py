@@ -42,6 +42,15 @@ def test_half_deleted_versions_are_not_kept(versions: ServiceVersions) -> None:
     assert left == ["version-000004", "version-000004-data"]
 
 
+def test_logs_of_all_outdated_versions_are_deleted(versions: ServiceVersions) -> None:
+    versions.mark_forgotten(complete=True)
+    versions.write(make_record(5))
+    for number in (1, 4, 5):
+        versions.run_path(number).with_suffix(".log").touch()
+    versions.clean(2)
+    assert [path.name for path in versions.folder.glob("*.log")] == ["version-000005.log"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "read"),
     [

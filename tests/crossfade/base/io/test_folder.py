@@ -181,6 +181,10 @@ def test_lock_on_s3_of_a_dead_process_is_taken_over(s3_folder: Folder, caplog: p
 def test_lock_on_s3_of_another_host_is_taken_over_once_it_is_not_renewed(
     s3_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    s3_folder.write(LOCK_NAME, b"")
+    delete = f"if that process has ended, delete {s3_folder.uri}/{LOCK_NAME}$"
+    with pytest.raises(InputError, match=delete), folder_writer(s3_folder):
+        pass
     other = writer_lock._Owner.this_process().model_copy(update={"host": "other", "machine": "other"})
     s3_folder.write(LOCK_NAME, other.model_dump_json().encode())
     with pytest.raises(InputError, match="on host other has been writing it since"), folder_writer(s3_folder):

@@ -1,5 +1,6 @@
 """One writer at a time: the second one names the first, and a lock whose owner has died holds nothing."""
 
+import errno
 import logging
 import os
 import socket
@@ -11,6 +12,7 @@ import pytest
 from killed_process import holding
 
 from crossfade.base.errors import InputError
+from crossfade.base.io import writer_lock
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import output_lock, staged_file, staged_folder
 from crossfade.base.io.s3 import ChangedError
@@ -72,6 +74,23 @@ def test_folder_that_was_replaced_keeps_the_lock_of_its_next_writer(tmp_path: Pa
         with pytest.raises(InputError), folder_writer(Folder(data)):
             pass
     assert list(data.iterdir()) == []
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOLCK, "No locks available"), KeyboardInterrupt()])
+def test_writer_that_fails_to_lock_leaves_the_lock_of_another(
+    tmp_path: Path, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: object) -> None:
+        raise failure
+
+    with path_lock(tmp_path / "lock", "data") as held:
+        with monkeypatch.context() as patched, pytest.raises((InputError, KeyboardInterrupt)):
+            patched.setattr(writer_lock, "try_lock", fail)
+            with path_lock(tmp_path / "lock", "data"):
+                pass
+        held.check()
+        with pytest.raises(InputError, match="wait until it ends"), path_lock(tmp_path / "lock", "data"):
+            pass
 
 
 def test_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
