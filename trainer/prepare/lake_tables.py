@@ -30,7 +30,10 @@ def names_table(location: str) -> bool:
 
 def is_table(folder: Folder) -> bool:
     """Return whether ``folder`` is that of a table of Delta, or of Iceberg, whose catalog names the newest metadata."""
-    return not folder.entries().keys().isdisjoint((_DELTA_LOG, _ICEBERG_FOLDER))
+    found = folder.entries()
+    return _DELTA_LOG in found or (
+        _ICEBERG_FOLDER in found and any(name.endswith(_METADATA) for name in folder.child(_ICEBERG_FOLDER).entries())
+    )
 
 
 def table_files(option: Text, location: str) -> list[tuple[str, int]]:

@@ -158,9 +158,9 @@ def prepare(
         )
         groups = opened.enter_context(_event_groups(connection, options, inputs, base, staged, faults, progress))
         manifest = Preparation(groups, options, inputs, base, staged, faults, progress).run()
-        if quarantine is not None:
-            quarantine.publish()
         staged.publish(manifest)
+        if quarantine is not None:  # after the dataset: a repeat after a kill would reject the file
+            quarantine.publish()
     return manifest
 
 

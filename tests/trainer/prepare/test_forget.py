@@ -180,6 +180,9 @@ def test_files_at_the_root_stay_at_the_root(data: Folder) -> None:
         data.remove(file.path)
         text = text.replace(f'"{file.path}"', f'"{name}"')
     data.write("manifest.json", text.encode())
+    assert data.path is not None
+    for folder in sorted((path for path in data.path.rglob("*") if path.is_dir()), reverse=True):
+        folder.rmdir()
     forget_all(data)
     assert {file.path.count("/") for file in check_complete(data).files()} == {0}
     assert interactions(data)["train"] == [row for row in before["train"] if row[0] not in FORGOTTEN]

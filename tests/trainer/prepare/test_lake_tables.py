@@ -19,7 +19,7 @@ from running_command import crossfade, succeeded
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.prepare.input_files import find_arriving, find_files
-from crossfade.trainer.prepare.lake_tables import table_files
+from crossfade.trainer.prepare.lake_tables import is_table, table_files
 
 pytestmark = pytest.mark.slow
 
@@ -179,6 +179,13 @@ def test_renamed_columns_of_iceberg_are_rejected(tmp_path: Path) -> None:
     for changed in (table, again):
         with pytest.raises(InputError, match="columns that were renamed, or dropped and added again"):
             table_files("events", changed.metadata_location)
+
+
+def test_folder_named_metadata_makes_no_table(tmp_path: Path) -> None:
+    (tmp_path / "metadata").mkdir()
+    assert not is_table(Folder(tmp_path))
+    (tmp_path / "metadata/v1.metadata.json").touch()
+    assert is_table(Folder(tmp_path))
 
 
 def test_unclear_and_streamed_tables_are_rejected(folder: Path, tmp_path: Path) -> None:
