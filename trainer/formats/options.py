@@ -73,6 +73,8 @@ class ExportOptions(ModelSource):
             problem = f"writes to a server, but the format is {to}"
             raise OptionError("push", problem=problem, expected=fits)
         if self.out is None:
+            if to == type(self).model_fields["to"].default:
+                raise OptionError("out", fix="name a new local folder")
             raise OptionError("to", found=to, fix=("name a new local folder with ", out))
         if "://" in self.out:
             raise OptionError("out", found=self.out, expected="a local path")

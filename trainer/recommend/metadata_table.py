@@ -180,7 +180,7 @@ class MetadataTable:
         return kept_R
 
     def groups(self, column: str) -> GroupLists:
-        """Return the groups of each row by the values of ``column``, which may be a list.
+        """Return the groups of each row by the values of ``column``, which may be a list; empty text is none.
 
         Raises:
             InputError: there is no such column.
@@ -193,7 +193,8 @@ class MetadataTable:
         value = f"unnest({quoted})" if is_list.column("l")[0].as_py() else quoted
         pairs = self._query(
             f"SELECT DISTINCT row, dense_rank() OVER (ORDER BY value) - 1 AS number, CAST(value AS VARCHAR) AS value "
-            f"FROM (SELECT row, {value} AS value FROM items) WHERE value IS NOT NULL ORDER BY row, number",
+            f"FROM (SELECT row, {value} AS value FROM items) "
+            "WHERE value IS NOT NULL AND CAST(value AS VARCHAR) <> '' ORDER BY row, number",
             what,
         )
         row_N, value_N = (pairs.column(name).cast(pa.int64()).to_numpy() for name in ("row", "number"))

@@ -266,7 +266,8 @@ class Model:
 
     def knows(self, entity: str, texts: Sequence[str]) -> BoolArray:
         """Return which of ``texts``, IDs or names, ``find`` accepts, bool (N,)."""
-        return np.array([found.error is None for found in self.find_each(entity, texts)])
+        rows, trained_R = self.files.names(entity).found(texts), self.trained_rows(entity)
+        return np.array([text in rows and bool(trained_R[rows[text]]) for text in texts])
 
     def labels(self, entity: str, rows: Collection[int]) -> dict[int, RowLabel]:
         """Return the labels of ``rows``, in any order; a vacant row has none, or one without an ID."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from crossfade.base.errors import InputError
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.trainer.config.auto_values import DatasetSize, resolve
 from crossfade.trainer.config.loading import make_job
@@ -41,6 +42,21 @@ def test_what_a_machine_is_used_for_and_valid_decides_is_left_to_resolve() -> No
 def test_negatives_follow_from_what_all_items_cost(size: DatasetSize, kind: str, group: object, corrects: bool) -> None:
     job = resolved_job(size)
     assert (job.negatives.kind, job.data.group, job.negatives.logq_correction) == (kind, group, corrects)
+
+
+@pytest.mark.parametrize(
+    ("size", "overrides", "reason"),
+    [
+        (LARGE, (), "which takes long for 200,000 items and 50,000,000 interactions"),
+        (SMALL, ("model.query_features=[user, history]",), "which auto does not choose with histories"),
+    ],
+)
+def test_top_k_names_why_all_items_are_not_the_negatives(
+    size: DatasetSize, overrides: tuple[str, ...], reason: str
+) -> None:
+    expected = f"^top_k needs all items as negatives, {reason}: set negatives.kind to all, or leave out top_k$"
+    with pytest.raises(InputError, match=expected):
+        resolved_job(size, "top_k=20", *overrides)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import ITEM, QUERY
-from command_here import crossfade_here
+from command_here import crossfade_here, rejected_here
 from running_command import succeeded
 from safetensors.numpy import load_file
 from written_runs import (
@@ -85,6 +85,14 @@ def test_embeddings_are_exported_before_checkpoints(run: WrittenRun, tmp_path: P
         f"customer  {11:>13} x 4      {out}/customer",
         f"track     {10:>13} x 4      {out}/track, 2 untrained",
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "phrase"),
+    [((), "--out: name a new local folder"), (("--to", "numpy"), "--to numpy: name a new local folder with --out")],
+)
+def test_missing_folder_is_asked_for_by_what_was_typed(run: WrittenRun, command: tuple[str, ...], phrase: str) -> None:
+    rejected_here(phrase, "export", run.path, *command)
 
 
 def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> None:

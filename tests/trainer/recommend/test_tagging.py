@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 from builders import write_groups, write_vocabulary
@@ -96,6 +97,21 @@ def test_unlabeled_tracks_get_their_genres(workspace: Path, tmp_path: Path) -> N
     assert table.num_rows == len(UNLABELED) * (GENRES + 1)
     per_track = np.array(table.column("probability")).reshape(len(UNLABELED), -1)
     assert (np.diff(per_track, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_empty_text_is_no_label(workspace: Path, tmp_path: Path, is_list: bool) -> None:
+    labels = ["" if track % 2 else f"x{track % 3}" for track in range(TRACKS)]
+    ids = [5000 + track for track in range(TRACKS)]
+    pq.write_table(
+        pa.table({"track": ids, "lab": [[label] for label in labels] if is_list else labels}), tmp_path / "lab.parquet"
+    )
+    command = ("tag", "run", "--labels", "lab", "--metadata", tmp_path / "lab.parquet", "--min-items", 10)
+    out = tmp_path / "l.csv"
+    succeeded(crossfade_here(*command, "--threshold", 0, "-k", 1, "--out", out, cwd=workspace))
+    written = csv.read_csv(out)
+    assert set(written["label"].to_pylist()) <= {"x0", "x1", "x2"}
+    assert written["track"].to_pylist() == ids[1::2]
 
 
 def test_text_shows_the_table_and_predictions_by_a_feature(tmp_path: Path) -> None:
