@@ -113,7 +113,7 @@ def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({}, "to"),
+        ({}, "out"),
         ({"to": "numpy", "out": "s3://music/exports"}, "out"),
         ({"to": "numpy", "out": "out", "name": "music"}, "name"),
         ({"to": "numpy", "push": ""}, "push"),
