@@ -84,9 +84,9 @@ def test_writer_that_fails_to_lock_leaves_the_lock_of_another(
         raise failure
 
     with path_lock(tmp_path / "lock", "data") as held:
-        with monkeypatch.context() as patched, pytest.raises((InputError, KeyboardInterrupt)):
+        with monkeypatch.context() as patched:
             patched.setattr(writer_lock, "try_lock", fail)
-            with path_lock(tmp_path / "lock", "data"):
+            with pytest.raises((InputError, KeyboardInterrupt)), path_lock(tmp_path / "lock", "data"):
                 pass
         held.check()
         with pytest.raises(InputError, match="wait until it ends"), path_lock(tmp_path / "lock", "data"):
