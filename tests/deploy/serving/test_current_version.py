@@ -21,9 +21,7 @@ from crossfade.trainer.serving.copies_folder import CopiesFolder
 def test_version_that_cannot_be_deleted_is_deleted_later_and_the_new_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    opened = SimpleNamespace(
-        warm_up=lambda: None, close=lambda: None, card=SimpleNamespace(number=None), model=None
-    )
+    opened = SimpleNamespace(warm_up=lambda: None, close=lambda: None, card=SimpleNamespace(number=None), model=None)
     monkeypatch.setattr(current_module, "open_version", lambda path: opened)
     monkeypatch.setattr(refresher, "_write", lambda source, path, reporter: path.mkdir())
     monkeypatch.setattr(Refresher, "_write_in_process", lambda self, path: path.mkdir())
