@@ -74,6 +74,7 @@ def test_first_minutes_run_from_top_to_bottom(tmp_path: Path) -> None:
     write_sample(tmp_path / "lastfm")
     (tmp_path / ".venv").symlink_to(sys.prefix)
     page = (Path(__file__).parents[2] / "docs" / "first-minutes.md").read_text(encoding="utf-8")
+    page = page.partition("## Python API")[0]
     blocks = re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     typed = [block for block in blocks if re.match(r"python|curl|echo|\.venv/", block)]
     lines = "".join(typed).replace(".venv/bin/crossfade train", ".venv/bin/crossfade train --set train.epochs=1")

@@ -21,7 +21,7 @@ from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.optimizer_spec import KINDS, OptimizerKind, OptimizerSpec
 from crossfade.kvstore.store import TableSpec
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "checkpoint-format.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
 NUM_SHARDS = (1, 2, 3, 5, 6, 8, 10)
 ROWS = (1, 2, 7, 100)
 CUSTOMER = TableSpec("customer", rows=50, dim=4, init_std=0.1)
@@ -127,7 +127,7 @@ def test_single_rows_in_any_order_equal_the_table(
 
 @pytest.mark.slow
 def test_example_in_the_docs_reads_a_table(saved: Saved) -> None:
-    text = DOCS.read_text()
+    text = PAGE.read_text().partition("## Checkpoint format\n")[2]
     example: dict[str, Callable[..., np.ndarray]] = {}
     exec(text.partition("```python\n")[2].partition("```")[0], example)
     for table in saved.tables:
@@ -136,7 +136,7 @@ def test_example_in_the_docs_reads_a_table(saved: Saved) -> None:
 
 
 def test_docs_list_the_arrays_of_each_optimizer(saved: Saved) -> None:
-    text = DOCS.read_text()
+    text = PAGE.read_text().partition("## Checkpoint format\n")[2]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     column = rows[0].index(saved.optimizer.kind)
     documented = {name.strip("`"): row[column] for row in rows[2:6] for name in row[0].split(", ") if row[column]}

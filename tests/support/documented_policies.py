@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-_PAGE = Path(__file__).resolve().parents[2] / "docs" / "aws.md"
+_PAGE = Path(__file__).resolve().parents[2] / "docs" / "containers-and-aws.md"
 _PER_RESOURCE = re.compile(r"[a-z0-9]+:(List|Describe|Get(Products|AuthorizationToken|RandomPassword)|PutMetricData)")
 """Actions that have no resources in IAM, or only list."""
 

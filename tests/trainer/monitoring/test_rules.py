@@ -20,7 +20,7 @@ def test_rules_are_valid_and_pass_promtool_tests() -> None:
 
 
 def test_documented_prometheus_configuration_is_valid(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     [block] = re.findall(r"```yaml\n(# prometheus\.yml\n.*?)```", text, re.DOTALL)
     (tmp_path / "prometheus.yml").write_text(block)
     (tmp_path / "rules.yml").write_bytes((RULES / "rules.yml").read_bytes())
@@ -40,7 +40,7 @@ def test_rules_use_known_metrics_and_alerts_are_tested_and_documented() -> None:
     assert alerts == quiet
     recorded = set(re.findall(r"- record: (\S+)", rules))
     assert recorded == set(re.findall(r"expr: '(\w+:crossfade_[\w:]+)'", tests))
-    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     assert alerts == set(re.findall(r"(?m)^\| `(Crossfade\w+)` \|", text))
 
 
