@@ -60,7 +60,7 @@ class _KeyShard:
         self.number = layout.shard_of(key)
         self.table, self.dim = table, table.dim
         self.assigns_next = False
-        """Whether the next push replaces rows: given vectors at the start."""
+        """Whether the next push replaces rows: those that begin near others at a warm start."""
         self.steps = -1
         """Steps taken since the tables were created. The first push, which creates the key, is none."""
         self.weights_ND: FloatArray = dense_view(weight, (layout.shard_rows, table.dim), np.float32)

@@ -116,9 +116,7 @@ def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:
     if job.top_k is not None:
         costs = f"which takes long for {size.items:,} items and {size.interactions:,} interactions"
         reason = "which auto does not choose with histories" if _has_histories(job) else costs
-        raise InputError(
-            f"top_k needs all items as negatives, {reason}: set negatives.kind to all, or leave out top_k"
-        )
+        raise InputError(f"top_k needs all items as negatives, {reason}: set negatives.kind to all, or leave out top_k")
     return job.negatives.model_copy(update={"kind": "in_batch", "logq_correction": True})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import ITEM, QUERY
-from command_here import crossfade_here, rejected_here
+from command_here import crossfade_here
 from running_command import succeeded
 from safetensors.numpy import load_file
 from written_runs import (
@@ -87,14 +87,6 @@ def test_embeddings_are_exported_before_checkpoints(run: WrittenRun, tmp_path: P
     ]
 
 
-@pytest.mark.parametrize(
-    ("command", "phrase"),
-    [((), "--out: name a new local folder"), (("--to", "numpy"), "--to numpy: name a new local folder with --out")],
-)
-def test_missing_folder_is_asked_for_by_what_was_typed(run: WrittenRun, command: tuple[str, ...], phrase: str) -> None:
-    rejected_here(phrase, "export", run.path, *command)
-
-
 def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> None:
     save_checkpoint(run, 7)
     command = ("export", run.path, "--out", tmp_path / "out", "--entity", ITEM)
@@ -114,6 +106,7 @@ def test_only_files_of_exports_are_replaced(run: WrittenRun, tmp_path: Path) -> 
     ("options", "field"),
     [
         ({}, "out"),
+        ({"to": "numpy"}, "to"),
         ({"to": "numpy", "out": "s3://music/exports"}, "out"),
         ({"to": "numpy", "out": "out", "name": "music"}, "name"),
         ({"to": "numpy", "push": ""}, "push"),
