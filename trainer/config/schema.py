@@ -73,7 +73,7 @@ class DataConfig(Section):
         "auto",
         description="interactions of a query in a shuffle block that are read one after the other, at most; 1: rows in "
         "random order; all: every one, so that a softmax over all items scores a query about once an epoch "
-        f"({command('prepare', order='grouped')}, its default, puts them into the same block); auto: all where every "
+        f"({command('prepare')} puts them into the same block); auto: all where every "
         "item is a negative and the dataset is grouped, and 1 otherwise",
     )
     since: TimeValue | None = Field(

@@ -31,6 +31,9 @@ Facts = dict[str, str | int | float | bool | list[str] | None]
 _REMARKS = {EARLIER: "; of base datasets, known but not trained on", REPLAY: "; of base datasets, for training only"}
 _DROPPED = {
     "dropped_zero_weight": ("row", "of weight 0, without any effect"),
+    "dropped_missing": ("row", "with a missing value"),
+    "dropped_before_since": ("row", "earlier than the time range"),
+    "dropped_from_until": ("row", "later than the time range"),
     "lines_without_items": ("line", "without an item"),
     "merged_duplicates": ("row", "summed into another one of their pair"),
     "cancelled_pairs": ("pair", "whose weights sum to 0, without any effect"),
@@ -39,7 +42,7 @@ _DROPPED = {
     "dropped_gap": ("interaction", "in the gap before what is held out"),
     "dropped_without_history": ("interaction", "held out of ids without an earlier one"),
 }
-"""What was left out, by fact: the noun that is counted, and the reason."""
+"""What was left out, by fact: the noun that is counted, and the reason. Older datasets have some of the facts."""
 
 
 def describe_stats(stats: ReadStats, faults: Faults) -> Facts:

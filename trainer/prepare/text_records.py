@@ -37,6 +37,7 @@ _NOT_UTF8: Text = (
     "name the encoding of events, as in ",
     Option("encoding", "latin-1"),
 )
+_UTF_16: Text = ("is not UTF-8; it may be UTF-16: name the encoding with ", Option("encoding", "utf-16"))
 _NUMBERS = re.compile(rb"[ \t]*(?:[0-9]{1,18}(?:[ \t]++|$))*+")
 """A line of adjacency text without its end: numbers that 64 bits hold."""
 _NOT_ADJACENCY = (
@@ -52,6 +53,10 @@ _MAX_DEPTH, _MAX_NESTED = 8, 1000
 
 def _too_long(limit: int) -> Text:
     return (f"the line is longer than {limit:,} bytes; expected one record in each line: check ", Option("format"))
+
+
+def _not_utf8(text: bytes) -> Text:
+    return _UTF_16 if text.startswith((b"\xff\xfe", b"\xfe\xff")) else _NOT_UTF8
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +230,7 @@ class _Delimited:
         try:
             fields = self._split(text.removesuffix(b"\n").removesuffix(b"\r").decode())
         except UnicodeDecodeError:
-            return Record(number, text, problem=_NOT_UTF8)
+            return Record(number, text, problem=_not_utf8(text))
         except csv.Error as error:
             return Record(number, text, problem=_CARRIAGE_RETURN if "new-line" in str(error) else _OPEN_QUOTE)
         if self._width is not None and len(fields) != self._width:
@@ -285,7 +290,7 @@ def _parse_object(line: bytes) -> dict[str, object] | Text:
                 json.dumps(found, ensure_ascii=False).encode()
             return found
     except UnicodeDecodeError:
-        return _NOT_UTF8
+        return _not_utf8(line)
     except (ValueError, RecursionError):
         pass
     return _NOT_OBJECT

@@ -23,9 +23,10 @@ from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.column_names import NO_ROW, TIMESTAMP, WEIGHT
 from crossfade.trainer.data.features import ROW, SCHEMA, VALUE, iter_content, iter_pairs
-from crossfade.trainer.data.manifest import FEATURES, VOCABULARY, DataFile, DatasetManifest, read_manifest
+from crossfade.trainer.data.manifest import FEATURES, PENDING, VOCABULARY, DataFile, DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
+from crossfade.trainer.prepare.admission import pending_schema
 from crossfade.trainer.prepare.database import execute, execute_on, fetch_one, identifier, working_database
 from crossfade.trainer.prepare.extend import SQL_TYPES
 from crossfade.trainer.prepare.options import ValidateOptions, memory_bytes
@@ -153,6 +154,7 @@ class DatasetChecks:
             rules = self._vocabulary_rules(name, first)
             self._check(file, schema, rules, ["INSERT INTO ids SELECT row, id, count FROM part"])
             first += file.rows
+        self._check_pending(name)
         for text, first_row, last, times in execute(
             self._connection,
             "SELECT id, min(row), max(row), count(*) FROM ids WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 "
@@ -173,6 +175,10 @@ class DatasetChecks:
         ]
         if entity.id_type == "string":
             rules.append(Rule("id = ''", "row", "row {} has an empty id"))
+        if entity.has_last_seen:
+            index, last = "lineage_index", len(self._manifest.lineage)
+            outside = f"{index} NOT BETWEEN 0 AND {last}"
+            rules.append(Rule(outside, index, f"column '{index}' is {{}}; expected 0 to {last}"))
         return rules
 
     def _check_counts(self, name: str, where: str) -> None:
@@ -188,6 +194,20 @@ class DatasetChecks:
                 f"{where}, row {row}: the count is {count}, but train has {found:,} interactions of positive weight"
                 f"{_others(wrong, 'vocabulary')}"
             )
+
+    def _check_pending(self, name: str) -> None:
+        """Check that pending IDs occur once and have no row; the table ``ids`` holds those that have one."""
+        entity = self._manifest.entities[name]
+        self._connection.execute(f"CREATE OR REPLACE TABLE pending (id {SQL_TYPES[entity.id_type]})")
+        rules = [Rule("count < 1", "count", "the count is {}; expected at least 1")]
+        for file in entity.pending:
+            self._check(file, pending_schema(entity.id_type), rules, ["INSERT INTO pending SELECT id FROM part"])
+        for problem, ids in (
+            ("is pending, but has a row", "SELECT id FROM pending SEMI JOIN ids USING (id)"),
+            ("is pending twice", "SELECT id FROM pending GROUP BY id HAVING count(*) > 1"),
+        ):
+            for (text,) in execute(self._connection, f"{ids} ORDER BY id LIMIT {MAX_LISTED + 1}"):
+                self._problems.add(f"{self._folder.uri}/{PENDING}/{name}: the id '{text}' {problem}")
 
     def _row_rules(self, name: str, *, may_be_none: bool) -> list[Rule]:
         """Return the rules that the column of the entity ``name`` holds its rows, or ``NO_ROW``, and none is vacant."""

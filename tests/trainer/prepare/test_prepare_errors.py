@@ -125,7 +125,7 @@ REJECTED: list[tuple[str, Case]] = [
     ("columns 'item'; rename all but one", csv_case("customer,item,item\n1,1,2\n")),
     ("is empty; expected a header line with the names of the columns", csv_case("")),
     ("has 1 field, but the header has 2", csv_case("customer,item\n1,1\n2\n")),
-    ("is not UTF-8", csv_case(GOOD.encode("utf-16"))),
+    ("it may be UTF-16: name the encoding with encoding utf-16", csv_case(GOOD.encode("utf-16"))),
     ("line 2: is not UTF-8", csv_case("customer,item\nJosé,1\n".encode("latin-1"))),
     ("line 2: is not UTF-8 or not in the encoding", csv_case(b"customer,item\n\x81,1\n", encoding="cp1252")),
     ("line 2: is not UTF-8", csv_case(b'{"customer": 1, "item": 1}\n{"item": "\x81"}', "e.jsonl", encoding="cp1252")),

@@ -193,6 +193,22 @@ def test_vacant_rows_with_id_or_interactions_are_reported(dataset: ForeignDatase
     assert [problem for problem in listed if "column 'customer' is 3, a vacant row; delete its interactions" in problem]
 
 
+def test_wrong_pending_ids_and_lineage_are_reported(dataset: ForeignDataset) -> None:
+    path = dataset.folder.path / "pending/customer/part-0.parquet"  # type: ignore[operator]
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"id": ["c1", "x", "x"], "count": [1, 0, 1], "last_seen": [5, 5, 5]}), path)
+    for table in dataset.vocabularies["customer"]:
+        table |= {"last_seen": np.zeros(6, np.int64), "lineage_index": np.array([0] * 5 + [7])}
+    pending = [file_entry(dataset.folder, "pending/customer/part-0.parquet")]
+    folder = dataset.write(has_last_seen=True, pending=pending)  # type: ignore[arg-type]
+    listed = [problem.removeprefix(f"{folder.uri}/") for problem in problems(folder)]
+    assert "pending/customer/part-0.parquet, row group 0, row 1: the count is 0; expected at least 1" in listed
+    assert "pending/customer: the id 'c1' is pending, but has a row" in listed
+    assert "pending/customer: the id 'x' is pending twice" in listed
+    place = "vocabulary/customer/part-1.parquet, row group 0, row 5"
+    assert f"{place}: column 'lineage_index' is 7; expected 0 to 0" in listed
+
+
 def test_command_lists_problems_or_prints_summary(dataset: ForeignDataset, capsys: pytest.CaptureFixture[str]) -> None:
     folder = dataset.write()
     assert main(["validate", folder.uri]) == 0
