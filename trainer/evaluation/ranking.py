@@ -83,7 +83,7 @@ from crossfade.trainer.model.towers import load_latest_histories
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import RerankingOptions
 from crossfade.trainer.recommend.reranking import Reranking
-from crossfade.trainer.recommend.top_k import QUERY_BLOCK, rank_items, rank_vectors
+from crossfade.trainer.recommend.top_k import QUERY_BLOCK, rank_among, rank_items, rank_vectors
 from crossfade.trainer.runs.job_inputs import load_inputs, open_inputs, open_lineage
 from crossfade.trainer.runs.shown_metrics import error_of
 
@@ -156,7 +156,7 @@ def evaluate(
     for chunk in held_out.chunks(_chunk_queries(depths[-1], reranking)):
         best_item_QK = _rank(source, model, chunk, depths[-1], reranking, counts_N)
         hits.add(best_item_QK, chunk.truth)
-        warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_items(source, model, *ranked)[0])
+        warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_among(source, model, *ranked))
         popularity.add(_popularity(best_item_QK, chunk.truth, counts_N, depths))
         for seen_N, shown_N in zip(seen_KN, shown_at(best_item_QK, depths), strict=True):
             seen_N[shown_N] = True
@@ -234,9 +234,11 @@ def _rank(
     """Rank the items of the catalog for each query of ``chunk``."""
     if reranking is not None:
         return _rerank(source, model, chunk, depth, reranking, counts_N)
-    return rank_items(
-        source, model, chunk.queries_Q, chunk.excluded, depth, chunk.context, chunk.histories, chunk.item_I
-    )[0]
+    if chunk.item_I is None:
+        return rank_items(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.context, chunk.histories)[0]
+    return rank_among(
+        source, model, chunk.queries_Q, chunk.excluded, depth, chunk.item_I, chunk.context, chunk.histories
+    )
 
 
 def _rerank(
@@ -305,7 +307,7 @@ class _WarmColdMetrics:
         self,
         best_item_QK: IntArray,
         chunk: HeldOut,
-        rank: Callable[[IntArray, ItemLists, int, Mapping[str, IntArray], MomentHistories | None, IntArray], IntArray],
+        rank: Callable[[IntArray, ItemLists, int, IntArray, Mapping[str, IntArray], MomentHistories | None], IntArray],
     ) -> None:
         """Add rankings of all items, and those among cold items, which ``rank`` computes."""
         if not len(self._cold_I):
@@ -321,7 +323,7 @@ class _WarmColdMetrics:
                     context = {name: row_Q[has_Q] for name, row_Q in chunk.context.items()}
                     histories = None if chunk.histories is None else chunk.histories.take(has_Q)
                     queries_Q = chunk.queries_Q[has_Q]
-                    among_QK = rank(queries_Q, excluded, self._depths[-1], context, histories, self._cold_I)
+                    among_QK = rank(queries_Q, excluded, self._depths[-1], self._cold_I, context, histories)
                     self._sums["among_cold"].add(among_QK, truth)
 
     def metrics(self, all_reduce: AllReduceFunction) -> tuple[EvalMetrics, EvalMetrics]:

@@ -13,8 +13,7 @@ Shapes: Q queries, K ranks, E items of a block, T queries of a tile, C candidate
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -32,6 +31,7 @@ from crossfade.trainer.recommend.top_k_kernels import (
     MAX_ITEMS,
     SCANNED,
     decode_keys,
+    largest_magnitude,
     load_candidates,
     scan_tile,
     squared_lengths,
@@ -57,6 +57,25 @@ def unit_rows(vectors_ND: FloatArray) -> FloatArray:
     return scaled
 
 
+def rank_among(
+    source: VectorSource,
+    model: ModelSpec,
+    queries_Q: IntArray,
+    excluded: ItemLists,
+    depth: int,
+    item_I: IntArray,
+    context: Mapping[str, IntArray] | None = None,
+    histories: MomentHistories | None = None,
+) -> IntArray:
+    """Return the ``depth`` best of the items ``item_I`` (int64, sorted) for each query: rows as ``rank_items``."""
+    ranked_I = np.zeros(model.item.rows, np.bool_)
+    ranked_I[item_I] = True
+    kept = excluded.filter_items(ranked_I)
+    places = ItemLists(kept.starts_Q1, np.searchsorted(item_I, kept.items_N))
+    best_QK, _ = _rank(source, model, queries_Q, places, depth, item_I, context, histories)
+    return np.where(best_QK >= 0, item_I[best_QK], -1)
+
+
 def rank_items(
     source: VectorSource,
     model: ModelSpec,
@@ -65,26 +84,35 @@ def rank_items(
     depth: int,
     context: Mapping[str, IntArray] | None = None,
     histories: MomentHistories | None = None,
-    item_I: IntArray | None = None,
 ) -> tuple[IntArray, FloatArray]:
     """Return the ``depth`` best items of each query, best first: rows int64 (Q, K) and scores float32 (Q, K).
 
     Queries with fewer items are padded with row -1 and score -inf. Scores omit terms that are the same for all items of
-    a query (with euclidean scores, its squared norm). ``context`` and ``histories`` are as of ``query_vectors``. Only
-    the items ``item_I``, int64 and sorted, are ranked; None: all.
+    a query (with euclidean scores, its squared norm). ``context`` and ``histories`` are
+    those of ``query_vectors``.
     """
+    return _rank(source, model, queries_Q, excluded, depth, None, context, histories)
+
+
+def _rank(
+    source: VectorSource,
+    model: ModelSpec,
+    queries_Q: IntArray,
+    excluded: ItemLists,
+    depth: int,
+    item_I: IntArray | None,
+    context: Mapping[str, IntArray] | None,
+    histories: MomentHistories | None,
+) -> tuple[IntArray, FloatArray]:
+    """Rank the items ``item_I``, None: all; ``excluded`` and the result are places in ``item_I``."""
+
+    def vectors(place_E: IntArray) -> FloatArray:
+        return source.vectors(model.item.name, place_E if item_I is None else item_I[place_E])
+
+    items = model.item.rows if item_I is None else len(item_I)
+    score = model.score if item_I is None else model.score.of_items(item_I)
     query_QD = query_vectors(source, model, queries_Q, context or {}, histories)
-    vectors = partial(source.vectors, model.item.name)
-    if item_I is None:
-        return rank_vectors(query_QD, model.score, model.item.rows, vectors, excluded, depth)
-    ranked_I = np.zeros(model.item.rows, np.bool_)
-    ranked_I[item_I] = True
-    kept = excluded.filter_items(ranked_I)
-    places, score = ItemLists(kept.starts_Q1, np.searchsorted(item_I, kept.items_N)), model.score.of_items(item_I)
-    best_QK, scores_QK = rank_vectors(
-        query_QD, score, len(item_I), lambda place_E: vectors(item_I[place_E]), places, depth
-    )
-    return np.where(best_QK >= 0, item_I[best_QK], -1), scores_QK
+    return rank_vectors(query_QD, score, items, vectors, excluded, depth)
 
 
 def rank_vectors(
@@ -140,19 +168,43 @@ def rank_blocks(
     keys_QK = best_item_QK.view(np.uint64)
     query_QD = np.ascontiguousarray(unit_rows(query_QD) if score.normalized else query_QD, np.float32)
     length_Q = np.sqrt(squared_lengths(query_QD))
-    tiles = [slice(start, start + QUERY_BLOCK) for start in range(0, len(query_QD), QUERY_BLOCK)]
-
-    def decode(tile: slice) -> None:
-        keys_QK[tile].sort(axis=1)  # by numpy: its sort takes numba seconds to compile
-        decode_keys(keys_QK[tile], best_item_QK[tile], best_score_QK[tile])
-
-    with ThreadPoolExecutor(get_num_threads(), thread_name_prefix="ranking") as pool:
-        # This thread ranks a single tile: starting another takes longer.
-        in_threads = pool.map if len(tiles) > 1 else map
+    tiles = range(0, len(query_QD), QUERY_BLOCK)
+    with _Threads(min(get_num_threads(), len(tiles))) as threads:
         for block in blocks:
-            deque(in_threads(partial(block.rank, query_QD, block.errors(length_Q), excluded, keys_QK), tiles), 0)
-        deque(in_threads(decode, tiles), 0)
+            threads.share(tiles, partial(block.rank, query_QD, block.errors(length_Q), excluded, keys_QK))
+
+        def decode(starts: Iterator[int]) -> None:
+            for start in starts:
+                tile = slice(start, start + QUERY_BLOCK)
+                keys_QK[tile].sort(axis=1)  # by numpy: its sort takes numba seconds to compile
+                decode_keys(keys_QK[tile], best_item_QK[tile], best_score_QK[tile])
+
+        threads.share(tiles, decode)
     return best_item_QK, best_score_QK
+
+
+class _Threads:
+    """Threads that share tiles of queries. The calling thread ranks a single tile: starting others takes longer."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="ranking") if count > 1 else None
+
+    def __enter__(self) -> _Threads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def share(self, tiles: Sequence[int], work: Callable[[Iterator[int]], None]) -> None:
+        """Call ``work`` in each thread; each has its own buffers, and takes the next tile from the same iterator."""
+        left = iter(tiles)
+        if self._pool is None:
+            work(left)
+            return
+        for done in [self._pool.submit(work, left) for _ in range(self._count)]:
+            done.result()
 
 
 class Block:
@@ -163,10 +215,17 @@ class Block:
         self._first = first
         self._item_ED = item_ED
         self._scale = np.float32(score.dot_scale)
-        squared_E = squared_lengths(item_ED)
-        self._longest = math.sqrt(squared_E.max(initial=0))
         # The query's squared norm is the same for all its items, so it does not affect their order.
-        exact_penalty_E = score.norm_scale * squared_E if score.norm_scale else np.zeros(len(item_ED))
+        exact_penalty_E = np.zeros(len(item_ED))
+        if score.norm_scale:
+            squared_E = squared_lengths(item_ED)
+            self._longest = math.sqrt(squared_E.max(initial=0))
+            exact_penalty_E += score.norm_scale * squared_E
+        elif score.normalized:
+            self._longest = 1.001
+        else:  # at most √D times the largest number
+            bits = largest_magnitude(item_ED.ravel().view(np.int32))
+            self._longest = math.sqrt(item_ED.shape[1]) * float(np.int32(bits).view(np.float32))
         if score.offset_I is not None:
             exact_penalty_E -= score.offset_I
         if penalty_E is not None:
@@ -195,21 +254,25 @@ class Block:
         error_Q: FloatArray,
         excluded: ItemLists,
         keys_QK: NDArray[np.uint64],
-        tile: slice,
+        tiles: Iterator[int],
     ) -> None:
-        """Merge the block's items into the best ``keys_QK`` of the queries in ``tile``."""
-        depth, query_TD, best_TK = keys_QK.shape[1], query_QD[tile], keys_QK[tile]
+        """Merge the block's items into the best ``keys_QK`` of the queries in ``tiles``, each from a number on."""
+        depth = keys_QK.shape[1]
         scores_N = np.empty(max(_TILE_SCORES, QUERY_BLOCK), np.float32)
-        keys_TC = np.empty((len(query_TD), 2 * depth + SCANNED), np.uint64)
-        count_T, threshold_T = np.empty(len(query_TD), np.int64), np.empty(len(query_TD), np.float32)
-        lists = excluded.starts_Q1[tile.start : tile.stop + 1], excluded.items_N
-        candidates = keys_TC, count_T, threshold_T, np.empty(len(query_TD), np.int64), error_Q[tile]
-        load_candidates(best_TK, self._first, lists, candidates)
-        items = max(1, _TILE_SCORES // len(query_TD))
-        for e in range(0, len(self._item_ED), items):
-            tile_ED = self._item_ED[e : e + items]
-            scores_TE = scores_N[: len(query_TD) * len(tile_ED)].reshape(len(query_TD), len(tile_ED))
-            np.matmul(query_TD, tile_ED.T, out=scores_TE)
-            part = scores_TE, self._first + e, self._scale, self._penalty_E[e : e + items]
-            scan_tile(part, query_TD, self._exact, lists, candidates, depth)
-        store_candidates(candidates, query_TD, self._exact, best_TK)
+        keys_TC = np.empty((QUERY_BLOCK, 2 * depth + SCANNED), np.uint64)
+        count_T, threshold_T = np.empty(QUERY_BLOCK, np.int64), np.empty(QUERY_BLOCK, np.float32)
+        next_T = np.empty(QUERY_BLOCK, np.int64)
+        for start in tiles:
+            query_TD = query_QD[start : start + QUERY_BLOCK]
+            best_TK = keys_QK[start : start + QUERY_BLOCK]
+            lists = excluded.starts_Q1[start : start + QUERY_BLOCK + 1], excluded.items_N
+            candidates = keys_TC, count_T, threshold_T, next_T, error_Q[start : start + QUERY_BLOCK]
+            load_candidates(best_TK, self._first, lists, candidates)
+            items = max(1, _TILE_SCORES // len(query_TD))
+            for e in range(0, len(self._item_ED), items):
+                tile_ED = self._item_ED[e : e + items]
+                scores_TE = scores_N[: len(query_TD) * len(tile_ED)].reshape(len(query_TD), len(tile_ED))
+                np.matmul(query_TD, tile_ED.T, out=scores_TE)
+                tile = scores_TE, self._first + e, self._scale, self._penalty_E[e : e + items]
+                scan_tile(tile, query_TD, self._exact, lists, candidates, depth)
+            store_candidates(candidates, query_TD, self._exact, best_TK)

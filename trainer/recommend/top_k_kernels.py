@@ -22,44 +22,111 @@ be among the best K, and the threshold rises. Where too many may be, such as tho
 block are scored exactly at once, and the best K stay. An item of the same exact score as the lowest of these is of a
 higher place than all of them, so it cannot be among the best. Keys of items before the block are of exact scores.
 
-Few scores are above the threshold, so 64 at a time are first compared without a branch. A NaN compares as false, so it
-is never ranked.
+Scores are compared 64 at a time by an intrinsic, since LLVM does not vectorize a loop that may branch. A NaN compares
+as false, so it is never ranked.
 
 Shapes: Q queries of a tile, E items of a tile or block, K ranks, C candidates, D columns.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
 
 from crossfade.kvstore.elements import lower_bound
-from crossfade.kvstore.jit import inner_kernel, njit
+from crossfade.kvstore.jit import inner_kernel, intrinsic, njit
 from crossfade.kvstore.lanes import exact_dot
 
 SCANNED = 64
-"""Scores compared at a time."""
+"""Scores compared at a time, one for each bit of a mask."""
 MAX_ITEMS = (1 << 32) - 1
 """A key has 32 bits for the item's place."""
+_LANES = 16
 _HALF, _LOW_HALF, _SIGN = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(0x80000000)
 _ONE, _ALL_BITS = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
-@inner_kernel()
-def _has_above(scores_N, penalty_N, scale, threshold):  # type: ignore[no-untyped-def]
-    """Return whether one of ``SCANNED`` scores, ``scale`` times the value less its penalty, is above ``threshold``.
+@intrinsic
+def _scores_above(_context: Any, scores: Any, penalties: Any, row: Any, first: Any, scale: Any, threshold: Any) -> Any:
+    """Return the mask of the ``SCANNED`` scores from ``scores[row, first]`` on that are above ``threshold``.
 
-    LLVM vectorizes this loop: it does not branch, adds 32-bit integers, and has a fixed length.
+    A score is ``scale`` times the value in ``scores`` less that in ``penalties``; rows are contiguous.
     """
-    above = np.int32(0)
-    for n in range(SCANNED):
-        above = np.int32(above + np.int32(scores_N[n] * scale - penalty_N[n] > threshold))
-    return above > 0
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), _LANES)
+        int32, int64 = ir.IntType(32), ir.IntType(64)
+        row, first, scale, threshold = arguments[2:]
+        start = builder.mul(row, builder.extract_value(_array(context, builder, signature, arguments, 0).strides, 0))
+        starts = (
+            builder.add(_address(context, builder, signature, arguments, 0), start),
+            _address(context, builder, signature, arguments, 1),
+        )
+
+        def splat(value: Any) -> Any:
+            single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, int32(0))
+            return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(int32, _LANES), [0] * _LANES))
+
+        def load(array: int, lane: int) -> Any:
+            offset = builder.mul(builder.add(first, int64(lane)), int64(4))
+            address = builder.inttoptr(builder.add(starts[array], offset), vector.as_pointer())
+            return builder.load(address, align=4)
+
+        scales, thresholds, mask = splat(scale), splat(threshold), int64(0)
+        for lane in range(0, SCANNED, _LANES):
+            scores = builder.fsub(builder.fmul(load(0, lane), scales), load(1, lane))
+            above = builder.bitcast(builder.fcmp_ordered(">", scores, thresholds), ir.IntType(_LANES))
+            mask = builder.or_(mask, builder.shl(builder.zext(above, int64), int64(lane)))
+        return mask
+
+    return types.uint64(scores, penalties, types.int64, types.int64, types.float32, types.float32), generate
+
+
+def _array(context: Any, builder: Any, signature: Any, arguments: Any, number: int) -> Any:
+    return context.make_array(signature.args[number])(context, builder, arguments[number])
+
+
+def _address(context: Any, builder: Any, signature: Any, arguments: Any, number: int) -> Any:
+    return builder.ptrtoint(_array(context, builder, signature, arguments, number).data, ir.IntType(64))
+
+
+@intrinsic
+def _lowest_bit(_context: Any, mask: Any) -> Any:
+    """Return the number of the lowest bit that is set in ``mask``, which is not 0."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
+def _score_bits(_context: Any, score: Any) -> Any:
+    """Return the bits of a float32."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.zext(builder.bitcast(arguments[0], ir.IntType(32)), ir.IntType(64))
+
+    return types.uint64(types.float32), generate
+
+
+@intrinsic
+def _score_of_bits(_context: Any, bits: Any) -> Any:
+    """Return the float32 of the lower 32 bits."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.trunc(arguments[0], ir.IntType(32)), ir.FloatType())
+
+    return types.float32(types.uint64), generate
 
 
 @njit(cache=True, inline="always")
 def _key(score, place):  # type: ignore[no-untyped-def]
     # Adding 0 turns -0 into 0, which it equals. Negative numbers order by their bits from high to low.
-    bits = np.uint64(np.float32(score + np.float32(0.0)).view(np.uint32))
+    bits = _score_bits(score + np.float32(0.0))
     bits ^= _LOW_HALF if bits & _SIGN else _SIGN
     return (bits << _HALF) | (_LOW_HALF - np.uint64(place))
 
@@ -67,7 +134,7 @@ def _key(score, place):  # type: ignore[no-untyped-def]
 @njit(cache=True, inline="always")
 def _score(key):  # type: ignore[no-untyped-def]
     bits = key >> _HALF
-    return np.uint32(bits ^ (_SIGN if bits & _SIGN else _LOW_HALF)).view(np.float32)
+    return _score_of_bits(bits ^ (_SIGN if bits & _SIGN else _LOW_HALF))
 
 
 @inner_kernel()
@@ -207,16 +274,19 @@ def scan_tile(tile, query_QD, block, lists, candidates, depth):  # type: ignore[
             next_Q[q] += 1
         threshold, count = threshold_Q[q], count_Q[q]
         for first in range(0, items, SCANNED):
-            stop = min(first + SCANNED, items)
-            if stop - first == SCANNED and not _has_above(
-                scores_QE[q, first:stop], penalty_E[first:stop], scale, threshold
-            ):
-                continue
-            for e in range(first, stop):
+            if first + SCANNED <= items:
+                mask = _scores_above(scores_QE, penalty_E, q, first, scale, threshold)
+            else:
+                mask = np.uint64(0)
+                for e in range(first, items):
+                    above = scores_QE[q, e] * scale - penalty_E[e] > threshold
+                    mask |= np.uint64(above) << np.uint64(e - first)
+            while mask:
+                e = first + _lowest_bit(mask)
+                mask &= mask - _ONE
                 score = scores_QE[q, e] * scale - penalty_E[e]
-                if score > threshold:
-                    keys_QC[q, count] = _key(score, first_place + e)
-                    count += 1
+                keys_QC[q, count] = _key(score, first_place + e)
+                count += 1
             if count > full:
                 count, threshold = _keep_possible(keys_QC[q], count, depth, error_Q[q])
                 if count > depth + depth // 2:
@@ -257,3 +327,12 @@ def squared_lengths(vectors_ED):  # type: ignore[no-untyped-def]
     for e in range(vectors_ED.shape[0]):
         squared_E[e] = exact_dot(vectors_ED[e], vectors_ED[e])
     return squared_E
+
+
+@njit(cache=True, nogil=True)
+def largest_magnitude(bits_N):  # type: ignore[no-untyped-def]
+    """Return the bits of the largest magnitude of float32 numbers, given as int32: they order as integers do."""
+    largest = np.int32(0)
+    for n in range(bits_N.shape[0]):
+        largest = max(largest, bits_N[n] & np.int32(0x7FFFFFFF))
+    return largest
