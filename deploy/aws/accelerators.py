@@ -1,8 +1,7 @@
 """The GPU of each AWS instance type, the image variant for it, and how a job fits the type.
 
 Which GPUs the packages of MXNet and PyTorch have code for, and which NVIDIA driver they need, is in
-``trainer/model/engines/gpu_code.py``: variant torch has ``TORCH_WHEEL``, and cu112 and cu90 have those of
-``MXNET_WHEELS``.
+``trainer/model/engines/gpu_code.py``: variant torch has ``TORCH_WHEEL``, cu112 and cu90 a package of ``MXNET_WHEELS``.
 
     variant_of("ml.p2.xlarge")              # "cu90"
     variant_of("ml.g5.xlarge")              # "torch"

@@ -342,7 +342,7 @@ def is_service(location: str) -> bool:
 
 
 def is_log_through(name: str, through: int) -> bool:
-    """Return whether ``name`` is that of a log of a version up to ``through``."""
+    """Return whether ``name`` names the log of a version up to ``through``."""
     found = _LOG.fullmatch(name)
     return found is not None and int(found[1]) <= through
 
