@@ -195,7 +195,9 @@ rm -f "$stamp"
 remove_incomplete_packages
 report "installing $cost"
 locked >"$lock"
-pip_install --no-compile --require-hashes --only-binary :all: --requirement "$lock"
+# Without dependencies: the lock file has all of them, and pip would take httpx[http2] for another package than httpx and
+# look for its newest release, which has no hash here.
+pip_install --no-compile --no-deps --require-hashes --only-binary :all: --requirement "$lock"
 if [ "$part" = all ]; then
     # Before any test, which would fail for the warnings; on all cores, unlike pip. The sample imports few modules.
     report "compiling their modules"
