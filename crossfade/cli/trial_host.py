@@ -3,9 +3,10 @@
     python -m crossfade.cli.trial_host PARENT
 
 PARENT is the ID of the process that starts it, and with which it dies. A line on stdin is a request in JSON: the
-arguments of ``crossfade train``, and the log that gets its output. The answer is a line on stdout, its exit code as
-``{"code": 0}``. The process ends when stdin does, after a training that a signal has stopped, and at an error of the
-program or of the log, which is then the answer as ``{"error": "..."}``, since a full disk leaves no line in the log.
+current folder, from which paths count, the arguments of ``crossfade train``, and the log that gets its output. The
+answer is a line on stdout, its exit code as ``{"code": 0}``. The process ends when stdin does, after a training that a
+signal has stopped, and at an error of the program or of the log, which is then the answer as ``{"error": "..."}``,
+since a full disk leaves no line in the log.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def serve(requests: TextIO, answers: TextIO) -> int:
     for line in requests:
         request = json.loads(line)
         try:
+            os.chdir(request["folder"])
             code = _train(request["arguments"], request["log"])
         except Exception as error:
             answer(error=f"{type(error).__name__}: {reason_of(error)}")

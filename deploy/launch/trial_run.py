@@ -54,7 +54,7 @@ class TrialProcess:
         """
         log.touch()
         host = self._host_for(log)
-        request = json.dumps({"arguments": list(arguments), "log": str(log)}) + "\n"
+        request = json.dumps({"folder": str(Path.cwd()), "arguments": list(arguments), "log": str(log)}) + "\n"
         with suppress(BrokenPipeError):  # it has been killed just now, so its answer is that it has ended
             host.stdin.write(request.encode())  # type: ignore[union-attr]
         try:

@@ -88,8 +88,8 @@ def rank_items(
     """Return the ``depth`` best items of each query, best first: rows int64 (Q, K) and scores float32 (Q, K).
 
     Queries with fewer items are padded with row -1 and score -inf. Scores omit terms that are the same for all items of
-    a query (with euclidean scores, its squared norm). ``context`` and ``histories`` are
-    those of ``query_vectors``.
+    a query (with euclidean scores, its squared norm). ``context`` and ``histories`` are as ``query_vectors`` takes
+    them.
     """
     return _rank(source, model, queries_Q, excluded, depth, None, context, histories)
 

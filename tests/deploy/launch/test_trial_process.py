@@ -64,12 +64,16 @@ def results(run: Path) -> tuple[Any, list[Any]]:
 
 
 @pytest.mark.slow
-def test_later_training_has_the_results_of_a_process_of_its_own(workspace: Path, process: TrialProcess) -> None:
-    used = set()
+def test_later_training_has_the_results_of_a_process_of_its_own(
+    workspace: Path, process: TrialProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, folder = set(), workspace
     for number, more in enumerate(["optimizer.learning_rate=0.3", "model.dim=-1", "model.dim=16", "model.dim=8"]):
-        code = TrialRun(workspace, f"shared-{number}", process).train([*SETTINGS, more], go_on, go_on)
+        code = TrialRun(folder, f"shared-{number}", process).train([*SETTINGS, more], go_on, go_on)
         assert code == (2 if more == "model.dim=-1" else 0)
         used |= {host.pid for host in hosts()}
+        monkeypatch.chdir(workspace.parent)  # paths count from the folder of the request, wherever the process started
+        folder = Path(workspace.name)
     assert len(used) == 1
     assert "model.dim" in (workspace / "shared-1.log").read_text()
     assert (workspace / "shared-3.log").read_text().count("best ndcg@10 on valid") == 1
