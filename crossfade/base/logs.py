@@ -1,6 +1,6 @@
 """Configure logging: readable lines in terminals, timestamped text or JSON lines for processes that run for long.
 
-    configure("worker-0", log_format="json")
+    LogOptions(log_format="json").configure("worker-0", generation=2)
     logging.getLogger(__name__).info("joined")
 
     {"time": "2026-03-01T12:00:00.123Z", "level": "INFO", "role": "worker-0", "generation": 2, "message": "joined"}
@@ -29,31 +29,8 @@ FORMAT_VARIABLE, LEVEL_VARIABLE = "CROSSFADE_LOG_FORMAT", "CROSSFADE_LOG_LEVEL"
 _CONTEXT = ("role", "generation", "step")
 
 
-class LogContext(logging.Filter):
-    """Adds the role, the generation and the newest step of this process to log records that lack them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._values: dict[str, Any] = {}
-
-    def update(self, **values: str | int | None) -> None:
-        """Set ``role``, ``generation`` or ``step`` for the records to come; None removes a value."""
-        self._values.update(values)
-
-    def clear(self) -> None:
-        """Remove all values."""
-        self._values.clear()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Add the values to ``record``; always true."""
-        for name in _CONTEXT:
-            if not hasattr(record, name):
-                setattr(record, name, self._values.get(name))
-        return True
-
-
-context = LogContext()
-"""The context of this process's log records."""
+context: dict[str, Any] = {}
+"""The role, the generation, and the newest step of this process, for log records that lack them."""
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -148,23 +125,17 @@ class LogOptions(Options):
         return values
 
     def configure(self, role: str, generation: int | None = None) -> None:
-        """Log as the function ``configure`` does."""
-        configure(role, self.log_format, self.log_level or "info", generation)
+        """Log timestamped lines of ``role`` to stderr, here and in child processes.
 
-
-def configure(role: str, log_format: str | None, log_level: str = "info", generation: int | None = None) -> None:
-    """Log timestamped lines of ``role`` to stderr, here and in child processes.
-
-    Args:
-        role: what this process is, as in ``worker-0``.
-        log_format: ``text``, the default, or ``json``.
-        log_level: the least severe level to log, of ``LEVELS``.
-        generation: how many times the job was started, where that is known.
-    """
-    os.environ.update({FORMAT_VARIABLE: log_format or FORMATS[0], LEVEL_VARIABLE: log_level})
-    context.clear()
-    context.update(role=role, generation=generation)
-    _install(RoleLogHandler(), JsonFormatter() if log_format == "json" else TextFormatter(), log_level)
+        Args:
+            role: what this process is, as in ``worker-0``.
+            generation: how many times the job was started, where that is known.
+        """
+        level = self.log_level or "info"
+        os.environ.update({FORMAT_VARIABLE: self.log_format or FORMATS[0], LEVEL_VARIABLE: level})
+        context.clear()
+        context.update(role=role, generation=generation)
+        _install(RoleLogHandler(), JsonFormatter() if self.log_format == "json" else TextFormatter(), level)
 
 
 def configure_console(log_level: str = "info") -> None:
@@ -180,9 +151,15 @@ def is_console() -> bool:
     return any(isinstance(handler.formatter, ConsoleFormatter) for handler in logging.getLogger().handlers)
 
 
+def _add_context(record: logging.LogRecord) -> bool:
+    for name in _CONTEXT:
+        record.__dict__.setdefault(name, context.get(name))
+    return True
+
+
 def _install(handler: StderrHandler, formatter: logging.Formatter, log_level: str) -> None:
     handler.setFormatter(formatter)
-    handler.addFilter(context)
+    handler.addFilter(_add_context)
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old, StderrHandler)]:
         root.removeHandler(old)

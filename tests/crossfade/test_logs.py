@@ -71,7 +71,7 @@ def test_each_line_of_a_traceback_has_time_and_role_and_is_one_value_of_json() -
 
 
 def test_context_is_added_to_records(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("worker-0", "json", "info", generation=3)
+    logs.LogOptions(log_format="json").configure("worker-0", generation=3)
     logs.context.update(step=7)
     logging.getLogger("crossfade.trainer.x").info("one")
     logging.getLogger("crossfade.trainer.x").info("two", extra={"step": 8})
