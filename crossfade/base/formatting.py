@@ -53,9 +53,9 @@ def share(value: float | None) -> str:
     return f"{100 * value:.0f} %" if value >= 0.1 or value == 0 else f"{100 * value:.1f} %"
 
 
-def decimals(value: float | None, places: int = 4) -> str:
-    """Format a loss or an evaluation metric with a fixed number of decimals."""
-    return _MISSING if value is None else f"{value:.{places}f}"
+def decimals(value: float | None) -> str:
+    """Format a loss or an evaluation metric with four decimals."""
+    return _MISSING if value is None else f"{value:.4f}"
 
 
 def with_error(value: float | None, error: float | None) -> str:

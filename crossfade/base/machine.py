@@ -39,9 +39,9 @@ def available_bytes() -> int:
     return max(0, min([available, *(limit - used for limit, used in cgroup_memory())]))
 
 
-def thread_variables(processes: int, cores: int | None = None) -> dict[str, str]:
-    """Return the variables that divide ``cores``, by default the usable ones, evenly among ``processes``."""
-    return dict.fromkeys(THREAD_VARIABLES, str(max(1, (cores or usable_cores()) // processes)))
+def thread_variables(processes: int, cores: int) -> dict[str, str]:
+    """Return the variables that divide ``cores`` evenly among ``processes``."""
+    return dict.fromkeys(THREAD_VARIABLES, str(max(1, cores // processes)))
 
 
 def usable_cores() -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from crossfade.base.errors import CrossfadeError, InputError, Text
 
 TEMPORARY_ADVICE = "name another disk for temporary files with TMPDIR"
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _FULL_TEXT = re.compile(
     "|".join([*(re.escape(os.strerror(number)) for number in _FULL), "database or disk is full"])
     + r"|\d+ requested and \d+ written"

@@ -13,7 +13,6 @@ import ctypes
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,11 +83,9 @@ def _sync_tree(folder: Path) -> None:
 
 def _exchange(first: Path, second: Path) -> bool:
     """Exchange two folders in one step; return False where that is not possible."""
-    if not sys.platform.startswith("linux"):
-        return False
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError:  # an old C library
+    except AttributeError:  # another system, or an old C library
         return False
     if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
         return True
