@@ -5,6 +5,7 @@ FOLDER/  job.yaml  study.lock  a run folder and a log for each training, and stu
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import IO, Any
 
 from crossfade.base.errors import InputError, Option
 from crossfade.base.io.durable_file import replace_file
-from crossfade.base.io.file_lock import try_lock
 from crossfade.deploy.tuning.options import TuneOptions
 from crossfade.deploy.tuning.rungs import Rung, plan_rungs, whole_trainings
 from crossfade.deploy.tuning.search_space import (
@@ -108,7 +108,7 @@ def claim_study(folder: Path, job: JobConfig, state_file: str) -> IO[bytes]:
 def _lock(folder: Path) -> IO[bytes]:
     lock = (folder / LOCK_FILE).open("wb")
     try:
-        try_lock(lock)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         raise InputError(f"{folder}: another process runs this study; wait for it, or ", OTHER_FOLDER) from None

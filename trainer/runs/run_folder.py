@@ -30,14 +30,13 @@ from pydantic import BaseModel, Field, RootModel, ValidationError
 
 from crossfade.base.errors import InputError, Option, Text, command
 from crossfade.base.io.durable_file import is_partial, replace_file, written_name
-from crossfade.base.io.file_lock import folder_lock
 from crossfade.base.io.regular_files import read_below
 from crossfade.base.json_text import parse_json
 from crossfade.base.text import similar_path
 from crossfade.base.validation import format_validation_error
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.runs.run_lock import LOCK_FILE, RunInProgressError, RunLock
+from crossfade.trainer.runs.run_lock import LOCK_FILE, RunInProgressError, RunLock, folder_lock
 
 File = TypeVar("File", bound=BaseModel)
 _FIX = "restore it"

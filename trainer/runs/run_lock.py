@@ -11,6 +11,7 @@ process is frozen or its host is lost, may take the run over; the silent one end
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -23,7 +24,6 @@ from types import TracebackType
 from typing import TextIO
 
 from crossfade.base.errors import InputError, Option
-from crossfade.base.io.file_lock import folder_lock, try_lock
 
 LOCK_FILE = "run.lock"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
@@ -59,7 +59,7 @@ class RunLock:
                 # The process still holds the lock of this file: the lock of a new one is free.
                 self._file.unlink(missing_ok=True)
             lock = running.enter_context(self._file.open("w", encoding="ascii"))
-            try_lock(lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.command = uuid.uuid4().hex[:16]
             lock.write(self.command)
             lock.flush()
@@ -72,7 +72,7 @@ class RunLock:
         """Return whether a process holds the lock, unless it has been silent for long."""
         try:
             with self._file.open("r+", encoding="ascii") as lock:
-                try_lock(lock)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
         except BlockingIOError:
@@ -156,6 +156,17 @@ class RunLock:
             # What a signal raises is not an error.
             lock.write(DONE if error is None else FAILED if isinstance(error, Exception) else STOPPED)
             lock.flush()
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Lock ``folder``, as soon as no other process holds its lock, while the context lasts."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -8,14 +8,13 @@ folder in the same place.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from crossfade.base.io.file_lock import try_lock
 
 _PREFIX = "crossfade-"
 _LOCK_FILE = ".crossfade.lock"
@@ -43,7 +42,7 @@ def delete_abandoned_folders(parent: Path | None = None) -> None:
         # An error means that its process lives, that it has just been deleted, or that it is another user's.
         # Others can write there: a link is not followed, and a FIFO does not block.
         with suppress(OSError), os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as lock:
-            try_lock(lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path.parent)
 
 
@@ -52,7 +51,7 @@ def _locked(folder: Path) -> Iterator[None]:
     unlocked = folder / f"{_LOCK_FILE}.partial"
     with unlocked.open("w", encoding="ascii") as lock:
         with suppress(OSError):  # The file system has no locks: no other process can lock the file, either.
-            try_lock(lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # It gets its name when it is locked, so that no other process sees it unlocked.
         unlocked.rename(folder / _LOCK_FILE)
         yield

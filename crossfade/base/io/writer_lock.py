@@ -11,6 +11,7 @@ process that has ended on this host, or that has not renewed it for a minute, is
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
@@ -27,7 +28,6 @@ from pydantic import BaseModel, ValidationError
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.disk_errors import write_error
-from crossfade.base.io.file_lock import try_lock
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.s3 import ChangedError, Version
 from crossfade.base.processes import started_at
@@ -178,7 +178,7 @@ class _FileLock:
             # A link that another user has put there is not followed.
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
-                try_lock(self._descriptor)
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 record = os.read(self._descriptor, _MAX_RECORD_BYTES)
                 os.close(self._descriptor)

@@ -1,6 +1,7 @@
 """One writer at a time: the second one names the first, and a lock whose owner has died holds nothing."""
 
 import errno
+import fcntl
 import logging
 import os
 import socket
@@ -12,7 +13,6 @@ import pytest
 from killed_process import holding
 
 from crossfade.base.errors import InputError
-from crossfade.base.io import writer_lock
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import output_lock, staged_file, staged_folder
 from crossfade.base.io.s3 import ChangedError
@@ -80,12 +80,12 @@ def test_folder_that_was_replaced_keeps_the_lock_of_its_next_writer(tmp_path: Pa
 def test_writer_that_fails_to_lock_leaves_the_lock_of_another(
     tmp_path: Path, failure: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(file: object) -> None:
+    def fail(descriptor: int, operation: int) -> None:
         raise failure
 
     with path_lock(tmp_path / "lock", "data") as held:
         with monkeypatch.context() as patched:
-            patched.setattr(writer_lock, "try_lock", fail)
+            patched.setattr(fcntl, "flock", fail)
             with pytest.raises((InputError, KeyboardInterrupt)), path_lock(tmp_path / "lock", "data"):
                 pass
         held.check()
