@@ -94,10 +94,7 @@ class StagedEmbeddings:
     @staticmethod
     def _upload(path: Path, folder: Folder) -> None:
         with path.open("rb") as source, folder.open_output(path.name) as target:
-            while chunk := source.read(_CHUNK_BYTES):
-                view = memoryview(chunk)
-                while view:  # a local file may accept fewer bytes than offered
-                    view = view[target.write(view) or len(view) :]
+            shutil.copyfileobj(source, target, _CHUNK_BYTES)
 
     def epoch(self) -> int | None:
         """Return the epoch whose embeddings are staged, the latest that are complete; None if there are none.
@@ -141,12 +138,6 @@ class StagedEmbeddings:
         shutil.rmtree(staging, ignore_errors=True)
         for path in (LISTING_FILE, *(file.path for files in read_listing(source).values() for file in files)):
             (staging / path).parent.mkdir(parents=True, exist_ok=True)
-            file = source.open_random(path)
-            buffer = bytearray(_CHUNK_BYTES)
-            try:
-                with (staging / path).open("wb") as target:
-                    while count := file.readinto(buffer):
-                        target.write(memoryview(buffer)[:count])
-            finally:
-                file.close()
+            with source.open_random(path) as file, (staging / path).open("wb") as target:
+                shutil.copyfileobj(file, target, _CHUNK_BYTES)
         replace_folder(folder, staging)

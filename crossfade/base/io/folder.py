@@ -13,13 +13,13 @@ link that leads out of the folder, no small file is read and nothing is deleted;
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR
-from typing import Any, NoReturn, Protocol
 from urllib.parse import unquote
 
 from crossfade.base.errors import InputError
@@ -29,20 +29,16 @@ from crossfade.base.io.regular_files import (
     SMALL_FILE_BYTES,
     FoundFile,
     UnsuitableFileError,
+    check_size,
     open_below,
     open_regular,
-    read_below,
 )
 from crossfade.base.io.s3 import ChangedError, S3Files, Version
 
 _COPY_BYTES = 8 << 20
 
-
-class OutputFile(Protocol):
-    """A file opened for writing."""
-
-    def write(self, data: Any, /) -> int | None:
-        """Append ``data``, bytes or a buffer of them; a file system may accept only a part."""
+OutputFile = io.RawIOBase | io.BufferedIOBase
+"""A file opened for writing. It accepts all that is written."""
 
 
 class Folder:
@@ -120,8 +116,7 @@ class Folder:
             if self._files.take_over(self._prefix + name, source._files, source._prefix + source_name):
                 return
         with closing(source.open_random(source_name)) as file, self.open_output(name) as out:
-            for start in range(0, file.size(), _COPY_BYTES):
-                out.write(file.read_at(start, min(_COPY_BYTES, file.size() - start)))
+            shutil.copyfileobj(file, out, _COPY_BYTES)
 
     def read(self, name: str, max_bytes: int = SMALL_FILE_BYTES) -> bytes:
         """Read the small file ``name``.
@@ -131,16 +126,12 @@ class Folder:
             UnsuitableFileError: it has more than ``max_bytes``.
         """
         with self._naming(name):
-            return self._files.read(self._prefix + name, max_bytes)
+            return self._files.read_version(self._prefix + name, max_bytes).data
 
     def read_version(self, name: str) -> Version:
-        """Read the small file ``name`` together with what identifies this version of it.
-
-        Raises:
-            FileNotFoundError: it does not exist.
-        """
+        """Read the small file ``name`` as ``read`` does, together with what identifies this version of it."""
         with self._naming(name):
-            return self._files.read_version(self._prefix + name)
+            return self._files.read_version(self._prefix + name, SMALL_FILE_BYTES)
 
     def version(self, name: str) -> str | None:
         """Return what identifies the present version of the small file ``name``; None if it does not exist."""
@@ -217,13 +208,10 @@ class Folder:
         except OSError as error:
             if error.filename is not None:
                 raise
-            _raise_named(error, self.uri if name is None else f"{self.uri}/{name}")
-
-
-def _raise_named(error: OSError, uri: str) -> NoReturn:
-    if error.errno is not None:
-        raise type(error)(error.errno, error.strerror, uri) from error
-    raise type(error)(f"{uri}: {error}") from error
+            uri = self.uri if name is None else f"{self.uri}/{name}"
+            if error.errno is not None:
+                raise type(error)(error.errno, error.strerror, uri) from error
+            raise type(error)(f"{uri}: {error}") from error
 
 
 class _LocalFiles:
@@ -274,12 +262,10 @@ class _LocalFiles:
         sync_folder(target.parent)
         return True
 
-    def read(self, path: str, max_bytes: int) -> bytes:
-        return read_below(self.root, path, max_bytes)
-
-    def read_version(self, path: str) -> Version:
+    def read_version(self, path: str, max_bytes: int = SMALL_FILE_BYTES) -> Version:
         with closing(LocalRandomFile(open_below(self.root, path))) as file:
-            return Version(file.read_at(0, file.size()), file.version, (self.root / path).stat().st_mtime)
+            check_size(file.size(), max_bytes, str(self.root / path))
+            return Version(file.read_at(0, file.size()), file.version, file.modified)
 
     def write_over(self, path: str, data: bytes, version: str | None) -> str:
         self._check_version(path, version)

@@ -41,10 +41,6 @@ class RandomFile(io.RawIOBase):
         """Return True."""
         return True
 
-    def tell(self) -> int:
-        """Return the position of the next ``read``."""
-        return self._position
-
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Set the position of the next ``read``."""
         self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
@@ -72,6 +68,7 @@ class LocalRandomFile(RandomFile):
         """Read the open file ``descriptor``, and close it at the end."""
         self._descriptor = descriptor
         status = os.fstat(self._descriptor)
+        self.modified = status.st_mtime
         super().__init__(status.st_size, f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}")
 
     def read_at(self, offset: int, length: int) -> bytes:
