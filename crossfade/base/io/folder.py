@@ -4,10 +4,11 @@
     folder.child("step-000000123").write("manifest.json", b"{}")
     folder.names()                                                # ["step-000000123"]
 
-Both kinds behave alike. Every method raises OSError with the path or URI in its message: FileNotFoundError if there is
-no such file (or bucket: ``NoBucketError``), PermissionError if access is denied, ConnectionError if S3 stayed
-unreachable or too busy for all retries, and UnsuitableFileError if a FIFO or a device is in place of a file. Through a
-link that leads out of the folder, no small file is read and nothing is deleted; large files are read.
+Both kinds behave alike, but only S3 has versions of small files. Every method raises OSError with the path or URI in
+its message: FileNotFoundError if there is no such file (or bucket: ``NoBucketError``), PermissionError if access is
+denied, ConnectionError if S3 stayed unreachable or too busy for all retries, and UnsuitableFileError if a FIFO or a
+device is in place of a file. Through a link that leads out of the folder, no small file is read and nothing is deleted;
+large files are read.
 """
 
 from __future__ import annotations
@@ -29,11 +30,10 @@ from crossfade.base.io.regular_files import (
     SMALL_FILE_BYTES,
     FoundFile,
     UnsuitableFileError,
-    check_size,
-    open_below,
     open_regular,
+    read_below,
 )
-from crossfade.base.io.s3 import ChangedError, S3Files, Version
+from crossfade.base.io.s3 import S3Files, Version
 
 _COPY_BYTES = 8 << 20
 
@@ -126,29 +126,34 @@ class Folder:
             UnsuitableFileError: it has more than ``max_bytes``.
         """
         with self._naming(name):
-            return self._files.read_version(self._prefix + name, max_bytes).data
+            return self._files.read(self._prefix + name, max_bytes)
+
+    @property
+    def _objects(self) -> S3Files:
+        assert isinstance(self._files, S3Files), "only S3 compares versions: on a file system, writers hold a lock"
+        return self._files
 
     def read_version(self, name: str) -> Version:
-        """Read the small file ``name`` as ``read`` does, together with what identifies this version of it."""
+        """Read the small file ``name`` on S3 as ``read`` does, together with what identifies this version of it."""
         with self._naming(name):
-            return self._files.read_version(self._prefix + name, SMALL_FILE_BYTES)
+            return self._objects.read_version(self._prefix + name)
 
     def version(self, name: str) -> str | None:
-        """Return what identifies the present version of the small file ``name``; None if it does not exist."""
+        """Return what identifies the present version of the small file ``name`` on S3; None if it does not exist."""
         with suppress(FileNotFoundError):
             return self.read_version(name).version
         return None
 
     def write_over(self, name: str, data: bytes, version: str | None) -> str:
-        """Write the small file ``name`` if its version is still ``version``, None if absent; return the new version.
+        """Write the small file ``name`` on S3, which compares and writes in one step; return the new version.
 
-        S3 compares and writes in one step. A file system does not: callers hold a lock (``writer_lock.py``).
+        The version must still be ``version``, None if there must be no such file.
 
         Raises:
             ChangedError: another process has written or deleted it.
         """
         with self._naming(name):
-            return self._files.write_over(self._prefix + name, data, version)
+            return self._objects.write_over(self._prefix + name, data, version)
 
     def open_random(self, name: str) -> RandomFile:
         """Open the current version of the file ``name`` for random access. Errors of later reads do not name it.
@@ -183,13 +188,16 @@ class Folder:
             return self._files.files(self._prefix)
 
     def remove(self, name: str, version: str | None = None) -> None:
-        """Delete the file ``name`` if it exists or, with ``version``, if it still has this version.
+        """Delete the file ``name`` if it exists or, with ``version`` and on S3, if it still has this version.
 
         Raises:
             ChangedError: it has not.
         """
         with self._naming(name):
-            self._files.remove(self._prefix + name, version)
+            if version is None:
+                self._files.remove(self._prefix + name)
+            else:
+                self._objects.remove(self._prefix + name, version)
 
     def delete(self) -> None:
         """Delete it with all its content, if it exists."""
@@ -262,22 +270,8 @@ class _LocalFiles:
         sync_folder(target.parent)
         return True
 
-    def read_version(self, path: str, max_bytes: int = SMALL_FILE_BYTES) -> Version:
-        with closing(LocalRandomFile(open_below(self.root, path))) as file:
-            check_size(file.size(), max_bytes, str(self.root / path))
-            return Version(file.read_at(0, file.size()), file.version, file.modified)
-
-    def write_over(self, path: str, data: bytes, version: str | None) -> str:
-        self._check_version(path, version)
-        self.write(path, data)
-        return self.read_version(path).version
-
-    def _check_version(self, path: str, version: str | None) -> None:
-        found = None
-        with suppress(FileNotFoundError):
-            found = self.read_version(path).version
-        if found != version:
-            raise ChangedError("was changed by another process")
+    def read(self, path: str, max_bytes: int) -> bytes:
+        return read_below(self.root, path, max_bytes)
 
     def open_random(self, path: str) -> RandomFile:
         return LocalRandomFile(open_regular(self.root / path))
@@ -305,10 +299,8 @@ class _LocalFiles:
             for stat in [Path(parent, name).stat()]
         }
 
-    def remove(self, path: str, version: str | None = None) -> None:
+    def remove(self, path: str) -> None:
         self._check_inside(path)
-        if version is not None:
-            self._check_version(path, version)
         (self.root / path).unlink(missing_ok=True)
 
     def delete(self, prefix: str) -> None:

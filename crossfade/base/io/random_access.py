@@ -68,7 +68,6 @@ class LocalRandomFile(RandomFile):
         """Read the open file ``descriptor``, and close it at the end."""
         self._descriptor = descriptor
         status = os.fstat(self._descriptor)
-        self.modified = status.st_mtime
         super().__init__(status.st_size, f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}")
 
     def read_at(self, offset: int, length: int) -> bytes:

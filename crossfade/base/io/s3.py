@@ -169,6 +169,10 @@ class S3Files:
             return False
         return True
 
+    def read(self, path: str, max_bytes: int) -> bytes:
+        """Read an object of at most ``max_bytes``."""
+        return self.read_version(path, max_bytes).data
+
     def read_version(self, path: str, max_bytes: int = SMALL_FILE_BYTES) -> Version:
         """Read an object of at most ``max_bytes``, and its version."""
 
