@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,7 @@ import pyarrow.parquet as pq
 from crossfade.base.errors import InputError, StorageUnavailableError, format_names
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.random_access import RandomFile
-from crossfade.base.io.regular_files import UnsuitableFileError
-from crossfade.base.io.s3 import NoBucketError
+from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.text import counted
 from crossfade.trainer.data.manifest import DataFile
 
@@ -45,31 +44,17 @@ class ListedIn:
 MANIFEST = ListedIn("the manifest", "prepare the data again")
 
 
-@contextmanager
-def storage_errors_of(folder: Folder, path: str, listed: ListedIn = MANIFEST) -> Iterator[None]:
+def storage_errors_of(folder: Folder, path: str, listed: ListedIn = MANIFEST) -> AbstractContextManager[None]:
     """Turn storage errors of the file ``path`` into errors of Crossfade that name it.
 
     Raises:
         InputError: the file is missing, or access is denied.
         StorageUnavailableError: storage does not answer.
     """
-    uri = f"{folder.uri}/{path}"
-    try:
-        yield
-    except NoBucketError as error:
-        raise InputError(_message(uri, error)) from error
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: no such file, but {listed.name} lists it; {listed.fix}") from error
-    except (PermissionError, IsADirectoryError, NotADirectoryError, UnsuitableFileError) as error:
-        raise InputError(_message(uri, error)) from error
-    except OSError as error:
-        raise StorageUnavailableError(_message(uri, error)) from error
-
-
-def _message(uri: str, error: OSError) -> str:
-    """Put ``uri`` in front of the error's text, which on S3 begins with it already."""
-    text = f"cannot be read: {error.strerror}" if error.errno else str(error)
-    return f"{uri}: {' '.join(text.split()).removeprefix(f'{uri}: ')}"
+    missing = f"no such file, but {listed.name} lists it; {listed.fix}"
+    return translate_storage_errors(
+        f"{folder.uri}/{path}", action="read", if_missing=missing, other=StorageUnavailableError
+    )
 
 
 class PartialFile(RandomFile):
