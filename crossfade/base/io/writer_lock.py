@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import BaseModel, ValidationError
 
@@ -40,17 +39,6 @@ _LEASE_SECONDS = 60.0
 """Age at which a lock on S3 is taken over, if it is not renewed while another process looks on."""
 _MAX_RECORD_BYTES = 4096
 _logger = logging.getLogger(__name__)
-
-
-class WriterLock(Protocol):
-    """A lock that this process holds."""
-
-    def check(self) -> None:
-        """Check that the lock is still held.
-
-        Raises:
-            ChangedError: it was deleted or taken over.
-        """
 
 
 class _Owner(BaseModel):
@@ -303,3 +291,7 @@ class _ObjectLock:
             pass
         except OSError as error:
             _logger.warning(f"{self._folder.uri}/{LOCK_NAME}: could not be deleted: {error}; delete it")
+
+
+WriterLock = _FileLock | _ObjectLock
+"""A lock that this process holds; ``check`` raises ``ChangedError`` once it was deleted or taken over."""
