@@ -27,31 +27,19 @@ def temporary_folder(purpose: str, parent: Path | None = None) -> Iterator[Path]
     Raises:
         OSError: it cannot be written.
     """
-    delete_abandoned_folders(parent)
-    # What cannot be deleted at the end is left to the next process.
-    with (
-        tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{purpose}-", dir=parent, ignore_cleanup_errors=True) as name,
-        _locked(Path(name)),
-    ):
-        yield Path(name)
-
-
-def delete_abandoned_folders(parent: Path | None = None) -> None:
-    """Delete the temporary folders in ``parent``, by default ``TMPDIR``, whose processes have ended."""
     for path in (parent or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*/{_LOCK_FILE}"):
         # An error means that its process lives, that it has just been deleted, or that it is another user's.
         # Others can write there: a link is not followed, and a FIFO does not block.
         with suppress(OSError), os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path.parent)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    unlocked = folder / f"{_LOCK_FILE}.partial"
-    with unlocked.open("w", encoding="ascii") as lock:
+    # What cannot be deleted at the end is left to the next process.
+    with (
+        tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{purpose}-", dir=parent, ignore_cleanup_errors=True) as name,
+        Path(name, f"{_LOCK_FILE}.partial").open("w", encoding="ascii") as lock,
+    ):
         with suppress(OSError):  # The file system has no locks: no other process can lock the file, either.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # It gets its name when it is locked, so that no other process sees it unlocked.
-        unlocked.rename(folder / _LOCK_FILE)
-        yield
+        Path(lock.name).rename(Path(name, _LOCK_FILE))
+        yield Path(name)
