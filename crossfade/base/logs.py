@@ -28,7 +28,6 @@ FORMATS, LEVELS = ("text", "json"), ("debug", "info", "warning", "error")
 FORMAT_VARIABLE, LEVEL_VARIABLE = "CROSSFADE_LOG_FORMAT", "CROSSFADE_LOG_LEVEL"
 _CONTEXT = ("role", "generation", "step")
 
-
 context: dict[str, Any] = {}
 """The role, the generation, and the newest step of this process, for log records that lack them."""
 
@@ -48,8 +47,9 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, followed by one for each line of a traceback."""
-        numbers = [f"{name}={value}" for name, value in _context_of(record).items() if name != "role"]
-        head = " ".join([_time(record), record.levelname, getattr(record, "role", None) or "-", *numbers])
+        known = _context_of(record)
+        numbers = [f"{name}={value}" for name, value in known.items() if name != "role"]
+        head = " ".join([_time(record), record.levelname, known.get("role", "-"), *numbers])
         return "\n".join(f"{head} {escape_unprintable(line)}" for line in [record.getMessage(), *_traceback(record)])
 
 
@@ -70,7 +70,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _context_of(record: logging.LogRecord) -> dict[str, Any]:
-    values = {name: getattr(record, name, None) for name in _CONTEXT}
+    values = {name: getattr(record, name, context.get(name)) for name in _CONTEXT}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -151,15 +151,8 @@ def is_console() -> bool:
     return any(isinstance(handler.formatter, ConsoleFormatter) for handler in logging.getLogger().handlers)
 
 
-def _add_context(record: logging.LogRecord) -> bool:
-    for name in _CONTEXT:
-        record.__dict__.setdefault(name, context.get(name))
-    return True
-
-
 def _install(handler: StderrHandler, formatter: logging.Formatter, log_level: str) -> None:
     handler.setFormatter(formatter)
-    handler.addFilter(_add_context)
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old, StderrHandler)]:
         root.removeHandler(old)

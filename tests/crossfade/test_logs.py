@@ -19,6 +19,7 @@ def _console_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in (logs.FORMAT_VARIABLE, logs.LEVEL_VARIABLE):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    logs.context.clear()
     yield
     logs.configure_console()
 
