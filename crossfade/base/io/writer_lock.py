@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -163,25 +163,19 @@ class _FileLock:
             OSError: it cannot be created, or the file system has no locks.
         """
         while True:
-            # A link that another user has put there is not followed.
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                record = os.read(self._descriptor, _MAX_RECORD_BYTES)
-                os.close(self._descriptor)
-                raise _busy(self._subject, record) from None
-            except BaseException:  # another process may hold it, so that the file must stay
-                os.close(self._descriptor)
-                raise
-            try:
-                if self._is_at_path():
+            with ExitStack() as opened:
+                # A link that another user has put there is not followed.
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+                opened.callback(os.close, self._descriptor)
+                try:
+                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise _busy(self._subject, os.read(self._descriptor, _MAX_RECORD_BYTES)) from None
+                if self._is_at_path():  # else its owner has deleted it in between
+                    opened.callback(self._path.unlink)  # if its record cannot be written, as on a full disk
                     self._write_record()
+                    opened.pop_all()
                     return
-            except BaseException:  # a full disk: the lock must not stay
-                self.release()
-                raise
-            os.close(self._descriptor)  # its owner has deleted it in between
 
     def _write_record(self) -> None:
         if (owner := _parse(os.read(self._descriptor, _MAX_RECORD_BYTES))) is not None:
