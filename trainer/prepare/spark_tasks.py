@@ -24,7 +24,7 @@ import duckdb
 import pyarrow as pa
 
 from crossfade.base.errors import InputError
-from crossfade.base.io.durable_file import create_folder, sync_folder
+from crossfade.base.io.durable_file import create_folder, sync
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.manifest import DataFile
@@ -321,5 +321,5 @@ def write_part(schema: pa.Schema, placed: Sequence[SectionFile], place: Workplac
         moved = out.path / file.path
         create_folder(moved.parent)
         (folder.path / file.path).replace(moved)
-        sync_folder(moved.parent)
+        sync(moved.parent)
     return file

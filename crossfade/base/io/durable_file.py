@@ -31,7 +31,7 @@ def replace_file(path: Path, data: bytes) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
@@ -42,7 +42,7 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         raise
     except OSError:  # a file system without hard links, or a file of another user
         shutil.copyfile(source, target)
-        sync_file(Path(target))
+        sync(Path(target))
 
 
 def is_partial(name: str) -> bool:
@@ -62,19 +62,13 @@ def create_folder(folder: Path) -> None:
         return
     create_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in ``folder`` survive a crash."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have the content of the file ``path``, or the names in the folder ``path``, survive a crash."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Have the content of ``path`` survive a crash."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())

@@ -24,7 +24,7 @@ from stat import S_ISDIR
 from urllib.parse import unquote
 
 from crossfade.base.errors import InputError
-from crossfade.base.io.durable_file import create_folder, link_or_copy, replace_file, sync_folder
+from crossfade.base.io.durable_file import create_folder, link_or_copy, replace_file, sync
 from crossfade.base.io.random_access import LocalRandomFile, RandomFile
 from crossfade.base.io.regular_files import (
     SMALL_FILE_BYTES,
@@ -257,7 +257,7 @@ class _LocalFiles:
                     if os.path.samestat(target.lstat(), os.fstat(file.fileno())):  # else of a later process
                         target.unlink()
                 raise
-        sync_folder(target.parent)
+        sync(target.parent)
 
     def take_over(self, path: str, source: object, source_path: str) -> bool:
         """Link ``path`` to a file of ``source``, or copy it; return False if that is on S3."""
@@ -267,7 +267,7 @@ class _LocalFiles:
         create_folder(target.parent)
         target.unlink(missing_ok=True)
         link_or_copy(found, target)
-        sync_folder(target.parent)
+        sync(target.parent)
         return True
 
     def read(self, path: str, max_bytes: int) -> bytes:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from crossfade.base.io.durable_file import sync_file, sync_folder
+from crossfade.base.io.durable_file import sync
 from crossfade.base.io.writer_lock import path_lock
 
 _logger = logging.getLogger(__name__)
@@ -64,11 +64,11 @@ def staged_file(target: Path) -> Iterator[Path]:
         partial = _new_path(target)
         try:
             yield partial
-            sync_file(partial)
+            sync(partial)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
-        sync_folder(target.parent)
+        sync(target.parent)
 
 
 @contextmanager

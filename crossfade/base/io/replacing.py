@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crossfade.base.errors import Option, OptionError, Text
-from crossfade.base.io.durable_file import sync_file, sync_folder
+from crossfade.base.io.durable_file import sync
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -37,7 +37,7 @@ def replace_folder(target: Path, staging: Path) -> None:
         staging.rename(target)
     elif not _exchange(staging, target):
         old = _move_aside(target, staging)
-    sync_folder(target.parent)
+    sync(target.parent)
     if os.path.lexists(old):
         shutil.rmtree(old)
 
@@ -77,8 +77,8 @@ def check_replaceable(
 def _sync_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
-            sync_file(Path(parent, name))
-        sync_folder(Path(parent))
+            sync(Path(parent, name))
+        sync(Path(parent))
 
 
 def _exchange(first: Path, second: Path) -> bool:
