@@ -3,7 +3,6 @@
 import csv
 import json
 import shlex
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import make_interactions, write_data_set
-from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, train_rows, write_job, write_planted
+from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, train_rows
 from command_here import crossfade_here, rejected_here
 from running_command import succeeded
 from written_runs import write_run
@@ -23,27 +22,6 @@ pytestmark = pytest.mark.slow
 
 Recommended = dict[str, list[int]]
 """The IDs of the tracks recommended to each customer."""
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train on planted data without a valid split: the embeddings are those of the newest of two checkpoints."""
-    folder = tmp_path_factory.mktemp("recommend")
-    write_job(
-        folder / "job.yaml",
-        write_planted(folder / "data", named=True, held_out=False, tracks=TRACKS + 1),
-        train={"epochs": 8},
-        checkpoint={"interval_steps": 100, "keep_latest": 2},
-    )
-    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
-    assert len(list((folder / "run" / "checkpoints").glob("step-*"))) == 2
-    return folder
-
-
-@pytest.fixture
-def run(workspace: Path, tmp_path: Path) -> Path:
-    """Copy the run, so that a test may change it."""
-    return Path(shutil.copytree(workspace / "run", tmp_path / "run"))
 
 
 def recommend(source: object, *arguments: object, cwd: Path) -> list[dict[str, Any]]:
