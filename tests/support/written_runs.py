@@ -51,7 +51,8 @@ class ArrayVectors:
         self._arrays = arrays
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        """Return the vectors of ``rows_N``."""
+        """Return the vectors of ``rows_N``, sorted and unique."""
+        assert (np.diff(rows_N) > 0).all()
         return self._arrays[entity][rows_N]
 
 

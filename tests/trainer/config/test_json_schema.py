@@ -85,7 +85,10 @@ def test_mistake_is_rejected_where_it_is(values: dict[str, Any], where: str) -> 
 
 
 def test_every_key_has_its_description_and_default() -> None:
-    for key, _, default, description in explain_fields():
+    explained = list(explain_fields())
+    assert [key for key, *_ in explained] == list(check_job(job(), "job").values())
+    for key, kind, default, description in explained:
+        assert min(map(len, (kind, default, description))) > 0, key
         schema = SCHEMA
         for part in key.split("."):
             schema = schema["properties"][part]

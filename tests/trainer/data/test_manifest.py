@@ -48,9 +48,6 @@ def error_of(data: Path, change: Callable[[dict[str, Any]], object]) -> str:
 def test_path_that_leads_outside_or_cannot_be_a_path_is_rejected(data: Path, path: str) -> None:
     problem = error_of(data, lambda manifest: manifest["splits"]["train"]["files"][0].update(path=path))
     assert "splits.train.files.0.path: " in problem
-    if path == "..":
-        line = f"manifest.json: not a manifest of prepared data: {problem}; prepare the data again into another folder"
-        assert "not a manifest of prepared data: splits.train.files." in line
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "a b", "ü", "weight", "Timestamp", "x" * 101, "a\x00", "-a"])

@@ -1,6 +1,7 @@
 """Interaction reader: order, and errors of files that differ from the manifest."""
 
 import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,19 @@ def test_read_all_keeps_the_order_of_the_manifest(tmp_path: Path) -> None:
     rows = [numbers(part) for part in reader.read_all(manifest.splits["train"])]
     assert [len(part) for part in rows] == [size for sizes in UNEVEN for size in sizes if size]
     np.testing.assert_array_equal(np.concatenate(rows), np.arange(ROWS))
+
+
+def test_more_files_are_read_than_a_process_may_open(tmp_path: Path) -> None:
+    files = numbered_interactions([[3]] * 300, QUERIES, ITEMS)
+    manifest = write_data_set(tmp_path, {"train": files}, queries=QUERIES, items=ITEMS)
+    most = max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 40
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    try:
+        read = list(InteractionReader(Folder(tmp_path), manifest).read_all(manifest.splits["train"]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(read) == 300
 
 
 def test_log_weights_keep_signs(tmp_path: Path) -> None:

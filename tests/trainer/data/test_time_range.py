@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import ITEM, QUERY, write_groups, write_vocabulary
+from builders import ITEM, QUERY, make_interactions, write_data_set, write_groups, write_vocabulary
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
@@ -20,7 +20,7 @@ from crossfade.trainer.data.reader import InteractionReader, row_groups, weigh_b
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.schedule import BatchSchedule
 from crossfade.trainer.data.time_values import TimeSpan
-from crossfade.trainer.runs.job_inputs import RowSelection, select_rows
+from crossfade.trainer.runs.job_inputs import RowSelection, load_inputs, select_rows
 
 QUERIES, ITEMS = 11, 13
 DAY = 86_400
@@ -106,7 +106,7 @@ def test_interactions_in_time_range_are_read_exactly_once(
     assert numbers_read(tmp_path, manifest, selection) == Counter(expected)
 
 
-def test_date_is_rejected_for_timestamps_not_in_seconds(tmp_path: Path) -> None:
+def test_dates_and_spans_are_rejected_for_timestamps_not_in_seconds(tmp_path: Path) -> None:
     manifest = write_timed(tmp_path, unit=1000)
     with pytest.raises(
         InputError, match=r"data.since 2024-02-15: a date is compared in seconds, but the timestamps of"
@@ -114,6 +114,16 @@ def test_date_is_rejected_for_timestamps_not_in_seconds(tmp_path: Path) -> None:
         selected(tmp_path, manifest, since="2024-02-15")
     selection = selected(tmp_path, manifest, since=(FIRST + 45 * DAY) * 1000)
     assert selection.rows == 160 - 45
+    job = load_job_arguments(tmp_path)
+    job = job.model_copy(update={"train": job.train.model_copy(update={"half_life": "10d"})})
+    with pytest.raises(InputError, match=r"train.half_life is 10d, which is counted in seconds, but the"):
+        select_rows(job, Folder(tmp_path), manifest, NullReporter())
+
+
+def test_empty_train_split_is_rejected(tmp_path: Path) -> None:
+    write_data_set(tmp_path, {"train": [[make_interactions([], [])]]}, queries=QUERIES, items=ITEMS)
+    with pytest.raises(InputError, match=f"^{tmp_path}: its train split is empty"):
+        load_inputs(load_job_arguments(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -169,14 +179,3 @@ def test_wrong_timestamp_of_the_future_leaves_the_others_their_weights(tmp_path:
     factor_N = ages.factors(times_N)
     assert factor_N[7] == factor_N[-1] == factor_N.max()
     assert factor_N[-1001] == pytest.approx(factor_N[-1] * 0.5 ** (100 / 30), rel=0.02)
-
-
-def test_half_life_in_days_is_rejected_for_timestamps_not_in_seconds(tmp_path: Path) -> None:
-    manifest = write_timed(tmp_path, unit=1000)
-    with (
-        closing(InteractionReader(Folder(tmp_path), manifest)) as reader,
-        pytest.raises(InputError) as caught,
-    ):
-        weigh_by_age(reader, row_groups(manifest.splits["train"]), TimeSpan.parse("10d"))
-    assert "train.half_life is 10d, which is counted in seconds, but the" in str(caught.value)
-    assert caught.value.exit_code == 2

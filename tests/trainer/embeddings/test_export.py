@@ -4,16 +4,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from builders import write_data_set
-from cluster_data import CUSTOMERS, TRACKS, write_job, write_planted
-from exporting import OPTIMIZER, training_on, vectors
-from saved_shards import Arrays, random_table, save_shards, split_table
+from builders import ITEM, QUERY, write_data_set
+from exporting import vectors
+from saved_shards import random_table, save_shards, split_table
+from written_runs import CUSTOMER_IDS, OPTIMIZER, TRACK_NAMES, WrittenRun, save_checkpoint, write_run
 
+from crossfade.base.arrays import FloatArray
 from crossfade.base.errors import CheckpointError, InputError
 from crossfade.kvstore.checkpoint.format import MANIFEST_NAME
 from crossfade.kvstore.store import TableSpec
@@ -23,54 +22,30 @@ from crossfade.trainer.formats.export import ExportResult, export
 from crossfade.trainer.formats.exported_model import ExportedTable
 from crossfade.trainer.formats.options import ExportOptions
 
-TABLES = [TableSpec("customer", CUSTOMERS, 4, 0.1), TableSpec("track", TRACKS, 4, 0.1)]
-STEPS = (100, 200, 300)
-ENTITIES = [table.name for table in TABLES]
-
-
-def values_at(step: int) -> dict[str, Arrays]:
-    """Return the tables of the checkpoint of ``step``."""
-    return {table.name: random_table(table, OPTIMIZER, seed=step) for table in TABLES}
-
-
-def save_step(checkpoints: Path, data: Path, step: int) -> None:
-    """Write the checkpoint of ``step`` like two servers with two keys each."""
-    held = [split_table(table, values_at(step)[table.name], num_shards=4) for table in TABLES]
-    parts = [[part for table in held for part in table[server::2]] for server in range(2)]
-    save_shards(str(checkpoints), step, TABLES, OPTIMIZER, parts, training_on(data))
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a dataset with string IDs of customers and names of tracks, and checkpoints of a run on it."""
-    folder = tmp_path_factory.mktemp("written")
-    data = write_planted(folder / "data", named=True)
-    for step in STEPS:
-        save_step(folder / "checkpoints", data, step)
-    return folder
+Saved = dict[int, dict[str, FloatArray]]
+"""The tables of each checkpoint, by its step."""
 
 
 @pytest.fixture
-def checkpoints(written: Path, tmp_path: Path) -> Path:
-    """Copy the checkpoints, so that a test may corrupt them."""
-    return Path(shutil.copytree(written / "checkpoints", tmp_path / "checkpoints"))
+def run(tmp_path: Path) -> WrittenRun:
+    return write_run(tmp_path / "written", embeddings=False)
 
 
 @pytest.fixture
-def data(written: Path, tmp_path: Path) -> Path:
-    """Copy the dataset to another folder."""
-    return Path(shutil.copytree(written / "data", tmp_path / "data"))
+def saved(run: WrittenRun) -> Saved:
+    return {step: save_checkpoint(run, step) for step in (100, 200, 300)}
 
 
-def step_folder(checkpoints: Path, step: int) -> Path:
-    return checkpoints / f"step-{step:09d}"
+@pytest.fixture
+def checkpoints(run: WrittenRun, saved: Saved) -> Path:
+    return run.path / "checkpoints"
 
 
 class Lines(list[str]):
     """The lines that an export logs."""
 
-    def export(self, source: Path | str, out: Path, *entities: str, data: str | None = None) -> ExportResult:
-        options = ExportOptions.of(source=str(source), entity=entities, data=data, out=out)
+    def export(self, source: Path | str, out: Path, *entities: str, data: Path | None = None) -> ExportResult:
+        options = ExportOptions.of(source=str(source), entity=entities, data=data and str(data), out=out)
         return export(options, self.append, NullReporter())
 
 
@@ -79,9 +54,9 @@ def lines() -> Lines:
     return Lines()
 
 
-def assert_is_step(folder: Path, step: int) -> None:
-    for entity, arrays in values_at(step).items():
-        np.testing.assert_array_equal(vectors(folder, entity), arrays["weights"])
+def assert_same(folder: Path, expected: dict[str, FloatArray]) -> None:
+    for entity, vectors_RD in expected.items():
+        np.testing.assert_array_equal(vectors(folder, entity), vectors_RD)
 
 
 def corrupt(path: Path) -> None:
@@ -91,88 +66,75 @@ def corrupt(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_export_has_vectors_of_checkpoint_and_ids_of_dataset(written: Path, tmp_path: Path, lines: Lines) -> None:
-    step = step_folder(written / "checkpoints", 200)
+def test_named_checkpoint_is_exported(checkpoints: Path, saved: Saved, tmp_path: Path, lines: Lines) -> None:
+    step = checkpoints / "step-000000200"
     exported = lines.export(step, tmp_path / "out")
     assert (exported.model, exported.step, exported.job) == (str(step), 200, "planted")
-    assert_is_step(tmp_path / "out", 200)
-    assert EmbeddingFiles(tmp_path / "out").entities == ENTITIES
-    customers, tracks = (pq.read_table(tmp_path / "out" / entity) for entity in ENTITIES)
-    assert customers.column_names == ["id", "row", "vector"]
-    assert customers.column("id").to_pylist() == [f"c{row:03d}" for row in range(CUSTOMERS)]
-    assert customers.column("row").to_pylist() == list(range(CUSTOMERS))
-    assert tracks.column("id").to_pylist() == [5000 + row for row in range(TRACKS)]
-    assert tracks.column("name").to_pylist()[-1] == f"Genre {(TRACKS - 1) % 5} Song {TRACKS - 1}"
+    assert_same(tmp_path / "out", saved[200])
+    assert EmbeddingFiles(tmp_path / "out").entities == [QUERY, ITEM]
     assert lines == [f"exporting {step} of job 'planted'"]
 
 
 def test_incomplete_and_corrupt_checkpoints_are_skipped_by_name(
-    checkpoints: Path, tmp_path: Path, lines: Lines
+    checkpoints: Path, saved: Saved, tmp_path: Path, lines: Lines
 ) -> None:
-    (step_folder(checkpoints, 300) / MANIFEST_NAME).unlink()
-    [victim] = step_folder(checkpoints, 200).glob("track/weights.00003*")
+    (checkpoints / "step-000000300" / MANIFEST_NAME).unlink()
+    [victim] = checkpoints.glob("step-000000200/track/weights.*")
     corrupt(victim)
     assert lines.export(checkpoints, tmp_path / "out").step == 100
-    assert_is_step(tmp_path / "out", 100)
+    assert_same(tmp_path / "out", saved[100])
     incomplete, first, corrupted, second = lines
-    assert incomplete.startswith(f"skipped a checkpoint: {step_folder(checkpoints, 300)}/{MANIFEST_NAME}: missing")
+    assert incomplete.startswith(f"skipped a checkpoint: {checkpoints}/step-000000300/{MANIFEST_NAME}: missing")
     assert "step-000000200" in first
     assert corrupted == f"skipped a checkpoint: {victim}: its CRC-32 does not match its content"
     assert "step-000000100" in second
 
 
-@pytest.mark.parametrize(
-    ("victim", "change"),
-    [
-        (MANIFEST_NAME, Path.unlink),
-        ("track/weights.00003*", corrupt),
-    ],
-)
+@pytest.mark.parametrize(("victim", "change"), [(MANIFEST_NAME, Path.unlink), ("track/weights.*", corrupt)])
 def test_corrupt_named_checkpoint_is_rejected_without_output(
     checkpoints: Path, tmp_path: Path, lines: Lines, victim: str, change: Callable[[Path], None]
 ) -> None:
-    step = step_folder(checkpoints, 300)
-    [path] = step.glob(victim)
+    [path] = checkpoints.glob(f"step-000000300/{victim}")
     change(path)
     with pytest.raises(CheckpointError) as error:
-        lines.export(step, tmp_path / "out")
+        lines.export(checkpoints / "step-000000300", tmp_path / "out")
     assert str(error.value).startswith(f"{path}: ")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert [path.name for path in tmp_path.iterdir()] == ["written"]
 
 
-def test_only_named_tables_are_exported(written: Path, tmp_path: Path, lines: Lines) -> None:
-    exported = lines.export(written / "checkpoints", tmp_path / "out", "track", "track")
-    assert exported.tables == [ExportedTable("track", TRACKS, 4)]
-    assert EmbeddingFiles(tmp_path / "out").entities == ["track"]
+def test_only_named_tables_are_exported(checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
+    exported = lines.export(checkpoints, tmp_path / "out", ITEM, ITEM)
+    assert exported.tables == [ExportedTable(ITEM, len(TRACK_NAMES), 4)]
+    assert EmbeddingFiles(tmp_path / "out").entities == [ITEM]
     with pytest.raises(InputError, match="has no table 'artist'; it has customer, track"):
-        lines.export(written / "checkpoints", tmp_path / "other", "track", "artist")
+        lines.export(checkpoints, tmp_path / "other", ITEM, "artist")
 
 
-@pytest.mark.slow
-def test_moved_dataset_is_found_by_option(data: Path, tmp_path: Path, lines: Lines) -> None:
-    save_step(tmp_path / "checkpoints", data, 1)
-    data.rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=f"^{data}: is not a dataset; name the dataset .* with data"):
-        lines.export(tmp_path / "checkpoints", tmp_path / "out")
-    lines.export(tmp_path / "checkpoints", tmp_path / "out", data=str(tmp_path / "elsewhere"))
-    assert_is_step(tmp_path / "out", 1)
+def test_moved_dataset_is_found_by_option(
+    run: WrittenRun, checkpoints: Path, saved: Saved, tmp_path: Path, lines: Lines
+) -> None:
+    moved = run.data.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"^{run.data}: is not a dataset; name the dataset .* with data"):
+        lines.export(checkpoints, tmp_path / "out")
+    lines.export(checkpoints, tmp_path / "out", data=moved)
+    assert_same(tmp_path / "out", saved[300])
 
 
-def test_other_dataset_is_rejected(written: Path, data: Path, tmp_path: Path, lines: Lines) -> None:
+def test_other_dataset_is_rejected(run: WrittenRun, checkpoints: Path, tmp_path: Path, lines: Lines) -> None:
     smaller = tmp_path / "smaller"
-    write_data_set(smaller, {}, queries=CUSTOMERS, items=TRACKS - 1)
-    with pytest.raises(InputError, match=r"smaller: its vocabulary of 'track' has 199 rows, but the table .* has 200"):
-        lines.export(written / "checkpoints", tmp_path / "out", data=str(smaller))
-    again = json.loads((data / MANIFEST_NAME).read_text()) | {"source": {"seed": 2}}
-    (data / MANIFEST_NAME).write_text(json.dumps(again))
+    write_data_set(smaller, {}, queries=len(CUSTOMER_IDS), items=len(TRACK_NAMES) - 1)
+    with pytest.raises(InputError, match=r"smaller: its vocabulary of 'track' has 9 rows, but the table .* has 10"):
+        lines.export(checkpoints, tmp_path / "out", data=smaller)
+    again = json.loads((run.data / MANIFEST_NAME).read_text()) | {"source": {"seed": 2}}
+    (run.data / MANIFEST_NAME).write_text(json.dumps(again))
     with pytest.raises(InputError, match=r"data: is another dataset than .*step-000000300 was trained on"):
-        lines.export(written / "checkpoints", tmp_path / "out", data=str(data))
+        lines.export(checkpoints, tmp_path / "out", data=run.data)
     assert not (tmp_path / "out").exists()
 
 
 def test_checkpoint_without_dataset_record_is_rejected(tmp_path: Path, lines: Lines) -> None:
-    held = [split_table(table, values_at(1)[table.name], num_shards=1)[0] for table in TABLES]
-    uri = save_shards(str(tmp_path), 1, TABLES, OPTIMIZER, [held])
+    table = TableSpec(ITEM, 10, 4, 0.1)
+    uri = save_shards(str(tmp_path), 1, [table], OPTIMIZER, [split_table(table, random_table(table, OPTIMIZER), 1)])
     with pytest.raises(InputError, match="has no record of its dataset"):
         lines.export(uri, tmp_path / "out")
 
@@ -180,36 +142,26 @@ def test_checkpoint_without_dataset_record_is_rejected(tmp_path: Path, lines: Li
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("missing", "no such folder"),
-        ("file", "is a file"),
+        ("missing", "no such folder.*expected a run folder, a folder of checkpoints, or a"),
+        ("run/job.yaml", "is a file"),
         ("data", "is a dataset"),
-        ("checkpoints/step-000000400", "no such folder"),
+        ("run/checkpoints/step-000000400", "no such folder"),
+        ("run", "checkpoints: holds no checkpoint"),
     ],
 )
 def test_source_without_checkpoints_is_rejected(
-    written: Path, tmp_path: Path, lines: Lines, name: str, found: str
+    run: WrittenRun, tmp_path: Path, lines: Lines, name: str, found: str
 ) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "data").symlink_to(written / "data")
-    with pytest.raises(InputError, match=f"{name}: {found}.*expected a run folder, a folder of checkpoints, or a"):
-        lines.export(tmp_path / name, tmp_path / "out")
+    with pytest.raises(InputError, match=f"{name}[:/].*{found}"):
+        lines.export(run.path.parent / name, tmp_path / "out")
 
 
-def make_run(folder: Path, written: Path, **sections: Any) -> Path:
-    """Write a run folder with a job."""
-    folder.mkdir()
-    write_job(folder / "job.json", written / "data", **sections)
-    (folder / "job.json").rename(folder / "job.yaml")
-    return folder
-
-
-def test_checkpoints_of_a_run_are_found_at_any_path(written: Path, tmp_path: Path, lines: Lines) -> None:
-    run = make_run(tmp_path / "run", written)
-    with pytest.raises(InputError, match="run/checkpoints: holds no checkpoint"):
-        lines.export(run, tmp_path / "out")
-    shutil.copytree(written / "checkpoints", run / "checkpoints")
-    lines.export(run, tmp_path / "out")
-    assert_is_step(tmp_path / "out", 300)
-    away = make_run(tmp_path / "away", written, checkpoint={"path": str(written / "checkpoints")})
-    lines.export(away, tmp_path / "out-away")
-    assert_is_step(tmp_path / "out-away", 300)
+def test_checkpoints_of_a_run_may_be_elsewhere(
+    run: WrittenRun, checkpoints: Path, saved: Saved, tmp_path: Path, lines: Lines
+) -> None:
+    elsewhere = shutil.move(checkpoints, tmp_path / "elsewhere")
+    job = json.loads((run.path / "job.yaml").read_text())
+    job["checkpoint"]["path"] = str(elsewhere)
+    (run.path / "job.yaml").write_text(json.dumps(job))
+    lines.export(run.path, tmp_path / "out")
+    assert_same(tmp_path / "out", saved[300])

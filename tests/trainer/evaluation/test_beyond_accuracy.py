@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
 from cluster_data import write_vocabulary
+from written_runs import ArrayVectors
 
-from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
@@ -44,34 +44,26 @@ EXCLUDED[0] = [item for item in range(ITEMS) if item != TRUTH[0][0]]
 EXCLUDED[1] = [item for item in range(ITEMS) if item not in {*TRUTH[1], 5}]
 COUNTS_R = np.arange(QUERIES) % 8
 BITS_I = np.random.default_rng(4).random(ITEMS)
-
-
-class Vectors:
-    """Vectors in memory; item 2 is zero."""
-
-    def __init__(self) -> None:
-        self.tables = {QUERY: random_rows(QUERIES, DIM, 1), ITEM: random_rows(ITEMS, DIM, 2)}
-        self.tables[ITEM][2] = 0.0
-
-    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        assert (np.diff(rows_N) > 0).all()
-        return self.tables[entity][rows_N]
+TABLES = {QUERY: random_rows(QUERIES, DIM, 1), ITEM: random_rows(ITEMS, DIM, 2)}
+TABLES[ITEM][2] = 0.0
+SOURCE = ArrayVectors(TABLES)
+MODEL = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
 
 
 def lists_of(items: list[list[int]]) -> ItemLists:
     return ItemLists(np.cumsum([0, *map(len, items)]), np.array([item for one in items for item in one], np.int64))
 
 
-def plain_rankings(source: Vectors) -> list[list[int]]:
+def plain_rankings() -> list[list[int]]:
     rankings = []
     for query in range(QUERIES):
-        score_I = source.tables[ITEM].astype(float) @ source.tables[QUERY][query].astype(float)
+        score_I = TABLES[ITEM].astype(float) @ TABLES[QUERY][query].astype(float)
         items = set(range(ITEMS)) - set(EXCLUDED[query]) - set(VACANT)
         rankings.append(sorted(items, key=lambda item: (-score_I[item], item)))
     return rankings
 
 
-def plain_values(source: Vectors, rankings: list[list[int]], queries: list[int]) -> dict[str, float | int | None]:
+def plain_values(rankings: list[list[int]], queries: list[int]) -> dict[str, float | int | None]:
     """Compute the metrics of ``queries`` one pair and one item at a time."""
     values: dict[str, float | int | None] = {"queries": len(queries)}
     for k in DEPTHS:
@@ -81,7 +73,7 @@ def plain_values(source: Vectors, rankings: list[list[int]], queries: list[int])
             gains = [1 / math.log2(rank + 1) for rank, item in enumerate(shown, 1) if item in truth]
             found["recall"].append(len(gains) / len(truth))
             found["ndcg"].append(sum(gains) / sum(1 / math.log2(r + 1) for r in range(1, min(k, len(truth)) + 1)))
-            distances = [1 - cosine(source.tables[ITEM], *pair) for pair in itertools.combinations(shown, 2)]
+            distances = [1 - cosine(*pair) for pair in itertools.combinations(shown, 2)]
             if distances:
                 found["diversity"].append(sum(distances) / len(distances))
             found["novelty"].append(sum(BITS_I[item] for item in shown) / len(shown))
@@ -91,8 +83,8 @@ def plain_values(source: Vectors, rankings: list[list[int]], queries: list[int])
     return values
 
 
-def cosine(vectors_ND: FloatArray, first: int, second: int) -> float:
-    one_D, other_D = vectors_ND[first].astype(float), vectors_ND[second].astype(float)
+def cosine(first: int, second: int) -> float:
+    one_D, other_D = TABLES[ITEM][first].astype(float), TABLES[ITEM][second].astype(float)
     lengths = math.sqrt(float(one_D @ one_D) * float(other_D @ other_D))
     return float(one_D @ other_D) / lengths if lengths else 0.0
 
@@ -111,15 +103,14 @@ def test_metrics_of_segments_match_plain_implementation(blocks: str, monkeypatch
         monkeypatch.setattr(top_k, "QUERY_BLOCK", 4)
         monkeypatch.setattr(ranking, "QUERY_BLOCK", 4)
         monkeypatch.setattr(ranking, "_MAX_RANKED", 16)
-    source, segments = Vectors(), ActivitySegments.from_bounds([4, 7], COUNTS_R)
-    model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
-    observer = SegmentMetrics(source, model, segments, BITS_I, DEPTHS, np.array(VACANT))
+    segments = ActivitySegments.from_bounds([4, 7], COUNTS_R)
+    observer = SegmentMetrics(SOURCE, MODEL, segments, BITS_I, DEPTHS, np.array(VACANT))
     item_I = np.delete(np.arange(ITEMS), VACANT)
     held_out_data = HeldOut(np.arange(QUERIES), lists_of(TRUTH), lists_of(EXCLUDED), item_I=item_I)
     spec = EvaluateConfig(k=DEPTHS, best_metric="ndcg@4")
-    metrics = evaluate(source, model, held_out_data, spec, np.ones(ITEMS, np.int64), np.asarray, [observer])
+    metrics = evaluate(SOURCE, MODEL, held_out_data, spec, np.ones(ITEMS, np.int64), np.asarray, [observer])
 
-    found, rankings = observer.metrics(), plain_rankings(source)
+    found, rankings = observer.metrics(), plain_rankings()
     assert {len(rankings[0]), len(rankings[1])} == {1, 3}
     members = {
         "new": [query for query in range(QUERIES) if COUNTS_R[query] == 0],
@@ -131,7 +122,7 @@ def test_metrics_of_segments_match_plain_implementation(blocks: str, monkeypatch
     limits = [(found[name]["min_interactions"], found[name]["max_interactions"]) for name in members]
     assert limits == [(0, 0), (1, 3), (4, 6), (7, None)]
     for name, queries in {**members, "all": list(range(QUERIES))}.items():
-        for key, value in plain_values(source, rankings, queries).items():
+        for key, value in plain_values(rankings, queries).items():
             assert found[name][key] == (None if value is None else pytest.approx(value, abs=1e-6)), (name, key)
     for k in DEPTHS:
         shown = [item for one in rankings for item in one[:k]]
@@ -186,16 +177,14 @@ def test_values_of_context_are_segments_and_rare_ones_share_one(tmp_path: Path) 
     chunk = HeldOut(np.arange(5), lists_of(TRUTH[:5]), lists_of(EXCLUDED[:5]), context=context)
     assert segments.assign(chunk).tolist() == [1, 0, 3, 2, 1]
 
-    source = Vectors()
-    model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
-    observer = SegmentMetrics(source, model, segments, BITS_I, DEPTHS, np.array(VACANT))
-    rankings = plain_rankings(source)
+    observer = SegmentMetrics(SOURCE, MODEL, segments, BITS_I, DEPTHS, np.array(VACANT))
+    rankings = plain_rankings()
     observer.observe(chunk, np.array([(one + [-1] * 10)[:10] for one in rankings[:5]]))
     found = observer.metrics()
     members = {"kind=play": [1], "kind=like": [0, 4], "other kind": [3], "no kind": [2], "all": [0, 1, 2, 3, 4]}
     assert list(found) == list(members)
     for name, queries in members.items():
-        for key, value in plain_values(source, rankings, queries).items():
+        for key, value in plain_values(rankings, queries).items():
             assert found[name][key] == (None if value is None else pytest.approx(value, abs=1e-6)), (name, key)
 
 

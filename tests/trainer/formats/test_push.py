@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import uuid
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -61,22 +60,10 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exported_model, "GROUP_ROWS", 3)
 
 
-class Searched(ABC):
-    """A database as its users see it: what they push to, and what their searches find."""
-
-    to: str
-    place: str
-
-    @abstractmethod
-    def held(self, name: str) -> Held:
-        """Return what searches of ``name`` find."""
-
-    @abstractmethod
-    def tables(self) -> int:
-        """Return how many tables, collections, or indexes of vectors there are."""
+# Databases as their users see them: what they push to, what searches of a name find, and how many tables there are.
 
 
-class SearchedPgVector(Searched):
+class SearchedPgVector:
     to, place = "pgvector", ""
 
     def __init__(self, connection: "psycopg.Connection[Any]") -> None:
@@ -92,7 +79,7 @@ class SearchedPgVector(Searched):
         return len(self._connection.execute("SELECT FROM pg_tables WHERE schemaname = 'public'").fetchall())
 
 
-class SearchedQdrant(Searched):
+class SearchedQdrant:
     to = "qdrant"
 
     def __init__(self, folder: Path) -> None:
@@ -111,7 +98,7 @@ class SearchedQdrant(Searched):
             return len(client.get_collections().collections)
 
 
-class SearchedOpenSearch(Searched):
+class SearchedOpenSearch:
     to = "opensearch"
 
     def __init__(self, double: OpenSearchDouble) -> None:
@@ -126,7 +113,7 @@ class SearchedOpenSearch(Searched):
         return len(self.double.indexes)
 
 
-class SearchedS3Vectors(Searched):
+class SearchedS3Vectors:
     to, place = "s3-vectors", BUCKET
 
     def __init__(self, server: AwsServer) -> None:
@@ -166,16 +153,22 @@ def opensearch() -> Iterator[SearchedOpenSearch]:
         yield SearchedOpenSearch(double)
 
 
-@pytest.fixture(params=["pgvector", "qdrant", "opensearch", "s3-vectors"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Searched:
-    match request.param:
-        case "pgvector":
-            return SearchedPgVector(request.getfixturevalue("connection"))
-        case "qdrant":
-            return SearchedQdrant(tmp_path / "qdrant")
-        case "opensearch":
-            return request.getfixturevalue("opensearch")  # type: ignore[no-any-return]
-    return request.getfixturevalue("bucket")  # type: ignore[no-any-return]
+@pytest.fixture
+def pgvector(connection: "psycopg.Connection[Any]") -> SearchedPgVector:
+    return SearchedPgVector(connection)
+
+
+@pytest.fixture
+def qdrant(tmp_path: Path) -> SearchedQdrant:
+    return SearchedQdrant(tmp_path / "qdrant")
+
+
+Searched = SearchedPgVector | SearchedQdrant | SearchedOpenSearch | SearchedS3Vectors
+
+
+@pytest.fixture(params=["pgvector", "qdrant", "opensearch", "bucket"])
+def database(request: pytest.FixtureRequest) -> Searched:
+    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
 
 
 def push(source: WrittenRun | Path, to: str, place: str = "", **options: Any) -> ExportResult:

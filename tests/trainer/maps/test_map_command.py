@@ -12,7 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import Visit, browsing, visiting
 from cluster_data import GENRES, TRACKS, write_job, write_planted
-from command_here import crossfade_here
+from command_here import crossfade_here, rejected_here
 from playwright.sync_api import Browser
 from running_command import succeeded
 
@@ -161,25 +161,22 @@ def test_any_name_is_shown_as_it_is(browser: Browser, tmp_path: Path) -> None:
         assert visit.errors == []
 
 
-def assert_rejected(workspace: Path, phrase: str, *arguments: object) -> None:
-    result = crossfade_here("map", *arguments, cwd=workspace)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert phrase in result.stderr
-
-
 @pytest.mark.slow
 def test_only_a_map_is_replaced_and_one_seed_draws_one_map(workspace: Path, drawn: str, tmp_path: Path) -> None:
     assert "map of" in drawn
-    assert_rejected(workspace, "only 3 of track can be mapped", "run", "--where", "id < 5003", "--overwrite")
-    assert_rejected(workspace, "is not a local run folder: name a folder for the map", "run/checkpoints")
-    assert_rejected(workspace, "already exists; choose another, or replace a map", "run")
     page, notes, again = tmp_path / "map.html", tmp_path / "notes.txt", tmp_path / "again"
     page.write_bytes(b"of somebody else")
     notes.touch()
-    assert_rejected(workspace, "already exists; choose another, or replace a map", "run", "--out", tmp_path)
-    assert_rejected(workspace, "holds 'notes.txt', which is not part of a map", "run", "--out", tmp_path, "--overwrite")
+    for problem, *words in (
+        ("only 3 of track can be mapped", "run", "--where", "id < 5003", "--overwrite"),
+        ("is not a local run folder: name a folder for the map", "run/checkpoints"),
+        ("already exists; choose another, or replace a map", "run"),
+        ("already exists; choose another, or replace a map", "run", "--out", tmp_path),
+        ("holds 'notes.txt', which is not part of a map", "run", "--out", tmp_path, "--overwrite"),
+        ("is not a folder", "run", "--out", notes, "--overwrite"),
+    ):
+        rejected_here(problem, "map", *words, cwd=workspace)
     assert page.read_bytes() == b"of somebody else"
-    assert_rejected(workspace, "is not a folder", "run", "--out", notes, "--overwrite")
     tables = []
     for command in (("map", "run"), ("map", "run/checkpoints", "--overwrite")):
         succeeded(crossfade_here(*command, "--count", 20, "--out", again, cwd=workspace))

@@ -1,4 +1,4 @@
-"""Dense layers: their formulas, and runs that train, save, resume and export through them."""
+"""Dense layers: their formulas, and what a warm start needs. ``test_all_towers.py`` resumes and exports runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,16 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster_data import write_job, write_planted
-from dense_runs import CHECKPOINT, LAYERS, MODEL, TRAIN, assert_same_run, final_layers, newest
-from run_results import all_vectors
-from running_command import crossfade, succeeded
+from dense_runs import CHECKPOINT, LAYERS, MODEL, TRAIN, final_layers, newest
 
 from crossfade.base.errors import DivergedError, InputError
 from crossfade.cli.main import main
-from crossfade.deploy.capacity.plan_inputs import read_inputs
-from crossfade.kvstore.checkpoint.checkpoint import open_checkpoint
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
-from crossfade.trainer.config.loading import check_job, load_job
+from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.model.dense import DenseLayers, backward_layers, forward_layers
 from crossfade.trainer.model.spec import LayerSpec
 
@@ -117,36 +113,6 @@ def trained(workspace: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_resumed_run_equals_uninterrupted_run(workspace: Path) -> None:
-    options = ("--set", "optimizer.kind=adam", "--set", "train.save_embeddings=none", "--set", "train.epochs=3")
-    complete = train(workspace, "complete", *options)
-    stopped = train(workspace, "stopped", *options, "--set", "train.max_steps=13")
-    train(workspace, stopped.name, *options, "--resume")
-    resumed_layers, expected_layers = final_layers(stopped), final_layers(complete)
-    assert {name for name in resumed_layers if "." in name}
-    for name, values in resumed_layers.items():
-        assert values.tobytes() == expected_layers[name].tobytes(), name
-    for path in newest(complete).glob("*/weights*"):
-        assert path.read_bytes() == (newest(stopped) / path.relative_to(newest(complete))).read_bytes()
-
-
-@pytest.mark.slow
-def test_export_equals_written_embeddings(workspace: Path, trained: Path) -> None:
-    run = train(workspace, "one-epoch", "--set", "train.epochs=1")
-    assert main(["export", str(newest(run)), "--out", str(workspace / "exported")]) == 0
-    written, exported = all_vectors(run / "embeddings"), all_vectors(workspace / "exported")
-    checkpoint = open_checkpoint(str(newest(run)))
-    rows = {name: checkpoint.read_rows(name, np.arange(checkpoint.rows(name))) for name in written}
-    inputs = read_inputs(load_job(workspace / "job.yaml"))
-    layers = DenseLayers.of(inputs.job, inputs.model)
-    layers.load(checkpoint)
-    for entity, vectors_ND in written.items():
-        np.testing.assert_array_equal(exported[entity], vectors_ND)
-        np.testing.assert_allclose(layers.apply(entity, rows[entity]), vectors_ND, atol=1e-6)
-        assert np.abs(rows[entity] - vectors_ND).max() > 0.1
-
-
-@pytest.mark.slow
 def test_warm_start_with_other_layers_is_rejected(
     workspace: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,11 +140,3 @@ def test_warm_start_with_other_layers_is_rejected(
     start = ("--set", f"checkpoint.warm_start_from={trained / 'checkpoints'}", "--set", "train.max_steps=1", *still)
     warm = train(workspace, "warm", *start)
     np.testing.assert_array_equal(final_layers(warm)["track/2/weights"], final_layers(trained)["track/2/weights"])
-
-
-@pytest.mark.cluster
-def test_worker_on_a_server_that_resumes_its_checkpoint_equals_one_process(workspace: Path, trained: Path) -> None:
-    options = ("train", "job.yaml", "--set", "metrics.port=null", "--servers", 1, "--run-dir", "server")
-    for more in (("--set", "train.max_steps=13"), ("--resume",)):
-        succeeded(crossfade(*options, *more, cwd=workspace))
-    assert_same_run(workspace / "server", trained)

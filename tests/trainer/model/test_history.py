@@ -1,7 +1,5 @@
 """History: the vectors of queries with the mean of the items in their history, and the gradients of each table."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from history_towers import (
@@ -9,22 +7,17 @@ from history_towers import (
     HISTORIES,
     LATEST,
     QUERY_N,
-    ROWS,
     expected_vector,
     make_towers,
     mean_of,
     tables,
     windows_of,
 )
-from resolved_jobs import job_with
 
-from crossfade.base.errors import InputError
 from crossfade.trainer.config.auto_values import DatasetSize, resolve
 from crossfade.trainer.config.schema import JobConfig
-from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.embeddings.query_vectors import query_vectors
-from crossfade.trainer.model.spec import make_model
 from crossfade.trainer.model.towers import TowerVectors
 
 
@@ -51,48 +44,6 @@ def test_vectors_at_a_moment_are_those_of_training(shape: str) -> None:
     context = {"hour": CONTEXT_NK[order_Q, 0]} if shape == "context" else {}
     found = query_vectors(source, model, QUERY_N[order_Q], context, histories)
     np.testing.assert_allclose(found, [expected_vector(shape, values, n) for n in order_Q], atol=1e-12)
-
-
-def manifest(**changes: Any) -> DatasetManifest:
-    fields: dict[str, Any] = {
-        "query": "customer",
-        "item": "track",
-        "entities": {name: Entity(rows=rows, id_type="int64", files=[]) for name, rows in ROWS.items()},
-        "features": {"track": {"artist": Feature(files=[])}},
-        "context": ["hour"],
-        "splits": {"train": Split(files=[])},
-        "has_timestamp": True,
-        "is_grouped": True,
-    }
-    return DatasetManifest(**(fields | changes))
-
-
-def test_entity_of_the_dataset_that_is_called_history_is_context() -> None:
-    entities = {**manifest().entities, "history": Entity(rows=2, id_type="int64", files=[])}
-    model = make_model(
-        job_with(query_features=["customer", "history"]), manifest(entities=entities, context=["hour", "history"])
-    )
-    assert model.history is None
-    assert [table.name for table in model.context] == ["history"]
-
-
-@pytest.mark.parametrize(
-    ("model", "changes", "fragment"),
-    [
-        ({}, {"is_grouped": False}, "is not grouped"),
-        ({"history": {"half_life": 3}}, {"has_timestamp": False}, "has no timestamps by which to order histories"),
-        ({"item_features": ["artist"]}, {}, "add track there, or leave history out"),
-        ({"dense": {"query": [4]}}, {}, "leave out model.dense.query"),
-        ({"query_features": ["hour", "history"]}, {}, "which is context, but no entity that has it"),
-        ({"query_features": ["customer", "history", "history"]}, {}, "once"),
-    ],
-)
-def test_histories_that_cannot_be_used_are_rejected(
-    model: dict[str, Any], changes: dict[str, Any], fragment: str
-) -> None:
-    with pytest.raises(InputError) as caught:
-        make_model(job_with(**{"query_features": ["customer", "history"], **model}), manifest(**changes))
-    assert fragment in str(caught.value)
 
 
 def test_examples_are_read_in_random_order_where_each_has_a_history() -> None:

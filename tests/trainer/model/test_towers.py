@@ -11,14 +11,11 @@ from feature_towers import (
     make_towers,
     tables,
 )
-from resolved_jobs import job_with
 
-from crossfade.base.errors import InputError
-from crossfade.trainer.data.manifest import DataFile, DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
 from crossfade.trainer.model.batches import Batch, make_batch
-from crossfade.trainer.model.spec import ModelSpec, Score, make_model
+from crossfade.trainer.model.spec import ModelSpec, Score
 from crossfade.trainer.model.towers import Towers, TowerVectors
 
 
@@ -79,42 +76,3 @@ def test_model_without_features_passes_through_unchanged() -> None:
         "customer": [0, 1],
         "track": [0, 3, 4],
     }
-
-
-def manifest() -> DatasetManifest:
-    def entity(rows: int) -> Entity:
-        return Entity(rows=rows, id_type="int64", files=[])
-
-    pairs = DataFile(path="p", bytes=1, footer_crc32=0, row_groups=[7])
-    return DatasetManifest(
-        query="customer",
-        item="track",
-        entities={"customer": entity(3), "track": entity(6), "artist": entity(2), "country": entity(4)},
-        features={"track": {"artist": Feature(files=[pairs])}, "customer": {"country": Feature(files=[])}},
-        splits={"train": Split(files=[])},
-    )
-
-
-def test_model_tables_follow_from_towers() -> None:
-    plain = make_model(job_with(item_features=["track"]), manifest())
-    assert [table.name for table in plain.tables] == ["customer", "track"] == [table.name for table in plain.vectors]
-    model = make_model(job_with(item_features=["track", "artist"], query_features=["country"]), manifest())
-    assert [(table.name, table.rows) for table in model.tables] == [("country", 4), ("track", 6), ("artist", 2)]
-    assert [table.name for table in model.vectors] == ["customer", "track", "country", "artist"]
-
-
-@pytest.mark.parametrize(
-    ("model", "fragment"),
-    [
-        (
-            {"item_features": ["track", "tag"]},
-            "model.item_features names 'tag', but d has no such feature of track; it has artist",
-        ),
-        ({"item_features": ["country"]}, "model.item_features names 'country'"),
-        ({"query_features": ["customer", "customer"]}, "each name once"),
-    ],
-)
-def test_tower_of_missing_feature_is_rejected(model: dict[str, list[str]], fragment: str) -> None:
-    with pytest.raises(InputError) as caught:
-        make_model(job_with(**model), manifest())
-    assert fragment in str(caught.value)

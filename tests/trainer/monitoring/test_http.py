@@ -1,6 +1,7 @@
 """The metrics endpoint of a process: its paths, its health, and the wait for a final scrape."""
 
 import json
+import math
 import threading
 import time
 import urllib.request
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from scraping import ask, families, scrape
+from waiting import wait_until
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.monitoring.http import MAX_FINAL_WAIT_SECONDS, serve_metrics
@@ -80,6 +82,7 @@ def test_end_waits_for_final_scrape_after_earlier_scrapes() -> None:
             scrape(address)
         scrape_as_prometheus(address)
         scrape_as_prometheus(address, "/healthz")
+        wait_until(lambda: math.isfinite(endpoint._scrapes[-1]), "the note of the scrape, which follows its answer")
         assert endpoint.seconds_until_scrape() == 0  # other clients do not count, nor does a first scrape
         endpoint._scrapes.extend([time.monotonic() - 100, time.monotonic()])  # a scrape every 100 seconds
         assert MAX_FINAL_WAIT_SECONDS - 1 < endpoint.seconds_until_scrape() <= MAX_FINAL_WAIT_SECONDS

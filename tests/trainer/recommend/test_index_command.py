@@ -7,34 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_data import CUSTOMERS, GENRES, TRACKS, write_job, write_planted
+from cluster_data import CUSTOMERS, GENRES, TRACKS
 from command_here import crossfade_here, rejected_here
 from running_command import succeeded
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train on planted data; one track has no plays. Index it, once scanning all lists and once only the nearest."""
-    folder = tmp_path_factory.mktemp("index")
-    write_job(
-        folder / "job.yaml",
-        write_planted(folder / "data", named=True, held_out=False, tracks=TRACKS + 1),
-        train={"epochs": 4},
-        checkpoint={"interval_steps": 40, "keep_latest": 2},
-    )
-    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
-    assert len(list((folder / "run" / "checkpoints").glob("step-*"))) == 2
+@pytest.fixture(scope="module", autouse=True)
+def _indexes(workspace: Path) -> None:
+    """Index the model, once scanning all lists and once only the nearest."""
     for name, recall in (("all", 1), ("nearest", 0.01)):
-        succeeded(crossfade_here("index", "run", "--out", name, "--recall", recall, cwd=folder))
-    return folder
-
-
-@pytest.fixture
-def run(workspace: Path, tmp_path: Path) -> Path:
-    """Copy the run, so that a test may change it."""
-    return Path(shutil.copytree(workspace / "run", tmp_path / "run"))
+        succeeded(crossfade_here("index", "run", "--out", name, "--recall", recall, cwd=workspace))
 
 
 def card_of(folder: Path) -> dict[str, Any]:

@@ -17,11 +17,8 @@ from crossfade.trainer.recommend.trained_model import TrainedModel, with_trained
 from crossfade.trainer.runs.options import ModelSource
 
 Vectors = dict[str, FloatArray]
-CASES: tuple[tuple[Fault, str], ...] = (
-    *(("reset", "run"), ("expire", "checkpoints")),
-    # What each format detects.
-    *(("cut", "run"), ("flip", "checkpoints")),
-)
+CASES: tuple[tuple[Fault, str], ...] = (("cut", "run"), ("flip", "checkpoints"))
+"""What each format detects. ``test_s3_reading.py`` has requests that fail."""
 
 
 @pytest.fixture(scope="module")

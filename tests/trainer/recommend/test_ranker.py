@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from written_runs import ArrayVectors
 
-from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.model.spec import Score
@@ -13,17 +14,6 @@ from crossfade.trainer.recommend.metadata_table import GroupLists
 from crossfade.trainer.recommend.ranker import Ranker
 
 QUERIES, ITEMS, DIM = 30, 200, 4
-
-
-class Vectors:
-    """Vectors of items in memory."""
-
-    def __init__(self, item_ID: FloatArray) -> None:
-        self._item_ID = item_ID
-
-    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        assert entity == "track"
-        return self._item_ID[rows_N]
 
 
 class Case:
@@ -44,9 +34,8 @@ class Case:
         starts_R1 = np.concatenate([[0], np.cumsum([len(values) for values in self.groups])])
         groups = GroupLists(starts_R1, np.concatenate(self.groups), tuple("abcde")) if max_per_group else None
         candidates = Candidates(self.kept_R, groups, max_per_group)
-        return Ranker(
-            Vectors(self.item_ID), TableSpec("track", ITEMS, DIM, 0.1), self.score, candidates, self.damping_R
-        )
+        source, table = ArrayVectors({"track": self.item_ID}), TableSpec("track", ITEMS, DIM, 0.1)
+        return Ranker(source, table, self.score, candidates, self.damping_R)
 
     @property
     def lists(self) -> ItemLists:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from builders import ITEM, QUERY, random_rows
+from written_runs import ArrayVectors
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
@@ -20,19 +21,9 @@ COUNTS_R = np.arange(ITEMS) ** 2 % 70
 TABLE = TableSpec(ITEM, ITEMS, DIM, 0.1)
 
 
-class Vectors:
-    """Vectors in memory, read in order."""
-
-    def __init__(self) -> None:
-        self.tables = {QUERY: random_rows(QUERIES, DIM, 1), ITEM: random_rows(ITEMS, DIM, 2)}
-
-    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        assert (np.diff(rows_N) > 0).all()
-        return self.tables[entity][rows_N]
-
-
-SOURCE = Vectors()
-UNIT_ID = SOURCE.tables[ITEM] / np.linalg.norm(SOURCE.tables[ITEM], axis=1, keepdims=True)
+TABLES = {QUERY: random_rows(QUERIES, DIM, 1), ITEM: random_rows(ITEMS, DIM, 2)}
+SOURCE = ArrayVectors(TABLES)
+UNIT_ID = TABLES[ITEM] / np.linalg.norm(TABLES[ITEM], axis=1, keepdims=True)
 
 
 def reranked(**options: float) -> Reranking:
@@ -41,7 +32,7 @@ def reranked(**options: float) -> Reranking:
 
 def best() -> tuple[IntArray, FloatArray]:
     """Return the candidates of each query; the last has three, and the others as many as there are."""
-    scores_QI = SOURCE.tables[QUERY] @ SOURCE.tables[ITEM].T
+    scores_QI = TABLES[QUERY] @ TABLES[ITEM].T
     rows_QC = np.argsort(-scores_QI, axis=1, kind="stable")[:, :CANDIDATES]
     scores_QC = np.take_along_axis(scores_QI, rows_QC, axis=1).astype(np.float32)
     rows_QC[-1, 3:], scores_QC[-1, 3:] = -1, -np.inf
@@ -85,7 +76,7 @@ def test_lists_are_those_of_maximal_marginal_relevance(diversity: float, monkeyp
 def test_metrics_are_of_re_ranked_lists_without_vacant_items() -> None:
     vacant = [3, 17]
     model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TABLE, Score.of("dot", TEMPERATURE))
-    scores_QI = SOURCE.tables[QUERY].astype(float) @ SOURCE.tables[ITEM].T.astype(float)
+    scores_QI = TABLES[QUERY].astype(float) @ TABLES[ITEM].T.astype(float)
     scores_QI -= 0.4 * TEMPERATURE * np.log(1 + COUNTS_R)
     scores_QI[:, vacant] = -np.inf
     items = [[int(item) for item in np.argsort(-scores_I, kind="stable")[: ITEMS - 2]] for scores_I in scores_QI]

@@ -1,4 +1,4 @@
-"""Rows are found by ID or name, in any case and with or without accents."""
+"""Rows are found by ID or name, labeled, and searched, without regard to case and accents, scanned and from a file."""
 
 from pathlib import Path
 
@@ -8,91 +8,128 @@ from builders import write_vocabulary
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import DatasetManifest
+from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.recommend.row_names import RowLabel, RowNames, distinct_labels
+from crossfade.trainer.recommend import row_names
+from crossfade.trainer.recommend.row_names import RowLabel, RowLookup, RowNames, distinct_labels
+from crossfade.trainer.serving.names import StoredNames, write_names
 
-ARTISTS = ["Radiohead", "Björk", "311", "Muse", "muse", None, "Sigur Rós"]
-IDS = [10, 11, 12, 13, 14, 311, 16]
+ARTISTS = ["Radiohead", "Björk", "bjork", "The Beatles", "Beat Happening", "Radio 4", "BJÖRK", "99", None, "311"]
+ARTIST_IDS = [70, 71, 72, 73, 74, 75, 76, 99, 311, 12]
+TRACKS = ["Radiohead|Creep", "Björk|Jóga", "TLC|Creep", r"AC\|DC|T.N.T.", "Creep|Skinny Puppy", "creep"]
 
 
-def names_of(folder: Path, ids: list[int] | list[str], names: list[str | None] | None) -> RowNames:
-    counts_N = np.array([90, 70, 60, 40, 3, 2, 1, 1, 1])[: len(ids)]
-    artist = write_vocabulary(folder, "artist", ids, names=names, counts_N=counts_N, file_rows=4, group_rows=2)
-    customer = write_vocabulary(folder, "customer", [1])
-    manifest = DatasetManifest(
-        query="customer", item="artist", entities={"artist": artist, "customer": customer}, splits={}
-    )
-    return RowNames(Vocabulary(Folder(folder), manifest, "artist"), "artist")
+def vocabularies_in(folder: Path) -> dict[str, Vocabulary]:
+    counts_N = np.arange(20, 0, -1)
+    sizes = {"file_rows": 4, "group_rows": 2}
+    entities = {
+        "artist": write_vocabulary(folder, "artist", ARTIST_IDS, names=ARTISTS, counts_N=counts_N[:10], **sizes),
+        "listener": write_vocabulary(folder, "listener", ["7", "x y", "-1"], counts_N=counts_N[:3]),
+        "track": write_vocabulary(folder, "track", TRACKS, counts_N=counts_N[:6]),
+    }
+    manifest = DatasetManifest(query="listener", item="artist", entities=entities, splits={})
+    return {name: Vocabulary(Folder(folder), manifest, name) for name in entities}
+
+
+@pytest.fixture(params=["scanned", "stored"])
+def names(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, RowLookup]:
+    """Return the names of each entity, by both ways of finding them."""
+    vocabularies = vocabularies_in(tmp_path)
+    if request.param == "scanned":
+        return {entity: RowNames(vocabulary, entity) for entity, vocabulary in vocabularies.items()}
+    write_names(vocabularies, tmp_path / "names.sqlite", NullReporter())
+    return {entity: StoredNames(tmp_path / "names.sqlite", entity) for entity in vocabularies}
 
 
 @pytest.fixture
-def names(tmp_path: Path) -> RowNames:
-    return names_of(tmp_path, IDS, ARTISTS)
+def scanned(tmp_path: Path) -> dict[str, RowNames]:
+    return {entity: RowNames(vocabulary, entity) for entity, vocabulary in vocabularies_in(tmp_path).items()}
 
 
 @pytest.mark.parametrize(
-    ("text", "row"),
+    ("entity", "text", "row"),
     [
-        ("10", 0),
-        ("Radiohead", 0),
-        ("rADIOHEAD", 0),
-        ("BJÖRK", 1),
-        ("MUSE", 3),
-        ("14", 4),
-        ("sigur rós", 6),
-        ("bjork", 1),
-        ("Sigur Ros", 6),
-        ("Bjo\N{COMBINING DIAERESIS}rk", 1),
+        ("artist", "72", 2),
+        ("artist", "Radiohead", 0),
+        ("artist", "rADIOHEAD", 0),
+        ("artist", "björk", 1),
+        ("artist", "BJORK", 2),  # an exact name is preferred to one without accents
+        ("artist", "bjôrk", 1),
+        ("artist", "Bjo\N{COMBINING DIAERESIS}rk", 1),
+        ("artist", "the beatles", 3),
+        ("artist", "99", 7),
+        ("artist", "311", 8),  # an ID goes before a name
+        ("artist", "77", None),
+        ("artist", "-5", None),
+        ("artist", "9" * 30, None),
+        ("artist", "Portishead", None),
+        ("listener", "7", 0),
+        ("listener", "x y", 1),
+        ("listener", "-1", 2),
+        ("listener", "X Y", None),
     ],
 )
-def test_row_is_found_by_id_or_name(names: RowNames, text: str, row: int) -> None:
-    assert names.found([text]) == {text: row}
+def test_row_is_found_by_id_or_name(names: dict[str, RowLookup], entity: str, text: str, row: int | None) -> None:
+    assert names[entity].found([text]) == ({} if row is None else {text: row})
 
 
-def test_id_goes_before_a_name(names: RowNames) -> None:
-    assert names.found(["muse", "311", "11", "99"]) == {"muse": 3, "311": 5, "11": 1}
+@pytest.mark.parametrize(
+    ("entity", "text", "limit", "rows"),
+    [
+        ("artist", "beat", 10, [3, 4]),
+        ("artist", "radio", 10, [0, 5]),
+        ("artist", "radio 4", 10, [5]),
+        ("artist", "beatles THE", 10, [3]),
+        ("artist", "BJÖRK", 2, [1, 2]),
+        ("artist", "radio", 1, [0]),
+        ("artist", "\"'*:^) OR", 10, []),
+        ("artist", "70", 10, [0]),
+        ("artist", "311", 10, [8, 9]),
+        ("listener", "x y", 10, [1]),
+        ("listener", "X", 10, [1]),
+        ("track", "creep", 10, [5, 0, 2, 4]),
+        ("track", "jo", 10, [1]),
+    ],
+)
+def test_words_are_found_by_their_first_letters(
+    names: dict[str, RowLookup], entity: str, text: str, limit: int, rows: list[int]
+) -> None:
+    assert names[entity].search(text, limit) == rows
 
 
-def test_name_of_several_rows_is_reported_with_their_ids(names: RowNames, tmp_path: Path) -> None:
+def test_labels_are_names_or_ids_of_their_type(names: dict[str, RowLookup]) -> None:
+    labels = names["artist"].labels([8, 1, 8])
+    assert labels == {8: RowLabel(311, None), 1: RowLabel(71, "Björk")}
+    assert (str(labels[8]), str(labels[1])) == ("311", "Björk")
+    assert names["listener"].labels([2]) == {2: RowLabel("-1", None)}
+    assert names["artist"].labels([]) == {}
+
+
+def test_rows_of_a_list_of_ids(names: dict[str, RowLookup]) -> None:
+    rows_N, missing = names["artist"].rows_of(["76", "98", "70"])
+    np.testing.assert_array_equal(rows_N, [0, 6])
+    assert missing == ["98"]
+
+
+def test_name_of_several_rows_is_reported_with_their_ids(
+    scanned: dict[str, RowNames], monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines: list[str] = []
-    assert names.found(["muse", "10", "Radiohead"], lines.append) == {"muse": 3, "10": 0, "Radiohead": 0}
-    assert lines == [
-        "2 rows of artist are named 'muse': 13, 14; the first is used; name another one by its ID",
-    ]
-    many = names_of(tmp_path / "many", list(range(2000, 2009)), ["Intro", "Ìntro", *["intro"] * 7])
-    assert many.found(["intro", "ïntro"], lines.append) == {"intro": 0, "ïntro": 0}
-    assert " and 3 more; " in lines[1]
-    assert lines[2].startswith("9 rows of artist are named 'ïntro': ")
+    assert scanned["artist"].found(["björk", "70", "Radiohead"], lines.append) == {"björk": 1, "70": 0, "Radiohead": 0}
+    assert lines == ["2 rows of artist are named 'björk': 71, 76; the first is used; name another one by its ID"]
+    monkeypatch.setattr(row_names, "_NAMESAKES", 2)
+    assert scanned["artist"].found(["bjôrk"], lines.append) == {"bjôrk": 1}
+    assert lines[1].startswith("3 rows of artist are named 'bjôrk': 71, 72 and 1 more; ")
 
 
-def test_unknown_text_gets_examples(names: RowNames, tmp_path: Path) -> None:
-    expected = "there is no artist with the ID or name 'xyz'; expected a name or an ID, such as Radiohead, Björk, 311"
-    assert names.describe_unknown(["xyz"]) == expected
-    assert names.describe_unknown(["xyz", "q"]).startswith("the model has no artist with these 2 IDs or names: xyz, q")
-    numbered = names_of(tmp_path / "numbered", IDS, None)
-    assert numbered.describe_unknown(["17"]).endswith("'17'; expected an ID, such as 10, 11, 12")
+def test_unknown_text_gets_examples(scanned: dict[str, RowNames]) -> None:
+    expected = "there is no artist with the ID or name 'xyz'; expected a name or an ID, such as Radiohead, Björk, bjork"
+    assert scanned["artist"].describe_unknown(["xyz"]) == expected
+    several = scanned["artist"].describe_unknown(["xyz", "q"])
+    assert several.startswith("the model has no artist with these 2 IDs or names: xyz, q")
+    assert scanned["listener"].describe_unknown(["17"]).endswith("'17'; expected an ID, such as 7, x y, -1")
 
 
 def test_names_that_several_rows_of_a_list_have_get_their_ids() -> None:
     labels = {3: RowLabel(30, "Intro"), 1: RowLabel(10, "Intro"), 2: RowLabel(20, "Creep"), 4: RowLabel("x", None)}
     assert distinct_labels(labels) == {3: "Intro (30)", 1: "Intro (10)", 2: "Creep", 4: "x"}
-
-
-def test_rows_of_a_list_of_ids(names: RowNames) -> None:
-    rows_N, missing = names.rows_of(["16", "99", "10"])
-    np.testing.assert_array_equal(rows_N, [0, 6])
-    assert missing == ["99"]
-
-
-def test_words_are_found_by_their_first_letters(names: RowNames) -> None:
-    assert names.search("SIG r", 10) == [6]
-    assert names.search("mu", 1) == [3]
-    assert names.search("311", 10) == [5, 2]
-    assert names.search("*", 10) == []
-
-
-def test_labels_are_names_or_ids(names: RowNames) -> None:
-    labels = names.labels(np.array([5, 0, 5]))
-    assert labels == {0: RowLabel(10, "Radiohead"), 5: RowLabel(311, None)}
-    assert [str(label) for label in labels.values()] == ["Radiohead", "311"]
-    assert names.labels(np.empty(0, np.int64)) == {}

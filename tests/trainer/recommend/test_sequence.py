@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster_data import GENRES, TRACKS, write_job, write_planted
+from cluster_data import GENRES, TRACKS
 from command_here import crossfade_here, rejected_here
 from exporting import vectors
 from running_command import succeeded
@@ -19,18 +19,6 @@ pytestmark = pytest.mark.slow
 
 A, B = 5000, 5001
 """Tracks of the first and the second genre."""
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train on planted data, with a track that nobody played, and write the genre of each track."""
-    folder = tmp_path_factory.mktemp("sequence")
-    data = write_planted(folder / "data", named=True, held_out=False, tracks=TRACKS + 1)
-    write_job(folder / "job.yaml", data, train={"epochs": 8}, checkpoint={"interval_steps": 100})
-    succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
-    lines = [f"{5000 + track},g{track % GENRES}\n" for track in range(TRACKS)]
-    (folder / "genres.csv").write_text("track,genre\n" + "".join(lines))
-    return folder
 
 
 def sequence(source: object, *arguments: object, cwd: Path) -> dict[str, Any]:

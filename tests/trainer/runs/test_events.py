@@ -55,10 +55,6 @@ def test_event_survives_json(event: Any) -> None:
         ({"event": ["step"]}, "unknown event kind"),
         ({}, "unknown event kind None"),
         ({"event": "checkpoint_failed", "step": 8}, "event 'checkpoint_failed': message: Field required"),
-        (
-            {"event": "checkpoint_failed", "step": "8", "message": ""},
-            "event 'checkpoint_failed': step: Input should be",
-        ),
         ({**to_json(STEP), "own_examples": 3}, "event 'step': own_examples: Extra inputs are not permitted"),
         ({**to_json(STEP), "rows": {"track": None}}, "event 'step': rows.track: Input should be a valid integer"),
     ],

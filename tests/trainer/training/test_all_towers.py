@@ -1,4 +1,4 @@
-"""One training with context, histories, and features of items together, in all commands and on servers."""
+"""One training with context, histories, and features, content, and dense layers of items, in all commands."""
 
 import json
 from contextlib import closing
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cluster_data import write_job
 from command_here import crossfade_here, rejected_here
+from dense_runs import assert_same_run
 from preparing import vocabulary_tuples, write_parquet
 from run_results import all_vectors, report_of, same_bits
 from running_command import crossfade, succeeded
@@ -29,13 +30,17 @@ from crossfade.trainer.serving.version_folder import VersionOptions, write_versi
 
 pytestmark = pytest.mark.slow
 
-CUSTOMERS, TRACKS, GENRES, PLAYS, LENGTH = 240, 99, 3, 24, 4
+CUSTOMERS, TRACKS, GENRES, PLAYS, LENGTH, WIDTH = 240, 99, 3, 24, 4, 6
 MODEL = {
     "dim": 16,
     "query_features": ["customer", "device", "history"],
     "history": {"length": LENGTH, "half_life": 2},
     "item_features": ["track", "genre"],
+    "item_content": ["audio", "tempo"],
+    "id_dropout": 0.1,
+    "dense": {"item": [20, 16], "learning_rate": 0.02},
 }
+IDS_OF_ITEMS = ("--set", "model.item_features=[track]", "--set", "model.item_content=[]", "--set", "model.dense={}")
 CHECKPOINT = {"interval_steps": 20, "interval_seconds": None}
 
 
@@ -52,8 +57,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         device=[None if random.random() < 0.05 else f"d{device}" for device in device_N],
     )
     write_parquet(folder / "genres.parquet", id=np.arange(TRACKS), genre=np.arange(TRACKS) % GENRES)
+    audio_TW = np.eye(GENRES, WIDTH)[np.arange(TRACKS) % GENRES] + random.normal(size=(TRACKS, WIDTH))
+    tempo = [None if track % 7 == 0 else 90.0 + track for track in range(TRACKS)]
+    write_parquet(folder / "audio.parquet", id=np.arange(TRACKS), audio=audio_TW.tolist(), tempo=tempo)
     columns = ("--item", "track", "--timestamp", "at", "--context", "device=device")
-    features = ("--features", "track=genres.parquet:id:genre")
+    features = ("--features", "track=genres.parquet:id:genre", "--content", "track=audio.parquet:id:audio,tempo")
     hold_outs = ("--hold-out-test", "after:2100", "--hold-out-valid", "none", "--out", "data")
     succeeded(crossfade_here("prepare", "--events", "plays.parquet", *columns, *features, *hold_outs, cwd=folder))
     train = {"batch_size": 256, "epochs": 6}
@@ -80,8 +88,7 @@ def trained(workspace: Path) -> Path:
 @pytest.fixture(scope="module")
 def plain(workspace: Path) -> Path:
     """Train with the IDs of customers and tracks alone, on the same dataset."""
-    ids = ("--set", "model.query_features=[customer]", "--set", "model.item_features=[track]")
-    return train(workspace, "plain", *ids)
+    return train(workspace, "plain", "--set", "model.query_features=[customer]", *IDS_OF_ITEMS)
 
 
 def test_towers_rank_far_better_on_the_same_queries(trained: Path, plain: Path) -> None:
@@ -96,7 +103,7 @@ def test_towers_rank_far_better_on_the_same_queries(trained: Path, plain: Path) 
 
 def test_resumed_run_gives_the_same_bits(workspace: Path, trained: Path) -> None:
     train(workspace, "resumed", "--set", "train.max_steps=33")
-    assert same_bits(train(workspace, "resumed", "--resume") / "embeddings", trained / "embeddings")
+    assert_same_run(train(workspace, "resumed", "--resume"), trained)
 
 
 def test_export_has_the_vectors_of_all_tables(workspace: Path, trained: Path) -> None:
@@ -104,23 +111,33 @@ def test_export_has_the_vectors_of_all_tables(workspace: Path, trained: Path) ->
     assert same_bits(workspace / "exported", trained / "embeddings")
 
 
-def test_plan_counts_features_and_histories(workspace: Path) -> None:
+def test_plan_counts_features_histories_and_content(workspace: Path) -> None:
     [process] = plan_capacity(read_inputs(load_job(workspace / "job.yaml"))).processes
     held = {part.what: part.bytes for part in process.parts}
     assert held["genre of each track"] == 4 * (TRACKS + 1) + 4 * TRACKS
     assert sum(size for what, size in held.items() if "latest history" in what) > 0
+    assert held["content of each track"] == TRACKS * (4 * (WIDTH + 3) + 1)
+    weights = 16 * (WIDTH + 3) + 16
+    assert held[f"dense layers of track/content: {weights} weights"] > 5 * 4 * weights
 
 
 @pytest.mark.cluster
-def test_two_workers_on_servers_equal_one_process(workspace: Path, trained: Path) -> None:
-    words = ("train", "job.yaml", "--run-dir", "servers", "--servers", 2, "--workers", 2)
-    succeeded(crossfade(*words, cwd=workspace))
-    found, expected = all_vectors(workspace / "servers" / "embeddings"), all_vectors(trained / "embeddings")
+def test_worker_on_a_server_that_resumes_its_checkpoint_equals_one_process(workspace: Path, trained: Path) -> None:
+    words = ("train", "job.yaml", "--run-dir", "server", "--servers", 1)
+    for more in (("--set", "train.max_steps=33"), ("--resume",)):
+        succeeded(crossfade(*words, *more, cwd=workspace))
+    assert_same_run(workspace / "server", trained)
+
+
+@pytest.mark.cluster
+def test_two_workers_that_hold_the_tables_equal_one_process(workspace: Path, trained: Path) -> None:
+    succeeded(crossfade("train", "job.yaml", "--run-dir", "workers", "--workers", 2, cwd=workspace))
+    found, expected = all_vectors(workspace / "workers" / "embeddings"), all_vectors(trained / "embeddings")
     assert found.keys() == expected.keys()
     for name, vectors_ND in expected.items():
         # AdaGrad's first steps divide a gradient by its own size, which amplifies rounding in gradients near 0.
         np.testing.assert_allclose(found[name], vectors_ND, atol=1e-3, err_msg=name)
-    assert quality(workspace / "servers") == pytest.approx(quality(trained), abs=0.02)
+    assert quality(workspace / "workers") == pytest.approx(quality(trained), abs=0.02)
 
 
 class Written:
@@ -214,8 +231,7 @@ def test_context_that_cannot_be_recommended_for_is_rejected(trained: Path, cause
 
 def test_new_customer_has_the_mean_of_the_last_plays(workspace: Path) -> None:
     """Without an embedding of customers, a history is all that a vector needs, in each way of giving one."""
-    towers = ("--set", "model.query_features=[history]", "--set", "model.item_features=[track]")
-    run = train(workspace, "histories-alone", *towers)
+    run = train(workspace, "histories-alone", "--set", "model.query_features=[history]", *IDS_OF_ITEMS)
     written, plays = Written(workspace, run), [7, 12, 3, 8, 13, 18]
     weight_N = 0.5 ** (np.arange(LENGTH)[::-1] / 2)
     expected = written.best(weight_N @ written.of("track", *plays[-LENGTH:]), plays)

@@ -1,4 +1,4 @@
-"""Content in training: tracks without plays are ranked by it, in process and on servers, and after a resume."""
+"""Content in training: tracks without plays are ranked by it. ``test_all_towers.py`` resumes it, and has servers."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_data import GENRES, TRACKS, planted_plays, write_job
 from command_here import crossfade_here
-from run_results import assert_same_bits, checkpoint_arrays, report_of
-from running_command import crossfade, succeeded
+from dense_runs import final_layers
+from run_results import report_of
+from running_command import succeeded
 
-from crossfade.base.arrays import FloatArray
 from crossfade.base.io.folder import Folder
-from crossfade.deploy.capacity.plan import plan_capacity
-from crossfade.deploy.capacity.plan_inputs import read_inputs
-from crossfade.kvstore.checkpoint.lifecycle import latest_checkpoint
-from crossfade.trainer.config.loading import load_job
 from crossfade.trainer.data.features import load_content
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.recommend.trained_model import with_trained_model
@@ -70,14 +66,6 @@ def trained(workspace: Path) -> Path:
     return train(workspace, "trained")
 
 
-def layers(run: Path) -> dict[str, FloatArray]:
-    """Return the dense layers in the newest checkpoint of a run."""
-    checkpoint, _ = latest_checkpoint(str(run / "checkpoints"))
-    assert checkpoint is not None
-    with np.load(Path(checkpoint.uri) / "dense.npz") as arrays:
-        return dict(arrays)
-
-
 def quality(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = report_of(run)["metrics"]["test"]
     return found
@@ -92,45 +80,20 @@ def test_tracks_without_plays_are_ranked_by_content(workspace: Path, trained: Pa
     assert not (workspace / "plain/checkpoints").joinpath("dense.npz").exists()
 
 
-def test_checkpoint_gives_the_vectors_that_training_wrote(workspace: Path, trained: Path) -> None:
-    last = train(workspace, "last", "--set", "evaluate.best_metric=recall@5", "--set", "train.save_embeddings=none")
-    succeeded(crossfade_here("export", last, "--out", "exported", cwd=workspace))
+def test_vectors_of_a_checkpoint_are_those_of_its_content_layer(workspace: Path, trained: Path) -> None:
+    succeeded(crossfade_here("export", trained / "checkpoints", "--out", "exported", cwd=workspace))
     exported = pq.read_table(workspace / "exported" / "track").sort_by("row")
     vectors_ND = np.array(exported.column("vector").to_pylist(), np.float32)
     some_N = np.array([1, 5, 8])
     found_ND = with_trained_model(
-        ModelSource(source=str(last / "checkpoints")), print, lambda model: model.vectors.vectors("track", some_N)
+        ModelSource(source=str(trained / "checkpoints")), print, lambda model: model.vectors.vectors("track", some_N)
     )
     np.testing.assert_array_equal(vectors_ND[some_N], found_ND)
     # Cold rows have no ID embedding: their vectors are the outputs of the content layer.
     manifest = read_manifest(Folder(workspace / "data"))
     content = load_content(Folder(workspace / "data"), manifest, "track", ["audio", "tempo"])
     cold_N = np.flatnonzero(np.isin(exported.column("id").to_numpy(), 5000 + COLD))
-    found = layers(last)
+    found = final_layers(trained)
     expected_ND = content.values_RF[cold_N] @ found["track/content/0/weights"].T + found["track/content/0/bias"]
     np.testing.assert_allclose(vectors_ND[cold_N], expected_ND, atol=1e-5)
     assert len(cold_N) == len(COLD)
-
-
-def test_plan_counts_content(workspace: Path) -> None:
-    inputs = read_inputs(load_job(workspace / "job.yaml", [f"data.path={workspace}/data"]))
-    [process] = plan_capacity(inputs).processes
-    parts = {part.what: part.bytes for part in process.parts}
-    rows = inputs.manifest.entities["track"].rows
-    assert parts["content of each track"] == rows * (4 * (WIDTH + 3) + 1)
-    weights = DIM * (WIDTH + 3) + DIM
-    assert parts[f"dense layers of track/content: {weights} weights"] > 5 * 4 * weights
-
-
-@pytest.mark.cluster
-def test_run_on_servers_equals_one_process_with_content(workspace: Path) -> None:
-    options = ("--set", "train.epochs=2")
-    local = train(workspace, "local", *options)
-    words = ("train", "job.yaml", "--set", "metrics.port=null", *options, "--servers", 1, "--run-dir", "servers")
-    succeeded(crossfade(*words, cwd=workspace))
-    servers = workspace / "servers"
-    assert_same_bits(servers, local)
-    for name, values in layers(local).items():
-        assert layers(servers)[name].tobytes() == values.tobytes(), name
-    for name, values in checkpoint_arrays(local, "track").items():
-        assert checkpoint_arrays(servers, "track")[name].tobytes() == values.tobytes(), name
