@@ -73,7 +73,7 @@ def _iterate(files: Sequence[Source], fetcher: _Fetcher, pool: ThreadPoolExecuto
         first = upcoming.popleft()
         current = first.result() if isinstance(first, Future) else first
         yield current
-        if current.origin is not None:
+        if isinstance(first, Future):
             current.path.unlink()
 
 

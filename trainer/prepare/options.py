@@ -66,16 +66,6 @@ def _memory() -> Any:
     )
 
 
-def _work_dir() -> Any:
-    return _resources(
-        None, "keep temporary files here (default: next to a local output folder, else TMPDIR)", value="DIR"
-    )
-
-
-def _threads() -> Any:
-    return _resources(None, "limit threads (default: one per core)", value="N", ge=1)
-
-
 def memory_bytes(gib: float | None) -> int | None:
     """Convert a limit of memory from GiB to bytes; None stays None."""
     return None if gib is None else int(gib * 2**30)
@@ -267,9 +257,11 @@ class PrepareOptions(Options):
     )
 
     engine: Literal["duckdb", "spark"] = _resources("duckdb", "prepare in this process (default), or on Spark")
-    work_dir: Path | None = _work_dir()
+    work_dir: Path | None = _resources(
+        None, "keep temporary files here (default: next to a local output folder, else TMPDIR)", value="DIR"
+    )
     memory: Number | None = _memory()
-    threads: Integer | None = _threads()
+    threads: Integer | None = _resources(None, "limit threads (default: one per core)", value="N", ge=1)
 
     @property
     def quarantine(self) -> Path | None:

@@ -1,62 +1,51 @@
 """Files of tables in sections, through which the tasks of a preparation on Spark get what others have written.
 
-with SectionWriter(folder, ".attempts/1-0", work) as writer:
+with section_writer(folder, ".attempts/1-0") as writer:
     writer.add("events", batch)                             # in any order
-    file = writer.close()
+file = writer.file
 for table in read_section(folder, file, "events"): ...      # which need not be in memory as a whole
 
-A section has the blocks of one table, in the Arrow format, each after its length.
+A section has the blocks of one table, each an Arrow stream of its own.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from types import TracebackType
-from typing import IO
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from crossfade.base.io.folder import Folder
+from crossfade.base.io.folder import Folder, OutputFile
 
-_LENGTH_BYTES = 8
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 @dataclass(frozen=True)
 class SectionFile:
-    """A file at a ``path`` of a folder; each of its ``sections`` is from one byte to another."""
+    """A file at a ``path`` of a folder; of each block of its ``sections``, the first byte and the number of bytes."""
 
     path: str
-    sections: dict[str, tuple[int, int]]
+    sections: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
 
+@contextmanager
+def section_writer(folder: Folder, path: str) -> Iterator[SectionWriter]:
+    """Write the file ``path`` of ``folder``, which is complete when the context ends."""
+    with folder.open_output(path) as output:
+        yield SectionWriter(SectionFile(path), output)
+
+
+@dataclass
 class SectionWriter:
-    """Writes the file ``path`` of ``folder``: blocks wait in the folder ``work`` until all sections are complete."""
+    """Writes a ``file`` with sections to ``output``."""
 
-    def __init__(self, folder: Folder, path: str, work: Path) -> None:
-        """Write nothing yet."""
-        self._folder = folder
-        self._path = path
-        self._blocks: IO[bytes] = tempfile.TemporaryFile(dir=work)  # noqa: SIM115  (``__exit__`` closes it)
-        self._places: dict[str, list[tuple[int, int]]] = defaultdict(list)
-
-    def __enter__(self) -> SectionWriter:
-        """Return this object."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Delete the blocks that wait."""
-        self._blocks.close()
+    file: SectionFile
+    output: OutputFile
+    _bytes: int = 0
 
     def add(self, section: str, batch: pa.RecordBatch) -> None:
         """Add the rows of ``batch`` to a ``section``."""
@@ -64,8 +53,9 @@ class SectionWriter:
         with pa.ipc.new_stream(sink, batch.schema, options=_OPTIONS) as stream:
             stream.write_batch(batch)
         block = sink.getvalue()
-        self._places[section].append((self._blocks.tell(), block.size))
-        self._blocks.write(block)
+        self.output.write(block)
+        self.file.sections.setdefault(section, []).append((self._bytes, block.size))
+        self._bytes += block.size
 
     def add_relation(self, section: str, relation: duckdb.DuckDBPyRelation, rows: int) -> None:
         """Add the rows of a query, about so many at a time; there is a block even if it has none."""
@@ -83,19 +73,6 @@ class SectionWriter:
             for start, end in pairwise([*starts, len(sorted_N)]):
                 self.add(str(sorted_N[start]), columns.slice(start, end - start))
 
-    def close(self) -> SectionFile:
-        """Write the file."""
-        sections, end = {}, 0
-        with self._folder.open_output(self._path) as file:
-            for section, places in self._places.items():
-                start = end
-                for place, length in places:
-                    self._blocks.seek(place)
-                    file.write(length.to_bytes(_LENGTH_BYTES, "little") + self._blocks.read(length))
-                    end += _LENGTH_BYTES + length
-                sections[section] = (start, end)
-        return SectionFile(self._path, sections)
-
 
 def _batches(relation: duckdb.DuckDBPyRelation, rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a query in batches of about so many, of which windows yield few; at least one batch."""
@@ -112,15 +89,11 @@ def _batches(relation: duckdb.DuckDBPyRelation, rows: int) -> Iterator[pa.Record
 
 def read_section(folder: Folder, file: SectionFile, section: str) -> Iterator[pa.Table]:
     """Yield the rows of a ``section``, block after block; nothing if there is no such section."""
-    place, end = file.sections.get(section, (0, 0))
-    if place == end:
-        return
-    with closing(folder.open_random(file.path)) as source:
-        while place < end:
-            length = int.from_bytes(source.read_at(place, _LENGTH_BYTES), "little")
-            with pa.ipc.open_stream(source.read_at(place + _LENGTH_BYTES, length)) as stream:
-                yield stream.read_all()
-            place += _LENGTH_BYTES + length
+    if section in file.sections:
+        with closing(folder.open_random(file.path)) as source:
+            for place, length in file.sections[section]:
+                with pa.ipc.open_stream(source.read_at(place, length)) as stream:
+                    yield stream.read_all()
 
 
 def load_sections(

@@ -219,10 +219,10 @@ class SparkEvents(EventGroups):
         is_divided = name.endswith("_query")
         part = f"(hash(id) % {self._divisor})::INTEGER" if is_divided else "0"
         columns = execute(self.connection, f"DESCRIBE {name}")
-        with self._place.writer(self.staged.work) as writer:
+        described = ", ".join(f"{column} {kind}" for column, kind, *_ in columns)
+        with self._place.writer() as writer:
             writer.add_parts(self.connection.sql(f"SELECT {part} AS part, * FROM {name}"), _GIVEN_ROWS)
-            described = ", ".join(f"{column} {kind}" for column, kind, *_ in columns)
-            return GivenTable(name, described, writer.close(), is_divided)
+        return GivenTable(name, described, writer.file, is_divided)
 
     def _map(self, task: Callable[[Task], Result], values: Sequence[Task]) -> list[Result]:
         """Return the results of a ``task`` for each of the ``values``."""

@@ -14,8 +14,8 @@ anywhere: its files have names of its own, and count once it has returned them.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,13 @@ from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.id_encoder import SIDES, IdEncoder
 from crossfade.trainer.prepare.input_files import RawFile, Source
 from crossfade.trainer.prepare.options import PrepareOptions
-from crossfade.trainer.prepare.section_files import SectionFile, SectionWriter, load_sections, read_section
+from crossfade.trainer.prepare.section_files import (
+    SectionFile,
+    SectionWriter,
+    load_sections,
+    read_section,
+    section_writer,
+)
 from crossfade.trainer.prepare.staging import ATTEMPTS, PartWriter, Staged
 
 PLACED = "placed"
@@ -78,9 +84,9 @@ class Workplace:
         ):
             yield connection, folder
 
-    def writer(self, work: Path) -> SectionWriter:
-        """Return a writer of a file for other tasks; blocks wait in ``work``."""
-        return SectionWriter(self.folder, f"{ATTEMPTS}/{uuid.uuid4().hex}{self.tag}", work)
+    def writer(self) -> AbstractContextManager[SectionWriter]:
+        """Return a writer of a file for other tasks."""
+        return section_writer(self.folder, f"{ATTEMPTS}/{uuid.uuid4().hex}{self.tag}")
 
 
 def for_tasks(source: Source) -> Source:
@@ -88,16 +94,6 @@ def for_tasks(source: Source) -> Source:
     if isinstance(source, RawFile):
         return replace(source, path=source.path.absolute(), origin=str(source))
     return source
-
-
-@contextmanager
-def _local(source: Source, work: Path, columns: Collection[str]) -> Iterator[RawFile]:
-    """Open an input file; the ``columns`` of one on S3 are fetched to ``work``."""
-    if isinstance(source, RawFile):
-        yield source
-        return
-    with fetch_files([source], work, columns) as files:
-        yield next(files)
 
 
 class _FileReader(EventReader):
@@ -141,7 +137,7 @@ class ReadFile(NamedTuple):
 def read_file(reading: Reading, place: Workplace, file: tuple[Source, int]) -> ReadFile:
     """Read a file, whose events are of the split of this number."""
     options, (source, split) = reading.options, file
-    with place.open() as (connection, work), place.writer(work) as writer, ExitStack() as opened:
+    with place.open() as (connection, work), ExitStack() as opened:
         quarantine = None
         if options.quarantine is not None:
             quarantine = opened.enter_context(closing(Quarantine(work / "lines", work, overwrite=False)))
@@ -149,17 +145,19 @@ def read_file(reading: Reading, place: Workplace, file: tuple[Source, int]) -> R
         reader = _FileReader(connection, options, reading.string_sides, faults)
         counts: Report = {"train": 0, "positives": 0, "newest": None}
         try:
-            reader.read(opened.enter_context(_local(source, work, reader.columns_to_fetch())), split)
+            files = opened.enter_context(fetch_files([source], work, reader.columns_to_fetch()))
+            reader.read(next(files), split)
         except InputError as error:
             faults.add_error(error)
-        if reader.kept is not None and not faults.rejected:
-            counts = count_events(connection, reader.kept)
-            part = f"(hash(query_id) % {reading.groups})::INTEGER AS part"
-            writer.add_parts(connection.sql(f"SELECT {part}, * FROM {reader.kept}"), _DIVIDED_ROWS)
-        for text in quarantine.texts() if quarantine is not None else ():
-            writer.add(_QUARANTINED, pa.RecordBatch.from_pydict({_TEXT: [text]}))
+        with place.writer() as writer:
+            if reader.kept is not None and not faults.rejected:
+                counts = count_events(connection, reader.kept)
+                part = f"(hash(query_id) % {reading.groups})::INTEGER AS part"
+                writer.add_parts(connection.sql(f"SELECT {part}, * FROM {reader.kept}"), _DIVIDED_ROWS)
+            for text in quarantine.texts() if quarantine is not None else ():
+                writer.add(_QUARANTINED, pa.RecordBatch.from_pydict({_TEXT: [text]}))
         faults_before = faults.state() if reader.faults_before is None else reader.faults_before
-        return ReadFile(writer.close(), reader.rows, counts, reader.state(), faults_before)
+        return ReadFile(writer.file, reader.rows, counts, reader.state(), faults_before)
 
 
 def quarantined(folder: Folder, read: ReadFile) -> Iterator[str]:
@@ -252,7 +250,7 @@ class Applied(NamedTuple):
 
 def apply_steps(work: GroupWork, place: Workplace, group: Group) -> Applied | InputError:
     """Apply the steps of ``work`` to a ``group``; return the error of a step, if one has one."""
-    with place.open() as (connection, folder), place.writer(folder) as found, place.writer(folder) as kept:
+    with place.open() as (connection, _):
         if work.arrived is not None:
             work.arrived.load(place, group.number, connection)
         if group.file is not None:
@@ -268,14 +266,16 @@ def apply_steps(work: GroupWork, place: Workplace, group: Group) -> Applied | In
                 report |= step(connection)
         except InputError as error:
             return error
-        for name in work.found:
-            if name == PLACED:
-                found.add_parts(connection.sql(f"FROM {name}"), _DIVIDED_ROWS)
-            else:
-                found.add_relation(name, connection.sql(f"FROM {name}"), _BLOCK_ROWS)
+        with place.writer() as found:
+            for name in work.found:
+                if name == PLACED:
+                    found.add_parts(connection.sql(f"FROM {name}"), _DIVIDED_ROWS)
+                else:
+                    found.add_relation(name, connection.sql(f"FROM {name}"), _BLOCK_ROWS)
         if work.changes:
-            group = _keep(connection, kept, group.number, [*work.found, *(given.name for given in work.given)])
-        return Applied(report, group, found.close())
+            with place.writer() as kept:
+                group = _keep(connection, kept, group.number, [*work.found, *(given.name for given in work.given)])
+        return Applied(report, group, found.file)
 
 
 def _keep(connection: duckdb.DuckDBPyConnection, writer: SectionWriter, number: int, without: Sequence[str]) -> Group:
@@ -284,7 +284,7 @@ def _keep(connection: duckdb.DuckDBPyConnection, writer: SectionWriter, number: 
         if name not in without:
             writer.add_relation(str(name), connection.sql(f"FROM {name}"), _BLOCK_ROWS)
     views = execute(connection, "SELECT view_name, sql FROM duckdb_views() WHERE NOT internal ORDER BY view_oid")
-    return Group(number, writer.close(), [str(sql) for name, sql in views if name not in without])
+    return Group(number, writer.file, [str(sql) for name, sql in views if name not in without])
 
 
 class Part(NamedTuple):

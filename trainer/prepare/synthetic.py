@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ import pyarrow as pa
 
 from crossfade.base.errors import OptionError
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT
 from crossfade.trainer.data.features import SCHEMA
 from crossfade.trainer.data.manifest import (
     FEATURES,
@@ -34,6 +34,7 @@ from crossfade.trainer.data.manifest import (
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS
 from crossfade.trainer.prepare.options import SynthesizeOptions, SyntheticSpec
+from crossfade.trainer.prepare.split_files import interaction_schema
 from crossfade.trainer.prepare.staging import PartWriter, Staged, read_complete, row_group_rows, staged_output
 from crossfade.trainer.prepare.summary import Facts
 from crossfade.trainer.prepare.synthetic_draws import (
@@ -89,13 +90,15 @@ def write_synthetic(
         generator = Generator(spec, seed)
         rows, counts = _count(generator, staged.work, progress)
         _check_splits(spec, rows)
+        name = partial(_item_name, spec) if spec.items <= MAX_NAMED_ITEMS else None
         entities = {
-            spec.query: _write_vocabulary(staged, spec.query, counts["query"], None, progress),
-            spec.item: _write_vocabulary(staged, spec.item, counts["item"], spec.genres, progress),
+            spec.query: _write_vocabulary(staged, spec.query, counts["query"], progress),
+            spec.item: _write_vocabulary(staged, spec.item, counts["item"], progress, name),
         }
         features: dict[str, dict[str, Feature]] = {}
         if GENRE not in (spec.query.lower(), spec.item.lower()):
-            entities[GENRE] = _write_genres(staged, spec, counts["item"], progress)
+            count_G = np.array([counts["item"][genre :: spec.genres].sum() for genre in range(spec.genres)], np.int64)
+            entities[GENRE] = _write_vocabulary(staged, GENRE, count_G, progress, genre_name, first_id=1)
             pairs = _write(
                 staged,
                 f"{FEATURES}/{spec.item}/{GENRE}",
@@ -117,6 +120,10 @@ def write_synthetic(
         )
         staged.publish(manifest)
     return manifest
+
+
+def _item_name(spec: SyntheticSpec, row: int) -> str:
+    return f"{spec.item} {row + 1} ({genre_name(row % spec.genres)})"
 
 
 def _check_splits(spec: SyntheticSpec, rows: Mapping[str, int]) -> None:
@@ -168,34 +175,22 @@ def _write(
 
 
 def _write_vocabulary(
-    staged: Staged, entity: str, count_R: Integers, genres: int | None, progress: ProgressReporter
+    staged: Staged,
+    entity: str,
+    count_R: Integers,
+    progress: ProgressReporter,
+    name: Callable[[int], str] | None = None,
+    first_id: int = FIRST_ID,
 ) -> Entity:
-    """Write a vocabulary; with ``genres``, rows have names, unless there are too many."""
-    has_names = genres is not None and len(count_R) <= MAX_NAMED_ITEMS
+    """Write a vocabulary, whose IDs count from ``first_id``; ``name`` returns the name of a row, if rows have names."""
 
     def columns(row_N: Integers) -> Sequence[pa.Array]:
-        found = [pa.array(row_N), pa.array(row_N + FIRST_ID), pa.array(count_R[row_N])]
-        if genres is not None and has_names:
-            names = zip((row_N + 1).tolist(), genre_of(row_N, genres).tolist(), strict=True)
-            found.append(pa.array([f"{entity} {number} ({genre_name(genre)})" for number, genre in names]))
-        return found
+        found = [pa.array(row_N), pa.array(row_N + first_id), pa.array(count_R[row_N])]
+        return found if name is None else [*found, pa.array([name(row) for row in row_N.tolist()])]
 
-    schema = vocabulary_schema("int64", has_names)
+    schema = vocabulary_schema("int64", has_names=name is not None)
     files = _write(staged, f"{VOCABULARY}/{entity}", schema, len(count_R), columns, progress)
-    return Entity(rows=len(count_R), id_type="int64", has_names=has_names, files=files)
-
-
-def _write_genres(staged: Staged, spec: SyntheticSpec, count_R: Integers, progress: ProgressReporter) -> Entity:
-    """Write the vocabulary of genres, whose counts are the sums over their items."""
-    count_G = np.array([count_R[genre :: spec.genres].sum() for genre in range(spec.genres)], np.int64)
-
-    def columns(row_N: Integers) -> Sequence[pa.Array]:
-        names = pa.array([genre_name(genre) for genre in row_N.tolist()])
-        return [pa.array(row_N), pa.array(row_N + 1), pa.array(count_G[row_N]), names]
-
-    schema = vocabulary_schema("int64", has_names=True)
-    files = _write(staged, f"{VOCABULARY}/{GENRE}", schema, spec.genres, columns, progress)
-    return Entity(rows=spec.genres, id_type="int64", has_names=True, files=files)
+    return Entity(rows=len(count_R), id_type="int64", has_names=name is not None, files=files)
 
 
 def _write_splits(
@@ -203,8 +198,7 @@ def _write_splits(
 ) -> dict[str, Split]:
     """Draw all interactions again and write each to its split."""
     spec = generator.spec
-    fields = [(spec.query, pa.int64()), (spec.item, pa.int64()), (WEIGHT, pa.float32()), (TIMESTAMP, pa.int64())]
-    schema = pa.schema([pa.field(name, data_type, nullable=False) for name, data_type in fields])
+    schema = interaction_schema(spec.query, spec.item, has_timestamp=True, context=())
     progress.phase("write", spec.interactions, "row")
     with ExitStack() as stack:
         writers = {
