@@ -23,7 +23,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, Field
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.durable_file import create_folder, replace_file
@@ -39,6 +39,7 @@ from crossfade.deploy.refresh.versions import (
     FORGOTTEN_FILE,
     PLAN_FILE,
     ServiceVersions,
+    StoredRecord,
     VersionRecord,
     is_log_through,
 )
@@ -57,13 +58,11 @@ _State = tuple[int, float]
 """Bytes and time of a file on S3."""
 
 
-class _Remote(BaseModel):
+class _Remote(StoredRecord):
     """``remote.json``: where a service is kept, and of which files on S3 the folder has a copy, by path."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     uri: str
-    files: dict[str, _State] = {}
+    files: dict[str, _State] = Field(default_factory=dict)
 
 
 class RemoteVersions(ServiceVersions):
@@ -98,9 +97,9 @@ class RemoteVersions(ServiceVersions):
                 "the folder there, such as by 'aws s3 sync'"
             )
         self._pull_records(records)
-        for path in list(self.folder.iterdir()):
-            if path.is_dir() and self._is_decided(path.name) and not self._is_same(self._last_file(path.name)):
-                self._delete(path)  # another host has changed or deleted it
+        for name in self._local_folders():
+            if not self._is_same(self._last_file(name)):
+                self._delete(self.folder / name)  # another host has changed or deleted it
         if self.current is not None:
             self._pull_version(self.current.number)
         self.note()
