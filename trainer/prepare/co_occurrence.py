@@ -41,14 +41,15 @@ def with_co_occurrence(folder: Folder, manifest: DatasetManifest, progress: Prog
     for file, group in [(each, group) for each in train.files for group in range(len(each.row_groups))]:
         table = reader.read(file, group, [manifest.query, manifest.item, WEIGHT])
         table = table.filter(pc.greater(table.column(WEIGHT), 0))
-        of_group = [table.column(name).to_numpy() for name in (manifest.query, manifest.item)]
-        query_N, item_N = _first_of_each(
-            *(np.concatenate(pair) for pair in zip((query_N, item_N), of_group, strict=True))
-        )
+        query_N = np.concatenate([query_N, table.column(manifest.query).to_numpy()])
+        item_N = np.concatenate([item_N, table.column(manifest.item).to_numpy()])
+        if len(query_N) > _MAX_INTERACTIONS:
+            query_N, item_N = _first_of_each(query_N, item_N)
         if len(query_N) > _MAX_INTERACTIONS and len(np.unique(query_N)) > _MIN_QUERIES:
             is_whole_N = query_N != query_N[-1]  # of the last one, there may be more
             query_N, item_N = query_N[is_whole_N], item_N[is_whole_N]
             break
+    query_N, item_N = _first_of_each(query_N, item_N)
     number_N = np.cumsum(np.diff(query_N, prepend=query_N[:1]) != 0)  # their random order
     return manifest.model_copy(update={"co_occurrence": co_occurrence(number_N, item_N)})
 
