@@ -146,7 +146,7 @@ class Injector:
         self._wait(lambda: self._saved_step() >= fault.step, f"step {fault.step}")
         getattr(self, f"_await_{fault.moment.replace('-', '_')}")(fault)
         since, step = time.monotonic() - self.started_at, self._saved_step()
-        target = "" if fault.kind == "storage" else fault.role
+        target, name = "" if fault.kind == "storage" else fault.role, self.layout.name
         self.log(f"{since:6.1f} s  step {step:>6}  {name:<7}  {fault.kind:<11}  {target:<9}  in {fault.moment}")
         getattr(self, f"_{fault.kind}", self._signal)(fault)
         steps = len(self.training.events("step"))
