@@ -16,10 +16,10 @@ import yaml
 from compose_job import ComposeJob
 from docker_engine import Engine
 from net_hosts import other_machine
+from run_results import vectors
 from running_command import crossfade, succeeded
 from server_process import is_ok
 
-from crossfade.base.arrays import FloatArray
 from crossfade.trainer.prepare.lastfm import FALLBACK_SPEC
 from crossfade.trainer.prepare.synthetic import write_synthetic
 
@@ -159,12 +159,6 @@ def test_containers_of_a_job_and_its_interfaces_reach_no_other_machine(job: Comp
 
 
 # ---- killed containers
-
-
-def vectors(run_dir: Path, entity: str) -> FloatArray:
-    """Return all vectors of an entity, float32 (N, D)."""
-    stacked: FloatArray = np.stack(pq.read_table(run_dir / "embeddings" / entity).column("vector").to_numpy())
-    return stacked
 
 
 def wait_for_training(job: ComposeJob) -> None:

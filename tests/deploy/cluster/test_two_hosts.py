@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fault_runs import ON_SERVERS, TOKEN, assert_undisturbed, train
 from metric_groups import FIRST, JOB, PROCESS, ROWS, SERVER, TRAINING
+from object_store import free_ports
 from paced_training import Training, metrics_address, pace
 from port_strangers import listening
 from run_results import report_of
@@ -45,9 +46,9 @@ class TwoHosts:
 
 
 def test_job_is_monitored_survives_the_loss_of_a_host_and_waits_for_one_that_leaves(
-    workspace: Path, undisturbed: Path, free_port: int
+    workspace: Path, undisturbed: Path
 ) -> None:
-    two_hosts = TwoHosts(workspace, free_port)
+    two_hosts = TwoHosts(workspace, *free_ports(1))
     with two_hosts.train() as training, two_hosts.agent() as lost:
         command = training.command
         address = metrics_address(training)
