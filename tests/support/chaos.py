@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import psutil
 from cluster_data import train_rows, write_job, write_planted
-from fault_runs import DISK_BYTES
+from fault_runs import DISK_BYTES, JUMPING_CLOCK
 from ledger import FOLDER_VARIABLE, RECORD_STEPS, check_ledger
 from paced_training import Training, paced
 from running_command import has_ended, succeeded
@@ -55,13 +55,6 @@ FAULTS_PER_ROUND = 20
 Kind = Literal["kill", "terminate", "freeze", "slow", "coordinator", "storage"]
 Moment = Literal["steps", "checkpoint", "start-up"]
 KINDS: list[Kind] = ["kill", "kill", "terminate", "freeze", "slow", "coordinator", "storage"]
-JUMPING_CLOCK = """
-import itertools
-
-real, jumps = time.time, itertools.cycle((0, 86400, -86400))
-time.time = lambda: real() + next(jumps)
-"""
-"""Makes each reading of the wall clock in any process jump a day back or forth."""
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "freeze": signal.SIGSTOP}
 RESTARTING = ("kill", "terminate", "freeze")
 
