@@ -3,7 +3,6 @@
 import json
 import re
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,15 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import requests
 import yaml
 from compose_job import ComposeJob
 from docker_engine import Engine
 from net_hosts import other_machine
+from run_results import vectors
 from running_command import crossfade, succeeded
+from server_process import is_ok
 
-from crossfade.base.arrays import FloatArray
 from crossfade.trainer.prepare.lastfm import FALLBACK_SPEC
 from crossfade.trainer.prepare.synthetic import write_synthetic
 
@@ -92,14 +93,7 @@ def test_prometheus_scrapes_every_role(job: ComposeJob) -> None:
 def test_dashboard_is_healthy_and_status_shows_the_run(job: ComposeJob) -> None:
     url = f"http://127.0.0.1:{job.ports['DASHBOARD_PORT']}"
 
-    def responds() -> bool:
-        try:
-            with urllib.request.urlopen(f"{url}/healthz", timeout=60) as response:
-                return bool(response.status == 200)
-        except OSError:
-            return False
-
-    job.wait(responds, START_SECONDS, "the dashboard")
+    job.wait(lambda: is_ok(f"{url}/healthz"), START_SECONDS, "the dashboard")
     job.wait(lambda: job.inspect("dashboard")["State"]["Health"]["Status"] == "healthy", START_SECONDS, "healthy")
     assert "sample" in job.compose("exec", "--no-TTY", "dashboard", "crossfade", "status", "/runs/sample")
 
@@ -167,12 +161,6 @@ def test_containers_of_a_job_and_its_interfaces_reach_no_other_machine(job: Comp
 # ---- killed containers
 
 
-def vectors(run_dir: Path, entity: str) -> FloatArray:
-    """Return all vectors of an entity, float32 (N, D)."""
-    stacked: FloatArray = np.stack(pq.read_table(run_dir / "embeddings" / entity).column("vector").to_numpy())
-    return stacked
-
-
 def wait_for_training(job: ComposeJob) -> None:
     """Wait for a new step. A killed role stops training at once, since each step needs all workers and servers."""
     later = time.time() + 2.0
@@ -215,13 +203,13 @@ def test_job_with_killed_containers_ends_with_the_same_embeddings(job: ComposeJo
 def test_dashboard_explores_the_finished_job_with_keys_that_only_read(job: ComposeJob, engine: Engine) -> None:
     job.compose("up", "--detach", "--wait", "--no-deps", "s3", "dashboard")
     address = f"http://127.0.0.1:{job.ports['DASHBOARD_PORT']}/explore/api/search?run=sample&text=artist"
-    request = urllib.request.Request(address, headers={"X-Requested-With": "test"})
     answer: dict[str, Any] = {}
 
     def has_answered() -> bool:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            answer.clear()
-            answer.update(json.load(response))
+        response = requests.get(address, headers={"X-Requested-With": "test"}, timeout=60)
+        response.raise_for_status()
+        answer.clear()
+        answer.update(response.json())
         return "preparing" not in answer
 
     job.wait(has_answered, RESTART_SECONDS, "an answer of Explore")  # which reads IDs and names in S3
@@ -237,7 +225,6 @@ def test_dashboard_explores_the_finished_job_with_keys_that_only_read(job: Compo
 def test_model_of_the_finished_job_is_served(job: ComposeJob) -> None:
     assert job.exit_code("job") == 0
     job.compose("up", "--detach", "--wait", "--no-deps", "serve")
-    with urllib.request.urlopen(f"http://127.0.0.1:{job.ports['SERVE_PORT']}/recommend?id=1000001&k=3") as response:
-        found = json.load(response)
+    found = requests.get(f"http://127.0.0.1:{job.ports['SERVE_PORT']}/recommend?id=1000001&k=3", timeout=60).json()
     ids = set(pq.read_table(job.run_dir / "embeddings" / "artist").column("id").to_pylist())
     assert len({item["id"] for item in found["result"]["items"]} & ids) == 3

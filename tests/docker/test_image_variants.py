@@ -7,15 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from chaos import embeddings_of
 from cluster_data import write_job, write_planted
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from run_results import vectors
 from running_command import crossfade, started, succeeded, wait_for_steps
-
-from crossfade.base.arrays import FloatArray
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {
@@ -76,12 +74,6 @@ def test_variant_packages_are_available(variant: str, python: str, machine: str,
     assert {canonicalize_name(name) for name in installed} == set(pins(lock, python, machine))
 
 
-def vectors(folder: Path) -> FloatArray:
-    """Return all vectors of an entity, float32 (N, D)."""
-    stacked: FloatArray = np.stack(pq.read_table(folder).column("vector").to_numpy())
-    return stacked
-
-
 @pytest.fixture(scope="module")
 def older_mxnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the CPU build of mxnet-cu90's release into a folder, which PYTHONPATH puts before the installed MXNet."""
@@ -114,5 +106,5 @@ def test_mxnet_for_the_k80_trains_saves_and_resumes_like_the_newer_release(
     if engine == "cpu":
         assert embeddings_of(tmp_path / "older") == embeddings_of(tmp_path / "newer")
     for entity in ("customer", "track"):
-        older_ND, newer_ND = (vectors(tmp_path / run / "embeddings" / entity) for run in ("older", "newer"))
+        older_ND, newer_ND = (vectors(tmp_path / run, entity) for run in ("older", "newer"))
         np.testing.assert_allclose(older_ND, newer_ND, atol=1e-4)

@@ -73,7 +73,7 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     ) as roles:
         codes = roles.exit_codes()
         assert set(codes.values()) == {0}, roles.logs()
-        remaining = [str(process) for process in roles.running_processes()]
+        remaining = [str(process) for process in roles.mark.processes()]
         log = next(role for role in roles.all if role.name == "server-0").log.read_text()
     saved = [dict(np.load(folder / f"rank-{rank}.npz")) for rank in range(layout.workers)]
     return FinishedJob(layout, folder, saved, log, codes, remaining)

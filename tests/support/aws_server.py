@@ -225,6 +225,16 @@ def write_log(aws: AwsServer, group: str, stream: str, *lines: str) -> None:
     logs.put_log_events(logGroupName=group, logStreamName=stream, logEvents=events)
 
 
+def push_images(aws: AwsServer, *variants: str) -> None:
+    """Create the repository of the product's image, with these variants as tags."""
+    ecr = aws.client("ecr")
+    ecr.create_repository(repositoryName="crossfade")
+    for variant in variants:
+        kind = "application/vnd.oci.image.manifest.v1+json"
+        manifest = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": f"sha256:{variant}"}, "layers": []}
+        ecr.put_image(repositoryName="crossfade", imageManifest=json.dumps(manifest), imageTag=variant)
+
+
 def _image_id(parameter: str) -> str:
     """Return the machine image that moto has as the value of a public parameter."""
     value = load_resource(f"ssm/resources/ecs/optimized_amis/{REGION}.json")

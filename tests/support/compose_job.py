@@ -7,13 +7,12 @@ import json
 import os
 import signal
 import subprocess
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import requests
 import yaml
 from docker_engine import ROOT, STAND_INS, Engine, tag_of
 from object_store import free_ports
@@ -123,8 +122,6 @@ class ComposeJob:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return the result of a Prometheus query."""
-        query = urllib.parse.urlencode({"query": expression})
-        url = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}/api/v1/query?{query}"
-        with urllib.request.urlopen(url, timeout=60) as response:
-            result: list[dict[str, Any]] = json.load(response)["data"]["result"]
-            return result
+        url = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}/api/v1/query"
+        result: list[dict[str, Any]] = requests.get(url, {"query": expression}, timeout=60).json()["data"]["result"]
+        return result

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil
 from running_command import Mark
 
 from crossfade.deploy.cluster.messages import DesiredState, Endpoint
@@ -120,10 +119,6 @@ class RunningRoles:
     def logs(self) -> str:
         """Return the standard error of all roles."""
         return "\n".join(f"{role.name}: {role.log.read_text()}" for role in self.all)
-
-    def running_processes(self) -> list[psutil.Process]:
-        """Return the processes that still run, with those that they started."""
-        return self.mark.processes()
 
 
 @contextmanager

@@ -6,59 +6,17 @@ with running_metadata() as metadata:
     metadata.expire_tokens()                      # they expire
 """
 
-from __future__ import annotations
-
 import json
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-MAX_TOKEN_SECONDS = 21600
+from local_http import answering
+from werkzeug.wrappers import Request, Response
+
+_MAX_SECONDS = 21600
+"""For which a token is valid."""
 _PREFIX = "/latest/meta-data/"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-
-    def do_PUT(self) -> None:
-        """Issue a token."""
-        seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
-        is_valid = seconds.isdecimal() and 1 <= int(seconds) <= MAX_TOKEN_SECONDS
-        if self.path == "/latest/api/token" and is_valid:
-            self._answer(HTTPStatus.OK, self.server.metadata.issue_token())
-        else:
-            self._answer(HTTPStatus.BAD_REQUEST, "")
-
-    def do_GET(self) -> None:
-        """Return a value, if the request has a valid token."""
-        metadata = self.server.metadata
-        if self.headers.get("X-aws-ec2-metadata-token") not in metadata.tokens:
-            self._answer(HTTPStatus.UNAUTHORIZED, "")
-            return
-        name = self.path.removeprefix(_PREFIX)
-        metadata.requested.append(name)
-        value = metadata.values.get(name.rstrip("/")) if self.path.startswith(_PREFIX) else None
-        self._answer(*((HTTPStatus.NOT_FOUND, "not here") if value is None else (HTTPStatus.OK, value)))
-
-    def _answer(self, status: HTTPStatus, text: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text.encode())))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, metadata: Metadata) -> None:
-        self.metadata = metadata
-        super().__init__(("127.0.0.1", 0), _Handler)
 
 
 class Metadata:
@@ -66,7 +24,6 @@ class Metadata:
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
-        self.requested: list[str] = []
         self.tokens: set[str] = set()
         self.endpoint = ""
 
@@ -75,11 +32,19 @@ class Metadata:
         """Return the environment of a process on the instance."""
         return {"AWS_EC2_METADATA_SERVICE_ENDPOINT": self.endpoint}
 
-    def issue_token(self) -> str:
-        """Issue a new token."""
-        token = secrets.token_urlsafe()
-        self.tokens.add(token)
-        return token
+    def answer(self, request: Request) -> Response:
+        """Issue a token, or return a value if the request has a valid one."""
+        if request.method == "PUT":
+            seconds = request.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
+            if request.path != "/latest/api/token" or not (seconds.isdecimal() and 1 <= int(seconds) <= _MAX_SECONDS):
+                return Response(status=400)
+            self.tokens.add(token := secrets.token_urlsafe())
+            return Response(token)
+        if request.headers.get("X-aws-ec2-metadata-token") not in self.tokens:
+            return Response(status=401)
+        name = request.path.removeprefix(_PREFIX)
+        value = self.values.get(name.rstrip("/")) if request.path.startswith(_PREFIX) else None
+        return Response("not here", 404) if value is None else Response(value)
 
     def expire_tokens(self) -> None:
         """Invalidate all tokens."""
@@ -94,13 +59,5 @@ class Metadata:
 def running_metadata() -> Iterator[Metadata]:
     """Run a metadata service without notices."""
     metadata = Metadata()
-    server = _Server(metadata)
-    metadata.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with answering(metadata.answer) as metadata.endpoint:
         yield metadata
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -21,6 +21,12 @@ TRAIN = {"epochs": STEPS // 15, "eval_every_epochs": 10, "patience": None}
 CHECKPOINT = {"interval_seconds": 0.5, "keep_latest": 2}
 DISK_BYTES = 1 << 20
 TOKEN = "the-token-of-these-tests"
+JUMPING_CLOCK = """
+import itertools, time
+real, jumps = time.time, itertools.cycle((0, 86400, -86400))
+time.time = lambda: real() + next(jumps)
+"""
+"""A hook with which each reading of the wall clock, in every process, jumps a day back or forth."""
 FAST_S3_ERRORS = {"CROSSFADE_S3_ATTEMPTS": "3", "CROSSFADE_S3_TIMEOUT_SECONDS": "1"}
 """Makes requests to S3 fail within seconds instead of a minute or more."""
 

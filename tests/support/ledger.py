@@ -5,16 +5,14 @@ The training runs with ``ledger_variables``; its workers, or its process, then r
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cluster_data import TRACKS, planted_splits, train_rows
 
-_FOLDER_VARIABLE, _SECONDS_VARIABLE = "CROSSFADE_TEST_LEDGER", "CROSSFADE_TEST_STEP_SECONDS"
-_HOOK = f"""
-import itertools
+FOLDER_VARIABLE = "CROSSFADE_TEST_LEDGER"
+RECORD_STEPS = f"""
 import os
 import sys
 import time
@@ -26,42 +24,20 @@ if "worker" in sys.orig_argv or ("train" in sys.orig_argv and "--servers" not in
 
     from crossfade.trainer.training.loop import TrainLoop
 
-    ledger = Path(os.environ["{_FOLDER_VARIABLE}"]) / f"{{time.monotonic_ns()}}-{{os.getpid()}}"
+    ledger = Path(os.environ["{FOLDER_VARIABLE}"]) / f"{{time.monotonic_ns()}}-{{os.getpid()}}"
     file = ledger.open("ab", buffering=0)
-    step = TrainLoop._step
+    unrecorded_step = TrainLoop._step
 
-    def step_and_record(self, batch, progress):
+    def record_step(self, batch, progress):
         query_B = batch.query.rows_A[batch.query.index_N]
         item_B = batch.item.rows_A[batch.item.index_N][: len(batch)]
         pairs_B = query_B * self.model.item.rows + item_B
         head = np.array([progress.step, progress.epoch, len(pairs_B)], dtype=np.int64)
         file.write(np.concatenate([head, pairs_B]).tobytes())
-        time.sleep(float(os.environ["{_SECONDS_VARIABLE}"]))
-        step(self, batch, progress)
+        unrecorded_step(self, batch, progress)
 
-    TrainLoop._step = step_and_record
+    TrainLoop._step = record_step
 """
-_JUMPING_CLOCK = """
-real, jumps = time.time, itertools.cycle((0, 86400, -86400))
-time.time = lambda: real() + next(jumps)
-"""
-
-
-def ledger_variables(
-    folder: Path, name: str, *, step_seconds: float = 0.0, clock_jumps: bool = False
-) -> dict[str, str]:
-    """Return the environment of a training whose workers write the ledger ``FOLDER/NAME-ledger``.
-
-    They sleep ``step_seconds`` in each step: a run must last long, but its steps need not take the processors. With
-    ``clock_jumps``, each reading of the wall clock in any of its processes jumps a day back or forth.
-    """
-    hook = folder / f"{name}-hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(_HOOK + clock_jumps * _JUMPING_CLOCK)
-    (folder / f"{name}-ledger").mkdir()
-    path = os.pathsep.join(filter(None, [str(hook), os.environ.get("PYTHONPATH")]))
-    ledger = str(folder / f"{name}-ledger")
-    return {"PYTHONPATH": path, _FOLDER_VARIABLE: ledger, _SECONDS_VARIABLE: str(step_seconds)}
 
 
 def read_ledgers(folder: Path) -> list[dict[int, tuple[int, np.ndarray[Any, Any]]]]:

@@ -1,19 +1,15 @@
 """A real tracking server of MLflow on loopback, with SQLite, which can be frozen."""
 
 import os
-import subprocess
 import sys
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 from object_store import free_ports
-from waiting import wait_until
-
-from crossfade.base.processes import die_with_parent
-
-START_SECONDS = 180.0
+from server_process import is_ok, start_server
 
 
 class MlflowServer:
@@ -21,52 +17,27 @@ class MlflowServer:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        self.database, self._artifacts, self._log = folder / "mlflow.db", folder / "artifacts", folder / "log"
-        self._port = free_ports(1)[0]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        """Return the URI that clients track to."""
-        return f"http://127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        """Start the server and wait until it answers."""
-        parent = os.getpid()
-        stores = ["--backend-store-uri", f"sqlite:///{self.database}", "--artifacts-destination", str(self._artifacts)]
-        with self._log.open("a") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "mlflow", "server", *stores),
-                    *("--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"),
-                ],
-                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-                preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
-            )
-        wait_until(self._answers, "an answer of MLflow")
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self._log.read_text()
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=60) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+        self.database, port = folder / "mlflow.db", free_ports(1)[0]
+        self.uri = f"http://127.0.0.1:{port}"
+        """The URI that clients track to."""
+        stores = ("--backend-store-uri", f"sqlite:///{self.database}", "--artifacts-destination", folder / "artifacts")
+        address = ("--host", "127.0.0.1", "--port", port, "--workers", 1)
+        self._process = start_server(
+            [sys.executable, "-m", "mlflow", "server", *stores, *address],
+            folder / "log",
+            lambda: is_ok(f"{self.uri}/health"),
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )
 
     def _processes(self) -> list[psutil.Process]:
-        assert self._process is not None
         main = psutil.Process(self._process.pid)
         return [*main.children(recursive=True), main]
 
-    def stop(self) -> None:
+    def kill(self) -> None:
         """Kill the server."""
         processes = self._processes()
         for process in processes:
             process.kill()
-        assert self._process is not None
         self._process.wait()
         psutil.wait_procs(processes)
 
@@ -101,3 +72,13 @@ class MlflowServer:
         from mlflow.tracking import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri)
+
+
+@contextmanager
+def running_mlflow(folder: Path) -> Iterator[MlflowServer]:
+    """Run a server with its data in the new folder ``folder`` while the context lasts."""
+    server = MlflowServer(folder)
+    try:
+        yield server
+    finally:
+        server.kill()

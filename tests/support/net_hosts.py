@@ -10,12 +10,12 @@ with their bridge once nothing runs in them.
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from server_process import is_ok
 from waiting import wait_until
 
 _TOOLS = ("ip", "nsenter", "unshare", "tc")
@@ -113,13 +113,5 @@ def other_machine() -> Iterator[tuple[str, int]]:
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         stack.callback(server.wait)
         stack.callback(server.kill)
-
-        def answers() -> bool:
-            try:
-                with socket.create_connection((address, port), 1):
-                    return True
-            except OSError:
-                return False
-
-        wait_until(answers, "the server of the other machine")
+        wait_until(lambda: is_ok(f"http://{address}:{port}", seconds=1.0), "the server of the other machine")
         yield address, port

@@ -12,15 +12,14 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import fs
+from server_process import is_ok, start_server
 from waiting import wait_until
 
-from crossfade.base.processes import die_with_parent
 from crossfade.deploy.topology import free_address
 from crossfade.trainer.config.sections import ClusterConfig
 
@@ -30,7 +29,6 @@ READER = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "reader-secret
 """Credentials that may read and list, but not write."""
 FOREIGN_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "stranger", "AWS_SECRET_ACCESS_KEY": "stranger-secret"}
 """Credentials that may use only another bucket."""
-START_SECONDS = 180.0
 _PORTS = ("master", "volume", "filer", "s3")
 
 
@@ -104,24 +102,19 @@ class ObjectStore:
             for name, (http, grpc) in self._ports.items()
             for option in (f"-{name}.port={http}", f"-{name}.port.grpc={grpc}")
         ]
-        parent = os.getpid()
-        with (self._folder / "weed.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(Path(sys.executable).with_name("weed"), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-                    *(f"-dir={self._folder / 'data'}", "-s3", f"-s3.config={self._config}"),
-                    *("-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=20", "-master.volumeSizeLimitMB=256"),
-                    *("-master.telemetry=false", "-master.electionTimeout=1s", *ports),
-                ],
-                # The server would take AWS_ variables as administrator credentials. It writes logs to TMPDIR.
-                env={name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-                | {"TMPDIR": str(self._folder)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
-            )
-        wait_until(self._answers, "the object store")
+        command = [
+            *(Path(sys.executable).with_name("weed"), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(f"-dir={self._folder / 'data'}", "-s3", f"-s3.config={self._config}"),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=20", "-master.volumeSizeLimitMB=256"),
+            *("-master.telemetry=false", "-master.electionTimeout=1s", *ports),
+        ]
+        # The server would take AWS_ variables as administrator credentials. It writes logs to TMPDIR.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        environment["TMPDIR"] = str(self._folder)
+        healthz = f"{self.endpoint}/healthz"
+        self._process = start_server(
+            command, self._folder / "weed.log", lambda: is_ok(healthz, seconds=1.0), env=environment
+        )
 
     def create_bucket(self) -> None:
         """Create the bucket."""
@@ -138,15 +131,6 @@ class ObjectStore:
             return True
 
         wait_until(is_created, "a bucket that takes objects")
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self._folder / "weed.log").read_text()[-2000:]
-        try:
-            with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=1.0) as response:
-                return bool(response.status == 200)
-        except OSError:
-            return False
 
     def stop(self) -> None:
         """Stop the server; later connections are refused."""

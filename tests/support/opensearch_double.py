@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
-from urllib.parse import urlsplit
+
+from local_http import answering
+from werkzeug.wrappers import Request, Response
 
 
 class OpenSearchDouble:
@@ -24,8 +24,13 @@ class OpenSearchDouble:
         self.logins: set[str | None] = set()
         self.failures: list[int] = []
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
-        """Return the status and the content of the answer."""
+    def answer(self, request: Request) -> Response:
+        """Answer a request."""
+        self.logins.add(request.headers.get("Authorization"))
+        status, content = self._answer(request.method, request.path, request.get_data())
+        return Response(json.dumps(content), status, content_type="application/json")
+
+    def _answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         match method, path.strip("/").split("/"):
             case "DELETE", [index]:
                 self.documents.pop(index, None)
@@ -69,30 +74,5 @@ class OpenSearchDouble:
 def running_opensearch() -> Iterator[OpenSearchDouble]:
     """Run the double while the context lasts."""
     double = OpenSearchDouble()
-
-    class Handler(BaseHTTPRequestHandler):
-        def _answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            double.logins.add(self.headers.get("Authorization"))
-            status, content = double.answer(self.command, urlsplit(self.path).path, body)
-            text = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        do_GET = do_POST = do_PUT = do_DELETE = _answer
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        double.url = f"http://127.0.0.1:{server.server_port}"
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield double
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(double.answer) as double.url:
+        yield double

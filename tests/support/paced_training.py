@@ -16,7 +16,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-from running_command import RunningCommand, records, started
+from running_command import COMMAND_SECONDS, RunningCommand, records, started
 from waiting import wait_until
 
 STEP_SECONDS = 0.1
@@ -78,10 +78,10 @@ class Training:
 
         self.wait(is_logged, f"'{kind}'")
 
-    def finish(self) -> CompletedProcess[str]:
+    def finish(self, seconds: float = COMMAND_SECONDS) -> CompletedProcess[str]:
         """Let it run to its end at full speed and return its result."""
         self._release.touch()
-        return self.command.finish()
+        return self.command.finish(seconds)
 
 
 @contextmanager

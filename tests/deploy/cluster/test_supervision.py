@@ -7,9 +7,10 @@ import psutil
 import pytest
 from command_here import crossfade_here
 from fault_runs import ON_ONE_SERVER, ROLES_OF_ONE_SERVER, assert_undisturbed, train, wait_for_saves
-from port_strangers import listening, scrape
+from port_strangers import listening
 from run_results import report_of
 from running_command import messages, started, succeeded, wait_for_steps
+from scraping import ask
 from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -91,7 +92,7 @@ def test_job_on_one_host_is_reached_by_nobody_else_and_leaves_only_its_run_folde
         assert [[address.partition(":")[0] for address in found] for found in ports] == [["127.0.0.1"]] * len(ports)
         for [address] in ports:
             for _ in range(3):
-                assert scrape(address).startswith(b"HTTP/1.0 200 OK")
+                assert ask(address, "/metrics")[0] == 200
         training.wait_for("checkpoint_saved")
         succeeded(training.finish())
         assert training.command.mark.processes() == []

@@ -4,11 +4,12 @@ import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import psutil
 import pytest
 from fault_runs import ON_SERVERS, TOKEN, assert_undisturbed, train
 from metric_groups import FIRST, JOB, PROCESS, ROWS, SERVER, TRAINING
+from object_store import free_ports
 from paced_training import Training, metrics_address, pace
+from port_strangers import listening
 from run_results import report_of
 from running_command import RunningCommand, started, succeeded
 from scraping import ask, families, scrape, targets, value
@@ -45,16 +46,16 @@ class TwoHosts:
 
 
 def test_job_is_monitored_survives_the_loss_of_a_host_and_waits_for_one_that_leaves(
-    workspace: Path, undisturbed: Path, free_port: int
+    workspace: Path, undisturbed: Path
 ) -> None:
-    two_hosts = TwoHosts(workspace, free_port)
+    two_hosts = TwoHosts(workspace, *free_ports(1))
     with two_hosts.train() as training, two_hosts.agent() as lost:
         command = training.command
         address = metrics_address(training)
         training.wait_for("checkpoint_saved")
         assert sorted(command.roles()) == ["scheduler", "server-0", "worker-0"]
         assert sorted(lost.roles()) == ["server-1"]
-        assert listening_addresses(list(lost.roles().values())) == {"127.0.0.2"}
+        assert {address.partition(":")[0] for address in listening(lost.roles()["server-1"].pid)} == {"127.0.0.2"}
         assert_token_is_not_leaked(two_hosts, command, lost)
         assert_every_process_is_scraped(address)
         lost.process.kill()
@@ -96,12 +97,6 @@ def assert_every_process_is_scraped(address: str) -> None:
         assert ask(where, "/healthz")[0] == 200
         assert value(text, "crossfade_build_info", run="planted", role=name.partition("-")[0]) == 1
     assert value(scrape(address), "crossfade_role_up") == 4
-
-
-def listening_addresses(processes: list[psutil.Process]) -> set[str]:
-    """Return the addresses on which ``processes`` listen."""
-    connections = [connection for process in processes for connection in process.net_connections("inet")]
-    return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
 def assert_token_is_not_leaked(two_hosts: TwoHosts, *commands: RunningCommand) -> None:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
-from fault_runs import assert_last_is_complete, assert_undisturbed, train, wait_for_saves
+from fault_runs import JUMPING_CLOCK, assert_last_is_complete, assert_undisturbed, train, wait_for_saves
 from paced_training import Training
 from run_results import ENTITIES, checkpoint_arrays, report_of
 from running_command import crossfade, messages, records, succeeded
@@ -19,12 +19,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 DENSE = ("--set", "model.dense={item: [8]}")
 TWO = ("--servers", 0, "--workers", 2, "--set", "cluster.store=sharded", *DENSE)
 WORKERS = ["worker-0", "worker-1"]
-JUMPING_CLOCK = """
-import itertools, time
-real, jumps = time.time, itertools.cycle((0, 86400, -86400))
-time.time = lambda: real() + next(jumps)
-"""
-"""In every process, each reading of the wall clock jumps a day back or forth."""
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import os
 import re
-import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from run_results import report_of
 from running_command import RunningCommand, started, succeeded
 from scheduled_jobs import Manifests, planned_files, read_manifests
+from server_process import is_ok
 from waiting import wait_until
 
 from crossfade.trainer.config.loading import make_job
@@ -112,14 +112,6 @@ class LocalPods:
         return self._stack.enter_context(started(*arguments, cwd=self._folder, variables=variables)), probe
 
 
-def is_healthy(probe: str) -> bool:
-    try:
-        with urllib.request.urlopen(probe, timeout=60) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
 @pytest.mark.cluster
 def test_commands_of_the_containers_train_to_the_end(tmp_path: Path, planted_data: Path) -> None:
     (tmp_path / "runs").mkdir()
@@ -133,9 +125,9 @@ def test_commands_of_the_containers_train_to_the_end(tmp_path: Path, planted_dat
             "server": local.start("StatefulSet", "planted-server", 2),
             "worker": local.start("Job", "planted-worker", 3),
         }
-        wait_until(lambda: all(is_healthy(probe) for _, probe in pods.values()), "healthy agents")
+        wait_until(lambda: all(is_ok(probe) for _, probe in pods.values()), "healthy agents")
         coordinator, probe = local.start("Job", "planted-coordinator", 1)
-        wait_until(lambda: is_healthy(probe), "a healthy coordinator")
+        wait_until(lambda: is_ok(probe), "a healthy coordinator")
         assert "1 scheduler, 1 server, 1 worker" in succeeded(coordinator.finish()).stderr
         for role, (agent, _) in pods.items():
             assert f": {role}-" in succeeded(agent.finish()).stderr

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from builders import ITEM, QUERY
 from command_here import crossfade_here, rejected_here
-from mlflow_server import MlflowServer
+from mlflow_server import MlflowServer, running_mlflow
 from object_store import free_ports
 from running_command import succeeded
 from written_runs import CUSTOMER_IDS, WrittenRun, write_run
@@ -21,10 +21,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow") / "server")
-    server.start()
-    yield server
-    server.stop()
+    with running_mlflow(tmp_path_factory.mktemp("mlflow") / "server") as server:
+        yield server
 
 
 @pytest.fixture

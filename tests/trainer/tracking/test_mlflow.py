@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
-from mlflow_server import MlflowServer
+from mlflow_server import MlflowServer, running_mlflow
 from object_store import free_ports
 from paced_training import paced
 from run_results import report_of
@@ -21,10 +21,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow") / "server")
-    server.start()
-    yield server
-    server.stop()
+    with running_mlflow(tmp_path_factory.mktemp("mlflow") / "server") as server:
+        yield server
 
 
 @pytest.fixture
