@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import InputError, command
 from crossfade.base.options import Options, Port, option
 from crossfade.deploy.access import AccessOptions
 
@@ -44,7 +44,7 @@ class RunsOptions(Options):
         paths = self.runs or (RUNS,)
         for path in paths:
             if not path.is_dir():
-                expected = "expected a folder that 'crossfade train' wrote, or one that holds such"
+                expected = f"expected a folder that {command('train')} wrote, or one that holds such"
                 if path.exists():
                     raise InputError(f"{path}: is a file; {expected}")
                 near = similar_run(path)
