@@ -54,7 +54,7 @@ COMMANDS: dict[str, str | None] = {
     "train": "train embeddings as a job file specifies",
     "tune": "search for the best settings of a job",
     "doctor": "check MXNet, the GPU's driver, and storage",
-    "checkpoints": "list checkpoints, and delete what dead processes have left",
+    "checkpoints": "list the checkpoints of a run",
     "status": "show the state of runs",
     "dashboard": "serve a page that shows runs",
     "export": "write embeddings as Parquet, numpy, safetensors, or for vector databases",
