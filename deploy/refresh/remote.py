@@ -35,6 +35,7 @@ from crossfade.base.io.s3 import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer, path_lock
 from crossfade.base.json_text import validate_json
+from crossfade.deploy.refresh.service_file import S3Folder
 from crossfade.deploy.refresh.versions import (
     FORGOTTEN_FILE,
     PLAN_FILE,
@@ -61,7 +62,7 @@ _State = tuple[int, float]
 class _Remote(StoredRecord):
     """``remote.json``: where a service is kept, and of which files on S3 the folder has a copy, by path."""
 
-    uri: str
+    uri: S3Folder
     files: dict[str, _State] = Field(default_factory=dict)
 
 

@@ -53,6 +53,8 @@ _DECIDED_KEYS = {
 """Keys of the sections of the file that a service itself decides."""
 _JOB_PATHS = re.compile(r"checkpoint\.warm_start_from")
 """Keys of the job that are paths, where they are text."""
+S3Folder = Annotated[str, Field(pattern=r"^s3://[^/]+/[^/]")]
+"""The URI of a folder on S3."""
 
 
 class ServiceConfig(Section):
@@ -60,7 +62,7 @@ class ServiceConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(description="name of the service")
     folder: str | None = Field(None, description="local folder of its datasets and versions; default: services/NAME")
-    remote: Annotated[str, Field(pattern=r"^s3://[^/]+/.+")] | None = Field(
+    remote: S3Folder | None = Field(
         None, description="keep the service in this folder on S3; any host may make its next version, one at a time"
     )
     events: Annotated[list[str], Field(min_length=1)] = Field(
