@@ -246,7 +246,7 @@ class RefreshedService:
         if run.is_finished:
             return run.report()
         progress.phase("train", None, "epoch")
-        code = run.train(["train.save_embeddings=best"], stop_requested, progress.advance)
+        code = run.train({"train.save_embeddings": "best"}, stop_requested, progress.advance)
         if code == 0:
             return run.report()
         if stop_requested():
