@@ -87,7 +87,9 @@ class TrialProcess:
     def close(self) -> None:
         """End the process, if there is one."""
         if self._host is not None:
-            _end(self._host)
+            self._host.stdin.close()  # type: ignore[union-attr]
+            self._host.terminate()
+            self._host.wait()
             self._host = None
 
     def _host_for(self, log: Path) -> subprocess.Popen[bytes]:
@@ -117,13 +119,6 @@ def _read(stdout: IO[bytes], answers: queue.Queue[bytes | None]) -> None:
         for line in stdout:
             answers.put(line)
     answers.put(None)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    process.terminate()
-    process.wait()
 
 
 class TrialRun:
@@ -159,11 +154,6 @@ class TrialRun:
         options = {**paths, "resume": True, "values": {**_VALUES, **values}}
         self._exit_code = self._process.train(options, self._log, look)
         return self._exit_code
-
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-        return self._folder.path
 
     @property
     def is_finished(self) -> bool:
