@@ -43,6 +43,7 @@ from crossfade.deploy.refresh.versions import (
     StoredRecord,
     VersionRecord,
     is_log_through,
+    read_stored,
 )
 from crossfade.trainer.data.manifest import FILE_NAME
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
@@ -329,12 +330,7 @@ def set_remote(folder: Path, uri: str | None) -> None:
 
 def _read_remote(folder: Path) -> _Remote | None:
     path = folder / REMOTE_FILE
-    try:
-        return validate_json(_Remote, path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f"{path}: does not name where the service is kept: {error}; delete it") from error
+    return read_stored(_Remote, path, "the place of a service", "delete it") if path.exists() else None
 
 
 @contextmanager

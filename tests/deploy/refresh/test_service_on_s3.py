@@ -210,4 +210,4 @@ def test_damaged_and_mixed_services_are_named(first: ServiceFolder, remote: Fold
     for uri in ("services/music", "s3://music", "s3://music//"):
         (first.path / "remote.json").write_text(json.dumps({"uri": uri}))
         forgotten = crossfade_here("forget", first.path, "--ids", first.folder / "ids.txt")
-        rejected(forgotten, "remote.json: does not name where the service is kept: uri")
+        rejected(forgotten, "remote.json: is not the place of a service: uri: ")
