@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any, TextIO
 
 from crossfade.base.errors import as_typed, reason_of
@@ -33,9 +32,9 @@ class TrialOptions(TrainCommand):
 
     values: dict[str, Any]
 
-    def load_job(self, path: Path | None = None) -> JobConfig:
+    def load_job(self) -> JobConfig:
         """Return the job in its file with the values."""
-        return change_job(super().load_job(path), self.values, str(path or self.job))
+        return change_job(super().load_job(), self.values, str(self.job))
 
 
 def serve(requests: TextIO, answers: TextIO) -> int:

@@ -16,12 +16,7 @@ from crossfade.base.errors import InputError, Option
 from crossfade.base.io.durable_file import replace_file
 from crossfade.deploy.tuning.options import TuneOptions
 from crossfade.deploy.tuning.rungs import Rung, plan_rungs, whole_trainings
-from crossfade.deploy.tuning.search_space import (
-    SearchParameter,
-    check_parameters,
-    default_parameters,
-    quick_parameters,
-)
+from crossfade.deploy.tuning.search_space import SearchParameter, check_parameters, default_parameters, quick_parameters
 from crossfade.trainer.config.loading import change_job, load_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.job_inputs import load_inputs
