@@ -16,10 +16,9 @@ from tqdm import tqdm
 
 from crossfade.base.errors import worded
 from crossfade.base.signals import StopSignal, stopper
-from crossfade.deploy.cluster.state_writer import StateWriter
 from crossfade.deploy.cluster.store_choice import choose_store
 from crossfade.deploy.launch.checks import check_runnable
-from crossfade.deploy.launch.run_job import RunContext, note_without_valid, run_in_folder, serve_own_metrics
+from crossfade.deploy.launch.run_job import run_in_folder, serve_own_metrics
 from crossfade.display import TrainDisplay, progress_bars
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.run_folder import RunFolder
@@ -58,9 +57,7 @@ def train(
             serve_own_metrics(job) as listener,
             folder.open_run(job, overwrite=overwrite, resume=resume),
         ):
-            note = note_without_valid(job, inputs)
-            context = RunContext(listener, None, StateWriter(folder), resume=resume, note=note)
-            run_in_folder(job, folder, inputs, display, context)
+            run_in_folder(inputs, folder, display, listener, resume=resume)
     except StopSignal as stopped:
         _logger.warning(f"stopped {worded(stopped.args)}")
         return False

@@ -15,12 +15,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from crossfade.base import logs
-from crossfade.base.errors import CrossfadeError, worded
+from crossfade.base.errors import CrossfadeError, OptionWords, worded
 from crossfade.base.exit_codes import INTERRUPTED_EXIT_CODE
 from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.memory_limit import lack_of_memory
@@ -108,7 +108,6 @@ def load_command(name: str) -> Command[Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with ``arguments``, by default those of the process; return its exit code."""
-    logs.configure_console()
     hiding: AbstractContextManager[None] = nullcontext()
     if arguments is None:
         arguments = sys.argv[1:]
@@ -117,16 +116,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Crossfade has no plugins for pydantic, which would look for them in the metadata of all packages.
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     parsed = _parse(arguments)
+    with hiding:
+        return exit_code_of(lambda: parsed.run(parsed), parsed.parser.word)
+
+
+def exit_code_of(run: Callable[[], int], words: OptionWords) -> int:
+    """Return the exit code of the command ``run``, which logs, stops at signals, and may fail, as commands do."""
+    logs.configure_console()
     stopper.listen()
     try:
-        with hiding:
-            code: int = parsed.run(parsed)
+        return run()
     except BaseException as error:
-        failed = _exit_code(error, parsed.parser)
-        if failed is None:
-            raise
-        return failed
-    return code
+        return _report(error, words)
 
 
 def _needs_pandas(arguments: Sequence[str]) -> bool:
@@ -146,22 +147,22 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
-    """Report ``error`` and return its exit code; None for a bug, which needs its traceback."""
+def _report(error: BaseException, words: OptionWords) -> int:
+    """Report ``error`` and return its exit code; raise a bug again, which needs its traceback."""
     if stopper.number is not None:
-        how = f" {worded(error.args, parser.word)}" if isinstance(error, StopSignal) and error.args else ""
+        how = f" {worded(error.args, words)}" if isinstance(error, StopSignal) and error.args else ""
         _logger.warning(f"stopped by {signal.Signals(stopper.number).name}{how}")
         return 128 + stopper.number
     if message := lack_of_memory(error):
         error = CrossfadeError(message)
     match error:
         case SpotInterruption():
-            _logger.warning(f"stopped {worded(error.args, parser.word)}")
+            _logger.warning(f"stopped {worded(error.args, words)}")
             return INTERRUPTED_EXIT_CODE
         case CrossfadeError():
             for line in error.details:
-                _logger.warning(worded(line, parser.word))
-            _logger.error(error.worded(parser.word))
+                _logger.warning(worded(line, words))
+            _logger.error(error.worded(words))
             return error.exit_code
         case BrokenPipeError():  # the reader of stdout, such as head, has ended; the command may not be done
             sys.stderr.close()
@@ -170,4 +171,4 @@ def _exit_code(error: BaseException, parser: CommandParser) -> int | None:
             # An error of the machine, not of the program: a full disk, a deleted folder.
             _logger.error(describe_disk_error(error))
             return 1
-    return None
+    raise error

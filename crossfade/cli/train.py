@@ -54,8 +54,11 @@ class TrainCommand(LogOptions, TrainOptions):
 )
 def run(options: TrainCommand) -> int:
     """Train, and print the result."""
-    if options.explain:
-        return _explain()
+    return _explain() if options.explain else train_and_log(options)
+
+
+def train_and_log(options: TrainCommand) -> int:
+    """Train, and log and print as ``options`` say."""
     if options.log_format is None:
         configure_console(options.log_level or "info")
     else:

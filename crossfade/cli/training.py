@@ -75,7 +75,6 @@ def _train_once(options: TrainOptions) -> int:
     """
     from crossfade.cli.next_command import use_commands
     from crossfade.deploy.aws.spot import monitor_spot
-    from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.deploy.cluster.store_choice import choose_store
     from crossfade.deploy.launch import run_job
     from crossfade.deploy.launch.checks import check_runnable
@@ -101,9 +100,7 @@ def _train_once(options: TrainOptions) -> int:
         with folder.open_run(job, overwrite=options.overwrite, resume=resume) as moved:
             if moved is not None:
                 _logger.info(_describe_moved(folder, moved))
-            note = run_job.note_without_valid(job, inputs)
-            context = run_job.RunContext(listener, spot, StateWriter(folder), resume, note)
-            report = run_job.run_in_folder(job, folder, inputs, display, context)
+            report = run_job.run_in_folder(inputs, folder, display, listener, resume=resume, spot=spot)
         display.print_report(report, folder.path)
         for line in use_commands(folder.path, inputs.folder, inputs.manifest):
             print_line(f"next: {line}")

@@ -42,4 +42,5 @@ class DoctorOptions(ClusterSizes):
                 f"{self.job}: not a run folder: it has no {JOB_FILE}; expected a run folder or a job file"
                 f"{similar_run(self.job)}"
             )
-        return self.load_job(self.job / JOB_FILE), RunFolder(self.run_dir or self.job)
+        of_run = self.model_copy(update={"job": self.job / JOB_FILE})
+        return of_run.load_job(), RunFolder(self.run_dir or self.job)

@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -65,20 +65,20 @@ def wait_as_standby(job: JobConfig, folder: RunFolder) -> str | None:
 
 
 @dataclass(frozen=True)
-class RunContext:
+class _RunContext:
     """What surrounds a run: metrics endpoint, spot monitor, state file, whether it resumes, and what to print first."""
 
     listener: MetricsEndpoint
     spot: SpotMonitor | None
     state: StateWriter
     resume: bool
-    note: str | None = None
+    note: str | None
 
 
-def note_without_valid(job: JobConfig, inputs: PlanInputs) -> str | None:
+def _note_without_valid(inputs: PlanInputs) -> str | None:
     """Return what the user should read first where nothing will choose among the epochs."""
     valid = inputs.manifest.splits.get("valid")
-    if job.train.save_embeddings != "best" or (valid is not None and valid.rows):
+    if inputs.job.train.save_embeddings != "best" or (valid is not None and valid.rows):
         return None
     return (
         f"{inputs.folder.uri}: has no valid split, so training takes all its epochs and keeps the embeddings of the "
@@ -86,8 +86,7 @@ def note_without_valid(job: JobConfig, inputs: PlanInputs) -> str | None:
     )
 
 
-@contextmanager
-def serve_own_metrics(job: JobConfig) -> Iterator[MetricsEndpoint]:
+def serve_own_metrics(job: JobConfig) -> AbstractContextManager[MetricsEndpoint]:
     """Serve the metrics of this process while the context lasts."""
     from crossfade.deploy.cluster.process_metrics import process_metrics
     from crossfade.trainer.monitoring.http import serve_metrics
@@ -95,8 +94,7 @@ def serve_own_metrics(job: JobConfig) -> Iterator[MetricsEndpoint]:
     is_distributed, timeout = job.cluster.is_distributed, job.cluster.stall_timeout_seconds
     role, stall = ("coordinator", None) if is_distributed else ("in-process", timeout)
     metrics = process_metrics(job.name, role, stall)
-    with serve_metrics(metrics, job.metrics.port, job.metrics.host, job.cluster.host) as listener:
-        yield listener
+    return serve_metrics(metrics, job.metrics.port, job.metrics.host, job.cluster.host)
 
 
 @contextmanager
@@ -130,20 +128,29 @@ def _await_final_scrape(listener: MetricsEndpoint, outcome: str = "") -> None:
 
 
 def run_in_folder(
-    job: JobConfig, folder: RunFolder, inputs: PlanInputs, display: Display, context: RunContext
+    inputs: PlanInputs,
+    folder: RunFolder,
+    display: Display,
+    listener: MetricsEndpoint,
+    *,
+    resume: bool,
+    spot: SpotMonitor | None = None,
 ) -> dict[str, Any]:
-    """Train in ``folder``, which this process has locked, and return the report.
+    """Train the job of ``inputs`` in ``folder``, which this process has locked, and return the report.
 
     Raises:
         StopSignal, SpotInterruption: the run was stopped.
         CrossfadeError: the run failed.
     """
     from crossfade.base.signals import SpotInterruption, StopSignal
+    from crossfade.deploy.cluster.state_writer import StateWriter
     from crossfade.trainer.embeddings.files import partial_folder
     from crossfade.trainer.runs.ownership import claim
     from crossfade.trainer.tracking.tracker import open_tracker
 
-    claim(folder.checkpoints(job), folder.run_id(), job.name, folder.lock.command, take_over=context.resume)
+    job = inputs.job
+    context = _RunContext(listener, spot, StateWriter(folder), resume, _note_without_valid(inputs))
+    claim(folder.checkpoints(job), folder.run_id(), job.name, folder.lock.command, take_over=resume)
     tracker = open_tracker(job, folder, _logger.warning)
 
     def show(event: Event) -> None:
@@ -169,7 +176,7 @@ def run_in_folder(
         return report
 
 
-def _train(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
+def _train(job: JobConfig, folder: RunFolder, show: EventSink, context: _RunContext) -> dict[str, Any]:
     from crossfade.trainer.embeddings.staged import StagedEmbeddings
 
     train = _train_distributed if job.cluster.is_distributed else _train_in_process
@@ -193,7 +200,7 @@ def _compare_with_baselines(job: JobConfig, metrics: dict[SplitName, dict[str, f
         return {"shortfall": None, "metrics": {}, "notes": [f"baselines are not computed: {error}"]}
 
 
-def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
+def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, context: _RunContext) -> dict[str, Any]:
     from crossfade.base.signals import SpotInterruption, stopper
     from crossfade.trainer.runs.events import PhaseEvent
     from crossfade.trainer.training.checkpointing import StopResult
@@ -229,7 +236,7 @@ def _train_in_process(job: JobConfig, folder: RunFolder, show: EventSink, contex
     raise SpotInterruption(f"{report.explain()}: {spot.notice()}", _RESUME)
 
 
-def _describe_process(job: JobConfig, context: RunContext) -> None:
+def _describe_process(job: JobConfig, context: _RunContext) -> None:
     """Publish this process, the only one of its run, as scrape target and in the state file."""
     from crossfade.deploy.cluster.process_metrics import target
 
@@ -244,7 +251,7 @@ def _describe_process(job: JobConfig, context: RunContext) -> None:
     context.state.watch(status)
 
 
-def _train_distributed(job: JobConfig, folder: RunFolder, show: EventSink, context: RunContext) -> dict[str, Any]:
+def _train_distributed(job: JobConfig, folder: RunFolder, show: EventSink, context: _RunContext) -> dict[str, Any]:
     from crossfade.base.signals import SpotInterruption, stopper
     from crossfade.deploy.cluster import supervision
 
@@ -272,7 +279,7 @@ def _train_distributed(job: JobConfig, folder: RunFolder, show: EventSink, conte
     raise SpotInterruption(*how)
 
 
-def _print_addresses(context: RunContext, folder: RunFolder) -> None:
+def _print_addresses(context: _RunContext, folder: RunFolder) -> None:
     """Print where the run can be monitored, after the note on it."""
     if context.note is not None:
         _print(context.note)

@@ -1,7 +1,7 @@
 """One training of a tuning study: a run of ``crossfade train`` in a child process, which leaves metrics only.
 
 run = TrialRun(study_folder, "trial-0003", process)
-exit_code = run.train(["optimizer.learning_rate=0.02"], stop_requested=lambda: False, on_epochs=print)
+exit_code = run.train({"optimizer.learning_rate": 0.02}, stop_requested=lambda: False, on_epochs=print)
 run.valid_metric("ndcg@10")
 
 STUDY/  trial-0003/  trial-0003.log
@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -28,12 +28,12 @@ from crossfade.base.processes import describe_exit
 from crossfade.trainer.runs.run_folder import EVENTS_FILE, JOB_FILE, REPORT_FILE, RunFolder
 
 _POLL_SECONDS = 0.5
-_OVERRIDES = (
-    "train.save_embeddings=none",
-    "checkpoint.path=null",
-    "checkpoint.keep_latest=1",
-    "metrics.port=null",
-)
+_VALUES = {
+    "train.save_embeddings": "none",
+    "checkpoint.path": None,
+    "checkpoint.keep_latest": 1,
+    "metrics.port": None,
+}
 """A trial leaves metrics and no embeddings, so it is not evaluated on the test split either."""
 
 
@@ -47,14 +47,14 @@ class TrialProcess:
         self.end = self.error = ""
         """How the process ended in the newest training, and its last words; empty if it answered an exit code."""
 
-    def train(self, arguments: Sequence[str], log: Path, stop_requested: Callable[[], bool]) -> int:
-        """Run ``crossfade train`` with ``arguments``, append its output to ``log``, and return its exit code.
+    def train(self, options: Mapping[str, Any], log: Path, stop_requested: Callable[[], bool]) -> int:
+        """Run ``crossfade train`` with ``options``, append its output to ``log``, and return its exit code.
 
         ``stop_requested`` is called twice a second, and returns whether to stop the training.
         """
         log.touch()
         host = self._host_for(log)
-        request = json.dumps({"folder": str(Path.cwd()), "arguments": list(arguments), "log": str(log)}) + "\n"
+        request = json.dumps({"folder": str(Path.cwd()), "options": options, "log": str(log)}) + "\n"
         with suppress(BrokenPipeError):  # it has been killed just now, so its answer is that it has ended
             host.stdin.write(request.encode())  # type: ignore[union-attr]
         try:
@@ -87,7 +87,9 @@ class TrialProcess:
     def close(self) -> None:
         """End the process, if there is one."""
         if self._host is not None:
-            _end(self._host)
+            self._host.stdin.close()  # type: ignore[union-attr]
+            self._host.terminate()
+            self._host.wait()
             self._host = None
 
     def _host_for(self, log: Path) -> subprocess.Popen[bytes]:
@@ -119,13 +121,6 @@ def _read(stdout: IO[bytes], answers: queue.Queue[bytes | None]) -> None:
     answers.put(None)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    process.terminate()
-    process.wait()
-
-
 class TrialRun:
     """The training ``name`` of the study in a folder: its run folder and its log."""
 
@@ -139,9 +134,9 @@ class TrialRun:
         """Epochs that have ended."""
 
     def train(
-        self, overrides: Sequence[str], stop_requested: Callable[[], bool], on_epochs: Callable[[int], None]
+        self, values: Mapping[str, Any], stop_requested: Callable[[], bool], on_epochs: Callable[[int], None]
     ) -> int:
-        """Train the study's job with ``overrides``, or resume, and return the exit code.
+        """Train the study's job with other ``values`` by key, or resume, and return the exit code.
 
         ``stop_requested`` is called twice a second, and returns whether to stop the training, after a checkpoint.
         ``on_epochs`` receives how many epochs have ended since it was last called; epochs that a run repeats as it
@@ -155,16 +150,10 @@ class TrialRun:
             self.epochs = newest
             return stop_requested()
 
-        settings = [*_OVERRIDES, *overrides]
-        arguments = [str(self._job), "--run-dir", str(self._folder.path), "--resume"]
-        arguments += [word for each in settings for word in ("--set", each)]
-        self._exit_code = self._process.train(arguments, self._log, look)
+        paths = {"job": str(self._job), "run_dir": str(self._folder.path)}
+        options = {**paths, "resume": True, "values": {**_VALUES, **values}}
+        self._exit_code = self._process.train(options, self._log, look)
         return self._exit_code
-
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-        return self._folder.path
 
     @property
     def is_finished(self) -> bool:

@@ -109,8 +109,7 @@ class RefreshedService:
         """
         with self.locked(progress):
             self._check_deletion()
-            with self._warning_of_failure("cleaned up"):
-                self.versions.clean(self.config.keep_versions)
+            self._clean()
             seconds: dict[str, float] = {}
             with _timed(seconds, "prepare"):
                 prepared = self._plan_and_prepare(progress, again=publish)
@@ -124,8 +123,7 @@ class RefreshedService:
             record = self._decide(plan, manifest, report, seconds, publish=publish)
             self.versions.write(record)
             (self.folder / PLAN_FILE).unlink(missing_ok=True)
-            with self._warning_of_failure("cleaned up"):
-                self.versions.clean(self.config.keep_versions)
+            self._clean()
         return record
 
     def _plan_and_prepare(self, progress: ProgressReporter, *, again: bool) -> tuple[Plan, DatasetManifest] | None:
@@ -175,13 +173,12 @@ class RefreshedService:
             again = command("forget", str(self.folder), ids="FILE")
             raise InputError(f"{self.folder}: a deletion of IDs was interrupted: run {again} again")
 
-    @contextmanager
-    def _warning_of_failure(self, action: str) -> Iterator[None]:
-        """Log an error, where a service can go on without what failed; the next version tries it again."""
+    def _clean(self) -> None:
+        """Delete versions that are not kept, or log why not: the service goes on, and the next version tries again."""
         try:
-            yield
+            self.versions.clean(self.config.keep_versions)
         except (CrossfadeError, OSError) as error:
-            _logger.warning(f"{self.folder}: could not be {action}: {error}")
+            _logger.warning(f"{self.folder}: could not be cleaned up: {error}")
 
     def _plan(self, *, again: bool) -> Plan | None:
         """Return what the next version takes: as it was planned, unless its files have changed since.
@@ -246,7 +243,7 @@ class RefreshedService:
         if run.is_finished:
             return run.report()
         progress.phase("train", None, "epoch")
-        code = run.train(["train.save_embeddings=best"], stop_requested, progress.advance)
+        code = run.train({"train.save_embeddings": "best"}, stop_requested, progress.advance)
         if code == 0:
             return run.report()
         if stop_requested():

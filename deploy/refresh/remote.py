@@ -35,6 +35,7 @@ from crossfade.base.io.s3 import ChangedError
 from crossfade.base.io.storage_errors import translate_storage_errors
 from crossfade.base.io.writer_lock import LOCK_NAME, WriterLock, folder_writer, path_lock
 from crossfade.base.json_text import validate_json
+from crossfade.deploy.refresh.service_file import S3Folder
 from crossfade.deploy.refresh.versions import (
     FORGOTTEN_FILE,
     PLAN_FILE,
@@ -42,6 +43,7 @@ from crossfade.deploy.refresh.versions import (
     StoredRecord,
     VersionRecord,
     is_log_through,
+    read_stored,
 )
 from crossfade.trainer.data.manifest import FILE_NAME
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
@@ -61,7 +63,7 @@ _State = tuple[int, float]
 class _Remote(StoredRecord):
     """``remote.json``: where a service is kept, and of which files on S3 the folder has a copy, by path."""
 
-    uri: str
+    uri: S3Folder
     files: dict[str, _State] = Field(default_factory=dict)
 
 
@@ -328,12 +330,7 @@ def set_remote(folder: Path, uri: str | None) -> None:
 
 def _read_remote(folder: Path) -> _Remote | None:
     path = folder / REMOTE_FILE
-    try:
-        return validate_json(_Remote, path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f"{path}: does not name where the service is kept: {error}; delete it") from error
+    return read_stored(_Remote, path, "the place of a service", "delete it") if path.exists() else None
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import glob
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,8 +50,8 @@ _DECIDED_KEYS = {
     "increment_job": (*_KEYS_OF_JOBS, "checkpoint.warm_start_from", "train.eval_every_epochs"),
 }
 """Keys of the sections of the file that a service itself decides."""
-_JOB_PATHS = re.compile(r"checkpoint\.warm_start_from")
-"""Keys of the job that are paths, where they are text."""
+S3Folder = Annotated[str, Field(pattern=r"^s3://[^/]+/[^/]")]
+"""The URI of a folder on S3."""
 
 
 class ServiceConfig(Section):
@@ -60,7 +59,7 @@ class ServiceConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(description="name of the service")
     folder: str | None = Field(None, description="local folder of its datasets and versions; default: services/NAME")
-    remote: Annotated[str, Field(pattern=r"^s3://[^/]+/.+")] | None = Field(
+    remote: S3Folder | None = Field(
         None, description="keep the service in this folder on S3; any host may make its next version, one at a time"
     )
     events: Annotated[list[str], Field(min_length=1)] = Field(
@@ -125,15 +124,12 @@ class ServiceConfig(Section):
     def _located_pattern(self, pattern: str) -> str:
         return self._located(pattern, glob.escape(str(self._source.parent)))
 
-    def _located_job(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        """Return ``values`` of a job with its paths, for any current folder."""
-        located = dict(values)
-        for key, value in values.items():
-            if isinstance(value, Mapping):
-                located[key] = self._located_job(value, f"{prefix}{key}.")
-            elif isinstance(value, str) and _JOB_PATHS.fullmatch(f"{prefix}{key}"):
-                located[key] = self._located(value)
-        return located
+    def _located_job(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return ``values`` of a job with the path of what it starts from, for any current folder."""
+        start = dict(flattened(values)).get("checkpoint.warm_start_from")
+        if not isinstance(start, str):
+            return values
+        return _merged(values, {"checkpoint": {"warm_start_from": self._located(start)}})
 
     @property
     def sets_aside(self) -> bool:

@@ -142,8 +142,8 @@ class Backtest:
         data = self._data_path(window)
         if not (data / FILE_NAME).exists():
             self.source.write(window, data)
-        settings = [f"data.path={json.dumps(str(data.absolute()))}", "train.save_embeddings=best"]
-        code = trial.train(settings, stop_requested, on_epochs)
+        values = {"data.path": str(data.absolute()), "train.save_embeddings": "best"}
+        code = trial.train(values, stop_requested, on_epochs)
         if code and not stop_requested():
             raise ClusterError(f"{window.name}: the training failed: {trial.describe_failure()}")
         return code == 0

@@ -1,7 +1,7 @@
 """The rungs of a quick study: train many settings briefly, and the best of them longer, until a few have all epochs.
 
     rungs = plan_rungs(job)                         # of 40 epochs: 30 for 4, 9 for 13, 4 for 40
-    rungs[0].overrides(job, parameters)             # what to change in the job to train these parameters
+    rungs[0].changes(job, parameters)               # what to change in the job to train these parameters
 
 Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", AISTATS 2016: the
 settings that do best with little training are likely to be among the best with all of it. That holds only if a short
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from crossfade.deploy.tuning.search_space import format_override
 from crossfade.trainer.config.schema import JobConfig
 
 BUDGET = 10
@@ -48,8 +47,8 @@ class Rung:
     max_steps: int | None
     share: Fraction = Fraction(1)
 
-    def overrides(self, job: JobConfig, parameters: Mapping[str, Any]) -> list[str]:
-        """Return the overrides of ``job`` that train ``parameters``, values by key, in this rung.
+    def changes(self, job: JobConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values by key that replace values of ``job`` to train ``parameters``, values by key, in this rung.
 
         A short training is evaluated at its end, where its schedule is complete; a whole one trains as the job does.
         """
@@ -64,7 +63,7 @@ class Rung:
             }
             factor = float(1 / self.share) ** (0.5 if "adagrad" in own["optimizer.kind"] else 1.0)
             values |= {key: own[key] * factor for key in _LEARNING_RATES if own[key] is not None}
-        return [format_override(key, value) for key, value in values.items()]
+        return values
 
 
 def whole_trainings(job: JobConfig, trials: int) -> list[Rung]:

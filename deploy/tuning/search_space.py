@@ -132,10 +132,5 @@ def check_parameters(path: Path, overrides: Sequence[str], parameters: Sequence[
         raise OptionError("search", found=repeated, problem="the key is repeated", fix="give each key once")
     for parameter in parameters:
         for value in parameter.extremes():
-            setting = format_override(parameter.key, value)
+            setting = f"{parameter.key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
             load_job(path, [*overrides, setting], {setting: Option("search", parameter.key)})
-
-
-def format_override(key: str, value: Any) -> str:
-    """Format ``key`` and ``value`` as an override of a job."""
-    return f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"

@@ -180,8 +180,8 @@ class TuningStudy:
         rung, is_own = self._rung_of(trial), trial.user_attrs.get(_OWN, False)
         values = {} if is_own else {parameter.key: parameter.suggest(trial) for parameter in self.plan.parameters}
         run = TrialRun(self.plan.folder, f"trial-{trial.number:04}", process)
-        overrides = rung.overrides(self.plan.resolved_job, values)
-        code = 0 if run.is_finished else run.train(overrides, self._stop_requested, on_epochs)
+        changes = rung.changes(self.plan.resolved_job, values)
+        code = 0 if run.is_finished else run.train(changes, self._stop_requested, on_epochs)
         if code and self._stop_requested():
             return False
         if code:

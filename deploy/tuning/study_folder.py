@@ -16,14 +16,8 @@ from crossfade.base.errors import InputError, Option
 from crossfade.base.io.durable_file import replace_file
 from crossfade.deploy.tuning.options import TuneOptions
 from crossfade.deploy.tuning.rungs import Rung, plan_rungs, whole_trainings
-from crossfade.deploy.tuning.search_space import (
-    SearchParameter,
-    check_parameters,
-    default_parameters,
-    format_override,
-    quick_parameters,
-)
-from crossfade.trainer.config.loading import load_job
+from crossfade.deploy.tuning.search_space import SearchParameter, check_parameters, default_parameters, quick_parameters
+from crossfade.trainer.config.loading import change_job, load_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.runs.job_inputs import load_inputs
 from crossfade.trainer.runs.run_folder import JOB_FILE, default_run_dir
@@ -117,5 +111,5 @@ def _lock(folder: Path) -> IO[bytes]:
 
 def write_best(folder: Path, parameters: Mapping[str, Any]) -> None:
     """Write ``best.yaml``: the job of the study in ``folder`` with these values by key."""
-    overrides = [format_override(key, value) for key, value in parameters.items()]
-    replace_file(folder / BEST_FILE, load_job(folder / JOB_FILE, overrides).to_yaml().encode())
+    best = change_job(load_job(folder / JOB_FILE), parameters, str(folder / JOB_FILE))
+    replace_file(folder / BEST_FILE, best.to_yaml().encode())

@@ -28,6 +28,7 @@ SMALL_FILES = {
     "trainer/config/lr_schedule.py": "is looked for by its name",
     "crossfade/base/blas_kernels.py": "runs before anything else is imported",
     "crossfade/cli/sagemaker_entry.py": "the entry of a process",
+    "crossfade/cli/train.py": "a command, which main imports by its name",
     "deploy/dashboard/server.py": "loads Dash and uvicorn, which may be missing",
     "deploy/refresh/forget.py": "changes versions of a service",
     "deploy/refresh/metrics.py": "loads the client of Prometheus",
@@ -41,7 +42,6 @@ PAGE = re.compile(r"docs/[\w-]+\.md")
 FLAG = re.compile(r"(?<![-\w])--[a-z][a-z-]+")
 FILES_WITH_FLAGS = {
     "deploy/aws/ec2/run_host.py": "starts commands of crossfade",
-    "deploy/launch/trial_run.py": "starts commands of crossfade",
     "deploy/schedulers/scheduler_files.py": "writes files with commands of crossfade",
 }
 """Files below the faces whose strings are words of command lines. All others name options by marks."""

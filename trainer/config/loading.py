@@ -138,6 +138,22 @@ def check_job(values: dict[str, Any], source: str) -> JobConfig:
         raise InputError(source, f": {_format_error(error)}") from error
 
 
+def change_job(job: JobConfig, changes: Mapping[str, Any], source: str) -> JobConfig:
+    """Return ``job`` with the values of ``changes`` by key, such as ``train.epochs``; messages name it as ``source``.
+
+    Raises:
+        InputError: as ``check_job``.
+    """
+    values = job.model_dump(mode="json")
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
+    return check_job(values, source)
+
+
 def parse_job_text(text: str, source: Text) -> Any:
     """Parse ``text``, YAML of bounded size, without checking its keys; messages name it as ``source``.
 

@@ -27,19 +27,18 @@ class OptionalJob(Options):
     job: Path | None = _job(None, "read this job file (YAML)", value="JOB", positional=True)
     set: tuple[str, ...] = _job((), "override a key of the job file", value="KEY=VALUE", repeat=True)
 
-    def load_job(self, path: Path | None = None) -> JobConfig:
-        """Return the job in the file that is named, or in ``path``, with the changes.
+    def load_job(self) -> JobConfig:
+        """Return the job in the file that is named, with the changes.
 
         Raises:
             InputError: the file is missing, or the job is invalid.
         """
         from crossfade.trainer.config.loading import load_job
 
-        path = path or self.job
-        assert path is not None, "no job is named"
+        assert self.job is not None, "no job is named"
         given = {name: getattr(self, name) for name in self.sizes if getattr(self, name) is not None}
         typed = {f"cluster.{name}={value}": Option(name, value) for name, value in given.items()}
-        return load_job(path, [*self.set, *typed], typed)
+        return load_job(self.job, [*self.set, *typed], typed)
 
 
 class JobOptions(OptionalJob):

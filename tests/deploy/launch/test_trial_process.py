@@ -20,8 +20,8 @@ from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 
 pytestmark = pytest.mark.slow
 
-LONG = ("train.epochs=100000", "train.patience=null")
-SETTINGS = ("train.epochs=3", "checkpoint.interval_steps=8")
+LONG = {"train.epochs": 100000, "train.patience": None}
+VALUES = {"train.epochs": 3, "checkpoint.interval_steps": 8}
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +68,21 @@ def test_later_training_has_the_results_of_a_process_of_its_own(
     workspace: Path, process: TrialProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used, folder = set(), workspace
-    for number, more in enumerate(["optimizer.learning_rate=0.3", "model.dim=-1", "model.dim=16", "model.dim=8"]):
-        code = TrialRun(folder, f"shared-{number}", process).train([*SETTINGS, more], go_on, go_on)
-        assert code == (2 if more == "model.dim=-1" else 0)
+    rate = {"optimizer.learning_rate": 0.3}
+    for number, more in enumerate([rate, {"model.dim": -1}, {"model.dim": 16}, {"model.dim": 8}]):
+        code = TrialRun(folder, f"shared-{number}", process).train(VALUES | more, go_on, go_on)
+        assert code == (2 if number == 1 else 0)
         used |= {host.pid for host in hosts()}
         monkeypatch.chdir(workspace.parent)  # paths count from the folder of the request, wherever the process started
         folder = Path(workspace.name)
     assert len(used) == 1
-    assert "model.dim" in (workspace / "shared-1.log").read_text()
+    assert (workspace / "shared-1.log").read_text().startswith(f"crossfade: error: {folder}/job.yaml: model.dim: ")
     assert (workspace / "shared-3.log").read_text().count("best ndcg@10 on valid") == 1
-    alone = [word for each in (*SETTINGS, "model.dim=8") for word in ("--set", each)]
+    alone = [
+        word
+        for each in ("model.dim=8", *(f"{key}={value}" for key, value in VALUES.items()))
+        for word in ("--set", each)
+    ]
     succeeded(crossfade_here("train", "job.yaml", "--run-dir", "alone", *alone, cwd=workspace))
     assert results(workspace / "shared-3") == results(workspace / "alone")
 
@@ -85,7 +90,7 @@ def test_later_training_has_the_results_of_a_process_of_its_own(
 @pytest.mark.slow
 def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) -> None:
     first = TrialRun(workspace, "before", process)
-    assert first.train(SETTINGS, go_on, go_on) == 0
+    assert first.train(VALUES, go_on, go_on) == 0
     (host,) = hosts()
 
     def crash(epochs: int) -> None:
@@ -95,7 +100,7 @@ def test_crash_ends_only_its_training(workspace: Path, process: TrialProcess) ->
     crashed = TrialRun(workspace, "crashed", process)
     assert crashed.train(LONG, go_on, crash) == -signal.SIGSEGV
     assert crashed.describe_failure().startswith("its process was killed by SIGSEGV; ")
-    assert TrialRun(workspace, "after-crash", process).train(SETTINGS, go_on, go_on) == 0
+    assert TrialRun(workspace, "after-crash", process).train(VALUES, go_on, go_on) == 0
     assert results(workspace / "after-crash") == results(workspace / "before")
     assert host.pid not in {each.pid for each in hosts()}
 
@@ -107,7 +112,7 @@ def test_stopped_training_saves_its_work_and_the_next_one_has_a_new_process(
     long = TrialRun(workspace, "long", process)
     assert long.train(LONG, lambda: long.epochs > 0, go_on) == 128 + signal.SIGTERM
     assert list((workspace / "long" / "checkpoints").iterdir())
-    assert TrialRun(workspace, "after", process).train(SETTINGS, go_on, go_on) == 0
+    assert TrialRun(workspace, "after", process).train(VALUES, go_on, go_on) == 0
 
 
 def test_training_whose_log_is_on_a_full_disk_leaves_its_reason(
@@ -118,7 +123,7 @@ def test_training_whose_log_is_on_a_full_disk_leaves_its_reason(
             shutil.copy(workspace / "job.yaml", disk)
             fill(disk, leave=0)
             run = TrialRun(disk, "trial", process)
-            assert run.train(SETTINGS, go_on, go_on) == 1
+            assert run.train(VALUES, go_on, go_on) == 1
             failure = run.describe_failure()
     except MountError as reason:
         pytest.skip(root(reason))

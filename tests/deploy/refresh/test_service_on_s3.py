@@ -206,5 +206,8 @@ def test_damaged_and_mixed_services_are_named(first: ServiceFolder, remote: Fold
     remote.delete()
     rejected(first.command("refresh"), f"{first.path}: has other versions than s3://")
     assert first.statuses() == ["published"] * 2, "the copy is kept"
-    (first.path / "remote.json").write_text("{}")
-    rejected(first.command("refresh"), "remote.json: does not name where the service is kept")
+    (first.folder / "ids.txt").write_text("c0\n")
+    for uri in ("services/music", "s3://music", "s3://music//"):
+        (first.path / "remote.json").write_text(json.dumps({"uri": uri}))
+        forgotten = crossfade_here("forget", first.path, "--ids", first.folder / "ids.txt")
+        rejected(forgotten, "remote.json: is not the place of a service: uri: ")

@@ -10,7 +10,7 @@ from resolved_jobs import SIZE
 from crossfade.deploy.tuning.rungs import BUDGET, plan_rungs
 from crossfade.deploy.tuning.search_space import check_parameters, quick_parameters
 from crossfade.trainer.config.auto_values import resolve
-from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.loading import change_job, load_job
 from crossfade.trainer.config.lr_schedule import lr_factor
 from crossfade.trainer.config.schema import JobConfig
 
@@ -38,7 +38,9 @@ def test_budget_is_ten_trainings_for_any_length(tmp_path: Path, max_steps: str |
         trials = [rung.trials for rung in rungs]
         assert trials == sorted(trials, reverse=True)
         assert trials[-1] >= 4
-        trained = {rung: load_job(tmp_path / "job.yaml", rung.overrides(job, {})) for rung in rungs}
+        trained = {
+            rung: change_job(load_job(tmp_path / "job.yaml"), rung.changes(job, {}), "the job") for rung in rungs
+        }
         trained[rungs[-1]] = job
         for steps_per_epoch in (1, 7, 1000):
             whole = steps(job, steps_per_epoch)
@@ -62,7 +64,7 @@ def test_short_training_moves_rows_as_far_as_a_whole_one(tmp_path: Path, kind: s
     trial = {"optimizer.learning_rate": 0.02, "model.temperature": 0.3}
     whole = None
     for rung in reversed(plan_rungs(job)):
-        trained = load_job(tmp_path / "job.yaml", [*settings, *rung.overrides(job, trial)])
+        trained = change_job(load_job(tmp_path / "job.yaml", settings), rung.changes(job, trial), "the job")
         taken = steps(trained, 50)
         factors = [lr_factor(trained.optimizer, step, taken) for step in range(taken)]
         # The schedule of each rung ends, and with it the rung is evaluated.
