@@ -99,15 +99,7 @@ def write_synthetic(
         if GENRE not in (spec.query.lower(), spec.item.lower()):
             count_G = np.array([counts["item"][genre :: spec.genres].sum() for genre in range(spec.genres)], np.int64)
             entities[GENRE] = _write_vocabulary(staged, GENRE, count_G, progress, genre_name, first_id=1)
-            pairs = _write(
-                staged,
-                f"{FEATURES}/{spec.item}/{GENRE}",
-                SCHEMA,
-                spec.items,
-                lambda row_N: [pa.array(row_N), pa.array(genre_of(row_N, spec.genres))],
-                progress,
-            )
-            features = {spec.item: {GENRE: Feature(files=pairs)}}
+            features = {spec.item: {GENRE: Feature(files=_write_genres(staged, spec, progress))}}
         splits = _write_splits(generator, staged, rows, progress)
         manifest = DatasetManifest(
             query=spec.query,
@@ -120,6 +112,13 @@ def write_synthetic(
         )
         staged.publish(manifest)
     return manifest
+
+
+def _write_genres(staged: Staged, spec: SyntheticSpec, progress: ProgressReporter) -> list[DataFile]:
+    def genres(row_N: Integers) -> Sequence[pa.Array]:
+        return [pa.array(row_N), pa.array(genre_of(row_N, spec.genres))]
+
+    return _write(staged, f"{FEATURES}/{spec.item}/{GENRE}", SCHEMA, spec.items, genres, progress)
 
 
 def _item_name(spec: SyntheticSpec, row: int) -> str:
