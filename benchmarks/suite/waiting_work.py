@@ -43,15 +43,15 @@ class WaitingSizes:
     made ``calls`` times, and a command ``starts`` times.
     """
 
-    events: int
-    event_users: int
-    event_tracks: int
-    plays: int
-    users: int
-    tracks: int
-    trained: tuple[int, int, int]
-    calls: int
-    starts: int
+    events: int = 20_000_000
+    event_users: int = 1_000_000
+    event_tracks: int = 500_000
+    plays: int = 300_000
+    users: int = 5_000
+    tracks: int = 20_000
+    trained: tuple[int, int, int] = (200_000, 50_000, 2_000_000)
+    calls: int = 500
+    starts: int = 5
 
 
 def make_events(folder: Path, sizes: WaitingSizes) -> Path:
