@@ -61,7 +61,7 @@ def train(job: dict[str, Any], run_dir: Path, *, servers: int = 0, workers: int 
         MeasurementError: it failed.
     """
     run_command(train_command(job, run_dir, servers, workers), TIMEOUT_SECONDS)
-    return summarize(read_report(run_dir), read_steps(run_dir))
+    return summarize(read_report(run_dir), read_events(run_dir, "step"))
 
 
 def train_command(job: dict[str, Any], run_dir: Path, servers: int = 0, workers: int = 0) -> list[str]:
@@ -84,12 +84,12 @@ def read_report(run_dir: Path) -> dict[str, Any]:
     return report
 
 
-def read_steps(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the step events of a run so far."""
+def read_events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the events of a kind that a run has written so far; of steps, about one per second."""
     file = run_dir / "events.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     events = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [event for event in events if event["event"] == "step"]
+    return [event for event in events if event["event"] == kind]
 
 
 def summarize(report: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
