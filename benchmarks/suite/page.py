@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from suite.plan import QUICK, SECTIONS, Section
-from suite.provenance import origin, results_of
+from suite.provenance import origin
 from suite.results import Result, Results
 
 PAGE, RECORD = "evidence.md", "performance.json"
@@ -33,7 +33,7 @@ UNITS = {
 
 def render(record: dict[str, Any]) -> dict[str, str]:
     """Return what the page has of a record, by the names of its blocks: the machine, each section, and failures."""
-    results = Results(results_of(record))
+    results = Results(Result(**entry) for entry in record["measurements"])
     blocks = {"machine": _machine(record)}
     for name, section in SECTIONS.items():
         if measured := [result for result in results if result.section == name]:
