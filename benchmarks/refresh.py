@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import statistics
 import subprocess
@@ -87,11 +86,10 @@ def running(words: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def served_version(folder: Path, address: str) -> int:
+def served_version(address: str) -> int:
     """Return the version of the service that the server answers from; 0 before it answers."""
     with suppress(urllib.error.URLError), urllib.request.urlopen(f"{address}healthz") as answer:
-        [card] = (folder / "copies").glob(f"**/{json.load(answer)['version']}/version.json")
-        return int(re.findall(r"version-(\d{6})/", json.loads(card.read_text())["model"])[0])
+        return int(json.load(answer)["version"])
     return 0
 
 
@@ -114,7 +112,7 @@ def measure(folder: Path, new: list[Path], interval: float | None) -> list[dict[
     ):
         assert server.stdout is not None
         address = server.stdout.readline().split()[-1]
-        while not served_version(folder, address):
+        while not served_version(address):
             time.sleep(POLL_SECONDS)
         begin = time.monotonic()
         while sum(len(record["files"]) for record in found) < len(new):
@@ -125,7 +123,7 @@ def measure(folder: Path, new: list[Path], interval: float | None) -> list[dict[
                 shutil.copy(path, partial := folder / "events" / f".{path.name}")
                 partial.rename(folder / "events" / path.name)
                 arrived[path.name] = time.monotonic()
-            current = served_version(folder, address)
+            current = served_version(address)
             for number in range(2 + len(found), current + 1):
                 record = json.loads((versions / f"version-{number:06}.json").read_text())
                 first = min(arrived[Path(file["uri"]).name] for file in record["files"])
