@@ -33,7 +33,7 @@ from typing import Any
 
 from suite.environments import NOT_INSTALLED
 from suite.machine import commit, describe_machine, describe_versions
-from suite.page import PAGE, RECORD, TITLE, render, replace_section
+from suite.page import PAGE, RECORD, fill, render
 from suite.plan import ENVIRONMENTS, FULL, QUICK, SECTIONS, Measurement, measurements
 from suite.processes import ROOT, MeasurementError
 from suite.provenance import keep_other_sections
@@ -111,9 +111,8 @@ def write(folder: Path, record: dict[str, Any]) -> None:
     """Write the page and its record into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    page = folder / PAGE
-    text = page.read_text(encoding="utf-8") if page.exists() else ""
-    page.write_text(replace_section(text, TITLE, render(record)), encoding="utf-8")
+    text = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")
+    (folder / PAGE).write_text(fill(text, render(record)), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:

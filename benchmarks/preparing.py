@@ -16,9 +16,9 @@ number), half as many tracks. The last event of each customer is held out. Memor
 processor seconds and memory are those of Java and of tasks, too; the largest executor of ``local-cluster[2,1,1024]``, a
 process of 1 GiB of Java with one task at a time and what that starts, is printed beside them.
 
-The datasets that ``--increment`` extends are of ``crossfade synthesize`` with text IDs, without features. A hundredth
-of the customers and tracks of the new events are new. Datasets take turns, with and without ``--replay 1``; of three
-rounds, the one with the median of processor seconds is printed.
+The datasets that ``--increment`` extends are prepared from events in the same way. A hundredth of the customers and
+tracks of the new events are new. Datasets take turns, with and without ``--replay 1``; of three rounds, the one with
+the median of processor seconds is printed.
 """
 
 from __future__ import annotations
@@ -40,18 +40,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow as pa
-from raw_events import EVENT, EVENTS_FOLDER, TIMESTAMP, EventGenerator, hex_ids, write_raw_events
+from raw_events import EVENT, EVENTS_FOLDER, TIMESTAMP, EventGenerator, write_raw_events
 
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import VOCABULARY, Entity, Split
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.options import PrepareOptions, SyntheticSpec
 from crossfade.trainer.prepare.pipeline import prepare
-from crossfade.trainer.prepare.staging import PartWriter, row_group_rows, staged_output, take_over_files
-from crossfade.trainer.prepare.synthetic import write_synthetic
-from crossfade.trainer.prepare.vocabulary_tables import vocabulary_schema
 
 _WEIGHTS = {"play": 1.0, "like": 3.0, "library_add": 5.0, "skip": -1.0}
 _GROWTH, _ROUNDS = 1.01, 3
@@ -160,9 +154,12 @@ def _run_increments(new: int, onto: Sequence[int], arguments: argparse.Namespace
         _print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores; {new:,} events onto a dataset")
         try:
             for events in onto:
-                customers = events // arguments.events_per_customer
-                _measured(_write_base, Path(work), f"{at}/{events}", _spec(events, customers))
-                _measured(_generate, Path(work), f"{at}/{events}", _spec(new, round(customers * _GROWTH)))
+                customers, to = events // arguments.events_per_customer, f"{at}/{events}"
+                spec = _spec(events, customers)
+                _measured(_generate, Path(work), to, spec)
+                _measured(_prepare, Path(work), to, spec, Path(work), arguments.memory, {"out": f"{to}/base"})
+                Folder(f"{to}/raw").delete()
+                _measured(_generate, Path(work), to, _spec(new, round(customers * _GROWTH)))
             kinds = [(events, replay) for events in onto for replay in (None, 1.0)]
             measured: dict[tuple[int, float | None], list[Measured]] = {kind: [] for kind in kinds}
             for events, replay in kinds * _ROUNDS:
@@ -176,24 +173,6 @@ def _run_increments(new: int, onto: Sequence[int], arguments: argparse.Namespace
         finally:
             for events in onto:
                 Folder(f"{at}/{events}").delete()
-
-
-def _write_base(at: str, spec: SyntheticSpec) -> None:
-    """Write the dataset ``base`` with the IDs of the raw events: its interactions are those of ``events``."""
-    synthetic, source = write_synthetic(f"{at}/events", spec, seed=1), Folder(f"{at}/events")
-    entities, generator = {}, EventGenerator(spec, seed=1)
-    with staged_output(f"{at}/base", overwrite=False) as staged:
-        for side, name in (("query", spec.query), ("item", spec.item)):
-            entity, schema = synthetic.entities[name], vocabulary_schema("string", has_names=False)
-            with PartWriter(staged, f"{VOCABULARY}/{name}", schema, row_group_rows(entity.rows)) as writer:
-                for table in Vocabulary(source, synthetic, name).iter_tables(["row", "count"]):
-                    row, count = (column.combine_chunks() for column in table.columns)
-                    columns = [row, hex_ids(generator, side, row.to_numpy()), count]
-                    writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
-                entities[name] = Entity(rows=entity.rows, id_type="string", files=writer.close())
-        files = take_over_files(staged, "train", source, synthetic.splits["train"].files)
-        changes = {"entities": entities, "splits": {"train": Split(files=files)}, "features": {}}
-        staged.publish(synthetic.model_copy(update=changes))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import argparse
 import fnmatch
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suite.page import replace_section
 from tqdm import tqdm
 
 from crossfade.base.errors import CrossfadeError, InputError
@@ -44,116 +44,37 @@ class Split:
     """A published split.
 
     Attributes:
-        title: its heading.
         folder: its folder in that of the data.
         files: the file of each split of the dataset, in its folder.
         options: further options of ``prepare``.
         metrics: the columns of its table.
-        published: published results, by the first of the metrics or all of them.
     """
 
-    title: str
     folder: str
     files: Mapping[str, str]
     options: tuple[str, ...]
     metrics: tuple[str, ...]
-    published: Mapping[str, tuple[float, ...]]
 
 
-def _of_lightgcnpp(title: str, folder: str, published: Mapping[str, tuple[float, ...]]) -> Split:
+def _of_lightgcnpp(folder: str) -> Split:
     files = {name: f"{name}.txt" for name in ("train", "valid", "test")}
-    metrics = ("recall@10", "ndcg@10", "recall@40", "ndcg@40")
-    return Split(title, folder, files, ("--format", "lightgcn"), metrics, published)
+    return Split(folder, files, ("--format", "lightgcn"), ("recall@10", "ndcg@10", "recall@40", "ndcg@40"))
 
 
-def _of_ir_benchmark(title: str, folder: str, published: Mapping[str, tuple[float, ...]]) -> Split:
+def _of_ir_benchmark(folder: str) -> Split:
     files = {name: f"{name}.tsv" for name in ("train", "test")}
     columns = ("--query", "customer=user_procid", "--item", "item=item_procid")
-    return Split(title, folder, files, columns, ("recall@20", "ndcg@20"), published)
+    return Split(folder, files, columns, ("recall@20", "ndcg@20"))
 
 
 SPLITS = {
-    "lastfm_split": _of_lightgcnpp(
-        "Last.fm",
-        "lastfm_lightgcnpp",
-        {
-            "BPR-MF": (0.1361, 0.1532, 0.2784, 0.2235),
-            "LightGCN": (0.1741, 0.1996, 0.3481, 0.2854),
-            "XSimGCL": (0.1801, 0.2062, 0.3575, 0.2937),
-            "LightGCN++": (0.1889, 0.2171, 0.3745, 0.3083),
-        },
-    ),
-    "ml1m_split": _of_lightgcnpp(
-        "MovieLens-1M",
-        "ml1m_lightgcnpp",
-        {
-            "BPR-MF": (0.1291, 0.2677, 0.3192, 0.2914),
-            "LightGCN": (0.1495, 0.2977, 0.3586, 0.3265),
-            "XSimGCL": (0.1657, 0.3216, 0.3830, 0.3504),
-            "LightGCN++": (0.1667, 0.3243, 0.3852, 0.3534),
-        },
-    ),
-    "gowalla_split": _of_lightgcnpp(
-        "Gowalla",
-        "gowalla_lightgcnpp",
-        {
-            "BPR-MF": (0.0895, 0.0899),
-            "LightGCN": (0.1182, 0.1284),
-            "LightGCN++": (0.1219, 0.1321),
-            "NCL++": (0.1234, 0.1331),
-        },
-    ),
-    "ir_gowalla": _of_ir_benchmark(
-        "Gowalla of IR-Benchmark",
-        "ir_gowalla",
-        {
-            "MF, BPR": (0.1355, 0.1111),
-            "LightGCN, BPR": (0.1745, 0.1402),
-            "MF, softmax": (0.2064, 0.1624),
-            "MF, BSL": (0.2071, 0.1630),
-            "MF, PSL": (0.2089, 0.1647),
-            "MF, SL@20": (0.2121, 0.1709),
-            "LightGCN, SL@20": (0.2128, 0.1729),
-        },
-    ),
-    "ir_electronic": _of_ir_benchmark(
-        "Amazon Electronics of IR-Benchmark",
-        "ir_electronic",
-        {
-            "MF, BPR": (0.0816, 0.0527),
-            "LightGCN, BPR": (0.0813, 0.0524),
-            "MF, softmax": (0.0821, 0.0529),
-            "MF, BSL": (0.0834, 0.0530),
-            "MF, PSL": (0.0838, 0.0541),
-            "MF, SL@20": (0.0901, 0.0590),
-            "LightGCN, SL@20": (0.0903, 0.0591),
-        },
-    ),
+    "lastfm_split": _of_lightgcnpp("lastfm_lightgcnpp"),
+    "ml1m_split": _of_lightgcnpp("ml1m_lightgcnpp"),
+    "gowalla_split": _of_lightgcnpp("gowalla_lightgcnpp"),
+    "ir_gowalla": _of_ir_benchmark("ir_gowalla"),
+    "ir_electronic": _of_ir_benchmark("ir_electronic"),
 }
 """The splits, by the names of their jobs."""
-NOTES = {
-    "lastfm_split": """\
-A search over 100 settings found 0.1720 ± 0.0004 on valid at best (ndcg@10, three seeds):
-
-```
-.venv/bin/crossfade tune jobs/lastfm_split.yaml --trials 100 --search model.temperature=log:0.11..0.22 \\
-    --search optimizer.learning_rate=log:0.06..0.6 --search 'train.batch_size=2048|4096|8192|16384' \\
-    --search train.query_frequency_power=-0.9..0 --search train.item_frequency_power=0..0.35 \\
-    --search 'train.epochs=20|40|60'
-```
-""",
-    "gowalla_split": """\
-The test split is no random sample of the interactions: the 50 items with the most interactions in train and valid have
-5.6 % of test, 1.49 times their share of train and valid. In the other splits here it is 0.99 to 1.00 times. So a
-ranking that favors popular items can gain on this test and lose on valid, and settings chosen on valid do not show the
-gain. On the split of Gowalla below, LightGCN and plain embeddings with the same loss are alike.
-""",
-    "ir_electronic": """\
-`top_k: 20` weighs interactions by their place around the 20th of the list, as SL@20 does ([model.md](model.md)). It
-gains on both splits of IR-Benchmark. On Last.fm and MovieLens-1M it loses a percent of recall@40, so it is no default.
-""",
-}
-"""What stands below the table of a split."""
 
 
 @dataclass(frozen=True)
@@ -254,63 +175,41 @@ def train(place: Place, run: Run) -> None:
     crossfade(log, "train", job, "--run-dir", folder, "--overwrite", *run.options)
 
 
-def section(place: Place, runs: Sequence[Run]) -> str:
-    """Return the section of the page, with the rows of finished runs."""
-    parts = [_HEAD]
+def write(place: Place, runs: Sequence[Run]) -> None:
+    """Write the rows of finished runs into the tables of the page, which has one below the name of each job."""
+    page = PAGE.read_text(encoding="utf-8")
     for name, split in SPLITS.items():
-        rows: dict[str, list[dict[str, Any]]] = {}
+        reports: dict[str, list[dict[str, Any]]] = {}
         for run in runs:
             report = place.report(run)
             if run.split == name and report is not None:
-                rows.setdefault(run.row, []).append(report)
-        parts += [f"### {split.title} (`jobs/{name}.yaml`)", "", *_table(split, rows)]
-        for row, values in split.published.items():
-            cells = [f"{value:.4f}" for value in values] + [""] * (len(split.metrics) - len(values))
-            parts.append(f"| {row}, published | | {' | '.join(cells)} | | |")
-        if name in NOTES:
-            parts += ["", NOTES[name].rstrip()]
-        parts.append("")
-    return "\n".join(parts)
+                reports.setdefault(run.row, []).append(report)
+        for row, measured in reports.items():
+            page = replace_row(page, f"jobs/{name}.yaml", row, row_of(split, row, measured))
+    PAGE.write_text(page, encoding="utf-8")
 
 
-def write(place: Place, runs: Sequence[Run]) -> None:
-    """Write the section into the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(replace_section(text, "Quality on published splits", section(place, runs)), encoding="utf-8")
+def replace_row(page: str, job: str, row: str, text: str) -> str:
+    """Return ``page`` with the line ``text`` in place of ``row`` below the heading of ``job``, or as the first row.
+
+    Raises:
+        InputError: the page has no table there.
+    """
+    heading = rf"^### [^\n]*{re.escape(job)}(?:(?!^#).*\n)*?"
+    for place in (rf"({heading})\| {re.escape(row)} \|.*\n", rf"({heading}\|[-|]+\n)"):
+        found = re.search(place, page, re.MULTILINE)
+        if found is not None:
+            return page[: found.end(1)] + text + "\n" + page[found.end() :]
+    raise InputError(f"{PAGE}: no table below a heading with {job}")
 
 
-_HEAD = """\
-## Quality on published splits
-
-Written by `make quality` ([`benchmarks/quality.py`](../benchmarks/quality.py)), which trains every row from a clean
-state. Embeddings have 64 columns. The splits, and the rows called published, are those of
-
-- "Revisiting LightGCN: unexpected inflexibility, inconsistency, and a remedy towards improved recommendation"
-  (LightGCN++, RecSys 2024), supplement, tables 9 and 10. Its protocol: hyperparameters and the stopping point are
-  chosen on valid, never on test; test is reported; all items are ranked except those that the listener has in train,
-  so items of valid stay and count as misses (`evaluate.exclude_splits: [train]`).
-- IR-Benchmark, as published in table 2 of "Breaking the top-K barrier: advancing top-K ranking metrics optimization in
-  recommender systems" (KDD 2025). It has no valid split: ours train all epochs on its train split. The defaults were
-  chosen on parts of its train split, and of those of the other splits, never on test.
-
-Ours are plain two-tower models of IDs only: one embedding per customer, one per item, compared by cosine. Figures are
-means over seeds, ± their standard deviation where there are several. All jobs name their data and how they are
-evaluated, and leave the rest to the defaults. Choices were made by the column of valid. Minutes are of a machine that
-did other work too.
-"""
-
-
-def _table(split: Split, rows: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    """Return the lines of a table: its head, and a line for each row."""
-    names = ["", "seeds", *split.metrics, "valid ndcg@10", "minutes"]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for name, reports in rows.items():
-        metrics = [report["metrics"] for report in reports]
-        cells = [_mean([values["test"][metric] for values in metrics]) for metric in split.metrics]
-        valid = _mean([values["valid"]["ndcg@10"] for values in metrics]) if "valid" in metrics[0] else ""
-        minutes = statistics.mean(report["wall_seconds"] for report in reports) / 60
-        lines.append(f"| {name} | {len(reports)} | {' | '.join(cells)} | {valid} | {minutes:.1f} |")
-    return lines
+def row_of(split: Split, row: str, reports: Sequence[Mapping[str, Any]]) -> str:
+    """Return the line of a table: means over the seeds of ``reports``."""
+    metrics = [report["metrics"] for report in reports]
+    cells = [_mean([values["test"][metric] for values in metrics]) for metric in split.metrics]
+    valid = _mean([values["valid"]["ndcg@10"] for values in metrics]) if "valid" in metrics[0] else ""
+    minutes = statistics.mean(report["wall_seconds"] for report in reports) / 60
+    return f"| {row} | {len(reports)} | {' | '.join(cells)} | {valid} | {minutes:.1f} |"
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -11,18 +11,12 @@ server. The memory is that of each command with its processes once the version i
 
 With --interval, a file arrives every so many seconds, whether those before are served or not. --replay and
 --epochs are those of the service, by default 30 and 4.
-
-    .venv/bin/python benchmarks/refresh.py --copies [--tracks 1e5] [--events 10e6] [--new 5e4]
-
-With --copies, nothing is trained: vectors are random, and in each increment those of its rows change, replay included.
-Each version is written as a server does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import statistics
 import subprocess
@@ -32,29 +26,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from raw_events import EventGenerator, write_raw_events
 
-from crossfade.base.arrays import FloatArray, IntArray
-from crossfade.base.io.folder import Folder
-from crossfade.trainer.config.loading import make_job
-from crossfade.trainer.data.reader import InteractionReader
-from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.data.vocabulary import Vocabulary
-from crossfade.trainer.embeddings.files import write_table
-from crossfade.trainer.embeddings.listing import write_listing
 from crossfade.trainer.prepare.options import SyntheticSpec
-from crossfade.trainer.recommend.trained_model import with_trained_model
-from crossfade.trainer.runs.job_inputs import JobInputs, load_inputs
-from crossfade.trainer.runs.options import ModelSource
-from crossfade.trainer.serving.version_folder import VersionOptions, write_version
 
 SERVICE = """\
 name: bench
@@ -65,9 +46,6 @@ job: {train: {epochs: 1}}
 publish_if: null
 settle_seconds: 0
 """
-PREPARE = ["--query", "customer", "--item", "track", "--event", "event", "--timestamp", "timestamp", "--event-weights"]
-WEIGHTS = "play=1,like=3,library_add=5,skip=-1"
-DIM, CHANGE = 64, 0.1
 CROSSFADE = [sys.executable, "-m", "crossfade"]
 POLL_SECONDS = 0.1
 GIB = 2**30
@@ -108,11 +86,10 @@ def running(words: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def served_version(folder: Path, address: str) -> int:
+def served_version(address: str) -> int:
     """Return the version of the service that the server answers from; 0 before it answers."""
     with suppress(urllib.error.URLError), urllib.request.urlopen(f"{address}healthz") as answer:
-        [card] = (folder / "copies").glob(f"**/{json.load(answer)['version']}/version.json")
-        return int(re.findall(r"version-(\d{6})/", json.loads(card.read_text())["model"])[0])
+        return int(json.load(answer)["version"])
     return 0
 
 
@@ -135,7 +112,7 @@ def measure(folder: Path, new: list[Path], interval: float | None) -> list[dict[
     ):
         assert server.stdout is not None
         address = server.stdout.readline().split()[-1]
-        while not served_version(folder, address):
+        while not served_version(address):
             time.sleep(POLL_SECONDS)
         begin = time.monotonic()
         while sum(len(record["files"]) for record in found) < len(new):
@@ -146,7 +123,7 @@ def measure(folder: Path, new: list[Path], interval: float | None) -> list[dict[
                 shutil.copy(path, partial := folder / "events" / f".{path.name}")
                 partial.rename(folder / "events" / path.name)
                 arrived[path.name] = time.monotonic()
-            current = served_version(folder, address)
+            current = served_version(address)
             for number in range(2 + len(found), current + 1):
                 record = json.loads((versions / f"version-{number:06}.json").read_text())
                 first = min(arrived[Path(file["uri"]).name] for file in record["files"])
@@ -166,74 +143,11 @@ def line_of(record: dict[str, Any]) -> str:
     return f"{start}, {seconds}GiB of refresh, of serve: {record['gib']}"
 
 
-class RandomVectors:
-    """Vectors in memory, around the centers of groups."""
-
-    def __init__(self) -> None:
-        self._draw = np.random.default_rng(0)
-        self._centers_CD = self._draw.standard_normal((100, DIM), np.float32)
-        self._arrays: dict[str, FloatArray] = {}
-
-    def continue_with(self, inputs: JobInputs) -> None:
-        """Draw the vectors of new rows, and change those of the rows that are trained on."""
-        trained = {table.name: np.zeros(table.rows, np.bool_) for table in inputs.model.vectors}
-        with closing(InteractionReader(inputs.folder, inputs.manifest, 1)) as reader:
-            for part in reader.read_all(inputs.manifest.trained_on(), ()):
-                trained[inputs.manifest.query][part.query_N] = trained[inputs.manifest.item][part.item_N] = True
-        for name, trained_R in trained.items():
-            known_RD = self._arrays.get(name, np.empty((0, DIM), np.float32))
-            known_RD[trained_R[: len(known_RD)]] += CHANGE * self._draw.standard_normal(
-                (np.count_nonzero(trained_R[: len(known_RD)]), DIM), np.float32
-            )
-            added = len(trained_R) - len(known_RD)
-            group_N = self._draw.integers(0, len(self._centers_CD), added)
-            new_RD = self._centers_CD[group_N] + 0.6 * self._draw.standard_normal((added, DIM), np.float32)
-            self._arrays[name] = np.concatenate([known_RD, new_RD.astype(np.float32)])
-
-    def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
-        """Return the vectors of ``rows_N``."""
-        return self._arrays[entity][rows_N]
-
-
-def measure_copies(folder: Path, earlier: list[Path], new: list[Path]) -> None:
-    """Print how long each version takes, in seconds and of a processor."""
-    vectors, names = RandomVectors(), folder / "raw" / "names" / "track.parquet"
-    print(f"{'version':<10}{'seconds':>10}{'processor':>10}")
-    for number, files in enumerate([earlier, *([path] for path in new)]):
-        data, run = folder / f"data-{number}", folder / f"run-{number}"
-        words = ["prepare", "--events", *map(str, files), *PREPARE, WEIGHTS, "--names", f"track={names}:id:name"]
-        extending = ["--base", str(folder / f"data-{number - 1}"), "--replay", "4"] if number else []
-        subprocess.run([*CROSSFADE, *words, *extending, "--out", str(data)], check=True, capture_output=True)
-        job = make_job(f"{{name: bench, data: {{path: {data}}}, model: {{dim: {DIM}}}}}", "job")
-        inputs = load_inputs(job)
-        vectors.continue_with(inputs)
-        run.mkdir()
-        (run / "job.yaml").write_text(inputs.job.to_yaml())
-        for table in inputs.model.vectors:
-            write_table(run / "embeddings", vectors, table, Vocabulary(inputs.folder, inputs.manifest, table.name))
-        write_listing(Folder(run / "embeddings"))
-        seconds = write_copy(run, folder / "copy")
-        shutil.rmtree(folder / "copy")
-        print(f"{number:<10}" + "".join(f"{each:>10.1f}" for each in seconds), flush=True)
-
-
-def write_copy(run: Path, out: Path) -> list[float]:
-    """Write a version, and return its seconds, and those of a processor."""
-    start = time.perf_counter(), time.process_time()
-    with_trained_model(
-        ModelSource.of(source=str(run)),
-        lambda _: None,
-        lambda model: write_version(model, out, VersionOptions(), NullReporter()),
-    )
-    return [time.perf_counter() - start[0], time.process_time() - start[1]]
-
-
 def main() -> None:
     """Measure what the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("customers", 1e6), ("tracks", 2e5), ("events", 20e6), ("new", 1e5), ("files", 3)):
         parser.add_argument(f"--{name}", type=float, default=default, metavar="N", help=f"(default: {default:g})")
-    parser.add_argument("--copies", action="store_true", help="only measure how long the server copies a version")
     parser.add_argument("--interval", type=float, metavar="SECONDS", help="let a file arrive every so many seconds")
     parser.add_argument("--replay", type=float, default=30, metavar="N", help="replay of the service (default: 30)")
     parser.add_argument("--epochs", type=int, default=4, metavar="N", help="epochs of an increment (default: 4)")
@@ -243,11 +157,8 @@ def main() -> None:
         folder = Path(temporary)
         files = synthesize(folder, sizes["customers"], sizes["tracks"], sizes["events"])
         earlier, new = divide(files, folder, sizes["new"], sizes["files"])
-        if arguments.copies:
-            measure_copies(folder, earlier, new)
-        else:
-            keys = f"replay: {arguments.replay}\nincrement_job: {{train: {{epochs: {arguments.epochs}}}}}\n"
-            measure_service(folder, earlier, new, arguments.interval, SERVICE + keys)
+        keys = f"replay: {arguments.replay}\nincrement_job: {{train: {{epochs: {arguments.epochs}}}}}\n"
+        measure_service(folder, earlier, new, arguments.interval, SERVICE + keys)
 
 
 def measure_service(folder: Path, earlier: list[Path], new: list[Path], interval: float | None, service: str) -> None:

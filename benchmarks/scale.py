@@ -26,14 +26,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from suite.processes import background
+from suite.training import read_events, read_report
 
+CROSSFADE = [sys.executable, "-m", "crossfade"]
 JOB = Path(__file__).parent.parent / "jobs" / "billions.yaml"
 CUSTOMERS, TRACKS, INTERACTIONS, GENRES = 50_000_000, 12_500_000, 20_000_000, 100
 DIM, VALUE_BYTES = 64, 4
@@ -124,31 +126,7 @@ def prepare(folder: Path, part: int) -> None:
         return
     sizes = {"queries": CUSTOMERS // part, "items": TRACKS // part, "interactions": INTERACTIONS, "genres": GENRES}
     options = [f"--{name}={value}" for name, value in {**sizes, "valid": 0, "test": 0}.items()]
-    command = ["synthesize", *options, "--out", str(folder)]
-    subprocess.run([sys.executable, "-m", "crossfade", *command], check=True, stdout=sys.stderr)
-
-
-@contextmanager
-def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the command; kill it if the block ends early."""
-    with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "crossfade", *command], stdout=output, stderr=output)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-
-def events_of(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """Return the events of a kind that the run has written; of steps, about one per second."""
-    try:
-        lines = (run_dir / "events.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    events = [json.loads(line) for line in lines if line.endswith("}")]
-    return [event for event in events if event["event"] == kind]
+    subprocess.run([*CROSSFADE, "synthesize", *options, "--out", str(folder)], check=True, stdout=sys.stderr)
 
 
 def step_milliseconds(events: list[dict[str, Any]]) -> float:
@@ -160,8 +138,8 @@ def step_milliseconds(events: list[dict[str, Any]]) -> float:
 
 def is_half_way(run_dir: Path) -> bool:
     """Return whether half of the steps are done and there is a checkpoint to resume from."""
-    steps = events_of(run_dir, "step")
-    return bool(steps and steps[-1]["step"] >= steps[-1]["steps"] // 2 and events_of(run_dir, "checkpoint_saved"))
+    steps = read_events(run_dir, "step")
+    return bool(steps and steps[-1]["step"] >= steps[-1]["steps"] // 2 and read_events(run_dir, "checkpoint_saved"))
 
 
 def kill_a_holder(root: psutil.Process, role: str) -> bool:
@@ -191,28 +169,27 @@ def measure(part: int, data: Path, work: Path, arguments: argparse.Namespace) ->
     run_dir = work / f"run-{part}"
     if run_dir.exists():
         shutil.rmtree(run_dir)
-    command = ["train", str(JOB), "--run-dir", str(run_dir)]
+    command = [*CROSSFADE, "train", str(JOB), "--run-dir", str(run_dir)]
     for override in overrides_of(data, run_dir, arguments):
         command += ["--set", override]
     started, begin = time.time(), time.monotonic()
     killed = not arguments.kill
-    with running(command, work / f"run-{part}.log") as process:
-        watch = MemoryWatch(psutil.Process(process.pid))
-        while process.poll() is None:
+    with background(command, work / f"run-{part}.log") as running:
+        root = psutil.Process(running.process.pid)
+        watch = MemoryWatch(root)
+        while not running.ended():
             watch.poll()
             if not killed and is_half_way(run_dir):
-                killed = kill_a_holder(psutil.Process(process.pid), HOLDERS[arguments.store])
+                killed = kill_a_holder(root, HOLDERS[arguments.store])
             time.sleep(POLL_SECONDS)
     wall = time.monotonic() - begin
-    if process.returncode:
-        raise SystemExit((work / f"run-{part}.log").read_text())
     if not killed:
         raise SystemExit("the run ended before a process could be killed: give it more steps")
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-    report = json.loads((run_dir / "report.json").read_text())
+    report = read_report(run_dir)
     if arguments.kill and not report["restarts"]:
         raise SystemExit("the run ended before the kill could interrupt it: give it more epochs, with --set")
-    events, steps = events_of(run_dir, "step"), report["steps"]
+    events, steps = read_events(run_dir, "step"), report["steps"]
     rows = CUSTOMERS // part + TRACKS // part
     return Result(
         store=arguments.store,

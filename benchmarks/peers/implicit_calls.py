@@ -1,6 +1,6 @@
 """implicit: milliseconds of ``recommend`` of one customer and ``similar_items`` of one track, in a loop.
 
-    python -m peers.implicit_calls '{"plays": "build/bench/work/plays-…", "factors": 64, "calls": 200, "threads": 2}'
+    python -m peers.implicit_calls '{"plays": "build/bench/work/…", "factors": 64, "calls": 200, "threads": 2}'
 
 The model has one iteration: what a call takes does not depend on it.
 """
@@ -13,9 +13,8 @@ from pathlib import Path
 
 from suite.timing import median_call_ms
 
-from peers.columns import TRAIN
 from peers.implicit_fit import fit
-from peers.plays import K, read_plays
+from peers.plays import TRAIN, K, read_plays
 
 
 def main() -> None:

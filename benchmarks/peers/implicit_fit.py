@@ -1,6 +1,6 @@
 """implicit: from plays in a pandas frame to a model of alternating least squares, and its ndcg@10 on held-out plays.
 
-    python -m peers.implicit_fit '{"plays": "build/bench/work/plays-…", "factors": 64, "iterations": 15, "threads": 2}'
+    python -m peers.implicit_fit '{"plays": "build/bench/work/…", "factors": 64, "iterations": 15, "threads": 2}'
 
 The time begins with the frame, and includes the numbering of IDs and the matrix. Its alpha is 1, and its other settings
 are its defaults. BLAS has one thread, as implicit asks for: its own threads do the work.
@@ -22,8 +22,7 @@ from scipy.sparse import csr_matrix
 from suite.timing import Clock
 from threadpoolctl import threadpool_limits
 
-from peers.columns import HELD_OUT, RANK, TRACK, TRAIN, USER
-from peers.plays import K, ndcg, read_plays
+from peers.plays import HELD_OUT, RANK, TRACK, TRAIN, USER, K, ndcg, read_plays
 
 
 def fit(frame: pd.DataFrame, task: dict[str, Any]) -> tuple[AlternatingLeastSquares, csr_matrix, pd.Index, pd.Index]:

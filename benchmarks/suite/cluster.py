@@ -15,46 +15,26 @@ from suite.training import bpr_job
 from suite.two_hosts import train_on_two_hosts
 
 if TYPE_CHECKING:
-    from suite.plan import Planner, Scale
+    from suite.plan import Planner
 
 USUAL = 2
 """Servers while workers grow, and workers while servers grow."""
-NO_SERVERS = 0
+STORES = {"bandwidth": USUAL, "sharded-bandwidth": 0}
+"""Servers of the measurements on two hosts. Without, the workers hold the tables."""
 UNLIMITED = 0
-
-
-def process_counts(scale: Scale) -> dict[str, list[tuple[int, int]]]:
-    """Return servers and workers of each axis, by its name."""
-    return {
-        "servers": [(servers, USUAL) for servers in scale.cluster_servers],
-        "workers": [(USUAL, workers) for workers in scale.cluster_workers],
-        "workers that hold the tables": [(NO_SERVERS, workers) for workers in scale.sharded_workers],
-    }
-
-
-def bandwidth_key(gbits: float, servers: int) -> str:
-    """Return the key of the measurement on two hosts with links of ``gbits``."""
-    return f"cluster/{_store_prefix(servers)}bandwidth/{gbits}"
-
-
-def _store_prefix(servers: int) -> str:
-    return "" if servers else "sharded-"
 
 
 def cluster_runs(planner: Planner) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield the measurements of the section."""
     scale = planner.scale
-    counts = dict.fromkeys(pair for pairs in process_counts(scale).values() for pair in pairs)
-    for servers, workers in counts:
-        run = partial(planner.crossfade, processes=(servers, workers))
-        yield f"processes/{servers}-{workers}", run
+    counts = [(servers, USUAL) for servers in scale.cluster_servers]
+    counts += [(USUAL, workers) for workers in scale.cluster_workers]
+    counts += [(0, workers) for workers in scale.sharded_workers]
+    for servers, workers in dict.fromkeys(counts):
+        yield f"processes/{servers}-{workers}", partial(planner.crossfade, processes=(servers, workers))
     for gbits in (UNLIMITED, *scale.gbits):
-        for servers in (USUAL, NO_SERVERS):
-            yield _name(bandwidth_key(gbits, servers)), partial(_bandwidth, planner, gbits, servers)
-
-
-def _name(key: str) -> str:
-    return key.removeprefix("cluster/")
+        for name, servers in STORES.items():
+            yield f"{name}/{gbits}", partial(_bandwidth, planner, gbits, servers)
 
 
 def _bandwidth(planner: Planner, gbits: float, servers: int) -> dict[str, Any]:

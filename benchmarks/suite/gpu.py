@@ -39,38 +39,21 @@ TIMEOUT_SECONDS = 1800.0
 class GpuScale:
     """Sizes of the work. ``table_bytes`` is None: by the memory."""
 
-    name: str
-    customers: int
-    tracks: int
-    triples: int
-    dim: int
-    batch: int
-    softmax_batch: int
-    steps: int
-    softmax_steps: int
-    warm_up: int
-    epochs: int
-    train_steps: int
-    table_bytes: int | None
+    customers: int = 10_000_000
+    tracks: int = 1_000_000
+    triples: int = 4_000_000
+    dim: int = 64
+    batch: int = 65_536
+    softmax_batch: int = 16_384
+    steps: int = 300
+    softmax_steps: int = 60
+    warm_up: int = 20
+    train_steps: int = 600
+    table_bytes: int | None = None
 
 
-FULL = GpuScale(
-    name="full",
-    customers=10_000_000,
-    tracks=1_000_000,
-    triples=4_000_000,
-    dim=64,
-    batch=65_536,
-    softmax_batch=16_384,
-    steps=300,
-    softmax_steps=60,
-    warm_up=20,
-    epochs=10,
-    train_steps=600,
-    table_bytes=None,
-)
+FULL = GpuScale()
 TINY = GpuScale(
-    name="tiny",
     customers=2_000,
     tracks=500,
     triples=4_096,
@@ -80,7 +63,6 @@ TINY = GpuScale(
     steps=4,
     softmax_steps=4,
     warm_up=1,
-    epochs=1,
     train_steps=6,
     table_bytes=1 << 20,
 )

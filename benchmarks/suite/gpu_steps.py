@@ -121,7 +121,6 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         "step_ms": 1e3 * seconds / task["steps"],
         "prepare_ms": prepare_ms,
         "device_gib": device_bytes / GIB,
-        "step": type(step).__name__,
     }
 
 

@@ -37,7 +37,6 @@ class Products:
             tile_rows = min(rows, max(1, tile_scores // columns))
             tiles += [(left_RD[start : start + tile_rows], right_CD) for start in range(0, rows, tile_rows)]
         self._parts = [_Part(tiles[first::threads], backward) for first in range(threads)]
-        self.flops = sum(2.0 * rows * columns * depth for rows, columns, depth in shapes) * (3 if backward else 1)
 
     def __call__(self) -> None:
         """Compute all products; each thread takes every ``threads``-th tile."""

@@ -1,25 +1,25 @@
-"""Write the section on performance of docs/evidence.md: a table for each part of a run, and what was not measured.
+"""Write the figures of ``make bench`` into docs/evidence.md: a table for each part of a run, and what failed.
 
-section = render(json.loads(Path("docs/performance.json").read_text()))
+blocks = render(json.loads(Path("docs/performance.json").read_text()))
+page = fill(page, blocks)       # each between the comments <!-- measured: NAME --> and <!-- end -->
 
-All sections are tables of one form: a row for each measurement, with the median and the range of its figures over
-repeats, and the ratio of its first figure to the section's reference, as the median of ratios within repeats.
+The page says what is measured, and keeps all that stands outside the comments. All tables have one form: a row for each
+measurement, with the median and the range of its figures over repeats, and the ratio of its first figure to the
+section's reference, as the median of ratios within repeats.
 """
 
 from __future__ import annotations
 
-import re
 import statistics
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from suite.plan import FULL, QUICK, SECTIONS, Section
-from suite.provenance import origin, results_of
+from suite.plan import QUICK, SECTIONS, Section
+from suite.provenance import origin
 from suite.results import Result, Results
 
 PAGE, RECORD = "evidence.md", "performance.json"
-TITLE = "Performance"
 MAX_LINE_LENGTH = 118
 UNITS = {
     "triples_per_second": ("thousand triples/s", 1e-3),
@@ -31,53 +31,45 @@ UNITS = {
 """By figure, its head and factor, where they are not ``seconds``: the name with blanks, and 1."""
 
 
-def render(record: dict[str, Any]) -> str:
-    """Return the section of a record."""
-    return "\n".join(_page(record, Results(results_of(record))))
-
-
-def replace_section(page: str, title: str, section: str) -> str:
-    """Return ``page`` with ``section`` in place of the one below the heading ``title``, or at its end."""
-    found = re.search(rf"^## {re.escape(title)}$.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
-    if found is None:
-        return page + section
-    rest = page[found.end() :]
-    return page[: found.start()] + section + ("\n" + rest if rest else "")
-
-
-def _page(record: dict[str, Any], results: Results) -> Iterator[str]:
-    yield from _head(record, results)
+def render(record: dict[str, Any]) -> dict[str, str]:
+    """Return what the page has of a record, by the names of its blocks: the machine, each section, and failures."""
+    results = Results(Result(**entry) for entry in record["measurements"])
+    blocks = {"machine": _machine(record)}
     for name, section in SECTIONS.items():
-        yield f"### {section.title}\n"
-        yield _prose(section.text)
-        if measured := _measured(results, name):
-            yield _prose(origin(measured))
-            yield _section_table(section, results, measured)
+        if measured := [result for result in results if result.section == name]:
+            where_from = _origin(measured, record["machine"]["cores"])
+            blocks[name] = f"{where_from}\n{_section_table(section, results, measured)}"
         else:
-            yield f"Not measured: `{section.command(name)}` does it.\n"
+            blocks[name] = f"Not measured: `make bench ARGS='--only {name}'` does it.\n"
     errors = {result.key: results.error(result.key) for result in results}
     rows = [[f"`{key}`", error.replace("|", "/")] for key, error in errors.items() if error]
-    if rows:
-        yield "### Failed\n"
-        yield _table(["measurement", "reason"], rows)
+    return blocks | {"failed": table(["measurement", "reason"], rows) if rows else "None.\n"}
 
 
-def _head(record: dict[str, Any], results: Results) -> Iterator[str]:
-    machine, scale = record["machine"], QUICK if record["scale"] == QUICK.name else FULL
-    yield f"## {TITLE}\n"
-    yield _prose(
-        f"""Written by `make bench` ([`benchmarks/bench.py`](../benchmarks/bench.py)) from the figures in
-        [{RECORD}]({RECORD}). What was tried to get here, and what did not help: [below](#what-was-tried). Parts may be
-        of different runs: each names its own."""
-    )
-    if scale is QUICK:
-        yield "**Small sizes, to check the suite: these figures compare nothing.**\n"
-    if busy := [title for title, load in _loads(results) if load > machine["cores"] + 1]:
-        yield _prose(
-            f"""**Other processes were busy on this machine during the measurements of: {", ".join(busy)}. These figures
-            are preliminary.** PyTorch's threads wait in loops, so FBGEMM and TorchRec lose most by that: ratios to them
-            are too high."""
-        )
+def fill(page: str, blocks: Mapping[str, str]) -> str:
+    """Return ``page`` with each of ``blocks`` between the comments of its name.
+
+    Raises:
+        ValueError: the page has no place for one of them.
+    """
+    for name, block in blocks.items():
+        begin, end = f"<!-- measured: {name} -->\n", "<!-- end -->"
+        before, found, rest = page.partition(begin)
+        if not found:
+            raise ValueError(f"{PAGE} has no line {begin.strip()}")
+        page = before + begin + "\n" + block + "\n" + end + rest.partition(end)[2]
+    return page
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table."""
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def _machine(record: dict[str, Any]) -> str:
+    """Return facts on the machine, and a warning if the figures are of small sizes."""
+    machine = record["machine"]
     virtual = ", virtual" if machine["virtual"] else ""
     facts = [
         ["machine", f"{machine['processor']}, {machine['cores']} cores{virtual}"],
@@ -87,20 +79,18 @@ def _head(record: dict[str, Any], results: Results) -> Iterator[str]:
     ]
     if machine.get("gpu"):
         facts.append(["GPU", machine["gpu"]])
-    yield _table(["", ""], facts)
-    yield _prose(
-        f"""The work, unless a section says otherwise: BPR triples (customer, positive, one negative) on
-        {scale.customers:,} customers and {scale.tracks:,} tracks with {scale.dim} float32 columns, scored by dot
-        product; a step has {scale.batch:,} triples. IDs are the same for all: uniform, or by Zipf's law with exponent
-        1.1 in random order. Crossfade's figures are of the command `crossfade train` on a Parquet dataset: reading,
-        shuffling, and drawing negatives are part of them. Peers get arrays of IDs in memory. Rates are those of steps
-        after a warm-up, without setup. Whatever is measured may use {machine["cores"]} cores."""
-    )
-    yield _prose(
-        """Figures are medians over repeats in which the measurements of a section take turns, with the range from the
-        lowest to the highest. Where there is a ratio, it is of the first figure to the row it names, the median
-        over repeats."""
-    )
+    is_quick = record["scale"] == QUICK.name
+    warning = "**Small sizes, to check the suite: these figures compare nothing.**\n\n" if is_quick else ""
+    return warning + table(["", ""], facts)
+
+
+def _origin(measured: Sequence[Result], cores: int) -> str:
+    """Return where figures come from, and a warning if other processes took their part of the machine."""
+    text = origin(measured)
+    if statistics.median(result.load for result in measured) > cores + 1:
+        text += """ **Other processes were busy on this machine: these figures are preliminary.** PyTorch's threads wait
+            in loops, so FBGEMM and TorchRec lose most by that: ratios to them are too high."""
+    return textwrap.fill(" ".join(text.split()), MAX_LINE_LENGTH, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def _section_table(section: Section, results: Results, measured: Sequence[Result]) -> str:
@@ -112,7 +102,7 @@ def _section_table(section: Section, results: Results, measured: Sequence[Result
         row = [key.partition("/")[2].replace("/", ", ")]
         row += [_cell(results, key, name, factor) for name, (_, factor) in zip(figures, heads, strict=True)]
         rows.append([*row, *([_ratio(section, results, key)] if section.references else [])])
-    return _table(["", *(head for head, _ in heads), *(["first figure, ratio"] if section.references else [])], rows)
+    return table(["", *(head for head, _ in heads), *(["first figure, ratio"] if section.references else [])], rows)
 
 
 def _ratio(section: Section, results: Results, key: str) -> str:
@@ -134,26 +124,3 @@ def _cell(results: Results, key: str, figure: str, factor: float) -> str:
     digits = 2 if abs(middle) < 10 else 1 if abs(middle) < 1000 else 0
     text = f"{middle:,.{digits}f}"
     return text if len(values) == 1 else f"{text} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
-
-
-def _measured(results: Results, section: str) -> list[Result]:
-    """Return the results, and failures, of a section."""
-    return [result for result in results if result.section == section]
-
-
-def _loads(results: Results) -> Iterator[tuple[str, float]]:
-    """Yield the title of each section that was measured, and the median load before its measurements."""
-    for name, section in SECTIONS.items():
-        if measured := _measured(results, name):
-            yield section.title, statistics.median(result.load for result in measured)
-
-
-def _prose(text: str) -> str:
-    """Wrap a paragraph."""
-    return textwrap.fill(" ".join(text.split()), MAX_LINE_LENGTH, break_long_words=False, break_on_hyphens=False) + "\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table."""
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"

@@ -20,13 +20,13 @@ FROM (SELECT "{column}" AS id, count(*) AS events FROM read_parquet($events) GRO
 """
 JOINED = """
 CREATE TABLE plays AS
-SELECT users.number AS user_number, tracks.number AS track_number, event.time
+SELECT users.number AS user_number, tracks.number AS track_number, event.timestamp
 FROM read_parquet($events) AS event
-JOIN users ON users.id = event.user
+JOIN users ON users.id = event.customer
 JOIN tracks ON tracks.id = event.track
 """
 WRITTEN = f"""
-COPY (FROM plays ORDER BY hash(user_number), hash(user_number, track_number, time)) TO $out
+COPY (FROM plays ORDER BY hash(user_number), hash(user_number, track_number, timestamp)) TO $out
 (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})
 """
 
@@ -34,7 +34,7 @@ COPY (FROM plays ORDER BY hash(user_number), hash(user_number, track_number, tim
 def prepare(events: str, out: str) -> None:
     """Write the events of one Parquet file as numbers into another."""
     database = duckdb.connect(config={"preserve_insertion_order": False})
-    for table, column in (("users", "user"), ("tracks", "track")):
+    for table, column in (("users", "customer"), ("tracks", "track")):
         database.execute(NUMBERED.format(table=table, column=column), {"events": events})
     database.execute(JOINED, {"events": events})
     database.execute(WRITTEN, {"out": out})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,93 +31,31 @@ class Section:
     """A section of the page.
 
     Attributes:
-        title: Its heading.
-        text: What is measured, and how.
         figures: The figures that its table shows, the first of which is compared.
         references: Measurements that others of the same group are compared with: the first that has the figure.
     """
 
-    title: str
-    text: str
     figures: tuple[str, ...]
     references: tuple[str, ...] = ()
 
-    def command(self, name: str) -> str:
-        """Return the command that measures the section ``name``."""
-        return f"make bench ARGS='--only {name}'"
-
 
 SECTIONS = {
-    "dense": Section(
-        "Dense against sparse",
-        """A step by rows of the table of customers. Dense gradients and updates are as large as the table; MXNet's
-        row_sparse updates are lazy, but its embedding's backward pass still visits a flag for every row. Crossfade uses
-        row-wise AdaGrad; MXNet has it too (GroupAdaGrad), and SGD, its cheapest update.""",
-        ("step_ms", "triples_per_second"),
-    ),
-    "single": Section(
-        "One machine",
-        """One process on all cores. implicit updates rows without locks in random order (hogwild) and draws negatives
-        by its own rule; the others apply exact steps of the batch.""",
-        ("triples_per_second", "step_ms"),
-        ("crossfade",),
-    ),
-    "distributed": Section(
-        "Servers and workers",
-        """All workers together, on the same machine: two workers that hold the tables themselves ("sharded"), and two
-        servers and two workers, or one of each, on MXNet's `dist_sync` store. TorchRec's ranks have one thread each and
-        exchange rows with Gloo; its kernels are fused, and "pipelined" is its TrainPipelineSparseDist. Stock MXNet is
-        Gluon's SparseEmbedding and Trainer on that store with its own server and optimizer; "stock-rows-only" computes
-        neither loss nor gradients, so it is an upper bound for any training on the stock store, not a training.""",
-        ("triples_per_second", "rows_per_second", "step_ms"),
-        ("crossfade",),
-    ),
-    "products": Section(
-        "Softmax and evaluation",
-        """Softmax gradients, and ranking all items, against bare matrix products of the same shapes in as many threads,
-        measured in turn, the best of several tilings.""",
-        ("share", "ratio", "engine_ms", "rank_ms", "products_ms"),
-    ),
-    "growth": Section(
-        "Growth",
-        """A step of Crossfade as one size grows: table rows in process, on two workers that hold the tables, and on two
-        servers and two workers; the batch; columns; and negatives of an example.""",
-        ("step_ms", "triples_per_second"),
-    ),
-    "cluster": Section(
-        "Growth over servers and workers",
-        """"Processes, S-W" has S servers and W workers on this machine's cores, without servers workers that hold the
-        tables: it shows what processes cost, not what more machines bring. "bandwidth, G" is the same work on two
-        hosts, network namespaces whose links the kernel limits to G Gbit/s in both directions (0: no limit): with
-        one server and one worker each, or ("sharded-") one worker that holds a part of the tables. What one TCP
-        connection moves between them was measured before each run; where that is less than the limit, the cores are
-        the limit.""",
-        ("step_ms", "triples_per_second", "link_gbits", "bytes_pulled", "bytes_pushed"),
-    ),
+    "dense": Section(("step_ms", "triples_per_second")),
+    "single": Section(("triples_per_second", "step_ms"), ("crossfade",)),
+    "distributed": Section(("triples_per_second", "rows_per_second", "step_ms"), ("crossfade",)),
+    "products": Section(("share", "ratio", "engine_ms", "rank_ms", "products_ms")),
+    "growth": Section(("step_ms", "triples_per_second")),
+    "cluster": Section(("step_ms", "triples_per_second", "link_gbits", "bytes_pulled", "bytes_pushed")),
     "waiting": Section(
-        "Waiting",
-        """What people wait for besides training. `prepare`: `crossfade prepare --timestamp time --hold-out last-1` of
-        events with text IDs in Parquet and CSV, beside four plain DuckDB statements that number, join, and write, and
-        check nothing. `fit`: from a pandas frame of plays with planted tastes to a model, `crossfade.fit` with its
-        defaults beside implicit's alternating least squares (64 factors, 15 iterations), with ndcg@10 on other plays.
-        `calls`: a model that stays open. `commands`: from their start to their end. `compile`: what a first training
-        takes beyond the second. `evaluation`: its share of a default training.""",
         (
             *("seconds", "cpu_seconds", "events_per_second", "peak_gib", "ndcg@10"),
             *("recommend_ms", "similar_ms", "second_seconds", "share"),
         ),
         ("plain", "implicit"),
     ),
-    "gpu": Section(
-        "GPU",
-        """On the first GPU, which needs PyTorch for CUDA. IDs are of Zipf's law with exponent 1.1. Batches are made
-        beforehand, by the code with which a training makes them in a background thread; a step copies their indexes to
-        the GPU and waits for its result. Peers get IDs in page-locked memory, and wait only after the last step.
-        `tables` fill most of the GPU's memory. `train` is `crossfade train`.""",
-        ("triples_per_second", "step_ms", "prepare_ms", "device_gib"),
-        ("crossfade",),
-    ),
+    "gpu": Section(("triples_per_second", "step_ms", "prepare_ms", "device_gib"), ("crossfade",)),
 }
+"""What is measured, by the name of the section; the page says how."""
 HOGWILD = {"implicit": "implicit_bpr"}
 """Peers that take whole epochs: by environment, the script."""
 ENVIRONMENTS = [*HOGWILD, "torch"]
@@ -158,82 +96,42 @@ class Scale:
     takes more steps where the timed ones would take less than ``min_seconds``. ``waiting`` are that section's.
     """
 
-    name: str
-    distributions: tuple[Distribution, ...]
-    customers: int
-    tracks: int
-    triples: int
-    dim: int
-    batch: int
-    steps: int
-    server_steps: int
-    peer_steps: int
-    epochs: int
-    rounds: int
-    min_seconds: float
-    dense_rows: tuple[int, ...]
-    growth_rows: tuple[int, ...]
-    server_rows: tuple[int, ...]
-    batches: tuple[int, ...]
-    dims: tuple[int, ...]
-    negatives: tuple[int, ...]
-    softmax_tracks: int
-    queries: int
-    items: int
-    cluster_servers: tuple[int, ...]
-    cluster_workers: tuple[int, ...]
-    sharded_workers: tuple[int, ...]
-    gbits: tuple[int, ...]
-    waiting: WaitingSizes
+    name: str = "full"
+    distributions: tuple[Distribution, ...] = ("uniform", "zipf")
+    customers: int = 1_000_000
+    tracks: int = 100_000
+    triples: int = 4_000_000
+    dim: int = 64
+    batch: int = 16_384
+    steps: int = 400
+    server_steps: int = 300
+    peer_steps: int = 60
+    epochs: int = 3
+    rounds: int = 5
+    min_seconds: float = 5.0
+    dense_rows: tuple[int, ...] = (64_000, 256_000, 1_000_000, 4_000_000, 16_000_000, 64_000_000)
+    growth_rows: tuple[int, ...] = (32_000_000,)
+    server_rows: tuple[int, ...] = (1_000_000, 64_000_000)
+    batches: tuple[int, ...] = (1_024, 4_096, 16_384, 65_536)
+    dims: tuple[int, ...] = (16, 32, 64, 128, 256)
+    negatives: tuple[int, ...] = (1, 2, 4, 8, 16)
+    softmax_tracks: int = 10_000
+    queries: int = 10_000
+    items: int = 40_000
+    cluster_servers: tuple[int, ...] = (1, 2, 4)
+    cluster_workers: tuple[int, ...] = (1, 2, 4, 8)
+    sharded_workers: tuple[int, ...] = (1, 2, 4, 8)
+    gbits: tuple[int, ...] = (1, 10, 25)
+    waiting: WaitingSizes = field(default_factory=WaitingSizes)
 
 
-FULL = Scale(
-    name="full",
-    distributions=("uniform", "zipf"),
-    customers=1_000_000,
-    tracks=100_000,
-    triples=4_000_000,
-    dim=64,
-    batch=16_384,
-    steps=400,
-    server_steps=300,
-    peer_steps=60,
-    epochs=3,
-    rounds=5,
-    min_seconds=5.0,
-    dense_rows=(64_000, 256_000, 1_000_000, 4_000_000, 16_000_000, 64_000_000),
-    growth_rows=(32_000_000,),
-    server_rows=(1_000_000, 64_000_000),
-    batches=(1_024, 4_096, 16_384, 65_536),
-    dims=(16, 32, 64, 128, 256),
-    negatives=(1, 2, 4, 8, 16),
-    softmax_tracks=10_000,
-    queries=10_000,
-    items=40_000,
-    cluster_servers=(1, 2, 4),
-    cluster_workers=(1, 2, 4, 8),
-    sharded_workers=(1, 2, 4, 8),
-    gbits=(1, 10, 25),
-    waiting=WaitingSizes(
-        events=20_000_000,
-        event_users=1_000_000,
-        event_tracks=500_000,
-        plays=300_000,
-        users=5_000,
-        tracks=20_000,
-        trained=(200_000, 50_000, 2_000_000),
-        calls=500,
-        starts=5,
-    ),
-)
+FULL = Scale()
 QUICK = Scale(
     name="quick",
     distributions=("uniform",),
     customers=200_000,
     tracks=20_000,
     triples=1_000_000,
-    dim=64,
-    batch=16_384,
     steps=80,
     server_steps=60,
     peer_steps=10,

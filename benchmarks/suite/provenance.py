@@ -17,11 +17,6 @@ SAME = ("processor", "cores")
 """Facts of the machine that figures on one page share."""
 
 
-def results_of(record: dict[str, Any]) -> list[Result]:
-    """Return the measurements of a record. Those without a date, as older records have them, are of its date."""
-    return [Result(**{"date": record["date"], **entry}) for entry in record["measurements"]]
-
-
 def keep_other_sections(
     record: dict[str, Any], previous: dict[str, Any], measured: Sequence[str], say: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -38,10 +33,9 @@ def keep_other_sections(
         say(f"dropped the earlier figures of {', '.join(sections)}: {'; '.join(differences)}")
         return record
     say(f"kept the earlier figures of {', '.join(sections)}")
-    kept = [{"date": previous["date"], **entry} for entry in others]
     own = [entry for entry in record["measurements"] if _section(entry) not in sections]
     versions = _merged(previous["versions"], record["versions"])
-    return record | {"versions": versions, "measurements": [*kept, *own]}
+    return record | {"versions": versions, "measurements": [*others, *own]}
 
 
 def origin(results: Iterable[Result]) -> str:

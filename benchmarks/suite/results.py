@@ -2,7 +2,7 @@
 
 results = Results.open(Path("build/bench/full.jsonl"), commit)
 results.add(Result("single/uniform/crossfade", 0, commit, {"triples_per_second": 9e5}))
-results.median("single/uniform/crossfade", "triples_per_second")
+results.values("single/uniform/crossfade", "triples_per_second")
 """
 
 from __future__ import annotations
@@ -81,11 +81,6 @@ class Results:
         found = [result for result in self if result.key == key and not result.error]
         return [float(result.values[name]) for result in found if name in result.values]
 
-    def median(self, key: str, name: str) -> float | None:
-        """Return the median of ``values``, None if there are none."""
-        values = self.values(key, name)
-        return statistics.median(values) if values else None
-
     def error(self, key: str) -> str | None:
         """Return why ``key`` has no figures; None if it has some, or was not measured."""
         found = [result for result in self if result.key == key]
@@ -93,17 +88,10 @@ class Results:
 
     def ratio(self, key: str, other: str, name: str) -> float | None:
         """Return the median over repeats of the figure of ``key`` over that of ``other`` in the same repeat."""
-        ratios = [one / two for one, two in self._pairs(key, other, name)]
+        pairs = [(result, self._results.get((other, result.repeat))) for result in self if result.key == key]
+        ratios = [
+            one.values[name] / two.values[name]
+            for one, two in pairs
+            if two and name in one.values and name in two.values
+        ]
         return statistics.median(ratios) if ratios else None
-
-    def _pairs(self, key: str, other: str, name: str) -> list[tuple[float, float]]:
-        both = [
-            (self._results.get((key, result.repeat)), self._results.get((other, result.repeat)))
-            for result in self
-            if result.key == key
-        ]
-        return [
-            (one.values[name], two.values[name])
-            for one, two in both
-            if one and two and name in one.values.keys() & two.values.keys()
-        ]

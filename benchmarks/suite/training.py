@@ -1,7 +1,7 @@
 """Measure ``crossfade train`` itself: reading Parquet, sampling, pulling, gradients, and pushing.
 
     result = train(job, run_dir, servers=2, workers=2)
-    result["triples_per_second"], result["phases_ms"]
+    result["triples_per_second"], result["step_ms"]
 
 The rate is that of the steps after the warm-up, between two step events of the run: reading and everything else that
 happens meanwhile is part of it, setup and writing are not.
@@ -53,7 +53,7 @@ def softmax_job(dataset: Path, *, steps: int, batch: int, dim: int, partitions: 
 
 
 def train(job: dict[str, Any], run_dir: Path, *, servers: int = 0, workers: int = 0) -> dict[str, Any]:
-    """Run the job once; return its rate, the time of a step by phase, and the rows it moved per second.
+    """Run the job once; return its rate, the time of a step, and the rows it moved per second.
 
     Without servers, several workers hold the tables, and one, or 0, is one process that trains.
 
@@ -61,7 +61,7 @@ def train(job: dict[str, Any], run_dir: Path, *, servers: int = 0, workers: int 
         MeasurementError: it failed.
     """
     run_command(train_command(job, run_dir, servers, workers), TIMEOUT_SECONDS)
-    return summarize(read_report(run_dir), read_steps(run_dir))
+    return summarize(read_report(run_dir), read_events(run_dir, "step"))
 
 
 def train_command(job: dict[str, Any], run_dir: Path, servers: int = 0, workers: int = 0) -> list[str]:
@@ -84,12 +84,12 @@ def read_report(run_dir: Path) -> dict[str, Any]:
     return report
 
 
-def read_steps(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the step events of a run so far."""
+def read_events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the events of a kind that a run has written so far; of steps, about one per second."""
     file = run_dir / "events.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     events = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [event for event in events if event["event"] == "step"]
+    return [event for event in events if event["event"] == kind]
 
 
 def summarize(report: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
@@ -102,10 +102,8 @@ def summarize(report: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, 
         first, last = warm[0], warm[-1]
         seconds, taken = last["time"] - first["time"], last["step"] - first["step"]
         examples = last["examples"] - first["examples"]
-        phases = {name: last["seconds"][name] - first["seconds"][name] for name in last["seconds"]}
     elif report["steps"]:
         seconds, taken, examples = report["train_seconds"], report["steps"], report["examples"]
-        phases = {name: report["seconds_by_phase"][name] for name in (steps[-1]["seconds"] if steps else {})}
     else:
         raise MeasurementError("the run took no step")
     rate = examples / seconds
@@ -114,6 +112,4 @@ def summarize(report: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, 
         "rows_per_second": rate * report["rows_pulled"] / report["examples"],
         "step_ms": 1e3 * seconds / taken,
         "seconds": seconds if len(warm) >= 2 else 0.0,
-        "phases_ms": {name: 1e3 * value / taken for name, value in phases.items()},
-        "report_triples_per_second": report["examples_per_second"],
     }

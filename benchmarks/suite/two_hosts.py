@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.processes import BENCHMARKS, ROOT, MeasurementError, background, run_command, wait_while
-from suite.training import TIMEOUT_SECONDS, read_report, read_steps, summarize, train_command
+from suite.training import TIMEOUT_SECONDS, read_events, read_report, summarize, train_command
 
 sys.path.append(str(ROOT / "tests" / "support"))
 
@@ -72,7 +72,7 @@ def _train(job: dict[str, Any], run_dir: Path, hosts: Sequence[Host], servers: i
     ):
         wait_while(lambda: not coordinator.ended(), TIMEOUT_SECONDS, other)
         wait_while(lambda: not other.ended(), COMMAND_SECONDS)
-    return summarize(read_report(run_dir), read_steps(run_dir))
+    return summarize(read_report(run_dir), read_events(run_dir, "step"))
 
 
 def link_gbits(hosts: Sequence[Host]) -> float:

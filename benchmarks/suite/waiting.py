@@ -2,6 +2,9 @@
 
 for name, run in waiting_runs(planner):
     run()       # figures of prepare/crossfade, fit/implicit, commands/help, …
+
+As a script it fits a model, or calls one: the task has ``plays``, a folder of ``peers/plays.py``; or ``run``, a run
+folder, and ``calls``, how many are made after the first.
 """
 
 from __future__ import annotations
@@ -14,12 +17,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peers.columns import TRACK, USER
+from peers.plays import HELD_OUT, TRACK, TRAIN, USER, K, ndcg, read_plays
+from raw_events import TIMESTAMP
 
+import crossfade
 from crossfade.trainer.training.phases import STEP_PHASES
 from suite.processes import run_command
+from suite.timing import Clock, median_call_ms
 from suite.training import TIMEOUT_SECONDS, read_report, train_command
-from suite.waiting_work import TIME, make_events, make_plays
+from suite.waiting_work import make_events, make_plays
 
 if TYPE_CHECKING:
     from suite.plan import Planner
@@ -34,6 +40,7 @@ COMMANDS = {
 ALS = {"factors": 64, "iterations": 15}
 TINY = ("--queries", "200", "--items", "300", "--interactions", "5000")
 """A dataset whose training takes little but compiling."""
+WARM_UP_PLAYS = 10_000
 SIDES = ("--query", USER, "--item", TRACK)
 Figures = dict[str, Any]
 
@@ -67,7 +74,7 @@ class _Waits:
     def prepare(self, kind: str) -> Figures:
         """Prepare the events of a Parquet or CSV file with ``crossfade prepare``."""
         file = make_events(self._work, self.sizes) / f"events.{kind}"
-        columns = (*SIDES, "--timestamp", TIME, "--hold-out", "last-1")
+        columns = (*SIDES, "--timestamp", TIMESTAMP, "--hold-out", "last-1")
         out = ("--out", str(self._made / "prepared"), "--overwrite")
         figures = self._timed([*CROSSFADE, "prepare", "--events", str(file), *columns, *out])
         return _with_rate(figures, self.sizes.events)
@@ -84,7 +91,7 @@ class _Waits:
 
     def fit(self) -> Figures:
         """Fit plays with ``crossfade.fit``."""
-        return self._planner.script("waiting_fit", plays=self._plays)
+        return self._planner.script("waiting", plays=self._plays)
 
     def peer(self, script: str, **task: Any) -> Figures:
         """Run a script of implicit on the plays."""
@@ -92,15 +99,15 @@ class _Waits:
 
     def calls(self) -> Figures:
         """Call a model that stays open."""
-        return self._planner.script("waiting_calls", run=str(self._run), calls=self.sizes.calls)
+        return self._planner.script("waiting", run=str(self._run), calls=self.sizes.calls)
 
     def command(self, name: str) -> Figures:
         """Start one of ``COMMANDS``, a few times after a first one."""
-        run = str(self._run)
+        run, customer = str(self._run), read_plays(Path(self._plays), TRAIN)[USER][0]
         arguments = {
             "help": ["--help"],
             "status": ["status", run],
-            "recommend": ["recommend", run, "--customer", f"{USER}-0"],
+            "recommend": ["recommend", run, "--customer", customer],
         }
         return self._timed([*CROSSFADE, *arguments[name]], runs=self.sizes.starts, warm_up=1)
 
@@ -143,7 +150,7 @@ class _Waits:
     def _run(self) -> Path:
         """A run on the plays, made once per process, since an earlier one may be of other code."""
         data, run = self._made / "plays", self._made / "runs" / "plays"
-        events = ("--events", f"{self._plays}/plays.csv", "--hold-out", "random:0.1")
+        events = ("--events", f"{self._plays}/{TRAIN}.csv", "--hold-out", "random:0.1")
         run_command([*CROSSFADE, "prepare", *events, *SIDES, "--out", str(data), "--overwrite"], TIMEOUT_SECONDS)
         job = {"name": "plays", "data": {"path": str(data)}, "train": {"epochs": 1}}
         run_command(train_command(job, run), TIMEOUT_SECONDS)
@@ -161,3 +168,32 @@ class _Waits:
 
 def _with_rate(figures: Figures, events: int) -> Figures:
     return {**figures, "events_per_second": events / figures["seconds"]}
+
+
+def fit(folder: Path) -> Figures:
+    """Measure ``crossfade.fit``: from plays in a pandas frame to a model, and its ndcg@10 on held-out plays.
+
+    A fit of a few plays comes first, which is not counted: it imports what is needed and compiles, or loads, the
+    kernels.
+    """
+    frame = read_plays(folder, TRAIN)
+    sides = {"query": USER, "item": TRACK}
+    crossfade.fit(frame.head(WARM_UP_PLAYS), **sides, settings={"train.epochs": 2}, progress=False)
+    clock = Clock()
+    model = crossfade.fit(frame, **sides, progress=False)
+    taken = clock.taken()
+    return {**taken, "ndcg@10": ndcg(model.recommend("all", k=K), read_plays(folder, HELD_OUT))}
+
+
+def call(run: str, calls: int) -> Figures:
+    """Measure ``recommend`` of one customer and ``similar`` of one item, of a model that stays open."""
+    model = crossfade.load(run)
+    return {
+        "recommend_ms": median_call_ms(model.recommend, model.ids(USER)[:calls]),
+        "similar_ms": median_call_ms(model.similar, model.ids(TRACK)[:calls]),
+    }
+
+
+if __name__ == "__main__":
+    task = json.loads(sys.argv[1])
+    print(json.dumps(call(task["run"], task["calls"]) if "run" in task else fit(Path(task["plays"]))))

@@ -8,10 +8,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 sys.path.append(str(ROOT / "benchmarks"))
 
-from suite.page import PAGE, RECORD, TITLE, render, replace_section  # noqa: E402
+from suite.page import PAGE, RECORD, fill, render  # noqa: E402
 
 
 def test_committed_page_is_rendered_from_committed_figures() -> None:
-    section = render(json.loads((DOCS / RECORD).read_text(encoding="utf-8")))
+    blocks = render(json.loads((DOCS / RECORD).read_text(encoding="utf-8")))
     page = (DOCS / PAGE).read_text(encoding="utf-8")
-    assert page == replace_section(page, TITLE, section), "run: .venv/bin/python benchmarks/bench.py --render"
+    assert page == fill(page, blocks), "run: .venv/bin/python benchmarks/bench.py --render"
