@@ -329,20 +329,14 @@ class JobConfig(Section):
             raise ValueError(
                 "negatives.logq_correction corrects for sampling, but negatives.kind 'all' does not sample"
             )
-        self._check_top_k()
-        return self
-
-    def _check_top_k(self) -> None:
-        """Check that ``top_k`` has a loss that it weighs, and the scores of all items."""
-        if self.top_k is None:
-            return
-        if self.loss != "softmax":
+        if self.top_k is not None and self.loss != "softmax":
             raise ValueError(f"top_k needs loss 'softmax', but the loss is '{self.loss}': leave one of them out")
-        if self.negatives.kind not in {"auto", "all"}:
+        if self.top_k is not None and negatives.kind not in {"auto", "all"}:
             raise ValueError(
                 f"top_k compares with the K-th highest score of all items, but negatives.kind is "
-                f"'{self.negatives.kind}': set it to all, or leave out top_k"
+                f"'{negatives.kind}': set it to all, or leave out top_k"
             )
+        return self
 
     def starting_points(self) -> dict[str, str]:
         """Return the paths and URIs that a new run reads its rows from, by key."""

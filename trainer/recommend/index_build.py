@@ -154,9 +154,8 @@ def _measured_queries(model: TrainedModel, table: TableSpec, *, excludes_itself:
     queries_N = np.flatnonzero(model.trained_rows(table.name))
     count = min(_MEASURED_QUERIES, len(queries_N))
     queries_Q = np.sort(np.random.default_rng(_SEED).choice(queries_N, count, replace=False))
-    itself = ItemLists(np.arange(count + 1), queries_Q)
-    nothing = ItemLists(np.zeros(count + 1, np.int64), queries_Q[:0])
-    return model.vectors.vectors(table.name, queries_Q), itself if excludes_itself else nothing
+    excluded = ItemLists(np.arange(count + 1), queries_Q) if excludes_itself else ItemLists.empty(count)
+    return model.vectors.vectors(table.name, queries_Q), excluded
 
 
 def _recall(found_QK: IntArray, truth_QK: IntArray) -> float:
