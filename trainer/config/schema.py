@@ -346,12 +346,12 @@ class JobConfig(Section):
     def with_absolute_paths(self) -> JobConfig:
         """Return the same job with absolute paths, so that it does not depend on the working directory."""
         checkpoint = {
-            key: value and _absolute(value)
+            key: value and absolute(value)
             for key, value in (("path", self.checkpoint.path), ("warm_start_from", self.checkpoint.warm_start_from))
         }
         return self.model_copy(
             update={
-                "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+                "data": self.data.model_copy(update={"path": absolute(self.data.path)}),
                 "checkpoint": self.checkpoint.model_copy(update=checkpoint),
             }
         )
@@ -382,7 +382,8 @@ class JobConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _absolute(location: str) -> str:
+def absolute(location: str) -> str:
+    """Return ``location`` for processes with another working directory."""
     return location if "://" in location else str(Path(location).absolute())
 
 

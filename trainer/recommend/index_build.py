@@ -21,6 +21,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.checksums import checksums_of
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
 from crossfade.trainer.model.spec import Score
@@ -35,9 +36,10 @@ from crossfade.trainer.recommend.index_folder import (
     CARD_FILE,
     INDEX_FILE,
     IndexCard,
+    IndexedModel,
     IndexMeasurements,
     check_free,
-    describe_model,
+    vectors_crc32,
 )
 from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
 from crossfade.trainer.recommend.item_lists import ItemLists
@@ -75,7 +77,11 @@ def build_index(model: TrainedModel, options: IndexOptions, reporter: ProgressRe
         probes, measured = _measure(model, table, indexed_R, lists, options.recall, reporter)
         lists.write(folder / INDEX_FILE)
         card = IndexCard(
-            model=describe_model(model, entity, np.flatnonzero(indexed_R)),
+            model=IndexedModel(
+                uri=model.uri,
+                data_fingerprint=data_fingerprint(model.data),
+                crc32=vectors_crc32(model, entity, np.flatnonzero(indexed_R)),
+            ),
             entity=entity,
             metric=metric,
             rows=int(np.count_nonzero(indexed_R)),
