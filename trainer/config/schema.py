@@ -329,20 +329,14 @@ class JobConfig(Section):
             raise ValueError(
                 "negatives.logq_correction corrects for sampling, but negatives.kind 'all' does not sample"
             )
-        self._check_top_k()
-        return self
-
-    def _check_top_k(self) -> None:
-        """Check that ``top_k`` has a loss that it weighs, and the scores of all items."""
-        if self.top_k is None:
-            return
-        if self.loss != "softmax":
+        if self.top_k is not None and self.loss != "softmax":
             raise ValueError(f"top_k needs loss 'softmax', but the loss is '{self.loss}': leave one of them out")
-        if self.negatives.kind not in {"auto", "all"}:
+        if self.top_k is not None and negatives.kind not in {"auto", "all"}:
             raise ValueError(
                 f"top_k compares with the K-th highest score of all items, but negatives.kind is "
-                f"'{self.negatives.kind}': set it to all, or leave out top_k"
+                f"'{negatives.kind}': set it to all, or leave out top_k"
             )
+        return self
 
     def starting_points(self) -> dict[str, str]:
         """Return the paths and URIs that a new run reads its rows from, by key."""
@@ -352,12 +346,12 @@ class JobConfig(Section):
     def with_absolute_paths(self) -> JobConfig:
         """Return the same job with absolute paths, so that it does not depend on the working directory."""
         checkpoint = {
-            key: value and _absolute(value)
+            key: value and absolute(value)
             for key, value in (("path", self.checkpoint.path), ("warm_start_from", self.checkpoint.warm_start_from))
         }
         return self.model_copy(
             update={
-                "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+                "data": self.data.model_copy(update={"path": absolute(self.data.path)}),
                 "checkpoint": self.checkpoint.model_copy(update=checkpoint),
             }
         )
@@ -388,7 +382,8 @@ class JobConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _absolute(location: str) -> str:
+def absolute(location: str) -> str:
+    """Return ``location`` for processes with another working directory."""
     return location if "://" in location else str(Path(location).absolute())
 
 

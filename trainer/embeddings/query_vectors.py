@@ -35,7 +35,7 @@ def query_vectors(
         context: by context entity, its row for each query, int64 (Q,), -1 for none; empty: no query has context.
         histories: their histories at the moment, which replace the latest ones if the model uses histories.
     """
-    query_QD = _vectors(source, model.query.name, queries_Q)
+    query_QD = vectors_of_rows(source, model.query.name, queries_Q)
     if histories is not None and model.history is not None:
         for sign, of_moment in ((1, histories.before), (-1, histories.latest)):
             query_QD += sign * mean_of_histories(model.history, of_moment, partial(source.vectors, model.item.name))
@@ -43,11 +43,12 @@ def query_vectors(
         row_Q = context[table.name]
         has_Q = row_Q >= 0
         if has_Q.any():
-            query_QD[has_Q] += _vectors(source, table.name, row_Q[has_Q])
+            query_QD[has_Q] += vectors_of_rows(source, table.name, row_Q[has_Q])
     return query_QD
 
 
-def _vectors(source: VectorSource, entity: str, rows_Q: IntArray) -> FloatArray:
+def vectors_of_rows(source: VectorSource, entity: str, rows_Q: IntArray) -> FloatArray:
+    """Return a new array with the vectors of ``rows_Q``, in any order, float32 (Q, D)."""
     if len(rows_Q) == 1:
         return source.vectors(entity, rows_Q).copy()
     rows_A, index_Q = np.unique(rows_Q, return_inverse=True)

@@ -23,7 +23,6 @@ from crossfade.base.arrays import BoolArray, FloatArray
 from crossfade.base.errors import InputError
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -85,9 +84,13 @@ class ExportedModel:
         self._untrained[table.name] = 0
         for first in range(0, table.rows, GROUP_ROWS):
             last = min(first + GROUP_ROWS, table.rows)
-            block = self._block(table, vocabulary, trained_R[first:last], first, last)
-            self._untrained[table.name] += int(np.count_nonzero(~block.trained_N))
-            yield block
+            rows = vocabulary.read(first, last)
+            vectors_ND = self.model.vectors.vectors(table.name, np.arange(first, last, dtype=np.int64))
+            # Names of different row groups may differ in whether they can be null, which a Parquet file cannot.
+            rows = pa.table({name: rows.column(name) for name in vocabulary.columns})
+            trained_N = trained_R[first:last] & np.array(rows.column("id").is_valid())
+            self._untrained[table.name] += int(np.count_nonzero(~trained_N))
+            yield Block(rows, vectors_ND, trained_N)
             self.reporter.advance(last - first)
 
     def trained_blocks(self, entity: str) -> Iterator[Block]:
@@ -99,13 +102,6 @@ class ExportedModel:
                 yield Block(block.rows.filter(pa.array(kept_N)), block.vectors_ND[kept_N], kept_N[kept_N])
         if self._untrained[entity] == table.rows:
             raise InputError(f"{self.model.uri}: no row of '{entity}' has a trained vector")
-
-    def _block(self, table: TableSpec, vocabulary: Vocabulary, trained_N: BoolArray, first: int, last: int) -> Block:
-        rows = vocabulary.read(first, last, vocabulary.columns)
-        vectors_ND = self.model.vectors.vectors(table.name, np.arange(first, last, dtype=np.int64))
-        # Names of different row groups may differ in whether they can be null, which a Parquet file cannot.
-        rows = pa.table({name: rows.column(name) for name in vocabulary.columns})
-        return Block(rows, vectors_ND, trained_N & np.array(rows.column("id").is_valid()))
 
     def exported_tables(self, *, complete: bool) -> list[ExportedTable]:
         """Return what was exported: all rows if ``complete``, otherwise the trained ones."""

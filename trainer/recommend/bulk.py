@@ -122,7 +122,7 @@ def _tables(
             histories = write_histories(lineage, options.exclude, work, reporter)
         reporter.phase("recommend", len(queries.rows_Q), model.query)
         for part in parts:
-            rankings = model.rank(selection, part.rows_Q, histories.load(part.rows_Q).lists, options)
+            rankings = model.rank(selection, part.rows_Q, histories.take(part.rows_Q).lists, options)
             yield _table_of(model, part, rankings, options)
             reporter.advance(len(part.rows_Q))
 

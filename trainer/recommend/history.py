@@ -4,7 +4,7 @@
     histories.lists.items_N, histories.weight_N
 
     histories = write_histories(lineage, ALL_SPLITS, folder, reporter)      # of all queries, in files that are mapped
-    histories.load(queries_Q)
+    histories.take(queries_Q)
 
 Shapes: Q queries, N interactions or distinct pairs, S selected queries, P parts.
 """
@@ -48,9 +48,10 @@ class Histories:
     weight_N: FloatArray
     sequences: HistoryWindows | None = None
 
-    def without_items(self) -> Histories:
-        """Return empty histories of the same queries."""
-        return Histories(ItemLists(np.zeros_like(self.lists.starts_Q1), self.lists.items_N[:0]), self.weight_N[:0])
+    def take(self, queries_S: IntArray) -> Histories:
+        """Return the histories of ``queries_S``, int64, in this order, without sequences; of -1, an empty one."""
+        starts_S1, places_N = list_places(self.lists.starts_Q1, queries_S)
+        return Histories(ItemLists(starts_S1, self.lists.items_N[places_N].astype(np.int64)), self.weight_N[places_N])
 
     def favorites(self, query: int, count: int) -> IntArray:
         """Return the ``count`` items of ``query`` with the largest positive weights, the largest first."""
@@ -83,24 +84,6 @@ def make_sequences(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, qu
     count_Q = np.bincount(query_N[liked_N], minlength=queries)
     sequences = HistoryWindows(item_N[liked_N], np.cumsum(count_Q) - count_Q, count_Q)
     return replace(make_histories(query_N, item_N, weight_N, queries, items), sequences=sequences)
-
-
-class StoredHistories:
-    """Histories of many queries in three arrays, of which some are taken at a time."""
-
-    def __init__(self, starts_Q1: IntArray, items_N: IntArray, weights_N: FloatArray) -> None:
-        """Use arrays as of ``Histories``, which may be files that are mapped into memory."""
-        self._starts_Q1, self._items_N, self._weights_N = starts_Q1, items_N, weights_N
-
-    @staticmethod
-    def of(histories: Histories) -> StoredHistories:
-        """Return ``histories``, of which some may be taken."""
-        return StoredHistories(histories.lists.starts_Q1, histories.lists.items_N, histories.weight_N)
-
-    def load(self, queries_S: IntArray) -> Histories:
-        """Return the histories of ``queries_S``, int64, in this order."""
-        starts_S1, places_N = list_places(self._starts_Q1, queries_S)
-        return Histories(ItemLists(starts_S1, self._items_N[places_N].astype(np.int64)), self._weights_N[places_N])
 
 
 def load_histories(
@@ -152,7 +135,7 @@ def _selected(
 
 def write_histories(
     lineage: LineageReader, splits: Sequence[SplitName], folder: Path, reporter: ProgressReporter
-) -> StoredHistories:
+) -> Histories:
     """Write the histories of all queries to ``folder``, and map them; arguments as of ``load_histories``.
 
     In one pass, interactions are divided by query into parts on disk, of which one is in memory at a time.
@@ -183,15 +166,16 @@ def write_histories(
     return map_histories(folder)
 
 
-def map_histories(folder: Path) -> StoredHistories:
-    """Map the histories in ``folder`` into memory: the history of a query is read when it is needed."""
+def map_histories(folder: Path) -> Histories:
+    """Map the histories in ``folder`` into memory: ``take`` reads the history of a query, and makes its items int64."""
 
     def map_file(name: str, dtype: type[np.generic]) -> NDArray[Any]:
         path = folder / name  # a file of no bytes cannot be mapped
         return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.empty(0, dtype)
 
     starts, items, weights = _FILES
-    return StoredHistories(map_file(starts, np.int64), map_file(items, np.int32), map_file(weights, np.float32))
+    lists = ItemLists(map_file(starts, np.int64), map_file(items, np.int32))
+    return Histories(lists, map_file(weights, np.float32))
 
 
 def part_starts(counts_Q: IntArray) -> IntArray:

@@ -21,6 +21,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.checksums import checksums_of
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
 from crossfade.trainer.model.spec import Score
@@ -35,9 +36,10 @@ from crossfade.trainer.recommend.index_folder import (
     CARD_FILE,
     INDEX_FILE,
     IndexCard,
+    IndexedModel,
     IndexMeasurements,
     check_free,
-    describe_model,
+    vectors_crc32,
 )
 from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
 from crossfade.trainer.recommend.item_lists import ItemLists
@@ -75,7 +77,11 @@ def build_index(model: TrainedModel, options: IndexOptions, reporter: ProgressRe
         probes, measured = _measure(model, table, indexed_R, lists, options.recall, reporter)
         lists.write(folder / INDEX_FILE)
         card = IndexCard(
-            model=describe_model(model, entity, np.flatnonzero(indexed_R)),
+            model=IndexedModel(
+                uri=model.uri,
+                data_fingerprint=data_fingerprint(model.data),
+                crc32=vectors_crc32(model, entity, np.flatnonzero(indexed_R)),
+            ),
             entity=entity,
             metric=metric,
             rows=int(np.count_nonzero(indexed_R)),
@@ -154,9 +160,8 @@ def _measured_queries(model: TrainedModel, table: TableSpec, *, excludes_itself:
     queries_N = np.flatnonzero(model.trained_rows(table.name))
     count = min(_MEASURED_QUERIES, len(queries_N))
     queries_Q = np.sort(np.random.default_rng(_SEED).choice(queries_N, count, replace=False))
-    itself = ItemLists(np.arange(count + 1), queries_Q)
-    nothing = ItemLists(np.zeros(count + 1, np.int64), queries_Q[:0])
-    return model.vectors.vectors(table.name, queries_Q), itself if excludes_itself else nothing
+    excluded = ItemLists(np.arange(count + 1), queries_Q) if excludes_itself else ItemLists.empty(count)
+    return model.vectors.vectors(table.name, queries_Q), excluded
 
 
 def _recall(found_QK: IntArray, truth_QK: IntArray) -> float:

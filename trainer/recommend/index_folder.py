@@ -88,15 +88,6 @@ def read_card(folder: Path) -> IndexCard:
         ) from error
 
 
-def describe_model(model: TrainedModel, entity: str, rows_N: IntArray) -> IndexedModel:
-    """Describe ``model``, of whose ``entity`` the rows ``rows_N``, int64 and sorted, are indexed."""
-    return IndexedModel(
-        uri=model.uri,
-        data_fingerprint=data_fingerprint(model.data),
-        crc32=_vectors_crc32(model, entity, rows_N),
-    )
-
-
 def check_index(card: IndexCard, folder: Path, model: TrainedModel, entity: str, metric: ScoreKind) -> BoolArray:
     """Check that the index in ``folder`` has the vectors of ``entity`` in ``model``, and searches by ``metric``.
 
@@ -118,13 +109,14 @@ def check_index(card: IndexCard, folder: Path, model: TrainedModel, entity: str,
         raise InputError(named, f": was built with another dataset than {model.data.uri}; {again}")
     indexed_R = model.trained_rows(entity)
     rows_N = np.flatnonzero(indexed_R)
-    if len(rows_N) != card.rows or _vectors_crc32(model, entity, rows_N) != card.model.crc32:
+    if len(rows_N) != card.rows or vectors_crc32(model, entity, rows_N) != card.model.crc32:
         raise InputError(named, f": was built from other vectors ({card.model.uri}) than {model.uri} has now; {again}")
     verify_files(folder, card.files, CARD_FILE, "copy the folder again, or build the index again")
     return indexed_R
 
 
-def _vectors_crc32(model: TrainedModel, entity: str, rows_N: IntArray) -> int:
+def vectors_crc32(model: TrainedModel, entity: str, rows_N: IntArray) -> int:
+    """Return the CRC-32 by which the vectors of the indexed ``rows_N``, int64 and sorted, are recognized."""
     return zlib.crc32(np.ascontiguousarray(model.vectors.vectors(entity, rows_N[:_CHECKED_ROWS])).tobytes())
 
 

@@ -19,6 +19,11 @@ class ItemLists:
     starts_Q1: IntArray
     items_N: IntArray
 
+    @staticmethod
+    def empty(queries: int) -> ItemLists:
+        """Return an empty list for each of ``queries`` queries."""
+        return ItemLists(np.zeros(queries + 1, np.int64), np.empty(0, np.int64))
+
     def filter_items(self, mask_I: BoolArray) -> ItemLists:
         """Return the lists with only the items in ``mask_I``, bool over all items."""
         kept_N = mask_I[self.items_N]

@@ -26,13 +26,11 @@ import pyarrow as pa
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, Option
 from crossfade.base.options import alternatives
-from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.embeddings.checkpoint_source import Log
-from crossfade.trainer.embeddings.files import VectorSource
-from crossfade.trainer.embeddings.query_vectors import query_vectors
+from crossfade.trainer.embeddings.query_vectors import query_vectors, vectors_of_rows
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import (
     Candidates,
@@ -41,7 +39,7 @@ from crossfade.trainer.recommend.candidates import (
 )
 from crossfade.trainer.recommend.context import average_context, find_context
 from crossfade.trainer.recommend.fold_in import FoldIn, HistoryMeans, new_query_vectors
-from crossfade.trainer.recommend.history import Histories, StoredHistories, load_histories, make_sequences
+from crossfade.trainer.recommend.history import Histories, load_histories, make_sequences
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_index
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import (
@@ -112,7 +110,7 @@ class RunFiles:
         """Read what belongs to ``trained``."""
         self._trained = trained
         self._names: dict[str, RowNames] = {}
-        self._kept: dict[tuple[frozenset[str], bool], StoredHistories] = {}
+        self._kept: dict[tuple[frozenset[str], bool], Histories] = {}
         self._last: tuple[object, Histories] | None = None
 
     def names(self, entity: str) -> RowLookup:
@@ -125,16 +123,16 @@ class RunFiles:
         """Return the histories of ``rows_Q``; a model that is kept reads those of all queries once, if they fit."""
         key = frozenset(splits) & set(self._trained.manifest.splits), bool(splits)
         if key in self._kept:
-            return self._kept[key].load(rows_Q)
+            return self._kept[key].take(rows_Q)
         if self._last is not None and self._last[0] == (key, rows_Q.tobytes()):
             return self._last[1]
         with closing(self._trained.open_lineage()) as lineage:
             if self._trained.keep and lineage.known_rows(splits) <= _KEPT_INTERACTIONS:
                 everyone_Q = np.arange(self._trained.spec.query.rows)
-                self._kept[key] = StoredHistories.of(load_histories(lineage, splits, everyone_Q, reporter))
-                return self._kept[key].load(rows_Q)
+                self._kept[key] = load_histories(lineage, splits, everyone_Q, reporter)
+                return self._kept[key].take(rows_Q)
             sorted_Q, place_Q = np.unique(rows_Q, return_inverse=True)
-            histories = StoredHistories.of(load_histories(lineage, splits, sorted_Q, reporter)).load(place_Q)
+            histories = load_histories(lineage, splits, sorted_Q, reporter).take(place_Q)
         self._last = (key, rows_Q.tobytes()), histories
         return histories
 
@@ -306,11 +304,7 @@ class Model:
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Return the vectors of ``rows_N``, in any order, float32 (N, D)."""
-        if len(rows_N) < 2:
-            return self.trained.vectors.vectors(entity, rows_N)
-        sorted_N, place_N = np.unique(rows_N, return_inverse=True)
-        vectors_ND: FloatArray = self.trained.vectors.vectors(entity, sorted_N)[place_N]
-        return vectors_ND
+        return vectors_of_rows(self.trained.vectors, entity, rows_N)
 
     def has_vector(self, rows_Q: IntArray) -> BoolArray:
         """Return which of the queries ``rows_Q``, -1 where an ID has no row, have a trained vector, bool (Q,)."""
@@ -325,7 +319,9 @@ class Model:
             InputError: an option is invalid or leaves no item, or the dataset cannot be read.
         """
         selection = self.select_items(options)
-        excluded = self.histories(rows_Q, options.exclude, reporter).lists if options.exclude else _nothing(rows_Q)
+        excluded = ItemLists.empty(len(rows_Q))
+        if options.exclude:
+            excluded = self.histories(rows_Q, options.exclude, reporter).lists
         return self.rank(selection, rows_Q, excluded, options)
 
     def rank(self, selection: Selection, rows_Q: IntArray, excluded: ItemLists, options: RecommendOptions) -> Rankings:
@@ -357,8 +353,8 @@ class Model:
         """
         options.check_for_histories()
         selection, query_QD = self.select_items(options), self._new_queries.vectors(histories)
-        excluded = histories if options.exclude else histories.without_items()
-        return selection.rank(query_QD, excluded.lists, options.k)
+        excluded = histories.lists if options.exclude else ItemLists.empty(len(query_QD))
+        return selection.rank(query_QD, excluded, options.k)
 
     def similar(self, rows_Q: IntArray, options: SimilarOptions) -> Rankings:
         """Rank the rows of an entity by their cosine with each of ``rows_Q``, int64, without itself.
@@ -432,7 +428,7 @@ class Model:
     def _select(self, entity: str, metric: Metric, options: RankingOptions) -> Selection:
         if not options.allow and not options.deny:
             return Selection(self._ranker(entity, metric, options))
-        return Selection(self._new_ranker(entity, metric, options, self.candidates(entity, options)))
+        return Selection(self._new_ranker(entity, metric, options))
 
     def _ranker(self, entity: str, metric: Metric, options: RankingOptions) -> Ranker:
         key = _key(entity, metric, options)
@@ -443,7 +439,7 @@ class Model:
                 return ranker
         # One ranker for each entity and metric keeps vectors; clients may request any number of others.
         keep_vectors = key.where is None and key.max_per is None and not key.popularity_damping
-        ranker = self._new_ranker(entity, metric, options, self.candidates(entity, options), keep_vectors=keep_vectors)
+        ranker = self._new_ranker(entity, metric, options, keep_vectors=keep_vectors)
         with self._rankers_lock:
             self._rankers[key] = ranker
             while len(self._rankers) > _MAX_RANKERS:
@@ -451,30 +447,22 @@ class Model:
         return ranker
 
     def _new_ranker(
-        self,
-        entity: str,
-        metric: Metric,
-        options: RankingOptions,
-        candidates: Candidates,
-        *,
-        keep_vectors: bool = False,
+        self, entity: str, metric: Metric, options: RankingOptions, *, keep_vectors: bool = False
     ) -> Ranker:
-        damping_R, (source, table, score) = self._damping(options), self._compared(entity, metric, options)
-        searched_by = self.trained.ranking_metric if isinstance(options, RecommendOptions) else metric
-        index = None
-        if damping_R is None and searched_by != "popularity":
-            index = self.files.index(entity, searched_by, options)
+        candidates, table, source = self.candidates(entity, options), self.tables[entity], self.trained.vectors
+        if metric == "popularity":
+            counts, table = CountVectors(self.trained.counts(entity)), replace(table, dim=1)
+            return Ranker(counts, table, Score.of("dot", 1.0), candidates, keep_vectors=keep_vectors)
+        score, searched_by = Score.of(metric, 1.0), metric
+        if isinstance(options, RecommendOptions):
+            score, searched_by = self.trained.score, self.trained.ranking_metric
+            if options.popularity_damping:
+                damping_R = Reranking.of(options, self.trained.job).damping(self.trained.counts(self.item))
+                return Ranker(source, table, score, candidates, damping_R)
+        index = self.files.index(entity, searched_by, options)
         if index is not None:
             return IndexRanker(index, self.trained, table, score, candidates)
-        return Ranker(source, table, score, candidates, damping_R, keep_vectors=keep_vectors)
-
-    def _compared(self, entity: str, metric: Metric, options: RankingOptions) -> tuple[VectorSource, TableSpec, Score]:
-        """Return vectors, their table, and their score with a query: of the model, if it recommends."""
-        table = self.tables[entity]
-        if metric == "popularity":
-            return CountVectors(self.trained.counts(entity)), replace(table, dim=1), Score.of("dot", 1.0)
-        score = self.trained.score if isinstance(options, RecommendOptions) else Score.of(metric, 1.0)
-        return self.trained.vectors, table, score
+        return Ranker(source, table, score, candidates, keep_vectors=keep_vectors)
 
     def candidates(self, entity: str, options: FilterOptions) -> Candidates:
         """Return the rows of ``entity`` that have trained vectors and that the filters of ``options`` keep.
@@ -498,12 +486,6 @@ class Model:
                 self._log(f"none of the {len(unknown):,} denied IDs is one of {entity}")
         return replace(candidates, kept_R=kept_R)
 
-    def _damping(self, options: RankingOptions) -> FloatArray | None:
-        """Return the damping of each item, float32 (R,); None without popularity damping."""
-        if not isinstance(options, RecommendOptions) or not options.popularity_damping:
-            return None
-        return Reranking.of(options, self.trained.job).damping(self.trained.counts(self.item))
-
 
 def open_model(source: ModelSource, log: Log, *, keep: bool = False) -> OpenModel[Model]:
     """Return the model at ``source``, which opens when it is used; ``log`` and ``keep`` as of ``OpenModel``."""
@@ -513,7 +495,3 @@ def open_model(source: ModelSource, log: Log, *, keep: bool = False) -> OpenMode
 def _key(entity: str, metric: Metric, options: RankingOptions) -> _Key:
     damping = options.popularity_damping if isinstance(options, RecommendOptions) else None
     return _Key(entity, metric, options.where, options.metadata, options.max_per, damping, options.index)
-
-
-def _nothing(rows_Q: IntArray) -> ItemLists:
-    return ItemLists(np.zeros(len(rows_Q) + 1, np.int64), np.empty(0, np.int64))

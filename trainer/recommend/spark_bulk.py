@@ -26,6 +26,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from crossfade.base.errors import CrossfadeError, Option, OptionError
 from crossfade.base.io.output import staged_folder
 from crossfade.base.io.replacing import check_replaceable, replace_folder
+from crossfade.trainer.config.schema import absolute
 from crossfade.trainer.data.vocabulary import plain_strings
 from crossfade.trainer.recommend.bulk import MAX_PART_QUERIES, Recommended, recommend_to_queries
 from crossfade.trainer.recommend.model import Model, open_model
@@ -69,7 +70,7 @@ def _write(model: Model, options: RecommendToOptions, out: str, mode: str) -> Re
     # A run that still trains writes further checkpoints: all tasks use the one that is open.
     used = {"source": model.trained.uri.removesuffix("/embeddings"), "data": model.trained.data.uri}
     used |= {name: location for name in ("metadata", "index") if (location := getattr(options, name)) is not None}
-    pinned = options.model_copy(update={name: _absolute(location) for name, location in used.items()})
+    pinned = options.model_copy(update={name: absolute(location) for name, location in used.items()})
     named = pinned.model_dump_json(include=set(RecommendToOptions.model_fields))
     total = len(queries.rows_Q)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -111,11 +112,6 @@ def _rank(named: str, part: slice, cores: int) -> list[pa.RecordBatch]:
 
 def _table(model: Model, options: RecommendToOptions, part: slice) -> pa.Table:
     return plain_strings(recommend_to_queries(model, all_queries(model, options.on_unknown).take(part), options))
-
-
-def _absolute(location: str) -> str:
-    """Return ``location`` for processes with another working directory."""
-    return location if "://" in location else str(Path(location).absolute())
 
 
 def _find_foreign(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.recommend.candidates import Candidates
-from crossfade.trainer.recommend.history import Histories, StoredHistories, map_histories
+from crossfade.trainer.recommend.history import Histories, map_histories
 from crossfade.trainer.recommend.index_search import VectorIndex, open_built_index
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import FilterOptions, RankingOptions, RecommendOptions
@@ -46,7 +46,7 @@ class VersionFiles:
 
     trained: TrainedModel
     stored_names: Mapping[str, StoredNames]
-    stored: StoredHistories
+    stored: Histories
     metadata: ServedMetadata
     indexes: Mapping[ScoreKind, VectorIndex]
 
@@ -63,7 +63,7 @@ class VersionFiles:
         if not set(self.trained.manifest.splits) <= set(splits):
             every = " ".join(ALL_SPLITS)
             raise OptionError("exclude", found=" ".join(splits), expected=f"all splits, {every}, or none")
-        return self.stored.load(rows_Q)
+        return self.stored.take(rows_Q)
 
     def candidates(self, entity: str, options: FilterOptions) -> Candidates:
         """Return the items that meet the condition of ``options``, and their groups.
