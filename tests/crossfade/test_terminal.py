@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, write_data, write_job, write_vocabulary
+from builders import write_vocabulary
+from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, write_data, write_job
 from command_here import crossfade_here
 from running_command import succeeded
 
@@ -65,7 +66,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     splits = planted_splits()
     sizes = {name: [[len(pairs[0])]] for name, pairs in splits.items()}
-    counts = [np.bincount(rows).tolist() for rows in splits["train"]]
+    counts = [np.bincount(rows) for rows in splits["train"]]
     customers = [f"c{row}{CONTROLS}" for row in range(CUSTOMERS)]
     tracks = [f"t{row}{CONTROLS}" for row in range(TRACKS)]
     names = [f"Genre {row % GENRES} Song {row}{CONTROLS}" for row in range(TRACKS)]

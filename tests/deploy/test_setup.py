@@ -11,11 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from lock_files import LOCK, LOCKS, ROOT, environment, locked, pins
 from needs import LINUX
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[2]
 POSIX_TOOLS = ("cat", "cksum", "cut", "date", "df", "dirname", "du", "find", "grep", "rm", "sed", "sh", "sleep", "tail")
 
 # A build backend in the checkout itself, so that an editable install needs nothing from outside.
@@ -184,38 +184,22 @@ def test_set_up_installs_once_reinstalls_after_changes_and_resumes(checkout: Che
     assert "is not the one that requirements.lock names" in rejected.stderr.splitlines()[-1]
 
 
-HOROVOD_LOCK, TORCH_LOCK = "deploy/requirements-horovod.lock", "docker/requirements-torch.lock"
-SPARK_LOCK = "deploy/requirements-spark.lock"
-
-
-def locked(name: str = "requirements.lock") -> dict[str, tuple[Requirement, list[str]]]:
-    """Return each requirement of a lock for Python 3.11 with its hashes, by name."""
-    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
-    found: dict[str, tuple[Requirement, list[str]]] = {}
-    for line in text.splitlines():
-        if line.strip() and not line.lstrip().startswith("#"):
-            requirement, *hashes = re.split(r"\s+--hash=", line.strip())
-            parsed = Requirement(requirement)
-            if re.search(r'python_full_version >= "3\.1[2-9]"', str(parsed.marker)):
-                continue
-            found[canonicalize_name(parsed.name)] = (parsed, hashes)
-    return found
-
-
-@pytest.mark.parametrize(
-    "name", ["requirements.lock", HOROVOD_LOCK, SPARK_LOCK, TORCH_LOCK, "deploy/requirements-audit.lock"]
-)
-def test_every_locked_requirement_has_one_version_and_hashes(name: str) -> None:
-    assert locked(name)
-    for requirement, hashes in locked(name).values():
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+def test_every_locked_requirement_has_one_version_and_hashes(lock: Path) -> None:
+    assert locked(lock)
+    for requirement, hashes in locked(lock):
         assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), requirement
         assert hashes, requirement
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), requirement
 
 
+HOROVOD_LOCK = ROOT / "deploy/requirements-horovod.lock"
+LOCKS_OF_EXTRAS = (HOROVOD_LOCK, ROOT / "deploy/requirements-spark.lock", ROOT / "docker/requirements-torch.lock")
+
+
 @pytest.mark.parametrize(("system", "machine"), [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")])
 def test_lock_satisfies_pyproject(system: str, machine: str) -> None:
-    environment = {"sys_platform": system, "platform_machine": machine}
+    here = environment(machine=machine, system=system)
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = pyproject["project"]["optional-dependencies"]
     lines = [
@@ -223,24 +207,22 @@ def test_lock_satisfies_pyproject(system: str, machine: str) -> None:
         *pyproject["build-system"]["requires"],
         *(line for extra in extras.values() for line in extra),
     ]
-    pins = locked(TORCH_LOCK) | locked(HOROVOD_LOCK) | locked(SPARK_LOCK) | locked()
+    found = {name: version for lock in (*LOCKS_OF_EXTRAS, LOCK) for name, version in pins(lock, here).items()}
     for required in map(Requirement, lines):
         if required.name == "crossfade":  # the extra all names others
             continue
-        pin, _ = pins[canonicalize_name(required.name)]
-        version = next(iter(pin.specifier)).version
-        assert required.specifier.contains(version), f"{required} against {pin}: run `make lock`"
-        applies = required.marker is None or required.marker.evaluate(environment)
-        is_locked = pin.marker is None or pin.marker.evaluate(environment)
-        assert is_locked or not applies, f"{required} against {pin} on {system} {machine}: run `make lock`"
+        if required.marker is None or required.marker.evaluate(here):
+            name = canonicalize_name(required.name)
+            assert name in found, f"{required} on {system} {machine}: run `make lock`"
+            assert found[name] in required.specifier, f"{required} against {found[name]}: run `make lock`"
 
 
 @pytest.mark.slow
 def test_horovod_is_locked_with_the_versions_of_the_set_up() -> None:
-    assert "horovod" not in locked()
-    for name, (requirement, _) in locked(HOROVOD_LOCK).items():
-        installed = locked().get(name)
-        assert installed is None or installed[0].specifier == requirement.specifier, f"{name}: run `make lock`"
+    installed = pins(LOCK)
+    assert "horovod" not in installed
+    for name, version in pins(HOROVOD_LOCK).items():
+        assert installed.get(name, version) == version, f"{name}: run `make lock`"
 
 
 def test_make_help_has_a_line_for_each_target() -> None:

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from chaos import embeddings_of
 from cluster_data import write_job, write_planted
-from packaging.requirements import Requirement
+from lock_files import LOCK, ROOT, environment, pins
 from packaging.utils import canonicalize_name
 from run_results import vectors
 from running_command import crossfade, started, succeeded, wait_for_steps
 
-ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {
     "cpu": {"mxnet": "1.9.1"},
     "slim": {},
@@ -34,25 +33,10 @@ PLATFORMS = [
 DOWNLOAD_SECONDS = 900
 
 
-def pins(path: Path, python: str = "3.11", machine: str = "x86_64") -> dict[str, str]:
-    """Return the version of each package that a lock file has for Linux, by name; each must have hashes."""
-    environment = {"sys_platform": "linux", "platform_machine": machine, "python_full_version": f"{python}.0"}
-    versions = {}
-    for line in path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
-        if line.strip() and not line.lstrip().startswith("#"):
-            requirement, *hashes = re.split(r"\s+--hash=", line.strip())
-            assert hashes, requirement
-            parsed = Requirement(requirement)
-            if parsed.marker is not None and not parsed.marker.evaluate(environment):
-                continue
-            versions[canonicalize_name(parsed.name)] = next(iter(parsed.specifier)).version
-    return versions
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant_has_the_tested_versions_and_no_development_tools(variant: str) -> None:
     lock = ROOT / "docker" / f"requirements-{variant}.lock"
-    image, tested = pins(lock), pins(ROOT / "requirements.lock")
+    image, tested = pins(lock), pins(LOCK)
     assert VARIANTS[variant].items() <= image.items()
     assert "://" not in lock.read_text(encoding="utf-8")
     assert not {"pytest", "moto", "mypy", "ruff", "uv", "playwright"} & set(image)
@@ -71,7 +55,7 @@ def test_variant_packages_are_available(variant: str, python: str, machine: str,
     command = [Path(sys.executable).with_name("uv"), "pip", "install", *options, *platform, "--requirement", str(lock)]
     found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS)
     installed = re.findall(r"^ \+ (\S+)==", found.stderr, re.MULTILINE)
-    assert {canonicalize_name(name) for name in installed} == set(pins(lock, python, machine))
+    assert {canonicalize_name(name) for name in installed} == set(pins(lock, environment(python, machine)))
 
 
 @pytest.fixture(scope="module")

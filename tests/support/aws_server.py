@@ -26,10 +26,10 @@ from urllib.parse import parse_qs
 import boto3
 import stack_resources  # noqa: F401 - adds a resource to moto
 from botocore.config import Config
+from local_http import QuietHandler, running_application
 from moto.moto_api._internal.models import moto_api_backend
 from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.utilities.utils import load_resource
-from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
 from crossfade.deploy.aws.ec2.stack import IMAGE_PARAMETERS
@@ -78,9 +78,8 @@ class _Script:
         return self.left[0] if self.repeat_last and len(self.left) == 1 else self.left.pop(0)
 
 
-class _RequestHandler(MotoRequestHandler):
-    def log(self, *_: object) -> None:
-        """Log nothing."""
+class _RequestHandler(QuietHandler, MotoRequestHandler):
+    """Decodes paths as moto expects them."""
 
 
 class AwsServer:
@@ -88,10 +87,7 @@ class AwsServer:
 
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_RequestHandler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self._thread.start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self.endpoint = ""
         self.calls: list[Call] = []
         self._scripts: dict[str, _Script] = {}
         self._before: dict[str, Callable[[Call], object]] = {}
@@ -164,7 +160,7 @@ class AwsServer:
             self._before.clear()
         moto_api_backend.reset()
 
-    def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    def answer_request(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         """Answer a request: by a script, or by moto."""
         if _OF_TESTS not in environ.get("HTTP_USER_AGENT", ""):
             is_chunked = environ.get("wsgi.input_terminated")
@@ -187,12 +183,6 @@ class AwsServer:
         if first:
             first(call)
         return (scripted[0], scripted[1](call)) if scripted else None
-
-    def close(self) -> None:
-        """Stop answering."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def _call(environ: Mapping[str, Any], body: bytes) -> Call:
@@ -257,7 +247,5 @@ def running_aws() -> Iterator[AwsServer]:
     with mock.patch("moto.ec2.models.amis.AMIS", images), mock.patch.dict(os.environ, only_these):
         moto_api_backend.reset()
         server = AwsServer()
-        try:
+        with running_application(server.answer_request, _RequestHandler) as server.endpoint:
             yield server
-        finally:
-            server.close()

@@ -1,7 +1,7 @@
 """Open pages in the system's Chromium, and collect their errors.
 
-with browsing() as browser, visiting(browser, "http://127.0.0.1:8050/") as visit:
-    assert visit.errors == []
+with browsing() as browser, checked_visit(browser, "http://127.0.0.1:8050/") as visit:
+    expect(visit.page.locator("h1")).to_be_visible()
 """
 
 import os
@@ -75,3 +75,12 @@ def visiting(browser: Browser, address: str, *, size: dict[str, int] = DESKTOP, 
         yield visit
     finally:
         context.close()
+
+
+@contextmanager
+def checked_visit(browser: Browser, address: str, **options: Any) -> Iterator[Visit]:
+    """Open ``address``; assert at the end that the page logged no errors and used no other server."""
+    with visiting(browser, address, **options) as visit:
+        yield visit
+        assert visit.errors == []
+        assert visit.hosts <= {address.split("/")[2]}

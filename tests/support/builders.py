@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
-from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.arrays import FloatArray
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import DatasetManifest, Entity, Split
+from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature, Split
 from crossfade.trainer.data.parquet import file_entry, write_options
 from crossfade.trainer.data.reader import Interactions
 
@@ -75,7 +75,7 @@ def write_vocabulary(
     ids: Sequence[int] | Sequence[str],
     *,
     names: Sequence[str | None] | None = None,
-    counts_N: IntArray | None = None,
+    counts: ArrayLike | None = None,
     file_rows: int = 1 << 20,
     group_rows: int = 1 << 16,
 ) -> Entity:
@@ -83,7 +83,7 @@ def write_vocabulary(
     columns = {
         "row": np.arange(len(ids), dtype=np.int64),
         "id": pa.array(ids),
-        "count": np.ones(len(ids), np.int64) if counts_N is None else counts_N.astype(np.int64),
+        "count": np.ones(len(ids), np.int64) if counts is None else np.array(counts, np.int64),
     }
     if names is not None:
         columns["name"] = pa.array(names, pa.string())
@@ -101,14 +101,23 @@ def write_vocabulary(
 
 def write_data_set(folder: Path, splits: Mapping[str, SplitFiles], *, queries: int, items: int) -> DatasetManifest:
     """Write a complete dataset whose IDs are integers, with its manifest."""
+    rows = {QUERY: queries, ITEM: items}
+    return write_manifest(folder, {name: write_vocabulary(folder, name, range(rows[name])) for name in rows}, splits)
+
+
+def write_manifest(
+    folder: Path,
+    entities: dict[str, Entity],
+    splits: Mapping[str, SplitFiles],
+    features: dict[str, dict[str, Feature]] | None = None,
+) -> DatasetManifest:
+    """Write the interactions of a dataset whose vocabularies and features are there, and its manifest."""
     manifest = DatasetManifest(
         query=QUERY,
         item=ITEM,
-        entities={
-            QUERY: write_vocabulary(folder, QUERY, range(queries)),
-            ITEM: write_vocabulary(folder, ITEM, range(items)),
-        },
+        entities=entities,
         splits={name: write_split(folder, name, files) for name, files in splits.items()},
+        features=features or {},
     )
     manifest.write(Folder(folder))
     return manifest

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from builders import make_interactions, write_split
-from builders import write_vocabulary as write_rows
+from builders import make_interactions, write_manifest, write_vocabulary
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import DatasetManifest, Entity, Feature
+from crossfade.trainer.data.manifest import Entity, Feature
 from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reader import Interactions
 
@@ -68,22 +67,24 @@ def write_planted(
 ) -> Path:
     """Write a dataset to ``folder``: train in files of the given row groups, valid and test in one file each.
 
-    If there are more than ``TRACKS`` tracks, the last ones were never played. ``with_genres`` writes the feature
-    ``genre`` of tracks.
+    Vocabularies are in two files. If there are more than ``TRACKS`` tracks, the last ones were never played.
+    ``with_genres`` writes the feature ``genre`` of tracks.
     """
     splits = planted_splits()
     if not held_out:
         splits = {"train": splits["train"]}
     files = {name: [[len(pairs[0])]] for name, pairs in splits.items()} | {"train": train_files}
     counts_N = np.bincount(splits["train"][1][: sum(map(sum, train_files))], minlength=tracks)
+    customers = [f"c{row:03d}" for row in range(CUSTOMERS)]
     entities = {
-        "customer": write_vocabulary(folder, "customer", [f"c{row:03d}" for row in range(CUSTOMERS)]),
+        "customer": write_vocabulary(folder, "customer", customers, file_rows=CUSTOMERS * 2 // 3),
         "track": write_vocabulary(
             folder,
             "track",
             [5000 + row for row in range(tracks)],
-            counts=counts_N.tolist(),
+            counts=counts_N,
             names=[f"Genre {row % GENRES} Song {row}" for row in range(tracks)] if named else None,
+            file_rows=tracks * 2 // 3,
         ),
     }
     features = {"track": {"genre": _write_genres(folder, entities, tracks)}} if with_genres else {}
@@ -92,25 +93,13 @@ def write_planted(
 
 def _write_genres(folder: Path, entities: dict[str, Entity], tracks: int) -> Feature:
     """Write the genre of each track, and add the vocabulary of genres to ``entities``."""
-    entities["genre"] = write_vocabulary(folder, "genre", [f"Genre {genre}" for genre in range(GENRES)])
+    genres = [f"Genre {genre}" for genre in range(GENRES)]
+    entities["genre"] = write_vocabulary(folder, "genre", genres, file_rows=GENRES * 2 // 3)
     path = "features/track/genre/part-00000.parquet"
     (folder / path).parent.mkdir(parents=True)
     row_T = np.arange(tracks)
     pq.write_table(pa.table({"row": row_T, "value": row_T % GENRES}), folder / path)
     return Feature(files=[file_entry(Folder(folder), path)])
-
-
-def write_vocabulary(
-    folder: Path,
-    entity: str,
-    ids: Sequence[int] | Sequence[str],
-    *,
-    counts: Sequence[int] | None = None,
-    names: Sequence[str] | None = None,
-) -> Entity:
-    """Write the vocabulary of ``entity`` in two files."""
-    counts_N = None if counts is None else np.array(counts)
-    return write_rows(folder, entity, ids, names=names, counts_N=counts_N, file_rows=max(1, len(ids) * 2 // 3))
 
 
 def write_data(
@@ -120,17 +109,7 @@ def write_data(
     features: dict[str, dict[str, Feature]] | None = None,
 ) -> Path:
     """Write interactions of ``customer`` and ``track`` in files of the given row groups, and the manifest."""
-    manifest = DatasetManifest(
-        query="customer",
-        item="track",
-        entities=entities,
-        splits={
-            name: write_split(folder, name, _groups(pairs, files))  # type: ignore[misc]
-            for name, (pairs, files) in splits.items()
-        },
-        features=features or {},
-    )
-    manifest.write(Folder(folder))
+    write_manifest(folder, entities, {name: _groups(pairs, files) for name, (pairs, files) in splits.items()}, features)
     return folder
 
 

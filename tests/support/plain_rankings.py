@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from builders import ITEM, QUERY, make_interactions, write_split, write_vocabulary
+from builders import ITEM, QUERY, make_interactions, write_manifest, write_vocabulary
 
-from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.manifest import DatasetManifest
@@ -32,24 +31,15 @@ def write_pairs(folder: Path) -> DatasetManifest:
     """Write the dataset of ``PAIRS``, with the items' counts of positive interactions in train."""
     counts = Counter(item for _, item, weight in PAIRS["train"] if weight > 0)
     queries = Counter(query for query, _, weight in PAIRS["train"] if weight > 0)
-    manifest = DatasetManifest(
-        query=QUERY,
-        item=ITEM,
-        entities={
-            QUERY: write_vocabulary(
-                folder, QUERY, range(QUERIES), counts_N=np.array([queries[query] for query in range(QUERIES)])
-            ),
-            ITEM: write_vocabulary(
-                folder, ITEM, range(ITEMS), counts_N=np.array([counts[item] for item in range(ITEMS)])
-            ),
-        },
-        splits={
-            name: write_split(folder, name, [[make_interactions(*zip(*pairs, strict=True))]])  # type: ignore[misc]
-            for name, pairs in PAIRS.items()
-        },
-    )
-    manifest.write(Folder(folder))
-    return manifest
+    entities = {
+        QUERY: write_vocabulary(folder, QUERY, range(QUERIES), counts=[queries[row] for row in range(QUERIES)]),
+        ITEM: write_vocabulary(folder, ITEM, range(ITEMS), counts=[counts[row] for row in range(ITEMS)]),
+    }
+    splits = {
+        name: [[make_interactions(*zip(*pairs, strict=True))]]  # type: ignore[misc]
+        for name, pairs in PAIRS.items()
+    }
+    return write_manifest(folder, entities, splits)
 
 
 def make_job(data: Path, **evaluate: Any) -> JobConfig:

@@ -12,13 +12,24 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-import context_towers
-import feature_towers
-import history_towers
 import numpy as np
 from builders import random_rows
 from engine_cases import DIM, ITEMS, KINDS, LOSSES, QUERIES, TEMPERATURE, Case, make_case, score_of
 from loss_formulas import Vector, autograd, leaves_of, loss_of
+from towers import (
+    CONTEXT,
+    CONTEXT_NK,
+    HISTORIES,
+    QUERY_N,
+    USES_ID,
+    Parts,
+    expected_content_vector,
+    expected_item,
+    expected_query,
+    make_content_towers,
+    make_towers,
+    windows_of,
+)
 
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
@@ -72,48 +83,35 @@ def dense_output(spec: LayerSpec, parameters: Tables, vector_D: Vector) -> Vecto
     return vector_D + hidden_D
 
 
-def _features(names: tuple[str, ...], id_dropout: float = 0.0) -> Build:
-    model, towers = feature_towers.make_towers(names, id_dropout)
-    return Build(
-        model,
-        towers,
-        item=lambda tables, row, uses_id: feature_towers.expected_vector(tables, row, names, uses_id),
-    )
+def _sums(parts: Parts, id_dropout: float = 0.0) -> Build:
+    """Build vectors that are the sums of ``parts``."""
+    model, towers = make_towers(parts, id_dropout)
+    examples: dict[str, Any] = {"queries_B": QUERY_N}
+    if parts.context:
+        examples["context_NK"] = CONTEXT_NK
+    if parts.history:
+        examples["history"] = windows_of(HISTORIES)
+
+    def query(tables: Tables, example: int, row: int) -> Vector:
+        context = CONTEXT_NK[example] if parts.context else ()
+        return expected_query(parts, tables, row, context, HISTORIES[example])
+
+    def item(tables: Tables, row: int, uses_id: Sequence[bool]) -> Vector:
+        # The rows of histories are active, whether tracks use their IDs or not.
+        return expected_item(parts, tables, row, USES_ID if parts.history else uses_id)
+
+    return Build(model, towers, query, item, examples)
 
 
 def _content(id_dropout: float = 0.0) -> Build:
-    model, towers = feature_towers.make_content_towers(id_dropout, np.float32)
+    model, towers = make_content_towers(id_dropout)
     layer = model.dense[-1]
 
     def item(tables: Tables, row: int, uses_id: Sequence[bool]) -> Vector:
-        vector_D = feature_towers.expected_content_vector(tables, tables, row, uses_id=uses_id[row])
+        vector_D = expected_content_vector(tables, row, uses_id=uses_id[row])
         return dense_output(layer, tables, vector_D)
 
     return Build(model, towers, item=item)
-
-
-def _context(*, with_country: bool) -> Build:
-    model, towers = context_towers.make_towers(with_country=with_country)
-    query_B, context_BK = context_towers.QUERY_N[:6], context_towers.CONTEXT_NK[:6]
-
-    def query(tables: Tables, example: int, row: int) -> Vector:
-        return context_towers.expected_vector(tables, (row, *context_BK[example]), with_country=with_country)
-
-    return Build(model, towers, query, examples={"queries_B": query_B, "context_NK": context_BK})
-
-
-def _history(shape: str) -> Build:
-    model, towers = history_towers.make_towers(shape)
-    examples = {"queries_B": history_towers.QUERY_N, "history": history_towers.windows_of(history_towers.HISTORIES)}
-    if shape == "context":
-        examples["context_NK"] = history_towers.CONTEXT_NK
-    return Build(
-        model,
-        towers,
-        lambda tables, example, _: history_towers.expected_vector(shape, tables, example),
-        lambda tables, row, _: history_towers.expected_item_vector(shape, tables, row),
-        examples,
-    )
 
 
 def _dense() -> Build:
@@ -141,14 +139,17 @@ def _dense() -> Build:
 
 
 BUILDS: dict[str, Callable[[], Build]] = {
-    "features": lambda: _features(("track", "artist", "tag")),
-    "features-without-ids": lambda: _features(("artist", "tag")),
-    "features-id-dropout": lambda: _features(("track", "artist", "tag"), id_dropout=0.5),
+    "features": lambda: _sums(Parts(("track", "artist", "tag"))),
+    "features-without-ids": lambda: _sums(Parts(("artist", "tag"))),
+    "features-id-dropout": lambda: _sums(Parts(("track", "artist", "tag")), id_dropout=0.5),
     "content": _content,
     "content-id-dropout": lambda: _content(id_dropout=0.5),
-    "context": lambda: _context(with_country=False),
-    "context-and-features": lambda: _context(with_country=True),
-    **{f"history-{shape.replace(' ', '-')}": lambda shape=shape: _history(shape) for shape in history_towers.SHAPES},
+    "context": lambda: _sums(Parts(context=CONTEXT)),
+    "context-and-features": lambda: _sums(Parts(customer=("customer", "country"), context=CONTEXT)),
+    "history-plain": lambda: _sums(Parts(history=True)),
+    "history-histories-alone": lambda: _sums(Parts(customer=(), history=True)),
+    "history-context": lambda: _sums(Parts(context=CONTEXT, history=True)),
+    "history-item-features": lambda: _sums(Parts(("track", "artist"), history=True)),
     "dense": _dense,
 }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from builders import ITEM, QUERY, make_interactions, random_rows, write_split, write_vocabulary
+from builders import ITEM, QUERY, make_interactions, random_rows, write_manifest, write_vocabulary
 from cluster_data import write_job
 from saved_shards import random_table, save_shards, split_table
 
@@ -64,19 +64,13 @@ def write_dataset(
     counts_N[list(untrained)] = 0
     counts = {ITEM: counts_N} if counts is None else counts
     counts_N = counts[ITEM]
-    track = write_vocabulary(folder, ITEM, TRACK_IDS, names=TRACK_NAMES, counts_N=counts_N, group_rows=4)  # type: ignore[arg-type]
+    track = write_vocabulary(folder, ITEM, TRACK_IDS, names=TRACK_NAMES, counts=counts_N, group_rows=4)  # type: ignore[arg-type]
     plays = make_interactions(range(len(CUSTOMER_IDS)), [TRAINED[row % len(TRAINED)] for row in range(11)])
-    manifest = DatasetManifest(
-        query=QUERY,
-        item=ITEM,
-        entities={
-            QUERY: write_vocabulary(folder, QUERY, CUSTOMER_IDS, counts_N=counts.get(QUERY)),
-            ITEM: track.model_copy(update={"vacant_rows": [3]}),
-        },
-        splits={"train": write_split(folder, "train", [[plays]])},
-    )
-    manifest.write(Folder(folder))
-    return manifest
+    entities = {
+        QUERY: write_vocabulary(folder, QUERY, CUSTOMER_IDS, counts=counts.get(QUERY)),
+        ITEM: track.model_copy(update={"vacant_rows": [3]}),
+    }
+    return write_manifest(folder, entities, {"train": [[plays]]})
 
 
 def write_run(

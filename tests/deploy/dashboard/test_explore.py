@@ -5,14 +5,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import numpy as np
 import pytest
-from browser import Visit, browsing, visiting
+from browser import Visit, checked_visit
 from explored_runs import COLD_TRACK, name_of, write_runs
 from flask.testing import FlaskClient
 from playwright.sync_api import Browser, Locator, expect
@@ -36,28 +35,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing() as browser:
-        expect.set_options(timeout=120_000)
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def address(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve the page, with its copies in a folder that the tests may leave behind."""
     copies = {"TMPDIR": str(tmp_path_factory.mktemp("copies"))}
     with started("dashboard", "--port", 0, cwd=workspace, variables=copies) as command:
         assert command.process.stdout is not None
         yield command.process.stdout.readline().split()[1]
-
-
-@contextmanager
-def opened(browser: Browser, address: str, options: dict[str, Any] | None = None, **state: str) -> Iterator[Visit]:
-    """Open the page in ``state``; assert at the end that it logged no errors and used no other server."""
-    with visiting(browser, f"{address}explore?{urlencode(state)}", **(options or {})) as visit:
-        yield visit
-        assert visit.errors == []
-        assert visit.hosts <= {address.split("/")[2]}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +81,7 @@ def test_item_is_searched_and_neighbors_are_followed_by_keyboard_alone(
     browser: Browser, address: str, client: FlaskClient
 ) -> None:
     rows = answer(client, "neighbors", item=ITEM)["rows"]
-    with opened(browser, address, run="one") as visit:
+    with checked_visit(browser, f"{address}explore?run=one") as visit:
         page, title = visit.page, visit.page.locator("#neighbors-title")
         expect(title).to_have_text("Items of one")
         press(visit, "Tab")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import browsing, visiting
+from browser import browsing, checked_visit
 from cluster_data import GENRES, TRACKS, write_job, write_planted
 from command_here import crossfade_here
 from playwright.sync_api import expect
@@ -254,10 +254,9 @@ def test_token_is_needed_and_the_page_asks_for_it(workspace: Path, tmp_path: Pat
             assert status_of(address, route, headers) == status
         for process in server.command.mark.processes():
             assert TOKEN not in " ".join([*process.cmdline(), *process.environ().values()])
-        with visiting(browser, f"{server.url}docs") as visit:
+        with checked_visit(browser, f"{server.url}docs") as visit:
             expect(visit.page.get_by_role("button", name="Authorize")).to_be_visible(timeout=60_000)
             expect(visit.page.locator(".opblock").first).to_be_visible(timeout=60_000)
-            assert (visit.errors, visit.hosts) == ([], {server.url.split("/")[2]})
         server.command.process.send_signal(signal.SIGTERM)
         assert TOKEN not in server.command.finish().stderr
 

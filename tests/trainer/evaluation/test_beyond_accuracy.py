@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set
-from cluster_data import write_vocabulary
+from builders import ITEM, QUERY, make_interactions, random_rows, write_data_set, write_vocabulary
 from written_runs import ArrayVectors
 
 from crossfade.base.errors import InputError

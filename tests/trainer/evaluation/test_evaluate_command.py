@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster_data import CUSTOMERS, TRACKS, planted_splits, write_data, write_job, write_planted, write_vocabulary
+from builders import write_vocabulary
+from cluster_data import CUSTOMERS, TRACKS, planted_splits, write_data, write_job, write_planted
 from command_here import crossfade_here, rejected_here
 from run_results import report_of
 from running_command import succeeded
@@ -36,10 +37,8 @@ def write_dataset(folder: Path, first_id: int = 5000) -> Path:
         np.bincount(rows_N, minlength=most) for rows_N, most in zip(splits["train"], (CUSTOMERS, TRACKS), strict=True)
     ]
     entities = {
-        "customer": write_vocabulary(
-            folder, "customer", [f"c{row}" for row in range(CUSTOMERS)], counts=counts[0].tolist()
-        ),
-        "track": write_vocabulary(folder, "track", range(first_id, first_id + TRACKS), counts=counts[1].tolist()),
+        "customer": write_vocabulary(folder, "customer", [f"c{row}" for row in range(CUSTOMERS)], counts=counts[0]),
+        "track": write_vocabulary(folder, "track", range(first_id, first_id + TRACKS), counts=counts[1]),
     }
     write_data(folder, entities, {name: (rows, [[len(rows[0])]]) for name, rows in splits.items()})
     return folder

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster_data import CUSTOMERS, TRACKS, planted_splits, write_data, write_job, write_vocabulary
+from builders import write_vocabulary
+from cluster_data import CUSTOMERS, TRACKS, planted_splits, write_data, write_job
 from command_here import crossfade_here
 from numpy.testing import assert_allclose, assert_array_equal
 from run_results import checkpoint_arrays

@@ -2,15 +2,7 @@
 
 import numpy as np
 import pytest
-from feature_towers import (
-    CUSTOMER,
-    DIM,
-    TABLES,
-    TRACKS,
-    expected_vector,
-    make_towers,
-    tables,
-)
+from towers import DIM, ROWS, TABLES, Parts, expected_item, make_towers, tables
 
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.schedule import BatchSlice
@@ -30,21 +22,22 @@ def batch_of(tracks: list[int], negatives: list[int], step: int = 0) -> Batch:
     )
 
 
-NAMES = [("track", "artist", "tag"), ("track", "tag"), ("artist", "tag"), ("tag",)]
+TRACKS = ROWS["track"]
+ALL = Parts(("track", "artist", "tag"))
 
 
-@pytest.mark.parametrize("names", NAMES)
-def test_vector_outside_training_is_sum_of_available_embeddings(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("parts", [ALL, *(Parts(names) for names in (("track", "tag"), ("artist", "tag"), ("tag",)))])
+def test_vector_outside_training_is_sum_of_available_embeddings(parts: Parts) -> None:
     values_by_table = tables()
-    _, towers = make_towers(names)
-    expected = [expected_vector(values_by_table, track, names) for track in range(TRACKS)]
+    _, towers = make_towers(parts)
+    expected = [expected_item(parts, values_by_table, track) for track in range(TRACKS)]
     source = TowerVectors(towers, lambda rows: {name: values_by_table[name][rows_A] for name, rows_A in rows.items()})
     np.testing.assert_allclose(source.vectors("track", np.arange(TRACKS)), expected, atol=1e-12)
     np.testing.assert_array_equal(source.vectors("tag", np.array([1, 4])), values_by_table["tag"][[1, 4]])
 
 
 def test_id_dropout_varies_by_row_and_step_and_keeps_rows_without_features() -> None:
-    (_, with_dropout), (_, without_dropout) = make_towers(id_dropout=0.5), make_towers()
+    (_, with_dropout), (_, without_dropout) = make_towers(ALL, id_dropout=0.5), make_towers(ALL)
     kept: list[tuple[int, ...]] = []
     for step in range(64):
         batch = with_dropout.add_tower_inputs(batch_of([0, 1, 4], [3, 2], step=step))
@@ -60,12 +53,12 @@ def test_id_dropout_varies_by_row_and_step_and_keeps_rows_without_features() -> 
     shares = [np.mean([row in own for own in kept]) for row in (0, 1, 4)]
     assert 0.25 < min(shares) <= max(shares) < 0.75
     source = TowerVectors(with_dropout, lambda rows: {name: tables()[name][rows_A] for name, rows_A in rows.items()})
-    expected = [expected_vector(tables(), track, NAMES[0]) for track in range(TRACKS)]
+    expected = [expected_item(ALL, tables(), track) for track in range(TRACKS)]
     np.testing.assert_allclose(source.vectors("track", np.arange(TRACKS)), expected, atol=1e-12)
 
 
 def test_model_without_features_passes_through_unchanged() -> None:
-    towers = Towers(ModelSpec(CUSTOMER, TABLES["track"], Score.of("dot", 1.0)), [])
+    towers = Towers(ModelSpec(TABLES["customer"], TABLES["track"], Score.of("dot", 1.0)), [])
     batch = batch_of([4, 0], [3])
     assert towers.add_tower_inputs(batch) is batch
     block = {"customer": np.zeros((2, DIM)), "track": np.zeros((3, DIM))}

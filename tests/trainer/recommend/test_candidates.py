@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import write_groups, write_vocabulary
+from builders import write_groups, write_manifest, write_vocabulary
 
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import InputError
@@ -40,21 +40,16 @@ track,genre,year,name,label
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write six tracks, of which the fifth has both tags and the last is vacant."""
     folder = tmp_path_factory.mktemp("data")
-    track = write_vocabulary(folder, "track", range(5000, 5006), names=NAMES, counts_N=np.array([9, 7, 5, 3, 1, 0]))
+    track = write_vocabulary(folder, "track", range(5000, 5006), names=NAMES, counts=[9, 7, 5, 3, 1, 0])
     pairs = pa.table({"row": [row for row, _ in PAIRS], "value": [value for _, value in PAIRS]})
     write_groups(folder / "features/track/tag/part-0.parquet", [pairs.slice(0, 3), pairs.slice(3)])
-    manifest = DatasetManifest(
-        query="customer",
-        item="track",
-        entities={
-            "customer": write_vocabulary(folder, "customer", ["c0"]),
-            "track": track.model_copy(update={"vacant_rows": [5]}),
-            "tag": write_vocabulary(folder, "tag", [70, 71, 72], names=TAGS),
-        },
-        splits={},
-        features={"track": {"tag": Feature(files=[file_entry(Folder(folder), "features/track/tag/part-0.parquet")])}},
-    )
-    manifest.write(Folder(folder))
+    entities = {
+        "customer": write_vocabulary(folder, "customer", ["c0"]),
+        "track": track.model_copy(update={"vacant_rows": [5]}),
+        "tag": write_vocabulary(folder, "tag", [70, 71, 72], names=TAGS),
+    }
+    tag = Feature(files=[file_entry(Folder(folder), "features/track/tag/part-0.parquet")])
+    write_manifest(folder, entities, {}, {"track": {"tag": tag}})
     (folder / "songs.csv").write_text(SONGS)
     (folder / "songs.tsv").write_text(SONGS.replace('"Blue, Note"', "Blue Note").replace(",", "\t"))
     table = pa.table({"song": [5000, 5003], "year": pa.array([1959, 2003], pa.int32())})

@@ -23,9 +23,9 @@ def vocabularies_in(folder: Path) -> dict[str, Vocabulary]:
     counts_N = np.arange(20, 0, -1)
     sizes = {"file_rows": 4, "group_rows": 2}
     entities = {
-        "artist": write_vocabulary(folder, "artist", ARTIST_IDS, names=ARTISTS, counts_N=counts_N[:10], **sizes),
-        "listener": write_vocabulary(folder, "listener", ["7", "x y", "-1"], counts_N=counts_N[:3]),
-        "track": write_vocabulary(folder, "track", TRACKS, counts_N=counts_N[:6]),
+        "artist": write_vocabulary(folder, "artist", ARTIST_IDS, names=ARTISTS, counts=counts_N[:10], **sizes),
+        "listener": write_vocabulary(folder, "listener", ["7", "x y", "-1"], counts=counts_N[:3]),
+        "track": write_vocabulary(folder, "track", TRACKS, counts=counts_N[:6]),
     }
     manifest = DatasetManifest(query="listener", item="artist", entities=entities, splits={})
     return {name: Vocabulary(Folder(folder), manifest, name) for name in entities}

@@ -14,7 +14,7 @@ from cluster_data import write_job, write_planted
 from command_here import crossfade_here
 from ec2_leftovers import leftovers
 from ec2_machines import Machine, Machines, running_machines
-from object_store import BUCKET, ObjectStore, running_object_store
+from object_store import BUCKET, ObjectStore
 from paced_training import pace
 from pyarrow import fs
 from run_results import assert_same_bits
@@ -43,41 +43,34 @@ def aws(server: AwsServer) -> AwsServer:
     return server
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    """Start a real S3 server, since moto does not support all requests of a training."""
-    with running_object_store(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
 @pytest.fixture
-def variables(aws: AwsServer, s3: ObjectStore) -> dict[str, str]:
-    """Return the environment of a client."""
-    keys = {name: value for name, value in s3.variables.items() if "KEY" in name}
-    return aws.variables | keys | {"AWS_ENDPOINT_URL_S3": s3.endpoint}
+def variables(aws: AwsServer, object_store: ObjectStore) -> dict[str, str]:
+    """Return the environment of a client, with a real S3 server: moto does not support all requests of a training."""
+    keys = {name: value for name, value in object_store.variables.items() if "KEY" in name}
+    return aws.variables | keys | {"AWS_ENDPOINT_URL_S3": object_store.endpoint}
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) -> Path:
     """Write a job with a dataset on S3."""
     folder = tmp_path_factory.mktemp("ec2")
     data = write_planted(folder / "data")
-    s3.upload(data, "data")
-    write_job(folder / "job.yaml", f"s3://{BUCKET}/data", **SECTIONS)
+    path = object_store.upload(data, "ec2/data")
+    write_job(folder / "job.yaml", path, **SECTIONS)
     write_job(folder / "local.yaml", data, **SECTIONS)
     return folder
 
 
 @pytest.fixture
-def machines(aws: AwsServer, s3: ObjectStore, workspace: Path, tmp_path: Path) -> Iterator[Machines]:
-    variables = {"AWS_ENDPOINT_URL_S3": s3.endpoint}
+def machines(aws: AwsServer, object_store: ObjectStore, workspace: Path, tmp_path: Path) -> Iterator[Machines]:
+    variables = {"AWS_ENDPOINT_URL_S3": object_store.endpoint}
     environment = pace(workspace, workspace / "release", variables, step_seconds=0.2)
     with running_machines(aws, tmp_path / "machines", environment) as machines:
         yield machines
 
 
 def submission(*options: object) -> tuple[object, ...]:
-    output = ("--output", f"s3://{BUCKET}/runs", "--image", "registry.example/crossfade:cpu", "--poll-seconds", 0.5)
+    output = ("--output", f"s3://{BUCKET}/ec2/runs", "--image", "registry.example/crossfade:cpu", "--poll-seconds", 0.5)
     return ("submit", "ec2", "job.yaml", *output, *TYPE, *options)
 
 
@@ -91,9 +84,9 @@ def submit_here(workspace: Path, variables: dict[str, str], *options: object) ->
         return crossfade_here(*submission(*options), cwd=workspace)
 
 
-def objects(s3: ObjectStore, prefix: str) -> dict[str, bytes]:
+def objects(object_store: ObjectStore, prefix: str) -> dict[str, bytes]:
     """Return the objects below ``prefix``, by the rest of their keys."""
-    client, base = s3.client(), f"{BUCKET}/{prefix}"
+    client, base = object_store.client(), f"{BUCKET}/{prefix}"
     files = client.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
     return {
         info.path.removeprefix(base): client.open_input_stream(info.path).read()
@@ -108,7 +101,7 @@ def has_trained(machine: Machine) -> bool:
 
 
 def test_run_whose_hosts_are_reclaimed_equals_an_uninterrupted_run(
-    workspace: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
+    workspace: Path, aws: AwsServer, object_store: ObjectStore, variables: dict[str, str], machines: Machines
 ) -> None:
     with started(*submission(*ON_TWO, "--spot"), cwd=workspace, variables=variables) as command:
         hosts = machines.of("head"), machines.of("worker")
@@ -134,7 +127,7 @@ def test_run_whose_hosts_are_reclaimed_equals_an_uninterrupted_run(
     assert leftovers(aws) == []
     assert all(machine.is_off or machine.mark.processes() == [] for machine in machines.all)
     succeeded(crossfade_here("train", "local.yaml", "--run-dir", "local", cwd=workspace))
-    for name, body in objects(s3, f"runs/{submitted_run(aws)}/result/").items():
+    for name, body in objects(object_store, f"ec2/runs/{submitted_run(aws)}/result/").items():
         path = workspace / "fetched" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
@@ -143,7 +136,7 @@ def test_run_whose_hosts_are_reclaimed_equals_an_uninterrupted_run(
 
 
 def test_ctrl_c_writes_a_checkpoint_and_deletes_all_resources(
-    workspace: Path, aws: AwsServer, s3: ObjectStore, variables: dict[str, str], machines: Machines
+    workspace: Path, aws: AwsServer, object_store: ObjectStore, variables: dict[str, str], machines: Machines
 ) -> None:
     def interrupt_when_training() -> None:
         machine = machines.of("head")
@@ -159,5 +152,5 @@ def test_ctrl_c_writes_a_checkpoint_and_deletes_all_resources(
     [group] = aws.client("logs").describe_log_groups(logGroupNamePrefix=stack.LOG_GROUP)["logGroups"]
     assert group["retentionInDays"] == 90
     assert leftovers(aws) == []
-    names = objects(s3, f"runs/{submitted_run(aws)}/checkpoints/")
+    names = objects(object_store, f"ec2/runs/{submitted_run(aws)}/checkpoints/")
     assert any(name.endswith("manifest.json") for name in names), names

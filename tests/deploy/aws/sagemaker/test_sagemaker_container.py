@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
-from object_store import free_ports, running_object_store
+from object_store import ObjectStore, free_ports
 from paced_training import Training, pace
 from running_command import started, succeeded
 from sagemaker_folders import JOB, SECTIONS, assert_same_model, parameters_of, prepare
@@ -82,17 +82,16 @@ def test_error_is_written_to_the_failure_file(tmp_path: Path, data: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_two_hosts_that_share_only_s3_train_as_one_does(tmp_path: Path, data: Path) -> None:
+def test_two_hosts_that_share_only_s3_train_as_one_does(tmp_path: Path, data: Path, s3: ObjectStore) -> None:
     write_job(tmp_path / "job.yaml", data, **SECTIONS)
     succeeded(crossfade_here("train", "job.yaml", "--run-dir", "here", cwd=tmp_path))
-    (tmp_path / "store").mkdir()
-    with running_object_store(tmp_path / "store") as s3, ExitStack() as stack:
-        places = {"data.path": s3.upload(data, "interactions"), "checkpoint.path": s3.uri("checkpoints")}
+    with ExitStack() as stack:
+        places = {"data.path": s3.upload(data, "two-hosts/data"), "checkpoint.path": s3.uri("two-hosts/checkpoints")}
         parameters = parameters_of({**JOB, "cluster.workers": 1, **places})  # as in process, bit for bit
         names = ("127.0.0.1", "127.0.0.2")
         first, second = (prepare(tmp_path / name, parameters, names, name) for name in names)
         [port] = free_ports(1)
-        variables = {**s3.variables, "CROSSFADE_TOKEN": "the-token-of-all-hosts", "CROSSFADE_PORT": str(port)}
+        variables = {"CROSSFADE_TOKEN": "the-token-of-all-hosts", "CROSSFADE_PORT": str(port)}
         # The second host starts first: it waits for the other.
         agent, coordinator = (
             stack.enter_context(started("train", "--sagemaker", base, cwd=tmp_path, variables=variables))
