@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from crossfade.base.arrays import IntArray
+from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.trainer.config.schema import EvaluateConfig
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.query_history import LatestHistories, MomentHistories, histories_before
@@ -69,6 +69,17 @@ class HeldOut:
             histories = None if self.histories is None else self.histories.take(slice(first, end))
             queries_Q = self.queries_Q[first:end]
             yield HeldOut(queries_Q, *lists, self.workers, item_I=self.item_I, context=context, histories=histories)
+
+    def filter(self, kept_Q: BoolArray) -> HeldOut:
+        """Return the same for the queries in ``kept_Q``."""
+        return replace(
+            self,
+            queries_Q=self.queries_Q[kept_Q],
+            truth=self.truth.filter_queries(kept_Q),
+            excluded=self.excluded.filter_queries(kept_Q),
+            context={name: row_Q[kept_Q] for name, row_Q in self.context.items()},
+            histories=None if self.histories is None else self.histories.take(kept_Q),
+        )
 
 
 def load_held_out(
