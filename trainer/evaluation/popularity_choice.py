@@ -133,7 +133,8 @@ class RankingTrials:
         share = _SEARCHED / max(sum_over_workers(np.array([len(queries_Q)], float), self.all_reduce)[0], 1)
         if share >= 1:
             return self._chunks
-        return self._with_vectors(self.held_out.filter(query_keys(queries_Q[:, np.newaxis]) < share * 2.0**64))
+        is_first_Q = query_keys(queries_Q[:, np.newaxis]) < share * 2.0**64
+        return self._with_vectors(self.held_out.take(np.flatnonzero(is_first_Q)))
 
     def _with_vectors(self, held_out: HeldOut) -> list[tuple[HeldOut, FloatArray]]:
         return [

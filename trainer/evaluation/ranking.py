@@ -320,7 +320,7 @@ class _WarmColdMetrics:
                 truth = truth.filter_queries(has_Q)
                 self._sums[kind].add(best_item_QK[has_Q], truth)
                 if kind == "cold":
-                    among_QK = rank(chunk.filter(has_Q), self._depths[-1], self._cold_I)
+                    among_QK = rank(chunk.take(np.flatnonzero(has_Q)), self._depths[-1], self._cold_I)
                     self._sums["among_cold"].add(among_QK, truth)
 
     def metrics(self, all_reduce: AllReduceFunction) -> tuple[EvalMetrics, EvalMetrics]:
