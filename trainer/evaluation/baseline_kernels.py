@@ -106,7 +106,9 @@ def nearest_items(first, last, by_query, by_item, nearest):  # type: ignore[no-u
             other = touched_I[t]
             score_I[other] = shared_I[other] / np.sqrt(owners * (starts_I1[other + 1] - starts_I1[other]))
             shared_I[other] = 0
-        best_K = _move_best(touched_I[:touched], score_I, near_IK.shape[1])
+        best_K = touched_I[:touched]
+        if touched > near_IK.shape[1]:
+            best_K = _move_best(best_K, score_I, near_IK.shape[1])
         for k in range(best_K.shape[0]):
             near_IK[i, k] = best_K[k]
             cosine_IK[i, k] = score_I[best_K[k]]

@@ -10,7 +10,8 @@ customer with two held-out events in different contexts is two queries. If queri
 With a sample of the queries (``sample.py``), only their events are kept while files are read, so memory follows the
 sample. To draw it takes up to 24 bytes for each event of the split.
 
-Shapes: Q queries, N items of all lists, pairs or events, I items, R rows of the query entity, K context entities.
+Shapes: Q queries, S selected queries, N items of all lists, pairs or events, I items, R rows of the query entity,
+K context entities.
 """
 
 from __future__ import annotations
@@ -62,13 +63,20 @@ class HeldOut:
 
     def chunks(self, queries: int) -> Iterator[HeldOut]:
         """Yield the same in chunks of at most ``queries`` queries."""
-        for first in range(0, len(self.queries_Q), queries):
-            end = min(first + queries, len(self.queries_Q))
-            lists = self.truth.slice(first, end), self.excluded.slice(first, end)
-            context = {name: row_Q[first:end] for name, row_Q in self.context.items()}
-            histories = None if self.histories is None else self.histories.take(slice(first, end))
-            queries_Q = self.queries_Q[first:end]
-            yield HeldOut(queries_Q, *lists, self.workers, item_I=self.item_I, context=context, histories=histories)
+        places_Q = np.arange(len(self.queries_Q))
+        for first in range(0, len(places_Q), queries):
+            yield replace(self.take(places_Q[first : first + queries]), dropped=0, sampled_from=None)
+
+    def take(self, places_S: IntArray) -> HeldOut:
+        """Return the same for the queries at ``places_S``, int64 (S,)."""
+        return replace(
+            self,
+            queries_Q=self.queries_Q[places_S],
+            truth=self.truth.take(places_S),
+            excluded=self.excluded.take(places_S),
+            context={name: row_Q[places_S] for name, row_Q in self.context.items()},
+            histories=None if self.histories is None else self.histories.take(places_S),
+        )
 
 
 def load_held_out(

@@ -4,8 +4,8 @@
     term = choose_term(trials, count_latest(lineage, job.data.time_range()), temperature=0.18)
 
 The factor may have either sign. With timestamps, popularity is counted in all of train and in its latest ``SHARES``,
-whichever ranks best. A term is taken if its metric exceeds the model's own by more than two standard errors of the
-difference, query by query.
+whichever ranks best on a sample of the queries. A term is taken if its metric on all of them exceeds the model's own by
+more than two standard errors of the difference, query by query.
 
 Shapes: I items, Q queries, G groups of queries.
 """
@@ -25,9 +25,10 @@ from crossfade.trainer.data.time_range import TimeRange
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.embeddings.popularity import PopularityTerm
 from crossfade.trainer.embeddings.query_vectors import query_vectors
-from crossfade.trainer.evaluation.exact_sums import AllReduceFunction
+from crossfade.trainer.evaluation.exact_sums import AllReduceFunction, sum_over_workers
 from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.paired_gain import GroupSums, difference_of
+from crossfade.trainer.evaluation.sample import query_keys
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.recommend.top_k import rank_vectors
 
@@ -42,6 +43,8 @@ _ERRORS = 2.0
 """Standard errors that a gain must exceed: it is the best of a dozen."""
 _LEAST_GROUPS = 10
 """Groups of queries that must differ: of fewer, the error says little."""
+_SEARCHED = 2_000
+"""About how many queries candidates are compared on: neighboring factors differ by less than their error on these."""
 _CHUNK = 1 << 14
 """Queries that are ranked together."""
 _MAX_TIMES = 1 << 22
@@ -105,15 +108,15 @@ class RankingTrials:
     metric: str
     all_reduce: AllReduceFunction
 
-    def measure(self, offset_I: FloatArray | float = 0.0) -> FloatArray:
+    def measure(self, offset_I: FloatArray | float = 0.0, *, sampled: bool = False) -> FloatArray:
         """Return the sums of the metric by group of queries, with the scores of items raised by ``offset_I``.
 
-        They are float64 (G,), over all workers, each of which calls this.
+        They are float64 (G,), over all workers, each of which calls this; ``sampled``: on about ``_SEARCHED`` queries.
         """
         sums, items = GroupSums(self.metric), self.model.item.rows
         penalty_I = (self._vacancy_I - offset_I).astype(np.float32)
         depth = int(self.metric.partition("@")[2])
-        for chunk, query_QD in self._chunks:
+        for chunk, query_QD in self._sample if sampled else self._chunks:
             best = rank_vectors(query_QD, self.model.score, items, self._items, chunk.excluded, depth, penalty_I)
             sums.observe(chunk, best[0])
         return sums.of_all(self.all_reduce)
@@ -121,9 +124,22 @@ class RankingTrials:
     @cached_property
     def _chunks(self) -> list[tuple[HeldOut, FloatArray]]:
         """The queries and their vectors, in chunks."""
+        return self._with_vectors(self.held_out)
+
+    @cached_property
+    def _sample(self) -> list[tuple[HeldOut, FloatArray]]:
+        """A sample of the same, the same for any number of workers; all if there are no more."""
+        queries_Q = self.held_out.queries_Q
+        share = _SEARCHED / max(sum_over_workers(np.array([len(queries_Q)], float), self.all_reduce)[0], 1)
+        if share >= 1:
+            return self._chunks
+        is_first_Q = query_keys(queries_Q[:, np.newaxis]) < share * 2.0**64
+        return self._with_vectors(self.held_out.take(np.flatnonzero(is_first_Q)))
+
+    def _with_vectors(self, held_out: HeldOut) -> list[tuple[HeldOut, FloatArray]]:
         return [
             (chunk, query_vectors(self.source, self.model, chunk.queries_Q, chunk.context, chunk.histories))
-            for chunk in self.held_out.chunks(_CHUNK)
+            for chunk in held_out.chunks(_CHUNK)
         ]
 
     @cached_property
@@ -170,7 +186,7 @@ def choose_term(
     def best_of(candidates: Iterable[tuple[float, float]]) -> tuple[float, float]:
         for share, each in candidates:
             if (share, each) not in tried:
-                tried[share, each] = trials.measure(each * log_counts[share])
+                tried[share, each] = trials.measure(each * log_counts[share], sampled=True)
         return max(tried, key=lambda candidate: float(tried[candidate].sum()))
 
     if factor is not None:

@@ -56,7 +56,7 @@ digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -70,7 +70,6 @@ from crossfade.base.errors import InputError, Option, join
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.config.sections import resolved
-from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
 from crossfade.trainer.embeddings.popularity import read_term
@@ -156,7 +155,7 @@ def evaluate(
     for chunk in held_out.chunks(_chunk_queries(depths[-1], reranking)):
         best_item_QK = _rank(source, model, chunk, depths[-1], reranking, counts_N)
         hits.add(best_item_QK, chunk.truth)
-        warm_cold.add(best_item_QK, chunk, lambda *ranked: rank_among(source, model, *ranked))
+        warm_cold.add(best_item_QK, chunk, partial(_rank_among, source, model))
         popularity.add(_popularity(best_item_QK, chunk.truth, counts_N, depths))
         for seen_N, shown_N in zip(seen_KN, shown_at(best_item_QK, depths), strict=True):
             seen_N[shown_N] = True
@@ -236,9 +235,11 @@ def _rank(
         return _rerank(source, model, chunk, depth, reranking, counts_N)
     if chunk.item_I is None:
         return rank_items(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.context, chunk.histories)[0]
-    return rank_among(
-        source, model, chunk.queries_Q, chunk.excluded, depth, chunk.item_I, chunk.context, chunk.histories
-    )
+    return _rank_among(source, model, chunk, depth, chunk.item_I)
+
+
+def _rank_among(source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int, item_I: IntArray) -> IntArray:
+    return rank_among(source, model, chunk.queries_Q, chunk.excluded, depth, item_I, chunk.context, chunk.histories)
 
 
 def _rerank(
@@ -307,7 +308,7 @@ class _WarmColdMetrics:
         self,
         best_item_QK: IntArray,
         chunk: HeldOut,
-        rank: Callable[[IntArray, ItemLists, int, IntArray, Mapping[str, IntArray], MomentHistories | None], IntArray],
+        rank: Callable[[HeldOut, int, IntArray], IntArray],
     ) -> None:
         """Add rankings of all items, and those among cold items, which ``rank`` computes."""
         if not len(self._cold_I):
@@ -319,11 +320,7 @@ class _WarmColdMetrics:
                 truth = truth.filter_queries(has_Q)
                 self._sums[kind].add(best_item_QK[has_Q], truth)
                 if kind == "cold":
-                    excluded = chunk.excluded.filter_queries(has_Q)
-                    context = {name: row_Q[has_Q] for name, row_Q in chunk.context.items()}
-                    histories = None if chunk.histories is None else chunk.histories.take(has_Q)
-                    queries_Q = chunk.queries_Q[has_Q]
-                    among_QK = rank(queries_Q, excluded, self._depths[-1], self._cold_I, context, histories)
+                    among_QK = rank(chunk.take(np.flatnonzero(has_Q)), self._depths[-1], self._cold_I)
                     self._sums["among_cold"].add(among_QK, truth)
 
     def metrics(self, all_reduce: AllReduceFunction) -> tuple[EvalMetrics, EvalMetrics]:

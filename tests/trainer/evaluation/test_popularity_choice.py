@@ -9,13 +9,14 @@ from builders import ITEM, QUERY, random_rows
 from preparing import prepare_files, write_parquet
 from written_runs import ArrayVectors
 
-from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.time_range import TimeRange
 from crossfade.trainer.embeddings.popularity import PopularityTerm
+from crossfade.trainer.evaluation import popularity_choice
 from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.popularity_choice import SHARES, RankingTrials, choose_term, count_latest
 from crossfade.trainer.model.spec import ModelSpec, Score
@@ -63,11 +64,35 @@ def test_there_is_none_where_its_gain_may_be_chance() -> None:
     terms = [choose(held_out(0.0, COUNTS_I, seed=seed), {1.0: COUNTS_I}) for seed in range(6)]
     assert sum(term is None for term in terms) >= 5
     some = held_out(1.0, COUNTS_I)
-    few = HeldOut(some.queries_Q[:5], some.truth.slice(0, 5), some.excluded.slice(0, 5))
-    assert choose(few, {1.0: COUNTS_I}) is None
+    assert choose(some.take(np.arange(5)), {1.0: COUNTS_I}) is None
     fixed = choose(held_out(0.0, COUNTS_I), {1.0: COUNTS_I}, factor=0.5)
     assert fixed is not None
     assert fixed.card.factor == 0.5
+
+
+def test_candidates_are_compared_on_a_sample_that_is_the_same_for_any_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(popularity_choice, "_SEARCHED", QUERIES // 3)
+    queries, row_Q = held_out(1.0, COUNTS_I), np.arange(QUERIES)
+
+    def measure(kept_Q: BoolArray, *, sampled: bool = True) -> FloatArray:
+        def all_reduce(values_N: FloatArray) -> FloatArray:  # the number of queries of all workers, or own sums
+            return np.full(1, float(QUERIES)) if len(values_N) == 1 else values_N
+
+        trials = RankingTrials(SOURCE, MODEL, queries.take(np.flatnonzero(kept_Q)), f"ndcg@{K}", all_reduce)
+        return trials.measure(sampled=sampled)
+
+    alone_G = measure(row_Q >= 0)
+    np.testing.assert_allclose(measure(row_Q % 2 == 0) + measure(row_Q % 2 == 1), alone_G)
+    assert alone_G.sum() == pytest.approx(measure(row_Q >= 0, sampled=False).sum() / 3, rel=0.2)
+
+
+def test_factor_is_of_a_sample_and_taken_by_all_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_all = choose(held_out(1.0, COUNTS_I), {1.0: COUNTS_I})
+    monkeypatch.setattr(popularity_choice, "_SEARCHED", 8)
+    by_few = choose(held_out(1.0, COUNTS_I), {1.0: COUNTS_I})
+    assert by_all is not None
+    assert by_few is not None
+    assert by_few.card.factor != by_all.card.factor
 
 
 def test_share_of_the_latest_is_the_one_that_predicts() -> None:

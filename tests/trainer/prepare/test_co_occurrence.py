@@ -9,8 +9,9 @@ from crossfade.base.arrays import IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.loading import make_job
 from crossfade.trainer.data.manifest import read_manifest
+from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare import co_occurrence as co_occurrence_module
-from crossfade.trainer.prepare.co_occurrence import co_occurrence
+from crossfade.trainer.prepare.co_occurrence import co_occurrence, with_co_occurrence
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.runs.job_inputs import load_inputs
@@ -115,6 +116,23 @@ def test_large_dataset_is_measured_on_whole_queries(tmp_path: Path, monkeypatch:
     assert found is not None
     assert found.lift == pytest.approx(4, rel=0.1)
     assert found.items_per_query == pytest.approx(18.2, rel=0.02)
+
+
+@pytest.mark.slow
+def test_sample_has_the_first_interactions_of_each_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One customer's plays beyond the first 30 neither count nor fill the sample, which has several row groups."""
+    counts_Q = np.append(np.full(100, 20), 4_000)
+    plays = write_plays(tmp_path, "plays.csv", np.repeat(np.arange(101), counts_Q), np.arange(6_000) % 4_000)
+    prepare(PrepareOptions.of(train=[plays], hold_out_valid="none", out=tmp_path / "out"))
+    manifest = read_manifest(Folder(tmp_path / "out")).model_copy(update={"co_occurrence": None})
+    sampled: list[IntArray] = []
+    monkeypatch.setattr(co_occurrence_module, "co_occurrence", lambda query_N, _: sampled.append(np.bincount(query_N)))
+    monkeypatch.setattr(co_occurrence_module, "_MIN_QUERIES", 5)
+    monkeypatch.setattr(co_occurrence_module, "_MAX_ITEMS", 30)
+    for limit in (2_500, 10_000):
+        monkeypatch.setattr(co_occurrence_module, "_MAX_INTERACTIONS", limit)
+        with_co_occurrence(Folder(tmp_path / "out"), manifest, NullReporter())
+        assert sorted(sampled.pop()) == [20] * 100 + [30]
 
 
 @pytest.mark.slow
