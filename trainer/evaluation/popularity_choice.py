@@ -133,8 +133,9 @@ class RankingTrials:
         share = _SEARCHED / max(sum_over_workers(np.array([len(queries_Q)], float), self.all_reduce)[0], 1)
         if share >= 1:
             return self._chunks
-        is_first_Q = query_keys(queries_Q[:, np.newaxis]) < share * 2.0**64
-        return self._with_vectors(self.held_out.take(np.flatnonzero(is_first_Q)))
+        # By the later bits of the keys: their first bits chose these queries where valid is sampled itself.
+        is_drawn_Q = query_keys(queries_Q[:, np.newaxis]) << np.uint64(32) < share * 2.0**64
+        return self._with_vectors(self.held_out.take(np.flatnonzero(is_drawn_Q)))
 
     def _with_vectors(self, held_out: HeldOut) -> list[tuple[HeldOut, FloatArray]]:
         return [

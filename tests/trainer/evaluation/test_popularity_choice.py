@@ -19,6 +19,7 @@ from crossfade.trainer.embeddings.popularity import PopularityTerm
 from crossfade.trainer.evaluation import popularity_choice
 from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.popularity_choice import SHARES, RankingTrials, choose_term, count_latest
+from crossfade.trainer.evaluation.sample import query_keys
 from crossfade.trainer.model.spec import ModelSpec, Score
 from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.top_k import unit_rows
@@ -84,6 +85,15 @@ def test_candidates_are_compared_on_a_sample_that_is_the_same_for_any_workers(mo
     alone_G = measure(row_Q >= 0)
     np.testing.assert_allclose(measure(row_Q % 2 == 0) + measure(row_Q % 2 == 1), alone_G)
     assert alone_G.sum() == pytest.approx(measure(row_Q >= 0, sampled=False).sum() / 3, rel=0.2)
+
+
+def test_sample_is_smaller_where_the_queries_are_a_sample_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(popularity_choice, "_SEARCHED", 50)
+    queries = held_out(1.0, COUNTS_I)
+    evaluated = queries.take(np.flatnonzero(query_keys(queries.queries_Q[:, np.newaxis]) < 2**62))
+    trials = RankingTrials(SOURCE, MODEL, evaluated, f"ndcg@{K}", np.asarray)
+    all_sum, found = trials.measure().sum(), trials.measure(sampled=True).sum()
+    assert found == pytest.approx(all_sum * 50 / len(evaluated.queries_Q), rel=0.4)
 
 
 def test_factor_is_of_a_sample_and_taken_by_all_queries(monkeypatch: pytest.MonkeyPatch) -> None:
