@@ -131,7 +131,8 @@ def _timestamp_checks(kind: Kind, timestamp_type: str, formats: Sequence[str]) -
     not_one: Text = (f"is not a timestamp; {expected}", option)
     violation = f"{timestamp_sql(timestamp_type, formats)} IS NULL"
     if timestamp_type == "integer":
-        violation = f"NOT coalesce({INTEGER_TEXT.format('CAST(timestamp AS VARCHAR)')}, false)"
+        if kind != "integer":
+            violation = f"NOT coalesce({INTEGER_TEXT.format('timestamp')}, false)"
         others = Option("timestamp_format", "iso epoch-s")
         not_one = ("is not an integer, as others are; name all formats with ", others)
     elif formats:
