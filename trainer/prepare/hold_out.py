@@ -319,8 +319,8 @@ def check_split(split: str, rows: int, positives: int, has_files: bool) -> None:
 def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int]) -> int:
     """Move the last interactions of each query entity, their ``numbers`` by split; return how many were kept.
 
-    Only interactions at or after the time of the last positive one to move are sorted: no earlier one is among the
-    last.
+    Of many, only interactions at or after the time of the last positive one to move are sorted: no earlier one is
+    among the last. To find that time takes longer than to sort a few.
     """
     codes = map(ALL_SPLITS.index, numbers)
     bounds = dict(zip(codes, accumulate(numbers.values()), strict=True))
@@ -328,11 +328,10 @@ def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int]
     kept = " + ".join(f"count(*) FILTER (count BETWEEN 1 AND {bound})" for bound in bounds.values())
     kept_rows = fetch_count(connection, f"SELECT {kept} FROM counts_query")
     candidates, last = "train_interactions", max(bounds.values())
-    if last <= _MOST_KEPT:
-        since = "max(timestamp)" if last == 1 else f"max(timestamp, {last})"
+    are_many = f"SELECT coalesce(sum(count), 0) > {3 * last} * count(*) FROM counts_query"
+    if last <= _MOST_KEPT and fetch_count(connection, are_many):
+        since = "max(timestamp)" if last == 1 else f"max(timestamp, {last})[{last}]"
         since = f"SELECT query, {since} AS since FROM train_interactions WHERE weight > 0 GROUP BY query"
-        if last > 1:
-            since = f"SELECT query, since[{last}] AS since FROM ({since})"
         candidates += f" LEFT JOIN ({since}) USING (query) WHERE since IS NULL OR timestamp >= since"
     nth = "row_number() OVER latest"
     if fetch_count(connection, "SELECT count(*) FROM train_interactions WHERE weight < 0"):
@@ -341,8 +340,9 @@ def _take_last(connection: duckdb.DuckDBPyConnection, numbers: Mapping[str, int]
     connection.execute(
         f"INSERT INTO moved SELECT query, item, weight, timestamp, CASE {cases} END, seq FROM ("
         f"SELECT query, item, weight, timestamp, seq, {nth} AS place FROM "
-        f"(SELECT {_COLUMNS} FROM {candidates}) JOIN ids_item ON number = item "
-        "WINDOW latest AS (PARTITION BY query ORDER BY timestamp DESC, id DESC, seq DESC)"
+        f"(SELECT {_COLUMNS} FROM {candidates}) "
+        "JOIN (SELECT number, row_number() OVER (ORDER BY id) AS id_place FROM ids_item) ON number = item "
+        "WINDOW latest AS (PARTITION BY query ORDER BY timestamp DESC, id_place DESC, seq DESC)"
         f") JOIN counts_query ON number = query WHERE place <= {last} AND place < count"
     )
     return kept_rows

@@ -21,7 +21,7 @@ def test_last_n_takes_latest_of_each_customer_and_leaves_one_in_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_kept: int
 ) -> None:
     monkeypatch.setattr(hold_out, "_MOST_KEPT", most_kept)
-    events = random_events(500)
+    events = random_events(1500)
     rows = list(zip(events["customer"], events["item"], events["when"], strict=True))
     rows += [("single", 1000, 3), ("pair", 1001, 4), ("pair", 1000, 4)]
     columns = dict(zip(("customer", "item", "when"), map(list, zip(*rows, strict=True)), strict=True))
