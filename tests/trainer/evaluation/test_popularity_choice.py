@@ -98,7 +98,7 @@ def test_sample_is_smaller_where_the_queries_are_a_sample_themselves(monkeypatch
 
 def test_factor_is_of_a_sample_and_taken_by_all_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     by_all = choose(held_out(1.0, COUNTS_I), {1.0: COUNTS_I})
-    monkeypatch.setattr(popularity_choice, "_SEARCHED", 8)
+    monkeypatch.setattr(popularity_choice, "_SEARCHED", 20)
     by_few = choose(held_out(1.0, COUNTS_I), {1.0: COUNTS_I})
     assert by_all is not None
     assert by_few is not None
