@@ -128,14 +128,13 @@ def filter_admitted(groups: EventGroups, policies: Sequence[IdPolicy], base: Bas
     Raises:
         InputError: no event of positive weight is left.
     """
-    sides = [policy.side for policy in policies if policy.admit is not None]
-    for policy in policies:
-        if policy.admit is not None:
-            side = policy.side
-            in_base = f" OR id IN (SELECT id FROM base_{side} WHERE id IS NOT NULL)" if base is not None else ""
-            groups.connection.execute(
-                f"CREATE TABLE admitted_{side} AS SELECT id FROM seen_{side} WHERE count >= {policy.admit}{in_base}"
-            )
+    admit = {policy.side: policy.admit for policy in policies if policy.admit is not None}
+    for side, least in admit.items():
+        in_base = f" OR id IN (SELECT id FROM base_{side} WHERE id IS NOT NULL)" if base is not None else ""
+        groups.connection.execute(
+            f"CREATE TABLE admitted_{side} AS SELECT id FROM seen_{side} WHERE count >= {least}{in_base}"
+        )
+    sides = list(admit)
     reports = groups.apply([partial(_keep_admitted, sides)], given=[f"admitted_{side}" for side in sides])
     if not total(reports, "positives"):
         found = ",".join(f"{policy.entity}={policy.admit}" for policy in policies if policy.admit is not None)

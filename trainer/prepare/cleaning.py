@@ -96,7 +96,8 @@ def filter_k_core(
         is_core = not count_rows(connection, f"({rare})")
         progress.advance(1)
     if not total(reports, "positives"):
-        raise nothing_left(minimums, entities)
+        required = " and ".join(f"{minimum} of each {entities[side]}" for side, minimum in minimums.items())
+        raise OptionError("min_count", problem=f"requiring {required} leaves no interaction", fix="lower it")
     items = items_before - count_rows(connection, "(SELECT DISTINCT id FROM counted_items)")
     rows, queries = (total(before, name) - total(reports, name) for name in ("rows", "queries"))
     return KCoreReport(interactions=rows, ids={"query": queries, "item": items})
@@ -122,9 +123,3 @@ def _count_items(connection: duckdb.DuckDBPyConnection) -> Report:
     )
     values = fetch_one(connection, "SELECT count(*), count(DISTINCT query), count(*) FILTER (weight > 0) FROM events")
     return dict(zip(("rows", "queries", "positives"), values, strict=True))
-
-
-def nothing_left(minimums: Mapping[str, int], entities: Mapping[str, str]) -> OptionError:
-    """Return the error that no interaction of positive weight has the ``minimums`` (by side)."""
-    required = " and ".join(f"{minimum} of each {entities[side]}" for side, minimum in minimums.items())
-    return OptionError("min_count", problem=f"requiring {required} leaves no interaction", fix="lower it")

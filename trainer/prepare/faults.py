@@ -250,17 +250,16 @@ class Faults:
         Raises:
             FaultyFilesError: there is such a fault, or there are too many.
         """
-        error = self._error(rows)
-        if error is not None:
-            error.files = {**self._over_share, **self.files} if self._exceeds_share(rows) else self.files
+        exceeds_share = self.counts.left_out > self.max_bad * rows
+        if self.rejected or exceeds_share:
+            error = self._rejection() if self.rejected else self._share_error(rows)
+            error.files = {**self._over_share, **self.files} if exceeds_share else self.files
             raise error
 
-    def _error(self, rows: int) -> FaultyFilesError | None:
-        """Return the error that ``check`` raises, if any."""
+    def _rejection(self) -> FaultyFilesError:
+        """Return the error that there are faults that are not left out."""
         rejected = {text: found for text, found in self._problems.items() if found.fatal or not self.leave_out}
-        total = sum(problem.count for problem in rejected.values())
-        if not rejected:
-            return self._share_error(rows)
+        total = self.counts.rejected
         text, first = next(iter(rejected.items()))
         if total == 1 or (len(rejected) == 1 and text == first.message):
             return FaultyFilesError(first.message)
@@ -271,10 +270,8 @@ class Faults:
         message = (f"the events have {total:,} faults, {correct}", or_leave_out)
         return FaultyFilesError(*message, count=total, details=listed, choice=choice)
 
-    def _share_error(self, rows: int) -> FaultyFilesError | None:
-        """Return an error if more than the allowed share of ``rows``, those at fault included, would be left out."""
-        if not self._exceeds_share(rows):
-            return None
+    def _share_error(self, rows: int) -> FaultyFilesError:
+        """Return the error that more than the allowed share of ``rows``, bad ones included, would be left out."""
         left_out = self.counts.left_out
         found = sorted(self._problems.items(), key=lambda entry: -entry[1].count)
         listed = [_format(text, problem, values=True) for text, problem in found[:_MAX_SHOWN_PROBLEMS]]
@@ -289,9 +286,6 @@ class Faults:
             "; check the columns and the format, or allow this with ",
             Option("max_bad", f"{math.ceil(100 * left_out / rows)}%"),
         )
-
-    def _exceeds_share(self, rows: int) -> bool:
-        return self.counts.left_out > self.max_bad * rows
 
 
 def _format(text: Text, problem: _Problem, values: bool) -> Text:

@@ -98,7 +98,12 @@ def staged_deletion(
         OSError: writing failed.
         StorageUnavailableError: storage does not answer.
     """
-    _check_entity(folder, read_manifest(folder), entity)
+    manifest = read_manifest(folder)
+    if entity not in (sides := (manifest.query, manifest.item)):
+        raise InputError(
+            f"{folder.uri}: has no ids of '{entity}' to forget; expected {' or '.join(sides)}, with which "
+            "their features and context are forgotten"
+        )
     # A link to the folder stays, and leads to the new one.
     location = folder.path.resolve() if folder.path is not None and folder.path.is_symlink() else folder.uri
     disk = folder.path or Path(tempfile.gettempdir())
@@ -106,15 +111,6 @@ def staged_deletion(
         deletion = StagedDeletion(staged, entity, progress)
         deletion.write(ids)
         yield deletion
-
-
-def _check_entity(folder: Folder, manifest: DatasetManifest, entity: str) -> None:
-    sides = (manifest.query, manifest.item)
-    if entity not in sides:
-        raise InputError(
-            f"{folder.uri}: has no ids of '{entity}' to forget; expected {' or '.join(sides)}, with which "
-            "their features and context are forgotten"
-        )
 
 
 class StagedDeletion:

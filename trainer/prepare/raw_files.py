@@ -43,7 +43,7 @@ from crossfade.trainer.prepare.database import (
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.parquet_columns import check_expansion, fields, read_parquet, value_sql
 from crossfade.trainer.prepare.source_columns import check_columns
-from crossfade.trainer.prepare.text_records import MAX_RECORD_BYTES, Record, json_paths, open_records
+from crossfade.trainer.prepare.text_records import MAX_RECORD_BYTES, Record, open_records
 
 OnFault = Callable[[RawFile, Record], None]
 """Receives a line that cannot be read; if it returns, the line is left out."""
@@ -161,9 +161,9 @@ def column_names(file: RawFile) -> list[str]:
         InputError: the file cannot be read.
     """
     with read_errors(file):
-        if file.format == "jsonl":
-            return [path[0] for path in json_paths(file) if len(path) == 1]
-        return read_parquet(file).schema_arrow.names if file.format == "parquet" else _read_header(file)
+        if file.format == "parquet":
+            return read_parquet(file).schema_arrow.names
+        return [path[0] for path in _read_paths(file, any_header=file.format == "jsonl") if len(path) == 1]
 
 
 def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
@@ -184,8 +184,8 @@ def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
 
 def _header_match(file: RawFile, columns: Mapping[str, str]) -> tuple[int, int]:
     """Return how many of ``columns`` the header of ``file`` has, and how many fields; zeros if it cannot be split."""
-    with open_records(file, any_header=True) as (names, _):
-        return sum(column in names for column in columns.values()), len(names)
+    paths = _read_paths(file, any_header=True)
+    return sum((column,) in paths for column in columns.values()), len(paths)
 
 
 def _open_parquet(
@@ -247,10 +247,11 @@ def _open_text(
     columns: Mapping[str, str],
     on_fault: OnFault,
 ) -> dict[str, Kind]:
-    names = _read_header(file)
+    paths = _read_paths(file)
+    names = [".".join(path) for path in paths]
     check_columns(str(file), names, columns.values())
     indexes = sorted({names.index(column) for column in columns.values()})
-    if _ends_in_long_line(file) or not _load_text(connection, file, names, indexes):
+    if _ends_in_long_line(file) or not _load_text(connection, file, paths, indexes):
         connection.execute("DROP TABLE IF EXISTS raw_rows")
         _load_records(connection, file, indexes, on_fault)
     selected = ", ".join(f"c{names.index(column)} AS {identifier(role)}" for role, column in columns.items())
@@ -259,7 +260,7 @@ def _open_text(
 
 
 def _load_text(
-    connection: duckdb.DuckDBPyConnection, file: RawFile, names: Sequence[str], indexes: Sequence[int]
+    connection: duckdb.DuckDBPyConnection, file: RawFile, paths: Sequence[Sequence[str]], indexes: Sequence[int]
 ) -> bool:
     """Create ``raw_rows`` of the columns at ``indexes``; return False if DuckDB rejects a line."""
     encoding = _ENCODINGS.get(file.encoding)
@@ -267,14 +268,13 @@ def _load_text(
         return False
     # Names and types are given, none is inferred: what DuckDB infers depends on the sample that it looks at.
     if file.format == "jsonl":
-        paths = json_paths(file)
         used = _json_types([paths[index] for index in indexes])
         types = ", ".join(f"{literal(name)}: {literal(of)}" for name, of in used.items())
         selected = ", ".join(f"{value_sql(paths[index])} AS c{index}" for index in indexes)
         reader = f"read_json(?, columns = {{{types}}}, format = 'newline_delimited', {_compression(file)})"
     else:
         selected = ", ".join(f"c{index}" for index in indexes)
-        types = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(names)))
+        types = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(paths)))
         quote = '"' if file.format == "csv" else ""
         reader = (
             f"read_csv(?, columns = {{{types}}}, header = true, auto_detect = false, "
@@ -349,6 +349,6 @@ def _compression(file: RawFile) -> str:
     return f"compression = '{'gzip' if file.is_compressed() else 'none'}'"
 
 
-def _read_header(file: RawFile) -> list[str]:
-    with open_records(file) as (names, _):
-        return names
+def _read_paths(file: RawFile, any_header: bool = False) -> list[Sequence[str]]:
+    with open_records(file, any_header) as (paths, _):
+        return paths

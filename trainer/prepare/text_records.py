@@ -1,6 +1,6 @@
 """Read text files record by record, to find every line that cannot be read, and the lines of rows.
 
-    with open_records(file) as (names, records):
+    with open_records(file) as (paths, records):
         bad = [(record.line, record.problem) for record in records if record.problem]
 
 DuckDB reads faster and stops at the first line that it rejects, so files are read here only if it rejects one, and to
@@ -114,13 +114,14 @@ class _Lines:
 
 
 @contextmanager
-def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list[str], Iterator[Record]]]:
-    """Open a text file; return the names of its columns and its records, of which lines without content are none.
+def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list[Sequence[str]], Iterator[Record]]]:
+    """Open a text file; return the paths of its columns and its records, of which lines without content are none.
 
+    The path of a column is the keys that lead to it in JSON, and its name alone in the header of CSV and TSV.
     Adjacency text has no columns, and its records no values: their text is integers with spaces or tabs between.
 
     Raises:
-        InputError: the file has no header or, unless ``any_header``, one that cannot be split, which has no names.
+        InputError: the file has no header or, unless ``any_header``, one that cannot be read, which has no columns.
         OSError: it cannot be read.
     """
     with _open_lines(file) as lines:
@@ -129,9 +130,9 @@ def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list
         elif file.format == "jsonl":
             paths = _json_paths(lines)
             records = _json_records(lines, paths)
-            if not paths and (first := next(records, None)) is not None and first.problem:
+            if not paths and not any_header and (first := next(records, None)) is not None and first.problem:
                 raise InputError(first.describe(file))
-            yield [".".join(path) for path in paths], records
+            yield paths, records
         else:
             delimited = _Delimited(file, lines)
             header = delimited.header
@@ -139,13 +140,7 @@ def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list
                 raise InputError(f"{file}: is empty; expected a header line with the names of the columns")
             if header.problem and not any_header:
                 raise InputError(header.describe(file))
-            yield [str(value) for value in header.values], delimited.records()
-
-
-def json_paths(file: RawFile) -> list[Sequence[str]]:
-    """Return the keys that lead to each column of a JSON file, in the order of ``open_records``."""
-    with _open_lines(file) as lines:
-        return _json_paths(lines)
+            yield [(str(value),) for value in header.values], delimited.records()
 
 
 def find_records(file: RawFile, positions: Iterable[int]) -> Iterator[Record | None]:
