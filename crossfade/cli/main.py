@@ -115,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hiding = nullcontext() if _needs_pandas(arguments) else hidden("pandas")
         # Crossfade has no plugins for pydantic, which would look for them in the metadata of all packages.
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+    logs.configure_console()
     parsed = _parse(arguments)
     with hiding:
         return exit_code_of(lambda: parsed.run(parsed), parsed.parser.word)

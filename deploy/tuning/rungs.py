@@ -48,7 +48,7 @@ class Rung:
     share: Fraction = Fraction(1)
 
     def changes(self, job: JobConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values by key that replace values of ``job`` to train ``parameters``, values by key, in this rung.
+        """Return the changes of ``job``, values by key, that train ``parameters`` in this rung.
 
         A short training is evaluated at its end, where its schedule is complete; a whole one trains as the job does.
         """

@@ -149,9 +149,18 @@ def change_job(job: JobConfig, changes: Mapping[str, Any], source: str) -> JobCo
         *sections, last = key.split(".")
         target = values
         for section in sections:
-            target = target.setdefault(section, {})
+            target = _section_in(target, section)
+            if target is None:
+                raise InputError(source, f": '{section}' is a value, not a section")
         target[last] = value
     return check_job(values, source)
+
+
+def _section_in(values: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the section ``name`` of ``values``, which is added if it is missing; None if it is no section."""
+    if values.get(name) is None:
+        values[name] = {}
+    return values[name] if isinstance(values[name], dict) else None
 
 
 def parse_job_text(text: str, source: Text) -> Any:
@@ -182,10 +191,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *sections, last = path.split(".")
     target = values
     for section in sections:
-        if target.get(section) is None:
-            target[section] = {}
-        target = target[section]
-        if not isinstance(target, dict):
+        target = _section_in(target, section)
+        if target is None:
             raise OptionError("set", found=override, problem=f"'{section}' is a value, not a section")
     target[last] = parse_job_text(text, Option("set", override))
 

@@ -162,7 +162,7 @@ def column_names(file: RawFile) -> list[str]:
     """
     with read_errors(file):
         if file.format == "parquet":
-            return read_parquet(file).schema_arrow.names
+            return list(read_parquet(file).schema_arrow.names)
         return [path[0] for path in _read_paths(file, any_header=file.format == "jsonl") if len(path) == 1]
 
 

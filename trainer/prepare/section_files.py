@@ -26,7 +26,7 @@ _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 @dataclass(frozen=True)
 class SectionFile:
-    """A file at a ``path`` of a folder; of each block of its ``sections``, the first byte and the number of bytes."""
+    """A file at a ``path`` of a folder; ``sections`` has by name the first byte and the bytes of each block."""
 
     path: str
     sections: dict[str, list[tuple[int, int]]] = field(default_factory=dict)

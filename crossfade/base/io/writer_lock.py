@@ -288,4 +288,4 @@ class _ObjectLock:
 
 
 WriterLock = _FileLock | _ObjectLock
-"""A lock that this process holds; ``check`` raises ``ChangedError`` once it was deleted or taken over."""
+"""A lock that this process holds; ``check`` raises ``ChangedError`` if it has been deleted or taken over."""
