@@ -146,21 +146,27 @@ def change_job(job: JobConfig, changes: Mapping[str, Any], source: str) -> JobCo
     """
     values = job.model_dump(mode="json")
     for key, value in changes.items():
-        *sections, last = key.split(".")
-        target = values
-        for section in sections:
-            target = _section_in(target, section)
-            if target is None:
-                raise InputError(source, f": '{section}' is a value, not a section")
-        target[last] = value
+        try:
+            _set_key(values, key, value)
+        except ValueError as error:
+            raise InputError(source, f": {error}") from None
     return check_job(values, source)
 
 
-def _section_in(values: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """Return the section ``name`` of ``values``, which is added if it is missing; None if it is no section."""
-    if values.get(name) is None:
-        values[name] = {}
-    return values[name] if isinstance(values[name], dict) else None
+def _set_key(values: dict[str, Any], key: str, value: object) -> None:
+    """Set ``key``, such as ``train.epochs``, in ``values``, to which missing sections are added.
+
+    Raises:
+        ValueError: the key is below a value.
+    """
+    *sections, last = key.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise ValueError(f"'{section}' is a value, not a section")
+    values[last] = value
 
 
 def parse_job_text(text: str, source: Text) -> Any:
@@ -188,13 +194,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not path:
         example = Option("set", "train.epochs=5")
         raise OptionError("set", found=override, expected=("KEY=VALUE, for example ", example))
-    *sections, last = path.split(".")
-    target = values
-    for section in sections:
-        target = _section_in(target, section)
-        if target is None:
-            raise OptionError("set", found=override, problem=f"'{section}' is a value, not a section")
-    target[last] = parse_job_text(text, Option("set", override))
+    value = parse_job_text(text, Option("set", override))
+    try:
+        _set_key(values, path, value)
+    except ValueError as error:
+        raise OptionError("set", found=override, problem=str(error)) from None
 
 
 def _override_of(error: ValidationError, overrides: Sequence[str]) -> str | None:
