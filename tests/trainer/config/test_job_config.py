@@ -7,7 +7,7 @@ import pytest
 
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.json_schema import explain_fields
-from crossfade.trainer.config.loading import load_job
+from crossfade.trainer.config.loading import change_job, load_job
 from crossfade.trainer.config.schema import JobConfig
 
 SMALL = "name: small\ndata: {path: data/small}\n"
@@ -201,6 +201,12 @@ def test_overrides_replace_file_values_in_order(job_path: Path) -> None:
 def test_invalid_override_is_rejected_as_typed(job_path: Path, override: str, expected: str) -> None:
     assert error_of(job_path, SMALL, override) == expected
     assert error_of(job_path, SMALL, "data.path=x", override, "train.seed=1") == expected
+
+
+def test_change_below_a_value_is_rejected(job_path: Path) -> None:
+    job = load(job_path, SMALL)
+    with pytest.raises(InputError, match="the study: 'name' is a value, not a section"):
+        change_job(job, {"name.first": 1}, "the study")
 
 
 def test_error_in_the_file_does_not_name_an_override(job_path: Path) -> None:
