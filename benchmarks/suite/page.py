@@ -50,14 +50,17 @@ def fill(page: str, blocks: Mapping[str, str]) -> str:
     """Return ``page`` with each of ``blocks`` between the comments of its name.
 
     Raises:
-        ValueError: the page has no place for one of them.
+        ValueError: the page has no place for one of them, or one that does not end before the next.
     """
     for name, block in blocks.items():
         begin, end = f"<!-- measured: {name} -->\n", "<!-- end -->"
         before, found, rest = page.partition(begin)
         if not found:
             raise ValueError(f"{PAGE} has no line {begin.strip()}")
-        page = before + begin + "\n" + block + "\n" + end + rest.partition(end)[2]
+        old, found, after = rest.partition(end)
+        if not found or "<!-- measured:" in old:
+            raise ValueError(f"{PAGE} has no line {end} below {begin.strip()}")
+        page = before + begin + "\n" + block + "\n" + end + after
     return page
 
 

@@ -27,7 +27,7 @@ from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
 
 QUERIES, ITEMS = 11, 13
-UNEVEN = [[40, 7, 31], [90], [1, 1, 58, 20], [0, 5], [12, 12, 12, 12]]
+UNEVEN = [[40, 7, 31], [0], [90], [1, 1, 58, 20], [0, 5], [12, 12, 12, 12]]
 ROWS = sum(map(sum, UNEVEN))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from builders import ITEM, QUERY, write_data_set
 from exporting import vectors
@@ -72,6 +73,11 @@ def test_named_checkpoint_is_exported(checkpoints: Path, saved: Saved, tmp_path:
     assert (exported.model, exported.step, exported.job) == (str(step), 200, "planted")
     assert_same(tmp_path / "out", saved[200])
     assert EmbeddingFiles(tmp_path / "out").entities == [QUERY, ITEM]
+    customers, tracks = (pq.read_table(tmp_path / "out" / entity) for entity in (QUERY, ITEM))
+    assert customers.column_names == ["id", "row", "vector"]
+    assert customers.column("id").to_pylist() == CUSTOMER_IDS
+    assert customers.column("row").to_pylist() == list(range(len(CUSTOMER_IDS)))
+    assert tracks.column("name").to_pylist() == TRACK_NAMES
     assert lines == [f"exporting {step} of job 'planted'"]
 
 

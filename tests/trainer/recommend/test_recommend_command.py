@@ -150,6 +150,11 @@ def test_file_has_the_same_recommendations(workspace: Path, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def most_popular(count: int) -> list[int]:
+    counts = Counter(track for of_customer in played().values() for track in of_customer)
+    return sorted(counts, key=lambda track: (-counts[track], track))[:count]
+
+
 def test_unknown_customers_are_left_out_or_get_popular_tracks(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,9 +170,9 @@ def test_unknown_customers_are_left_out_or_get_popular_tracks(
         ("c010", False, False),
         ("y", True, True),
     ]
-    expected = tracks(found)
-    assert expected["x"] == expected["y"]
-    assert expected["c010"] == tracks(recommend("run", *some, cwd=workspace))["c010"]
+    [known] = recommend("run", *some, cwd=workspace)
+    expected = {"c010": tracks([known])["c010"], **dict.fromkeys("xy", most_popular(4))}
+    assert tracks(found) == expected
     printed = succeeded(crossfade_here("recommend", *customers, "popular", cwd=workspace)).stdout.splitlines()
     assert printed[0] == "customer x (unknown or untrained: popular track)"
     assert "customer c010" in printed
