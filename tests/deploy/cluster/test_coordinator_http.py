@@ -30,7 +30,7 @@ def served() -> Iterator[tuple[Cluster, Address]]:
 def ask(served: tuple[Cluster, Address]) -> Ask:
     """Send a request; return the status and the JSON of the answer."""
 
-    def send(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, Any]]:
+    def send(method: str, path: str, body: bytes | None = None, **headers: str | None) -> tuple[int, dict[str, Any]]:
         _, address = served
         sent = {"Authorization": f"Bearer {TOKEN}", **headers}
         response = requests.request(method, f"http://{address}{path}", data=body, headers=sent, timeout=60)
@@ -59,9 +59,9 @@ def test_agent_joins_and_gets_desired_states_over_http(
     assert [event["loss"] for event in cluster.events("step")] == [float("inf")]
 
 
-@pytest.mark.parametrize("given", ["", f"Bearer {TOKEN}x", "Bearer é"])
+@pytest.mark.parametrize("given", [None, "", f"Bearer {TOKEN}x", "Bearer é"])
 def test_request_without_token_is_rejected_and_changes_nothing(
-    served: tuple[Cluster, Address], ask: Ask, given: str
+    served: tuple[Cluster, Address], ask: Ask, given: str | None
 ) -> None:
     cluster, _ = served
     body = Host(cluster, "127.0.0.2").make_heartbeat(coordinator=cluster.coordinator.id).model_dump_json().encode()
