@@ -41,7 +41,7 @@ def test_rules_use_known_metrics_and_alerts_are_tested_and_documented() -> None:
     recorded = set(re.findall(r"- record: (\S+)", rules))
     assert recorded == set(re.findall(r"expr: '(\w+:crossfade_[\w:]+)'", tests))
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    assert alerts == set(re.findall(r"(?m)^\| `(Crossfade\w+)` \|", text))
+    assert alerts == set(re.findall(r"(?m)^### (Crossfade\w+)$", text))
 
 
 def test_limits_in_the_rules_equal_the_thresholds() -> None:
