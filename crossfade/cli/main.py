@@ -123,7 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exit_code_of(run: Callable[[], int], words: OptionWords) -> int:
     """Return the exit code of the command ``run``, which logs, stops at signals, and may fail, as commands do."""
-    logs.configure_console()
     stopper.listen()
     try:
         return run()

@@ -18,6 +18,7 @@ import sys
 from typing import Any, TextIO
 
 from crossfade.base.errors import as_typed, reason_of
+from crossfade.base.logs import configure_console
 from crossfade.base.processes import die_with_parent
 from crossfade.base.signals import stopper
 from crossfade.cli.main import exit_code_of
@@ -65,6 +66,7 @@ def _train(options: dict[str, Any], log: str) -> int:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(file, stream.fileno())
     os.close(file)
+    configure_console()
     try:
         return exit_code_of(lambda: train_and_log(TrialOptions.of(**options)), as_typed)
     finally:

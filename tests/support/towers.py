@@ -47,7 +47,7 @@ LATEST = [[4, 0, 3], [], [1, 0], [2, 2], [6], [], [], [], []]
 
 @dataclass(frozen=True)
 class Parts:
-    """The tables whose vectors those of customers and tracks are the sums of, and whether there are histories."""
+    """The tables whose vectors are added up for customers and for tracks, and whether there are histories."""
 
     track: tuple[str, ...] = ("track",)
     customer: tuple[str, ...] = ("customer",)

@@ -5,7 +5,7 @@ with section_writer(folder, ".attempts/1-0") as writer:
 file = writer.file
 for table in read_section(folder, file, "events"): ...      # which need not be in memory as a whole
 
-A section has the blocks of one table, each an Arrow stream of its own.
+A section is one table in blocks. Each block is an Arrow stream.
 """
 
 from __future__ import annotations

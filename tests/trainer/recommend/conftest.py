@@ -11,7 +11,7 @@ from running_command import succeeded
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train without a valid split: the embeddings are those of the newer of two checkpoints. One track has no plays."""
+    """Train without a valid split, so that the newer of two checkpoints has the embeddings. One track has no plays."""
     folder = tmp_path_factory.mktemp("planted")
     data = write_planted(folder / "data", named=True, held_out=False, tracks=TRACKS + 1)
     checkpoint = {"interval_steps": 100, "keep_latest": 2}
