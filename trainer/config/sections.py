@@ -138,6 +138,12 @@ class ModelConfig(Section):
         "rank best on valid, if that gains more than chance would; off: none, as with euclidean scores",
     )
     init_std: Positive = Field(0.1, description="standard deviation of the random initial values of a row")
+    initialization: Literal["random", "spectral"] = Field(
+        "random",
+        description="what rows begin with. random: random values; spectral: with cosine scores, the directions of the "
+        "leading singular vectors of the interactions, so that half the epochs are enough; the first process holds "
+        "all interactions in memory meanwhile, and a warm start does not use it",
+    )
     query_features: list[Name] = Field(
         [],
         description="tables whose embeddings make up a query's vector, such as [customer, hour]: data.query, its "
@@ -179,6 +185,15 @@ class ModelConfig(Section):
             raise ValueError(
                 f"popularity is {self.popularity:g}, which is a part of cosine and dot scores only: set "
                 "model.popularity to off, or model.score to cosine"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_initialization(self) -> ModelConfig:
+        if self.initialization == "spectral" and (self.score != "cosine" or self.has_towers):
+            raise ValueError(
+                "initialization is spectral, which is for IDs that are compared by their cosine: set it to random, or "
+                "leave out other scores, features, content, and layers"
             )
         return self
 

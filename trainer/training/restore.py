@@ -2,7 +2,8 @@
 
 A warm start begins with the rows and dense layers of another run's checkpoint (``checkpoint.warm_start_from``). The
 dataset may have grown since: entities have new rows, and rows of expired IDs may belong to other IDs. Those rows begin
-near the rows that they occur with (``neighbor_start``), or with random values.
+near the rows that they occur with (``neighbor_start``), or with random values. A new run begins with random values, or
+with singular vectors of its interactions (``spectral_start``).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.model.neighbor_start import NO_NEIGHBORS, NewRows, find_neighbors, has_neighbor_start
 from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.model.spectral_start import interaction_matrix, spectral_start
 from crossfade.trainer.runs.job_inputs import JobInputs, RowSelection
 from crossfade.trainer.runs.resumption import check_same_data
 from crossfade.trainer.training.checkpointing import CheckpointMetadata
@@ -98,6 +100,8 @@ def create_tables(
     store.create(metadata.tables, metadata.optimizer, metadata.job.train.seed, rows_from, resets)
     if warm_start and has_neighbor_start(inputs.model):
         _assign_neighbor_start(inputs, selection, store, warm_start, resets, progress)
+    if rows_from is None and inputs.job.model.initialization == "spectral":
+        _assign_spectral_start(inputs, selection, store, progress)
     if rows_from and inputs.model.dense:
         dense.load(open_checkpoint(rows_from))
     check_dense_in_sync(dense, store)
@@ -142,7 +146,28 @@ def _assign_neighbor_start(
             store.assign(table.name, *(part.start(known_BD) if part else (_NO_ROWS, known_BD)))
 
 
+def _assign_spectral_start(
+    inputs: JobInputs, selection: RowSelection, store: RowStore, progress: ProgressReporter
+) -> None:
+    """Replace random values by a spectral start, which rank 0 computes; every worker takes part in each assignment."""
+    query, item = inputs.model.query, inputs.model.item
+    start = None
+    if store.rank == 0:
+        with closing(InteractionReader(inputs.folder, inputs.manifest, inputs.job.data.reader_threads)) as reader:
+            matrix = interaction_matrix(reader, selection.groups, query.rows, item.rows, progress)
+        start = spectral_start(matrix, query.dim, inputs.job.train.seed)
+    for table in (query, item):
+        row_A, value_AD = _NO_ROWS, np.empty((0, table.dim), np.float32)
+        if start is not None:
+            row_A, value_AD = start[:2] if table is query else start[2:]
+        for first in range(0, table.rows, _ASSIGNED_ROWS):
+            part = slice(*np.searchsorted(row_A, (first, first + _ASSIGNED_ROWS)))
+            store.assign(table.name, row_A[part], value_AD[part])
+
+
 _NO_ROWS = np.empty(0, np.int64)
+_ASSIGNED_ROWS = 1 << 16
+"""Rows of an assignment, at most."""
 
 
 def check_dense_in_sync(dense: DenseLayers, store: RowStore) -> None:
