@@ -141,8 +141,8 @@ class ModelConfig(Section):
     initialization: Literal["random", "spectral"] = Field(
         "random",
         description="what rows begin with. random: random values; spectral: with cosine scores, the directions of the "
-        "leading singular vectors of the interactions, so that half the epochs are enough; the first process holds "
-        "all interactions in memory meanwhile, and a warm start does not use it",
+        "leading singular vectors of the interactions, from which half the epochs come close at half the learning "
+        "rate; the first process holds all interactions in memory meanwhile, and a warm start does not use it",
     )
     query_features: list[Name] = Field(
         [],

@@ -8,7 +8,7 @@ The interactions, each divided by the roots of both rows' counts, are approximat
 which are found by subspace iteration (Halko, Martinsson, and Tropp, "Finding structure with randomness", SIAM Review
 2011). An item begins with the direction of its right singular vectors times the fourth roots of the singular values; a
 query with the mean direction of its items. Epochs from there need not find the large structure first, so that fewer of
-them are enough: docs/training.md has figures.
+them come close: docs/training.md has figures. Where singular values hardly fall, the last columns depend on the seed.
 
 Shapes: Q queries, I items, P pairs, D columns, A rows with an interaction, S columns of the subspace.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _EXTRA_COLUMNS = 16
-"""Columns of the subspace beyond those of the result, which make the last ones of these exact enough."""
+"""Columns of the subspace beyond those of the result (oversampling), which make the last ones more exact."""
 _ITERATIONS = 4
 _VALUE_POWER = 0.25
 _MIN_LENGTH = 1e-6
