@@ -33,8 +33,8 @@ _EXAMPLES = (
 _NOTES = """\
 --quick searches model.temperature (up to 1.5 times as high or low as in the job), optimizer.learning_rate (3 times),
 train.batch_size (a quarter to twice), train.query_frequency_power (0.3 more or less), train.item_frequency_power
-(0.15), and model.dim (half or twice), or the keys of --search, by successive halving: of 40 epochs, it trains 30
-settings for 4 epochs, the best 9 of them for 13, and the best 4 for all 40. The job's own settings are always among
+(0.15), and model.dim (half or twice), or the keys of --search, by successive halving: of 16 epochs, it trains 48
+settings for 1 epoch, the best 9 of them for 5, and the best 4 for all 16. The job's own settings are always among
 them, so the result is never worse than they are on valid. The study takes at most ten times the examples of the job.
 Twice the columns need twice the memory. Everything that was tried is printed.
 

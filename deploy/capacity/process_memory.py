@@ -24,6 +24,7 @@ from crossfade.trainer.data.features import content_width, lists_bytes
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.model.negatives import needs_counts
+from crossfade.trainer.model.spectral_start import start_bytes
 
 _MIB = 2**20
 
@@ -116,19 +117,34 @@ def plan_processes(inputs: PlanInputs) -> list[ProcessPlan]:
     """
     cluster, worker = inputs.job.cluster, tuple(_worker(inputs))
     if not cluster.is_distributed:
-        return [ProcessPlan("process", (MemoryItem("process", IN_PROCESS_BYTES), *_tables(inputs), *worker))]
+        process = MemoryItem("process", IN_PROCESS_BYTES), *_tables(inputs), *worker, *_spectral_start(inputs)
+        return [ProcessPlan("process", process)]
     command = ProcessPlan("train", (MemoryItem("process", COMMAND_BYTES),))
     if cluster.workers_hold_tables:
         rank = MemoryItem("process", RANK_BYTES), *_tables(inputs), *_messages(inputs), *worker
-        return [command, *(ProcessPlan(f"worker-{number}", rank) for number in range(cluster.workers))]
+        return [command, *_workers(inputs, rank)]
     server = MemoryItem("process", SERVER_BYTES), *_server(inputs)
     worker = MemoryItem("process", WORKER_BYTES), *worker
     return [
         command,
         ProcessPlan("scheduler", (MemoryItem("process", SCHEDULER_BYTES),)),
         *(ProcessPlan(f"server-{number}", server) for number in range(cluster.servers)),
-        *(ProcessPlan(f"worker-{number}", worker) for number in range(cluster.workers)),
+        *_workers(inputs, worker),
     ]
+
+
+def _workers(inputs: PlanInputs, parts: tuple[MemoryItem, ...]) -> Iterator[ProcessPlan]:
+    for number in range(inputs.job.cluster.workers):
+        of_first = _spectral_start(inputs) if number == 0 else ()
+        yield ProcessPlan(f"worker-{number}", (*parts, *of_first))
+
+
+def _spectral_start(inputs: PlanInputs) -> Iterator[MemoryItem]:
+    """Yield what the process that computes singular vectors holds of them, if any does."""
+    job = inputs.job
+    if job.model.initialization == "spectral" and job.checkpoint.warm_start_from is None:
+        held = start_bytes(inputs.selection.rows, inputs.model.item.rows, job.model.dim)
+        yield MemoryItem("spectral start", held, "start")
 
 
 def _tables(inputs: PlanInputs) -> Iterator[MemoryItem]:

@@ -27,6 +27,7 @@ from crossfade.base.io.regular_files import read_regular
 from crossfade.base.options import Integer
 from crossfade.base.validation import format_validation_error
 from crossfade.deploy.refresh.judging import Guard
+from crossfade.trainer.config.auto_values import RANDOM_EPOCHS
 from crossfade.trainer.config.loading import make_job, parse_job_text
 from crossfade.trainer.config.schema import flattened
 from crossfade.trainer.config.sections import Section
@@ -184,7 +185,7 @@ class ServiceConfig(Section):
         """
         values = _merged(json.loads(self.first_job(data)), self._located_job(self.increment_job))
         job = make_job(json.dumps(values), f"{self.source}: increment_job")
-        epochs = epochs or job.train.epochs
+        epochs = epochs or (RANDOM_EPOCHS if job.train.epochs == "auto" else job.train.epochs)
         own: dict[str, Any] = {
             "train": {"epochs": epochs, "eval_every_epochs": epochs},
             "evaluate": {"at_start": True},

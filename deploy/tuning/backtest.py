@@ -37,6 +37,7 @@ from crossfade.deploy.tuning.options import BacktestOptions
 from crossfade.deploy.tuning.study_folder import BACKTEST_FILE, OTHER_FOLDER, claim_study
 from crossfade.deploy.tuning.windows import Window, WindowSource, cut_windows, raw_paths, read_by_time
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.data.manifest import FILE_NAME, data_fingerprint
 from crossfade.trainer.runs.job_inputs import JobInputs, load_inputs
 from crossfade.trainer.runs.run_folder import default_run_dir
@@ -71,6 +72,7 @@ class Backtest:
         job = options.load_backtest_job()
         inputs = load_inputs(job)
         _check(job, inputs)
+        job = job.model_copy(update={"train": inputs.job.train})  # all windows have the epochs of the whole dataset
         source = WindowSource(
             inputs.folder, inputs.manifest, read_by_time(inputs.folder, inputs.manifest, options.splits)
         )
@@ -89,7 +91,7 @@ class Backtest:
     @property
     def epochs(self) -> int:
         """Return the epochs of all trainings together."""
-        return len(self.windows) * self.job.train.epochs
+        return len(self.windows) * resolved(self.job.train.epochs)
 
     def results(self) -> list[WindowResult]:
         """Return the windows that have been judged, in order of time."""
@@ -121,7 +123,7 @@ class Backtest:
                     if not trial.is_finished and not self._train(window, trial, on_epochs, stop_requested):
                         return
                     self._write_result(window, trial)
-                on_epochs(self.job.train.epochs - trial.epochs)
+                on_epochs(resolved(self.job.train.epochs) - trial.epochs)
                 self._discard(window, trial)  # also what a process that was killed after it wrote the result has left
                 on_window(self.results()[window.number - 1])
 

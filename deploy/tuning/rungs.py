@@ -1,6 +1,6 @@
 """The rungs of a quick study: train many settings briefly, and the best of them longer, until a few have all epochs.
 
-    rungs = plan_rungs(job)                         # of 40 epochs: 30 for 4, 9 for 13, 4 for 40
+    rungs = plan_rungs(job)                         # of 16 epochs: 48 for 1, 9 for 5, 4 for 16
     rungs[0].changes(job, parameters)               # what to change in the job to train these parameters
 
 Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", AISTATS 2016: the
@@ -8,7 +8,8 @@ settings that do best with little training are likely to be among the best with 
 training is a small copy of the long one. A pruner that stops long trainings compares learning rates that have not
 fallen yet, so it prefers the highest. Here, each rung has its own schedule, complete, and a learning rate that is
 higher as the training is shorter, so that rows can move as far: learning rates add up to the same sum as in a whole
-training. AdaGrad divides the learning rate by about √T, so there it is higher only by the root.
+training. AdaGrad divides the learning rate by about √T, so there it is higher only by the root. After a spectral start,
+rows have less far to move, and the learning rate stays.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fractions import Fraction
 from typing import Any
 
 from crossfade.trainer.config.schema import JobConfig
+from crossfade.trainer.config.sections import resolved
 
 BUDGET = 10
 """Examples that a quick study may train on, in trainings of the job."""
@@ -62,13 +64,15 @@ class Rung:
                 "optimizer.warmup_steps": int(own["optimizer.warmup_steps"] * self.share),
             }
             factor = float(1 / self.share) ** (0.5 if "adagrad" in own["optimizer.kind"] else 1.0)
+            if own["model.initialization"] == "spectral":
+                factor = 1.0  # rows begin near their places, which larger steps would lose
             values |= {key: own[key] * factor for key in _LEARNING_RATES if own[key] is not None}
         return values
 
 
 def whole_trainings(job: JobConfig, trials: int) -> list[Rung]:
     """Return the only rung of a study that trains ``trials`` as the job does."""
-    return [Rung(1, trials, job.train.epochs, job.train.max_steps)]
+    return [Rung(1, trials, resolved(job.train.epochs), job.train.max_steps)]
 
 
 def plan_rungs(job: JobConfig) -> list[Rung]:
@@ -76,7 +80,7 @@ def plan_rungs(job: JobConfig) -> list[Rung]:
 
     Short rungs share evenly what the last leaves. A job of fewer than 9 epochs, or steps, has fewer of them.
     """
-    epochs, max_steps = job.train.epochs, job.train.max_steps
+    epochs, max_steps = resolved(job.train.epochs), job.train.max_steps
     divisors = [divisor for divisor in _DIVISORS if min(epochs, max_steps or epochs) >= divisor]
     if not divisors:
         return whole_trainings(job, BUDGET)

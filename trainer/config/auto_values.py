@@ -24,8 +24,12 @@ _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 0.4
 _BY_DIRECTION: dict[str, Any] = {"learning_rate": 0.2, "weight_decay": 0.0, "max_norm": 1.0}
 """The optimizer where only directions count. Rows that grew would turn ever more slowly."""
 _BY_VALUE: dict[str, Any] = {"learning_rate": 0.015, "weight_decay": 1e-5, "max_norm": None}
-_WARM_RATE = 0.5
-"""Factor of the learning rate in a warm start, whose rows are near their places (docs/fresh-models.md)."""
+_NEAR_RATE = 0.5
+"""Factor of the learning rate where rows begin near their places: with a spectral or a warm start."""
+RANDOM_EPOCHS, _SPECTRAL_EPOCHS, _SPECTRAL_STEPS = 40, 16, 80
+_SPECTRAL_WARMUP, _SPECTRAL_BETA1 = 20, 0.7
+_MAX_SPECTRAL_INTERACTIONS, _MAX_SPECTRAL_ITEMS = 10**8, 2 * 10**6
+"""What the first process holds in memory for a spectral start: some 4 GB, and 2 GB at 64 columns."""
 _MIN_QUERIES = 2_000
 """Queries with which a standard error is still usable: that of ndcg is about 0.3/√N."""
 _EPOCH_SHARE, _INTERACTION_SCORES = 0.1, 3_000
@@ -54,25 +58,52 @@ def resolve(job: JobConfig, size: DatasetSize) -> JobConfig:
     negatives = job.negatives if job.negatives.kind != "auto" else _negatives(job, size)
     shares_scores = size.is_grouped and not _has_histories(job)
     group: Any = "all" if negatives.kind == "all" and shares_scores else 1
-    warm = 1.0 if job.checkpoint.warm_start_from is None else _WARM_RATE
-    rate = 0.015 * warm if job.optimizer.learning_rate == "auto" else job.optimizer.learning_rate
+    is_spectral = _is_spectral(job, size)
+    is_warm = job.checkpoint.warm_start_from is not None
+    near = _NEAR_RATE if is_warm or is_spectral else 1.0
+    rate = _BY_VALUE["learning_rate"] * near if job.optimizer.learning_rate == "auto" else job.optimizer.learning_rate
     dense = _fill(job.model.dense, learning_rate=rate)
-    model = _fill(job.model, temperature=_temperature(job, size)).model_copy(update={"dense": dense})
+    start = "spectral" if is_spectral else "random"
+    model = _fill(job.model, temperature=_temperature(job, size), initialization=start)
+    model = model.model_copy(update={"dense": dense})
     update = _BY_DIRECTION if job.model.score == "cosine" else _BY_VALUE
-    optimizer = _fill(job.optimizer, **{**update, "learning_rate": warm * update["learning_rate"]})
+    train = _fill(job.train, epochs=_epochs(job, size, is_spectral=is_spectral))
+    optimizer = _fill(
+        job.optimizer,
+        **{**update, "learning_rate": near * update["learning_rate"]},
+        beta1=_SPECTRAL_BETA1 if is_spectral else 0.9,
+        warmup_steps=_SPECTRAL_WARMUP if is_spectral else 0,
+    )
     data = _fill(job.data, group=group)
     queries = _evaluated_queries(size)
     limit = job.evaluate.max_queries
     final = "all" if limit == "all" else max(_FINAL_FACTOR * queries, 0 if limit == "auto" else limit)
     evaluate = _fill(job.evaluate, max_queries=queries, final=final)
-    return job.model_copy(
-        update={"data": data, "model": model, "negatives": negatives, "optimizer": optimizer, "evaluate": evaluate},
-    )
+    sections = {"data": data, "model": model, "negatives": negatives, "optimizer": optimizer, "train": train}
+    return job.model_copy(update={**sections, "evaluate": evaluate})
 
 
 def _fill(section: AnySection, **values: Any) -> AnySection:
     """Return ``section`` with those of ``values`` whose key is ``auto`` in it."""
     return section.model_copy(update={key: value for key, value in values.items() if getattr(section, key) == "auto"})
+
+
+def _is_spectral(job: JobConfig, size: DatasetSize) -> bool:
+    """Return whether a new run begins with singular vectors; ``auto`` says so for what that has been measured with."""
+    model = job.model
+    if model.initialization != "auto" or job.checkpoint.warm_start_from is not None:
+        return model.initialization == "spectral" and job.checkpoint.warm_start_from is None
+    is_measured = model.score == "cosine" and job.loss == "softmax" and job.optimizer.kind == "adam"
+    fits = size.interactions <= _MAX_SPECTRAL_INTERACTIONS and size.items <= _MAX_SPECTRAL_ITEMS
+    return is_measured and fits and not model.has_towers
+
+
+def _epochs(job: JobConfig, size: DatasetSize, *, is_spectral: bool) -> int:
+    """Return how many epochs are enough; from singular vectors fewer, but for datasets of a few batches."""
+    if not is_spectral:
+        return RANDOM_EPOCHS
+    steps = -(-size.interactions // job.train.batch_size)
+    return min(max(_SPECTRAL_EPOCHS, -(-_SPECTRAL_STEPS // max(steps, 1))), RANDOM_EPOCHS)
 
 
 def _temperature(job: JobConfig, size: DatasetSize) -> float:

@@ -22,6 +22,7 @@ from crossfade.base.validation import described
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.trainer.config.sections import (
     AtLeastOne,
+    Auto,
     CheckpointConfig,
     ClusterConfig,
     Device,
@@ -106,13 +107,16 @@ class TrainConfig(Section):
     """The training loop."""
 
     batch_size: AtLeastOne = Field(16_384, description="interactions per step, over all workers")
-    epochs: AtLeastOne = Field(40, description="maximum number of passes over the train split")
+    epochs: Auto | AtLeastOne = Field(
+        "auto",
+        description="maximum number of passes over the train split; auto: 40, or 16 with a spectral initialization, "
+        "and more if those are fewer than 80 steps",
+    )
     max_steps: AtLeastOne | None = Field(None, description="steps after which to stop, whatever the epochs; null: none")
     eval_every_epochs: AtLeastOne = Field(1, description="epochs between evaluations on the valid split")
     patience: AtLeastOne | None = Field(
         None,
-        description="evaluations without a gain beyond its standard error before the run stops early, or with schedule "
-        "wsd before its learning rate decays; null: never",
+        description="evaluations without a gain beyond its standard error before the run stops early; null: never",
     )
     query_frequency_power: Annotated[float, Field(ge=-1, le=0)] = Field(
         -0.25,

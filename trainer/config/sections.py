@@ -138,11 +138,12 @@ class ModelConfig(Section):
         "rank best on valid, if that gains more than chance would; off: none, as with euclidean scores",
     )
     init_std: Positive = Field(0.1, description="standard deviation of the random initial values of a row")
-    initialization: Literal["random", "spectral"] = Field(
-        "random",
-        description="what rows begin with. random: random values; spectral: with cosine scores, the directions of the "
-        "leading singular vectors of the interactions, from which half the epochs come close at half the learning "
-        "rate; the first process holds all interactions in memory meanwhile, and a warm start does not use it",
+    initialization: Literal["auto", "random", "spectral"] = Field(
+        "auto",
+        description="what rows begin with. random: random values; spectral: the directions of the leading singular "
+        "vectors of the interactions, for which the first process holds all interactions in memory, and which a warm "
+        "start does not use; auto: spectral for IDs alone with cosine scores, the softmax loss, and adam, up to 100 "
+        "million interactions and 2 million items, and random otherwise",
     )
     query_features: list[Name] = Field(
         [],
@@ -240,7 +241,7 @@ class OptimizerConfig(Section):
     learning_rate: Auto | Positive = Field(
         "auto",
         description="peak learning rate, per step; auto: 0.2 with cosine scores, whose rows are at most 1 long, and "
-        "0.015 with others, or half of that with checkpoint.warm_start_from",
+        "0.015 with others, or half of that with checkpoint.warm_start_from or a spectral initialization",
     )
     weight_decay: Auto | NonNegative = Field(
         "auto",
@@ -250,23 +251,26 @@ class OptimizerConfig(Section):
     epsilon: Annotated[float, Field(ge=1e-30, le=1.0)] = Field(
         1e-8, description="constant added to the root of the second moment"
     )
-    beta1: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.9, description="Adam's decay of the first moment")
+    beta1: Auto | Annotated[float, Field(ge=0, le=0.999999)] = Field(
+        "auto",
+        description="Adam's decay of the first moment; auto: 0.7 with a spectral initialization, and 0.9 with others",
+    )
     beta2: Annotated[float, Field(ge=0, le=0.999999)] = Field(0.999, description="Adam's decay of the second moment")
     max_norm: Auto | Positive | None = Field(
         "auto",
         description="upper bound of a row's length after an update; null: none; auto: 1 with cosine scores, so that "
         "directions can still change, and none with others; 1 with euclidean scores is CML",
     )
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
-        "cosine",
-        description="learning rate schedule from the end of the warm-up to the last step; wsd (warmup-stable-decay): "
-        "constant, then linear to the end over the last fifth of the run, which begins sooner by train.patience",
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="learning rate schedule from the end of the warm-up to the last step"
     )
-    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = Field(
-        0, description="steps in which the learning rate rises from 0 to its peak"
+    warmup_steps: Auto | Annotated[int, Field(ge=0, strict=True)] = Field(
+        "auto",
+        description="steps in which the learning rate rises from 0 to its peak; auto: 20 with a spectral "
+        "initialization, and 0 with others",
     )
     min_lr_factor: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="fraction of the peak learning rate at which the linear, cosine, and wsd schedules end"
+        0.0, description="fraction of the peak learning rate at which the linear and cosine schedules end"
     )
 
 

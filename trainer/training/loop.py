@@ -19,7 +19,7 @@ import numpy as np
 from crossfade.base.arrays import IntArray
 from crossfade.base.errors import DivergedError
 from crossfade.kvstore.store import RowStore
-from crossfade.trainer.config.lr_schedule import end_after_plateau, lr_factor
+from crossfade.trainer.config.lr_schedule import lr_factor
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.data.reader import yield_to_computation
@@ -141,48 +141,42 @@ class TrainLoop:
     hooks: TrainingHooks
 
     @property
-    def max_steps(self) -> int:
-        """Return the steps that the run takes at most."""
-        steps = self.job.train.epochs * self.batches.steps_per_epoch
+    def total_steps(self) -> int:
+        """Return the steps that the run takes unless it stops early."""
+        steps = resolved(self.job.train.epochs) * self.batches.steps_per_epoch
         return min(steps, self.job.train.max_steps or steps)
-
-    def total_steps(self, state: TrainState) -> int:
-        """Return the steps that the run takes, by what the valid split has shown so far."""
-        if state.plateau_step is None:
-            return self.max_steps
-        return min(self.max_steps, end_after_plateau(self.job.optimizer, state.plateau_step))
 
     def run(self, state: TrainState) -> bool:
         """Continue from ``state``, which is updated, and return True once the run is finished, False if it was stopped.
 
-        It is finished after its epochs or steps, or sooner if the valid split has shown no gain beyond its standard
-        error for ``train.patience`` evaluations: at once, or with the decay of the learning rate that begins there.
+        It is finished after its epochs or steps, or when the valid split has shown no gain beyond its standard error
+        for ``train.patience`` evaluations.
         """
         if self.job.evaluate.at_start and state.step == 0:
             evaluation = self._evaluated(state)
             state.at_start = evaluation and evaluation.metrics
-        if not self._is_on_plateau(state):  # train.patience has been raised since the checkpoint
-            state.plateau_step = None
         timers = BatchTimers()
-        source = self.batches.remaining(state, self.max_steps, timers)
+        source = self.batches.remaining(state, self.total_steps, timers)
         with Prefetcher(source, interrupt=self.batches.interrupt) as prefetcher:
             batches = iter(prefetcher)
             while not self._is_finished(state):
                 if self._run_epoch(state, batches, timers):
                     return False
                 self._end_epoch(state)
-        state.stopped_early = state.step < self.max_steps
+        state.stopped_early = state.step < self.total_steps
         if state.best is None:
             self._save_embeddings(state)
         return True
 
     def _is_finished(self, state: TrainState) -> bool:
+        patience = self.job.train.patience
         # A run may resume after its last step, but before the end of its last epoch.
-        return state.step >= self.total_steps(state) and state.last_epoch_end_step == state.step
+        all_steps = state.step >= self.total_steps and state.last_epoch_end_step == state.step
+        return all_steps or (patience is not None and state.evals_since_best >= patience)
 
     def _run_epoch(self, state: TrainState, batches: Iterator[Batch], timers: BatchTimers) -> bool:
         """Take the remaining steps of the epoch; return whether all workers stop."""
-        for _ in range(min(self.batches.steps_per_epoch - state.epoch_step, self.total_steps(state) - state.step)):
+        for _ in range(min(self.batches.steps_per_epoch - state.epoch_step, self.total_steps - state.step)):
             with state.training():
                 with state.timed_batch_wait(timers):
                     batch = next(batches)
@@ -193,7 +187,7 @@ class TrainLoop:
         return False
 
     def _step(self, batch: Batch, state: TrainState) -> None:
-        factor = lr_factor(self.job.optimizer, state.step, self.total_steps(state))
+        factor = lr_factor(self.job.optimizer, state.step, self.total_steps)
         try:
             loss, active = self.step.take(batch, factor, state)
         except DivergedError as error:
@@ -208,7 +202,7 @@ class TrainLoop:
         return StepEvent(
             epoch=state.epochs,
             step=state.step,
-            steps=self.total_steps(state),
+            steps=self.total_steps,
             examples=state.examples_total,
             loss=loss * batch.global_size / max(len(batch), 1),
             learning_rate=resolved(self.job.optimizer.learning_rate) * factor,
@@ -221,7 +215,7 @@ class TrainLoop:
         """Evaluate, if that is due, and begin the next epoch."""
         loss_sum, examples = self.store.all_reduce(np.array([state.loss_sum, state.examples]))
         state.loss_sum, state.examples = 0.0, 0
-        is_due = state.epochs % self.job.train.eval_every_epochs == 0 or state.step >= self.total_steps(state)
+        is_due = state.epochs % self.job.train.eval_every_epochs == 0 or state.step >= self.total_steps
         metrics = self._evaluate(state) if is_due else None
         state.last_epoch_end_step = state.step
         loss = float(loss_sum / max(examples, 1.0))
@@ -240,13 +234,7 @@ class TrainLoop:
             return None
         if state.record_evaluation(evaluation, self.job.evaluate.best_metric):
             self._save_embeddings(state)
-        if state.plateau_step is None and self._is_on_plateau(state):
-            state.plateau_step = state.step
         return evaluation.metrics
-
-    def _is_on_plateau(self, state: TrainState) -> bool:
-        patience = self.job.train.patience
-        return patience is not None and state.evals_since_best >= patience
 
     def _save_embeddings(self, state: TrainState) -> None:
         self.hooks.on_event(PhaseEvent(name="embeddings", epoch=state.epochs, step=state.step))

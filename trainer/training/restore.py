@@ -33,7 +33,7 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.model.neighbor_start import NO_NEIGHBORS, NewRows, find_neighbors, has_neighbor_start
 from crossfade.trainer.model.spec import ModelSpec
-from crossfade.trainer.model.spectral_start import interaction_matrix, spectral_start
+from crossfade.trainer.model.spectral_start import SpectralStart, interaction_matrix
 from crossfade.trainer.runs.job_inputs import JobInputs, RowSelection
 from crossfade.trainer.runs.resumption import check_same_data
 from crossfade.trainer.training.checkpointing import CheckpointMetadata
@@ -155,14 +155,14 @@ def _assign_spectral_start(
     if store.rank == 0:
         with closing(InteractionReader(inputs.folder, inputs.manifest, inputs.job.data.reader_threads)) as reader:
             matrix = interaction_matrix(reader, selection.groups, query.rows, item.rows, progress)
-        start = spectral_start(matrix, query.dim, inputs.job.train.seed)
+        start = SpectralStart.of(matrix, query.dim, inputs.job.train.seed, progress)
     for table in (query, item):
-        row_A, value_AD = _NO_ROWS, np.empty((0, table.dim), np.float32)
-        if start is not None:
-            row_A, value_AD = start[:2] if table is query else start[2:]
         for first in range(0, table.rows, _ASSIGNED_ROWS):
-            part = slice(*np.searchsorted(row_A, (first, first + _ASSIGNED_ROWS)))
-            store.assign(table.name, row_A[part], value_AD[part])
+            rows = _NO_ROWS, np.empty((0, table.dim), np.float32)
+            if start is not None:
+                part = start.queries if table is query else start.items
+                rows = part(first, first + _ASSIGNED_ROWS)
+            store.assign(table.name, *rows)
 
 
 _NO_ROWS = np.empty(0, np.int64)

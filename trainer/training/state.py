@@ -50,11 +50,10 @@ class TrainState:
         loss_sum: sum of this worker's losses in this epoch.
         at_start: metrics before the first step, if they were asked for.
         best: metrics of the best evaluation, after epoch ``best_epoch``.
-        evals_since_best: evaluations since the last gain beyond its standard error, up to the plateau.
+        evals_since_best: evaluations since the last gain beyond its standard error.
         gained_from: sums of the metric by group of queries (``trainer/evaluation/paired_gain.py``) in the evaluation
             with that gain.
-        plateau_step: step after which there had been no such gain for ``train.patience`` evaluations.
-        stopped_early: whether the run took fewer steps for that.
+        stopped_early: whether the run ended because of ``train.patience``.
         train_seconds: seconds of training, without evaluations.
         seconds_by_phase: seconds of this worker by phase; ``data`` and ``sample`` are those that training waited.
         traffic: rows and bytes that this worker moved.
@@ -73,7 +72,6 @@ class TrainState:
     best_epoch: int | None = None
     evals_since_best: int = 0
     gained_from: list[float] | None = None
-    plateau_step: int | None = None
     stopped_early: bool = False
     train_seconds: float = 0.0
     seconds_by_phase: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -109,8 +107,6 @@ class TrainState:
         is_best = self.best is None or metrics[best_metric] > self.best[best_metric]
         if is_best:
             self.best, self.best_epoch = metrics, self.epochs
-        if self.plateau_step is not None:
-            return is_best
         if sums_G is None or self.gained_from is None:
             has_gained = is_best
         else:

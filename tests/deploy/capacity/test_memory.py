@@ -109,3 +109,11 @@ def test_peak_counts_only_simultaneous_items() -> None:
     assert ProcessPlan("server-0", (always, start, steps, evaluation, writer)).required_bytes == 150
     process = ProcessPlan("server-0", (always, start, steps, evaluation, writer, copied))
     assert (process.required_bytes, process.peak_bytes) == (150, 100 + 30 + 15 + 40)
+
+
+def test_only_the_first_worker_holds_a_spectral_start(wide: Path) -> None:
+    planned = processes(wide, "model.initialization=spectral", "cluster.workers=2")
+    held = {
+        name: [part.bytes for part in plan.parts if part.what == "spectral start"] for name, plan in planned.items()
+    }
+    assert held == {"train": [], "worker-0": [24 * 100_000 + 16 * (64 + 16) * 20_000], "worker-1": []}

@@ -82,7 +82,7 @@ def test_each_advice_makes_the_job_fit_and_is_minimal(tmp_path: Path, kind: str)
     path = write_job(
         tmp_path / "job.yaml",
         tmp_path / "data",
-        model={"dim": 65_536},
+        model={"dim": 65_536, "initialization": "random"},
         optimizer={"kind": "adam"},
         negatives={"count": 8},
         train={"batch_size": 10, "save_embeddings": "none"},

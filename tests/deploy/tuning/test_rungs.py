@@ -50,7 +50,13 @@ def test_budget_is_ten_trainings_for_any_length(tmp_path: Path, max_steps: str |
 
 @pytest.mark.parametrize(
     ("epochs", "expected"),
-    [(40, [(30, 4), (9, 13), (4, 40)]), (9, [(27, 1), (9, 3), (4, 9)]), (5, [(30, 1), (4, 5)]), (2, [(10, 2)])],
+    [
+        (40, [(30, 4), (9, 13), (4, 40)]),
+        (16, [(48, 1), (9, 5), (4, 16)]),
+        (9, [(27, 1), (9, 3), (4, 9)]),
+        (5, [(30, 1), (4, 5)]),
+        (2, [(10, 2)]),
+    ],
 )
 def test_rungs_of_a_job_are_as_documented(tmp_path: Path, epochs: int, expected: list[tuple[int, int]]) -> None:
     rungs = plan_rungs(job_with(tmp_path, f"train.epochs={epochs}"))
@@ -60,6 +66,7 @@ def test_rungs_of_a_job_are_as_documented(tmp_path: Path, epochs: int, expected:
 @pytest.mark.parametrize(("kind", "power"), [("adam", 1.0), ("sgd", 1.0), ("adagrad", 0.5), ("rowwise_adagrad", 0.5)])
 def test_short_training_moves_rows_as_far_as_a_whole_one(tmp_path: Path, kind: str, power: float) -> None:
     settings = ["train.epochs=36", f"optimizer.kind={kind}", "optimizer.schedule=cosine", "optimizer.warmup_steps=90"]
+    settings.append("model.initialization=random")
     job = job_with(tmp_path, *settings)
     trial = {"optimizer.learning_rate": 0.02, "model.temperature": 0.3}
     whole = None
@@ -77,6 +84,13 @@ def test_short_training_moves_rows_as_far_as_a_whole_one(tmp_path: Path, kind: s
         is_last = rung.epochs == job.train.epochs
         assert (trained.train.eval_every_epochs == job.train.eval_every_epochs) == is_last
         assert (trained.optimizer.learning_rate == 0.02) == is_last
+
+
+def test_short_training_from_singular_vectors_has_the_learning_rate_of_a_whole_one(tmp_path: Path) -> None:
+    job = job_with(tmp_path, "optimizer.kind=adam", "optimizer.learning_rate=0.1", "model.initialization=spectral")
+    short = plan_rungs(job.model_copy(update={"train": job.train.model_copy(update={"epochs": 16})}))[0]
+    assert short.epochs == 1
+    assert short.changes(job, {})["optimizer.learning_rate"] == 0.1
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.stem)

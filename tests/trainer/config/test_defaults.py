@@ -122,7 +122,44 @@ def test_temperature_of_a_dataset_without_a_lift_follows_from_its_size() -> None
 
 
 def test_optimizer_follows_from_the_score() -> None:
-    assert resolved_job().optimizer_spec == OptimizerSpec("adam", 0.2, weight_decay=0.0, max_norm=1.0)
+    adam = OptimizerSpec("adam", 0.2, weight_decay=0.0, max_norm=1.0)
+    assert resolved_job(SMALL, "model.initialization=random").optimizer_spec == adam
     assert resolved_job(SMALL, "model.score=dot").optimizer_spec == OptimizerSpec("adam", 0.015, weight_decay=1e-5)
     assert resolved_job(SMALL, "optimizer.max_norm=null").optimizer_spec.max_norm is None
     assert resolved_job(SMALL, "optimizer.weight_decay=1e-3").optimizer_spec.weight_decay == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("items", "interactions", "overrides", "initialization", "epochs"),
+    [
+        (3_400, 600_000, (), "spectral", 16),
+        (3_400, 60_000, (), "spectral", 20),
+        (3_400, 1_000, (), "spectral", 40),
+        (3_400, 60_000, ("train.batch_size=4096",), "spectral", 16),
+        (2_000_000, 100_000_000, (), "spectral", 16),
+        (2_000_001, 100_000_000, (), "random", 40),
+        (2_000_000, 100_000_001, (), "random", 40),
+        (3_400, 600_000, ("model.initialization=random",), "random", 40),
+        (2_000_001, 100_000_001, ("model.initialization=spectral",), "spectral", 16),
+        (3_400, 600_000, ("model.score=dot",), "random", 40),
+        (3_400, 600_000, ("loss=bpr",), "random", 40),
+        (3_400, 600_000, ("optimizer.kind=adagrad",), "random", 40),
+        (3_400, 600_000, ("model.dense.item=[64]",), "random", 40),
+        (3_400, 600_000, ("model.query_features=[user, history]",), "random", 40),
+        (3_400, 600_000, ("checkpoint.warm_start_from=runs/before/checkpoints",), "random", 40),
+    ],
+)
+def test_ids_with_cosine_scores_begin_spectral_with_fewer_epochs(
+    items: int, interactions: int, overrides: tuple[str, ...], initialization: str, epochs: int
+) -> None:
+    """Fewer epochs are no fewer than 80 steps, of 16,384 interactions by default."""
+    job = resolved_job(DatasetSize(6_000, items, interactions, is_grouped=True), *overrides)
+    assert (job.model.initialization, job.train.epochs) == (initialization, epochs)
+    is_spectral = initialization == "spectral"
+    assert (job.optimizer.warmup_steps, job.optimizer.beta1) == ((20, 0.7) if is_spectral else (0, 0.9))
+    assert resolved_job(SMALL, *overrides, "train.epochs=3").train.epochs == 3
+
+
+def test_learning_rate_of_a_spectral_start_is_half() -> None:
+    assert resolved_job().optimizer.learning_rate == 0.1
+    assert resolved_job(SMALL, "model.initialization=random").optimizer.learning_rate == 0.2

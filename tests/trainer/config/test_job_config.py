@@ -194,8 +194,14 @@ def test_overrides_replace_file_values_in_order(job_path: Path) -> None:
         ("name.first=x", "set name.first=x: 'name' is a value, not a section"),
         ("train.epoch=5", "set train.epoch=5: unknown key 'train.epoch'; did you mean 'epochs'?"),
         ("trian.epochs=5", "set trian.epochs=5: unknown key 'trian'; did you mean 'train'?"),
-        ("train.epochs=", "set train.epochs=: train.epochs: input should be a valid integer, but found None"),
-        ("train={epochs: x}", "set train={epochs: x}: train.epochs: input should be a valid integer, but found 'x'"),
+        (
+            "train.batch_size=",
+            "set train.batch_size=: train.batch_size: input should be a valid integer, but found None",
+        ),
+        (
+            "train={max_steps: x}",
+            "set train={max_steps: x}: train.max_steps: input should be a valid integer, but found 'x'",
+        ),
     ],
 )
 def test_invalid_override_is_rejected_as_typed(job_path: Path, override: str, expected: str) -> None:

@@ -1,10 +1,11 @@
 """Spectral start: rows of a new run begin with the leading singular vectors of its interactions."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import write_vocabulary
+from builders import make_interactions, write_data_set, write_vocabulary
 from cluster_data import CUSTOMERS, TRACKS, planted_splits, write_data, write_job
 from command_here import crossfade_here
 from numpy.testing import assert_allclose, assert_array_equal
@@ -13,7 +14,10 @@ from running_command import crossfade, succeeded
 from scipy.sparse import csr_matrix
 
 from crossfade.base.arrays import FloatArray
-from crossfade.trainer.model.spectral_start import spectral_start
+from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.reader import InteractionReader, row_groups
+from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.model.spectral_start import SpectralStart, interaction_matrix
 
 NEVER_PLAYED = 3
 """Tracks at the end that nobody has played."""
@@ -34,23 +38,26 @@ def test_directions_are_those_of_the_exact_singular_vectors() -> None:
     taste_Q, genre_I = rng.integers(0, 4, 80), rng.integers(0, 4, 50)
     pair_QI = (rng.random((80, 50)) < np.where(taste_Q[:, None] == genre_I, 0.5, 0.05)).astype(np.float32)
     pair_QI[7], pair_QI[:, 9] = 0.0, 0.0
-    start = spectral_start(csr_matrix(pair_QI), dim=4, seed=1)
+    start = SpectralStart.of(csr_matrix(pair_QI), dim=4, seed=1, progress=NullReporter())
+    (query_A, query_AD), (item_A, item_AD) = start.queries(0, 80), start.items(0, 50)
 
-    assert_array_equal(start.query_A, np.delete(np.arange(80), 7))
-    assert_array_equal(start.item_A, np.delete(np.arange(50), 9))
+    assert_array_equal(query_A, np.delete(np.arange(80), 7))
+    assert_array_equal(item_A, np.delete(np.arange(50), 9))
     expected_ID = expected_items(pair_QI, dim=4)
     expected_QD = pair_QI @ expected_ID
-    cosine_QI = expected_QD[start.query_A] @ expected_ID[start.item_A].T
-    cosine_QI /= np.linalg.norm(expected_QD[start.query_A], axis=1, keepdims=True)
-    assert_allclose(start.query_AD @ start.item_AD.T, cosine_QI, atol=1e-3)  # singular vectors have either sign
+    cosine_QI = expected_QD[query_A] @ expected_ID[item_A].T
+    cosine_QI /= np.linalg.norm(expected_QD[query_A], axis=1, keepdims=True)
+    assert_allclose(query_AD @ item_AD.T, cosine_QI, atol=1e-3)  # singular vectors have either sign
 
 
 def test_a_matrix_with_fewer_rows_than_columns_of_embeddings_leaves_the_others_zero() -> None:
-    start = spectral_start(csr_matrix(np.eye(3, 2, dtype=np.float32)), dim=8, seed=1)
-    assert start.item_AD.shape == (2, 8)
-    assert_allclose(np.linalg.norm(start.item_AD, axis=1), 1.0, rtol=1e-5)
-    assert not start.item_AD[:, 2:].any()
-    assert_array_equal(start.query_A, [0, 1])
+    start = SpectralStart.of(csr_matrix(np.eye(3, 2, dtype=np.float32)), dim=8, seed=1, progress=NullReporter())
+    _, item_AD = start.items(0, 2)
+    assert item_AD.shape == (2, 8)
+    assert_allclose(np.linalg.norm(item_AD, axis=1), 1.0, rtol=1e-5)
+    assert not item_AD[:, 2:].any()
+    assert_array_equal(start.queries(0, 3)[0], [0, 1])
+    assert_array_equal(start.queries(1, 3)[0], [1])
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +105,11 @@ def test_other_scores_are_rejected(workspace: Path) -> None:
     )
     assert refused.returncode == 2
     assert "initialization is spectral, which is for IDs that are compared by their cosine" in refused.stderr
+
+
+def test_pairs_count_once_and_only_with_a_positive_weight(tmp_path: Path) -> None:
+    read = make_interactions([0, 0, 0, 1, 2, 2], [1, 1, 3, 0, 2, 3], [1, 2, 0.5, 1, -1, 0])
+    manifest = write_data_set(tmp_path, {"train": [[read]]}, queries=3, items=4)
+    with closing(InteractionReader(Folder(tmp_path), manifest)) as reader:
+        matrix = interaction_matrix(reader, row_groups(manifest.splits["train"]), 3, 4, NullReporter())
+    assert_array_equal(matrix.toarray(), [[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])

@@ -53,6 +53,7 @@ BASE: Values = {
     "model.temperature": 0.2,
     "model.popularity": "off",
     "model.init_std": 0.1,
+    "model.initialization": "random",
     "negatives.count": 40,
     "optimizer.learning_rate": 0.05,
     "train.batch_size": 500,
