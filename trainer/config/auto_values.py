@@ -91,8 +91,10 @@ def _fill(section: AnySection, **values: Any) -> AnySection:
 def _is_spectral(job: JobConfig, size: DatasetSize) -> bool:
     """Return whether a new run begins with singular vectors; ``auto`` says so for what that has been measured with."""
     model = job.model
-    if model.initialization != "auto" or job.checkpoint.warm_start_from is not None:
-        return model.initialization == "spectral" and job.checkpoint.warm_start_from is None
+    if job.checkpoint.warm_start_from is not None:
+        return False
+    if model.initialization != "auto":
+        return model.initialization == "spectral"
     is_measured = model.score == "cosine" and job.loss == "softmax" and job.optimizer.kind == "adam"
     fits = size.interactions <= _MAX_SPECTRAL_INTERACTIONS and size.items <= _MAX_SPECTRAL_ITEMS
     return is_measured and fits and not model.has_towers

@@ -98,7 +98,7 @@ def interaction_matrix(
         InputError: a file is missing or corrupt.
         StorageUnavailableError: storage does not answer.
     """
-    from scipy.sparse import csr_matrix  # few runs need it, and it takes a while
+    from scipy.sparse import csr_matrix  # it takes a while
 
     progress.phase("interactions of the spectral start", len(groups), "row group")
     pairs_2P, pairs = np.empty((2, sum(group.rows for group in groups)), np.int32), 0

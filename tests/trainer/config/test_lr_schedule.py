@@ -30,6 +30,7 @@ def test_factor_rises_during_warmup_then_follows_the_schedule(schedule: str) -> 
         assert 0 <= factor - expected < 1 / PARTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_factor_stays_above_zero_and_takes_few_values(schedule: str) -> None:
     spec = OptimizerConfig(schedule=schedule, warmup_steps=0)

@@ -17,6 +17,7 @@ from crossfade.base.arrays import FloatArray
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.reader import InteractionReader, row_groups
 from crossfade.trainer.data.reporter import NullReporter
+from crossfade.trainer.model import spectral_start
 from crossfade.trainer.model.spectral_start import SpectralStart, interaction_matrix
 
 NEVER_PLAYED = 3
@@ -33,7 +34,9 @@ def expected_items(pair_QI: FloatArray, dim: int) -> FloatArray:
     return item_ID / np.linalg.norm(item_ID, axis=1, keepdims=True).clip(1e-9)
 
 
-def test_directions_are_those_of_the_exact_singular_vectors() -> None:
+@pytest.mark.parametrize("part_rows", [16, 1000])
+def test_directions_are_those_of_the_exact_singular_vectors(part_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectral_start, "_PART_ROWS", part_rows)
     rng = np.random.default_rng(3)
     taste_Q, genre_I = rng.integers(0, 4, 80), rng.integers(0, 4, 50)
     pair_QI = (rng.random((80, 50)) < np.where(taste_Q[:, None] == genre_I, 0.5, 0.05)).astype(np.float32)
