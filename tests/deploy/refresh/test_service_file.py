@@ -44,6 +44,8 @@ def test_minimal_file_has_defaults(tmp_path: Path) -> None:
     assert json.loads(service.next_job("data", "runs/last", None)) == continued
     kept = json.loads(service.next_job("data", "runs/last", popularity=0.4, epochs=1))
     assert kept == continued | {"train": {"epochs": 1, "eval_every_epochs": 1}, "model": {"popularity": 0.4}}
+    own = load_service(written(tmp_path, increment_job={}))
+    assert json.loads(own.next_job("data", "runs/last", None))["train"] == {"epochs": 40, "eval_every_epochs": 40}
     options = service.prepare_options(["a.parquet"], tmp_path / "out", "before")
     assert (options.base, list(options.train)) == ("before", ["a.parquet"])
 

@@ -24,7 +24,7 @@ from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 
 CUSTOMERS, TRACKS, EVENTS = 40, 30, 900
-SETTINGS = ("--windows", "2", "--set", "train.epochs=2", "--set", "model.dim=8", "--set", "metrics.port=null")
+SETTINGS = ("--windows", "2", "--set", "train.max_steps=2", "--set", "model.dim=8", "--set", "metrics.port=null")
 
 
 def timed(times: list[int], queries: list[int], weights: list[float] | None = None) -> Interactions:
