@@ -30,6 +30,8 @@ RANDOM_EPOCHS, _SPECTRAL_EPOCHS, _SPECTRAL_STEPS = 40, 16, 80
 _SPECTRAL_WARMUP, _SPECTRAL_BETA1 = 20, 0.7
 _MAX_SPECTRAL_INTERACTIONS, _MAX_SPECTRAL_ITEMS = 10**8, 2 * 10**6
 """What the first process holds in memory for a spectral start: some 4 GB, and 2 GB at 64 columns."""
+_MAX_SPECTRAL_LIFT = 4.0
+"""Between what has been measured: 3.4, where 16 epochs from singular vectors are enough, and 6.5, where 40 are."""
 _MIN_QUERIES = 2_000
 """Queries with which a standard error is still usable: that of ndcg is about 0.3/√N."""
 _EPOCH_SHARE, _INTERACTION_SCORES = 0.1, 3_000
@@ -97,7 +99,8 @@ def _is_spectral(job: JobConfig, size: DatasetSize) -> bool:
         return model.initialization == "spectral"
     is_measured = model.score == "cosine" and job.loss == "softmax" and job.optimizer.kind == "adam"
     fits = size.interactions <= _MAX_SPECTRAL_INTERACTIONS and size.items <= _MAX_SPECTRAL_ITEMS
-    return is_measured and fits and not model.has_towers
+    is_smooth = size.lift is None or size.lift <= _MAX_SPECTRAL_LIFT
+    return is_measured and fits and is_smooth and not model.has_towers
 
 
 def _epochs(job: JobConfig, size: DatasetSize, *, is_spectral: bool) -> int:

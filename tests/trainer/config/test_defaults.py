@@ -160,6 +160,12 @@ def test_ids_with_cosine_scores_begin_spectral_with_fewer_epochs(
     assert resolved_job(SMALL, *overrides, "train.epochs=3").train.epochs == 3
 
 
+@pytest.mark.parametrize(("lift", "initialization"), [(1.2, "spectral"), (4.0, "spectral"), (4.1, "random")])
+def test_items_that_say_much_about_each_other_begin_random(lift: float, initialization: str) -> None:
+    size = DatasetSize(30_000, 41_000, 720_000, is_grouped=True, lift=lift, items_per_query=24.0)
+    assert resolved_job(size).model.initialization == initialization
+
+
 def test_learning_rate_of_a_spectral_start_is_half() -> None:
     assert resolved_job().optimizer.learning_rate == 0.1
     assert resolved_job(SMALL, "model.initialization=random").optimizer.learning_rate == 0.2
