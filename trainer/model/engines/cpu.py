@@ -397,7 +397,7 @@ def _narrow(index_N: IntArray) -> NDArray[np.int32]:
 
 
 _CHUNK_QUERIES = 256
-_MIN_CHUNK_QUERIES = 32
+_MIN_CHUNK_QUERIES = 64
 """Queries of a chunk at least, where a step has too few for chunks of the usual size to be the work of all threads."""
 _SUMS_BYTES = 64 << 20
 """Memory of the sums of all chunks of queries, each of which is as large as the table of items."""
