@@ -143,7 +143,7 @@ class ModelConfig(Section):
         description="what rows begin with. random: random values; spectral: the directions of the leading singular "
         "vectors of the interactions, for which the first process holds all interactions in memory, and which a warm "
         "start does not use; auto: spectral for IDs alone with cosine scores, the softmax loss, and adam, up to 100 "
-        "million interactions, 2 million items, and a lift of 4 (docs/training.md), and random otherwise",
+        "million interactions, 2 million items, and a lift of 4, and random otherwise",
     )
     query_features: list[Name] = Field(
         [],
