@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfade.base.command_line import command_line
@@ -70,8 +71,18 @@ def run(options: TuneOptions) -> int:
     ended = sum(trial.value is not None for trial in trials)
     stopper.check(f"after {ended} of {sum(rung.trials for rung in plan.rungs)} trials; {_AGAIN}")
     _print_trials(trials if options.quick else trials[:_SHOWN], plan)
-    print_line(f"next: {command_line('train', plan.folder / 'best.yaml')}")
+    print_line(describe_best(trials[0], plan.folder, plan.job.name))
     return 0
+
+
+def describe_best(best: TrialResult, study: Path, job: str) -> str:
+    """Return the command that trains the ``job`` with the settings of ``best``, unless they are its own."""
+    from crossfade.deploy.tuning.study_folder import BEST_FILE
+
+    if best.is_own:
+        return "no setting that was tried is better than the job's own"
+    run = study.with_name(f"{job}-best")
+    return f"next: {command_line('train', study / BEST_FILE, run_dir=run)}"
 
 
 _AGAIN = "the same command resumes the study"

@@ -1,13 +1,13 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier` and `literal`, or is a number of this program)
 """Clean events before they are split: sum repeated pairs, and filter to the k-core.
 
-reports = groups.apply([sum_duplicates])
+reports = groups.apply([partial(sum_duplicates, [])])
 report = filter_k_core(groups, {"item": 5}, entities, progress)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,8 +32,11 @@ class KCoreReport:
     ids: dict[str, int]
 
 
-def sum_duplicates(connection: duckdb.DuckDBPyConnection) -> Report:
+def sum_duplicates(moments: Sequence[int], connection: duckdb.DuckDBPyConnection) -> Report:
     """Leave one interaction for each (query, item) pair of a split in the table ``events``.
+
+    A pair has another one after each of the ``moments``, timestamps at which hold-outs cut: what came before a cut must
+    not move behind it, where it would be a held-out interaction that train lacks.
 
     Its weight is the sum of the weights, its timestamp the latest one, its ``seq`` the first one. Pairs whose weights
     sum to 0 are left out: an item liked and skipped in equal measure gives no signal.
@@ -50,9 +53,10 @@ def sum_duplicates(connection: duckdb.DuckDBPyConnection) -> Report:
     assert isinstance(events, int)
     # Exact sums are the same in any order; others are added in the order of the events, to be deterministic.
     order = "" if is_fraction and magnitude < _EXACT_BELOW else " ORDER BY seq"
+    keys = ", ".join(["split", "query", "item", *(f"timestamp > {moment}" for moment in moments)])
     connection.execute(
         f"CREATE TABLE summed AS SELECT query, item, sum(weight::DOUBLE{order}) AS weight, "
-        "max(timestamp) AS timestamp, split, min(seq) AS seq FROM events GROUP BY split, query, item"
+        f"max(timestamp) AS timestamp, split, min(seq) AS seq FROM events GROUP BY {keys}"
     )
     largest = fetch_one(connection, "SELECT max(abs(weight)) FROM summed")[0]
     if isinstance(largest, float) and largest > np.finfo(np.float32).max:

@@ -2,7 +2,7 @@
 """The events of a preparation in groups, each with all events of some query entities, in a working database of its own.
 
     read, reports = groups.read()                                       # the table events of each group, and others
-    reports = groups.apply([sum_duplicates, count_events])              # in the database of each group
+    reports = groups.apply([partial(sum_duplicates, cuts), count_events])    # in the database of each group
     total(reports, "merged_duplicates")
     groups.apply([partial(find_sightings, "item")], given=["pending_item"], found=["sighted_item"], changes=False)
 

@@ -143,7 +143,15 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
             )
         if hold_out.kind != "random" and options.timestamp is None:
             raise needs_timestamp(hold_out.option, hold_out.text)
-    if options.hold_out_gap is not None and not _moments(plan):
+    cuts = moments(plan)  # of test, and of valid
+    if len(cuts) == len(plan) == 2 and cuts[1].value >= cuts[0].value:
+        raise OptionError(
+            "hold_out_valid",
+            found=plan["valid"].text,
+            problem=("is no earlier than ", Option("hold_out_test", plan["test"].text), ", which leaves valid nothing"),
+            fix="give valid an earlier time",
+        )
+    if options.hold_out_gap is not None and not cuts:
         raise OptionError(
             "hold_out_gap",
             found=options.hold_out_gap.text,
@@ -153,7 +161,8 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
     return plan
 
 
-def _moments(plan: Mapping[str, HoldOut]) -> list[TimeOption]:
+def moments(plan: Mapping[str, HoldOut]) -> list[TimeOption]:
+    """Return the times at which ``plan`` cuts."""
     return [hold_out.after for hold_out in plan.values() if hold_out.after is not None]
 
 
@@ -167,7 +176,7 @@ def check_times(plan: Mapping[str, HoldOut], gap: TimeSpan | None, timestamps: s
     """
     if gap is not None:
         check_span("hold_out_gap", gap, newest)
-    for moment in _moments(plan):
+    for moment in moments(plan):
         if gap is not None or timestamps == "integer":
             check_seconds(moment, newest)
 
@@ -178,9 +187,9 @@ def drop_gaps(plan: Mapping[str, HoldOut], gap: TimeSpan, connection: duckdb.Duc
     That is, of train, events within ``gap`` before each time of ``plan``, and all after the first time of query
     entities without a positive event before: a model that was trained then would have nothing of them.
     """
-    moments = _moments(plan)
-    within = " OR ".join(f"timestamp BETWEEN {m.value - gap.length + 1} AND {m.value}" for m in moments)
-    first = min(moment.value for moment in moments)
+    cuts = [moment.value for moment in moments(plan)]
+    within = " OR ".join(f"timestamp BETWEEN {cut - gap.length + 1} AND {cut}" for cut in cuts)
+    first = min(cuts)
     known = f"SELECT query FROM events WHERE split = 0 AND weight > 0 AND timestamp <= {first}"
     left_out = [f"split = 0 AND ({within})", f"split = 0 AND timestamp > {first} AND query NOT IN ({known})"]
     numbers = [count_rows(connection, "events")]

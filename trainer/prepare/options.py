@@ -205,8 +205,8 @@ class PrepareOptions(Options):
 
     duplicates: Literal["keep", "sum"] = _cleaning(
         "keep",
-        "keep repeated events of a pair as interactions (default), or sum them into one with the latest timestamp; "
-        "sums of 0 are dropped",
+        "keep repeated events of a pair as interactions (default), or sum them into one with the latest timestamp, on "
+        "each side of a hold-out by time; sums of 0 are dropped",
     )
     min_count: Minimums = _cleaning(
         {},

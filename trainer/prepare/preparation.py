@@ -41,6 +41,7 @@ from crossfade.trainer.prepare.hold_out import (
     create_interactions,
     describe_interactions,
     drop_gaps,
+    moments,
     plan_hold_outs,
     take,
 )
@@ -176,11 +177,12 @@ class Preparation:
         return self.faults.emptied(keep_lines=str(file) not in events)
 
     def _sum_duplicates(self) -> list[Report]:
-        """Sum duplicates if requested; return what is left."""
+        """Sum duplicates if requested, on each side of a hold-out by time; return what is left."""
         if self.options.duplicates != "sum":
             return []
         self.progress.phase("sum duplicates", None, "row")
-        reports = self.groups.apply([sum_duplicates, count_events])
+        cuts = [moment.value for moment in moments(plan_hold_outs(self.options))]
+        reports = self.groups.apply([partial(sum_duplicates, cuts), count_events])
         self.facts |= {name: total(reports, name) for name in ("merged_duplicates", "cancelled_pairs")}
         return reports
 

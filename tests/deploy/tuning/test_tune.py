@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from running_command import messages, single_line, started, succeeded
 from waiting import wait_until
 
 from crossfade.base.errors import InputError
+from crossfade.cli.tune import describe_best
+from crossfade.deploy.tuning.rungs import Rung
 from crossfade.deploy.tuning.search_space import SearchParameter
+from crossfade.deploy.tuning.study import TrialResult
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +79,7 @@ def test_study_finds_better_parameters_and_writes_them_as_a_job(workspace: Path)
     assert values == sorted(values, reverse=True)
     assert values[0] > values[-1]
     assert last.startswith("next: ")
-    assert last.endswith(" train found/best.yaml")
+    assert last.endswith(" train found/best.yaml --run-dir planted-best")
     best = yaml.safe_load((workspace / "found" / "best.yaml").read_text())
     _, number, value, _, rate, dim = rows(result.stdout)[0]
     assert (best["optimizer"]["learning_rate"], float(rate), best["model"]["dim"]) == (0.3, 0.3, int(dim))
@@ -118,9 +122,15 @@ def test_quick_study_prints_all_it_tried(workspace: Path, quick: Path) -> None:
     for epochs, _ in RUNGS:
         values = [float(row[2]) for row in tried if row[0] == str(epochs) and row not in failed]
         assert values == sorted(values, reverse=True)
-    assert printed.splitlines()[-1].endswith("train runs/planted-tune-quick/best.yaml")
+    assert printed.splitlines()[-1].endswith(" train runs/planted-tune-quick/best.yaml --run-dir runs/planted-best")
     settings = yaml.safe_load((quick / "best.yaml").read_text())
     assert settings["optimizer"]["learning_rate"] == float(tried[0][4])
+
+
+def test_no_command_is_printed_where_no_setting_is_better() -> None:
+    best = TrialResult(3, Rung(1, 16, 4, None), is_own=True, parameters={}, value=0.2, seconds=1.0)
+    assert describe_best(best, Path("study"), "x") == "no setting that was tried is better than the job's own"
+    assert describe_best(replace(best, is_own=False), Path("study"), "x").startswith("next: ")
 
 
 def test_killed_and_stopped_study_resumes_within_its_trial(workspace: Path) -> None:

@@ -88,6 +88,22 @@ def test_duplicates_sum_keeps_latest_time_and_drops_cancelled_pairs(tmp_path: Pa
     assert manifest.source["merged_duplicates"] == len(rows) + len(test) - len(weight) - 1
 
 
+def test_sums_do_not_cross_a_hold_out_by_time(tmp_path: Path) -> None:
+    rows = [(1, 10, 1.0, 1), (1, 10, 2.0, 2), (1, 10, 4.0, 5), (1, 10, 8.0, 9), (1, 10, 16.0, 8), (1, 11, 1.0, 1)]
+    prepare_files(
+        tmp_path / "out",
+        write_events(rows, tmp_path / "e.parquet"),
+        weight="w",
+        timestamp="at",
+        duplicates="sum",
+        hold_out_valid="after:4",
+        hold_out_test="after:6",
+    )
+    assert sorted(interactions(tmp_path / "out", "train")) == [(1, 10, 3.0, 2), (1, 11, 1.0, 1)]
+    assert interactions(tmp_path / "out", "valid") == [(1, 10, 4.0, 5)]
+    assert interactions(tmp_path / "out", "test") == [(1, 10, 24.0, 9)]
+
+
 def test_inexact_sums_are_computed_in_event_order(tmp_path: Path) -> None:
     draw = random.Random(1)
     count = 150_000  # more than one of DuckDB's own row groups, so that threads do share the work

@@ -249,6 +249,10 @@ REJECTED: list[tuple[str, Case]] = [
     ),
     ("random:0.1: cannot be combined with", csv_case(GOOD, hold_out="random:0.1", hold_out_valid="random:0.1")),
     (
+        "after:9: is no earlier than hold_out_test after:6, which leaves valid nothing; give valid an earlier time",
+        csv_case("customer,item,t\n1,1,5\n1,2,9\n", hold_out_valid="after:9", hold_out_test="after:6", timestamp="t"),
+    ),
+    (
         "after:50: takes no interaction for test (timestamps run from 5",
         csv_case("customer,item,t\n1,1,5\n1,2,6\n", hold_out="after:50", timestamp="t"),
     ),
