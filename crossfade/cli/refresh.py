@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from crossfade.deploy.refresh.versions import VersionRecord
 
 _logger = logging.getLogger(__name__)
+_MAX_WAIT = 60.0
+"""Seconds that a single call waits for files to settle, at most."""
 _ARRIVALS = ("waiting", "settling", "unpublished", "set_aside", "unmatched")
 _EXAMPLES = (
     ("crossfade refresh music.yaml", "Take the event files that are new, train on them, and publish the version."),
@@ -101,6 +103,7 @@ def _refresh_at_intervals(service: RefreshedService, options: RefreshCommand, se
     with serve_metrics(of_process, options.metrics_port, options.metrics_host, "127.0.0.1", source=source) as listener:
         if listener.address is not None:
             _logger.info(f"metrics: http://{listener.address}/metrics")
+        _logger.info(f"looking for new events every {duration(seconds)}")
         while True:
             began = time.monotonic()
             try:
@@ -116,14 +119,23 @@ def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
     from crossfade.display import progress_bars
 
     with progress_bars() as bars:
-        record = service.refresh(
-            bars, lambda: stopper.number is not None, deferred=stopper.deferred, publish=options.publish
-        )
+
+        def take() -> VersionRecord | None:
+            stop_requested = lambda: stopper.number is not None  # noqa: E731
+            return service.refresh(bars, stop_requested, deferred=stopper.deferred, publish=options.publish)
+
+        record = take()
+        settling = service.arrivals.settling.values() if service.arrivals is not None else ()
+        if record is None and options.every is None and 0 < (seconds := max(settling, default=0.0)) <= _MAX_WAIT:
+            _logger.info(f"files were written a moment ago (settle_seconds): waiting for {duration(seconds)}")
+            stopper.wait(seconds)
+            record = take()
     if record is None:
         stopper.check("the same command continues")
         if options.every is None and not options.json_:
-            print_line("no new event files")
-            for line in service.arrivals.reasons() if service.arrivals is not None else ():
+            arrivals = service.arrivals
+            print_line("nothing is taken yet" if arrivals is not None and arrivals.settling else "no new event files")
+            for line in arrivals.reasons() if arrivals is not None else ():
                 print_line(worded(line, as_typed))
         return 0
     print_line(record.model_dump_json() if options.json_ else _describe(record), flush=True)
@@ -141,7 +153,9 @@ def _describe(record: VersionRecord) -> str:
     taken = f"{counted(record.events, 'new event')} of {counted(sound, 'file')}"
     if not record.files:
         taken = "without the forgotten ids, and without new events"
-    return f"version {record.number} {record.status}: {taken}, {metric}, {took}"
+    served = f"; version {record.base} is still served, and the next new file takes these events again"
+    rejected = served if record.status == "rejected" else ""
+    return f"version {record.number} {record.status}: {taken}, {metric}, {took}{rejected}"
 
 
 def _report(error: Exception) -> None:

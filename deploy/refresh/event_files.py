@@ -88,7 +88,7 @@ class Arrivals:
         if self.unpublished:
             were = f"{counted(len(self.unpublished), 'file')} of versions that were rejected or withdrawn"
             lines.append((f"{were}: taken with the next new file, or at once with ", Option("publish")))
-        lines += [f"set aside until it changes, as a warning says: {uri}" for uri in self.set_aside]
+        lines += [f"set aside until it changes, since it has faults: {uri}" for uri in self.set_aside]
         return lines
 
 

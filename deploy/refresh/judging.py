@@ -54,7 +54,8 @@ class Judgment(NamedTuple):
 def judge(report: Mapping[str, Any], metric: str, guard: Guard | None) -> Judgment:
     """Judge the version whose training has left ``report``; without a ``guard``, every version meets the condition.
 
-    It may fall short of the condition by its standard error.
+    It may fall short of the condition by a standard error, the larger one of both: the error of a metric that no query
+    contributes to is 0.
     """
     start, valid = report["valid_at_start"] or {}, report["metrics"].get("valid", {})
     if report["popularity"] is not None and "valid" in report["metrics"]:
@@ -63,5 +64,6 @@ def judge(report: Mapping[str, Any], metric: str, guard: Guard | None) -> Judgme
     after = valid.get(metric)
     if guard is None or before is None:
         return Judgment(before, after, is_met=True)
-    reached = None if after is None else after + valid.get(error_of(metric), 0.0)
+    error = max(metrics.get(error_of(metric), 0.0) for metrics in (start, valid))
+    reached = None if after is None else after + error
     return Judgment(before, after, is_met=reached is not None and reached >= guard.share * before)  # NaN is not

@@ -249,6 +249,10 @@ def load_service(path: Path) -> ServiceConfig:
     except FileNotFoundError:
         shown = command("refresh", help=True)
         raise InputError(f"{path}: no such file; expected the YAML file of a service: {shown} has one") from None
+    except IsADirectoryError:
+        raise InputError(
+            f"{path}: is a folder; expected the YAML file of a service, such as {path.name}.yaml"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     values = parse_job_text(text, str(path))

@@ -25,7 +25,7 @@ class ServeOptions(MetadataOptions, AccessOptions, ModelSource):
 
     source: Location | None = option(  # type: ignore[assignment]
         None,
-        "serve this run folder, folder of checkpoints, or checkpoint (default: /opt/ml/model)",
+        "serve this run folder, folder of checkpoints, checkpoint, or folder of a service (default: /opt/ml/model)",
         group="model",
         value="FROM",
         positional=True,
@@ -59,7 +59,9 @@ class ServeOptions(MetadataOptions, AccessOptions, ModelSource):
                 "port": SAGEMAKER_PORT,
             }
         else:
-            raise InputError("FROM is missing; expected a run folder, a folder of checkpoints, or a checkpoint")
+            raise InputError(
+                "FROM is missing; expected a run folder, a folder of checkpoints, a checkpoint, or a service's folder"
+            )
         names = () if self.source is not None else (ANY_HOST,)
         missing = {name: value for name, value in found.items() if name not in self.model_fields_set}
         return self.model_copy(update={**missing, "allowed_host": (*self.allowed_host, *names)})

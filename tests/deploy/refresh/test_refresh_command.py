@@ -114,6 +114,14 @@ def test_local_file_is_left_until_it_has_settled(tmp_path: Path) -> None:
     assert "2 files settle for another 1 h 8 min" in service.command("refresh", "--status").stdout
 
 
+def test_single_call_waits_for_a_file_that_was_just_written(tmp_path: Path) -> None:
+    service = ServiceFolder(tmp_path, settle_seconds=2)
+    service.add(1)
+    result = succeeded(service.command("refresh"))
+    assert "files were written a moment ago (settle_seconds): waiting for " in result.stderr
+    assert service.statuses() == ["published"]
+
+
 def test_events_of_a_rejected_version_wait_for_the_next_file(
     service: ServiceFolder, undisturbed: ServiceFolder
 ) -> None:
@@ -121,6 +129,7 @@ def test_events_of_a_rejected_version_wait_for_the_next_file(
     service.add(3)
     result = service.command("refresh")
     assert (result.returncode, result.stdout.split(":")[0]) == (1, "version 3 rejected")
+    assert "; version 2 is still served, and the next new file takes these events again" in result.stdout
     assert service.current()["version"] == 2
     assert len(service.status()["waiting"]) == 1
     for _ in range(2):
@@ -144,14 +153,14 @@ def test_rollback_returns_to_an_earlier_version_and_its_events_wait(undisturbed:
     assert before == recommended(service.run(3)) != recommended(service.run(2))
     rejected(service.command("rollback", "--to", 9), "--to 9: is no earlier version that is kept; expected 1 or 2")
     result = succeeded(service.command("rollback"))
-    assert result.stdout == "withdrawn: 3; version 2 is served\n"
+    assert result.stdout.startswith("withdrawn: 3; version 2 is served\nthe next new file takes the withdrawn events")
     assert recommended(service.path) == recommended(service.run(2))
     assert service.statuses() == ["published", "published", "withdrawn"]
     assert "at once with --publish" in succeeded(service.command("refresh")).stdout
     assert not service.run(3).exists()
     assert not service.data(3).exists()
     result = succeeded(service.command("rollback", "--to", 1))
-    assert result.stdout == "withdrawn: 2; version 1 is served\n"
+    assert result.stdout.startswith("withdrawn: 2; version 1 is served\n")
     assert recommended(service.path) == recommended(service.run(1))
     assert succeeded(service.command("rollback", "--to", 1)).stdout == "withdrawn: none; version 1 is served\n"
     rejected(service.command("rollback"), "has no earlier version to return to")

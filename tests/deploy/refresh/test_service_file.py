@@ -106,21 +106,24 @@ def test_invalid_file_is_rejected_with_the_key_before_anything_is_done(
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "error", "is_met"),
+    ("before", "after", "errors", "is_met"),
     [
-        (0.5, 0.45, 0.0, True),
-        (0.5, 0.44, 0.02, True),
-        (0.5, 0.44, 0.005, False),
-        (0.5, float("nan"), 0.0, False),
-        (0.5, None, 0.0, False),
-        (None, 0.1, 0.0, True),
+        (0.5, 0.45, (0.0, 0.0), True),
+        (0.5, 0.44, (0.0, 0.02), True),
+        (0.5, 0.44, (0.002, 0.005), False),
+        (0.05, 0.0, (0.05, 0.0), True),
+        (0.05, 0.0, (0.04, 0.0), False),
+        (0.5, float("nan"), (0.0, 0.0), False),
+        (0.5, None, (0.0, 0.0), False),
+        (None, 0.1, (0.0, 0.0), True),
     ],
 )
 def test_version_fails_below_the_share_by_more_than_the_error(
-    before: float | None, after: float | None, error: float, is_met: bool
+    before: float | None, after: float | None, errors: tuple[float, float], is_met: bool
 ) -> None:
-    start = {"queries": 0, "recall@20": 0.0} if before is None else {"queries": 9, "recall@20": before}
-    valid = {} if after is None else {"valid": {"recall@20": after, "recall@20_se": error}}
+    known = {"queries": 9, "recall@20": before, "recall@20_se": errors[0]}
+    start = {"queries": 0, "recall@20": 0.0} if before is None else known
+    valid = {} if after is None else {"valid": {"recall@20": after, "recall@20_se": errors[1]}}
     report = {"valid_at_start": start, "metrics": valid, "popularity": None}
     judgment = judge(report, "recall@20", Guard.parse(" recall@20>=0.9*last "))
     assert (judgment.before, judgment.is_met) == (before, is_met)
