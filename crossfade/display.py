@@ -62,7 +62,9 @@ _DESCRIPTIONS: dict[type, Callable[[Any], str]] = {
     InterruptionNotice: lambda event: f"{event.host} ({event.address}) is about to be interrupted: {event.reason}",
     WaitingForHosts: lambda event: f"waiting for {event.hosts} more {'host' if event.hosts == 1 else 'hosts'} to join",
     HostsMissing: lambda event: f"{counted(event.hosts, 'host')} did not join; the other hosts get their roles",
-    ListeningEvent: lambda event: f"listening for the agents of other hosts at {event.address}",
+    ListeningEvent: lambda event: (
+        f"listening for the agents of other hosts at {event.address}; roles start when all have joined"
+    ),
     CheckpointFailed: lambda event: f"the checkpoint of step {event.step:,} was not written: {event.message}",
     LogWriteFailed: lambda event: f"events are missing from the log: {event.message}",
     CheckpointPruneFailed: lambda event: f"old checkpoints were not deleted: {event.message}",

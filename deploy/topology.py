@@ -170,7 +170,8 @@ def free_address(cluster: ClusterConfig) -> Address:
     except socket.gaierror as error:
         raise InputError(f"cluster.host: '{cluster.host}' is not a host name or address: {error.strerror}") from error
     except OSError as error:
-        raise InputError(f"cluster.host: cannot listen on '{cluster.host}': {error.strerror}") from error
+        problem = f"cannot listen on '{cluster.host}': {error.strerror}; expected an address of this host"
+        raise InputError(f"cluster.host: {problem}") from error
 
 
 def _draw_ports() -> list[int]:

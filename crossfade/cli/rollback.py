@@ -34,7 +34,5 @@ def run(options: RollbackOptions) -> int:
     names = ", ".join(map(str, sorted(withdrawn))) or "none"
     print_line(f"withdrawn: {names}; version {current.number if current else 'none'} is served")
     if withdrawn:
-        print_line(
-            "the next new file takes the withdrawn events again: first correct or delete files that were bad"
-        )
+        print_line("the next new file takes the withdrawn events again: first correct or delete files that were bad")
     return 0

@@ -188,6 +188,7 @@ class Agent:
                 self._selector.register(process.pipe, selectors.EVENT_READ, process)
         except (OSError, ClusterError) as error:
             self._failure = Failure(message=f"the roles on {self.host} could not be started: {error}")
+            self._notify(self._failure.message)
 
     def _check_job(self, desired: DesiredState) -> None:
         path = self._folder.path / JOB_FILE

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from crossfade.base.arrays import FloatArray
+from crossfade.base.errors import command
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
@@ -109,10 +110,10 @@ def _describe_baselines(named: Mapping[str, list[tuple[float, str]]]) -> Iterato
 def _describe_settings(job: JobConfig, *, is_tuned: bool) -> str:
     """Return which settings of the model to change, and, unless they are there, how to compare tuned baselines."""
     log_scale = ", train.weight_scale=log if weights are numbers of plays" if job.train.weight_scale == "linear" else ""
-    others = "" if is_tuned else "; evaluate --baselines shows what ALS and EASE reach"
+    others = "" if is_tuned else f"; {command('evaluate', baselines=True)} shows what ALS and EASE reach"
     popularity = "model.popularity=auto, " if job.model.popularity == "off" else ""
     return (
-        f"try tune --quick, which chooses on valid, or, by --set, {popularity}model.dim={2 * job.model.dim}, "
+        f"try {command('tune', quick=True)}, which chooses on valid, or {popularity}model.dim={2 * job.model.dim}, "
         f"model.temperature (now {job.model.temperature}){log_scale}, or train.item_frequency_power{others}"
     )
 

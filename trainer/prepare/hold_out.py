@@ -143,6 +143,23 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
             )
         if hold_out.kind != "random" and options.timestamp is None:
             raise needs_timestamp(hold_out.option, hold_out.text)
+    _check_order(plan)
+    if options.hold_out_gap is not None and not moments(plan):
+        raise OptionError(
+            "hold_out_gap",
+            found=options.hold_out_gap.text,
+            problem="comes before what is held out by time, and nothing is",
+            fix=("add ", Option("hold_out_test", "after:TIME")),
+        )
+    return plan
+
+
+def _check_order(plan: Mapping[str, HoldOut]) -> None:
+    """Reject a time of valid that is no earlier than the time of test, which takes all that is later.
+
+    Raises:
+        OptionError: that is so.
+    """
     cuts = moments(plan)  # of test, and of valid
     if len(cuts) == len(plan) == 2 and cuts[1].value >= cuts[0].value:
         raise OptionError(
@@ -151,14 +168,6 @@ def plan_hold_outs(options: PrepareOptions) -> dict[str, HoldOut]:
             problem=("is no earlier than ", Option("hold_out_test", plan["test"].text), ", which leaves valid nothing"),
             fix="give valid an earlier time",
         )
-    if options.hold_out_gap is not None and not cuts:
-        raise OptionError(
-            "hold_out_gap",
-            found=options.hold_out_gap.text,
-            problem="comes before what is held out by time, and nothing is",
-            fix=("add ", Option("hold_out_test", "after:TIME")),
-        )
-    return plan
 
 
 def moments(plan: Mapping[str, HoldOut]) -> list[TimeOption]:
