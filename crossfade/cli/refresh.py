@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from crossfade.deploy.refresh.versions import VersionRecord
 
 _logger = logging.getLogger(__name__)
+_SHOWN = 3
 _MAX_WAIT = 60.0
 """Seconds that a single call waits for files to settle, at most."""
 _ARRIVALS = ("waiting", "settling", "unpublished", "set_aside", "unmatched")
@@ -179,7 +180,10 @@ def _print_status(service: RefreshedService, options: RefreshCommand) -> None:
         "versions": [json.loads(record.model_dump_json()) for record in versions.records],
         **{name: getattr(arrivals, name) for name in _ARRIVALS},
     }
-    lines: list[Text] = [f"{counted(len(arrivals.waiting), 'event file')} waiting", *arrivals.reasons()]
+    shown, more = arrivals.waiting[:_SHOWN], len(arrivals.waiting) - _SHOWN
+    names = [*shown, *([f"and {more:,} more"] if more > 0 else [])]
+    waiting = f"{counted(len(arrivals.waiting), 'event file')} waiting{': ' if names else ''}{', '.join(names)}"
+    lines: list[Text] = [waiting, *arrivals.reasons()]
     if versions.must_forget:
         lines.insert(0, "ids were forgotten: the next call publishes a version without them, and then takes events")
     next_step = command_line("status", service.folder)

@@ -137,15 +137,16 @@ class RefreshedService:
             try:
                 return plan, self._prepare(plan, progress)
             except FaultyFilesError as error:
-                plan = self._set_aside(plan, error)
+                plan = self._set_aside(plan, error, again=again)
         if self.arrivals is not None and not self.versions.records and self.arrivals.has_no_file:
             raise InputError(f"{self.config.source}: events: no file matches {self.arrivals.unmatched[0]}")
         return None
 
-    def _set_aside(self, plan: Plan, error: FaultyFilesError) -> Plan:
+    def _set_aside(self, plan: Plan, error: FaultyFilesError, *, again: bool) -> Plan:
         """Return ``plan`` with the files that ``error`` names set aside, if others are left to make a version of.
 
-        If all files are faulty, the options may be wrong, and no file waits for it.
+        If all new files are faulty, the options may be wrong, and no file waits for it. Those of a version that was
+        rejected or withdrawn are not new, unless they are to be published ``again``.
 
         Raises:
             FaultyFilesError: no file may be set aside.
@@ -153,7 +154,8 @@ class RefreshedService:
         names = {uri: str(file) for uri, file in self._found.items()}
         sound = [file for file in plan.files if not file.is_faulty]
         faulty = {file.uri for file in sound if names.get(file.uri) in error.files}
-        if not self.config.sets_aside or not 0 < len(faulty) < len(sound):
+        new = {file.uri for file in sound if again or file not in self.versions.tried()}
+        if not self.config.sets_aside or not faulty or new <= faulty:
             raise error
         for uri in sorted(faulty):
             problem = error.files[names[uri]].removeprefix(f"{uri}: ")

@@ -221,6 +221,11 @@ def test_files_are_set_aside_unless_all_are_faulty_until_they_change(service: Se
     assert (service.files(4), service.status()["set_aside"]) == (["day-003.parquet"], [])
     succeeded(service.command("rollback"))
     assert service.status()["waiting"] == [str(service.event_file(3))]
+    service.add(5, plays(5).rename_columns(["usr", "track", "at"]))
+    assert service.command("refresh").returncode == 2  # a faulty file does not bring back what was withdrawn
+    assert service.statuses() == ["published"] * 3 + ["withdrawn"]
+    succeeded(service.command("refresh", "--publish"))
+    assert service.files(5) == ["day-003.parquet", "day-005.parquet"]
 
 
 def lines_to(stream: IO[str] | None, text: str) -> list[str]:
