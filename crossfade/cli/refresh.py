@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _SHOWN = 3
+"""Names of waiting files that a status shows."""
 _MAX_WAIT = 60.0
 """Seconds that a single call waits for files to settle, at most."""
 _ARRIVALS = ("waiting", "settling", "unpublished", "set_aside", "unmatched")
@@ -122,8 +123,9 @@ def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
     with progress_bars() as bars:
 
         def take() -> VersionRecord | None:
-            stop_requested = lambda: stopper.number is not None  # noqa: E731
-            return service.refresh(bars, stop_requested, deferred=stopper.deferred, publish=options.publish)
+            return service.refresh(
+                bars, lambda: stopper.number is not None, deferred=stopper.deferred, publish=options.publish
+            )
 
         record = take()
         settling = service.arrivals.settling.values() if service.arrivals is not None else ()

@@ -145,8 +145,8 @@ class RefreshedService:
     def _set_aside(self, plan: Plan, error: FaultyFilesError, *, again: bool) -> Plan:
         """Return ``plan`` with the files that ``error`` names set aside, if others are left to make a version of.
 
-        If all new files are faulty, the options may be wrong, and no file waits for it. Those of a version that was
-        rejected or withdrawn are not new, unless they are to be published ``again``.
+        If all new files are faulty, the options may be wrong, and no sound file is kept waiting. Files of a rejected or
+        withdrawn version are not new, unless they are to be published ``again``.
 
         Raises:
             FaultyFilesError: no file may be set aside.

@@ -99,8 +99,8 @@ def _is_spectral(job: JobConfig, size: DatasetSize) -> bool:
         return model.initialization == "spectral"
     is_measured = model.score == "cosine" and job.loss == "softmax" and job.optimizer.kind == "adam"
     fits = size.interactions <= _MAX_SPECTRAL_INTERACTIONS and size.items <= _MAX_SPECTRAL_ITEMS
-    is_smooth = size.lift is None or size.lift <= _MAX_SPECTRAL_LIFT
-    return is_measured and fits and is_smooth and not model.has_towers
+    has_low_lift = size.lift is None or size.lift <= _MAX_SPECTRAL_LIFT
+    return is_measured and fits and has_low_lift and not model.has_towers
 
 
 def _epochs(job: JobConfig, size: DatasetSize, *, is_spectral: bool) -> int:

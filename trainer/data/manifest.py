@@ -300,7 +300,7 @@ class DatasetManifest(_Strict):
                 return []
             return [
                 "valid is held out at random, and test by time: the epoch and the factor of popularity that are best "
-                "on valid need not be best for the future (hold out both by time, each by an option of its own)"
+                "on valid need not be best for the future (hold out both by time)"
             ]
         if not test:
             return []

@@ -110,11 +110,12 @@ def _describe_baselines(named: Mapping[str, list[tuple[float, str]]]) -> Iterato
 def _describe_settings(job: JobConfig, *, is_tuned: bool) -> str:
     """Return which settings of the model to change, and, unless they are there, how to compare tuned baselines."""
     log_scale = ", train.weight_scale=log if weights are numbers of plays" if job.train.weight_scale == "linear" else ""
-    others = "" if is_tuned else f"; {command('evaluate', baselines=True)} shows what ALS and EASE reach"
+    others = "" if is_tuned else f"; {command('evaluate', 'RUN', baselines=True)} shows what ALS and EASE reach"
     popularity = "model.popularity=auto, " if job.model.popularity == "off" else ""
+    tuned = f"{command('tune', 'JOB', quick=True)}, which chooses on valid"
     return (
-        f"try {command('tune', quick=True)}, which chooses on valid, or {popularity}model.dim={2 * job.model.dim}, "
-        f"model.temperature (now {job.model.temperature}){log_scale}, or train.item_frequency_power{others}"
+        f"try {tuned}, or {popularity}model.dim={2 * job.model.dim}, model.temperature (now "
+        f"{job.model.temperature}){log_scale}, or train.item_frequency_power{others}"
     )
 
 

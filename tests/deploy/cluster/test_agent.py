@@ -112,6 +112,17 @@ def test_new_coordinator_is_joined_without_roles_and_the_earlier_one_is_ignored(
     run_until(agent, lambda: coordinator.last.generation == 2)
 
 
+def test_host_that_does_not_share_the_folder_logs_why_it_starts_no_role(
+    agent: Agent, coordinator: ScriptedCoordinator
+) -> None:
+    coordinator.set(job_digest="another")
+    for _ in range(3):
+        agent.run_once()
+    assert "is not the job that the coordinator runs" in coordinator.notified[-1]
+    assert coordinator.last.failure is not None
+    assert coordinator.last.failure.message == coordinator.notified[-1]
+
+
 def test_roles_end_when_the_lease_is_over(agent: Agent, coordinator: ScriptedCoordinator) -> None:
     coordinator.set()
     run_until(agent, lambda: coordinator.last.generation == 1)

@@ -111,7 +111,12 @@ def test_local_file_is_left_until_it_has_settled(tmp_path: Path) -> None:
         "young.csv": 50,
     }
     assert Path(status["waiting"][0]).name == "whole.csv"
-    assert "2 files settle for another 1 h 8 min" in service.command("refresh", "--status").stdout
+    shown = service.command("refresh", "--status").stdout
+    assert "2 files settle for another 1 h 8 min" in shown
+    assert shown.startswith(f"3 event files waiting: {tmp_path / 'events' / 'whole.csv'}, ")
+    (tmp_path / "events" / "other.csv").write_text("user,track,at\nc1,t1,3\n")
+    assert ", and 1 more\n" in service.command("refresh", "--status").stdout
+    rejected(crossfade_here("refresh", tmp_path), f"{tmp_path}: is a folder; expected the YAML")
 
 
 def test_single_call_waits_for_a_file_that_was_just_written(tmp_path: Path) -> None:
