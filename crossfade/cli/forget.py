@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crossfade.base.errors import OptionError, command
+from crossfade.base.command_line import command_line
+from crossfade.base.errors import OptionError
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
 from crossfade.terminal import print_line, print_lines
@@ -64,10 +65,12 @@ def run(options: ForgetOptions) -> int:
     from pathlib import Path
 
     from crossfade.deploy.refresh.forget import forget_in_service
+    from crossfade.deploy.refresh.service_file import service_folder
     from crossfade.deploy.refresh.versions import is_service
     from crossfade.display import progress_bars
     from crossfade.trainer.prepare.forget import forget
 
+    options = options.model_copy(update={"data": service_folder(options.data)})
     _check_place(options)
     with progress_bars() as bars:
         service = forget_in_service(Path(options.data), options, bars) if is_service(options.data) else None
@@ -76,10 +79,10 @@ def run(options: ForgetOptions) -> int:
         print_lines(_describe(report, options.ids))
     if service is not None and service.versions:
         names = ", ".join(map(str, service.versions))
-        print_line(
-            f"  versions       {names}: the next {command('refresh')} publishes one without them, and deletes these"
-        )
+        print_line(f"  versions       {names}: the next refresh publishes one without them, and deletes these")
     print_lines((_COPIES if service is None else _COPIES_OF_SERVICE).splitlines())
+    if service is not None and service.versions:
+        print_line(f"next: {command_line('refresh', Path(options.data).absolute())}")
     return 0
 
 
@@ -105,7 +108,7 @@ def _check_place(options: ForgetOptions) -> None:
             "data",
             found=options.data,
             problem="is a dataset of a service, whose versions have vectors of its ids",
-            fix=f"delete them from all of it: {command('forget', parent, ids=options.ids)}",
+            fix=f"delete them from all of it: {command_line('forget', parent, ids=options.ids)}",
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from crossfade.base.command_line import command_line
 from crossfade.base.errors import CrossfadeError, Option, Text, as_typed, worded
-from crossfade.base.formatting import decimals, duration
+from crossfade.base.formatting import decimals, duration, with_error
 from crossfade.base.io.disk_errors import describe_disk_error
 from crossfade.base.signals import stopper
 from crossfade.base.text import counted
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from crossfade.deploy.refresh.versions import VersionRecord
 
 _logger = logging.getLogger(__name__)
-_SHOWN = 3
-"""Names of waiting files that a status shows."""
 _MAX_WAIT = 60.0
 """Seconds that a single call waits for files to settle, at most."""
 _ARRIVALS = ("waiting", "settling", "unpublished", "set_aside", "unmatched")
@@ -149,7 +147,8 @@ def _refresh(service: RefreshedService, options: RefreshCommand) -> int:
 def _describe(record: VersionRecord) -> str:
     """Describe a version that was decided on in a line."""
     took = duration(sum(record.seconds.values()))
-    metric = f"{record.metric} {decimals(record.after)}"
+    queries = counted(record.queries, "query", "queries")
+    metric = f"{record.metric} {with_error(record.after, record.error)} of {queries}"
     if record.before is not None:
         metric += f", {decimals(record.before)} before"
     sound = sum(not file.is_faulty for file in record.files)
@@ -176,16 +175,20 @@ def _report(error: Exception) -> None:
 
 
 def _print_status(service: RefreshedService, options: RefreshCommand) -> None:
+    from crossfade.deploy.refresh.event_files import first_names
+
     versions, arrivals = service.versions, service.find_arrivals()
     value = {
         "current": None if versions.current is None else versions.current.number,
         "versions": [json.loads(record.model_dump_json()) for record in versions.records],
+        "failure": None if versions.failure is None else versions.failure.model_dump(),
         **{name: getattr(arrivals, name) for name in _ARRIVALS},
     }
-    shown, more = arrivals.waiting[:_SHOWN], len(arrivals.waiting) - _SHOWN
-    names = [*shown, *([f"and {more:,} more"] if more > 0 else [])]
-    waiting = f"{counted(len(arrivals.waiting), 'event file')} waiting{': ' if names else ''}{', '.join(names)}"
+    names = first_names(arrivals.waiting)
+    waiting = f"{counted(len(arrivals.waiting), 'event file')} waiting{': ' if names else ''}{names}"
     lines: list[Text] = [waiting, *arrivals.reasons()]
+    if (failure := versions.failure) is not None:
+        lines.insert(0, str(failure))
     if versions.must_forget:
         lines.insert(0, "ids were forgotten: the next call publishes a version without them, and then takes events")
     next_step = command_line("status", service.folder)

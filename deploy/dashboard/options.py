@@ -23,8 +23,8 @@ class RunsOptions(Options):
 
     runs: tuple[Path, ...] = option(
         (),
-        "show this folder of a run or a service, or all in this folder, at most two levels deep "
-        "(default: runs, and services)",
+        "show this run or service, by its folder or the file of the service, or all in this folder, at most two levels "
+        "deep (default: runs, and services)",
         group="runs",
         value="RUN",
         positional=True,
@@ -37,16 +37,15 @@ class RunsOptions(Options):
             InputError: a path is not a folder.
         """
         from crossfade.deploy.dashboard.run_reader import Runs
+        from crossfade.deploy.refresh.service_file import service_folder
         from crossfade.trainer.runs.run_folder import similar_run
 
         if not self.runs and SERVICES.is_dir():
             return Runs((RUNS,), SERVICES)
-        paths = self.runs or (RUNS,)
+        paths = tuple(Path(service_folder(str(path))) for path in self.runs or (RUNS,))
         for path in paths:
             if not path.is_dir():
                 expected = f"expected a folder that {command('train')} wrote, or one that holds such"
-                if path.exists():
-                    raise InputError(f"{path}: is a file; {expected}")
                 near = similar_run(path)
                 name_one = "" if near or self.runs else ": name one"
                 raise InputError(f"{path}: is not there{near or f'; {expected}'}{name_one}")

@@ -4,26 +4,34 @@
         summary = service.summarize(now)
         print(summary.name, summary.served, summary.newest, summary.alerts)
 
-Only the records of versions, ``current.json``, and ``forgotten.json`` are read. Alerts have the limits of
-``docker/prometheus/rules.yml``.
+Only the records of versions, ``current.json``, ``failure.json``, and ``forgotten.json`` are read. Alerts have the
+limits of ``docker/prometheus/rules.yml``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from crossfade.base.errors import InputError, reason_of
-from crossfade.base.formatting import decimals, duration, local_time
+from crossfade.base.formatting import decimals, duration, local_time, with_error
 from crossfade.base.io.regular_files import read_below
 from crossfade.base.json_text import validate_json
 from crossfade.deploy.dashboard.alert import Alert
 from crossfade.deploy.refresh.record_reader import RecordReader, newest_event
-from crossfade.deploy.refresh.versions import FORGOTTEN_FILE, Forgotten, ServiceVersions, VersionRecord
+from crossfade.deploy.refresh.versions import (
+    FAILURE_FILE,
+    FORGOTTEN_FILE,
+    Forgotten,
+    ServiceVersions,
+    VersionRecord,
+)
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
 from crossfade.trainer.monitoring.thresholds import STALE_EVENTS_SECONDS
+
+_Note = TypeVar("_Note")
 
 
 def is_service(folder: Path) -> bool:
@@ -101,7 +109,9 @@ class ServiceReader:
     def summarize(self, now: float) -> ServiceSummary:
         """Read what is new, and summarize the service at the Unix time ``now``."""
         self._problems = []
-        records, current, noted = self._reader.read(), self._read_current(), self._read_forgotten()
+        records, current = self._reader.read(), self._read_current()
+        noted = self._read_note(lambda: self._versions.forgotten, FORGOTTEN_FILE)
+        failure = self._read_note(lambda: self._versions.failure, FAILURE_FILE)
         served, since = _served(records, current)
         newest = newest_event(records)
         newest = None if newest is None or newest < 0 else newest
@@ -117,6 +127,7 @@ class ServiceReader:
             age_seconds=age,
             forgotten=forgotten,
             alerts=[
+                *([] if failure is None else [Alert("warning", str(failure))]),
                 *_alerts(records[-1:], served, age, forgotten),
                 *(Alert("warning", problem) for problem in (*self._problems, *self._reader.problems)),
             ],
@@ -133,16 +144,16 @@ class ServiceReader:
             self._problems.append(f"{CURRENT_FILE} cannot be read: {reason_of(error)}")
         return None
 
-    def _read_forgotten(self) -> Forgotten | None:
-        """Return the note of a deletion of IDs, which the next version follows."""
+    def _read_note(self, read: Callable[[], _Note | None], name: str) -> _Note | None:
+        """Return what ``read`` does: a note in the file ``name`` that the next attempt may delete."""
         try:
-            return self._versions.forgotten
-        except FileNotFoundError:  # the next version was published meanwhile
+            return read()
+        except FileNotFoundError:  # it was deleted meanwhile
             return None
         except InputError as error:
             self._problems.append(str(error))
         except OSError as error:
-            self._problems.append(f"{FORGOTTEN_FILE} cannot be read: {reason_of(error)}")
+            self._problems.append(f"{name} cannot be read: {reason_of(error)}")
         return None
 
 
@@ -172,7 +183,7 @@ def version_row(service: ServiceSummary, record: VersionRecord) -> list[str]:
         f"{record.events:,}",
         f"{len(record.files):,}",
         decimals(record.before),
-        decimals(record.after),
+        with_error(record.after, record.error),
         duration(sum(record.seconds.values())),
     ]
 
@@ -183,7 +194,8 @@ def _alerts(
     instead = "no version is served" if served is None else f"version {served} is still served"
     for record in last:
         if record.status == "rejected":
-            fell = f"{record.metric} {decimals(record.after)} after training, {decimals(record.before)} before"
+            after = with_error(record.after, record.error)
+            fell = f"{record.metric} {after} after training, {decimals(record.before)} before"
             yield Alert("warning", f"version {record.number} was rejected: {fell}; {instead}")
     if age is not None and age > STALE_EVENTS_SECONDS:
         yield Alert("warning", f"the newest event in the served version is {duration(age)} old")

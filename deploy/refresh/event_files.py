@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from crossfade.base.errors import InputError, Option, Text, escape_unprintable
@@ -28,6 +29,8 @@ from crossfade.trainer.prepare.input_files import RawFile, Source, find_arriving
 
 MAX_FILES = 50_000
 """Files that a version takes, at most: records and manifests, which list them, are read up to 64 MiB."""
+_SHOWN = 3
+"""Names of files that a message has."""
 _logger = logging.getLogger(__name__)
 
 
@@ -55,7 +58,6 @@ class Arrivals:
         set_aside: files that cannot be read.
         unpublished: files among ``ready`` that a version had which was rejected or withdrawn.
         unmatched: the patterns that match no file.
-        has_no_file: whether no pattern matches any file.
     """
 
     ready: dict[str, EventFile]
@@ -63,7 +65,6 @@ class Arrivals:
     set_aside: list[str]
     unpublished: list[str]
     unmatched: list[str]
-    has_no_file: bool
 
     @property
     def waiting(self) -> list[str]:
@@ -131,24 +132,35 @@ def find_arrivals(config: ServiceConfig, versions: ServiceVersions) -> Arrivals:
     found, now = find_event_files(config), time.time()
     for uri, error in found.unusable.items():
         _warn_once(f"{uri}: is set aside: {str(error).rpartition(f'{uri}: ')[2]}")
-    arrivals = Arrivals({}, {}, list(found.unusable), [], found.unmatched, not found.files and not found.unusable)
+    arrivals, changed = Arrivals({}, {}, list(found.unusable), [], found.unmatched), []
+    by_name = {(Path(file.uri).name, file.state): file for file in taken.values()}
+    has_forgotten = any(not record.files for record in versions.published)
     for uri, source in found.files.items():
         with suppress(FileNotFoundError):  # it was deleted meanwhile
             file = EventFile(uri=uri, state=state_of(source), bytes=source.bytes)
-            known = taken.get(uri)
+            known = taken.get(uri) or by_name.get((Path(uri).name, file.state))
+            if known is not None and known.uri != uri and Path(known.uri).exists():
+                known = None  # another file; else this one was moved here since
             if known is not None and known.state == file.state:
                 arrivals.set_aside.extend([uri] if known.is_faulty else [])
             elif known is not None and not known.is_faulty:
-                _warn_once(
-                    f"{uri}: has changed since its events were taken, and is not read again; give further events "
-                    "another name"
-                )
+                if not has_forgotten or file.bytes >= known.bytes:  # else it may have lost events of forgotten IDs
+                    changed.append(uri)
             elif (left := _seconds_left(source, config.settle_seconds, now)) <= 0:
                 arrivals.ready[uri] = file
             else:
                 arrivals.settling[uri] = left
     arrivals.unpublished.extend(uri for uri, file in arrivals.ready.items() if file in tried)
+    if changed:
+        names = first_names(changed)
+        _warn_once(f"changed since taken, and not read again (give further events another name): {names}")
     return arrivals
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first of ``names``, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join([*names[:_SHOWN], *([f"and {more:,} more"] if more > 0 else [])])
 
 
 def _seconds_left(source: Source, settle_seconds: float, now: float) -> float:

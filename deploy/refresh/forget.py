@@ -10,12 +10,12 @@ same command deletes the rest.
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossfade.base.errors import InputError, command
+from crossfade.base.command_line import command_line
+from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.refresh.remote import locked_versions
 from crossfade.deploy.refresh.versions import ServiceVersions
@@ -48,11 +48,13 @@ def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressRe
     """
     with locked_versions(folder, progress) as versions:
         if versions.current is None:
-            _discard_unfinished(versions)
+            versions.discard(versions.next_number)  # it may have events of the IDs
+            versions.clean(0)
             return ServiceForgetReport([], [])
         entity = options.entity or read_manifest(Folder(str(versions.data_path(versions.current.number)))).query
         ids = read_ids(options.ids, options.column, entity)
-        _discard_unfinished(versions)
+        versions.discard(versions.next_number)
+        versions.clean(len(versions.kept))
         with ExitStack() as stack:
             planned = [
                 stack.enter_context(staged_deletion(each, ids, entity, progress))
@@ -82,16 +84,7 @@ def _check_rest(versions: ServiceVersions, planned: list[StagedDeletion]) -> Non
         if is_served and 0 < deletion.manifest.splits["train"].rows == deletion.report.interactions["train"]:
             raise InputError(
                 f"{versions.folder}: version {versions.current.number} took events of these IDs only, so the next one "
-                f"could not be trained without them; let it take further events ({command('refresh')}), or return to "
-                f"the version before ({command('rollback')}), and forget them then"
+                f"could not be trained without them; first let it take further events "
+                f"({command_line('refresh', versions.folder.absolute())}), or return to the version before "
+                f"({command_line('rollback', versions.folder.absolute())})"
             )
-
-
-def _discard_unfinished(versions: ServiceVersions) -> None:
-    """Delete a version that is not decided on, and what killed processes have left."""
-    versions.discard(versions.next_number)
-    for path in versions.folder.glob(".version-*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-    if versions.current is not None:
-        versions.clean(len(versions.kept))

@@ -18,12 +18,20 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from crossfade.base.errors import ClusterError, CrossfadeError, InputError, OptionError, command, escape_unprintable
+from crossfade.base.command_line import command_line
+from crossfade.base.errors import (
+    ClusterError,
+    CrossfadeError,
+    InputError,
+    OptionError,
+    escape_unprintable,
+    plain_words,
+)
 from crossfade.base.io.durable_file import link_or_copy, replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.output import staged_folder
@@ -32,13 +40,13 @@ from crossfade.base.io.writer_lock import LOCK_NAME
 from crossfade.base.options import alternatives
 from crossfade.deploy.launch.trial_run import TrialProcess, TrialRun
 from crossfade.deploy.refresh.event_files import Arrivals, find_arrivals, find_changed, find_event_files
-from crossfade.deploy.refresh.judging import judge
+from crossfade.deploy.refresh.judging import decide
 from crossfade.deploy.refresh.remote import locked_versions, set_remote
-from crossfade.deploy.refresh.service_file import ServiceConfig
+from crossfade.deploy.refresh.service_file import ServiceConfig, note_service_file
 from crossfade.deploy.refresh.versions import PLAN_FILE, Plan, ServiceVersions, VersionRecord
-from crossfade.trainer.data.manifest import FILE_NAME, DatasetManifest, read_manifest
+from crossfade.trainer.data.manifest import FILE_NAME, read_manifest
 from crossfade.trainer.data.reporter import ProgressReporter
-from crossfade.trainer.prepare.faults import FaultyFilesError
+from crossfade.trainer.prepare.faults import FaultyFilesError, NoInteractionError
 from crossfade.trainer.prepare.input_files import Source
 from crossfade.trainer.prepare.pipeline import prepare
 from crossfade.trainer.runs.run_folder import JOB_FILE, RunFolder
@@ -55,7 +63,6 @@ class RefreshedService:
         self.versions = ServiceVersions(self.folder)
         self.arrivals: Arrivals | None = None
         """What the last search for event files found."""
-        self._found: dict[str, Source] = {}  # all event files when a version was last prepared, by URI
         self._metric = config.metric()
         self._process = TrialProcess()
 
@@ -73,6 +80,7 @@ class RefreshedService:
         """
         set_remote(self.folder, self.config.remote)
         with locked_versions(self.folder, progress) as self.versions:
+            note_service_file(self.config)
             yield
 
     def find_arrivals(self) -> Arrivals:
@@ -108,41 +116,65 @@ class RefreshedService:
             CrossfadeError: there is not enough memory or disk space.
         """
         with self.locked(progress):
-            self._check_deletion()
-            self._clean()
-            seconds: dict[str, float] = {}
-            with _timed(seconds, "prepare"):
-                prepared = self._plan_and_prepare(progress, again=publish)
-            if prepared is None:
-                return None
-            plan, manifest = prepared
-            with _timed(seconds, "train"), deferred():
-                report = self._train(plan, progress, stop_requested)
-            if report is None:
-                return None
-            record = self._decide(plan, manifest, report, seconds, publish=publish)
-            self.versions.write(record)
-            (self.folder / PLAN_FILE).unlink(missing_ok=True)
-            self._clean()
+            try:
+                record = self._make_version(progress, stop_requested, deferred, publish=publish)
+            except Exception as error:
+                self.versions.note_failure(error)
+                raise
+            self.versions.note_failure(None)
         return record
 
-    def _plan_and_prepare(self, progress: ProgressReporter, *, again: bool) -> tuple[Plan, DatasetManifest] | None:
+    def _make_version(
+        self,
+        progress: ProgressReporter,
+        stop_requested: StopRequested,
+        deferred: Callable[[], AbstractContextManager[object]],
+        *,
+        publish: bool,
+    ) -> VersionRecord | None:
+        """Plan, prepare, train, judge, and publish the next version, as ``refresh`` describes it."""
+        self._check_deletion()
+        self._clean()
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "prepare"):
+            plan = self._plan_and_prepare(progress, again=publish)
+        if plan is None:
+            return None
+        with _timed(seconds, "train"), deferred():
+            report = self._train(plan, progress, stop_requested)
+        if report is None:
+            return None
+        manifest = read_manifest(Folder(str(self.versions.data_path(plan.number))))
+        record = decide(plan, manifest, report, self._metric, None if publish else self.config.guard, seconds)
+        self.versions.write(record)
+        (self.folder / PLAN_FILE).unlink(missing_ok=True)
+        self._clean()
+        return record
+
+    def _plan_and_prepare(self, progress: ProgressReporter, *, again: bool) -> Plan | None:
         """Plan the next version, and prepare its dataset, without files that cannot be read if they may be left out.
 
         Raises:
-            InputError: a file is invalid, or no file was ever found.
+            InputError: a file is invalid, or a pattern has never matched one.
         """
         plan = self._plan(again=again)
         while plan is not None:
+            found = find_event_files(self.config).files
             try:
-                return plan, self._prepare(plan, progress)
+                self._prepare(plan, found, progress)
             except FaultyFilesError as error:
-                plan = self._set_aside(plan, error, again=again)
-        if self.arrivals is not None and not self.versions.records and self.arrivals.has_no_file:
-            raise InputError(f"{self.config.source}: events: no file matches {self.arrivals.unmatched[0]}")
+                plan = self._set_aside(plan, found, error, again=again)
+            except NoInteractionError:
+                if self.versions.current is None:
+                    raise
+                empty = ", ".join(file.uri for file in plan.files)
+                _logger.warning(escape_unprintable(f"no events are in new files, which wait for the next one: {empty}"))
+                return None
+            else:
+                return plan
         return None
 
-    def _set_aside(self, plan: Plan, error: FaultyFilesError, *, again: bool) -> Plan:
+    def _set_aside(self, plan: Plan, found: Mapping[str, Source], error: FaultyFilesError, *, again: bool) -> Plan:
         """Return ``plan`` with the files that ``error`` names set aside, if others are left to make a version of.
 
         If all new files are faulty, the options may be wrong, and no sound file is kept waiting. Files of a rejected or
@@ -151,7 +183,7 @@ class RefreshedService:
         Raises:
             FaultyFilesError: no file may be set aside.
         """
-        names = {uri: str(file) for uri, file in self._found.items()}
+        names = {uri: str(file) for uri, file in found.items()}
         sound = [file for file in plan.files if not file.is_faulty]
         faulty = {file.uri for file in sound if names.get(file.uri) in error.files}
         new = {file.uri for file in sound if again or file not in self.versions.tried()}
@@ -172,8 +204,7 @@ class RefreshedService:
             InputError: one was.
         """
         if self.versions.forgotten is not None and not self.versions.forgotten.complete:
-            again = command("forget", str(self.folder), ids="FILE")
-            raise InputError(f"{self.folder}: a deletion of IDs was interrupted: run {again} again")
+            raise InputError(f"{self.folder}: a deletion of IDs was interrupted; first repeat it, with the same IDs")
 
     def _clean(self) -> None:
         """Delete versions that are not kept, or log why not: the service goes on, and the next version tries again."""
@@ -187,18 +218,24 @@ class RefreshedService:
 
         Events of a version that was rejected or withdrawn are taken once more with the first file that it did not have,
         or if they are to be published ``again``.
+
+        Raises:
+            InputError: a pattern matches no file before the first version.
         """
         base = None if self.versions.current is None else self.versions.current.number
         plan = self.versions.plan()
         if self.versions.must_forget and plan is not None and plan.files:
             plan = None  # it may have events of the IDs
-        if plan is not None and plan.is_read and (plan.number, plan.base) == (self.versions.next_number, base):
-            has_data = (self.versions.data_path(plan.number) / FILE_NAME).exists()
-            if has_data and find_changed(self.config, plan.files) is None:
+        if plan is not None and (plan.number, plan.base) == (self.versions.next_number, base):
+            is_prepared = (self.versions.data_path(plan.number) / FILE_NAME).exists()
+            if is_prepared and find_changed(self.config, plan.files) is None:
                 return plan
         files = []
         if not self.versions.must_forget:
-            files = self.find_arrivals().plan()
+            arrivals = self.find_arrivals()
+            if base is None and arrivals.unmatched:
+                raise InputError(f"{self.config.source}: events: no file matches {arrivals.unmatched[0]}")
+            files = arrivals.plan()
             if not files or (self.versions.tried() >= set(files) and not again):
                 return None
         found = Plan(number=self.versions.next_number, base=base, files=files)
@@ -207,32 +244,32 @@ class RefreshedService:
             self.versions.write_plan(found)
         return found
 
-    def _prepare(self, plan: Plan, progress: ProgressReporter) -> DatasetManifest:
-        """Prepare the dataset of the new events, unless that was done.
+    def _prepare(self, plan: Plan, found: Mapping[str, Source], progress: ProgressReporter) -> None:
+        """Prepare the dataset of the new events, which are in files of ``found``, unless that was done.
 
         Raises:
             InputError: a file is invalid, or was changed while it was read.
         """
         out = self.versions.data_path(plan.number)
-        if plan.is_read:
-            return read_manifest(Folder(str(out)))
-        self._found = find_event_files(self.config).files
-        files = [str(self._found[file.uri]) for file in plan.files if file.uri in self._found and not file.is_faulty]
-        if not (out / FILE_NAME).exists():
-            if plan.files:
-                base = None if plan.base is None else str(self.versions.data_path(plan.base))
+        if (out / FILE_NAME).exists():
+            return
+        if plan.files:
+            files = [str(found[file.uri]) for file in plan.files if file.uri in found and not file.is_faulty]
+            base = None if plan.base is None else str(self.versions.data_path(plan.base))
+            try:
                 prepare(self.config.prepare_options(files, out, base), progress)
-            else:
-                assert plan.base is not None
-                _copy_dataset(self.versions.data_path(plan.base), out)
+            except InputError as error:
+                error.args = (error.worded(_as_key),)
+                raise
+        else:
+            assert plan.base is not None
+            _copy_dataset(self.versions.data_path(plan.base), out)
         if (changed := find_changed(self.config, plan.files)) is not None:
             self.versions.discard(plan.number)
             raise InputError(
                 f"{changed}: was changed or deleted while it was read, and is read again by the next attempt; write "
                 "event files under another name first, and rename them when they are complete"
             )
-        self.versions.write_plan(plan.model_copy(update={"is_read": True}))
-        return read_manifest(Folder(str(out)))
 
     def _train(self, plan: Plan, progress: ProgressReporter, stop_requested: StopRequested) -> dict[str, Any] | None:
         """Train the version, or resume that, and return its report; None if a stop was requested.
@@ -241,7 +278,7 @@ class RefreshedService:
             ClusterError: the training failed.
         """
         run = TrialRun(self.folder.absolute(), self.versions.run_path(plan.number).name, self._process)
-        self._start_over_if_changed(plan, self._job_of(plan), run)
+        self._start_over_if_changed(self._job_of(plan), run)
         if run.is_finished:
             return run.report()
         progress.phase("train", None, "epoch")
@@ -266,39 +303,12 @@ class RefreshedService:
             epochs=None if plan.files else 1,  # the model has seen these events
         )
 
-    def _start_over_if_changed(self, plan: Plan, job: str, run: TrialRun) -> None:
+    def _start_over_if_changed(self, job: str, run: TrialRun) -> None:
         """Discard a training that was started with another job: the file of the service has been edited since."""
-        known = self.versions.plan()
-        if known is None or known.job != job:
+        path = self.folder / JOB_FILE
+        if not path.exists() or path.read_bytes() != job.encode():
             run.discard()
-            replace_file(self.folder / JOB_FILE, job.encode())
-            self.versions.write_plan(plan.model_copy(update={"is_read": True, "job": job}))
-
-    def _decide(
-        self,
-        plan: Plan,
-        manifest: DatasetManifest,
-        report: dict[str, Any],
-        seconds: dict[str, float],
-        *,
-        publish: bool,
-    ) -> VersionRecord:
-        """Return the record of the version that was trained: whether it may be published, and what it took."""
-        judgment = judge(report, self._metric, self.config.guard)
-        newest = manifest.source.get("last_timestamp")
-        return VersionRecord(
-            number=plan.number,
-            status="published" if judgment.is_met or publish or not plan.files else "rejected",
-            base=plan.base,
-            files=plan.files,
-            events=sum(split.rows for split in manifest.splits.values()) if plan.files else 0,
-            newest=newest if isinstance(newest, int) else None,
-            metric=self._metric,
-            before=judgment.before if plan.files else None,
-            after=judgment.after,
-            decided=time.time(),
-            seconds=seconds,
-        )
+            replace_file(path, job.encode())
 
     def roll_back(self, to: int | None) -> list[int]:
         """Publish an earlier version again, the one before the current or ``to``; return the versions withdrawn.
@@ -309,8 +319,8 @@ class RefreshedService:
         with self.locked():
             if self.versions.forgotten is not None:
                 raise InputError(
-                    f"{self.folder}: earlier versions may have vectors of IDs that were forgotten; run "
-                    f"{command('refresh')} first, which publishes a version without them"
+                    f"{self.folder}: earlier versions may have vectors of IDs that were forgotten; first publish a "
+                    f"version without them: {command_line('refresh', self.config.source)}"
                 )
             current = None if self.versions.current is None else self.versions.current.number
             if to is not None and to == current:
@@ -324,6 +334,11 @@ class RefreshedService:
                     "to", found=to, problem="is no earlier version that is kept", expected=alternatives(kept)
                 )
             return self.versions.withdraw(kept[-1] if to is None else to)
+
+
+def _as_key(name: str, value: object) -> str:
+    """Return an option of ``prepare`` as the file of a service has it."""
+    return f"prepare.{plain_words(name, value)}"
 
 
 def _copy_dataset(source: Path, out: Path) -> None:

@@ -30,7 +30,7 @@ _service, _metrics = partial(option, group="service"), partial(option, group="me
 class ServiceOptions(Options):
     """Which service."""
 
-    service: Path = _service(..., "read this file of a service (YAML)", value="SERVICE", positional=True)
+    service: Path = _service(..., "the service, by its YAML file or its folder", value="SERVICE", positional=True)
 
 
 class RefreshOptions(ServiceOptions):

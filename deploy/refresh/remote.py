@@ -14,8 +14,8 @@ finds a version that was published, or not.
 
 from __future__ import annotations
 
+import logging
 import re
-import shutil
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
@@ -49,9 +49,10 @@ from crossfade.trainer.data.manifest import FILE_NAME
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
 from crossfade.trainer.runs.run_folder import REPORT_FILE
-from crossfade.trainer.runs.run_lock import LOCK_FILE
+from crossfade.trainer.runs.run_lock import LOCK_FILE, RunLock
 
 REMOTE_FILE = "remote.json"
+_logger = logging.getLogger(__name__)
 _NOT_COPIED = {LOCK_NAME, LOCK_FILE}
 _BUFFER_BYTES = 8 << 20
 _STREAMS = 4
@@ -84,11 +85,6 @@ class RemoteVersions(ServiceVersions):
             InputError: a record was damaged, or the folder is not a copy of what is on S3.
             OSError: S3 does not answer, or the disk is full.
         """
-        for path in self.folder.glob(".version-*"):  # what a process that was killed has left of a dataset or a record
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
         self._found = self._remote.files()
         records = {name for name in self._found if _RECORD.fullmatch(name)}
         local = {path.name for path in self.record_paths()}
@@ -337,7 +333,8 @@ def _read_remote(folder: Path) -> _Remote | None:
 def locked_versions(folder: Path, progress: ProgressReporter | None = None) -> Iterator[ServiceVersions]:
     """Keep other processes from changing the service in ``folder`` while the context lasts, and yield its versions.
 
-    The copy of a service that is kept on S3 is brought in line first; ``progress`` gets the phases of that.
+    The copy of a service that is kept on S3 is brought in line first; ``progress`` gets the phases of that. A training
+    that has survived its command, which was killed, ends before.
 
     Raises:
         InputError: one is changing it.
@@ -355,4 +352,6 @@ def locked_versions(folder: Path, progress: ProgressReporter | None = None) -> I
                 versions = RemoteVersions(folder, remote, lock, progress or NullReporter())
                 versions.pull()
         versions.repair()
+        training = RunLock(versions.run_path(versions.next_number))
+        training.wait_for_end(lambda: _logger.info(f"{folder}: waiting for the training of a command that was killed"))
         yield versions

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from typing import Annotated, Any
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from crossfade.base.errors import InputError, OptionError, command
-from crossfade.base.io.regular_files import read_regular
+from crossfade.base.io.durable_file import replace_file
+from crossfade.base.io.regular_files import read_below, read_regular
 from crossfade.base.options import Integer
 from crossfade.base.validation import format_validation_error
 from crossfade.deploy.refresh.judging import Guard
@@ -35,6 +37,8 @@ from crossfade.trainer.prepare.option_values import MAX_REPLAY, QUARANTINE
 from crossfade.trainer.prepare.options import PrepareOptions
 
 _MAX_BYTES = 1 << 16
+_NOTE_FILE = "service.txt"
+"""Where the file of a service is, in the folder of its versions."""
 _KEYS_OF_JOBS = (
     "name",
     "data.path",
@@ -238,12 +242,34 @@ def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
+def note_service_file(config: ServiceConfig) -> None:
+    """Note in the folder of a service where its file is, from there, for commands that are given the folder."""
+    source, note = config.source, config.path / _NOTE_FILE
+    place = os.path.relpath(source.parent.resolve() / source.name, config.path.resolve()).encode()
+    if not note.exists() or note.read_bytes() != place:
+        replace_file(note, place)
+
+
+def service_folder(location: str, *, remote: bool = False) -> str:
+    """Return ``location``, or the folder of a service whose file is there; if it is kept on S3, with ``remote`` that.
+
+    Raises:
+        InputError: it is a file, but not of a service.
+    """
+    if "://" in location or not Path(location).is_file():
+        return location
+    config = load_service(Path(location))
+    return (config.remote if remote else None) or str(config.path)
+
+
 def load_service(path: Path) -> ServiceConfig:
-    """Read and check the file of a service.
+    """Read and check the file of a service, which may be named by the folder of its versions.
 
     Raises:
         InputError: it is missing, or not the file of a service; the message names the key.
     """
+    if (path / _NOTE_FILE).is_file():
+        path = Path(os.path.normpath(path.resolve() / read_below(path, _NOTE_FILE).decode()))
     try:
         text = read_regular(path, _MAX_BYTES).decode()
     except FileNotFoundError:
@@ -251,7 +277,7 @@ def load_service(path: Path) -> ServiceConfig:
         raise InputError(f"{path}: no such file; expected the YAML file of a service: {shown} has one") from None
     except IsADirectoryError:
         raise InputError(
-            f"{path}: is a folder; expected the YAML file of a service, such as {path.name}.yaml"
+            f"{path}: is a folder without a service; expected the YAML file of a service, or the folder of its versions"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error

@@ -6,8 +6,8 @@
     versions.withdraw(after=11)                     # a rollback
     versions.mark_forgotten()                       # IDs were deleted from its datasets: its versions must go
 
-    FOLDER/  current.json  forgotten.json  job.yaml  plan.json  version-000012.json  version-000012.log
-             version-000012/ (its run)  version-000012-data/
+    FOLDER/  current.json  failure.json  forgotten.json  job.yaml  plan.json  service.txt
+             version-000012.json  version-000012.log  version-000012/ (its run)  version-000012-data/
 
 A version is published by one atomic step, the file of its record; ``current.json``, which servers follow, is derived
 from the records, and written again if a process was killed in between. The events of versions that were rejected or
@@ -21,14 +21,17 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from crossfade.base.errors import InputError
+from crossfade.base.errors import CrossfadeError, InputError, as_typed, reason_of
+from crossfade.base.formatting import local_time
 from crossfade.base.io.durable_file import replace_file
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import read_below
@@ -39,7 +42,7 @@ from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
 from crossfade.trainer.runs.events import Seconds, UnixTime, Whole
 from crossfade.trainer.runs.run_folder import REPORT_FILE
 
-PLAN_FILE, FORGOTTEN_FILE = "plan.json", "forgotten.json"
+PLAN_FILE, FORGOTTEN_FILE, FAILURE_FILE = "plan.json", "forgotten.json", "failure.json"
 _FOLDER = re.compile(r"version-([0-9]{6})(-data)?")
 """Names of the folders of versions: of a run, or of a dataset."""
 _LOG = re.compile(r"version-([0-9]{6})\.log")
@@ -80,15 +83,11 @@ class Plan(StoredRecord):
         number: its number.
         base: the version that it continues; None for the first.
         files: its event files; none if it continues the last version only to leave out what was forgotten.
-        is_read: whether its dataset is complete, and no file was changed while it was read.
-        job: the job file that its training was started with; None before that.
     """
 
     number: int
     base: int | None
     files: list[EventFile]
-    is_read: bool = False
-    job: str | None = None
 
 
 class VersionRecord(StoredRecord):
@@ -104,6 +103,8 @@ class VersionRecord(StoredRecord):
         metric: the metric by which it was judged, on the new events that were held out.
         before: that of the version that it continues, before it was trained on them; None if there was none.
         after: its own; None if nothing was held out.
+        error: the larger standard error of both.
+        queries: how many queries were evaluated.
         decided: when it was decided on, in Unix time.
         seconds: how long each stage took, in the last attempt if it was interrupted.
     """
@@ -117,6 +118,8 @@ class VersionRecord(StoredRecord):
     metric: str
     before: float | None
     after: float | None
+    error: float | None
+    queries: Whole
     decided: UnixTime
     seconds: dict[str, Seconds]
 
@@ -129,6 +132,17 @@ class Forgotten(StoredRecord):
 
     through: int
     complete: bool
+
+
+class Failure(StoredRecord):
+    """The last attempt at a version has failed: when, in Unix time, and why."""
+
+    time: UnixTime
+    error: str
+
+    def __str__(self) -> str:
+        """Return the failure in a line."""
+        return f"the last attempt at a version failed, {local_time(self.time)}: {self.error}"
 
 
 class ServiceVersions:
@@ -200,6 +214,26 @@ class ServiceVersions:
         """
         path = self.folder / FORGOTTEN_FILE
         return read_stored(Forgotten, path, "the note of a deletion") if path.exists() else None
+
+    def note_failure(self, error: Exception | None) -> None:
+        """Note why an attempt at a version failed; None: it did not."""
+        path = self.folder / FAILURE_FILE
+        if error is None:
+            path.unlink(missing_ok=True)
+        else:
+            with suppress(OSError):  # the disk may be full
+                text = error.worded(as_typed) if isinstance(error, CrossfadeError) else reason_of(error)
+                replace_file(path, Failure(time=time.time(), error=text).model_dump_json().encode())
+
+    @property
+    def failure(self) -> Failure | None:
+        """The note of an attempt that failed since the last one that did not.
+
+        Raises:
+            InputError: it was damaged.
+        """
+        path = self.folder / FAILURE_FILE
+        return read_stored(Failure, path, "the note of a failure", "delete it") if path.exists() else None
 
     @property
     def must_forget(self) -> bool:
@@ -292,8 +326,8 @@ class ServiceVersions:
         Raises:
             OSError: something cannot be deleted.
         """
-        for trash in self.folder.glob(f"{_TRASH}*"):
-            shutil.rmtree(trash)
+        for path in (*self.folder.glob(f"{_TRASH}*"), *self.folder.glob(".version-*")):  # of processes that were killed
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         outdated = 0 if self.must_forget or self.forgotten is None else self.forgotten.through
         current = [] if self.current is None else [self.current.number]
         kept = [number for number in {*self.kept[-keep:], *current} if number > outdated]

@@ -25,7 +25,8 @@ class ServeOptions(MetadataOptions, AccessOptions, ModelSource):
 
     source: Location | None = option(  # type: ignore[assignment]
         None,
-        "serve this run folder, folder of checkpoints, checkpoint, or folder of a service (default: /opt/ml/model)",
+        "serve this run folder, folder of checkpoints, checkpoint, or service, by its folder or file (default: "
+        "/opt/ml/model)",
         group="model",
         value="FROM",
         positional=True,
@@ -45,15 +46,16 @@ class ServeOptions(MetadataOptions, AccessOptions, ModelSource):
         """Return the options with a model, an address, and a port: those of a SageMaker endpoint, if none is named.
 
         Raises:
-            InputError: no model is named, and this is not a SageMaker endpoint.
+            InputError: no model is named, or a file that is no service's, and this is not a SageMaker endpoint.
         """
         from crossfade.deploy.aws.sagemaker.container import SERVED_DATA_VARIABLE, Paths
+        from crossfade.deploy.refresh.service_file import service_folder
 
+        folder = Paths().model
         if self.source is not None:
             found: dict[str, object] = {"host": "127.0.0.1", "port": DEFAULT_PORT}
-        elif (folder := Paths().model).is_dir():
+        elif folder.is_dir():
             found = {
-                "source": str(folder),
                 "data": os.environ.get(SERVED_DATA_VARIABLE),
                 "host": "0.0.0.0",  # noqa: S104 - SageMaker's network reaches only the endpoint
                 "port": SAGEMAKER_PORT,
@@ -64,4 +66,5 @@ class ServeOptions(MetadataOptions, AccessOptions, ModelSource):
             )
         names = () if self.source is not None else (ANY_HOST,)
         missing = {name: value for name, value in found.items() if name not in self.model_fields_set}
-        return self.model_copy(update={**missing, "allowed_host": (*self.allowed_host, *names)})
+        source = service_folder(self.source or str(folder), remote=True)
+        return self.model_copy(update={**missing, "source": source, "allowed_host": (*self.allowed_host, *names)})

@@ -109,7 +109,7 @@ class Refresher:
             shutil.rmtree(path, ignore_errors=True)
             raise
         self._fingerprint = fingerprint
-        _logger.info(f"serving a new version of {self._source.source}, written in {seconds:.1f} s")
+        _logger.info(f"serving version {current.answers.version} of {self._source.source}, written in {seconds:.1f} s")
 
     def stop(self) -> None:
         """End the process that writes a version."""

@@ -47,6 +47,8 @@ def make_record(number: int, **values: Any) -> VersionRecord:
         metric="ndcg@10",
         before=0.2 + number / 100,
         after=0.25 + number / 100,
+        error=0.01,
+        queries=40,
         decided=1_790_000_100.0 + number,
         seconds={"prepare": 2.5, "train": 40.0},
     )

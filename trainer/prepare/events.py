@@ -34,7 +34,7 @@ from crossfade.trainer.prepare.event_values import (
     value_checks,
     weight_sql,
 )
-from crossfade.trainer.prepare.faults import Faults
+from crossfade.trainer.prepare.faults import Faults, NoInteractionError
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.id_encoder import SIDES, IdEncoder, IdType
 from crossfade.trainer.prepare.input_files import RawFile, Source
@@ -270,10 +270,10 @@ class EventReader:
         """Describe the events of all files, wherever they are.
 
         Raises:
-            InputError: there are none.
+            NoInteractionError: there are none.
         """
         if not has_events:
-            raise InputError("the files given hold no interaction; expected at least one in ", Option("train"))
+            raise NoInteractionError("the files given hold no interaction; expected at least one in ", Option("train"))
         id_types: dict[str, IdType] = {
             role: "int64" if self.types[role][0] == "integer" else "string"
             for role in ("query", "item", *self._context)

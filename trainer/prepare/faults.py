@@ -126,6 +126,10 @@ class _Problem:
     places: list[Place] = field(default_factory=list)
 
 
+class NoInteractionError(InputError):
+    """The files hold no interaction."""
+
+
 class FaultyFilesError(InputError):
     """Event files have faults.
 

@@ -83,7 +83,7 @@ def test_rejected_version_and_old_events_are_alerts(music: Path) -> None:
     assert [alert.text for alert in stale.alerts] == ["the newest event in the served version is 1 d 12 h old"]
     ServiceVersions(music).write(make_record(4, status="rejected", before=0.25, after=0.125))
     [alert] = look(music).alerts
-    text = "version 4 was rejected: ndcg@10 0.1250 after training, 0.2500 before; version 3 is still served"
+    text = "version 4 was rejected: ndcg@10 0.1250 ± 0.0100 after training, 0.2500 before; version 3 is still served"
     assert (alert.level, alert.text) == ("warning", text)
     assert look(music).state == "rejected"
 
@@ -128,7 +128,7 @@ def test_status_has_the_service_and_its_runs(music: Path) -> None:
     assert served.startswith("served       version 4, since 20")
     assert newest.startswith("newest event 1 min")
     assert titles.split() == ["version", "decided", "status", "metric", "events", "files", "before", "after", "took"]
-    assert lines[1].split()[3:] == ["rejected", "ndcg@10", "100", "1", "0.2200", "0.1250", "42", "s"]
+    assert lines[1].split()[3:] == ["rejected", "ndcg@10", "100", "1", "0.2200", "0.1250", "±", "0.0100", "42", "s"]
     assert any(line.startswith("version-000003 ") for line in lines)
     # Without folders named, what is in services/ is shown beside the runs, which need not be there.
     ServiceVersions(music).mark_forgotten(complete=True)

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shlex
 import time
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from command_here import crossfade_here
@@ -14,6 +17,7 @@ from refreshed_service import EVENTS, ServiceFolder, current, plays, rejected
 from run_results import assert_same_bits, report_of
 from running_command import records, succeeded
 
+from crossfade.deploy.serving.options import ServeOptions
 from crossfade.trainer.embeddings.files import EmbeddingFiles
 from crossfade.trainer.embeddings.popularity import read_term
 
@@ -93,14 +97,17 @@ def test_file_is_taken_once_and_a_changed_one_is_only_warned_of(service: Service
     service.add(3, plays(3, events=EVENTS + 1))
     result = succeeded(service.command("refresh"))
     assert result.stdout == "no new event files\n"
-    assert f"{taken}: has changed since its events were taken, and is not read again" in result.stderr
+    assert f"changed since taken, and not read again (give further events another name): {taken}" in result.stderr
     assert service.statuses() == ["published"] * 3
 
 
 def test_local_file_is_left_until_it_has_settled(tmp_path: Path) -> None:
     service = ServiceFolder(tmp_path, settle_seconds=100)
-    service.configure(events=[str(tmp_path / "events" / "*")])
-    rejected(service.command("refresh"), "music.yaml: events: no file matches ")
+    service.configure(events=[str(tmp_path / "events" / "*"), "arrived/*"])
+    for name in ("events", "arrived"):
+        rejected(service.command("refresh"), f"music.yaml: events: no file matches {tmp_path / name}/*")
+        (tmp_path / "events" / "first.csv").touch()
+    (tmp_path / "events" / "first.csv").unlink()
     now = time.time()
     for name, age in (("future.csv", -4000), ("whole.csv", 200), ("young.csv", 50)):
         (tmp_path / "events" / name).write_text("user,track,at\nc1,t1,3\n")
@@ -113,10 +120,10 @@ def test_local_file_is_left_until_it_has_settled(tmp_path: Path) -> None:
     assert Path(status["waiting"][0]).name == "whole.csv"
     shown = service.command("refresh", "--status").stdout
     assert "2 files settle for another 1 h 8 min" in shown
-    assert shown.startswith(f"3 event files waiting: {tmp_path / 'events' / 'whole.csv'}, ")
+    assert f": {service.file}: events: no file matches " in shown.splitlines()[0]
+    assert f"\n3 event files waiting: {tmp_path / 'events' / 'whole.csv'}, " in shown
     (tmp_path / "events" / "other.csv").write_text("user,track,at\nc1,t1,3\n")
     assert ", and 1 more\n" in service.command("refresh", "--status").stdout
-    rejected(crossfade_here("refresh", tmp_path), f"{tmp_path}: is a folder; expected the YAML")
 
 
 def test_single_call_waits_for_a_file_that_was_just_written(tmp_path: Path) -> None:
@@ -177,6 +184,54 @@ def test_rollback_returns_to_an_earlier_version_and_its_events_wait(undisturbed:
     assert service.files(4) == ["day-002.parquet", "day-003.parquet", "day-004.parquet"]
     assert service.times(4) == [at for day in (2, 3, 4) for at in plays(day)["at"].to_pylist()]
     assert (service.record(4)["base"], service.current()["version"]) == (1, 4)
+
+
+def typed(line: str, folder: Path) -> CompletedProcess[str]:
+    """Run a command that another one has printed, in a folder."""
+    program, *words = shlex.split(line)
+    assert program.endswith("crossfade")
+    return succeeded(crossfade_here(*words, cwd=folder))
+
+
+def test_service_is_named_by_its_file_or_folder_and_printed_commands_run_anywhere(
+    service: ServiceFolder, tmp_path: Path
+) -> None:
+    elsewhere, ids = tmp_path / "else where", tmp_path / "ids.txt"
+    elsewhere.mkdir()
+    rejected(crossfade_here("refresh", elsewhere), "is a folder without a service; expected the YAML file")
+    assert succeeded(crossfade_here("rollback", service.path)).stdout.startswith("withdrawn: 2; ")
+    *_, show = succeeded(crossfade_here("refresh", "music", "--status", cwd=tmp_path)).stdout.splitlines()
+    assert show.startswith("versions: ")
+    assert "withdrawn  ndcg@10" in typed(show.removeprefix("versions: "), elsewhere).stdout
+    assert ServeOptions.of(source=str(service.file)).located().source == str(service.path)
+    ids.write_text("c1\n")
+    *_, line = succeeded(crossfade_here("forget", service.file, "--ids", ids)).stdout.splitlines()
+    error = service.command("rollback").stderr.splitlines()[-1].rpartition(": ")[2]
+    for command in (line.removeprefix("next: "), error):
+        assert typed(command, elsewhere).stdout.startswith(("version 3 published: without", "no new event files"))
+
+
+def test_moved_service_and_files_that_lose_forgotten_events_take_nothing_twice(
+    service: ServiceFolder, tmp_path: Path
+) -> None:
+    events = tmp_path / "events"
+    taken = service.add(3)
+    service.configure(folder="music", events=[json.loads(service.file.read_text())["events"][0], "events/*.parquet"])
+    succeeded(service.command("refresh"))
+    (tmp_path / "ids.txt").write_text("c1\n")
+    succeeded(crossfade_here("forget", service.file, "--ids", tmp_path / "ids.txt"))
+    succeeded(service.command("refresh"))
+    pq.write_table(plays(3).filter(pc.not_equal(plays(3)["user"], "c1")), taken)
+    assert succeeded(service.command("refresh")).stderr == ""
+    taken.unlink()
+    service.add(4)
+    succeeded(service.command("refresh"))
+    other = tmp_path / "moved"
+    other.mkdir()
+    for path in (service.file, service.path, events):
+        path.rename(other / path.name)
+    result = succeeded(crossfade_here("refresh", other / "music"))
+    assert result.stdout == "no new event files\n"
 
 
 def test_older_versions_are_deleted_with_their_datasets(undisturbed: ServiceFolder, tmp_path: Path) -> None:

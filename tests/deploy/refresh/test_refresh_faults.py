@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import IO
@@ -13,6 +14,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_here import crossfade_here
 from crashing_storage import Crash
 from metric_groups import PROCESS, REFRESH
 from paced_training import pace
@@ -24,9 +26,10 @@ from waiting import wait_until
 
 from crossfade.deploy.refresh import increment
 from crossfade.trainer.prepare.pipeline import prepare
+from crossfade.trainer.runs.run_lock import RunLock
 
 pytestmark = pytest.mark.slow
-STEPS = 9
+STEPS = 7
 """Steps of a refresh that change something in the folder of the service, see ``crash_at``."""
 
 
@@ -96,10 +99,32 @@ def test_failed_training_leaves_the_version_that_is_served(service: ServiceFolde
     service.add(3)
     service.configure(increment_job={"model": {"dim": 9}, "train": {"epochs": 1}})
     result = service.command("refresh")
-    assert (result.returncode, "version 3: the training failed: " in result.stderr) == (1, True)
+    failed = "version 3: the training failed: "
+    assert (result.returncode, failed in result.stderr) == (1, True)
     assert service.current()["version"] == 2
+    assert failed in service.status()["failure"]["error"]
+    for shown in (service.command("refresh", "--status"), crossfade_here("status", service.file)):
+        assert f": {failed}" in re.findall("the last attempt at a version failed, .*", succeeded(shown).stdout)[0]
     service.configure(increment_job={"train": {"epochs": 1}})
     succeeded(service.command("refresh"))
+    assert_as_undisturbed(service, undisturbed)
+    assert "last attempt" not in succeeded(crossfade_here("status", service.path)).stdout
+
+
+def test_next_command_waits_for_a_training_that_has_survived_its_command(
+    service: ServiceFolder, undisturbed: ServiceFolder
+) -> None:
+    service.add(3)
+    with pytest.raises(Crash), crash_at(5):  # trained, and not decided
+        service.command("refresh")
+    with ExitStack() as running:
+        lock = running.enter_context(ExitStack())
+        lock.enter_context(RunLock(service.run(3)).held())
+        command = running.enter_context(started("refresh", service.file, cwd=service.folder))
+        lines_to(command.process.stderr, f"{service.path}: waiting for the training of a command that was killed")
+        lock.close()
+        result = command.finish()
+    assert result.stdout.startswith("version 3 published: ")
     assert_as_undisturbed(service, undisturbed)
 
 
@@ -151,6 +176,16 @@ def test_refresh_at_intervals_takes_files_as_they_arrive_and_serves_metrics(tmp_
     assert service.statuses() == ["published"]
     succeeded(service.command("refresh"))
     assert (service.record(2)["base"], service.times(2)) == (1, table["at"].to_pylist())
+
+
+def test_files_without_events_wait_for_the_next_one(service: ServiceFolder) -> None:
+    service.add(3, plays(3).slice(0, 0))
+    result = succeeded(service.command("refresh"))
+    assert f"no events are in new files, which wait for the next one: {service.event_file(3)}" in result.stderr
+    assert service.statuses() == ["published"] * 2
+    service.add(4)
+    assert " 300 new events of 2 files" in succeeded(service.command("refresh")).stdout
+    assert service.files(3) == ["day-003.parquet", "day-004.parquet"]
 
 
 def write_hostile(folder: Path) -> dict[str, bool]:

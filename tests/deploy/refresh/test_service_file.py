@@ -11,9 +11,11 @@ from command_here import crossfade_here
 from refreshed_service import rejected
 
 from crossfade.base.errors import OptionError
-from crossfade.deploy.refresh.judging import Guard, judge
+from crossfade.deploy.refresh.judging import Guard, decide
 from crossfade.deploy.refresh.options import RefreshOptions
 from crossfade.deploy.refresh.service_file import ServiceConfig, load_service
+from crossfade.deploy.refresh.versions import EventFile, Plan
+from crossfade.trainer.data.manifest import DatasetManifest, Entity
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "fresh-models.md"
 VALID: dict[str, Any] = {
@@ -125,9 +127,16 @@ def test_version_fails_below_the_share_by_more_than_the_error(
     start = {"queries": 0, "recall@20": 0.0} if before is None else known
     valid = {} if after is None else {"valid": {"recall@20": after, "recall@20_se": errors[1]}}
     report = {"valid_at_start": start, "metrics": valid, "popularity": None}
-    judgment = judge(report, "recall@20", Guard.parse(" recall@20>=0.9*last "))
-    assert (judgment.before, judgment.is_met) == (before, is_met)
-    assert judge(report, "recall@20", None).is_met
+    entities = {name: Entity(rows=1, id_type="string", files=[]) for name in ("customer", "track")}
+    manifest = DatasetManifest(query="customer", item="track", entities=entities, splits={})
+
+    def status(guard: str | None, *files: EventFile) -> str:
+        plan, known = Plan(number=2, base=1, files=list(files)), guard and Guard.parse(guard)
+        return decide(plan, manifest, report, "recall@20", known or None, {}).status
+
+    file = EventFile(uri="day-002.csv", state="1", bytes=1)
+    assert status(" recall@20>=0.9*last ", file) == ("published" if is_met else "rejected")
+    assert status(None, file) == status("recall@20 >= 9 * last") == "published"
 
 
 def test_page_lists_every_key_with_its_default() -> None:
