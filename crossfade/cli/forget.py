@@ -66,22 +66,22 @@ def run(options: ForgetOptions) -> int:
 
     from crossfade.deploy.refresh.forget import forget_in_service
     from crossfade.deploy.refresh.service_file import service_folder
-    from crossfade.deploy.refresh.versions import is_service
+    from crossfade.deploy.refresh.versions import ServiceVersions, is_service
     from crossfade.display import progress_bars
     from crossfade.trainer.prepare.forget import forget
 
     options = options.model_copy(update={"data": service_folder(options.data)})
     _check_place(options)
     with progress_bars() as bars:
-        service = forget_in_service(Path(options.data), options, bars) if is_service(options.data) else None
-        reports = [forget(options, bars)] if service is None else service.datasets
+        service = ServiceVersions(Path(options.data)) if is_service(options.data) else None
+        reports = [forget(options, bars)] if service is None else forget_in_service(service.folder, options, bars)
     for report in reports:
         print_lines(_describe(report, options.ids))
-    if service is not None and service.versions:
-        names = ", ".join(map(str, service.versions))
-        print_line(f"  versions       {names}: the next refresh publishes one without them, and deletes these")
+    noted = None if service is None else service.forgotten
+    if noted is not None:
+        print_line(f"  versions       up to {noted.through}: the next one is made without them, and deletes these")
     print_lines((_COPIES if service is None else _COPIES_OF_SERVICE).splitlines())
-    if service is not None and service.versions:
+    if noted is not None:
         print_line(f"next: {command_line('refresh', Path(options.data).absolute())}")
     return 0
 

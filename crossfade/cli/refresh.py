@@ -181,14 +181,14 @@ def _print_status(service: RefreshedService, options: RefreshCommand) -> None:
     value = {
         "current": None if versions.current is None else versions.current.number,
         "versions": [json.loads(record.model_dump_json()) for record in versions.records],
-        "failure": None if versions.failure is None else versions.failure.model_dump(),
+        "failure": versions.failure,
         **{name: getattr(arrivals, name) for name in _ARRIVALS},
     }
     names = first_names(arrivals.waiting)
     waiting = f"{counted(len(arrivals.waiting), 'event file')} waiting{': ' if names else ''}{names}"
     lines: list[Text] = [waiting, *arrivals.reasons()]
-    if (failure := versions.failure) is not None:
-        lines.insert(0, str(failure))
+    if versions.failure is not None:
+        lines.insert(0, versions.failure)
     if versions.must_forget:
         lines.insert(0, "ids were forgotten: the next call publishes a version without them, and then takes events")
     next_step = command_line("status", service.folder)

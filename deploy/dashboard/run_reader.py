@@ -24,7 +24,8 @@ from crossfade.base.io.regular_files import open_below, read_below
 from crossfade.base.validation import format_validation_error
 from crossfade.deploy.dashboard.bounded_lock import BoundedLock
 from crossfade.deploy.dashboard.history import TrainingHistory
-from crossfade.deploy.dashboard.service_reader import ServiceReader, is_service
+from crossfade.deploy.dashboard.service_reader import ServiceReader
+from crossfade.deploy.refresh.versions import is_service
 from crossfade.trainer.config.loading import parse_job_text
 from crossfade.trainer.runs.events import Seconds, TimedEvent, UnixTime, Whole, parse_record
 from crossfade.trainer.runs.run_folder import (
@@ -321,7 +322,7 @@ def _found_at(folder: Path, depth: int) -> Iterator[Path]:
     if is_run(folder):
         yield folder
         return
-    has_versions = is_service(folder)
+    has_versions = is_service(str(folder))
     if has_versions:
         yield folder
     if not depth and not has_versions:

@@ -73,11 +73,9 @@ class Arrivals:
 
     def plan(self) -> list[EventFile]:
         """Return the files of the next version: if they are too many for one, first those that no version had."""
-        files = list(self.ready.values())
-        if len(files) > MAX_FILES:
-            _logger.warning(f"the next version takes {MAX_FILES:,} of {len(files):,} files; the others follow")
-            files.sort(key=lambda file: file.uri in self.unpublished)
-        return files[:MAX_FILES]
+        if len(self.ready) <= MAX_FILES:
+            return list(self.ready.values())
+        return sorted(self.ready.values(), key=lambda file: file.uri in self.unpublished)[:MAX_FILES]
 
     def reasons(self) -> list[Text]:
         """Return the reasons why files wait, a line each."""

@@ -11,7 +11,6 @@ same command deletes the rest.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from crossfade.base.command_line import command_line
@@ -26,21 +25,8 @@ from crossfade.trainer.prepare.id_list import read_ids
 from crossfade.trainer.prepare.options import ForgetOptions
 
 
-@dataclass(frozen=True)
-class ServiceForgetReport:
-    """What a deletion from a service has done.
-
-    Attributes:
-        datasets: the reports of the datasets, the newest first; none if the service has no version yet.
-        versions: the versions that may have vectors of the IDs until the next one is published; the last is served.
-    """
-
-    datasets: list[ForgetReport]
-    versions: list[int]
-
-
-def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressReporter) -> ServiceForgetReport:
-    """Delete the IDs of ``options`` from all datasets of the service in ``folder``.
+def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressReporter) -> list[ForgetReport]:
+    """Delete the IDs of ``options`` from all datasets of the service in ``folder``; return what that did, newest first.
 
     Raises:
         InputError: another process changes the service, or a dataset cannot be read; nothing was deleted.
@@ -50,7 +36,7 @@ def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressRe
         if versions.current is None:
             versions.discard(versions.next_number)  # it may have events of the IDs
             versions.clean(0)
-            return ServiceForgetReport([], [])
+            return []
         entity = options.entity or read_manifest(Folder(str(versions.data_path(versions.current.number)))).query
         ids = read_ids(options.ids, options.column, entity)
         versions.discard(versions.next_number)
@@ -68,7 +54,7 @@ def forget_in_service(folder: Path, options: ForgetOptions, progress: ProgressRe
             reports = [deletion.publish() for deletion in planned]
             if is_marked:
                 versions.mark_forgotten(complete=True)
-        return ServiceForgetReport(reports[::-1], versions.kept if versions.must_forget else [])
+        return reports[::-1]
 
 
 def _check_rest(versions: ServiceVersions, planned: list[StagedDeletion]) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator
 
-from crossfade.base.errors import Option, OptionError
 from crossfade.base.options import Integer, Options, PortOrNone, option
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -49,18 +48,6 @@ class RefreshOptions(ServiceOptions):
     metrics_host: str = _metrics("127.0.0.1", "serve them on this address; 0.0.0.0: on all", value="HOST")
 
     at_most_one = (("every", "publish", "status"),)
-
-    @model_validator(mode="after")
-    def _check_interval(self) -> Self:
-        """Reject an address of metrics that are not served.
-
-        Raises:
-            OptionError: there is one.
-        """
-        for name in ("metrics_port", "metrics_host"):
-            if name in self.model_fields_set and self.every is None:
-                raise OptionError(name, problem=("needs ", Option("every", "TIME"), ": one attempt has no metrics"))
-        return self
 
 
 class RollbackOptions(ServiceOptions):

@@ -42,7 +42,6 @@ from crossfade.deploy.refresh.versions import (
     ServiceVersions,
     StoredRecord,
     VersionRecord,
-    is_log_through,
     read_stored,
 )
 from crossfade.trainer.data.manifest import FILE_NAME
@@ -297,17 +296,11 @@ class RemoteVersions(ServiceVersions):
 
     def _keep_only(self, names: AbstractSet[str]) -> None:
         super()._keep_only(names)
-        folders = {path.partition("/")[0] for path in self._found}
+        folders = {path.partition("/")[0].removesuffix(".log") for path in self._found}
         for name in sorted(folders, key=lambda name: name.count("-")):  # runs before their datasets
             if self._is_decided(name) and name not in names:
                 self._delete_remote(name)
         self.synchronize()
-
-    def _delete_logs(self, through: int) -> None:
-        super()._delete_logs(through)
-        for name in sorted(name for name in self._found if is_log_through(name, through)):
-            self._lock.check()
-            self._remote.remove(name)
 
 
 def set_remote(folder: Path, uri: str | None) -> None:

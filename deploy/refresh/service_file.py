@@ -16,7 +16,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,12 +102,6 @@ class ServiceConfig(Section):
         if text is not None:
             Guard.parse(text)
         return text
-
-    def _decided_keys(self) -> Iterator[str]:
-        """Yield the given keys that a service itself decides."""
-        for section, keys in _DECIDED_KEYS.items():
-            given = dict(flattened(getattr(self, section)))
-            yield from (f"{section}.{key}" for key in keys if key in given)
 
     @property
     def source(self) -> Path:
@@ -205,8 +199,9 @@ class ServiceConfig(Section):
         Raises:
             InputError: a key or an option is invalid.
         """
-        for key in self._decided_keys():
-            raise InputError(f"{source}: {key}: a service decides it; leave it out")
+        for section, keys in _DECIDED_KEYS.items():
+            for key in dict(flattened(getattr(self, section))).keys() & {*keys}:
+                raise InputError(f"{source}: {section}.{key}: a service decides it; leave it out")
         make_job(self.first_job(), f"{source}: job")
         increment = make_job(self.next_job(".", "checkpoints", None), f"{source}: increment_job")
         guard = self.guard

@@ -6,7 +6,7 @@
     versions.withdraw(after=11)                     # a rollback
     versions.mark_forgotten()                       # IDs were deleted from its datasets: its versions must go
 
-    FOLDER/  current.json  failure.json  forgotten.json  job.yaml  plan.json  service.txt
+    FOLDER/  current.json  failure.txt  forgotten.json  job.yaml  plan.json  service.txt
              version-000012.json  version-000012.log  version-000012/ (its run)  version-000012-data/
 
 A version is published by one atomic step, the file of its record; ``current.json``, which servers follow, is derived
@@ -42,10 +42,9 @@ from crossfade.trainer.embeddings.current_run import CURRENT_FILE, CurrentRun
 from crossfade.trainer.runs.events import Seconds, UnixTime, Whole
 from crossfade.trainer.runs.run_folder import REPORT_FILE
 
-PLAN_FILE, FORGOTTEN_FILE, FAILURE_FILE = "plan.json", "forgotten.json", "failure.json"
+PLAN_FILE, FORGOTTEN_FILE, FAILURE_FILE = "plan.json", "forgotten.json", "failure.txt"
 _FOLDER = re.compile(r"version-([0-9]{6})(-data)?")
 """Names of the folders of versions: of a run, or of a dataset."""
-_LOG = re.compile(r"version-([0-9]{6})\.log")
 _TRASH = ".trash-"
 """The beginning of the names of folders that are being deleted."""
 Status = Literal["published", "rejected", "withdrawn"]
@@ -134,17 +133,6 @@ class Forgotten(StoredRecord):
     complete: bool
 
 
-class Failure(StoredRecord):
-    """The last attempt at a version has failed: when, in Unix time, and why."""
-
-    time: UnixTime
-    error: str
-
-    def __str__(self) -> str:
-        """Return the failure in a line."""
-        return f"the last attempt at a version failed, {local_time(self.time)}: {self.error}"
-
-
 class ServiceVersions:
     """The versions in the folder of a service, of which one process at a time writes."""
 
@@ -216,24 +204,22 @@ class ServiceVersions:
         return read_stored(Forgotten, path, "the note of a deletion") if path.exists() else None
 
     def note_failure(self, error: Exception | None) -> None:
-        """Note why an attempt at a version failed; None: it did not."""
+        """Note why an attempt at a version failed, and when; None: it did not."""
         path = self.folder / FAILURE_FILE
         if error is None:
             path.unlink(missing_ok=True)
-        else:
-            with suppress(OSError):  # the disk may be full
-                text = error.worded(as_typed) if isinstance(error, CrossfadeError) else reason_of(error)
-                replace_file(path, Failure(time=time.time(), error=text).model_dump_json().encode())
+            return
+        reason = error.worded(as_typed) if isinstance(error, CrossfadeError) else reason_of(error)
+        with suppress(OSError):  # the disk may be full
+            text = f"the last attempt at a version failed, {local_time(time.time())}: {reason}"
+            replace_file(path, text.encode())
 
     @property
-    def failure(self) -> Failure | None:
-        """The note of an attempt that failed since the last one that did not.
-
-        Raises:
-            InputError: it was damaged.
-        """
-        path = self.folder / FAILURE_FILE
-        return read_stored(Failure, path, "the note of a failure", "delete it") if path.exists() else None
+    def failure(self) -> str | None:
+        """Why the last attempt at a version failed, and when; None: it did not."""
+        with suppress(FileNotFoundError):
+            return read_below(self.folder, FAILURE_FILE).decode(errors="replace")
+        return None
 
     @property
     def must_forget(self) -> bool:
@@ -333,20 +319,14 @@ class ServiceVersions:
         kept = [number for number in {*self.kept[-keep:], *current} if number > outdated]
         self._keep_only({*(self.data_path(number).name for number in kept), *map(_name, kept)})
         if outdated:
-            self._delete_logs(outdated)
             self._remove(FORGOTTEN_FILE)
 
     def _keep_only(self, names: AbstractSet[str]) -> None:
-        """Delete the folders of versions that were decided on, but those with these ``names``."""
+        """Delete the folders and logs of versions that were decided on, but those with these ``names``."""
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name.count("-")):  # runs before their datasets
-            if path.is_dir() and self._is_decided(path.name) and path.name not in names:
-                self._delete(path)
-
-    def _delete_logs(self, through: int) -> None:
-        """Delete the logs of all versions up to ``through``, also of those whose runs were deleted earlier."""
-        for path in sorted(self.folder.glob("*.log")):
-            if is_log_through(path.name, through):
-                path.unlink()
+            has_rest = path.is_dir() or path.suffix == ".log"
+            if has_rest and self._is_decided(path.stem) and path.stem not in names:
+                self._delete(path.with_suffix(""))
 
     def _is_decided(self, name: str) -> bool:
         """Return whether ``name`` is that of a folder of a version that was decided on."""
@@ -372,13 +352,8 @@ def is_service(location: str) -> bool:
     if folder.path is None:
         with translate_storage_errors(location, unreachable=InputError):
             return CURRENT_FILE in folder.names()
-    return any((folder.path / name).is_file() for name in (CURRENT_FILE, PLAN_FILE))
-
-
-def is_log_through(name: str, through: int) -> bool:
-    """Return whether ``name`` names the log of a version up to ``through``."""
-    found = _LOG.fullmatch(name)
-    return found is not None and int(found[1]) <= through
+    found = any((folder.path / name).is_file() for name in (CURRENT_FILE, PLAN_FILE))
+    return found or bool(ServiceVersions(folder.path).record_paths())
 
 
 def read_record(path: Path) -> VersionRecord:

@@ -102,7 +102,7 @@ def test_failed_training_leaves_the_version_that_is_served(service: ServiceFolde
     failed = "version 3: the training failed: "
     assert (result.returncode, failed in result.stderr) == (1, True)
     assert service.current()["version"] == 2
-    assert failed in service.status()["failure"]["error"]
+    assert failed in service.status()["failure"]
     for shown in (service.command("refresh", "--status"), crossfade_here("status", service.file)):
         assert f": {failed}" in re.findall("the last attempt at a version failed, .*", succeeded(shown).stdout)[0]
     service.configure(increment_job={"train": {"epochs": 1}})

@@ -10,9 +10,7 @@ import pytest
 from command_here import crossfade_here
 from refreshed_service import rejected
 
-from crossfade.base.errors import OptionError
 from crossfade.deploy.refresh.judging import Guard, decide
-from crossfade.deploy.refresh.options import RefreshOptions
 from crossfade.deploy.refresh.service_file import ServiceConfig, load_service
 from crossfade.deploy.refresh.versions import EventFile, Plan
 from crossfade.trainer.data.manifest import DatasetManifest, Entity
@@ -147,9 +145,3 @@ def test_page_lists_every_key_with_its_default() -> None:
         default = field.get_default(call_default_factory=True)
         expected = "required" if field.is_required() else f"`{json.dumps(default)}`".replace('"', "")
         assert rows[name].strip() == expected, name
-
-
-def test_address_of_metrics_needs_intervals() -> None:
-    with pytest.raises(OptionError) as error:
-        RefreshOptions.of(service="music.yaml", metrics_port=1)
-    assert error.value.field == ("metrics_port",)
