@@ -94,6 +94,12 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.query_N)
 
+    @property
+    def nbytes(self) -> int:
+        """The size of all columns."""
+        columns = self.query_N, self.item_N, self.weight_N, self.context_NK, self.history, self.timestamp_N
+        return sum(column.nbytes for column in columns if column is not None)
+
     def take(self, indices_M: IntArray | BoolArray | slice) -> Interactions:
         """Return the interactions at ``indices_M``, in that order."""
         context_MK = None if self.context_NK is None else self.context_NK[indices_M]
