@@ -97,8 +97,8 @@ class Interactions:
     @property
     def nbytes(self) -> int:
         """The size of all columns."""
-        columns = self.query_N, self.item_N, self.weight_N, self.context_NK, self.history, self.timestamp_N
-        return sum(column.nbytes for column in columns if column is not None)
+        size = self.query_N.nbytes + self.item_N.nbytes + self.weight_N.nbytes
+        return size + sum(part.nbytes for part in (self.context_NK, self.history, self.timestamp_N) if part is not None)
 
     def take(self, indices_M: IntArray | BoolArray | slice) -> Interactions:
         """Return the interactions at ``indices_M``, in that order."""
