@@ -230,7 +230,7 @@ def _faulty_rows(
     checks: Sequence[Check],
     columns: Mapping[str, str],
     first_row: int,
-) -> Iterator[tuple[_FaultyRow, bytes]]:
+) -> Iterator[tuple[_FaultyRow, str]]:
     """Yield each of ``rows`` (position, fault, and texts by column; positions rise) with its line or its values."""
     rows, same_rows = tee(rows)
     records = find_records(file, (position for position, *_ in same_rows))
@@ -239,7 +239,7 @@ def _faulty_rows(
         value = dict(zip(columns, texts, strict=True))[check.role] or ""
         unit, number = ("line", record.line) if record is not None else ("row", position + first_row)
         by_column = dict(zip(columns.values(), texts, strict=True))
-        text = json.dumps(by_column, ensure_ascii=False).encode() if record is None else record.text
+        text = json.dumps(by_column, ensure_ascii=False) if record is None else record.text
         place = Place(str(file), unit, number, value[:_MAX_SHOWN])
         yield _FaultyRow(fault, check, _ROLE_NAMES.get(check.role, "context"), place), text
 

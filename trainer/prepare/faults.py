@@ -23,7 +23,7 @@ from crossfade.base.io.output import staged_file
 from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.options import MAX_BAD
-from crossfade.trainer.prepare.text_records import Record
+from crossfade.trainer.prepare.text_records import Record, is_encodable
 
 _CHUNK_BYTES = 1 << 20
 
@@ -55,14 +55,11 @@ class Quarantine:
             )
         self._file: IO[str] = self._collected.open("w", encoding="utf-8")
 
-    def write(self, file: str, unit: str, number: int, problem: Text, text: bytes) -> None:
+    def write(self, file: str, unit: str, number: int, problem: Text, text: str) -> None:
         """Add the ``text`` of a line or row (the ``unit``) of ``file``, ``number`` counting from 1."""
-        try:
-            decoded, is_utf8 = text.decode(), True
-        except UnicodeDecodeError:  # such bytes become escapes, which Python's surrogateescape turns back into bytes
-            decoded, is_utf8 = text.decode("utf-8", "surrogateescape"), False
-        entry = {"file": file, unit: number, "problem": worded(problem), "text": decoded.rstrip("\r\n")}
-        self._file.write(json.dumps(entry, ensure_ascii=not is_utf8) + "\n")
+        entry = {"file": file, unit: number, "problem": worded(problem), "text": text.rstrip("\r\n")}
+        # Surrogates become escapes, which Python's surrogateescape turns back into bytes.
+        self._file.write(json.dumps(entry, ensure_ascii=not is_encodable(text)) + "\n")
 
     def texts(self) -> Iterator[str]:
         """Yield what was written, some entries at a time, for ``append`` in another process."""

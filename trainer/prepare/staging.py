@@ -185,25 +185,12 @@ def _find_foreign(out: Folder) -> str | None:
 
 def foreign_name(out: Folder, listed: Set[str] = frozenset()) -> str | None:
     """Return the name of an entry of ``out`` that is neither ``listed`` nor of a preparation; None if there is none."""
-    if out.path is not None and (name := min(_odd_entries(out.path, listed), default=None)) is not None:
-        return name
+    links = (path for path in out.path.rglob("*") if path.is_symlink()) if out.path is not None else ()
+    if (link := min(links, default=None)) is not None:  # no preparation makes one
+        return link.relative_to(str(out.path)).as_posix()
     # A file that another command is writing, or was when it was killed, is none of its user's.
     names = (name for name in out.sizes() if not _OURS.fullmatch(name) and not is_partial(name.rpartition("/")[2]))
     return min((name for name in names if name not in listed), default=None)
-
-
-def _odd_entries(root: Path, listed: Set[str]) -> Iterator[str]:
-    """Yield the names of links to folders, links to nothing, and empty folders, none of which a preparation writes."""
-    for parent, folders, files in os.walk(root):
-        for path in (Path(parent, name) for name in (*folders, *files)):
-            is_link = path.is_symlink() and (path.is_dir() or not path.exists())
-            name = path.relative_to(root).as_posix()
-            if not is_link and not (path.is_dir() and not any(path.iterdir())):
-                continue
-            if not any(f"{file}/".startswith(f"{name}/") for file in (*listed, ATTEMPTS)) and (
-                is_link or not name.startswith(f"{ATTEMPTS}/")
-            ):
-                yield name
 
 
 def read_complete(out: Folder) -> DatasetManifest | None:

@@ -74,18 +74,15 @@ def test_overwrite_rejects_folder_with_other_files(tmp_path: Path) -> None:
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["link", "dangling", "train/link", "empty"])
-def test_overwrite_rejects_links_and_empty_folders(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["link", "dangling", "train/link"])
+def test_overwrite_rejects_links(tmp_path: Path, name: str) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(20))
     prepare_files(tmp_path / "out", train)
     entry = tmp_path / "out" / name
-    if name == "empty":
-        entry.mkdir()
-    else:
-        entry.symlink_to(tmp_path / ("nowhere" if name == "dangling" else "."))
+    entry.symlink_to(tmp_path / ("nowhere" if name == "dangling" else "."))
     with pytest.raises(InputError, match=f"'{name}'"):
         prepare_files(tmp_path / "out", train, overwrite=True)
-    assert entry.is_symlink() or entry.is_dir()
+    assert entry.is_symlink()
 
 
 def test_quarantine_is_published_after_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,6 @@ def test_spark_reads_text_and_nested_values_as_duckdb(tmp_path: Path) -> None:
     options = {"query": "customer=user.id", "weight": "w", "decimal": ",", "encoding": "latin-1", **SKIPPING}
     manifest, _ = prepare_twice(tmp_path, parquet, text, **options)
     assert manifest.source["dropped_bad_lines"] == 2
-    assert manifest.source["customer_alike"] == 59  # the weight of éc0 is 0
 
 
 @pytest.mark.slow
