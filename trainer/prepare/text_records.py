@@ -55,7 +55,7 @@ class Record:
 
     Attributes:
         line: the number of its first line, from 1.
-        text: the record, with the line end; bytes that are not in the encoding are surrogates, as of PEP 383.
+        text: the record, with the line end.
         values: the values of the columns; empty of adjacency text, and if there is a problem.
         problem: why it cannot be read; empty if it can.
     """
@@ -107,10 +107,10 @@ class _Lines:
                 f"the line is longer than {self.limit:,} characters; expected one record in each line: check ",
                 Option("format"),
             )
-        return "" if is_encodable(line) else _NOT_UTF8
+        return "" if _is_text(line) else _NOT_UTF8
 
 
-def is_encodable(line: str) -> bool:
+def _is_text(line: str) -> bool:
     """Return whether ``line`` has no surrogates, which stand for bytes that are not in the encoding of the file."""
     try:
         line.encode()
@@ -248,7 +248,7 @@ def _parse_object(lines: _Lines, line: str) -> dict[str, object] | Text:
         return problem
     try:
         found = json.loads(line, parse_float=str, parse_int=str, parse_constant=str)
-        if isinstance(found, dict) and is_encodable(json.dumps(found, ensure_ascii=False)):
+        if isinstance(found, dict) and _is_text(json.dumps(found, ensure_ascii=False)):
             return found
     except (ValueError, RecursionError):
         pass

@@ -72,7 +72,7 @@ class VocabularyBuilder:
     base: BaseDataset | None
     names: Mapping[str, NamesFile]
     files: Mapping[str, Source]
-    faults: Callable[[Source], Faults]
+    faults: Callable[[], Faults]
     facts: Facts = field(default_factory=dict)
     _plans: Sequence[ColumnPlan] = ()
     _content: Sequence[ColumnPlan] = ()
@@ -192,8 +192,7 @@ class VocabularyBuilder:
             names = self.names[entity]
             columns = [names.id_column, names.name_column]
             with fetch_files([self.files[entity]], self.staged.work, columns) as local_files:
-                faults = self.faults(self.files[entity])
-                report = join_names(self.connection, key, next(local_files), names, faults)
+                report = join_names(self.connection, key, next(local_files), names, self.faults())
             self.facts[f"{entity}_names_ignored"] = report.ignored
             self.facts[f"{entity}_named"] = report.named
             self.facts |= {f"{entity}_names_bad_lines": report.bad_lines} if report.bad_lines else {}
