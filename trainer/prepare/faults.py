@@ -23,7 +23,6 @@ from crossfade.trainer.prepare.text_records import Record
 
 MAX_PLACES = 5
 """How many places of a problem are shown."""
-_MAX_PROBLEMS = 50
 _MAX_SHOWN_PROBLEMS = 3
 
 
@@ -125,8 +124,6 @@ class Faults:
             self.counts, self._last_rejected = self.counts._replace(rejected=self.counts.rejected + count), problem
         else:
             self.counts = self.counts._replace(left_out=self.counts.left_out + count)
-        if problem not in self._problems and len(self._problems) >= _MAX_PROBLEMS:
-            problem = parts("other errors, the first of which is" if fatal else "other problems")
         found = self._problems.setdefault(problem, _Problem(fatal, message))
         found.count += count
         found.places += places[: MAX_PLACES - len(found.places)]
@@ -210,11 +207,7 @@ class Faults:
 
 def _format(text: Text, problem: _Problem, values: bool) -> Text:
     if problem.fatal:
-        return (
-            problem.message
-            if problem.count == 1 or text == problem.message
-            else (f"{problem.count:,} ", text, ": ", problem.message)
-        )
+        return problem.message
     more = ", …" if problem.count > len(problem.places) else ""
     places = _format_places(problem.places, values)
     return (f"{counted(problem.count, problem.places[0].unit)}: ", text, f" ({places}{more})")

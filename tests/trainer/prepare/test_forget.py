@@ -288,12 +288,12 @@ def test_ids_are_read_from_parquet_integers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "name", "content", "column"),
     [
-        ("no such file; expected a list of ids of customer", "missing.txt", None, None),
+        ("no such file", "missing.txt", None, None),
         ("has no column 'customer", "ids.csv", b"a,b\n1,2\n", None),
         ("holds no id; expected ids of customer, one per line or row", "ids.txt", b"\n\n", None),
         ("or name a Parquet, CSV or TSV file", "ids.txt", b"a", "id"),
         ("is not UTF-8; convert the file, for instance: iconv -f latin1", "ids.txt", b"\xff\xfe", None),
-        ("cannot be read as a list of ids", "ids.parquet", b"PAR1", None),
+        ("is not a readable Parquet file", "ids.parquet", b"PAR1", None),
     ],
 )
 def test_invalid_id_lists_are_rejected(
