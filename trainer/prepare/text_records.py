@@ -236,10 +236,13 @@ def _json_records(lines: _Lines, paths: Sequence[Sequence[str]]) -> Iterator[Rec
         if not line.strip():
             continue
         found = _parse_object(lines, line)
+        values: list[str | None] = []
         if isinstance(found, dict):
-            yield Record(lines.number, line, [_json_text(found, path) for path in paths])
-        else:
-            yield Record(lines.number, line, problem=found)
+            try:
+                values, found = [_json_text(found, path) for path in paths], ""
+            except RecursionError:
+                found = _NOT_OBJECT
+        yield Record(lines.number, line, values, problem=found)
 
 
 def _parse_object(lines: _Lines, line: str) -> dict[str, object] | Text:
@@ -248,7 +251,7 @@ def _parse_object(lines: _Lines, line: str) -> dict[str, object] | Text:
         return problem
     try:
         found = json.loads(line, parse_float=str, parse_int=str, parse_constant=str)
-        if isinstance(found, dict) and _is_text(json.dumps(found, ensure_ascii=False)):
+        if isinstance(found, dict) and ("\\u" not in line or _is_text(json.dumps(found, ensure_ascii=False))):
             return found
     except (ValueError, RecursionError):
         pass
