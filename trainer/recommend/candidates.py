@@ -56,7 +56,9 @@ def read_lists(options: Filters, entity: str) -> Filters:
     from crossfade.trainer.prepare.id_list import read_ids  # by DuckDB, which takes time to import
 
     files = {"allow": options.allow, "deny": options.deny}
-    ids = {name: [id for file in of for id in read_ids(file, None, entity).to_pylist()] for name, of in files.items()}
+    ids = {
+        name: [id for file in of for id in read_ids(file, None, entity, name).to_pylist()] for name, of in files.items()
+    }
     return options.model_copy(update={name: tuple(found) for name, found in ids.items()})
 
 
