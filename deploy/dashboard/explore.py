@@ -73,7 +73,7 @@ def recommend(model: Model, query: str) -> Answer:
     row, label = _find(model, model.query, query)
     rows_QK, scores_QK = model.recommend(np.array([row]), RecommendOptions(k=K))
     histories = model.histories(np.array([row]))
-    items_N, weights_N = histories.lists.items_N, histories.weight_N
+    items_N, weights_N = histories.lists.values_N, histories.weight_N
     favorites_N = histories.favorites(0, K)
     weights = weights_N[np.searchsorted(items_N, favorites_N)].tolist()
     labels = model.labels(model.item, favorites_N.tolist())

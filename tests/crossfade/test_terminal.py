@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from builders import write_vocabulary
 from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, write_data, write_job
@@ -62,7 +60,7 @@ def test_log_lines_have_no_controls(formatter: logging.Formatter) -> None:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train on a dataset whose IDs, names and labels control the terminal."""
+    """Train on a dataset whose IDs and names control the terminal."""
     folder = tmp_path_factory.mktemp("hostile")
     splits = planted_splits()
     sizes = {name: [[len(pairs[0])]] for name, pairs in splits.items()}
@@ -77,8 +75,6 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data(folder / "data", entities, {name: (splits[name], sizes[name]) for name in splits})
     write_job(folder / "job.yaml", folder / "data")
     succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
-    genres = pa.array([f"genre {row % GENRES}{CONTROLS}" for row in range(0, TRACKS, 2)])
-    pq.write_table(pa.table({"track": tracks[::2], "genre": genres}), folder / "labels.parquet")
     return folder
 
 
@@ -92,8 +88,6 @@ def test_no_command_prints_controls_of_names(hostile: Path) -> None:
         ("recommend", "run", "--customer", customer, "-k", 3, "--json"),
         ("recommend", "run", "--customer", customer, "-k", 3, "--csv"),
         ("recommend", "run", "--history", name, other),
-        ("sequence", "run", name, other, "--length", 4, "--json"),
-        ("tag", "run", "--labels", "genre", "--metadata", "labels.parquet", "--min-items", 10),
         ("validate", "data"),
         ("evaluate", "run", "--split", "test"),
         ("status", "run"),
