@@ -14,8 +14,8 @@ from command_here import crossfade_here
 from running_command import succeeded
 
 from crossfade.base import logs
-from crossfade.base.errors import OptionError, escape_unprintable, to_json_line
-from crossfade.terminal import TableOptions, print_line, print_result
+from crossfade.base.errors import escape_unprintable, to_json_line
+from crossfade.terminal import PrintOptions, print_line, print_result
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROLS = "\x1b]52;c;eA==\x07\x1b[2J\x9b31m\r\n\u202egnp\u2066\x00"
@@ -36,17 +36,14 @@ def test_controls_are_escaped_and_names_of_all_languages_kept() -> None:
     assert escape_unprintable("\udc9b") == "\\udc9b"  # of a file name that is not UTF-8
 
 
-def test_result_is_printed_as_json_as_csv_or_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_result_is_printed_as_json_or_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     records = [{"id": 7, "tags": ["a", 'b"']}, {"id": CONTROLS, "score": 0.5}]
     for options, expected in (
-        (TableOptions(), "shown\n"),
-        (TableOptions(json_=True), to_json_line(records) + "\n"),
-        (TableOptions(csv=True), f'id,tags,score\n7,"a; b""",\n{ESCAPED},,0.5\n'),
+        (PrintOptions(), "shown\n"),
+        (PrintOptions(json_=True), to_json_line(records) + "\n"),
     ):
-        print_result(options, records, lambda: print_line("shown"), lambda: records)
+        print_result(options, records, lambda: print_line("shown"))
         assert capsys.readouterr().out == expected
-    with pytest.raises(OptionError, match="was given, and so was json_"):
-        TableOptions.of(json_=True, csv=True)
 
 
 @pytest.mark.parametrize("formatter", [logs.ConsoleFormatter(), logs.TextFormatter(), logs.JsonFormatter()])
@@ -86,7 +83,6 @@ def test_no_command_prints_controls_of_names(hostile: Path) -> None:
         ("similar", "run", name),
         ("recommend", "run", "--customer", customer, "-k", 3),
         ("recommend", "run", "--customer", customer, "-k", 3, "--json"),
-        ("recommend", "run", "--customer", customer, "-k", 3, "--csv"),
         ("recommend", "run", "--history", name, other),
         ("validate", "data"),
         ("evaluate", "run", "--split", "test"),

@@ -271,13 +271,6 @@ class Model:
         """Return the labels of ``rows``, in any order; a vacant row has none, or one without an ID."""
         return self.files.names(entity).labels(rows)
 
-    def search(self, entity: str, text: str, limit: int) -> list[int]:
-        """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``.
-
-        The row that ``find`` returns comes first, then the most frequent ones.
-        """
-        return self.files.names(entity).search(text, limit)
-
     def ids(self, entity: str, rows_N: IntArray, column: str = "id") -> pa.Array:
         """Return the IDs of ``rows_N``, or another ``column`` of the vocabulary, in any order."""
         return self.trained.vocabulary(entity).values(rows_N, column)
