@@ -20,7 +20,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
 from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, group_order
-from crossfade.trainer.training.loop import Prefetcher
+from crossfade.trainer.training.prefetcher import Prefetcher
 
 QUERIES, ITEMS = 11, 13
 TIMEOUT_SECONDS = 180.0
