@@ -9,11 +9,9 @@ directional overrides, which reorder what is shown. They are printed as Python w
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TextIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TextIO
 
 from crossfade.base.errors import escape_unprintable, to_json_line
 from crossfade.base.options import Options, option
@@ -28,38 +26,12 @@ class PrintOptions(Options):
     json_: bool = option(False, "print the result as JSON", group="output")
 
 
-class TableOptions(PrintOptions):
-    """How a command prints a result that is a table."""
-
-    at_most_one: ClassVar = (("json_", "csv"),)
-    csv: bool = option(False, "print the table as CSV", group="output")
-
-
-def print_result(
-    options: PrintOptions,
-    value: Any,
-    show: Callable[[], object],
-    records: Callable[[], Iterable[Mapping[str, Any]]] = list,
-) -> None:
-    """Print a result as requested: ``value`` as JSON in a line, ``records`` as CSV, or else ``show`` it to people."""
+def print_result(options: PrintOptions, value: Any, show: Callable[[], object]) -> None:
+    """Print a result as requested: ``value`` as JSON in a line, or else ``show`` it to people."""
     if options.json_:
         print_json(value)
-    elif isinstance(options, TableOptions) and options.csv:
-        print_lines(_csv_lines(records()))
     else:
         show()
-
-
-def _csv_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a header of all keys, and a line for each of ``records``; nothing if there are none."""
-    listed = list(records)
-    names = list(dict.fromkeys(name for record in listed for name in record))
-    rows: list[list[Any]] = [names, *([record.get(name, "") for name in names] for record in listed)]
-    for row in rows if listed else ():
-        text = io.StringIO()
-        cells = ("; ".join(cell) if isinstance(cell, list) else "" if cell is None else str(cell) for cell in row)
-        csv.writer(text, lineterminator="").writerow(map(escape_unprintable, cells))
-        yield text.getvalue()
 
 
 def print_line(text: object = "", *, file: TextIO | None = None, flush: bool = False) -> None:
@@ -71,18 +43,6 @@ def print_lines(lines: Iterable[str]) -> None:
     """Print ``lines`` on stdout."""
     for line in lines:
         print_line(line)
-
-
-def print_records(records: Sequence[Mapping[str, object]]) -> None:
-    """Print a table of ``records``, with a column for each key of the first one."""
-    names = list(records[0]) if records else []
-    print_table([names, *([_cell(record.get(name)) for name in names] for record in records)], min_width=0)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def print_table(rows: Sequence[Sequence[str]], *, min_width: int = 8) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.model.spec import ModelSpec, Score
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.top_k import rank_items
 from suite.matrix_products import TILE_SCORES, Products
 from suite.timing import median_seconds
@@ -43,7 +43,7 @@ def main() -> None:
     specs = [TableSpec(name, rows, dim, 0.1) for name, rows in tables.items()]
     model = ModelSpec(specs[0], specs[1], Score.of("cosine", 1.0))
     excluded_QN = np.sort(generator.integers(0, items, (queries, EXCLUDED_PER_QUERY)), axis=1)
-    excluded = ItemLists(np.arange(queries + 1) * EXCLUDED_PER_QUERY, excluded_QN.ravel())
+    excluded = JaggedArray(np.arange(queries + 1) * EXCLUDED_PER_QUERY, excluded_QN.ravel())
     bare = [Products([(queries, items, dim)], scores, task["threads"], backward=False) for scores in TILE_SCORES]
 
     def rank() -> None:

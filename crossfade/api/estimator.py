@@ -138,7 +138,7 @@ def _recall(model: Opened, query: pa.ChunkedArray, item: pa.ChunkedArray, k: int
     queries_Q = np.unique(pair_N // items)
     item_QK, _ = model.recommend(queries_Q, RecommendOptions.of(k=k))
     lists = model.histories(queries_Q).lists
-    known_N = np.repeat(queries_Q, np.diff(lists.starts_Q1)) * items + lists.items_N
+    known_N = np.repeat(queries_Q, lists.counts_L) * items + lists.values_N
     pair_N = np.setdiff1d(pair_N, known_N, assume_unique=True)
     if not len(pair_N):
         raise InputError(_NOTHING_TO_SCORE)

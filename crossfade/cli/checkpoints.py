@@ -10,7 +10,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.formatting import duration, size
 from crossfade.base.options import Options, option
 from crossfade.cli.command import Command, as_command
-from crossfade.terminal import TableOptions, print_line, print_result
+from crossfade.terminal import PrintOptions, print_line, print_result
 
 if TYPE_CHECKING:
     from crossfade.kvstore.checkpoint.lifecycle import CheckpointEntry
@@ -23,7 +23,7 @@ other format   another version of Crossfade wrote it; training stops rather than
 """
 
 
-class ListCommand(TableOptions):
+class ListCommand(PrintOptions):
     """Which checkpoints are listed, and how."""
 
     source: str = option(
@@ -50,7 +50,7 @@ def _list(options: ListCommand) -> int:
     from crossfade.kvstore.checkpoint.lifecycle import list_checkpoints
 
     entries = list_checkpoints(_locate(options.source), verify=options.verify)
-    print_result(options, [vars(entry) for entry in entries], lambda: _print(entries), lambda: map(vars, entries))
+    print_result(options, [vars(entry) for entry in entries], lambda: _print(entries))
     return 0
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from crossfade.base.formatting import with_error
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
-from crossfade.terminal import TableOptions, print_line, print_result, print_table
+from crossfade.terminal import PrintOptions, print_line, print_result, print_table
 from crossfade.trainer.evaluation.options import EvaluateOptions
 from crossfade.trainer.runs.shown_metrics import error_of, is_metric
 
@@ -31,7 +31,7 @@ _RERANKED = ("recall", "ndcg", "coverage", "diversity", "novelty", "gini")
 Values = Mapping[str, float | int | None]
 
 
-class EvaluateCommand(TableOptions, EvaluateOptions):
+class EvaluateCommand(PrintOptions, EvaluateOptions):
     """The options of the command."""
 
 
@@ -53,15 +53,8 @@ def run(options: EvaluateCommand) -> int:
 
     with progress_bars() as bars:
         results = evaluate_run(options, bars)
-    print_result(options, results, lambda: _print(results, options), lambda: _records(results, options))
+    print_result(options, results, lambda: _print(results, options))
     return 0
-
-
-def _records(results: Mapping[str, Any], options: EvaluateCommand) -> Iterator[dict[str, Any]]:
-    """Yield each metric of the split and of its segments, with its standard error where it has one."""
-    for segment, values in {"all": results[options.split], **results.get("segments", {})}.items():
-        for name in filter(is_metric, values):
-            yield {"segment": segment, "metric": name, "value": values[name], "error": values.get(error_of(name))}
 
 
 def _print(results: Mapping[str, Any], options: EvaluateCommand) -> None:

@@ -119,7 +119,7 @@ def _describe(report: ForgetReport, file: str) -> list[str]:
     lines = [
         f"{report.folder.uri}: forgot {counted(report.found, 'row')} of {report.entity} ({vacant:,} in all)",
         f"  ids: {report.requested:,} in {file}; {unknown:,} of them are not in the dataset",
-        f"  interactions dropped: {dropped}; {counted(report.files_rewritten, 'file')} rewritten",
+        f"  interactions dropped: {dropped}",
     ]
     if report.pending:
         lines.insert(2, f"  {report.pending:,} of them were waiting for admission (--admit)")

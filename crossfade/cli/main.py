@@ -64,8 +64,6 @@ COMMANDS: dict[str, str | None] = {
     "index": "build an index of items for fast approximate search",
     "similar": "print the nearest neighbors of items or queries",
     "map": "draw items as a map, colored by genre",
-    "tag": "predict labels of items, such as genres",
-    "sequence": "print a smooth path from one item to another",
     "serve": "serve recommendations over HTTP",
     "refresh": "keep a model fresh from event files that arrive",
     "rollback": "publish an earlier version of a service again",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from crossfade.base.text import counted
 from crossfade.cli.command import as_command
-from crossfade.terminal import TableOptions, print_line, print_lines, print_result
+from crossfade.terminal import PrintOptions, print_line, print_lines, print_result
 from crossfade.trainer.recommend.options import RecommendToOptions
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ the names of the dataset's entities).
 """
 
 
-class RecommendCommand(TableOptions, RecommendToOptions):
+class RecommendCommand(PrintOptions, RecommendToOptions):
     """The options of the command."""
 
-    at_most_one: ClassVar[Any] = (("out", "json_"), ("out", "csv"))
+    at_most_one: ClassVar[Any] = (("out", "json_"),)
 
 
 @as_command(
@@ -115,9 +115,4 @@ def _print(model: Model, found: Recommended, options: RecommendCommand) -> None:
         lines += [f"{score:8.3f}  {texts[row]}" for row, score in ranked]
         if len(favorite_N):
             lines.append(f"  history, by weight: {', '.join(texts[row] for row in favorite_N.tolist())}")
-    print_result(
-        options,
-        results,
-        lambda: print_lines(lines),
-        lambda: [{model.query: each[model.query], **item} for each in results for item in each["recommendations"]],
-    )
+    print_result(options, results, lambda: print_lines(lines))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfade.base.options import option
 from crossfade.cli.command import as_command
-from crossfade.terminal import TableOptions, print_lines, print_result
+from crossfade.terminal import PrintOptions, print_lines, print_result
 from crossfade.trainer.recommend.options import ListFiles, SimilarOptions
 from crossfade.trainer.runs.options import ModelSource
 
@@ -32,7 +32,7 @@ Items and customers without an interaction of positive weight in train are left 
 theirs are random. With --index, some of the nearest rows may be missing."""
 
 
-class SimilarCommand(TableOptions, ListFiles, SimilarOptions, ModelSource):
+class SimilarCommand(PrintOptions, ListFiles, SimilarOptions, ModelSource):
     """The options of the command."""
 
     names: tuple[str, ...] = option(..., "look up this name or ID", group="model", value="NAME", positional=True)
@@ -73,9 +73,4 @@ def _print_similar(model: Model, options: SimilarCommand) -> None:
         neighbors = [labels[other].as_record(entity) | {"cosine": cosine} for other, cosine in found]
         results.append(labels[row].as_record(entity) | {"neighbors": neighbors})
         lines += [texts[row], *(f"  {cosine:6.3f}  {texts[other]}" for other, cosine in found)]
-    print_result(
-        options,
-        results,
-        lambda: print_lines(lines),
-        lambda: [{"of": each[entity], **found} for each in results for found in each["neighbors"]],
-    )
+    print_result(options, results, lambda: print_lines(lines))

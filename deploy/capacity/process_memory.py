@@ -21,6 +21,7 @@ from crossfade.kvstore.optimizer_spec import state_bytes_per_row
 from crossfade.kvstore.store import ROW_ID_BYTES, VALUE_BYTES, TableSpec
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.data.features import content_width, lists_bytes
+from crossfade.trainer.data.schedule import MAX_KEPT_BYTES
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import GROUP_ROWS
 from crossfade.trainer.model.negatives import needs_counts
@@ -258,8 +259,8 @@ def _worker(inputs: PlanInputs) -> Iterator[MemoryItem]:
 def _interactions(inputs: PlanInputs) -> Iterator[MemoryItem]:
     """Yield what a worker holds of interactions: two rows, a weight, and the rows of their context and history.
 
-    It holds the current and the next shuffle block of each of its partitions, which consist of whole row groups; where
-    the blocks have all rows of an epoch, it keeps its rows for the following epochs.
+    It holds the current and the next shuffle block of each of its partitions, which consist of whole row groups, and
+    keeps row groups for the following epochs.
     """
     data, selection = inputs.job.data, inputs.selection
     row_bytes = (2 + len(inputs.model.context)) * _ROW_BYTES + _WEIGHT_BYTES
@@ -269,8 +270,8 @@ def _interactions(inputs: PlanInputs) -> Iterator[MemoryItem]:
     largest, of_partition = max(group.rows for group in selection.groups), -(-selection.rows // partitions)
     block_rows = min(-(-data.shuffle_block_rows // largest) * largest, of_partition)
     yield MemoryItem("interactions: two shuffle blocks a partition", BLOCK_COPIES * 2 * mine * block_rows * row_bytes)
-    if selection.rows <= partitions * data.shuffle_block_rows:
-        yield MemoryItem("interactions kept for the next epoch", mine * of_partition * row_bytes)
+    kept = min(MAX_KEPT_BYTES, selection.rows * row_bytes)
+    yield MemoryItem("interactions kept for the next epochs", kept)
     # In each reading thread: a row group as fetched and as decoded, and a shuffle block with its order.
     group_rows = max(group.file.row_groups[group.index] for group in selection.groups)
     columns = row_bytes + _TIMESTAMP_BYTES if selection.has_time_range else row_bytes

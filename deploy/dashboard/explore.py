@@ -27,6 +27,7 @@ from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import RecommendOptions, SimilarOptions
 from crossfade.trainer.recommend.row_names import RowLabel
 from crossfade.trainer.runs.run_folder import EMBEDDINGS_FOLDER
+from crossfade.trainer.serving.version import Version
 
 K = 10
 """Rows of a list."""
@@ -35,8 +36,9 @@ Answer = dict[str, Any]
 _PAGE = Path(__file__).parent / "assets" / "explore.html"
 
 
-def describe(model: Model, _: str = "") -> Answer:
+def describe(version: Version, _: str = "") -> Answer:
     """Describe the model: its entities, with the first row of each as an example, and its score."""
+    model = version.model
     examples = {entity: model.labels(entity, [0]).get(0) for entity in (model.query, model.item)}
     return {
         "item": model.item,
@@ -46,34 +48,37 @@ def describe(model: Model, _: str = "") -> Answer:
     }
 
 
-def search(model: Model, text: str) -> Answer:
+def search(version: Version, text: str) -> Answer:
     """Find items by the first letters of words of their names, or by ID."""
-    rows = model.search(model.item, text, _MAX_SUGGESTIONS)
-    labels = model.labels(model.item, rows)
+    names = version.names[version.model.item]
+    rows = names.search(text, _MAX_SUGGESTIONS)
+    labels = names.labels(rows)
     return {"rows": [_row(labels[row]) for row in rows]}
 
 
-def find_neighbors(model: Model, item: str) -> Answer:
+def find_neighbors(version: Version, item: str) -> Answer:
     """Rank the items by their cosine with ``item``, an ID or name.
 
     Raises:
         InputError: there is no such item, or its vector is not trained.
     """
+    model = version.model
     row, label = _find(model, model.item, item)
     rows_QK, scores_QK = model.similar(np.array([row]), SimilarOptions(k=K))
     return {"item": _row(label), "rows": _ranked(model, rows_QK[0], scores_QK[0])}
 
 
-def recommend(model: Model, query: str) -> Answer:
+def recommend(version: Version, query: str) -> Answer:
     """Recommend items to ``query``, an ID or name, and list the items of its history that have the largest weights.
 
     Raises:
         InputError: there is no such query, or its vector is not trained.
     """
+    model = version.model
     row, label = _find(model, model.query, query)
     rows_QK, scores_QK = model.recommend(np.array([row]), RecommendOptions(k=K))
     histories = model.histories(np.array([row]))
-    items_N, weights_N = histories.lists.items_N, histories.weight_N
+    items_N, weights_N = histories.lists.values_N, histories.weight_N
     favorites_N = histories.favorites(0, K)
     weights = weights_N[np.searchsorted(items_N, favorites_N)].tolist()
     labels = model.labels(model.item, favorites_N.tolist())
@@ -105,7 +110,7 @@ def _row(label: RowLabel) -> Answer:
     return {"id": str(label.id), "name": label.name}
 
 
-_QUESTIONS: dict[str, tuple[Callable[[Model, str], Answer], str]] = {
+_QUESTIONS: dict[str, tuple[Callable[[Version, str], Answer], str]] = {
     "model": (describe, ""),
     "search": (search, "text"),
     "neighbors": (find_neighbors, "item"),
@@ -136,7 +141,7 @@ def explore_pages(runs: Runs, models: ExploredModels, source: str) -> Blueprint:
             path = runs.paths().get(name)
             if path is None:
                 return jsonify(error=f"there is no run '{name}'")
-            found = models.ask(path, lambda model: answer(model, text))
+            found = models.ask(path, lambda version: answer(version, text))
         except CrossfadeError as error:
             return jsonify(error=str(error))
         return jsonify(preparing=True) if found is None else jsonify(found)

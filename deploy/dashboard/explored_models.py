@@ -1,7 +1,7 @@
 """Answer questions from the trained models of runs, which are opened in the background from copies on this machine.
 
     with closing(ExploredModels()) as models:
-        found = models.ask(Path("runs/lastfm"), lambda model: model.search("artist", "radio", 10))
+        found = models.ask(Path("runs/lastfm"), lambda version: version.names["artist"].search("radio", 10))
         found is None       # the model is not open yet: ask again
 
 The first question about a run, or about embeddings that it has written since, begins to prepare its model.
@@ -21,7 +21,6 @@ from typing import TypeVar
 from crossfade.base.errors import CrossfadeError, InputError
 from crossfade.deploy.dashboard.bounded_lock import BoundedLock, BusyError
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.trained_model import TrainedModel, source_fingerprint, with_trained_model
 from crossfade.trainer.runs.options import ModelSource
 from crossfade.trainer.runs.run_folder import RunFolder
@@ -82,7 +81,7 @@ class ExploredModels:
         self._models: OrderedDict[Path, _PreparedModel] = OrderedDict()
         self._folder: CopiesFolder | None = None
 
-    def ask(self, run: Path, question: Callable[[Model], Answer]) -> Answer | None:
+    def ask(self, run: Path, question: Callable[[Version], Answer]) -> Answer | None:
         """Return the answer of the model of ``run`` to ``question``; None while the model is being prepared.
 
         Raises:
@@ -98,7 +97,7 @@ class ExploredModels:
                 del self._models[run]
                 raise model.error
         with model.lock:
-            return None if model.version is None else question(model.version.model)
+            return None if model.version is None else question(model.version)
 
     def _prepare(self, run: Path, fingerprint: str) -> _PreparedModel:
         """Begin to prepare the model of ``run``, and drop the model that was used least recently."""

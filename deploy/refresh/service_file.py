@@ -33,7 +33,7 @@ from crossfade.trainer.config.auto_values import RANDOM_EPOCHS
 from crossfade.trainer.config.loading import make_job, parse_job_text
 from crossfade.trainer.config.schema import flattened
 from crossfade.trainer.config.sections import Section
-from crossfade.trainer.prepare.option_values import MAX_REPLAY, QUARANTINE
+from crossfade.trainer.prepare.option_values import MAX_REPLAY
 from crossfade.trainer.prepare.options import PrepareOptions
 
 _MAX_BYTES = 1 << 16
@@ -214,11 +214,6 @@ class ServiceConfig(Section):
             raise InputError(
                 f"{source}: publish_if: judges versions by events that are held out, of which prepare.hold_out_valid "
                 "leaves none; leave that out, or set publish_if to null"
-            )
-        if str(self.prepare.get("on_bad_line", "")).startswith(QUARANTINE):
-            raise InputError(
-                f"{source}: prepare.on_bad_line: each version would replace the quarantine file of the one before; "
-                "expected fail or skip"
             )
         if self.remote is not None and not str(self.prepare.get("base") or self.remote).startswith("s3://"):
             raise InputError(f"{source}: prepare.base: must be on S3 too, since the service is kept at {self.remote}")

@@ -35,6 +35,8 @@ SMALL_FILES = {
     "deploy/serving/server.py": "loads FastAPI and uvicorn, which may be missing",
     "kvstore/kernel_cache.py": "extends a class of numba",
     "trainer/formats/mlflow_model.py": "loads MLflow, which may be missing, and is what its models name",
+    "trainer/prepare/lake_tables.py": "loads clients of Delta and Iceberg, which may be missing",
+    "trainer/training/prefetcher.py": "is looked for by its name",
     "trainer/training/periodic.py": "one concept, with a clock that tests set",
 }
 """Files of fewer lines than ``SMALL_FILE_LINES`` that stay apart from their only importer, and why."""

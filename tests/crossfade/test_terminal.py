@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from builders import write_vocabulary
 from cluster_data import CUSTOMERS, GENRES, TRACKS, planted_splits, write_data, write_job
@@ -16,8 +14,8 @@ from command_here import crossfade_here
 from running_command import succeeded
 
 from crossfade.base import logs
-from crossfade.base.errors import OptionError, escape_unprintable, to_json_line
-from crossfade.terminal import TableOptions, print_line, print_result
+from crossfade.base.errors import escape_unprintable, to_json_line
+from crossfade.terminal import PrintOptions, print_line, print_result
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROLS = "\x1b]52;c;eA==\x07\x1b[2J\x9b31m\r\n\u202egnp\u2066\x00"
@@ -38,17 +36,14 @@ def test_controls_are_escaped_and_names_of_all_languages_kept() -> None:
     assert escape_unprintable("\udc9b") == "\\udc9b"  # of a file name that is not UTF-8
 
 
-def test_result_is_printed_as_json_as_csv_or_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_result_is_printed_as_json_or_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     records = [{"id": 7, "tags": ["a", 'b"']}, {"id": CONTROLS, "score": 0.5}]
     for options, expected in (
-        (TableOptions(), "shown\n"),
-        (TableOptions(json_=True), to_json_line(records) + "\n"),
-        (TableOptions(csv=True), f'id,tags,score\n7,"a; b""",\n{ESCAPED},,0.5\n'),
+        (PrintOptions(), "shown\n"),
+        (PrintOptions(json_=True), to_json_line(records) + "\n"),
     ):
-        print_result(options, records, lambda: print_line("shown"), lambda: records)
+        print_result(options, records, lambda: print_line("shown"))
         assert capsys.readouterr().out == expected
-    with pytest.raises(OptionError, match="was given, and so was json_"):
-        TableOptions.of(json_=True, csv=True)
 
 
 @pytest.mark.parametrize("formatter", [logs.ConsoleFormatter(), logs.TextFormatter(), logs.JsonFormatter()])
@@ -62,7 +57,7 @@ def test_log_lines_have_no_controls(formatter: logging.Formatter) -> None:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train on a dataset whose IDs, names and labels control the terminal."""
+    """Train on a dataset whose IDs and names control the terminal."""
     folder = tmp_path_factory.mktemp("hostile")
     splits = planted_splits()
     sizes = {name: [[len(pairs[0])]] for name, pairs in splits.items()}
@@ -77,8 +72,6 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data(folder / "data", entities, {name: (splits[name], sizes[name]) for name in splits})
     write_job(folder / "job.yaml", folder / "data")
     succeeded(crossfade_here("train", "job.yaml", "--run-dir", "run", cwd=folder))
-    genres = pa.array([f"genre {row % GENRES}{CONTROLS}" for row in range(0, TRACKS, 2)])
-    pq.write_table(pa.table({"track": tracks[::2], "genre": genres}), folder / "labels.parquet")
     return folder
 
 
@@ -90,10 +83,7 @@ def test_no_command_prints_controls_of_names(hostile: Path) -> None:
         ("similar", "run", name),
         ("recommend", "run", "--customer", customer, "-k", 3),
         ("recommend", "run", "--customer", customer, "-k", 3, "--json"),
-        ("recommend", "run", "--customer", customer, "-k", 3, "--csv"),
         ("recommend", "run", "--history", name, other),
-        ("sequence", "run", name, other, "--length", 4, "--json"),
-        ("tag", "run", "--labels", "genre", "--metadata", "labels.parquet", "--min-items", 10),
         ("validate", "data"),
         ("evaluate", "run", "--split", "test"),
         ("status", "run"),

@@ -5,8 +5,8 @@ import zlib
 import numpy as np
 
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.model.spec import Score
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.top_k import rank_vectors
 
 QUERIES, ITEMS, DIM, DEPTH = 100, 3000, 50, 40
@@ -19,7 +19,7 @@ def main() -> None:
     query_QD = rng.normal(size=(QUERIES, DIM)).astype(np.float32)
     base_ID = rng.normal(size=(ITEMS // 20, DIM))[rng.integers(0, ITEMS // 20, ITEMS)]
     item_ID = (base_ID * (1 + rng.normal(size=(ITEMS, DIM)) * 1e-7)).astype(np.float32)
-    nothing = ItemLists(np.zeros(QUERIES + 1, np.int64), np.empty(0, np.int64))
+    nothing = JaggedArray.empty(QUERIES)
     rankings = 0
     for kind in KINDS:
         score = Score.of(kind, 0.3)

@@ -17,7 +17,8 @@ import numpy as np
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.store import TableSpec
-from crossfade.trainer.data.features import ContentMatrix, JaggedFeature
+from crossfade.trainer.data.features import ContentMatrix
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories
 from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.model.spec import HistorySpec, LayerSpec, ModelSpec, Score, TowerSpec
@@ -55,9 +56,9 @@ class Parts:
     history: bool = False
 
 
-def feature_lists(name: str) -> JaggedFeature:
-    starts = np.cumsum([0, *map(len, FEATURES[name])]).astype(np.int32)
-    return JaggedFeature(starts, np.array([value for values in FEATURES[name] for value in values], np.int32))
+def feature_lists(name: str) -> JaggedArray:
+    lists = JaggedArray.of(FEATURES[name])
+    return JaggedArray(lists.starts_L1.astype(np.int32), lists.values_N.astype(np.int32))  # as load_feature packs them
 
 
 def windows_of(histories: list[list[int]]) -> HistoryWindows:

@@ -34,7 +34,7 @@ _MAX_SPECTRAL_LIFT = 4.0
 """Between what has been measured: 3.4, where 16 epochs from singular vectors are enough, and 6.5, where 40 are."""
 _MIN_QUERIES = 2_000
 """Queries with which a standard error is still usable: that of ndcg is about 0.3/√N."""
-_EPOCH_SHARE, _INTERACTION_SCORES = 0.1, 3_000
+_EPOCH_SHARE, _INTERACTION_SCORES, _PRODUCTS = 0.1, 3_000, 3
 _FINAL_FACTOR = 10
 """Queries after training, about an epoch's time, by those of ``auto`` during training."""
 AnySection = TypeVar("AnySection", bound=Section)
@@ -134,20 +134,27 @@ def _evaluated_queries(size: DatasetSize) -> int:
     Rankings of N queries take N · items scores, each a product of two vectors. In an epoch, the default job compares an
     interaction with the 1,024 items of its part of a batch, in one product for the scores and two for the gradients:
     ``_INTERACTION_SCORES`` products on the same CPUs, whatever the columns (docs/evaluation.md has a measurement). With
-    all items as negatives, an epoch takes longer; on a GPU, it takes less.
+    all items as negatives, it compares each query with them instead, in ``_PRODUCTS``. On a GPU, an epoch takes less.
 
     The number depends on the dataset alone, so that runs with other settings are evaluated on the same queries.
     """
-    affordable = _EPOCH_SHARE * _INTERACTION_SCORES * size.interactions / max(size.items, 1)
-    return max(_MIN_QUERIES, round(affordable))
+    affordable = _INTERACTION_SCORES * size.interactions / max(size.items, 1)
+    if _affords_all_items(size) and size.is_grouped:
+        affordable = min(affordable, _PRODUCTS * size.queries)
+    return max(_MIN_QUERIES, round(_EPOCH_SHARE * affordable))
+
+
+def _affords_all_items(size: DatasetSize) -> bool:
+    """Return whether an epoch whose negatives are all items takes about as long as one with in-batch negatives."""
+    scores = size.queries * size.items
+    is_cheap = size.items <= _MAX_ITEMS_GROUPED and scores <= _MAX_SCORES_GROUPED * size.interactions
+    return size.items <= _MAX_ITEMS or (size.is_grouped and is_cheap)
 
 
 def _negatives(job: JobConfig, size: DatasetSize) -> NegativesConfig:
     if job.loss != "softmax":
         return job.negatives.model_copy(update={"kind": "shared"})
-    scores = size.queries * size.items
-    is_cheap = size.items <= _MAX_ITEMS_GROUPED and scores <= _MAX_SCORES_GROUPED * size.interactions
-    if not _has_histories(job) and (size.items <= _MAX_ITEMS or (size.is_grouped and is_cheap)):
+    if not _has_histories(job) and _affords_all_items(size):
         return job.negatives.model_copy(update={"kind": "all", "logq_correction": False})
     if job.top_k is not None:
         costs = f"which takes long for {size.items:,} items and {size.interactions:,} interactions"

@@ -3,7 +3,7 @@
 A feature has values of another entity, such as the artist and the tags of tracks:
 
     feature = load_feature(folder, manifest, "track", "tag")
-    starts_A1, values_N = feature.gather(np.array([7, 3]))      # track 7 has values_N[starts_A1[0]:starts_A1[1]]
+    feature.take(np.array([7, 3]))              # the values of tracks 7 and 3, each sorted
 
 Content is numbers and vectors, such as the tempo of tracks and embeddings of their audio:
 
@@ -23,21 +23,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.manifest import Content, DataFile, DatasetManifest
 from crossfade.trainer.data.parquet import ParquetFiles, column_of
 
 ROW, VALUE = "row", "value"
 SCHEMA = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in (ROW, VALUE)])
 """Schema of a feature's files: pairs of a row and a value."""
-
-Packed = npt.NDArray[np.signedinteger[Any]]
-"""int32 where its numbers fit, otherwise int64."""
 
 
 def iter_pairs(
@@ -67,34 +64,13 @@ def iter_pairs(
             yield file, row_N, value_N
 
 
-@dataclass(frozen=True)
-class JaggedFeature:
-    """The values of each row of an entity: row r has ``values_N[starts_R1[r]:starts_R1[r + 1]]``, sorted."""
-
-    starts_R1: Packed
-    values_N: Packed
-
-    def gather(self, rows_A: IntArray) -> tuple[IntArray, IntArray]:
-        """Return the values of ``rows_A``, row after row.
-
-        Returns:
-            Where the values of each row start, int64 (A + 1,), and the values, int64 (N,).
-        """
-        from crossfade.trainer.data.query_history import concatenate_ranges  # loads numba, which takes time
-
-        first_A = self.starts_R1[rows_A].astype(np.int64)
-        counts_A = self.starts_R1[rows_A + 1] - first_A
-        starts_A1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_A)])
-        return starts_A1, self.values_N[concatenate_ranges(first_A, counts_A)].astype(np.int64)
-
-
 def lists_bytes(rows: int, pairs: int, values: int) -> int:
-    """Return the memory of a ``JaggedFeature`` in bytes: ``pairs`` pairs of ``rows`` rows with ``values`` values."""
+    """Return the bytes of what ``load_feature`` returns: ``pairs`` of ``rows`` rows with ``values`` values."""
     return (rows + 1) * _packed_dtype(pairs).itemsize + pairs * _packed_dtype(values).itemsize
 
 
-def load_feature(folder: Folder, manifest: DatasetManifest, entity: str, name: str) -> JaggedFeature:
-    """Load the feature ``name`` of all rows of ``entity``.
+def load_feature(folder: Folder, manifest: DatasetManifest, entity: str, name: str) -> JaggedArray:
+    """Load the sorted values of the feature ``name`` of each row of ``entity``, int32 where numbers fit, or else int64.
 
     Raises:
         InputError: a file is missing or corrupt, or its pairs are unsorted or out of range.
@@ -111,10 +87,10 @@ def load_feature(folder: Folder, manifest: DatasetManifest, entity: str, name: s
         counts_R[active_A] += count_A
     starts_R1 = np.zeros(rows + 1, _packed_dtype(feature.pairs))
     np.cumsum(counts_R, out=starts_R1[1:])
-    return JaggedFeature(starts_R1, values_N)
+    return JaggedArray(starts_R1, values_N)
 
 
-def _packed_dtype(maximum: int) -> np.dtype[np.signedinteger[Any]]:
+def _packed_dtype(maximum: int) -> np.dtype[Any]:
     return np.dtype(np.int32) if maximum < 2**31 else np.dtype(np.int64)
 
 

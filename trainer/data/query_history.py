@@ -42,6 +42,11 @@ class HistoryWindows:
     count_N: IntArray
 
     @property
+    def nbytes(self) -> int:
+        """The size of all arrays."""
+        return self.items_S.nbytes + self.first_N.nbytes + self.count_N.nbytes
+
+    @property
     def starts_N1(self) -> IntArray:
         """Where each history begins in ``compact().items_S``, and where the last ends, int64."""
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.count_N)])

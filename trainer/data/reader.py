@@ -94,6 +94,12 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.query_N)
 
+    @property
+    def nbytes(self) -> int:
+        """The size of all columns."""
+        size = self.query_N.nbytes + self.item_N.nbytes + self.weight_N.nbytes
+        return size + sum(part.nbytes for part in (self.context_NK, self.history, self.timestamp_N) if part is not None)
+
     def take(self, indices_M: IntArray | BoolArray | slice) -> Interactions:
         """Return the interactions at ``indices_M``, in that order."""
         context_MK = None if self.context_NK is None else self.context_NK[indices_M]

@@ -22,7 +22,8 @@ read exactly once an epoch, and a worker computes the size of the global batch w
 
 Within a partition, row groups are gathered into *shuffle blocks*, and rows are shuffled within their block, one by one
 or in groups of the same query (``group_order``). While the current block of a partition is consumed, other threads
-fetch the next one, across the end of an epoch too, so a worker holds two blocks per partition.
+fetch the next one, across the end of an epoch too, so a worker holds two blocks per partition. Of the row groups that
+were read, it keeps up to ``MAX_KEPT_BYTES`` for the following epochs.
 
 Shapes: B examples of a slice, P partitions, N rows, R runs of equal queries, C chunks.
 """
@@ -50,6 +51,8 @@ from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGr
 # Labels of the random streams. They seed the draws, so they never change.
 _ASSIGNMENT_STREAM = "deal"
 _SHUFFLE_STREAM = "shuffle"
+MAX_KEPT_BYTES = 256 << 20
+"""Row groups that a worker keeps at most: 13 million interactions without context."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class BatchSchedule:
         self.rows = sum(group.rows for group in groups)
         self.steps = max(1, -(-self.rows // batch_size))
         self._reader = reader
-        self._read = partial(reader.read, history_length=history_length)
+        self._read = _KeptGroups(partial(reader.read, history_length=history_length))
 
     def assign_partitions(self, epoch: int) -> list[list[RowGroup]]:
         """Assign the row groups of ``epoch`` to partitions: in random order, each to the one with the fewest rows."""
@@ -223,6 +226,28 @@ class BatchSchedule:
 def _rows(assignment: list[list[RowGroup]]) -> IntArray:
     """Return the rows of each partition, int64 (P,)."""
     return np.array([sum(group.rows for group in groups) for groups in assignment], dtype=np.int64)
+
+
+class _KeptGroups:
+    """Reads row groups, and keeps the first ones that fit: every epoch needs all of them again."""
+
+    def __init__(self, read: Callable[[RowGroup], Interactions]) -> None:
+        self._read = read
+        self._kept: dict[tuple[str, int], Interactions] = {}
+        self._free_bytes = MAX_KEPT_BYTES
+        self._lock = threading.Lock()
+
+    def __call__(self, group: RowGroup) -> Interactions:
+        """Return the interactions of ``group``; errors are those of the reader."""
+        place = group.file.path, group.index
+        if place in self._kept:
+            return self._kept[place]
+        found = self._read(group)
+        with self._lock:
+            if found.nbytes <= self._free_bytes and place not in self._kept:
+                self._kept[place] = found
+                self._free_bytes -= found.nbytes
+        return found
 
 
 @dataclass(eq=False)

@@ -279,7 +279,7 @@ class _Baselines:
         return order_I[~np.isin(order_I, self._manifest.entities[self._manifest.item].vacant_rows)]
 
     def _popularity(self, chunk: HeldOut, depth: int) -> IntArray:
-        best_item_QK: IntArray = rank_in_order(self._order_I, chunk.excluded.starts_Q1, chunk.excluded.items_N, depth)
+        best_item_QK: IntArray = rank_in_order(self._order_I, chunk.excluded.starts_L1, chunk.excluded.values_N, depth)
         return best_item_QK
 
     @cached_property
@@ -295,7 +295,7 @@ class _Baselines:
         return recent_order_I
 
     def _recent_popularity(self, chunk: HeldOut, depth: int) -> IntArray:
-        excluded = chunk.excluded.starts_Q1, chunk.excluded.items_N
+        excluded = chunk.excluded.starts_L1, chunk.excluded.values_N
         best_item_QK: IntArray = rank_in_order(self._recent_order_I, *excluded, depth)
         return best_item_QK
 
@@ -314,7 +314,7 @@ class _Baselines:
         return starts_R1, item_N, near_IK, cosine_IK
 
     def _item_cosine(self, chunk: HeldOut, depth: int) -> IntArray:
-        excluded = chunk.excluded.starts_Q1, chunk.excluded.items_N
+        excluded = chunk.excluded.starts_L1, chunk.excluded.values_N
         best_item_QK = np.full((len(chunk.queries_Q), depth), -1, np.int64)
         _share(len(best_item_QK), rank_by_neighbors, chunk.queries_Q, self._neighbors, excluded, best_item_QK)
         return best_item_QK

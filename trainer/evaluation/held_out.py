@@ -23,13 +23,13 @@ import numpy as np
 
 from crossfade.base.arrays import IntArray
 from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.query_history import LatestHistories, MomentHistories, histories_before
 from crossfade.trainer.data.reader import Interactions
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.evaluation.sample import QuerySample, draw_sample
 from crossfade.trainer.model.active_rows import number_distinct
-from crossfade.trainer.recommend.item_lists import ItemLists
 
 _MAX_COUNTED = 1 << 24
 """Interactions whose distinct pairs are in memory together."""
@@ -52,8 +52,8 @@ class HeldOut:
     """
 
     queries_Q: IntArray
-    truth: ItemLists
-    excluded: ItemLists
+    truth: JaggedArray
+    excluded: JaggedArray
     workers: int = 1
     dropped: int = 0
     item_I: IntArray | None = None
@@ -123,8 +123,8 @@ def load_held_out(
     new_N = np.setdiff1d(held_out_N, excluded_N, assume_unique=True)
     dropped = len(held_out_N) - len(new_N)
     truth = _lists(new_N, queries_Q, items)
-    has_Q = np.diff(truth.starts_Q1) > 0
-    lists = truth.filter_queries(has_Q), _lists(excluded_N, queries_Q[has_Q], items)
+    has_Q = truth.counts_L > 0
+    lists = truth.take(np.flatnonzero(has_Q)), _lists(excluded_N, queries_Q[has_Q], items)
     return HeldOut(queries_Q[has_Q], *lists, workers, dropped, item_I, sampled_from=sampled_from)
 
 
@@ -178,7 +178,7 @@ def _divide_events(
     starts_Q1 = np.searchsorted(place_N[is_new_N], np.arange(len(query_QK) + 1))
     has_Q = np.diff(starts_Q1) > 0
     queries_Q, *context_KQ, moment_Q = query_QK[has_Q].T
-    truth = ItemLists(starts_Q1, pair_N[is_new_N] % items).filter_queries(has_Q)
+    truth = JaggedArray(starts_Q1, pair_N[is_new_N] % items).take(np.flatnonzero(has_Q))
     context = dict(zip(manifest.context, context_KQ, strict=True))
     dropped = int(np.count_nonzero(~is_new_N))
     excluded = _lists(excluded_N, queries_Q, items)
@@ -250,8 +250,6 @@ def _items(lineage: LineageReader) -> int:
     return lineage.manifest.entities[lineage.manifest.item].rows
 
 
-def _lists(pairs_N: IntArray, queries_Q: IntArray, items: int) -> ItemLists:
+def _lists(pairs_N: IntArray, queries_Q: IntArray, items: int) -> JaggedArray:
     begin_Q, end_Q = (np.searchsorted(pairs_N, bound * items) for bound in (queries_Q, queries_Q + 1))
-    starts_Q1 = np.concatenate([[0], np.cumsum(end_Q - begin_Q)])
-    chosen = [pairs_N[begin:end] % items for begin, end in zip(begin_Q, end_Q, strict=True)]
-    return ItemLists(starts_Q1, np.concatenate([np.empty(0, np.int64), *chosen]))
+    return JaggedArray.of([pairs_N[begin:end] % items for begin, end in zip(begin_Q, end_Q, strict=True)])

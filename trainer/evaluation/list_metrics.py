@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.trainer.recommend.item_lists import ItemLists
+from crossfade.trainer.data.jagged_array import JaggedArray
 
 QUERY_METRICS = ("recall", "ndcg", "map", "mrr", "hit_rate")
 _MAX_RANKS = 1 << 20
@@ -21,7 +21,7 @@ _MAX_VALUES = 1 << 21
 """Values of ranked items' vectors, likewise."""
 
 
-def hit_metrics(best_item_QK: IntArray, truth: ItemLists, depths: Sequence[int]) -> FloatArray:
+def hit_metrics(best_item_QK: IntArray, truth: JaggedArray, depths: Sequence[int]) -> FloatArray:
     """Return ``QUERY_METRICS`` of each query at each of ``depths``, which rise: float64 (Q, J, M).
 
     ``best_item_QK`` has each query's ranking, padded with -1; each query has a held-out item in ``truth``.
@@ -31,12 +31,12 @@ def hit_metrics(best_item_QK: IntArray, truth: ItemLists, depths: Sequence[int])
     step = max(1, _MAX_RANKS // depths[-1])
     for first in range(0, queries, step):
         end = min(first + step, queries)
-        parts.append(_hit_metrics(best_item_QK[first:end, : depths[-1]], truth.slice(first, end), depth_J))
+        parts.append(_hit_metrics(best_item_QK[first:end, : depths[-1]], truth.take(np.arange(first, end)), depth_J))
     return np.concatenate(parts)
 
 
-def _hit_metrics(best_item_QK: IntArray, truth: ItemLists, depth_J: IntArray) -> FloatArray:
-    hit_QK, size_Q1 = _hits(best_item_QK, truth), np.diff(truth.starts_Q1)[:, np.newaxis]
+def _hit_metrics(best_item_QK: IntArray, truth: JaggedArray, depth_J: IntArray) -> FloatArray:
+    hit_QK, size_Q1 = _hits(best_item_QK, truth), truth.counts_L[:, np.newaxis]
     count_QK, rank_K = np.cumsum(hit_QK, axis=1), np.arange(1, depth_J[-1] + 1)
     gain_K = 1.0 / np.log2(rank_K + 1)
     most_QJ = np.minimum(depth_J, size_Q1)
@@ -54,11 +54,11 @@ def _hit_metrics(best_item_QK: IntArray, truth: ItemLists, depth_J: IntArray) ->
     return np.stack(metrics, axis=2)
 
 
-def _hits(best_item_QK: IntArray, truth: ItemLists) -> BoolArray:
+def _hits(best_item_QK: IntArray, truth: JaggedArray) -> BoolArray:
     """Return which ranked items are held out for their query."""
-    items = max(best_item_QK.max(initial=0), truth.items_N.max(initial=0)) + 1
+    items = max(best_item_QK.max(initial=0), truth.values_N.max(initial=0)) + 1
     number_Q = np.arange(len(best_item_QK))
-    pair_N = np.repeat(number_Q, np.diff(truth.starts_Q1)) * items + truth.items_N
+    pair_N = np.repeat(number_Q, truth.counts_L) * items + truth.values_N
     pair_QK = number_Q[:, np.newaxis] * items + best_item_QK
     place_QK = np.minimum(np.searchsorted(pair_N, pair_QK), len(pair_N) - 1)
     hit_QK: BoolArray = (best_item_QK >= 0) & (pair_N[place_QK] == pair_QK)

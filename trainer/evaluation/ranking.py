@@ -70,6 +70,7 @@ from crossfade.base.errors import InputError, Option, join
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import EvaluateConfig, JobConfig
 from crossfade.trainer.config.sections import resolved
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.split_names import SplitName
 from crossfade.trainer.embeddings.files import EmbeddingFiles, VectorSource
 from crossfade.trainer.embeddings.popularity import read_term
@@ -79,7 +80,6 @@ from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 from crossfade.trainer.evaluation.list_metrics import QUERY_METRICS, hit_metrics, mean_over_ranks, shown_at
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.model.towers import load_latest_histories
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import RerankingOptions
 from crossfade.trainer.recommend.reranking import Reranking
 from crossfade.trainer.recommend.top_k import QUERY_BLOCK, rank_among, rank_items, rank_vectors
@@ -162,7 +162,7 @@ def evaluate(
         for observer in observers:
             observer.observe(chunk, best_item_QK)
     seen_KN, hits = np.logical_or.accumulate(seen_KN), hits.of_all(all_reduce)
-    pairs, dropped = sum_over_workers(np.array([len(held_out.truth.items_N), held_out.dropped], float), all_reduce)
+    pairs, dropped = sum_over_workers(np.array([len(held_out.truth.values_N), held_out.dropped], float), all_reduce)
     *popularity_K, held_out_popularity = popularity.of_all(all_reduce).values()
     items = model.item.rows if item_I is None else len(item_I)
     metrics, errors = EvalMetrics(), EvalMetrics()
@@ -262,7 +262,7 @@ class QuerySums:
         self._depths, self.queries = depths, 0
         self._sums = ExactSums((2, len(depths), len(QUERY_METRICS)), 1.0)
 
-    def add(self, best_item_QK: IntArray, truth: ItemLists) -> None:
+    def add(self, best_item_QK: IntArray, truth: JaggedArray) -> None:
         """Add the queries of these rankings."""
         metrics_QKM = hit_metrics(best_item_QK, truth, self._depths)
         self.queries += len(best_item_QK)
@@ -314,10 +314,10 @@ class _WarmColdMetrics:
         if not len(self._cold_I):
             return
         for kind, of_kind_N in (("warm", self._warm_N), ("cold", ~self._warm_N)):
-            truth = chunk.truth.filter_items(of_kind_N)
-            has_Q = np.diff(truth.starts_Q1) > 0
+            truth = chunk.truth.filter_values(of_kind_N)
+            has_Q = truth.counts_L > 0
             if has_Q.any():
-                truth = truth.filter_queries(has_Q)
+                truth = truth.take(np.flatnonzero(has_Q))
                 self._sums[kind].add(best_item_QK[has_Q], truth)
                 if kind == "cold":
                     among_QK = rank(chunk.take(np.flatnonzero(has_Q)), self._depths[-1], self._cold_I)
@@ -339,10 +339,10 @@ class _WarmColdMetrics:
         return metrics | {f"queries_{kind}": sums[kind].queries for kind in ("warm", "cold")}, errors
 
 
-def _popularity(best_item_QK: IntArray, truth: ItemLists, counts_N: IntArray, depths: list[int]) -> FloatArray:
+def _popularity(best_item_QK: IntArray, truth: JaggedArray, counts_N: IntArray, depths: list[int]) -> FloatArray:
     """Return the mean count of each ranking's items at each depth, and of its held-out items: float64 (Q, K + 1)."""
     ranked_QK = np.nan_to_num(mean_over_ranks(best_item_QK, counts_N, depths))
-    held_out_Q = np.add.reduceat(counts_N[truth.items_N], truth.starts_Q1[:-1]) / np.diff(truth.starts_Q1)
+    held_out_Q = np.add.reduceat(counts_N[truth.values_N], truth.starts_L1[:-1]) / truth.counts_L
     return np.column_stack([ranked_QK, held_out_Q])
 
 

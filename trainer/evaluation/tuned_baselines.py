@@ -164,8 +164,8 @@ def rank_by_scores(scores: Scores, rankable_I: BoolArray, chunk: HeldOut, depth:
     for part in chunk.chunks(max(1, _SCORES // items)):
         score_QI = np.asarray(scores(part.queries_Q), np.float64)
         score_QI[:, ~rankable_I] = -np.inf
-        excluded_Q = np.repeat(np.arange(len(score_QI)), np.diff(part.excluded.starts_Q1))
-        score_QI[excluded_Q, part.excluded.items_N] = -np.inf
+        excluded_Q = np.repeat(np.arange(len(score_QI)), part.excluded.counts_L)
+        score_QI[excluded_Q, part.excluded.values_N] = -np.inf
         best.append(_best(score_QI, depth))
     return np.concatenate(best)
 

@@ -16,13 +16,13 @@ import pyarrow as pa
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError, MissingExtraError
 from crossfade.kvstore.jit import get_num_threads
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.maps.map_labels import Labels, choose_labels
 from crossfade.trainer.maps.options import MapOptions
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.prepare.summary import is_synthetic
 from crossfade.trainer.recommend.candidates import read_lists
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.metadata_table import open_metadata
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.top_k import rank_vectors, unit_rows
@@ -95,14 +95,14 @@ def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
 def _labels(model: TrainedModel, options: MapOptions, color: str, rows_N: IntArray, neighbor_NK: IntArray) -> Labels:
     item = model.spec.item.name
     with open_metadata(model.data, model.manifest, item, options.metadata, {color}, model.counts) as table:
-        groups = table.groups(color)
-    return choose_labels(groups, rows_N, neighbor_NK, options.colors)
+        groups, names = table.groups(color)
+    return choose_labels(groups.take(rows_N), names, neighbor_NK, options.colors)
 
 
 def _neighbors(vectors_ND: FloatArray) -> IntArray:
     """Return the nearest items of each by cosine, int32 (N, K)."""
     count = len(vectors_ND)
-    itself = ItemLists(np.arange(count + 1), np.arange(count))
+    itself = JaggedArray(np.arange(count + 1), np.arange(count))
     unit_ND = unit_rows(vectors_ND).astype(np.float32)
     neighbor_NK, _ = rank_vectors(
         unit_ND, Score.of("cosine", 1.0), count, lambda rows_E: unit_ND[rows_E], itself, min(NEIGHBORS, count - 1)

@@ -1,6 +1,6 @@
 """Label the items of a map, and place the labels' names on it.
 
-    labels = choose_labels(groups, rows_N, neighbor_NK, colors=12)
+    labels = choose_labels(groups, names, neighbor_NK, colors=12)
     labels.names, labels.label_N                        # label_N is -1 for items without one
 
 Shapes: N items, K neighbors, L groups, P pairs of an item and a group.
@@ -8,12 +8,13 @@ Shapes: N items, K neighbors, L groups, P pairs of an item and a group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.trainer.recommend.metadata_table import GroupLists
+from crossfade.trainer.data.jagged_array import JaggedArray
 
 PALETTE = (
     *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377"),
@@ -41,37 +42,37 @@ class Labels:
         return [PALETTE[number % len(PALETTE)] for number in range(len(self.names))]
 
 
-def choose_labels(groups: GroupLists, rows_N: IntArray, neighbor_NK: IntArray, colors: int) -> Labels:
-    """Label the items ``rows_N`` by up to ``colors`` groups that are regions of the embedding.
+def choose_labels(groups: JaggedArray, names: Sequence[str], neighbor_NK: IntArray, colors: int) -> Labels:
+    """Label items by up to ``colors`` of their ``groups``, which have ``names``, that are regions of the embedding.
 
     A group scores the root of its items times how much more often an item's neighbors are in it, if the item is, than
     all items are. The groups with the highest scores are chosen, but of two that largely have the same items, only one.
     An item of several chosen groups gets the smallest, which says most about it.
     """
-    members = _members(groups, rows_N)
+    members = _members(groups, names)
     scores = {name: _score(is_member_N, neighbor_NK) for name, is_member_N in members.items()}
     chosen: list[str] = []
     for name in sorted(members, key=lambda name: -scores[name]):
         if len(chosen) < colors and not any(_overlap(members[name], members[other]) for other in chosen):
             chosen.append(name)
     chosen.sort(key=lambda name: -np.count_nonzero(members[name]))
-    label_N = np.full(len(rows_N), -1)
+    label_N = np.full(len(neighbor_NK), -1)
     for number, name in enumerate(chosen):
         label_N[members[name]] = number
     return Labels(tuple(chosen), label_N)
 
 
-def _members(groups: GroupLists, rows_N: IntArray) -> dict[str, BoolArray]:
+def _members(groups: JaggedArray, names: Sequence[str]) -> dict[str, BoolArray]:
     """Return which items are in each of the largest groups, bool (N,), of those that are not small."""
-    groups = groups.take(rows_N)
-    item_P, value_P = np.repeat(np.arange(len(rows_N)), np.diff(groups.starts_R1)), groups.values_N
-    counts_L = np.bincount(value_P, minlength=len(groups.names))
+    items = len(groups.counts_L)
+    item_P, value_P = np.repeat(np.arange(items), groups.counts_L), groups.values_N
+    counts_L = np.bincount(value_P, minlength=len(names))
     members = {}
     for value in np.argsort(-counts_L, kind="stable")[:_MAX_GROUPS]:
-        if counts_L[value] >= max(1, _MIN_SHARE * len(rows_N)):
-            is_member_N = np.zeros(len(rows_N), np.bool_)
+        if counts_L[value] >= max(1, _MIN_SHARE * items):
+            is_member_N = np.zeros(items, np.bool_)
             is_member_N[item_P[value_P == value]] = True
-            members[groups.names[value]] = is_member_N
+            members[names[value]] = is_member_N
     return members
 
 

@@ -46,7 +46,8 @@ from crossfade.kvstore.philox import uniform
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import HISTORY
-from crossfade.trainer.data.features import ContentMatrix, JaggedFeature, load_content, load_feature
+from crossfade.trainer.data.features import ContentMatrix, load_content, load_feature
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories, latest_histories
@@ -77,7 +78,7 @@ class TowerFeatures:
     """
 
     tower: TowerSpec
-    lists: Mapping[str, JaggedFeature]
+    lists: Mapping[str, JaggedArray]
     warm_R: BoolArray
     content: ContentMatrix | None = None
 
@@ -85,8 +86,8 @@ class TowerFeatures:
         """Gather what the vectors of ``rows_A``, sorted and unique, are made of; ID dropout keeps ``id_kept_A``."""
         bags = {}
         for table in self.tower.features:
-            starts_A1, values_N = self.lists[table.name].gather(rows_A)
-            bags[table.name] = FeatureBag.of(values_N, starts_A1)
+            lists = self.lists[table.name].take(rows_A)
+            bags[table.name] = FeatureBag.of(lists.values_N, lists.starts_L1)
         filled_A = np.zeros(len(rows_A), np.int64) if self.content is None else 1 * self.content.filled_R[rows_A]
         for bag in bags.values():
             filled_A += bag.counts_A > 0

@@ -10,11 +10,9 @@ A column has one of the ``Kind`` of ``raw_files.py``; IDs and timestamps also ha
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, tee
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 
@@ -175,7 +173,6 @@ _ROLE_NAMES = {
     "event": "event",
     "timestamp": "timestamp",
 }
-_FETCHED_ROWS = 10_000
 _MAX_SHOWN = 60
 
 
@@ -193,8 +190,7 @@ def report_row_faults(
 ) -> None:
     """Add the rows of ``file``, which is ``raw``, that violate a check to ``faults``; ``columns`` are by role.
 
-    The quarantine gets their lines, or of Parquet their values. Without one, only the first rows of each check are
-    fetched: all rows of a wrong column are at fault.
+    Only the first rows of each check are fetched: all rows of a wrong column are at fault.
     """
     texts = ", ".join(f"CAST({identifier(role)} AS VARCHAR)" for role in columns)
     rows = f"(SELECT position, {_fault(checks)} AS fault, [{texts}] AS texts FROM raw) WHERE fault IS NOT NULL"
@@ -202,46 +198,16 @@ def report_row_faults(
     by_fault: list[Any] = execute(connection, f"SELECT fault, count(*), {firsts} FROM {rows} GROUP BY fault")
     counts = {fault: count for fault, count, _ in by_fault}
     first = sorted((row["position"], fault, row["texts"]) for fault, _, found in by_fault for row in found)
-    for row, _ in _faulty_rows(file, first, checks, columns, faults.first_row):
-        name, shown = row.name, f" '{row.place.value}'" if row.place.value else ""
-        column, count = f" of column '{columns[row.check.role]}' ", counts.pop(row.fault, 0)
-        message = (f"{row.place}: the {name}{shown}{column}", row.check.problem)
-        faults.add((f"the {name}{column}", row.check.problem), [row.place], count, message)  # the first row adds all
-    if faults.quarantine is not None:
-        fetched = connection.execute(f"SELECT position, fault, texts FROM {rows} ORDER BY position")
-        batches = iter(lambda: fetched.fetchmany(_FETCHED_ROWS), [])
-        for row, text in _faulty_rows(file, chain.from_iterable(batches), checks, columns, faults.first_row):
-            problem = (f"the {row.name} ", row.check.problem)
-            faults.quarantine.write(str(file), row.place.unit, row.place.number, problem, text)
-
-
-class _FaultyRow(NamedTuple):
-    """A row of a file that violates the check number ``fault``, whose column has ``name`` in messages."""
-
-    fault: int
-    check: Check
-    name: str
-    place: Place
-
-
-def _faulty_rows(
-    file: RawFile,
-    rows: Iterable[tuple[int, int, list[str | None]]],
-    checks: Sequence[Check],
-    columns: Mapping[str, str],
-    first_row: int,
-) -> Iterator[tuple[_FaultyRow, bytes]]:
-    """Yield each of ``rows`` (position, fault, and texts by column; positions rise) with its line or its values."""
-    rows, same_rows = tee(rows)
-    records = find_records(file, (position for position, *_ in same_rows))
-    for (position, fault, texts), record in zip(rows, records, strict=True):
+    records = find_records(file, [position for position, *_ in first])
+    for (position, fault, values), record in zip(first, records, strict=True):
         check = checks[fault]
-        value = dict(zip(columns, texts, strict=True))[check.role] or ""
-        unit, number = ("line", record.line) if record is not None else ("row", position + first_row)
-        by_column = dict(zip(columns.values(), texts, strict=True))
-        text = json.dumps(by_column, ensure_ascii=False).encode() if record is None else record.text
-        place = Place(str(file), unit, number, value[:_MAX_SHOWN])
-        yield _FaultyRow(fault, check, _ROLE_NAMES.get(check.role, "context"), place), text
+        value = (dict(zip(columns, values, strict=True))[check.role] or "")[:_MAX_SHOWN]
+        unit, number = ("line", record.line) if record is not None else ("row", position + faults.first_row)
+        place = Place(str(file), unit, number, value)
+        name, column = _ROLE_NAMES.get(check.role, "context"), f" of column '{columns[check.role]}' "
+        shown = f" '{value}'" if value else ""
+        message = (f"{place}: the {name}{shown}{column}", check.problem)
+        faults.add((f"the {name}{column}", check.problem), [place], counts.pop(fault, 0), message)  # the first adds all
 
 
 def _fault(checks: Sequence[Check]) -> str:

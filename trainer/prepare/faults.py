@@ -8,97 +8,21 @@ faults.check(1000)  # raises an error with a line for each problem that is not l
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from crossfade.base.errors import CrossfadeError, InputError, Option, OptionError, Text, as_typed, join, parts, worded
-from crossfade.base.io.output import staged_file
+from crossfade.base.errors import InputError, Option, Text, as_typed, join, parts, worded
 from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.options import MAX_BAD
 from crossfade.trainer.prepare.text_records import Record
 
-_CHUNK_BYTES = 1 << 20
-
-
-class Quarantine:
-    """Collects lines in the folder ``work`` and moves them to the file ``target`` at the end."""
-
-    def __init__(self, target: Path, work: Path, overwrite: bool) -> None:
-        """Check that ``target`` can be written.
-
-        Raises:
-            InputError: it cannot, or exists, and is not to be replaced.
-        """
-        self._target = target
-        self._collected = work / "quarantine.jsonl"
-        if target.exists() and not overwrite:
-            raise OptionError(
-                "on_bad_line",
-                found=f"quarantine={target}",
-                problem="already exists",
-                fix=("name another file, or add ", Option("overwrite")),
-            )
-        if not target.parent.is_dir():
-            raise OptionError(
-                "on_bad_line",
-                found=f"quarantine={target}",
-                problem=f"there is no folder '{target.parent}'",
-                fix="create it first",
-            )
-        self._file: IO[str] = self._collected.open("w", encoding="utf-8")
-
-    def write(self, file: str, unit: str, number: int, problem: Text, text: bytes) -> None:
-        """Add the ``text`` of a line or row (the ``unit``) of ``file``, ``number`` counting from 1."""
-        try:
-            decoded, is_utf8 = text.decode(), True
-        except UnicodeDecodeError:  # such bytes become escapes, which Python's surrogateescape turns back into bytes
-            decoded, is_utf8 = text.decode("utf-8", "surrogateescape"), False
-        entry = {"file": file, unit: number, "problem": worded(problem), "text": decoded.rstrip("\r\n")}
-        self._file.write(json.dumps(entry, ensure_ascii=not is_utf8) + "\n")
-
-    def texts(self) -> Iterator[str]:
-        """Yield what was written, some entries at a time, for ``append`` in another process."""
-        self._file.flush()
-        with self._collected.open(encoding="utf-8") as file:
-            while entries := file.readlines(_CHUNK_BYTES):
-                yield "".join(entries)
-
-    def append(self, text: str) -> None:
-        """Add entries."""
-        self._file.write(text)
-
-    def close(self) -> None:
-        """Close the file of the collected lines, which is deleted with its folder unless it was published."""
-        self._file.close()
-
-    def publish(self) -> None:
-        """Move the collected lines to their file, which may be empty.
-
-        Raises:
-            CrossfadeError: it cannot be written.
-        """
-        self._file.close()
-        try:
-            with staged_file(self._target) as partial:
-                shutil.move(self._collected, partial)
-        except OSError as error:
-            raise CrossfadeError(
-                Option("on_bad_line", f"quarantine={self._target}"),
-                f": cannot be written: {error.strerror or error}; name another file",
-            ) from error
-
-
 MAX_PLACES = 5
 """How many places of a problem are shown."""
-_MAX_PROBLEMS = 50
 _MAX_SHOWN_PROBLEMS = 3
 
 
@@ -159,7 +83,6 @@ class Faults:
 
     Attributes:
         leave_out: whether lines at fault are left out; else they are an error.
-        quarantine: receives the lines that are left out.
         max_bad: the largest share of rows that may be left out.
         first_row: the number of the first row of files without lines.
         files: the problem of each file without which the others could be prepared, by name.
@@ -167,7 +90,6 @@ class Faults:
     """
 
     leave_out: bool = False
-    quarantine: Quarantine | None = None
     max_bad: float = MAX_BAD
     first_row: int = 1
     files: dict[str, str] = field(default_factory=dict)
@@ -176,10 +98,9 @@ class Faults:
     _last_rejected: Text = ""
     _over_share: dict[str, str] = field(default_factory=dict)
 
-    def emptied(self, keep_lines: bool) -> Faults:
-        """Return faults without any, for another file; ``keep_lines``: its bad lines are quarantined as those here."""
-        quarantine = self.quarantine if keep_lines else None
-        return Faults(self.leave_out, quarantine, self.max_bad, self.first_row)
+    def emptied(self) -> Faults:
+        """Return faults without any, for another file."""
+        return Faults(self.leave_out, self.max_bad, self.first_row)
 
     def state(self) -> Any:
         """Return a copy of the faults for ``absorb``, perhaps in another process."""
@@ -207,8 +128,6 @@ class Faults:
             self.counts, self._last_rejected = self.counts._replace(rejected=self.counts.rejected + count), problem
         else:
             self.counts = self.counts._replace(left_out=self.counts.left_out + count)
-        if problem not in self._problems and len(self._problems) >= _MAX_PROBLEMS:
-            problem = parts("other errors, the first of which is" if fatal else "other problems")
         found = self._problems.setdefault(problem, _Problem(fatal, message))
         found.count += count
         found.places += places[: MAX_PLACES - len(found.places)]
@@ -217,8 +136,6 @@ class Faults:
         """Add a line that cannot be read."""
         place = Place(str(file), "line", record.line)
         self.add(record.problem, [place], 1, record.describe(file))
-        if self.quarantine is not None:
-            self.quarantine.write(str(file), "line", record.line, record.problem, record.text)
 
     def add_error(self, error: InputError) -> None:
         """Add an error about a whole file, which is never left out."""
@@ -294,11 +211,7 @@ class Faults:
 
 def _format(text: Text, problem: _Problem, values: bool) -> Text:
     if problem.fatal:
-        return (
-            problem.message
-            if problem.count == 1 or text == problem.message
-            else (f"{problem.count:,} ", text, ": ", problem.message)
-        )
+        return problem.message
     more = ", …" if problem.count > len(problem.places) else ""
     places = _format_places(problem.places, values)
     return (f"{counted(problem.count, problem.places[0].unit)}: ", text, f" ({places}{more})")

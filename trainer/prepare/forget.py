@@ -4,8 +4,7 @@
 
 Their rows become vacant but stay in place, so that all other rows keep their numbers; the same holds for feature values
 that only those IDs had. The dataset is written anew and replaces the one before
-(``staging.py``), so it is complete at any moment, with the IDs or without them. Files that hold and count nothing of
-the IDs are taken over unread: as hard links, or as copies by the server on S3.
+(``staging.py``), so it is complete at any moment, with the IDs or without them.
 
 Datasets that extend this one have files of their own, and are rewritten by themselves.
 
@@ -15,19 +14,17 @@ Shapes: N rows of a table, R forgotten rows (sorted), V rows of a vocabulary.
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import InputError
@@ -36,8 +33,12 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.column_names import WEIGHT
 from crossfade.trainer.data.features import ROW, VALUE
 from crossfade.trainer.data.manifest import (
+    CONTENT,
     EARLIER,
+    FEATURES,
+    PENDING,
     REPLAY,
+    VOCABULARY,
     Content,
     DataFile,
     DatasetManifest,
@@ -47,12 +48,12 @@ from crossfade.trainer.data.manifest import (
     data_fingerprint,
     read_manifest,
 )
-from crossfade.trainer.data.parquet import GROUP_ROWS_MAX, ParquetFiles, file_entry, write_options
+from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.vocabulary import Vocabulary, plain_strings
 from crossfade.trainer.prepare.id_list import read_ids, typed_ids
 from crossfade.trainer.prepare.options import ForgetOptions
-from crossfade.trainer.prepare.staging import Staged, staged_output
+from crossfade.trainer.prepare.staging import PartWriter, Staged, staged_output
 from crossfade.trainer.prepare.summary import COUNTED
 
 _COUNTS = {"train": "count", f"{EARLIER}/train": "earlier_count"}
@@ -73,7 +74,6 @@ class ForgetReport:
         found: How many of them had a row.
         pending: How many of them were pending (without a row yet).
         interactions: The number of deleted interactions by the folder of their files.
-        files_rewritten: The number of files that were rewritten or deleted.
     """
 
     folder: Folder
@@ -83,7 +83,6 @@ class ForgetReport:
     found: int
     pending: int
     interactions: Mapping[str, int]
-    files_rewritten: int
 
 
 @contextmanager
@@ -126,7 +125,7 @@ class StagedDeletion:
     def __init__(self, staged: Staged, entity: str, progress: ProgressReporter) -> None:
         self.manifest = read_manifest(staged.out)
         self._staged, self._entity, self._progress = staged, entity, progress
-        self._files, self._rewritten = ParquetFiles(staged.out), 0
+        self._files = ParquetFiles(staged.out)
         sizes = {name: described.rows for name, described in self.manifest.entities.items()}
         # By column of vocabularies and entity: how much the count of each row drops.
         self._lost = {
@@ -136,12 +135,10 @@ class StagedDeletion:
         of_values = (*self.manifest.context, *self.manifest.feature_owners())
         self._uses = {name: np.zeros((2, sizes[name]), np.int64) for name in of_values}
         self._rows_R = np.empty(0, np.int64)
-        self._numbers: dict[str, Iterator[int]] = defaultdict(count)
 
     def write(self, ids: pa.StringArray) -> None:
         """Write the files of the dataset without ``ids``; nothing, if it has none of them."""
         old = self.manifest
-        _check_links(self._staged.out, old)
         described = old.entities[self._entity]
         targets = typed_ids(ids, described.id_type)
 
@@ -151,7 +148,7 @@ class StagedDeletion:
 
         for table in Vocabulary(self._staged.out, old, self._entity).iter_tables(["row", "id"]):
             self._rows_R = np.append(self._rows_R, table.column("row").to_numpy()[is_target(table)])
-        pending = sum(int(is_target(table).sum()) for file in described.pending for table in self._read(file, ["id"]))
+        pending = sum(int(is_target(table).sum()) for file in described.pending for table in self._read(file))
         new = old.model_copy(update=self._changes(is_target)) if len(self._rows_R) or pending else old
         left = {name: split.rows for name, split in new.interactions().items()}
         self.report = ForgetReport(
@@ -162,7 +159,6 @@ class StagedDeletion:
             found=len(self._rows_R),
             pending=pending,
             interactions={name: split.rows - left.get(name, 0) for name, split in old.interactions().items()},
-            files_rewritten=self._rewritten,
         )
 
     def _changes(self, is_target: Callable[[pa.Table], BoolArray]) -> dict[str, Any]:
@@ -197,7 +193,7 @@ class StagedDeletion:
         Raises:
             CrossfadeError: another process has written it meanwhile, or replacing it failed.
         """
-        if self._rewritten:
+        if self.report.found or self.report.pending:
             self._staged.publish(self.report.manifest)
         else:
             self._staged.delete_leftovers()
@@ -219,7 +215,7 @@ class StagedDeletion:
                     np.add.at(self._uses[entity], (is_dropped_N[row_N >= 0].astype(int), row_N[row_N >= 0]), 1)
             return is_dropped_N
 
-        return Split(files=self._without(name, split.files, [*entities, WEIGHT], is_dropped))
+        return Split(files=self._without(name, split.files, is_dropped))
 
     def _without_pairs(self, owner: str, name: str, feature: Feature) -> Feature:
         """Write a feature without the pairs of vacant rows, and count what its values lose."""
@@ -232,13 +228,14 @@ class StagedDeletion:
             np.add.at(self._uses[name], (is_dropped_N.astype(int), value_N), 1)
             return is_dropped_N
 
-        return Feature(files=self._without(name, feature.files, [ROW, VALUE], is_dropped))
+        return Feature(files=self._without(f"{FEATURES}/{owner}/{name}", feature.files, is_dropped))
 
     def _without_content(self, owner: str, name: str, column: Content) -> Content:
         def is_dropped(table: pa.Table) -> BoolArray:
             return np.isin(table.column(ROW).to_numpy(), self._vacant_rows(owner))
 
-        return column.model_copy(update={"files": self._without(name, column.files, [ROW], is_dropped)})
+        files = self._without(f"{CONTENT}/{owner}/{name}", column.files, is_dropped)
+        return column.model_copy(update={"files": files})
 
     def _vacant_rows(self, name: str) -> IntArray:
         """Return the rows of an entity that become vacant, sorted: values that only these IDs had may identify them."""
@@ -250,22 +247,17 @@ class StagedDeletion:
     def _without_ids(self, name: str, entity: Entity, is_target: Callable[[pa.Table], BoolArray]) -> Entity:
         """Write a vocabulary with lower counts, and vacant rows emptied; and pending IDs without the forgotten."""
         vacant_R = self._vacant_rows(name)
-        changed_R = np.union1d(vacant_R, np.flatnonzero(np.logical_or.reduce([of[name] for of in self._lost.values()])))
-        files, first = [], 0
-        for file in entity.files:
-            if np.searchsorted(changed_R, first) < np.searchsorted(changed_R, first + file.rows):
-                change = partial(self._reduced, name=name, vacant_R=vacant_R)
-                files += self._rewrite(file, map(change, self._read(file)))
-            else:
-                files.append(self._take_over(file))
-            first += file.rows
-        pending = entity.pending
-        if name == self._entity:
-            pending = self._without(f"pending {name}", pending, ["id"], is_target)
-        else:
-            pending = [self._take_over(file) for file in pending]
+        is_pending_target = is_target if name == self._entity else lambda table: np.zeros(table.num_rows, bool)
         vacant = np.union1d(np.array(entity.vacant_rows, np.int64), vacant_R)
-        return entity.model_copy(update={"files": files, "vacant_rows": vacant.tolist(), "pending": pending})
+        return entity.model_copy(
+            update={
+                "files": self._write(
+                    f"{VOCABULARY}/{name}", entity.files, partial(self._reduced, name=name, vacant_R=vacant_R)
+                ),
+                "vacant_rows": vacant.tolist(),
+                "pending": self._without(f"{PENDING}/{name}", entity.pending, is_pending_target),
+            }
+        )
 
     def _reduced(self, table: pa.Table, name: str, vacant_R: IntArray) -> pa.Table:
         """Return a part of a vocabulary with lower counts, in which the rows ``vacant_R`` have only their number."""
@@ -282,67 +274,31 @@ class StagedDeletion:
         return table
 
     def _without(
-        self,
-        name: str,
-        files: Sequence[DataFile],
-        columns: list[str],
-        is_dropped: Callable[[pa.Table], BoolArray],
+        self, folder: str, files: Sequence[DataFile], is_dropped: Callable[[pa.Table], BoolArray]
     ) -> list[DataFile]:
-        """Write ``files`` without the rows of which ``is_dropped`` is true, given the ``columns`` of a row group."""
-        self._progress.phase(f"forget in {name}", sum(file.rows for file in files), "row")
-        left = []
-        for file in files:
-            masks = [is_dropped(table) for table in self._read(file, columns)]
-            if any(mask_N.any() for mask_N in masks):
-                kept = (table.filter(pa.array(~mask_N)) for table, mask_N in zip(self._read(file), masks, strict=True))
-                left += self._rewrite(file, kept)
-            else:
-                left.append(self._take_over(file))
-            self._progress.advance(file.rows)
-        return left
+        """Write ``files`` to ``folder`` without the rows of each part of which ``is_dropped`` is true."""
+        return self._write(folder, files, lambda table: table.filter(pa.array(~is_dropped(table))))
 
-    def _rewrite(self, file: DataFile, tables: Iterable[pa.Table]) -> list[DataFile]:
-        """Write the rows of ``tables`` in place of ``file``; return no file if there are none."""
-        target, self._rewritten = self._place(file), self._rewritten + 1
-        with ExitStack() as opened:
-            writer: pq.ParquetWriter | None = None
-            for table in (table.replace_schema_metadata() for table in tables if table.num_rows):
-                if writer is None:
-                    out = opened.enter_context(self._staged.folder.open_output(target))
-                    options = write_options(table.schema)
-                    writer = opened.enter_context(pq.ParquetWriter(out, table.schema, **options))
-                writer.write_table(table, row_group_size=GROUP_ROWS_MAX)
-        return [] if writer is None else [file_entry(self._staged.folder, target)]
+    def _write(self, folder: str, files: Sequence[DataFile], change: Callable[[pa.Table], pa.Table]) -> list[DataFile]:
+        """Write ``files`` to ``folder``, each row group after a ``change``; no file if there are no rows."""
+        self._progress.phase(f"forget in {folder}", sum(file.rows for file in files), "row")
+        tables = (change(table) for file in files for table in self._read(file))
+        if (first := next(tables, None)) is None:
+            return []
+        group_rows = max(rows for file in files for rows in file.row_groups)
+        with PartWriter(self._staged, folder, first.schema.remove_metadata(), group_rows) as writer:
+            for table in chain([first], tables):
+                for batch in table.to_batches():
+                    writer.write(batch)
+                    self._progress.advance(batch.num_rows)
+            return writer.close()
 
-    def _take_over(self, file: DataFile) -> DataFile:
-        target = self._place(file)
-        self._staged.folder.take_over(target, self._staged.out, file.path)
-        return file.model_copy(update={"path": target})
-
-    def _place(self, file: DataFile) -> str:
-        """Return the place in the new dataset of the next file of the folder of ``file``."""
-        folder = file.path.rpartition("/")[0]
-        name = self._staged.file_name(f"part-{next(self._numbers[folder]):05d}")
-        return f"{folder}/{name}" if folder else name
-
-    def _read(self, file: DataFile, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the row groups of ``file`` that have rows: these ``columns``, or all."""
-        names = columns or self._files.footer(file).schema.to_arrow_schema().names
+    def _read(self, file: DataFile) -> Iterator[pa.Table]:
+        """Yield the row groups of ``file`` that have rows."""
+        names = self._files.footer(file).schema.to_arrow_schema().names
         for index, rows in enumerate(file.row_groups):
             if rows:
                 yield plain_strings(self._files.read(file, index, names))
-
-
-def _check_links(folder: Folder, manifest: DatasetManifest) -> None:
-    """Reject files that links lead to: replacing the dataset would leave the data at their targets."""
-    if folder.path is None:
-        return
-    for file in manifest.files():
-        if (found := (folder.path / file.path).resolve()) != folder.path.resolve() / file.path:
-            raise InputError(
-                f"{folder.path / file.path}: a link leads to {found}, where nothing is deleted; run the command on the "
-                "folder that holds the files, or move them into this one"
-            )
 
 
 def forget(options: ForgetOptions, progress: ProgressReporter) -> ForgetReport:

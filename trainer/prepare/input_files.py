@@ -22,7 +22,7 @@ from crossfade.base.errors import InputError, Option, Text
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.regular_files import FoundFile
 from crossfade.base.io.storage_errors import translate_storage_errors
-from crossfade.trainer.prepare.lake_tables import is_table, names_table, table_files
+from crossfade.trainer.prepare.lake_tables import CATALOG, is_delta, table_files
 from crossfade.trainer.prepare.options import Format
 
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -186,7 +186,13 @@ def _format_of(name: str, given: Format | None) -> Format:
 
 
 def _names_table(option: Text, pattern: str) -> bool:
-    return names_table(pattern) or (not glob.has_magic(pattern) and _is_table_folder(option, pattern))
+    if pattern.startswith(CATALOG) or glob.has_magic(pattern):
+        return pattern.startswith(CATALOG)
+    has_extension = PurePosixPath(pattern).suffix.lower() in (*EXTENSIONS, _GZIP)
+    if has_extension if pattern.startswith(_S3) else not Path(pattern).is_dir():
+        return False
+    with translate_storage_errors(option, unreachable=InputError):
+        return is_delta(Folder(pattern))
 
 
 def _matches(option: Text, pattern: str) -> list[tuple[str, Callable[[Format], Source]]]:
@@ -197,15 +203,6 @@ def _matches(option: Text, pattern: str) -> list[tuple[str, Callable[[Format], S
         (f"{bucket.uri}/{key}", partial(RemoteFile, bucket, key, found.bytes, modified=found.modified))
         for bucket, key, found in _find_objects(option, pattern)
     ]
-
-
-def _is_table_folder(option: Text, pattern: str) -> bool:
-    if not pattern.startswith(_S3):
-        return Path(pattern).is_dir() and is_table(Folder(pattern))
-    if PurePosixPath(pattern).suffix.lower() in (*EXTENSIONS, _GZIP):
-        return False
-    with translate_storage_errors(option, unreachable=InputError):
-        return is_table(Folder(pattern))
 
 
 def _table_file(uri: str, size: int) -> Source:

@@ -21,7 +21,6 @@ from crossfade.trainer.data.time_values import TimeSpan
 
 ALL = "*"
 """Stands for both entities where a span is given for each entity."""
-QUARANTINE = "quarantine="
 HOUR, WEEKDAY, PREVIOUS = "timestamp:hour", "timestamp:weekday", "timestamp:previous"
 DERIVED_CONTEXT = (HOUR, WEEKDAY, PREVIOUS)
 """What context may be derived from the times of events (``event_context.py``)."""
@@ -228,12 +227,6 @@ def _encoding(value: object) -> str:
     return name
 
 
-def _bad_line_policy(value: object) -> object:
-    if value in ("fail", "skip") or (str(value).startswith(QUARANTINE) and value != QUARANTINE):
-        return value
-    raise ValueError("expected fail, skip or quarantine=FILE")
-
-
 def _replay_share(value: object) -> object:
     share = parse_share(value)
     if not 0 < share <= MAX_REPLAY:
@@ -276,7 +269,5 @@ Entity = Annotated[EntityColumn, BeforeValidator(EntityColumn.parse)]
 Delimiter = Annotated[str | None, BeforeValidator(_delimiter)]
 Encoding = Annotated[str, BeforeValidator(_encoding)]
 """The name that Python gives an encoding."""
-BadLinePolicy = Annotated[str, BeforeValidator(_bad_line_policy)]
-"""``fail``, ``skip``, or ``quarantine=FILE``."""
 ReplayShare = Annotated[float, BeforeValidator(_replay_share)]
 """A fraction or a percentage as text, also above 1."""

@@ -19,8 +19,6 @@ from crossfade.trainer.data.column_names import TIMESTAMP, WEIGHT, is_entity_nam
 from crossfade.trainer.data.time_values import TimeSpan
 from crossfade.trainer.prepare.option_values import (
     ALL,
-    QUARANTINE,
-    BadLinePolicy,
     Context,
     ContextPlan,
     Delimiter,
@@ -191,11 +189,8 @@ class PrepareOptions(Options):
         repeat=True,
     )
 
-    on_bad_line: BadLinePolicy = _faults(
-        "fail",
-        "fail (default) if a line cannot be read, lacks a value, or has one that is not allowed, skip it, or move it "
-        "to FILE as JSON lines",
-        value="fail|skip|quarantine=FILE",
+    on_bad_line: Literal["fail", "skip"] = _faults(
+        "fail", "fail (default) if a line cannot be read, lacks a value, or has one that is not allowed, or skip it"
     )
     max_bad: Share = _faults(
         MAX_BAD,
@@ -262,11 +257,6 @@ class PrepareOptions(Options):
     )
     memory: Number | None = _memory()
     threads: Integer | None = _resources(None, "limit threads (default: one per core)", value="N", ge=1)
-
-    @property
-    def quarantine(self) -> Path | None:
-        """The file that receives the bad lines that are left out."""
-        return Path(self.on_bad_line[len(QUARANTINE) :]) if self.on_bad_line.startswith(QUARANTINE) else None
 
     def sides(self) -> dict[str, Side]:
         """Return the side of each of the two entities."""

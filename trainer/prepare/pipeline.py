@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from crossfade.trainer.prepare.database import (
 from crossfade.trainer.prepare.event_context import check_base_context
 from crossfade.trainer.prepare.event_groups import EventGroups
 from crossfade.trainer.prepare.extend import BaseDataset, open_base_dataset
-from crossfade.trainer.prepare.faults import Faults, Quarantine
+from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.hold_out import plan_hold_outs
 from crossfade.trainer.prepare.input_files import (
     RawFile,
@@ -149,18 +149,13 @@ def prepare(
         staged_output(options.out, options.overwrite, options.work_dir) as staged,
         ExitStack() as opened,
     ):
-        quarantine = None
-        if options.quarantine is not None:
-            quarantine = opened.enter_context(closing(Quarantine(options.quarantine, staged.work, options.overwrite)))
-        faults = Faults(options.on_bad_line != "fail", quarantine, options.max_bad, first_row)
+        faults = Faults(options.on_bad_line != "fail", options.max_bad, first_row)
         connection = opened.enter_context(
             working_database(staged.work, memory_bytes(options.memory), options.threads, PREPARING_ADVICE)
         )
         groups = opened.enter_context(_event_groups(connection, options, inputs, base, staged, faults, progress))
         manifest = Preparation(groups, options, inputs, base, staged, faults, progress).run()
         staged.publish(manifest)
-        if quarantine is not None:  # after the dataset: a repeat after a kill would reject the file
-            quarantine.publish()
     return manifest
 
 

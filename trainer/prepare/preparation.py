@@ -104,7 +104,7 @@ class Preparation:
             self.base,
             options.names,
             self.inputs.names,
-            self._faults_of_names,
+            self.faults.emptied,
         )
         vocabularies.load_base(options)
         counts = self._sum_duplicates() or counts
@@ -170,11 +170,6 @@ class Preparation:
                 expected="at least one",
             )
         return events, counts
-
-    def _faults_of_names(self, file: Source) -> Faults:
-        """Return what receives the bad lines of a ``file`` of names, which has its own if it is no file of events."""
-        events = {str(source) for files in self.inputs.events.values() for source in files}
-        return self.faults.emptied(keep_lines=str(file) not in events)
 
     def _sum_duplicates(self) -> list[Report]:
         """Sum duplicates if requested, on each side of a hold-out by time; return what is left."""

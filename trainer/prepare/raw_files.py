@@ -43,7 +43,7 @@ from crossfade.trainer.prepare.database import (
 from crossfade.trainer.prepare.input_files import RawFile
 from crossfade.trainer.prepare.parquet_columns import check_expansion, fields, read_parquet, value_sql
 from crossfade.trainer.prepare.source_columns import check_columns
-from crossfade.trainer.prepare.text_records import MAX_RECORD_BYTES, Record, open_records
+from crossfade.trainer.prepare.text_records import MAX_RECORD, Record, open_records
 
 OnFault = Callable[[RawFile, Record], None]
 """Receives a line that cannot be read; if it returns, the line is left out."""
@@ -163,7 +163,7 @@ def column_names(file: RawFile) -> list[str]:
     with read_errors(file):
         if file.format == "parquet":
             return list(read_parquet(file).schema_arrow.names)
-        return [path[0] for path in _read_paths(file, any_header=file.format == "jsonl") if len(path) == 1]
+        return [path[0] for path in _read_paths(file) if len(path) == 1]
 
 
 def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
@@ -184,7 +184,10 @@ def find_delimiter(file: RawFile, columns: Mapping[str, str]) -> RawFile:
 
 def _header_match(file: RawFile, columns: Mapping[str, str]) -> tuple[int, int]:
     """Return how many of ``columns`` the header of ``file`` has, and how many fields; zeros if it cannot be split."""
-    paths = _read_paths(file, any_header=True)
+    try:
+        paths = _read_paths(file)
+    except InputError:
+        return 0, 0
     return sum((column,) in paths for column in columns.values()), len(paths)
 
 
@@ -307,10 +310,10 @@ def _json_types(paths: Sequence[Sequence[str]]) -> dict[str, str]:
 
 def _ends_in_long_line(file: RawFile) -> bool:
     """Return whether the last line of a file without compression is above the limit."""
-    if file.is_compressed() or file.bytes <= MAX_RECORD_BYTES:
+    if file.is_compressed() or file.bytes <= MAX_RECORD:
         return False
     with file.path.open("rb") as opened:
-        opened.seek(file.bytes - MAX_RECORD_BYTES)
+        opened.seek(file.bytes - MAX_RECORD)
         return len(opened.read().rstrip(b"\r\n").splitlines()) <= 1
 
 
@@ -349,6 +352,6 @@ def _compression(file: RawFile) -> str:
     return f"compression = '{'gzip' if file.is_compressed() else 'none'}'"
 
 
-def _read_paths(file: RawFile, any_header: bool = False) -> list[Sequence[str]]:
-    with open_records(file, any_header) as (paths, _):
+def _read_paths(file: RawFile) -> list[Sequence[str]]:
+    with open_records(file) as (paths, _):
         return paths

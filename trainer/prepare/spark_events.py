@@ -52,7 +52,6 @@ from crossfade.trainer.prepare.spark_tasks import (
     apply_steps,
     column_names,
     for_tasks,
-    quarantined,
     read_file,
     write_part,
 )
@@ -129,10 +128,6 @@ class SparkEvents(EventGroups):
         reader = EventReader(self.connection, options, string_sides, self.faults, self.base)
         reads = [partial(reader.absorb, each.state, each.faults_before) for each in found]
         read_each(reader, files, reads, self.progress)
-        if self.faults.quarantine is not None:
-            for each in found:
-                for text in quarantined(self._place.folder, each):
-                    self.faults.quarantine.append(text)
         table = reader.describe(has_events=bool(reader.types))
         query_type, item_type = (reader.types[side][0] for side in SIDES)
         context = [plan.key for plan in options.context_plans() if not plan.is_derived]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from crossfade.trainer.data.manifest import DataFile
 from crossfade.trainer.prepare.database import execute, execute_on, working_database
 from crossfade.trainer.prepare.event_groups import Report, Step, count_events
 from crossfade.trainer.prepare.events import EventReader
-from crossfade.trainer.prepare.faults import Faults, Quarantine
+from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.id_encoder import SIDES, IdEncoder
 from crossfade.trainer.prepare.input_files import RawFile, Source
@@ -49,7 +49,6 @@ PLACED = "placed"
 """The view of rows in the order of files."""
 _BLOCK_ROWS, _DIVIDED_ROWS = 1 << 17, 1 << 20
 """Rows of blocks, and rows that are divided at a time."""
-_QUARANTINED, _TEXT = "quarantined", "text"
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Reading:
 
 
 class ReadFile(NamedTuple):
-    """What a task has read of a file: its events by group and its bad lines, and what ``EventReader`` has found."""
+    """What a task has read of a file: its events by group, and what ``EventReader`` has found."""
 
     events: SectionFile
     rows: int
@@ -138,10 +137,7 @@ def read_file(reading: Reading, place: Workplace, file: tuple[Source, int]) -> R
     """Read a file, whose events are of the split of this number."""
     options, (source, split) = reading.options, file
     with place.open() as (connection, work), ExitStack() as opened:
-        quarantine = None
-        if options.quarantine is not None:
-            quarantine = opened.enter_context(closing(Quarantine(work / "lines", work, overwrite=False)))
-        faults = Faults(options.on_bad_line != "fail", quarantine, options.max_bad, reading.first_row)
+        faults = Faults(options.on_bad_line != "fail", options.max_bad, reading.first_row)
         reader = _FileReader(connection, options, reading.string_sides, faults)
         counts: Report = {"train": 0, "positives": 0, "newest": None}
         try:
@@ -154,16 +150,8 @@ def read_file(reading: Reading, place: Workplace, file: tuple[Source, int]) -> R
                 counts = count_events(connection, reader.kept)
                 part = f"(hash(query_id) % {reading.groups})::INTEGER AS part"
                 writer.add_parts(connection.sql(f"SELECT {part}, * FROM {reader.kept}"), _DIVIDED_ROWS)
-            for text in quarantine.texts() if quarantine is not None else ():
-                writer.add(_QUARANTINED, pa.RecordBatch.from_pydict({_TEXT: [text]}))
         faults_before = faults.state() if reader.faults_before is None else reader.faults_before
         return ReadFile(writer.file, reader.rows, counts, reader.state(), faults_before)
-
-
-def quarantined(folder: Folder, read: ReadFile) -> Iterator[str]:
-    """Yield the bad lines of a file."""
-    for table in read_section(folder, read.events, _QUARANTINED):
-        yield from table.column(_TEXT).to_pylist()
 
 
 class Group(NamedTuple):

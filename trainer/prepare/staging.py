@@ -185,25 +185,12 @@ def _find_foreign(out: Folder) -> str | None:
 
 def foreign_name(out: Folder, listed: Set[str] = frozenset()) -> str | None:
     """Return the name of an entry of ``out`` that is neither ``listed`` nor of a preparation; None if there is none."""
-    if out.path is not None and (name := min(_odd_entries(out.path, listed), default=None)) is not None:
-        return name
+    links = (path for path in out.path.rglob("*") if path.is_symlink()) if out.path is not None else ()
+    if (link := min(links, default=None)) is not None:  # no preparation makes one
+        return link.relative_to(str(out.path)).as_posix()
     # A file that another command is writing, or was when it was killed, is none of its user's.
     names = (name for name in out.sizes() if not _OURS.fullmatch(name) and not is_partial(name.rpartition("/")[2]))
     return min((name for name in names if name not in listed), default=None)
-
-
-def _odd_entries(root: Path, listed: Set[str]) -> Iterator[str]:
-    """Yield the names of links to folders, links to nothing, and empty folders, none of which a preparation writes."""
-    for parent, folders, files in os.walk(root):
-        for path in (Path(parent, name) for name in (*folders, *files)):
-            is_link = path.is_symlink() and (path.is_dir() or not path.exists())
-            name = path.relative_to(root).as_posix()
-            if not is_link and not (path.is_dir() and not any(path.iterdir())):
-                continue
-            if not any(f"{file}/".startswith(f"{name}/") for file in (*listed, ATTEMPTS)) and (
-                is_link or not name.startswith(f"{ATTEMPTS}/")
-            ):
-                yield name
 
 
 def read_complete(out: Folder) -> DatasetManifest | None:
@@ -375,7 +362,6 @@ class PartWriter:
         self._writer: pq.ParquetWriter | None = None
         self._file = ExitStack()
         self._groups_in_file = 0
-        self._rows = 0
         self._paths: list[str] = []
 
     def __enter__(self) -> PartWriter:
@@ -401,24 +387,13 @@ class PartWriter:
             self._write_groups()
 
     def close(self) -> list[DataFile]:
-        """Write the last rows and return the files as their footers describe them.
-
-        Raises:
-            CrossfadeError: the footers do not account for all rows that were written.
-        """
+        """Write the last rows and return the files as their footers describe them."""
         self._write_groups()
         if self._pending_rows:
             self._write_group(pa.Table.from_batches(self._pending, schema=self._schema))
             self._pending, self._pending_rows = [], 0
         self._close_file()
-        files = [file_entry(self._staged.folder, path) for path in self._paths]
-        found = sum(file.rows for file in files)
-        if found != self._rows:
-            raise CrossfadeError(
-                f"{self._staged.folder.uri}/{self._folder}: the files hold {found} rows, but {self._rows} were "
-                "written; the disk or the file system lost some: prepare again, on another disk"
-            )
-        return files
+        return [file_entry(self._staged.folder, path) for path in self._paths]
 
     def _write_groups(self) -> None:
         table = pa.Table.from_batches(self._pending, schema=self._schema)
@@ -437,7 +412,6 @@ class PartWriter:
             self._paths.append(path)
         # Pages end where chunks do: of one chunk, the bytes do not depend on the batches that the rows came in.
         self._writer.write_table(group.combine_chunks(), row_group_size=self._group_rows)
-        self._rows += group.num_rows
         self._groups_in_file += 1
         if self._groups_in_file == GROUPS_PER_FILE:
             self._close_file()
@@ -457,7 +431,7 @@ def write_relation(
     rows: int,
     progress: ProgressReporter | None = None,
 ) -> list[DataFile]:
-    """Write the ``rows`` rows of a query to files in ``folder``, and return these; raises as ``PartWriter.close``."""
+    """Write the ``rows`` rows of a query to files in ``folder``, and return these."""
     group_rows, progress = row_group_rows(rows), progress or NullReporter()
     with PartWriter(staged, folder, schema, group_rows) as writer:
         for batch in relation.to_arrow_reader(group_rows):

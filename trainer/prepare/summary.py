@@ -22,7 +22,7 @@ from crossfade.trainer.prepare.faults import Faults
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.timestamp_formats import epoch_unit
 
-COUNTED = ("negative", "_timestamp", "_filled", "_alike")
+COUNTED = ("negative", "_timestamp", "_filled")
 """Suffixes of facts that are statistics of all interactions, and so become false when some are deleted."""
 
 Facts = dict[str, str | int | float | bool | list[str] | None]
@@ -31,9 +31,6 @@ Facts = dict[str, str | int | float | bool | list[str] | None]
 _REMARKS = {EARLIER: "; of base datasets, known but not trained on", REPLAY: "; of base datasets, for training only"}
 _DROPPED = {
     "dropped_zero_weight": ("row", "of weight 0, without any effect"),
-    "dropped_missing": ("row", "with a missing value"),
-    "dropped_before_since": ("row", "earlier than the time range"),
-    "dropped_from_until": ("row", "later than the time range"),
     "lines_without_items": ("line", "without an item"),
     "merged_duplicates": ("row", "summed into another one of their pair"),
     "cancelled_pairs": ("pair", "whose weights sum to 0, without any effect"),
@@ -42,7 +39,7 @@ _DROPPED = {
     "dropped_gap": ("interaction", "in the gap before what is held out"),
     "dropped_without_history": ("interaction", "held out of ids without an earlier one"),
 }
-"""What was left out, by fact: the noun that is counted, and the reason. Older datasets have some of the facts."""
+"""What was left out, by fact: the noun that is counted, and the reason."""
 
 
 def describe_stats(stats: ReadStats, faults: Faults) -> Facts:
@@ -176,14 +173,7 @@ def _changes(manifest: DatasetManifest, name: str) -> list[str]:
     return lines
 
 
-def _alike(manifest: DatasetManifest, name: str) -> list[str]:
-    """Describe how many IDs may be another one, written in another way."""
-    if (fact := f"{name}_alike") not in manifest.source:
-        return []
-    return [f"{_count(manifest.source, fact, 'id')} like another but for blanks or case"]
-
-
-_DETAILS = (_feature, _content, _changes, _alike)
+_DETAILS = (_feature, _content, _changes)
 """What is described of each entity below its row count."""
 
 

@@ -2,8 +2,7 @@
 
     write_synthetic(Path("data/synthetic"), SyntheticSpec(queries=2_000, items=4_000, interactions=100_000), seed=1)
 
-``synthetic_draws.py`` describes how interactions are drawn. They are drawn twice, once to count them, since only one
-counter per row is kept, in memory-mapped files.
+``synthetic_draws.py`` describes how interactions are drawn.
 
 Shapes: N interactions of a chunk, R rows of a table, G genres.
 """
@@ -11,7 +10,7 @@ Shapes: N interactions of a chunk, R rows of a table, G genres.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from crossfade.trainer.data.manifest import (
     Split,
 )
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
-from crossfade.trainer.data.split_names import ALL_SPLITS
+from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.prepare.options import SynthesizeOptions, SyntheticSpec
 from crossfade.trainer.prepare.split_files import interaction_schema
 from crossfade.trainer.prepare.staging import PartWriter, Staged, read_complete, row_group_rows, staged_output
@@ -87,9 +86,14 @@ def write_synthetic(
     """
     progress = progress or NullReporter()
     with staged_output(out, overwrite, work) as staged:
-        generator = Generator(spec, seed)
-        rows, counts = _count(generator, staged.work, progress)
-        _check_splits(spec, rows)
+        splits, counts = _write_splits(Generator(spec, seed), staged, progress)
+        for split in (split for split, written in splits.items() if not written.rows):
+            raise OptionError(
+                "interactions",
+                found=spec.interactions,
+                problem=f"too few, {split} has none",
+                fix="raise it, or set the fraction of the split to 0",
+            )
         name = partial(_item_name, spec) if spec.items <= MAX_NAMED_ITEMS else None
         entities = {
             spec.query: _write_vocabulary(staged, spec.query, counts["query"], progress),
@@ -100,12 +104,11 @@ def write_synthetic(
             count_G = np.array([counts["item"][genre :: spec.genres].sum() for genre in range(spec.genres)], np.int64)
             entities[GENRE] = _write_vocabulary(staged, GENRE, count_G, progress, genre_name, first_id=1)
             features = {spec.item: {GENRE: Feature(files=_write_genres(staged, spec, progress))}}
-        splits = _write_splits(generator, staged, rows, progress)
         manifest = DatasetManifest(
             query=spec.query,
             item=spec.item,
             entities=entities,
-            splits={split: splits[split] for split in ALL_SPLITS if rows[split]},
+            splits=splits,
             features=features,
             has_timestamp=True,
             source=synthetic_source(spec, seed),
@@ -123,36 +126,6 @@ def _write_genres(staged: Staged, spec: SyntheticSpec, progress: ProgressReporte
 
 def _item_name(spec: SyntheticSpec, row: int) -> str:
     return f"{spec.item} {row + 1} ({genre_name(row % spec.genres)})"
-
-
-def _check_splits(spec: SyntheticSpec, rows: Mapping[str, int]) -> None:
-    for split, fraction in zip(ALL_SPLITS, (1, spec.valid, spec.test), strict=True):
-        if fraction and not rows[split]:
-            raise OptionError(
-                "interactions",
-                found=spec.interactions,
-                problem=f"too few, {split} has none",
-                fix="raise it, or set the fraction of the split to 0",
-            )
-
-
-def _count(generator: Generator, work: Path, progress: ProgressReporter) -> tuple[dict[str, int], dict[str, Integers]]:
-    """Count the interactions of each split, and those of each row in train; the latter in files in ``work``."""
-    spec = generator.spec
-    rows_of_split = np.zeros(len(ALL_SPLITS), dtype=np.int64)
-    counts: dict[str, Integers] = {
-        side: np.memmap(work / f"{side}.counts", mode="w+", dtype=np.int64, shape=(rows,))
-        for side, rows in (("query", spec.queries), ("item", spec.items))
-    }
-    progress.phase("count", spec.interactions, "row")
-    for chunk in generator.chunks():
-        rows_of_split += np.bincount(chunk.split_N, minlength=len(ALL_SPLITS))
-        train_N = chunk.split_N == 0
-        for side, row_N in (("query", chunk.query_N), ("item", chunk.item_N)):
-            active, times = np.unique(row_N[train_N], return_counts=True)
-            counts[side][active] += times
-        progress.advance(len(chunk.query_N))
-    return dict(zip(ALL_SPLITS, rows_of_split.tolist(), strict=True)), counts
 
 
 def _write(
@@ -193,23 +166,39 @@ def _write_vocabulary(
 
 
 def _write_splits(
-    generator: Generator, staged: Staged, rows: dict[str, int], progress: ProgressReporter
-) -> dict[str, Split]:
-    """Draw all interactions again and write each to its split."""
+    generator: Generator, staged: Staged, progress: ProgressReporter
+) -> tuple[dict[SplitName, Split], dict[str, Integers]]:
+    """Draw all interactions, and write each to its split; return the splits, and the counts in train by side.
+
+    The counts are in files, since memory may not hold them.
+    """
     spec = generator.spec
     schema = interaction_schema(spec.query, spec.item, has_timestamp=True, context=())
+    shares = dict(zip(ALL_SPLITS, (1 - spec.valid - spec.test, spec.valid, spec.test), strict=True))
+    counts: dict[str, Integers] = {
+        side: np.memmap(staged.work / f"{side}.counts", mode="w+", dtype=np.int64, shape=(rows,))
+        for side, rows in (("query", spec.queries), ("item", spec.items))
+    }
     progress.phase("write", spec.interactions, "row")
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(PartWriter(staged, split, schema, row_group_rows(rows[split])))
-            for split in ALL_SPLITS
-            if rows[split]
+            split: stack.enter_context(
+                PartWriter(staged, split, schema, row_group_rows(round(share * spec.interactions)))
+            )
+            for split, share in shares.items()
+            if share > 0
         }
         for chunk in generator.chunks():
             for split, writer in writers.items():
                 in_split_N = chunk.split_N == ALL_SPLITS.index(split)
-                weight_N = np.ones(int(in_split_N.sum()), dtype=np.float32)
-                columns = (chunk.query_N[in_split_N], chunk.item_N[in_split_N], weight_N, chunk.timestamp_N[in_split_N])
+                query_N, item_N = chunk.query_N[in_split_N], chunk.item_N[in_split_N]
+                weight_N = np.ones(len(query_N), dtype=np.float32)
+                columns = (query_N, item_N, weight_N, chunk.timestamp_N[in_split_N])
                 writer.write(pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=schema))
+                if split == "train":
+                    for side, row_N in (("query", query_N), ("item", item_N)):
+                        active, times = np.unique(row_N, return_counts=True)
+                        counts[side][active] += times
             progress.advance(len(chunk.query_N))
-        return {split: Split(files=writer.close()) for split, writer in writers.items()}
+        splits = {split: Split(files=writer.close()) for split, writer in writers.items()}
+    return splits, counts

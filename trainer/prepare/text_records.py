@@ -12,33 +12,31 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from itertools import islice
+from typing import TextIO
 
 from crossfade.base.errors import InputError, Option, Text
 from crossfade.base.text import counted
 from crossfade.trainer.prepare.input_files import RawFile
 
-MAX_RECORD_BYTES = 2 << 20
-"""The longest record of a CSV, TSV or JSON file, as in DuckDB."""
-MAX_ADJACENCY_BYTES = 16 << 20
-"""The longest line of adjacency text, which may hold every item of a large catalog."""
-_CARRIAGE_RETURN = "has a carriage return inside a line; remove it, for instance: tr -d '\\r'"
+MAX_RECORD = 2 << 20
+"""The longest record of a CSV, TSV or JSON file, in characters; DuckDB reads as many bytes."""
+MAX_ADJACENCY = 16 << 20
+"""The longest line of adjacency text, which may hold every item of a large catalog, in characters."""
 _OPEN_QUOTE: Text = ("a quote opens and does not close; double quotes inside fields, or use ", Option("format", "tsv"))
 _NOT_UTF8: Text = (
-    "is not UTF-8 or not in the encoding that was named; convert the file, for instance: iconv -f latin1 -t utf-8, or "
-    "name the encoding of events, as in ",
+    "is not UTF-8 or not in the encoding that was named; name the encoding of events, as in ",
     Option("encoding", "latin-1"),
+    " or utf-16, or convert the file, for instance: iconv -f latin1 -t utf-8",
 )
-_UTF_16: Text = ("is not UTF-8; it may be UTF-16: name the encoding with ", Option("encoding", "utf-16"))
-_NUMBERS = re.compile(rb"[ \t]*(?:[0-9]{1,18}(?:[ \t]++|$))*+")
+_NUMBERS = re.compile(r"[ \t]*(?:[0-9]{1,18}(?:[ \t]++|$))*+")
 """A line of adjacency text without its end: numbers that 64 bits hold."""
 _NOT_ADJACENCY = (
     "expected 'user item item …', non-negative integers with spaces between: fix the line, or give another format "
@@ -47,16 +45,8 @@ _NOT_ADJACENCY = (
 )
 _NOT_OBJECT = "is not a JSON object; expected one in each line"
 _JSON_NAMES_LINES = 1000  # an object may lack some keys, so that one line does not have all
-_MAX_DEPTH, _MAX_NESTED = 8, 1000
-"""How many keys a path in JSON has at most, and after how many paths no object in an object is searched for more."""
-
-
-def _too_long(limit: int) -> Text:
-    return (f"the line is longer than {limit:,} bytes; expected one record in each line: check ", Option("format"))
-
-
-def _not_utf8(text: bytes) -> Text:
-    return _UTF_16 if text.startswith((b"\xff\xfe", b"\xfe\xff")) else _NOT_UTF8
+_MAX_PATHS = 1000
+"""After how many paths no further object is searched for others: keys may be data, such as IDs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +55,13 @@ class Record:
 
     Attributes:
         line: the number of its first line, from 1.
-        text: its bytes, with the line end.
+        text: the record, with the line end.
         values: the values of the columns; empty of adjacency text, and if there is a problem.
         problem: why it cannot be read; empty if it can.
     """
 
     line: int
-    text: bytes
+    text: str
     values: Sequence[str | None] = ()
     problem: Text = ""
 
@@ -83,45 +73,61 @@ class Record:
 class _Lines:
     """The lines of a file, some of which are read again after a look ahead."""
 
-    def __init__(self, readline: Callable[[int], bytes], max_bytes: int) -> None:
-        self._readline = readline
-        self._max_bytes = max_bytes
-        self._ahead: deque[bytes] = deque()
-        self._is_cut = False
-        """Whether the rest of the last line that was read, which is above the limit, still follows."""
+    def __init__(self, file: RawFile, stream: TextIO) -> None:
+        self._file, self._stream = file, stream
+        self._ahead: deque[str] = deque()
+        self.limit = MAX_ADJACENCY if file.format == "lightgcn" else MAX_RECORD
         self.number = 0
 
-    def take(self) -> bytes:
-        """Return the next line, empty at the end; of a line above the limit, one byte more than the limit."""
+    def take(self) -> str:
+        """Return the next line, empty at the end; of a line above the limit, one character more than the limit."""
         line = self._ahead.popleft() if self._ahead else self._read()
         self.number += bool(line)
         return line
 
-    def _read(self) -> bytes:
-        while self._is_cut:  # not before the next line is needed: the rest of a file may be one line
-            self._read_part()
-        return self._read_part()
+    def _read(self) -> str:
+        try:
+            line = part = self._stream.readline(self.limit + 1)
+            while len(part) > self.limit and not part.endswith("\n"):
+                part = self._stream.readline(self.limit + 1)
+        except UnicodeError as error:
+            problem = f"{self._file}: cannot be read as {self._file.encoding} ({error}); correct "
+            raise InputError(problem, Option("encoding")) from error
+        return line
 
-    def _read_part(self) -> bytes:
-        part = self._readline(self._max_bytes + 1)
-        self._is_cut = len(part) > self._max_bytes and not part.endswith(b"\n")
-        return part
-
-    def put_back(self, lines: Sequence[bytes]) -> None:
+    def put_back(self, lines: Sequence[str]) -> None:
         """Return ``lines`` with the next calls of ``take``."""
         self._ahead.extendleft(reversed(lines))
         self.number -= len(lines)
 
+    def problem(self, line: str) -> Text:
+        """Return why ``line`` can be no record; empty if it can."""
+        if len(line) > self.limit:
+            return (
+                f"the line is longer than {self.limit:,} characters; expected one record in each line: check ",
+                Option("format"),
+            )
+        return "" if _is_text(line) else _NOT_UTF8
+
+
+def _is_text(line: str) -> bool:
+    """Return whether ``line`` has no surrogates, which stand for bytes that are not in the encoding of the file."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
 
 @contextmanager
-def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list[Sequence[str]], Iterator[Record]]]:
+def open_records(file: RawFile) -> Iterator[tuple[list[Sequence[str]], Iterator[Record]]]:
     """Open a text file; return the paths of its columns and its records, of which lines without content are none.
 
     The path of a column is the keys that lead to it in JSON, and its name alone in the header of CSV and TSV.
     Adjacency text has no columns, and its records no values: their text is integers with spaces or tabs between.
 
     Raises:
-        InputError: the file has no header or, unless ``any_header``, one that cannot be read, which has no columns.
+        InputError: the file has no header, or one that cannot be read.
         OSError: it cannot be read.
     """
     with _open_lines(file) as lines:
@@ -130,17 +136,17 @@ def open_records(file: RawFile, any_header: bool = False) -> Iterator[tuple[list
         elif file.format == "jsonl":
             paths = _json_paths(lines)
             records = _json_records(lines, paths)
-            if not paths and not any_header and (first := next(records, None)) is not None and first.problem:
+            if not paths and (first := next(records, None)) is not None and first.problem:
                 raise InputError(first.describe(file))
             yield paths, records
         else:
-            delimited = _Delimited(file, lines)
-            header = delimited.header
+            header = next(_delimited_records(file, lines), None)
             if header is None or header.line != 1:
                 raise InputError(f"{file}: is empty; expected a header line with the names of the columns")
-            if header.problem and not any_header:
+            if header.problem:
                 raise InputError(header.describe(file))
-            yield [(str(value),) for value in header.values], delimited.records()
+            names = [str(value) for value in header.values]
+            yield [(name,) for name in names], _delimited_records(file, lines, len(names))
 
 
 def find_records(file: RawFile, positions: Iterable[int]) -> Iterator[Record | None]:
@@ -156,105 +162,70 @@ def find_records(file: RawFile, positions: Iterable[int]) -> Iterator[Record | N
 
 @contextmanager
 def _open_lines(file: RawFile) -> Iterator[_Lines]:
-    """Open the lines of a text file, decompressed and in UTF-8."""
-    with gzip.open(file.path, "rb") if file.is_compressed() else file.path.open("rb") as stream:
-        begin = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16)
+    """Open the lines of a text file, decompressed and decoded."""
+    encoding = "utf-8-sig" if file.encoding == "utf-8" else file.encoding  # with or without a byte order mark
+    opener = gzip.open if file.is_compressed() else open
+    with opener(file.path, "rt", encoding=encoding, errors="surrogateescape", newline="\n") as stream:
         try:
-            if file.encoding == "utf-8" and begin.peek(3).startswith(b"\xef\xbb\xbf"):  # a byte order mark
-                begin.read(3)
-            readline = begin.readline if file.encoding == "utf-8" else _recoding(file, begin)
-            yield _Lines(readline, MAX_ADJACENCY_BYTES if file.format == "lightgcn" else MAX_RECORD_BYTES)
+            yield _Lines(file, stream)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{file}: is a corrupt or truncated gzip file ({error}); compress it again") from error
 
 
-def _recoding(file: RawFile, stream: io.BufferedReader[io.RawIOBase]) -> Callable[[int], bytes]:
-    """Return what reads a line in UTF-8; what is not in the encoding of ``file`` is not in UTF-8 then, either."""
-    text = io.TextIOWrapper(stream, file.encoding, "surrogateescape", newline="\n")
+def _delimited_records(file: RawFile, lines: _Lines, width: int | None = None) -> Iterator[Record]:
+    """Yield the records of a CSV or TSV file, each of which must have ``width`` fields, if it is given."""
+    csv.field_size_limit(MAX_RECORD)
+    while line := lines.take():
+        if not line.strip("\r\n"):
+            continue
+        number = lines.number
+        record = _delimited(file, lines, number, line, width)
+        if record.problem == _OPEN_QUOTE:
+            more = _rest_of_quote(lines, line)
+            longer = _delimited(file, lines, number, "".join([line, *more]), width)
+            if longer.problem:
+                lines.put_back(more)
+            else:
+                record = longer
+        yield record
 
-    def readline(size: int) -> bytes:
+
+def _rest_of_quote(lines: _Lines, first: str) -> list[str]:
+    """Take the lines after ``first`` up to the one that closes its last quote."""
+    taken: list[str] = []
+    quotes, size = first.count('"'), len(first)
+    while quotes % 2 and size <= lines.limit and (line := lines.take()):
+        taken.append(line)
+        quotes, size = quotes + line.count('"'), size + len(line)
+    return taken
+
+
+def _delimited(file: RawFile, lines: _Lines, number: int, text: str, width: int | None) -> Record:
+    if problem := lines.problem(text):
+        return Record(number, text, problem=problem)
+    fields = text.removesuffix("\n").removesuffix("\r").split(file.separator)
+    is_quoted = file.format == "csv"
+    if is_quoted and '"' in text:
         try:
-            return text.readline(size).encode("utf-8", "surrogateescape")
-        except UnicodeError as error:
-            problem = f"{file}: cannot be read as {file.encoding} ({error}); correct "
-            raise InputError(problem, Option("encoding")) from error
-
-    return readline
-
-
-class _Delimited:
-    """Reads the records of a CSV or TSV file; the first is its header, whose number of fields the others must have."""
-
-    def __init__(self, file: RawFile, lines: _Lines) -> None:
-        self._lines = lines
-        self._quoted = file.format == "csv"
-        self._delimiter = file.separator
-        self._width: int | None = None
-        csv.field_size_limit(MAX_RECORD_BYTES)
-        self.header = next(self.records(), None)
-        self._width = len(self.header.values) if self.header else None
-
-    def records(self) -> Iterator[Record]:
-        """Yield the records that follow."""
-        while line := self._lines.take():
-            if not line.strip(b"\r\n"):
-                continue
-            number = self._lines.number
-            record = self._parse(number, line)
-            if record.problem == _OPEN_QUOTE:
-                more = self._look_ahead(line)
-                longer = self._parse(number, b"".join([line, *more]))
-                if longer.problem:
-                    self._lines.put_back(more)
-                else:
-                    record = longer
-            yield record
-
-    def _look_ahead(self, first: bytes) -> list[bytes]:
-        """Take the lines after ``first`` up to the one that closes its last quote."""
-        taken: list[bytes] = []
-        quotes, size = first.count(b'"'), len(first)
-        while quotes % 2 and size <= MAX_RECORD_BYTES and (line := self._lines.take()):
-            taken.append(line)
-            quotes, size = quotes + line.count(b'"'), size + len(line)
-        return taken
-
-    def _parse(self, number: int, text: bytes) -> Record:
-        if len(text) > MAX_RECORD_BYTES:
-            return Record(number, text, problem=_too_long(MAX_RECORD_BYTES))
-        try:
-            fields = self._split(text.removesuffix(b"\n").removesuffix(b"\r").decode())
-        except UnicodeDecodeError:
-            return Record(number, text, problem=_not_utf8(text))
-        except csv.Error as error:
-            return Record(number, text, problem=_CARRIAGE_RETURN if "new-line" in str(error) else _OPEN_QUOTE)
-        if self._width is not None and len(fields) != self._width:
-            hint = "; quote fields that hold the delimiter" if self._quoted else ""
-            problem = f"has {counted(len(fields), 'field')}, but the header has {self._width}; fix the line{hint}"
-            return Record(number, text, problem=problem)
-        return Record(number, text, fields)
-
-    def _split(self, text: str) -> list[str]:
-        if self._quoted and '"' in text:
-            return next(csv.reader([text], delimiter=self._delimiter, strict=True))
-        if "\r" in text:
-            raise csv.Error("new-line character in an unquoted field")
-        return text.split(self._delimiter)
+            fields = next(csv.reader([text], delimiter=file.separator, strict=True))
+        except csv.Error:
+            return Record(number, text, problem=_OPEN_QUOTE)
+    if width is not None and len(fields) != width:
+        hint = "; quote fields that hold the delimiter" if is_quoted else ""
+        problem = f"has {counted(len(fields), 'field')}, but the header has {width}; fix the line{hint}"
+        return Record(number, text, problem=problem)
+    return Record(number, text, fields)
 
 
 def _json_paths(lines: _Lines) -> list[Sequence[str]]:
     """Return the paths to the values of the first objects of a file, and put their lines back."""
-    taken: list[bytes] = []
-    while len(taken) < _JSON_NAMES_LINES and (line := lines.take()):
-        taken.append(line)
-        if len(line) > MAX_RECORD_BYTES:
-            break
+    taken = list(islice(iter(lines.take, ""), _JSON_NAMES_LINES))
     lines.put_back(taken)
     paths: dict[tuple[str, ...], None] = {}
     for line in taken:
-        found: list[tuple[tuple[str, ...], object]] = [((), _parse_object(line))]
+        found: list[tuple[tuple[str, ...], object]] = [((), _parse_object(lines, line))]
         for path, value in found:  # which grows
-            if isinstance(value, dict) and (not path or (len(path) < _MAX_DEPTH and len(paths) < _MAX_NESTED)):
+            if isinstance(value, dict) and len(paths) < _MAX_PATHS:
                 found += [((*path, name), inner) for name, inner in value.items()]
         paths |= dict.fromkeys(path for path, _ in found[1:])
     return list(paths)
@@ -264,7 +235,7 @@ def _json_records(lines: _Lines, paths: Sequence[Sequence[str]]) -> Iterator[Rec
     while line := lines.take():
         if not line.strip():
             continue
-        found = _parse_object(line)
+        found = _parse_object(lines, line)
         values: list[str | None] = []
         if isinstance(found, dict):
             try:
@@ -274,18 +245,14 @@ def _json_records(lines: _Lines, paths: Sequence[Sequence[str]]) -> Iterator[Rec
         yield Record(lines.number, line, values, problem=found)
 
 
-def _parse_object(line: bytes) -> dict[str, object] | Text:
+def _parse_object(lines: _Lines, line: str) -> dict[str, object] | Text:
     """Return the object of a line, its numbers as text as they are written, or the problem of the line."""
-    if len(line) > MAX_RECORD_BYTES:
-        return _too_long(MAX_RECORD_BYTES)
+    if problem := lines.problem(line):
+        return problem
     try:
-        found = json.loads(line.decode(), parse_float=str, parse_int=str, parse_constant=str)
-        if isinstance(found, dict):
-            if b"\\ud" in line.lower():
-                json.dumps(found, ensure_ascii=False).encode()
+        found = json.loads(line, parse_float=str, parse_int=str, parse_constant=str)
+        if isinstance(found, dict) and ("\\u" not in line or _is_text(json.dumps(found, ensure_ascii=False))):
             return found
-    except UnicodeDecodeError:
-        return _not_utf8(line)
     except (ValueError, RecursionError):
         pass
     return _NOT_OBJECT
@@ -303,12 +270,7 @@ def _json_text(found: Mapping[str, object], path: Sequence[str]) -> str | None:
 
 def _adjacency_records(lines: _Lines) -> Iterator[Record]:
     while line := lines.take():
-        text = line.removesuffix(b"\n").removesuffix(b"\r")
-        if len(line) > MAX_ADJACENCY_BYTES:
-            yield Record(lines.number, line, problem=_too_long(MAX_ADJACENCY_BYTES))
-        elif b"\r" in text:
-            yield Record(lines.number, line, problem=_CARRIAGE_RETURN)
-        elif not _NUMBERS.fullmatch(text):
-            yield Record(lines.number, line, problem=_NOT_ADJACENCY)
-        elif text.strip():
-            yield Record(lines.number, line)
+        text = line.removesuffix("\n").removesuffix("\r")
+        problem = lines.problem(line) or ("" if _NUMBERS.fullmatch(text) else _NOT_ADJACENCY)
+        if problem or text.strip():
+            yield Record(lines.number, line, problem=problem)

@@ -27,7 +27,6 @@ from crossfade.trainer.prepare.attribute_columns import (
     write_content,
     write_feature,
 )
-from crossfade.trainer.prepare.database import fetch_count
 from crossfade.trainer.prepare.event_context import counted_context_sql
 from crossfade.trainer.prepare.extend import (
     BaseDataset,
@@ -73,7 +72,7 @@ class VocabularyBuilder:
     base: BaseDataset | None
     names: Mapping[str, NamesFile]
     files: Mapping[str, Source]
-    faults: Callable[[Source], Faults]
+    faults: Callable[[], Faults]
     facts: Facts = field(default_factory=dict)
     _plans: Sequence[ColumnPlan] = ()
     _content: Sequence[ColumnPlan] = ()
@@ -110,8 +109,6 @@ class VocabularyBuilder:
             further = catalog_ids_sql(files, side, id_type)
             counted = f"{counted} UNION ALL {further}"
         self._build(side, entity, counted, policy)
-        if id_type == "string" and (alike := fetch_count(self.connection, _alike_sql(f"vocabulary_{side}"))):
-            self.facts[f"{entity}_alike"] = alike
         track_last_seen = policy is not None and policy.track_last_seen
         written = self._write(side, entity, id_type, has_last_seen=track_last_seen)
         if policy is None or policy.admit is None:
@@ -195,8 +192,7 @@ class VocabularyBuilder:
             names = self.names[entity]
             columns = [names.id_column, names.name_column]
             with fetch_files([self.files[entity]], self.staged.work, columns) as local_files:
-                faults = self.faults(self.files[entity])
-                report = join_names(self.connection, key, next(local_files), names, faults)
+                report = join_names(self.connection, key, next(local_files), names, self.faults())
             self.facts[f"{entity}_names_ignored"] = report.ignored
             self.facts[f"{entity}_named"] = report.named
             self.facts |= {f"{entity}_names_bad_lines": report.bad_lines} if report.bad_lines else {}
@@ -213,10 +209,3 @@ class VocabularyBuilder:
             has_earlier_count=base is not None,
             has_last_seen=has_last_seen,
         )
-
-
-def _alike_sql(table: str) -> str:
-    """Return a query of how many IDs differ from others only by blanks or case: one of two alike has some."""
-    plain = f"SELECT lower(trim(id)) AS plain FROM {table}"  # noqa: S608
-    other = f"{plain} WHERE id <> lower(trim(id))"
-    return f"SELECT count(plain) - count(DISTINCT plain) FROM ({plain}) SEMI JOIN ({other}) USING (plain)"  # noqa: S608

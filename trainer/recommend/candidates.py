@@ -14,18 +14,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import Option, format_names
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.recommend.options import FilterOptions
 from crossfade.trainer.recommend.row_names import RowLookup, UnknownRowError
 from crossfade.trainer.recommend.trained_model import TrainedModel
-
-if TYPE_CHECKING:
-    from crossfade.trainer.recommend.metadata_table import GroupLists
 
 Filters = TypeVar("Filters", bound=FilterOptions)
 
@@ -41,7 +39,7 @@ class Candidates:
     """
 
     kept_R: BoolArray
-    groups: GroupLists | None = None
+    groups: JaggedArray | None = None
     max_per_group: int = 0
 
 
@@ -56,7 +54,9 @@ def read_lists(options: Filters, entity: str) -> Filters:
     from crossfade.trainer.prepare.id_list import read_ids  # by DuckDB, which takes time to import
 
     files = {"allow": options.allow, "deny": options.deny}
-    ids = {name: [id for file in of for id in read_ids(file, None, entity).to_pylist()] for name, of in files.items()}
+    ids = {
+        name: [id for file in of for id in read_ids(file, None, entity, name).to_pylist()] for name, of in files.items()
+    }
     return options.model_copy(update={name: tuple(found) for name, found in ids.items()})
 
 
@@ -79,7 +79,7 @@ def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Can
             if options.where is not None:
                 kept_R &= table.rows_where(options.where)
             if limit is not None:
-                groups = table.groups(limit[0])
+                groups = table.groups(limit[0])[0]
     return Candidates(kept_R, groups, limit[1] if limit else 0)
 
 

@@ -84,14 +84,14 @@ class FoldIn:
         A history without an item of positive weight gets the mean of trained queries.
         """
         lists = histories.lists
-        known_N, place_N = np.unique(lists.items_N, return_inverse=True)
+        known_N, place_N = np.unique(lists.values_N, return_inverse=True)
         known_ND = self._vectors(self._model.spec.item.name, known_N)
-        query_QD = np.tile(self._prior.mean_D, (len(lists.starts_Q1) - 1, 1))
+        query_QD = np.tile(self._prior.mean_D, (len(lists.starts_L1) - 1, 1))
         for query in range(len(query_QD)):
-            part = slice(*lists.starts_Q1[query : query + 2])
+            part = slice(*lists.starts_L1[query : query + 2])
             liked_N = histories.weight_N[part] > 0
             if liked_N.any():
-                row_N, weight_N = lists.items_N[part][liked_N], histories.weight_N[part][liked_N]
+                row_N, weight_N = lists.values_N[part][liked_N], histories.weight_N[part][liked_N]
                 likelihood = self._items.likelihood(row_N, known_ND[place_N[part][liked_N]], weight_N)
                 query_QD[query] = _minimize(likelihood, self._prior)
         return query_QD.astype(np.float32)

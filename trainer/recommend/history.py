@@ -1,7 +1,7 @@
 """Histories: the items that queries have interacted with, from the splits of a dataset and of its base datasets.
 
     histories = load_histories(lineage, ["train", "valid"], queries_Q, reporter)
-    histories.lists.items_N, histories.weight_N
+    histories.lists.values_N, histories.weight_N
 
     histories = write_histories(lineage, ALL_SPLITS, folder, reporter)      # of all queries, in files that are mapped
     histories.take(queries_Q)
@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossfade.base.arrays import FloatArray, IntArray, list_places
+from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import SplitName
-from crossfade.trainer.recommend.item_lists import ItemLists
 
 _INTERACTION = np.dtype([("query", np.int64), ("item", np.int64), ("weight", np.float32)])
 _MAX_PART_INTERACTIONS = 1 << 25
@@ -44,21 +44,22 @@ class Histories:
     ``sequences`` has the items of each query in order, those of positive weight, where it is kept.
     """
 
-    lists: ItemLists
+    lists: JaggedArray
     weight_N: FloatArray
     sequences: HistoryWindows | None = None
 
     def take(self, queries_S: IntArray) -> Histories:
         """Return the histories of ``queries_S``, int64, in this order, without sequences; of -1, an empty one."""
-        starts_S1, places_N = list_places(self.lists.starts_Q1, queries_S)
-        return Histories(ItemLists(starts_S1, self.lists.items_N[places_N].astype(np.int64)), self.weight_N[places_N])
+        starts_S1, places_N = self.lists.places(queries_S)
+        lists = JaggedArray(starts_S1, self.lists.values_N[places_N].astype(np.int64, copy=False))
+        return Histories(lists, self.weight_N[places_N])
 
     def favorites(self, query: int, count: int) -> IntArray:
         """Return the ``count`` items of ``query`` with the largest positive weights, the largest first."""
-        start, stop = self.lists.starts_Q1[query : query + 2]
+        start, stop = self.lists.starts_L1[query : query + 2]
         weight_N = self.weight_N[start:stop]
         order_N = np.argsort(-weight_N, kind="stable")[:count]
-        favorites: IntArray = self.lists.items_N[start:stop][order_N[weight_N[order_N] > 0]]
+        favorites: IntArray = self.lists.values_N[start:stop][order_N[weight_N[order_N] > 0]]
         return favorites
 
 
@@ -75,7 +76,7 @@ def make_histories(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, qu
     pair_N, inverse_N = np.unique(query_N * items + item_N, return_inverse=True)
     total_N = np.bincount(inverse_N, weights=weight_N, minlength=len(pair_N))
     starts_Q1 = np.searchsorted(pair_N, np.arange(queries + 1) * items)
-    return Histories(ItemLists(starts_Q1, pair_N % items), total_N.astype(np.float32))
+    return Histories(JaggedArray(starts_Q1, pair_N % items), total_N.astype(np.float32))
 
 
 def make_sequences(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, queries: int, items: int) -> Histories:
@@ -159,10 +160,10 @@ def write_histories(
             interaction_N = np.fromfile(path, _INTERACTION) if path.exists() else np.empty(0, _INTERACTION)
             interaction_N["query"] -= first
             histories = _histories(interaction_N, stop - first, manifest)
-            starts.write((end + histories.lists.starts_Q1[1:]).tobytes())
-            items.write(histories.lists.items_N.astype(np.int32).tobytes())
+            starts.write((end + histories.lists.starts_L1[1:]).tobytes())
+            items.write(histories.lists.values_N.astype(np.int32).tobytes())
             weights.write(histories.weight_N.tobytes())
-            end += len(histories.lists.items_N)
+            end += len(histories.lists.values_N)
     return map_histories(folder)
 
 
@@ -174,7 +175,7 @@ def map_histories(folder: Path) -> Histories:
         return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.empty(0, dtype)
 
     starts, items, weights = _FILES
-    lists = ItemLists(map_file(starts, np.int64), map_file(items, np.int32))
+    lists = JaggedArray(map_file(starts, np.int64), map_file(items, np.int32))
     return Histories(lists, map_file(weights, np.float32))
 
 

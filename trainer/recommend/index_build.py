@@ -21,6 +21,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.checksums import checksums_of
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.manifest import data_fingerprint
 from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
@@ -42,7 +43,6 @@ from crossfade.trainer.recommend.index_folder import (
     vectors_crc32,
 )
 from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import IndexOptions
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.trained_model import TrainedModel
@@ -155,12 +155,14 @@ def _measure(
     return probes, IndexMeasurements(query_entity=source.name, queries=len(query_QD), recall_at_100=recall)
 
 
-def _measured_queries(model: TrainedModel, table: TableSpec, *, excludes_itself: bool) -> tuple[FloatArray, ItemLists]:
+def _measured_queries(
+    model: TrainedModel, table: TableSpec, *, excludes_itself: bool
+) -> tuple[FloatArray, JaggedArray]:
     """Return the vectors of some rows of ``table``, and which rows each is not compared with."""
     queries_N = np.flatnonzero(model.trained_rows(table.name))
     count = min(_MEASURED_QUERIES, len(queries_N))
     queries_Q = np.sort(np.random.default_rng(_SEED).choice(queries_N, count, replace=False))
-    excluded = ItemLists(np.arange(count + 1), queries_Q) if excludes_itself else ItemLists.empty(count)
+    excluded = JaggedArray(np.arange(count + 1), queries_Q) if excludes_itself else JaggedArray.empty(count)
     return model.vectors.vectors(table.name, queries_Q), excluded
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.embeddings.popularity import with_ones
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import VectorLists
 from crossfade.trainer.recommend.index_folder import INDEX_FILE, check_index, read_card
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -90,7 +90,7 @@ class IndexRanker(Ranker):
         is_filtered = self._num_candidates < np.count_nonzero(index.indexed_R)
         self._kept_R = candidates.kept_R if is_filtered else None
 
-    def _rank(self, query_QD: FloatArray, excluded: ItemLists, count: int) -> tuple[IntArray, FloatArray]:
+    def _rank(self, query_QD: FloatArray, excluded: JaggedArray, count: int) -> tuple[IntArray, FloatArray]:
         rows_QK = np.full((len(query_QD), count), -1, np.int64)
         scores_QK = np.full((len(query_QD), count), -np.inf, np.float32)
         if not self._num_candidates or not count:
@@ -98,7 +98,7 @@ class IndexRanker(Ranker):
         if self._score.offset_I is not None:
             query_QD = with_ones(query_QD, self._score)
         # Queries of about as many exclusions are searched together, to a depth that no other query changes.
-        depth_Q = np.minimum(count + _rounded_up(np.diff(excluded.starts_Q1)), self._num_candidates)
+        depth_Q = np.minimum(count + _rounded_up(excluded.counts_L), self._num_candidates)
         for depth in np.unique(depth_Q):
             chunk = max(1, min(_CHUNK_QUERIES, _CHUNK_RANKS // int(depth)))
             of_depth_Q = np.flatnonzero(depth_Q == depth)
@@ -127,12 +127,12 @@ def _rounded_up(count_Q: IntArray) -> IntArray:
 
 
 def without_excluded(
-    rows_QJ: IntArray, scores_QJ: FloatArray, excluded: ItemLists, count: int, rows: int
+    rows_QJ: IntArray, scores_QJ: FloatArray, excluded: JaggedArray, count: int, rows: int
 ) -> tuple[IntArray, FloatArray]:
     """Return the ``count`` best of ``rows_QJ`` that are not ``excluded``, padded with row -1 and score -inf."""
-    query_N = np.repeat(np.arange(len(rows_QJ)), np.diff(excluded.starts_Q1))
+    query_N = np.repeat(np.arange(len(rows_QJ)), excluded.counts_L)
     number_QJ = np.arange(len(rows_QJ))[:, None] * rows + rows_QJ
-    dropped_QJ = np.isin(number_QJ, query_N * rows + excluded.items_N) | (rows_QJ < 0)
+    dropped_QJ = np.isin(number_QJ, query_N * rows + excluded.values_N) | (rows_QJ < 0)
     order_QK = np.argsort(dropped_QJ, axis=1, kind="stable")[:, :count]
     dropped_QK = np.take_along_axis(dropped_QJ, order_QK, axis=1)
     rows_QK = np.where(dropped_QK, -1, np.take_along_axis(rows_QJ, order_QK, axis=1))

@@ -22,18 +22,18 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from crossfade.base.arrays import BoolArray, IntArray, list_places
+from crossfade.base.arrays import BoolArray, IntArray
 from crossfade.base.errors import InputError, Option, Text, format_names
 from crossfade.base.io.folder import Folder
 from crossfade.base.io.temporary_folder import temporary_folder
 from crossfade.trainer.data.features import iter_pairs
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.prepare.database import (
@@ -58,23 +58,6 @@ _READERS = {
     "tsv": "read_csv(?, header = true, delim = '\t', quote = '', escape = '', sample_size = -1)",
     "jsonl": "read_json(?, format = 'newline_delimited', sample_size = -1)",
 }
-
-
-@dataclass(frozen=True)
-class GroupLists:
-    """The groups of each row: row r is in ``values_N[starts_R1[r]:starts_R1[r + 1]]``, int64, possibly none.
-
-    ``names`` are the names of the groups, by value.
-    """
-
-    starts_R1: IntArray
-    values_N: IntArray
-    names: tuple[str, ...]
-
-    def take(self, rows_P: IntArray) -> GroupLists:
-        """Return the groups of ``rows_P``, int64, in this order."""
-        starts_P1, places_N = list_places(self.starts_R1, rows_P)
-        return GroupLists(starts_P1, self.values_N[places_N], self.names)
 
 
 @contextmanager
@@ -179,8 +162,11 @@ class MetadataTable:
         kept_R[rows.column("row").to_numpy()] = True
         return kept_R
 
-    def groups(self, column: str) -> GroupLists:
-        """Return the groups of each row by the values of ``column``, which may be a list; empty text is none.
+    def groups(self, column: str) -> tuple[JaggedArray, list[str]]:
+        """Group the rows by the values of ``column``, which may be a list; empty text is none.
+
+        Returns:
+            The groups of each row, possibly none, and the names of the groups.
 
         Raises:
             InputError: there is no such column.
@@ -199,8 +185,8 @@ class MetadataTable:
         )
         row_N, value_N = (pairs.column(name).cast(pa.int64()).to_numpy() for name in ("row", "number"))
         names = dict(zip(value_N.tolist(), pairs.column("value").to_pylist(), strict=True))
-        named = tuple(names[number] for number in range(len(names)))
-        return GroupLists(np.searchsorted(row_N, np.arange(self._rows + 1)), value_N, named)
+        groups = JaggedArray(np.searchsorted(row_N, np.arange(self._rows + 1)), value_N)
+        return groups, [names[number] for number in range(len(names))]
 
     def _query(self, sql: str, named: Text, condition: str | None = None) -> pa.Table:
         try:

@@ -27,6 +27,7 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.errors import InputError, Option
 from crossfade.base.options import alternatives
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.reporter import NullReporter, ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.embeddings.checkpoint_source import Log
@@ -41,7 +42,6 @@ from crossfade.trainer.recommend.context import average_context, find_context
 from crossfade.trainer.recommend.fold_in import FoldIn, HistoryMeans, new_query_vectors
 from crossfade.trainer.recommend.history import Histories, load_histories, make_sequences
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_index
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import (
     FilterOptions,
     RankingOptions,
@@ -173,7 +173,7 @@ class Selection:
     ranker: Ranker
     reranking: Reranking | None = None
 
-    def rank(self, query_QD: FloatArray, excluded: ItemLists, k: int) -> Rankings:
+    def rank(self, query_QD: FloatArray, excluded: JaggedArray, k: int) -> Rankings:
         """Return ``k`` rows for each of ``query_QD``, float32, without those ``excluded`` for it."""
         if self.reranking is None:
             return Rankings(*self.ranker.rank(query_QD, excluded, k))
@@ -271,13 +271,6 @@ class Model:
         """Return the labels of ``rows``, in any order; a vacant row has none, or one without an ID."""
         return self.files.names(entity).labels(rows)
 
-    def search(self, entity: str, text: str, limit: int) -> list[int]:
-        """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``.
-
-        The row that ``find`` returns comes first, then the most frequent ones.
-        """
-        return self.files.names(entity).search(text, limit)
-
     def ids(self, entity: str, rows_N: IntArray, column: str = "id") -> pa.Array:
         """Return the IDs of ``rows_N``, or another ``column`` of the vocabulary, in any order."""
         return self.trained.vocabulary(entity).values(rows_N, column)
@@ -319,12 +312,14 @@ class Model:
             InputError: an option is invalid or leaves no item, or the dataset cannot be read.
         """
         selection = self.select_items(options)
-        excluded = ItemLists.empty(len(rows_Q))
+        excluded = JaggedArray.empty(len(rows_Q))
         if options.exclude:
             excluded = self.histories(rows_Q, options.exclude, reporter).lists
         return self.rank(selection, rows_Q, excluded, options)
 
-    def rank(self, selection: Selection, rows_Q: IntArray, excluded: ItemLists, options: RecommendOptions) -> Rankings:
+    def rank(
+        self, selection: Selection, rows_Q: IntArray, excluded: JaggedArray, options: RecommendOptions
+    ) -> Rankings:
         """Rank the items of ``selection``, which ``options`` make, without those ``excluded`` for each of ``rows_Q``.
 
         Queries without a trained vector, -1 among them, get the most popular items that the filters keep, and as scores
@@ -335,12 +330,12 @@ class Model:
             return selection.rank(self.query_vectors(rows_Q, options), excluded, options.k)
         popular = self._select(self.item, "popularity", options.of_popular)
         one_QD = np.ones((len(rows_Q) - np.count_nonzero(known_Q), 1), np.float32)
-        ranked = popular.rank(one_QD, excluded.filter_queries(~known_Q), options.k)
+        ranked = popular.rank(one_QD, excluded.take(np.flatnonzero(~known_Q)), options.k)
         rows_QK = np.full((len(rows_Q), ranked.rows_QK.shape[1]), -1)
         scores_QK = np.full(rows_QK.shape, -np.inf, np.float32)
         rows_QK[~known_Q], scores_QK[~known_Q] = ranked
         if known_Q.any():
-            ranked = self.rank(selection, rows_Q[known_Q], excluded.filter_queries(known_Q), options)
+            ranked = self.rank(selection, rows_Q[known_Q], excluded.take(np.flatnonzero(known_Q)), options)
             width = ranked.rows_QK.shape[1]  # less, if an index has fewer rows
             rows_QK[known_Q, :width], scores_QK[known_Q, :width] = ranked
         return Rankings(rows_QK, scores_QK)
@@ -353,7 +348,7 @@ class Model:
         """
         options.check_for_histories()
         selection, query_QD = self.select_items(options), self._new_queries.vectors(histories)
-        excluded = histories.lists if options.exclude else ItemLists.empty(len(query_QD))
+        excluded = histories.lists if options.exclude else JaggedArray.empty(len(query_QD))
         return selection.rank(query_QD, excluded, options.k)
 
     def similar(self, rows_Q: IntArray, options: SimilarOptions) -> Rankings:
@@ -365,7 +360,7 @@ class Model:
         """
         entity = self.entity(options.entity)
         selection = self._select(entity, "cosine", options)
-        itself = ItemLists(np.arange(len(rows_Q) + 1), rows_Q)
+        itself = JaggedArray(np.arange(len(rows_Q) + 1), rows_Q)
         return selection.rank(self.vectors(entity, rows_Q), itself, options.k)
 
     def describe(self) -> dict[str, Any]:

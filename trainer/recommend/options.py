@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
@@ -322,35 +321,3 @@ class IndexOptions(Options):
         if "://" in self.out:
             raise OptionError("out", found=self.out, expected="a local path")
         return self
-
-
-class SequenceOptions(ListFiles, ModelSource):
-    """Which path to find."""
-
-    start: str = option(..., "begin with this name or ID", group="rows", value="A", positional=True)
-    end: str = option(..., "end with this name or ID", group="rows", value="B", positional=True)
-    length: Integer = option(10, "list N rows, A and B among them", group="rows", value="N", ge=3, le=100)
-    entity: str | None = option(
-        None, "search this table (default: the item entity of the run's job)", group="rows", value="NAME"
-    )
-
-
-class TagOptions(Options):
-    """Which labels to learn and to predict."""
-
-    labels: str = option(
-        ..., "learn the values of this feature or column of the file", group="labels", value="COLUMN", min_length=1
-    )
-    metadata: Location | None = option(
-        None, "read the column from this Parquet, CSV or TSV file", group="labels", value="FILE"
-    )
-    entity: str | None = option(
-        None, "label this table (default: the item entity of the run's job)", group="labels", value="NAME"
-    )
-    min_items: Integer = option(50, "use labels that at least N rows have", group="labels", value="N", ge=10)
-    threshold: Number = option(0.3, "predict labels of this probability", group="predictions", value="P", ge=0, le=1)
-    k: Integer = option(3, "predict at most N labels of a row", group="predictions", value="N", short="k", ge=1)
-    out: Path | None = option(
-        None, "write predicted labels to this file: .parquet, .csv, or .jsonl", group="output", value="FILE"
-    )
-    overwrite: bool = option(False, "replace the file", group="output")

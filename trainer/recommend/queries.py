@@ -88,7 +88,7 @@ def read_queries(model: Model, file: str, on_unknown: OnUnknown, log: Log) -> Qu
     """
     from crossfade.trainer.prepare.id_list import read_ids  # by DuckDB, which takes time to import
 
-    ids = read_ids(file, None, model.query).to_pylist()
+    ids = read_ids(file, None, model.query, "customers").to_pylist()
     found_Q, missing = model.files.names(model.query).rows_of(ids)
     missing = list(dict.fromkeys(missing))
     rows_Q = np.concatenate([np.full(len(missing), -1), found_Q])

@@ -16,10 +16,10 @@ import numpy as np
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import njit
 from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.top_k import Block, item_blocks, rank_blocks
 
 _VALUE_BYTES, _KEPT_BYTES = 4, 1 << 25
@@ -68,7 +68,7 @@ class Ranker:
         self._kept_blocks: list[Block] | None = None
 
     def rank(
-        self, query_QD: FloatArray, excluded: ItemLists, count: int, enough: int | None = None
+        self, query_QD: FloatArray, excluded: JaggedArray, count: int, enough: int | None = None
     ) -> tuple[IntArray, FloatArray]:
         """Return the ``count`` best candidates for each query, best first: rows int64 and scores float32 (Q, K).
 
@@ -88,15 +88,14 @@ class Ranker:
         queries_Q, depth = np.arange(len(query_QD)), count
         while len(queries_Q):
             depth = min(depth * _DEPTH_FACTOR, self._num_candidates)
-            lists = excluded.filter_queries(np.isin(np.arange(len(query_QD)), queries_Q))
-            best = self._rank(query_QD[queries_Q], lists, depth)
+            best = self._rank(query_QD[queries_Q], excluded.take(queries_Q), depth)
             groups = self._candidates.groups
-            limits = groups.starts_R1, groups.values_N, self._candidates.max_per_group
+            limits = groups.starts_L1, groups.values_N, self._candidates.max_per_group
             full_Q = _limit_per_group(*best, limits, queries_Q, rows_QK, scores_QK, enough)
             queries_Q = queries_Q[~full_Q] if depth < self._num_candidates else queries_Q[:0]
         return rows_QK, scores_QK
 
-    def _rank(self, query_QD: FloatArray, excluded: ItemLists, count: int) -> tuple[IntArray, FloatArray]:
+    def _rank(self, query_QD: FloatArray, excluded: JaggedArray, count: int) -> tuple[IntArray, FloatArray]:
         rows_QK, scores_QK = rank_blocks(query_QD, self._score, self._blocks(), excluded, count)
         if self._score.norm_scale:
             # The squared norm of the query, which rankings omit.

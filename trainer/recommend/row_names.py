@@ -9,7 +9,6 @@ Shapes: N rows.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -95,9 +94,6 @@ class RowLookup(Protocol):
     def labels(self, rows: Collection[int]) -> dict[int, RowLabel]:
         """Return the labels of ``rows``, in any order."""
 
-    def search(self, text: str, limit: int) -> list[int]:
-        """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``."""
-
 
 class RowNames:
     """IDs and names of the rows of one entity, from its vocabulary."""
@@ -126,26 +122,6 @@ class RowNames:
     def describe_unknown(self, missing: Sequence[str]) -> str:
         """Return that there is no row of any of ``missing``, with examples of what there is."""
         return unknown(self._entity, missing) + self._examples()
-
-    def search(self, text: str, limit: int) -> list[int]:
-        """Return at most ``limit`` rows whose names or, without one, IDs have words that begin as those of ``text``.
-
-        The row that ``found`` returns comes first, then the most frequent ones.
-        """
-        rows = list(self.found([text]).values())
-        words = re.findall(r"\w+", _without_accents(pa.scalar(text)).as_py())
-        for table in self._vocabulary.iter_tables() if words else ():
-            labels = table.column("id").cast(pa.string())
-            if "name" in table.column_names:
-                labels = pc.coalesce(table.column("name"), labels)
-            folded, matches = _without_accents(labels), pc.is_valid(labels)
-            for word in words:
-                pattern = rf"(?:^|[^\pL\pN]){re.escape(word)}"
-                matches = pc.and_(matches, pc.match_substring_regex(folded, pattern))
-            rows += [row for row in table.column("row").filter(matches).to_pylist() if row not in rows[:1]]
-            if len(rows) >= limit:
-                break
-        return rows[:limit]
 
     def rows_of(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
         """Return the rows of ``ids``, sorted int64 (N,), and the IDs that have none."""

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.jit import get_num_threads
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.query_history import MomentHistories
 from crossfade.trainer.embeddings.files import VectorSource
 from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.model.spec import ModelSpec, Score
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.top_k_kernels import (
     MAX_ITEMS,
     SCANNED,
@@ -61,7 +61,7 @@ def rank_among(
     source: VectorSource,
     model: ModelSpec,
     queries_Q: IntArray,
-    excluded: ItemLists,
+    excluded: JaggedArray,
     depth: int,
     item_I: IntArray,
     context: Mapping[str, IntArray] | None = None,
@@ -70,8 +70,8 @@ def rank_among(
     """Return the ``depth`` best of the items ``item_I`` (int64, sorted) for each query: rows as ``rank_items``."""
     ranked_I = np.zeros(model.item.rows, np.bool_)
     ranked_I[item_I] = True
-    kept = excluded.filter_items(ranked_I)
-    places = ItemLists(kept.starts_Q1, np.searchsorted(item_I, kept.items_N))
+    kept = excluded.filter_values(ranked_I)
+    places = JaggedArray(kept.starts_L1, np.searchsorted(item_I, kept.values_N))
     best_QK, _ = _rank(source, model, queries_Q, places, depth, item_I, context, histories)
     return np.where(best_QK >= 0, item_I[best_QK], -1)
 
@@ -80,7 +80,7 @@ def rank_items(
     source: VectorSource,
     model: ModelSpec,
     queries_Q: IntArray,
-    excluded: ItemLists,
+    excluded: JaggedArray,
     depth: int,
     context: Mapping[str, IntArray] | None = None,
     histories: MomentHistories | None = None,
@@ -98,7 +98,7 @@ def _rank(
     source: VectorSource,
     model: ModelSpec,
     queries_Q: IntArray,
-    excluded: ItemLists,
+    excluded: JaggedArray,
     depth: int,
     item_I: IntArray | None,
     context: Mapping[str, IntArray] | None,
@@ -120,7 +120,7 @@ def rank_vectors(
     score: Score,
     items: int,
     vectors: Callable[[IntArray], FloatArray],
-    excluded: ItemLists,
+    excluded: JaggedArray,
     depth: int,
     penalty_I: FloatArray | None = None,
 ) -> tuple[IntArray, FloatArray]:
@@ -160,7 +160,7 @@ def item_blocks(
 
 
 def rank_blocks(
-    query_QD: FloatArray, score: Score, blocks: Iterable[Block], excluded: ItemLists, depth: int
+    query_QD: FloatArray, score: Score, blocks: Iterable[Block], excluded: JaggedArray, depth: int
 ) -> tuple[IntArray, FloatArray]:
     """Return the ``depth`` best items of ``blocks`` for each row of ``query_QD``, as ``rank_vectors`` does."""
     best_item_QK = np.zeros((len(query_QD), depth), dtype=np.int64)
@@ -252,7 +252,7 @@ class Block:
         self,
         query_QD: FloatArray,
         error_Q: FloatArray,
-        excluded: ItemLists,
+        excluded: JaggedArray,
         keys_QK: NDArray[np.uint64],
         tiles: Iterator[int],
     ) -> None:
@@ -265,7 +265,7 @@ class Block:
         for start in tiles:
             query_TD = query_QD[start : start + QUERY_BLOCK]
             best_TK = keys_QK[start : start + QUERY_BLOCK]
-            lists = excluded.starts_Q1[start : start + QUERY_BLOCK + 1], excluded.items_N
+            lists = excluded.starts_L1[start : start + QUERY_BLOCK + 1], excluded.values_N
             candidates = keys_TC, count_T, threshold_T, next_T, error_Q[start : start + QUERY_BLOCK]
             load_candidates(best_TK, self._first, lists, candidates)
             items = max(1, _TILE_SCORES // len(query_TD))

@@ -25,9 +25,10 @@ import numpy as np
 from crossfade.base.arrays import BoolArray
 from crossfade.base.errors import InputError, Option
 from crossfade.base.io.folder import Folder
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.database import execute, identifier, literal
-from crossfade.trainer.recommend.metadata_table import GroupLists, MetadataTable
+from crossfade.trainer.recommend.metadata_table import MetadataTable
 
 Comparison = Literal["eq", "ne", "lt", "le", "gt", "ge", "in"]
 Value = bool | int | float | str
@@ -95,13 +96,13 @@ class ServedMetadata:
         bits = self._masks.get(condition, lambda: np.packbits(self._table.rows_where(condition)))
         return np.unpackbits(bits, count=self._rows).astype(np.bool_)
 
-    def groups(self, column: str) -> GroupLists:
+    def groups(self, column: str) -> JaggedArray:
         """Return the groups of each row by the values of ``column``.
 
         Raises:
             InputError: there is no such column, or it needs too much memory.
         """
-        groups: GroupLists = self._groups.get(column, lambda: self._table.groups(column))
+        groups: JaggedArray = self._groups.get(column, lambda: self._table.groups(column)[0])
         return groups
 
     def close(self) -> None:

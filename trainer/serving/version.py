@@ -91,11 +91,13 @@ class Version:
     Attributes:
         card: what it was copied from.
         model: answers from it.
+        names: by entity, its IDs and names, to search.
         metadata: evaluates filters, which requests do before they ask the model.
     """
 
     card: VersionCard
     model: Model
+    names: Mapping[str, StoredNames]
     metadata: ServedMetadata
 
     def warm_up(self) -> None:
@@ -127,4 +129,4 @@ def open_version(folder: Path) -> Version:
     for metric in card.indexes:
         indexes[metric] = open_built_index(index_folder(folder, metric), model.trained_rows(item.name))
     model.prepare()
-    return Version(card, model, metadata)
+    return Version(card, model, names, metadata)

@@ -8,11 +8,9 @@ The parts are protocols or small classes, so that tests/trainer/training/test_lo
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -22,78 +20,15 @@ from crossfade.kvstore.store import RowStore
 from crossfade.trainer.config.lr_schedule import lr_factor
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
-from crossfade.trainer.data.reader import yield_to_computation
 from crossfade.trainer.evaluation.paired_gain import Evaluation
 from crossfade.trainer.evaluation.ranking import EvalMetrics
 from crossfade.trainer.model.batches import Batch, BatchTimers
 from crossfade.trainer.model.spec import ModelSpec
 from crossfade.trainer.runs.events import EpochEvent, PhaseEvent, StepEvent
 from crossfade.trainer.training.hooks import TrainingHooks
+from crossfade.trainer.training.prefetcher import Prefetcher
 from crossfade.trainer.training.state import TrainState
 from crossfade.trainer.training.steps import Step
-
-Value = TypeVar("Value")
-
-
-class Prefetcher(Generic[Value]):
-    """Iterates over ``source`` in a background thread of low priority, up to ``depth`` + 1 values ahead.
-
-    An error of ``source`` is raised in the foreground, in place of the value that failed. Leaving the context stops the
-    thread.
-    """
-
-    def __init__(self, source: Iterable[Value], depth: int = 2, interrupt: Callable[[], None] = lambda: None) -> None:
-        """Start the thread.
-
-        Args:
-            source: what to iterate over.
-            depth: values that wait in the queue, in addition to the one being computed.
-            interrupt: makes ``source`` raise an error soon if it is waiting for something.
-        """
-        self._interrupt = interrupt
-        self._queue: queue.Queue[tuple[str, Value | BaseException | None]] = queue.Queue(maxsize=depth)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._drain, args=(source,), name="prefetch", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> Prefetcher[Value]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the thread and wait for it to end."""
-        self._stopped.set()
-        self._interrupt()
-        while self._thread.is_alive():
-            self._discard()
-            self._thread.join(timeout=0.01)
-
-    def __iter__(self) -> Iterator[Value]:
-        """Yield the values in order."""
-        while True:
-            kind, value = self._queue.get()
-            if kind == "end":
-                return
-            if isinstance(value, BaseException):
-                raise value
-            yield value  # type: ignore[misc]
-
-    def _drain(self, source: Iterable[Value]) -> None:
-        yield_to_computation()
-        try:
-            for value in source:
-                self._queue.put(("value", value))
-                if self._stopped.is_set():
-                    return
-        except BaseException as error:
-            self._queue.put(("error", error))
-        else:
-            self._queue.put(("end", None))
-
-    def _discard(self) -> None:
-        try:
-            self._queue.get_nowait()
-        except queue.Empty:
-            return
 
 
 class Batches(Protocol):

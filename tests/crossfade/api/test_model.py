@@ -33,19 +33,6 @@ def test_known_ids_can_be_told_from_others(model: crossfade.Model, monkeypatch: 
     assert model.knows([3, "Title 3", -1], "track").tolist() == [True, True, False]
 
 
-def test_unknown_ids_are_left_out_or_get_popular_items(
-    model: crossfade.Model, caplog: pytest.LogCaptureFixture
-) -> None:
-    users = ["nobody", "user_7"]
-    expected = model.recommend("user_7", k=2)
-    pd.testing.assert_frame_equal(model.recommend(users, k=2, on_unknown="skip"), expected)
-    assert "1 of 2 of user have no trained vector, such as nobody; left out" in caplog.text
-    found = model.recommend(users, k=2, on_unknown="popular")
-    assert found["user"].tolist() == ["nobody", "nobody", "user_7", "user_7"]
-    assert found["is_fallback"].tolist() == [True, True, False, False]
-    assert found["track"].tolist()[2:] == expected["track"].tolist()
-
-
 def test_history_of_somebody_new(model: crossfade.Model) -> None:
     found = model.recommend(history=["Title 3", "title 8", 13], k=5)
     assert list(found.columns) == ["rank", "track", "score", "track_name"]

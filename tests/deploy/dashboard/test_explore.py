@@ -21,8 +21,8 @@ from waiting import wait_until
 from crossfade.deploy.dashboard.app import make_app
 from crossfade.deploy.dashboard.explored_models import ExploredModels
 from crossfade.deploy.dashboard.run_reader import Runs
-from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import SimilarOptions
+from crossfade.trainer.serving.version import Version
 
 pytestmark = pytest.mark.slow
 
@@ -143,12 +143,12 @@ def models(copies: Path) -> Iterator[ExploredModels]:
         yield models
 
 
-def neighbors(model: Model) -> list[int]:
-    rows: list[int] = model.similar(np.array([7]), SimilarOptions(k=5))[0][0].tolist()
+def neighbors(version: Version) -> list[int]:
+    rows: list[int] = version.model.similar(np.array([7]), SimilarOptions(k=5))[0][0].tolist()
     return rows
 
 
-def ask(models: ExploredModels, run: Path, question: Callable[[Model], Any] = neighbors) -> Any:
+def ask(models: ExploredModels, run: Path, question: Callable[[Version], Any] = neighbors) -> Any:
     """Ask until the model is open, and return the answer."""
     answers: list[Any] = []
 

@@ -96,7 +96,6 @@ PREPARE = VALID["prepare"]
         ({"publish_if": "ndcg@7 >= 0.9 * last"}, "the job does not evaluate ndcg@7"),
         ({"prepare": {**PREPARE, "hold_out_valid": "none"}}, "prepare.hold_out_valid leaves none"),
         ({"remote": "s3://music/services", "prepare": {**PREPARE, "base": "data"}}, "prepare.base: must be on S3 too"),
-        ({"prepare": {**PREPARE, "on_bad_line": "quarantine=bad.jsonl"}}, "prepare.on_bad_line: "),
     ],
 )
 def test_invalid_file_is_rejected_with_the_key_before_anything_is_done(

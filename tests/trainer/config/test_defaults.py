@@ -81,16 +81,23 @@ def test_learning_rate_of_a_warm_start_is_half(overrides: list[str], expected: f
 
 
 @pytest.mark.parametrize(
-    ("items", "interactions", "queries"),
-    [(500_000, 18_000_000, 10_800), (100_000, 3_200_000, 9_600), (1_000_000, 1_000_000, 2_000), (1, 0, 2_000)],
+    ("customers", "items", "interactions", "expected"),
+    [
+        (1_000_000, 500_000, 18_000_000, 10_800),
+        (1_000_000, 100_000, 3_200_000, 9_600),
+        (1_000_000, 1_000_000, 1_000_000, 2_000),
+        (1, 1, 0, 2_000),
+        (40_000, 5_000, 4_000_000, 12_000),
+        (30_000, 100_000, 3_200_000, 9_000),
+    ],
 )
-def test_evaluated_queries_follow_from_interactions_of_an_item(items: int, interactions: int, queries: int) -> None:
-    """A ranking takes a score of each item, an interaction of an epoch 3,000; a tenth of these is for evaluation."""
-    size = DatasetSize(10, items, interactions, is_grouped=True)
+def test_evaluation_takes_a_tenth_of_an_epoch(customers: int, items: int, interactions: int, expected: int) -> None:
+    """A ranking takes a score of each item; an epoch 3,000 an interaction or, of a few items, three of each."""
+    size = DatasetSize(customers, items, interactions, is_grouped=True)
     spec = resolved_job(size).evaluate
-    assert (spec.max_queries, spec.final) == (queries, 10 * queries)
-    assert spec.queries_of("valid", in_training=True) == queries
-    assert {spec.queries_of("valid"), spec.queries_of("test", in_training=True)} == {10 * queries}
+    assert (spec.max_queries, spec.final) == (expected, 10 * expected)
+    assert spec.queries_of("valid", in_training=True) == expected
+    assert {spec.queries_of("valid"), spec.queries_of("test", in_training=True)} == {10 * expected}
     given = resolved_job(size, "evaluate.max_queries=7", "evaluate.final=all").evaluate
     assert (given.queries_of("valid", in_training=True), given.queries_of("test")) == (7, None)
 

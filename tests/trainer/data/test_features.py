@@ -98,8 +98,7 @@ def values(data: Path, entity: str, name: str) -> dict[Any, list[Any]]:
     lists = load_feature(Folder(data), read_manifest(Folder(data)), entity, name)
     values_by_id = {}
     for row, (own_id, *_) in enumerate(vocabulary(data, entity)):
-        starts, rows = lists.gather(np.array([row]))
-        assert starts.tolist() == [0, len(rows)]
+        rows = lists.take(np.array([row])).values_N
         if len(rows):
             values_by_id[own_id] = sorted(vocabulary(data, name)[value][0] for value in rows)
     return values_by_id

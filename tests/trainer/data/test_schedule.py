@@ -20,7 +20,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reader import InteractionReader, Interactions, RowGroup, row_groups
 from crossfade.trainer.data.schedule import BatchSchedule, BatchSlice, group_order
-from crossfade.trainer.training.loop import Prefetcher
+from crossfade.trainer.training.prefetcher import Prefetcher
 
 QUERIES, ITEMS = 11, 13
 TIMEOUT_SECONDS = 180.0
@@ -188,7 +188,10 @@ def two_partitions(reader: CountingReader, folder: Path) -> BatchSchedule:
     return BatchSchedule(reader, groups, batch_size=10, partitions=2, shuffle_block_rows=20, seed=1)
 
 
-def test_partition_prefetches_exactly_one_shuffle_block(tmp_path: Path, ten_groups: CountingReader) -> None:
+def test_partition_prefetches_exactly_one_shuffle_block(
+    tmp_path: Path, ten_groups: CountingReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossfade.trainer.data.schedule.MAX_KEPT_BYTES", 0)
     epochs = 3
     slices = two_partitions(ten_groups, tmp_path).slices(0, 0, 0, 1, epochs=epochs)
     for step in range(epochs * 20):
@@ -197,6 +200,15 @@ def test_partition_prefetches_exactly_one_shuffle_block(tmp_path: Path, ten_grou
         ten_groups.wait_for(min(begun + 2 * 20, epochs * 200))
         assert ten_groups.rows <= begun + 2 * 20
     assert list(slices) == []
+
+
+def test_row_groups_are_read_once_if_they_fit(tmp_path: Path, ten_groups: CountingReader) -> None:
+    schedule = two_partitions(ten_groups, tmp_path)
+    first, second = (list(schedule.slices(epoch, 0, 0, 1)) for epoch in (0, 1))
+    assert ten_groups.rows == 200
+    read = [np.concatenate([part.interactions.item_N for part in epoch]) for epoch in (first, second)]
+    assert np.array_equal(*map(np.sort, read))
+    assert not np.array_equal(*read)
 
 
 def test_interrupt_does_not_wait_for_pending_reads(tmp_path: Path, ten_groups: CountingReader) -> None:

@@ -15,6 +15,7 @@ from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Entity
 from crossfade.trainer.data.vocabulary import Vocabulary
@@ -30,7 +31,6 @@ from crossfade.trainer.evaluation.segments import (
 )
 from crossfade.trainer.model.spec import ModelSpec, Score
 from crossfade.trainer.recommend import top_k
-from crossfade.trainer.recommend.item_lists import ItemLists
 
 QUERIES, ITEMS, DIM, DEPTHS = 40, 30, 5, [1, 4, 10]
 VACANT = [3, 17]
@@ -47,10 +47,6 @@ TABLES = {QUERY: random_rows(QUERIES, DIM, 1), ITEM: random_rows(ITEMS, DIM, 2)}
 TABLES[ITEM][2] = 0.0
 SOURCE = ArrayVectors(TABLES)
 MODEL = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TableSpec(ITEM, ITEMS, DIM, 0.1), Score.of("dot", 1.0))
-
-
-def lists_of(items: list[list[int]]) -> ItemLists:
-    return ItemLists(np.cumsum([0, *map(len, items)]), np.array([item for one in items for item in one], np.int64))
 
 
 def plain_rankings() -> list[list[int]]:
@@ -105,7 +101,7 @@ def test_metrics_of_segments_match_plain_implementation(blocks: str, monkeypatch
     segments = ActivitySegments.from_bounds([4, 7], COUNTS_R)
     observer = SegmentMetrics(SOURCE, MODEL, segments, BITS_I, DEPTHS, np.array(VACANT))
     item_I = np.delete(np.arange(ITEMS), VACANT)
-    held_out_data = HeldOut(np.arange(QUERIES), lists_of(TRUTH), lists_of(EXCLUDED), item_I=item_I)
+    held_out_data = HeldOut(np.arange(QUERIES), JaggedArray.of(TRUTH), JaggedArray.of(EXCLUDED), item_I=item_I)
     spec = EvaluateConfig(k=DEPTHS, best_metric="ndcg@4")
     metrics = evaluate(SOURCE, MODEL, held_out_data, spec, np.ones(ITEMS, np.int64), np.asarray, [observer])
 
@@ -147,7 +143,7 @@ def test_terciles_are_thirds_and_equal_counts_stay_together() -> None:
     of_counts = ActivitySegments.from_terciles
     segments = of_counts(np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0]))
     assert segments.names == ("new", "casual", "regular", "heavy")
-    nothing = lists_of([[]] * 11)
+    nothing = JaggedArray.of([[]] * 11)
     assert segments.assign(HeldOut(np.arange(11), nothing, nothing)).tolist() == [0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0]
     tied = of_counts(np.array([1, 1, 1, 1, 1, 2, 9, 9]))  # two thirds end at 1 and at 2
     assert [(name, *tied.describe(segment).values()) for segment, name in enumerate(tied.names)] == [
@@ -173,7 +169,7 @@ def test_values_of_context_are_segments_and_rare_ones_share_one(tmp_path: Path) 
     segments = ContextSegments.of(vocabulary_of(tmp_path, "kind", ["play", "like", "skip"], [9, 5, 0]), "kind")
     assert segments.names == ("kind=play", "kind=like", "other kind", "no kind")
     context = {"kind": np.array([1, 0, -1, 2, 1])}
-    chunk = HeldOut(np.arange(5), lists_of(TRUTH[:5]), lists_of(EXCLUDED[:5]), context=context)
+    chunk = HeldOut(np.arange(5), JaggedArray.of(TRUTH[:5]), JaggedArray.of(EXCLUDED[:5]), context=context)
     assert segments.assign(chunk).tolist() == [1, 0, 3, 2, 1]
 
     observer = SegmentMetrics(SOURCE, MODEL, segments, BITS_I, DEPTHS, np.array(VACANT))

@@ -36,7 +36,8 @@ def test_query_whose_held_out_items_are_all_known_is_left_out(tmp_path: Path) ->
     # Query 0 plays item 1 again; query 1 has item 2 in train, and item 3 is new to it.
     write_pairs(tmp_path, {"train": [(0, 1), (1, 2)], "test": [(0, 1), (1, 2), (1, 3)]})
     found = load(tmp_path, ["train"])
-    assert (found.queries_Q.tolist(), found.truth.items_N.tolist(), found.excluded.items_N.tolist()) == ([1], [3], [2])
+    assert found.queries_Q.tolist() == [1]
+    assert (found.truth.values_N.tolist(), found.excluded.values_N.tolist()) == ([3], [2])
     assert found.dropped == 2
     # The first of two workers has query 0, and so nothing to rank.
     parts = [load(tmp_path, ["train"], rank, workers=2) for rank in (0, 1)]
@@ -63,7 +64,7 @@ def test_query_is_a_customer_in_the_context_of_the_held_out_event(tmp_path: Path
         assert list(held_out.context) == ["device"]
         found = {}
         for place, (row, device) in enumerate(zip(held_out.queries_Q, held_out.context["device"], strict=True)):
-            lists = [of.slice(place, place + 1).items_N for of in (held_out.truth, held_out.excluded)]
+            lists = [of.take(np.array([place])).values_N for of in (held_out.truth, held_out.excluded)]
             truth, excluded = ([items[item] for item in found_N] for found_N in lists)
             found[customers[row], devices[device] if device >= 0 else "none"] = truth, sorted(excluded)
         return found
@@ -118,7 +119,7 @@ def test_query_by_moment_has_the_history_before_it(tmp_path: Path) -> None:
         found = []
         for place, row in enumerate(held_out.queries_Q):
             first, end = before.first_N[place], before.first_N[place] + before.count_N[place]
-            truth = sorted(items[item] for item in held_out.truth.slice(place, place + 1).items_N)
+            truth = sorted(items[item] for item in held_out.truth.take(np.array([place])).values_N)
             found.append((customers[row], truth, [items[item] for item in before.items_S[first:end]]))
         return sorted(found)
 

@@ -12,6 +12,7 @@ from written_runs import ArrayVectors
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.time_range import TimeRange
@@ -21,7 +22,6 @@ from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.popularity_choice import SHARES, RankingTrials, choose_term, count_latest
 from crossfade.trainer.evaluation.sample import query_keys
 from crossfade.trainer.model.spec import ModelSpec, Score
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.top_k import unit_rows
 
 QUERIES, ITEMS, DIM, TEMPERATURE, K = 600, 120, 16, 0.2, 10
@@ -40,8 +40,8 @@ def held_out(factor: float, counts_I: IntArray, vacant: int | None = None, seed:
     draw = np.random.default_rng(seed)
     gumbel_QI = draw.gumbel(size=LOGITS_QI.shape)
     item_QK = np.argsort(-(LOGITS_QI + factor * np.log1p(counts_I) + gumbel_QI), axis=1)[:, :2]
-    truth = ItemLists(np.arange(QUERIES + 1) * 2, np.sort(item_QK, axis=1).ravel())
-    nothing = ItemLists(np.zeros(QUERIES + 1, np.int64), np.empty(0, np.int64))
+    truth = JaggedArray(np.arange(QUERIES + 1) * 2, np.sort(item_QK, axis=1).ravel())
+    nothing = JaggedArray.empty(QUERIES)
     item_I = None if vacant is None else np.delete(np.arange(ITEMS), vacant)
     return HeldOut(np.arange(QUERIES), truth, nothing, item_I=item_I)
 

@@ -15,6 +15,7 @@ from crossfade.base.io.folder import Folder
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import EvaluateConfig, EvaluationTask
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.split_names import SplitName
@@ -23,7 +24,6 @@ from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 from crossfade.trainer.evaluation.ranking import EvalMetrics, evaluate
 from crossfade.trainer.model.spec import ModelSpec, Score
 from crossfade.trainer.recommend import top_k
-from crossfade.trainer.recommend.item_lists import ItemLists
 
 pytestmark = pytest.mark.numbers
 
@@ -170,11 +170,6 @@ def held_out(
     return load_held_out(LineageReader(Folder(data), manifest), split, spec, rank, workers)
 
 
-def lists_of(items: list[list[int]]) -> ItemLists:
-    flat = np.array([item for one in items for item in one], dtype=np.int64)
-    return ItemLists(np.cumsum([0, *map(len, items)]), flat)
-
-
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank items in blocks of 7, in tiles of 3, and queries in blocks of 4, of which four run at a time."""
     monkeypatch.setattr(top_k, "_ITEM_BLOCK", 7)
@@ -249,7 +244,7 @@ def test_metrics_do_not_depend_on_number_of_workers(
 def test_vacant_rows_are_not_ranked() -> None:
     # The ranking of all is 0, 1, 2, 3, 4; rows 0 and 3 are vacant, and of the others 4 is cold.
     source = Vectors(np.ones((1, 1), np.float32), np.array([[5], [4], [3], [2], [1]], np.float32))
-    held_out_data = HeldOut(np.array([0]), lists_of([[2, 4]]), lists_of([[1]]), item_I=np.array([1, 2, 4]))
+    held_out_data = HeldOut(np.array([0]), JaggedArray.of([[2, 4]]), JaggedArray.of([[1]]), item_I=np.array([1, 2, 4]))
     metrics = evaluate(
         source,
         source.model("dot"),
@@ -301,7 +296,7 @@ def test_warm_and_cold_items_are_evaluated_separately(
 
 def test_metrics_without_queries_are_zero() -> None:
     source = SOURCES["no ties"]
-    none = HeldOut(np.empty(0, np.int64), lists_of([]), lists_of([]))
+    none = HeldOut(np.empty(0, np.int64), JaggedArray.of([]), JaggedArray.of([]))
     metrics = evaluate(source, source.model("cosine"), none, EvaluateConfig(k=[10]), COUNTS_N, np.asarray)
     assert set(metrics.values()) == {0.0}
     assert len(metrics) == 10

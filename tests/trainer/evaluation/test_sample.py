@@ -11,12 +11,12 @@ from preparing import prepare_files, write_parquet
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 from crossfade.trainer.evaluation.paired_gain import GROUPS, GroupSums, exceeds_error
 from crossfade.trainer.evaluation.sample import QuerySample, draw_sample
-from crossfade.trainer.recommend.item_lists import ItemLists
 
 QUERIES, ITEMS = 400, 50
 PER_QUERY = 5
@@ -47,7 +47,7 @@ def load(data: Path, queries: int | None, rank: int = 0, workers: int = 1, by: s
 def lists(held_out: HeldOut) -> dict[int, tuple[list[int], list[int]]]:
     found = {}
     for place, query in enumerate(held_out.queries_Q):
-        truth, excluded = (of.slice(place, place + 1).items_N.tolist() for of in (held_out.truth, held_out.excluded))
+        truth, excluded = (of.take(np.array([place])).values_N.tolist() for of in (held_out.truth, held_out.excluded))
         found[int(query)] = truth, excluded
     return found
 
@@ -128,8 +128,8 @@ def test_group_sums_give_the_error_of_the_paired_difference() -> None:
 
 def test_group_sums_do_not_depend_on_chunks_or_workers() -> None:
     ranked_QK = np.random.default_rng(2).integers(0, 10, (QUERIES, 3))
-    truth = ItemLists(np.arange(QUERIES + 1), np.full(QUERIES, 4))
-    whole = HeldOut(np.arange(QUERIES), truth, ItemLists(np.zeros(QUERIES + 1, np.int64), np.empty(0, np.int64)))
+    truth = JaggedArray(np.arange(QUERIES + 1), np.full(QUERIES, 4))
+    whole = HeldOut(np.arange(QUERIES), truth, JaggedArray.empty(QUERIES))
     together, workers = GroupSums("hit_rate@2"), [GroupSums("hit_rate@2") for _ in range(2)]
     together.observe(whole, ranked_QK)
     for number, chunk in enumerate(whole.chunks(70)):

@@ -3,8 +3,8 @@
 import numpy as np
 
 from crossfade.base.arrays import FloatArray, IntArray
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.maps.map_labels import Labels, choose_labels, place_names
-from crossfade.trainer.recommend.metadata_table import GroupLists
 
 ITEMS = 120
 CENTERS = np.array([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
@@ -22,11 +22,6 @@ def neighbors(place_N2: FloatArray, count: int = 5) -> IntArray:
     return np.argsort(distance_NN, axis=1)[:, :count]
 
 
-def groups_of(lists: list[list[int]], names: tuple[str, ...]) -> GroupLists:
-    starts_R1 = np.concatenate([[0], np.cumsum([len(values) for values in lists])])
-    return GroupLists(starts_R1, np.array([value for values in lists for value in values], np.int64), names)
-
-
 def test_groups_that_form_regions_are_chosen() -> None:
     generator = np.random.default_rng(2)
     names = ("everywhere", "first", "first again", "second", "rare")
@@ -35,8 +30,7 @@ def test_groups_that_form_regions_are_chosen() -> None:
         values = [0] if generator.random() < 0.7 else []
         values += {0: [1, 2], 1: [3], 2: []}[item % 3]
         lists.append([*values, 4] if item == 3 else values)
-    rows_N = np.arange(ITEMS)
-    labels = choose_labels(groups_of(lists, names), rows_N, neighbors(places()), colors=2)
+    labels = choose_labels(JaggedArray.of(lists), names, neighbors(places()), colors=2)
     assert set(labels.names) in ({"first", "second"}, {"first again", "second"})
     numbers = {name: number for number, name in enumerate(labels.names)}
     expected = {0: next(number for name, number in numbers.items() if "first" in name), 1: numbers["second"], 2: -1}
@@ -46,10 +40,10 @@ def test_groups_that_form_regions_are_chosen() -> None:
 def test_item_of_several_groups_gets_the_smallest() -> None:
     lists = [[0, 1] if item % 3 == 0 and item < 60 else [0] if item % 3 == 0 else [2] for item in range(ITEMS)]
     names = ("large", "small", "others")
-    labels = choose_labels(groups_of(lists, names), np.arange(ITEMS), neighbors(places()), colors=3)
+    labels = choose_labels(JaggedArray.of(lists), names, neighbors(places()), colors=3)
     assert labels.names == ("others", "large")  # "small" is contained in "large"
     lists = [[0, 1] if item % 3 == 0 and item < 30 else [0] if item % 3 == 0 else [1] for item in range(ITEMS)]
-    labels = choose_labels(groups_of(lists, names), np.arange(ITEMS), neighbors(places()), colors=2)
+    labels = choose_labels(JaggedArray.of(lists), names, neighbors(places()), colors=2)
     assert labels.names == ("small", "large")
     assert [labels.names[number] for number in labels.label_N[[0, 30, 1]]] == ["large", "large", "small"]
 

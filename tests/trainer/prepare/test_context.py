@@ -10,8 +10,7 @@ from preparing import forget_dataset, prepare_files, vocabulary_tuples, write_pa
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
-from crossfade.trainer.data.manifest import Split, read_manifest
-from crossfade.trainer.data.parquet import file_entry
+from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare.options import ValidateOptions
 from crossfade.trainer.prepare.validate import validate
@@ -132,20 +131,6 @@ def test_forgetting_a_customer_empties_context_that_nobody_else_has(tmp_path: Pa
     with pytest.raises(InputError) as caught:
         forget_dataset(folder, pa.array(["car"]), "device", NullReporter())
     assert "has no ids of 'device' to forget" in str(caught.value)
-
-
-def test_row_of_context_outside_its_vocabulary_is_found(tmp_path: Path, plays: Path) -> None:
-    manifest = prepare_files(tmp_path / "out", plays, context={"device": "device"}, **NO_HOLD_OUT)
-    path = tmp_path / "out" / manifest.splits["train"].files[0].path
-    table = pq.read_table(path)
-    device = pa.array([3 if row == 0 else row for row in table.column("device").to_pylist()], pa.int64())
-    index = table.schema.get_field_index("device")
-    pq.write_table(table.set_column(index, pa.field("device", pa.int64(), nullable=False), device), path)
-    file = file_entry(Folder(tmp_path / "out"), manifest.splits["train"].files[0].path)
-    changed = {**manifest.splits, "train": Split(files=[file])}
-    manifest.model_copy(update={"splits": changed}).write(Folder(tmp_path / "out"))
-    report = validate(ValidateOptions.of(data=tmp_path / "out"), NullReporter())
-    assert any("column 'device' is 3, but the vocabulary has rows 0 to 2" in line for line in report.problems.listed)
 
 
 @pytest.mark.parametrize(

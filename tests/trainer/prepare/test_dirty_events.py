@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import random
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -13,7 +12,7 @@ from dirty_plays import FAULTS, DirtyPlays
 from preparing import interactions, prepare_files, vocabulary, write_parquet, write_text
 from running_command import messages
 
-from crossfade.base.errors import InputError, OptionError
+from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.faults import FaultyFilesError
@@ -71,27 +70,19 @@ def test_every_fault_is_listed_with_count_and_first_five_places(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_left_out_lines_are_kept_counted_and_the_others_are_read(tmp_path: Path, plays: DirtyPlays) -> None:
-    words = (
-        *("--on-bad-line", "quarantine=bad.jsonl", "--duplicates", "sum"),
-        *("--hold-out-valid", "none"),
-    )
+def test_left_out_lines_are_counted_and_the_others_are_read(tmp_path: Path, plays: DirtyPlays) -> None:
+    words = ("--on-bad-line", "skip", "--duplicates", "sum", "--hold-out-valid", "none")
     result = prepare(tmp_path, *FORMATS, *words)
     assert result.returncode == 0, result.stderr
     found = {(query, item): weight for query, item, weight, _ in interactions(tmp_path / "data", "train")}
     assert found == dict(plays.pairs)
     assert {row[3] for row in interactions(tmp_path / "data", "train")} <= plays.times
-    kept = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    expected = [(line, FAULTS[fault]) for fault, lines in plays.lines.items() for line in lines]
-    assert sorted((entry["line"], entry["text"].encode("utf-8", "surrogateescape")) for entry in kept) == sorted(
-        (line, text.rstrip(b"\n")) for line, text in expected
-    )
-    assert {entry["file"] for entry in kept} == {"plays.csv"}
+    bad = sum(map(len, plays.lines.values()))
     facts = read_manifest(Folder(tmp_path / "data")).source
-    assert (facts["rows_read"], facts["dropped_bad_lines"]) == (COUNT, len(kept))
+    assert (facts["rows_read"], facts["dropped_bad_lines"]) == (COUNT, bad)
     assert len(facts["dropped_faults"]) == len(FAULTS)
     assert not any("n/a" in fault for fault in facts["dropped_faults"])  # values may be of a person
-    assert f"dropped: {len(kept)} bad lines" in result.stdout
+    assert f"dropped: {bad} bad lines" in result.stdout
 
 
 def test_faults_of_all_files_are_listed_in_one_pass(tmp_path: Path) -> None:
@@ -116,9 +107,8 @@ def test_control_character_in_an_id_is_a_bad_line(tmp_path: Path, character: str
     with pytest.raises(InputError) as caught:
         prepare_files(tmp_path / "out", train)
     assert "of column 'item' has a control character" in str(caught.value)
-    prepare_files(tmp_path / "out", train, on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1)
+    prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1)
     assert [row["id"] for row in vocabulary(tmp_path / "out", "item")] == ["ab"]
-    assert json.loads((tmp_path / "bad.jsonl").read_text())["text"] == f"c,a{character}b"
 
 
 def test_error_names_the_files_without_which_the_others_can_be_prepared(tmp_path: Path) -> None:
@@ -154,11 +144,11 @@ def test_error_names_the_files_without_which_the_others_can_be_prepared(tmp_path
 def test_stray_quotes_cost_their_line_only(tmp_path: Path) -> None:
     lines = ["customer,item", '1,"open', '2,"two', 'lines"', '3,7" mix', '4,"closed" early', '5,"say ""hi"""', '6,"end']
     train = write_text(tmp_path / "e.csv", "\n".join(lines) + "\n")
-    prepare_files(tmp_path / "out", train, on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1)
+    manifest = prepare_files(tmp_path / "out", train, on_bad_line="skip", max_bad=1)
     ids = {row["id"] for row in vocabulary(tmp_path / "out", "item")}
     assert ids == {"two\nlines", '7" mix', 'say "hi"'}
-    bad = [json.loads(line)["line"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    assert bad == [2, 6, 8]
+    [fault] = manifest.source["dropped_faults"]
+    assert fault.endswith("lines 2, 6, 8)")
 
 
 def test_bad_lines_of_adjacency_text_and_json_are_left_out(tmp_path: Path) -> None:
@@ -170,48 +160,32 @@ def test_bad_lines_of_adjacency_text_and_json_are_left_out(tmp_path: Path) -> No
     lines += ['{"customer": "\\udc00", "item": 1}', f'{{"customer": {"[" * 50_000}']
     lines += ['{"customer": "c", "item": 2, "other": [[]]}', '{"customer": "\u0007", "item": 3}']
     events = write_text(tmp_path / "e.jsonl", "\n".join(lines))
-    prepare_files(tmp_path / "json", events, on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1)
+    manifest = prepare_files(tmp_path / "json", events, on_bad_line="skip", max_bad=1)
     assert [row[:2] for row in interactions(tmp_path / "json", "train")] == [("a", 1), ("c", 2)]
-    bad = [json.loads(line)["line"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    assert sorted(bad) == [3, 4, 5, 6, 7, 9]
+    places = [fault.rpartition("e.jsonl, line")[2] for fault in manifest.source["dropped_faults"]]
+    assert places == ["s 3, 4, 6, 7, 9)", " 5)"]
 
 
-def test_bad_rows_of_parquet_are_kept_with_their_values(tmp_path: Path) -> None:
+def test_bad_rows_of_parquet_are_counted_by_row(tmp_path: Path) -> None:
     train = write_parquet(tmp_path / "e.parquet", customer=["a", "b"], item=[1, 2], w=[1.0, float("nan")])
-    prepare_files(tmp_path / "out", train, weight="w", on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}", max_bad=1)
-    (entry,) = map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())
-    assert (entry["row"], json.loads(entry["text"])) == (2, {"customer": "b", "item": "2", "w": "nan"})
-    assert "expected a finite number" in entry["problem"]
-
-
-def test_quarantine_file_is_not_replaced_without_overwrite(tmp_path: Path) -> None:
-    train = write_text(tmp_path / "e.csv", "customer,item\n1,1\n2\n")
-    kept = write_text(tmp_path / "bad.jsonl", "earlier\n")
-    with pytest.raises(OptionError) as caught:
-        prepare_files(tmp_path / "out", train, on_bad_line=f"quarantine={kept}", max_bad=1)
-    assert caught.value.field == ("on_bad_line",)
-    assert kept.read_text() == "earlier\n"
-    prepare_files(tmp_path / "out", train, on_bad_line=f"quarantine={kept}", max_bad=1, overwrite=True)
-    assert json.loads(kept.read_text())["line"] == 3
+    manifest = prepare_files(tmp_path / "out", train, weight="w", on_bad_line="skip", max_bad=1)
+    [fault] = manifest.source["dropped_faults"]
+    assert "expected a finite number" in fault
+    assert fault.endswith("e.parquet, row 2)")
 
 
 @pytest.mark.slow
 def test_names_of_a_dirty_file_follow_the_policy_of_bad_lines(tmp_path: Path) -> None:
     train = write_text(tmp_path / "e.csv", "customer,item,title\n1,1,One\n2\n2,2,Two\n")
     other = write_text(tmp_path / "n.csv", "item,title\n1,Uno\n2\n2,Dos,x\n")
-    kept, of_events = tmp_path / "bad.jsonl", {"item": NamesFile(train, "item", "title")}
+    of_events = {"item": NamesFile(train, "item", "title")}
     with pytest.raises(InputError, match="has 1 field"):
         prepare_files(tmp_path / "out", train, names=of_events)
-    prepare_files(tmp_path / "1", train, names=of_events, on_bad_line=f"quarantine={kept}", max_bad=1)
+    prepare_files(tmp_path / "1", train, names=of_events, on_bad_line="skip", max_bad=1)
     assert [row["name"] for row in vocabulary(tmp_path / "1", "item")] == ["One", "Two"]
-    assert len(kept.read_text().splitlines()) == 1
     of_other = {"item": NamesFile(other, "item", "title")}
-    manifest = prepare_files(tmp_path / "2", train, names=of_other, on_bad_line=f"quarantine={kept}2", max_bad=1)
+    manifest = prepare_files(tmp_path / "2", train, names=of_other, on_bad_line="skip", max_bad=1)
     assert manifest.source["item_names_bad_lines"] == 2
-    assert [json.loads(line)["file"].rpartition("/")[2] for line in Path(f"{kept}2").read_text().splitlines()] == [
-        "e.csv",
-        *["n.csv"] * 2,
-    ]
     assert "; 2 bad lines left out" in format_summary(manifest, Folder(tmp_path / "2"))
 
 

@@ -24,7 +24,6 @@ from crossfade.cli.main import main
 from crossfade.trainer.data.manifest import DatasetManifest, read_manifest
 from crossfade.trainer.data.parquet import ParquetFiles
 from crossfade.trainer.data.reporter import NullReporter
-from crossfade.trainer.prepare import forget as module
 from crossfade.trainer.prepare import staging as output
 from crossfade.trainer.prepare.forget import ForgetReport, staged_deletion
 from crossfade.trainer.prepare.id_list import read_ids
@@ -90,7 +89,7 @@ def copy_to(source: Path, target: Folder) -> Folder:
 @pytest.fixture
 def data(request: pytest.FixtureRequest, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """Copy the dataset to a local folder, or to S3."""
-    monkeypatch.setattr(module, "write_options", lambda _: PLAIN)
+    monkeypatch.setattr(output, "write_options", lambda _: PLAIN)
     if getattr(request, "param", "path") == "path":
         return copy_to(prepared, Folder(tmp_path / "data"))
     server: ObjectStore = request.getfixturevalue("server")
@@ -151,58 +150,6 @@ def test_forget_deletes_all_data_of_the_ids_only(data: Folder) -> None:
     assert forgotten.manifest.entities["customer"].vacant_rows == sorted(gone_rows)
 
 
-@pytest.mark.slow
-@AND_ON_S3
-def test_files_of_any_name_stay_apart(data: Folder) -> None:
-    """Their names end as the tags of S3 do, which a deletion there replaces by its own."""
-    manifest = read_manifest(data)
-    files = manifest.splits["train"].files
-    names = [f"train/part-20260101{number:04d}.parquet" for number in range(len(files))]
-    for file, name in zip(files, names, strict=True):
-        data.write(name, data.read(file.path))
-        data.remove(file.path)
-    renamed = [file.model_copy(update={"path": name}) for file, name in zip(files, names, strict=True)]
-    train = manifest.splits["train"].model_copy(update={"files": renamed})
-    data.remove("manifest.json")
-    manifest.model_copy(update={"splits": {**manifest.splits, "train": train}}).write(data)
-    before = interactions(data)
-    for gone in (FORGOTTEN[:1], FORGOTTEN[1:]):
-        forget_all(data, gone)
-    check_complete(data)
-    assert interactions(data)["train"] == [row for row in before["train"] if row[0] not in FORGOTTEN]
-
-
-def test_files_at_the_root_stay_at_the_root(data: Folder) -> None:
-    text, before = data.read("manifest.json").decode(), interactions(data)
-    for file in read_manifest(data).files():
-        name = file.path.replace("/", "-")
-        data.write(name, data.read(file.path))
-        data.remove(file.path)
-        text = text.replace(f'"{file.path}"', f'"{name}"')
-    data.write("manifest.json", text.encode())
-    assert data.path is not None
-    for folder in sorted((path for path in data.path.rglob("*") if path.is_dir()), reverse=True):
-        folder.rmdir()
-    forget_all(data)
-    assert {file.path.count("/") for file in check_complete(data).files()} == {0}
-    assert interactions(data)["train"] == [row for row in before["train"] if row[0] not in FORGOTTEN]
-
-
-def test_only_files_with_forgotten_rows_are_rewritten(data: Folder) -> None:
-    def contents(manifest: DatasetManifest) -> dict[str, bytes]:
-        return {file.path: data.read(file.path) for split in manifest.splits.values() for file in split.files}
-
-    before = contents(read_manifest(data))
-    row = next(row[0] for row in vocabulary_tuples(data, "customer") if row[1] == FORGOTTEN[2])
-    holding = {path for path in before if row in table_of(data, path).column("customer").to_pylist()}
-    assert 0 < len(holding) < len(before)
-    forgotten = forget_all(data, [FORGOTTEN[2]])
-    after = contents(forgotten.manifest)
-    assert {path for path in before if before[path] != after[path]} == holding
-    assert forgotten.files_rewritten == len(holding) + len(read_manifest(data).entities)
-    assert set(data.sizes()) == {"manifest.json", *(file.path for file in forgotten.manifest.files())}
-
-
 def test_empty_files_and_splits_are_removed(data: Folder) -> None:
     forgotten = forget_all(data, [row[1] for row in vocabulary_tuples(data, "customer")])
     assert [split.files for split in forgotten.manifest.splits.values()] == [[], [], []]
@@ -214,14 +161,14 @@ def test_empty_files_and_splits_are_removed(data: Folder) -> None:
 def test_crash_at_any_point_leaves_complete_dataset_and_next_call_finishes(
     tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "write_options", lambda _: PLAIN)
-    last = FORGOTTEN[2]  # of few files
+    monkeypatch.setattr(output, "write_options", lambda _: PLAIN)
+    last = FORGOTTEN[2]
     old = interactions(Folder(prepared))
     new = {split: [row for row in rows if row[0] != last] for split, rows in old.items()}
     for at in range(1, 1000):
         data = copy_to(prepared, Folder(tmp_path / f"crash-{at}"))
         with monkeypatch.context() as patch:
-            storage = CrashingStorage(patch, at, ("write", "open_output", "take_over"))
+            storage = CrashingStorage(patch, at, ("write", "open_output"))
             with suppress(Crash):
                 forget_all(data, [last])
         assert check_complete(data)
@@ -230,7 +177,7 @@ def test_crash_at_any_point_leaves_complete_dataset_and_next_call_finishes(
         assert interactions(data) == new
         if not storage.down:
             break
-    assert at > 10
+    assert at > 5
 
 
 def test_kill_after_the_new_dataset_is_in_place_leaves_what_the_next_call_deletes(
@@ -255,21 +202,21 @@ def test_error_leaves_the_old_or_the_new_dataset_and_the_next_call_finishes(
 ) -> None:
     before, calls = data.sizes(), 0
 
-    def failing(folder: Folder, name: str, *arguments: Any) -> None:
+    def failing(folder: Folder, name: str) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        take_over(folder, name, *arguments)
+        return open_output(folder, name)
 
     def kept(folder: Folder, name: str, *arguments: Any) -> None:
         if name.endswith(".parquet"):
             raise OSError("it is protected")
         remove(folder, name, *arguments)
 
-    take_over, remove = Folder.take_over, Folder.remove
+    open_output, remove = Folder.open_output, Folder.remove
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "take_over", failing)
+        patch.setattr(Folder, "open_output", failing)
         with pytest.raises(CrossfadeError, match="move the dataset to a larger one"):
             forget_all(data, FORGOTTEN[2:])
     assert data.sizes() == before
@@ -300,7 +247,7 @@ def test_dataset_that_another_process_has_written_meanwhile_stays(data: Folder) 
 def test_ids_that_the_dataset_has_not_stage_nothing(data: Folder, tmp_path: Path) -> None:
     with staged_deletion(data, pa.array(["stranger"]), "customer", NullReporter()) as deletion:
         assert not [path for path in tmp_path.glob(".data.partial-*/**/*") if path.is_file()]
-        assert (deletion.publish().found, deletion.publish().files_rewritten) == (0, 0)
+        assert deletion.publish().found == 0
 
 
 @pytest.mark.slow
@@ -341,12 +288,12 @@ def test_ids_are_read_from_parquet_integers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "name", "content", "column"),
     [
-        ("no such file; expected a list of ids of customer", "missing.txt", None, None),
+        ("no such file", "missing.txt", None, None),
         ("has no column 'customer", "ids.csv", b"a,b\n1,2\n", None),
         ("holds no id; expected ids of customer, one per line or row", "ids.txt", b"\n\n", None),
         ("or name a Parquet, CSV or TSV file", "ids.txt", b"a", "id"),
         ("is not UTF-8; convert the file, for instance: iconv -f latin1", "ids.txt", b"\xff\xfe", None),
-        ("cannot be read as a list of ids", "ids.parquet", b"PAR1", None),
+        ("is not a readable Parquet file", "ids.parquet", b"PAR1", None),
     ],
 )
 def test_invalid_id_lists_are_rejected(
@@ -376,16 +323,14 @@ def test_command_prints_what_was_deleted_and_what_remains_elsewhere(
     assert "has no ids of 'artist' to forget; expected customer or item" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("linked", ["train", "train/part-00001.parquet", "vocabulary"])
-def test_files_behind_links_are_rejected_before_anything_changes(data: Folder, tmp_path: Path, linked: str) -> None:
-    """Data there would remain."""
-    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
-    (folder / linked).rename(elsewhere)
-    (folder / linked).symlink_to(elsewhere)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
-    with pytest.raises(InputError, match=f"{folder / linked}.*: a link leads to {elsewhere}"):
+def test_links_are_rejected_before_anything_changes(data: Folder, tmp_path: Path) -> None:
+    """Data at their targets would remain."""
+    file, elsewhere = tmp_path / "data/train/part-00001.parquet", tmp_path / "elsewhere"
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    with pytest.raises(InputError, match=r"holds 'train/part-00001\.parquet'"):
         forget_all(data)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")} == before
+    check_complete(data)
 
 
 def test_folder_itself_may_be_a_link(data: Folder, tmp_path: Path) -> None:

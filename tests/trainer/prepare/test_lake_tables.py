@@ -7,19 +7,22 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyiceberg.catalog
 import pytest
 from command_here import crossfade_here, rejected_here
 from deltalake import DeltaTable, write_deltalake
 from object_store import running_object_store
 from preparing import vocabulary_tuples
+from pyiceberg.catalog import load_catalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.types import LongType
-from running_command import crossfade, succeeded
+from pyiceberg.utils.config import Config
+from running_command import succeeded
 
 from crossfade.base.errors import InputError
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.prepare.input_files import find_arriving, find_files
-from crossfade.trainer.prepare.lake_tables import is_table, table_files
+from crossfade.trainer.prepare.lake_tables import table_files
 
 pytestmark = pytest.mark.slow
 
@@ -56,13 +59,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepared(folder: Path, out: str, *events: object) -> list[object]:
-    """Prepare ``events``, and return what the dataset has."""
+    """Prepare ``events``, and return the vocabularies of the dataset and its interactions."""
     succeeded(crossfade_here("prepare", "--events", *events, *COLUMNS, "--out", out, "--overwrite", cwd=folder))
-    return described(folder / out)
-
-
-def described(data: Path) -> list[object]:
-    """Return the vocabularies of a dataset and its interactions."""
+    data = folder / out
     train = pq.read_table(data / "train").sort_by([("timestamp", "ascending")]).to_pylist()
     return [vocabulary_tuples(data, "customer"), vocabulary_tuples(data, "track"), train]
 
@@ -72,23 +71,19 @@ def expected(folder: Path) -> list[object]:
     return prepared(folder, "of-files", "0.parquet", "1.parquet")
 
 
-def newest(folder: Path) -> str:
-    return str(max((folder / "warehouse" / "lake" / "plays" / "metadata").glob("*.metadata.json")))
+def configure(monkeypatch: pytest.MonkeyPatch, uri: str, **settings: str) -> None:
+    """Configure the catalog ``music`` of PyIceberg."""
+    for name, value in {"type": "sql", "uri": uri, **settings}.items():
+        monkeypatch.setenv(f"PYICEBERG_CATALOG__MUSIC__{name.upper()}", value)
+    monkeypatch.setattr(pyiceberg.catalog, "_ENV_CONFIG", Config())  # which is read once
 
 
-def test_tables_have_the_events_of_their_newest_version(folder: Path, expected: list[object]) -> None:
+def test_tables_have_the_events_of_their_newest_version(
+    folder: Path, expected: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(monkeypatch, f"sqlite:///{folder}/catalog.db")
     assert prepared(folder, "of-delta", "delta") == expected
-    assert prepared(folder, "of-iceberg", newest(folder)) == expected
-
-
-def test_table_is_found_by_its_catalog(folder: Path, expected: list[object]) -> None:
-    catalog = {
-        "PYICEBERG_CATALOG__MUSIC__TYPE": "sql",
-        "PYICEBERG_CATALOG__MUSIC__URI": f"sqlite:///{folder}/catalog.db",
-    }
-    words = ("prepare", "--events", "iceberg://music/lake.plays", *COLUMNS, "--out", "of-catalog")
-    succeeded(crossfade(*words, cwd=folder, variables=catalog))
-    assert described(folder / "of-catalog") == expected
+    assert prepared(folder, "of-iceberg", "iceberg://music/lake.plays") == expected
 
 
 def test_tables_on_s3_are_read_with_the_credentials_of_aws(
@@ -100,23 +95,25 @@ def test_tables_on_s3_are_read_with_the_credentials_of_aws(
         for path in (folder / "delta").rglob("*.*"):
             Folder(store.uri("lake")).write(str(path.relative_to(folder)), path.read_bytes())
         assert prepared(folder, "of-s3", store.uri("lake/delta")) == expected
-        files = {"s3.endpoint": store.variables["AWS_ENDPOINT_URL"]}
-        with SqlCatalog("s3", uri="sqlite:///:memory:", warehouse=store.uri("warehouse"), **files) as catalog:
+        configure(
+            monkeypatch,
+            f"sqlite:///{tmp_path}/s3.db",
+            warehouse=store.uri("warehouse"),
+            s3__endpoint=store.variables["AWS_ENDPOINT_URL"],
+        )
+        with load_catalog("music") as catalog:
             catalog.create_namespace("lake")
             table = catalog.create_table("lake.plays", schema=DAYS[0].schema)
             for day in DAYS:
                 table.append(day)
-        assert prepared(folder, "of-s3", table.metadata_location) == expected
+        assert prepared(folder, "of-s3", "iceberg://music/lake.plays") == expected
 
 
-def test_names_of_folders_and_partitions_are_decoded_once(tmp_path: Path, expected: list[object]) -> None:
+def test_names_of_folders_and_partitions_are_decoded_once(tmp_path: Path) -> None:
     plays = DAYS[0].append_column("genre", pa.array(["a b", "100%", "ü/x"]))
     write_deltalake(tmp_path / "my läke.v2", plays, partition_by=["genre"])
-    files = table_files("events", str(tmp_path / "my läke.v2"))
-    assert [Path(path).stat().st_size for path, _ in files] == [size for _, size in files]
-    [first, *others] = find_files("events", [(tmp_path / "my läke.v2").as_uri()], None)
-    assert len(others) == 2
-    assert pq.read_table(first.path).num_rows == 1  # type: ignore[union-attr]
+    files = find_files("events", [(tmp_path / "my läke.v2").as_uri()], None)
+    assert [pq.read_table(file.path).num_rows for file in files] == [1, 1, 1]  # type: ignore[union-attr]
 
 
 def delta_log(folder: Path, *entries: dict[str, object]) -> Path:
@@ -163,8 +160,9 @@ def test_deleted_rows_and_mapped_columns_of_delta_are_rejected(tmp_path: Path) -
         table_files("events", str(mapped))
 
 
-def test_renamed_columns_of_iceberg_are_rejected(tmp_path: Path) -> None:
-    with SqlCatalog("c", uri="sqlite:///:memory:", warehouse=f"file://{tmp_path}") as catalog:
+def test_renamed_columns_of_iceberg_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(monkeypatch, f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}")
+    with load_catalog("music") as catalog:
         catalog.create_namespace("lake")
         table = catalog.create_table("lake.plays", schema=DAYS[0].schema)
         table.append(DAYS[0])
@@ -176,30 +174,14 @@ def test_renamed_columns_of_iceberg_are_rejected(tmp_path: Path) -> None:
             update.delete_column("at")
         with again.update_schema() as update:
             update.add_column("at", LongType())
-    for changed in (table, again):
+    for name in ("plays", "again"):
         with pytest.raises(InputError, match="columns that were renamed, or dropped and added again"):
-            table_files("events", changed.metadata_location)
+            table_files("events", f"iceberg://music/lake.{name}")
 
 
-def test_folder_named_metadata_makes_no_table(tmp_path: Path) -> None:
-    (tmp_path / "metadata").mkdir()
-    assert not is_table(Folder(tmp_path))
-    (tmp_path / "metadata/v1.metadata.json").touch()
-    assert is_table(Folder(tmp_path))
-
-
-def test_unclear_and_streamed_tables_are_rejected(folder: Path, tmp_path: Path) -> None:
-    cause = "is a table of Iceberg; name it by its catalog"
-    rejected_here(cause, "prepare", "--events", "warehouse/lake/plays", *COLUMNS, "--out", "no", cwd=folder)
-    rejected_here(
-        "cannot be read as a table by pyiceberg",
-        "prepare",
-        "--events",
-        tmp_path / "no.metadata.json",
-        *COLUMNS,
-        "--out",
-        tmp_path,
-    )
-    with pytest.raises(InputError, match="replaced when it is compacted") as raised:
+def test_unknown_and_streamed_tables_are_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(monkeypatch, f"sqlite:///{folder}/catalog.db")
+    cause = "cannot be read as a table by pyiceberg"
+    rejected_here(cause, "prepare", "--events", "iceberg://music/lake.none", *COLUMNS, "--out", "no", cwd=folder)
+    with pytest.raises(InputError, match="replaced when it is compacted"):
         find_arriving("events", str(folder / "delta"), None)
-    assert "is a table, whose files are replaced when it is compacted" in str(raised.value)

@@ -47,11 +47,6 @@ def test_one_span_is_of_both_entities() -> None:
     assert options.max_ages() == {"user": TimeSpan("9", 9, False), "item": TimeSpan("9", 9, False)}
 
 
-def test_quarantine_is_a_file() -> None:
-    options = PrepareOptions.of(out="out", train="a.csv", on_bad_line="quarantine=bad.jsonl")
-    assert options.quarantine == Path("bad.jsonl")
-
-
 @pytest.mark.parametrize(
     ("values", "field"),
     [
@@ -63,7 +58,6 @@ def test_quarantine_is_a_file() -> None:
         ({"event_weights": "play", "event": "e"}, "event_weights"),
         ({"event_weights": "a=1,a=2", "event": "e"}, "event_weights"),
         ({"on_bad_line": "ignore"}, "on_bad_line"),
-        ({"on_bad_line": "quarantine="}, "on_bad_line"),
         ({"names": "x=y:z"}, "names"),
         ({"names": ["item=a:b:c", "item=a:b:d"]}, "names"),
         ({"min_count": ["customer=5", "customer=2"]}, "min_count"),

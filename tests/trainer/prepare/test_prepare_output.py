@@ -17,7 +17,6 @@ from crossfade.base.io.output import output_lock
 from crossfade.base.io.writer_lock import folder_writer
 from crossfade.trainer.data.manifest import read_manifest
 from crossfade.trainer.prepare.database import execute, working_database
-from crossfade.trainer.prepare.faults import Quarantine
 from crossfade.trainer.prepare.options import PrepareOptions
 from crossfade.trainer.prepare.pipeline import prepare
 
@@ -36,14 +35,12 @@ def test_temporary_files_go_to_work_dir_and_are_removed(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     train = write_parquet(tmp_path / "e.parquet", **random_events(500))
-    aside = f"quarantine={tmp_path / 'bad.jsonl'}"
-    options = PrepareOptions.of(out=tmp_path / "out", train=[train], work_dir=work, on_bad_line=aside)
-    prepare(options, RecordingReporter())
-    assert "quarantine.jsonl" in seen
+    prepare(PrepareOptions.of(out=tmp_path / "out", train=[train], work_dir=work), RecordingReporter())
+    assert seen
     assert list(work.iterdir()) == []
     with pytest.raises(InputError, match=r"work_dir .*nowhere: cannot be written"):
         prepare_files(tmp_path / "other", train, work_dir=tmp_path / "nowhere")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "e.parquet", "out", "work"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.parquet", "out", "work"]
 
 
 @pytest.mark.slow
@@ -74,29 +71,15 @@ def test_overwrite_rejects_folder_with_other_files(tmp_path: Path) -> None:
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["link", "dangling", "train/link", "empty"])
-def test_overwrite_rejects_links_and_empty_folders(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["link", "dangling", "train/link"])
+def test_overwrite_rejects_links(tmp_path: Path, name: str) -> None:
     train = write_parquet(tmp_path / "e.parquet", **random_events(20))
     prepare_files(tmp_path / "out", train)
     entry = tmp_path / "out" / name
-    if name == "empty":
-        entry.mkdir()
-    else:
-        entry.symlink_to(tmp_path / ("nowhere" if name == "dangling" else "."))
+    entry.symlink_to(tmp_path / ("nowhere" if name == "dangling" else "."))
     with pytest.raises(InputError, match=f"'{name}'"):
         prepare_files(tmp_path / "out", train, overwrite=True)
-    assert entry.is_symlink() or entry.is_dir()
-
-
-def test_quarantine_is_published_after_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(_: Quarantine) -> None:
-        assert (tmp_path / "out/manifest.json").exists()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Quarantine, "publish", killed)
-    train = write_parquet(tmp_path / "e.parquet", **random_events(20))
-    with pytest.raises(KeyboardInterrupt):
-        prepare_files(tmp_path / "out", train, on_bad_line=f"quarantine={tmp_path / 'bad.jsonl'}")
+    assert entry.is_symlink()
 
 
 @pytest.mark.parametrize("phase", ["read events", "vocabulary of item", "write train"])

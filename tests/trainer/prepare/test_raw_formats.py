@@ -13,7 +13,6 @@ import duckdb
 import pyarrow as pa
 import pytest
 from preparing import (
-    forget_dataset,
     interactions,
     prepare_files,
     vocabulary,
@@ -23,7 +22,6 @@ from preparing import (
 
 from crossfade.base.io.folder import Folder
 from crossfade.trainer.data.manifest import read_manifest
-from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare import raw_files
 from crossfade.trainer.prepare.database import execute_on
 from crossfade.trainer.prepare.input_files import RawFile
@@ -135,15 +133,6 @@ def test_values_of_objects_in_objects_are_context(tmp_path: Path) -> None:
     options = {"context": {"year": "user.at.y"}, "hold_out_valid": "none"}
     prepare_files(tmp_path / "out", text, parquet, query="customer=user.id", id_type="string", **options)
     assert [(row["id"], row["count"]) for row in vocabulary(tmp_path / "out", "year")] == [("5", 2)]
-
-
-def test_ids_that_differ_by_blanks_or_case_are_counted_in_the_summary(tmp_path: Path) -> None:
-    train = write_text(tmp_path / "e.csv", "customer,item\n c1,1\nC1,1\nc1,1\nd,1\nd,2\n")
-    manifest = prepare_files(tmp_path / "out", train, hold_out_valid="none")
-    assert (manifest.source["customer_alike"], "item_alike" in manifest.source) == (2, False)
-    assert "2 ids like another but for blanks or case" in format_summary(manifest, Folder(tmp_path / "out"))
-    forget_dataset(Folder(tmp_path / "out"), pa.array(["C1"]), "customer", NullReporter())
-    assert "customer_alike" not in read_manifest(Folder(tmp_path / "out")).source
 
 
 def test_summary_asks_whether_large_times_are_milliseconds(tmp_path: Path) -> None:

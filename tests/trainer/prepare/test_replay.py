@@ -4,12 +4,10 @@ import json
 import shutil
 from collections import Counter
 from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cluster_data import write_job
@@ -21,7 +19,6 @@ from crossfade.base.io.folder import Folder
 from crossfade.trainer.config.loading import check_job
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest, Split, read_manifest
-from crossfade.trainer.data.parquet import file_entry
 from crossfade.trainer.data.reporter import NullReporter
 from crossfade.trainer.prepare import replay
 from crossfade.trainer.prepare.option_values import MAX_REPLAY
@@ -174,12 +171,6 @@ def test_forgotten_and_expired_ids_are_not_drawn(tmp_path: Path) -> None:
     assert from_before == []
 
 
-def test_rows_are_grouped_as_in_train(prepared: Path) -> None:
-    queries = [row["customer"] for row in tables(prepared / "day3", manifest_of(prepared / "day3").replay)]
-    assert 1 + sum(one != other for one, other in pairwise(queries)) == len(set(queries))
-    assert queries != sorted(queries)
-
-
 def test_complete_histories_are_drawn_of_customers_with_new_events_first(tmp_path: Path) -> None:
     base = {"customer": [f"c{number % 12}" for number in range(120)], "item": [f"i{n // 12}" for n in range(120)]}
     prepare_files(tmp_path / "day0", write_parquet(tmp_path / "day0.parquet", **base), hold_out_valid="none")
@@ -218,20 +209,6 @@ def test_forget_deletes_replayed_interactions(days: Path) -> None:
     succeeded(crossfade_here("forget", "day3", "--ids", "ids.txt", cwd=days))
     assert manifest_of(days / "day3").replay is None
     assert not list((days / "day3" / "replay").glob("*.parquet"))
-
-
-def test_validate_checks_the_replay(days: Path) -> None:
-    data, manifest = days / "day3", manifest_of(days / "day3")
-    assert check(data) == []
-    assert manifest.replay is not None
-    [file] = manifest.replay.files
-    table = pq.read_table(data / file.path)
-    wrong = table.set_column(1, table.schema.field(1), pa.array([10**6, *table.column(1).to_pylist()[1:]]))
-    pq.write_table(wrong, data / file.path)
-    replaced = manifest.model_copy(update={"replay": Split(files=[file_entry(Folder(data), file.path)])})
-    replaced.write(Folder(data))
-    [problem] = check(data)
-    assert f"{file.path}, row group 0, row 0: column 'item' is 1000000" in problem
 
 
 def test_training_reads_train_and_replay(days: Path) -> None:

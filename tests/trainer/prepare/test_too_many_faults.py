@@ -45,7 +45,7 @@ def test_more_than_a_tenth_of_bad_rows_is_an_error_in_every_format(tmp_path: Pat
     many, _ = event_file(tmp_path, kind, VALUES["many"])
     before = entries(tmp_path)
     with pytest.raises(InputError, match=rf"^40 of 100 rows would be left out \(40\.0%\).*{many.name}.* max_bad 40%$"):
-        prepare_files(tmp_path / "many", many, **{**options, "on_bad_line": f"quarantine={tmp_path / 'bad.jsonl'}"})
+        prepare_files(tmp_path / "many", many, **options)
     assert entries(tmp_path) == before
 
 
@@ -77,23 +77,3 @@ def test_names_of_which_most_lines_are_bad_are_an_error(tmp_path: Path) -> None:
     names = write_text(tmp_path / "n.csv", "id,name\n" + "".join(f"{n},Earth, Wind\n" for n in range(60)) + "70,Abba\n")
     with pytest.raises(InputError, match=r"60 of 61 rows would be left out.*n\.csv"):
         prepare_files(tmp_path / "out", train, on_bad_line="skip", names={"item": NamesFile(names, "id", "name")})
-
-
-@pytest.mark.parametrize(
-    ("others", "expected"),
-    [
-        (["customer\n1\n"], "b0.csv: "),
-        (["customer\n1\n", "item\n1\n"], "the events have 2 faults"),
-    ],
-)
-def test_error_after_many_kinds_of_bad_lines_is_reported(tmp_path: Path, others: list[str], expected: str) -> None:
-    bad = [",".join(["1"] * fields) for fields in range(3, 63)]
-    rows = [f"{n % 9},{n}" for n in range(1000)]
-    files = [write_text(tmp_path / "a.csv", "\n".join(["customer,item", *bad, *rows, ""]))]
-    files += [write_text(tmp_path / f"b{n}.csv", text) for n, text in enumerate(others)]
-    files.append(write_text(tmp_path / "c.csv", "\n".join(["customer,item", *rows, ""])))
-    with pytest.raises(FaultyFilesError, match=expected) as caught:
-        prepare_files(tmp_path / "out", *files, on_bad_line="skip", max_bad=1)
-    assert list(caught.value.files) == [f"{tmp_path}/b{n}.csv" for n in range(len(others))]
-    for line in caught.value.details:
-        assert worded(line).startswith(f"2 other errors, the first of which is: {tmp_path}/b0.csv: ")

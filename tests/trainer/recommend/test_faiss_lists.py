@@ -9,9 +9,9 @@ import pytest
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import InputError
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.faiss_lists import VectorLists
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.top_k import rank_vectors
 
 ROWS, QUERIES, DIM = 4000, 50, 16
@@ -37,7 +37,7 @@ def build(vectors_ND: FloatArray, metric: ScoreKind) -> VectorLists:
 
 
 def exact(metric: ScoreKind, vectors_ND: FloatArray, query_QD: FloatArray, depth: int) -> tuple[IntArray, FloatArray]:
-    nothing = ItemLists(np.zeros(len(query_QD) + 1, np.int64), np.empty(0, np.int64))
+    nothing = JaggedArray.empty(len(query_QD))
     score = Score.of(metric, 1.0)
     rows_QK, scores_QK = rank_vectors(
         query_QD, score, len(vectors_ND), lambda rows_E: vectors_ND[rows_E], nothing, depth

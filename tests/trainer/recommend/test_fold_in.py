@@ -65,7 +65,7 @@ def test_vector_minimizes_the_objective(run: Path) -> None:
 
         generator = np.random.default_rng(1)
         for query in range(0, 300, 29):
-            items_N = histories.lists.items_N[slice(*histories.lists.starts_Q1[query : query + 2])]
+            items_N = histories.lists.values_N[slice(*histories.lists.starts_L1[query : query + 2])]
             least = objective(found_QD[query], items_N)
             for size in (0.01, 0.1, 1.0):
                 other_D = found_QD[query] + size * generator.standard_normal(8)

@@ -49,8 +49,8 @@ def expected(folder: Path, manifest: DatasetManifest, splits: list[str]) -> dict
 
 def as_dicts(histories: Histories) -> list[dict[int, float]]:
     lists = histories.lists
-    bounds = zip(lists.starts_Q1[:-1], lists.starts_Q1[1:], strict=True)
-    return [dict(zip(lists.items_N[a:b].tolist(), histories.weight_N[a:b].tolist(), strict=True)) for a, b in bounds]
+    bounds = zip(lists.starts_L1[:-1], lists.starts_L1[1:], strict=True)
+    return [dict(zip(lists.values_N[a:b].tolist(), histories.weight_N[a:b].tolist(), strict=True)) for a, b in bounds]
 
 
 @pytest.mark.parametrize("splits", [["train"], ["train", "test"], []])

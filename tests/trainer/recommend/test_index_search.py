@@ -10,11 +10,11 @@ from written_runs import ArrayVectors
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import VectorLists
 from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.ranker import Ranker
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
@@ -39,11 +39,9 @@ def test_ranking_of_a_query_does_not_depend_on_other_queries() -> None:
     )
     # The more exclusions, the more lists are scanned.
     excluded = [np.sort(random.choice(ROWS, size, replace=False)) for size in random.integers(0, 900, QUERIES)]
-    starts_Q1 = np.concatenate([[0], np.cumsum([len(rows_N) for rows_N in excluded])])
-    rows_QK, scores_QK = ranker.rank(query_QD, ItemLists(starts_Q1, np.concatenate(excluded)), DEPTH)
+    rows_QK, scores_QK = ranker.rank(query_QD, JaggedArray.of(excluded), DEPTH)
     for query in range(QUERIES):
-        alone = ItemLists(np.array([0, len(excluded[query])]), excluded[query])
-        [rows_K], [scores_K] = ranker.rank(query_QD[query : query + 1], alone, DEPTH)
+        [rows_K], [scores_K] = ranker.rank(query_QD[query : query + 1], JaggedArray.of([excluded[query]]), DEPTH)
         assert rows_K.tolist() == rows_QK[query].tolist()
         np.testing.assert_array_equal(scores_K, scores_QK[query])
 
@@ -69,7 +67,7 @@ def test_candidates_of_lists_that_are_not_scanned_first_are_found(metric: ScoreK
     source = EmbeddingFileVectors({"track": vectors_RD})
     model = cast(TrainedModel, SimpleNamespace(vectors=source))
     index = VectorIndex(lists, 1, np.ones(ROWS, np.bool_))
-    nothing = ItemLists(np.zeros(QUERIES + 1, np.int64), np.zeros(0, np.int64))
+    nothing = JaggedArray.empty(QUERIES)
     rows_QK, scores_QK = IndexRanker(index, model, table, score, Candidates(kept_R)).rank(query_QD, nothing, 30)
     exact_QK, exact_scores_QK = Ranker(source, table, score, Candidates(kept_R)).rank(query_QD, nothing, 30)
     assert rows_QK.tolist() == exact_QK.tolist()

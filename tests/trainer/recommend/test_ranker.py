@@ -7,10 +7,9 @@ from written_runs import ArrayVectors
 from crossfade.base.arrays import FloatArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
-from crossfade.trainer.recommend.item_lists import ItemLists
-from crossfade.trainer.recommend.metadata_table import GroupLists
 from crossfade.trainer.recommend.ranker import Ranker
 
 QUERIES, ITEMS, DIM = 30, 200, 4
@@ -31,16 +30,14 @@ class Case:
         self.groups = [np.unique(generator.integers(0, 5, generator.integers(0, 3))) for _ in range(ITEMS)]
 
     def ranker(self, max_per_group: int = 0) -> Ranker:
-        starts_R1 = np.concatenate([[0], np.cumsum([len(values) for values in self.groups])])
-        groups = GroupLists(starts_R1, np.concatenate(self.groups), tuple("abcde")) if max_per_group else None
+        groups = JaggedArray.of(self.groups) if max_per_group else None
         candidates = Candidates(self.kept_R, groups, max_per_group)
         source, table = ArrayVectors({"track": self.item_ID}), TableSpec("track", ITEMS, DIM, 0.1)
         return Ranker(source, table, self.score, candidates, self.damping_R)
 
     @property
-    def lists(self) -> ItemLists:
-        starts_Q1 = np.concatenate([[0], np.cumsum([len(items) for items in self.excluded])])
-        return ItemLists(starts_Q1, np.concatenate(self.excluded))
+    def lists(self) -> JaggedArray:
+        return JaggedArray.of(self.excluded)
 
     def scores(self, query: int) -> FloatArray:
         query_D, item_ID = self.query_QD[query], self.item_ID

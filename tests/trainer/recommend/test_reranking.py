@@ -8,11 +8,11 @@ from written_runs import ArrayVectors
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import EvaluateConfig
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.evaluation.held_out import HeldOut
 from crossfade.trainer.evaluation.ranking import evaluate
 from crossfade.trainer.model.spec import ModelSpec, Score
 from crossfade.trainer.recommend import reranking
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.options import RerankingOptions
 from crossfade.trainer.recommend.reranking import Reranking
 
@@ -84,8 +84,8 @@ def test_metrics_are_of_re_ranked_lists_without_vacant_items() -> None:
         plain_list({item: float(scores_I[item]) for item in of_query}, 0.6, 5)
         for scores_I, of_query in zip(scores_QI, items, strict=True)
     ]
-    nothing = ItemLists(np.zeros(QUERIES + 1, np.int64), np.empty(0, np.int64))
-    truth = ItemLists(np.arange(QUERIES + 1), np.array([of_query[2] for of_query in lists]))
+    nothing = JaggedArray.empty(QUERIES)
+    truth = JaggedArray(np.arange(QUERIES + 1), np.array([of_query[2] for of_query in lists]))
     held_out = HeldOut(np.arange(QUERIES), truth, nothing, item_I=np.delete(np.arange(ITEMS), vacant))
     spec, change = EvaluateConfig(k=[2, 3, 5], best_metric="ndcg@3"), reranked(popularity_damping=0.4, diversity=0.6)
     metrics = evaluate(SOURCE, model, held_out, spec, COUNTS_R, np.asarray, reranking=change)

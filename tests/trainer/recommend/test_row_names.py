@@ -34,16 +34,22 @@ def vocabularies_in(folder: Path) -> dict[str, Vocabulary]:
 @pytest.fixture(params=["scanned", "stored"])
 def names(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, RowLookup]:
     """Return the names of each entity, by both ways of finding them."""
-    vocabularies = vocabularies_in(tmp_path)
-    if request.param == "scanned":
-        return {entity: RowNames(vocabulary, entity) for entity, vocabulary in vocabularies.items()}
-    write_names(vocabularies, tmp_path / "names.sqlite", NullReporter())
-    return {entity: StoredNames(tmp_path / "names.sqlite", entity) for entity in vocabularies}
+    return {**(stored if request.param == "stored" else read)(tmp_path)}
+
+
+def stored(folder: Path) -> dict[str, StoredNames]:
+    vocabularies = vocabularies_in(folder)
+    write_names(vocabularies, folder / "names.sqlite", NullReporter())
+    return {entity: StoredNames(folder / "names.sqlite", entity) for entity in vocabularies}
+
+
+def read(folder: Path) -> dict[str, RowNames]:
+    return {entity: RowNames(vocabulary, entity) for entity, vocabulary in vocabularies_in(folder).items()}
 
 
 @pytest.fixture
 def scanned(tmp_path: Path) -> dict[str, RowNames]:
-    return {entity: RowNames(vocabulary, entity) for entity, vocabulary in vocabularies_in(tmp_path).items()}
+    return read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +98,9 @@ def test_row_is_found_by_id_or_name(names: dict[str, RowLookup], entity: str, te
     ],
 )
 def test_words_are_found_by_their_first_letters(
-    names: dict[str, RowLookup], entity: str, text: str, limit: int, rows: list[int]
+    tmp_path: Path, entity: str, text: str, limit: int, rows: list[int]
 ) -> None:
-    assert names[entity].search(text, limit) == rows
+    assert stored(tmp_path)[entity].search(text, limit) == rows
 
 
 def test_labels_are_names_or_ids_of_their_type(names: dict[str, RowLookup]) -> None:

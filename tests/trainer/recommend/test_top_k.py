@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.trainer.config.score import ScoreKind
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend import top_k
-from crossfade.trainer.recommend.item_lists import ItemLists
 from crossfade.trainer.recommend.top_k import rank_vectors
 
 DRIVER = Path(__file__).parents[2] / "support" / "drive_rankings.py"
@@ -26,15 +26,21 @@ def integers(rows: int, dim: int, seed: int) -> FloatArray:
     return np.random.default_rng(seed).integers(-2, 3, (rows, dim)).astype(np.float32)
 
 
-def lists_of(excluded_QI: BoolArray) -> ItemLists:
-    starts_Q1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(excluded_QI.sum(axis=1))])
-    return ItemLists(starts_Q1, np.nonzero(excluded_QI)[1])
+def lists_of(excluded_QI: BoolArray) -> JaggedArray:
+    return JaggedArray.of([np.flatnonzero(excluded_I) for excluded_I in excluded_QI])
 
 
 def rank(
     query_QD: FloatArray, item_ID: FloatArray, excluded_QI: BoolArray, depth: int, score: Score
 ) -> tuple[IntArray, FloatArray]:
-    return rank_vectors(query_QD, score, len(item_ID), lambda row_E: item_ID[row_E], lists_of(excluded_QI), depth)
+    return rank_vectors(
+        query_QD,
+        score,
+        len(item_ID),
+        lambda row_E: item_ID[row_E],
+        lists_of(excluded_QI),
+        depth,
+    )
 
 
 def assert_same(found: tuple[IntArray, FloatArray], expected: tuple[IntArray, FloatArray]) -> None:

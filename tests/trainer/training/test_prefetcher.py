@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from needs import LINUX
 
-from crossfade.trainer.training.loop import Prefetcher
+from crossfade.trainer.training.prefetcher import Prefetcher
 
 TIMEOUT_SECONDS = 180.0
 

@@ -39,7 +39,7 @@ def test_storage_outage_ends_the_run_which_resumes_to_the_bits_of_local_files(
             result = training.finish()
         assert result.returncode == 1
         line = result.stderr.splitlines()[-1]
-        assert line.startswith(f"crossfade: error: {uri}/train/")
+        assert line.startswith(f"crossfade: error: {uri}/")
         assert f"{proxy.endpoint} cannot be reached (NETWORK_CONNECTION)" in line
         assert "Traceback" not in result.stderr
         proxy.inject_every("throttle", 7)
