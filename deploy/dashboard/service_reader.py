@@ -104,9 +104,10 @@ class ServiceReader:
     def summarize(self, now: float) -> ServiceSummary:
         """Read what is new, and summarize the service at the Unix time ``now``."""
         self._problems = []
-        records, (served, since) = self._reader.read(), self._read_current()
+        records, current = self._reader.read(), self._read_current()
         noted = self._read_note(lambda: self._versions.forgotten, FORGOTTEN_FILE)
         failure = self._read_note(lambda: self._versions.failure, FAILURE_FILE)
+        served, since = _served(records, current)
         newest = newest_event(records)
         newest = None if newest is None or newest < 0 else newest
         age = None if newest is None else max(0.0, now - newest)
@@ -127,16 +128,16 @@ class ServiceReader:
             ],
         )
 
-    def _read_current(self) -> tuple[int, float] | tuple[None, None]:
-        """Return the version that servers follow, and since when: the file that names it is written for each."""
+    def _read_current(self) -> tuple[int, float] | None:
+        """Return the version that servers follow, and when the file that names it was written."""
         path = self.path / CURRENT_FILE
         try:
             return validate_json(CurrentRun, read_below(self.path, CURRENT_FILE)).version, path.stat().st_mtime
         except FileNotFoundError:
-            return None, None
+            return None
         except (OSError, ValueError) as error:
             self._problems.append(f"{CURRENT_FILE} cannot be read: {reason_of(error)}")
-        return None, None
+        return None
 
     def _read_note(self, read: Callable[[], _Note | None], name: str) -> _Note | None:
         """Return what ``read`` does: a note in the file ``name`` that the next attempt may delete."""
@@ -149,6 +150,17 @@ class ServiceReader:
         except OSError as error:
             self._problems.append(f"{name} cannot be read: {reason_of(error)}")
         return None
+
+
+def _served(records: list[VersionRecord], current: tuple[int, float] | None) -> tuple[int | None, float | None]:
+    """Return the version that is served, and since when: without ``current.json``, the last that was published."""
+    published = [record.number for record in records if record.status == "published"]
+    if not current and not published:
+        return None, None
+    served = current[0] if current else published[-1]
+    if current and any(record.number > served and record.status == "withdrawn" for record in records):
+        return served, current[1]  # by a rollback
+    return served, next((record.decided for record in records if record.number == served), None)
 
 
 TITLES = ("Version", "Decided", "Status", "Metric", "Events", "Files", "Before", "After", "Took")
