@@ -2,20 +2,21 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import boto3
 import pytest
 from cluster_data import write_job, write_planted
 from command_here import crossfade_here
+from cuda_stub import H100, build_cuda_stub, cuda_stub_environment
 from object_store import BUCKET, READER, ObjectStore
 from running_command import succeeded
 
 from crossfade.base.io.folder import Folder
 from crossfade.deploy.doctor import examine
 from crossfade.deploy.doctor.examine import check_mxnet, check_storage
-from crossfade.trainer.model.engines import engine
-from crossfade.trainer.model.engines.cuda_driver import DriverState, GpuInfo
 
 pytestmark = pytest.mark.slow
 
@@ -56,18 +57,19 @@ def test_mxnet_that_hangs_or_ends_the_process_is_to_be_fixed(
         assert (found.state, found.message.partition(";")[0]) == (state, problem)
 
 
-def test_gpu_without_engine_and_the_device_of_the_job_are_reported(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    h100 = GpuInfo(0, "NVIDIA H100 80GB HBM3", (9, 0), 85_028_765_696)
-    for module in (examine, engine):
-        monkeypatch.setattr(module, "find_gpus", lambda: DriverState((h100,)))
-    monkeypatch.setitem(engine._REASONS, "torch", lambda gpu: "install 'crossfade[torch]'")
-    result = crossfade_here("doctor", "job.yaml", "--json", "--set", "train.device=gpu:1", cwd=workspace)
+def test_gpu_without_engine_and_the_device_of_the_job_are_reported(workspace: Path, tmp_path: Path) -> None:
+    environment = cuda_stub_environment(build_cuda_stub(tmp_path), H100)
+    command = [sys.executable, "-m", "crossfade", "doctor", "job.yaml", "--json", "--set", "train.device=gpu:1"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=workspace)
     gpu, of_job = (finding for finding in json.loads(result.stdout) if finding["check"] == "gpu")
-    assert (result.returncode, gpu["state"], of_job["state"]) == (1, "warning", "fix")
-    assert gpu["message"] == f"{h100} cannot be used: install 'crossfade[torch]'"
-    assert of_job["message"].startswith("train.device is gpu:1, but the GPUs of this machine are gpu:0 (NVIDIA H100")
+    assert gpu["state"] == "warning"
+    assert gpu["message"].startswith("gpu:0 (NVIDIA H100 80GB HBM3, compute capability 9.0) cannot be used: ")
+    assert "pip install 'crossfade[torch]'" in gpu["message"]
+    assert (result.returncode, of_job["state"], of_job["message"].partition(":")[0]) == (
+        1,
+        "fix",
+        "train.device is gpu",
+    )
 
 
 def test_rights_on_s3_are_tried_and_no_object_stays(
