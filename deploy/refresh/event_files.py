@@ -131,14 +131,14 @@ def find_arrivals(config: ServiceConfig, versions: ServiceVersions) -> Arrivals:
     for uri, error in found.unusable.items():
         _warn_once(f"{uri}: is set aside: {str(error).rpartition(f'{uri}: ')[2]}")
     arrivals, changed = Arrivals({}, {}, list(found.unusable), [], found.unmatched), []
-    # A local file that is gone from where it was may have moved with the folder of its service; objects do not move.
-    local = [file for file in taken.values() if "://" not in file.uri]
-    moved = {(Path(file.uri).name, file.state): file for file in local if not Path(file.uri).exists()}
+    # A file that is gone from where it was may have moved with the folder of its service. The state of an object has
+    # its address, so that no object is another.
+    moved = {(Path(file.uri).name, file.state): file for file in taken.values() if not Path(file.uri).exists()}
     has_forgotten = any(not record.files for record in versions.published)
     for uri, source in found.files.items():
         with suppress(FileNotFoundError):  # it was deleted meanwhile
             file = EventFile(uri=uri, state=state_of(source), bytes=source.bytes)
-            known = taken.get(uri) or (None if "://" in uri else moved.get((Path(uri).name, file.state)))
+            known = taken.get(uri) or moved.get((Path(uri).name, file.state))
             if known is not None and known.state == file.state:
                 arrivals.set_aside.extend([uri] if known.is_faulty else [])
             elif known is not None and not known.is_faulty:

@@ -238,7 +238,7 @@ class _KeptGroups:
         self._lock = threading.Lock()
 
     def __call__(self, group: RowGroup) -> Interactions:
-        """Return the interactions of ``group``; errors are those of the reader."""
+        """Return the interactions of ``group``; raises what ``InteractionReader.read`` does."""
         place = group.file.path, group.index
         if place in self._kept:
             return self._kept[place]

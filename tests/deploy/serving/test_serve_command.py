@@ -130,11 +130,18 @@ def test_unknown_customers_get_popular_items_unless_they_are_left_out(workspace:
     known = server.get("recommend", id="c010", k=3)[1]["result"]
     body = {"ids": ["c010", "c999"], "k": 3}
     assert server.post("recommend", body)[1]["results"] == [known, fallback]
+    limits = {"where": [NOT_G0], "allow": list(range(5000, 5100)), "deny": [5001, 5002]}
+    [limited] = server.post("recommend", {"ids": ["c999"], "k": 50, **limits})[1]["results"]
+    assert [item["id"] for item in limited["items"]] == [
+        item["id"]
+        for item in recommended(workspace, "--customer", "c999", "-k", 200, "--on-unknown", "popular")
+        if item["id"] < 5100 and item["id"] not in (5001, 5002) and item["id"] % GENRES
+    ][:50]
     assert server.post("recommend", {**body, "on_unknown": "skip"})[1]["results"] == [known]
     assert server.get("recommend", id="c999", on_unknown="skip")[0] == 422, "a GET is not a batch"
     server.post("recommend", {**body, "on_unknown": "error"})
     counted = {name: server.metric(metric % name) - before[name] for name in before}
-    assert counted == {"error": 1, "skip": 1, "popular": 3}
+    assert counted == {"error": 1, "skip": 1, "popular": 4}
 
 
 def test_unknown_rows_are_named(server: RunningServer) -> None:
@@ -154,15 +161,22 @@ def test_unknown_rows_are_named(server: RunningServer) -> None:
 
 def test_invalid_requests_are_rejected(server: RunningServer) -> None:
     for route, body, status, message in (
+        ("recommend", {"ids": []}, 422, "at least 1 item"),
         ("recommend", {"ids": ["c010"], "where": [{**NOT_G0, "column": "year"}]}, 400, "are id, name, count, genre"),
         ("recommend", {"ids": ["c010"], "allow": ["none"]}, 404, "allow: none of its 1 IDs is one of track: none"),
         ("recommend", {"histories": [[{"id": "none"}]]}, 404, "none of 1 items is a track, such as none"),
+        ("recommend", {"ids": ["c010"], "count": 5}, 422, "Extra inputs are not permitted"),
         ("recommend", {"ids": ["a\nb"]}, 422, "expected one line of text, without control characters"),
+        ("recommend", b"{", 422, "JSON decode error"),
+        ("recommend", b'{"ids": [NaN]}', 422, "JSON decode error"),
         ("recommend", b'{"ids": ["c010"], "popularity_damping": 1e999}', 422, "should be a finite number"),
         ("recommend", {"ids": ["c010"] * 3, "k": 1000, "diversity": 0.1}, 422, "at most 2,000,000, which is 3,000,000"),
+        ("recommend", {"histories": [[{"id": 5001}]] * 3, "k": 1000, "diversity": 0.1}, 422, "at most 2,000,000"),
+        ("recommend", b'{"ids": [1e999]}', 422, "should be a valid integer"),
         ("recommend", b'{"ids": ["\\ud800"]}', 422, "JSON decode error"),
         ("recommend", b'{"ids": [' + b"1" * 5000 + b"]}", 422, "JSON decode error"),
         ("recommend", b"[" * 100_000, 422, "recursion limit"),
+        ("recommend", {"ids": ["c010"], "where": [NOT_G0] * 9}, 422, "at most 8 items"),
         ("recommend", {"ids": ["c010"], "where": [{**NOT_G0, "value": 5}]}, 400, "Could not convert string"),
         ("recommend", {"ids": ["c010"], "exclude": ["train"]}, 400, "expected all splits, train valid test, or none"),
         ("similar", {"ids": ["c010"], "entity": "customer"}, 400, "neighbors of 'customer' are not served"),

@@ -202,13 +202,17 @@ def test_partition_prefetches_exactly_one_shuffle_block(
     assert list(slices) == []
 
 
-def test_row_groups_are_read_once_if_they_fit(tmp_path: Path, ten_groups: CountingReader) -> None:
+@pytest.mark.parametrize(("kept_bytes", "rows_read"), [(10 * 400, 200), (2 * 400, 200 + 8 * 20), (399, 400)])
+def test_row_groups_that_fit_are_read_once(
+    tmp_path: Path, ten_groups: CountingReader, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, rows_read: int
+) -> None:
+    monkeypatch.setattr("crossfade.trainer.data.schedule.MAX_KEPT_BYTES", kept_bytes)
     schedule = two_partitions(ten_groups, tmp_path)
-    first, second = (list(schedule.slices(epoch, 0, 0, 1)) for epoch in (0, 1))
-    assert ten_groups.rows == 200
-    read = [np.concatenate([part.interactions.item_N for part in epoch]) for epoch in (first, second)]
-    assert np.array_equal(*map(np.sort, read))
-    assert not np.array_equal(*read)
+    epochs = [[part.interactions.item_N for part in schedule.slices(epoch, 0, 0, 1)] for epoch in (0, 1)]
+    assert ten_groups.rows == rows_read
+    first_N, second_N = map(np.concatenate, epochs)
+    assert np.array_equal(np.sort(first_N), np.sort(second_N))
+    assert not np.array_equal(first_N, second_N)
 
 
 def test_interrupt_does_not_wait_for_pending_reads(tmp_path: Path, ten_groups: CountingReader) -> None:

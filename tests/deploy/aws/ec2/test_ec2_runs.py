@@ -96,7 +96,8 @@ def objects(object_store: ObjectStore, prefix: str) -> dict[str, bytes]:
 
 
 def has_trained(machine: Machine) -> bool:
-    """Return whether the run of this first host has taken a step."""
+    """Return whether the run of this first host has taken a step; fail once the host is off."""
+    assert not machine.is_off, machine.console
     return any(record["event"] == "step" for record in records(machine.folder / "run"))
 
 
@@ -147,7 +148,7 @@ def test_ctrl_c_writes_a_checkpoint_and_deletes_all_resources(
     thread.start()
     result = submit_here(workspace, variables)
     thread.join()
-    assert result.returncode == 130, (result.stderr, machines.of("head").console)
+    assert result.returncode == 130, f"{result.stderr}\n{machines.of('head').console}"
     assert "stopped by SIGTERM after step" in result.stdout, "the last lines of its log"
     [group] = aws.client("logs").describe_log_groups(logGroupNamePrefix=stack.LOG_GROUP)["logGroups"]
     assert group["retentionInDays"] == 90
