@@ -20,12 +20,16 @@ _PREFIX = "/latest/meta-data/"
 
 
 class Metadata:
-    """The metadata of one instance: ``values`` by their names below latest/meta-data/."""
+    """The metadata of one instance: ``values`` by their names below latest/meta-data/.
+
+    The first request of each program for credentials fails, as at a service that is overloaded.
+    """
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self.tokens: set[str] = set()
         self.endpoint = ""
+        self._known_programs: set[str] = set()
 
     @property
     def variables(self) -> dict[str, str]:
@@ -42,7 +46,10 @@ class Metadata:
             return Response(token)
         if request.headers.get("X-aws-ec2-metadata-token") not in self.tokens:
             return Response(status=401)
-        name = request.path.removeprefix(_PREFIX)
+        name, program = request.path.removeprefix(_PREFIX), request.user_agent.string
+        if name.startswith("iam/") and program not in self._known_programs:
+            self._known_programs.add(program)
+            return Response(status=503)
         value = self.values.get(name.rstrip("/")) if request.path.startswith(_PREFIX) else None
         return Response("not here", 404) if value is None else Response(value)
 
