@@ -117,3 +117,10 @@ def test_only_the_first_worker_holds_a_spectral_start(wide: Path) -> None:
         name: [part.bytes for part in plan.parts if part.what == "spectral start"] for name, plan in planned.items()
     }
     assert held == {"train": [], "worker-0": [24 * 100_000 + 16 * (64 + 16) * 20_000], "worker-1": []}
+
+
+def test_each_worker_may_keep_all_interactions_of_a_small_dataset(wide: Path) -> None:
+    planned = processes(wide, "cluster.workers=2")
+    for worker in ("worker-0", "worker-1"):
+        [kept] = [part.bytes for part in planned[worker].parts if part.what == "interactions kept for the next epochs"]
+        assert kept == 100_000 * (8 + 8 + 4), "a row of each table, and a weight"
