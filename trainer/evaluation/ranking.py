@@ -78,11 +78,11 @@ from crossfade.trainer.embeddings.query_vectors import query_vectors
 from crossfade.trainer.evaluation.exact_sums import AllReduceFunction, ExactSums, sum_over_workers
 from crossfade.trainer.evaluation.held_out import HeldOut, load_held_out
 from crossfade.trainer.evaluation.list_metrics import QUERY_METRICS, hit_metrics, mean_over_ranks, shown_at
-from crossfade.trainer.model.spec import ModelSpec
+from crossfade.trainer.model.spec import ModelSpec, Score
 from crossfade.trainer.model.towers import load_latest_histories
 from crossfade.trainer.recommend.options import RerankingOptions
 from crossfade.trainer.recommend.reranking import Reranking
-from crossfade.trainer.recommend.top_k import QUERY_BLOCK, rank_among, rank_items, rank_vectors
+from crossfade.trainer.recommend.top_k import QUERY_BLOCK, rank_items, rank_vectors
 from crossfade.trainer.runs.job_inputs import load_inputs, open_inputs, open_lineage
 from crossfade.trainer.runs.shown_metrics import error_of
 
@@ -140,7 +140,7 @@ def evaluate(
 
     Args:
         source: vectors of both sides.
-        model: defines the score.
+        model: defines the score, with ``reranking`` without the temperature, as of recommendations.
         held_out: this worker's queries.
         spec: the depths.
         counts_N: the items' counts in train, int64 (items,).
@@ -208,11 +208,12 @@ def evaluate_embeddings(
         queries = job.evaluate.queries_of(split)
         held_out = load_held_out(lineage, split, job.evaluate, among.rank, among.workers, latest, queries)
         counts_N = lineage.counts(manifest.item)
-    source, change = EmbeddingFiles(embeddings), None
-    if (term := read_term(source, model.item.rows)) is not None:
-        model = replace(model, score=term.added_to(model.score, resolved(job.model.temperature)))
+    source, change, temperature = EmbeddingFiles(embeddings), None, resolved(job.model.temperature)
     if reranking is not None and reranking.is_reranked:
-        change = Reranking.of(reranking, job, term)
+        change, temperature = Reranking.of(reranking, job), 1.0
+        model = replace(model, score=Score.of(job.model.score, temperature))
+    if (term := read_term(source, model.item.rows)) is not None:
+        model = replace(model, score=term.added_to(model.score, temperature))
     return evaluate(source, model, held_out, job.evaluate, counts_N, among.all_reduce, observers, change)
 
 
@@ -233,26 +234,27 @@ def _rank(
     """Rank the items of the catalog for each query of ``chunk``."""
     if reranking is not None:
         return _rerank(source, model, chunk, depth, reranking, counts_N)
-    if chunk.item_I is None:
-        return rank_items(source, model, chunk.queries_Q, chunk.excluded, depth, chunk.context, chunk.histories)[0]
     return _rank_among(source, model, chunk, depth, chunk.item_I)
 
 
-def _rank_among(source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int, item_I: IntArray) -> IntArray:
-    return rank_among(source, model, chunk.queries_Q, chunk.excluded, depth, item_I, chunk.context, chunk.histories)
+def _rank_among(
+    source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int, item_I: IntArray | None
+) -> IntArray:
+    asked = chunk.queries_Q, chunk.excluded, depth, chunk.context, chunk.histories
+    return rank_items(source, model, *asked, item_I)[0]
 
 
 def _rerank(
     source: VectorSource, model: ModelSpec, chunk: HeldOut, depth: int, reranking: Reranking, counts_N: IntArray
 ) -> IntArray:
-    """Rank the same, by scores without the temperature as recommendations are, and re-rank."""
+    """Rank the same, and re-rank."""
     penalty_N = reranking.damping(counts_N)
     if chunk.item_I is not None:
         penalty_N[np.delete(np.arange(len(penalty_N)), chunk.item_I)] = np.inf
     query_QD = query_vectors(source, model, chunk.queries_Q, chunk.context, chunk.histories)
     vectors, candidates = partial(source.vectors, model.item.name), reranking.options.depth(depth)
-    best = rank_vectors(query_QD, reranking.score, len(penalty_N), vectors, chunk.excluded, candidates, penalty_N)
-    return reranking.choose(*best, depth, source, model.item)[0]
+    best = rank_vectors(query_QD, model.score, len(penalty_N), vectors, chunk.excluded, candidates, penalty_N)
+    return reranking.choose(*best, depth, source, model.item)[0] if reranking.options.chooses else best[0]
 
 
 class QuerySums:

@@ -31,8 +31,6 @@ from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.embeddings.files import VectorSource
-from crossfade.trainer.embeddings.popularity import PopularityTerm
-from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.options import RerankingOptions
 from crossfade.trainer.recommend.top_k import unit_rows
 
@@ -46,19 +44,16 @@ class Reranking:
 
     Attributes:
         options: say how.
-        score: the model's, without its temperature.
-        temperature: that of the model's loss.
+        temperature: the temperature of the model's loss.
     """
 
     options: RerankingOptions
-    score: Score
     temperature: float
 
     @classmethod
-    def of(cls, options: RerankingOptions, job: JobConfig, term: PopularityTerm | None = None) -> Reranking:
-        """Return what ``options`` ask for, of the model that ``job`` has trained, with its popularity ``term``."""
-        score = Score.of(job.model.score, 1.0)
-        return cls(options, score if term is None else term.added_to(score, 1.0), resolved(job.model.temperature))
+    def of(cls, options: RerankingOptions, job: JobConfig) -> Reranking:
+        """Return what ``options`` ask for, of the model that ``job`` has trained."""
+        return cls(options, resolved(job.model.temperature))
 
     def damping(self, counts_R: IntArray) -> FloatArray:
         """Return α·T·log(1 + c) of items with ``counts_R`` interactions in train, float32 (R,)."""
@@ -91,12 +86,10 @@ class Reranking:
             step = max(1, _MAX_VALUES // (candidates * table.dim))
         for first in range(0, queries, step):
             part = slice(first, first + step)
-            place_QC, unit_ED = rows_QC[part], np.empty((0, table.dim), np.float32)
-            if self.options.diversity:
-                row_E = np.unique(place_QC[place_QC >= 0])
-                unit_ED = unit_rows(source.vectors(table.name, row_E))
-                place_QC = np.where(place_QC >= 0, np.searchsorted(row_E, place_QC), -1)
-            _choose(np.ascontiguousarray(place_QC), scores_QC[part], unit_ED, weights, chosen_QK[part])
+            row_E = np.unique(rows_QC[part][rows_QC[part] >= 0])
+            unit_ED = unit_rows(source.vectors(table.name, row_E))
+            place_QC = np.where(rows_QC[part] >= 0, np.searchsorted(row_E, rows_QC[part]), -1)
+            _choose(place_QC, scores_QC[part], unit_ED, weights, chosen_QK[part])
         rows_QK = np.where(chosen_QK >= 0, np.take_along_axis(rows_QC, chosen_QK, axis=1), -1)
         scores_QK = np.where(chosen_QK >= 0, np.take_along_axis(scores_QC, chosen_QK, axis=1), np.float32(-np.inf))
         return rows_QK, scores_QK
@@ -123,11 +116,10 @@ def _choose_for_chunk(begin, end, place_QC, scores_QC, unit_ED, weights, chosen_
             if chosen < 0:
                 continue
             is_left_C[chosen] = False
-            if redundancy > 0.0:
-                for c in range(place_QC.shape[1]):
-                    if is_left_C[c]:
-                        cosine = exact_dot(unit_ED[place_QC[q, chosen]], unit_ED[place_QC[q, c]])
-                        nearest_C[c] = max(nearest_C[c], cosine)
+            for c in range(place_QC.shape[1]):
+                if is_left_C[c]:
+                    cosine = exact_dot(unit_ED[place_QC[q, chosen]], unit_ED[place_QC[q, c]])
+                    nearest_C[c] = max(nearest_C[c], cosine)
 
 
 @njit(cache=True, nogil=True)
@@ -137,7 +129,7 @@ def _choose(place_QC, scores_QC, unit_ED, weights, chosen_QK):  # type: ignore[n
     Args:
         place_QC: candidates of each query, as places in ``unit_ED``, padded with -1.
         scores_QC: their scores.
-        unit_ED: vectors of length 1, or 0; not read without a weight of cosines.
+        unit_ED: vectors of length 1, or 0.
         weights: of the score, and of the largest cosine with a candidate chosen before.
         chosen_QK: is filled.
     """

@@ -13,7 +13,7 @@ Shapes: Q queries, K ranks, E items of a block, T queries of a tile, C candidate
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -57,25 +57,6 @@ def unit_rows(vectors_ND: FloatArray) -> FloatArray:
     return scaled
 
 
-def rank_among(
-    source: VectorSource,
-    model: ModelSpec,
-    queries_Q: IntArray,
-    excluded: JaggedArray,
-    depth: int,
-    item_I: IntArray,
-    context: Mapping[str, IntArray] | None = None,
-    histories: MomentHistories | None = None,
-) -> IntArray:
-    """Return the ``depth`` best of the items ``item_I`` (int64, sorted) for each query: rows as ``rank_items``."""
-    ranked_I = np.zeros(model.item.rows, np.bool_)
-    ranked_I[item_I] = True
-    kept = excluded.filter_values(ranked_I)
-    places = JaggedArray(kept.starts_L1, np.searchsorted(item_I, kept.values_N))
-    best_QK, _ = _rank(source, model, queries_Q, places, depth, item_I, context, histories)
-    return np.where(best_QK >= 0, item_I[best_QK], -1)
-
-
 def rank_items(
     source: VectorSource,
     model: ModelSpec,
@@ -84,35 +65,25 @@ def rank_items(
     depth: int,
     context: Mapping[str, IntArray] | None = None,
     histories: MomentHistories | None = None,
+    item_I: IntArray | None = None,
 ) -> tuple[IntArray, FloatArray]:
     """Return the ``depth`` best items of each query, best first: rows int64 (Q, K) and scores float32 (Q, K).
 
-    Queries with fewer items are padded with row -1 and score -inf. Scores omit terms that are the same for all items of
-    a query (with euclidean scores, its squared norm). ``context`` and ``histories`` are as ``query_vectors`` takes
-    them.
+    Only the items ``item_I`` (int64, sorted) are ranked; None: all. Queries with fewer items are padded with row -1 and
+    score -inf. Scores omit terms that are the same for all items of a query (with euclidean scores, its squared norm).
+    ``context`` and ``histories`` are as ``query_vectors`` takes them.
     """
-    return _rank(source, model, queries_Q, excluded, depth, None, context, histories)
-
-
-def _rank(
-    source: VectorSource,
-    model: ModelSpec,
-    queries_Q: IntArray,
-    excluded: JaggedArray,
-    depth: int,
-    item_I: IntArray | None,
-    context: Mapping[str, IntArray] | None,
-    histories: MomentHistories | None,
-) -> tuple[IntArray, FloatArray]:
-    """Rank the items ``item_I``, None: all; ``excluded`` and the result are places in ``item_I``."""
-
-    def vectors(place_E: IntArray) -> FloatArray:
-        return source.vectors(model.item.name, place_E if item_I is None else item_I[place_E])
-
-    items = model.item.rows if item_I is None else len(item_I)
-    score = model.score if item_I is None else model.score.of_items(item_I)
     query_QD = query_vectors(source, model, queries_Q, context or {}, histories)
-    return rank_vectors(query_QD, score, items, vectors, excluded, depth)
+    vectors = partial(source.vectors, model.item.name)
+    if item_I is None:
+        return rank_vectors(query_QD, model.score, model.item.rows, vectors, excluded, depth)
+    ranked_I = np.zeros(model.item.rows, np.bool_)
+    ranked_I[item_I] = True
+    kept = excluded.filter_values(ranked_I)
+    places = JaggedArray(kept.starts_L1, np.searchsorted(item_I, kept.values_N))
+    score, chosen = model.score.of_items(item_I), lambda place_E: vectors(item_I[place_E])
+    best_QK, score_QK = rank_vectors(query_QD, score, len(item_I), chosen, places, depth)
+    return np.where(best_QK >= 0, item_I[best_QK], -1), score_QK
 
 
 def rank_vectors(
@@ -169,42 +140,29 @@ def rank_blocks(
     query_QD = np.ascontiguousarray(unit_rows(query_QD) if score.normalized else query_QD, np.float32)
     length_Q = np.sqrt(squared_lengths(query_QD))
     tiles = range(0, len(query_QD), QUERY_BLOCK)
-    with _Threads(min(get_num_threads(), len(tiles))) as threads:
+    threads = min(get_num_threads(), len(tiles))
+
+    def decode(starts: Iterator[int]) -> None:
+        for start in starts:
+            tile = slice(start, start + QUERY_BLOCK)
+            keys_QK[tile].sort(axis=1)  # by numpy: its sort takes numba seconds to compile
+            decode_keys(keys_QK[tile], best_item_QK[tile], best_score_QK[tile])
+
+    with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="ranking") as pool:
+
+        def share(work: Callable[[Iterator[int]], None]) -> None:
+            """Call ``work`` in each thread, with the same iterator of tiles; to start one for a single tile is slow."""
+            left = iter(tiles)
+            if threads > 1:
+                for done in [pool.submit(work, left) for _ in range(threads)]:
+                    done.result()
+            else:
+                work(left)
+
         for block in blocks:
-            threads.share(tiles, partial(block.rank, query_QD, block.errors(length_Q), excluded, keys_QK))
-
-        def decode(starts: Iterator[int]) -> None:
-            for start in starts:
-                tile = slice(start, start + QUERY_BLOCK)
-                keys_QK[tile].sort(axis=1)  # by numpy: its sort takes numba seconds to compile
-                decode_keys(keys_QK[tile], best_item_QK[tile], best_score_QK[tile])
-
-        threads.share(tiles, decode)
+            share(partial(block.rank, query_QD, block.errors(length_Q), excluded, keys_QK))
+        share(decode)
     return best_item_QK, best_score_QK
-
-
-class _Threads:
-    """Threads that share tiles of queries. The calling thread ranks a single tile: starting others takes longer."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="ranking") if count > 1 else None
-
-    def __enter__(self) -> _Threads:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def share(self, tiles: Sequence[int], work: Callable[[Iterator[int]], None]) -> None:
-        """Call ``work`` in each thread; each has its own buffers, and takes the next tile from the same iterator."""
-        left = iter(tiles)
-        if self._pool is None:
-            work(left)
-            return
-        for done in [self._pool.submit(work, left) for _ in range(self._count)]:
-            done.result()
 
 
 class Block:

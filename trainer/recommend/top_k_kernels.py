@@ -103,30 +103,10 @@ def _lowest_bit(_context: Any, mask: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-@intrinsic
-def _score_bits(_context: Any, score: Any) -> Any:
-    """Return the bits of a float32."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.zext(builder.bitcast(arguments[0], ir.IntType(32)), ir.IntType(64))
-
-    return types.uint64(types.float32), generate
-
-
-@intrinsic
-def _score_of_bits(_context: Any, bits: Any) -> Any:
-    """Return the float32 of the lower 32 bits."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(builder.trunc(arguments[0], ir.IntType(32)), ir.FloatType())
-
-    return types.float32(types.uint64), generate
-
-
 @njit(cache=True, inline="always")
 def _key(score, place):  # type: ignore[no-untyped-def]
     # Adding 0 turns -0 into 0, which it equals. Negative numbers order by their bits from high to low.
-    bits = _score_bits(score + np.float32(0.0))
+    bits = np.uint64(np.float32(score + np.float32(0.0)).view(np.uint32))
     bits ^= _LOW_HALF if bits & _SIGN else _SIGN
     return (bits << _HALF) | (_LOW_HALF - np.uint64(place))
 
@@ -134,7 +114,7 @@ def _key(score, place):  # type: ignore[no-untyped-def]
 @njit(cache=True, inline="always")
 def _score(key):  # type: ignore[no-untyped-def]
     bits = key >> _HALF
-    return _score_of_bits(bits ^ (_SIGN if bits & _SIGN else _LOW_HALF))
+    return np.uint32(bits ^ (_SIGN if bits & _SIGN else _LOW_HALF)).view(np.float32)
 
 
 @inner_kernel()

@@ -27,7 +27,7 @@ UNIT_ID = TABLES[ITEM] / np.linalg.norm(TABLES[ITEM], axis=1, keepdims=True)
 
 
 def reranked(**options: float) -> Reranking:
-    return Reranking(RerankingOptions.of(**options), Score.of("dot", 1.0), TEMPERATURE)
+    return Reranking(RerankingOptions.of(**options), TEMPERATURE)
 
 
 def best() -> tuple[IntArray, FloatArray]:
@@ -75,7 +75,7 @@ def test_lists_are_those_of_maximal_marginal_relevance(diversity: float, monkeyp
 
 def test_metrics_are_of_re_ranked_lists_without_vacant_items() -> None:
     vacant = [3, 17]
-    model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TABLE, Score.of("dot", TEMPERATURE))
+    model = ModelSpec(TableSpec(QUERY, QUERIES, DIM, 0.1), TABLE, Score.of("dot", 1.0))
     scores_QI = TABLES[QUERY].astype(float) @ TABLES[ITEM].T.astype(float)
     scores_QI -= 0.4 * TEMPERATURE * np.log(1 + COUNTS_R)
     scores_QI[:, vacant] = -np.inf
