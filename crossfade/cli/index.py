@@ -11,7 +11,7 @@ from crossfade.trainer.recommend.options import IndexOptions
 from crossfade.trainer.runs.options import ModelSource
 
 if TYPE_CHECKING:
-    from crossfade.trainer.recommend.index_folder import IndexCard
+    from crossfade.trainer.recommend.vector_index import IndexCard
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def run(options: IndexCommand) -> int:
 
 
 def _print(card: IndexCard, out: str) -> None:
-    from crossfade.trainer.recommend.index_folder import INDEX_FILE
+    from crossfade.trainer.recommend.vector_index import INDEX_FILE
 
     measured, size = card.measured, card.files[INDEX_FILE].bytes
     print_line(f"{card.rows:,} of {card.entity} x {card.dim} by {card.metric}: {out}")

@@ -3,8 +3,8 @@
     card = build_index(model, IndexOptions(out="indexes/lastfm"), NullReporter())
     card.probes, card.measured.recall_at_100
 
-Vectors are read twice: a sample for k-means, and the length of the longest; then all, which are added to the index as
-they are read. The number of lists that a search scans is the smallest power of 2 that reaches the requested recall.
+A sample of the vectors finds the lists by k-means; then all are added to the index as they are read. The number of
+lists that a search scans is the smallest power of 2 that reaches the requested recall.
 
 Shapes: N rows, Q queries, K ranks, R rows of the entity, D columns.
 """
@@ -27,25 +27,21 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.embeddings.files import GROUP_ROWS, staged_export
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
-from crossfade.trainer.recommend.faiss_lists import (
-    SAMPLES_PER_LIST,
-    VectorLists,
-    load_faiss,
-    num_lists,
-)
-from crossfade.trainer.recommend.index_folder import (
+from crossfade.trainer.recommend.faiss_lists import SAMPLES_PER_LIST, VectorLists, load_faiss, num_lists
+from crossfade.trainer.recommend.options import IndexOptions
+from crossfade.trainer.recommend.ranker import Ranker
+from crossfade.trainer.recommend.trained_model import TrainedModel
+from crossfade.trainer.recommend.vector_index import (
     CARD_FILE,
     INDEX_FILE,
+    MEASURED_DEPTH,
     IndexCard,
     IndexedModel,
     IndexMeasurements,
     check_free,
     vectors_crc32,
+    without_excluded,
 )
-from crossfade.trainer.recommend.index_search import MEASURED_DEPTH, without_excluded
-from crossfade.trainer.recommend.options import IndexOptions
-from crossfade.trainer.recommend.ranker import Ranker
-from crossfade.trainer.recommend.trained_model import TrainedModel
 
 _MEASURED_QUERIES = 1000
 _SEED = 0
@@ -111,19 +107,15 @@ def _blocks(
 def _find_lists(
     model: TrainedModel, table: TableSpec, indexed_R: BoolArray, metric: ScoreKind, reporter: ProgressReporter
 ) -> VectorLists:
-    """Find the lists, by a random sample, and the length of the longest vector."""
-    rows_N = np.flatnonzero(indexed_R)
-    count = min(len(rows_N), SAMPLES_PER_LIST * num_lists(len(rows_N)))
-    sampled_R = np.zeros(table.rows, np.bool_)
-    sampled_R[np.random.default_rng(_SEED).choice(rows_N, count, replace=False)] = True
-    sample_ND, longest, filled = np.empty((count, table.dim), np.float32), 0.0, 0
-    for block_N, vectors_ND in _blocks(model, table, indexed_R, reporter):
-        chosen_ND = vectors_ND[sampled_R[block_N]]
-        sample_ND[filled : filled + len(chosen_ND)] = chosen_ND
-        filled += len(chosen_ND)
-        longest = max(longest, float(np.sqrt(np.square(vectors_ND).sum(axis=1).max(initial=0))))
+    """Find the lists, by a random sample and, of dot products, the length of the longest vector."""
+    rows_N, longest = np.flatnonzero(indexed_R), 0.0
+    if metric == "dot":
+        for _, vectors_ND in _blocks(model, table, indexed_R, reporter):
+            longest = max(longest, float(np.sqrt(np.square(vectors_ND).sum(axis=1).max(initial=0))))
     reporter.phase("find lists", None, "row")
-    return VectorLists.train(sample_ND, len(rows_N), metric, longest)
+    count = min(len(rows_N), SAMPLES_PER_LIST * num_lists(len(rows_N)))
+    sample_N = np.sort(np.random.default_rng(_SEED).choice(rows_N, count, replace=False))
+    return VectorLists.train(model.vectors.vectors(table.name, sample_N), len(rows_N), metric, longest)
 
 
 def _measure(

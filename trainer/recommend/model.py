@@ -41,7 +41,6 @@ from crossfade.trainer.recommend.candidates import (
 from crossfade.trainer.recommend.context import average_context, find_context
 from crossfade.trainer.recommend.fold_in import FoldIn, HistoryMeans, new_query_vectors
 from crossfade.trainer.recommend.history import Histories, load_histories, make_sequences
-from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex, open_index
 from crossfade.trainer.recommend.options import (
     FilterOptions,
     RankingOptions,
@@ -52,6 +51,7 @@ from crossfade.trainer.recommend.ranker import CountVectors, Ranker
 from crossfade.trainer.recommend.reranking import Reranking
 from crossfade.trainer.recommend.row_names import RowLabel, RowLookup, RowNames, UnknownRowError, untrained
 from crossfade.trainer.recommend.trained_model import OpenModel, TrainedModel
+from crossfade.trainer.recommend.vector_index import IndexRanker, VectorIndex, open_index
 from crossfade.trainer.runs.options import ModelSource
 
 _QUICK_VALUES, _LEAST_DIM = 1 << 19, 32
@@ -456,7 +456,7 @@ class Model:
                 return Ranker(source, table, score, candidates, damping_R)
         index = self.files.index(entity, searched_by, options)
         if index is not None:
-            return IndexRanker(index, self.trained, table, score, candidates)
+            return IndexRanker(index, source, table, score, candidates)
         return Ranker(source, table, score, candidates, keep_vectors=keep_vectors)
 
     def candidates(self, entity: str, options: FilterOptions) -> Candidates:

@@ -21,11 +21,11 @@ from crossfade.trainer.data.reporter import ProgressReporter
 from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.history import Histories, map_histories
-from crossfade.trainer.recommend.index_search import VectorIndex, open_built_index
 from crossfade.trainer.recommend.model import Model
 from crossfade.trainer.recommend.options import FilterOptions, RankingOptions, RecommendOptions
 from crossfade.trainer.recommend.row_names import RowLookup
 from crossfade.trainer.recommend.trained_model import TrainedModel
+from crossfade.trainer.recommend.vector_index import VectorIndex, open_built_index
 from crossfade.trainer.serving.names import StoredNames
 from crossfade.trainer.serving.served_metadata import ServedMetadata
 from crossfade.trainer.serving.version_folder import (

@@ -1,8 +1,5 @@
 """Rankings by an index: a query's ranking is its own, whatever the others exclude."""
 
-from types import SimpleNamespace
-from typing import cast
-
 import numpy as np
 import pytest
 from written_runs import ArrayVectors
@@ -14,9 +11,8 @@ from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.model.spec import Score
 from crossfade.trainer.recommend.candidates import Candidates
 from crossfade.trainer.recommend.faiss_lists import VectorLists
-from crossfade.trainer.recommend.index_search import IndexRanker, VectorIndex
 from crossfade.trainer.recommend.ranker import Ranker
-from crossfade.trainer.recommend.trained_model import TrainedModel
+from crossfade.trainer.recommend.vector_index import IndexRanker, VectorIndex
 
 pytestmark = pytest.mark.slow
 
@@ -29,10 +25,9 @@ def test_ranking_of_a_query_does_not_depend_on_other_queries() -> None:
     lists = VectorLists.train(vectors_RD, ROWS, "cosine", 1.0)
     lists.add(np.arange(ROWS), vectors_RD)
     kept_R = np.ones(ROWS, np.bool_)
-    model = cast(TrainedModel, SimpleNamespace(vectors=ArrayVectors({"track": vectors_RD})))
     ranker = IndexRanker(
         VectorIndex(lists, 2, kept_R),
-        model,
+        ArrayVectors({"track": vectors_RD}),
         TableSpec("track", ROWS, DIM, 0.1),
         Score.of("cosine", 1.0),
         Candidates(kept_R),
@@ -65,10 +60,9 @@ def test_candidates_of_lists_that_are_not_scanned_first_are_found(metric: ScoreK
     kept_R[random.choice(ROWS, 30, replace=False)] = True
     table, score = TableSpec("track", ROWS, DIM, 0.1), Score.of(metric, 1.0)
     source = EmbeddingFileVectors({"track": vectors_RD})
-    model = cast(TrainedModel, SimpleNamespace(vectors=source))
     index = VectorIndex(lists, 1, np.ones(ROWS, np.bool_))
     nothing = JaggedArray.empty(QUERIES)
-    rows_QK, scores_QK = IndexRanker(index, model, table, score, Candidates(kept_R)).rank(query_QD, nothing, 30)
+    rows_QK, scores_QK = IndexRanker(index, source, table, score, Candidates(kept_R)).rank(query_QD, nothing, 30)
     exact_QK, exact_scores_QK = Ranker(source, table, score, Candidates(kept_R)).rank(query_QD, nothing, 30)
     assert rows_QK.tolist() == exact_QK.tolist()
     np.testing.assert_allclose(scores_QK, exact_scores_QK, rtol=1e-5, atol=1e-5)
