@@ -28,7 +28,6 @@ from crossfade.base.errors import InputError
 from crossfade.trainer.config.sections import resolved
 from crossfade.trainer.model.spec import HistorySpec
 from crossfade.trainer.model.towers import mean_of_histories
-from crossfade.trainer.recommend.context import average_context
 from crossfade.trainer.recommend.history import Histories
 from crossfade.trainer.recommend.top_k import unit_rows
 from crossfade.trainer.recommend.trained_model import TrainedModel
@@ -66,9 +65,12 @@ class FoldIn:
             )
         item_I = np.sort(generator.choice(trained_I, min(_SAMPLED_ITEMS, len(trained_I)), replace=False))
         query_Q = np.sort(generator.choice(trained_Q, min(_SAMPLED_QUERIES, len(trained_Q)), replace=False))
-        query_QD = model.vectors.vectors(query.name, query_Q) + average_context(model)
-        self._prior = _Prior.of(self._scored(query_QD))
-        self._items = _SampledItems.of(model, item_I, self._vectors(item.name, item_I), len(trained_I))
+        query_QD = model.vectors.vectors(query.name, query_Q) + model.average_context()
+        self._mean_D, self._precision_DD = _normal_distribution(self._scored(query_QD))
+        self._row_I, self._vector_ID = item_I, self._vectors(item.name, item_I)
+        self._log_share = float(np.log(len(trained_I) / len(item_I)))
+        temperature = resolved(model.job.model.temperature)
+        self._scale, self._norm_scale = model.score.dot_scale / temperature, model.score.norm_scale / temperature
 
     def _vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         return self._scored(self._model.vectors.vectors(entity, rows_N))
@@ -86,63 +88,31 @@ class FoldIn:
         lists = histories.lists
         known_N, place_N = np.unique(lists.values_N, return_inverse=True)
         known_ND = self._vectors(self._model.spec.item.name, known_N)
-        query_QD = np.tile(self._prior.mean_D, (len(lists.starts_L1) - 1, 1))
+        query_QD = np.tile(self._mean_D, (len(lists.starts_L1) - 1, 1))
         for query in range(len(query_QD)):
             part = slice(*lists.starts_L1[query : query + 2])
             liked_N = histories.weight_N[part] > 0
             if liked_N.any():
                 row_N, weight_N = lists.values_N[part][liked_N], histories.weight_N[part][liked_N]
-                likelihood = self._items.likelihood(row_N, known_ND[place_N[part][liked_N]], weight_N)
-                query_QD[query] = _minimize(likelihood, self._prior)
+                likelihood = self._likelihood(row_N, known_ND[place_N[part][liked_N]], weight_N)
+                query_QD[query] = _minimize(likelihood, self._mean_D, self._precision_DD)
         return query_QD.astype(np.float32)
 
-
-@dataclass(frozen=True)
-class _Prior:
-    """A normal distribution of vectors: its mean, and the inverse of its covariance."""
-
-    mean_D: FloatArray
-    precision_DD: FloatArray
-
-    @staticmethod
-    def of(vector_ND: FloatArray) -> _Prior:
-        covariance_DD = np.atleast_2d(np.cov(vector_ND, rowvar=False))
-        ridge = _RIDGE * np.trace(covariance_DD) / len(covariance_DD)
-        return _Prior(vector_ND.mean(axis=0), np.linalg.inv(covariance_DD + ridge * np.eye(len(covariance_DD))))
-
-
-@dataclass(frozen=True)
-class _SampledItems:
-    """Items that a history is contrasted with.
-
-    Attributes:
-        row_I: their rows, sorted.
-        vector_ID: their vectors.
-        log_share: the log of how many items each stands for.
-        scale: factor of the dot product in a score that is divided by the temperature.
-        norm_scale: factor of the item's squared norm, which is subtracted.
-    """
-
-    row_I: IntArray
-    vector_ID: FloatArray
-    log_share: float
-    scale: float
-    norm_scale: float
-
-    @staticmethod
-    def of(model: TrainedModel, row_I: IntArray, vector_ID: FloatArray, items: int) -> _SampledItems:
-        temperature = resolved(model.job.model.temperature)
-        scale, norm_scale = model.score.dot_scale / temperature, model.score.norm_scale / temperature
-        return _SampledItems(row_I, vector_ID, float(np.log(items / len(row_I))), scale, norm_scale)
-
-    def likelihood(self, row_N: IntArray, vector_ND: FloatArray, weight_N: FloatArray) -> _Likelihood:
+    def _likelihood(self, row_N: IntArray, vector_ND: FloatArray, weight_N: FloatArray) -> _Likelihood:
         """Return the likelihood of a history of the items ``row_N``."""
-        others_I = ~np.isin(self.row_I, row_N, assume_unique=True)
-        vector_ID = np.concatenate([vector_ND, self.vector_ID[others_I]])
-        bias_I = -self.norm_scale * np.square(vector_ID).sum(axis=1)
-        bias_I[len(row_N) :] += self.log_share
+        others_I = ~np.isin(self._row_I, row_N, assume_unique=True)
+        vector_ID = np.concatenate([vector_ND, self._vector_ID[others_I]])
+        bias_I = -self._norm_scale * np.square(vector_ID).sum(axis=1)
+        bias_I[len(row_N) :] += self._log_share
         total = float(weight_N.sum())
-        return _Likelihood(vector_ID, bias_I, self.scale, weight_N @ vector_ND / total, total)
+        return _Likelihood(vector_ID, bias_I, self._scale, weight_N @ vector_ND / total, total)
+
+
+def _normal_distribution(vector_ND: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the mean of vectors (D,), and the inverse of their covariance (D, D)."""
+    covariance_DD = np.atleast_2d(np.cov(vector_ND, rowvar=False))
+    ridge = _RIDGE * np.trace(covariance_DD) / len(covariance_DD)
+    return vector_ND.mean(axis=0), np.linalg.inv(covariance_DD + ridge * np.eye(len(covariance_DD)))
 
 
 @dataclass(frozen=True)
@@ -180,19 +150,19 @@ class _Likelihood:
         return gradient_D, self.weight * self.scale**2 * covariance_DD
 
 
-def _minimize(likelihood: _Likelihood, prior: _Prior) -> FloatArray:
-    """Return the maximum a posteriori estimate by Newton's method, from the prior's mean on."""
+def _minimize(likelihood: _Likelihood, mean_D: FloatArray, precision_DD: FloatArray) -> FloatArray:
+    """Return the maximum a posteriori estimate by Newton's method, from the mean of the prior on."""
 
     def objective(query_D: FloatArray) -> float:
-        difference_D = query_D - prior.mean_D
-        return likelihood.value(query_D) + 0.5 * float(difference_D @ prior.precision_DD @ difference_D)
+        difference_D = query_D - mean_D
+        return likelihood.value(query_D) + 0.5 * float(difference_D @ precision_DD @ difference_D)
 
-    query_D = prior.mean_D
+    query_D = mean_D
     value = objective(query_D)
     for _ in range(_MAX_STEPS):
         gradient_D, hessian_DD = likelihood.derivatives(query_D)
-        gradient_D += prior.precision_DD @ (query_D - prior.mean_D)
-        step_D = np.linalg.solve(hessian_DD + prior.precision_DD, gradient_D)
+        gradient_D += precision_DD @ (query_D - mean_D)
+        step_D = np.linalg.solve(hessian_DD + precision_DD, gradient_D)
         while (lower := objective(query_D - step_D)) > value and np.abs(step_D).max() > _TOLERANCE:
             step_D /= 2
         if lower > value:
@@ -209,7 +179,7 @@ class HistoryMeans:
     def __init__(self, model: TrainedModel, spec: HistorySpec) -> None:
         """Use the vectors of the items of ``model``, which histories share by ``spec``."""
         self._model, self._spec = model, spec
-        self._average_context_D = average_context(model)
+        self._average_context_D = model.average_context()
 
     def vectors(self, histories: Histories) -> FloatArray:
         """Return the vectors of ``histories``, float32 (Q, D), of their last items."""

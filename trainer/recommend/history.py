@@ -79,12 +79,18 @@ def make_histories(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, qu
     return Histories(JaggedArray(starts_Q1, pair_N % items), total_N.astype(np.float32))
 
 
-def make_sequences(query_N: IntArray, item_N: IntArray, weight_N: FloatArray, queries: int, items: int) -> Histories:
-    """Build the same from interactions in their order, by query, the oldest first; the order is kept."""
+def new_histories(items: Sequence[IntArray], weights: Sequence[FloatArray], rows: int) -> Histories:
+    """Build histories, and their sequences, from the items of each query, the oldest first, and their weights.
+
+    ``rows`` is the number of all items.
+    """
+    query_N = np.repeat(np.arange(len(items)), [len(item_N) for item_N in items])
+    item_N = np.concatenate([np.empty(0, np.int64), *items])
+    weight_N = np.concatenate([np.empty(0, np.float32), *weights])
     liked_N = weight_N > 0
-    count_Q = np.bincount(query_N[liked_N], minlength=queries)
+    count_Q = np.bincount(query_N[liked_N], minlength=len(items))
     sequences = HistoryWindows(item_N[liked_N], np.cumsum(count_Q) - count_Q, count_Q)
-    return replace(make_histories(query_N, item_N, weight_N, queries, items), sequences=sequences)
+    return replace(make_histories(query_N, item_N, weight_N, len(items), rows), sequences=sequences)
 
 
 def load_histories(

@@ -40,6 +40,7 @@ from crossfade.trainer.prepare.database import (
     default_memory_bytes,
     exact_path,
     execute,
+    execute_on,
     first_line,
     identifier,
     literal,
@@ -224,18 +225,15 @@ class MetadataTable:
             if count_R is not None:
                 count_N = count_R[part.column("row").to_numpy()]
                 piece = part.set_column(columns.index(COUNT), COUNT, pa.array(count_N))
-            self._connection.register("piece", piece)
             how = f"INSERT INTO {table}" if number else f"CREATE TABLE {table} AS"
-            execute(self._connection, f"{how} SELECT * FROM piece WHERE id IS NOT NULL")
-            self._connection.unregister("piece")
+            execute_on(self._connection, piece, f"{how} SELECT * FROM part WHERE id IS NOT NULL")
 
     def _add_feature(self, name: str) -> None:
         self._add_vocabulary(name, "feature_values")
         execute(self._connection, "CREATE TABLE pairs (row BIGINT, value BIGINT)")
         for _, row_N, value_N in iter_pairs(self._data, self._manifest, self._entity, name):
-            self._connection.register("piece", pa.table({"row": row_N, "value": value_N}))
-            execute(self._connection, "INSERT INTO pairs SELECT * FROM piece")
-            self._connection.unregister("piece")
+            piece = pa.table({"row": row_N, "value": value_N})
+            execute_on(self._connection, piece, "INSERT INTO pairs SELECT * FROM part")
         label = "coalesce(f.name, f.id::VARCHAR)" if self._manifest.entities[name].has_names else "f.id"
         execute(
             self._connection,

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import InputError, Option
+from crossfade.base.errors import InputError, Option, OptionError
 from crossfade.base.options import alternatives
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.jagged_array import JaggedArray
@@ -38,9 +38,8 @@ from crossfade.trainer.recommend.candidates import (
     filter_rows,
     listed_rows,
 )
-from crossfade.trainer.recommend.context import average_context, find_context
 from crossfade.trainer.recommend.fold_in import FoldIn, HistoryMeans, new_query_vectors
-from crossfade.trainer.recommend.history import Histories, load_histories, make_sequences
+from crossfade.trainer.recommend.history import Histories, load_histories, new_histories
 from crossfade.trainer.recommend.options import (
     FilterOptions,
     RankingOptions,
@@ -109,15 +108,12 @@ class RunFiles:
     def __init__(self, trained: TrainedModel) -> None:
         """Read what belongs to ``trained``."""
         self._trained = trained
-        self._names: dict[str, RowNames] = {}
         self._kept: dict[tuple[frozenset[str], bool], Histories] = {}
         self._last: tuple[object, Histories] | None = None
 
     def names(self, entity: str) -> RowLookup:
         """Return the IDs and names of ``entity``, in its vocabulary."""
-        if entity not in self._names:
-            self._names[entity] = RowNames(self._trained.vocabulary(entity), entity)
-        return self._names[entity]
+        return RowNames(self._trained.vocabulary(entity), entity)
 
     def histories(self, rows_Q: IntArray, splits: Sequence[SplitName], reporter: ProgressReporter) -> Histories:
         """Return the histories of ``rows_Q``; a model that is kept reads those of all queries once, if they fit."""
@@ -143,22 +139,6 @@ class RunFiles:
     def index(self, entity: str, metric: ScoreKind, options: RankingOptions) -> VectorIndex | None:
         """Return the index that ``options`` name."""
         return None if options.index is None else open_index(Path(options.index), self._trained, entity, metric)
-
-
-@dataclass(frozen=True)
-class _Key:
-    """What a ranker depends on; ``entity`` and ``metric`` select vectors, their score and their index.
-
-    Without ``popularity_damping``, it is not one of recommendations.
-    """
-
-    entity: str
-    metric: Metric
-    where: str | None
-    metadata: str | None
-    max_per: tuple[str, int] | None
-    popularity_damping: float | None
-    index: str | None
 
 
 @dataclass(frozen=True)
@@ -205,11 +185,12 @@ class Model:
         self.query, self.item = trained.spec.query.name, trained.spec.item.name
         self.tables = {table.name: table for table in trained.spec.vectors}
         self.score: ScoreKind = trained.job.model.score
-        self._trained_rows: dict[str, BoolArray] = {}
-        self._rankers: OrderedDict[_Key, Ranker] = OrderedDict()
+        self.trained_rows = cache(trained.trained_rows)
+        """Returns which rows of an entity have an ID and a trained vector, bool (R,)."""
+        self._rankers: OrderedDict[Hashable, Ranker] = OrderedDict()
         # Requests are answered in the event loop and in another thread.
         self._rankers_lock = threading.Lock()
-        self._average_contexts: dict[frozenset[str], FloatArray] = {}
+        self._average_context = cache(trained.average_context)
 
     def prepare(self) -> None:
         """Read what the first answers need, so that they are quick."""
@@ -228,12 +209,6 @@ class Model:
         if name is not None and name not in self.tables:
             raise UnknownRowError(f"there is no entity '{name}'; expected {' or '.join(self.tables)}")
         return name or self.item
-
-    def trained_rows(self, entity: str) -> BoolArray:
-        """Return which rows of ``entity`` have an ID and a trained vector, bool (R,)."""
-        if entity not in self._trained_rows:
-            self._trained_rows[entity] = self.trained.trained_rows(entity)
-        return self._trained_rows[entity]
 
     def find_each(self, entity: str, texts: Sequence[str]) -> list[FoundRow]:
         """Find the row of each of ``texts``, IDs or names; errors are part of the answer."""
@@ -290,10 +265,7 @@ class Model:
 
     def make_histories(self, items: Sequence[IntArray], weights: Sequence[FloatArray]) -> Histories:
         """Build the histories of new queries from the items of each, the oldest first, and their weights."""
-        query_N = np.repeat(np.arange(len(items)), [len(item_N) for item_N in items])
-        item_N = np.concatenate([np.empty(0, np.int64), *items])
-        weight_N = np.concatenate([np.empty(0, np.float32), *weights])
-        return make_sequences(query_N, item_N, weight_N, len(items), self.tables[self.item].rows)
+        return new_histories(items, weights, self.tables[self.item].rows)
 
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Return the vectors of ``rows_N``, in any order, float32 (N, D)."""
@@ -382,17 +354,26 @@ class Model:
 
     def query_vectors(self, rows_Q: IntArray, options: RecommendOptions) -> FloatArray:
         """Return the vectors of ``rows_Q`` in the context of ``options``, and the average of other context."""
-        find = partial(self.find, trained=False)
-        given = find_context(self.trained, dict(options.context), find) if options.context else {}
+        given = self._find_context(options.context)
         tables = self.trained.spec.context if given else ()
         context = {table.name: np.full(len(rows_Q), given.get(table.name, -1)) for table in tables}
         query_QD = query_vectors(self.trained.vectors, self.trained.spec, rows_Q, context)
         return np.asarray(query_QD + self._average_context(frozenset(given)), np.float32)
 
-    def _average_context(self, given: frozenset[str]) -> FloatArray:
-        if given not in self._average_contexts:
-            self._average_contexts[given] = average_context(self.trained, given)
-        return self._average_contexts[given]
+    def _find_context(self, context: Sequence[tuple[str, str]]) -> dict[str, int]:
+        """Return the row of the value, an ID or name, of each entity in ``context``."""
+        known = [table.name for table in self.trained.spec.context]
+        rows = {}
+        for entity, text in context:
+            if entity not in known:
+                found = f"its context is {', '.join(known)}" if known else "its queries have no context"
+                problem = f"{self.trained.uri} has no context '{entity}'; {found}"
+                raise OptionError("context", found=f"{entity}={text}", problem=problem)
+            try:
+                rows[entity] = int(self.find(entity, [text], trained=False)[0])
+            except InputError as error:
+                raise OptionError("context", found=f"{entity}={text}", problem=str(error)) from None
+        return rows
 
     @cached_property
     def _new_queries(self) -> FoldIn | HistoryMeans:
@@ -432,19 +413,17 @@ class Model:
             if ranker is not None:
                 self._rankers.move_to_end(key)
                 return ranker
-        # One ranker for each entity and metric keeps vectors; clients may request any number of others.
-        keep_vectors = key.where is None and key.max_per is None and not key.popularity_damping
-        ranker = self._new_ranker(entity, metric, options, keep_vectors=keep_vectors)
+        ranker = self._new_ranker(entity, metric, options)
         with self._rankers_lock:
             self._rankers[key] = ranker
             while len(self._rankers) > _MAX_RANKERS:
                 self._rankers.popitem(last=False)
         return ranker
 
-    def _new_ranker(
-        self, entity: str, metric: Metric, options: RankingOptions, *, keep_vectors: bool = False
-    ) -> Ranker:
+    def _new_ranker(self, entity: str, metric: Metric, options: RankingOptions) -> Ranker:
         candidates, table, source = self.candidates(entity, options), self.tables[entity], self.trained.vectors
+        # One ranker for each entity and metric keeps vectors; clients may request any number of others.
+        keep_vectors = not (options.where or options.max_per or options.allow or options.deny)
         if metric == "popularity":
             counts, table = CountVectors(self.trained.counts(entity)), replace(table, dim=1)
             return Ranker(counts, table, Score.of("dot", 1.0), candidates, keep_vectors=keep_vectors)
@@ -487,6 +466,7 @@ def open_model(source: ModelSource, log: Log, *, keep: bool = False) -> OpenMode
     return OpenModel(source, log, lambda trained: Model(trained, log=log), keep=keep)
 
 
-def _key(entity: str, metric: Metric, options: RankingOptions) -> _Key:
+def _key(entity: str, metric: Metric, options: RankingOptions) -> Hashable:
+    """Return what a ranker depends on; without a popularity damping, it is not one of recommendations."""
     damping = options.popularity_damping if isinstance(options, RecommendOptions) else None
-    return _Key(entity, metric, options.where, options.metadata, options.max_per, damping, options.index)
+    return entity, metric, options.where, options.metadata, options.max_per, damping, options.index

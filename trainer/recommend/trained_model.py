@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -169,6 +169,29 @@ class TrainedModel:
             trained_R = vocabulary.total_counts() > 0
         trained_R[self.manifest.entities[entity].vacant_rows] = False
         return trained_R
+
+    def average_context(self, given: Collection[str] = ()) -> FloatArray:
+        """Return what the context entities that are not ``given`` add to a query on average over train: float32 (D,).
+
+        Where events have context, a query's vector is trained as one term of a sum. Alone, it lacks what all contexts
+        have in common: a model of plays and likes leaves part of the popularity of items to their two vectors. An event
+        without a value adds nothing, so the sum over values is divided by all interactions of positive weight.
+
+        Raises:
+            CheckpointError: the checkpoint is corrupt or cannot be read.
+            InputError: the dataset cannot be read.
+        """
+        average_D = np.zeros(self.spec.query.dim)
+        for table in self.spec.context:
+            if table.name not in given:
+                counts_R = self.vocabulary(table.name).counts()
+                for start in range(0, table.rows, GROUP_ROWS):
+                    row_N = np.arange(start, min(start + GROUP_ROWS, table.rows))
+                    vectors_ND = self.vectors.vectors(table.name, row_N).astype(np.float64)
+                    average_D += (counts_R[row_N, None] * vectors_ND).sum(axis=0)
+        if average_D.any():
+            average_D /= self.vocabulary(self.spec.item.name).counts().sum()
+        return average_D.astype(np.float32)
 
 
 class CheckpointVectors:
