@@ -93,8 +93,7 @@ def _choose_rows(model: TrainedModel, options: MapOptions) -> IntArray:
 
 
 def _labels(model: TrainedModel, options: MapOptions, color: str, rows_N: IntArray, neighbor_NK: IntArray) -> Labels:
-    item = model.spec.item.name
-    with open_metadata(model.data, model.manifest, item, options.metadata, {color}, model.counts) as table:
+    with open_metadata(model, model.spec.item.name, options.metadata, {color}) as table:
         groups, names = table.groups(color)
     return choose_labels(groups.take(rows_N), names, neighbor_NK, options.colors)
 

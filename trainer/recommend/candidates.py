@@ -6,23 +6,20 @@
 
 A condition is an SQL expression of DuckDB over the columns that ``metadata_table.py`` lists.
 
-Shapes: R rows of the entity, P places in a subset, K ranks, N rows or elements of lists, D columns.
+Shapes: R rows of the entity.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from crossfade.base.arrays import BoolArray, IntArray
-from crossfade.base.errors import Option, format_names
+from crossfade.base.arrays import BoolArray
 from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.recommend.options import FilterOptions
-from crossfade.trainer.recommend.row_names import RowLookup, UnknownRowError
 from crossfade.trainer.recommend.trained_model import TrainedModel
 
 Filters = TypeVar("Filters", bound=FilterOptions)
@@ -75,22 +72,9 @@ def filter_rows(model: TrainedModel, entity: str, options: FilterOptions) -> Can
         columns, file = set(re.findall(r"\w+", options.where or "")), options.metadata
         if limit is not None:
             columns.add(limit[0])
-        with open_metadata(model.data, model.manifest, entity, file, columns, model.counts) as table:
+        with open_metadata(model, entity, file, columns) as table:
             if options.where is not None:
                 kept_R &= table.rows_where(options.where)
             if limit is not None:
                 groups = table.groups(limit[0])[0]
     return Candidates(kept_R, groups, limit[1] if limit else 0)
-
-
-def listed_rows(names: RowLookup, entity: str, ids: Sequence[str]) -> IntArray:
-    """Return the rows of the allowed ``ids``, sorted; IDs without a row have no effect.
-
-    Raises:
-        UnknownRowError: none has a row.
-    """
-    rows_N, missing = names.rows_of(ids)
-    if not len(rows_N):
-        examples = format_names(missing[:3])
-        raise UnknownRowError(Option("allow"), f": none of its {len(missing)} IDs is one of {entity}: {examples}")
-    return rows_N

@@ -1,9 +1,9 @@
 # ruff: noqa: S608  (what is put into SQL is quoted by `identifier`)
 """The metadata of an entity's rows in DuckDB, for conditions and groups.
 
-    with open_metadata(data, manifest, "track", "songs.csv", {"year"}, model.counts) as table:
+    with open_metadata(model, "track", "songs.csv", {"year"}) as table:
         kept_R = table.rows_where("year > 1990")
-    write_metadata(data, manifest, "track", None, count_R, Path("metadata.duckdb"))     # to be opened more than once
+    write_metadata(model, "track", None, Path("metadata.duckdb"))               # to be opened more than once
 
 Its columns:
 
@@ -20,7 +20,7 @@ Shapes: R rows, N values of all groups.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,6 +50,7 @@ from crossfade.trainer.prepare.fetch import fetch_files
 from crossfade.trainer.prepare.input_files import RawFile, find_files
 from crossfade.trainer.prepare.parquet_columns import check_expansion
 from crossfade.trainer.prepare.raw_files import column_names, read_errors
+from crossfade.trainer.recommend.trained_model import TrainedModel
 
 COUNT = "count"
 _READERS = {
@@ -63,16 +64,9 @@ _READERS = {
 
 @contextmanager
 def open_metadata(
-    data: Folder,
-    manifest: DatasetManifest,
-    entity: str,
-    file: str | None,
-    columns: Collection[str],
-    counts: Callable[[str], IntArray],
+    model: TrainedModel, entity: str, file: str | None, columns: Collection[str]
 ) -> Iterator[MetadataTable]:
-    """Load the columns of ``entity`` from the dataset and ``file``; of the features, only those in ``columns``.
-
-    ``counts`` returns the interactions of each row in train, which is called if "count" is in ``columns``.
+    """Load the columns of ``entity`` from the dataset and ``file``; of features and counts, only those in ``columns``.
 
     Raises:
         InputError: the metadata file or the dataset cannot be read.
@@ -81,19 +75,14 @@ def open_metadata(
         temporary_folder("metadata") as work,
         working_database(work, _memory_bytes(), None) as connection,
     ):
-        table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
-        uses_count = COUNT in map(str.lower, columns)
-        table.load(file, columns, work, counts(entity) if uses_count else None)
+        table = MetadataTable(connection, model.data, model.manifest, entity, has_file=file is not None)
+        table.load(file, columns, work, model.counts(entity) if COUNT in map(str.lower, columns) else None)
         table.lock()
         yield table
 
 
-def write_metadata(
-    data: Folder, manifest: DatasetManifest, entity: str, file: str | None, count_R: IntArray, path: Path
-) -> None:
+def write_metadata(model: TrainedModel, entity: str, file: str | None, path: Path) -> None:
     """Write all columns of ``entity`` from the dataset and ``file`` to the DuckDB database ``path``.
-
-    ``count_R`` are the interactions of each row in train.
 
     Raises:
         InputError: the metadata file or the dataset cannot be read.
@@ -103,8 +92,8 @@ def write_metadata(
         tempfile.TemporaryDirectory(prefix="metadata-", dir=path.parent) as work,
         working_database(Path(work), _memory_bytes(), None, advice) as connection,
     ):
-        table = MetadataTable(connection, data, manifest, entity, has_file=file is not None)
-        table.load(file, manifest.features_of(entity), Path(work), count_R)
+        table = MetadataTable(connection, model.data, model.manifest, entity, has_file=file is not None)
+        table.load(file, model.manifest.features_of(entity), Path(work), model.counts(entity))
         execute(connection, f"ATTACH {literal(str(path))} AS written")
         execute(connection, "CREATE TABLE written.items AS SELECT * FROM items ORDER BY row")
         execute(connection, "DETACH written")

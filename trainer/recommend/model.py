@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
-from crossfade.base.errors import InputError, Option, OptionError
+from crossfade.base.errors import InputError, Option, OptionError, format_names
 from crossfade.base.options import alternatives
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.jagged_array import JaggedArray
@@ -33,19 +33,10 @@ from crossfade.trainer.data.split_names import ALL_SPLITS, SplitName
 from crossfade.trainer.embeddings.checkpoint_source import Log
 from crossfade.trainer.embeddings.query_vectors import query_vectors, vectors_of_rows
 from crossfade.trainer.model.spec import Score
-from crossfade.trainer.recommend.candidates import (
-    Candidates,
-    filter_rows,
-    listed_rows,
-)
+from crossfade.trainer.recommend.candidates import Candidates, filter_rows
 from crossfade.trainer.recommend.fold_in import FoldIn, HistoryMeans, new_query_vectors
 from crossfade.trainer.recommend.history import Histories, load_histories, new_histories
-from crossfade.trainer.recommend.options import (
-    FilterOptions,
-    RankingOptions,
-    RecommendOptions,
-    SimilarOptions,
-)
+from crossfade.trainer.recommend.options import FilterOptions, RankingOptions, RecommendOptions, SimilarOptions
 from crossfade.trainer.recommend.ranker import CountVectors, Ranker
 from crossfade.trainer.recommend.reranking import Reranking
 from crossfade.trainer.recommend.row_names import RowLabel, RowLookup, RowNames, UnknownRowError, untrained
@@ -443,6 +434,7 @@ class Model:
 
         Raises:
             InputError: a filter is invalid, or the condition leaves no row.
+            UnknownRowError: none of the allowed IDs has a row; others without one have no effect.
         """
         candidates = self.files.candidates(entity, options)
         kept_R = candidates.kept_R & self.trained_rows(entity)
@@ -452,7 +444,11 @@ class Model:
             )
         names = self.files.names(entity)
         if options.allow:
-            kept_R &= np.isin(np.arange(len(kept_R)), listed_rows(names, entity, options.allow))
+            allow_N, unknown = names.rows_of(options.allow)
+            if not len(allow_N):
+                none = f": none of its {len(unknown)} IDs is one of {entity}: {format_names(unknown[:3])}"
+                raise UnknownRowError(Option("allow"), none)
+            kept_R &= np.isin(np.arange(len(kept_R)), allow_N)
         if options.deny:
             deny_N, unknown = names.rows_of(options.deny)
             kept_R[deny_N] = False

@@ -115,18 +115,9 @@ class RankingOptions(FilterOptions):
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
         if self.metadata is not None and self.where is None and self.max_per is None:
-            raise OptionError(
-                "metadata",
-                found=self.metadata,
-                problem=(
-                    "has no effect without ",
-                    Option("where"),
-                    " or ",
-                    Option("max_per"),
-                    ", which name its columns",
-                ),
-                fix="leave it out",
-            )
+            which = (Option("where"), " or ", Option("max_per"), ", which name its columns")
+            problem = ("has no effect without ", *which)
+            raise OptionError("metadata", found=self.metadata, problem=problem, fix="leave it out")
         return self
 
 
@@ -229,19 +220,11 @@ class RecommendOptions(RerankingOptions, RankingOptions):
             OptionError: there is a context, or something else than an error for unknown queries.
         """
         if self.on_unknown != "error":
-            raise OptionError(
-                "on_unknown",
-                found=self.on_unknown,
-                problem="is for customers by ID, and a history has none",
-                fix="leave it out",
-            )
+            problem = "is for customers by ID, and a history has none"
+            raise OptionError("on_unknown", found=self.on_unknown, problem=problem, fix="leave it out")
         if self.context:
-            raise OptionError(
-                "context",
-                found="=".join(self.context[0]),
-                problem="is added to trained vectors, which histories do not have",
-                fix="leave it out",
-            )
+            problem = "is added to trained vectors, which histories do not have"
+            raise OptionError("context", found="=".join(self.context[0]), problem=problem, fix="leave it out")
 
 
 class RecommendToOptions(ListFiles, RecommendOptions, ModelSource):

@@ -29,10 +29,6 @@ _NAMESAKES = 5
 """Rows of the same name that are listed."""
 
 
-def _plain(values: Any) -> Any:
-    return values
-
-
 def _without_accents(values: Any) -> Any:
     """Return texts without accents and case."""
     return pc.utf8_lower(pc.replace_substring_regex(pc.utf8_normalize(values, form="NFKD"), r"\pM+", ""))
@@ -109,7 +105,7 @@ class RowNames:
         Names are compared without regard to case and accents, but a name that differs only in case is preferred.
         ``log`` gets a line for each name that several rows have.
         """
-        found = self._find("id", texts, _plain, only_first=True)
+        found = self._find("id", texts)
         for fold in (pc.utf8_lower, _without_accents):
             named = self._find("name", [text for text in texts if text not in found], fold)
             if log is not None:
@@ -125,7 +121,7 @@ class RowNames:
 
     def rows_of(self, ids: Sequence[str]) -> tuple[IntArray, list[str]]:
         """Return the rows of ``ids``, sorted int64 (N,), and the IDs that have none."""
-        by_id = self._find("id", ids, _plain, only_first=True)
+        by_id = self._find("id", ids)
         missing = [text for text in ids if text not in by_id]
         return np.unique(np.fromiter((row for row, *_ in by_id.values()), np.int64, len(by_id))), missing
 
@@ -137,11 +133,11 @@ class RowNames:
         names = table.column("name").to_pylist() if "name" in table.column_names else [None] * len(ids)
         return {int(row): RowLabel(*label) for row, *label in zip(rows_N, ids, names, strict=True)}
 
-    def _find(self, column: str, texts: Sequence[str], fold: Fold, *, only_first: bool = False) -> dict[str, list[int]]:
+    def _find(self, column: str, texts: Sequence[str], fold: Fold = lambda values: values) -> dict[str, list[int]]:
         """Return the rows of each text in ``column``, of those that occur, as ``fold`` compares them."""
         if column not in self._vocabulary.columns or not texts:
             return {}
-        if only_first and isinstance(self._vocabulary, KeptVocabulary):
+        if column == "id" and isinstance(self._vocabulary, KeptVocabulary):
             by_id = self._vocabulary.rows_by_id
             return {text: [by_id[text]] for text in texts if text in by_id}
         wanted = fold(pa.array(texts, pa.string())).to_pylist()
@@ -154,7 +150,7 @@ class RowNames:
             wanted_rows = rows.filter(is_wanted).to_pylist()
             for row, value in zip(wanted_rows, values.filter(is_wanted).to_pylist(), strict=True):
                 found.setdefault(value, []).append(row)
-            if only_first and len(found) == len(distinct):
+            if column == "id" and len(found) == len(distinct):  # an ID has one row
                 break
         return {text: found[value] for text, value in zip(texts, wanted, strict=True) if value in found}
 

@@ -212,31 +212,24 @@ class CheckpointVectors:
         self._copies: dict[str, FloatArray] = {}
         self._next_row: dict[str, int] = {}
 
-    def _prepare(self, entity: str) -> None:
-        """Copy the tables of the features of ``entity`` and of its histories, before its first use."""
-        of, history = self._towers.of(entity), self._towers.history_table(entity)
-        for table in [*(of.tower.features if of else ()), *([history] if history else [])]:
-            if table.name not in self._copies:
-                self._copies[table.name] = self._copy(table)
-
-    def _copy(self, table: TableSpec) -> FloatArray:
-        with tempfile.TemporaryFile(dir=self._scratch) as file:
-            copy = np.memmap(file, dtype=np.float32, mode="w+", shape=(table.rows, table.dim))
-        for start in range(0, table.rows, GROUP_ROWS):
-            stop = min(start + GROUP_ROWS, table.rows)
-            copy[start:stop] = self._checkpoint.weights(table.name, start, stop)
-        return copy
-
     def vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
         """Return the vectors of ``rows_N``, int64, sorted and unique: float32 (N, D).
 
         Raises:
             CheckpointError: a file is corrupt or unreadable.
         """
-        self._prepare(entity)
         return self._towers.add_history(entity, rows_N, self._row_vectors, self._copied)
 
     def _copied(self, table: str, rows_N: IntArray) -> FloatArray:
+        """Return rows of ``table``, in any order, from the copy that the first use makes."""
+        if table not in self._copies:
+            rows, dim = self._checkpoint.rows(table), self._checkpoint.weights(table, 0, 0).shape[1]
+            with tempfile.TemporaryFile(dir=self._scratch) as file:
+                copy = np.memmap(file, dtype=np.float32, mode="w+", shape=(rows, dim))
+            for start in range(0, rows, GROUP_ROWS):
+                stop = min(start + GROUP_ROWS, rows)
+                copy[start:stop] = self._checkpoint.weights(table, start, stop)
+            self._copies[table] = copy
         return np.asarray(self._copies[table][rows_N])
 
     def _row_vectors(self, entity: str, rows_N: IntArray) -> FloatArray:
@@ -244,7 +237,7 @@ class CheckpointVectors:
         if of is None:
             return self._towers.dense.apply(entity, self._weights(entity, rows_N))
         inputs = of.inputs(rows_N)
-        block = {name: self._copies[name][bag.values.rows_A] for name, bag in inputs.bags.items()}
+        block = {name: self._copied(name, bag.values.rows_A) for name, bag in inputs.bags.items()}
         if of.tower.id_table is not None:
             block[entity] = self._weights(entity, rows_N)[inputs.uses_id_A]
         return self._towers.vectors_of(entity, inputs, block)

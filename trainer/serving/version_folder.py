@@ -127,7 +127,7 @@ def write_version(
         StorageUnavailableError: storage does not answer.
     """
     folder.mkdir(parents=True)
-    data = _copy_dataset(model, folder / DATA, reporter)
+    _copy_dataset(model, folder / DATA, reporter)
     (folder / JOB_FILE).write_text(model.job.to_yaml(), encoding="utf-8")
     (folder / VECTORS).mkdir()
     for table in model.spec.vectors:
@@ -143,7 +143,7 @@ def write_version(
         model.popularity.save(Folder(folder))
     local = open_copy(folder, model.uri, model.fingerprint)
     write_names({table.name: local.vocabulary(table.name) for table in model.spec.vectors}, folder / NAMES, reporter)
-    write_metadata(data, local.manifest, item.name, options.metadata, local.counts(item.name), folder / METADATA)
+    write_metadata(local, item.name, options.metadata, folder / METADATA)
     metrics = _build_indexes(local, options, folder, reporter)
     card = VersionCard(
         model=model.uri,
@@ -211,7 +211,7 @@ class MappedVectors:
         return vectors_ND
 
 
-def _copy_dataset(model: TrainedModel, folder: Path, reporter: ProgressReporter) -> Folder:
+def _copy_dataset(model: TrainedModel, folder: Path, reporter: ProgressReporter) -> None:
     """Copy the dataset without its interactions; reading the copy detects files that are corrupt."""
     files = dataset_files(model.manifest)
     reporter.phase("vocabularies", sum(file.bytes for file in files), "B")
@@ -225,7 +225,6 @@ def _copy_dataset(model: TrainedModel, folder: Path, reporter: ProgressReporter)
             _copy_bytes(source, copy, uri, reporter)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE_NAME).write_bytes(manifest_bytes(model.data))
-    return Folder(folder)
 
 
 def dataset_files(manifest: DatasetManifest) -> list[DataFile]:
