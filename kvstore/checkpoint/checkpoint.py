@@ -11,7 +11,8 @@
     checkpoint.load([TableShard("customer", table_rows, number=2, num_shards=6, arrays={"weights": weights_ND})])
 
 Files are named by shard, not by server: row r of a table is in shard r mod P, so a checkpoint loads into any other
-number of shards. The manifest has checksums of the parts and these of their files, so any change is detected.
+number of shards. The manifest has checksums of the parts and these of their files, so any change is detected. How a
+checkpoint becomes complete, and what a crash leaves, is in ``kvstore/checkpoint/lifecycle.py``.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 
 Queries are ordered by a hash of their row, context, and moment, with a fixed seed, and the first are taken. So a
 smaller sample is a part of a larger one, and has the same queries whatever the job, the seed of training, the epoch,
-and the number of workers: two evaluations are compared query by query.
+and the number of workers: two evaluations are compared query by query. ``trainer/config/auto_values.py`` chooses how
+many.
 
 Shapes: N interactions, Q queries, K columns of what identifies a query.
 """
