@@ -2,8 +2,8 @@
 
 MXNet's stock server unpickles whatever the network sends. This one takes JSON commands that a worker of the job
 has signed (``signatures.py``), ignores all others, and updates rows in place in the store's own memory with the
-kernels of ``kvstore/optimizers.py``. An error in a command or an update ends the process at once: MXNet would swallow it, and
-workers would assume that the step was applied.
+kernels of ``kvstore/optimizers.py``. An error in a command or an update ends the process at once: MXNet would swallow
+it, and workers would assume that the step was applied.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ class TableLayout:
 
     def split(self, rows_A: IntArray) -> Iterator[KeyRows]:
         """Split a request of sorted, unique rows by key. Every key is yielded, even one without rows."""
-        from crossfade.kvstore.shard_grouping import group_by_shard  # imports numba, which only processes that move rows need
+        # It imports numba, which only processes that move rows need.
+        from crossfade.kvstore.shard_grouping import group_by_shard
 
         order_A, positions_A, starts_P = group_by_shard(rows_A, self.num_shards)
         for key, (begin, end) in zip(self.key_numbers, pairwise(starts_P), strict=True):

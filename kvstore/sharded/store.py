@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from crossfade.base.arrays import FloatArray, IntArray
 from crossfade.base.errors import CheckpointError, StoreError
 from crossfade.kvstore.checkpoint.format import shard_rows
-from crossfade.kvstore.shard_grouping import group_by_shard
 from crossfade.kvstore.local import LocalStore
 from crossfade.kvstore.optimizer_spec import OptimizerSpec
 from crossfade.kvstore.optimizers import check_convergence
+from crossfade.kvstore.shard_grouping import group_by_shard
 from crossfade.kvstore.sharded.kernels import (
     OwnGradients,
     SentGradients,
