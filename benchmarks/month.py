@@ -77,7 +77,7 @@ def _recent_places(
 
 
 class MeasuredService:
-    """A service that takes events when it is told to refresh.
+    """A service whose versions are made one by one, and timed.
 
     Attributes:
         costs: processor seconds of each version.

@@ -22,7 +22,8 @@ from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories
 from crossfade.trainer.model.dense import DenseLayers
 from crossfade.trainer.model.spec import HistorySpec, LayerSpec, ModelSpec, Score, TowerSpec
-from crossfade.trainer.model.towers import TowerFeatures, Towers
+from crossfade.trainer.model.tower_inputs import TowerFeatures
+from crossfade.trainer.model.towers import Towers
 
 DIM = 3
 ROWS = {"customer": 9, "track": 7, "artist": 4, "tag": 5, "country": 2, "hour": 4, "device": 3}

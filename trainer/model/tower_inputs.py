@@ -1,12 +1,12 @@
 """What the vectors of a batch's active rows are made of, where a row's vector is a sum of several embeddings.
 
-    inputs = tower_features.inputs(rows_A)      # TowerInputs, of a tower with features
+    inputs = features.inputs(rows_A)            # TowerInputs, of the TowerFeatures of a tower
     block = store.pull(inputs.active(tower))
     vectors_AD = inputs.combine(tower, block)
     gradients = inputs.gradients(tower, gradient_AD)        # by table, for the same active rows
 
 Shapes: N uses of a feature's values, A active rows, K context entities, V active values of a feature, F places of the
-content of a row (``trainer/data/features.py``), D columns.
+content of a row (``trainer/data/features.py``), R rows of the entity, D columns.
 """
 
 from __future__ import annotations
@@ -20,9 +20,45 @@ from crossfade.base.arrays import BoolArray, FloatArray, IntArray
 from crossfade.kvstore.jit import inner_kernel, njit
 from crossfade.kvstore.threads import balanced_chunk_size, for_chunks
 from crossfade.trainer.config.sections import HISTORY
+from crossfade.trainer.data.features import ContentMatrix
+from crossfade.trainer.data.jagged_array import JaggedArray
 from crossfade.trainer.data.query_history import HistoryWindows, recency_shares
 from crossfade.trainer.model.active_rows import ActiveRows
 from crossfade.trainer.model.spec import ModelSpec, TowerSpec
+
+
+@dataclass(frozen=True)
+class TowerFeatures:
+    """Features and warm flags of a tower's rows.
+
+    Attributes:
+        tower: the tables that vectors are made of.
+        lists: by feature, the values of each row.
+        warm_R: which rows have a trained ID embedding.
+        content: the content of each row; None: the tower has none.
+    """
+
+    tower: TowerSpec
+    lists: Mapping[str, JaggedArray]
+    warm_R: BoolArray
+    content: ContentMatrix | None = None
+
+    def inputs(self, rows_A: IntArray, id_kept_A: BoolArray | None = None) -> TowerInputs:
+        """Gather what the vectors of ``rows_A``, sorted and unique, are made of; ID dropout keeps ``id_kept_A``."""
+        bags = {}
+        for table in self.tower.features:
+            lists = self.lists[table.name].take(rows_A)
+            bags[table.name] = FeatureBag.of(lists.values_N, lists.starts_L1)
+        filled_A = np.zeros(len(rows_A), np.int64) if self.content is None else 1 * self.content.filled_R[rows_A]
+        for bag in bags.values():
+            filled_A += bag.counts_A > 0
+        if self.tower.id_table is None:
+            uses_id_A = np.zeros(len(rows_A), np.bool_)
+        else:
+            uses_id_A = self.warm_R[rows_A] if id_kept_A is None else self.warm_R[rows_A] & id_kept_A
+            uses_id_A = uses_id_A | (filled_A == 0)
+        content_AF = None if self.content is None else self.content.values_RF[rows_A]
+        return TowerInputs(uses_id_A, rows_A[uses_id_A], bags, content_AF)
 
 
 def query_sum_inputs(

@@ -27,8 +27,7 @@ added to that of the query (``Combinations``). Outside training, the history of 
 That vector then passes through the dense layers of its side. A model whose sides have one table each, and no dense
 layers, passes through unchanged, at no cost.
 
-Shapes: A active rows of a tower, N uses of a feature's values, R rows of the entity, F places of a row's content, M
-queries, D columns.
+Shapes: A active rows of a tower, N rows of an entity, F places of a row's content, M queries, D columns.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ from crossfade.kvstore.philox import uniform
 from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.schema import JobConfig
 from crossfade.trainer.config.sections import HISTORY
-from crossfade.trainer.data.features import ContentMatrix, load_content, load_feature
-from crossfade.trainer.data.jagged_array import JaggedArray
+from crossfade.trainer.data.features import load_content, load_feature
 from crossfade.trainer.data.lineage import LineageReader
 from crossfade.trainer.data.manifest import DatasetManifest
 from crossfade.trainer.data.query_history import HistoryWindows, LatestHistories, latest_histories
@@ -55,7 +53,7 @@ from crossfade.trainer.data.vocabulary import Vocabulary
 from crossfade.trainer.model.batches import Batch
 from crossfade.trainer.model.dense import DenseGradients, DenseLayers, DenseTape
 from crossfade.trainer.model.spec import HistorySpec, ModelSpec, TowerSpec, content_layer
-from crossfade.trainer.model.tower_inputs import FeatureBag, JoinedRows, TowerInputs, history_bag, query_sum_inputs
+from crossfade.trainer.model.tower_inputs import JoinedRows, TowerFeatures, TowerInputs, history_bag, query_sum_inputs
 
 _STREAM = "ids"
 """Label of the random stream that drops ID embeddings; it seeds the draws, so it never changes."""
@@ -64,40 +62,6 @@ Pull = Callable[[dict[str, IntArray]], Mapping[str, FloatArray]]
 """Returns the embeddings of sorted rows of each table, float32 (A, D)."""
 ReadRows = Callable[[str, IntArray], FloatArray]
 """Returns the vectors or embeddings of sorted rows of an entity or table, float32 (N, D)."""
-
-
-@dataclass(frozen=True)
-class TowerFeatures:
-    """Features and warm flags of a tower's rows.
-
-    Attributes:
-        tower: the tables that vectors are made of.
-        lists: by feature, the values of each row.
-        warm_R: which rows have a trained ID embedding.
-        content: the content of each row; None: the tower has none.
-    """
-
-    tower: TowerSpec
-    lists: Mapping[str, JaggedArray]
-    warm_R: BoolArray
-    content: ContentMatrix | None = None
-
-    def inputs(self, rows_A: IntArray, id_kept_A: BoolArray | None = None) -> TowerInputs:
-        """Gather what the vectors of ``rows_A``, sorted and unique, are made of; ID dropout keeps ``id_kept_A``."""
-        bags = {}
-        for table in self.tower.features:
-            lists = self.lists[table.name].take(rows_A)
-            bags[table.name] = FeatureBag.of(lists.values_N, lists.starts_L1)
-        filled_A = np.zeros(len(rows_A), np.int64) if self.content is None else 1 * self.content.filled_R[rows_A]
-        for bag in bags.values():
-            filled_A += bag.counts_A > 0
-        if self.tower.id_table is None:
-            uses_id_A = np.zeros(len(rows_A), np.bool_)
-        else:
-            uses_id_A = self.warm_R[rows_A] if id_kept_A is None else self.warm_R[rows_A] & id_kept_A
-            uses_id_A = uses_id_A | (filled_A == 0)
-        content_AF = None if self.content is None else self.content.values_RF[rows_A]
-        return TowerInputs(uses_id_A, rows_A[uses_id_A], bags, content_AF)
 
 
 @dataclass(frozen=True)

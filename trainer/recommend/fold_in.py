@@ -68,6 +68,7 @@ class FoldIn:
         query_QD = model.vectors.vectors(query.name, query_Q) + model.average_context()
         self._mean_D, self._precision_DD = _normal_distribution(self._scored(query_QD))
         self._row_I, self._vector_ID = item_I, self._vectors(item.name, item_I)
+        # The log of the items that each sampled one stands for, and the factors of a logit's terms.
         self._log_share = float(np.log(len(trained_I) / len(item_I)))
         temperature = resolved(model.job.model.temperature)
         self._scale, self._norm_scale = model.score.dot_scale / temperature, model.score.norm_scale / temperature

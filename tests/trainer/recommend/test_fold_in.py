@@ -47,11 +47,16 @@ def histories_of(model: TrainedModel) -> Histories:
     return Model(model).histories(np.arange(model.spec.query.rows))
 
 
-def test_vector_minimizes_the_objective(run: Path) -> None:
+@pytest.mark.parametrize("sampled", [4096, 40])
+def test_vector_minimizes_the_objective(run: Path, sampled: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_in, "_SAMPLED_ITEMS", sampled)
+
     def check(model: TrainedModel) -> None:
         query_QD, item_ID = vectors_of(model)
-        histories = histories_of(model)
-        found_QD = FoldIn(model).vectors(histories)
+        histories, folding = histories_of(model), FoldIn(model)
+        found_QD, items = folding.vectors(histories), len(item_ID)
+        is_sampled_I = np.isin(np.arange(items), folding._row_I)
+        log_share = np.log(items / min(sampled, items))
         covariance_DD = np.cov(query_QD, rowvar=False)
         covariance_DD += fold_in._RIDGE * np.trace(covariance_DD) / 8 * np.eye(8)
         precision_DD, temperature = np.linalg.inv(covariance_DD), model.job.model.temperature
@@ -59,8 +64,10 @@ def test_vector_minimizes_the_objective(run: Path) -> None:
         def objective(query_D: FloatArray, items_N: FloatArray) -> float:
             logits_I = model.score.dot_scale * item_ID @ query_D - model.score.norm_scale * (item_ID**2).sum(axis=1)
             logits_I /= temperature
+            own_I = np.isin(np.arange(items), items_N)
+            sum_I = np.where(own_I, 0, np.where(is_sampled_I, log_share, -np.inf))
             difference_D = query_D - query_QD.mean(axis=0)
-            nll = len(items_N) * np.log(np.exp(logits_I).sum()) - logits_I[items_N].sum()
+            nll = len(items_N) * np.log(np.exp(logits_I + sum_I).sum()) - logits_I[items_N].sum()
             return float(nll + difference_D @ precision_DD @ difference_D / 2)
 
         generator = np.random.default_rng(1)

@@ -4,19 +4,22 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from written_runs import ArrayVectors
 
 from crossfade.base.arrays import BoolArray, FloatArray, IntArray
+from crossfade.kvstore.store import TableSpec
 from crossfade.trainer.config.score import ScoreKind
 from crossfade.trainer.data.jagged_array import JaggedArray
-from crossfade.trainer.model.spec import Score
+from crossfade.trainer.model.spec import ModelSpec, Score
 from crossfade.trainer.recommend import top_k
-from crossfade.trainer.recommend.top_k import rank_vectors
+from crossfade.trainer.recommend.top_k import rank_items, rank_vectors
 
 DRIVER = Path(__file__).parents[2] / "support" / "drive_rankings.py"
 
@@ -148,6 +151,24 @@ def assert_sorted_by_exact_scores(
         best_K = kept_I[np.argsort(-score_I[kept_I], kind="stable")[:depth]]
         assert found[0][q].tolist() == [*best_K, *[-1] * (depth - len(best_K))]
         np.testing.assert_array_equal(found[1][q][: len(best_K)], score_I[best_K])
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine", "euclidean"])
+def test_ranking_of_some_items_is_the_part_of_that_of_all(kind: ScoreKind) -> None:
+    rng = np.random.default_rng(5)
+    tables = {name: rng.normal(size=(rows, 8)).astype(np.float32) for name, rows in (("customer", 40), ("track", 90))}
+    item_I, queries_Q = np.flatnonzero(rng.random(90) < 0.4), np.arange(40)
+    score = replace(Score.of(kind, 0.3), offset_I=rng.normal(size=90) if kind == "cosine" else None)
+    model = ModelSpec(TableSpec("customer", 40, 8, 0.1), TableSpec("track", 90, 8, 0.1), score)
+    excluded = lists_of(rng.random((40, 90)) < 0.1)
+    source = ArrayVectors(tables)
+    all_QK, score_QK = rank_items(source, model, queries_Q, excluded, 90)
+    some_QK, some_score_QK = rank_items(source, model, queries_Q, excluded, 20, item_I=item_I)
+    for q in queries_Q:
+        chosen_K = np.isin(all_QK[q], item_I)
+        expected_K = all_QK[q][chosen_K][:20]
+        assert some_QK[q][: len(expected_K)].tolist() == expected_K.tolist()
+        np.testing.assert_array_equal(some_score_QK[q][: len(expected_K)], score_QK[q][chosen_K][:20])
 
 
 @pytest.mark.slow
