@@ -47,14 +47,16 @@ def test_rows_that_change_repeatedly_are_written_as_of_the_start(
     tables = [TableSpec("customer", 100_003, 12, 0.1), TableSpec("track", 5_001, 12, 0.1), TableSpec("few", 2, 3, 0.1)]
     arrays = {table.name: random_table(table, spec) for table in tables}
     shards = [shard for table in tables for shard in split_table(table, arrays[table.name], 3)]
-    with running_snapshot(*shards, folder=tmp_path) as (snapshot, _):
+    with running_snapshot(*shards, folder=tmp_path, pieces=5) as (snapshot, gate):
         changes = 0
         while snapshot.poll() is None:
             for shard in shards:
                 count = len(shard.arrays["weights"])
                 change_rows(snapshot, shard, np.unique(generator.integers(0, count, max(1, count // 20))))
             changes += 1
-        assert changes > 1
+            if changes == 2:
+                gate.open()
+        assert changes >= 2
     for table in tables:
         for name, values in arrays[table.name].items():
             for number in range(3):
